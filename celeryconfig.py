@@ -1,0 +1,1 @@
+"""Celery's configuration, read by `tasks.celery`. Numbers come from `tasks.settings`."""

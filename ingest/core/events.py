@@ -1,0 +1,136 @@
+"""What happened: the only input of `Pipeline.handle`. Past tense, frozen, printable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ingest.core.model import OffsetRange, Outcome, Stage, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One partition that is ours from now on.
+
+    `committed` is the group's committed offset (None: there is none, consumption starts where the reset
+    policy says). `record` is the metadata string stored with it: the cuts of the previous owner (D14).
+    """
+
+    source: TopicPartition
+    epoch: int
+    committed: int | None = None
+    record: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsAssigned:
+    """The group gave us partitions; each comes with a new epoch."""
+
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsRevoked:
+    """The group wants partitions back; we still own them until we answer `Release`."""
+
+    sources: tuple[TopicPartition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionsLost:
+    """Partitions are no longer ours and may already be somebody else's: no commit is allowed."""
+
+    sources: tuple[TopicPartition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MessageParsed:
+    """One message arrived and was parsed, dropped or rejected. Ascending offsets within an epoch."""
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    outcome: Outcome = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FlushSucceeded:
+    """Every flush task of this stage of this batch is durable."""
+
+    batch_id: str
+    epoch: int
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class FlushFailed:
+    """The stage's tasks gave up, or could not even be started. `dispatched` tells which."""
+
+    batch_id: str
+    epoch: int
+    stage: Stage
+    attempt: int
+    error: str
+    dispatched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The broker stored the offset and its metadata."""
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommitFailed:
+    """The broker refused or did not answer."""
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    record: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRequested:
+    """An operator wants this parked batch tried now."""
+
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAbandoned:
+    """An operator gave this batch up; its messages are dead letters already, durably."""
+
+    batch_id: str
+    offsets: OffsetRange
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    """SIGTERM: settle what is in flight within the drain deadline, commit, stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time passed and nothing else happened."""
+
+
+Event = (
+    PartitionsAssigned
+    | PartitionsRevoked
+    | PartitionsLost
+    | MessageParsed
+    | FlushSucceeded
+    | FlushFailed
+    | Committed
+    | CommitFailed
+    | RetryRequested
+    | BatchAbandoned
+    | ShutdownRequested
+    | Ticked
+)

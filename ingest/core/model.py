@@ -1,0 +1,196 @@
+"""What the core talks about: messages, what is parsed from them, and batches.
+
+Bulk data (one object a message or row) are msgspec structs, made in C and invisible to the garbage
+collector; small values that travel in events and commands are frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import msgspec
+
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OffsetRange:
+    """Half-open range of offsets: `OffsetRange(40, 43)` holds 40, 41 and 42; Kafka commits 43."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start < self.stop, (self.start, self.stop)
+
+    def __str__(self) -> str:
+        return f"[{self.start}, {self.stop})"
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One Kafka record as received.
+
+    `epoch` counts assignments of the partition in this process: what belongs to an older one is ignored.
+    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 when there is none.
+    """
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    timestamp_ms: int = 0
+
+
+class Blob(msgspec.Struct, frozen=True, gc=False):
+    """One object for blob storage. `name` is deterministic, `content` is what is stored, to the byte.
+
+    `offset` is the Kafka offset of the message it came from, so that a refusal can be traced.
+    """
+
+    name: str
+    content: Buffer
+    offset: int
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One row, encoded once.
+
+    `json` is one JSON object in UTF-8 without a newline. `id` is the row's identity, derived from
+    (replay_id, segment_id, event): writing the same id twice leaves one row. `offset` as in `Blob`.
+    """
+
+    table: str
+    id: str
+    json: bytes
+    offset: int
+
+
+class Metric(msgspec.Struct, frozen=True, gc=False):
+    """One product metric for DataDog: `kind` is "c" (counter, `value` an amount) or "d" (distribution)."""
+
+    kind: str
+    name: str
+    value: float
+    tags: tuple[str, ...] = ()
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """A message that is kept because it could not be processed: the original bytes and why.
+
+    `reason` is stable (a metric's label); `error` is for a person. `first_seen_ms` is the Kafka timestamp.
+    """
+
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes | None], ...]
+    reason: str
+    error: str
+    offset: int
+    first_seen_ms: int
+
+
+class Segment(msgspec.Struct, frozen=True, gc=False):
+    """One recording message, parsed: exactly what each sink gets of it.
+
+    `received` is in unix seconds (Relay's clock), `warnings` are the stable names of what was wrong with
+    the message without making it a reject (a counter each). `size_bytes` is the sum of all that is staged.
+    """
+
+    org_id: int
+    project_id: int
+    replay_id: str
+    segment_id: int
+    retention_days: int
+    received: int
+    blobs: tuple[Blob, ...]
+    clickhouse: tuple[Row, ...]
+    bigquery: tuple[Row, ...]
+    metrics: tuple[Metric, ...]
+    warnings: tuple[str, ...]
+    size_bytes: int
+
+
+class Reject(msgspec.Struct, frozen=True, gc=False):
+    """A message that will never parse. `reason` is one of `ingest.core.parse.REASONS`."""
+
+    reason: str
+    error: str
+    dead_letter: DeadLetter
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes staged for it."""
+        return len(self.dead_letter.value) + 256
+
+
+class Drop(msgspec.Struct, frozen=True, gc=False):
+    """A message that the tenant rules shed on purpose (kill switch, rate limit): counted, never written."""
+
+    reason: str
+    project_id: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Nothing is staged for it."""
+        return 0
+
+
+Outcome = Segment | Reject | Drop
+
+
+class Stage(StrEnum):
+    """The two chords of a batch, in order: no row is written before its blob (DESIGN D8)."""
+
+    BLOBS = "blobs"
+    ROWS = "rows"
+
+
+class CutReason(StrEnum):
+    """Why a batch was cut."""
+
+    COUNT = "count"
+    BYTES = "bytes"
+    AGE = "age"
+    PLANNED = "planned"  # a predecessor had recorded this boundary
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is dispatched together: one contiguous offset range of one partition.
+
+    `id` depends on nothing but the range, so the same range cut again is the same batch, everywhere.
+    """
+
+    source: TopicPartition
+    epoch: int
+    offsets: OffsetRange
+    segments: tuple[Segment, ...] = field(repr=False)
+    rejects: tuple[Reject, ...] = field(repr=False)
+    size_bytes: int
+    cut_by: CutReason
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", f"{self.source}-{self.offsets.start}-{self.offsets.stop}")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The chords that this batch needs, in order; empty when there is nothing to write."""
+        blobs = any(segment.blobs for segment in self.segments)
+        rows = bool(self.rejects) or any(s.clickhouse or s.bigquery or s.metrics for s in self.segments)
+        return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)

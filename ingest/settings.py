@@ -1,0 +1,76 @@
+"""Every setting of the reader, typed, with unit, bounds and why. The fleet's come with it by inheritance."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tasks.settings import KiB, MiB
+from tasks.settings import Settings as FleetSettings
+
+
+class Settings(FleetSettings):
+    """What `replays-ingest` needs to know."""
+
+    # Kafka consumer group
+    kafka_group: str = Field("replays-ingest", min_length=1, description="Consumer group.")
+    kafka_instance_id: str = Field(
+        "", description="group.instance.id: static membership, so that a rolling restart moves no partition."
+    )
+    kafka_session_timeout_seconds: float = Field(
+        30.0, ge=1, le=1800, description="session.timeout.ms. The drain deadline must be shorter."
+    )
+    kafka_offset_reset: str = Field(
+        "earliest",
+        pattern="^(earliest|latest|error)$",
+        description="Where to start without a committed offset.",
+    )
+    kafka_queued_bytes_max: int = Field(
+        32 * MiB, ge=1 * MiB, le=1024 * MiB, description="What librdkafka may prefetch."
+    )
+
+    # Batches
+    batch_messages_max: int = Field(500, ge=1, le=100_000, description="Messages in a batch.")
+    batch_bytes_max: int = Field(8 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes of a batch.")
+    batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="How long a batch stays open.")
+    in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Batches cut and not yet settled.")
+    in_flight_bytes_max: int = Field(
+        128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Bytes of open and unsettled batches."
+    )
+
+    # Deadlines and retries of batches
+    flush_deadline_seconds: float = Field(
+        120.0, ge=1, le=3600, description="A chord that is not heard of for this long is started again."
+    )
+    drain_deadline_seconds: float = Field(
+        20.0, ge=0.1, le=600, description="How long a revocation or SIGTERM waits for batches in flight."
+    )
+    retry_backoff_seconds: float = Field(5.0, gt=0, le=600, description="First wait before a batch's retry.")
+    retry_backoff_seconds_max: float = Field(300.0, gt=0, le=3600, description="Longest wait before it.")
+    commit_interval_seconds: float = Field(0.5, ge=0.01, le=60, description="Shortest time between commits.")
+
+    # Dead letters
+    reject_ratio_max: float = Field(
+        0.1, gt=0, le=1, description="More rejects than this among the last reject_window messages: halt."
+    )
+    reject_window: int = Field(1000, ge=10, le=1_000_000, description="Messages that the ratio is taken over.")
+
+    # Parsing
+    message_bytes_max: int = Field(16 * MiB, ge=1 * KiB, le=256 * MiB, description="A larger message: reject.")
+    inflated_bytes_max: int = Field(
+        100 * MiB, ge=1 * MiB, le=1024 * MiB, description="A segment that inflates to more: reject."
+    )
+    clicks_per_segment_max: int = Field(20, ge=0, le=10_000, description="Clicks kept of a segment.")
+    taps_per_segment_max: int = Field(20, ge=0, le=10_000, description="Taps kept of a segment.")
+    sample_segment_rate: float = Field(
+        1 / 500, ge=0, le=1, description="Share of segments whose canvas, mutation and option facts are kept."
+    )
+    sample_event_rate: float = Field(
+        0.002, ge=0, le=1, description="Share of multi clicks and rage clicks that become BigQuery facts."
+    )
+    parse_processes: int = Field(0, ge=0, le=64, description="Processes that parse; 0: in the reader itself.")
+
+    # Surface
+    http_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics.")
+    http_port: int = Field(9464, ge=0, le=65535, description="Its port; 0: a free one.")
+    log_format: str = Field("auto", pattern="^(auto|json|text)$", description="auto: text on a terminal.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")

@@ -1,0 +1,1 @@
+"""The flush fleet. `celery -A tasks worker` finds the app in `tasks.celery`; importing this does nothing."""

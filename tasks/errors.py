@@ -1,0 +1,47 @@
+"""Errors that say who acts next. Sinks raise nothing else."""
+
+from __future__ import annotations
+
+
+class SinkError(Exception):
+    """A sink did not take what it was given."""
+
+
+class TransientSinkError(SinkError):
+    """The machine tries again: time-outs, refused connections, 429, 5xx.
+
+    `retry_after_seconds`: what the server asked for, None when it said nothing.
+    `failed`: positions (in the list given to `write`) that are not durable; None means none of it is known
+    to be. What is not listed is durable and is not tried again.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = None, failed: tuple[int, ...] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.failed = failed
+
+
+class PermanentSinkError(SinkError):
+    """A person looks: trying the same again cannot help.
+
+    `failed`: (position, error) of the items that were refused, where the server says so; then all others
+    are durable unless `all_refused`, which says: the named ones are bad, nothing was written, write the
+    rest again. None: the server refused the whole without saying which, so the caller bisects.
+    `configuration=True`: no item is to blame (missing bucket or table, bad credentials): never dead-letter
+    for it, park the batch.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        failed: tuple[tuple[int, str], ...] | None = None,
+        all_refused: bool = False,
+        configuration: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.failed = failed
+        self.all_refused = all_refused
+        self.configuration = configuration

@@ -1,0 +1,145 @@
+"""Every setting of the flush fleet, and those that it shares with the reader.
+
+Read from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE`
+(keys without the prefix, lower case); the environment wins. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENV_PREFIX = "REPLAYS_"
+FILE_VARIABLE = "REPLAYS_SETTINGS_FILE"
+
+SinkName = Literal["gcs", "clickhouse", "bigquery", "datadog", "dead_letter"]
+KiB = 1024
+MiB = 1024 * KiB
+
+
+class Settings(BaseSettings):
+    """What a flush worker needs to know. The reader's settings extend these."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    # Redis: broker of the tasks, staging area of the batches
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis for queues, chords, staged batches and completions. rediss:// means TLS; "
+        "may hold a user name and a password. Its maxmemory-policy must be noeviction.",
+    )
+    redis_tls_ca_file: Path | None = Field(None, description="CA bundle for rediss://; system default if unset.")
+    redis_timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="Socket time-out of every Redis call.")
+    key_prefix: str = Field("replays", pattern=r"^[a-z0-9_.-]{1,32}$", description="Prefix of all Redis keys.")
+    staged_ttl_seconds: int = Field(
+        6 * 3600,
+        ge=600,
+        le=7 * 86400,
+        description="How long staged bytes and done marks outlive their writer.",
+    )
+
+    # Kafka: what both sides need (the fleet produces dead letters)
+    kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
+    kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="The topic to read.")
+    dead_letter_topic: str = Field("", description="Topic of the dead letters. Default: <kafka_topic>-dlq.")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How to talk to the brokers."
+    )
+    kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "", description="SASL mechanism; empty without SASL."
+    )
+    kafka_sasl_username: str = Field("", description="SASL user name.")
+    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
+    kafka_ssl_ca_file: Path | None = Field(None, description="CA certificate that signed the brokers'.")
+    kafka_ssl_certificate_file: Path | None = Field(None, description="Client certificate (mutual TLS).")
+    kafka_ssl_key_file: Path | None = Field(None, description="Key of the client certificate.")
+    kafka_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Further librdkafka properties as a JSON object (OAUTHBEARER endpoints, tuning); they win.",
+    )
+
+    # Sinks
+    sinks: Annotated[tuple[SinkName, ...], NoDecode] = Field(
+        ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter"),
+        description="Sinks that are switched on, comma separated. dead_letter cannot be switched off.",
+    )
+    sink_kind: Literal["real", "memory"] = Field(
+        "real", description="memory: sinks keep items in the process, for eager tests and --dry-run."
+    )
+
+    gcs_bucket: str = Field("replays", min_length=1, description="Bucket of the recordings.")
+    gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
+    gcs_endpoint: str = Field("", description="Another endpoint (emulator); credentials are then anonymous.")
+    gcs_threads: int = Field(8, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size.")
+    google_credentials_file: Path | None = Field(
+        None, description="Service account key file; unset: application default (workload identity)."
+    )
+
+    clickhouse_url: str = Field("http://127.0.0.1:8123", description="HTTP(S) interface; https:// means TLS.")
+    clickhouse_database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Database.")
+    clickhouse_user: str = Field("default", description="User.")
+    clickhouse_password: SecretStr = Field(SecretStr(""), description="Password.")
+    clickhouse_tls_ca_file: Path | None = Field(None, description="CA bundle for https://.")
+
+    bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the data set.")
+    bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="Data set.")
+    bigquery_endpoint: str = Field("", description="Another endpoint (emulator); credentials then anonymous.")
+
+    datadog_host: str = Field("127.0.0.1", description="DogStatsD host of product metrics.")
+    datadog_port: int = Field(8125, ge=1, le=65535, description="DogStatsD port.")
+    datadog_socket: str = Field("", description="Unix datagram socket of DogStatsD; wins over host and port.")
+
+    # Flush tasks
+    task_retries_max: int = Field(8, ge=0, le=50, description="Retries of one flush task on a transient error.")
+    task_backoff_seconds: float = Field(1.0, gt=0, le=60, description="First ceiling of the task's backoff.")
+    task_backoff_seconds_max: float = Field(60.0, gt=0, le=300, description="Highest ceiling of the backoff.")
+    sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Deadline of one call to a sink.")
+    task_visibility_seconds: int = Field(
+        600, ge=5, le=43200, description="After this long an unacknowledged task of a dead worker runs again."
+    )
+    blobs_per_task: int = Field(64, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
+    task_security_key_file: Path | None = Field(None, description="Private key: Celery messages are signed.")
+    task_security_certificate_file: Path | None = Field(None, description="Certificate of that key.")
+    task_security_store: str = Field("", description="Glob of the certificates that are trusted.")
+
+    @property
+    def dlq_topic(self) -> str:
+        """The dead-letter topic's name."""
+        return self.dead_letter_topic or f"{self.kafka_topic}-dlq"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file."""
+        path = os.environ.get(FILE_VARIABLE)
+        file = (TomlConfigSettingsSource(settings_cls, toml_file=path),) if path else ()
+        return (init_settings, env_settings, *file)
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        )
+
+    @model_validator(mode="after")
+    def _dead_letters_stay_on(self) -> Self:
+        if "dead_letter" not in self.sinks:
+            raise ValueError("sinks: dead_letter cannot be switched off, rejects would be lost")
+        return self
