@@ -43,6 +43,19 @@ class PartitionsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class OffsetOutOfRange:
+    """The offset we wanted is not in the log (expired, or the topic was made anew); consumption goes on elsewhere.
+
+    Messages [wanted, resumed_at) were never seen when `resumed_at` is the higher one. Comes with a new epoch.
+    """
+
+    source: TopicPartition
+    epoch: int
+    wanted: int
+    resumed_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageParsed:
     """One message arrived and was parsed, dropped or rejected. Ascending offsets within an epoch."""
 
@@ -124,6 +137,7 @@ Event = (
     PartitionsAssigned
     | PartitionsRevoked
     | PartitionsLost
+    | OffsetOutOfRange
     | MessageParsed
     | FlushSucceeded
     | FlushFailed

@@ -1,0 +1,95 @@
+"""When a batch is full (count, bytes), old (now), or must end because a predecessor ended it there (D14)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from ingest.core.limits import Limits
+from ingest.core.model import Batch, CutReason, Drop, OffsetRange, Outcome, Reject, Segment, TopicPartition
+
+
+class Builder:
+    """The open batch of one partition in one epoch.
+
+    `plan` holds the ends of the batches that the previous owner had cut above its committed offset. While it
+    is not empty, count, bytes and age do not cut: the same ranges under the same ids come first.
+    """
+
+    def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
+        self.source = source
+        self.epoch = epoch
+        self.size_bytes = 0
+        self._limits = limits
+        self._plan = deque(plan)
+        self._start = -1
+        self._stop = -1
+        self._started_at = 0.0
+        self._messages = 0
+        self._segments: list[Segment] = []
+        self._rejects: list[Reject] = []
+
+    def __len__(self) -> int:
+        """Messages in the open batch."""
+        return self._messages
+
+    def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
+        """Takes one message, in offset order, and returns the batches that it completes (none, one or two)."""
+        assert offset >= self._stop, (self.source, offset, self._stop)
+        cut: list[Batch] = []
+        while self._plan and offset >= self._plan[0]:
+            self._plan.popleft()  # the log no longer holds all of that range: end it at what is there
+            if self._messages:
+                cut.append(self._cut(CutReason.PLANNED))
+        if not self._messages:
+            self._start, self._started_at = offset, now
+        self._stop = offset + 1
+        self._messages += 1
+        self.size_bytes += outcome.size_bytes
+        if isinstance(outcome, Segment):
+            self._segments.append(outcome)
+        elif not isinstance(outcome, Drop):
+            self._rejects.append(outcome)
+        reason = self._full()
+        if reason:
+            cut.append(self._cut(reason))
+        return cut
+
+    def _full(self) -> CutReason | None:
+        if self._plan:
+            if self._stop != self._plan[0]:
+                return None
+            self._plan.popleft()
+            return CutReason.PLANNED
+        if self._messages >= self._limits.batch_messages_max:
+            return CutReason.COUNT
+        return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
+
+    def due(self, now: float) -> Batch | None:
+        """The batch, when it is old enough to go as it is."""
+        if not self._messages:
+            return None
+        age_seconds = now - self._started_at
+        if self._plan:
+            if age_seconds < self._limits.plan_seconds_max:
+                return None
+            self._plan.clear()  # the rest of that range does not come; other ids are harmless, waiting is not
+        return self._cut(CutReason.AGE) if age_seconds >= self._limits.batch_age_seconds_max else None
+
+    def drain(self) -> Batch | None:
+        """Whatever is there, at shutdown."""
+        return self._cut(CutReason.DRAIN) if self._messages else None
+
+    def _cut(self, reason: CutReason) -> Batch:
+        batch = Batch(
+            source=self.source,
+            epoch=self.epoch,
+            offsets=OffsetRange(self._start, self._stop),
+            segments=tuple(self._segments),
+            rejects=tuple(self._rejects),
+            size_bytes=self.size_bytes,
+            cut_by=reason,
+        )
+        self._messages = self.size_bytes = 0
+        self._segments, self._rejects = [], []
+        return batch

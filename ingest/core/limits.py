@@ -1,0 +1,29 @@
+"""Every bound that the core keeps. Defaults are those of `ingest.settings`; seconds and bytes throughout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MiB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one reader process, over all of its partitions."""
+
+    batch_messages_max: int = 500
+    batch_bytes_max: int = 8 * MiB
+    batch_age_seconds_max: float = 2.0
+    in_flight_batches_max: int = 16
+    in_flight_bytes_max: int = 128 * MiB
+    flush_deadline_seconds: float = 120.0
+    drain_deadline_seconds: float = 20.0
+    retry_backoff_seconds: float = 5.0
+    retry_backoff_seconds_max: float = 300.0
+    commit_interval_seconds: float = 0.5
+    commit_answer_seconds_max: float = 10.0
+    cut_record_seconds_max: float = 5.0
+    plan_seconds_max: float = 30.0
+    pause_after_seconds: float = 0.5
+    reject_ratio_max: float = 0.1
+    reject_window: int = 1000

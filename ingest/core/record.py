@@ -1,0 +1,49 @@
+"""The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit (D14).
+
+Kafka stores up to 4096 bytes of it and hands it to the next owner. Format: `1` then, for each batch in
+order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+VERSION = "1"
+RECORD_BYTES_MAX = 4000
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def encode(committed: int, stops: Sequence[int]) -> str:
+    """The record of these ends, ascending and above `committed`. Ends that do not fit are left out."""
+    parts = [VERSION]
+    length, previous = len(VERSION), committed
+    for stop in stops:
+        assert stop > previous, (committed, stops)
+        digits, rest = "", stop - previous
+        while rest:
+            rest, digit = divmod(rest, 36)
+            digits = _DIGITS[digit] + digits
+        length += 1 + len(digits)
+        if length > RECORD_BYTES_MAX:
+            break
+        parts.append(digits)
+        previous = stop
+    return ",".join(parts)
+
+
+def decode(committed: int, record: str) -> tuple[int, ...]:
+    """The ends again. A record that is not ours (another tool's, a later version's) is empty: nothing is lost."""
+    version, *parts = record.split(",")
+    if version != VERSION:
+        return ()
+    stops, previous = [], committed
+    for part in parts:
+        try:
+            step = int(part, 36)
+        except ValueError:
+            return ()
+        if step <= 0:
+            return ()
+        previous += step
+        stops.append(previous)
+    return tuple(stops)

@@ -1,0 +1,123 @@
+"""The whole consumer in a test, one event at a time, with every effect in the test's hands.
+
+    runtime = MockRuntime(Limits(batch_messages_max=2))
+    runtime.assign(PARTITION)
+    runtime.submit(recording(segment_id=0))      # nothing yet
+    runtime.submit(recording(segment_id=1))      # the batch is full
+    runtime.settle()                             # every effect answered with success
+    assert runtime.committed == {PARTITION: 2}
+
+No clock is looked at (`advance` is the only time there is), no thread runs, nothing is patched.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import Message, TopicPartition
+from ingest.core.parse import ParseRules, parse
+from ingest.core.pipeline import Pipeline
+
+PARTITION = TopicPartition("ingest-replay-recordings", 0)
+
+CommandT = TypeVar("CommandT", bound=do.Command)
+
+
+class MockRuntime:
+    """Hands every command to the test, which answers with the event that it chooses.
+
+    `commands` holds all commands since the last `take`; `committed` what a broker would have stored.
+    """
+
+    def __init__(self, limits: Limits | None = None, rules: ParseRules | None = None) -> None:
+        self.pipeline = Pipeline(limits or Limits())
+        self.rules = rules or ParseRules()
+        self.now = 0.0
+        self.commands: list[do.Command] = []
+        self.committed: dict[TopicPartition, int] = {}
+        self.records: dict[TopicPartition, str] = {}
+        self._epochs: dict[TopicPartition, int] = {}
+        self._offsets: dict[TopicPartition, int] = {}
+
+    # What happens
+
+    def assign(self, *sources: TopicPartition) -> list[do.Command]:
+        """The group gives us partitions, with what was committed on them before."""
+        given = []
+        for source in sources or (PARTITION,):
+            self._epochs[source] = self._epochs.get(source, 0) + 1
+            self._offsets[source] = self.committed.get(source, 0)
+            given.append(
+                on.Assignment(
+                    source, self._epochs[source], self.committed.get(source), self.records.get(source, "")
+                )
+            )
+        return self.publish(on.PartitionsAssigned(tuple(given)))
+
+    def submit(
+        self, value: bytes, source: TopicPartition = PARTITION, offset: int | None = None
+    ) -> list[do.Command]:
+        """A message arrives, at the next offset unless told otherwise, and is parsed by the real parser."""
+        at = self._offsets.get(source, 0) if offset is None else offset
+        self._offsets[source] = at + 1
+        message = Message(source=source, epoch=self._epochs[source], offset=at, value=value)
+        return self.publish(on.MessageParsed(source, message.epoch, at, parse(message, self.rules)))
+
+    def publish(self, event: on.Event) -> list[do.Command]:
+        """Any event, as if it had happened now."""
+        commands = self.pipeline.handle(event, self.now)
+        self.commands.extend(commands)
+        return commands
+
+    def advance(self, seconds: float) -> list[do.Command]:
+        """Time passes, then the loop ticks once."""
+        self.now += seconds
+        return self.publish(on.Ticked())
+
+    def join(self) -> list[do.Command]:
+        """SIGTERM: what is there is flushed and committed, every effect answered with success."""
+        self.publish(on.ShutdownRequested())
+        return self.settle()
+
+    # What the test answers
+
+    def take(self, kind: type[CommandT]) -> list[CommandT]:
+        """Removes and returns the commands of one kind that nobody answered yet."""
+        taken = [command for command in self.commands if isinstance(command, kind)]
+        self.commands = [command for command in self.commands if not isinstance(command, kind)]
+        return taken
+
+    def acknowledge_commits(self) -> None:
+        """The broker stores every offset that it was sent."""
+        while commits := self.take(do.Commit):
+            for commit in commits:
+                self.committed[commit.source] = commit.offset
+                self.records[commit.source] = commit.record
+                self.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+
+    def succeed(self, dispatch: do.Dispatch) -> list[do.Command]:
+        """The chord of that stage completes."""
+        return self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
+
+    def fail(
+        self, dispatch: do.Dispatch, error: str = "sink said no", *, dispatched: bool = True
+    ) -> list[do.Command]:
+        """The chord of that stage gives up, or could not be started (`dispatched=False`)."""
+        batch = dispatch.batch
+        event = on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error, dispatched)
+        return self.publish(event)
+
+    def settle(self) -> list[do.Command]:
+        """Everything that is out succeeds, and what follows from it, until nothing is left to answer."""
+        answered: list[do.Command] = []
+        while True:
+            self.acknowledge_commits()
+            dispatches = self.take(do.Dispatch)
+            if not dispatches and not any(isinstance(command, do.Commit) for command in self.commands):
+                return answered
+            for dispatch in dispatches:
+                answered.append(dispatch)
+                self.succeed(dispatch)
