@@ -86,7 +86,7 @@ class MockRuntime:
 
     def take(self, kind: type[CommandT]) -> list[CommandT]:
         """Removes and returns the commands of one kind that nobody answered yet."""
-        taken = [command for command in self.commands if isinstance(command, kind)]
+        taken: list[CommandT] = [command for command in self.commands if isinstance(command, kind)]
         self.commands = [command for command in self.commands if not isinstance(command, kind)]
         return taken
 

@@ -1,0 +1,320 @@
+"""The Kafka shell: polls, pauses, commits, and turns what the consumer group does into events.
+
+Offsets are committed explicitly, one past the last settled message, with the cut record as metadata; nothing
+is ever stored or committed by the client on its own. Starting offsets are always explicit too, so that an
+offset that is no longer in the log is an event and a log line instead of a silent jump.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import structlog
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+)
+from confluent_kafka import Message as KafkaMessage
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Message, TopicPartition
+
+POLL_MESSAGES_MAX = 200
+POLL_BYTES_MAX = 8 * 1024 * 1024
+CALL_SECONDS_MAX = 10.0
+Reset = Literal["earliest", "latest", "error"]
+
+log = structlog.get_logger(__name__)
+
+
+class ConsumerFailed(Exception):
+    """The client cannot go on: fatal error, or an expired offset under the policy `error`. Says what to do."""
+
+
+class KafkaSource:
+    """One consumer of one topic. All methods are called by the loop's thread.
+
+    Answers to commits arrive through `inbox` (they are waited for in a thread of their own, several
+    partitions in one request); group changes are told through the callbacks of `subscribe`, inside `poll`.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, str | int | float | bool],
+        topic: str,
+        inbox: queue.SimpleQueue[on.Event],
+        offset_reset: Reset = "earliest",
+    ) -> None:
+        self.topic = topic
+        self.rebalances = 0
+        self._reset = offset_reset
+        self._inbox = inbox
+        self._epoch = 0
+        self._epochs: dict[int, int] = {}
+        self._emit: Callable[[on.Event], None] = inbox.put
+        self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
+        self._consumer = Consumer(
+            {
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": False,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "auto.offset.reset": "error",
+                **config,
+            },
+            logger=_LibraryLog(),
+        )
+        self._committer = _Committer(self._consumer, topic, inbox)
+
+    def subscribe(
+        self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
+    ) -> None:
+        """Joins the group. `drain` must return within the session time-out, once the partitions are released."""
+        self._emit, self._drain = emit, drain
+        self._consumer.subscribe(
+            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    # What the runtime asks for
+
+    def poll(self, timeout_seconds: float) -> Sequence[Message]:
+        """At most POLL_MESSAGES_MAX messages or about POLL_BYTES_MAX bytes, whichever comes first."""
+        messages: list[Message] = []
+        size_bytes = 0
+        while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
+            polled = self._consumer.poll(0 if messages else timeout_seconds)
+            if polled is None:
+                break
+            error = polled.error()
+            if error is not None:
+                self._on_error(error, polled)
+                break
+            message = self._message(polled)
+            if message is not None:
+                size_bytes += len(message.value)
+                messages.append(message)
+        return messages
+
+    def commit(self, command: do.Commit) -> None:
+        self._committer.submit(command)
+
+    def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        self._consumer.pause(self._assigned(sources))
+
+    def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        self._consumer.resume(self._assigned(sources))
+
+    def close(self) -> None:
+        """Waits for commits that are on their way, leaves the group."""
+        self._committer.stop()
+        self._consumer.close()
+
+    def lag(self) -> dict[TopicPartition, tuple[int, int]]:
+        """(low, high) watermark of each assigned partition, as of the last fetch; no request is made."""
+        marks = {}
+        for partition in tuple(self._epochs):
+            try:
+                low, high = self._consumer.get_watermark_offsets(
+                    KafkaPartition(self.topic, partition), cached=True
+                )
+            except (KafkaException, RuntimeError):
+                continue
+            if high >= 0:
+                marks[TopicPartition(self.topic, partition)] = (max(low, 0), high)
+        return marks
+
+    def _message(self, polled: KafkaMessage) -> Message | None:
+        partition, offset = polled.partition(), polled.offset()
+        if partition is None or offset is None or partition not in self._epochs:
+            return None
+        timestamp = polled.timestamp()
+        return Message(
+            source=TopicPartition(self.topic, partition),
+            epoch=self._epochs[partition],
+            offset=offset,
+            value=_bytes(polled.value()) or b"",
+            key=_bytes(polled.key()),
+            headers=tuple((pair[0], _bytes(pair[1])) for pair in polled.headers() or ()),
+            timestamp_ms=timestamp[1] if timestamp[0] else 0,
+        )
+
+    # What the group does
+
+    def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        self.rebalances += 1
+        given, starts = [], []
+        for stored in self._stored(consumer, partitions):
+            self._epoch += 1
+            self._epochs[stored.partition] = self._epoch
+            committed = stored.offset if stored.offset >= 0 else None
+            source = TopicPartition(self.topic, stored.partition)
+            given.append(on.Assignment(source, self._epoch, committed, stored.metadata or ""))
+            start = self._first_offset(source) if committed is None else committed
+            starts.append(KafkaPartition(self.topic, stored.partition, start))
+        consumer.incremental_assign(starts)
+        log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
+        self._emit(on.PartitionsAssigned(tuple(given)))
+
+    def _stored(self, consumer: Consumer, partitions: list[KafkaPartition]) -> list[KafkaPartition]:
+        """The group's committed offsets with their metadata. Without them we must not start anywhere."""
+        for _ in range(3):
+            try:
+                stored: list[KafkaPartition] = consumer.committed(partitions, timeout=CALL_SECONDS_MAX)
+            except KafkaException as failure:
+                log.warning("committed_offsets_unavailable", error=str(failure))
+                continue
+            bad = [str(p.error) for p in stored if p.error is not None]
+            if not bad:
+                return stored
+            log.warning("committed_offsets_unavailable", error=bad[0])
+        raise ConsumerFailed(
+            f"the broker did not tell the committed offsets of {len(partitions)} partitions of {self.topic}; "
+            "check the group coordinator, then start again"
+        )
+
+    def _first_offset(self, source: TopicPartition) -> int:
+        if self._reset == "error":
+            raise ConsumerFailed(
+                f"{source} has no committed offset and REPLAYS_KAFKA_OFFSET_RESET is error: "
+                "set it to earliest or latest once, or commit an offset for the group"
+            )
+        return OFFSET_BEGINNING if self._reset == "earliest" else OFFSET_END
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        self.rebalances += 1
+        sources = self._named(partitions)
+        log.info("partitions_revoked", partitions=[source.partition for source in sources])
+        self._drain(sources)
+        for source in sources:
+            self._epochs.pop(source.partition, None)
+
+    def _on_lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
+        self.rebalances += 1
+        sources = self._named(partitions)
+        log.warning("partitions_lost", partitions=[source.partition for source in sources])
+        for source in sources:
+            self._epochs.pop(source.partition, None)
+        self._emit(on.PartitionsLost(sources))
+
+    def _named(self, partitions: list[KafkaPartition]) -> tuple[TopicPartition, ...]:
+        return tuple(TopicPartition(self.topic, p.partition) for p in partitions)
+
+    def _assigned(self, sources: tuple[TopicPartition, ...]) -> list[KafkaPartition]:
+        return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
+
+    # What goes wrong
+
+    def _on_error(self, error: KafkaError, polled: KafkaMessage) -> None:
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            self._on_out_of_range(polled)
+        elif error.fatal():
+            raise ConsumerFailed(f"the Kafka client failed for good: {error.str()}")
+        elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
+            log.error("topic_unavailable", topic=self.topic, error=error.str())
+        else:
+            log.warning("kafka_error", code=error.name(), error=error.str())
+
+    def _on_out_of_range(self, polled: KafkaMessage) -> None:
+        """The offset is not in the log: messages expired before they were read, or the topic was made anew."""
+        partition, wanted = polled.partition(), polled.offset()
+        if partition is None or partition not in self._epochs:
+            return
+        source = TopicPartition(self.topic, partition)
+        low, high = self._consumer.get_watermark_offsets(
+            KafkaPartition(self.topic, partition), timeout=CALL_SECONDS_MAX, cached=False
+        )
+        log.error("offset_out_of_range", source=str(source), wanted=wanted, low=low, high=high, policy=self._reset)
+        if self._reset == "error":
+            raise ConsumerFailed(
+                f"offset {wanted} of {source} is not in the log [{low}, {high}]: messages may be lost. "
+                "Decide: set REPLAYS_KAFKA_OFFSET_RESET to earliest (go on at the oldest message) or latest, and start again"
+            )
+        resumed_at = low if self._reset == "earliest" else high
+        self._epoch += 1
+        self._epochs[partition] = self._epoch
+        self._consumer.incremental_unassign([KafkaPartition(self.topic, partition)])
+        self._consumer.incremental_assign([KafkaPartition(self.topic, partition, resumed_at)])
+        wanted = -1 if wanted is None or wanted == OFFSET_INVALID else wanted
+        self._emit(on.OffsetOutOfRange(source, self._epoch, wanted, resumed_at))
+
+
+class _Committer:
+    """Commits in a thread of its own: a broker that does not answer must not stop the loop from polling.
+
+    The queue is bounded by the core, which has at most one commit out for a partition.
+    """
+
+    def __init__(self, consumer: Consumer, topic: str, inbox: queue.SimpleQueue[on.Event]) -> None:
+        self._consumer = consumer
+        self._topic = topic
+        self._inbox = inbox
+        self._waiting: queue.SimpleQueue[do.Commit | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._thread.start()
+
+    def submit(self, command: do.Commit) -> None:
+        self._waiting.put(command)
+
+    def stop(self) -> None:
+        self._waiting.put(None)
+        self._thread.join(timeout=CALL_SECONDS_MAX)
+
+    def _run(self) -> None:
+        while True:
+            batch = self._next()
+            commands = {command.source.partition: command for command in batch if command is not None}
+            if commands:
+                self._commit(commands)
+            if None in batch:
+                return
+
+    def _next(self) -> list[do.Commit | None]:
+        """All that waits, at least one."""
+        batch = [self._waiting.get()]
+        while True:
+            try:
+                batch.append(self._waiting.get_nowait())
+            except queue.Empty:
+                return batch
+
+    def _commit(self, commands: dict[int, do.Commit]) -> None:
+        errors: dict[int, str] = {}
+        try:
+            answered = self._consumer.commit(
+                offsets=[
+                    KafkaPartition(self._topic, partition, command.offset, command.record)
+                    for partition, command in commands.items()
+                ],
+                asynchronous=False,
+            )
+            errors = {p.partition: str(p.error) for p in answered or () if p.error is not None}
+        except (KafkaException, RuntimeError) as failure:  # RuntimeError: the consumer was closed meanwhile
+            errors = dict.fromkeys(commands, str(failure))
+        for partition, command in commands.items():
+            said = (command.source, command.epoch, command.offset, command.record)
+            error = errors.get(partition)
+            if error is None:
+                self._inbox.put(on.Committed(*said))
+            else:
+                log.warning("commit_failed", source=str(command.source), offset=command.offset, error=error)
+                self._inbox.put(on.CommitFailed(*said, error))
+
+
+class _LibraryLog:
+    """Takes librdkafka's own log lines, which are (level, "facility message"), into ours."""
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        log.info("librdkafka", line=text % arguments if arguments else text)
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
