@@ -1,0 +1,98 @@
+"""Imports point the way the data flows, and nothing points into the core but the core."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OURS = ("ingest", "tasks", "local", "web", "celeryconfig", "benchmarks", "tests")
+CORE_STANDARD = {
+    "__future__", "base64", "binascii", "bisect", "collections", "collections.abc", "contextlib", "dataclasses",
+    "enum", "functools", "hashlib", "itertools", "math", "operator", "re", "struct", "typing", "uuid", "zlib",
+}  # fmt: skip
+CORE_PACKAGES = {"msgspec", "isal"}
+COMPOSITION = {"ingest/cli.py", "ingest/reader.py"}
+
+# file or folder -> what it may import of ours; the longest match counts
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "ingest/core": ("ingest.core",),
+    "ingest/kafka.py": ("ingest.core",),
+    "ingest/dispatch.py": ("ingest.core", "tasks.chord", "tasks.wire", "tasks.staging", "tasks.settings"),
+    "ingest/runtime.py": ("ingest.core", "ingest.metrics"),
+    "ingest/settings.py": ("tasks.settings",),
+    "tasks/wire.py": (),
+    "tasks/errors.py": (),
+    "tasks/sinks": ("tasks.wire", "tasks.errors", "tasks.settings", "tasks.sinks", "tasks.kafka_options"),
+}
+
+
+def sources() -> list[Path]:
+    return [
+        path for package in ("ingest", "tasks", "local", "web") for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file names in an import, `from a import b` as `a.b` (a superset is fine)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
+    """The table of ARCHITECTURE.md, enforced."""
+    name = name_of(path)
+    ours = [module for module in imported(path) if within(module, OURS)]
+    rules = [place for place in ALLOWED if name == place or name.startswith(place + "/")]
+    if rules:
+        allowed = ALLOWED[max(rules, key=len)]
+        assert [module for module in ours if not within(module, allowed)] == []
+    if name.startswith("tasks/"):
+        assert [module for module in ours if within(module, ("ingest", "local", "web"))] == []
+    if name.startswith("ingest/") and name not in COMPOSITION:
+        assert [module for module in ours if within(module, ("local", "web", "ingest.cli"))] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ingest/core").rglob("*.py")), ids=name_of)
+def test_the_core_reaches_nothing_outside(path: Path) -> None:
+    """No clock, network, environment, logging or randomness: the standard library is a short list."""
+    for module in imported(path):
+        top = module.split(".")[0]
+        if top in CORE_PACKAGES or top == "ingest":
+            continue
+        assert top in sys.stdlib_module_names, module
+        assert any(within(module, (allowed,)) for allowed in CORE_STANDARD), module
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_a_file_opens_by_saying_what_it_owns(path: Path) -> None:
+    """A module without a docstring leaves a newcomer guessing."""
+    tree = ast.parse(path.read_text())
+    assert not tree.body or ast.get_docstring(tree), path
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_only_settings_read_the_environment(path: Path) -> None:
+    """One place a package for configuration, or nobody knows what a process depends on."""
+    if path.name == "settings.py" or name_of(path).startswith(("local/", "ingest/cli.py")):
+        return
+    text = path.read_text()
+    assert "os.environ" not in text
+    assert "os.getenv" not in text
