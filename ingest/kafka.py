@@ -236,7 +236,7 @@ class KafkaSource:
         if self._reset == "error":
             raise ConsumerFailed(
                 f"offset {wanted} of {source} is not in the log [{low}, {high}]: messages may be lost. "
-                "Decide: set REPLAYS_KAFKA_OFFSET_RESET to earliest (the oldest message) or latest, and start again"
+                "Decide: set REPLAYS_KAFKA_OFFSET_RESET to earliest (the oldest message) or latest, then restart"
             )
         resumed_at = low if self._reset == "earliest" else high
         self._epoch += 1

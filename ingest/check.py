@@ -1,0 +1,167 @@
+"""Is everything there that the reader and the fleet need? One finding a thing, each with what to do about it."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ClusterMetadata
+
+from ingest.settings import Settings
+from tasks.errors import SinkError
+from tasks.kafka_options import kafka_options
+from tasks.sinks import build
+from tasks.staging import connect
+
+CALL_SECONDS_MAX = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `level` is ok, warning or bad; `advice` says what to do when it is not ok."""
+
+    name: str
+    level: str
+    said: str
+    advice: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.level == "bad"
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """For a terminal, in rich markup."""
+        mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "bad": "[red]BAD    [/]"}[self.level]
+        said = self.said.replace("[", r"\[")
+        advice = f"\n        → {self.advice}".replace("[", r"\[") if self.advice else ""
+        return f"{mark} {self.name}: {said}{advice}"
+
+
+def run(settings: Settings) -> list[Finding]:
+    """Looks at settings, links, Kafka, Redis and every sink that is on. Takes seconds, changes nothing."""
+    findings = [Finding("settings", "ok", "valid")]
+    findings += _deadlines(settings)
+    findings += _links(settings)
+    findings += _guarded("kafka", lambda: _kafka(settings))
+    findings += _guarded("redis", lambda: _redis(settings))
+    for name in settings.sinks:
+        findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
+    return findings
+
+
+def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        return list(look())
+    except Exception as failure:  # whatever it is, the operator must still see the other findings
+        return [
+            Finding(name, "bad", f"{type(failure).__name__}: {failure}", "see the message; is the address right?")
+        ]
+
+
+def _deadlines(settings: Settings) -> Iterable[Finding]:
+    if settings.drain_deadline_seconds >= settings.kafka_session_timeout_seconds:
+        yield Finding(
+            "drain deadline",
+            "warning",
+            f"{settings.drain_deadline_seconds} s is not shorter than the session time-out "
+            f"({settings.kafka_session_timeout_seconds} s)",
+            "lower REPLAYS_DRAIN_DEADLINE_SECONDS or raise REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS",
+        )
+    if settings.flush_deadline_seconds >= settings.staged_ttl_seconds:
+        yield Finding(
+            "staged bytes",
+            "bad",
+            "they expire before the flush deadline",
+            "raise REPLAYS_STAGED_TTL_SECONDS far above REPLAYS_FLUSH_DEADLINE_SECONDS",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether traffic to this host name or address stays on this machine."""
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _links(settings: Settings) -> Iterable[Finding]:
+    """A warning for each link that is not encrypted and leaves the machine."""
+    redis = urlsplit(settings.redis_url.get_secret_value())
+    plain = []
+    if redis.scheme == "redis" and not is_loopback(redis.hostname or ""):
+        plain.append(("redis", "use rediss:// in REPLAYS_REDIS_URL"))
+    if "SSL" not in settings.kafka_security_protocol:
+        hosts = [broker.rsplit(":", 1)[0] for broker in settings.kafka_brokers.split(",")]
+        if not all(is_loopback(host.strip()) for host in hosts):
+            plain.append(("kafka", "set REPLAYS_KAFKA_SECURITY_PROTOCOL to SASL_SSL or SSL"))
+    for name in ("clickhouse_url", "gcs_endpoint", "bigquery_endpoint"):
+        url = urlsplit(getattr(settings, name))
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            plain.append((name, f"use https:// in REPLAYS_{name.upper()}"))
+    for name, advice in plain:
+        yield Finding(f"link to {name}", "warning", "plain text, and it leaves this machine", advice)
+
+
+def _kafka(settings: Settings) -> Iterable[Finding]:
+    admin = AdminClient(kafka_options(settings))
+    try:
+        cluster: ClusterMetadata = admin.list_topics(timeout=CALL_SECONDS_MAX)
+    except KafkaException as failure:
+        yield Finding(
+            "kafka", "bad", str(failure.args[0]), "check REPLAYS_KAFKA_BROKERS and the security settings"
+        )
+        return
+    yield Finding("kafka", "ok", f"{len(cluster.brokers)} brokers")
+    for topic in (settings.kafka_topic, settings.dlq_topic):
+        found = cluster.topics.get(topic)
+        if found is None or found.error is not None:
+            yield Finding(
+                f"topic {topic}", "bad", "not there", "create it, or run `replays-ingest migrate --topics`"
+            )
+        else:
+            yield Finding(f"topic {topic}", "ok", f"{len(found.partitions)} partitions")
+
+
+def _redis(settings: Settings) -> Iterable[Finding]:
+    client = connect(settings)
+    info = client.info("memory")
+    policy = info.get("maxmemory_policy", "unknown")
+    limit = int(info.get("maxmemory", 0))
+    used = int(info.get("used_memory", 0))
+    yield Finding(
+        "redis", "ok", f"version {client.info('server').get('redis_version')}, {used / 2**20:.0f} MiB used"
+    )
+    if policy != "noeviction":
+        yield Finding(
+            "redis eviction",
+            "bad",
+            f"maxmemory-policy is {policy}: Redis may throw queues and chords away",
+            "set maxmemory-policy noeviction",
+        )
+    else:
+        yield Finding("redis eviction", "ok", "noeviction")
+    if limit and limit < 2 * settings.in_flight_bytes_max:
+        yield Finding(
+            "redis memory",
+            "warning",
+            f"maxmemory is {limit / 2**20:.0f} MiB",
+            f"one reader may stage {settings.in_flight_bytes_max / 2**20:.0f} MiB; give it at least twice that",
+        )
+
+
+def _sink(settings: Settings, name: str) -> Iterable[Finding]:
+    sink = build(name, settings)
+    try:
+        yield Finding(name, "ok", sink.check())
+    except SinkError as failure:
+        yield Finding(name, "bad", str(failure), "run `replays-ingest migrate` if something is missing")
+    finally:
+        sink.close()
