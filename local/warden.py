@@ -1,0 +1,74 @@
+"""Kills what a parent left behind. Run as a script, by path, with nothing but the standard library.
+
+One warden serves one parent. It reads orders from its standard input, one a line:
+
+    +PGID     watch this process group
+    -PGID     forget it
+    *PATH     remove this directory at the end, if it is a temporary one
+
+and when that pipe closes, which the kernel does however the parent ended, `kill -9` included, it kills every
+group that is still watched, removes the directories, and ends. It works the same on Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+# A forked copy of the parent could hold the pipe open; then the change of parent still tells.
+PARENT_CHECK_SECONDS = 1.0
+
+
+def obey(order: str, groups: set[int], directories: set[str]) -> None:
+    """Carries out one line."""
+    verb, argument = order[:1], order[1:]
+    if verb == "+":
+        groups.add(int(argument))
+    elif verb == "-":
+        groups.discard(int(argument))
+    elif verb == "*":
+        directories.add(argument)
+
+
+def clean_up(groups: set[int], directories: set[str]) -> None:
+    """SIGKILL to every group, then the directories go. Only below the system's temporary directory."""
+    for group in groups:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for directory in directories:
+        if temporary in Path(directory).resolve().parents:
+            shutil.rmtree(directory, ignore_errors=True)
+            # A group that was killed a moment ago may still have written a file meanwhile.
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> None:
+    """Until the pipe closes or the parent is another one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    parent = int(sys.argv[1])
+    groups: set[int] = set()
+    directories: set[str] = set()
+    rest = b""
+    while os.getppid() == parent:
+        readable, _, _ = select.select([0], [], [], PARENT_CHECK_SECONDS)
+        if not readable:
+            continue
+        data = os.read(0, 65536)
+        if not data:
+            break
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            obey(line.decode("utf-8", "surrogateescape"), groups, directories)
+    clean_up(groups, directories)
+
+
+if __name__ == "__main__":
+    main()
