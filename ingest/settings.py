@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from tasks.settings import KiB, MiB
+from tasks.settings import KiB, MiB, SettingsError, load_as
 from tasks.settings import Settings as FleetSettings
+
+__all__ = ["Settings", "SettingsError", "load"]
 
 
 class Settings(FleetSettings):
@@ -19,10 +23,8 @@ class Settings(FleetSettings):
     kafka_session_timeout_seconds: float = Field(
         30.0, ge=1, le=1800, description="session.timeout.ms. The drain deadline must be shorter."
     )
-    kafka_offset_reset: str = Field(
-        "earliest",
-        pattern="^(earliest|latest|error)$",
-        description="Where to start without a committed offset.",
+    kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
+        "earliest", description="Where to start without a committed offset, or with one that is not in the log."
     )
     kafka_queued_bytes_max: int = Field(
         32 * MiB, ge=1 * MiB, le=1024 * MiB, description="What librdkafka may prefetch."
@@ -72,5 +74,17 @@ class Settings(FleetSettings):
     # Surface
     http_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics.")
     http_port: int = Field(9464, ge=0, le=65535, description="Its port; 0: a free one.")
-    log_format: str = Field("auto", pattern="^(auto|json|text)$", description="auto: text on a terminal.")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="Least level logged.")
+    loop_silent_seconds_max: float = Field(
+        60.0,
+        ge=1,
+        le=3600,
+        description="A loop that stands still for this long fails /livez, stacks are logged.",
+    )
+    heartbeat_seconds: float = Field(
+        5.0, ge=0.2, le=300, description="How often the reader publishes its status and looks at queues in Redis."
+    )
+
+
+def load() -> Settings:
+    """The reader's settings from environment and file. Raises SettingsError, whose text is for the operator."""
+    return load_as(Settings, refuse_unknown=True)
