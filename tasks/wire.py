@@ -14,12 +14,17 @@ This is the only module that both packages share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 VERSION = 1
 MANIFEST = "manifest"
+
+if TYPE_CHECKING:
+    Buffer = bytes | memoryview
+else:
+    Buffer = memoryview  # either is encoded; decoding gives views on the bytes that came from Redis
 
 SINKS = ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter")
 STAGE_OF_SINK = {
@@ -35,7 +40,7 @@ class BlobItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One object: its name, its bytes, and the Kafka offset it came from."""
 
     name: str
-    content: bytes | memoryview
+    content: Buffer
     offset: int
 
 
@@ -44,7 +49,7 @@ class RowItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     table: str
     id: str
-    json: bytes | memoryview
+    json: Buffer
     offset: int
 
 
@@ -61,7 +66,7 @@ class DeadLetterItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One record for the dead-letter topic, headers complete."""
 
     key: bytes | None
-    value: bytes | memoryview
+    value: Buffer
     headers: tuple[tuple[str, bytes | None], ...]
     offset: int
 

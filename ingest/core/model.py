@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import msgspec
 
-Buffer = bytes | memoryview
+if TYPE_CHECKING:
+    Buffer = bytes | memoryview
+else:
+    Buffer = memoryview  # what msgspec decodes into; it encodes either
 
 
 @dataclass(frozen=True, slots=True, order=True)
