@@ -1,0 +1,69 @@
+"""Where batches go. `build` makes the sink of a name; each client library is imported with its sink only."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.errors import SinkError
+from tasks.settings import Settings
+from tasks.sinks.base import Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a sink's `check` said: one line about the server, or what is wrong with it."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def build(name: str, settings: Settings) -> Sink[Any]:
+    """The sink called `name` (one of `tasks.wire.SINKS`). Opens nothing.
+
+    With `sink_kind=memory` it is the process's one memory sink of that name.
+    """
+    if settings.sink_kind == "memory":
+        from tasks.sinks import memory
+
+        return memory.sink(name)
+    match name:
+        case "gcs":
+            from tasks.sinks.gcs import GcsSink
+
+            return GcsSink(settings)
+        case "clickhouse":
+            from tasks.sinks.clickhouse import ClickHouseSink
+
+            return ClickHouseSink(settings)
+        case "bigquery":
+            from tasks.sinks.bigquery import BigQuerySink
+
+            return BigQuerySink(settings)
+        case "datadog":
+            from tasks.sinks.datadog import DatadogSink
+
+            return DatadogSink(settings)
+        case "dead_letter":
+            from tasks.sinks.dead_letter import DeadLetterSink
+
+            return DeadLetterSink(settings)
+    raise ValueError(f"no sink is called {name!r}")
+
+
+def check_all(settings: Settings) -> list[Checked]:
+    """Asks every sink that is switched on, all at once, in the order of the settings."""
+
+    def check(name: str) -> Checked:
+        sink = build(name, settings)
+        try:
+            return Checked(name, True, sink.check())
+        except SinkError as error:
+            return Checked(name, False, str(error))
+        finally:
+            sink.close()
+
+    with ThreadPoolExecutor(len(settings.sinks)) as pool:
+        return list(pool.map(check, settings.sinks))

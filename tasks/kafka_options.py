@@ -1,0 +1,47 @@
+"""How to reach the brokers, for every Kafka client of the system: librdkafka's properties from the settings.
+
+The returned dict holds the password in the clear: hand it to a client, never to a log. `without_secrets` makes
+the printable version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.settings import Settings
+
+CLIENT_ID = "replays-ingest"
+SECRET_WORDS = ("password", "secret", "key.pem", "jaas", "token", "oauthbearer.config")
+REDACTED = "***"
+
+
+def kafka_options(settings: Settings) -> dict[str, Any]:
+    """Addresses, TLS and SASL, and the operator's own properties, which win.
+
+    With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
+    in `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
+    """
+    options: dict[str, Any] = {
+        "bootstrap.servers": settings.kafka_brokers,
+        "client.id": CLIENT_ID,
+        "security.protocol": settings.kafka_security_protocol,
+        # Long-lived connections through load balancers and NAT die silently without it.
+        "socket.keepalive.enable": True,
+    }
+    wanted = {
+        "sasl.mechanism": settings.kafka_sasl_mechanism,
+        "sasl.username": settings.kafka_sasl_username,
+        "sasl.password": settings.kafka_sasl_password.get_secret_value(),
+        "ssl.ca.location": settings.kafka_ssl_ca_file,
+        "ssl.certificate.location": settings.kafka_ssl_certificate_file,
+        "ssl.key.location": settings.kafka_ssl_key_file,
+    }
+    options |= {name: str(value) for name, value in wanted.items() if value}
+    return options | settings.kafka_options
+
+
+def without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    """The same properties, fit for a log."""
+    return {
+        name: REDACTED if any(word in name for word in SECRET_WORDS) else value for name, value in options.items()
+    }

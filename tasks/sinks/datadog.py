@@ -1,0 +1,121 @@
+"""Product metrics to the DataDog agent, over DogStatsD.
+
+What cannot be promised here: UDP tells nobody when a packet is lost, and the agent does not know one that comes
+twice. So a write over UDP counts as durable when it was handed to the kernel, and what keeps a metric from being
+sent twice is the done mark that the flush task sets after this write; a worker that dies between the two sends
+them again. Over a Unix socket the kernel does say when the agent is gone, and the write is tried again.
+
+The client runs without its helpers: no aggregation (it would merge batches), no thread (it would not survive a
+fork), no telemetry and no origin detection (they change the size of packets that is reckoned with here).
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from datadog.dogstatsd.base import UDP_OPTIMAL_PAYLOAD_LENGTH, UDS_OPTIMAL_PAYLOAD_LENGTH, DogStatsd
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
+from tasks.sinks.per_process import PerProcess
+from tasks.wire import MetricItem
+
+COUNTER = "c"
+# `:`, `|c`, `|#`, the newline, and the longest text of a float (24 characters).
+LINE_OVERHEAD_BYTES = 32
+SOCKET_SECONDS = 1.0
+
+
+class DatadogSink:
+    """Writes MetricItems: counters and distributions, packed into packets that fit an Ethernet frame."""
+
+    name = "datadog"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._over_udp = not settings.datadog_socket
+        self._packet_bytes = UDP_OPTIMAL_PAYLOAD_LENGTH if self._over_udp else UDS_OPTIMAL_PAYLOAD_LENGTH
+        self._statsd = PerProcess(self._open)
+        self._lock = threading.Lock()
+
+    def _open(self) -> DogStatsd:
+        settings = self._settings
+        return DogStatsd(
+            host=settings.datadog_host,
+            port=settings.datadog_port,
+            socket_path=settings.datadog_socket or None,
+            max_buffer_len=self._packet_bytes,
+            disable_buffering=False,
+            flush_interval=0,
+            disable_aggregation=True,
+            disable_telemetry=True,
+            origin_detection_enabled=False,
+            socket_timeout=SOCKET_SECONDS,
+        )
+
+    def write(self, items: Sequence[MetricItem], token: str, deadline_seconds: float) -> None:
+        """Sends `items`. TransientSinkError.failed lists those that did not leave (Unix socket only)."""
+        ends_at = time.monotonic() + deadline_seconds
+        outcome, statsd = Outcome(self.name), self._statsd.get()
+        for positions in self._packets(items):
+            if remaining_seconds(ends_at) <= 0:
+                outcome.note(Trouble(Kind.TRANSIENT, "no time left"), positions)
+            elif not self._send(statsd, [items[place] for place in positions]) and not self._over_udp:
+                trouble = Trouble(Kind.TRANSIENT, f"nobody listens on {self._settings.datadog_socket}")
+                outcome.note(trouble, positions)
+        outcome.raise_if_any()
+
+    def _send(self, statsd: DogStatsd, items: Sequence[MetricItem]) -> bool:
+        """One packet. False: the kernel did not take it."""
+        with self._lock:  # two writes at once must not fill one packet
+            for item in items:
+                send = statsd.increment if item.kind == COUNTER else statsd.distribution
+                send(item.name, _number(item.value), tags=list(item.tags))
+            return bool(statsd.flush())
+
+    def _packets(self, items: Sequence[MetricItem]) -> Iterator[list[int]]:
+        """Positions that go out together, in order."""
+        packet: list[int] = []
+        size_bytes = 0
+        for position, item in enumerate(items):
+            line_bytes = LINE_OVERHEAD_BYTES + len(item.name.encode())
+            line_bytes += sum(len(tag.encode()) + 1 for tag in item.tags)
+            if packet and size_bytes + line_bytes > self._packet_bytes:
+                yield packet
+                packet, size_bytes = [], 0
+            packet.append(position)
+            size_bytes += line_bytes
+        if packet:
+            yield packet
+
+    def check(self) -> str:
+        """Connects to the Unix socket, or resolves the host: more cannot be known about UDP."""
+        settings = self._settings
+        if not self._over_udp:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect(settings.datadog_socket)
+                except OSError as error:
+                    raise TransientSinkError(
+                        f"{settings.datadog_socket}: {error}; is the agent running, and the socket mounted?"
+                    ) from error
+            return f"agent listens on {settings.datadog_socket}"
+        try:
+            socket.getaddrinfo(settings.datadog_host, settings.datadog_port, type=socket.SOCK_DGRAM)
+        except OSError as error:
+            raise PermanentSinkError(f"{settings.datadog_host}: {error}", configuration=True) from error
+        return f"sends to {settings.datadog_host}:{settings.datadog_port} over UDP (nobody acknowledges that)"
+
+    def close(self) -> None:
+        statsd = self._statsd.take()
+        if statsd is not None:
+            statsd.stop()
+
+
+def _number(value: float) -> float | int:
+    """Whole numbers without a fraction, as agents and people read them."""
+    return int(value) if float(value).is_integer() else value

@@ -1,0 +1,311 @@
+"""Recordings as objects in Cloud Storage, one object a segment.
+
+Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
+(the bucket must not keep old versions, or it keeps those too). When names repeat within one write, the last
+one wins, as if they had been written one after another, and the earlier ones are not sent at all: Cloud
+Storage takes about one write a second to one name (https://cloud.google.com/storage/quotas#objects).
+
+Credentials, endpoint and bucket checks are the official client's. The upload itself is one request of
+`uploadType=media` on a connection that each uploading thread keeps, a quarter of the official client's CPU:
+docs/decisions/004-gcs-upload.md has the figures. The server checks the CRC32C that is sent along, and the one that
+it answers with is compared again.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import random
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from urllib.parse import quote, urlsplit
+
+import google_crc32c
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import Request
+from google.cloud import storage  # type: ignore[attr-defined]
+
+from tasks.errors import PermanentSinkError
+from tasks.settings import KiB, MiB, Settings
+from tasks.sinks.google_errors import sort, sort_answer
+from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
+from tasks.sinks.per_process import PerProcess
+from tasks.wire import BlobItem
+
+CONTENT_TYPE = "application/octet-stream"
+ANSWER_BYTES_MAX = 64 * KiB
+CHECKSUM_CHUNK_BYTES = 1 * MiB
+CONNECT_SECONDS_MAX = 10.0
+ATTEMPTS_MAX = 4
+BACKOFF_SECONDS = 0.1
+SAME_NAME_SECONDS = 1.0
+
+# A few unlucky uploads are worth another try within the call. When more than a quarter of a write fails, the
+# service is sick, and trying at once only multiplies the load: then the task's backoff and the breaker act.
+RETRY_SHARE_MAX = 0.25
+RETRIES_MIN = 2
+
+
+class _Budget:
+    """How many more retries the uploads of one write may take, all threads together."""
+
+    def __init__(self, items: int) -> None:
+        self._left = max(RETRIES_MIN, int(items * RETRY_SHARE_MAX))
+        self._lock = threading.Lock()
+
+    def spend(self) -> bool:
+        with self._lock:
+            self._left -= 1
+            return self._left >= 0
+
+
+class _Uploader:
+    """What one process needs: the official client, threads, and a connection for each of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.client = client(settings)
+        base = urlsplit(self.client._connection.API_BASE_URL)
+        self._secure = base.scheme == "https"
+        self._host = base.hostname or ""
+        self._port = base.port
+        self._tls = ssl.create_default_context() if self._secure else None
+        self._proxy = _proxy_of(base.scheme, self._host)
+        bucket = quote(settings.gcs_bucket, safe="")
+        # `fields` keeps the answer at a hundred bytes instead of a thousand.
+        self._path = f"{base.path}/upload/storage/v1/b/{bucket}/o?uploadType=media&fields=crc32c&name="
+        self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
+        self.pool = ThreadPoolExecutor(settings.gcs_threads, thread_name_prefix="gcs")
+
+    def headers(self) -> dict[str, str]:
+        """The authorisation for the uploads of one write; fetches a token when the old one is about to end."""
+        headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "replays-ingest"}
+        url = self.client._connection.API_BASE_URL
+        self.client._credentials.before_request(Request(), "POST", url, headers)
+        return headers
+
+    def put(self, item: BlobItem, headers: dict[str, str], ends_at: float) -> Trouble | None:
+        """One request. None: the object is durable and its checksum is ours."""
+        checksum = crc32c(item.content)
+        body, path = memoryview(item.content), self._path + quote(item.name, safe="")
+        sent = {**headers, "Content-Length": str(body.nbytes), "X-Goog-Hash": f"crc32c={checksum}"}
+        connection, kept = self._connection()
+        try:
+            status, answer, retry_after = _exchange(connection, path, body, sent, ends_at)
+        except ConnectionError:
+            if not kept:
+                raise
+            # The server may close a connection that we kept: that says nothing about this upload.
+            status, answer, retry_after = _exchange(connection, path, body, sent, ends_at)
+        if status == 200:
+            stored = _stored_checksum(answer)
+            if stored in (None, checksum):
+                return None
+            return Trouble(Kind.TRANSIENT, f"stored with checksum {stored} instead of {checksum}: {item.name}")
+        trouble = sort_answer(status, answer, retry_after)
+        if status == 400 and "crc32c" in trouble.message.lower():
+            return Trouble(Kind.TRANSIENT, f"damaged on the way: {trouble.message}")
+        return trouble
+
+    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
+        """This thread's connection, and whether it is open since an earlier upload."""
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            host, port = self._proxy or (self._host, self._port)
+            connection = (
+                http.client.HTTPSConnection(host, port, context=self._tls)
+                if self._secure
+                else http.client.HTTPConnection(host, port)
+            )
+            if self._proxy:
+                connection.set_tunnel(self._host, self._port)
+            self._local.connection = connection
+            self._connections.append(connection)
+        return connection, connection.sock is not None
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        for connection in self._connections:
+            connection.close()
+        self.client.close()
+
+
+class GcsSink:
+    """Writes BlobItems. Memory: the items themselves, and 1 MiB a thread for checksums; nothing is copied."""
+
+    name = "gcs"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._uploader = PerProcess(lambda: _Uploader(settings))
+
+    def write(self, items: Sequence[BlobItem], token: str, deadline_seconds: float) -> None:
+        """Uploads `items` in `gcs_threads` threads; `token` is not needed, names are the identity.
+
+        TransientSinkError.failed lists exactly the positions that are not durable.
+        """
+        ends_at = time.monotonic() + deadline_seconds
+        outcome = Outcome(self.name)
+        positions: dict[str, list[int]] = {}
+        for position, item in enumerate(items):
+            positions.setdefault(item.name, []).append(position)
+        try:
+            uploader = self._uploader.get()
+            headers = uploader.headers()
+        except Exception as error:
+            raise sort(error).error() from error
+        budget, stop = _Budget(len(positions)), threading.Event()
+        futures: dict[Future[Trouble | None], str] = {}
+        for name, where in positions.items():
+            item = items[where[-1]]
+            futures[uploader.pool.submit(_persist, uploader, item, headers, ends_at, budget, stop)] = name
+        done, late = wait(futures, timeout=deadline_seconds)
+        stop.set()
+        for future in done:
+            trouble = future.result()
+            if trouble is not None:
+                outcome.note(trouble, positions[futures[future]])
+        for future in late:
+            future.cancel()
+            outcome.note(Trouble(Kind.TRANSIENT, "not stored within the deadline"), positions[futures[future]])
+        outcome.raise_if_any()
+
+    def check(self) -> str:
+        """Sees the bucket, and asks for the right to create and to overwrite (which needs delete)."""
+        settings = self._settings
+        try:
+            bucket = self._uploader.get().client.get_bucket(
+                settings.gcs_bucket, timeout=settings.sink_timeout_seconds, retry=None
+            )
+            needed = ["storage.objects.create", "storage.objects.delete"]
+            granted = needed
+            if not settings.gcs_endpoint:  # emulators know no permissions
+                granted = bucket.test_iam_permissions(needed, timeout=settings.sink_timeout_seconds)
+        except Exception as error:
+            trouble = sort(error)
+            advice = "make it with `replays-ingest migrate`, or grant storage.buckets.get"
+            raise Trouble(
+                trouble.kind, f"bucket {settings.gcs_bucket}: {trouble.message}; {advice}"
+            ).error() from error
+        missing = sorted(set(needed) - set(granted))
+        if missing:
+            raise PermanentSinkError(
+                f"bucket {settings.gcs_bucket}: the account lacks {', '.join(missing)}; "
+                "grant roles/storage.objectUser",
+                configuration=True,
+            )
+        versions = ", keeps old versions of overwritten objects" if bucket.versioning_enabled else ""
+        return f"bucket gs://{settings.gcs_bucket} in {bucket.location or 'an emulator'}{versions}"
+
+    def close(self) -> None:
+        uploader = self._uploader.take()
+        if uploader is not None:
+            uploader.close()
+
+
+def client(settings: Settings) -> storage.Client:
+    """The official client for these settings; opens no connection. Also for migrations and readers."""
+    if settings.gcs_endpoint:
+        return storage.Client(
+            project=settings.gcs_project,
+            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+            client_options={"api_endpoint": settings.gcs_endpoint.rstrip("/")},
+        )
+    options = None
+    if settings.google_credentials_file:
+        options = {"credentials_file": str(settings.google_credentials_file)}
+    return storage.Client(project=settings.gcs_project, client_options=options)
+
+
+def crc32c(content: bytes | memoryview) -> str:
+    """CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
+    if isinstance(content, bytes):
+        value = google_crc32c.value(content)
+    else:  # the C code takes bytes only: copied piece by piece, so that 15 MB do not become 30
+        value = 0
+        for start in range(0, content.nbytes, CHECKSUM_CHUNK_BYTES):
+            value = google_crc32c.extend(value, bytes(content[start : start + CHECKSUM_CHUNK_BYTES]))
+    return base64.b64encode(value.to_bytes(4, "big")).decode()
+
+
+def _persist(
+    uploader: _Uploader,
+    item: BlobItem,
+    headers: dict[str, str],
+    ends_at: float,
+    budget: _Budget,
+    stop: threading.Event,
+) -> Trouble | None:
+    """One object, tried again while that makes sense. Runs in a thread of the pool; never raises."""
+    for attempt in range(ATTEMPTS_MAX):
+        if stop.is_set() or remaining_seconds(ends_at) <= 0:
+            return Trouble(Kind.TRANSIENT, "not tried, the write is over")
+        try:
+            trouble = uploader.put(item, headers, ends_at)
+        except Exception as error:
+            trouble = sort(error)
+        if trouble is None:
+            return None
+        if trouble.kind is Kind.CONFIGURATION:
+            stop.set()  # the bucket is gone for the others too
+            return trouble
+        if trouble.kind is not Kind.TRANSIENT or attempt + 1 == ATTEMPTS_MAX or not budget.spend():
+            return trouble
+        pause_seconds = random.uniform(0, BACKOFF_SECONDS * 2**attempt)
+        if trouble.message.startswith("HTTP 429"):
+            pause_seconds += SAME_NAME_SECONDS
+        pause_seconds = max(pause_seconds, trouble.retry_after_seconds or 0.0)
+        if pause_seconds >= remaining_seconds(ends_at) or stop.wait(pause_seconds):
+            return trouble
+    return trouble
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: memoryview,
+    headers: dict[str, str],
+    ends_at: float,
+) -> tuple[int, bytes, str | None]:
+    """One POST on this connection: status, at most 64 KiB of the answer, Retry-After. Closes it on any doubt."""
+    left_seconds = remaining_seconds(ends_at)
+    if left_seconds <= 0:
+        raise TimeoutError("no time left for the upload")
+    try:
+        if connection.sock is None:
+            connection.timeout = min(left_seconds, CONNECT_SECONDS_MAX)
+            connection.connect()
+        assert connection.sock is not None
+        connection.sock.settimeout(left_seconds)
+        connection.request("POST", path, body=body, headers=headers)
+        response = connection.getresponse()
+        answer = response.read(ANSWER_BYTES_MAX)
+        if not response.isclosed() and response.read(1):
+            connection.close()  # an endless page of a proxy: not worth keeping the connection for
+        return response.status, answer, response.headers.get("Retry-After")
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _stored_checksum(answer: bytes) -> str | None:
+    """The checksum in the answer to an upload, None when there is none (some emulators)."""
+    try:
+        stored = json.loads(answer).get("crc32c")
+    except (ValueError, AttributeError):
+        return None
+    return str(stored) if stored else None
+
+
+def _proxy_of(scheme: str, host: str) -> tuple[str, int | None] | None:
+    """The proxy that the environment names for https, as all other HTTP clients here obey it."""
+    if scheme != "https" or urllib.request.proxy_bypass(host):
+        return None
+    url = urllib.request.getproxies().get("https", "")
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    return (parts.hostname, parts.port) if parts.hostname else None

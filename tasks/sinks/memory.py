@@ -1,0 +1,147 @@
+"""Sinks that keep items in this process: for eager tests and for runs that must not write anything.
+
+They behave like the real ones: the same object twice is one object, the same row id twice is one row. Failures
+are scripted per sink: `fail` makes the next writes end with given errors, `refuse` makes items poison for good.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
+from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem
+
+
+class MemorySink:
+    """Everything that was written, by identity. All attributes may be read by tests.
+
+    objects: name -> bytes. rows: (table, id) -> JSON bytes; `row_writes` counts copies that were sent.
+    metrics and dead_letters: in the order of arrival, repetitions included, as the real ones keep them.
+    calls: (token, number of items) of every write, failed ones included.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.RLock()
+        self.reset()
+
+    def reset(self) -> None:
+        """As new: nothing written, nothing scripted."""
+        with self._lock:
+            self.objects: dict[str, bytes] = {}
+            self.rows: dict[tuple[str, str], bytes] = {}
+            self.row_writes = 0
+            self.metrics: list[MetricItem] = []
+            self.dead_letters: list[DeadLetterItem] = []
+            self.calls: list[tuple[str, int]] = []
+            self.closed = 0
+            self._script: deque[SinkError | None] = deque()
+            self._refuses: Callable[[Item], str | None] = lambda item: None
+            self._names_refused = True
+
+    def fail(self, *errors: SinkError | None) -> None:
+        """The next writes end with these errors, in this order; None is a write that works.
+
+        What an error says is what happens: items that its `failed` does not list are kept (unless
+        `all_refused`); without `failed` nothing is kept.
+        """
+        with self._lock:
+            self._script.extend(errors)
+
+    def refuse(self, reason: Callable[[Item], str | None], *, named: bool = True) -> None:
+        """From now on items for which `reason(item)` is a text are refused with it.
+
+        named: the error lists them and the rest is kept, as BigQuery does; otherwise the whole write is
+        refused without saying why, as ClickHouse sometimes does.
+        """
+        with self._lock:
+            self._refuses, self._names_refused = reason, named
+
+    def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
+        """Keeps the items, or does what the script says."""
+        with self._lock:
+            self.calls.append((token, len(items)))
+            error = self._script.popleft() if self._script else None
+            if error is None:
+                error = self._refusal(items)
+            lost = _lost_positions(error, len(items))
+            for position, item in enumerate(items):
+                if position not in lost:
+                    self._keep(item)
+        if error is not None:
+            raise error
+
+    def _refusal(self, items: Sequence[Item]) -> PermanentSinkError | None:
+        refused = tuple(
+            (position, reason)
+            for position, reason in ((position, self._refuses(item)) for position, item in enumerate(items))
+            if reason is not None
+        )
+        if not refused:
+            return None
+        if self._names_refused:
+            return PermanentSinkError(f"{self.name}: {len(refused)} refused", failed=refused)
+        return PermanentSinkError(f"{self.name}: {refused[0][1]}")
+
+    def _keep(self, item: Item) -> None:
+        if isinstance(item, BlobItem):
+            self.objects[item.name] = bytes(item.content)
+        elif isinstance(item, RowItem):
+            self.rows[item.table, item.id] = bytes(item.json)
+            self.row_writes += 1
+        elif isinstance(item, MetricItem):
+            self.metrics.append(item)
+        else:
+            self.dead_letters.append(item)
+
+    def counts(self) -> dict[str, int]:
+        """How many objects, rows by table, metrics and dead letters are kept."""
+        with self._lock:
+            counts = {
+                "objects": len(self.objects),
+                "metrics": len(self.metrics),
+                "dead letters": len(self.dead_letters),
+            }
+            for table, _ in self.rows:
+                counts[f"rows of {table}"] = counts.get(f"rows of {table}", 0) + 1
+        return {what: count for what, count in counts.items() if count}
+
+    def check(self) -> str:
+        """Always well."""
+        kept = ", ".join(f"{count} {what}" for what, count in sorted(self.counts().items()))
+        return f"in memory: {kept or 'empty'}"
+
+    def close(self) -> None:
+        """What was written stays readable."""
+        self.closed += 1
+
+
+_sinks = {name: MemorySink(name) for name in SINKS}
+
+
+def sink(name: str) -> MemorySink:
+    """The process's one memory sink of that name."""
+    if name not in _sinks:
+        raise ValueError(f"no sink is called {name!r}")
+    return _sinks[name]
+
+
+def reset() -> None:
+    """All memory sinks as new."""
+    for each in _sinks.values():
+        each.reset()
+
+
+def _lost_positions(error: SinkError | None, items: int) -> set[int]:
+    """Which positions this error leaves unwritten."""
+    if error is None:
+        return set()
+    everything = set(range(items))
+    if isinstance(error, TransientSinkError):
+        return everything if error.failed is None else set(error.failed)
+    assert isinstance(error, PermanentSinkError)
+    if error.failed is None or error.all_refused or error.configuration:
+        return everything
+    return {position for position, _ in error.failed}

@@ -1,0 +1,47 @@
+"""One client a process, made on first use. A client must not cross a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """Calls `make` once in each process that asks.
+
+    What was inherited over a fork is kept but never used nor closed: its sockets belong to the parent, and
+    closing them here would say goodbye in the parent's name.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._value: T | None = None
+        self._pid = 0
+        self._inherited: list[T] = []
+
+    def get(self) -> T:
+        """The client of this process. Whatever `make` raises passes through, and the next call tries again."""
+        value = self._value
+        if value is not None and self._pid == os.getpid():
+            return value
+        with self._lock:
+            if self._value is not None and self._pid != os.getpid():
+                self._inherited.append(self._value)
+                self._value = None
+            if self._value is None:
+                self._value = self._make()
+                self._pid = os.getpid()
+            return self._value
+
+    def take(self) -> T | None:
+        """Hands the client of this process over for closing; None if there is none. The next `get` makes one."""
+        with self._lock:
+            if self._pid != os.getpid():
+                return None
+            value, self._value = self._value, None
+            return value
