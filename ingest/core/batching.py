@@ -40,7 +40,7 @@ class Builder:
         while self._plan and offset >= self._plan[0]:
             self._plan.popleft()  # the log no longer holds all of that range: end it at what is there
             if self._messages:
-                cut.append(self._cut(CutReason.PLANNED))
+                cut.append(self._cut(CutReason.PLANNED, now))
         if not self._messages:
             self._start, self._started_at = offset, now
         self._stop = offset + 1
@@ -52,7 +52,7 @@ class Builder:
             self._rejects.append(outcome)
         reason = self._full()
         if reason:
-            cut.append(self._cut(reason))
+            cut.append(self._cut(reason, now))
         return cut
 
     def _full(self) -> CutReason | None:
@@ -74,13 +74,13 @@ class Builder:
             if age_seconds < self._limits.plan_seconds_max:
                 return None
             self._plan.clear()  # the rest of that range does not come; other ids are harmless, waiting is not
-        return self._cut(CutReason.AGE) if age_seconds >= self._limits.batch_age_seconds_max else None
+        return self._cut(CutReason.AGE, now) if age_seconds >= self._limits.batch_age_seconds_max else None
 
-    def drain(self) -> Batch | None:
+    def drain(self, now: float) -> Batch | None:
         """Whatever is there, at shutdown."""
-        return self._cut(CutReason.DRAIN) if self._messages else None
+        return self._cut(CutReason.DRAIN, now) if self._messages else None
 
-    def _cut(self, reason: CutReason) -> Batch:
+    def _cut(self, reason: CutReason, now: float) -> Batch:
         batch = Batch(
             source=self.source,
             epoch=self.epoch,
@@ -89,6 +89,8 @@ class Builder:
             rejects=tuple(self._rejects),
             size_bytes=self.size_bytes,
             cut_by=reason,
+            opened_at=self._started_at,
+            cut_at=now,
         )
         self._messages = self.size_bytes = 0
         self._segments, self._rejects = [], []

@@ -178,6 +178,7 @@ class Batch:
     """What is dispatched together: one contiguous offset range of one partition.
 
     `id` depends on nothing but the range, so the same range cut again is the same batch, everywhere.
+    `opened_at` and `cut_at` (monotonic seconds) are for people: no decision and no identity comes from them.
     """
 
     source: TopicPartition
@@ -187,6 +188,8 @@ class Batch:
     rejects: tuple[Reject, ...] = field(repr=False)
     size_bytes: int
     cut_by: CutReason
+    opened_at: float = field(default=0.0, compare=False, repr=False)
+    cut_at: float = field(default=0.0, compare=False, repr=False)
     id: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -321,7 +321,7 @@ class Pipeline:
         yield do.Pause(self.sources)
         if self.halted is None:
             for owned in self._owned.values():
-                batch = owned.builder.drain() if owned.release_by is None else None
+                batch = owned.builder.drain(now) if owned.release_by is None else None
                 if batch is not None:
                     self._take(owned, batch, now)
         yield from self._progress(now)
