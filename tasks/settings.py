@@ -27,7 +27,7 @@ from pydantic_settings import SettingsError as UnreadableSetting
 ENV_PREFIX = "REPLAYS_"
 FILE_VARIABLE = "REPLAYS_SETTINGS_FILE"
 
-# What begins with the prefix and is no setting: the file's own name, and what the embedded stack and tests look at.
+# What begins with the prefix and is no setting: the file itself, and what the embedded stack and tests look at.
 OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
 
 SinkName = Literal["gcs", "clickhouse", "bigquery", "datadog", "dead_letter"]
@@ -89,18 +89,29 @@ class Settings(BaseSettings):
     gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
     gcs_endpoint: str = Field("", description="Another endpoint (emulator); credentials are then anonymous.")
     gcs_threads: int = Field(8, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size.")
+    gcs_location: str = Field("", description="Where `migrate` creates the bucket; empty: Google's default (US).")
     google_credentials_file: Path | None = Field(
         None, description="Service account key file; unset: application default (workload identity)."
     )
 
     clickhouse_url: str = Field("http://127.0.0.1:8123", description="HTTP(S) interface; https:// means TLS.")
     clickhouse_database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Database.")
+    clickhouse_cluster: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.-]*$",
+        description="Cluster on whose nodes `migrate` creates Replicated tables. Empty: one node, or a service "
+        "that replicates by itself.",
+    )
     clickhouse_user: str = Field("default", description="User.")
     clickhouse_password: SecretStr = Field(SecretStr(""), description="Password.")
     clickhouse_tls_ca_file: Path | None = Field(None, description="CA bundle for https://.")
 
     bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the data set.")
     bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="Data set.")
+    bigquery_location: str = Field("", description="Where `migrate` makes the data set; empty: the default.")
+    bigquery_expiration_days: int = Field(
+        0, ge=0, le=3650, description="After this many days `migrate` lets partitions expire; 0: never."
+    )
     bigquery_endpoint: str = Field("", description="Another endpoint (emulator); credentials then anonymous.")
 
     datadog_host: str = Field("127.0.0.1", description="DogStatsD host of product metrics.")
