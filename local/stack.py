@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from local.bigquery import BigQuery
 from local.clickhouse import ClickHouse
 from local.gcs import CloudStorage
 from local.java_kafka import JavaKafka
@@ -156,8 +157,6 @@ class Stack:
             case "clickhouse":
                 kind = ClickHouse
             case "bigquery":
-                from local.bigquery import BigQuery
-
                 kind = BigQuery
             case _:
                 kind = Statsd
