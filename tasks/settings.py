@@ -148,6 +148,37 @@ class Settings(BaseSettings):
         600, ge=5, le=43200, description="After this long an unacknowledged task of a dead worker runs again."
     )
     blobs_per_task: int = Field(64, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
+    task_starts_max: int = Field(
+        4, ge=1, le=100, description="Starts of one flush task that end without a word; then it fails: it kills workers."
+    )
+    worker_processes: int = Field(
+        0, ge=0, le=256, description="Processes of a flush worker; 0: one a core, at least 4 (they mostly wait)."
+    )
+    breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="A sink's calls are judged over this.")
+    breaker_failures_min: int = Field(
+        5, ge=1, le=10_000, description="So many failed calls in the window, and more than half, open the breaker."
+    )
+    breaker_cool_seconds: float = Field(
+        5.0, ge=0.1, le=600, description="An open breaker lets a probe through after this; doubles when it fails."
+    )
+    breaker_cool_seconds_max: float = Field(60.0, ge=0.1, le=3600, description="Longest wait before a probe.")
+
+    # Flower
+    flower_host: str = Field("127.0.0.1", min_length=1, description="Address that Flower listens on.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Its port; 0: a free one.")
+    flower_basic_auth: SecretStr = Field(
+        SecretStr(""), description="user:password of Flower; several with commas. It does not start open."
+    )
+    flower_oauth_provider: Literal["", "google", "github", "gitlab", "okta"] = Field(
+        "", description="OAuth instead of a password; needs the key, the secret and the allowed addresses."
+    )
+    flower_oauth_key: str = Field("", description="OAuth client id.")
+    flower_oauth_secret: SecretStr = Field(SecretStr(""), description="OAuth client secret.")
+    flower_oauth_redirect_uri: str = Field("", description="Where the provider sends people back to: .../login.")
+    flower_oauth_emails: str = Field(
+        "", description="Regular expression of the e-mail addresses that may enter, anchored at both ends."
+    )
+
     task_security_key_file: Path | None = Field(None, description="Private key: Celery messages are signed.")
     task_security_certificate_file: Path | None = Field(None, description="Certificate of that key.")
     task_security_store: str = Field("", description="Glob of the certificates that are trusted.")

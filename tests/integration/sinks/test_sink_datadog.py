@@ -1,0 +1,109 @@
+"""Metrics over real datagram sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from local.processes import wait_until
+from local.statsd import Statsd
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks.datadog import DatadogSink
+from tasks.wire import MetricItem
+
+COMPRESSED = "replays.usecases.ingest.size_compressed"
+
+
+def test_distributions_and_counters_arrive(settings: Callable[..., Settings], statsd: Statsd) -> None:
+    """Names, kinds, values and tags as they were given."""
+    host, _, port = statsd.address.rpartition(":")
+    sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
+    items = [MetricItem("d", COMPRESSED, 1000.0 + n, ("sdk:web",)) for n in range(200)]
+    items += [MetricItem("c", "replay.rage_click_detected", 2, ()), MetricItem("d", "share", 0.25, ())]
+
+    sink.write(items, "token", 5)
+    wait_until(lambda: statsd.count(COMPRESSED) == 200, 5, "200 samples")
+
+    assert statsd.sum(COMPRESSED) == sum(1000 + n for n in range(200))
+    assert statsd.sum("replay.rage_click_detected") == 2
+    lines = statsd.packets()
+    assert f"{COMPRESSED}:1000|d|#sdk:web" in lines
+    assert "share:0.25|d" in lines
+    sink.close()
+    sink.close()
+
+
+def test_a_write_again_is_counted_again(settings: Callable[..., Settings], statsd: Statsd) -> None:
+    """Admitted: DogStatsD has no identity. The flush task's done mark is what prevents it."""
+    host, _, port = statsd.address.rpartition(":")
+    sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
+    items = [MetricItem("c", "twice", 1, ())]
+
+    sink.write(items, "token", 5)
+    sink.write(items, "token", 5)
+
+    wait_until(lambda: statsd.sum("twice") == 2, 5, "both")
+    sink.close()
+
+
+def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> None:
+    """Each datagram is at most 1432 bytes and holds many lines."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(5)
+        sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=listener.getsockname()[1]))
+        items = [MetricItem("d", COMPRESSED, 123456.789 * n, ("sdk:web", f"project:{n}")) for n in range(100)]
+        sink.write(items, "token", 5)
+        packets: list[bytes] = []
+        while sum(packet.count(b"|d") for packet in packets) < 100:
+            packets.append(listener.recv(65535))
+        sink.close()
+
+    assert max(len(packet) for packet in packets) <= 1432
+    assert len(packets) < 15
+
+
+def test_a_missing_agent_over_udp_is_not_known(settings: Callable[..., Settings]) -> None:
+    """Admitted: nobody says so, also when the kernel notices now and then."""
+    sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
+
+    for _ in range(5):
+        sink.write([MetricItem("c", "x", 1, ())], "token", 5)
+
+    assert "UDP" in sink.check()
+    sink.close()
+
+
+def test_a_missing_agent_behind_a_unix_socket_is_transient(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    """There the kernel does say so; nothing was sent, so everything is listed. With the agent back, it works."""
+    path = str(tmp_path / "dsd.sock")
+    sink = DatadogSink(settings(datadog_socket=path))
+    items = [MetricItem("c", "x", 1, ()), MetricItem("c", "y", 1, ())]
+
+    with pytest.raises(TransientSinkError) as failed:
+        sink.write(items, "token", 5)
+    with pytest.raises(TransientSinkError, match="agent"):
+        sink.check()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(path)
+        listener.settimeout(5)
+        sink.write(items, "token", 5)
+        packet = listener.recv(65535)
+        assert path in sink.check()
+
+    assert failed.value.failed == (0, 1)
+    assert packet.splitlines() == [b"x:1|c", b"y:1|c"]
+    sink.close()
+
+
+def test_a_host_that_does_not_exist_is_found_by_check(settings: Callable[..., Settings]) -> None:
+    sink = DatadogSink(settings(datadog_host="no-such-host.invalid"))
+
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.check()
+
+    assert refused.value.configuration

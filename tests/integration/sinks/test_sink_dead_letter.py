@@ -1,0 +1,150 @@
+"""Dead letters on a broker, and the injected errors of librdkafka's mock cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from local.processes import wait_until
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.migrate import kafka as migrate_kafka
+from tasks.settings import MiB, Settings
+from tasks.sinks.dead_letter import DeadLetterSink
+from tasks.wire import DeadLetterItem
+
+Record = tuple[bytes | None, bytes, list[tuple[str, bytes | None]]]
+
+
+def letter(offset: int, value: bytes = b"hello") -> DeadLetterItem:
+    headers = (
+        ("reason", b"headers_missing"),
+        ("topic", b"source"),
+        ("partition", b"0"),
+        ("offset", str(offset).encode()),
+        ("trace", None),
+    )
+    return DeadLetterItem(b"key" if offset % 2 else None, value, headers, offset)
+
+
+@pytest.fixture
+def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
+    """Settings whose dead-letter topic exists."""
+    found = settings(kafka_brokers=kafka_brokers)
+    assert list(migrate_kafka(found, dry_run=False, topics=False)) == [f"create topic {found.dlq_topic}"]
+    return found
+
+
+def records(made: Settings, wanted: int) -> list[Record]:
+    """The topic's first `wanted` records."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": made.kafka_brokers,
+            "group.id": "test",
+            "enable.auto.commit": False,
+            "fetch.message.max.bytes": 32 * MiB,
+        }
+    )
+    consumer.assign([TopicPartition(made.dlq_topic, 0, 0)])
+    found: list[Record] = []
+
+    def enough() -> bool:
+        message = consumer.poll(0.1)
+        if message is not None and message.error() is None:
+            found.append((message.key(), message.value() or b"", message.headers() or []))
+        return len(found) >= wanted
+
+    wait_until(enough, 20, f"{wanted} dead letters")
+    consumer.close()
+    return found
+
+
+def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
+    """The original bytes, views included, and every header in order."""
+    items = [letter(1), letter(2, os.urandom(100_000)), DeadLetterItem(None, memoryview(b"view"), (), 3)]
+    sink = DeadLetterSink(made)
+
+    sink.write(items, "token", 15)
+
+    assert records(made, 3) == [(item.key, bytes(item.value), list(item.headers)) for item in items]
+    sink.close()
+    sink.close()
+
+
+def test_a_write_again_makes_records_that_say_what_they_are(made: Settings) -> None:
+    """Admitted: two records. Their headers are their identity, and by it they count once."""
+    items = [letter(offset) for offset in range(20)]
+    sink = DeadLetterSink(made)
+
+    sink.write(items, "token", 15)
+    sink.write(items, "token", 15)
+    found = records(made, 40)
+
+    identities = {tuple(dict(headers)[name] for name in ("topic", "partition", "offset")) for _, _, headers in found}
+    assert len(found) == 40
+    assert len(identities) == 20
+    sink.close()
+
+
+def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) -> None:
+    """The largest message that the reader takes in."""
+    item = letter(1, os.urandom(16 * MiB - 1000))
+    sink = DeadLetterSink(made)
+
+    sink.write([item], "token", 30)
+
+    assert records(made, 1) == [(item.key, item.value, list(item.headers))]
+    sink.close()
+
+
+def test_a_record_that_does_not_fit_parks_the_batch_and_says_what_to_change(made: Settings) -> None:
+    """Nothing may be lost for it, so it is the topic's limit that is wrong; its neighbours are written."""
+    limited = made.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
+    sink = DeadLetterSink(limited)
+
+    with pytest.raises(PermanentSinkError, match=r"200\d\d\d bytes \(offset 7 .*max\.message\.bytes") as refused:
+        sink.write([letter(7, b"x" * 200_000)], "token", 15)
+
+    assert refused.value.configuration
+    sink.close()
+
+
+def test_nobody_there_is_transient_and_lists_every_letter(settings: Callable[..., Settings]) -> None:
+    """Within the deadline, and so is `check`."""
+    sink = DeadLetterSink(settings(kafka_brokers="127.0.0.1:1", sink_timeout_seconds=1))
+
+    with pytest.raises(TransientSinkError) as failed:
+        sink.write([letter(1), letter(2)], "token", 0.5)
+    with pytest.raises(TransientSinkError):
+        sink.check()
+
+    assert failed.value.failed == (0, 1)
+    sink.close()
+
+
+def test_properties_that_librdkafka_refuses_are_configuration(settings: Callable[..., Settings]) -> None:
+    sink = DeadLetterSink(settings(kafka_brokers="127.0.0.1:1", kafka_options={"no.such.property": "1"}))
+
+    with pytest.raises(PermanentSinkError, match=r"no\.such\.property") as refused:
+        sink.write([letter(1)], "token", 1)
+
+    assert refused.value.configuration
+
+
+def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
+    """A dry run only tells; with `topics` the source is made as well; `check` sees the dead-letter topic."""
+    found = settings(kafka_brokers=kafka_brokers)
+    sink = DeadLetterSink(found)
+    with pytest.raises(PermanentSinkError, match="migrate"):
+        sink.check()
+
+    told = list(migrate_kafka(found, dry_run=True, topics=True))
+    done = list(migrate_kafka(found, dry_run=False, topics=True))
+    again = list(migrate_kafka(found, dry_run=False, topics=True))
+
+    assert told == done == [f"create topic {found.dlq_topic}", f"create topic {found.kafka_topic}"]
+    assert [line for line in again if not line.startswith("=")] == []
+    assert found.dlq_topic in sink.check()
+    sink.close()
