@@ -8,7 +8,6 @@ offset that is no longer in the log is an event and a log line instead of a sile
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -43,8 +42,8 @@ class ConsumerFailed(Exception):
 class KafkaSource:
     """One consumer of one topic. All methods are called by the loop's thread.
 
-    Answers to commits arrive through `inbox` (they are waited for in a thread of their own, several
-    partitions in one request); group changes are told through the callbacks of `subscribe`, inside `poll`.
+    Answers to commits arrive through `inbox`; group changes are told through the callbacks of `subscribe`,
+    inside `poll`.
     """
 
     def __init__(
@@ -60,6 +59,8 @@ class KafkaSource:
         self._inbox = inbox
         self._epoch = 0
         self._epochs: dict[int, int] = {}
+        self._sent: dict[int, do.Commit] = {}
+        self._rebalancing = False
         self._emit: Callable[[on.Event], None] = inbox.put
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
         self._consumer = Consumer(
@@ -69,11 +70,12 @@ class KafkaSource:
                 "enable.partition.eof": False,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "auto.offset.reset": "error",
+                "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
+                "on_commit": self._on_commit,
                 **config,
             },
             logger=_LibraryLog(),
         )
-        self._committer = _Committer(self._consumer, topic, inbox)
 
     def subscribe(
         self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
@@ -105,7 +107,34 @@ class KafkaSource:
         return messages
 
     def commit(self, command: do.Commit) -> None:
-        self._committer.submit(command)
+        """Without waiting, except inside a rebalance callback, where nothing would serve the answer.
+
+        It stays on the loop's thread because the client lets no other thread in while it polls.
+        """
+        source = command.source
+        stored = KafkaPartition(self.topic, source.partition, command.offset, command.record)
+        self._sent[source.partition] = command
+        try:
+            if self._rebalancing:
+                self._on_commit(None, self._consumer.commit(offsets=[stored], asynchronous=False) or [])
+            else:
+                self._consumer.commit(offsets=[stored], asynchronous=True)
+        except KafkaException as failure:
+            self._on_commit(failure.args[0], [stored])
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[KafkaPartition]) -> None:
+        for stored in partitions:
+            command = self._sent.get(stored.partition)
+            if command is None or command.offset != stored.offset:
+                continue  # the answer to one that the core gave up waiting for
+            del self._sent[stored.partition]
+            said = (command.source, command.epoch, command.offset, command.record)
+            refusal = stored.error or error
+            if refusal is None:
+                self._inbox.put(on.Committed(*said))
+            else:
+                log.warning("commit_failed", source=str(command.source), offset=command.offset, error=str(refusal))
+                self._inbox.put(on.CommitFailed(*said, str(refusal)))
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         self._consumer.pause(self._assigned(sources))
@@ -114,8 +143,7 @@ class KafkaSource:
         self._consumer.resume(self._assigned(sources))
 
     def close(self) -> None:
-        """Waits for commits that are on their way, leaves the group."""
-        self._committer.stop()
+        """Leaves the group."""
         self._consumer.close()
 
     def lag(self) -> dict[TopicPartition, tuple[int, int]]:
@@ -193,7 +221,11 @@ class KafkaSource:
         self.rebalances += 1
         sources = self._named(partitions)
         log.info("partitions_revoked", partitions=[source.partition for source in sources])
-        self._drain(sources)
+        self._rebalancing = True
+        try:
+            self._drain(sources)
+        finally:
+            self._rebalancing = False
         for source in sources:
             self._epochs.pop(source.partition, None)
 
@@ -245,68 +277,6 @@ class KafkaSource:
         self._consumer.incremental_assign([KafkaPartition(self.topic, partition, resumed_at)])
         wanted = -1 if wanted is None or wanted == OFFSET_INVALID else wanted
         self._emit(on.OffsetOutOfRange(source, self._epoch, wanted, resumed_at))
-
-
-class _Committer:
-    """Commits in a thread of its own: a broker that does not answer must not stop the loop from polling.
-
-    The queue is bounded by the core, which has at most one commit out for a partition.
-    """
-
-    def __init__(self, consumer: Consumer, topic: str, inbox: queue.SimpleQueue[on.Event]) -> None:
-        self._consumer = consumer
-        self._topic = topic
-        self._inbox = inbox
-        self._waiting: queue.SimpleQueue[do.Commit | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
-        self._thread.start()
-
-    def submit(self, command: do.Commit) -> None:
-        self._waiting.put(command)
-
-    def stop(self) -> None:
-        self._waiting.put(None)
-        self._thread.join(timeout=CALL_SECONDS_MAX)
-
-    def _run(self) -> None:
-        while True:
-            batch = self._next()
-            commands = {command.source.partition: command for command in batch if command is not None}
-            if commands:
-                self._commit(commands)
-            if None in batch:
-                return
-
-    def _next(self) -> list[do.Commit | None]:
-        """All that waits, at least one."""
-        batch = [self._waiting.get()]
-        while True:
-            try:
-                batch.append(self._waiting.get_nowait())
-            except queue.Empty:
-                return batch
-
-    def _commit(self, commands: dict[int, do.Commit]) -> None:
-        errors: dict[int, str] = {}
-        try:
-            answered = self._consumer.commit(
-                offsets=[
-                    KafkaPartition(self._topic, partition, command.offset, command.record)
-                    for partition, command in commands.items()
-                ],
-                asynchronous=False,
-            )
-            errors = {p.partition: str(p.error) for p in answered or () if p.error is not None}
-        except (KafkaException, RuntimeError) as failure:  # RuntimeError: the consumer was closed meanwhile
-            errors = dict.fromkeys(commands, str(failure))
-        for partition, command in commands.items():
-            said = (command.source, command.epoch, command.offset, command.record)
-            error = errors.get(partition)
-            if error is None:
-                self._inbox.put(on.Committed(*said))
-            else:
-                log.warning("commit_failed", source=str(command.source), offset=command.offset, error=error)
-                self._inbox.put(on.CommitFailed(*said, error))
 
 
 class _LibraryLog:

@@ -14,7 +14,12 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def encode(committed: int, stops: Sequence[int]) -> str:
-    """The record of these ends, ascending and above `committed`. Ends that do not fit are left out."""
+    """The record of these ends, ascending and above `committed`; without any it is empty.
+
+    Ends that do not fit are left out.
+    """
+    if not stops:
+        return ""
     parts = [VERSION]
     length, previous = len(VERSION), committed
     for stop in stops:

@@ -1,0 +1,274 @@
+"""The reader's loop against a real broker: consume, commit, pause, rebalance. The test answers for sinks."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import Blob, Message, Segment
+from ingest.core.pipeline import Pipeline
+from ingest.kafka import ConsumerFailed, KafkaSource
+from ingest.runtime import Runtime
+from local.java_kafka import JavaKafka
+
+DEADLINE_SECONDS = 60.0
+
+
+def segment(message: Message) -> Segment:
+    """One blob that names its offset: enough for the loop, which never looks inside."""
+    blob = Blob(f"{message.source}/{message.offset}", message.value, message.offset)
+    return Segment(
+        org_id=1,
+        project_id=1,
+        replay_id="",
+        segment_id=0,
+        retention_days=30,
+        received=0,
+        blobs=(blob,),
+        clickhouse=(),
+        bigquery=(),
+        metrics=(),
+        warnings=(),
+        size_bytes=len(message.value),
+    )
+
+
+class PlainParser:
+    """Every message is a segment."""
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m)) for m in messages]
+
+
+class Fleet:
+    """Stands where the flush fleet is: keeps what was dispatched, and settles it when `open`."""
+
+    def __init__(self, inbox: queue.SimpleQueue[on.Event]) -> None:
+        self.inbox = inbox
+        self.open = True
+        self.dispatched: list[do.Dispatch] = []
+
+    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+        if isinstance(command, do.Dispatch):
+            self.dispatched.append(command)
+            if self.open:
+                self.settle(command)
+
+    def settle(self, command: do.Dispatch) -> None:
+        self.inbox.put(on.FlushSucceeded(command.batch.id, command.batch.epoch, command.stage))
+
+    def stop(self, deadline_seconds: float) -> None: ...
+
+
+class Reader:
+    """One reader, turned by hand so that a test decides what happens between two turns."""
+
+    def __init__(self, brokers: str, topic: str, limits: Limits, reset: str = "earliest", **config: str) -> None:
+        self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
+        self.fleet = Fleet(self.inbox)
+        self.events: list[on.Event] = []
+        settings = {
+            "bootstrap.servers": brokers,
+            "group.id": f"{topic}-group",
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 500,
+            **config,
+        }
+        self.source = KafkaSource(settings, topic, self.inbox, reset)  # type: ignore[arg-type]
+        self.pipeline = Pipeline(limits)
+        self.runtime = Runtime(
+            self.pipeline, self.source, self.fleet, PlainParser(), self.inbox, time.monotonic, self.observe
+        )
+        self.source.subscribe(self.runtime.feed, self.runtime.drain)
+
+    def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        if not isinstance(event, on.Ticked):
+            self.events.append(event)
+
+    def turn_until(self, condition: Callable[[], bool], *others: Reader) -> None:
+        """Turns this loop (and others beside it) until the condition holds."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, self.events[-5:]
+            for reader in (self, *others):
+                if reader.runtime.stopped is None:
+                    reader.runtime.step()
+
+    def seen(self, kind: type) -> list[on.Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def blobs(self) -> list[str]:
+        return [
+            blob.name
+            for command in self.fleet.dispatched
+            for found in command.batch.segments
+            for blob in found.blobs
+        ]
+
+    def crash(self) -> None:
+        """The process is gone as far as the group can tell: nothing is drained, nothing committed."""
+        self.source.subscribe(lambda event: None, lambda sources: None)
+        self.source.close()
+
+
+LIMITS = Limits(batch_messages_max=50, batch_age_seconds_max=0.2, drain_deadline_seconds=2.0)
+
+
+@pytest.fixture(params=["tansu", pytest.param("apache", marks=pytest.mark.kafka)])
+def brokers(request: pytest.FixtureRequest) -> str:
+    """The embedded broker, and Apache Kafka itself."""
+    if request.param == "tansu":
+        return str(request.getfixturevalue("kafka_brokers"))
+    return str(request.getfixturevalue("apache_kafka").address)
+
+
+@pytest.fixture
+def apache_topic(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> str:
+    return create_topic(apache_kafka.address, fresh_name("recordings"), partitions=2)
+
+
+@pytest.fixture
+def topic(brokers: str, fresh_name: Callable[[str], str]) -> str:
+    return create_topic(brokers, fresh_name("recordings"), partitions=2)
+
+
+def create_topic(brokers: str, name: str, partitions: int) -> str:
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_topics([NewTopic(name, partitions, 1)])[name].result(20)
+    return name
+
+
+def produce(brokers: str, topic: str, count: int, partitions: int = 2) -> None:
+    producer = Producer({"bootstrap.servers": brokers})
+    for number in range(count):
+        producer.produce(topic, b"%d" % number, partition=number % partitions)
+    assert producer.flush(20) == 0
+
+
+def committed(brokers: str, topic: str, partitions: int = 2) -> list[KafkaPartition]:
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
+    try:
+        found: list[KafkaPartition] = consumer.committed(
+            [KafkaPartition(topic, number) for number in range(partitions)], timeout=10
+        )
+        return found
+    finally:
+        consumer.close()
+
+
+def test_what_settled_is_committed_one_past_the_last_message(brokers: str, topic: str) -> None:
+    """300 messages in, every one dispatched once, both partitions committed to their ends."""
+    produce(brokers, topic, 300)
+    reader = Reader(brokers, topic, LIMITS)
+
+    reader.turn_until(
+        lambda: {(e.source.partition, e.offset) for e in reader.seen(on.Committed)} >= {(0, 150), (1, 150)}
+    )  # type: ignore[attr-defined]
+
+    assert [p.offset for p in committed(brokers, topic)] == [150, 150]
+    assert sorted(reader.blobs()) == sorted(f"{topic}-{p}/{o}" for p in (0, 1) for o in range(150))
+    reader.source.close()
+
+
+def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) -> None:
+    """The fleet is silent: the committed offset stays at the start, however much was read."""
+    produce(brokers, topic, 300)
+    reader = Reader(brokers, topic, LIMITS)
+    reader.fleet.open = False
+
+    reader.turn_until(lambda: len(reader.blobs()) == 300)
+
+    assert all(p.offset <= 0 for p in committed(brokers, topic))
+    reader.crash()
+
+
+def test_a_full_window_pauses_and_a_settled_one_resumes(brokers: str, topic: str) -> None:
+    """Backpressure on a real consumer: no message is lost or read twice by it."""
+    produce(brokers, topic, 600)
+    limits = Limits(
+        batch_messages_max=20, batch_age_seconds_max=0.1, in_flight_batches_max=4, pause_after_seconds=0.1
+    )
+    reader = Reader(brokers, topic, limits)
+    reader.fleet.open = False
+    reader.turn_until(lambda: reader.pipeline.paused)
+
+    reader.fleet.open = True
+    for command in reader.fleet.dispatched:
+        reader.fleet.settle(command)
+    reader.turn_until(lambda: sum(e.offset == 300 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+
+    assert sorted(set(reader.blobs())) == sorted(reader.blobs())
+    assert len(reader.blobs()) == 600
+    reader.source.close()
+
+
+def test_a_second_reader_takes_over_what_the_first_one_drained(brokers: str, topic: str) -> None:
+    """Cooperative rebalance under load: the drained partition goes on where its commit stands, nothing twice."""
+    produce(brokers, topic, 200)
+    first = Reader(brokers, topic, LIMITS)
+    first.turn_until(lambda: len(first.blobs()) == 200)
+    second = Reader(brokers, topic, LIMITS)
+
+    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    produce(brokers, topic, 200)
+    first.turn_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
+
+    assert len(set(first.blobs()) | set(second.blobs())) == 400
+    assert len(first.blobs()) + len(second.blobs()) == 400
+    for reader in (first, second):
+        reader.source.close()
+
+
+def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
+    """SIGTERM with an open batch: it is flushed and committed, then the loop stops."""
+    produce(brokers, topic, 30)
+    reader = Reader(brokers, topic, Limits(batch_age_seconds_max=300))
+    reader.turn_until(lambda: len(reader.seen(on.MessageParsed)) == 30)
+
+    reader.inbox.put(on.ShutdownRequested())
+    stop = reader.runtime.run()
+
+    assert stop.clean, reader.events[30:]
+    assert [p.offset for p in committed(brokers, topic)] == [15, 15]
+
+
+@pytest.mark.kafka
+def test_an_offset_that_is_not_in_the_log_is_an_event_by_policy(
+    apache_kafka: JavaKafka, apache_topic: str
+) -> None:
+    """The committed offset lies beyond the log (the topic was made anew): loud, and everything there is read."""
+    produce(apache_kafka.address, apache_topic, 20)
+    commit_far_ahead(apache_kafka.address, apache_topic)
+    reader = Reader(apache_kafka.address, apache_topic, LIMITS)
+
+    reader.turn_until(lambda: len(set(reader.blobs())) == 20)
+
+    assert {event.wanted for event in reader.seen(on.OffsetOutOfRange)} == {5000}  # type: ignore[attr-defined]
+    reader.source.close()
+
+
+@pytest.mark.kafka
+def test_the_policy_error_refuses_to_jump(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """With `error` the reader stops and says what to decide."""
+    produce(apache_kafka.address, apache_topic, 20)
+    commit_far_ahead(apache_kafka.address, apache_topic)
+    reader = Reader(apache_kafka.address, apache_topic, LIMITS, reset="error")
+
+    with pytest.raises(ConsumerFailed, match="REPLAYS_KAFKA_OFFSET_RESET"):
+        reader.turn_until(lambda: False)
+    reader.crash()
+
+
+def commit_far_ahead(brokers: str, topic: str) -> None:
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
+    consumer.commit(offsets=[KafkaPartition(topic, number, 5000) for number in (0, 1)], asynchronous=False)
+    consumer.close()
