@@ -171,6 +171,7 @@ def big_query(settings: Settings, dry_run: bool) -> Iterator[str]:
         for path in sorted((SCHEMA / "bigquery").glob("*.json")):
             wanted = table_of(json.loads(path.read_text()), f"{name}.{path.stem}", settings)
             yield from _big_query_table(server, wanted, dry_run, timeout)
+            yield from _exact_view(server, wanted, dry_run, timeout)
 
 
 def table_of(description: dict[str, Any], name: str, settings: Settings) -> Any:
@@ -220,8 +221,27 @@ def _big_query_table(server: Any, wanted: Any, dry_run: bool, timeout: dict[str,
         return
     yield f"add to table {name}: {', '.join(field.name for field in missing)}"
     if not dry_run:
-        table.schema = [*table.schema, *missing]
+        # Rows that are there have no value for it, so BigQuery takes no column that requires one.
+        added = [
+            bigquery.SchemaField.from_api_repr(field.to_api_repr() | {"mode": "NULLABLE"}) for field in missing
+        ]
+        table.schema = [*table.schema, *added]
         server.update_table(table, ["schema"], **timeout)
+
+
+def _exact_view(server: Any, table: Any, dry_run: bool, timeout: dict[str, Any]) -> Iterator[str]:
+    """A view that shows each identity once, whatever streaming has stored twice."""
+    view: Any = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_exact")
+    view.view_query = (
+        f"SELECT * FROM `{table.project}.{table.dataset_id}.{table.table_id}` "
+        "WHERE TRUE QUALIFY ROW_NUMBER() OVER (PARTITION BY row_id ORDER BY timestamp) = 1"
+    )
+    try:
+        server.get_table(view.reference, **timeout)
+    except NotFound:
+        yield f"create view {table.dataset_id}.{view.table_id}"
+        if not dry_run:
+            server.create_table(view, exists_ok=True, **timeout)
 
 
 # ---------------------------------------------------------------------------------------------- Cloud Storage

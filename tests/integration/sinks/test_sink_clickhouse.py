@@ -97,8 +97,8 @@ def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> Non
     sink.write([click(1, url="http://a/", ip_address_v4="10.1.2.3", user=None)], "token", 20)
 
     (row,) = server.query(
-        "SELECT toString(replay_id), segment_id, url, toString(ip_address_v4), user, `tags.key`, click_class, title "
-        "FROM replays"
+        "SELECT toString(replay_id), segment_id, url, toString(ip_address_v4), user, `tags.key`, click_class, "
+        "title FROM replays"
     ).result_rows
 
     assert row == (str(uuid.UUID(REPLAY)), 1, "http://a/", "10.1.2.3", "", ["plan"], ["a", "b"], "")

@@ -78,7 +78,9 @@ def test_a_missing_agent_over_udp_is_not_known(settings: Callable[..., Settings]
     sink.close()
 
 
-def test_a_missing_agent_behind_a_unix_socket_is_transient(settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_missing_agent_behind_a_unix_socket_is_transient(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
     """There the kernel does say so; nothing was sent, so everything is listed. With the agent back, it works."""
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))

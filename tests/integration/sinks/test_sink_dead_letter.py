@@ -82,7 +82,9 @@ def test_a_write_again_makes_records_that_say_what_they_are(made: Settings) -> N
     sink.write(items, "token", 15)
     found = records(made, 40)
 
-    identities = {tuple(dict(headers)[name] for name in ("topic", "partition", "offset")) for _, _, headers in found}
+    identities = {
+        tuple(dict(headers)[name] for name in ("topic", "partition", "offset")) for _, _, headers in found
+    }
     assert len(found) == 40
     assert len(identities) == 20
     sink.close()
