@@ -33,6 +33,11 @@ class Builder:
         """Messages in the open batch."""
         return self._messages
 
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Ends of the predecessor's batches that were not reached yet."""
+        return tuple(self._plan)
+
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
         """Takes one message, in offset order, and returns the batches that it completes (none, one or two)."""
         assert offset >= self._stop, (self.source, offset, self._stop)
@@ -77,8 +82,8 @@ class Builder:
         return self._cut(CutReason.AGE, now) if age_seconds >= self._limits.batch_age_seconds_max else None
 
     def drain(self, now: float) -> Batch | None:
-        """Whatever is there, at shutdown."""
-        return self._cut(CutReason.DRAIN, now) if self._messages else None
+        """Whatever is there, at shutdown; not a part of a planned range, which is the next owner's then."""
+        return self._cut(CutReason.DRAIN, now) if self._messages and not self._plan else None
 
     def _cut(self, reason: CutReason, now: float) -> Batch:
         batch = Batch(

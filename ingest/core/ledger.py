@@ -74,6 +74,16 @@ class Ledger:
         line = self._lines.get(source)
         return tuple(line.ranges) if line else ()
 
+    def pending_count(self, source: TopicPartition) -> int:
+        """How many ranges `pending` holds."""
+        line = self._lines.get(source)
+        return len(line.ranges) if line else 0
+
+    def taken_until(self, source: TopicPartition) -> int:
+        """One past the last offset taken; 0 while nothing is."""
+        line = self._lines.get(source)
+        return line.taken_until if line else 0
+
     def forget(self, source: TopicPartition) -> None:
         """The partition is no longer ours: nothing of it may be committed any more."""
         self._lines.pop(source, None)

@@ -66,6 +66,7 @@ class _Owned:
     recorded_until: int = 0
     stored: tuple[int, str] | None = None
     release_by: float | None = None
+    held: bool = False  # too many ranges wait behind an unsettled one: nothing more is fetched of it
 
 
 class Pipeline:
@@ -164,13 +165,13 @@ class Pipeline:
             yield do.Pause(tuple(given.source for given in event.assignments))
 
     def _on_revoked(self, event: on.PartitionsRevoked, now: float) -> Iterable[do.Command]:
+        unknown = tuple(source for source in event.sources if source not in self._owned)
         for source in event.sources:
             if source in self._owned:
                 self._owned[source].release_by = now + self.limits.drain_deadline_seconds
-        yield from self._progress(now)
-        unknown = tuple(source for source in event.sources if source not in self._owned)
         if unknown:
             yield do.Release(unknown)
+        yield from self._progress(now)
 
     def _on_lost(self, event: on.PartitionsLost, now: float) -> Iterable[do.Command]:
         for source in event.sources:
@@ -264,7 +265,7 @@ class Pipeline:
             return  # an older attempt's failure says nothing about the one that is out
         flight.failures += 1
         flight.error = event.error
-        wait_seconds = retry_seconds(flight.batch.id, flight.failures, self.limits)
+        wait_seconds = retry_seconds(flight.batch.id, flight.failures, self.limits, dispatched=event.dispatched)
         flight.phase, flight.since, flight.until = Phase.PARKED, now, now + wait_seconds
         if event.dispatched:
             yield do.Park(flight.batch, flight.stage, flight.attempt, event.error, wait_seconds)
@@ -291,9 +292,7 @@ class Pipeline:
         owned.refused_at = None
         owned.committed = event.offset
         owned.stored = (event.offset, event.record)
-        for flight in owned.flights.values():
-            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= owned.recorded_until:
-                flight.phase = Phase.WAITING
+        self._let_recorded_go(owned)
         yield from self._progress(now)
 
     def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:
@@ -366,10 +365,14 @@ class Pipeline:
         return do.Dispatch(flight.batch, flight.stage, flight.attempt, deadline_seconds)
 
     def _commit(self, owned: _Owned, now: float) -> Iterable[do.Command]:
-        """The committable offset with the ends of all batches above it, when that says something new."""
-        if owned.sent is not None:
-            return
+        """The committable offset with the ends of all batches above it, when that says something new.
+
+        The ends that a predecessor recorded and that were not reached yet stay in the record: a second
+        crash must not forget what the first one handed over.
+        """
         source = owned.builder.source
+        if owned.sent is not None or not self._may_commit(owned, self._ledger.taken_until(source), now):
+            return
         pending = self._ledger.pending(source)
         offset = self._ledger.committable(source)
         if offset is None:
@@ -378,21 +381,26 @@ class Pipeline:
             if not pending:
                 return
             offset = pending[0].start  # nothing was ever committed here: this is where consumption began
-        stops = [offsets.stop for offsets in pending]
-        text = record.encode(offset, stops)
-        if owned.stored == (offset, text) or not self._may_commit(owned, stops, now):
+        text = record.encode(offset, [offsets.stop for offsets in pending] + [*owned.builder.planned])
+        owned.recorded_until = self._ledger.taken_until(source)
+        if owned.stored == (offset, text):
+            self._let_recorded_go(owned)  # a predecessor recorded just these ends
             return
         owned.sent = on.Committed(source, owned.epoch, offset, text)
         owned.sent_at = now
-        owned.recorded_until = max(owned.recorded_until, stops[-1] if stops else 0)
         yield do.Commit(source, owned.epoch, offset, text)
 
-    def _may_commit(self, owned: _Owned, stops: list[int], now: float) -> bool:
+    def _let_recorded_go(self, owned: _Owned) -> None:
+        for flight in owned.flights.values():
+            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= owned.recorded_until:
+                flight.phase = Phase.WAITING
+
+    def _may_commit(self, owned: _Owned, taken_until: int, now: float) -> bool:
         """One commit an interval, unless somebody waits for it: the record of a cut, a drain, an idle reader."""
         interval_seconds = self.limits.commit_interval_seconds
         if owned.refused_at is not None:
             return now - owned.refused_at >= interval_seconds
-        cut = bool(stops) and stops[-1] > owned.recorded_until
+        cut = taken_until > owned.recorded_until
         draining = owned.release_by is not None or self.stopping_by is not None
         idle = not owned.flights and not len(owned.builder)
         return cut or draining or idle or now - owned.sent_at >= interval_seconds
@@ -411,15 +419,8 @@ class Pipeline:
     def _drained(self, owned: _Owned) -> bool:
         """Nothing is to be waited for: parked batches are not, their retry is the next owner's."""
         working = any(flight.phase is not Phase.PARKED for flight in owned.flights.values())
-        return (
-            not working
-            and owned.sent is None
-            and self._ledger.committable(owned.builder.source)
-            in (
-                None,
-                owned.committed,
-            )
-        )
+        committable = self._ledger.committable(owned.builder.source)
+        return not working and owned.sent is None and committable in (None, owned.committed)
 
     def _press(self, now: float) -> Iterable[do.Command]:
         flights = sum(len(owned.flights) for owned in self._owned.values())
@@ -427,7 +428,20 @@ class Pipeline:
         if change is Change.PAUSE:
             yield do.Pause(self.sources)
         elif change is Change.RESUME and not self.paused:
-            yield do.Resume(self.sources)
+            yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.held))
+        for source, owned in self._owned.items():
+            yield from self._hold(source, owned)
+
+    def _hold(self, source: TopicPartition, owned: _Owned) -> Iterable[do.Command]:
+        """A batch that never settles lets its partition run ahead only so far: a crash reads all of it again."""
+        behind = self._ledger.pending_count(source)
+        if not owned.held and behind >= self.limits.pending_ranges_max:
+            owned.held = True
+            yield do.Pause((source,))
+        elif owned.held and behind <= self.limits.pending_ranges_max // 2:
+            owned.held = False
+            if not self.paused:
+                yield do.Resume((source,))
 
     def _stop(self, now: float) -> Iterable[do.Command]:
         if self.stopping_by is None or self.stopped:
