@@ -21,13 +21,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from local.processes import HOST, Children
-from local.server import Server, answers_http
+from local.server import HttpServer, Server, answers_http
 
 if TYPE_CHECKING:
     from local.bigquery_store import ApiError, Result, Store
@@ -416,13 +416,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not news."""
-
-
-class HttpServer(ThreadingHTTPServer):
-    """A thread a connection; they end with the process."""
-
-    daemon_threads = True
-    request_queue_size = 256
 
 
 def main() -> None:

@@ -25,13 +25,13 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
 from local.processes import HOST, Children
-from local.server import Server, answers_http
+from local.server import HttpServer, Server, answers_http
 
 MiB = 1024 * 1024
 REQUEST_BYTES_MAX = 256 * MiB
@@ -390,13 +390,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not news."""
-
-
-class HttpServer(ThreadingHTTPServer):
-    """A thread a connection; they end with the process."""
-
-    daemon_threads = True
-    request_queue_size = 256
 
 
 def main() -> None:

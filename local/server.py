@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from local.processes import HOST, POLL_SECONDS, Child, Children, LocalError, free_port, wait_until
+from local.processes import HOST, Child, Children, LocalError, free_port, wait_until
 
 START_TRIES = 3
 # How servers say that somebody took the port between our look and their bind.
@@ -118,6 +120,17 @@ class Server(ABC):
         self.child.resume()
 
 
+class HttpServer(ThreadingHTTPServer):
+    """What our own servers listen with: a thread a connection; clients that go away are not news."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
 def answers_http(url: str) -> bool:
     """Whether a GET of this URL on the loopback gives any success."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -128,4 +141,4 @@ def answers_http(url: str) -> bool:
         return False
 
 
-__all__ = ["HOST", "POLL_SECONDS", "LocalError", "Server", "answers_http"]
+__all__ = ["HOST", "HttpServer", "LocalError", "Server", "answers_http"]

@@ -63,7 +63,8 @@ class Stack:
     """Starts parts at once and stops them at the end, whatever happens in between.
 
     `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
-    `progress` is called with one line a part. Servers are in `servers` by part, for kill() and restart().
+    `progress` is called with one line a part. `ports` are wishes, by part; free ones are taken otherwise.
+    Servers are in `servers` by part, for kill() and restart().
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Stack:
         kafka: KafkaKind = "tansu",
         progress: Progress = lambda line: None,
         environ: Mapping[str, str] = os.environ,
+        ports: Mapping[str, int] | None = None,
     ) -> None:
         self._is_temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="replays-")) if directory is None else directory.absolute()
@@ -83,6 +85,7 @@ class Stack:
         self._kafka: KafkaKind = kafka
         self._progress = progress
         self._environ = environ
+        self._ports = dict(ports or {})
         if self._is_temporary:
             self.children.remove_at_end(self.directory)
 
@@ -107,6 +110,8 @@ class Stack:
                 self._progress(f"{name:<10} {address} (not ours)")
             elif name not in self.servers:
                 self.servers[name] = self._make(name)
+                # Not given to the constructor: taken meanwhile, another one will do.
+                self.servers[name].port = self._ports.get(name, 0)
         ours = [name for name in chosen if name in self.servers]
         with ThreadPoolExecutor(max_workers=len(PARTS)) as pool:
             futures = [pool.submit(self._start_one, name) for name in ours]
@@ -246,7 +251,17 @@ def up(
     _state_path(place).unlink(missing_ok=True)
     with (place / "supervisor.log").open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "local.stack", "supervise", str(place), "--kafka", kafka, *parts],
+            [
+                sys.executable,
+                "-m",
+                "local.stack",
+                "supervise",
+                str(place),
+                "--kafka",
+                kafka,
+                "--parts",
+                ",".join(parts),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -305,9 +320,14 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
         except BlockingIOError:
             print("another supervisor holds the lock", flush=True)
             return 1
-        with Stack(directory, kafka=kafka, progress=lambda line: print(line, flush=True)) as stack:
+        # The addresses of last time, so that what a shell has exported stays true.
+        memory = directory / "ports.json"
+        ports = json.loads(memory.read_text()) if memory.exists() else {}
+        with Stack(directory, kafka=kafka, progress=lambda line: print(line, flush=True), ports=ports) as stack:
             try:
                 stack.start(parts)
+                ports |= {name: server.port for name, server in stack.servers.items()}
+                memory.write_text(json.dumps(ports))
             except LocalError as error:
                 _write_state(directory, StackState(str(directory), os.getpid(), (), {}, {}, error=str(error)))
                 return 1
@@ -357,20 +377,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The embedded stack in the background.")
     parser.add_argument("verb", choices=("up", "down", "status", "supervise"))
     parser.add_argument("directory", nargs="?", type=Path)
-    parser.add_argument("parts", nargs="*", default=list(PARTS))
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, comma separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     parser.add_argument("--json", action="store_true", help="print the state as JSON")
     arguments = parser.parse_args()
+    parts = [name for name in arguments.parts.split(",") if name]
     if arguments.verb == "supervise":
-        return supervise(arguments.directory, arguments.parts or PARTS, arguments.kafka)
+        return supervise(arguments.directory, parts, arguments.kafka)
     if arguments.verb == "down":
         print("stopped" if down(arguments.directory) else "nothing runs")
         return 0
     if arguments.verb == "up":
         try:
-            state: StackState | None = up(
-                arguments.directory, parts=arguments.parts or PARTS, kafka=arguments.kafka, progress=print
-            )
+            state: StackState | None = up(arguments.directory, parts=parts, kafka=arguments.kafka, progress=print)
         except LocalError as error:
             print(error, file=sys.stderr)
             return 1

@@ -16,14 +16,14 @@ import urllib.request
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qs, urlsplit
 
 from local.processes import HOST, Children, free_port
-from local.server import Server, answers_http
+from local.server import HttpServer, Server, answers_http
 
 PACKETS_KEPT_MAX = 100_000
 SERIES_MAX = 100_000
@@ -309,13 +309,6 @@ def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
             """Requests are not news."""
 
     return Handler
-
-
-class HttpServer(ThreadingHTTPServer):
-    """Threads end with the process."""
-
-    daemon_threads = True
-    request_queue_size = 64
 
 
 def main() -> None:
