@@ -1,0 +1,121 @@
+"""The comparison finds what is missing, unexpected and different, and adds a manifest up by identity."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from local.expectation import Expectation, Flags, Total
+from local.load import PROFILES, stream
+from local.manifest import Click, Entry, Header, ManifestError, Writer, read_entries, read_header
+from local.reconcile import compare_facts, compare_maps, compare_metrics, compare_sets
+
+
+def segment(offset: int = 0, **changes: object) -> Entry:
+    """An entry as the generator writes it."""
+    entry = Entry(
+        kind="segment",
+        topic="t",
+        partition=0,
+        offset=offset,
+        project_id=11,
+        replay_id="a" * 32,
+        segment_id=0,
+        blob="30/11/a/0",
+        blob_sha256="00",
+    )
+    return msgspec.structs.replace(entry, **changes)
+
+
+def test_a_message_that_was_sent_twice_is_expected_once():
+    """One object, one row, one outcome; but both offsets have to be committed."""
+    expected = Expectation()
+    expected.add_all([segment(0), segment(1, duplicate=True)])
+
+    assert len(expected.objects) == len(expected.segments) == len(expected.outcomes) == 1
+    assert expected.ends == {("t", 0): 2}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_click_that_says_more_wins_in_any_order(order: tuple[int, int]):
+    """Segments of one replay arrive out of order; a dead click stays dead."""
+    click, dead = Click("hash", 7, 0, 0), Click("hash", 7, 1, 0)
+    entries = [segment(0, segment_id=0, clicks=(click,)), segment(1, segment_id=2, clicks=(dead,))]
+
+    expected = Expectation()
+    expected.add_all([entries[at] for at in order])
+
+    assert {"hash": Flags(1, 0)} == expected.clicks
+
+
+def test_a_rejected_message_is_expected_as_a_dead_letter_only():
+    """No object, no row, no outcome."""
+    expected = Expectation()
+    expected.add(Entry(kind="reject", topic="t", partition=2, offset=5, reason="schema", blob_sha256="ff"))
+
+    assert expected.letters == {("t", 2, 5): ("schema", "ff")}
+    assert not expected.objects
+    assert not expected.segments
+
+
+def test_a_comparison_tells_missing_unexpected_and_different_apart():
+    """Each is counted, and named in the examples."""
+    check = compare_maps("things", {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5})
+
+    assert (check.missing, check.extra, check.wrong) == (1, 1, 1)
+    assert not check.ok
+    assert check.examples == ("missing: a", "unexpected: d", "c: 4 instead of 3")
+
+
+def test_what_is_extra_can_be_allowed():
+    """Where a sink also holds another load."""
+    assert compare_sets("things", {1}, {1, 2}, extra_matters=False).ok
+    assert not compare_sets("things", {1}, {1, 2}).ok
+
+
+def test_facts_are_exact_and_sampled_facts_are_bounded():
+    """A sampled fact may be absent, and may not come more often than it happened."""
+    expected = Expectation(facts=Counter({"ui.click": 3}), facts_max=Counter({"canvas_size": 2}))
+
+    assert compare_facts(expected, {"ui.click": 3}).ok
+    assert compare_facts(expected, {"ui.click": 3, "canvas_size": 2}).ok
+    assert compare_facts(expected, {"ui.click": 2}).missing == 1
+    assert compare_facts(expected, {"ui.click": 3, "canvas_size": 3}).extra == 1
+    assert compare_facts(expected, {"ui.click": 3, "invented": 1}).extra == 1
+
+
+def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
+    """UDP and redelivery: at least once, exactly once only if nothing was killed."""
+    expected = {"size": Total(2, 10.0)}
+
+    assert compare_metrics(expected, {"size": Total(2, 10.0)}, exactly=True).ok
+    assert compare_metrics(expected, {"size": Total(3, 15.0)}, exactly=False).ok
+    assert not compare_metrics(expected, {"size": Total(3, 15.0)}, exactly=True).ok
+    assert not compare_metrics(expected, {"size": Total(1, 5.0)}, exactly=False).ok
+    assert not compare_metrics(expected, {"size": Total(2, 11.0)}, exactly=False).ok
+
+
+def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
+    """Header and entries, whatever their kind."""
+    path, header = tmp_path / "manifest.jsonl", Header("t", "small", 1, 50, 0)
+    entries = [message.entry for message in stream(PROFILES["small"], 50, 1, 1_790_000_000)]
+    with Writer(path, header) as writer:
+        for entry in entries:
+            writer.write(entry)
+
+    assert header == read_header(path)
+    assert entries == list(read_entries(path))
+
+
+def test_a_manifest_that_was_cut_off_says_where(tmp_path: Path):
+    """As after a kill in the middle of a line."""
+    path = tmp_path / "manifest.jsonl"
+    with Writer(path, Header("t", "small", 1, 1, 0)) as writer:
+        writer.write(segment())
+    path.write_bytes(path.read_bytes()[:-10])
+
+    with pytest.raises(ManifestError, match="line 2"):
+        list(read_entries(path))
