@@ -1,0 +1,89 @@
+"""One error out of many parts, with nothing lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.sinks.outcome import Kind, Outcome, Trouble, shortened
+
+
+def transient(text: str = "later", retry_after_seconds: float | None = None) -> Trouble:
+    return Trouble(Kind.TRANSIENT, text, retry_after_seconds)
+
+
+def data(text: str = "bad") -> Trouble:
+    return Trouble(Kind.DATA, text)
+
+
+def test_nothing_noted_is_success() -> None:
+    Outcome("sink").raise_if_any()
+
+
+def test_transient_positions_are_listed_in_order_with_the_longest_wait() -> None:
+    outcome = Outcome("sink")
+    outcome.note(transient(retry_after_seconds=3), [7])
+    outcome.note(transient(retry_after_seconds=9), [2])
+    outcome.note(transient(), [4])
+
+    with pytest.raises(TransientSinkError) as raised:
+        outcome.raise_if_any()
+
+    assert raised.value.failed == (2, 4, 7)
+    assert raised.value.retry_after_seconds == 9
+    assert str(raised.value).startswith("sink: later")
+
+
+def test_refused_items_wait_for_the_transient_ones() -> None:
+    """They are not durable either, so they are listed; the next write names them."""
+    outcome = Outcome("sink")
+    outcome.note(data(), [1])
+    outcome.note(data(), [5, 6], named=False)
+    outcome.note(transient(), [3])
+
+    with pytest.raises(TransientSinkError) as raised:
+        outcome.raise_if_any()
+
+    assert raised.value.failed == (1, 3, 5, 6)
+
+
+def test_refused_items_are_named_with_their_reasons() -> None:
+    outcome = Outcome("sink")
+    outcome.note(data("second"), [8])
+    outcome.note(data("first"), [2])
+
+    with pytest.raises(PermanentSinkError) as raised:
+        outcome.raise_if_any()
+
+    assert raised.value.failed == ((2, "first"), (8, "second"))
+    assert (raised.value.all_refused, raised.value.configuration) == (False, False)
+
+
+def test_items_that_nobody_can_name_ask_for_a_bisection() -> None:
+    """Also when others could be named: what is cut in half finds both."""
+    outcome = Outcome("sink")
+    outcome.note(data(), [2])
+    outcome.note(data(), [4, 5], named=False)
+
+    with pytest.raises(PermanentSinkError) as raised:
+        outcome.raise_if_any()
+
+    assert raised.value.failed is None
+
+
+def test_a_wrong_configuration_goes_first() -> None:
+    """The whole batch is parked and tried again in any case."""
+    outcome = Outcome("sink")
+    outcome.note(transient(), [1])
+    outcome.note(Trouble(Kind.CONFIGURATION, "no such bucket"), [2])
+
+    with pytest.raises(PermanentSinkError, match="no such bucket") as raised:
+        outcome.raise_if_any()
+
+    assert raised.value.configuration
+
+
+def test_texts_are_one_short_line() -> None:
+    """They travel through Redis and Flower."""
+    assert shortened("a\n  b") == "a b"
+    assert len(shortened("x" * 10_000)) == 500

@@ -1,0 +1,196 @@
+"""Building, memory sinks, request bodies, packets, Kafka properties, migration files: all that needs no socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.kafka_options import kafka_options, without_secrets
+from tasks.migrate import migrations, rendered
+from tasks.settings import Settings
+from tasks.sinks import build, check_all, memory
+from tasks.sinks.bigquery import REQUEST_BYTES_MAX, body_of, requests
+from tasks.sinks.dead_letter import producer_options
+from tasks.sinks.gcs import crc32c
+from tasks.sinks.per_process import PerProcess
+from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem
+
+
+@pytest.fixture(autouse=True)
+def empty_memory() -> Iterator[None]:
+    memory.reset()
+    yield
+    memory.reset()
+
+
+def row(number: int, json_bytes: bytes = b"{}") -> RowItem:
+    return RowItem("t", f"id-{number}", json_bytes, number)
+
+
+def test_every_sink_can_be_built_and_opens_nothing() -> None:
+    """The settings point nowhere, and nobody notices before the first write."""
+    settings = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
+
+    assert [build(name, settings).name for name in SINKS] == list(SINKS)
+    with pytest.raises(ValueError, match="nowhere"):
+        build("nowhere", settings)
+
+
+def test_memory_sinks_are_one_a_name_and_process() -> None:
+    """So that a test sees what an eager task wrote."""
+    settings = Settings(sink_kind="memory")
+
+    assert build("gcs", settings) is build("gcs", settings) is memory.sink("gcs")
+    assert [checked.ok for checked in check_all(settings)] == [True] * len(SINKS)
+
+
+def test_memory_sinks_keep_one_copy_of_what_has_an_identity() -> None:
+    items: list[Item] = [
+        BlobItem("a", b"1", 0),
+        row(1),
+        MetricItem("c", "m", 1, ()),
+        DeadLetterItem(None, b"v", (), 0),
+    ]
+    sink = memory.sink("gcs")
+
+    sink.write(items, "token", 1)
+    sink.write(items, "token", 1)
+
+    assert sink.counts() == {"objects": 1, "rows of t": 1, "metrics": 2, "dead letters": 2}
+    assert (sink.row_writes, sink.calls) == (2, [("token", 4), ("token", 4)])
+
+
+def test_scripted_failures_keep_what_they_say_they_keep() -> None:
+    """Partial success, then none, then all."""
+    sink = memory.sink("clickhouse")
+    sink.fail(
+        TransientSinkError("part", failed=(1,)),
+        PermanentSinkError("all", failed=((0, "bad"),), all_refused=True),
+        None,
+    )
+
+    kept = []
+    for _ in range(3):
+        with contextlib.suppress(TransientSinkError, PermanentSinkError):
+            sink.write([row(1), row(2)], "token", 1)
+        kept.append(sink.row_writes)
+
+    assert kept == [1, 1, 3]
+
+
+def test_poison_rows_are_refused_each_time_named_or_not() -> None:
+    sink = memory.sink("bigquery")
+    sink.refuse(lambda item: "poison" if item == row(2) else None)
+    with pytest.raises(PermanentSinkError) as named:
+        sink.write([row(1), row(2)], "token", 1)
+    sink.refuse(lambda item: "poison" if item == row(2) else None, named=False)
+    with pytest.raises(PermanentSinkError) as unnamed:
+        sink.write([row(3), row(2)], "token", 1)
+
+    assert named.value.failed == ((1, "poison"),)
+    assert unnamed.value.failed is None
+    assert sink.counts() == {"rows of t": 1}
+
+
+def test_a_bigquery_body_is_json_made_of_the_rows_bytes() -> None:
+    """Views included, ids with quotes too."""
+    items = [row(1, b'{"a":1}'), RowItem("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
+
+    body = json.loads(body_of(items, [0, 1]))
+
+    assert body["rows"] == [
+        {"insertId": "id-1", "json": {"a": 1}},
+        {"insertId": 'quo"te', "json": {"b": [2]}},
+    ]
+    assert (body["skipInvalidRows"], body["ignoreUnknownValues"]) == (True, False)
+
+
+def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
+    """A row that is too large alone still goes, alone: the server says what is wrong with it."""
+    items = [row(n, b"x" * size) for n, size in enumerate([4_000_000, 4_000_000, 4_000_000, 12_000_000, 10])]
+
+    cut = list(requests(items, range(5)))
+
+    assert cut == [[0, 1], [2], [3], [4]]
+    assert len(body_of(items, [0, 1])) < REQUEST_BYTES_MAX
+
+
+def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
+    """Also past the size of a piece, and at its edges."""
+    for size in (0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20):
+        content = os.urandom(size)
+        assert crc32c(content) == crc32c(memoryview(content))
+
+
+def test_a_client_is_made_once_a_process_and_again_after_a_fork() -> None:
+    """The parent's client is neither used nor closed by the child."""
+    made: list[int] = []
+    holder = PerProcess(lambda: made.append(os.getpid()) or object())
+    first = holder.get()
+    assert holder.get() is first
+
+    child = os.fork()
+    if child == 0:
+        mine = holder.get() is not first and made == [os.getppid(), os.getpid()]
+        os._exit(0 if mine else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert holder.take() is first
+    assert holder.take() is None
+
+
+def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None:
+    settings = Settings(
+        kafka_brokers="a:1,b:2",
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_mechanism="SCRAM-SHA-512",
+        kafka_sasl_username="user",
+        kafka_sasl_password="hunter2",  # type: ignore[arg-type]
+        kafka_ssl_ca_file="/ca.pem",  # type: ignore[arg-type]
+        kafka_options={"client.id": "theirs", "sasl.oauthbearer.client.secret": "hunter3"},
+    )
+
+    options = kafka_options(settings)
+
+    assert options["bootstrap.servers"] == "a:1,b:2"
+    assert (options["security.protocol"], options["sasl.mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
+    assert (options["sasl.password"], options["ssl.ca.location"]) == ("hunter2", "/ca.pem")
+    assert options["client.id"] == "theirs"
+    assert "hunter" not in str(without_secrets(options))
+    assert "hunter" not in repr(settings.kafka_sasl_password)
+
+
+def test_nothing_is_said_about_sasl_without_it() -> None:
+    """librdkafka warns about properties that do nothing."""
+    assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
+
+
+def test_what_keeps_dead_letters_safe_cannot_be_overridden() -> None:
+    """Whatever an operator sets for all Kafka clients."""
+    settings = Settings(
+        kafka_options={"acks": "0", "enable.idempotence": "false", "statistics.interval.ms": "1000"}
+    )
+
+    options = producer_options(settings)
+
+    assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)
+    assert options["queue.buffering.max.kbytes"] * 1024 >= options["message.max.bytes"]
+
+
+def test_migrations_are_numbered_without_gaps_and_fit_one_node_and_a_cluster() -> None:
+    """Each statement can run again, and each table is replicated where a cluster is named."""
+    found = migrations()
+
+    assert [migration.version for migration in found] == list(range(1, len(found) + 1))
+    for statement in (statement for migration in found for statement in migration.statements):
+        alone, together = rendered(statement, ""), rendered(statement, "main")
+        assert "IF NOT EXISTS" in alone
+        assert not {"{", "}"} & set(alone + together)
+        assert "ON CLUSTER 'main'" in together
+        assert ("ENGINE = Replicated" in together) == ("ENGINE = " in alone)
