@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from scripted import Answer, answering
+from scripted import Answer, Asked, answering
 
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import clickhouse as migrate_clickhouse
@@ -294,3 +298,40 @@ def test_error_codes_are_the_servers(server: Any) -> None:
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
     assert {(int(number), name) for number, name in rows} == set(KIND_OF_CODE)
+
+
+def test_a_hanging_server_costs_the_deadline_and_no_more(migrated: Settings, clickhouse_url: str) -> None:
+    """It took the connection and says nothing: everything is listed, in time."""
+    never = threading.Event()
+    hanging = False
+
+    def relay(asked: Asked) -> Answer:
+        if hanging:
+            return Answer(delay=never)
+        request = urllib.request.Request(clickhouse_url + asked.path, asked.body or None, asked.headers)
+        with urllib.request.urlopen(request) as answer:
+            return Answer(answer.status, answer.read(), {"X-ClickHouse-Timezone": "UTC"})
+
+    with answering(relay) as (url, _):
+        sink = ClickHouseSink(migrated.model_copy(update={"clickhouse_url": url}))
+        sink.write([click(1)], "token-1", 10)
+        hanging = True
+        started = time.monotonic()
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([click(2), click(3)], "token-2", 0.5)
+        took_seconds = time.monotonic() - started
+        never.set()
+        sink.close()
+
+    assert failed.value.failed == (0, 1)
+    assert took_seconds < 3
+
+
+def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
+    """One client, several threads."""
+    batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: sink.write(batch, f"token-{batch[0].id}", 20), batches))
+
+    assert count(server, "replays") == 160
