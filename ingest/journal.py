@@ -1,0 +1,201 @@
+"""The life of each batch from its first message to its commit, as a view over events and commands.
+
+It decides nothing. Metrics take latencies from it, and each life ends as one line in the log.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core import record
+from ingest.core.model import Batch, OffsetRange, Stage, TopicPartition
+
+SETTLED_MAX = 4096  # batches that settled behind a parked one and still wait for their commit
+RECORDED_MAX = 256
+
+
+@dataclass(slots=True)
+class Journey:
+    """One batch. Times are monotonic seconds, None when that did not happen (yet)."""
+
+    batch_id: str
+    source: TopicPartition
+    epoch: int
+    offsets: OffsetRange
+    segments: int
+    rejects: int
+    size_bytes: int
+    cut_by: str
+    opened_at: float
+    cut_at: float
+    recorded_at: float | None = None
+    dispatched_at: float | None = None
+    stage: Stage | None = None
+    stage_started_at: float | None = None
+    blobs_at: float | None = None
+    rows_at: float | None = None
+    settled_at: float | None = None
+    committed_at: float | None = None
+    attempts: int = 0
+    failures: int = 0
+    failed_last: bool = False
+    outcome: str = ""
+    error: str = ""
+
+    def summary(self) -> dict[str, object]:
+        """Everything for a log line; each milestone in seconds since the cut. No payload is in it."""
+        line: dict[str, object] = {
+            "batch": self.batch_id,
+            "partition": self.source.partition,
+            "start": self.offsets.start,
+            "stop": self.offsets.stop,
+            "epoch": self.epoch,
+            "outcome": self.outcome,
+            "segments": self.segments,
+            "rejects": self.rejects,
+            "size_bytes": self.size_bytes,
+            "cut_by": self.cut_by,
+            "attempts": self.attempts,
+            "failures": self.failures,
+            "open_seconds": round(self.cut_at - self.opened_at, 4),
+        }
+        for milestone in ("recorded", "dispatched", "blobs", "rows", "settled", "committed"):
+            at = getattr(self, f"{milestone}_at")
+            if at is not None:
+                line[f"{milestone}_seconds"] = round(at - self.cut_at, 4)
+        if self.error:
+            line["error"] = self.error
+        return line
+
+
+@dataclass(slots=True)
+class _Partition:
+    """What is known of one partition's commits: the highest recorded end, over time, and who waits."""
+
+    recorded: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECORDED_MAX))
+    settled: deque[Journey] = field(default_factory=deque)
+
+
+class Journal:
+    """Follows every batch that was dispatched. Bounded: by what is in flight, and SETTLED_MAX a partition."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Journey] = {}
+        self._partitions: dict[TopicPartition, _Partition] = {}
+
+    def get(self, batch_id: str) -> Journey | None:
+        """The batch, while it is not settled."""
+        return self._open.get(batch_id)
+
+    def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Journey]:
+        """Takes one turn of the loop and returns the journeys that ended with it."""
+        ended: list[Journey] = []
+        match event:
+            case on.FlushSucceeded():
+                self._succeeded(event, now)
+            case on.FlushFailed():
+                journey = self._open.get(event.batch_id)
+                if journey is not None and journey.epoch == event.epoch:
+                    journey.failures += 1
+                    journey.failed_last, journey.error = True, event.error
+            case on.Committed():
+                ended += self._committed(event, now)
+            case on.BatchAbandoned():
+                journey = self._open.get(event.batch_id)
+                if journey is not None:
+                    journey.outcome, journey.error = "abandoned", event.reason
+            case on.PartitionsLost():
+                ended += self._gone(event.sources, "lost")
+            case on.OffsetOutOfRange():
+                ended += self._gone((event.source,), "lost")
+            case _:
+                pass
+        for command in commands:
+            match command:
+                case do.Dispatch():
+                    self._dispatched(command, now)
+                case do.Discard():
+                    ended += self._settled(command.batch, now)
+                case do.Release():
+                    ended += self._gone(command.sources, "released")
+                case _:
+                    pass
+        return ended
+
+    def _dispatched(self, command: do.Dispatch, now: float) -> None:
+        batch = command.batch
+        journey = self._open.get(batch.id)
+        if journey is None or journey.epoch != batch.epoch:
+            journey = self._open[batch.id] = _begin(batch)
+            journey.dispatched_at = now
+            partition = self._partitions.setdefault(batch.source, _Partition())
+            journey.recorded_at = next((at for stop, at in partition.recorded if stop >= batch.offsets.stop), None)
+        journey.attempts += 1
+        journey.failed_last = False
+        journey.stage, journey.stage_started_at = command.stage, now
+
+    def _succeeded(self, event: on.FlushSucceeded, now: float) -> None:
+        journey = self._open.get(event.batch_id)
+        if journey is None or journey.epoch != event.epoch:
+            return
+        if event.stage is Stage.BLOBS:
+            journey.blobs_at = now
+        else:
+            journey.rows_at = now
+
+    def _settled(self, batch: Batch, now: float) -> Iterable[Journey]:
+        journey = self._open.pop(batch.id, None)
+        if journey is None:
+            return
+        journey.settled_at = now
+        waiting = self._partitions.setdefault(batch.source, _Partition()).settled
+        if len(waiting) >= SETTLED_MAX:
+            yield waiting.popleft()
+        waiting.append(journey)
+
+    def _committed(self, event: on.Committed, now: float) -> Iterable[Journey]:
+        partition = self._partitions.setdefault(event.source, _Partition())
+        stops = record.decode(event.offset, event.record)
+        if stops:
+            partition.recorded.append((stops[-1], now))
+        still: deque[Journey] = deque()
+        for journey in partition.settled:
+            if journey.epoch == event.epoch and journey.offsets.stop <= event.offset:
+                journey.committed_at = now
+                journey.outcome = journey.outcome or "committed"
+                yield journey
+            else:
+                still.append(journey)
+        partition.settled = still
+
+    def _gone(self, sources: tuple[TopicPartition, ...], outcome: str) -> Iterable[Journey]:
+        """The partition left before these were committed: the next owner cuts them again."""
+        for batch_id in [key for key, journey in self._open.items() if journey.source in sources]:
+            yield _ended(self._open.pop(batch_id), outcome)
+        for source in sources:
+            for journey in self._partitions.pop(source, _Partition()).settled:
+                yield _ended(journey, outcome)
+
+
+def _begin(batch: Batch) -> Journey:
+    return Journey(
+        batch_id=batch.id,
+        source=batch.source,
+        epoch=batch.epoch,
+        offsets=batch.offsets,
+        segments=len(batch.segments),
+        rejects=len(batch.rejects),
+        size_bytes=batch.size_bytes,
+        cut_by=batch.cut_by.value,
+        opened_at=batch.opened_at,
+        cut_at=batch.cut_at,
+    )
+
+
+def _ended(journey: Journey, outcome: str) -> Journey:
+    journey.outcome = journey.outcome or outcome
+    return journey

@@ -1,0 +1,89 @@
+"""One moment of the reader, taken on the loop's own thread: what probes, metrics and operators look at.
+
+Other threads must not walk the pipeline's dictionaries while the loop changes them, so they get this copy.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ingest.core.pipeline import Phase, Pipeline
+
+
+class PartitionState(msgspec.Struct, frozen=True):
+    """One partition: next offset to take, committed offset (None: none yet), and the log's end (-1: unknown)."""
+
+    partition: int
+    position: int
+    committed: int | None
+    high: int = -1
+    lag_messages: int = 0
+    lag_seconds: float = 0.0
+
+
+class FlightState(msgspec.Struct, frozen=True):
+    """One batch that is cut and not settled. `age_seconds` since its cut, `phase_seconds` in its phase."""
+
+    batch_id: str
+    partition: int
+    phase: str
+    stage: str
+    attempt: int
+    failures: int
+    messages: int
+    size_bytes: int
+    age_seconds: float
+    phase_seconds: float
+    retry_seconds: float
+    error: str
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The whole reader. `now` is monotonic; `held_bytes` counts open and unsettled batches."""
+
+    now: float
+    partitions: tuple[PartitionState, ...] = ()
+    flights: tuple[FlightState, ...] = ()
+    held_bytes: int = 0
+    has_room: bool = True
+    paused: bool = False
+    stopping: bool = False
+    halted: str | None = None
+    reject_ratio: float = 0.0
+
+    def in_phase(self, phase: Phase) -> tuple[FlightState, ...]:
+        """The batches in one phase."""
+        return tuple(flight for flight in self.flights if flight.phase == phase.value)
+
+
+def take(pipeline: Pipeline, now: float) -> Snapshot:
+    """To be called by the loop's thread only."""
+    return Snapshot(
+        now=now,
+        partitions=tuple(
+            PartitionState(source.partition, *pipeline.position(source)) for source in pipeline.sources
+        ),
+        flights=tuple(
+            FlightState(
+                batch_id=flight.batch.id,
+                partition=flight.batch.source.partition,
+                phase=flight.phase.value,
+                stage=flight.stage.value,
+                attempt=flight.attempt,
+                failures=flight.failures,
+                messages=len(flight.batch.segments) + len(flight.batch.rejects),
+                size_bytes=flight.batch.size_bytes,
+                age_seconds=now - flight.batch.cut_at,
+                phase_seconds=now - flight.since,
+                retry_seconds=max(0.0, flight.until - now) if flight.phase is Phase.PARKED else 0.0,
+                error=flight.error[:500],
+            )
+            for flight in pipeline.in_flight
+        ),
+        held_bytes=pipeline.held_bytes,
+        has_room=pipeline.has_room,
+        paused=pipeline.paused,
+        stopping=pipeline.stopping_by is not None,
+        halted=pipeline.halted,
+        reject_ratio=pipeline.reject_ratio,
+    )

@@ -1,0 +1,83 @@
+"""Notices that the loop stands still, and says where: the stacks of all threads go to the log, once a standstill.
+
+Python's own stacks are taken with `sys._current_frames`; should even that be impossible (the interpreter is
+held by a C extension), SIGQUIT makes `faulthandler` write them without it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+import structlog
+
+LINES_MAX = 200
+log = structlog.get_logger(__name__)
+
+
+def stacks() -> dict[str, list[str]]:
+    """Every thread's name and its stack, innermost call last, as `file:line function`."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    out: dict[str, list[str]] = {}
+    for ident, frame in sys._current_frames().items():
+        calls = traceback.extract_stack(frame)[-LINES_MAX:]
+        name = f"{names.get(ident, 'unknown')}-{ident}"
+        out[name] = [f"{call.filename}:{call.lineno} {call.name}" for call in calls]
+    return out
+
+
+class StuckDetector:
+    """Watches a loop from a thread of its own.
+
+    `turned_seconds()` tells how long ago the loop went round. `on_stuck` is called once for every standstill of
+    more than `silent_seconds_max`, with the stacks. `signal_dumps=True` lets SIGQUIT dump the stacks at any time.
+    """
+
+    def __init__(
+        self,
+        turned_seconds: Callable[[], float],
+        silent_seconds_max: float,
+        on_stuck: Callable[[dict[str, list[str]]], None] = lambda stacks: None,
+        check_seconds: float = 1.0,
+    ) -> None:
+        self._turned_seconds = turned_seconds
+        self._silent_seconds_max = silent_seconds_max
+        self._on_stuck = on_stuck
+        self._check_seconds = min(check_seconds, silent_seconds_max / 4)
+        self._reported = False
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stuck-detector", daemon=True)
+
+    def start(self, *, signal_dumps: bool = False) -> None:
+        """Starts watching. Call from the main thread when `signal_dumps` is set."""
+        if signal_dumps:
+            faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._thread.join(timeout=2.0)
+
+    def check(self) -> bool:
+        """Looks once; True when the loop stands still."""
+        silent_seconds = self._turned_seconds()
+        if silent_seconds < self._silent_seconds_max:
+            if self._reported:
+                log.warning("loop_turns_again")
+            self._reported = False
+            return False
+        if not self._reported:
+            self._reported = True
+            found = stacks()
+            log.error("loop_stuck", silent_seconds=round(silent_seconds, 1), stacks=found)
+            self._on_stuck(found)
+        return True
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._check_seconds):
+            self.check()

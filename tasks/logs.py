@@ -1,0 +1,95 @@
+"""How both packages log: structured, JSON or for a person on a terminal, no payloads, no secrets.
+
+Every line goes through `redact`, also those of libraries that use the standard logging module.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import IO, Any
+
+import structlog
+from pydantic import SecretStr
+
+from tasks.settings import Settings
+
+HIDDEN = "***"
+TEXT_CHARACTERS_MAX = 2000  # longer texts are cut: errors of servers may quote what they were sent
+_SECRET_NAME = re.compile(
+    r"(^|_|\.|-)(password|passwd|secret|dsn|authorization|credentials?|api_?key|access_token|private_key)($|_|\.|-)",
+    re.IGNORECASE,
+)
+_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/]+)@", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    r"(?P<name>(?:[\w.]*password|api_?key|access_token|secret)[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s\"',;&]+)",
+    re.IGNORECASE,
+)
+
+
+def redact(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: hides secrets by name and by shape, and replaces bytes by their number."""
+    for key, value in line.items():
+        line[key] = HIDDEN if _SECRET_NAME.search(key) and value else clean(value)
+    return line
+
+
+def clean(value: Any) -> Any:
+    """A value as it may be shown: no secret, no payload, no endless text."""
+    if isinstance(value, SecretStr):
+        return HIDDEN
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, str):
+        text = _ASSIGNED.sub(rf"\g<name>{HIDDEN}", _URL_PASSWORD.sub(rf"\g<scheme>:{HIDDEN}@", value))
+        return text if len(text) <= TEXT_CHARACTERS_MAX else text[:TEXT_CHARACTERS_MAX] + "…"
+    if isinstance(value, Mapping):
+        return {key: HIDDEN if _SECRET_NAME.search(str(key)) else clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [clean(item) for item in value]
+    return value
+
+
+def configure(settings: Settings, stream: IO[str] | None = None) -> None:
+    """Sets both structlog and the standard logging up, once a process. Lines go to standard error."""
+    stream = stream or sys.stderr
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    common: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *common,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    renderer: Any = (
+        structlog.processors.JSONRenderer(default=str)
+        if as_json
+        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *common],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for noisy in ("google", "urllib3", "clickhouse_connect", "kombu", "amqp", "datadog"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
