@@ -149,7 +149,10 @@ class Settings(BaseSettings):
     )
     blobs_per_task: int = Field(64, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
     task_starts_max: int = Field(
-        4, ge=1, le=100, description="Starts of one flush task that end without a word; then it fails: it kills workers."
+        4,
+        ge=1,
+        le=100,
+        description="Starts of one flush task that end without a word; then it fails: it kills workers.",
     )
     worker_processes: int = Field(
         0, ge=0, le=256, description="Processes of a flush worker; 0: one a core, at least 4 (they mostly wait)."

@@ -1,0 +1,192 @@
+"""A circuit breaker a sink, shared by the whole fleet through Redis.
+
+    closed ──▶ open        more than half of the window's calls failed, and at least `breaker_failures_min`
+    open ──▶ half-open     the cool-down is over: one call, the probe, is let through (it holds a lease)
+    half-open ──▶ closed   the probe worked
+    half-open ──▶ open     it did not: the cool-down doubles, up to `breaker_cool_seconds_max`
+
+Whoever finds it open puts its task off instead of calling a sink that hangs, so no worker process is kept busy.
+The breaker judges the sink, not the items: a refused row is an answer of a healthy sink. If Redis does not
+answer, the breaker lets everything through: it saves work, nothing depends on it.
+The clock is Redis' own. Key: `{prefix}:breaker:{sink}`, a hash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_NOW = """
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local key = KEYS[1]
+local function field(name) return tonumber(redis.call('HGET', key, name) or '0') end
+local function keep(...)
+  redis.call('HSET', key, ...)
+  redis.call('EXPIRE', key, 3600)
+end
+"""
+
+# ARGV: lease of a probe. Returns {kind, seconds to wait}: "closed", "probe" or "open".
+_ASK = (
+    "#!lua flags=allow-oom\n"
+    + _NOW
+    + """
+local opened_until = field('opened_until')
+if opened_until == 0 then return {'closed', '0'} end
+if now < opened_until then return {'open', tostring(opened_until - now)} end
+local probe_until = field('probe_until')
+if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool')))} end
+keep('probe_until', tostring(now + tonumber(ARGV[1])))
+return {'probe', '0'}
+"""
+)
+
+# ARGV: permit ("closed" or "probe"), "1" if it worked, window, failures_min, cool, cool_max. Returns the state.
+_TELL = (
+    "#!lua flags=allow-oom\n"
+    + _NOW
+    + """
+local permit, worked = ARGV[1], ARGV[2] == '1'
+local window, failures_min = tonumber(ARGV[3]), tonumber(ARGV[4])
+local cool, cool_max = tonumber(ARGV[5]), tonumber(ARGV[6])
+local opened_until = field('opened_until')
+if permit == 'probe' then
+  if opened_until == 0 then return 'closed' end
+  if worked then
+    redis.call('DEL', key)
+    return 'closed'
+  end
+  local longer = math.min(field('cool') * 2, cool_max)
+  keep('cool', tostring(longer), 'opened_until', tostring(now + longer), 'probe_until', '0')
+  return 'open'
+end
+if opened_until > 0 then return 'open' end
+if now - field('window_start') > window then
+  if worked then
+    redis.call('DEL', key)
+    return 'closed'
+  end
+  keep('window_start', tostring(now), 'worked', '0', 'failed', '0')
+elseif worked and field('failed') == 0 then
+  return 'closed'
+end
+redis.call('HINCRBY', key, worked and 'worked' or 'failed', 1)
+local failed = field('failed')
+if failed >= failures_min and failed > field('worked') then
+  keep('cool', tostring(cool), 'opened_until', tostring(now + cool), 'opened_at', tostring(now))
+  return 'open'
+end
+return 'closed'
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """`kind` is "closed", "probe" or "open"; an open one asks to come back in `wait_seconds`."""
+
+    kind: str
+    wait_seconds: float = 0.0
+
+    @property
+    def granted(self) -> bool:
+        return self.kind != "open"
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    """What an operator sees. `state`: closed, open or half_open. `failures`: in the current window.
+
+    `cool_seconds`: until the next probe; 0 when closed. `open_seconds`: how long it has not been closed.
+    """
+
+    sink: str
+    state: str
+    failures: int
+    cool_seconds: float
+    open_seconds: float
+
+
+class Breaker:
+    """Asked before a call to a sink, told after it. Never raises for Redis."""
+
+    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+        self._settings = settings
+        self._ask = client.register_script(_ASK)
+        self._tell = client.register_script(_TELL)
+
+    def ask(self, sink: str) -> Permit:
+        """Whether this sink may be called now."""
+        # A probe that never reports (its worker died) may be followed by another one after this.
+        lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
+        try:
+            kind, wait_seconds = self._ask(keys=[self._key(sink)], args=[lease_seconds])
+        except RedisError as error:
+            log.warning("breaker of %s cannot be asked, letting the call through: %s", sink, error)
+            return Permit("closed")
+        return Permit(_text(kind), float(wait_seconds))
+
+    def tell(self, sink: str, permit: Permit, *, worked: bool) -> None:
+        """How the call ended. `worked`: the sink answered, whatever it thought of the items."""
+        s = self._settings
+        args: list[Any] = [
+            permit.kind,
+            "1" if worked else "0",
+            s.breaker_window_seconds,
+            s.breaker_failures_min,
+            s.breaker_cool_seconds,
+            s.breaker_cool_seconds_max,
+        ]
+        try:
+            state = _text(self._tell(keys=[self._key(sink)], args=args))
+        except RedisError as error:
+            log.warning("breaker of %s cannot be told: %s", sink, error)
+            return
+        if state == "open":
+            log.warning("breaker of %s is open", sink)
+        elif permit.kind == "probe":
+            log.warning("breaker of %s is closed again", sink)
+
+    def _key(self, sink: str) -> str:
+        return _key(self._settings.key_prefix, sink)
+
+
+def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[str]) -> dict[str, BreakerState]:
+    """The breakers of these sinks, one round trip. Raises redis.exceptions.RedisError."""
+    sinks = list(sinks)
+    pipe: Any = client.pipeline(transaction=False)
+    pipe.time()
+    for sink in sinks:
+        pipe.hgetall(_key(prefix, sink))
+    (seconds, micros), *hashes = pipe.execute()
+    return {sink: _state(sink, found, seconds + micros / 1e6) for sink, found in zip(sinks, hashes, strict=True)}
+
+
+def _state(sink: str, found: dict[bytes, bytes], now: float) -> BreakerState:
+    def number(name: str) -> float:
+        return float(found.get(name.encode(), b"0"))
+
+    opened_until = number("opened_until")
+    failures = int(number("failed"))
+    if not opened_until:
+        return BreakerState(sink, "closed", failures, 0.0, 0.0)
+    state = "open" if now < opened_until else "half_open"
+    return BreakerState(sink, state, failures, max(0.0, opened_until - now), now - number("opened_at"))
+
+
+def _key(prefix: str, sink: str) -> str:
+    return f"{prefix}:breaker:{sink}"
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

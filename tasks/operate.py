@@ -1,0 +1,1 @@
+"""What an operator runs from Flower or the command line, with a batch id."""

@@ -1,0 +1,30 @@
+"""A result backend that counts chords and keeps no results.
+
+Celery's Redis backend remembers every chord that it publishes (four results and four subscriptions each) until
+somebody asks for its outcome, which nobody here ever does: completions travel on the reader's stream. Kept, they
+would grow without bound, and would turn an outage of Redis into an error that only a restart cures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.backends.redis import RedisBackend
+
+
+class PublishOnlyBackend(RedisBackend):
+    """Redis for chord counters; nothing is subscribed to and nothing is waited for."""
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """No subscription."""
+
+    def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
+        """Not remembered."""
+        return result
+
+    def add_pending_results(self, results: Any, weak: bool = False) -> None:
+        """Not remembered."""
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """There is none."""
+        return result
