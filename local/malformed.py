@@ -6,6 +6,7 @@ The reasons are the stable names of `ingest.core.parse.REASONS`; a test keeps bo
 from __future__ import annotations
 
 import gzip
+import hashlib
 import random
 import zlib
 from collections.abc import Callable
@@ -89,8 +90,7 @@ MAKERS: tuple[tuple[str, str, Maker], ...] = (
 def malformed(rng: random.Random, number: int, at: int) -> Message:
     """The `number`th malformed message; numbers go round through all makers."""
     flaw, reason, make = MAKERS[number % len(MAKERS)]
-    value = make(rng)
-    return Message(value, Entry(kind="reject", reason=reason, flaw=flaw, at=at, value_bytes=len(value)))
+    return _message(make(rng), reason, flaw, at)
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
@@ -99,5 +99,10 @@ def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))
     value = _payload(GOOD_HEAD, body + packer.flush())(rng)
-    entry = Entry(kind="reject", reason="body_too_large", flaw="zip bomb", value_bytes=len(value))
+    return _message(value, "body_too_large", "zip bomb", 0)
+
+
+def _message(value: bytes, reason: str, flaw: str, at: int) -> Message:
+    digest = hashlib.sha256(value).hexdigest()
+    entry = Entry(kind="reject", reason=reason, flaw=flaw, at=at, blob_sha256=digest, value_bytes=len(value))
     return Message(value, entry)

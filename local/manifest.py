@@ -42,7 +42,8 @@ class Entry(msgspec.Struct, omit_defaults=True):
     """One message.
 
     blob, blob_sha256: the object's name and digest; with `blob_exact` of its stored bytes, otherwise of what
-    they inflate to (the pipeline compresses those itself). blob_bytes: inflated size.
+    they inflate to (the pipeline compresses those itself). Of a reject, the digest of the message's own bytes.
+    blob_bytes: inflated size.
     clicks: what each click-like event of this message says, in order, those past the limit left out.
     taps: event hashes. seen: how often each kind of thing occurs (DOMAIN names of categories, plus
     `dead`, `rage` and the like). sums: totals of sizes in bytes. flaw: what is wrong with it on purpose.

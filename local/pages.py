@@ -403,8 +403,10 @@ def _stylesheet(rng: random.Random, rules: int) -> str:
 
 
 def _icon_path(rng: random.Random) -> str:
-    points = " ".join(
-        f"{rng.choice('lLcq')}{rng.uniform(-12, 12):.2f} {rng.uniform(-12, 12):.2f}"
-        for _ in range(rng.randint(6, 14))
-    )
+    strokes = {"l": 2, "L": 2, "q": 4, "c": 6}  # how many coordinates each takes
+    points = ""
+    for _ in range(rng.randint(4, 9)):
+        stroke = rng.choice(tuple(strokes))
+        low, high = (1, 23) if stroke.isupper() else (-8, 8)
+        points += stroke + " ".join(f"{rng.uniform(low, high):.2f}" for _ in range(strokes[stroke]))
     return f"M12 12{points}z"

@@ -1,0 +1,89 @@
+"""The demo, as a person starts it, on a small load: everything that goes in comes out, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local.processes import group_is_alive, wait_until
+
+SECONDS_MAX = 170
+# Several batches a partition even in a small load, so that a kill hits some of them in flight.
+SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
+
+
+def start(*arguments: str, directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "local.demo", *arguments, "--profile", "small", "--directory", str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **SMALL_BATCHES},
+    )
+
+
+def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
+    """Exit code and the JSON of one run."""
+    process = start(*arguments, "--json", directory=directory)
+    output, _ = process.communicate(timeout=SECONDS_MAX)
+    assert output.startswith("{"), output
+    return process.returncode, json.loads(output)
+
+
+def explain(outcome: dict[str, Any]) -> str:
+    """What did not hold, for a failing test."""
+    checks = (outcome["reconciliation"] or {}).get("checks", ())
+    return "\n".join([outcome["error"], *(str(check) for check in checks if not check["ok"])])
+
+
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_everything_that_goes_in_comes_out_once(tmp_path: Path):
+    """Objects, rows, facts, metrics, dead letters, offsets; the reader ends with 0."""
+    code, outcome = demo("300", directory=tmp_path)
+
+    assert code == 0, explain(outcome)
+    assert outcome["ok"]
+    assert outcome["reader_exit"] == 0
+    names = {check["name"] for check in outcome["reconciliation"]["checks"]}
+    assert {"GCS objects", "ClickHouse clicks", "BigQuery facts", "dead letters", "committed offsets"} <= names
+
+
+@pytest.mark.parametrize("victim", ["worker", "reader", "redis"])
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_nothing_is_lost_when_a_part_is_killed_in_the_middle(tmp_path: Path, victim: str):
+    """SIGKILL, then a new one: the reconciliation still holds. Redis comes back empty."""
+    code, outcome = demo("600", "--kill", victim, directory=tmp_path)
+
+    assert outcome["killed"] == victim
+    assert code == 0, explain(outcome)
+
+
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
+    """kill -9 of the demo itself: its warden ends every child."""
+    process = start("2000", directory=tmp_path)
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("Flower "))
+    children = pids_below(process.pid)
+
+    process.send_signal(signal.SIGKILL)
+    process.stdout.close()
+    process.wait(10)
+
+    assert "password" in line
+    assert len(children) >= 8
+    wait_until(lambda: not any(group_is_alive(pid) for pid in children), 20, "the demo's children to end")
+
+
+def pids_below(parent: int) -> set[int]:
+    """The direct children of a process, read from the system."""
+    listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    pairs = [line.split() for line in listed.stdout.splitlines()]
+    return {int(pid) for pid, ppid in pairs if int(ppid) == parent}
