@@ -60,13 +60,18 @@ class DeadLetterSink:
         except (KafkaException, BufferError, ValueError) as error:
             trouble = self._sorted(error, items)
             outcome.note(trouble, [place for place in range(len(items)) if place not in reports])
+        refused: list[int] = []
         for position in range(len(items)):
+            report = reports.get(position)
             if position not in reports:
                 outcome.note(Trouble(Kind.TRANSIENT, "not acknowledged within the deadline"), [position])
-                continue
-            report = reports[position]
-            if report is not None:
-                outcome.note(self._sorted(KafkaException(report), [items[position]]), [position])
+            elif report is not None and report.name() in TOO_LARGE:
+                refused.append(position)
+            elif report is not None:
+                outcome.note(self._sorted(KafkaException(report), items), [position])
+        if refused:
+            # Records travel in one batch and are refused with it: the largest is the one to make room for.
+            outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
         outcome.raise_if_any()
 
     def _produce(
@@ -95,15 +100,17 @@ class DeadLetterSink:
         code = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(code, KafkaError):
             if code.name() in TOO_LARGE:
-                size = max(_size_bytes(item) for item in items)
-                return Trouble(
-                    Kind.CONFIGURATION,
-                    f"topic {self._topic} refuses a record of {size} bytes "
-                    f"(offset {items[0].offset} of its source): raise its max.message.bytes above that",
-                )
+                return self._too_large(max(items, key=_size_bytes))
             if code.fatal():
                 self._producer.take()  # such a producer never works again; the next write makes another
         return Trouble(trouble.kind, f"topic {self._topic}: {trouble.message}")
+
+    def _too_large(self, item: DeadLetterItem) -> Trouble:
+        return Trouble(
+            Kind.CONFIGURATION,
+            f"topic {self._topic} refuses a record of {_size_bytes(item)} bytes "
+            f"(offset {item.offset} of its source): raise its max.message.bytes above that",
+        )
 
     def check(self) -> str:
         """Sees the topic, and that it takes what the source topic takes (where the broker tells)."""

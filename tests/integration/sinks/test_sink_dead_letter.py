@@ -7,12 +7,21 @@ from collections.abc import Callable
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
+from local.java_kafka import JavaKafka
 from local.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import kafka as migrate_kafka
 from tasks.settings import MiB, Settings
-from tasks.sinks.dead_letter import DeadLetterSink
+from tasks.sinks.dead_letter import DeadLetterSink, max_message_bytes
 from tasks.wire import DeadLetterItem
 
 Record = tuple[bytes | None, bytes, list[tuple[str, bytes | None]]]
@@ -149,4 +158,51 @@ def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: 
     assert told == done == [f"create topic {found.dlq_topic}", f"create topic {found.kafka_topic}"]
     assert [line for line in again if not line.startswith("=")] == []
     assert found.dlq_topic in sink.check()
+    sink.close()
+
+
+@pytest.mark.kafka
+def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
+    settings: Callable[..., Settings], apache_kafka: JavaKafka
+) -> None:
+    """The broker refuses the records; once a person raised the limit, the same write works."""
+    found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
+    admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
+    small = NewTopic(found.dlq_topic, num_partitions=1, config={"max.message.bytes": "10000"})
+    source = NewTopic(found.kafka_topic, num_partitions=1, config={"max.message.bytes": "15000000"})
+    for future in admin.create_topics([small, source]).values():
+        future.result(20)
+    sink = DeadLetterSink(found)
+
+    with pytest.raises(PermanentSinkError, match=r"10000.*set it to 15065536"):
+        sink.check()
+    items = [letter(1), letter(2, os.urandom(20_000))]
+    with pytest.raises(
+        PermanentSinkError, match=r"record of 200\d\d bytes \(offset 2 .*max\.message\.bytes"
+    ) as refused:
+        sink.write(items, "token", 20)
+    larger = ConfigEntry("max.message.bytes", "15065536", incremental_operation=AlterConfigOpType.SET)
+    topic = ConfigResource(ResourceType.TOPIC, found.dlq_topic, incremental_configs=[larger])
+    admin.incremental_alter_configs([topic])[topic].result(20)
+    sink.write(items, "token", 20)
+
+    assert refused.value.configuration
+    assert [value for _, value, _ in records(found, 2)] == [item.value for item in items]
+    assert found.dlq_topic in sink.check()
+    sink.close()
+
+
+@pytest.mark.kafka
+def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings], apache_kafka: JavaKafka) -> None:
+    """The dead-letter topic takes the largest message of the source with its headers."""
+    found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
+
+    list(migrate_kafka(found, dry_run=False, topics=True))
+
+    admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
+    source, ours = (max_message_bytes(admin, name, 20) for name in (found.kafka_topic, found.dlq_topic))
+    assert (source, ours) == (15_000_000, 17 * MiB)
+    sink = DeadLetterSink(found)
+    assert found.dlq_topic in sink.check()
+    sink.write([letter(1, os.urandom(16 * MiB))], "token", 20)
     sink.close()
