@@ -28,8 +28,8 @@ from ingest.core.model import Batch, OffsetRange, Stage
 from ingest.encoding import Encoder
 from tasks import chord
 from tasks.settings import Settings
-from tasks.staging import RedisFull, Staging, connect, reference, shortened
-from tasks.wire import Completion, Manifest, reader_stream
+from tasks.staging import RedisFull, Staging, connect, shortened
+from tasks.wire import Completion, Manifest, reader_stream, reference
 
 log = structlog.get_logger(__name__)
 Command = do.Dispatch | do.Park | do.Discard

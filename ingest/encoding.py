@@ -6,6 +6,7 @@ done marks of an earlier attempt, or of an earlier owner, are found again.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,7 @@ class Encoder:
             entries.append(TaskEntry(name, len(items), len(data)))
         return Manifest(
             batch_id=batch.id,
-            digest=digest.hexdigest(),
+            digest=base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode(),
             topic=batch.source.topic,
             partition=batch.source.partition,
             start=batch.offsets.start,

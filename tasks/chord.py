@@ -5,7 +5,8 @@
     ...                    ─┘   chord_failed       one of them gave up
 
 The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that news of a batch never
-waits behind the work of others. Messages carry names only, the bytes are staged (DESIGN D3).
+waits behind the work of others. Messages carry names only, the bytes are staged (DESIGN D3). What the two need to
+know is the chord's name, which is the task id of `complete`; Celery hands it to `chord_failed` as its argument.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from celery import Celery, chord
 
 from celeryconfig import configuration
 from tasks import messages as messages
+from tasks import wire
 from tasks.settings import Settings
 
 TOKEN_BYTES = 6
@@ -24,7 +26,7 @@ TOKEN_BYTES = 6
 
 def new_token() -> str:
     """Names one chord. It goes into no row, no object and no deduplication token."""
-    return secrets.token_hex(TOKEN_BYTES)
+    return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def publisher(settings: Settings) -> Celery:
@@ -52,7 +54,7 @@ def start(app: Celery, batch: str, tasks: Sequence[str], stage: str, attempt: in
         )
         for number, name in enumerate(tasks)
     ]
-    about = {"batch": batch, "stage": stage, "attempt": attempt}
-    failed = app.signature("chord_failed", kwargs=about)
-    complete = app.signature("complete", kwargs=about, immutable=True, link_error=[failed])
-    chord(header, complete, app=app, task_id=token).apply_async(task_id=f"{token}-body")
+    failed = app.signature("chord_failed")
+    complete = app.signature("complete", immutable=True, link_error=[failed])
+    body_id = wire.chord_id(batch, stage, attempt, token)
+    chord(header, complete, app=app, task_id=token).apply_async(task_id=body_id)

@@ -28,8 +28,8 @@ from tasks.settings import Settings, load_as
 from tasks.sinks import build
 from tasks.sinks.base import Sink
 from tasks.sinks.per_process import PerProcess
-from tasks.staging import Begun, Progress, Staging, batch_id_of, connect
-from tasks.wire import Item, decode_items
+from tasks.staging import Begun, Progress, Staging, connect
+from tasks.wire import Item, batch_id_of, decode_items, parse_chord_id
 
 log = get_task_logger(__name__)
 DONE = "done"
@@ -79,15 +79,15 @@ def flush_dead_letter(self: Task[Any, Any], *, batch: str, task: str, until: int
 
 
 @app.task(name="complete", bind=True, ignore_result=True, acks_late=True)
-def complete(self: Task[Any, Any], *, batch: str, stage: str, attempt: int) -> str:
+def complete(self: Task[Any, Any]) -> str:
     """All tasks of the chord returned: tells the reader, if their marks say so too."""
-    return tell(str(self.request.id), batch, stage, attempt, failed=False)
+    return tell(str(self.request.id), failed=False)
 
 
 @app.task(name="chord_failed", bind=True, ignore_result=True, acks_late=True)
-def chord_failed(self: Task[Any, Any], body_id: str, *, batch: str, stage: str, attempt: int) -> str:
+def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
     """A task of the chord gave up, or Celery lost its answer: the marks say which."""
-    return tell(body_id, batch, stage, attempt, failed=True)
+    return tell(chord_id, failed=True)
 
 
 class Tools:
@@ -225,12 +225,12 @@ def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings)
     return min(wait_seconds, settings.task_visibility_seconds / 2)
 
 
-def tell(body_id: str, batch: str, stage: str, attempt: int, *, failed: bool) -> str:
+def tell(chord_id: str, *, failed: bool) -> str:
     """Tells the batch's reader how the stage stands; the marks decide, not who asks."""
-    token = body_id.rsplit("-", 1)[0]
-    completion = tools.get().staging.report(batch, stage, attempt, token, failed=failed)
+    chord = parse_chord_id(chord_id)
+    completion = tools.get().staging.report(chord, failed=failed)
     if completion is None:
-        log.warning("nobody waits for %s of %s any more", stage, batch_id_of(batch))
+        log.warning("nobody waits for %s of %s any more", chord.stage, batch_id_of(chord.batch))
         return "nobody waits"
     return completion.kind
 

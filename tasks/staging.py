@@ -26,7 +26,16 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.retry import Retry
 
 from tasks.settings import Settings
-from tasks.wire import MANIFEST, Completion, Manifest, batch_key, done_field, reader_stream
+from tasks.wire import (
+    MANIFEST,
+    ChordName,
+    Completion,
+    Manifest,
+    batch_key,
+    done_field,
+    reader_stream,
+    reference,
+)
 
 CONNECT_SECONDS_MAX = 3.0
 HEALTH_CHECK_SECONDS = 25
@@ -97,16 +106,6 @@ def connect(settings: Settings, *, retries: int = 1) -> Redis[bytes]:
         retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), retries),
         **options,
     )
-
-
-def reference(manifest: Manifest) -> str:
-    """How a task message names a staged batch: `<batch id>:<digest>`."""
-    return f"{manifest.batch_id}:{manifest.digest}"
-
-
-def batch_id_of(batch: str) -> str:
-    """The batch id in such a reference. Topic names hold no colon."""
-    return batch.rsplit(":", 1)[0]
 
 
 def shortened(text: str) -> str:
@@ -281,11 +280,12 @@ class Staging:
             raise StagingError(f"{batch} is not staged")
         return msgspec.json.decode(data, type=Manifest)
 
-    def report(self, batch: str, stage: str, attempt: int, token: str, *, failed: bool) -> Completion | None:
+    def report(self, chord: ChordName, *, failed: bool) -> Completion | None:
         """Tells the batch's reader how this stage stands, by its marks alone. None: there was nobody to tell.
 
         A failure that an older chord reports says nothing about the one that is out, so it stays here.
         """
+        batch, stage, attempt, token = chord
         key = self.key(batch)
         manifest_json, current = self.client.hmget(key, [MANIFEST, f"chord/{stage}"])
         if manifest_json is None:
@@ -330,8 +330,6 @@ __all__ = [
     "RedisFull",
     "Staging",
     "StagingError",
-    "batch_id_of",
     "connect",
-    "reference",
     "shortened",
 ]

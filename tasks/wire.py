@@ -14,7 +14,7 @@ This is the only module that both packages share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -129,6 +129,36 @@ def reader_stream(reader: str, prefix: str = "replays") -> str:
 def done_field(task_name: str) -> str:
     """The hash field that marks a task's write as durable."""
     return "done/" + task_name
+
+
+def reference(manifest: Manifest) -> str:
+    """How a task message names a staged batch: `<batch id>:<digest>`."""
+    return f"{manifest.batch_id}:{manifest.digest}"
+
+
+def batch_id_of(batch: str) -> str:
+    """The batch id in such a reference. Names of topics hold no colon."""
+    return batch.rsplit(":", 1)[0]
+
+
+class ChordName(NamedTuple):
+    """What the task id of a chord's body says: batch (a reference), stage, attempt, and the chord's token."""
+
+    batch: str
+    stage: str
+    attempt: int
+    token: str
+
+
+def chord_id(batch: str, stage: str, attempt: int, token: str) -> str:
+    """The name of one chord, and the task id of its body."""
+    return f"{batch}~{stage}~{attempt}~{token}"
+
+
+def parse_chord_id(text: str) -> ChordName:
+    """The parts again. Raises ValueError for another task's id."""
+    batch, stage, attempt, token = text.split("~")
+    return ChordName(batch, stage, int(attempt), token)
 
 
 _encoder = msgspec.msgpack.Encoder()
