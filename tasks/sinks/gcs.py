@@ -69,6 +69,7 @@ class _Uploader:
 
     def __init__(self, settings: Settings) -> None:
         self.client = client(settings)
+        self._fetch_token = Request()
         base = urlsplit(self.client._connection.API_BASE_URL)
         self._secure = base.scheme == "https"
         self._host = base.hostname or ""
@@ -86,7 +87,7 @@ class _Uploader:
         """The authorisation for the uploads of one write; fetches a token when the old one is about to end."""
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "replays-ingest"}
         url = self.client._connection.API_BASE_URL
-        self.client._credentials.before_request(Request(), "POST", url, headers)
+        self.client._credentials.before_request(self._fetch_token, "POST", url, headers)
         return headers
 
     def put(self, item: BlobItem, headers: dict[str, str], ends_at: float) -> Trouble | None:

@@ -1,0 +1,86 @@
+"""All that `replays-ingest migrate` does, on all servers at once, and checks of the sinks after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from local.clickhouse import ClickHouse
+from local.processes import Children
+from local.statsd import Statsd
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.migrate import migrate
+from tasks.settings import Settings
+from tasks.sinks import build, check_all
+from tasks.wire import RowItem
+
+
+@pytest.fixture
+def everything(
+    settings: Callable[..., Settings],
+    kafka_brokers: str,
+    gcs_endpoint: str,
+    clickhouse_url: str,
+    bigquery_endpoint: str,
+    statsd: Statsd,
+) -> Settings:
+    """Settings that point at every server; nothing is there yet."""
+    host, _, port = statsd.address.rpartition(":")
+    return settings(
+        kafka_brokers=kafka_brokers,
+        gcs_endpoint=gcs_endpoint,
+        clickhouse_url=clickhouse_url,
+        bigquery_endpoint=bigquery_endpoint,
+        datadog_host=host,
+        datadog_port=int(port),
+    )
+
+
+def test_after_migrating_every_check_is_content(everything: Settings) -> None:
+    """Before: all but DataDog lack something. A dry run mends nothing. A second run does nothing."""
+    before = {checked.name: checked.ok for checked in check_all(everything)}
+    told = list(migrate(everything, dry_run=True, topics=True))
+    still = {checked.name: checked.ok for checked in check_all(everything)}
+    done = list(migrate(everything, topics=True))
+    after = check_all(everything)
+    again = list(migrate(everything, topics=True))
+
+    assert before == still == {name: name == "datadog" for name in before}
+    assert [line.replace(": would ", ": ") for line in told] == done
+    assert all(checked.ok for checked in after), after
+    assert not [line for line in again if "create" in line or "apply" in line or "add to" in line]
+
+
+def test_sinks_that_are_off_are_left_alone(everything: Settings) -> None:
+    only = everything.model_copy(update={"sinks": ("clickhouse", "dead_letter")})
+
+    lines = list(migrate(only, dry_run=True))
+
+    assert {line.split(":")[0] for line in lines} == {"clickhouse", "dead_letter"}
+
+
+def test_a_server_that_is_away_ends_the_run_with_its_name(everything: Settings) -> None:
+    away = everything.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
+
+    with pytest.raises(TransientSinkError, match="clickhouse"):
+        list(migrate(away))
+
+
+def test_a_wrong_password_is_configuration(
+    settings: Callable[..., Settings], children: Children, tmp_path: Path
+) -> None:
+    """It is said so, without the password."""
+    server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
+    server.start()
+    wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")
+    right = settings(clickhouse_url=server.address, clickhouse_password="right-one")
+
+    with pytest.raises(PermanentSinkError) as refused:
+        build("clickhouse", wrong).write([RowItem("replays", "1", b"{}", 1)], "token", 10)
+    migrated = list(migrate(right.model_copy(update={"sinks": ("clickhouse",)})))
+
+    assert refused.value.configuration
+    assert "wrong-one" not in str(refused.value)
+    assert migrated
