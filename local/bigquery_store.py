@@ -616,7 +616,7 @@ def _name_columns(tree: exp.Select) -> None:
     """Columns without a name are called f0_, f1_ ... in the order in which they come."""
     nameless = 0
     for place, column in enumerate(tree.expressions):
-        if not column.alias_or_name and not column.is_star:
+        if not isinstance(column, exp.Column | exp.Alias | exp.Star | exp.Dot):
             tree.expressions[place].replace(exp.alias_(column.copy(), f"f{nameless}_", quoted=True))
             nameless += 1
 

@@ -57,9 +57,13 @@ def main() -> None:
     groups: set[int] = set()
     directories: set[str] = set()
     rest = b""
-    while os.getppid() == parent:
-        readable, _, _ = select.select([0], [], [], PARENT_CHECK_SECONDS)
+    while True:
+        orphaned = os.getppid() != parent
+        readable, _, _ = select.select([0], [], [], 0 if orphaned else PARENT_CHECK_SECONDS)
         if not readable:
+            # Only now: a parent that died before we were up has left its orders in the pipe.
+            if orphaned:
+                break
             continue
         data = os.read(0, 65536)
         if not data:

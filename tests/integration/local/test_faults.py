@@ -154,11 +154,14 @@ def test_an_http_fault_needs_a_proxy_that_reads_http(target: str):
 def test_bytes_of_any_protocol_pass():
     """TCP mode knows no protocol: a server that speaks first works."""
     listener = socket.create_server(("127.0.0.1", 0))
-    with listener, FaultProxy(f"127.0.0.1:{listener.getsockname()[1]}") as proxy:
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as near:
-            far, _ = listener.accept()
-            with far:
-                far.sendall(b"hello")
-                assert near.recv(16) == b"hello"
-                near.sendall(b"and back")
-                assert far.recv(16) == b"and back"
+    with (
+        listener,
+        FaultProxy(f"127.0.0.1:{listener.getsockname()[1]}") as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as near,
+    ):
+        far, _ = listener.accept()
+        with far:
+            far.sendall(b"hello")
+            assert near.recv(16) == b"hello"
+            near.sendall(b"and back")
+            assert far.recv(16) == b"and back"
