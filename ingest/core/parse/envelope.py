@@ -1,0 +1,68 @@
+"""The Kafka value: one msgpack map (the topic's schema in sentry-kafka-schemas, ingest-replay-recordings v1)."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import msgspec
+
+from ingest.core.parse.rules import Rejected
+
+_REPLAY_ID = re.compile(r"[0-9a-fA-F]{32}\Z")
+INT64_MAX = 2**63 - 1
+
+
+class Envelope(msgspec.Struct, gc=False):
+    """What Relay sends. The three byte fields are views on the Kafka value, not copies.
+
+    received: unix seconds, as Relay says, however absurd. Unknown keys are ignored.
+    """
+
+    type: Literal["replay_recording_not_chunked"]
+    replay_id: str
+    org_id: int
+    project_id: int
+    received: int
+    retention_days: int
+    payload: memoryview
+    key_id: int | None = None
+    replay_event: memoryview | None = None
+    replay_video: memoryview | None = None
+    version: int = 0
+    relay_snuba_publish_disabled: object = False
+
+
+class _Project(msgspec.Struct, gc=False):
+    project_id: int
+
+
+_decode = msgspec.msgpack.Decoder(Envelope).decode
+_decode_project = msgspec.msgpack.Decoder(_Project).decode
+
+
+def open_envelope(value: bytes) -> Envelope:
+    """The fields of one message. Raises Rejected: not_msgpack, schema."""
+    try:
+        envelope = _decode(value)
+    except msgspec.ValidationError as error:
+        raise Rejected("schema", str(error)) from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Rejected("not_msgpack", str(error)) from None
+    if not _REPLAY_ID.match(envelope.replay_id):
+        raise Rejected("schema", "replay_id is not 32 hexadecimal digits")
+    envelope.replay_id = envelope.replay_id.lower()
+    for name in ("org_id", "project_id", "received", "retention_days"):
+        if not 0 <= getattr(envelope, name) <= INT64_MAX:
+            raise Rejected("schema", f"{name} is out of range")
+    if envelope.retention_days > 65535:
+        raise Rejected("schema", "retention_days is out of range")
+    return envelope
+
+
+def project_of(value: bytes) -> int | None:
+    """The project of a message, for rules that come before parsing; None when it cannot be told."""
+    try:
+        return _decode_project(value).project_id
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
