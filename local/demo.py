@@ -333,7 +333,7 @@ class _Demo:
     # Hold to account
 
     def _reconcile(self, manifest: Path, kill: Victim | None) -> None:
-        expected = Expectation.of_manifest(manifest)
+        expected = Expectation.of_manifest(manifest, settings=self.settings)
         self.outcome.report = reconcile(
             self.settings,
             expected,

@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
+from zlib import crc32
 
+from ingest.settings import Settings
 from local.manifest import Entry, read_entries
 
 
@@ -43,38 +45,83 @@ class Flags(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """How often a metric was sent, and the sum of its values."""
+    """How often a metric was sent, and the sum of its values (None: not known beforehand)."""
 
     count: int
-    sum: float
+    sum: float | None
 
 
 Place = tuple[str, int, int]
 """topic, partition, offset"""
 
-# Facts of the analytics table by the kind of thing that the generator put in. Sampled ones are not here: which
-# segments keep them is the parser's coin, and `reconcile` only checks that they are no more than these.
-FACTS: dict[str, str] = {}
-SAMPLED: dict[str, str] = {}
+# Facts of the analytics table by the kind of thing that the generator put in.
+FACTS: dict[str, str] = {
+    "ui.click": "ui.click",
+    "ui.slowClickDetected:dead": "ui.deadClick",
+    "ui.slowClickDetected:rage": "ui.rageClick",
+    "ui.slowClickDetected:slow": "ui.slowClickDetected",
+    "negative_click": "negative-click-node-id",
+    "replay.hydrate-error": "hydration_error",
+    "span:navigation.navigate": "navigation.span",
+    "vital:largest-contentful-paint": "web-vital.largest-contentful-paint",
+    "vital:first-contentful-paint": "web-vital.first-contentful-paint",
+    "vital:cumulative-layout-shift": "web-vital.cumulative-layout-shift",
+    "vital:interaction-to-next-paint": "web-vital.interaction-to-next-paint",
+    "span:memory": "memory",
+    "span:resource.fetch": "resource.fetch",
+    "span:resource.xhr": "resource.xhr",
+    "span:resource.script": "resource.script",
+    "span:resource.img": "resource.img",
+    "video": "mobile_event",
+    **{
+        name: name
+        for name in (
+            "ui.tap",
+            "ui.blur",
+            "ui.focus",
+            "ui.scroll",
+            "ui.swipe",
+            "navigation",
+            "console",
+            "viewport",
+            "sentry.feedback",
+            "device.battery",
+            "device.orientation",
+            "device.connectivity",
+            "app.background",
+            "app.foreground",
+        )
+    },
+}
+# Kept for a share of the segments only, by one coin a segment.
+SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
+
+SIZES = "replays.usecases.ingest."
+VIDEO = "replays.recording_consumer.replay_video_"
+
+
+def coin(entry: Entry, salt: str, share: float) -> bool:
+    """The coin of docs/rows.md: CRC-32 of replay, segment and salt, below that share of its range."""
+    return crc32(f"{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 
 @dataclass(slots=True)
 class Expectation:
     """Everything that has to be there, by identity.
 
-    objects by name; clicks and taps by event_hash; replay_events, segments as (project, replay, segment);
-    outcomes: category by replay; facts, facts_max: rows of the analytics table by event_type, exact and at
-    most; letters by place; ends: log end by partition, as far as this expectation knows.
+    objects by name; clicks and taps by event_hash; segments as (project, replay, segment), with one row of the
+    replay event each; outcomes: category by replay; facts: rows of the analytics table by event_type; letters by
+    place; ends: log end by partition, as far as this expectation knows. The sampling rates are the parser's.
     """
 
+    sample_segment_rate: float = 1 / 500
+    sample_event_rate: float = 0.002
     objects: dict[str, Object] = field(default_factory=dict)
     clicks: dict[str, Flags] = field(default_factory=dict)
     taps: set[str] = field(default_factory=set)
-    replay_events: set[tuple[int, str, int]] = field(default_factory=set)
     segments: set[tuple[int, str, int]] = field(default_factory=set)
     outcomes: dict[str, str] = field(default_factory=dict)
     facts: Counter[str] = field(default_factory=Counter)
-    facts_max: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Total] = field(default_factory=dict)
     letters: dict[Place, Letter] = field(default_factory=dict)
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -82,9 +129,12 @@ class Expectation:
     size_bytes: int = 0
 
     @classmethod
-    def of_manifest(cls, *paths: Path) -> Self:
-        """The sum over these manifests. Raises ManifestError."""
+    def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
+        """The sum over these manifests, sampled as `settings` say. Raises ManifestError."""
         made = cls()
+        if settings is not None:
+            made.sample_segment_rate = settings.sample_segment_rate
+            made.sample_event_rate = settings.sample_event_rate
         for path in paths:
             made.add_all(read_entries(path))
         return made
@@ -113,17 +163,48 @@ class Expectation:
             old = self.clicks.get(click.event_hash, Flags(0, 0))
             self.clicks[click.event_hash] = max(old, Flags(click.dead, click.rage))
         self.taps.update(entry.taps)
-        if entry.seen.get("replay_event"):
-            self.replay_events.add(identity)
         if entry.segment_id == 0:
             self.outcomes[entry.replay_id] = "replay_video" if entry.kind == "video" else "replay"
         self._add_facts(entry)
 
     def _add_facts(self, entry: Entry) -> None:
+        if entry.flaw == "body_not_json":
+            return
+        self.facts["rrweb_event_count"] += 1
         for seen, fact in FACTS.items():
-            self.facts[fact] += entry.seen.get(seen, 0)
-        for seen, fact in SAMPLED.items():
-            self.facts_max[fact] += entry.seen.get(seen, 0)
+            if seen in entry.seen:
+                self.facts[fact] += entry.seen[seen]
+        if coin(entry, "segment", self.sample_segment_rate):
+            for seen, fact in SAMPLED_BY_SEGMENT.items():
+                if seen in entry.seen:
+                    self.facts[fact] += entry.seen[seen]
+        for fact, places in entry.coins.items():
+            kept = sum(coin(entry, f"{place}", self.sample_event_rate) for place in places)
+            if kept:
+                self.facts[fact] += kept
 
     def _add_metrics(self, entry: Entry) -> None:
-        del entry
+        seen, sums = entry.seen, entry.sums
+        # How far zlib gets with what the pipeline packs itself is not for us to know.
+        self._sum(SIZES + "size_compressed", 1, sums["stored"] if entry.blob_exact else None)
+        self._sum(SIZES + "size_uncompressed", 1, sums["raw"])
+        for side in ("request", "response"):
+            if f"{side}_size" in seen:
+                self._sum(f"{SIZES}{side}_body_size", seen[f"{side}_size"], sums[f"{side}_size"])
+        if entry.kind == "video":
+            self._sum(VIDEO + "count", 1, 1)
+            self._sum(VIDEO + "size", 1, sums["video"])
+            self._sum(VIDEO + "event_size", 1, sums["raw"])
+        for name, kind in (
+            ("replay.rage_click_detected", "ui.slowClickDetected:rage"),
+            ("replay.hydration_error_breadcrumb", "replay.hydrate-error"),
+        ):
+            if kind in seen:
+                self._sum(name, 1, seen[kind])
+        if not seen["replay_event"]:
+            self._sum("sentry.replays.consumer.recording.missing-replay-event", 1, 1)
+
+    def _sum(self, name: str, count: int, total: float | None) -> None:
+        old = self.metrics.get(name, Total(0, 0.0))
+        unknown = old.sum is None or total is None
+        self.metrics[name] = Total(old.count + count, None if unknown else (old.sum or 0.0) + (total or 0.0))

@@ -46,7 +46,8 @@ class Entry(msgspec.Struct, omit_defaults=True):
     blob_bytes: inflated size.
     clicks: what each click-like event of this message says, in order, those past the limit left out.
     taps: event hashes. seen: how often each kind of thing occurs (DOMAIN names of categories, plus
-    `dead`, `rage` and the like). sums: totals of sizes in bytes. flaw: what is wrong with it on purpose.
+    `dead`, `rage` and the like). sums: totals of sizes in bytes. coins: places in the segment of the events of
+    kinds that are sampled one by one. flaw: what is wrong with it on purpose.
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
     taps: tuple[str, ...] = ()
     seen: dict[str, int] = {}
     sums: dict[str, int] = {}
+    coins: dict[str, list[int]] = {}
 
 
 class ManifestError(ValueError):

@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -130,34 +130,44 @@ class _Pending:
     kind: str
 
 
+class _Note(NamedTuple):
+    """What has to be remembered of one event: the click that it tells of, and whether a coin decides on it."""
+
+    click: Click | None = None
+    coin: str = ""
+
+
+NOTHING = _Note()
+
+
 @dataclass(slots=True)
 class _Segment:
     """One segment while it is made."""
 
     number: int
     start_ms: int
-    events: list[tuple[int, tuple[Piece, ...], Click | None]] = field(default_factory=list)
+    events: list[tuple[int, tuple[Piece, ...], _Note]] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
     taps: list[str] = field(default_factory=list)
     custom: int = 0
 
-    def put(self, ms: int, event: Any, kind: str, click: Click | None = None) -> None:
+    def put(self, ms: int, event: Any, kind: str, note: _Note = NOTHING) -> None:
         """One event, and the kind of thing that it is."""
-        self.events.append((ms, (to_json(event),), click))
+        self.events.append((ms, (to_json(event),), note))
         self.seen[kind] += 1
 
     def put_part(self, ms: int, rrweb_type: int, data: Part, kind: str) -> None:
         """One event whose `data` is shared by many segments."""
         head = b'{"type":%d,"data":' % rrweb_type
-        self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), None))
+        self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), NOTHING))
         self.seen[kind] += 1
 
     def body(self) -> list[Piece]:
         """The JSON array, in the order of time, with the fresh bytes between two parts in one piece."""
         pieces: list[Piece] = []
         fresh = [b"["]
-        for number, (_, event, _click) in enumerate(self.events):
+        for number, (_, event, _note) in enumerate(self.events):
             if number:
                 fresh.append(b",")
             for piece in event:
@@ -335,7 +345,7 @@ class Session:
             segment.put(ms + number - 2, {"type": 3, "data": data, "timestamp": ms + number - 2}, "mouse_button")
         click = Click(event_hash(self.replay_id, ms // 1000, target.id), target.id, 0, 0)
         told: Event = {"nodeId": target.id, "node": self._node(target)}
-        self._breadcrumb(segment, ms, "ui.click", {"message": target.selector, "data": told}, click=click)
+        self._breadcrumb(segment, ms, "ui.click", {"message": target.selector, "data": told}, note=_Note(click))
         return click
 
     def _slow_click(self, segment: _Segment, kind: str) -> None:
@@ -357,7 +367,11 @@ class Session:
                 "url": self.page.url,
             }
             self._breadcrumb(
-                segment, at + 140 * count, "ui.multiClick", {"message": target.selector, "data": repeated}
+                segment,
+                at + 140 * count,
+                "ui.multiClick",
+                {"message": target.selector, "data": repeated},
+                note=_Note(coin="multi_click"),
             )
         waited = rng.randint(DEAD_CLICK_MS, DEAD_CLICK_MS + 600)
         reason = "timeout"
@@ -393,18 +407,18 @@ class Session:
                 report.due_ms,
                 {**report.event, "timestamp": report.due_ms},
                 f"ui.slowClickDetected:{report.kind}",
-                report.click,
+                _Note(report.click, "rage_click" if report.kind == "rage" else ""),
             )
             segment.custom += 1
 
     # Spans and breadcrumbs
 
     def _breadcrumb(
-        self, segment: _Segment, ms: int, category: str, payload: Event, kind: str = "", click: Click | None = None
+        self, segment: _Segment, ms: int, category: str, payload: Event, kind: str = "", note: _Note = NOTHING
     ) -> None:
         whole = {"timestamp": ms / 1000, "type": "default", "category": category, **payload}
         event = {"type": 5, "timestamp": ms, "data": {"tag": "breadcrumb", "payload": whole}}
-        segment.put(ms, event, kind or category, click)
+        segment.put(ms, event, kind or category, note)
         segment.custom += 1
 
     def _span(
@@ -508,7 +522,7 @@ class Session:
         if rng.random() < mix.broken_body:
             raw = b"[{]"
             pieces = [raw]
-            entry = Entry(**{**self._entry_base(segment, "segment"), "flaw": "body_not_json"})
+            entry = Entry(**self._entry_base(segment, "segment"), flaw="body_not_json", seen={}, sums={})
         if rng.random() < mix.raw_body:
             body = raw
             entry.blob_sha256, entry.blob_exact = hashlib.sha256(raw).hexdigest(), False
@@ -518,6 +532,8 @@ class Session:
                 body += b"\x00\x00"
             entry.blob_sha256 = hashlib.sha256(body).hexdigest()
         entry.blob_bytes = len(raw)
+        entry.sums["raw"] = len(raw)
+        entry.sums["stored"] = len(body) if entry.blob_exact else 0
         return self._envelope(segment, entry, body, None)
 
     def _video_message(self, segment: _Segment) -> Message:
@@ -531,8 +547,7 @@ class Session:
         packed = b"\x01" + len(video).to_bytes(4, "big") + video + raw
         entry.blob_sha256, entry.blob_exact = hashlib.sha256(packed).hexdigest(), False
         entry.blob_bytes = len(packed)
-        segment.sums["video"] = len(video)
-        entry.sums = dict(segment.sums)
+        entry.sums = {**segment.sums, "video": len(video), "raw": len(raw)}
         return self._envelope(segment, entry, deflated([raw]), video)
 
     def _use_phone(self, segment: _Segment, video_bytes: int) -> None:
@@ -589,7 +604,11 @@ class Session:
         }
 
     def _entry(self, segment: _Segment, kind: str, raw: bytes) -> Entry:
-        clicks = [click for _, _, click in segment.events if click is not None]
+        clicks = [note.click for _, _, note in segment.events if note.click is not None]
+        coins: dict[str, list[int]] = {}
+        for index, (_, _, note) in enumerate(segment.events):
+            if note.coin:
+                coins.setdefault(note.coin, []).append(index)
         segment.seen["rrweb"] = len(segment.events)
         segment.seen["custom"] = segment.custom
         return Entry(
@@ -598,6 +617,7 @@ class Session:
             taps=tuple(segment.taps),
             seen=dict(segment.seen),
             sums=dict(segment.sums),
+            coins=coins,
         )
 
     def _envelope(self, segment: _Segment, entry: Entry, body: bytes, video: bytes | None) -> Message:
@@ -680,7 +700,7 @@ class Session:
         return to_json(document), ""
 
 
-def _time(event: tuple[int, tuple[Piece, ...], Click | None]) -> int:
+def _time(event: tuple[int, tuple[Piece, ...], _Note]) -> int:
     return event[0]
 
 

@@ -1,0 +1,114 @@
+"""The generator's notes and the parser agree: two independent readings of the same messages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections import Counter
+
+from ingest.core.model import Message, Reject, Segment, TopicPartition
+from ingest.core.parse import REASONS, ParseRules, parse
+from local.expectation import Expectation, Flags, Total
+from local.load import PROFILES, stream
+from local.malformed import MAKERS
+from local.manifest import Entry
+
+START = 1_790_000_000
+SOURCE = TopicPartition("t", 0)
+# A high rate, so that coins fall on both sides.
+RULES = ParseRules(sample_segment_rate=0.3, sample_event_rate=0.3)
+
+
+def load(count: int = 400, profile: str = "small") -> tuple[Expectation, list[tuple[Entry, Segment | Reject]]]:
+    """What should come out, and what the parser makes of each message."""
+    expected = Expectation(sample_segment_rate=0.3, sample_event_rate=0.3)
+    parsed = []
+    for offset, made in enumerate(stream(PROFILES[profile], count, 4, START)):
+        made.entry.topic, made.entry.partition, made.entry.offset = SOURCE.topic, 0, offset
+        expected.add(made.entry)
+        timestamp_ms = (START + 60) * 1000
+        parsed.append(
+            (made.entry, parse(Message(SOURCE, 1, offset, made.value, timestamp_ms=timestamp_ms), RULES))
+        )
+    return expected, parsed
+
+
+def test_every_message_is_parsed_or_rejected_as_the_generator_says():
+    """Kinds and reasons agree, one by one, in both profiles."""
+    for profile, count in (("small", 400), ("demo", 150)):
+        for entry, outcome in load(count, profile)[1]:
+            if entry.kind == "reject":
+                assert isinstance(outcome, Reject), entry.flaw
+                assert outcome.reason == entry.reason, entry.flaw
+            else:
+                assert isinstance(outcome, Segment), (entry.flaw, outcome)
+                assert outcome.blobs[0].name == entry.blob
+
+
+def test_every_reason_that_a_body_can_have_is_made():
+    """The generator knows a message for each reject reason but those that need megabytes or a crash."""
+    made = {reason for _, reason, _ in MAKERS}
+
+    assert made == set(REASONS) - {"message_too_large", "body_too_large", "parser_failed"}
+
+
+def test_objects_hold_the_bytes_that_the_manifest_names():
+    """As received, or packed by the parser and then compared inflated."""
+    expected, parsed = load()
+    for _, outcome in parsed:
+        if isinstance(outcome, Segment):
+            blob = outcome.blobs[0]
+            wanted = expected.objects[blob.name]
+            content = bytes(blob.content)
+            content = content if wanted.exact else zlib.decompress(content)
+            assert hashlib.sha256(content).hexdigest() == wanted.sha256
+
+
+def test_clicks_taps_and_outcomes_add_up():
+    """Rows by identity; of two rows of one click the one that says more counts, as the table's engine has it."""
+    expected, parsed = load()
+    clicks: dict[str, Flags] = {}
+    taps, outcomes = set(), {}
+    for _, outcome in parsed:
+        for row in outcome.clickhouse if isinstance(outcome, Segment) else ():
+            fields = json.loads(row.json)
+            if row.table == "replay_outcomes":
+                outcomes[row.id] = fields["category"]
+            elif "click_tag" in fields:
+                flags = Flags(fields["click_is_dead"], fields["click_is_rage"])
+                clicks[row.id] = max(clicks.get(row.id, Flags(0, 0)), flags)
+            elif "tap_view_id" in fields:
+                taps.add(row.id)
+
+    assert clicks == expected.clicks
+    assert taps == expected.taps
+    assert outcomes == expected.outcomes
+
+
+def test_facts_add_up():
+    """Distinct row ids by event type, sampled ones included."""
+    expected, parsed = load()
+    ids: dict[str, str] = {}
+    for _, outcome in parsed:
+        for row in outcome.bigquery if isinstance(outcome, Segment) else ():
+            ids[row.id] = json.loads(row.json)["event_type"]
+
+    assert Counter(ids.values()) == expected.facts
+    assert expected.facts["canvas_size"]
+    assert expected.facts["multi_click"]
+
+
+def test_metrics_add_up():
+    """Counts and sums by name; every message counts, also one that came before."""
+    expected, parsed = load()
+    totals: dict[str, Total] = {}
+    for _, outcome in parsed:
+        for metric in outcome.metrics if isinstance(outcome, Segment) else ():
+            old = totals.get(metric.name, Total(0, 0.0))
+            totals[metric.name] = Total(old.count + 1, (old.sum or 0) + metric.value)
+
+    assert totals.keys() == expected.metrics.keys()
+    for name, total in expected.metrics.items():
+        assert totals[name].count == total.count, name
+        assert total.sum is None or totals[name].sum == total.sum, name
