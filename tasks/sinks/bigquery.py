@@ -14,6 +14,7 @@ https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -192,8 +193,10 @@ def requests(items: Sequence[RowItem], positions: Sequence[int]) -> Iterator[lis
 
 
 def _row_start(item: RowItem) -> bytes:
-    assert len(item.id) <= INSERT_ID_CHARACTERS_MAX, item.id
-    return b'{"insertId":' + json.dumps(item.id).encode() + b',"json":'
+    insert_id = item.id
+    if len(insert_id) > INSERT_ID_CHARACTERS_MAX:
+        insert_id = hashlib.blake2b(insert_id.encode(), digest_size=32).hexdigest()
+    return b'{"insertId":' + json.dumps(insert_id).encode() + b',"json":'
 
 
 def _described(error: dict[str, Any]) -> str:
