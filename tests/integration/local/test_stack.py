@@ -1,0 +1,135 @@
+"""The stack as one thing: all parts in seconds, settings that point at them, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from ingest.settings import Settings
+from local import stack as stacks
+from local.processes import LocalError, group_is_alive, is_listening, wait_until
+from local.stack import PARTS, Stack
+
+
+def test_all_parts_start_together_and_leave_nothing():
+    """Seconds, one line of progress a part, addresses of all; afterwards no process and no directory."""
+    lines: list[str] = []
+    started = time.monotonic()
+    with Stack(progress=lines.append, environ={}) as stack:
+        stack.start()
+        assert time.monotonic() - started < 30
+        pids = [part.pid for part in stack.parts.values()]
+        assert set(stack.addresses) == {*PARTS, "statsd_query"}
+
+    assert len(lines) == len(PARTS)
+    assert not any(group_is_alive(pid) for pid in pids)
+    assert not stack.directory.exists()
+
+
+def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch):
+    """Every variable is one that the system reads, and the values are valid."""
+    with Stack(environ={}) as stack:
+        stack.start(["redis", "statsd"])
+        found = stack.settings()
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+
+    settings = Settings()
+
+    assert settings.redis_url.get_secret_value() == found["REPLAYS_REDIS_URL"]
+    assert settings.datadog_port == int(found["REPLAYS_DATADOG_PORT"])
+    names = {name.removeprefix("REPLAYS_").lower() for part in PARTS for name in stacks.settings_of(part, "h:1")}
+    assert names <= set(Settings.model_fields)
+    assert {name.removeprefix("REPLAYS_").lower() for name in stacks.TANSU_SETTINGS} <= set(Settings.model_fields)
+
+
+def test_a_part_can_be_a_real_server():
+    """Named in the environment it is used and not started; `cloud` is Google itself."""
+    environ = {"REPLAYS_LOCAL_REDIS": "redis://elsewhere:6379/1", "REPLAYS_LOCAL_GCS": "cloud"}
+    with Stack(environ=environ) as stack:
+        stack.start(["redis", "gcs"])
+
+        assert stack.settings() == {"REPLAYS_REDIS_URL": "redis://elsewhere:6379/1", "REPLAYS_GCS_ENDPOINT": ""}
+        assert stack.parts["redis"].pid == 0
+
+
+def test_an_unknown_part_is_refused():
+    """With the names that there are."""
+    with Stack(environ={}) as stack, pytest.raises(LocalError, match="kafka, redis"):
+        stack.start(["postgres"])
+
+
+def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path):
+    """Redis on a directory that is a file."""
+    (tmp_path / "clickhouse").mkdir()
+    (tmp_path / "clickhouse" / "data").write_text("in the way")
+    with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
+        stack.start(["clickhouse"])
+
+
+def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
+    """up returns when all answers, a second up finds the first, down leaves the data."""
+    state = stacks.up(tmp_path, parts=["redis", "statsd"])
+
+    assert stacks.up(tmp_path, parts=["redis"]) == stacks.status(tmp_path)
+    port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
+    assert is_listening(port)
+    assert "export REPLAYS_REDIS_URL=" in state.describe()
+    assert stacks.down(tmp_path)
+    assert stacks.status(tmp_path) is None
+    assert not is_listening(port)
+    assert not stacks.down(tmp_path)
+
+    again = stacks.up(tmp_path, parts=["redis"])
+    assert again.settings["REPLAYS_REDIS_URL"] == state.settings["REPLAYS_REDIS_URL"]
+    assert stacks.down(tmp_path)
+
+
+def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
+    """A killed server comes back at its address; a killed supervisor takes all along, and up works again."""
+    state = stacks.up(tmp_path, parts=["redis"])
+    port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
+
+    os.kill(state.parts[0].pid, signal.SIGKILL)
+    wait_until(lambda: not group_is_alive(state.parts[0].pid) and is_listening(port), 10, "Redis to come back")
+
+    os.kill(state.pid, signal.SIGKILL)
+    wait_until(lambda: not is_listening(port), 10, "Redis to go with its supervisor")
+    assert stacks.status(tmp_path) is None
+    stacks.up(tmp_path, parts=["redis"])
+    assert stacks.down(tmp_path)
+
+
+def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
+    """As when somebody kills the demo: every server and the directory go."""
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from local.stack import Stack
+        with Stack() as stack:
+            stack.start()
+            pids = " ".join(str(part.pid) for part in stack.parts.values())
+            Path(sys.argv[1]).write_text(f"{stack.directory} {pids} .")
+            time.sleep(600)
+    """)
+    facts = tmp_path / "facts"
+    program = subprocess.Popen([sys.executable, "-c", script, str(facts)])
+    wait_until(lambda: facts.exists() and facts.read_text().endswith("."), 60, "the stack")
+    directory, *pids, _ = facts.read_text().split()
+
+    program.kill()
+    program.wait()
+
+    wait_until(lambda: not Path(directory).exists(), 10, "the directory to go")
+    # Orphans are reaped by whoever adopted them; until then a zombie still has its number.
+    for pid in pids:
+        done = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
+        assert done.stdout.strip()[:1] in ("", "Z"), pid
+    assert len(pids) == len(PARTS)
