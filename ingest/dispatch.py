@@ -40,7 +40,6 @@ MANIFESTS_MAX = 4096
 DOWN_SECONDS = 1.0
 BLOCK_SECONDS_MAX = 1.0
 COMPLETIONS_MAX = 512
-HEARTBEAT_SECONDS = 5.0
 # Tasks stop retrying a little before the core stops waiting, so that it hears of the failure instead of silence.
 DEADLINE_SHARE = 0.9
 
@@ -56,10 +55,20 @@ class Dispatcher:
 
     Every Dispatch is answered by FlushSucceeded or FlushFailed, or by nothing at all when the chord is lost.
     Memory: manifests of the batches in flight; batches themselves only while their command waits.
+    `about()` is what each heartbeat says beside host and pid; `trace(batch)` the W3C traceparent that the batch's
+    tasks carry ("": none). Both are called on the threads of this module.
     """
 
-    def __init__(self, settings: Settings, reader: str, inbox: Inbox) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reader: str,
+        inbox: Inbox,
+        about: Callable[[], dict[str, Any]] = dict,
+        trace: Callable[[Batch], str] = lambda batch: "",
+    ) -> None:
         self.reader = reader
+        self._trace = trace
         self._settings = settings
         self._inbox = inbox
         self._encoder = Encoder(settings.sinks, settings.blobs_per_task, reader)
@@ -70,7 +79,7 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._app = chord.publisher(settings)
         self._staging = Staging(connect(settings), settings)
-        self._completions = CompletionReader(settings, reader, inbox.put, self._stopping)
+        self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, about)
         self._threads = [
             threading.Thread(target=self._perform_all, name="dispatch", daemon=True),
             threading.Thread(target=self._completions.run, name="completions", daemon=True),
@@ -145,7 +154,7 @@ class Dispatcher:
         token = chord.new_token()
         self._staging.stage(manifest, stage, token, self._encoder.payloads(batch, stage, tasks))
         until = int(time.time() + command.deadline_seconds * DEADLINE_SHARE)
-        chord.start(self._app, name, tasks, stage, command.attempt, token, until)
+        chord.start(self._app, name, tasks, stage, command.attempt, token, until, self._trace(batch))
 
     def _park(self, command: do.Park) -> None:
         batch, now = command.batch, time.time()
@@ -208,14 +217,17 @@ class CompletionReader:
         reader: str,
         deliver: Callable[[on.Event], None],
         stopping: threading.Event,
+        about: Callable[[], dict[str, Any]] = dict,
     ) -> None:
+        self._about = about
         self._deliver = deliver
         self._stopping = stopping
         self._reader = reader
         self._stream = reader_stream(reader, settings.key_prefix)
         self._staging = Staging(connect(settings, retries=0), settings)
         self._last_id = "0-0"
-        self._beat_at = -HEARTBEAT_SECONDS
+        self._beat_seconds = settings.heartbeat_seconds
+        self._beat_at = -self._beat_seconds
         self._started_at = time.time()
         # The server must answer before the socket gives up on it.
         self._block_ms = max(1, int(1000 * min(BLOCK_SECONDS_MAX, settings.redis_timeout_seconds / 2)))
@@ -271,9 +283,9 @@ class CompletionReader:
 
     def _beat(self) -> None:
         now = time.monotonic()
-        if now - self._beat_at < HEARTBEAT_SECONDS:
+        if now - self._beat_at < self._beat_seconds:
             return
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "started_at": self._started_at}
+        about = {**self._about(), "host": socket.gethostname(), "pid": os.getpid(), "started_at": self._started_at}
         self._staging.hello(self._reader, json.dumps({**about, "seen_at": time.time()}))
         self._beat_at = now
 

@@ -80,9 +80,6 @@ class Settings(FleetSettings):
         le=3600,
         description="A loop that stands still for this long fails /livez, stacks are logged.",
     )
-    heartbeat_seconds: float = Field(
-        5.0, ge=0.2, le=300, description="How often the reader publishes its status and looks at queues in Redis."
-    )
 
 
 def load() -> Settings:

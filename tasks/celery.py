@@ -5,6 +5,8 @@ from __future__ import annotations
 from celery import Celery
 
 from tasks import messages as messages
+from tasks import watch
 
 app = Celery("tasks")
 app.config_from_object("celeryconfig")
+watch.connect()

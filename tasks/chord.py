@@ -38,11 +38,21 @@ def publisher(settings: Settings) -> Celery:
     return app
 
 
-def start(app: Celery, batch: str, tasks: Sequence[str], stage: str, attempt: int, token: str, until: int) -> None:
+def start(
+    app: Celery,
+    batch: str,
+    tasks: Sequence[str],
+    stage: str,
+    attempt: int,
+    token: str,
+    until: int,
+    traceparent: str = "",
+) -> None:
     """Starts the chord of these flush tasks (their names in the staged batch), at least one.
 
     `until`: unix seconds after which a task that failed is not retried any more. Raises what kombu and redis
     raise, within a few time-outs of Redis; then some of the tasks may be queued already, which is harmless.
+    `traceparent` (W3C) travels as a header, and only while the batch is traced.
     """
     header = [
         app.signature(
@@ -51,6 +61,7 @@ def start(app: Celery, batch: str, tasks: Sequence[str], stage: str, attempt: in
             immutable=True,
             task_id=f"{token}-{number}",
             ignore_result=True,
+            **({"headers": {"traceparent": traceparent}} if traceparent else {}),
         )
         for number, name in enumerate(tasks)
     ]

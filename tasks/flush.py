@@ -19,6 +19,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
+from tasks import metrics
 from tasks.breaker import Breaker
 from tasks.celery import app
 from tasks.delivery import OutOfTime, deliver
@@ -29,6 +30,7 @@ from tasks.sinks import build
 from tasks.sinks.base import Sink
 from tasks.sinks.per_process import PerProcess
 from tasks.staging import Begun, Progress, Staging, connect
+from tasks.watch import Watch, watched
 from tasks.wire import Item, batch_id_of, decode_items, parse_chord_id
 
 log = get_task_logger(__name__)
@@ -125,37 +127,46 @@ class Later(Exception):
 class GaveUp(Exception):
     """A flush task failed for good in this attempt of its batch. The reader parks the batch and tries again."""
 
+    outcome = "gave_up"
+
 
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: the constant DONE, or Celery's Retry, or what it failed with."""
     mine, task_id = tools.get(), str(task.request.id)
-    try:
-        begun = mine.staging.begin(batch, name, task_id)
-        if begun.done:
-            return DONE
-        if begun.starts > mine.settings.task_starts_max:
-            raise GaveUp(f"{name} of {batch} began {begun.starts - 1} times without an end: it kills its worker")
-        flush(mine, batch, name, begun)
-        mine.staging.mark(batch, name, task_id)
-    except Later as later:
-        put_off(task, mine, batch, name, until, later)
-    except (Retry, Reject, Ignore):
-        raise
-    except Exception as error:
-        mine.staging.put_off(batch, name, task_id, f"{type(error).__name__}: {error}", None)
-        raise
+    with watched(task.request, batch, name) as watch:
+        try:
+            begun = mine.staging.begin(batch, name, task_id)
+            watch.already_done = begun.done
+            if begun.done:
+                return DONE
+            if begun.starts > mine.settings.task_starts_max:
+                raise GaveUp(
+                    f"{name} of {batch} began {begun.starts - 1} times without an end: it kills its worker"
+                )
+            flush(mine, batch, name, begun, watch)
+            mine.staging.mark(batch, name, task_id)
+        except Later as later:
+            put_off(task, mine, batch, name, until, later)
+        except (Retry, Reject, Ignore):
+            raise
+        except Exception as error:
+            mine.staging.put_off(batch, name, task_id, f"{type(error).__name__}: {error}", None)
+            raise
     return DONE
 
 
-def flush(mine: Tools, batch: str, name: str, begun: Begun) -> None:
+def flush(mine: Tools, batch: str, name: str, begun: Begun, watch: Watch) -> None:
     """Writes one task's items, dead letters of the refused ones included. Raises Later, or what it failed with."""
     sink = mine.sink(name.split("/")[1])
     permit = mine.breaker.ask(sink.name)
     if not permit.granted:
+        metrics.observe_breaker_refusal(sink.name)
         raise Later(
             f"{sink.name} fails too often: not called until its breaker lets a probe through", permit.wait_seconds
         )
-    items = decode_items(sink.name, mine.staging.payload(batch, name))
+    payload = mine.staging.payload(batch, name)
+    items = decode_items(sink.name, payload)
+    watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
     ends_at = time.monotonic() + CALLS_PER_RUN * mine.settings.sink_timeout_seconds
     write = partial(_write, sink, items, f"{batch}:{name}", mine.settings.sink_timeout_seconds)
@@ -199,6 +210,7 @@ def _bury(mine: Tools, batch: str, sink: str, items: Sequence[Item], progress: P
     )
     token = f"{batch}:refused:{sink}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(progress.refused))}"
     mine.sink("dead_letter").write(letters, token, mine.settings.sink_timeout_seconds)
+    metrics.observe_refused(sink, len(letters))
 
 
 def put_off(task: Task[Any, Any], mine: Tools, batch: str, name: str, until: int, later: Later) -> NoReturn:
@@ -206,9 +218,11 @@ def put_off(task: Task[Any, Any], mine: Tools, batch: str, name: str, until: int
     settings = mine.settings
     tries = int(task.request.retries or 0)
     wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
-    mine.staging.put_off(batch, name, str(task.request.id), str(later), later.progress)
-    if tries >= settings.task_retries_max or time.time() + wait_seconds > until:
-        raise GaveUp(f"{later} (gave up after {tries + 1} runs)") from later
+    over = tries >= settings.task_retries_max or time.time() + wait_seconds > until
+    error = f"{later} (gave up after {tries + 1} runs)" if over else str(later)
+    mine.staging.put_off(batch, name, str(task.request.id), error, later.progress)
+    if over:
+        raise GaveUp(error) from later
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
     raise task.retry(exc=later, countdown=wait_seconds)
 
@@ -229,6 +243,7 @@ def tell(chord_id: str, *, failed: bool) -> str:
     """Tells the batch's reader how the stage stands; the marks decide, not who asks."""
     chord = parse_chord_id(chord_id)
     completion = tools.get().staging.report(chord, failed=failed)
+    metrics.observe_completion("nobody" if completion is None else completion.kind)
     if completion is None:
         log.warning("nobody waits for %s of %s any more", chord.stage, batch_id_of(chord.batch))
         return "nobody waits"

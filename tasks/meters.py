@@ -97,6 +97,10 @@ class Meters:
         if self._mirror is not None:
             self._mirror.gauge(name, value, tags=self._tags(name, labels))
 
+    def add(self, name: str, amount: float, *labels: str) -> None:
+        """Raises or lowers a gauge. For Prometheus alone: what it stands at only the sum of processes knows."""
+        self._child(name, labels).inc(amount)
+
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
         """Adds a value to a histogram, `times` times; DogStatsD hears of it once."""
         child = self._child(name, labels)

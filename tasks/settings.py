@@ -56,6 +56,13 @@ class Settings(BaseSettings):
         description="How long staged bytes and done marks outlive their writer.",
     )
 
+    heartbeat_seconds: float = Field(
+        5.0,
+        ge=0.2,
+        le=300,
+        description="How often a reader shows its state in Redis and looks at the queues there.",
+    )
+
     # Kafka: what both sides need (the fleet produces dead letters)
     kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
     kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="The topic to read.")
@@ -221,6 +228,11 @@ class Settings(BaseSettings):
 
 class SettingsError(Exception):
     """Settings that cannot be used. The text has one line a mistake: the name, the value, what is allowed."""
+
+
+def share_metrics_directory(directory: Path) -> None:
+    """Tells the Prometheus client of this process, and of those it forks, where they meet."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
