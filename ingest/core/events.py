@@ -46,7 +46,8 @@ class PartitionsLost:
 class OffsetOutOfRange:
     """The offset we wanted is not in the log (expired, or the topic was made anew); consumption goes on elsewhere.
 
-    Messages [wanted, resumed_at) were never seen when `resumed_at` is the higher one. Comes with a new epoch.
+    Messages [wanted, resumed_at) were never seen when `resumed_at` is the higher one. Comes with a new epoch;
+    every message fetched before must have been handed over before.
     """
 
     source: TopicPartition

@@ -179,6 +179,17 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_out_of_range(self, event: on.OffsetOutOfRange, now: float) -> Iterable[do.Command]:
+        """Messages that expired are a gap in the log; those that we hold are then the only copy and stay ours.
+
+        Going back means another log under the same name: nothing that we know of the old one is true there.
+        """
+        owned = self._owned.get(event.source)
+        if owned is not None and event.resumed_at >= owned.position:
+            owned.epoch = owned.builder.epoch = event.epoch
+            owned.position = event.resumed_at
+            if self.paused or owned.held:
+                yield do.Pause((event.source,))
+            return
         self._forget(event.source)
         yield from self._on_assigned(on.PartitionsAssigned((on.Assignment(event.source, event.epoch),)), now)
 
@@ -229,7 +240,7 @@ class Pipeline:
     def _find(self, batch_id: str, epoch: int | None = None) -> tuple[_Owned, Flight] | None:
         for owned in self._owned.values():
             flight = owned.flights.get(batch_id)
-            if flight is not None and epoch in (None, owned.epoch):
+            if flight is not None and epoch in (None, flight.batch.epoch):
                 return owned, flight
         return None
 
@@ -304,9 +315,9 @@ class Pipeline:
     def _answered(self, event: on.Committed | on.CommitFailed) -> _Owned | None:
         owned = self._owned.get(event.source)
         sent = owned.sent if owned else None
-        if owned is None or sent is None or owned.epoch != event.epoch:
+        if owned is None or sent is None:
             return None
-        if (sent.offset, sent.record) != (event.offset, event.record):
+        if (sent.epoch, sent.offset, sent.record) != (event.epoch, event.offset, event.record):
             return None
         owned.sent = None
         return owned
