@@ -44,10 +44,9 @@ def settings() -> Settings:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file of settings; REPLAYS_* variables win over it.",
 )
-@click.option("--dry-run", is_flag=True, help="Read and parse, write to memory, commit nothing; stop at the end.")
 @click.version_option(package_name="replays-ingest")
 @click.pass_context
-def main(context: click.Context, settings_file: Path | None, dry_run: bool) -> None:
+def main(context: click.Context, settings_file: Path | None) -> None:
     """Session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and DataDog, at least once.
 
     Without a command this is the reader: it consumes REPLAYS_KAFKA_TOPIC until SIGTERM. The flush fleet is
@@ -60,7 +59,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool) -> N
 
         loaded = settings()
         try:
-            sys.exit(reader.dry_run(loaded) if dry_run else reader.run(loaded))
+            sys.exit(reader.run(loaded))
         except reader.ReaderFailed as error:
             fail(str(error))
 
@@ -110,3 +109,137 @@ def inspect(file: Any, as_json: bool) -> None:
     else:
         Console().print(render(description))
     sys.exit(EXIT_FAILED if description.get("reject") else 0)
+
+
+@main.command()
+@click.option("--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Segments.")
+@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--keep", is_flag=True, help="Leave everything up until Ctrl-C, and print every address.")
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs there.")
+@click.option("--kill", type=click.Choice(["worker", "reader", "redis"]), help="kill -9 it in the middle.")
+@click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
+@click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
+@as_json
+def demo(
+    count: int, seed: int, keep: bool, directory: Path | None, kill: Any, kafka: Any, profile: str, as_json: bool
+) -> None:
+    """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
+    from local.demo import run
+
+    sys.exit(
+        run(
+            count,
+            seed,
+            keep=keep,
+            directory=directory,
+            kill=kill,
+            kafka=kafka,
+            profile=profile,
+            as_json=as_json,
+        )
+    )
+
+
+@main.command("load")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
+@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--rate", type=float, help="Messages a second at most; as fast as it goes if not given.")
+@click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="manifest.jsonl",
+    show_default=True,
+    help="Where to write what was made, for `reconcile`.",
+)
+@as_json
+def load_command(count: int, seed: int, rate: float | None, profile: str, manifest: Path, as_json: bool) -> None:
+    """Produce believable recordings to REPLAYS_KAFKA_TOPIC, with duplicates, late and malformed ones."""
+    from rich.progress import Progress
+
+    from local.load import PROFILES, LoadError, produce, summary
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("produced", total=count)
+
+        def told(done: int, expected: int, _rate: float) -> None:
+            bars.update(bar, completed=done, total=max(done, expected))
+
+        try:
+            made = produce(
+                settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=told
+            )
+        except LoadError as error:
+            fail(str(error))
+    if as_json:
+        click.echo(json.dumps(summary(made)))
+    else:
+        click.echo(f"{made.messages} messages, {made.rejects} of them malformed; the manifest is {manifest}")
+
+
+@main.group("local")
+def local_group() -> None:
+    """The embedded stack for development: broker, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
+
+
+directory_option = click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Where its data and state live."
+)
+
+
+@local_group.command("up")
+@directory_option
+@click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
+@as_json
+def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
+    """Start it, leave it running, print every address and the variables to export."""
+    from local.processes import LocalError
+    from local.stack import up
+
+    try:
+        state = up(directory, kafka=kafka, progress=lambda line: click.echo(line, err=True))
+    except LocalError as error:
+        fail(str(error))
+    if as_json:
+        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        return
+    for name, address in state.addresses.items():
+        click.echo(f"# {name:<14} {address}")
+    for name, value in sorted(state.settings.items()):
+        click.echo(f"export {name}={value}")
+
+
+@local_group.command("down")
+@directory_option
+def local_down(directory: Path | None) -> None:
+    """Stop it; its data stays."""
+    from local.processes import LocalError
+    from local.stack import down
+
+    try:
+        click.echo("stopped" if down(directory) else "nothing was running")
+    except LocalError as error:
+        fail(str(error))
+
+
+@local_group.command("status")
+@directory_option
+@as_json
+def local_status(directory: Path | None, as_json: bool) -> None:
+    """What runs, and where. Exits with 1 if nothing does."""
+    from local.stack import status
+
+    state = status(directory)
+    if state is None:
+        fail("no stack is running; `replays-ingest local up` starts one")
+        return
+    if as_json:
+        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        return
+    for name, address in state.addresses.items():
+        click.echo(f"{name:<14} {address}")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,22 +8,33 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 
+from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.limits import Limits
-from ingest.core.parse import ParseRules
+from ingest.core.parse import REASONS, WARNINGS, ParseRules
 from ingest.core.pipeline import Pipeline
+from ingest.core.tenants import TenantGate
 from ingest.dispatch import Dispatcher
+from ingest.health import Health, serve, turned_seconds
 from ingest.kafka import ConsumerFailed, KafkaSource
-from ingest.parsing import InlineParser
+from ingest.logs import batch_line
+from ingest.metrics import Metrics
+from ingest.parsing import InlineParser, ProcessParser
 from ingest.runtime import Runtime
 from ingest.settings import Settings
+from ingest.stuck import StuckDetector
+from ingest.tenants import TenantRefresh, TenantStore
+from tasks import logs
 from tasks.kafka_options import kafka_options
+from tasks.staging import connect
 
 log = structlog.get_logger(__name__)
+EXIT_HALTED = 3
 
 
 class ReaderFailed(Exception):
@@ -66,19 +77,90 @@ def reader_id(settings: Settings) -> str:
 
 def run(settings: Settings) -> int:
     """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted."""
-    inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
-    pipeline = Pipeline(limits_of(settings))
-    source = KafkaSource(consumer_config(settings), settings.kafka_topic, inbox, settings.kafka_offset_reset)
-    dispatcher = Dispatcher(settings, reader_id(settings), inbox)
-    runtime = Runtime(pipeline, source, dispatcher, InlineParser(rules_of(settings)), inbox, time.monotonic)
+    logs.configure(settings)
+    reader = Reader(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: inbox.put(on.ShutdownRequested()))
-    dispatcher.start()
-    source.subscribe(runtime.feed, runtime.drain)
-    log.info("reader_started", topic=settings.kafka_topic, group=settings.kafka_group, reader=dispatcher.reader)
-    try:
-        stop = runtime.run()
-    except ConsumerFailed as failure:
-        raise ReaderFailed(str(failure)) from failure
-    log.info("reader_stopped", clean=stop.clean, halted=pipeline.halted)
-    return 3 if pipeline.halted else 0
+        signal.signal(number, lambda *_: reader.shut_down())
+    return reader.run()
+
+
+class Reader:
+    """One reader process: everything is made here, started by `run`, and closed when that returns."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
+        self.pipeline = Pipeline(limits_of(settings))
+        self.source = KafkaSource(
+            consumer_config(settings), settings.kafka_topic, self.inbox, settings.kafka_offset_reset
+        )
+        self.dispatcher = Dispatcher(settings, reader_id(settings), self.inbox)
+        self.metrics = Metrics(settings, REASONS, WARNINGS, batch_line)
+        self.metrics.watch(self.pipeline, self.source)
+        self.gate = TenantGate()
+        self.parser = parser_of(settings, self.gate)
+        self.runtime = Runtime(
+            self.pipeline,
+            self.source,
+            self.dispatcher,
+            self.metrics.timed(self.parser),
+            self.inbox,
+            time.monotonic,
+            self._observe,
+        )
+
+    def shut_down(self) -> None:
+        """Safe to be called from a signal handler: settles what is in flight, commits, stops."""
+        self.inbox.put(on.ShutdownRequested())
+
+    def run(self) -> int:
+        """Until shut down. Returns the exit code."""
+        silent = turned_seconds(lambda: self.runtime.turned_at)
+        probes = serve(Health(self.settings, self.metrics, silent))
+        stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max)
+        refresh = TenantRefresh(TenantStore(connect(self.settings), self.settings.key_prefix), self.gate)
+        try:
+            stuck.start(signal_dumps=True)
+            refresh.start()
+            self.dispatcher.start()
+            self.source.subscribe(self.runtime.feed, self.runtime.drain)
+            log.info(
+                "reader_started",
+                topic=self.settings.kafka_topic,
+                group=self.settings.kafka_group,
+                reader=self.dispatcher.reader,
+                http=f"{probes.host}:{probes.port}",
+            )
+            stop = self.runtime.run()
+        except ConsumerFailed as failure:
+            raise ReaderFailed(str(failure)) from failure
+        finally:
+            refresh.stop()
+            stuck.stop()
+            self.parser.close()
+            probes.close()
+        log.info("reader_stopped", clean=stop.clean, halted=self.pipeline.halted)
+        return EXIT_HALTED if self.pipeline.halted else 0
+
+    def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        self.metrics.observe(event, commands, now)
+        for command in commands:
+            if isinstance(command, do.Halt):
+                log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#halted")
+            elif isinstance(command, do.Park):
+                log.warning(
+                    "batch_parked",
+                    batch=command.batch.id,
+                    stage=command.stage.value,
+                    attempt=command.attempt,
+                    error=command.error[:500],
+                    retry_seconds=round(command.retry_seconds, 1),
+                )
+
+
+def parser_of(settings: Settings, gate: TenantGate) -> InlineParser | ProcessParser:
+    """Where parsing runs, by the setting."""
+    rules = rules_of(settings)
+    if settings.parse_processes:
+        return ProcessParser(rules, settings.parse_processes, gate, time.monotonic)
+    return InlineParser(rules, gate, time.monotonic)
