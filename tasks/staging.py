@@ -44,6 +44,7 @@ HEALTH_CHECK_SECONDS = 25
 SETTLED_TTL_SECONDS = 3600
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
+AUDIT_ENTRIES_MAX = 10_000
 ERROR_CHARACTERS_MAX = 500
 # Above this share of maxmemory nothing is staged: what is left belongs to queues, chords and done marks.
 MEMORY_SHARE_MAX = 0.75
@@ -210,6 +211,16 @@ class Staging:
         """What `park` was given, by batch id; the oldest first."""
         found = [msgspec.json.decode(about) for about in self.client.hvals(self._parked)]
         return {about["batch_id"]: about for about in sorted(found, key=lambda about: about["parked_at"])}
+
+    def audit(self, deed: Mapping[str, Any]) -> None:
+        """Keeps what an operator did, with the time; the last `AUDIT_ENTRIES_MAX` deeds are kept."""
+        fields = {name: str(value) for name, value in {"at": time.time(), **deed}.items()}
+        self.client.xadd(f"{self._prefix}:audit", fields, maxlen=AUDIT_ENTRIES_MAX, approximate=True)
+
+    def audited(self, count_max: int = 100) -> list[dict[str, str]]:
+        """The last deeds, the newest first."""
+        entries = self.client.xrevrange(f"{self._prefix}:audit", count=count_max)
+        return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
 
     def hello(self, reader: str, about: str) -> None:
         """The reader lives: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""

@@ -198,7 +198,7 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
 
 
 def test_a_child_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
-    """SIGKILL of one worker process: its task goes back to the queue without waiting for the visibility time-out."""
+    """SIGKILL of one worker process: its task is queued again without waiting for the visibility time-out."""
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
     fleet.worker()
