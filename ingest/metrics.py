@@ -309,6 +309,36 @@ class Metrics:
         """Where gauges come from, once a second."""
         self._pipeline, self._source = pipeline, source
 
+    # What others ask
+
+    def by_label(self, name: str) -> dict[str, float]:
+        """A counter's values by its one label (or "")."""
+        base = name.replace(".", "_") + "_total"
+        return {
+            next(iter(sample.labels.values()), ""): sample.value
+            for metric in self.registry.restricted_registry([base]).collect()
+            for sample in metric.samples
+            if sample.name == base
+        }
+
+    def total(self, name: str) -> float:
+        """A counter over all of its labels."""
+        return sum(self.by_label(name).values())
+
+    def quantile(self, name: str, share: float) -> float | None:
+        """The upper edge of the bucket that holds this share of a histogram; None while it is empty."""
+        base = name.replace(".", "_") + "_bucket"
+        buckets = [
+            (float(sample.labels["le"]), sample.value)
+            for metric in self.registry.restricted_registry([base]).collect()
+            for sample in metric.samples
+            if sample.name == base
+        ]
+        if not buckets or not buckets[-1][1]:
+            return None
+        edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
+        return edge if edge != float("inf") else buckets[-2][0]
+
     # What the loop tells
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:

@@ -133,7 +133,7 @@ class GaveUp(Exception):
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: the constant DONE, or Celery's Retry, or what it failed with."""
     mine, task_id = tools.get(), str(task.request.id)
-    with watched(task.request, batch, name) as watch:
+    with watched(task.request, batch, name, mine.staging, mine.settings) as watch:
         try:
             begun = mine.staging.begin(batch, name, task_id)
             watch.already_done = begun.done
