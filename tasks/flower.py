@@ -1,0 +1,202 @@
+"""Flower for this fleet: never without a password, and with a button that retries a failed task's batch.
+
+Flower itself knows no retry, and sending a flush task again would help nobody: it would be in no chord. So the
+page of a failed flush task gets a button that asks the batch's reader to try the batch now.
+
+Handlers are added to Flower's own list before it starts, which Flower does not promise to support: it is pinned
+(2.2), and a test presses the button. `flowerconfig.py` makes `celery -A tasks flower` use all of this too.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import flower.urls
+from flower.views import BaseHandler
+from flower.views.monitor import Metrics
+from flower.views.tasks import TaskView
+from redis.exceptions import RedisError
+from tornado import web
+from tornado.escape import url_escape, xhtml_escape
+from tornado.ioloop import IOLoop
+from tornado.web import url
+
+from tasks.operate import NotParked, ReaderGone, retry
+from tasks.settings import Settings, load_as
+from tasks.staging import Staging, connect
+
+BASIC_AUTH_PASSWORD_MIN = 8
+PROVIDERS = {
+    "google": "flower.views.auth.GoogleAuth2LoginHandler",
+    "github": "flower.views.auth.GithubLoginHandler",
+    "gitlab": "flower.views.auth.GitLabLoginHandler",
+    "okta": "flower.views.auth.OktaLoginHandler",
+}
+ACTIONS = b'<div class="detail-actions">'
+
+
+class FlowerRefused(Exception):
+    """Flower would start open, or cannot start. The text says which setting is missing."""
+
+
+def launch(settings: Settings, arguments: tuple[str, ...] = ()) -> None:
+    """Runs Flower until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
+    options(settings)
+    from tasks.celery import app
+
+    config = Path(__file__).parents[1] / "flowerconfig.py"
+    app.start(["flower", f"--conf={config}", *arguments])
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """Flower's options, and its handlers extended. Raises FlowerRefused when anybody could enter."""
+    found = _authentication(settings)
+    _extend()
+    return {
+        **found,
+        "address": settings.flower_host,
+        "port": settings.flower_port,
+        "tasks_columns": "name,state,kwargs,received,started,runtime,retries,exception,worker,uuid",
+        "max_tasks": 20_000,
+        "purge_offline_workers": 600,
+    }
+
+
+def _authentication(settings: Settings) -> dict[str, Any]:
+    people = [part.strip() for part in settings.flower_basic_auth.get_secret_value().split(",") if part.strip()]
+    if people:
+        for person in people:
+            user, _, password = person.partition(":")
+            if not user or len(password) < BASIC_AUTH_PASSWORD_MIN:
+                raise FlowerRefused(
+                    "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
+                    f"{BASIC_AUTH_PASSWORD_MIN} characters"
+                )
+        return {"basic_auth": people}
+    provider = settings.flower_oauth_provider
+    if not provider:
+        raise FlowerRefused(
+            "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
+            "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
+        )
+    needed = {
+        "auth": settings.flower_oauth_emails,
+        "oauth2_key": settings.flower_oauth_key,
+        "oauth2_secret": settings.flower_oauth_secret.get_secret_value(),
+        "oauth2_redirect_uri": settings.flower_oauth_redirect_uri,
+    }
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_PROVIDER={provider} also needs values for {', '.join(missing)}")
+    if re.match(needed["auth"], "somebody@anywhere.invalid"):
+        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS lets everybody in")
+    return {**needed, "auth_provider": PROVIDERS[provider]}
+
+
+def _extend() -> None:
+    """Ours go first: Tornado takes the first handler that matches. Twice is once."""
+    handlers = flower.urls.handlers
+    if any(getattr(handler, "handler_class", None) is RetryBatch for handler in handlers):
+        return
+    handlers[0:0] = [
+        url(r"/retry-batch", RetryBatch, name="retry_batch"),
+        url(r"/task/(.+)", FlushTaskView, name="task"),
+        (r"/metrics", GuardedMetrics),
+    ]
+
+
+def batch_of(task: Any) -> str | None:
+    """The batch id of a flush task as Flower knows it, from the text of its arguments."""
+    if not str(task.name or "").startswith("flush_"):
+        return None
+    try:
+        arguments = ast.literal_eval(task.kwargs or "{}")
+    except (ValueError, SyntaxError):
+        return None
+    batch = arguments.get("batch") if isinstance(arguments, dict) else None
+    return batch if isinstance(batch, str) else None
+
+
+class FlushTaskView(TaskView):  # type: ignore[misc]
+    """Flower's page of one task, with a button where a batch can be retried."""
+
+    def render_string(self, template_name: str, **kwargs: Any) -> bytes:
+        """The page; the button goes where Flower has its own."""
+        page: bytes = super().render_string(template_name, **kwargs)
+        task = kwargs.get("task")
+        if template_name != "task.html" or task is None or task.state != "FAILURE" or kwargs.get("read_only"):
+            return page
+        batch_id = batch_of(task)
+        if batch_id is None or ACTIONS not in page:
+            return page
+        return page.replace(ACTIONS, ACTIONS + self._button(batch_id).encode(), 1)
+
+    def _button(self, batch_id: str) -> str:
+        return (
+            f'<form method="post" action="{self.reverse_url("retry_batch")}" style="display:inline">'
+            f"{self.xsrf_form_html()}"
+            f'<input type="hidden" name="batch_id" value="{xhtml_escape(batch_id)}">'
+            '<button class="btn btn-primary" id="retry-batch" '
+            f'title="Ask the reader of {xhtml_escape(batch_id)} to try it now">Retry batch</button></form>'
+        )
+
+
+class RetryBatch(BaseHandler):  # type: ignore[misc]
+    """The button. Flower checks the origin (basic auth) or the token (OAuth) before it comes here."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Asks the batch's reader, and says what came of it: 200, 404 (not parked), 409 (no reader), 503."""
+        if self.application.options.read_only:
+            raise web.HTTPError(403, "Flower is read-only")
+        batch_id = self.get_argument("batch_id", required=True, escape=False)
+        status, text = await IOLoop.current().run_in_executor(None, self._retry, batch_id, self._who())
+        self.set_status(status)
+        self.set_header("Content-Type", "text/html; charset=UTF-8")
+        search = f"{self.reverse_url('tasks')}?search={url_escape(batch_id)}"
+        self.finish(
+            f"<!doctype html><title>Retry batch</title><p>{xhtml_escape(text)}</p>"
+            f'<p><a href="{search}">Tasks</a></p>'
+        )
+
+    def _retry(self, batch_id: str, by: str) -> tuple[int, str]:
+        settings = load()
+        client = connect(settings)
+        try:
+            return 200, retry(Staging(client, settings), batch_id, by)
+        except NotParked as error:
+            return 404, str(error)
+        except ReaderGone as error:
+            return 409, str(error)
+        except RedisError as error:
+            return 503, f"redis does not answer: {error}"
+        finally:
+            client.close()
+
+    def _who(self) -> str:
+        """For the audit: the OAuth address, or the user of the basic authentication."""
+        if isinstance(self.current_user, str):
+            return self.current_user
+        request = self.request.headers.get("Authorization", "")
+        try:
+            return base64.b64decode(request.split()[1]).decode().split(":", 1)[0]
+        except (IndexError, ValueError):
+            return "flower"
+
+
+class GuardedMetrics(Metrics):  # type: ignore[misc]
+    """Flower leaves its metrics open even with a password; task names and hosts are nobody's business."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """The same text, for those who may enter."""
+        await super().get()
+
+
+def load() -> Settings:
+    """The fleet's settings as they are now."""
+    return load_as(Settings, refuse_unknown=False)
