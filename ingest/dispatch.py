@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
+from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError, ResponseError
 
@@ -57,6 +58,7 @@ class Dispatcher:
     Memory: manifests of the batches in flight; batches themselves only while their command waits.
     `about()` is what each heartbeat says beside host and pid; `trace(batch)` the W3C traceparent that the batch's
     tasks carry ("": none). Both are called on the threads of this module.
+    `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Dispatcher:
         inbox: Inbox,
         about: Callable[[], dict[str, Any]] = dict,
         trace: Callable[[Batch], str] = lambda batch: "",
+        app: Celery | None = None,
     ) -> None:
         self.reader = reader
         self._trace = trace
@@ -77,7 +80,7 @@ class Dispatcher:
         self._down_until = 0.0
         self._down_error = ""
         self._stopping = threading.Event()
-        self._app = chord.publisher(settings)
+        self._app = app or chord.publisher(settings)
         self._staging = Staging(connect(settings), settings)
         self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, about)
         self._threads = [
