@@ -299,12 +299,18 @@ class Pipeline:
     def _on_committed(self, event: on.Committed, now: float) -> Iterable[do.Command]:
         owned = self._answered(event)
         if owned is None:
+            self._doubt(event.source)
             return
         owned.refused_at = None
         owned.committed = event.offset
         owned.stored = (event.offset, event.record)
         self._let_recorded_go(owned)
         yield from self._progress(now)
+
+    def _doubt(self, source: TopicPartition) -> None:
+        """A commit that was given up was stored after all, perhaps over a later one: say the later one again."""
+        if source in self._owned:
+            self._owned[source].stored = None
 
     def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:
         owned = self._answered(event)

@@ -16,7 +16,8 @@ reader.py    a reader process that can be killed between two commands
 checkers.py  the invariants, one class each
 marks.py     the situations that runs must reach
 world.py     all of it together
-story.py     what happened, and the shortest version of it
+story.py     what happened
+shrink.py    tries a seed, and finds the smallest world in which it still fails
 """
 
 from ingest.simulation.shape import Shape

@@ -19,7 +19,7 @@ from ingest.simulation.story import Story, Violation
 
 
 class Durability:
-    """No committed offset has a message before it that is not durable in every sink, unless its loss was announced."""
+    """Every message before a committed offset is durable in every sink, unless its loss was announced."""
 
     def __init__(self, broker: Broker, sinks: Sinks) -> None:
         self.announced: dict[int, list[tuple[int, int]]] = {}
@@ -32,7 +32,7 @@ class Durability:
         record = log.records[offset]
         at = (log.source.partition, offset)
         if at in self._sinks.dead_letters or at in self._broker.shed:
-            return []  # rejected, refused for good or given up by an operator: kept, to the byte; or shed on purpose
+            return []  # rejected, refused for good, given up by an operator: kept, to the byte; or shed on purpose
         if record.kind == "reject":
             return ["dead_letter"]
         wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind == "rows_only")]
@@ -43,6 +43,10 @@ class Durability:
         spans = self.announced.get(log.source.partition, ())
         return offset < log.low and any(start <= offset < stop for start, stop in spans)
 
+    def begun(self, partition: int) -> None:
+        """A reader starts without a committed offset, at the oldest message."""
+        self.announced.setdefault(partition, []).append((0, self._broker.logs[partition].low))
+
     def committed(self, partition: int, offset: int) -> None:
         """The broker stored this."""
         log = self._broker.logs[partition]
@@ -51,9 +55,7 @@ class Durability:
         for at in log.between(self._checked[partition], offset):
             missing = self.missing(log, at)
             if missing and not self.excused(log, at):
-                raise Violation(
-                    "durability", f"{log.source} committed {offset}, offset {at} is not in {missing}"
-                )
+                raise Violation("durability", f"{log.source} committed {offset}, offset {at} is not in {missing}")
         self._checked[partition] = max(self._checked[partition], offset)
 
     def at_end(self) -> None:
@@ -115,38 +117,45 @@ class NothingTwice:
 
 
 class CommitsRise:
-    """Within one assignment the committed offset only rises, and no commit is ordered for what is not ours."""
+    """Within one assignment the committed offset only rises, no commit is ordered for what is not ours, and a
+    refused one is not repeated at once."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, TopicPartition, int], int] = {}
-        self._ordered_at: dict[tuple[str, TopicPartition, int], float] = {}
-        self._failed_at: dict[tuple[str, TopicPartition, int], float] = {}
+        self._last: dict[tuple[str, TopicPartition, int], do.Commit] = {}
+        self._sent_at: dict[tuple[str, TopicPartition, int], float] = {}
+        self._refused_at: dict[tuple[str, TopicPartition, int], float] = {}
 
     def ordered(self, reader: Reader, command: do.Commit, now: float) -> None:
         key = (reader.name, command.source, command.epoch)
         if reader.source.epochs.get(command.source.partition) != command.epoch:
             raise Violation("commits_rise", f"{reader.name} commits {command}, which is not assigned to it")
-        if command.offset < self._last.get(key, 0):
-            raise Violation("commits_rise", f"{reader.name} commits {command} after {self._last[key]}")
-        self._last[key] = command.offset
-        self._ordered_at[key] = now
-        failed_at = self._failed_at.pop(key, None)
+        last = self._last.get(key)
+        if last is not None and command.offset < last.offset:
+            raise Violation("commits_rise", f"{reader.name} commits {command} after {last}")
+        refused_at = self._refused_at.pop(key, None)
         interval_seconds = reader.pipeline.limits.commit_interval_seconds
-        if failed_at is not None and now - failed_at < interval_seconds - 1e-9:
-            raise Violation("no_hot_loop", f"{reader.name} repeats a refused commit after {now - failed_at:.3f} s")
+        if refused_at is not None and now - refused_at < interval_seconds - 1e-9:
+            raise Violation(
+                "no_hot_loop", f"{reader.name} repeats a refused commit after {now - refused_at:.3f} s"
+            )
+        self._last[key], self._sent_at[key] = command, now
 
-    def refused(self, reader: Reader, event: on.CommitFailed, now: float) -> None:
+    def answered(self, reader: Reader, event: on.Committed | on.CommitFailed, now: float) -> None:
         key = (reader.name, event.source, event.epoch)
-        waiting = now - self._ordered_at.get(key, 0.0) < reader.pipeline.limits.commit_answer_seconds_max
-        if self._last.get(key) == event.offset and waiting:
-            self._failed_at[key] = now
-
-    def stored(self, reader: Reader, event: on.Committed) -> None:
-        self._failed_at.pop((reader.name, event.source, event.epoch), None)
+        last = self._last.get(key)
+        if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
+            return  # the answer to one that was given up
+        waited_seconds = now - self._sent_at.pop(key)
+        self._refused_at.pop(key, None)
+        if (
+            isinstance(event, on.CommitFailed)
+            and waited_seconds < reader.pipeline.limits.commit_answer_seconds_max
+        ):
+            self._refused_at[key] = now
 
 
 class Bounded:
-    """Chords out, batches held, bytes held and ranges pending stay within their limits, plus what one poll brings."""
+    """Chords out, batches held, bytes held, ranges pending: within their limits, plus what one poll brings."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -164,9 +173,15 @@ class Bounded:
         if pipeline.held_bytes > most:
             raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
 
+    def ordered(self, reader: Reader, command: do.Commit) -> None:
+        """The record names every pending range."""
+        ends = len(cut_record.decode(command.offset, command.record))
+        if ends > reader.pipeline.limits.pending_ranges_max + POLL_MESSAGES_MAX + 1:
+            raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
+
 
 class RecordedFirst:
-    """A batch's end is stored with its partition before its first chord starts, or that was tried long enough (D14)."""
+    """A batch's end is stored before its first chord starts, or that was tried for long enough (D14)."""
 
     def __init__(self) -> None:
         self._stored: dict[tuple[str, TopicPartition], set[int]] = {}
@@ -271,18 +286,21 @@ class Checkers:
                 for given in event.assignments:
                     self._recorded.assigned(reader, given)
                     self._same_cut.assigned(reader, given)
+                    if given.committed is None:  # the documented reset policy: from the oldest message there is
+                        self.durability.begun(given.source.partition)
             case on.OffsetOutOfRange():
                 span = (event.wanted, event.resumed_at)
                 self.durability.announced.setdefault(event.source.partition, []).append(span)
             case on.Committed():
-                self._rise.stored(reader, event)
+                self._rise.answered(reader, event, now)
                 self._recorded.stored(reader, event)
             case on.CommitFailed():
-                self._rise.refused(reader, event, now)
+                self._rise.answered(reader, event, now)
         for command in commands:
             match command:
                 case do.Commit():
                     self._rise.ordered(reader, command, now)
+                    self._bounded.ordered(reader, command)
                     self._same_cut.committed(reader, command)
                 case do.Dispatch():
                     self._recorded.ordered(reader, command, now)

@@ -251,14 +251,14 @@ class SimulatedSource:
         elif not dice.strikes(Fault.COMMIT_VANISHED):
             slow = dice.strikes(Fault.COMMIT_SLOW)
             seconds = dice.between(1.0, 4.0) if slow else dice.between(0.005, 0.1)
-            self._timeline.after(seconds, self._arrived, command, generation)
+            self._timeline.after(seconds, self._arrived, command, generation, slow)
 
-    def _arrived(self, command: do.Commit, generation: int) -> None:
+    def _arrived(self, command: do.Commit, generation: int, slow: bool) -> None:
         if self._dice.strikes(Fault.COMMIT_REFUSED):
             self._answers.append(self._answer(command, "not coordinator"))
             return
         error = self._store(command, generation)
-        if not self._dice.strikes(Fault.COMMIT_UNANSWERED):
+        if slow or not self._dice.strikes(Fault.COMMIT_UNANSWERED):
             self._answers.append(self._answer(command, error))
 
     def _store(self, command: do.Commit, generation: int) -> str:

@@ -47,6 +47,7 @@ class Marks:
         self._story = story
         self._sent_at: dict[tuple[str, str], float] = {}
         self._parked: set[tuple[str, str]] = set()
+        self._unanswered: set[tuple[str, str, int]] = set()
         self._full: set[str] = set()
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
@@ -61,7 +62,10 @@ class Marks:
             case on.OffsetOutOfRange():
                 mark("out_of_range")
             case on.CommitFailed():
+                self._unanswered.discard((reader.name, str(event.source), event.epoch))
                 mark("commit_refused")
+            case on.Committed():
+                self._unanswered.discard((reader.name, str(event.source), event.epoch))
             case on.FlushFailed(dispatched=False):
                 mark("undispatched")
             case on.RetryRequested() if commands:
@@ -91,14 +95,13 @@ class Marks:
             case do.Halt():
                 mark("halted")
             case do.Commit():
-                key = (name, str(command.source))
-                sent_at = self._sent_at.get(key)
-                limit = pipeline.limits.commit_answer_seconds_max
-                if sent_at is not None and limit <= now - sent_at < limit + 0.3:
+                key = (name, str(command.source), command.epoch)
+                if key in self._unanswered:
                     mark("commit_given_up")
-                self._sent_at[key] = now
+                self._unanswered.add(key)
             case do.Dispatch():
-                self._dispatched((name, command.batch.id), command.attempt, pipeline.limits.flush_deadline_seconds, now)
+                deadline_seconds = pipeline.limits.flush_deadline_seconds
+                self._dispatched((name, command.batch.id), command.attempt, deadline_seconds, now)
 
     def _dispatched(self, key: tuple[str, str], attempt: int, deadline_seconds: float, now: float) -> None:
         last = self._sent_at.get(key)

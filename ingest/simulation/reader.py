@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,7 +26,6 @@ from ingest.core.model import (
     Reject,
     Row,
     Segment,
-    Stage,
     TopicPartition,
 )
 from ingest.core.pipeline import Pipeline
@@ -132,8 +131,14 @@ class SimulatedDispatcher:
 
     def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
         self._reader.may_be_killed()
-        work = {do.Dispatch: self._dispatch, do.Park: self._park, do.Discard: self._discard}[type(command)]
-        self._timeline.after(self._dice.between(0.005, 0.05), work, command)
+        seconds = self._dice.between(0.005, 0.05)
+        match command:
+            case do.Dispatch():
+                self._timeline.after(seconds, self._dispatch, command)
+            case do.Park():
+                self._timeline.after(seconds, self._park, command)
+            case do.Discard():
+                self._timeline.after(seconds, self._discard, command)
 
     def stop(self, deadline_seconds: float) -> None:
         """Nothing is waited for."""
@@ -165,9 +170,7 @@ class SimulatedDispatcher:
 
     def _answer_undispatched(self, command: do.Dispatch) -> None:
         batch = command.batch
-        event = on.FlushFailed(
-            batch.id, batch.epoch, command.stage, command.attempt, "redis", dispatched=False
-        )
+        event = on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", dispatched=False)
         self._reader.hear(event)
 
     def _park(self, command: do.Park) -> None:
@@ -318,5 +321,3 @@ class Reader:
 def with_ratio_off(limits: Limits) -> Limits:
     """What an operator sets to get a topic past its bad messages."""
     return replace(limits, reject_ratio_max=1.0)
-
-

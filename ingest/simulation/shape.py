@@ -30,7 +30,14 @@ class Shape:
     limits: Limits
     session_seconds: float = 5.0
     visibility_seconds: float = 4.0
-    settle_seconds_max: float = 120.0
+
+    @property
+    def settle_seconds_max(self) -> float:
+        """How long everything may take to become durable and committed once the faults stopped."""
+        limits = self.limits
+        batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100)
+        abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
+        return 60.0 + 2.0 * self.messages / (batch_messages * abreast)
 
     @classmethod
     def draw(cls, seed: int) -> Shape:

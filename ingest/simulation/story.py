@@ -1,4 +1,4 @@
-"""What happened in a world, as lines for a person, and the shortest version of a failure.
+"""What happened in a world, as lines for a person.
 
 Telling is off while seeds are tried in bulk; a seed that fails is run again with it on.
 """

@@ -64,9 +64,7 @@ class World:
             shape.visibility_seconds,
             self.checkers.about_to_write,
         )
-        self.slots = [
-            Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)
-        ]
+        self.slots = [Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)]
 
     def run(self) -> float:
         """Runs to the end; returns its simulated seconds. Raises Violation."""
