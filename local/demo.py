@@ -263,7 +263,7 @@ class _Demo:
         children = self.stack.children
         self.worker = children.start("worker", [*_celery(), "worker", "--loglevel=INFO"], env=self.env, keep=True)
         port = free_port()
-        flower_env = {**self.env, "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
+        flower_env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         arguments = ["flower", f"--address={HOST}", f"--port={port}"]
         self.flower = children.start("flower", [*_celery(), *arguments], env=flower_env, keep=True)
         url = f"http://{HOST}:{port}"
