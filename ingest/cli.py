@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -22,7 +22,7 @@ EXIT_FAILED, EXIT_SETTINGS, EXIT_HALTED = 1, 2, 3
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
 
 
-def fail(text: str) -> None:
+def fail(text: str) -> NoReturn:
     """Says on one line of standard error why nothing was done, and exits with 1."""
     click.echo(f"replays-ingest: {text}", err=True)
     sys.exit(EXIT_FAILED)
@@ -93,6 +93,43 @@ def check(as_json: bool) -> None:
         for finding in findings:
             console.print(finding.line(), highlight=False)
     sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
+
+
+@main.command()
+@as_json
+def status(as_json: bool) -> None:
+    """Readers, partitions and lag, queues, breakers, parked batches, dead letters by reason: once, as Redis has it."""
+    import msgspec
+    from redis.exceptions import RedisError
+
+    from ingest import status as state
+    from ingest import top
+
+    try:
+        found = state.collect(settings())
+    except RedisError as error:
+        fail(f"redis does not answer: {error}")
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        Console().print(top.page(found))
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Draw the page once and end.")
+def top(once: bool) -> None:
+    """The same as status, live, until Ctrl-C."""
+    from contextlib import suppress
+
+    from redis.exceptions import RedisError
+
+    from ingest import top as page
+
+    try:
+        with suppress(KeyboardInterrupt):
+            page.run(settings(), Console(), once=once)
+    except RedisError as error:
+        fail(f"redis does not answer: {error}")
 
 
 @main.command()

@@ -146,13 +146,17 @@ class KafkaSource:
         """Leaves the group."""
         self._consumer.close()
 
-    def lag(self) -> dict[TopicPartition, tuple[int, int]]:
-        """(low, high) watermark of each assigned partition, as of the last fetch; no request is made."""
+    def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
+        """(low, high) watermark of each assigned partition, as of the last fetch; no request is made.
+
+        `cached=False` asks the broker, from any thread: while paused nothing is fetched, and the end of the
+        log that the last fetch saw stands still.
+        """
         marks = {}
         for partition in tuple(self._epochs):
             try:
                 low, high = self._consumer.get_watermark_offsets(
-                    KafkaPartition(self.topic, partition), cached=True
+                    KafkaPartition(self.topic, partition), timeout=CALL_SECONDS_MAX, cached=cached
                 )
             except (KafkaException, RuntimeError):
                 continue

@@ -231,8 +231,8 @@ _EXCEEDED = {
 class Watermarks(Protocol):
     """The source, as far as lag is concerned."""
 
-    def lag(self) -> dict[TopicPartition, tuple[int, int]]:
-        """(low, high) of each assigned partition."""
+    def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
+        """(low, high) of each assigned partition; `cached=False` asks the broker."""
 
 
 class Parser(Protocol):
@@ -310,6 +310,12 @@ class Metrics:
         self._pipeline, self._source = pipeline, source
 
     # What others ask
+
+    def look_at_log(self, *, cached: bool) -> None:
+        """Learns where the partitions end. `cached=False` makes requests, so never on the loop's thread."""
+        if self._source is not None:
+            for source, (_, high) in self._source.lag(cached).items():
+                self.watermarks[source.partition] = max(high, self.watermarks.get(source.partition, 0))
 
     def by_label(self, name: str) -> dict[str, float]:
         """A counter's values by its one label (or "")."""
@@ -451,11 +457,18 @@ class Metrics:
             if received <= wall + FUTURE_SECONDS_MAX:
                 self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
 
+    def stuck(self, stacks: object) -> None:
+        """The loop stood still and its stacks were logged."""
+        self.meters.count(_R + "stuck")
+
     # What the parser tells
 
-    def timed(self, parser: Parser) -> Parser:
-        """The same parser, measured: time spent, bytes, Kafka timestamps, and the gap between polls."""
-        return _Timed(parser, self)
+    def timed(self, parser: Parser, also: Callable[[Sequence[Message]], None] = lambda messages: None) -> Parser:
+        """The same parser, measured: time spent, bytes, Kafka timestamps, and the gap between polls.
+
+        `also` sees each poll's messages, too.
+        """
+        return _Timed(parser, self, also)
 
     def polled(self, messages: Sequence[Message]) -> None:
         """One poll returned these, in offset order a partition."""
@@ -486,9 +499,7 @@ class Metrics:
             return
         before = self.snapshot
         raw = take(self._pipeline, now)
-        if self._source is not None:
-            for source, (_, high) in self._source.lag().items():
-                self.watermarks[source.partition] = max(high, self.watermarks.get(source.partition, 0))
+        self.look_at_log(cached=True)
         wall = self._wall()
         partitions = tuple(self._with_lag(state, wall) for state in raw.partitions)
         self.snapshot = Snapshot(
@@ -567,12 +578,14 @@ class Metrics:
 class _Timed:
     """A parser with a stopwatch around it: what the consumer of its events does is not counted."""
 
-    def __init__(self, parser: Parser, metrics: Metrics) -> None:
+    def __init__(self, parser: Parser, metrics: Metrics, also: Callable[[Sequence[Message]], None]) -> None:
         self._parser = parser
+        self._also = also
         self._metrics = metrics
 
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
         self._metrics.polled(messages)
+        self._also(messages)
         return self._measured(messages) if messages else ()
 
     def _measured(self, messages: Sequence[Message]) -> Iterator[on.MessageParsed]:

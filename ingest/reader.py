@@ -27,9 +27,11 @@ from ingest.metrics import Metrics
 from ingest.parsing import InlineParser, ProcessParser
 from ingest.runtime import Runtime
 from ingest.settings import Settings
+from ingest.status import About, Watch
 from ingest.stuck import StuckDetector
 from ingest.tenants import TenantRefresh, TenantStore
-from tasks import logs
+from ingest.tracing import Tracing
+from tasks import logs, telemetry
 from tasks.kafka_options import kafka_options
 from tasks.staging import connect
 
@@ -78,6 +80,10 @@ def reader_id(settings: Settings) -> str:
 def run(settings: Settings) -> int:
     """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted."""
     logs.configure(settings)
+    try:
+        telemetry.configure(settings, service="replays-reader")
+    except telemetry.TelemetryMissing as missing:
+        raise ReaderFailed(str(missing)) from missing
     reader = Reader(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reader.shut_down())
@@ -94,16 +100,21 @@ class Reader:
         self.source = KafkaSource(
             consumer_config(settings), settings.kafka_topic, self.inbox, settings.kafka_offset_reset
         )
-        self.dispatcher = Dispatcher(settings, reader_id(settings), self.inbox)
         self.metrics = Metrics(settings, REASONS, WARNINGS, batch_line)
         self.metrics.watch(self.pipeline, self.source)
+        self.tracing = Tracing()
+        self.watch = Watch(settings, self.metrics)
+        self.about = About(settings, self.metrics)
+        self.dispatcher = Dispatcher(
+            settings, reader_id(settings), self.inbox, about=self.about, trace=self.tracing.begin
+        )
         self.gate = TenantGate()
         self.parser = parser_of(settings, self.gate)
         self.runtime = Runtime(
             self.pipeline,
             self.source,
             self.dispatcher,
-            self.metrics.timed(self.parser),
+            self.metrics.timed(self.parser, also=self.tracing.polled),
             self.inbox,
             time.monotonic,
             self._observe,
@@ -116,12 +127,14 @@ class Reader:
     def run(self) -> int:
         """Until shut down. Returns the exit code."""
         silent = turned_seconds(lambda: self.runtime.turned_at)
-        probes = serve(Health(self.settings, self.metrics, silent))
-        stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max)
+        probes = serve(Health(self.settings, self.metrics, silent, self.watch.dependencies))
+        self.about.http = f"{probes.host}:{probes.port}"
+        stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.stuck)
         refresh = TenantRefresh(TenantStore(connect(self.settings), self.settings.key_prefix), self.gate)
         try:
             stuck.start(signal_dumps=True)
             refresh.start()
+            self.watch.start()
             self.dispatcher.start()
             self.source.subscribe(self.runtime.feed, self.runtime.drain)
             log.info(
@@ -129,21 +142,24 @@ class Reader:
                 topic=self.settings.kafka_topic,
                 group=self.settings.kafka_group,
                 reader=self.dispatcher.reader,
-                http=f"{probes.host}:{probes.port}",
+                http=self.about.http,
             )
             stop = self.runtime.run()
         except ConsumerFailed as failure:
             raise ReaderFailed(str(failure)) from failure
         finally:
             refresh.stop()
+            self.watch.stop()
             stuck.stop()
             self.parser.close()
             probes.close()
+            telemetry.flush()
         log.info("reader_stopped", clean=stop.clean, halted=self.pipeline.halted)
         return EXIT_HALTED if self.pipeline.halted else 0
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         self.metrics.observe(event, commands, now)
+        self.tracing.observe(event, commands, now)
         for command in commands:
             if isinstance(command, do.Halt):
                 log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#halted")

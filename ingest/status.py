@@ -179,8 +179,9 @@ class About:
     """What a reader says of itself with each heartbeat: its snapshot, and its rates since the last one."""
 
     def __init__(self, settings: Settings, metrics: Metrics, http: str = "") -> None:
+        self.http = http  # where its probes listen, once they do
         self._metrics = metrics
-        self._fixed = {"topic": settings.kafka_topic, "group": settings.kafka_group, "http": http}
+        self._fixed = {"topic": settings.kafka_topic, "group": settings.kafka_group}
         self._at = time.monotonic()
         self._messages = self._bytes = 0.0
 
@@ -197,6 +198,7 @@ class About:
         return {
             **self._fixed,
             **rates,
+            "http": self.http,
             "end_to_end_p50_seconds": metrics.quantile("replays.reader.end_to_end_seconds", 0.5),
             "end_to_end_p99_seconds": metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
             "rejects": {k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
@@ -243,6 +245,8 @@ class Watch:
         except (RedisError, OSError) as error:
             self._trouble = shortened(f"{type(error).__name__}: {error}")
         meters.set("replays.reader.redis_up", not self._trouble)
+        if self._metrics.snapshot.paused:
+            self._metrics.look_at_log(cached=False)
 
     def _run(self) -> None:
         while True:

@@ -53,7 +53,7 @@ class Driver:
         self.commands: list[do.Command] = []
         self.offset = 0
 
-    def lag(self) -> dict[TopicPartition, tuple[int, int]]:
+    def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
         return {PARTITION: (0, self.high)}
 
     def publish(self, event: on.Event) -> None:
