@@ -98,7 +98,7 @@ def check(as_json: bool) -> None:
 @main.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Readers, partitions and lag, queues, breakers, parked batches, dead letters by reason: once, as Redis has it."""
+    """Readers, lag, queues, breakers, parked batches, dead letters by reason: once, as Redis has it."""
     import msgspec
     from redis.exceptions import RedisError
 
@@ -270,7 +270,6 @@ def local_status(directory: Path | None, as_json: bool) -> None:
     state = status(directory)
     if state is None:
         fail("no stack is running; `replays-ingest local up` starts one")
-        return
     if as_json:
         click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
         return
