@@ -184,14 +184,14 @@ def produce(
     seed: int = 1,
     *,
     manifest_path: Path,
-    rate: float = 0.0,
+    rate: float | None = None,
     started_at: int | None = None,
     progress: Progress = lambda done, expected, size_bytes: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate`: messages a second at most, 0 for as fast as it goes. `stop` is asked between messages. Raises
+    `rate`: messages a second at most; as fast as it goes if not given. `stop` is asked between messages. Raises
     LoadError when the broker refuses a message or does not answer.
     """
     start = default_start() if started_at is None else started_at
@@ -203,7 +203,7 @@ def produce(
         for number, message in enumerate(stream(profile, count, seed, start)):
             if stop():
                 break
-            if rate > 0:
+            if rate:
                 run.wait_until(began + number / rate)
             run.send(message)
             if time.monotonic() - told >= PROGRESS_SECONDS:
