@@ -277,19 +277,22 @@ class _Demo:
 
     def _start(self) -> None:
         self.stack.start(PARTS)
+        scratch = self.stack.directory / "tmp"  # so that what a killed process leaves there goes with the rest
+        scratch.mkdir(exist_ok=True)
         self.env = {**QUICK, **self.stack.settings(), **self.extra}
+        env = {**self.env, "TMPDIR": str(scratch)}
         self.settings = settings_of(self.env)
         children = self.stack.children
-        self.worker = children.start("worker", [*_celery(), "worker", "--loglevel=INFO"], env=self.env, keep=True)
+        self.worker = children.start("worker", [*_celery(), "worker", "--loglevel=INFO"], env=env, keep=True)
         port = free_port()
-        flower_env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
+        flower_env = {**env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         arguments = ["flower", f"--address={HOST}", f"--port={port}"]
         self.flower = children.start("flower", [*_celery(), *arguments], env=flower_env, keep=True)
         url = f"http://{HOST}:{port}"
         self.outcome.addresses = {**self.stack.addresses, "flower": url}
         for line in migrate(self.settings, topics=True):
             self.screen.line(f"migrated   {line}")
-        self.reader = children.start("reader", [_program("replays-ingest")], env=self.env, keep=True)
+        self.reader = children.start("reader", [_program("replays-ingest")], env=env, keep=True)
         wait_until(lambda: answers_http(f"{url}/healthcheck"), READY_SECONDS_MAX, "Flower")
         self.screen.line(f"Flower     {url} (user {FLOWER_USER}, password {self.password})")
 
