@@ -59,7 +59,7 @@ class Journey:
             "rejects": self.rejects,
             "size_bytes": self.size_bytes,
             "cut_by": self.cut_by,
-            "attempts": self.attempts,
+            "chords": self.attempts,
             "failures": self.failures,
             "open_seconds": round(self.cut_at - self.opened_at, 4),
         }
