@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata
+from confluent_kafka.admin import AdminClient
 
 from ingest.settings import Settings
 from tasks.errors import SinkError
@@ -113,7 +113,7 @@ def _links(settings: Settings) -> Iterable[Finding]:
 def _kafka(settings: Settings) -> Iterable[Finding]:
     admin = AdminClient(kafka_options(settings))
     try:
-        cluster: ClusterMetadata = admin.list_topics(timeout=CALL_SECONDS_MAX)
+        cluster = admin.list_topics(timeout=CALL_SECONDS_MAX)
     except KafkaException as failure:
         yield Finding(
             "kafka", "bad", str(failure.args[0]), "check REPLAYS_KAFKA_BROKERS and the security settings"

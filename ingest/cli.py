@@ -9,32 +9,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from rich.console import Console
 
-from ingest.settings import Settings, SettingsError, load
+from ingest import cli_operate
+from ingest.cli_common import EXIT_FAILED, as_json, fail, settings
 from tasks.settings import FILE_VARIABLE
-
-EXIT_FAILED, EXIT_SETTINGS, EXIT_HALTED = 1, 2, 3
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
-
-
-def fail(text: str) -> NoReturn:
-    """Says on one line of standard error why nothing was done, and exits with 1."""
-    click.echo(f"replays-ingest: {text}", err=True)
-    sys.exit(EXIT_FAILED)
-
-
-def settings() -> Settings:
-    """The settings, or exit code 2 with what is wrong and what is allowed."""
-    try:
-        return load()
-    except SettingsError as error:
-        click.echo(str(error), err=True)
-        sys.exit(EXIT_SETTINGS)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,43 +75,6 @@ def check(as_json: bool) -> None:
         for finding in findings:
             console.print(finding.line(), highlight=False)
     sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
-
-
-@main.command()
-@as_json
-def status(as_json: bool) -> None:
-    """Readers, lag, queues, breakers, parked batches, dead letters by reason: once, as Redis has it."""
-    import msgspec
-    from redis.exceptions import RedisError
-
-    from ingest import status as state
-    from ingest import top
-
-    try:
-        found = state.collect(settings())
-    except RedisError as error:
-        fail(f"redis does not answer: {error}")
-    if as_json:
-        click.echo(msgspec.json.encode(found))
-    else:
-        Console().print(top.page(found))
-
-
-@main.command()
-@click.option("--once", is_flag=True, help="Draw the page once and end.")
-def top(once: bool) -> None:
-    """The same as status, live, until Ctrl-C."""
-    from contextlib import suppress
-
-    from redis.exceptions import RedisError
-
-    from ingest import top as page
-
-    try:
-        with suppress(KeyboardInterrupt):
-            page.run(settings(), Console(), once=once)
-    except RedisError as error:
-        fail(f"redis does not answer: {error}")
 
 
 @main.command()
@@ -276,6 +221,9 @@ def local_status(directory: Path | None, as_json: bool) -> None:
     for name, address in state.addresses.items():
         click.echo(f"{name:<14} {address}")
 
+
+for command in cli_operate.COMMANDS:
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -23,6 +23,7 @@ from tasks.errors import SinkError
 from tasks.flush import revive
 from tasks.kafka_options import kafka_options
 from tasks.sinks import build
+from tasks.sinks.dead_letter import producer_options
 
 MARK = "replayed"
 FROM = "replayed_from"
@@ -205,8 +206,7 @@ class _Writer:
 
     def _send(self, topic: str, key: bytes | None, value: bytes, headers: list[tuple[str, bytes | None]]) -> None:
         if self._producer is None:
-            config = {"acks": "all", "enable.idempotence": True, "message.max.bytes": 64 * 1024 * 1024}
-            self._producer = Producer({**config, **kafka_options(self._settings)})
+            self._producer = Producer(producer_options(self._settings))
         failures: list[str] = []
         answered: list[bool] = []
 
@@ -216,7 +216,7 @@ class _Writer:
                 failures.append(error.str())
 
         try:
-            self._producer.produce(topic, value, key, headers=headers, on_delivery=delivered)
+            self._producer.produce(topic, value, key, headers=list(headers), on_delivery=delivered)
         except (KafkaException, BufferError) as failure:
             raise DeadLettersUnavailable(f"could not produce to {topic}: {failure}") from failure
         self._producer.flush(CALL_SECONDS_MAX)
@@ -260,7 +260,7 @@ def _scan(settings: Settings) -> Iterator[KafkaMessage]:
             if error is None:
                 yield message
             elif error.code() == KafkaError._PARTITION_EOF:
-                open_partitions.discard(message.partition())  # type: ignore[arg-type]
+                open_partitions.discard(message.partition())
             elif error.fatal():
                 raise DeadLettersUnavailable(f"{topic}: {error.str()}")
     except KafkaException as failure:

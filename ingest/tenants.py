@@ -39,7 +39,7 @@ return tostring(granted)
 class TenantStore:
     """Reads and writes the rules. Raises redis.exceptions.RedisError."""
 
-    def __init__(self, client: Redis, prefix: str) -> None:
+    def __init__(self, client: Redis[bytes], prefix: str) -> None:
         self._client: Any = client
         self._killed = f"{prefix}:tenants:killed"
         self._limits = f"{prefix}:tenants:limits"
