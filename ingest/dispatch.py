@@ -192,8 +192,9 @@ class Dispatcher:
 
     def _failed(self, command: Command, error: Exception) -> None:
         text = shortened(f"{type(error).__name__}: {error}")
-        reached = isinstance(error, (RedisFull, ResponseError))
-        if not reached and time.monotonic() >= self._down_until:
+        answered = isinstance(error, (RedisFull, ResponseError))
+        away = isinstance(error, (RedisError, OperationalError, OSError)) and not answered
+        if away and time.monotonic() >= self._down_until:
             self._down_until = time.monotonic() + DOWN_SECONDS
             self._down_error = text
         log.warning("dispatch_failed", command=type(command).__name__, batch=command.batch.id, error=text)
@@ -242,9 +243,9 @@ class CompletionReader:
             try:
                 if not healthy:
                     self._find_beginning()
-                self._beat()
                 if not self.read_once():
                     self._find_beginning()
+                self._beat()  # last: a Redis that is full takes no heartbeat, but it still has news for us
                 healthy = True
             except (RedisError, OSError) as error:
                 if healthy:

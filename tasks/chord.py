@@ -66,6 +66,6 @@ def start(
         for number, name in enumerate(tasks)
     ]
     failed = app.signature("chord_failed")
-    complete = app.signature("complete", immutable=True, link_error=[failed])
     body_id = wire.chord_id(batch, stage, attempt, token)
-    chord(header, complete, app=app, task_id=token).apply_async(task_id=body_id)
+    complete = app.signature("complete", immutable=True, task_id=body_id, link_error=[failed])
+    chord(header, complete, app=app, task_id=token).apply_async()

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from conftest import Fleet, make_batch  # type: ignore[import-not-found]
+from fleet_kit import Fleet, make_batch  # type: ignore[import-not-found]
 
 from ingest.core import commands as do
 from ingest.core import events as on

@@ -1,4 +1,4 @@
-"""Flower as operators have it: closed to strangers, readable, and a failed task's batch is a click from its retry."""
+"""Flower as operators have it: closed to strangers, readable, a failed task a click from its batch's retry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from conftest import ROOT, Fleet, make_batch  # type: ignore[import-not-found]
+from fleet_kit import ROOT, Fleet, make_batch  # type: ignore[import-not-found]
 
 from ingest.core import commands as do
 from ingest.core import events as on

@@ -1,0 +1,235 @@
+"""Every way in which a stage can end, with the real tasks in this process."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from eager_kit import Eager, make_batch  # type: ignore[import-not-found]
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from tasks.errors import PermanentSinkError, TransientSinkError
+
+
+def test_every_sink_gets_its_items(eager: Eager) -> None:
+    """Blobs, then rows, metrics and dead letters; the reader hears of each stage."""
+    batch = make_batch(messages=70, rejects=2)
+
+    assert eager.settle(batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
+    assert eager.settle(batch, Stage.ROWS) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+    assert len(eager.sink("gcs").objects) == 70
+    assert [count for _, count in eager.sink("gcs").calls] == [64, 6]
+    assert len(eager.sink("clickhouse").rows) == len(eager.sink("bigquery").rows) == 70
+    assert len(eager.sink("datadog").metrics) == 70
+    assert len(eager.sink("dead_letter").dead_letters) == 2
+
+
+def test_a_dead_letter_says_what_became_of_the_message(eager: Eager) -> None:
+    """The original record, its own headers, then ours."""
+    eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
+
+    (letter,) = eager.sink("dead_letter").dead_letters
+    assert (letter.key, bytes(letter.value)) == (b"k", b"not msgpack")
+    assert dict(letter.headers) == {
+        "traceparent": b"00-1",
+        "reason": b"not_msgpack",
+        "error": b"bad",
+        "topic": b"ingest-replay-recordings",
+        "partition": b"0",
+        "offset": b"11",
+        "batch_id": b"ingest-replay-recordings-0-10-12",
+        "first_seen": b"5",
+    }
+
+
+def test_a_sink_that_fails_twice_and_then_works_is_no_failure(eager: Eager) -> None:
+    """Retries are the machine's business."""
+    eager.sink("clickhouse").fail(TransientSinkError("503"), TransientSinkError("503"))
+
+    assert isinstance(eager.settle(make_batch()), on.FlushSucceeded)
+    assert len(eager.sink("clickhouse").calls) == 3
+
+
+def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
+    """Of 64 blobs two fail: the retry writes two, under a token of their own."""
+    eager.sink("gcs").fail(TransientSinkError("429", failed=(5, 40)))
+
+    assert isinstance(eager.settle(make_batch(messages=64), Stage.BLOBS), on.FlushSucceeded)
+
+    calls = eager.sink("gcs").calls
+    assert [count for _, count in calls] == [64, 2]
+    assert calls[0][0] != calls[1][0]
+    assert len(eager.sink("gcs").objects) == 64
+
+
+def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
+    """The task gave up, the batch is tried again minutes later: what was durable stays so."""
+    away = TransientSinkError("429", failed=(5,))
+    eager.sink("gcs").fail(away, *[TransientSinkError("429", failed=(0,))] * 2)
+    batch = make_batch(messages=10)
+
+    failed = eager.settle(batch, Stage.BLOBS)
+    succeeded = eager.settle(batch, Stage.BLOBS, attempt=2)
+
+    assert isinstance(failed, on.FlushFailed)
+    assert isinstance(succeeded, on.FlushSucceeded)
+    assert [count for _, count in eager.sink("gcs").calls] == [10, 1, 1, 1]
+
+
+def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
+    """Named by the server: with the sink, its error, and where the row came from."""
+    eager.sink("bigquery").refuse(lambda item: "no such field: x" if item.offset == 3 else None)
+    batch = make_batch(messages=50)
+
+    assert isinstance(eager.settle(batch), on.FlushSucceeded)
+
+    assert len(eager.sink("bigquery").rows) == 49
+    (letter,) = eager.sink("dead_letter").dead_letters
+    headers = {name: (value or b"").decode() for name, value in letter.headers}
+    assert headers == {
+        "reason": "sink_refused",
+        "sink": "bigquery",
+        "error": "no such field: x",
+        "kind": "row",
+        "item": "replay_events/fact-3",
+        "topic": "ingest-replay-recordings",
+        "partition": "0",
+        "offset": "3",
+        "batch_id": batch.id,
+    }
+    assert json.loads(bytes(letter.value)) == {"n": 3}
+
+
+def test_a_row_that_nobody_names_is_found_in_about_log2_writes(eager: Eager) -> None:
+    """The same for a server that only says no."""
+    eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
+
+    assert isinstance(eager.settle(make_batch(messages=256)), on.FlushSucceeded)
+
+    assert len(eager.sink("clickhouse").rows) == 255
+    assert len(eager.sink("clickhouse").calls) <= 1 + 2 * 8
+    assert len(eager.sink("dead_letter").dead_letters) == 1
+
+
+def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
+    """Nobody is to blame but the configuration: the chord fails at once, with the reason."""
+    eager.sink("clickhouse").fail(PermanentSinkError("table replays is missing", configuration=True))
+
+    event = eager.settle(make_batch())
+
+    assert isinstance(event, on.FlushFailed)
+    assert "table replays is missing" in event.error
+    assert len(eager.sink("clickhouse").calls) == 1
+    assert eager.sink("dead_letter").dead_letters == []
+
+
+def test_a_dead_letter_that_cannot_be_kept_keeps_the_row_out(eager: Eager) -> None:
+    """The row's own sink took the rest, but the task is not done before the letter is durable."""
+    eager.sink("bigquery").refuse(lambda item: "bad" if item.offset == 0 else None)
+    eager.sink("dead_letter").fail(*[TransientSinkError("no brokers")] * 3)
+    batch = make_batch()
+
+    failed = eager.settle(batch)
+    succeeded = eager.settle(batch, attempt=2)
+
+    assert isinstance(failed, on.FlushFailed)
+    assert isinstance(succeeded, on.FlushSucceeded)
+    assert len(eager.sink("dead_letter").dead_letters) == 1
+    assert len(eager.sink("bigquery").calls) == 1
+
+
+def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
+    """Marks gone, as after a Redis that restarted empty: everything is written again, nothing is doubled."""
+    batch = make_batch(messages=5)
+    for stage in Stage:
+        eager.settle(batch, stage)
+    tokens = eager.sink("clickhouse").calls
+
+    eager.client.flushall()
+    for stage in Stage:
+        assert isinstance(eager.settle(batch, stage), on.FlushSucceeded)
+
+    assert len(eager.sink("gcs").objects) == len(eager.sink("clickhouse").rows) == 5
+    assert len({token for token, _ in tokens}) == 1
+
+
+def test_the_same_range_with_other_content_is_written_for_itself(eager: Eager) -> None:
+    """Another release's parser: its digest is another, so no mark vouches for bytes that were never written."""
+    eager.settle(make_batch(messages=2), Stage.BLOBS)
+
+    eager.settle(make_batch(messages=2, content=b"new", epoch=2), Stage.BLOBS)
+
+    assert set(eager.sink("gcs").objects.values()) == {b"new 0", b"new 1"}
+    assert len(eager.client.keys("replays:batch:*")) == 2
+
+
+def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its sinks a stage has nothing to do, and says so at once."""
+    from ingest.encoding import Encoder
+
+    encoder = Encoder(("clickhouse", "dead_letter"), 64, "r")
+
+    names = [entry.name for entry in encoder.manifest(make_batch(rejects=1)).tasks]
+
+    assert names == ["rows/clickhouse/0", "rows/dead_letter/0"]
+
+
+def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
+    """With its error, its reader, and when it is tried again."""
+    batch = make_batch()
+    eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
+    eager.settle(batch, Stage.BLOBS)
+    from tasks.staging import Staging
+
+    staging = Staging(eager.client, eager.settings)
+    (shown,) = staging.parked().values()
+    eager.dispatcher.submit(do.Discard(batch))
+    eager.settle(make_batch(start=1000), Stage.BLOBS)
+
+    assert (shown["batch_id"], shown["reader"], shown["stage"]) == (batch.id, "eager-reader", "rows")
+    assert (shown["attempt"], shown["error"]) == (3, "clickhouse is away")
+    assert shown["retry_at"] - shown["parked_at"] == pytest.approx(30)
+    assert staging.parked() == {}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_fails_everything_is_durable_once_when_it_succeeds(eager: Eager, seed: int) -> None:
+    """Random failures and poison: each row is in its sink or, refused, a dead letter, and never both.
+
+    A scripted partial failure keeps what it does not list, poison included: hence the subset at the end.
+    """
+    dice = random.Random(seed)
+    batch = make_batch(messages=dice.randint(1, 40), rejects=dice.randint(0, 3))
+    poison = {sink: {dice.randrange(40) for _ in range(dice.randint(0, 3))} for sink in ("clickhouse", "bigquery")}
+    for sink, offsets in poison.items():
+        eager.sink(sink).refuse(
+            lambda item, offsets=offsets: "poison" if item.offset in offsets else None,  # type: ignore[misc]
+            named=dice.random() < 0.5,
+        )
+    for sink in ("gcs", "clickhouse", "bigquery", "dead_letter"):
+        script = [None, TransientSinkError("503"), TransientSinkError("503", failed=(0,))]
+        eager.sink(sink).fail(*dice.choices(script, weights=[2, 1, 1], k=4))
+
+    for stage in Stage:
+        for attempt in range(1, 20):
+            if isinstance(eager.settle(batch, stage, attempt), on.FlushSucceeded):
+                break
+        else:
+            pytest.fail("it never succeeds")
+
+    offsets = {segment.segment_id for segment in batch.segments}
+    assert len(eager.sink("gcs").objects) == len(offsets)
+    for sink, bad in poison.items():
+        letters = {
+            letter.offset
+            for letter in eager.sink("dead_letter").dead_letters
+            if ("sink", sink.encode()) in letter.headers
+        }
+        kept = {int(row_id.split("-")[1]) for _, row_id in eager.sink(sink).rows}
+        assert kept | letters == offsets
+        assert not kept & letters
+        assert letters <= bad
