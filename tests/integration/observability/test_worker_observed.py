@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fleet_kit import Fleet, make_batch
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -31,7 +32,6 @@ from ingest.settings import Settings
 from ingest.tracing import Tracing
 from local.processes import wait_until
 from tasks import telemetry
-from tests.integration.fleet.conftest import Fleet, make_batch
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
