@@ -1,7 +1,7 @@
 """What every sink should hold after a load: the sum over a manifest.
 
-`Expectation.of_manifest` derives it from the generator's own notes. The comparison (`local/reconcile.py`) does
-not care where an expectation comes from: one that is made by parsing the topic again fits as well.
+`Expectation.of_manifest` derives it from the generator's own notes. Where there is no manifest, `add_outcome`
+makes one of messages that are read and parsed again; the comparison (`local/reconcile.py`) does not care.
 
 Rules that are applied here, and why the sums over messages are not simply sums:
 - an object, a row and an outcome have an identity, so messages that come twice count once;
@@ -11,13 +11,17 @@ Rules that are applied here, and why the sums over messages are not simply sums:
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from zlib import crc32
 
+import msgspec
+
+from ingest.core.model import Outcome, Reject, Row, Segment, TopicPartition
 from ingest.settings import Settings
 from local.manifest import Entry, read_entries
 
@@ -96,6 +100,8 @@ FACTS: dict[str, str] = {
 # Kept for a share of the segments only, by one coin a segment.
 SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
 
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
 SIZES = "replays.usecases.ingest."
 VIDEO = "replays.recording_consumer.replay_video_"
 
@@ -166,6 +172,43 @@ class Expectation:
         if entry.segment_id == 0:
             self.outcomes[entry.replay_id] = "replay_video" if entry.kind == "video" else "replay"
         self._add_facts(entry)
+
+    def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
+        """Adds a message that was read again and parsed: what it says is compared with what is there.
+
+        This expectation trusts the parser, so it finds what was lost on the way and not what was misread.
+        """
+        self.messages += 1
+        place = (source.topic, source.partition)
+        self.ends[place] = max(self.ends.get(place, 0), offset + 1)
+        if isinstance(outcome, Reject):
+            letter = outcome.dead_letter
+            digest = hashlib.sha256(letter.value).hexdigest()
+            self.letters[(*place, letter.offset)] = Letter(letter.reason, digest)
+        if not isinstance(outcome, Segment):
+            return
+        for metric in outcome.metrics:
+            self._sum(metric.name, 1, metric.value)
+        identity = (outcome.project_id, outcome.replay_id, outcome.segment_id)
+        if identity in self.segments:
+            return
+        self.segments.add(identity)
+        for blob in outcome.blobs:
+            self.objects[blob.name] = Object(hashlib.sha256(blob.content).hexdigest(), True)
+        for row in outcome.bigquery:
+            self.facts[_decode(row.json)["event_type"]] += 1
+        for row in outcome.clickhouse:
+            self._add_row(row)
+
+    def _add_row(self, row: Row) -> None:
+        fields = _decode(row.json)
+        if row.table == "replay_outcomes":
+            self.outcomes[row.id] = fields["category"]
+        elif "click_tag" in fields:
+            flags = Flags(fields["click_is_dead"], fields["click_is_rage"])
+            self.clicks[row.id] = max(self.clicks.get(row.id, Flags(0, 0)), flags)
+        elif "tap_view_id" in fields:
+            self.taps.add(row.id)
 
     def _add_facts(self, entry: Entry) -> None:
         if entry.flaw == "body_not_json":

@@ -112,3 +112,18 @@ def test_metrics_add_up():
     for name, total in expected.metrics.items():
         assert totals[name].count == total.count, name
         assert total.sum is None or totals[name].sum == total.sum, name
+
+
+def test_an_expectation_of_parsed_messages_is_that_of_the_manifest():
+    """So a topic that was read again can be reconciled as a load can."""
+    expected, parsed = load()
+    again = Expectation()
+    for entry, outcome in parsed:
+        again.add_outcome(SOURCE, entry.offset, outcome)
+
+    assert again.objects.keys() == expected.objects.keys()
+    for name in ("clicks", "taps", "segments", "outcomes", "facts", "letters", "ends", "messages"):
+        assert getattr(again, name) == getattr(expected, name), name
+    assert {name: total.count for name, total in again.metrics.items()} == {
+        name: total.count for name, total in expected.metrics.items()
+    }
