@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -65,7 +65,6 @@ QUICK = {
     "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "5",
     "REPLAYS_TASK_VISIBILITY_SECONDS": "15",
     "REPLAYS_BATCH_AGE_SECONDS_MAX": "1",
-    "REPLAYS_HTTP_PORT": "0",
 }
 
 SAMPLE_TITLE = "pages by rage clicks"
@@ -254,6 +253,7 @@ class _Demo:
         """Everything up again, addresses printed, until Ctrl-C."""
         if self.reader is not None and not self.reader.alive:
             self.reader.start()
+            self.stack.children.keep(self.reader)
         lines = ["", "Everything is up:"]
         lines += [f"  {name:<14} {address}" for name, address in self.outcome.addresses.items()]
         lines.append(f"  {'Flower':<14} user {FLOWER_USER}, password {self.password}")
@@ -262,7 +262,9 @@ class _Demo:
         lines += ["", f"Logs are in {self.stack.directory / 'logs'}.", "Stop all of it with Ctrl-C."]
         for line in lines:
             self.screen.line(line)
-        threading.Event().wait()
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        self.screen.line("stopping")
 
     def stop(self) -> None:
         """Tells those to end that take a second over it, at once; the stack then ends everything."""
@@ -277,7 +279,8 @@ class _Demo:
         self.stack.start(PARTS)
         scratch = self.stack.directory / "tmp"  # so that what a killed process leaves there goes with the rest
         scratch.mkdir(exist_ok=True)
-        self.env = {**QUICK, **self.stack.settings(), **self.extra}
+        http_port = str(free_port())
+        self.env = {**QUICK, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}
         env = {**self.env, "TMPDIR": str(scratch)}
         self.settings = settings_of(self.env)
         children = self.stack.children
@@ -287,7 +290,8 @@ class _Demo:
         arguments = ["flower", f"--address={HOST}", f"--port={port}"]
         self.flower = children.start("flower", [*_celery(), *arguments], env=flower_env, keep=True)
         url = f"http://{HOST}:{port}"
-        self.outcome.addresses = {**self.stack.addresses, "flower": url}
+        reader_url = f"http://{HOST}:{http_port}"
+        self.outcome.addresses = {**self.stack.addresses, "flower": url, "reader": reader_url}
         for line in migrate(self.settings, topics=True):
             self.screen.line(f"migrated   {line}")
         self.reader = children.start("reader", [_program("replays-ingest")], env=env, keep=True)
