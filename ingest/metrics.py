@@ -269,6 +269,7 @@ class Metrics:
         self._snapshot_due = 0.0
         self._messages: defaultdict[int, int] = defaultdict(int)
         self._bytes: defaultdict[int, int] = defaultdict(int)
+        self._warnings: defaultdict[str, int] = defaultdict(int)
         self._segments = self._rejects = self._drops = 0
         self._parse_seconds = 0.0
         self._polled_at: float | None = None
@@ -355,8 +356,8 @@ class Metrics:
             if type(outcome) is Segment:
                 self._segments += 1
                 if outcome.warnings:
-                    for warning in outcome.warnings:
-                        self.meters.count(_R + "warnings", 1, warning)
+                    for warning in outcome.warnings:  # up to thousands in a hostile one
+                        self._warnings[warning] += 1
             elif type(outcome) is Reject:
                 self._rejects += 1
                 self.meters.count(_R + "rejects", 1, outcome.reason)
@@ -519,8 +520,10 @@ class Metrics:
             meters.count(_R + "messages_consumed", messages, str(partition))
         for partition, size_bytes in self._bytes.items():
             meters.count(_R + "bytes_consumed", size_bytes, str(partition))
-        self._messages.clear()
-        self._bytes.clear()
+        for warning, times in self._warnings.items():
+            meters.count(_R + "warnings", times, warning)
+        for tally in (self._messages, self._bytes, self._warnings):
+            tally.clear()
         parsed = (("segment", self._segments), ("reject", self._rejects), ("drop", self._drops))
         for outcome, messages in parsed:
             if messages:
