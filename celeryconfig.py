@@ -11,6 +11,7 @@ from typing import Any
 
 from kombu import Queue
 
+from tasks.publish_only import BACKEND
 from tasks.settings import Settings, load_as
 from tasks.wire import SINKS
 
@@ -41,7 +42,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
     config: dict[str, Any] = {
         "broker_url": redis_url,
         # Counts chords, keeps no results.
-        "result_backend": f"tasks.publish_only:PublishOnlyBackend+{redis_url}",
+        "result_backend": f"{BACKEND}+{redis_url}",
         "imports": ("tasks.flush", "tasks.operate"),
         # JSON and nothing else: a message is data, never code.
         "task_serializer": "json",

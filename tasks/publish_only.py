@@ -10,6 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from celery.backends.redis import RedisBackend
+from celery.loaders.base import BaseLoader
+
+# The scheme of its URLs: `publish-only+redis://...`. Known to every app once this module is imported.
+BACKEND = "publish-only"
+BaseLoader.override_backends[BACKEND] = "tasks.publish_only:PublishOnlyBackend"
 
 
 class PublishOnlyBackend(RedisBackend):
