@@ -2,28 +2,30 @@
 
 envelope.py   the msgpack map
 recording.py  header line, bounded inflate, what is stored
-rrweb.py      what each event means
+scan.py       which events of the array are worth a look
+rrweb.py      what each of them means
+document.py   what the replay_event says
 rows.py       what each sink gets
 rules.py      bounds, and the stable names of everything that can be wrong
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from ingest.core.model import Blob, DeadLetter, Message, Metric, Reject, Row, Segment
+from ingest.core.model import Blob, DeadLetter, Message, Reject, Row, Segment
 from ingest.core.parse import rows
+from ingest.core.parse.document import EMPTY, Document, open_document
 from ingest.core.parse.envelope import Envelope, open_envelope
 from ingest.core.parse.recording import inflate, split, stored
-from ingest.core.parse.rrweb import Click, Fact, Malformed, Size, Tap, meanings, scan
+from ingest.core.parse.rrweb import Click, Fact, Malformed, Meaning, Size, meanings
 from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected
+from ingest.core.parse.scan import scan
 
 __all__ = ["REASONS", "WARNINGS", "ParseRules", "parse"]
 
-_decode_json = msgspec.json.Decoder().decode
-CLICK_KINDS = frozenset(("ui.click", "ui.deadClick", "ui.rageClick", "ui.slowClickDetected"))
+ERROR_CHARACTERS_MAX = 500
+SAME_WARNINGS_MAX = 1000
 
 
 def parse(message: Message, rules: ParseRules) -> Segment | Reject:
@@ -42,7 +44,7 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 
 def _reject(message: Message, rejected: Rejected) -> Reject:
-    error = str(rejected)[:500]
+    error = str(rejected)[:ERROR_CHARACTERS_MAX]
     letter = DeadLetter(
         key=message.key,
         value=message.value,
@@ -72,17 +74,17 @@ def _segment(
     video = envelope.replay_video if envelope.replay_video else None
     name = f"{envelope.retention_days}/{envelope.project_id}/{envelope.replay_id}/{segment_id}"
     blob = Blob(name, stored(body, raw, video), message.offset)
-    gathered = _Gathered(identity, rules)
-    document = _document(envelope, gathered.warnings)
-    gathered.take_recording(raw)
     size_stored, size_video = len(blob.content), len(video) if video else 0
 
-    clickhouse = gathered.clickhouse
-    clickhouse.append(rows.segment_row(identity, name, size_stored, len(raw), size_video))
+    gathered = _Gathered(identity, rules)
+    writer, clickhouse = gathered.writer, gathered.clickhouse
+    document = _document(envelope, gathered.warnings)
+    clickhouse.append(writer.segment(name, size_stored, len(raw), size_video))
     if envelope.relay_snuba_publish_disabled is not True:
-        clickhouse.append(rows.replay_row(identity, document))
+        clickhouse.append(writer.replay(document))
     if segment_id == 0:
-        clickhouse.append(rows.outcome_row(identity, video is not None))
+        clickhouse.append(writer.outcome(video is not None))
+    gathered.take_recording(raw)
     metrics = rows.metrics(
         size_stored,
         len(raw),
@@ -90,7 +92,7 @@ def _segment(
         gathered.sizes,
         gathered.rage,
         gathered.hydration,
-        "replay_event_missing" in gathered.warnings,
+        envelope.replay_event is None,
     )
     if len(raw) > rows.OVERSIZED_BYTES:
         gathered.warnings.append("oversized_segment")
@@ -106,27 +108,23 @@ def _segment(
         bigquery=tuple(gathered.facts),
         metrics=metrics,
         warnings=tuple(gathered.warnings),
-        size_bytes=_staged_bytes(blob, clickhouse, gathered.facts, metrics),
+        size_bytes=size_stored + _rows_bytes(clickhouse) + _rows_bytes(gathered.facts) + 64 * len(metrics),
     )
 
 
-def _staged_bytes(blob: Blob, clickhouse: list[Row], facts: list[Row], metrics: tuple[Metric, ...]) -> int:
-    """About what the segment takes in Redis and in the reader's memory."""
-    rows_bytes = sum(len(row.json) + len(row.id) + 32 for row in (*clickhouse, *facts))
-    return len(blob.content) + rows_bytes + 64 * len(metrics)
+def _rows_bytes(made: list[Row]) -> int:
+    """About what they take in Redis and in the reader's memory."""
+    return sum([len(row.json) + len(row.id) for row in made]) + 32 * len(made)
 
 
-def _document(envelope: Envelope, warnings: list[str]) -> dict[str, Any]:
+def _document(envelope: Envelope, warnings: list[str]) -> Document:
     if envelope.replay_event is None:
         warnings.append("replay_event_missing")
-        return {}
-    try:
-        document = _decode_json(envelope.replay_event)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
+        return EMPTY
+    document = open_document(envelope.replay_event)
+    if document is None:
         warnings.append("replay_event_not_json")
-        return {}
+        return EMPTY
     return document
 
 
@@ -134,6 +132,7 @@ class _Gathered:
     """What the events of one recording say, within the bounds of the rules."""
 
     def __init__(self, identity: rows.Identity, rules: ParseRules) -> None:
+        self.writer = rows.Writer(identity)
         self.clickhouse: list[Row] = []
         self.facts: list[Row] = []
         self.sizes: list[Size] = []
@@ -144,48 +143,54 @@ class _Gathered:
         self._rules = rules
         self._clicks = 0
         self._taps = 0
+        self._over_limit = False
         self._sampled = rows.coin(identity, "segment", rules.sample_segment_rate)
 
     def take_recording(self, raw: bytes) -> None:
         """All events of the array; without one that is readable there are none, and a warning says so."""
         try:
-            events, count, malformed = scan(raw, canvas=self._sampled)
-        except RecursionError:
-            self.warnings.append("recording_too_deep")
-            return
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            scanned = scan(raw, canvas=self._sampled)
+        except msgspec.DecodeError:
             self.warnings.append("recording_not_json")
             return
-        self.warnings.extend(["event_malformed"] * malformed)
-        for event in events:
+        self._fact(Fact("rrweb_event_count", self._identity.at, {"count": scanned.count}), -1)
+        malformed = scanned.malformed
+        for index, event in scanned.events:
             try:
                 for meaning in meanings(event):
-                    self._take(meaning, event.index)
+                    self._take(meaning, index)
             except Malformed:
-                self.warnings.append("event_malformed")
-        self._fact(Fact("rrweb_event_count", self._identity.at, {"count": count}), -1)
+                malformed += 1
+        self.warnings += ["event_malformed"] * min(malformed, SAME_WARNINGS_MAX)
+        self.warnings += ["event_too_deep"] * min(scanned.too_deep, SAME_WARNINGS_MAX)
+        if scanned.cut or self._over_limit:
+            self.warnings.append("events_over_limit")
 
-    def _take(self, meaning: Click | Tap | Fact | Size, index: int) -> None:
+    def _take(self, meaning: Meaning, index: int) -> None:
         if isinstance(meaning, Fact):
             self._fact(meaning, index)
         elif isinstance(meaning, Size):
-            self.sizes.append(meaning)
+            if len(self.sizes) < self._rules.facts_per_segment_max:
+                self.sizes.append(meaning)
         elif isinstance(meaning, Click):
             self.rage += meaning.is_rage
             if self._clicks < self._rules.clicks_per_segment_max:
                 self._clicks += 1
-                self.clickhouse.append(rows.click_row(self._identity, meaning))
+                self.clickhouse.append(self.writer.click(meaning))
         elif self._taps < self._rules.taps_per_segment_max:
             self._taps += 1
-            self.clickhouse.append(rows.tap_row(self._identity, meaning))
+            self.clickhouse.append(self.writer.tap(meaning))
 
     def _fact(self, fact: Fact, index: int) -> None:
-        if fact.kind == "negative-click-node-id":
-            self.warnings.append("negative_click_node_id")
-        elif fact.kind == "hydration_error":
+        if fact.kind == "hydration_error":
             self.hydration += 1
+        elif fact.kind == "negative-click-node-id":
+            self.warnings.append("negative_click_node_id")
         if fact.sampled == "segment" and not self._sampled:
             return
         if fact.sampled == "event" and not rows.coin(self._identity, f"{index}", self._rules.sample_event_rate):
             return
-        self.facts.append(rows.fact_row(self._identity, fact, index))
+        if len(self.facts) < self._rules.facts_per_segment_max:
+            self.facts.append(self.writer.fact(fact, index))
+        else:
+            self._over_limit = True

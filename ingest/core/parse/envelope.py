@@ -9,8 +9,10 @@ import msgspec
 
 from ingest.core.parse.rules import Rejected
 
-_REPLAY_ID = re.compile(r"[0-9a-fA-F]{32}\Z")
 INT64_MAX = 2**63 - 1
+UINT16_MAX = 2**16 - 1
+
+_replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
 
 class Envelope(msgspec.Struct, gc=False):
@@ -49,14 +51,17 @@ def open_envelope(value: bytes) -> Envelope:
         raise Rejected("schema", str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Rejected("not_msgpack", str(error)) from None
-    if not _REPLAY_ID.match(envelope.replay_id):
+    if not _replay_id(envelope.replay_id):
         raise Rejected("schema", "replay_id is not 32 hexadecimal digits")
     envelope.replay_id = envelope.replay_id.lower()
-    for name in ("org_id", "project_id", "received", "retention_days"):
-        if not 0 <= getattr(envelope, name) <= INT64_MAX:
+    for name, number, number_max in (
+        ("org_id", envelope.org_id, INT64_MAX),
+        ("project_id", envelope.project_id, INT64_MAX),
+        ("received", envelope.received, INT64_MAX),
+        ("retention_days", envelope.retention_days, UINT16_MAX),
+    ):
+        if not 0 <= number <= number_max:
             raise Rejected("schema", f"{name} is out of range")
-    if envelope.retention_days > 65535:
-        raise Rejected("schema", "retention_days is out of range")
     return envelope
 
 

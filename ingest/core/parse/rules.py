@@ -16,6 +16,7 @@ class ParseRules:
     inflated_bytes_max: int = 100 * MiB
     clicks_per_segment_max: int = 20
     taps_per_segment_max: int = 20
+    facts_per_segment_max: int = 2000
     sample_segment_rate: float = 1 / 500
     sample_event_rate: float = 0.002
 
@@ -34,8 +35,9 @@ REASONS: Mapping[str, str] = {
 
 WARNINGS: Mapping[str, str] = {
     "recording_not_json": "The body is not a JSON array: stored as received, billed, no events.",
-    "recording_too_deep": "The body is nested deeper than the parser goes: stored as received, billed, no events.",
-    "event_malformed": "One rrweb event has a wrong shape: it alone is left out.",
+    "event_malformed": "One rrweb event has a wrong shape: it alone is left out (counted up to 1000 a segment).",
+    "event_too_deep": "One rrweb event is nested deeper than the JSON decoder goes: it alone is left out.",
+    "events_over_limit": "More facts than facts_per_segment_max, or too many odd events: the rest is left out.",
     "replay_event_missing": "The message carries no replay_event.",
     "replay_event_not_json": "The replay_event is not a JSON object: rows without its fields.",
     "negative_click_node_id": "A click names a node below 0: no click row.",
