@@ -162,7 +162,7 @@ class Reader:
         self.tracing.observe(event, commands, now)
         for command in commands:
             if isinstance(command, do.Halt):
-                log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#halted")
+                log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#replayshalted")
             elif isinstance(command, do.Park):
                 log.warning(
                     "batch_parked",

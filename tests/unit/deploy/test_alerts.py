@@ -1,0 +1,152 @@
+"""Every alert is about metrics that exist, leads to a page that exists, and fires when it should."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ingest.metrics import DEFINITIONS as READER
+from tasks.metrics import DEFINITIONS as WORKER
+
+ROOT = Path(__file__).parents[3]
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
+TESTS = ROOT / "deploy" / "prometheus" / "alerts_test.yml"
+DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
+METRIC = re.compile(r"\breplays_[a-z_]+\b")
+KNOWN = {name for definition in (*READER, *WORKER) for name in definition.prometheus_names}
+LABELS = {
+    name: {*definition.labels, *(["le"] if definition.kind == "histogram" else [])}
+    for definition in (*READER, *WORKER)
+    for name in definition.prometheus_names
+}
+TARGET_LABELS = {"job", "instance"}
+
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def rules() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> list[tuple[str, str]]:
+    """(where, expression) of everything that asks Prometheus."""
+    found = [(rule["alert"], rule["expr"]) for rule in rules()]
+    return found + [(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions())
+def test_what_is_asked_for_exists(where: str, expression: str):
+    """A renamed metric must not leave an alert behind that can never fire."""
+    for name in METRIC.findall(expression):
+        assert name in KNOWN, f"{where} asks for {name}"
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions())
+def test_labels_that_are_selected_exist(where: str, expression: str):
+    """The same for labels in selectors and groupings."""
+    known = TARGET_LABELS.union(*(LABELS[name] for name in METRIC.findall(expression)))
+    selected = set(re.findall(r"[{,]\s*([a-z_]+)\s*(?:=~|!=|!~|=)", expression))
+    grouped = {label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")}
+
+    assert (selected | grouped) - known == set(), where
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alert_tells_what_to_do(rule: dict[str, Any]):
+    """How bad, what, and a section of the runbook of the same name with steps."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert rule["labels"]["severity"] in ("page", "ticket")
+    assert rule["annotations"]["summary"].endswith((".", "?", ";", "staged.", "lost."))
+    assert rule["annotations"]["runbook_url"].endswith(f"#{rule['alert'].lower()}")
+    section = re.search(rf"^### {rule['alert']}\n(.*?)(?=^##)", runbook, re.MULTILINE | re.DOTALL)
+    assert section, f"no section {rule['alert']}"
+    for part in ("*Symptom:*", "*Meaning:*", "\n1. "):
+        assert part in section[1]
+
+
+def test_the_runbook_names_only_what_exists():
+    """Its commands, settings, metrics and links."""
+    from ingest.cli import main as command_line
+    from ingest.settings import Settings
+
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    for command in set(re.findall(r"replays-ingest ([a-z]+)", text)):
+        assert command in command_line.commands, command
+    settings = {name.upper() for name in Settings.model_fields}
+    for setting in set(re.findall(r"REPLAYS_([A-Z_]+)`?", text)):
+        assert setting.rstrip("_") in settings, setting
+    anchors = {line[4:].strip().lower() for line in text.splitlines() if line.startswith("### ")}
+    for link in re.findall(r"\]\(#([a-z0-9-]+)\)", text):
+        assert link in anchors, link
+    for fault in range(1, 13):
+        assert f"### Fault {fault}: " in text
+
+
+def test_every_alert_has_a_test_that_provokes_it():
+    """alerts_test.yml is run by promtool below; this one needs no promtool."""
+    provoked = {
+        expected["alertname"]
+        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for expected in test.get("alert_rule_test", [])
+        if expected["exp_alerts"]
+    }
+
+    assert provoked == {rule["alert"] for rule in rules()}
+
+
+@needs_promtool
+def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
+    """Prometheus' own rule tester on recorded series."""
+    for arguments in (["check", "rules", ALERTS], ["test", "rules", TESTS]):
+        done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_prometheus_takes_its_configuration():
+    """The file of the compose set-up, with its rules."""
+    path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
+    """Whoever follows an alert to the dashboard finds it there."""
+    shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
+    alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
+    not_drawn = {
+        "replays_reader_loop_turned_seconds",  # stuck readers answer scrapes, but a line says nothing more
+        "replays_reader_partitions_assigned",
+        "replays_reader_offsets_out_of_range_total",
+        "replays_reader_messages_expired_total",
+        "replays_reader_redis_up",
+        "replays_worker_completions_total",
+        "replays_worker_heartbeat_seconds",
+    }
+
+    assert alerted - shown - not_drawn == set()
+
+
+def test_panels_do_not_overlap_and_have_descriptions():
+    """A dashboard that renders as it was meant."""
+    cells: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        mine = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not mine & cells, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        cells |= mine
+        assert panel["type"] == "row" or panel["description"]

@@ -1,0 +1,212 @@
+"""Safe defaults at each step of a deployment, checked on the files themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from celeryconfig import CONTROL_QUEUE, configuration, flush_queue
+from ingest.settings import Settings
+from tasks.wire import SINKS
+
+ROOT = Path(__file__).parents[3]
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+QUEUES = {CONTROL_QUEUE, *(flush_queue(sink) for sink in SINKS)}
+SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
+
+
+def documents() -> list[dict[str, Any]]:
+    """Every manifest, as it is written."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(KUBERNETES.rglob("*.yaml")):
+        found += [document for document in yaml.safe_load_all(path.read_text()) if document]
+    return found
+
+
+def workloads() -> list[dict[str, Any]]:
+    return [document for document in documents() if document["kind"] in ("Deployment", "StatefulSet")]
+
+
+def names(kind: str) -> list[str]:
+    return [document["metadata"]["name"] for document in documents() if document["kind"] == kind]
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=lambda workload: workload["metadata"]["name"])
+def test_a_pod_has_no_more_rights_than_it_needs(workload: dict[str, Any]):
+    """No root, no writable image, no token, no capabilities, a memory limit, probes."""
+    pod = workload["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False  # REPLAYS_*_SERVICE_HOST would be refused as an unknown setting
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"]["memory"]
+        assert "cpu" not in container["resources"]["limits"]  # throttling looks like a stuck loop
+        assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
+        for variable in container["env"]:
+            secret = re.search("PASSWORD|SECRET|REDIS_URL|DSN|USERNAME", variable["name"])
+            assert not secret or "secretKeyRef" in variable["valueFrom"], variable["name"]
+
+
+def test_a_reader_is_given_the_time_to_drain():
+    """SIGTERM, the drain deadline, the last commit; then only SIGKILL."""
+    (reader,) = (document for document in documents() if document["kind"] == "StatefulSet")
+    settings = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
+    drain_seconds = float(settings["REPLAYS_DRAIN_DEADLINE_SECONDS"])
+
+    assert reader["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= drain_seconds + 10
+    assert drain_seconds < float(settings["REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS"])
+
+
+def test_every_setting_in_the_manifests_is_one():
+    """A misspelt one would keep the pod from starting."""
+    for path in [*KUBERNETES.rglob("*.yaml"), ROOT / "docker-compose.yml", ROOT / "Dockerfile"]:
+        for name in set(re.findall(r"\bREPLAYS_[A-Z][A-Z_]*\b", path.read_text())):
+            known = name in SETTINGS or name in ("REPLAYS_READER_SERVICE_HOST", "REPLAYS_")
+            assert known, f"{name} in {path.name}"
+
+
+def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch):
+    """The settings of the ConfigMap, read as a pod would read them."""
+    for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
+        monkeypatch.delenv(name)
+    data = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
+    for name, value in data.items():
+        monkeypatch.setenv(name, value)
+
+    assert Settings().kafka_sasl_mechanism == "SCRAM-SHA-512"
+
+
+def test_each_queue_has_a_deployment_that_scales_on_its_depth():
+    """A queue without workers stops everything; the list that KEDA watches is the one that Celery fills."""
+    overlays = {}
+    for path in (KUBERNETES / "worker").glob("*/kustomization.yaml"):
+        overlay = yaml.safe_load(path.read_text())
+        if "patches" in overlay:
+            (operation,) = yaml.safe_load(overlay["patches"][0]["patch"])
+            overlays[f"replays-worker{overlay['nameSuffix']}"] = operation["value"]
+    prefix = configuration(Settings())["broker_transport_options"]["global_keyprefix"]
+    scaled = {
+        document["spec"]["scaleTargetRef"]["name"]: document["spec"]["triggers"][0]
+        for document in documents()
+        if document["kind"] == "ScaledObject"
+    }
+
+    assert set(overlays.values()) == QUEUES
+    for name, queue in overlays.items():
+        assert scaled[name]["type"] == "redis"
+        assert scaled[name]["metadata"]["listName"] == prefix + queue
+    assert scaled["replays-reader"]["type"] == "kafka"
+    assert scaled["replays-reader"]["metadata"]["consumerGroup"] == Settings().kafka_group
+    assert scaled["replays-reader"]["metadata"]["topic"] == Settings().kafka_topic
+
+
+def test_secrets_are_only_named():
+    """The example's values say that they are examples, and it is not part of what is applied."""
+    kustomization = (KUBERNETES / "kustomization.yaml").read_text()
+    example = yaml.safe_load((KUBERNETES / "secrets.example.yaml").read_text())
+
+    assert "secrets.example" not in kustomization.split("resources:")[1]
+    wanted = {
+        match
+        for path in KUBERNETES.rglob("*.yaml")
+        for match in re.findall(r"name: replays-secrets, key: ([a-z-]+)", path.read_text())
+    }
+    assert wanted == set(example["stringData"])
+    assert names("NetworkPolicy") == ["replays-ingest"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_builds_it():
+    """Overlays, suffixes and labels fit together."""
+    done = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    built = [document for document in yaml.safe_load_all(done.stdout) if document]
+    deployments = {d["metadata"]["name"]: d for d in built if d["kind"] == "Deployment"}
+
+    assert len(deployments) == len(QUEUES)
+    queues = {d["spec"]["template"]["spec"]["containers"][0]["args"][1] for d in deployments.values()}
+    assert queues == QUEUES
+    selectors = [tuple(sorted(d["spec"]["selector"]["matchLabels"].items())) for d in deployments.values()]
+    assert len(set(selectors)) == len(selectors)
+
+
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_compose_has_every_part_and_opens_nothing_to_others():
+    """DESIGN's list; ports on the loopback only; ours without root and with a read-only image."""
+    services = COMPOSE["services"]
+    wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
+    assert wanted | {"prometheus", "grafana", "migrate"} == set(services)
+    for name, service in services.items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), name
+    for name in ("reader", "worker", "flower", "migrate"):
+        assert services[name]["read_only"] is True
+        assert services[name]["cap_drop"] == ["ALL"]
+    for name in ("kafka", "redis", "clickhouse", "reader", "worker", "flower", "prometheus"):
+        assert services[name]["healthcheck"]["test"], name
+    assert "noeviction" in services["redis"]["command"]
+    for name, service in services.items():
+        image = service.get("image", "replays-ingest:local")
+        assert ":" in image, name
+        assert not image.endswith(":latest"), name
+
+
+def _compose() -> list[str] | None:
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    if shutil.which("docker"):
+        there = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=30)
+        return ["docker", "compose"] if there.returncode == 0 else None
+    return None
+
+
+@pytest.mark.skipif(_compose() is None, reason="no docker compose is installed")
+def test_compose_is_valid_and_asks_for_a_flower_password():
+    """Docker's own reading of the file; without a password it refuses."""
+    command = [*(_compose() or []), "-f", str(ROOT / "docker-compose.yml"), "config"]
+    base = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+    with_password = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**base, "REPLAYS_FLOWER_BASIC_AUTH": "someone:something-long"},
+    )
+    without = subprocess.run(command, capture_output=True, text=True, timeout=60, env=base)
+
+    assert with_password.returncode == 0, with_password.stderr
+    assert without.returncode != 0
+    assert "REPLAYS_FLOWER_BASIC_AUTH" in without.stderr
+
+
+def test_the_image_runs_as_nobody_and_holds_nothing_but_the_program():
+    """No root, no compilers' layer, no tests, no repository."""
+    text = (ROOT / "Dockerfile").read_text()
+    assert text.count("FROM ") == 2
+    assert re.search(r"^USER 10001", text, re.MULTILINE)
+    assert "--only-binary :all:" in text
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    assert "!tests" not in ignored
+    assert "!.git" not in ignored
+    copied = {
+        name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.MULTILINE) for name in line.split()
+    }
+    assert {f"!{name}" for name in copied} <= set(ignored)
+    for name in copied:
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,78 @@
+"""The pages of docs/ say what the code says; settings say what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest import documents
+from ingest.settings import Settings, SettingsError, load
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No REPLAYS_* variable of the caller's."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
+        monkeypatch.delenv(name)
+
+
+def test_no_page_is_stale():
+    """`python -m ingest.documents` writes them again."""
+    assert documents.stale() == []
+
+
+def test_every_setting_says_what_it_is():
+    """And has bounds, where it is a number."""
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        if field.annotation in (int, float):
+            assert field.metadata, f"{name} has no bounds"
+
+
+def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
+    """It used to be ignored, and the default stayed in force."""
+    monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
+
+    with pytest.raises(
+        SettingsError, match="REPLAYS_BATCH_BYTE_MAX is no setting; did you mean REPLAYS_BATCH_BYTES_MAX"
+    ):
+        load()
+
+
+def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyPatch):
+    """All mistakes at once, one line each."""
+    monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "0")
+    monkeypatch.setenv("REPLAYS_KAFKA_OFFSET_RESET", "newest")
+
+    with pytest.raises(SettingsError) as caught:
+        load()
+
+    text = str(caught.value)
+    assert "REPLAYS_BATCH_MESSAGES_MAX='0'" in text
+    assert "allowed: 1 to 100000" in text
+    assert "REPLAYS_KAFKA_OFFSET_RESET='newest'" in text
+    assert "allowed: one of earliest, latest, error" in text
+
+
+def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The message goes to a log."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text("redis_url = 987654321\nbatch_byte_max = 1\n")
+    monkeypatch.setenv("REPLAYS_SETTINGS_FILE", str(settings))
+
+    with pytest.raises(SettingsError) as caught:
+        load()
+
+    assert "987654321" not in str(caught.value)
+    assert "batch_byte_max" in str(caught.value)
+
+
+def test_what_belongs_to_the_embedded_stack_is_no_mistake(monkeypatch: pytest.MonkeyPatch):
+    """REPLAYS_LOCAL_* and REPLAYS_TEST_* are not for the reader."""
+    monkeypatch.setenv("REPLAYS_LOCAL_KAFKA", "tansu")
+    monkeypatch.setenv("REPLAYS_TEST_SINKS", "/tmp")
+
+    assert load().kafka_topic == "ingest-replay-recordings"
