@@ -1,0 +1,177 @@
+"""A sick sink does not make a sick system: real servers behind a fault proxy, the whole system as processes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from whole_system import System, until
+
+from local.faults import Errors, Hang, Pass, Refuse
+from local.processes import free_port, wait_until
+
+pytestmark = pytest.mark.timeout(240)
+QUEUES = ("control,flush.gcs", "flush.clickhouse", "flush.bigquery,flush.datadog,flush.dead_letter")
+BOUND = {"in_flight_batches_max": "6"}
+
+
+def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path: Path) -> None:
+    """ClickHouse hangs: the rest flows up to the bound, the reader keeps its partitions, then all drains."""
+    with System(tmp_path, queues=QUEUES, **BOUND) as system:
+        system.load(100, seed=1)
+        system.wait_committed()
+        rebalances = system.metric("replays_reader_rebalances_total")
+        system.proxies["clickhouse"].set(Hang())
+        system.load(600, seed=2)
+
+        until(lambda: system.metric("replays_reader_paused") == 1, 90, "the reader to pause")
+        until(lambda: system.breaker("clickhouse") == "open", 60, "the breaker to open")
+        stuck_at = system.committed()
+        assert stuck_at < sum(system.ends.values())
+        assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
+        # What one poll had returned already (200 messages, 40 a batch) and one a partition may wait for a slot.
+        assert system.metric("replays_reader_in_flight_batches") <= 6 + 200 / 40 + 4
+        done = system.stack.addresses["gcs"]
+        assert objects(done, system.settings.gcs_bucket) > 100
+
+        system.proxies["clickhouse"].set(Pass())
+        system.wait_committed()
+        assert system.metric("replays_reader_rebalances_total") == rebalances
+        assert system.metric("replays_reader_poll_gap_seconds_count") > 0
+        system.assert_whole()
+
+
+def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
+    """503 to 3 % of the uploads: single objects are tried again, no batch is parked."""
+    with System(tmp_path) as system:
+        system.proxies["gcs"].set(Errors(503, 0.03))
+        system.load(800)
+
+        system.wait_committed()
+
+        assert system.metric("replays_reader_batches_parked_total") == 0
+        system.assert_whole()
+
+
+def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_path: Path) -> None:
+    """After its retries a batch is parked and shown; an operator's retry settles it, and the reader commits."""
+    patience = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
+    password = "a-long-password"
+    port = free_port()
+    flower = {"flower_basic_auth": f"op:{password}", "flower_port": str(port)}
+    with System(tmp_path, **patience, **flower) as system:
+        system.stack.children.start(
+            "flower", [sys.executable, "-m", "ingest.cli", "flower"], env=system.env, keep=True
+        )
+        system.proxies["bigquery"].set(Refuse())
+        system.load(60)
+        ends = sum(system.ends.values())
+        until(lambda: len(system.json("batches", "ls")) >= 2, 90, "batches to be parked")
+        parked = sorted(system.json("batches", "ls"))
+        shown = system.json("batches", "show", parked[0])
+        assert "bigquery" in shown["error"]
+        assert system.committed() < ends
+
+        system.proxies["bigquery"].set(Pass())
+        until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
+        system.command("batches", "retry", parked[0], "--by", "test")
+        until(lambda: parked[0] not in system.json("batches", "ls"), 60, "the command line's retry to settle")
+        until(lambda: answers(port), 60, "Flower")
+        assert flower_call(port, "/api/task/async-apply/retry_batch", {"args": [parked[1]]}, "") == 401
+        for batch in parked[1:]:
+            status = flower_call(
+                port,
+                "/api/task/async-apply/retry_batch",
+                {"args": [batch], "kwargs": {"by": "t"}},
+                f"op:{password}",
+            )
+            assert status == 200
+
+        system.wait_committed()
+        assert system.json("batches", "ls") == {}
+        system.assert_whole()
+
+
+def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
+    """Redis refuses what is staged: nothing crashes or is lost, and the reader goes on when there is room."""
+    with System(tmp_path) as system:
+        system.load(60, seed=1)
+        system.wait_committed()
+        server = Redis.from_url(system.settings.redis_url.get_secret_value())
+        used = int(server.info("memory")["used_memory"])  # type: ignore[index,arg-type]
+        server.config_set("maxmemory", used + 64 * 1024)
+        starts = system.reader.starts
+        system.load(300, seed=2)
+
+        until(lambda: system.metric("replays_reader_dispatches_total") > 2, 60, "dispatches")
+        time_limit = time.monotonic() + 60
+        wait_until(
+            lambda: "memory" in system.reader.log_tail().lower() or time.monotonic() > time_limit,
+            61,
+            "the reader to name the reason",
+        )
+        assert system.reader.starts == starts
+        server.config_set("maxmemory", 0)
+
+        system.wait_committed()
+        assert system.reader.starts == starts
+        system.assert_whole()
+
+
+def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
+    """The kill switch drops a project's messages and counts them; the offsets go on."""
+    with System(tmp_path) as system:
+        system.load(40, seed=1)
+        system.wait_committed()
+        for project in projects(system):
+            system.command("tenants", "kill", str(project), "--by", "test")
+        until(lambda: len(system.json("tenants", "ls")["killed"]) > 0, 10, "the rules")
+        time_limit = time.monotonic() + 3
+        wait_until(lambda: time.monotonic() > time_limit, 4, "readers to follow")
+        system.load(80, seed=2)
+
+        system.wait_committed()
+
+        assert system.metric("replays_reader_drops_total", reason="killed") > 0
+
+
+def projects(system: System) -> set[int]:
+    """The projects that the load generator uses."""
+    from local.manifest import read_entries
+
+    return {entry.project_id for path, _ in system.produced for entry in read_entries(path) if entry.project_id}
+
+
+def objects(endpoint: str, bucket: str) -> int:
+    """How many objects the bucket holds."""
+    with urllib.request.urlopen(f"{endpoint}/storage/v1/b/{bucket}/o?maxResults=10000", timeout=10) as answer:
+        return len(json.load(answer).get("items", ()))
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthcheck", timeout=3) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:
+        return True
+
+
+def flower_call(port: int, path: str, body: dict[str, object], login: str) -> int:
+    """The status of a POST to Flower's API."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    if login:
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code

@@ -1,0 +1,180 @@
+"""The whole system as processes, for tests that make parts of it sick: stack, proxies, workers, reader, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from local.expectation import Expectation
+from local.faults import FaultProxy
+from local.load import PROFILES, Produced, produce
+from local.processes import Child, free_port, wait_until
+from local.reconcile import Committed, Report, reconcile
+from local.stack import Stack
+from tasks.migrate import migrate
+
+PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
+QUICK = {
+    "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.5",
+    "REPLAYS_BATCH_MESSAGES_MAX": "40",
+    "REPLAYS_RETRY_BACKOFF_SECONDS": "2",
+    "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "5",
+    "REPLAYS_FLUSH_DEADLINE_SECONDS": "30",
+    "REPLAYS_TASK_BACKOFF_SECONDS": "0.2",
+    "REPLAYS_TASK_BACKOFF_SECONDS_MAX": "2",
+    "REPLAYS_SINK_TIMEOUT_SECONDS": "2",
+    "REPLAYS_TASK_VISIBILITY_SECONDS": "20",
+    "REPLAYS_LOG_FORMAT": "json",
+}
+PROXIED = {
+    "gcs": "REPLAYS_GCS_ENDPOINT",
+    "clickhouse": "REPLAYS_CLICKHOUSE_URL",
+    "bigquery": "REPLAYS_BIGQUERY_ENDPOINT",
+}
+
+
+class System:
+    """Used as a context. `proxies` stand before the HTTP sinks; `env` is what every process is given."""
+
+    def __init__(self, directory: Path, queues: Sequence[str] = (), **settings: str) -> None:
+        self.directory = directory
+        self.proxies: dict[str, FaultProxy] = {}
+        self.workers: list[Child] = []
+        self._queues = queues
+        self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
+        self._open = ExitStack()
+        self.produced: list[tuple[Path, Produced]] = []
+
+    def __enter__(self) -> Self:
+        self.stack = self._open.enter_context(Stack(self.directory / "stack"))
+        self.stack.start(PARTS)
+        self.env = {**self.stack.settings(), **QUICK, **self._extra}
+        self.settings = settings_from(self.env)
+        for _ in migrate(self.settings, topics=True):
+            pass
+        for seed, (part, name) in enumerate(PROXIED.items()):
+            proxy = FaultProxy(self.env[name], http=True, seed=seed)
+            self.proxies[part] = self._open.enter_context(proxy)
+            self.env[name] = proxy.url
+        self.env["REPLAYS_HTTP_PORT"] = str(free_port())
+        children = self.stack.children
+        for number, queue in enumerate(self._queues or ("",)):
+            command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h", "-c", "2"]
+            command += ["-Q", queue] if queue else []
+            self.workers.append(children.start(f"worker{number}", command, env=self.env, keep=True))
+        self.reader = children.start("reader", [sys.executable, "-m", "ingest.cli"], env=self.env, keep=True)
+        self.committed_offsets = Committed(self.settings)
+        self._open.callback(self.committed_offsets.close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            for child in (self.reader, *self.workers):
+                print(child.log_tail())
+        self._open.close()
+
+    # Load and what became of it
+
+    def load(self, count: int, seed: int = 1) -> Produced:
+        """Small segments, produced as fast as they are taken."""
+        path = self.directory / f"manifest-{seed}.jsonl"
+        made = produce(self.settings, PROFILES["small"], count, seed, manifest_path=path)
+        self.produced.append((path, made))
+        return made
+
+    @property
+    def ends(self) -> dict[tuple[str, int], int]:
+        ends: dict[tuple[str, int], int] = {}
+        for _, made in self.produced:
+            for partition, end in made.ends.items():
+                source = (self.settings.kafka_topic, partition)
+                ends[source] = max(end, ends.get(source, 0))
+        return ends
+
+    def committed(self) -> int:
+        """Messages below the committed offsets."""
+        return sum(self.committed_offsets.of(sorted(self.ends)).values())
+
+    def wait_committed(self, seconds: float = 120) -> None:
+        """Until every message that was produced is committed."""
+        wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, f"commits: {self.status()}")
+
+    def reconcile(self, **options: Any) -> Report:
+        """Every sink against the manifests. Metrics at least once: faults repeat packets."""
+        expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
+        statsd = self.stack.addresses.get("statsd_query", "")
+        return reconcile(self.settings, expected, statsd_url=statsd, metrics_exactly=False, **options)
+
+    def assert_whole(self) -> None:
+        """Everything that was produced is in every sink."""
+        report = self.reconcile()
+        assert report.ok, [check for check in report.checks if not check.ok]
+
+    # What an operator sees and does
+
+    def command(self, *arguments: str, ok: bool = True) -> str:
+        """Runs `replays-ingest ARGUMENTS` and returns what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest.cli", *arguments],
+            env={**os.environ, **self.env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode == 0) == ok, (done.returncode, done.stdout, done.stderr)
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """The same, with --json."""
+        return json.loads(self.command(*arguments, "--json"))
+
+    def status(self) -> Any:
+        return self.json("status")
+
+    def breaker(self, sink: str) -> str:
+        """closed, open or half_open."""
+        return str(next(found["breaker"] for found in self.status()["sinks"] if found["sink"] == sink))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum over the series of that name whose labels fit, from the reader's /metrics."""
+        url = f"http://127.0.0.1:{self.env['REPLAYS_HTTP_PORT']}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        total = 0.0
+        for line in text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.split("{")[0] == name and all(f'{k}="{v}"' in series for k, v in labels.items()):
+                total += float(value)
+        return total
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Waits for a condition that may fail with an exception until then."""
+
+    def holds() -> bool:
+        try:
+            return condition()
+        except (OSError, AssertionError, StopIteration):
+            time.sleep(0.2)
+            return False
+
+    wait_until(holds, seconds, what)
+
+
+def settings_from(env: dict[str, str]) -> Any:
+    """The settings that a process with these variables has."""
+    from local.demo import settings_of
+
+    return settings_of(env)
