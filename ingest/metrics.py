@@ -344,7 +344,7 @@ class Metrics:
         if not buckets or not buckets[-1][1]:
             return None
         edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
-        return edge if edge != float("inf") else buckets[-2][0]
+        return edge if edge != float("inf") else None  # beyond all buckets: no number would be true
 
     # What the loop tells
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from datadog.dogstatsd.base import DogStatsd
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from tasks.settings import Settings
 
@@ -77,6 +77,8 @@ class Meters:
     def __init__(
         self, definitions: Iterable[Definition], registry: CollectorRegistry, mirror: Mirror | None = None
     ) -> None:
+        # A second series for every counter, that nobody looks at.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._mirror = mirror
         self._definitions = {definition.name: definition for definition in definitions}
