@@ -32,7 +32,6 @@ class Envelope(msgspec.Struct, gc=False):
     replay_event: memoryview | None = None
     replay_video: memoryview | None = None
     version: int = 0
-    relay_snuba_publish_disabled: object = False
 
 
 class _Project(msgspec.Struct, gc=False):
