@@ -191,10 +191,11 @@ class Child:
     def kill(self, *, group: bool = True) -> int | None:
         """SIGKILL, and waits until it is gone. With group=False its children are not hit by the signal,
         as when the kernel kills one process; they are still removed once the main process is reaped."""
-        if self._process is None:
-            return None
-        self.signal(signal.SIGKILL, group=group)
-        return self.wait(10)
+        with self._lock:  # a keeper must not start the next one before this one is seen to be gone
+            if self._process is None:
+                return None
+            self.signal(signal.SIGKILL, group=group)
+            return self.wait(10)
 
     def pause(self) -> None:
         """SIGSTOP to the group: alive, but it does nothing."""
