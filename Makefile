@@ -22,7 +22,7 @@ demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and pro
 	$(BIN)/replays-ingest demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(STAMP) ## formatting, lint, types, stale documents
 	$(BIN)/ruff format --check .

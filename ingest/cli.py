@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ingest import cli_operate
 from ingest.cli_common import EXIT_FAILED, as_json, fail, settings
+from ingest.settings import Settings
 from tasks.settings import FILE_VARIABLE
 
 
@@ -26,9 +27,12 @@ from tasks.settings import FILE_VARIABLE
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="TOML file of settings; REPLAYS_* variables win over it.",
 )
+@click.option("--dry-run", is_flag=True, help="Read, parse and batch, write to memory only, commit nothing, end.")
+@click.option("--messages", default=1000, show_default=True, type=click.IntRange(1), help="Of a dry run, at most.")
+@as_json
 @click.version_option(package_name="replays-ingest")
 @click.pass_context
-def main(context: click.Context, settings_file: Path | None) -> None:
+def main(context: click.Context, settings_file: Path | None, dry_run: bool, messages: int, as_json: bool) -> None:
     """Session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and DataDog, at least once.
 
     Without a command this is the reader: it consumes REPLAYS_KAFKA_TOPIC until SIGTERM. The flush fleet is
@@ -40,10 +44,30 @@ def main(context: click.Context, settings_file: Path | None) -> None:
         from ingest import reader
 
         loaded = settings()
+        if dry_run:
+            sys.exit(_dry_run(loaded, messages, as_json))
         try:
             sys.exit(reader.run(loaded))
         except reader.ReaderFailed as error:
             fail(str(error))
+
+
+def _dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
+    from ingest.dry_run import DryRun
+    from ingest.kafka import ConsumerFailed
+    from tasks import logs
+
+    logs.configure(loaded)
+    run = DryRun(loaded)
+    try:
+        run.run(messages_max=messages, seconds_max=60.0)
+    except ConsumerFailed as failure:
+        fail(str(failure))
+    if as_json:
+        click.echo(json.dumps(run.as_dict()))
+    else:
+        Console().print(run.render())
+    return 0
 
 
 @main.command()

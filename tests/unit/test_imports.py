@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 OURS = ("ingest", "tasks", "local", "web", "celeryconfig", "benchmarks", "tests")
 CORE_STANDARD = {
     "__future__", "base64", "binascii", "bisect", "collections", "collections.abc", "contextlib", "dataclasses",
-    "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "uuid", "zlib",
+    "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "uuid",
+    "zlib",
 }  # fmt: skip
 CORE_PACKAGES = {"msgspec", "isal"}
 COMPOSITION = {
