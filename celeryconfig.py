@@ -16,7 +16,8 @@ from tasks.settings import Settings, load_as
 from tasks.wire import SINKS
 
 CONTROL_QUEUE = "control"
-PROCESSES_MIN = 4
+# Flush tasks mostly wait. One sink that hangs must not take every process before its breaker opens.
+PROCESSES_MIN = 8
 
 
 def flush_queue(sink: str) -> str:
@@ -27,11 +28,12 @@ def flush_queue(sink: str) -> str:
 def time_limits(settings: Settings) -> tuple[float, float]:
     """(soft, hard) limit of one run of a task, in seconds.
 
-    A run may write more than once (bisection, partial failures); it puts itself off after three calls' time,
-    so the soft limit is only met by code that hangs, and the hard one by code that cannot be interrupted.
+    A run may write more than once (bisection, partial failures). It begins its last call before three calls'
+    time is over, and may have to write dead letters after it: so the soft limit is only met by code that does
+    not keep its deadline, and the hard one by code that cannot be interrupted. Prefork enforces both.
     """
-    soft = 4 * settings.sink_timeout_seconds + 10
-    return soft, soft + 10
+    soft = 5 * settings.sink_timeout_seconds + 1
+    return soft, soft + settings.sink_timeout_seconds + 1
 
 
 def configuration(settings: Settings) -> dict[str, Any]:

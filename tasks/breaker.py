@@ -13,6 +13,7 @@ The clock is Redis' own. Key: `{prefix}:breaker:{sink}`, a hash.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ class Breaker:
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
+        self._client = client
         self._ask = client.register_script(_ASK)
         self._tell = client.register_script(_TELL)
 
@@ -156,6 +158,12 @@ class Breaker:
             log.warning("breaker of %s is open", sink)
         elif permit.kind == "probe":
             log.warning("breaker of %s is closed again", sink)
+
+    def give_back(self, sink: str, permit: Permit) -> None:
+        """The permit was not used. A probe may be made by somebody else."""
+        if permit.kind == "probe":
+            with contextlib.suppress(RedisError):  # its lease ends, that will do
+                self._client.hset(self._key(sink), "probe_until", "0")
 
     def _key(self, sink: str) -> str:
         return _key(self._settings.key_prefix, sink)

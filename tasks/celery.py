@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from celery import Celery
+from celery.signals import worker_init
 
 from tasks import messages as messages
 from tasks import watch
+from tasks.settings import Settings, load_as
+from tasks.sinks import build
 
 app = Celery("tasks")
 app.config_from_object("celeryconfig")
@@ -18,6 +22,16 @@ def verify(sender: Celery, **_: Any) -> None:
     """With `task_security_*` set, only signed messages are read from here on, and ours are signed."""
     if sender.conf.task_serializer == "auth":
         sender.setup_security()
+
+
+@worker_init.connect(weak=False)
+def preload(**_: Any) -> None:
+    """Loads the client libraries once, in the parent, so that all processes share their pages. Opens nothing."""
+    settings = load_as(Settings, refuse_unknown=False)
+    for name in settings.sinks:
+        build(name, settings)
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to every page that holds an object
 
 
 watch.connect()

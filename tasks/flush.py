@@ -115,13 +115,22 @@ tools: PerProcess[Tools] = PerProcess(lambda: Tools(load_as(Settings, refuse_unk
 class Later(Exception):
     """The run did not get to its end, the next one may go on from `progress`.
 
-    `wait_seconds`: no sooner than that; None: by backoff.
+    `wait_seconds`: no sooner than that; None: by backoff. `counts`: it was a failure, of which a task has
+    `task_retries_max`; one that was not let in, or got on well, has only the batch's deadline.
     """
 
-    def __init__(self, error: str, wait_seconds: float | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        error: str,
+        wait_seconds: float | None = None,
+        progress: Progress | None = None,
+        *,
+        counts: bool = True,
+    ) -> None:
         super().__init__(error)
         self.wait_seconds = wait_seconds
         self.progress = progress
+        self.counts = counts
 
 
 class GaveUp(Exception):
@@ -161,11 +170,14 @@ def flush(mine: Tools, batch: str, name: str, begun: Begun, watch: Watch) -> Non
     permit = mine.breaker.ask(sink.name)
     if not permit.granted:
         metrics.observe_breaker_refusal(sink.name)
-        raise Later(
-            f"{sink.name} fails too often: not called until its breaker lets a probe through", permit.wait_seconds
-        )
-    payload = mine.staging.payload(batch, name)
-    items = decode_items(sink.name, payload)
+        error = f"{sink.name} fails too often: not called until its breaker lets a probe through"
+        raise Later(error, permit.wait_seconds, counts=False)
+    try:
+        payload = mine.staging.payload(batch, name)
+        items = decode_items(sink.name, payload)
+    except Exception:
+        mine.breaker.give_back(sink.name, permit)  # the sink was not called: this says nothing about it
+        raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
     ends_at = time.monotonic() + CALLS_PER_RUN * mine.settings.sink_timeout_seconds
@@ -180,7 +192,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Begun, watch: Watch) -> Non
         worked = len(progress.left) < before or not progress.left
         raise Later(str(error), error.retry_after_seconds, progress) from error
     except OutOfTime as error:
-        raise Later(str(error), 0.0, progress) from error
+        raise Later(str(error), 0.0, progress, counts=False) from error
     except SoftTimeLimitExceeded as error:
         worked = False
         raise Later(f"{sink.name}: did not return within the time limit", None, progress) from error
@@ -218,13 +230,21 @@ def put_off(task: Task[Any, Any], mine: Tools, batch: str, name: str, until: int
     settings = mine.settings
     tries = int(task.request.retries or 0)
     wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
-    over = tries >= settings.task_retries_max or time.time() + wait_seconds > until
+    over = (later.counts and tries >= settings.task_retries_max) or time.time() + wait_seconds > until
     error = f"{later} (gave up after {tries + 1} runs)" if over else str(later)
     mine.staging.put_off(batch, name, str(task.request.id), error, later.progress)
     if over:
         raise GaveUp(error) from later
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
-    raise task.retry(exc=later, countdown=wait_seconds)
+    if later.counts or task.request.is_eager:
+        raise task.retry(exc=later, countdown=wait_seconds)
+    # As `Task.retry` does it, but for the count.
+    again = task.signature_from_request(countdown=wait_seconds, retries=tries)
+    try:
+        again.apply_async()
+    except Exception as error:
+        raise Reject(error, requeue=False) from error
+    raise Retry(exc=later, when=wait_seconds, sig=again)  # type: ignore[arg-type]
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
         description="Starts of one flush task that end without a word; then it fails: it kills workers.",
     )
     worker_processes: int = Field(
-        0, ge=0, le=256, description="Processes of a flush worker; 0: one a core, at least 4 (they mostly wait)."
+        0, ge=0, le=256, description="Processes of a flush worker; 0: one a core, at least 8 (they mostly wait)."
     )
     breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="A sink's calls are judged over this.")
     breaker_failures_min: int = Field(

@@ -3,7 +3,7 @@
 `celery -A scripted_sinks worker` is the fleet as it is, except for where the items go. In `REPLAYS_TEST_SINKS`:
 `<sink>.jsonl` gets a line for every call (start, then how it ended), `<sink>.do` says what to do:
 
-    ok | slow <seconds> | transient | die | refuse <part of a row id>
+    ok | slow <seconds> | stuck | transient | die | refuse <part of a row id>
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class FileSink:
         verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")
         if verb == "slow":
             time.sleep(float(argument))
+        elif verb == "stuck":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as a C library that holds on
+            time.sleep(120)
         elif verb == "transient":
             raise TransientSinkError(f"{self.name} is away")
         elif verb == "die":

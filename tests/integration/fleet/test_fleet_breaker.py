@@ -19,7 +19,7 @@ def fleet_options() -> dict[str, str]:
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",
         "BREAKER_COOL_SECONDS_MAX": "2",
-        "TASK_RETRIES_MAX": "30",
+        "TASK_RETRIES_MAX": "6",
     }
 
 

@@ -1,0 +1,46 @@
+"""What stops a task that does not stop by itself."""
+
+from __future__ import annotations
+
+import pytest
+from fleet_kit import Fleet, make_batch  # type: ignore[import-not-found]
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+
+
+@pytest.fixture
+def fleet_options() -> dict[str, str]:
+    """Limits of 3.5 s (soft) and 5 s (hard)."""
+    return {"SINK_TIMEOUT_SECONDS": "0.5", "TASK_VISIBILITY_SECONDS": "60"}
+
+
+def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
+    """The soft limit ends the run, the task is put off, the next run works. Nobody's process stays taken."""
+    fleet.script("clickhouse", "slow 120")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    fleet.script("clickhouse", "ok")
+
+    assert fleet.next_event(15) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse", "began")) == 2
+
+
+def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
+    """The hard limit kills the process: the chord fails, the core tries again, the worker has a new process."""
+    fleet.script("clickhouse", "stuck")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+
+    event = fleet.settle(dispatcher, batch, Stage.ROWS)
+    fleet.script("clickhouse", "ok")
+
+    assert isinstance(event, on.FlushFailed)
+    assert "rows/clickhouse/0: ended without a word" in event.error
+    assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
