@@ -25,7 +25,15 @@ COMPOSITION = {
 ALLOWED: dict[str, tuple[str, ...]] = {
     "ingest/core": ("ingest.core",),
     "ingest/kafka.py": ("ingest.core",),
-    "ingest/dispatch.py": ("ingest.core", "tasks.chord", "tasks.wire", "tasks.staging", "tasks.settings"),
+    "ingest/dispatch.py": (
+        "ingest.core",
+        "ingest.encoding",
+        "tasks.chord",
+        "tasks.wire",
+        "tasks.staging",
+        "tasks.settings",
+    ),
+    "ingest/encoding.py": ("ingest.core", "tasks.wire"),
     "ingest/runtime.py": ("ingest.core", "ingest.metrics"),
     "ingest/settings.py": ("tasks.settings",),
     "tasks/wire.py": (),
