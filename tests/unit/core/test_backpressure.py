@@ -1,0 +1,73 @@
+"""When the reader stops taking messages, pauses, and goes on."""
+
+from __future__ import annotations
+
+import pytest
+from core_build import limits
+
+from ingest.core.backpressure import Backpressure, Change
+
+
+def pressure() -> Backpressure:
+    return Backpressure(limits(in_flight_batches_max=4, in_flight_bytes_max=1000, pause_after_seconds=0.5))
+
+
+@pytest.mark.parametrize(("batches", "size_bytes"), [(4, 0), (0, 1000), (9, 9999)])
+def test_at_a_bound_nothing_is_taken_any_more(batches: int, size_bytes: int) -> None:
+    """Batches and bytes each stop it; the consumer is not told yet, since a pause throws its prefetch away."""
+    full = pressure()
+
+    assert full.update(batches, size_bytes, now=0.0) is None
+    assert not full.has_room
+    assert not full.paused
+
+
+def test_below_the_bounds_messages_are_taken() -> None:
+    """One batch and one byte below is not full."""
+    free = pressure()
+
+    assert free.update(3, 999, now=0.0) is None
+    assert free.has_room
+
+
+def test_it_pauses_only_when_it_lasts() -> None:
+    """Half a second of fullness is normal under load."""
+    full = pressure()
+    full.update(4, 0, now=10.0)
+
+    assert full.update(4, 0, now=10.4) is None
+    assert full.update(4, 0, now=10.5) is Change.PAUSE
+    assert full.paused
+    assert full.update(4, 0, now=99.0) is None
+
+
+def test_it_goes_on_at_half_of_both_bounds() -> None:
+    """Not at one below, or it would flap."""
+    full = pressure()
+    full.update(4, 0, now=0.0)
+    full.update(4, 0, now=1.0)
+
+    assert full.update(3, 0, now=2.0) is None
+    assert full.update(2, 501, now=3.0) is None
+    assert not full.has_room
+    assert full.update(2, 500, now=4.0) is Change.RESUME
+    assert full.has_room
+    assert not full.paused
+
+
+def test_without_a_pause_there_is_nothing_to_resume() -> None:
+    """The consumer was never told."""
+    full = pressure()
+    full.update(4, 0, now=0.0)
+
+    assert full.update(0, 0, now=0.1) is None
+    assert full.has_room
+
+
+def test_a_bound_of_one_still_resumes() -> None:
+    """Half of one is none."""
+    full = Backpressure(limits(in_flight_batches_max=1))
+    full.update(1, 0, now=0.0)
+    full.update(1, 0, now=1.0)
+
+    assert full.update(0, 0, now=2.0) is Change.RESUME

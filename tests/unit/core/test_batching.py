@@ -1,0 +1,235 @@
+"""When a batch is cut: by count, by bytes, by age, at a planned end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from core_build import limits, reject, segment, shed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.core.batching import Builder
+from ingest.core.model import Batch, CutReason, Stage
+from ingest.testing import PARTITION
+
+
+def builder(plan: tuple[int, ...] = (), **changed: float) -> Builder:
+    return Builder(PARTITION, 1, limits(batch_messages_max=100, **changed), plan)
+
+
+def only(batches: list[Batch]) -> Batch:
+    assert len(batches) == 1
+    return batches[0]
+
+
+def test_the_last_message_of_the_count_cuts() -> None:
+    """At length 2, the second message cuts."""
+    open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2))
+
+    assert open_batch.add(5, segment(5), now=0.0) == []
+    batch = only(open_batch.add(6, segment(6), now=0.0))
+
+    assert (batch.offsets.start, batch.offsets.stop, batch.cut_by) == (5, 7, CutReason.COUNT)
+    assert len(open_batch) == 0
+
+
+def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
+    """A batch may exceed its bytes by one message, never by two."""
+    open_batch = builder(batch_bytes_max=250)
+
+    assert open_batch.add(0, segment(0), now=0.0) == []
+    assert open_batch.add(1, segment(1), now=0.0) == []
+    batch = only(open_batch.add(2, segment(2), now=0.0))
+
+    assert (batch.size_bytes, batch.cut_by) == (300, CutReason.BYTES)
+    assert open_batch.size_bytes == 0
+
+
+def test_a_message_larger_than_the_bytes_is_a_batch_of_its_own() -> None:
+    """Fifteen megabytes must not wait for company."""
+    open_batch = builder(batch_bytes_max=250)
+
+    assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
+
+
+def test_age_counts_from_the_first_message_of_the_batch() -> None:
+    """Not from the last one, or a trickle would never be flushed; nor from the previous cut."""
+    open_batch = builder(batch_age_seconds_max=2.0)
+    open_batch.add(0, segment(0), now=10.0)
+    open_batch.add(1, segment(1), now=11.9)
+
+    assert open_batch.due(now=11.99) is None
+    batch = open_batch.due(now=12.0)
+
+    assert batch is not None
+    assert (batch.offsets.stop, batch.cut_by) == (2, CutReason.AGE)
+    assert (batch.opened_at, batch.cut_at) == (10.0, 12.0)
+
+
+def test_an_empty_batch_is_never_due() -> None:
+    """No message, no age."""
+    assert builder().due(now=1e9) is None
+    assert builder().drain(now=1e9) is None
+
+
+def test_what_is_open_is_cut_at_shutdown() -> None:
+    """SIGTERM flushes what is there."""
+    open_batch = builder()
+    open_batch.add(3, segment(3), now=0.0)
+
+    batch = open_batch.drain(now=1.0)
+
+    assert batch is not None
+    assert (batch.offsets.start, batch.cut_by) == (3, CutReason.DRAIN)
+
+
+def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> None:
+    """A reject becomes a dead letter with its batch; a message that was shed needs nothing but to be passed."""
+    open_batch = builder()
+    open_batch.add(0, reject(0), now=0.0)
+    open_batch.add(1, shed(), now=0.0)
+    batch = open_batch.drain(now=0.0)
+
+    assert batch is not None
+    assert (len(batch.rejects), len(batch.segments), batch.offsets.stop) == (1, 0, 2)
+    assert batch.stages == (Stage.ROWS,)
+
+
+def test_a_batch_has_only_the_stages_that_it_needs() -> None:
+    """Blobs before rows; neither when there is nothing to write."""
+    for outcomes, stages in (
+        ([segment(0)], (Stage.BLOBS, Stage.ROWS)),
+        ([segment(0, rows=False)], (Stage.BLOBS,)),
+        ([segment(0, blob=False)], (Stage.ROWS,)),
+        ([shed()], ()),
+    ):
+        open_batch = builder()
+        for outcome in outcomes:
+            open_batch.add(0, outcome, now=0.0)
+        batch = open_batch.drain(now=0.0)
+        assert batch is not None
+        assert batch.stages == stages
+
+
+def test_the_id_comes_from_the_range_alone() -> None:
+    """The same range cut again, by whatever and whenever, is the same batch."""
+    first, second = builder(), Builder(PARTITION, 9, limits(batch_messages_max=1))
+    first.add(4, segment(4), now=0.0)
+
+    by_drain = first.drain(now=3.0)
+    by_count = only(second.add(4, segment(4), now=77.0))
+
+    assert by_drain is not None
+    assert by_drain.id == by_count.id == f"{PARTITION}-4-5"
+
+
+# The predecessor's cuts
+
+
+def test_planned_ends_come_before_count_bytes_and_age() -> None:
+    """A new owner cuts the ranges that were recorded, whatever its own bounds say."""
+    open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2, batch_age_seconds_max=1.0), (3, 4))
+
+    for offset in (0, 1):
+        assert open_batch.add(offset, segment(offset), now=0.0) == []
+    assert open_batch.due(now=5.0) is None
+    first = only(open_batch.add(2, segment(2), now=5.0))
+    second = only(open_batch.add(3, segment(3), now=5.0))
+
+    assert [(b.offsets.start, b.offsets.stop, b.cut_by) for b in (first, second)] == [
+        (0, 3, CutReason.PLANNED),
+        (3, 4, CutReason.PLANNED),
+    ]
+    assert open_batch.planned == ()
+
+
+def test_after_the_plan_the_own_bounds_count_again() -> None:
+    """The plan is used up once."""
+    open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2), (1,))
+    open_batch.add(0, segment(0), now=0.0)
+
+    assert open_batch.add(1, segment(1), now=0.0) == []
+    assert only(open_batch.add(2, segment(2), now=0.0)).cut_by is CutReason.COUNT
+
+
+def test_a_planned_range_whose_end_left_the_log_ends_where_the_log_goes_on() -> None:
+    """Compaction took the last message: the batch is cut when a later one shows up, which opens the next."""
+    open_batch = builder(plan=(3, 10))
+    open_batch.add(0, segment(0), now=0.0)
+
+    batch = only(open_batch.add(5, segment(5), now=0.0))
+
+    assert (batch.offsets.stop, batch.cut_by) == (1, CutReason.PLANNED)
+    assert (len(open_batch), open_batch.planned) == (1, (10,))
+
+
+def test_one_message_can_complete_two_batches() -> None:
+    """The planned one that it shows to be over, and its own."""
+    open_batch = builder(plan=(3, 6))
+    open_batch.add(0, segment(0), now=0.0)
+
+    batches = open_batch.add(5, segment(5), now=0.0)
+
+    assert [(b.offsets.start, b.offsets.stop) for b in batches] == [(0, 1), (5, 6)]
+
+
+def test_a_plan_that_does_not_come_true_is_given_up() -> None:
+    """Other ids are harmless, waiting for ever is not."""
+    open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
+    open_batch.add(0, segment(0), now=0.0)
+
+    assert open_batch.due(now=29.9) is None
+    batch = open_batch.due(now=30.0)
+
+    assert batch is not None
+    assert batch.cut_by is CutReason.AGE
+    assert open_batch.planned == ()
+
+
+def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
+    """A part of it would be another batch under another id."""
+    open_batch = builder(plan=(3,))
+    open_batch.add(0, segment(0), now=0.0)
+
+    assert open_batch.drain(now=0.0) is None
+
+
+@given(
+    steps=st.lists(st.integers(1, 4), min_size=1, max_size=40),
+    plan=st.lists(st.integers(1, 9), max_size=8),
+    count=st.integers(1, 6),
+)
+def test_no_message_is_in_no_batch_or_in_two(steps: list[int], plan: list[int], count: int) -> None:
+    """Over any gaps and any plan: ranges ascend, do not overlap, and hold every message once."""
+    offsets = [sum(steps[: n + 1]) for n in range(len(steps))]
+    ends = tuple(sum(plan[: n + 1]) for n in range(len(plan)))
+    open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)
+
+    batches = [batch for offset in offsets for batch in open_batch.add(offset, segment(offset), now=0.0)]
+    rest = open_batch.due(now=99.0)
+    batches += [rest] if rest else []
+
+    held = [row.offset for batch in batches for seen in batch.segments for row in seen.clickhouse]
+    assert held == offsets
+    for before, after in pairwise(batches):
+        assert before.offsets.stop <= after.offsets.start
+    for batch in batches:
+        inside = [row.offset for seen in batch.segments for row in seen.clickhouse]
+        assert (inside[0], inside[-1] + 1) == (batch.offsets.start, batch.offsets.stop)
+
+
+@given(
+    offsets=st.lists(st.integers(0, 200), unique=True, min_size=1, max_size=60).map(sorted),
+    first=st.integers(1, 7),
+    second=st.integers(1, 7),
+)
+def test_a_new_owner_cuts_what_the_former_one_cut(offsets: list[int], first: int, second: int) -> None:
+    """Under other bounds, the recorded ranges come out the same, to the id."""
+    former = Builder(PARTITION, 1, limits(batch_messages_max=first))
+    cut = [batch for offset in offsets for batch in former.add(offset, segment(offset), now=0.0)]
+    plan = tuple(batch.offsets.stop for batch in cut)
+
+    later = Builder(PARTITION, 2, limits(batch_messages_max=second), plan)
+    again = [batch for offset in offsets for batch in later.add(offset, segment(offset), now=9.0)]
+
+    assert [batch.id for batch in again[: len(cut)]] == [batch.id for batch in cut]

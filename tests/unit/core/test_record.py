@@ -1,0 +1,55 @@
+"""The cut record: what is written with a commit can be read by the next owner."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.core import record
+
+ends = st.lists(st.integers(1, 10**6), max_size=200).map(
+    lambda steps: [sum(steps[: n + 1]) for n in range(len(steps))]
+)
+
+
+@given(committed=st.integers(0, 2**62), steps=ends)
+def test_what_is_encoded_is_decoded(committed: int, steps: list[int]) -> None:
+    """Any ends above any offset, as far as they fit."""
+    stops = [committed + step for step in steps]
+
+    text = record.encode(committed, stops)
+
+    assert record.decode(committed, text) == tuple(stops)
+
+
+@given(count=st.integers(0, 3_000), step=st.integers(1, 2**40))
+def test_a_record_never_outgrows_what_kafka_stores(count: int, step: int) -> None:
+    """The broker refuses a commit with more than 4096 bytes of metadata: the last ends are left out instead."""
+    stops = [step * (n + 1) for n in range(count)]
+
+    text = record.encode(0, stops)
+
+    assert len(text) <= record.RECORD_BYTES_MAX
+    assert list(record.decode(0, text)) == stops[: len(record.decode(0, text))]
+
+
+@pytest.mark.parametrize("foreign", ["", "hello", "2,5", "1,-3", "1,0", "1,x!", "1,,", '{"json": 1}', "1;2"])
+def test_a_record_of_somebody_else_is_empty(foreign: str) -> None:
+    """Other tools may commit for the group, with their own metadata: nothing is planned, nothing breaks."""
+    assert record.decode(10, foreign) == ()
+
+
+@given(st.text(max_size=50))
+def test_no_text_breaks_the_decoder(foreign: str) -> None:
+    """Whatever the broker hands us, ends rise from the committed offset."""
+    stops = record.decode(7, foreign)
+
+    assert list(stops) == sorted(set(stops))
+    assert all(stop > 7 for stop in stops)
+
+
+def test_ends_must_rise() -> None:
+    """A range that ends before it begins is ours to get right."""
+    with pytest.raises(AssertionError):
+        record.encode(5, [5])
