@@ -1,0 +1,219 @@
+"""What one Kafka message contains and which rows it would make, for `replays-ingest inspect` and `dlq show`.
+
+`describe` is a pure function to plain JSON values, `render` turns its result into something for a terminal. What they
+show comes from the real parser, so it is what would be written. They never raise, whatever the bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ingest.core.model import Message, Row, Segment, TopicPartition
+from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
+from ingest.core.parse.envelope import Envelope, open_envelope
+from ingest.core.parse.recording import inflate, is_plain, split
+from ingest.core.parse.rules import Rejected
+
+SOURCE = TopicPartition("file", 0)
+EVENT_TYPES = (
+    "DomContentLoaded",
+    "Load",
+    "FullSnapshot",
+    "IncrementalSnapshot",
+    "Meta",
+    "Custom",
+    "Plugin",
+    "Asset",
+)
+ROWS_SHOWN_MAX = 40
+VALUE_CHARACTERS_MAX = 160
+HEAD_BYTES = 64
+
+
+class _Kind(msgspec.Struct, gc=False):
+    type: Any = None
+
+
+_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_kind = msgspec.json.Decoder(_Kind).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
+    """The message, as far as it can be read, and what would be written of it; JSON values only.
+
+    Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (of what is no envelope), `envelope`,
+    `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`. After a reject
+    those that come later are missing. A file knows neither partition nor offset nor Kafka's timestamp: they are 0.
+    """
+    outcome = parse(Message(SOURCE, epoch=0, offset=0, value=data), rules)
+    found: dict[str, Any] = {"bytes": len(data), "reject": None}
+    if not isinstance(outcome, Segment):
+        found["reject"] = {
+            "reason": outcome.reason,
+            "error": outcome.error,
+            "meaning": REASONS[outcome.reason],
+        }
+    _contents(data, rules, found)
+    if isinstance(outcome, Segment):
+        _written(outcome, found)
+    return found
+
+
+def _contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None:
+    """Adds what can be read of envelope and recording, each on its own."""
+    if len(data) > rules.message_bytes_max:
+        return
+    try:
+        envelope = open_envelope(data)
+    except Rejected:
+        found["head"] = repr(data[:HEAD_BYTES])
+        return
+    found["envelope"] = _envelope(envelope)
+    try:
+        segment_id, body = split(envelope.payload)
+        found["recording"] = {"segment_id": segment_id, "body_bytes": len(body)}
+        raw = inflate(body, rules.inflated_bytes_max)
+    except Rejected:
+        return
+    form = "plain JSON" if is_plain(body) else "zlib"
+    found["recording"] |= {"form": form, "json_bytes": len(raw), "events": _events(raw)}
+
+
+def _envelope(envelope: Envelope) -> dict[str, Any]:
+    event, video = envelope.replay_event, envelope.replay_video
+    return {
+        "replay_id": envelope.replay_id,
+        "org_id": envelope.org_id,
+        "project_id": envelope.project_id,
+        "key_id": envelope.key_id,
+        "received": envelope.received,
+        "retention_days": envelope.retention_days,
+        "version": envelope.version,
+        "payload_bytes": len(envelope.payload),
+        "replay_event_bytes": None if event is None else len(event),
+        "replay_video_bytes": None if video is None else len(video),
+    }
+
+
+def _events(raw: bytes) -> dict[str, int] | None:
+    """How many rrweb events there are of each type; None when that cannot be told."""
+    try:
+        items = _decode_raws(raw)
+    except _UNREADABLE:
+        return None
+    return dict(Counter(_kind(item) for item in items).most_common())
+
+
+def _kind(item: msgspec.Raw) -> str:
+    try:
+        kind = _decode_kind(item).type
+    except _UNREADABLE:
+        return "malformed"
+    if type(kind) is not int:
+        return "malformed"
+    return EVENT_TYPES[kind] if 0 <= kind < len(EVENT_TYPES) else "unknown"
+
+
+def _written(segment: Segment, found: dict[str, Any]) -> None:
+    """Adds what each sink would get."""
+    warnings = Counter(segment.warnings)
+    found["warnings"] = [
+        {"warning": name, "count": count, "meaning": WARNINGS[name]} for name, count in warnings.items()
+    ]
+    (blob,) = segment.blobs
+    found["object"] = {"name": blob.name, "bytes": len(blob.content)}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in segment.clickhouse:
+        tables.setdefault(row.table, []).append(_decode_object(row.json))
+    found["clickhouse"] = tables
+    found["bigquery"] = [_fact(row) for row in segment.bigquery]
+    found["metrics"] = [
+        {"kind": metric.kind, "name": metric.name, "value": metric.value} for metric in segment.metrics
+    ]
+
+
+def _fact(row: Row) -> dict[str, Any]:
+    """With `attributes` as an object, which is JSON in a text in the row."""
+    fields = _decode_object(row.json)
+    fields["attributes"] = _decode_object(fields["attributes"])
+    return fields
+
+
+# For a terminal. Whatever came from the message is plain text: no markup, no control characters.
+
+
+def render(description: dict[str, Any]) -> RenderableType:
+    """A description, for a person."""
+    parts: list[RenderableType] = []
+    reject = description["reject"]
+    if reject:
+        parts.append(Text(f"Rejected: {reject['reason']}. {reject['meaning']}", style="bold red"))
+        parts.append(_plain(reject["error"]))
+    else:
+        parts.append(Text(f"A segment, {description['bytes']:,} bytes as a message", style="bold green"))
+    if "head" in description:
+        parts.append(_plain(f"starts with {description['head']}"))
+    for title, key in (("Envelope", "envelope"), ("Recording", "recording"), ("Cloud Storage", "object")):
+        if key in description:
+            parts.append(_pairs(title, description[key]))
+    for warning in description.get("warnings", ()):
+        times = f" x {warning['count']}" if warning["count"] > 1 else ""
+        parts.append(Text(f"Warning: {warning['warning']}{times}. {warning['meaning']}", style="yellow"))
+    for table, rows in description.get("clickhouse", {}).items():
+        parts.append(_rows(f"ClickHouse {table}", rows, ()))
+    if "bigquery" in description:
+        parts.append(_rows("BigQuery replay_events", description["bigquery"], ("event_type", "timestamp")))
+    if "metrics" in description:
+        values: dict[str, list[str]] = {}
+        for metric in description["metrics"]:
+            values.setdefault(metric["name"], []).append(f"{metric['value']:g}")
+        parts.append(_pairs("DataDog", {name: ", ".join(each) for name, each in values.items()}))
+    return Group(*parts)
+
+
+def _pairs(title: str, values: dict[str, Any]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        if value is not None:
+            table.add_row(_plain(name), _plain(_short(value)))
+    return table
+
+
+def _rows(title: str, rows: list[dict[str, Any]], first: tuple[str, ...]) -> Table:
+    """The columns of `first`, then all others that say something, and something of the row itself."""
+    shared = {"org_id", "project_id", "replay_id", "segment_id", "retention_days", "partition", "offset", "row_id"}
+    table = Table(title=f"{title}, rows: {len(rows)}", title_justify="left", show_header=False, show_lines=True)
+    for _ in first:
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows[:ROWS_SHOWN_MAX]:
+        said = [
+            f"{name}={_short(value)}"
+            for name, value in row.get("attributes", row).items()
+            if name not in shared and value not in ("", None, [])
+        ]
+        table.add_row(*(_plain(_short(row[name])) for name in first), _plain("  ".join(said)))
+    if len(rows) > ROWS_SHOWN_MAX:
+        table.caption = f"and {len(rows) - ROWS_SHOWN_MAX} more; --json shows all"
+    return table
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{name}: {inner}" for name, inner in value.items())
+    text = str(value)
+    return text if len(text) <= VALUE_CHARACTERS_MAX else text[:VALUE_CHARACTERS_MAX] + "…"
+
+
+def _plain(text: str) -> Text:
+    return Text("".join(letter if letter.isprintable() else "�" for letter in text))
