@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.scan import without_lone_surrogates
+from ingest.core.parse.shapes import Number, fitted
 
 UINT32_MAX = 2**32 - 1
 TEXT_MAX, LIST_MAX, TAGS_MAX = 2048, 100, 128
@@ -61,36 +62,40 @@ class Columns(
     tag_values: list[str] = []
 
 
+# Relay lets numbers through where texts are usual: a user's id, for one.
+Word = str | int | float | None
+
+
 class _Geo(msgspec.Struct, gc=False):
-    city: Any = None
-    country_code: Any = None
-    region: Any = None
-    subdivision: Any = None
+    city: Word = None
+    country_code: Word = None
+    region: Word = None
+    subdivision: Word = None
 
 
 class _User(msgspec.Struct, gc=False):
-    id: Any = None
-    username: Any = None
-    email: Any = None
-    ip_address: Any = None
+    id: Word = None
+    username: Word = None
+    email: Word = None
+    ip_address: str | None = None
     geo: _Geo | None = None
 
 
 class _Named(msgspec.Struct, gc=False):
-    name: Any = None
-    version: Any = None
+    name: Word = None
+    version: Word = None
 
 
 class _Device(msgspec.Struct, gc=False):
-    name: Any = None
-    brand: Any = None
-    family: Any = None
-    model: Any = None
+    name: Word = None
+    brand: Word = None
+    family: Word = None
+    model: Word = None
 
 
 class _Rates(msgspec.Struct, gc=False):
-    error_sample_rate: Any = None
-    session_sample_rate: Any = None
+    error_sample_rate: Number = None
+    session_sample_rate: Number = None
 
 
 class _Contexts(msgspec.Struct, gc=False):
@@ -101,15 +106,15 @@ class _Contexts(msgspec.Struct, gc=False):
 
 
 class Document(msgspec.Struct, gc=False):
-    """The document as Relay writes it: containers have their type, what is in them may be anything."""
+    """What is read of the document, as Relay writes it. Times in unix seconds."""
 
-    timestamp: Any = None
-    replay_type: Any = None
-    replay_start_timestamp: Any = None
-    platform: Any = None
-    release: Any = None
-    environment: Any = None
-    dist: Any = None
+    timestamp: Number = None
+    replay_type: Word = None
+    replay_start_timestamp: Number = None
+    platform: Word = None
+    release: Word = None
+    environment: Word = None
+    dist: Word = None
     urls: list[Any] | None = None
     error_ids: list[Any] | None = None
     trace_ids: list[Any] | None = None
@@ -120,44 +125,20 @@ class Document(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(Document).decode
-_decode_any = msgspec.json.Decoder().decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_LISTS = ("urls", "error_ids", "trace_ids", "tags")
-_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("user", ("geo",)),
-    ("sdk", ()),
-    ("contexts", ("browser", "os", "device", "replay")),
-)
 
 
 def open_document(text: bytes | memoryview) -> Document | None:
-    """The document, without what is of no use in it; None when it is not a JSON object."""
+    """What is of use in the document; None when it is not a JSON object."""
     try:
         return _decode(text)
     except _WRONG_SHAPE:
         pass
     try:
-        return _readable(_decode_any(without_lone_surrogates(bytes(text))))
+        return fitted(Document, _decode_object(without_lone_surrogates(bytes(text))))
     except _WRONG_SHAPE:
         return None
-
-
-def _readable(found: Any) -> Document | None:
-    """The document without the containers that have a wrong type."""
-    if not isinstance(found, dict):
-        return None
-    for name in _LISTS:
-        if not isinstance(found.get(name), list):
-            found.pop(name, None)
-    for name, inner_names in _OBJECTS:
-        inner = found.get(name)
-        if not isinstance(inner, dict):
-            found.pop(name, None)
-            continue
-        for inner_name in inner_names:
-            if not isinstance(inner.get(inner_name), dict):
-                inner.pop(inner_name, None)
-    return msgspec.convert(found, Document)
 
 
 EMPTY = Document()
@@ -177,7 +158,7 @@ def columns_of(document: Document) -> Columns:
     geo, sdk = user.geo or _NO_GEO, document.sdk or _NO_NAMES
     system, browser = contexts.os or _NO_NAMES, contexts.browser or _NO_NAMES
     device, rates = contexts.device or _NO_DEVICE, contexts.replay or _NO_RATES
-    start = number(document.replay_start_timestamp)
+    start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
     user_id, user_name, user_email = text(user.id), text(user.username), text(user.email)
     v4, v6 = _address(user.ip_address)
@@ -211,8 +192,8 @@ def columns_of(document: Document) -> Columns:
         device_model=text(device.model),
         sdk_name=text(sdk.name),
         sdk_version=text(sdk.version),
-        error_sample_rate=number(rates.error_sample_rate),
-        session_sample_rate=number(rates.session_sample_rate),
+        error_sample_rate=rates.error_sample_rate,
+        session_sample_rate=rates.session_sample_rate,
         tag_keys=[text(tag[0]) for tag in tags],
         tag_values=[text(tag[1]) for tag in tags],
     )
@@ -231,18 +212,12 @@ def text(value: Any) -> str:
     """Text of at most TEXT_MAX characters, also of a number; nothing of anything else."""
     if type(value) is str:
         return value if len(value) <= TEXT_MAX else value[:TEXT_MAX]
-    return "" if value is None or number(value) is None else str(value)
+    return str(value) if type(value) is int or type(value) is float else ""
 
 
-def number(value: Any) -> float | int | None:
-    """A number that a double can hold, or None."""
-    kind = type(value)
-    return value if (kind is int or kind is float) and -1e300 < value < 1e300 else None
-
-
-def _address(value: Any) -> tuple[str | None, str | None]:
+def _address(value: str | None) -> tuple[str | None, str | None]:
     """(IPv4, IPv6), one or none of them. ClickHouse knows no zones (`fe80::1%eth0`)."""
-    if not isinstance(value, str):
+    if value is None:
         return None, None
     if _ipv4.fullmatch(value):
         return value, None

@@ -13,7 +13,7 @@ from zlib import crc32
 import msgspec
 
 from ingest.core.model import Metric, Row
-from ingest.core.parse.document import UINT32_MAX, Document, columns_of, number, uuid_text
+from ingest.core.parse.document import UINT32_MAX, Document, columns_of, uuid_text
 from ingest.core.parse.rrweb import Click, Fact, Size, Tap
 
 UINT16_MAX = 2**16 - 1
@@ -137,7 +137,7 @@ class Writer:
     def replay(self, document: Document) -> Row:
         """Table replays: what the replay_event says of the session. An empty document gives the bare row."""
         this = self.identity
-        seconds = number(document.timestamp)
+        seconds = document.timestamp
         event_hash = hashed(f"{this.replay_id}/segment/{this.segment_id}")
         return self._replays(event_hash, this.at if seconds is None else seconds, columns_of(document))
 

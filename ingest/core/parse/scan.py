@@ -1,12 +1,12 @@
-"""Which events of a recording are worth a look.
+"""The events of a recording that can say something, decoded in one pass.
 
-`scan` walks the JSON array once and hands on only what can say something: Sentry's custom events (type 5),
-viewports (type 4) and, when asked, canvas mutations (type 3, source 9). The decoder checks everything else and
-builds nothing of it, at about the price of skipping white space.
+`scan` walks the JSON array once and builds only Sentry's custom events (type 5) and viewports (type 4), of these
+only the fields that are read, and, when asked, canvas mutations (type 3, source 9). The decoder checks everything
+else and builds nothing of it, at about the price of skipping white space.
 
-Recordings are odd now and then: an event that is no object, a type that nobody knows, a document nested deeper
-than the decoder goes, an emoji that was cut in half. Each of these costs a second, slower pass, and at most the
-event that it is in.
+Recordings are odd now and then: an event that is no object, a type that nobody knows, a number where a text should
+be, a document nested deeper than the decoder goes, an emoji that was cut in half. Each of these costs a second,
+slower pass, and at most what it is found in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Union
 
 import msgspec
+
+from ingest.core.parse.shapes import Number, Text, fitted
 
 CUSTOM, META, INCREMENTAL = 5, 4, 3
 CANVAS_MUTATION = 9
@@ -29,26 +31,114 @@ SCALARS_BYTES_MAX = 1024 * 1024
 # An exception takes a microsecond: a recording of nothing else but rubbish is given up after this much of it.
 MALFORMED_MAX = 10_000
 
+_NULL = msgspec.Raw(b"null")
+
+
+class Side(msgspec.Struct, gc=False):
+    """The request or the response of a fetch. Sizes come as numbers and as text."""
+
+    size: Any = None
+
+
+class Heap(msgspec.Struct, gc=False):
+    """Bytes."""
+
+    jsHeapSizeLimit: Number = None
+    totalJSHeapSize: Number = None
+    usedJSHeapSize: Number = None
+
+
+class SpanData(msgspec.Struct, gc=False):
+    """All that is read of the data of any span. The bodies that a request may carry are skipped."""
+
+    method: Text = None
+    statusCode: Number = None
+    requestBodySize: Any = None
+    responseBodySize: Any = None
+    request: Side | None = None
+    response: Side | None = None
+    size: Number = None
+    encodedBodySize: Number = None
+    decodedBodySize: Number = None
+    rating: Text = None
+    value: Number = None
+    memory: Heap | None = None
+    jsHeapSizeLimit: Number = None
+    totalJSHeapSize: Number = None
+    usedJSHeapSize: Number = None
+
+
+class SpanPayload(msgspec.Struct, gc=False):
+    """Times in unix seconds."""
+
+    op: Text = None
+    description: Text = None
+    startTimestamp: Number = None
+    endTimestamp: Number = None
+    data: SpanData | None = None
+
+
+class CrumbPayload(msgspec.Struct, gc=False):
+    """`timestamp` in unix seconds; `data` is JSON, and decoded only for categories that need it."""
+
+    category: Text = None
+    message: Text = None
+    level: Text = None
+    timestamp: Number = None
+    data: msgspec.Raw = _NULL
+
+
+class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
+    """Something that took time."""
+
+    payload: SpanPayload
+
+
+class Crumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
+    """Something that happened."""
+
+    payload: CrumbPayload
+
+
+class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
+    """How the SDK is set up: a JSON object."""
+
+    payload: msgspec.Raw
+
+
+class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
+    """What the segment's video is like: a JSON object."""
+
+    payload: msgspec.Raw
+
 
 class Custom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
-    """An event of the SDK: `data` is JSON."""
+    """An event of the SDK, by its own clock: milliseconds, on spans seconds."""
 
-    timestamp: Any = None
-    data: msgspec.Raw = msgspec.Raw(b"null")
+    data: Span | Crumb | Options | Video
+    timestamp: Number = None
+
+
+class Viewport(msgspec.Struct, gc=False):
+    """The page and the size of its window, in pixels."""
+
+    href: Text = None
+    width: Number = None
+    height: Number = None
 
 
 class Meta(msgspec.Struct, gc=False, tag_field="type", tag=META):
-    """A viewport: `data` is JSON."""
+    """A viewport, in milliseconds."""
 
-    timestamp: Any = None
-    data: msgspec.Raw = msgspec.Raw(b"null")
+    data: Viewport
+    timestamp: Number = None
 
 
 class Canvas(msgspec.Struct, gc=False):
     """A canvas mutation: how many bytes its whole event takes as JSON."""
 
-    timestamp: Any
     size_bytes: int
+    timestamp: Number = None
 
 
 Event = Custom | Meta | Canvas
@@ -67,14 +157,8 @@ class Scanned(msgspec.Struct, gc=False):
     cut: bool = False
 
 
-class _Any(msgspec.Struct, gc=False):
-    type: Any = None
-    timestamp: Any = None
-    data: msgspec.Raw = msgspec.Raw(b"null")
-
-
-class _Source(msgspec.Struct, gc=False):
-    source: Any = None
+class Malformed(Exception):
+    """This event has not the shape that its kind has."""
 
 
 _unread: Any = tuple(
@@ -82,9 +166,8 @@ _unread: Any = tuple(
 )
 _known: Any = Union[(Custom, Meta, *_unread)]
 _decode_events: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[_known]).decode
+_decode_event: Callable[[Any], Any] = msgspec.json.Decoder(_known).decode
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_any = msgspec.json.Decoder(_Any).decode
-_decode_source = msgspec.json.Decoder(_Source).decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _READ = frozenset((Custom, Meta))
 
@@ -128,23 +211,92 @@ def _sort(items: Iterable[Any], canvas: bool) -> Scanned:
             break
         scanned.count += 1
         try:
-            event = _decode_any(item)
+            event = _one(item, canvas)
         except RecursionError:
             scanned.too_deep += 1
-            continue
-        except _WRONG_SHAPE:
+        except (msgspec.MsgspecError, UnicodeDecodeError, Malformed):
             scanned.malformed += 1
-            continue
-        kind = event.type
-        if kind == CUSTOM and type(kind) is int:
-            scanned.events.append((index, Custom(event.timestamp, event.data)))
-        elif kind == META and type(kind) is int:
-            scanned.events.append((index, Meta(event.timestamp, event.data)))
-        elif type(kind) is not int:
-            scanned.malformed += 1
-        elif canvas and kind == INCREMENTAL and _source(event.data) == CANVAS_MUTATION:
-            scanned.events.append((index, Canvas(event.timestamp, len(memoryview(item)))))
+        else:
+            if event is not None:
+                scanned.events.append((index, event))
     return scanned
+
+
+# One event, whatever it may be
+
+
+class _Any(msgspec.Struct, gc=False):
+    type: Any = None
+    timestamp: Any = None
+    data: msgspec.Raw = _NULL
+
+
+class _AnyData(msgspec.Struct, gc=False):
+    tag: Any = None
+    payload: msgspec.Raw = _NULL
+
+
+class _AnyCrumb(msgspec.Struct, gc=False):
+    category: Any = None
+    message: Any = None
+    level: Any = None
+    timestamp: Any = None
+    data: msgspec.Raw = _NULL
+
+
+class _Source(msgspec.Struct, gc=False):
+    source: Any = None
+
+
+_decode_any_event = msgspec.json.Decoder(_Any).decode
+_decode_any_data = msgspec.json.Decoder(_AnyData).decode
+_decode_any_crumb = msgspec.json.Decoder(_AnyCrumb).decode
+_decode_source = msgspec.json.Decoder(_Source).decode
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _one(item: Any, canvas: bool) -> Event | None:
+    """The event, if it is one that is read. Raises Malformed and what msgspec raises: it has the wrong shape."""
+    loose = _decode_any_event(item)
+    kind = loose.type
+    if type(kind) is not int:
+        raise Malformed("the type of an event is a number")
+    if kind == CUSTOM:
+        try:
+            custom: Custom = _decode_event(item)
+        except msgspec.ValidationError:
+            data = _odd_data(loose.data)
+            return None if data is None else Custom(data, _number(loose.timestamp))
+        return custom
+    if kind == META:
+        return Meta(fitted(Viewport, _decode_object(loose.data)), _number(loose.timestamp))
+    if canvas and kind == INCREMENTAL and _source(loose.data) == CANVAS_MUTATION:
+        return Canvas(len(memoryview(item)), _number(loose.timestamp))
+    return None
+
+
+def _odd_data(raw: msgspec.Raw) -> Span | Crumb | Options | Video | None:
+    """What fits of the data of a custom event; None when nobody knows its tag."""
+    data = _decode_any_data(raw)
+    if data.tag == "breadcrumb":
+        crumb = _decode_any_crumb(data.payload)
+        fields = {name: getattr(crumb, name) for name in ("category", "message", "level", "timestamp")}
+        payload = fitted(CrumbPayload, fields)
+        payload.data = crumb.data
+        return Crumb(payload)
+    if data.tag == "performanceSpan":
+        return Span(fitted(SpanPayload, _decode_object(data.payload)))
+    if data.tag == "options":
+        return Options(data.payload)
+    return Video(data.payload) if data.tag == "video" else None
+
+
+def _number(value: Any) -> Any:
+    """The number, or None for what is none."""
+    try:
+        return msgspec.convert(value, Number)
+    except msgspec.ValidationError:
+        return None
 
 
 def _source(data: msgspec.Raw) -> Any:
