@@ -1,7 +1,7 @@
 """What one Kafka message contains and which rows it would make, for `replays-ingest inspect` and `dlq show`.
 
-`describe` is a pure function to plain JSON values, `render` turns its result into something for a terminal. What they
-show comes from the real parser, so it is what would be written. They never raise, whatever the bytes.
+`describe` is a pure function to plain JSON values, `render` turns its result into something for a terminal. What
+they show comes from the real parser, so it is what would be written. They never raise, whatever the bytes.
 """
 
 from __future__ import annotations
