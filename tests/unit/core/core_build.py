@@ -84,10 +84,14 @@ class Reader(MockRuntime):
             at = None
         return commands
 
-    def flush(self, dispatch: do.Dispatch) -> None:
-        """All stages of the batch of this dispatch succeed."""
+    def settle_stages(self, dispatch: do.Dispatch) -> None:
+        """All chords of this dispatch's batch complete; what else starts meanwhile is not taken."""
         for stage in dispatch.batch.stages:
             self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
+
+    def flush(self, dispatch: do.Dispatch) -> None:
+        """The same, and every dispatch until then is taken."""
+        self.settle_stages(dispatch)
         self.take(do.Dispatch)
 
     def dispatches(self) -> list[do.Dispatch]:

@@ -1,0 +1,880 @@
+"""The reader's decisions, on the MockRuntime: batches, chords, offsets, rebalances, pauses, shutdown."""
+
+from __future__ import annotations
+
+import pytest
+from core_build import OTHER, Reader, ids, limits, reader, reject, segment, shed
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import CutReason, OffsetRange, Stage
+from ingest.testing import PARTITION
+
+
+def kinds(commands: list[do.Command]) -> list[str]:
+    return [type(command).__name__ for command in commands]
+
+
+# Set-up, flushing, committing
+
+
+def test_set_up_gives_the_initial_state() -> None:
+    """Nothing is in flight, nothing is committed, there is room."""
+    runtime = reader()
+
+    assert runtime.commands == []
+    assert runtime.committed == {}
+    assert (runtime.pipeline.has_room, runtime.pipeline.paused) == (True, False)
+    assert (runtime.pipeline.in_flight, runtime.pipeline.held_bytes) == ((), 0)
+    assert runtime.pipeline.sources == (PARTITION,)
+
+
+def test_below_the_thresholds_nothing_is_flushed() -> None:
+    """One message of two, young and small."""
+    runtime = reader()
+
+    runtime.segments(1)
+    runtime.advance(1.9)
+
+    assert runtime.commands == []
+    assert runtime.pipeline.held_bytes == 100
+
+
+def test_the_second_message_at_length_two_flushes_and_commits_one_past_it() -> None:
+    """The whole way: cut, blobs, rows, commit."""
+    runtime = reader()
+
+    runtime.segments(2)
+    answered = runtime.settle()
+
+    assert [command.stage for command in answered if isinstance(command, do.Dispatch)] == [Stage.BLOBS, Stage.ROWS]
+    assert runtime.committed == {PARTITION: 2}
+    assert runtime.pipeline.held_bytes == 0
+
+
+def test_bytes_flush_before_the_count_does() -> None:
+    """Two segments of 100 bytes against a bound of 150."""
+    runtime = reader(batch_messages_max=100, batch_bytes_max=150)
+
+    runtime.segments(2)
+
+    assert ids(runtime.dispatches()) == ["0-2/blobs#1"]
+
+
+def test_age_flushes_what_is_there() -> None:
+    """Two seconds after its first message."""
+    runtime = reader(batch_age_seconds_max=2.0)
+    runtime.segments(1)
+
+    runtime.advance(2.0)
+
+    assert ids(runtime.dispatches()) == ["0-1/blobs#1"]
+
+
+def test_join_flushes_what_is_there_and_commits_it() -> None:
+    """SIGTERM with half a batch open."""
+    runtime = reader()
+    runtime.segments(1)
+
+    runtime.join()
+
+    assert runtime.committed == {PARTITION: 1}
+    assert runtime.take(do.Stop) == [do.Stop(clean=True)]
+
+
+def test_a_batch_with_nothing_to_write_still_commits() -> None:
+    """Messages that were shed move the offset and start no chord."""
+    runtime = reader()
+
+    runtime.parsed(shed(), shed())
+    runtime.acknowledge_commits()
+
+    assert runtime.committed == {PARTITION: 2}
+    assert runtime.take(do.Dispatch) == []
+
+
+def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
+    """It travels in the batch; its stage is that of the rows."""
+    runtime = reader()
+
+    runtime.parsed(reject(0), reject(1))
+    (dispatch,) = runtime.dispatches()
+
+    assert dispatch.stage is Stage.ROWS
+    assert [bad.dead_letter.offset for bad in dispatch.batch.rejects] == [0, 1]
+    assert runtime.committed[PARTITION] == 0
+    runtime.succeed(dispatch)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 2
+
+
+def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
+    """The watermark is that of the longest settled prefix."""
+    runtime = reader()
+    runtime.segments(4)
+    first, second = runtime.dispatches()
+
+    runtime.flush(second)
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 0
+
+    runtime.flush(first)
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 4
+
+
+def test_partitions_are_committed_each_on_its_own() -> None:
+    """One message on each of two partitions: two offsets, none overwritten."""
+    runtime = reader(batch_messages_max=1)
+    runtime.assign(OTHER)
+
+    runtime.segments(1)
+    runtime.segments(3, source=OTHER)
+    runtime.settle()
+
+    assert runtime.committed == {PARTITION: 1, OTHER: 3}
+
+
+def test_offsets_that_were_taken_already_are_ignored() -> None:
+    """A message fetched twice is in one batch."""
+    runtime = reader()
+    runtime.segments(2)
+
+    runtime.segments(2, at=0)
+
+    assert [flight.batch.offsets for flight in runtime.pipeline.in_flight] == [OffsetRange(0, 2)]
+
+
+def test_messages_of_an_older_epoch_are_ignored() -> None:
+    """They were fetched before the partition went away and came back."""
+    runtime = reader()
+
+    runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
+    runtime.publish(on.MessageParsed(OTHER, 1, 0, segment()))
+
+    assert runtime.pipeline.held_bytes == 0
+
+
+# The cut is recorded first
+
+
+def test_the_cut_is_recorded_before_its_chord_starts() -> None:
+    """The record rides on a commit; until the broker stored it the batch waits."""
+    runtime = reader()
+
+    runtime.segments(2)
+
+    (commit,) = runtime.take(do.Commit)
+    assert (commit.offset, commit.record) == (0, "1,2")
+    assert runtime.take(do.Dispatch) == []
+    runtime.publish(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
+
+
+def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> None:
+    """Losing the record costs a duplicate; waiting for it would cost everything."""
+    runtime = reader(cut_record_seconds_max=5.0)
+    runtime.segments(2)
+
+    runtime.advance(4.9)
+    assert runtime.take(do.Dispatch) == []
+    runtime.advance(0.1)
+
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
+
+
+def test_a_batch_cut_while_a_record_is_on_its_way_waits_for_the_next_one() -> None:
+    """One commit at a time a partition, and an answer speaks only for what was asked."""
+    runtime = reader()
+    runtime.segments(4)
+    (commit,) = runtime.take(do.Commit)
+
+    runtime.publish(on.Committed(PARTITION, commit.epoch, commit.offset, commit.record))
+
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
+    assert [c.record for c in runtime.take(do.Commit)] == ["1,2,2"]
+
+
+def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
+    """Cut by age in the first life, by the record in the second: the ids are the same (D14)."""
+    first = reader(batch_messages_max=100)
+    for count in (3, 1, 2):
+        first.segments(count)
+        first.advance(2.0)
+        first.acknowledge_commits()
+    before = [dispatch.batch.id for dispatch in first.take(do.Dispatch)]
+
+    second = Reader(limits(batch_messages_max=2))
+    second.committed, second.records = dict(first.committed), dict(first.records)
+    second.assign(PARTITION)
+    second.segments(6)
+    again = second.dispatches()
+
+    assert [dispatch.batch.id for dispatch in again] == before
+    assert {dispatch.batch.cut_by for dispatch in again} == {CutReason.PLANNED}
+
+
+def test_a_second_crash_forgets_no_recorded_cut() -> None:
+    """The rest of the predecessor's plan stays in the record until it is reached."""
+    runtime = Reader(limits())
+    runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3,3,3"}
+    runtime.assign(PARTITION)
+
+    runtime.segments(3)
+    assert runtime.take(do.Commit) == []  # the record says it already
+
+    runtime.settle()
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (13, "1,3,3")
+
+
+def test_a_cut_that_is_recorded_already_starts_at_once() -> None:
+    """The record would say the same again; no commit is sent, and nobody waits for an answer to nothing."""
+    runtime = Reader(limits())
+    runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3"}
+    runtime.assign(PARTITION)
+
+    runtime.segments(3)
+
+    assert runtime.take(do.Commit) == []
+    assert ids(runtime.take(do.Dispatch)) == ["10-13/blobs#1"]
+
+
+# Stages, deadlines, failures
+
+
+def test_rows_start_only_after_the_blobs_are_durable() -> None:
+    """A user must not open a replay whose blob is not there."""
+    runtime = reader()
+    runtime.segments(2)
+    (blobs,) = runtime.dispatches()
+    assert blobs.stage is Stage.BLOBS
+
+    runtime.publish(on.FlushSucceeded(blobs.batch.id, blobs.batch.epoch, Stage.ROWS))
+    assert runtime.take(do.Dispatch) == []
+
+    runtime.succeed(blobs)
+    (rows,) = runtime.take(do.Dispatch)
+    assert (rows.stage, rows.attempt) == (Stage.ROWS, 2)
+
+
+def test_a_settled_batch_is_discarded_once() -> None:
+    """Its staged bytes are no longer needed; a second completion says nothing new."""
+    runtime = reader()
+    runtime.segments(2)
+    (blobs,) = runtime.dispatches()
+    runtime.succeed(blobs)
+    (rows,) = runtime.take(do.Dispatch)
+
+    runtime.succeed(rows)
+    runtime.succeed(rows)
+
+    assert [discard.batch.id for discard in runtime.take(do.Discard)] == [rows.batch.id]
+
+
+def test_a_chord_that_is_not_heard_of_is_started_again_at_its_deadline() -> None:
+    """The same batch under the same id, a higher attempt."""
+    runtime = reader(flush_deadline_seconds=120.0)
+    runtime.segments(2)
+    (first,) = runtime.dispatches()
+    assert first.deadline_seconds == 120.0
+
+    runtime.advance(119.9)
+    assert runtime.take(do.Dispatch) == []
+    runtime.advance(0.1)
+    (again,) = runtime.take(do.Dispatch)
+
+    assert (again.batch, again.stage, again.attempt) == (first.batch, first.stage, 2)
+
+
+def test_the_failure_of_an_older_attempt_is_ignored() -> None:
+    """It says nothing about the one that is out."""
+    runtime = reader(flush_deadline_seconds=10.0)
+    runtime.segments(2)
+    (first,) = runtime.dispatches()
+    runtime.advance(10.0)
+    (second,) = runtime.take(do.Dispatch)
+
+    runtime.fail(first)
+
+    assert runtime.take(do.Park) == []
+    runtime.fail(second)
+    assert [park.attempt for park in runtime.take(do.Park)] == [2]
+
+
+def test_the_success_of_an_older_attempt_counts() -> None:
+    """Durable is durable, whoever did it."""
+    runtime = reader(flush_deadline_seconds=10.0)
+    runtime.segments(2)
+    (first,) = runtime.dispatches()
+    runtime.advance(10.0)
+    runtime.take(do.Dispatch)
+
+    runtime.succeed(first)
+
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/rows#3"]
+
+
+def test_a_failed_chord_parks_its_batch_and_is_tried_again_later_and_later() -> None:
+    """The backoff doubles; the error is shown."""
+    runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    waits = []
+    for _ in range(4):
+        runtime.fail(dispatch, "no such table")
+        (park,) = runtime.take(do.Park)
+        assert (park.batch, park.error) == (dispatch.batch, "no such table")
+        runtime.advance(park.retry_seconds - 0.01)
+        assert runtime.take(do.Dispatch) == []
+        runtime.advance(0.02)
+        (dispatch,) = runtime.take(do.Dispatch)
+        waits.append(park.retry_seconds)
+
+    assert all(2.5 * 2**n <= wait <= 5.0 * 2**n for n, wait in enumerate(waits))
+
+
+def test_a_parked_batch_holds_its_watermark_and_nothing_else() -> None:
+    """Other batches go on; the offset waits in front of the parked one."""
+    runtime = reader()
+    runtime.segments(4)
+    first, second = runtime.dispatches()
+
+    runtime.fail(first)
+    runtime.flush(second)
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+
+    assert runtime.committed[PARTITION] == 0
+    assert runtime.pipeline.has_room
+
+
+def test_a_success_forgives_the_failures_before_it() -> None:
+    """The next stage starts with the shortest wait."""
+    runtime = reader(retry_backoff_seconds=4.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    for _ in range(3):
+        runtime.fail(dispatch)
+        runtime.advance(100.0)
+        (dispatch,) = runtime.take(do.Dispatch)
+    runtime.take(do.Park)
+    runtime.succeed(dispatch)
+    (rows,) = runtime.take(do.Dispatch)
+
+    runtime.fail(rows)
+
+    (park,) = runtime.take(do.Park)
+    assert park.retry_seconds <= 4.0
+
+
+def test_a_batch_that_could_not_be_staged_is_not_parked_but_tried_again() -> None:
+    """Nobody has to look at it: Redis is away."""
+    runtime = reader(retry_backoff_seconds=5.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+
+    runtime.fail(dispatch, "connection refused", dispatched=False)
+
+    assert runtime.take(do.Park) == []
+    runtime.advance(2.4)
+    assert runtime.take(do.Dispatch) == []
+    runtime.advance(2.6)
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#2"]
+
+
+def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None:
+    """The backoff of what could not be started has a low cap."""
+    runtime = reader(retry_backoff_seconds=5.0, undispatched_seconds_max=15.0)
+    runtime.segments(2)
+    for _ in range(40):
+        for dispatch in runtime.dispatches():
+            runtime.fail(dispatch, dispatched=False)
+        runtime.advance(15.0)
+
+    assert len(runtime.take(do.Dispatch)) == 1
+
+
+def test_an_operator_can_retry_a_parked_batch_now() -> None:
+    """Without waiting for the backoff."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail(dispatch)
+
+    runtime.publish(on.RetryRequested(dispatch.batch.id))
+
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#2"]
+
+
+def test_a_retry_of_what_is_not_parked_changes_nothing() -> None:
+    """A second click, or a batch that is not ours."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+
+    assert runtime.publish(on.RetryRequested(dispatch.batch.id)) == []
+    assert runtime.publish(on.RetryRequested("other-0-1-2")) == []
+
+
+def test_an_abandoned_batch_lets_the_watermark_pass() -> None:
+    """Its messages are dead letters already."""
+    runtime = reader()
+    runtime.segments(4)
+    first, second = runtime.dispatches()
+    runtime.flush(second)
+    runtime.fail(first)
+
+    runtime.publish(on.BatchAbandoned(first.batch.id, OffsetRange(0, 1), "another range"))
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 0
+
+    runtime.publish(on.BatchAbandoned(first.batch.id, first.batch.offsets, "given up"))
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 4
+    assert runtime.pipeline.held_bytes == 0
+
+
+# Bounds
+
+
+def test_no_more_chords_are_out_than_allowed() -> None:
+    """The rest waits for a slot, which the next stage of a batch keeps."""
+    runtime = reader(batch_messages_max=1, in_flight_batches_max=2)
+    runtime.segments(4)
+    out = runtime.dispatches()
+    assert ids(out) == ["0-1/blobs#1", "1-2/blobs#1"]
+
+    runtime.succeed(out[0])
+    assert ids(runtime.take(do.Dispatch)) == ["0-1/rows#2"]
+    runtime.publish(on.FlushSucceeded(out[0].batch.id, out[0].batch.epoch, Stage.ROWS))
+    assert ids(runtime.take(do.Dispatch)) == ["2-3/blobs#1"]
+
+
+@pytest.mark.parametrize("bound", [{"in_flight_batches_max": 2}, {"in_flight_bytes_max": 400}])
+def test_at_a_bound_nothing_more_is_taken_and_after_a_while_the_consumer_is_paused(
+    bound: dict[str, float],
+) -> None:
+    """It goes on when both fell to half."""
+    runtime = reader(pause_after_seconds=0.5, **bound)
+    runtime.segments(4)
+    first, second = runtime.dispatches()
+
+    assert not runtime.pipeline.has_room
+    assert runtime.take(do.Pause) == []
+    runtime.advance(0.5)
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
+    assert runtime.pipeline.paused
+
+    runtime.flush(first)
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
+    assert runtime.pipeline.has_room
+    runtime.flush(second)
+
+
+def test_a_partition_that_comes_while_paused_is_paused_too() -> None:
+    """Or its messages would come over the bound."""
+    runtime = reader(in_flight_batches_max=1, pause_after_seconds=0.0)
+    runtime.segments(2)
+    runtime.advance(1.0)
+
+    commands = runtime.assign(OTHER)
+
+    assert commands == [do.Pause((OTHER,))]
+
+
+def test_behind_one_stuck_batch_a_partition_runs_ahead_only_so_far() -> None:
+    """That partition alone is paused: a crash would read all of it again."""
+    runtime = reader(batch_messages_max=1, pending_ranges_max=6)
+    runtime.assign(OTHER)
+    runtime.segments(1)
+    (stuck,) = runtime.dispatches()
+    runtime.fail(stuck, "poison")
+    for _ in range(5):
+        runtime.segments(1)
+        for dispatch in runtime.dispatches():
+            runtime.flush(dispatch)
+
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
+    assert not runtime.pipeline.paused
+    runtime.segments(1, source=OTHER)
+    assert ids(runtime.dispatches()) == ["0-1/blobs#1"]
+
+    runtime.publish(on.BatchAbandoned(stuck.batch.id, stuck.batch.offsets, "given up"))
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
+
+
+def test_resuming_all_leaves_a_held_partition_paused() -> None:
+    """Two reasons to pause; one of them is over."""
+    runtime = reader(batch_messages_max=1, pending_ranges_max=4, in_flight_batches_max=2, pause_after_seconds=0.5)
+    runtime.assign(OTHER)
+    runtime.segments(1)
+    (stuck,) = runtime.dispatches()
+    runtime.fail(stuck)
+    for _ in range(3):
+        runtime.segments(1)
+        for dispatch in runtime.dispatches():
+            runtime.flush(dispatch)
+    runtime.advance(0.6)
+    assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
+    runtime.take(do.Resume)
+
+    runtime.segments(2, source=OTHER)
+    out = runtime.dispatches()
+    runtime.advance(0.6)
+    assert runtime.pipeline.paused
+    for dispatch in out:
+        runtime.flush(dispatch)
+
+    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+
+
+# Commits are answered, or not
+
+
+def test_a_refused_commit_is_tried_again_after_the_interval_not_at_once() -> None:
+    """Whatever happens meanwhile: no hot loop."""
+    runtime = reader(commit_interval_seconds=0.5)
+    runtime.segments(2)
+    (commit,) = runtime.take(do.Commit)
+    said = (commit.source, commit.epoch, commit.offset, commit.record)
+
+    runtime.publish(on.CommitFailed(*said, "not coordinator"))
+    for _ in range(9):
+        runtime.advance(0.05)
+        runtime.segments(2)
+    assert runtime.take(do.Commit) == []
+
+    runtime.advance(0.1)
+    (again,) = runtime.take(do.Commit)
+    assert again.record == "1" + ",2" * 10
+    runtime.publish(on.CommitFailed(again.source, again.epoch, again.offset, again.record, "again"))
+    runtime.advance(0.4)
+    assert runtime.take(do.Commit) == []
+
+
+def test_a_commit_without_an_answer_is_given_up_and_said_again() -> None:
+    """The next one says the same or more."""
+    runtime = reader(commit_answer_seconds_max=10.0)
+    runtime.segments(2)
+    (commit,) = runtime.take(do.Commit)
+
+    runtime.advance(9.9)
+    assert runtime.take(do.Commit) == []
+    runtime.advance(0.2)
+
+    assert runtime.take(do.Commit) == [commit]
+
+
+def test_the_late_answer_to_a_commit_that_was_given_up_makes_the_newer_one_be_said_again() -> None:
+    """It may have been stored over the newer one, which would leave the group behind until the next message."""
+    runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
+    runtime.segments(1)
+    (old,) = runtime.take(do.Commit)
+    runtime.advance(5.0)
+    runtime.settle()
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 1
+
+    runtime.publish(on.Committed(old.source, old.epoch, old.offset, old.record))
+    runtime.advance(1.0)
+
+    assert [commit.offset for commit in runtime.take(do.Commit)] == [1]
+
+
+def test_the_answer_to_a_former_assignment_is_ignored() -> None:
+    """Another epoch's commit is not the one that is out."""
+    runtime = reader()
+    runtime.segments(2)
+    (commit,) = runtime.take(do.Commit)
+
+    runtime.publish(on.Committed(commit.source, commit.epoch - 1, commit.offset, commit.record))
+
+    assert runtime.take(do.Dispatch) == []
+
+
+def test_commits_come_at_most_once_an_interval_under_load() -> None:
+    """Settled batches share one; only the record of a cut does not wait."""
+    runtime = reader(batch_messages_max=1, commit_interval_seconds=0.5, in_flight_batches_max=9)
+    runtime.segments(8)
+    out = runtime.dispatches()
+    runtime.advance(0.6)
+    runtime.acknowledge_commits()
+
+    for dispatch in out[:4]:
+        runtime.flush(dispatch)
+
+    commits = runtime.take(do.Commit)
+    assert [commit.offset for commit in commits] == [1]
+    (commit,) = commits
+    runtime.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+    assert runtime.take(do.Commit) == []
+    runtime.advance(0.5)
+    assert [commit.offset for commit in runtime.take(do.Commit)] == [4]
+
+
+# Partitions go
+
+
+def test_a_revoked_partition_drains_then_is_released() -> None:
+    """What is in flight may settle and is committed; what is open is left to the next owner."""
+    runtime = reader()
+    runtime.segments(3)
+    (dispatch,) = runtime.dispatches()
+
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.advance(5.0)
+    assert runtime.take(do.Release) == []
+
+    runtime.settle_stages(dispatch)
+    assert runtime.take(do.Release) == []
+    runtime.acknowledge_commits()
+
+    assert runtime.committed[PARTITION] == 2
+    assert runtime.take(do.Release) == [do.Release((PARTITION,))]
+    assert runtime.pipeline.sources == ()
+    assert runtime.pipeline.held_bytes == 0
+
+
+def test_a_drain_ends_at_its_deadline() -> None:
+    """Shorter than the session time-out; what did not settle is read again by the next owner."""
+    runtime = reader(drain_deadline_seconds=20.0)
+    runtime.segments(2)
+    runtime.dispatches()
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+
+    runtime.advance(19.9)
+    assert runtime.take(do.Release) == []
+    runtime.advance(0.1)
+
+    assert runtime.take(do.Release) == [do.Release((PARTITION,))]
+    assert runtime.committed[PARTITION] == 0
+
+
+def test_a_drain_does_not_wait_for_what_is_parked() -> None:
+    """Its retry is the next owner's."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail(dispatch)
+
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+
+    assert runtime.take(do.Release) == [do.Release((PARTITION,))]
+
+
+def test_while_draining_nothing_new_is_cut() -> None:
+    """Neither by messages nor by age."""
+    runtime = reader(drain_deadline_seconds=20.0)
+    runtime.segments(3)
+    runtime.dispatches()
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+
+    runtime.segments(5)
+    runtime.advance(10.0)
+
+    assert [flight.batch.offsets for flight in runtime.pipeline.in_flight] == [OffsetRange(0, 2)]
+
+
+def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
+    """There is nothing to wait for."""
+    runtime = reader()
+
+    runtime.publish(on.PartitionsRevoked((PARTITION, OTHER)))
+
+    released = [source for release in runtime.take(do.Release) for source in release.sources]
+    assert sorted(released) == [PARTITION, OTHER]
+
+
+def test_revoking_one_partition_leaves_the_other_alone() -> None:
+    """Cooperative: only what moves stops."""
+    runtime = reader()
+    runtime.assign(OTHER)
+    runtime.segments(2, source=OTHER)
+
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    runtime.settle()
+
+    assert runtime.committed[OTHER] == 2
+    assert runtime.pipeline.sources == (OTHER,)
+
+
+def test_a_lost_partition_is_dropped_without_a_commit() -> None:
+    """It may be somebody else's already."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.settle_stages(dispatch)
+    runtime.advance(60.0)
+
+    assert kinds(runtime.commands) == []
+    assert runtime.pipeline.held_bytes == 0
+
+
+def test_a_completion_of_an_older_epoch_is_ignored() -> None:
+    """The same range may be in flight again: only its own chord settles it."""
+    runtime = reader()
+    runtime.segments(2)
+    (old,) = runtime.dispatches()
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.assign(PARTITION)
+    runtime.segments(2)
+    (new,) = runtime.dispatches()
+    assert new.batch.id == old.batch.id
+
+    runtime.settle_stages(old)
+    runtime.fail(old)
+    assert runtime.take(do.Discard) == []
+    assert runtime.take(do.Park) == []
+
+    runtime.settle_stages(new)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 2
+
+
+# Messages that expired
+
+
+def test_an_offset_out_of_range_is_a_gap_and_what_is_held_stays_ours() -> None:
+    """Batches in flight of expired messages are their only copy."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+
+    runtime._epochs[PARTITION] += 1
+    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=50))
+    runtime.segments(2, at=50)
+    (later,) = runtime.dispatches()
+    runtime.flush(later)
+    assert later.batch.offsets == OffsetRange(50, 52)
+    assert runtime.committed[PARTITION] == 0
+
+    runtime.settle_stages(dispatch)
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 52
+
+
+def test_a_log_that_went_back_is_another_log() -> None:
+    """The topic was made anew: nothing that we held is true there."""
+    runtime = reader()
+    runtime.segments(2)
+    runtime.dispatches()
+
+    runtime._epochs[PARTITION] += 1
+    runtime.publish(on.OffsetOutOfRange(PARTITION, runtime.epoch(), wanted=2, resumed_at=0))
+    runtime.segments(2, at=0)
+    runtime.settle()
+
+    assert runtime.committed[PARTITION] == 2
+    assert runtime.pipeline.in_flight == ()
+
+
+# Halt and shutdown
+
+
+def test_too_many_rejects_halt_the_reader() -> None:
+    """A bad deploy must not send a whole topic to the dead letters."""
+    runtime = reader(batch_messages_max=100, reject_window=10, reject_ratio_max=0.5)
+    runtime.segments(5)
+    for offset in range(5, 10):
+        runtime.parsed(reject(offset))
+    assert runtime.take(do.Halt) == []
+
+    runtime.parsed(reject(10))
+
+    assert len(runtime.take(do.Halt)) == 1
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
+    assert not runtime.pipeline.has_room
+    runtime.segments(50)
+    runtime.advance(60.0)
+    assert runtime.take(do.Dispatch) == []
+
+
+def test_a_halted_reader_settles_what_is_in_flight_and_pauses_what_it_is_given() -> None:
+    """It stays up, keeps its partitions, and consumes nothing."""
+    runtime = reader(reject_window=10, reject_ratio_max=0.5)
+    runtime.parsed(*[reject(offset) for offset in range(10)])
+    assert runtime.pipeline.halted
+
+    assert runtime.assign(OTHER) == [do.Pause((OTHER,))]
+    runtime.settle()
+    runtime.advance(1.0)
+    runtime.settle()
+
+    assert runtime.committed[PARTITION] == 8
+    assert runtime.take(do.Resume) == []
+
+
+def test_shutdown_settles_commits_and_stops_clean() -> None:
+    """What is open is cut, the commit is waited for."""
+    runtime = reader()
+    runtime.segments(3)
+
+    runtime.publish(on.ShutdownRequested())
+    for dispatch in runtime.dispatches():
+        runtime.settle_stages(dispatch)
+    assert runtime.take(do.Stop) == []
+    runtime.acknowledge_commits()
+
+    assert runtime.committed[PARTITION] == 3
+    assert runtime.take(do.Stop) == [do.Stop(clean=True)]
+    assert runtime.segments(2) == []
+
+
+def test_shutdown_ends_at_the_drain_deadline() -> None:
+    """A sick sink must not keep a process that was told to go."""
+    runtime = reader(drain_deadline_seconds=20.0)
+    runtime.segments(2)
+    runtime.dispatches()
+    runtime.publish(on.ShutdownRequested())
+
+    runtime.advance(19.9)
+    assert runtime.take(do.Stop) == []
+    runtime.advance(0.1)
+
+    assert runtime.take(do.Stop) == [do.Stop(clean=False)]
+
+
+def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
+    """Its retry is the next owner's."""
+    runtime = reader()
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail(dispatch)
+
+    runtime.publish(on.ShutdownRequested())
+
+    assert runtime.take(do.Stop) == [do.Stop(clean=False)]
+
+
+def test_shutdown_is_asked_for_once() -> None:
+    """A second SIGTERM does not move the deadline."""
+    runtime = reader(drain_deadline_seconds=20.0)
+    runtime.segments(2)
+    runtime.dispatches()
+    runtime.publish(on.ShutdownRequested())
+    runtime.advance(15.0)
+    runtime.publish(on.ShutdownRequested())
+
+    runtime.advance(5.0)
+
+    assert runtime.take(do.Stop) == [do.Stop(clean=False)]
+
+
+def test_after_the_stop_nothing_is_decided_any_more() -> None:
+    """The process is on its way out."""
+    runtime = reader()
+    runtime.join()
+    runtime.take(do.Stop)
+
+    assert runtime.publish(on.PartitionsRevoked((PARTITION,))) == []
+    assert runtime.advance(1e6) == []
