@@ -180,6 +180,34 @@ def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector
     assert {span.parent_span_id.hex() for span in collector.spans} == {f"{of_batch.context.span_id:016x}"}
 
 
+def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
+    """Celery's retry takes the header along."""
+    fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+    fleet.script("gcs", "transient")
+    fleet.worker()
+    dispatcher = Dispatcher(fleet.settings, "reader-1", fleet.inbox, trace=lambda batch: TRACEPARENT)
+    dispatcher.start()
+    try:
+        assert isinstance(fleet.settle(dispatcher, make_batch(), Stage.BLOBS), on.FlushFailed)
+    finally:
+        dispatcher.stop(2.0)
+
+    wait_until(lambda: len(collector.spans) >= 2, 15, "the spans of both runs")
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert (
+        len(
+            {
+                attribute.value.int_value
+                for span in collector.spans
+                for attribute in span.attributes
+                if attribute.key == "replays.retries"
+            }
+        )
+        >= 2
+    )
+
+
 def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
     """Everything that an operator asks for first, from Redis alone."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
