@@ -87,6 +87,6 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
     made.dispatcher = Dispatcher(settings, "eager-reader", made.inbox, app=app)
     made.dispatcher.start()
     yield made
-    made.dispatcher.stop(5)
+    made.dispatcher.stop(0.2)
     app.conf.task_always_eager = before
     tools.take()
