@@ -21,6 +21,7 @@ from local.processes import Child, free_port, wait_until
 from local.reconcile import Committed, Report, reconcile
 from local.stack import Stack
 from tasks.migrate import migrate
+from tasks.sinks.clickhouse import client
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 QUICK = {
@@ -120,6 +121,22 @@ class System:
         """Everything that was produced is in every sink."""
         report = self.reconcile()
         assert report.ok, [check for check in report.checks if not check.ok]
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows of ClickHouse."""
+        server = client(self.settings)
+        try:
+            return [tuple(row) for row in server.query(sql).result_rows]
+        finally:
+            server.close()
+
+    def wait_for_rows(self, table: str, count: int, seconds: float = 120) -> None:
+        """Until ClickHouse shows so many distinct rows."""
+        wait_until(
+            lambda: bool(self.query(f"SELECT count() FROM {table} FINAL")[0][0] >= count),
+            seconds,
+            f"rows of {table}",
+        )
 
     # What an operator sees and does
 

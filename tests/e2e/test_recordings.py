@@ -1,0 +1,89 @@
+"""Recordings made by others go through the real pipeline: blobs read back to the same JSON, rows are there."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+from whole_system import System
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = Path(os.environ.get("REPLAYS_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        not FIXTURES.is_dir(), reason=f"the recordings are not at {FIXTURES}; set REPLAYS_FIXTURES"
+    ),
+]
+STARTED_AT = 1_700_000_000
+
+
+def recordings() -> dict[str, list[Any]]:
+    """Every recorded file that is rrweb events, by name, as the array that an SDK would send."""
+    found: dict[str, list[Any]] = {}
+    files = [*FIXTURES.glob("rrweb/**/*.json"), *FIXTURES.glob("sentry-javascript/*chromium")]
+    files.append(FIXTURES / "relay/rrweb.json")
+    for path in sorted(files):
+        events = json.loads(path.read_text())
+        if isinstance(events, dict):
+            events = [events]
+        found[path.relative_to(FIXTURES).as_posix()] = events
+    return found
+
+
+def message(number: int, events: list[Any]) -> bytes:
+    """One Kafka value; every other body is sent uncompressed."""
+    body = json.dumps(events).encode()
+    payload = b'{"segment_id":%d}\n' % number + (zlib.compress(body) if number % 2 else body)
+    return msgspec.msgpack.encode(
+        {
+            "type": "replay_recording_not_chunked",
+            "replay_id": f"{number + 1:032x}",
+            "org_id": 1,
+            "project_id": 7,
+            "received": STARTED_AT,
+            "retention_days": 30,
+            "key_id": None,
+            "payload": payload,
+            "version": 1,
+        }
+    )
+
+
+def test_recordings_of_others_come_back_as_they_were(tmp_path: Path) -> None:
+    """Every object holds the JSON that was sent, and every segment has its rows; nothing is a dead letter."""
+    sent = recordings()
+    assert len(sent) > 20
+    with System(tmp_path) as system:
+        topic = system.settings.kafka_topic
+        producer = Producer({"bootstrap.servers": system.settings.kafka_brokers})
+        for number, events in enumerate(sent.values()):
+            producer.produce(topic, message(number, events))
+        assert producer.flush(30) == 0
+        system.wait_for_rows("replay_segments", len(sent))
+
+        for number, events in enumerate(sent.values()):
+            assert stored(system, f"30/7/{number + 1:032x}/{number}") == events
+        counts = system.query(
+            "SELECT count(), uniqExact(replay_id), sum(size_uncompressed) FROM replay_segments FINAL"
+        )
+        assert counts[0][:2] == (len(sent), len(sent))
+        assert counts[0][2] == sum(len(json.dumps(events).encode()) for events in sent.values())
+        assert system.query("SELECT count() FROM replays FINAL WHERE click_tag = ''")[0][0] == len(sent)
+        assert system.query("SELECT count() FROM replay_outcomes FINAL")[0][0] == 1  # one of them is a segment 0
+        assert system.json("dlq", "ls")["letters"] == []
+
+
+def stored(system: System, name: str) -> Any:
+    """The JSON of one object."""
+    quoted = urllib.request.quote(name, safe="")  # type: ignore[attr-defined]
+    url = f"{system.stack.addresses['gcs']}/storage/v1/b/{system.settings.gcs_bucket}/o/{quoted}?alt=media"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.loads(zlib.decompress(answer.read()))
