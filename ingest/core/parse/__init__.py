@@ -18,7 +18,7 @@ from ingest.core.parse import rows
 from ingest.core.parse.document import EMPTY, Document, open_document
 from ingest.core.parse.envelope import Envelope, open_envelope
 from ingest.core.parse.recording import inflate, split, stored
-from ingest.core.parse.rrweb import Click, Fact, Malformed, Meaning, Size, meanings
+from ingest.core.parse.rrweb import Click, Count, Fact, Malformed, Meaning, Size, meanings
 from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected
 from ingest.core.parse.scan import scan
 
@@ -58,7 +58,12 @@ def _reject(message: Message, rejected: Rejected) -> Reject:
 
 
 def _segment(
-    message: Message, envelope: Envelope, segment_id: int, body: memoryview, raw: bytes, rules: ParseRules
+    message: Message,
+    envelope: Envelope,
+    segment_id: int,
+    body: memoryview,
+    raw: bytes | bytearray,
+    rules: ParseRules,
 ) -> Segment:
     identity = rows.Identity(
         envelope.org_id,
@@ -147,14 +152,14 @@ class _Gathered:
         self._over_limit = False
         self._sampled = rows.coin(identity, "segment", rules.sample_segment_rate)
 
-    def take_recording(self, raw: bytes) -> None:
+    def take_recording(self, raw: bytes | bytearray) -> None:
         """All events of the array; without one that is readable there are none, and a warning says so."""
         try:
             scanned = scan(raw, canvas=self._sampled)
         except msgspec.DecodeError:
             self.warnings.append("recording_not_json")
             return
-        self._fact(Fact("rrweb_event_count", self._identity.at, {"count": scanned.count}), -1)
+        self._fact(Fact("rrweb_event_count", self._identity.at, Count(scanned.count)), -1)
         malformed = scanned.malformed
         for index, event in scanned.events:
             try:

@@ -13,84 +13,77 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.scan import without_lone_surrogates
-from ingest.core.parse.shapes import Number, fitted
+from ingest.core.parse.shapes import SHORT_MAX, Number, Short, fitted
 
 UINT32_MAX = 2**32 - 1
-TEXT_MAX, LIST_MAX, TAGS_MAX = 2048, 100, 128
+LIST_MAX, TAGS_MAX = 100, 128
 
 
 class Columns(
     msgspec.Struct, gc=False, omit_defaults=True, rename={"tag_keys": "tags.key", "tag_values": "tags.value"}
 ):
-    """The columns of one row that come from the document; those that say nothing are left to their defaults.
+    """The columns of one row that come from the document. What says nothing is left to the table's defaults."""
 
-    `seconds` (unix, None when unknown) is the document's own time, not a column.
-    """
-
-    replay_type: str = ""
+    replay_type: str | None = None
     replay_start_timestamp: int | None = None
     urls: list[str] = []
     error_ids: list[str] = []
     trace_ids: list[str] = []
-    platform: str = ""
-    release: str = ""
-    environment: str = ""
-    dist: str = ""
-    user: str = ""
-    user_id: str = ""
-    user_name: str = ""
-    user_email: str = ""
+    platform: str | None = None
+    release: str | None = None
+    environment: str | None = None
+    dist: str | None = None
+    user: str | None = None
+    user_id: str | None = None
+    user_name: str | None = None
+    user_email: str | None = None
     ip_address_v4: str | None = None
     ip_address_v6: str | None = None
-    user_geo_city: str = ""
-    user_geo_country_code: str = ""
-    user_geo_region: str = ""
-    user_geo_subdivision: str = ""
-    os_name: str = ""
-    os_version: str = ""
-    browser_name: str = ""
-    browser_version: str = ""
-    device_name: str = ""
-    device_brand: str = ""
-    device_family: str = ""
-    device_model: str = ""
-    sdk_name: str = ""
-    sdk_version: str = ""
+    user_geo_city: str | None = None
+    user_geo_country_code: str | None = None
+    user_geo_region: str | None = None
+    user_geo_subdivision: str | None = None
+    os_name: str | None = None
+    os_version: str | None = None
+    browser_name: str | None = None
+    browser_version: str | None = None
+    device_name: str | None = None
+    device_brand: str | None = None
+    device_family: str | None = None
+    device_model: str | None = None
+    sdk_name: str | None = None
+    sdk_version: str | None = None
     error_sample_rate: float | None = None
     session_sample_rate: float | None = None
     tag_keys: list[str] = []
     tag_values: list[str] = []
 
 
-# Relay lets numbers through where texts are usual: a user's id, for one.
-Word = str | int | float | None
-
-
 class _Geo(msgspec.Struct, gc=False):
-    city: Word = None
-    country_code: Word = None
-    region: Word = None
-    subdivision: Word = None
+    city: Short = None
+    country_code: Short = None
+    region: Short = None
+    subdivision: Short = None
 
 
 class _User(msgspec.Struct, gc=False):
-    id: Word = None
-    username: Word = None
-    email: Word = None
-    ip_address: str | None = None
+    id: Short = None
+    username: Short = None
+    email: Short = None
+    ip_address: Short = None
     geo: _Geo | None = None
 
 
 class _Named(msgspec.Struct, gc=False):
-    name: Word = None
-    version: Word = None
+    name: Short = None
+    version: Short = None
 
 
 class _Device(msgspec.Struct, gc=False):
-    name: Word = None
-    brand: Word = None
-    family: Word = None
-    model: Word = None
+    name: Short = None
+    brand: Short = None
+    family: Short = None
+    model: Short = None
 
 
 class _Rates(msgspec.Struct, gc=False):
@@ -109,12 +102,12 @@ class Document(msgspec.Struct, gc=False):
     """What is read of the document, as Relay writes it. Times in unix seconds."""
 
     timestamp: Number = None
-    replay_type: Word = None
+    replay_type: Short = None
     replay_start_timestamp: Number = None
-    platform: Word = None
-    release: Word = None
-    environment: Word = None
-    dist: Word = None
+    platform: Short = None
+    release: Short = None
+    environment: Short = None
+    dist: Short = None
     urls: list[Any] | None = None
     error_ids: list[Any] | None = None
     trace_ids: list[Any] | None = None
@@ -160,42 +153,41 @@ def columns_of(document: Document) -> Columns:
     device, rates = contexts.device or _NO_DEVICE, contexts.replay or _NO_RATES
     start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
-    user_id, user_name, user_email = text(user.id), text(user.username), text(user.email)
     v4, v6 = _address(user.ip_address)
     return Columns(
-        replay_type=text(document.replay_type),
+        replay_type=document.replay_type,
         replay_start_timestamp=int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
-        urls=[url[:TEXT_MAX] for url in (document.urls or ())[:LIST_MAX] if isinstance(url, str)],
+        urls=[url[:SHORT_MAX] for url in (document.urls or ())[:LIST_MAX] if isinstance(url, str)],
         error_ids=_uuids(document.error_ids),
         trace_ids=_uuids(document.trace_ids),
-        platform=text(document.platform),
-        release=text(document.release),
-        environment=text(document.environment),
-        dist=text(document.dist),
-        user=user_id or user_name or user_email or v4 or v6 or "",
-        user_id=user_id,
-        user_name=user_name,
-        user_email=user_email,
+        platform=document.platform,
+        release=document.release,
+        environment=document.environment,
+        dist=document.dist,
+        user=user.id or user.username or user.email or v4 or v6,
+        user_id=user.id,
+        user_name=user.username,
+        user_email=user.email,
         ip_address_v4=v4,
         ip_address_v6=v6,
-        user_geo_city=text(geo.city),
-        user_geo_country_code=text(geo.country_code),
-        user_geo_region=text(geo.region),
-        user_geo_subdivision=text(geo.subdivision),
-        os_name=text(system.name),
-        os_version=text(system.version),
-        browser_name=text(browser.name),
-        browser_version=text(browser.version),
-        device_name=text(device.name),
-        device_brand=text(device.brand),
-        device_family=text(device.family),
-        device_model=text(device.model),
-        sdk_name=text(sdk.name),
-        sdk_version=text(sdk.version),
+        user_geo_city=geo.city,
+        user_geo_country_code=geo.country_code,
+        user_geo_region=geo.region,
+        user_geo_subdivision=geo.subdivision,
+        os_name=system.name,
+        os_version=system.version,
+        browser_name=browser.name,
+        browser_version=browser.version,
+        device_name=device.name,
+        device_brand=device.brand,
+        device_family=device.family,
+        device_model=device.model,
+        sdk_name=sdk.name,
+        sdk_version=sdk.version,
         error_sample_rate=rates.error_sample_rate,
         session_sample_rate=rates.session_sample_rate,
-        tag_keys=[text(tag[0]) for tag in tags],
-        tag_values=[text(tag[1]) for tag in tags],
+        tag_keys=[_text(tag[0]) for tag in tags],
+        tag_values=[_text(tag[1]) for tag in tags],
     )
 
 
@@ -208,10 +200,10 @@ _digits = re.compile(r"[0-9a-f]{32}").fullmatch
 IPV6_MAX = 45
 
 
-def text(value: Any) -> str:
-    """Text of at most TEXT_MAX characters, also of a number; nothing of anything else."""
-    if type(value) is str:
-        return value if len(value) <= TEXT_MAX else value[:TEXT_MAX]
+def _text(value: Any) -> str:
+    """A tag's key or value: text of bounded length, also of a number; nothing of anything else."""
+    if isinstance(value, str):
+        return value[:SHORT_MAX]
     return str(value) if type(value) is int or type(value) is float else ""
 
 

@@ -1,9 +1,9 @@
 """The recording payload: header line, bounded inflate, and the bytes that are stored.
 
 Framing: `<JSON object><0x0A><body>`, split on the first newline; the body is a zlib stream (RFC 1950) of a JSON
-array, or that array itself. Inflating goes through libdeflate, into room that is made beforehand, at 2.7 times the
-speed of zlib; what does not fit goes through isal, step by step, and stops at the bound: a bomb costs the bound and
-no more.
+array, or that array itself. Inflating goes through libdeflate, into room that is made beforehand, at 2.7 times
+the speed of zlib; what does not fit goes through isal, step by step, and stops at the bound, so that a bomb costs
+the bound and no more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IsalError: Any = igzip_lib.IsalError
 VIDEO_MARK = b"\x01"
 # Recordings inflate to 2 to 10 times their size. A body that goes beyond this room, or is too large for the room
 # to be made beforehand, is inflated step by step.
-ROOM_RATIO, ROOM_BYTES_MIN = 16, 16 * 1024
+ROOM_RATIO, ROOM_BYTES_MIN = 12, 16 * 1024
 AT_ONCE_BYTES_MAX = 256 * 1024
 
 # What every SDK writes; anything else goes through the JSON decoder.
@@ -64,7 +64,7 @@ def is_plain(body: memoryview) -> bool:
     return len(body) > 0 and body[0] == 0x5B
 
 
-def inflate(body: memoryview, bytes_max: int) -> bytes:
+def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
     """The JSON array. Raises Rejected: body_not_zlib, body_truncated, body_too_large.
 
     Bytes behind a complete stream are tolerated.
@@ -97,7 +97,7 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
     return raw
 
 
-def stored(body: memoryview, raw: bytes, video: memoryview | None) -> bytes | memoryview:
+def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
     """What goes into blob storage: the compressed bytes as received, never compressed again.
 
     A plain body is compressed first. With a video: zlib(0x01, 4-byte big-endian length, video, JSON).

@@ -86,6 +86,18 @@ class _TapColumns(msgspec.Struct, gc=False):
     tap_view_id: str
 
 
+class _FactColumns(msgspec.Struct, gc=False):
+    row_id: str
+    event_type: str
+    timestamp: float
+    org_id: int
+    project_id: int
+    replay_id: str
+    segment_id: int
+    retention_days: int
+    attributes: str
+
+
 class Writer:
     """Makes the rows of one segment."""
 
@@ -94,10 +106,6 @@ class Writer:
         org, project, segment = identity.org_id, identity.project_id, identity.segment_id
         self._uuid = uuid_text(identity.replay_id)
         self._fact_id = f"{identity.replay_id}-{segment}-"
-        self._fact_tail = (
-            f'"org_id":{org},"project_id":{project},"replay_id":"{identity.replay_id}","segment_id":{segment},'
-            f'"retention_days":{identity.retention_days},"attributes":'
-        ).encode()
         self._replays_tail = (
             f'"replay_id":"{self._uuid}","segment_id":{segment if segment <= UINT16_MAX else "null"},'
             f'"org_id":{org},"project_id":{project},"retention_days":{identity.retention_days},'
@@ -174,13 +182,20 @@ class Writer:
 
         The column `attributes` is JSON in a text, hence encoded twice.
         """
+        this = self.identity
         row_id = f"{self._fact_id}{index}-{fact.kind}"
-        seconds = round(near(fact.timestamp, self.identity.at), 3)
-        head = f'{{"row_id":"{row_id}","event_type":"{fact.kind}","timestamp":{seconds},'.encode()
-        attributes = _encode(_encode(fact.attributes).decode())
-        return Row(
-            "replay_events", row_id, b"".join((head, self._fact_tail, attributes, b"}")), self.identity.offset
+        row = _FactColumns(
+            row_id,
+            fact.kind,
+            near(fact.timestamp, this.at),
+            this.org_id,
+            this.project_id,
+            this.replay_id,
+            this.segment_id,
+            this.retention_days,
+            _encode(fact.attributes).decode(),
         )
+        return Row("replay_events", row_id, _encode(row), this.offset)
 
 
 # DataDog

@@ -18,6 +18,7 @@ from ingest.core.parse.scan import (
     CrumbPayload,
     Custom,
     Event,
+    Heap,
     Malformed,
     Meta,
     Options,
@@ -53,7 +54,6 @@ OPTION_KEYS = (
     "useCompressionOption",
 )
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
-HEAP_KEYS = ("jsHeapSizeLimit", "totalJSHeapSize", "usedJSHeapSize")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
 WEB_VITALS = frozenset(
     ("largest-contentful-paint", "first-contentful-paint", "cumulative-layout-shift", "interaction-to-next-paint")
@@ -70,9 +70,10 @@ STATES = (
 
 
 class Click(msgspec.Struct, frozen=True, gc=False):
-    """One click row to be: texts are truncated, `timestamp` is in unix seconds."""
+    """One click row to be: texts are truncated, timestamps are unix seconds, the whole ones identify it."""
 
     timestamp: int
+    timestamp_exact: float
     node_id: int
     is_dead: int
     is_rage: int
@@ -104,7 +105,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
 
     kind: str
     timestamp: float
-    attributes: dict[str, Any]
+    attributes: msgspec.Struct | dict[str, Any]
     sampled: str = ""
 
 
@@ -117,6 +118,96 @@ class Size(msgspec.Struct, frozen=True, gc=False):
 
 Meaning = Click | Tap | Fact | Size
 Meanings = tuple[Meaning, ...]
+
+
+# What facts carry beyond who, where and when. Durations in seconds, sizes in bytes.
+
+
+class Count(msgspec.Struct, frozen=True, gc=False):
+    """Events of the whole segment, kept or not."""
+
+    count: int
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """resource.fetch, resource.xhr"""
+
+    url: str
+    duration: float | None
+    method: str
+    status_code: float | None
+    request_size: int | None
+    response_size: int | None
+
+
+class Asset(msgspec.Struct, frozen=True, gc=False):
+    """resource.script, resource.img"""
+
+    url: str
+    duration: float | None
+    size: float | None
+    encoded_body_size: float | None
+    decoded_body_size: float | None
+    status_code: float | None
+
+
+class Navigation(msgspec.Struct, frozen=True, gc=False):
+    """navigation.span"""
+
+    url: str
+    duration: float | None
+    op: str
+
+
+class Vital(msgspec.Struct, frozen=True, gc=False):
+    """web-vital.*"""
+
+    rating: str
+    op: str
+    size: float | None
+    value: float | None
+
+
+class ClickFact(msgspec.Struct, frozen=True, gc=False):
+    """ui.click, ui.deadClick, ui.rageClick, ui.slowClickDetected"""
+
+    node_id: int
+    tag: str
+    selector: str
+    text: str
+    component_name: str
+    url: str
+    is_dead: int
+    is_rage: int
+
+
+class ClicksFact(ClickFact, frozen=True, gc=False):
+    """multi_click, rage_click"""
+
+    click_count: float
+
+
+class TapFact(msgspec.Struct, frozen=True, gc=False):
+    """ui.tap"""
+
+    message: str
+    view_class: str
+    view_id: str
+
+
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """console"""
+
+    level: str
+    message: str
+
+
+class Page(msgspec.Struct, frozen=True, gc=False):
+    """viewport, in pixels"""
+
+    href: str
+    width: float | None
+    height: float | None
 
 
 _decode_any = msgspec.json.Decoder().decode
@@ -142,8 +233,7 @@ def meanings(event: Event) -> Meanings:
         return (Fact("mobile_event", _own_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
     if isinstance(event, Meta):
         page = event.data
-        attributes = {"href": _cut(page.href, TEXT_MAX), "width": page.width, "height": page.height}
-        return (Fact("viewport", _own_seconds(event), attributes),)
+        return (Fact("viewport", _own_seconds(event), Page(_cut(page.href, TEXT_MAX), page.width, page.height)),)
     assert isinstance(event, Canvas), event
     return (Fact("canvas_size", _own_seconds(event), {"size": event.size_bytes}, "segment"),)
 
@@ -155,7 +245,7 @@ def _click(payload: CrumbPayload, event: Custom) -> Meanings:
     click = _click_row(payload, _dict(_decode_any(payload.data)), 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    return click, Fact("ui.click", _seconds(payload.timestamp, event), _click_attributes(click))
+    return click, Fact("ui.click", click.timestamp_exact, ClickFact(*_said(click)))
 
 
 def _slow_click(payload: CrumbPayload, event: Custom) -> Meanings:
@@ -173,11 +263,14 @@ def _slow_click(payload: CrumbPayload, event: Custom) -> Meanings:
     click = _click_row(payload, data, int(dead), int(rage))
     if isinstance(click, Fact):
         return (click,)
-    seconds, attributes = _seconds(payload.timestamp, event), _click_attributes(click)
+    seconds, fact = click.timestamp_exact, ClickFact(*_said(click))
     if rage:
-        sampled = Fact("rage_click", seconds, {**attributes, "click_count": count}, "event")
-        return click, Fact("ui.rageClick", seconds, attributes), sampled
-    return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, attributes)
+        return (
+            click,
+            Fact("ui.rageClick", seconds, fact),
+            Fact("rage_click", seconds, ClicksFact(*_said(click), count), "event"),
+        )
+    return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, fact)
 
 
 def _multi_click(payload: CrumbPayload, event: Custom) -> Meanings:
@@ -185,8 +278,8 @@ def _multi_click(payload: CrumbPayload, event: Custom) -> Meanings:
     click = _click_row(payload, data, 0, 0)
     if isinstance(click, Fact):
         return (click,)
-    attributes = {**_click_attributes(click), "click_count": _amount(data, "clickCount", "clickcount")}
-    return (Fact("multi_click", _seconds(payload.timestamp, event), attributes, "event"),)
+    clicks = ClicksFact(*_said(click), _amount(data, "clickCount", "clickcount"))
+    return (Fact("multi_click", click.timestamp_exact, clicks, "event"),)
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
@@ -214,6 +307,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
     classes = named.get("class")
     return Click(
         timestamp=int(timestamp),
+        timestamp_exact=timestamp,
         node_id=node_id,
         is_dead=dead,
         is_rage=rage,
@@ -237,17 +331,18 @@ def _classes(names: str) -> list[str]:
     return [name[:TEXT_MAX] for name in names.split(" ") if name][:CLASSES_MAX]
 
 
-def _click_attributes(click: Click) -> dict[str, Any]:
-    return {
-        "node_id": click.node_id,
-        "tag": click.tag,
-        "selector": click.selector,
-        "text": click.text,
-        "component_name": click.component_name,
-        "url": click.url,
-        "is_dead": click.is_dead,
-        "is_rage": click.is_rage,
-    }
+def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int]:
+    """The fields of a ClickFact."""
+    return (
+        click.node_id,
+        click.tag,
+        click.selector,
+        click.text,
+        click.component_name,
+        click.url,
+        click.is_dead,
+        click.is_rage,
+    )
 
 
 def _tap(payload: CrumbPayload, event: Custom) -> Meanings:
@@ -261,8 +356,7 @@ def _tap(payload: CrumbPayload, event: Custom) -> Meanings:
         view_class=_text(data.get("view.class"), TEXT_MAX),
         view_id=_text(data.get("view.id"), TEXT_MAX),
     )
-    attributes = {"message": tap.message, "view_class": tap.view_class, "view_id": tap.view_id}
-    return tap, Fact("ui.tap", timestamp, attributes)
+    return tap, Fact("ui.tap", timestamp, TapFact(tap.message, tap.view_class, tap.view_id))
 
 
 _Make = Callable[[CrumbPayload, Custom], Meanings]
@@ -281,8 +375,8 @@ def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _Make:
 
 
 def _console(payload: CrumbPayload, event: Custom) -> Meanings:
-    attributes = {"level": _cut(payload.level, ROLE_MAX), "message": _cut(payload.message, MESSAGE_MAX)}
-    return (Fact("console", _seconds(payload.timestamp, event), attributes),)
+    line = Line(_cut(payload.level, ROLE_MAX), _cut(payload.message, MESSAGE_MAX))
+    return (Fact("console", _seconds(payload.timestamp, event), line),)
 
 
 def _hydration(payload: CrumbPayload, event: Custom) -> Meanings:
@@ -321,61 +415,68 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
     op, data = payload.op or "", payload.data
     start, end = payload.startTimestamp, payload.endTimestamp
     seconds = _own_seconds(event) if start is None else start
-    attributes: dict[str, Any] = {
-        "url": _cut(payload.description, TEXT_MAX),
-        "duration": None if start is None or end is None else round(end - start, 6),
-    }
+    duration = None if start is None or end is None else round(end - start, 6)
     if op in REQUESTS:
-        size = _body_sizes(data) if data is not None else Size(None, None)
-        attributes["method"] = _cut(data.method, ROLE_MAX) if data is not None else ""
-        attributes["status_code"] = data.statusCode if data is not None else None
-        attributes["request_size"] = size.request
-        attributes["response_size"] = size.response
-        return size, Fact(op, seconds, attributes)
+        return _request(payload, data or NO_DATA, seconds, duration)
     if op.startswith("navigation"):
-        attributes["op"] = op[:TITLE_MAX]
-        return (Fact("navigation.span", seconds, attributes),)
+        return (
+            Fact("navigation.span", seconds, Navigation(_cut(payload.description, TEXT_MAX), duration, op[:64])),
+        )
     make = _DATA_SPANS.get(op)
     if make is None:
         return ()
     if data is None:
         raise Malformed("a span without data")
-    return make(payload, data, seconds, attributes)
+    return make(payload, data, seconds, duration)
 
 
-def _body_sizes(data: SpanData) -> Size:
+def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
     """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key wins."""
     request, response = data.requestBodySize, data.responseBodySize
     if request is None and data.request is not None:
         request = data.request.size
     if response is None and data.response is not None:
         response = data.response.size
-    return Size(_size(request), _size(response))
+    size = Size(_size(request), _size(response))
+    said = Request(
+        _cut(payload.description, TEXT_MAX),
+        duration,
+        _cut(data.method, ROLE_MAX),
+        data.statusCode,
+        size.request,
+        size.response,
+    )
+    return size, Fact(payload.op or "", seconds, said)
 
 
-def _asset(payload: SpanPayload, data: SpanData, seconds: float, attributes: dict[str, Any]) -> Meanings:
-    attributes["size"] = data.size
-    attributes["encoded_body_size"] = data.encodedBodySize
-    attributes["decoded_body_size"] = data.decodedBodySize
-    attributes["status_code"] = data.statusCode
-    return (Fact(payload.op or "", seconds, attributes),)
+def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
+    said = Asset(
+        _cut(payload.description, TEXT_MAX),
+        duration,
+        data.size,
+        data.encodedBodySize,
+        data.decodedBodySize,
+        data.statusCode,
+    )
+    return (Fact(payload.op or "", seconds, said),)
 
 
-def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: dict[str, Any]) -> Meanings:
+def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
     if payload.description not in WEB_VITALS:
         return ()
-    attributes = {"rating": _cut(data.rating, ROLE_MAX), "op": payload.op, "size": data.size, "value": data.value}
-    return (Fact(f"web-vital.{payload.description}", seconds, attributes),)
+    said = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
+    return (Fact(f"web-vital.{payload.description}", seconds, said),)
 
 
-def _memory(_: SpanPayload, data: SpanData, seconds: float, __: dict[str, Any]) -> Meanings:
+def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) -> Meanings:
     """Older SDKs wrote the three numbers straight into the data."""
-    heap = data if data.memory is None else data.memory
-    return (Fact("memory", seconds, {name: getattr(heap, name) for name in HEAP_KEYS}),)
+    heap = data.memory or Heap(data.jsHeapSizeLimit, data.totalJSHeapSize, data.usedJSHeapSize)
+    return (Fact("memory", seconds, heap),)
 
 
+NO_DATA = SpanData()
 REQUESTS = frozenset(("resource.fetch", "resource.xhr"))
-_DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, dict[str, Any]], Meanings]] = {
+_DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Meanings]] = {
     "resource.script": _asset,
     "resource.img": _asset,
     "web-vital": _vital,

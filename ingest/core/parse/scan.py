@@ -165,14 +165,14 @@ _unread: Any = tuple(
     msgspec.defstruct(f"Unread{number}", [], gc=False, tag_field="type", tag=number) for number in _UNREAD_TYPES
 )
 _known: Any = Union[(Custom, Meta, *_unread)]
-_decode_events: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[_known]).decode
+_decode_events: Callable[[bytes | bytearray], list[Any]] = msgspec.json.Decoder(list[_known]).decode
 _decode_event: Callable[[Any], Any] = msgspec.json.Decoder(_known).decode
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _READ = frozenset((Custom, Meta))
 
 
-def scan(raw: bytes, canvas: bool) -> Scanned:
+def scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
     """The events worth a look. Canvas mutations, for which every event has to be looked at, only if `canvas`.
 
     Raises msgspec.DecodeError when `raw` is no JSON array.
@@ -185,7 +185,7 @@ def scan(raw: bytes, canvas: bool) -> Scanned:
     return _scan(without_lone_surrogates(raw), canvas)
 
 
-def _scan(raw: bytes, canvas: bool) -> Scanned:
+def _scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
     if not canvas:
         try:
             events = _decode_events(raw)
@@ -312,7 +312,7 @@ _tokens = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL).findit
 _QUOTE, _OPENING = b'"', b"[{"
 
 
-def _taken_apart(raw: bytes) -> Iterator[bytes | None]:
+def _taken_apart(raw: bytes | bytearray) -> Iterator[bytes | bytearray | None]:
     """Slices of the array's elements; None last when there were more than the bounds allow.
 
     Raises msgspec.DecodeError when the array does not end.
@@ -344,7 +344,7 @@ def _taken_apart(raw: bytes) -> Iterator[bytes | None]:
     raise msgspec.DecodeError("the array does not end")
 
 
-def _scalars(raw: bytes, start: int, stop: int) -> Iterator[bytes | None]:
+def _scalars(raw: bytes | bytearray, start: int, stop: int) -> Iterator[bytes | bytearray | None]:
     """The elements between two others: each is a malformed event, so only their number matters."""
     for part in raw[start : min(stop, start + SCALARS_BYTES_MAX)].split(b","):
         if part.strip():
@@ -360,6 +360,6 @@ _escapes = re.compile(
 )
 
 
-def without_lone_surrogates(text: bytes) -> bytes:
+def without_lone_surrogates(text: bytes | bytearray) -> bytes:
     """JSON with the replacement character for each half of a surrogate pair, of the same length."""
     return _escapes.sub(lambda match: match[1] or rb"\ufffd", text)

@@ -19,6 +19,10 @@ Number = (
     | None
 )
 Text = str | None
+# For columns: texts of bounded length. `fitted` cuts longer ones and writes numbers out, since Relay lets numbers
+# through where texts are usual, as a user's id.
+SHORT_MAX = 2048
+Short = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)] | None
 
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
@@ -35,6 +39,8 @@ def fitted(shape: type[Shape], found: dict[str, Any]) -> Shape:
         except (msgspec.ValidationError, RecursionError):
             if inner is not None and isinstance(value, dict):
                 values[name] = fitted(inner, value)
+            elif kind == Short and isinstance(value, str | int | float) and not isinstance(value, bool):
+                values[name] = str(value)[:SHORT_MAX]
     return shape(**values)
 
 
