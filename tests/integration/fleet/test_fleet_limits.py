@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from fleet_kit import Fleet, make_batch  # type: ignore[import-not-found]
 
@@ -44,3 +46,37 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
     assert isinstance(event, on.FlushFailed)
     assert "rows/clickhouse/0: ended without a word" in event.error
     assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_task(fleet: Fleet) -> None:
+    """SIGTERM, a warm shutdown: nothing is lost, nothing is done twice."""
+    fleet.script("clickhouse", "slow 1")
+    dispatcher = fleet.dispatcher()
+    worker = fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    assert worker.stop(20) == 0
+    fleet.worker("next")
+
+    assert fleet.next_event() == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse", "began")) == 1
+
+
+def test_a_worker_that_must_go_now_gives_its_task_back(fleet: Fleet) -> None:
+    """SIGQUIT, a soft shutdown: after a moment the task is queued again, long before its visibility time-out."""
+    fleet.script("clickhouse", "slow 3")
+    dispatcher = fleet.dispatcher()
+    worker = fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    worker.signal(signal.SIGQUIT)
+    worker.wait(20)
+    fleet.script("clickhouse", "ok")
+    fleet.worker("next")
+
+    assert fleet.next_event(20) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse")) == 1
