@@ -39,3 +39,15 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+simulate: $(STAMP) ## thousands of simulated worlds; SEEDS=10000
+	$(BIN)/python -m ingest.simulation --seeds $(or $(SEEDS),1000)
+
+chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
+	$(BIN)/python -m local.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)
+
+mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
+	$(BIN)/python -m tests.mutation
+
+bench: $(STAMP) ## what parsing costs, beside its floor and its peers
+	$(BIN)/python -m benchmarks.parse

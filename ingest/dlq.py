@@ -42,7 +42,8 @@ class DeadLettersUnavailable(Exception):
 class Letter:
     """One dead letter. `partition` and `offset` are its place in the dead-letter topic, `origin` the message's.
 
-    `sink` is empty for a reject. `timestamp_ms` is when it was written there, unix milliseconds.
+    `sink` is empty for a reject. `timestamp_ms` is when it was written there, unix milliseconds. `replayed`: it
+    was sent again already, or is what came back of such a message: neither is sent again unless asked for.
     """
 
     partition: int
@@ -283,7 +284,7 @@ def _letter(message: KafkaMessage, marked: Iterable[str]) -> Letter:
         error=named.get("error", ""),
         origin=origin,
         batch_id=named.get("batch_id", ""),
-        replayed=f"{partition}-{offset}" in marked,
+        replayed=f"{partition}-{offset}" in marked or FROM in named,
         key=_as_bytes(message.key()),
         value=_as_bytes(message.value()) or b"",
         headers=headers,

@@ -175,3 +175,31 @@ def flower_call(port: int, path: str, body: dict[str, object], login: str) -> in
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None:
+    """Rejects go back to their topic, marked; a second replay leaves them alone, and so does a dry run."""
+    with System(tmp_path) as system:
+        made = system.load(150)
+        system.wait_committed()
+        listed = system.json("dlq", "ls")
+        assert sum(entry["count"] for entry in listed["counts"]) == made.rejects > 0
+        reason = listed["counts"][0]["reason"]
+        count = listed["counts"][0]["count"]
+        shown = system.json("dlq", "show", listed["letters"][0]["id"])
+        assert shown["content"]["reject"]
+
+        dry = system.json("dlq", "replay", "--reason", reason, "--dry-run")
+        assert (dry["produced"], dry["failed"]) == (count, [])
+        real = system.json("dlq", "replay", "--reason", reason, "--by", "test")
+        assert (real["produced"], real["failed"]) == (count, [])
+        again = system.json("dlq", "replay", "--reason", reason)
+        assert again["produced"] == 0
+
+        def came_back() -> bool:
+            letters = system.json("dlq", "ls", "--reason", reason, "--replayed")["letters"]
+            return sum("replayed_from" in letter["headers"] for letter in letters) == count
+
+        until(came_back, 60, "the replayed messages, which are as bad as before, to be dead letters again")
+        audit = Redis.from_url(system.settings.redis_url.get_secret_value()).xrevrange("replays:audit", count=1)
+        assert audit[0][1][b"what"] == b"dlq_replay"  # type: ignore[index]
