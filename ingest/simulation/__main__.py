@@ -94,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         "seeds_per_second": round(worlds / seconds, 1),
         "simulated_hours": round(simulated / 3600, 2),
         "failed_seeds": [outcome.shape.seed for outcome in failures],
+        "broken": dict(Counter(outcome.checker for outcome in failures)),
         "marks_not_reached": [mark for mark in wanted_marks() if not marks[mark]],
         "marks": {mark: marks[mark] for mark in wanted_marks()},
     }

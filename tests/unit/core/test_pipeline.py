@@ -558,6 +558,19 @@ def test_a_refused_commit_is_tried_again_after_the_interval_not_at_once() -> Non
     assert runtime.take(do.Commit) == []
 
 
+def test_a_refused_commit_is_said_again_even_if_nothing_else_happens() -> None:
+    """The broker did not store it: an idle reader must not leave the group behind."""
+    runtime = reader(commit_interval_seconds=0.5)
+    runtime.segments(2)
+    runtime.settle_stages(runtime.dispatches()[0])
+    (commit,) = runtime.take(do.Commit)
+
+    runtime.publish(on.CommitFailed(commit.source, commit.epoch, commit.offset, commit.record, "no"))
+    runtime.advance(0.5)
+
+    assert runtime.take(do.Commit) == [commit]
+
+
 def test_a_commit_without_an_answer_is_given_up_and_said_again() -> None:
     """The next one says the same or more."""
     runtime = reader(commit_answer_seconds_max=10.0)

@@ -30,7 +30,7 @@ def test_a_record_never_outgrows_what_kafka_stores(count: int, step: int) -> Non
 
     text = record.encode(0, stops)
 
-    assert len(text) <= record.RECORD_BYTES_MAX
+    assert len(text.encode()) <= 4096
     assert list(record.decode(0, text)) == stops[: len(record.decode(0, text))]
 
 
@@ -47,6 +47,23 @@ def test_no_text_breaks_the_decoder(foreign: str) -> None:
 
     assert list(stops) == sorted(set(stops))
     assert all(stop > 7 for stop in stops)
+
+
+def test_a_record_holds_a_thousand_batches() -> None:
+    """Far more than a reader may have in flight: with 500 messages each, an end takes three bytes."""
+    stops = [500 * (n + 1) for n in range(1_300)]
+
+    assert record.decode(0, record.encode(0, stops)) == tuple(stops)
+
+
+def test_a_record_that_grew_too_long_leaves_the_last_ends_out() -> None:
+    """Two thousand do not fit: the first ones do."""
+    stops = [500 * (n + 1) for n in range(2_000)]
+
+    text = record.encode(0, stops)
+
+    assert len(text) <= 4096
+    assert record.decode(0, text) == tuple(stops[: len(record.decode(0, text))])
 
 
 def test_ends_must_rise() -> None:

@@ -1,0 +1,150 @@
+"""`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test kills it.
+
+Two nets are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
+slips through both is a hole in the tests, and the exit code says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.mutation.mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("ingest", "tasks", "tests/unit/core")
+SECONDS_MAX = 40.0
+
+
+class Verdict(NamedTuple):
+    """Which test failed first in each net; empty when the net caught nothing."""
+
+    mutant: Mutant
+    unit: str
+    simulation: str
+
+    @property
+    def killed(self) -> bool:
+        return bool(self.unit or self.simulation)
+
+
+def plant(mutant: Mutant, into: Path) -> None:
+    """Writes the bug. The text must occur exactly once, or the list of mutants is out of date."""
+    file = into / "ingest" / mutant.file
+    text = file.read_text()
+    count = text.count(mutant.before)
+    if count != 1:
+        raise SystemExit(f"{mutant.bug!r}: its text occurs {count} times in ingest/{mutant.file}, not once")
+    file.write_text(text.replace(mutant.before, mutant.after))
+
+
+def copy(into: Path) -> None:
+    for name in COPIED:
+        shutil.copytree(ROOT / name, into / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def run(where: Path, arguments: Sequence[str]) -> tuple[int, str]:
+    """(exit code, output); a bug that hangs the tests is killed by the clock, exit code -1."""
+    environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=where,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+        )
+    except subprocess.TimeoutExpired:
+        return -1, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def unit_tests(where: Path) -> str:
+    """The first unit test that fails."""
+    code, output = run(
+        where,
+        ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:celery", "-p", "no:xdist",
+         "--hypothesis-seed=0", "tests/unit/core"],
+    )  # fmt: skip
+    if code == 0:
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?([\w.]+\.py)(?:::(\S+))?", output, re.MULTILINE)
+    return (
+        "the clock (it hangs)" if code == -1 else (failed.group(2) or failed.group(1)) if failed else "collection"
+    )
+
+
+def simulated_worlds(where: Path, seeds: int) -> str:
+    """The invariants that broke, the most frequent first."""
+    code, output = run(where, ["-m", "ingest.simulation", "--seeds", str(seeds), "--json"])
+    if code == 0:
+        return ""
+    if code == -1:
+        return "the clock (it hangs)"
+    try:
+        broken = json.loads(output)["broken"]
+    except ValueError:
+        return "crash"
+    return ", ".join(sorted(broken, key=broken.get, reverse=True))
+
+
+def judge(mutant: Mutant, seeds: int) -> Verdict:
+    """Plants one bug and tries both nets on it."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        where = Path(name)
+        copy(where)
+        plant(mutant, where)
+        return Verdict(mutant, unit_tests(where), simulated_worlds(where, seeds))
+
+
+def healthy(seeds: int) -> bool:
+    """Without a bug both nets must stay quiet, or they prove nothing."""
+    with tempfile.TemporaryDirectory(prefix="healthy-") as name:
+        where = Path(name)
+        copy(where)
+        return not (unit_tests(where) or simulated_worlds(where, seeds))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 when a bug survives."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=40, help="simulated worlds a bug")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", default="", help="bugs whose name contains this")
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.bug]
+    if not healthy(options.seeds):
+        print("the tests fail without any bug: make them pass first")
+        return 2
+    with ThreadPoolExecutor(options.jobs) as pool:
+        verdicts = list(pool.map(lambda mutant: judge(mutant, options.seeds), chosen))
+    print("| bug | file | unit test that kills it | invariants that break in simulated worlds |")
+    print("| --- | --- | --- | --- |")
+    for verdict in verdicts:
+        mutant = verdict.mutant
+        unit = verdict.unit or ("none" if verdict.killed else "**SURVIVES**")
+        print(f"| {mutant.bug} | `{mutant.file}` | {unit} | {verdict.simulation or 'none'} |")
+    alive = [verdict for verdict in verdicts if not verdict.killed]
+    both = sum(bool(verdict.unit and verdict.simulation) for verdict in verdicts)
+    print(
+        f"\n{len(verdicts) - len(alive)} of {len(verdicts)} bugs killed, {both} of them by both nets, "
+        f"in {time.monotonic() - started:.0f} s"
+    )
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""Deliberate bugs in the core, each a replacement of text that occurs exactly once.
+
+They are the mistakes that a tired person could make, and that would lose, block or repeat something.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One bug: what it is, in which file of `ingest/`, and the text before and after."""
+
+    bug: str
+    file: str
+    before: str
+    after: str
+
+
+LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
+PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "runtime.py"
+
+MUTANTS = (
+    Mutant(
+        "commits one too far",
+        LEDGER,
+        "line.committable = done.stop",
+        "line.committable = done.stop + 1",
+    ),
+    Mutant(
+        "commits the last offset instead of the next one",
+        LEDGER,
+        "line.committable = done.stop",
+        "line.committable = done.stop - 1",
+    ),
+    Mutant(
+        "lets a settled batch overtake an unsettled one",
+        LEDGER,
+        "while line.ranges and line.ranges[0] in line.settled:\n            done = line.ranges.popleft()",
+        "while line.settled:\n            done = max(line.settled)\n            line.ranges.remove(done)",
+    ),
+    Mutant(
+        "advances over one settled range at a time, and forgets to go on",
+        LEDGER,
+        "while line.ranges and line.ranges[0] in line.settled:",
+        "if line.ranges and line.ranges[0] in line.settled:",
+    ),
+    Mutant(
+        "keeps the ledger of a forgotten partition",
+        LEDGER,
+        "self._lines.pop(source, None)",
+        "pass",
+    ),
+    Mutant(
+        "forgets a revoked partition at once instead of draining it",
+        PIPELINE,
+        "owned.release_by is not None and (now >= owned.release_by or self._drained(owned))",
+        "owned.release_by is not None",
+    ),
+    Mutant(
+        "drains without a deadline",
+        PIPELINE,
+        "if owned.release_by is not None and (now >= owned.release_by or self._drained(owned))",
+        "if owned.release_by is not None and self._drained(owned)",
+    ),
+    Mutant(
+        "releases a partition before its last commit is answered",
+        PIPELINE,
+        "return not working and owned.sent is None and committable in (None, owned.committed)",
+        "return not working",
+    ),
+    Mutant(
+        "goes on cutting while it drains",
+        PIPELINE,
+        "if self.halted is not None or self.stopping_by is not None or owned.release_by is not None:",
+        "if self.halted is not None or self.stopping_by is not None:",
+    ),
+    Mutant(
+        "settles a batch when its blobs are there",
+        PIPELINE,
+        "if len(flight.stages) > 1:\n            flight.stages",
+        "if len(flight.stages) > 2:\n            flight.stages",
+    ),
+    Mutant(
+        "takes the completion of one stage for that of the other",
+        PIPELINE,
+        "if found is None or found[1].stage != event.stage:",
+        "if found is None:",
+    ),
+    Mutant(
+        "accepts completions of older epochs",
+        PIPELINE,
+        "if flight is not None and epoch in (None, flight.batch.epoch):",
+        "if flight is not None:",
+    ),
+    Mutant(
+        "accepts messages of older epochs",
+        PIPELINE,
+        "if owned is None or owned.epoch != event.epoch or event.offset < owned.position:",
+        "if owned is None or event.offset < owned.position:",
+    ),
+    Mutant(
+        "takes a message twice",
+        PIPELINE,
+        "if owned is None or owned.epoch != event.epoch or event.offset < owned.position:",
+        "if owned is None or owned.epoch != event.epoch:",
+    ),
+    Mutant(
+        "ignores deadlines",
+        PIPELINE,
+        "if now >= flight.until and flight.phase is not Phase.WAITING:",
+        "if now >= flight.until and flight.phase is Phase.PARKED:",
+    ),
+    Mutant(
+        "never retries a parked batch",
+        PIPELINE,
+        "if now >= flight.until and flight.phase is not Phase.WAITING:",
+        "if now >= flight.until and flight.phase is not Phase.WAITING and flight.phase is not Phase.PARKED:",
+    ),
+    Mutant(
+        "lets an older attempt's failure park the newer one",
+        PIPELINE,
+        "(flight.phase, flight.stage, flight.attempt) == (Phase.FLUSHING, event.stage, event.attempt)",
+        "(flight.phase, flight.stage) == (Phase.FLUSHING, event.stage)",
+    ),
+    Mutant(
+        "parks without telling anybody",
+        PIPELINE,
+        "if event.dispatched:\n            yield do.Park",
+        "if not event.dispatched:\n            yield do.Park",
+    ),
+    Mutant(
+        "ignores the bound on chords in flight",
+        PIPELINE,
+        "if flight.phase is Phase.WAITING and flushing < self.limits.in_flight_batches_max:",
+        "if flight.phase is Phase.WAITING:",
+    ),
+    Mutant(
+        "starts a chord before its cut is recorded",
+        PIPELINE,
+        "Flight(batch, stages, Phase.RECORDING, since=now, until=until)",
+        "Flight(batch, stages, Phase.WAITING, since=now, until=until)",
+    ),
+    Mutant(
+        "writes a record without the predecessor's remaining cuts",
+        PIPELINE,
+        "[offsets.stop for offsets in pending] + [*owned.builder.planned]",
+        "[offsets.stop for offsets in pending]",
+    ),
+    Mutant(
+        "waits for the answer to a record that it does not send",
+        PIPELINE,
+        "            self._let_recorded_go(owned)  # a predecessor",
+        "            pass  # a predecessor",
+    ),
+    Mutant(
+        "ignores the record of the former owner",
+        PIPELINE,
+        "plan = record.decode(committed, given.record) if committed is not None else ()",
+        "plan = ()",
+    ),
+    Mutant(
+        "repeats a refused commit at once",
+        PIPELINE,
+        "            return now - owned.refused_at >= interval_seconds",
+        "            return True",
+    ),
+    Mutant(
+        "waits for ever for the answer to a commit",
+        PIPELINE,
+        "owned.sent = None  # no answer: the next commit says the same or more",
+        "pass",
+    ),
+    Mutant(
+        "believes that the broker stored what was refused",
+        PIPELINE,
+        "            owned.refused_at = now\n",
+        "            owned.refused_at = now\n            owned.stored = (event.offset, event.record)\n",
+    ),
+    Mutant(
+        "does not say a commit again that a late one may have overwritten",
+        PIPELINE,
+        "self._owned[source].stored = None",
+        "pass",
+    ),
+    Mutant(
+        "commits for partitions that were lost",
+        PIPELINE,
+        "            self._forget(source)\n        yield from self._progress(now)",
+        "            pass\n        yield from self._progress(now)",
+    ),
+    Mutant(
+        "drops batches in flight when messages expired",
+        PIPELINE,
+        "if owned is not None and event.resumed_at >= owned.position:",
+        "if owned is not None and event.resumed_at < 0:",
+    ),
+    Mutant(
+        "leaks the bytes of settled batches",
+        PIPELINE,
+        "        del owned.flights[flight.batch.id]\n        self._in_flight_bytes -= flight.batch.size_bytes",
+        "        del owned.flights[flight.batch.id]",
+    ),
+    Mutant(
+        "lets a stuck partition run ahead for ever",
+        PIPELINE,
+        "if not owned.held and behind >= self.limits.pending_ranges_max:",
+        "if not owned.held and behind >= 10**9:",
+    ),
+    Mutant(
+        "never lets a held partition go on",
+        PIPELINE,
+        "            owned.held = False\n            if not self.paused:",
+        "            owned.held = False\n            if self.paused:",
+    ),
+    Mutant(
+        "takes a new partition unpaused while paused",
+        PIPELINE,
+        "        if self.paused:\n            yield do.Pause(tuple(given",
+        "        if not self.paused:\n            yield do.Pause(tuple(given",
+    ),
+    Mutant(
+        "stops without flushing what is open",
+        PIPELINE,
+        "batch = owned.builder.drain(now) if owned.release_by is None else None",
+        "batch = None",
+    ),
+    Mutant(
+        "never halts, however many rejects come",
+        RETRY,
+        "return self._seen >= len(self._window) and",
+        "return self._seen < 0 and",
+    ),
+    Mutant(
+        "retries without backing off",
+        RETRY,
+        "2.0 ** min(failures - 1, 30), cap)",
+        "0.01, cap)",
+    ),
+    Mutant(
+        "never resumes",
+        PRESSURE,
+        "return Change.RESUME",
+        "return None",
+    ),
+    Mutant(
+        "resumes at the bound instead of at half of it",
+        PRESSURE,
+        "if batches <= limits.in_flight_batches_max // 2 and",
+        "if batches < limits.in_flight_batches_max and",
+    ),
+    Mutant(
+        "never pauses, never counts bytes",
+        PRESSURE,
+        "or size_bytes >= limits.in_flight_bytes_max:",
+        "or size_bytes < 0:",
+    ),
+    Mutant(
+        "cuts one message late",
+        BATCHING,
+        "if self._messages >= self._limits.batch_messages_max:",
+        "if self._messages > self._limits.batch_messages_max:",
+    ),
+    Mutant(
+        "loses the rejects of a batch",
+        BATCHING,
+        "self._rejects.append(outcome)",
+        "pass",
+    ),
+    Mutant(
+        "counts a batch's age from its last message",
+        BATCHING,
+        "        self._stop = offset + 1\n",
+        "        self._stop, self._started_at = offset + 1, now\n",
+    ),
+    Mutant(
+        "ends a range at its last offset instead of after it",
+        BATCHING,
+        "OffsetRange(self._start, self._stop)",
+        "OffsetRange(self._start, max(self._start + 1, self._stop - 1))",
+    ),
+    Mutant(
+        "cuts a part of a planned range at shutdown",
+        BATCHING,
+        "if self._messages and not self._plan else None",
+        "if self._messages else None",
+    ),
+    Mutant(
+        "waits for ever for a planned end",
+        BATCHING,
+        "if age_seconds < self._limits.plan_seconds_max:",
+        "if age_seconds >= 0:",
+    ),
+    Mutant(
+        "writes records that the broker refuses",
+        RECORD,
+        "RECORD_BYTES_MAX = 4000",
+        "RECORD_BYTES_MAX = 40_000",
+    ),
+    Mutant(
+        "returns from a drain before the release",
+        RUNTIME,
+        "while self.stopped is None and not self._released.issuperset(sources):",
+        "while False:",
+    ),
+    Mutant(
+        "takes an old release for a new one",
+        RUNTIME,
+        "self._released.difference_update(sources)",
+        "pass",
+    ),
+    Mutant(
+        "does not poll while paused",
+        RUNTIME,
+        "if self.pipeline.has_room or self.pipeline.paused:",
+        "if self.pipeline.has_room:",
+    ),
+    Mutant(
+        "does not tick while it drains",
+        RUNTIME,
+        "            self._take_in(wait_seconds=IDLE_SECONDS)\n            self._tick()",
+        "            self._take_in(wait_seconds=IDLE_SECONDS)",
+    ),
+)
