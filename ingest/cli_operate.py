@@ -236,19 +236,20 @@ def dlq_ls(
 @as_json
 def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     """One dead letter: where it came from, why it is here, and what is in it."""
-    from ingest.dlq import DeadLettersUnavailable, Selection, letters
+    from ingest.dlq import DeadLettersUnavailable, Letter, Selection, letters
     from ingest.inspect import describe, render
     from ingest.reader import rules_of
 
     loaded = settings()
     try:
-        letter = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
+        found = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
     except DeadLettersUnavailable as error:
         fail(str(error))
-    if letter is None:
+    if found is None:
         fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
+    letter: Letter = found
     if raw:
-        click.get_binary_stream("stdout").write(letter.value)
+        sys.stdout.buffer.write(letter.value)
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
     if as_json:
