@@ -34,7 +34,7 @@ from rich.table import Table
 
 from ingest.settings import Settings
 from local import java_kafka
-from local.demo import report_table
+from local.demo import report_table, temporary_files_in_memory
 from local.expectation import SIZES, Expectation
 from local.faults import Errors, Fault, FaultProxy, Hang, Latency, LostReplies, Pass, Refuse, Reset
 from local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes, said
@@ -53,7 +53,6 @@ GUEST = "reader-3"
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
 PLAIN_WIDTH = 150
-MEMORY_DIRECTORY = Path("/dev/shm")
 
 # So that a call to a sick sink ends while the sink is still sick, and a breaker closes soon after.
 IMPATIENT = {
@@ -175,7 +174,7 @@ def run(
     result = Result(seed, chosen, minutes * 60)
     began = time.monotonic()
     with _place(directory) as place, _ending() as ending:
-        chaos = _Chaos(place, chosen, seed, rate, console, result, ending)
+        chaos = _Chaos(place, chosen, seed, rate, console, result, ending, is_temporary=directory is None)
         try:
             chaos.run(minutes * 60)
         except (LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -206,6 +205,8 @@ class _Chaos:
         console: Console,
         result: Result,
         ending: threading.Event,
+        *,
+        is_temporary: bool,
     ) -> None:
         self.seed, self.rate, self.kafka, self.console, self.result = seed, rate, kafka, console, result
         self.directory = directory
@@ -215,7 +216,7 @@ class _Chaos:
         self._open = ExitStack()
         # A directory of its own makes the stack's Redis keep an append-only file, which it may lose on purpose.
         self.stack = self._open.enter_context(Stack(directory / "stack", kafka=kafka, progress=self.say))
-        if directory.parent == MEMORY_DIRECTORY:
+        if is_temporary:
             self.stack.children.remove_at_end(directory)
         self.proxies: dict[str, FaultProxy] = {}
         self.fleet: Fleet | None = None
@@ -511,12 +512,12 @@ def _place(directory: Path | None) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
         return
-    base = MEMORY_DIRECTORY if MEMORY_DIRECTORY.is_dir() else None
-    place = Path(tempfile.mkdtemp(prefix="chaos-", dir=base))
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    with temporary_files_in_memory(True):
+        place = Path(tempfile.mkdtemp(prefix="chaos-"))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

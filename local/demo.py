@@ -189,7 +189,7 @@ def run(
     """
     screen = _Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
-    with _ending_on_sigterm(), _temporary_files_in_memory(directory is None and not keep):
+    with _ending_on_sigterm(), temporary_files_in_memory(directory is None and not keep):
         try:
             with Stack(directory, kafka=kafka, progress=screen.line) as stack:
                 demo = _Demo(stack, screen, outcome, settings or {})
@@ -425,7 +425,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _temporary_files_in_memory(wanted: bool) -> Iterator[None]:
+def temporary_files_in_memory(wanted: bool) -> Iterator[None]:
     """Temporary files of this process and its children go to memory, where there is plenty and nobody chose."""
     name = "TMPDIR"
     try:

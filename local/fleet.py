@@ -66,7 +66,10 @@ def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
 
 
 class Fleet:
-    """The system's processes. They are children of the stack and end with it."""
+    """The system's processes. They are children of the stack and end with it.
+
+    `extra`: REPLAYS_* variables for all of them. `tag` begins the names of their logs.
+    """
 
     def __init__(
         self,
@@ -74,12 +77,14 @@ class Fleet:
         extra: Mapping[str, str] | None = None,
         *,
         proxies: Mapping[str, FaultProxy] | None = None,
+        tag: str = "",
     ) -> None:
         self.stack = stack
         self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
         # Brokers die here on purpose: the client library of this very process need not say so 20 times a second.
         self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
         self.env = dict(self.direct)
+        self._tag = tag
         for part, proxy in (proxies or {}).items():
             self.env |= part_settings(part, f"redis://{proxy.address}/0" if part == "redis" else proxy.url)
         self.ended_by_us: Counter[str] = Counter()
@@ -135,14 +140,18 @@ class Fleet:
 
     def own_ends(self) -> dict[str, int]:
         """How often each process ended though nobody here wanted it, by name."""
-        ends = {name: child.starts - child.alive - self.ended_by_us[name] for name, child in self.children.items()}
+        ends = {
+            name: child.starts - child.alive - self.ended_by_us[child.name]
+            for name, child in self.children.items()
+        }
         return {name: count for name, count in ends.items() if count > 0}
 
     def _start(self, name: str, command: list[str], env: Mapping[str, str], keep: bool) -> Child:
         child = self.children.get(name)
         if child is None:
-            child = self.stack.children.add(name, command, env=env)
+            child = self.stack.children.add(self._tag + name, command, env=env)
             self.children[name] = child
+        child.env = dict(env)
         child.start()
         if keep:
             self.stack.children.keep(child, wait_seconds=0.3)

@@ -27,6 +27,8 @@ WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
+# It removes a stack's data, which takes its time on a slow disk.
+WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
 
 # Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port of a
@@ -308,7 +310,7 @@ class Children:
         if warden is not None:
             assert warden.stdin is not None
             warden.stdin.close()
-            warden.wait(10)
+            warden.wait(WARDEN_SECONDS_MAX)
 
     def remove_at_end(self, directory: Path) -> None:
         """This temporary directory goes when we end, also if we are killed."""

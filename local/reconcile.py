@@ -36,6 +36,11 @@ EXAMPLES_MAX = 5
 DOWNLOADS_AT_ONCE = 8
 CALL_SECONDS_MAX = 30.0
 LIST_PAGE = 1000
+COORDINATOR_MOVES = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -411,10 +416,16 @@ class Committed:
     def of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """Committed offset by (topic, partition); 0 where there is none. Raises ReconcileError."""
         asked = [KafkaPartition(topic, partition) for topic, partition in sources]
-        try:
-            answer = self._consumer.committed(asked, timeout=CALL_SECONDS_MAX)
-        except KafkaException as error:
-            raise ReconcileError(f"committed offsets: {error}") from error
+        ends_at = time.monotonic() + CALL_SECONDS_MAX
+        while True:
+            try:
+                answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
+                break
+            except KafkaException as error:
+                # A broker that has just started does not know its groups yet.
+                if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
+                    raise ReconcileError(f"committed offsets: {error}") from error
+                time.sleep(0.1)
         return {(one.topic, one.partition): max(one.offset, 0) for one in answer}
 
     def close(self) -> None:
