@@ -364,8 +364,6 @@ MALFORMED_EVENTS: tuple[Any, ...] = (
     breadcrumb("ui.tap", {"view.id": "add"}, timestamp={}),
     breadcrumb("navigation", "home"),
     span_event("memory", "memory", None),
-    span_event("web-vital", "largest-contentful-paint", [1]),
-    span_event("resource.script", "https://shop.example/app.js", "data"),
     {"type": 4, "data": "viewport"},
 )
 """rrweb events that no kind of event looks like: each costs itself, with a warning, and nothing else."""

@@ -1,0 +1,84 @@
+"""Small things that the parser's tests are made of: messages come from `ingest.building`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ingest.building import RECEIVED, recording
+from ingest.core.model import Message, Reject, Segment, TopicPartition
+from ingest.core.parse import ParseRules, parse
+
+SOURCE = TopicPartition("ingest-replay-recordings", 3)
+OFFSET = 41
+ALL = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
+NONE = ParseRules(sample_segment_rate=0.0, sample_event_rate=0.0)
+
+
+def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:
+    """One Kafka record with that value."""
+    return Message(SOURCE, epoch=1, offset=OFFSET, value=value, timestamp_ms=timestamp_ms)
+
+
+def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED * 1000) -> Segment:
+    """The segment in that value."""
+    outcome = parse(message(value, timestamp_ms), rules)
+    assert isinstance(outcome, Segment), outcome
+    return outcome
+
+
+def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
+    """Why that value is none."""
+    outcome = parse(message(value), rules)
+    assert isinstance(outcome, Reject), outcome
+    return outcome
+
+
+def events_parsed(events: Sequence[Any], rules: ParseRules = ALL) -> Segment:
+    """The segment that holds these rrweb events."""
+    return parsed(recording(events), rules)
+
+
+def table(segment: Segment, name: str) -> list[dict[str, Any]]:
+    """The rows of one ClickHouse table."""
+    return [json.loads(row.json) for row in segment.clickhouse if row.table == name]
+
+
+def clicks(segment: Segment) -> list[dict[str, Any]]:
+    """The click rows."""
+    return [row for row in table(segment, "replays") if "click_tag" in row]
+
+
+def taps(segment: Segment) -> list[dict[str, Any]]:
+    """The tap rows."""
+    return [row for row in table(segment, "replays") if "tap_message" in row]
+
+
+def session(segment: Segment) -> dict[str, Any]:
+    """The row of the replay_event."""
+    (row,) = [row for row in table(segment, "replays") if "click_tag" not in row and "tap_message" not in row]
+    return row
+
+
+def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:
+    """(event_type, attributes) of the analytics rows, without the one that counts events."""
+    rows = [json.loads(row.json) for row in segment.bigquery]
+    made = [(row["event_type"], json.loads(row["attributes"])) for row in rows]
+    return [fact for fact in made if fact[0] != "rrweb_event_count"]
+
+
+def kinds(segment: Segment) -> list[str]:
+    """The event types of the analytics rows, without the one that counts events."""
+    return [kind for kind, _ in facts(segment)]
+
+
+def metric(segment: Segment, name: str) -> list[float]:
+    """All values of one metric."""
+    return [metric.value for metric in segment.metrics if metric.name == name]
+
+
+def body_sizes(segment: Segment) -> tuple[list[float], list[float]]:
+    """Request and response sizes in bytes."""
+    prefix = "replays.usecases.ingest."
+    return metric(segment, f"{prefix}request_body_size"), metric(segment, f"{prefix}response_body_size")
