@@ -103,7 +103,7 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
     }
 
 
-def _events(raw: bytes) -> dict[str, int] | None:
+def _events(raw: bytes | bytearray) -> dict[str, int] | None:
     """How many rrweb events there are of each type; None when that cannot be told."""
     try:
         items = _decode_raws(raw)

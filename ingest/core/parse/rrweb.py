@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.scan import (
+    WRONG_DATA,
     Canvas,
     Crumb,
     CrumbPayload,
@@ -425,9 +426,9 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
     make = _DATA_SPANS.get(op)
     if make is None:
         return ()
-    if data is None:
-        raise Malformed("a span without data")
-    return make(payload, data, seconds, duration)
+    if data is WRONG_DATA:
+        raise Malformed("the data of a span are no object")
+    return make(payload, data or NO_DATA, seconds, duration)
 
 
 def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
@@ -471,10 +472,12 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
 def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) -> Meanings:
     """Older SDKs wrote the three numbers straight into the data."""
     heap = data.memory or Heap(data.jsHeapSizeLimit, data.totalJSHeapSize, data.usedJSHeapSize)
+    if heap == NO_HEAP:
+        raise Malformed("a memory span without a number")
     return (Fact("memory", seconds, heap),)
 
 
-NO_DATA = SpanData()
+NO_DATA, NO_HEAP = SpanData(), Heap()
 REQUESTS = frozenset(("resource.fetch", "resource.xhr"))
 _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Meanings]] = {
     "resource.script": _asset,

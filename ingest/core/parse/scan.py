@@ -68,6 +68,10 @@ class SpanData(msgspec.Struct, gc=False):
     usedJSHeapSize: Number = None
 
 
+WRONG_DATA = SpanData()
+"""Stands for data that are no object: some spans say enough without."""
+
+
 class SpanPayload(msgspec.Struct, gc=False):
     """Times in unix seconds."""
 
@@ -285,7 +289,11 @@ def _odd_data(raw: msgspec.Raw) -> Span | Crumb | Options | Video | None:
         payload.data = crumb.data
         return Crumb(payload)
     if data.tag == "performanceSpan":
-        return Span(fitted(SpanPayload, _decode_object(data.payload)))
+        found = _decode_object(data.payload)
+        span = fitted(SpanPayload, found)
+        if span.data is None and found.get("data") is not None:
+            span.data = WRONG_DATA
+        return Span(span)
     if data.tag == "options":
         return Options(data.payload)
     return Video(data.payload) if data.tag == "video" else None
