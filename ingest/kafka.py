@@ -8,6 +8,7 @@ offset that is no longer in the log is an event and a log line instead of a sile
 from __future__ import annotations
 
 import queue
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from ingest.core.model import Message, TopicPartition
 POLL_MESSAGES_MAX = 200
 POLL_BYTES_MAX = 8 * 1024 * 1024
 CALL_SECONDS_MAX = 10.0
+COMMITS_REMEMBERED_MAX = 16
 Reset = Literal["earliest", "latest", "error"]
 
 log = structlog.get_logger(__name__)
@@ -59,7 +61,8 @@ class KafkaSource:
         self._inbox = inbox
         self._epoch = 0
         self._epochs: dict[int, int] = {}
-        self._sent: dict[int, do.Commit] = {}
+        self._sent: dict[int, deque[do.Commit]] = {}
+        self._put_off: KafkaMessage | None = None
         self._rebalancing = False
         self._emit: Callable[[on.Event], None] = inbox.put
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
@@ -93,12 +96,17 @@ class KafkaSource:
         messages: list[Message] = []
         size_bytes = 0
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
-            polled = self._consumer.poll(0 if messages else timeout_seconds)
+            polled, self._put_off = self._put_off, None
+            if polled is None:
+                polled = self._consumer.poll(0 if messages else timeout_seconds)
             if polled is None:
                 break
             error = polled.error()
             if error is not None:
-                self._on_error(error, polled)
+                if messages:  # it comes after them: they must be taken before an offset is told to be out of range
+                    self._put_off = polled
+                else:
+                    self._on_error(error, polled)
                 break
             message = self._message(polled)
             if message is not None:
@@ -113,7 +121,7 @@ class KafkaSource:
         """
         source = command.source
         stored = KafkaPartition(self.topic, source.partition, command.offset, command.record)
-        self._sent[source.partition] = command
+        self._sent.setdefault(source.partition, deque(maxlen=COMMITS_REMEMBERED_MAX)).append(command)
         try:
             if self._rebalancing:
                 self._on_commit(None, self._consumer.commit(offsets=[stored], asynchronous=False) or [])
@@ -124,10 +132,9 @@ class KafkaSource:
 
     def _on_commit(self, error: KafkaError | None, partitions: list[KafkaPartition]) -> None:
         for stored in partitions:
-            command = self._sent.get(stored.partition)
-            if command is None or command.offset != stored.offset:
-                continue  # the answer to one that the core gave up waiting for
-            del self._sent[stored.partition]
+            command = self._answered(stored)
+            if command is None:
+                continue
             said = (command.source, command.epoch, command.offset, command.record)
             refusal = stored.error or error
             if refusal is None:
@@ -135,6 +142,15 @@ class KafkaSource:
             else:
                 log.warning("commit_failed", source=str(command.source), offset=command.offset, error=str(refusal))
                 self._inbox.put(on.CommitFailed(*said, str(refusal)))
+
+    def _answered(self, stored: KafkaPartition) -> do.Commit | None:
+        """The oldest commit that this answers; the core wants to know of one that it gave up waiting for, too."""
+        waiting = self._sent.get(stored.partition, deque())
+        for command in waiting:
+            if command.offset == stored.offset and stored.metadata in (None, "", command.record):
+                waiting.remove(command)
+                return command
+        return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         self._consumer.pause(self._assigned(sources))
@@ -192,9 +208,16 @@ class KafkaSource:
             given.append(on.Assignment(source, self._epoch, committed, stored.metadata or ""))
             start = self._first_offset(source) if committed is None else committed
             starts.append(KafkaPartition(self.topic, stored.partition, start))
-        consumer.incremental_assign(starts)
+        self._assign(starts)
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
         self._emit(on.PartitionsAssigned(tuple(given)))
+
+    def _assign(self, starts: list[KafkaPartition]) -> None:
+        """Not paused, whatever was before: the client remembers a pause until it is told otherwise, also when the
+        partition went away and came back in between. The core, which hears of it next, says what shall be now.
+        """
+        self._consumer.incremental_assign(starts)
+        self._consumer.resume(starts)
 
     def _stored(self, consumer: Consumer, partitions: list[KafkaPartition]) -> list[KafkaPartition]:
         """The group's committed offsets with their metadata. Without them we must not start anywhere."""
@@ -227,11 +250,21 @@ class KafkaSource:
         log.info("partitions_revoked", partitions=[source.partition for source in sources])
         self._rebalancing = True
         try:
+            self._say_again(sources)
             self._drain(sources)
         finally:
             self._rebalancing = False
         for source in sources:
             self._epochs.pop(source.partition, None)
+
+    def _say_again(self, sources: tuple[TopicPartition, ...]) -> None:
+        """The last commit that is on its way is answered in `poll` only, which waits for this drain."""
+        for source in sources:
+            waiting = self._sent.get(source.partition)
+            if waiting:
+                command = waiting[-1]
+                waiting.clear()
+                self.commit(command)
 
     def _on_lost(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
@@ -278,7 +311,7 @@ class KafkaSource:
         self._epoch += 1
         self._epochs[partition] = self._epoch
         self._consumer.incremental_unassign([KafkaPartition(self.topic, partition)])
-        self._consumer.incremental_assign([KafkaPartition(self.topic, partition, resumed_at)])
+        self._assign([KafkaPartition(self.topic, partition, resumed_at)])
         wanted = -1 if wanted is None or wanted == OFFSET_INVALID else wanted
         self._emit(on.OffsetOutOfRange(source, self._epoch, wanted, resumed_at))
 
