@@ -188,7 +188,8 @@ def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]
         )
     caption = (
         f"{count} segments, on average {workload.raw_bytes / count / 1000:,.0f} kB of JSON from "
-        f"{stored / count / 1000:,.1f} kB; in all {', '.join(f'{number} {name}' for name, number in found.items())}"
+        f"{stored / count / 1000:,.1f} kB; in all "
+        f"{', '.join(f'{number} {name}' for name, number in found.items())}"
     )
     columns = ("program", "µs/segment", "segments/s/core", "MB/s JSON", "of the floor", "times ours")
     show(f"Parse, {workload.name}", columns, rows, caption)
