@@ -80,8 +80,8 @@ class ProcessParser:
                 child.send([messages[index] for index in share])
         for child, share in zip(self._children, shares, strict=True):
             if share:
-                for index, outcome in zip(share, child.receive(), strict=True):
-                    outcomes[index] = outcome
+                for index, received in zip(share, child.receive(), strict=True):
+                    outcomes[index] = received
         for message, outcome in zip(messages, outcomes, strict=True):
             assert outcome is not None
             yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
