@@ -64,6 +64,7 @@ class KafkaSource:
         self._sent: dict[int, deque[do.Commit]] = {}
         self._put_off: KafkaMessage | None = None
         self._rebalancing = False
+        self._leaving = False
         self._emit: Callable[[on.Event], None] = inbox.put
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
         self._consumer = Consumer(
@@ -159,7 +160,8 @@ class KafkaSource:
         self._consumer.resume(self._assigned(sources))
 
     def close(self) -> None:
-        """Leaves the group."""
+        """Leaves the group. A rebalance that nobody polled for yet is told in here, too."""
+        self._leaving = True
         self._consumer.close()
 
     def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
@@ -199,6 +201,8 @@ class KafkaSource:
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
+        if self._leaving:  # nothing will be read, and a group that is being left answers no question about offsets
+            return
         given, starts = [], []
         for stored in self._stored(consumer, partitions):
             self._epoch += 1

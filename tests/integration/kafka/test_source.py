@@ -16,7 +16,7 @@ from ingest.core import events as on
 from ingest.core.limits import Limits
 from ingest.core.model import Blob, Message, Segment
 from ingest.core.pipeline import Pipeline
-from ingest.kafka import ConsumerFailed, KafkaSource
+from ingest.kafka import CALL_SECONDS_MAX, ConsumerFailed, KafkaSource
 from ingest.runtime import Runtime
 from local.java_kafka import JavaKafka
 
@@ -118,6 +118,17 @@ class Reader:
         """The process is gone as far as the group can tell: nothing is drained, nothing committed."""
         self.source.subscribe(lambda event: None, lambda sources: None)
         self.source.close()
+
+
+def wait_for_assignment(brokers: str, group: str, partitions: int) -> bool:
+    """Until the group's one member owns so many partitions, as its coordinator says. False past the deadline."""
+    admin = AdminClient({"bootstrap.servers": brokers})
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        members = admin.describe_consumer_groups([group])[group].result(timeout=DEADLINE_SECONDS).members
+        if [len(member.assignment.topic_partitions) for member in members] == [partitions]:
+            return True
+    return False
 
 
 LIMITS = Limits(batch_messages_max=50, batch_age_seconds_max=0.2, drain_deadline_seconds=2.0)
@@ -226,6 +237,25 @@ def test_a_second_reader_takes_over_what_the_first_one_drained(brokers: str, top
     assert len(first.blobs()) + len(second.blobs()) == 400
     for reader in (first, second):
         reader.source.close()
+
+
+@pytest.mark.kafka
+def test_a_reader_that_is_given_partitions_while_it_leaves_leaves_at_once(
+    apache_kafka: JavaKafka, apache_topic: str
+) -> None:
+    """The client tells such a rebalance inside its close, where a question about committed offsets gets no answer."""
+    produce(apache_kafka.address, apache_topic, 10)
+    first = Reader(apache_kafka.address, apache_topic, LIMITS)
+    second = Reader(apache_kafka.address, apache_topic, LIMITS)
+    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    second.source.close()
+    given = wait_for_assignment(apache_kafka.address, f"{apache_topic}-group", partitions=2)
+    assert len(first.pipeline.sources) == 1, "the second partition waits to be told, as nobody polled"
+
+    began = time.monotonic()
+    first.source.close()
+
+    assert given and time.monotonic() - began < CALL_SECONDS_MAX / 2
 
 
 def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
