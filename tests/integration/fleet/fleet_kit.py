@@ -81,9 +81,16 @@ class Fleet:
     def settle(
         self, dispatcher: Dispatcher, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1
     ) -> on.Event:
-        """Dispatches and returns the first event about it."""
+        """Dispatches and returns the first event about this attempt.
+
+        A failure of an earlier one is passed over, as the core does: of a process that it killed Celery tells
+        twice (the time limit, then the lost process), and the second word may come at any time.
+        """
         dispatcher.submit(do.Dispatch(batch, stage, attempt, self.settings.flush_deadline_seconds))
-        return self.next_event()
+        while True:
+            event = self.next_event()
+            if not (isinstance(event, on.FlushFailed) and event.attempt < attempt):
+                return event
 
     def close(self) -> None:
         """Ends everything, roughly: what a warm shutdown takes is not what a test waits for."""
