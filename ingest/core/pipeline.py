@@ -2,7 +2,8 @@
 
 A batch's life: cut -> its boundary recorded with the partition (D14) -> waits for a slot -> the chord of its
 blobs -> the chord of its rows -> settled -> its offset committed once all before it settled too.
-A chord that fails parks the batch until its retry; one that is not heard of is started again at its deadline.
+A chord that fails parks the batch until its retry; one that is not heard of is started again at its deadline,
+and parked too when that happens again and again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
 from ingest.core.model import Batch, OffsetRange, Reject, Stage, TopicPartition
 from ingest.core.retry import RejectRatio, retry_seconds
+
+# So many deadlines in a row that pass without a word park a batch, and from then on each one does.
+DEADLINE_MISSES_MAX = 3
 
 
 class Phase(StrEnum):
@@ -44,6 +48,8 @@ class Flight:
     attempt: int = 0
     failures: int = 0
     error: str = ""
+    misses: int = 0
+    """Deadlines in a row that passed without a word of its chord."""
 
     @property
     def stage(self) -> Stage:
@@ -251,7 +257,7 @@ class Pipeline:
         owned, flight = found
         if len(flight.stages) > 1:
             flight.stages = flight.stages[1:]
-            flight.failures, flight.error = 0, ""
+            flight.failures, flight.misses, flight.error = 0, 0, ""
             if flight.phase is Phase.FLUSHING:
                 yield self._dispatch(flight, now)  # keeps its slot
             else:
@@ -274,13 +280,18 @@ class Pipeline:
         current = (flight.phase, flight.stage, flight.attempt) == (Phase.FLUSHING, event.stage, event.attempt)
         if not current:
             return  # an older attempt's failure says nothing about the one that is out
-        flight.failures += 1
-        flight.error = event.error
-        wait_seconds = retry_seconds(flight.batch.id, flight.failures, self.limits, dispatched=event.dispatched)
-        flight.phase, flight.since, flight.until = Phase.PARKED, now, now + wait_seconds
-        if event.dispatched:
-            yield do.Park(flight.batch, flight.stage, flight.attempt, event.error, wait_seconds)
+        flight.misses = 0
+        yield from self._park(flight, event.error, now, dispatched=event.dispatched)
         yield from self._progress(now)
+
+    def _park(self, flight: Flight, error: str, now: float, *, dispatched: bool) -> Iterable[do.Command]:
+        """It waits without a slot until its retry; operators see those that were started."""
+        flight.failures += 1
+        flight.error = error
+        wait_seconds = retry_seconds(flight.batch.id, flight.failures, self.limits, dispatched=dispatched)
+        flight.phase, flight.since, flight.until = Phase.PARKED, now, now + wait_seconds
+        if dispatched:
+            yield do.Park(flight.batch, flight.stage, flight.attempt, error, wait_seconds)
 
     def _on_retry(self, event: on.RetryRequested, now: float) -> Iterable[do.Command]:
         found = self._find(event.batch_id)
@@ -353,10 +364,24 @@ class Pipeline:
                 owned.sent = None  # no answer: the next commit says the same or more
         yield from self._progress(now)
 
-    def _expire(self, flight: Flight, now: float) -> None:
-        """A phase that is over by the clock leads to the next one; losing a record or a chord costs no segment."""
+    def _expire(self, flight: Flight, now: float) -> Iterable[do.Command]:
+        """A phase that is over by the clock leads to the next one; losing a record or a chord costs no segment.
+
+        One chord may be lost in a restart of Redis, and is started again at once. Several in a row say that
+        nobody flushes, or that queues are longer than the deadline, and more chords make that worse.
+        """
         if now >= flight.until and flight.phase is not Phase.WAITING:
-            flight.phase = Phase.WAITING
+            flight.misses += flight.phase is Phase.FLUSHING
+            if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
+                yield from self._park(flight, self._silence(flight), now, dispatched=True)
+            else:
+                flight.phase = Phase.WAITING
+
+    def _silence(self, flight: Flight) -> str:
+        silent_seconds = flight.misses * self.limits.flush_deadline_seconds
+        return (
+            f"not heard of for {flight.misses} deadlines in a row ({silent_seconds:g} s): queues, workers, Redis?"
+        )
 
     def _progress(self, now: float) -> Iterable[do.Command]:
         """Start what may start, commit what may be committed, release what is drained, pause or resume."""
@@ -364,7 +389,7 @@ class Pipeline:
         for owned in self._owned.values():
             yield from self._commit(owned, now)
             for flight in owned.flights.values():
-                self._expire(flight, now)
+                yield from self._expire(flight, now)
                 flushing += flight.phase is Phase.FLUSHING
         for owned in self._owned.values():
             for flight in owned.flights.values():

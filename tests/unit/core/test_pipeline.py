@@ -290,6 +290,62 @@ def test_a_chord_that_is_not_heard_of_is_started_again_at_its_deadline() -> None
     assert (again.batch, again.stage, again.attempt) == (first.batch, first.stage, 2)
 
 
+def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
+    """Nobody flushes, or queues are too long: more chords would not help, and somebody should see it."""
+    runtime = reader(flush_deadline_seconds=100.0, retry_backoff_seconds=5.0)
+    runtime.segments(2)
+    runtime.dispatches()
+
+    for attempt in (2, 3):
+        runtime.advance(100.0)
+        assert [again.attempt for again in runtime.take(do.Dispatch)] == [attempt]
+        assert runtime.take(do.Park) == []
+    runtime.advance(100.0)
+
+    (park,) = runtime.take(do.Park)
+    assert (park.attempt, park.error.startswith("not heard of for 3 deadlines in a row (300 s)")) == (3, True)
+    assert runtime.take(do.Dispatch) == []
+    runtime.advance(park.retry_seconds)
+    assert [again.attempt for again in runtime.take(do.Dispatch)] == [4]
+    runtime.advance(100.0)
+    (longer,) = runtime.take(do.Park)
+    assert longer.retry_seconds > park.retry_seconds
+
+
+def test_a_word_between_two_missed_deadlines_starts_their_count_anew() -> None:
+    """The blobs took two deadlines and ended; the rows may take two as well."""
+    runtime = reader(flush_deadline_seconds=100.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    for _ in range(2):
+        runtime.advance(100.0)
+        (dispatch,) = runtime.take(do.Dispatch)
+
+    runtime.succeed(dispatch)
+    runtime.take(do.Dispatch)
+    for _ in range(2):
+        runtime.advance(100.0)
+
+    assert ids(runtime.take(do.Dispatch)) == ["0-2/rows#5", "0-2/rows#6"]
+    assert runtime.take(do.Park) == []
+
+
+def test_a_batch_that_was_parked_in_silence_settles_when_it_is_heard_of() -> None:
+    """The queue was long, nothing more: the chord that ends late is as good as the next one."""
+    runtime = reader(flush_deadline_seconds=100.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    for _ in range(3):
+        runtime.advance(100.0)
+    assert len(runtime.take(do.Park)) == 1
+    runtime.take(do.Dispatch)
+
+    runtime.succeed(dispatch)
+    runtime.settle()
+
+    assert runtime.committed == {PARTITION: 2}
+
+
 def test_the_failure_of_an_older_attempt_is_ignored() -> None:
     """It says nothing about the one that is out."""
     runtime = reader(flush_deadline_seconds=10.0)
