@@ -1,0 +1,176 @@
+"""One row that a sink refuses: it becomes a dead letter, the others are there, the offset goes on, it can return.
+
+The refusals are the servers' own. BigQuery takes no row of a day more than ten years ago into a partitioned table;
+ClickHouse refuses a whole insert for one row that violates a constraint of the table.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from redis import Redis
+from whole_system import System
+
+from ingest.building import recording
+from local.reconcile import read_facts
+from tasks.kafka_options import kafka_options
+from tasks.sinks.gcs import client as gcs_client
+
+pytestmark = pytest.mark.timeout(240)
+# Large batches, so that the one row has neighbours; load for one batch a partition or two.
+LARGE = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
+SEGMENTS = 500
+OLD_ID = "0ddba110000000000000000000000001"
+BANNED_ID = "0ddba110000000000000000000000002"
+BANNED_SEGMENT = 60_606
+TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
+Place = tuple[int, int]
+"""partition, offset"""
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
+    """A system that took both poison messages among others, and where the two lay."""
+    with System(tmp_path_factory.mktemp("system"), **LARGE) as system:
+        rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
+        execute(system, f"ALTER TABLE replay_segments ADD {rule}")
+        now = int(time.time())
+        then = now - TWELVE_YEARS_SECONDS
+        old = send(system, poison(OLD_ID, 0, then), timestamp_ms=then * 1000)
+        banned = send(system, poison(BANNED_ID, BANNED_SEGMENT, now))
+        system.load(SEGMENTS)
+        system.wait_committed()
+        yield system, old, banned
+
+
+def test_all_other_rows_are_there_and_the_offset_went_on(poisoned: tuple[System, Place, Place]) -> None:
+    """Everything of the load is in every sink, nothing was parked."""
+    system, *places = poisoned
+
+    report = system.reconcile(extra_matters=False)
+
+    assert report.ok, report.failures()
+    assert system.metric("replays_reader_batches_parked_total") == 0
+    for place in places:
+        assert committed(system, place) > place[1]
+
+
+def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple[System, Place, Place]) -> None:
+    """The other sinks have the message. A replay is refused again, and leaves the letter where it is."""
+    system, old, _ = poisoned
+    (letter,) = letters(system, "bigquery")
+
+    assert "outside the allowed bounds" in letter["error"]
+    assert letter["headers"]["item"].startswith(f"replay_events/{OLD_ID}")
+    assert_is_about(letter, old)
+    assert objects_named(system, OLD_ID) == 1
+
+    again = json.loads(system.command("dlq", "replay", "--sink", "bigquery", "--json", ok=False))
+    assert again["written"] == 0
+    assert "outside the allowed bounds" in again["failed"][0][1]
+    assert [found["replayed"] for found in letters(system, "bigquery")] == [False]
+
+
+def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_gets_it_back(
+    poisoned: tuple[System, Place, Place],
+) -> None:
+    """Once the table takes the row, a replay brings it to ClickHouse, and to nobody else, once."""
+    system, _, banned = poisoned
+    (letter,) = letters(system, "clickhouse")
+    assert "banned" in letter["error"]
+    assert letter["headers"]["item"].startswith("replay_segments/")
+    assert_is_about(letter, banned)
+    assert rows_of_banned(system, "replays") == 1  # the same message's row in the other table
+    assert rows_of_banned(system, "replay_segments") == 0
+
+    execute(system, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
+    before = held_elsewhere(system)
+    dry = system.json("dlq", "replay", "--sink", "clickhouse", "--dry-run")
+    assert (dry["written"], dry["produced"], dry["failed"]) == (1, 0, [])
+    assert rows_of_banned(system, "replay_segments") == 0
+
+    real = system.json("dlq", "replay", "--sink", "clickhouse", "--by", "test")
+
+    assert (real["written"], real["produced"], real["failed"]) == (1, 0, [])
+    assert rows_of_banned(system, "replay_segments") == 1
+    assert held_elsewhere(system) == before
+    assert system.json("dlq", "replay", "--sink", "clickhouse")["written"] == 0
+    audit: Any = Redis.from_url(system.settings.redis_url.get_secret_value()).xrevrange("replays:audit")
+    assert any(deed[b"what"] == b"dlq_replay" and deed[b"sink"] == b"clickhouse" for _, deed in audit)
+
+
+def poison(replay_id: str, segment_id: int, received: int) -> bytes:
+    """A message that makes one BigQuery row, the one that counts its events."""
+    events = [{"type": 3, "timestamp": received * 1000, "data": {"source": 1}}]
+    fields = {"replay_id": replay_id, "received": received, "replay_event": None}
+    return recording(events, segment_id, **fields)
+
+
+def send(system: System, value: bytes, timestamp_ms: int = 0) -> Place:
+    """Produces one message. The partition and offset where it lies."""
+    found: list[tuple[int, int]] = []
+    producer = Producer(kafka_options(system.settings))
+    producer.produce(
+        system.settings.kafka_topic,
+        value,
+        timestamp=timestamp_ms,
+        on_delivery=lambda error, record: found.append((record.partition() or 0, record.offset() or 0)),
+    )
+    assert producer.flush(30) == 0
+    return found[0]
+
+
+def letters(system: System, sink: str) -> list[dict[str, Any]]:
+    """The dead letters of that sink."""
+    found: list[dict[str, Any]] = system.json("dlq", "ls", "--sink", sink, "--limit", "50")["letters"]
+    return found
+
+
+def assert_is_about(letter: dict[str, Any], where: Place) -> None:
+    """The letter names its message, and its batch held many others."""
+    headers = letter["headers"]
+    assert letter["reason"] == "sink_refused"
+    assert (int(headers["partition"]), int(headers["offset"])) == tuple(where)
+    start, stop = headers["batch_id"].split("-")[-2:]
+    assert int(stop) - int(start) > 20, headers["batch_id"]
+
+
+def committed(system: System, where: Place) -> int:
+    source = (system.settings.kafka_topic, where[0])
+    return system.committed_offsets.of([source])[source]
+
+
+def execute(system: System, sql: str) -> None:
+    """One statement for ClickHouse that answers with nothing."""
+    from tasks.sinks.clickhouse import client
+
+    server = client(system.settings)
+    try:
+        server.command(sql)
+    finally:
+        server.close()
+
+
+def rows_of_banned(system: System, table: str) -> int:
+    rows = system.query(f"SELECT count() FROM {table} FINAL WHERE replay_id = toUUID('{BANNED_ID}')")
+    return int(rows[0][0])
+
+
+def objects_named(system: System, part: str) -> int:
+    blobs = gcs_client(system.settings).list_blobs(system.settings.gcs_bucket)
+    return sum(part in blob.name for blob in blobs)
+
+
+def held_elsewhere(system: System) -> tuple[Any, ...]:
+    """What the others have: objects, facts, and messages of the topic."""
+    consumer = Consumer({"group.id": "looks-only", **kafka_options(system.settings)})
+    topic = system.settings.kafka_topic
+    partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+    ends = [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20) for number in partitions]
+    consumer.close()
+    return objects_named(system, ""), read_facts(system.settings), ends
