@@ -68,14 +68,21 @@ class Errors:
 
 
 @dataclass(frozen=True, slots=True)
+class SeveralErrors:
+    """HTTP: each of these befalls its own share of the requests; together at most all of them."""
+
+    errors: tuple[Errors, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LostReplies:
     """HTTP: this share of requests is carried out, and the connection is cut instead of the answer."""
 
     share: float = 1.0
 
 
-Fault = Pass | Hang | Refuse | Reset | Latency | Errors | LostReplies
-HTTP_FAULTS = (Errors, LostReplies)
+Fault = Pass | Hang | Refuse | Reset | Latency | Errors | SeveralErrors | LostReplies
+HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 
 
 class FaultProxy:
@@ -239,10 +246,11 @@ class FaultProxy:
                 connection.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             await self._gate()
             fault = self._fault
-            if isinstance(fault, Errors) and self._random.random() < fault.share:
-                self.counts[f"status {fault.status}"] += 1
+            error = self._error(fault)
+            if error is not None:
+                self.counts[f"status {error.status}"] += 1
                 await _body(connection.reader, head, None, is_request=True)
-                connection.writer.write(_answer(fault))
+                connection.writer.write(_answer(error))
                 await connection.writer.drain()
                 continue
             await connection.open(self._target)
@@ -257,6 +265,17 @@ class FaultProxy:
                 return
             if closes:
                 return
+
+    def _error(self, fault: Fault) -> Errors | None:
+        """The error that this request is answered with, if any."""
+        if not isinstance(fault, Errors | SeveralErrors):
+            return None
+        chance = self._random.random()
+        for error in fault.errors if isinstance(fault, SeveralErrors) else (fault,):
+            if chance < error.share:
+                return error
+            chance -= error.share
+        return None
 
     async def _relay_answer(
         self, connection: _Connection, request: _Head, writer: asyncio.StreamWriter | None

@@ -37,6 +37,8 @@ log = get_task_logger(__name__)
 DONE = "done"
 # After so many calls' time a run puts itself off, well before the limits that Celery enforces.
 CALLS_PER_RUN = 3
+# When no more than this share of what a run tried is left, the run got on well.
+SCATTERED_SHARE_MAX = 0.25
 # A finished write is worth more patience with Redis than anything else: without its mark it is done again.
 REDIS_RETRIES = 6
 
@@ -190,6 +192,9 @@ def flush(mine: Tools, batch: str, name: str, begun: Begun, watch: Watch) -> Non
     except TransientSinkError as error:
         # A sink that took some of it is not sick: 2 of 64 uploads failing is an ordinary day.
         worked = len(progress.left) < before or not progress.left
+        if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
+            # Nor does it keep the few waiting: they come back as soon as they may, and that is no failure.
+            raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
         raise Later(str(error), error.retry_after_seconds, progress) from error
     except OutOfTime as error:
         raise Later(str(error), 0.0, progress, counts=False) from error

@@ -14,15 +14,18 @@ it answers with is compared again.
 from __future__ import annotations
 
 import base64
+import heapq
 import http.client
 import json
+import queue
 import random
 import ssl
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from urllib.parse import quote, urlsplit
 
 import google_crc32c
@@ -41,27 +44,17 @@ CONTENT_TYPE = "application/octet-stream"
 ANSWER_BYTES_MAX = 64 * KiB
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 CONNECT_SECONDS_MAX = 10.0
-ATTEMPTS_MAX = 4
+TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
+# A 429 about "object mutation" is about one name; any other is about load, and says when if it wants to.
 SAME_NAME_SECONDS = 1.0
+# With nothing but waiting uploads left, a write ends rather than hold its process: the task is put off instead.
+IDLE_SECONDS_MAX = 2.0
 
 # A few unlucky uploads are worth another try within the call. When more than a quarter of a write fails, the
 # service is sick, and trying at once only multiplies the load: then the task's backoff and the breaker act.
 RETRY_SHARE_MAX = 0.25
 RETRIES_MIN = 2
-
-
-class _Budget:
-    """How many more retries the uploads of one write may take, all threads together."""
-
-    def __init__(self, items: int) -> None:
-        self._left = max(RETRIES_MIN, int(items * RETRY_SHARE_MAX))
-        self._lock = threading.Lock()
-
-    def spend(self) -> bool:
-        with self._lock:
-            self._left -= 1
-            return self._left >= 0
 
 
 class _Uploader:
@@ -160,20 +153,11 @@ class GcsSink:
             headers = uploader.headers()
         except Exception as error:
             raise sort(error).error() from error
-        budget, stop = _Budget(len(positions)), threading.Event()
-        futures: dict[Future[Trouble | None], str] = {}
-        for name, where in positions.items():
-            item = items[where[-1]]
-            futures[uploader.pool.submit(_persist, uploader, item, headers, ends_at, budget, stop)] = name
-        done, late = wait(futures, timeout=deadline_seconds)
-        stop.set()
-        for future in done:
-            trouble = future.result()
-            if trouble is not None:
-                outcome.note(trouble, positions[futures[future]])
-        for future in late:
-            future.cancel()
-            outcome.note(Trouble(Kind.TRANSIENT, "not stored within the deadline"), positions[futures[future]])
+        uploads = _Uploads(
+            uploader, headers, {name: items[where[-1]] for name, where in positions.items()}, ends_at
+        )
+        for name, trouble in uploads.run().items():
+            outcome.note(trouble, positions[name])
         outcome.raise_if_any()
 
     def check(self) -> str:
@@ -234,36 +218,93 @@ def crc32c(content: bytes | memoryview) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def _persist(
-    uploader: _Uploader,
-    item: BlobItem,
-    headers: dict[str, str],
-    ends_at: float,
-    budget: _Budget,
-    stop: threading.Event,
-) -> Trouble | None:
-    """One object, tried again while that makes sense. Runs in a thread of the pool; never raises."""
-    for attempt in range(ATTEMPTS_MAX):
-        if stop.is_set() or remaining_seconds(ends_at) <= 0:
-            return Trouble(Kind.TRANSIENT, "not tried, the write is over")
+class _Uploads:
+    """The uploads of one write. One thread schedules; those of the pool make one request at a time.
+
+    What failed waits here for its next try, not in a thread of the pool, so the others go on meanwhile.
+    """
+
+    def __init__(
+        self, uploader: _Uploader, headers: dict[str, str], items: dict[str, BlobItem], ends_at: float
+    ) -> None:
+        self._uploader = uploader
+        self._headers = headers
+        self._items = items
+        self._ends_at = ends_at
+        self._retries_left = max(RETRIES_MIN, int(len(items) * RETRY_SHARE_MAX))
+        self._stop = threading.Event()
+        self._answers: queue.SimpleQueue[tuple[str, Trouble | None]] = queue.SimpleQueue()
+        self._futures: dict[str, Future[None]] = {}
+        self._tries: Counter[str] = Counter()
+        self._waiting: list[tuple[float, str]] = []
+        self._troubles: dict[str, Trouble] = {}
+        self._idle_until = 0.0
+
+    def run(self) -> dict[str, Trouble]:
+        """What befell those that are not durable, by name. Returns soon after the deadline at the latest."""
+        for name in self._items:
+            self._submit(name)
+        while self._futures or self._waiting:
+            now = time.monotonic()
+            if now >= self._ends_at or (not self._futures and not self._may_idle(now)):
+                break
+            while self._waiting and self._waiting[0][0] <= now:
+                self._submit(heapq.heappop(self._waiting)[1])
+            next_at = min(self._ends_at, self._waiting[0][0] if self._waiting else self._ends_at)
+            try:
+                self._answered(*self._answers.get(timeout=max(0.0, next_at - now)))
+            except queue.Empty:
+                continue
+        self._stop.set()
+        for name, future in self._futures.items():
+            future.cancel()
+            self._troubles[name] = Trouble(Kind.TRANSIENT, "not stored within the deadline")
+        return self._troubles
+
+    def _may_idle(self, now: float) -> bool:
+        """Whether to wait for the next try with nothing else to do: that keeps a process from other tasks."""
+        self._idle_until = self._idle_until or now + IDLE_SECONDS_MAX
+        return self._waiting[0][0] <= self._idle_until
+
+    def _submit(self, name: str) -> None:
+        self._tries[name] += 1
+        self._futures[name] = self._uploader.pool.submit(self._put, name)
+
+    def _put(self, name: str) -> None:
+        """One request. Runs in a thread of the pool; never raises."""
+        if self._stop.is_set() or remaining_seconds(self._ends_at) <= 0:
+            self._answers.put((name, Trouble(Kind.TRANSIENT, "not tried, the write is over")))
+            return
         try:
-            trouble = uploader.put(item, headers, ends_at)
+            trouble = self._uploader.put(self._items[name], self._headers, self._ends_at)
         except Exception as error:
             trouble = sort(error)
+        self._answers.put((name, trouble))
+
+    def _answered(self, name: str, trouble: Trouble | None) -> None:
+        del self._futures[name]
+        self._troubles.pop(name, None)
         if trouble is None:
-            return None
+            return
+        self._troubles[name] = trouble
         if trouble.kind is Kind.CONFIGURATION:
-            stop.set()  # the bucket is gone for the others too
-            return trouble
-        if trouble.kind is not Kind.TRANSIENT or attempt + 1 == ATTEMPTS_MAX or not budget.spend():
-            return trouble
-        pause_seconds = random.uniform(0, BACKOFF_SECONDS * 2**attempt)
-        if trouble.message.startswith("HTTP 429"):
-            pause_seconds += SAME_NAME_SECONDS
-        pause_seconds = max(pause_seconds, trouble.retry_after_seconds or 0.0)
-        if pause_seconds >= remaining_seconds(ends_at) or stop.wait(pause_seconds):
-            return trouble
-    return trouble
+            self._stop.set()  # the bucket is gone for the others too
+            self._waiting.clear()
+        if trouble.kind is not Kind.TRANSIENT or self._stop.is_set() or self._tries[name] == TRIES_MAX:
+            return
+        again_at = time.monotonic() + pause_seconds(trouble, self._tries[name])
+        if again_at < self._ends_at and self._retries_left > 0:
+            self._retries_left -= 1
+            heapq.heappush(self._waiting, (again_at, name))
+
+
+def pause_seconds(trouble: Trouble, tries: int) -> float:
+    """How long an upload waits after so many tries: jitter below a doubling ceiling, above what was asked for."""
+    ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
+    asked_seconds = trouble.retry_after_seconds or 0.0
+    if "object mutation" in trouble.message:
+        asked_seconds = max(asked_seconds, SAME_NAME_SECONDS)
+    return asked_seconds + random.uniform(0, ceiling_seconds)
 
 
 def _exchange(

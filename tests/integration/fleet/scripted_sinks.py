@@ -3,7 +3,9 @@
 `celery -A scripted_sinks worker` is the fleet as it is, except for where the items go. In `REPLAYS_TEST_SINKS`:
 `<sink>.jsonl` gets a line for every call (start, then how it ended), `<sink>.do` says what to do:
 
-    ok | slow <seconds> | stuck | transient | die | refuse <part of a row id>
+    ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
+
+`scattered`: a quarter of what is given is taken back, so the next run has less, until less than four are left.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ class FileSink:
             time.sleep(120)
         elif verb == "transient":
             raise TransientSinkError(f"{self.name} is away")
+        elif verb == "scattered" and len(names) >= 4:
+            left = tuple(range(len(names) // 4))
+            self._note("kept", token, names[len(left) :])
+            raise TransientSinkError(f"{self.name} is unlucky", failed=left)
         elif verb == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif verb == "refuse" and any(argument in str(name) for name in names):

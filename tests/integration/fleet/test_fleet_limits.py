@@ -15,7 +15,7 @@ from ingest.core.model import Stage
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
     """Limits of 3.5 s (soft) and 5 s (hard)."""
-    return {"SINK_TIMEOUT_SECONDS": "0.5", "TASK_VISIBILITY_SECONDS": "60"}
+    return {"SINK_TIMEOUT_SECONDS": "0.5", "TASK_VISIBILITY_SECONDS": "60", "TASK_RETRIES_MAX": "1"}
 
 
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
@@ -46,6 +46,21 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
     assert isinstance(event, on.FlushFailed)
     assert "rows/clickhouse/0: ended without a word" in event.error
     assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def test_a_few_items_that_failed_are_no_failure_of_the_task(fleet: Fleet) -> None:
+    """64, 16, 4, 1: each run gets most of it done, which is more runs than this task may fail."""
+    fleet.script("gcs", "scattered")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch(64)
+
+    assert fleet.settle(dispatcher, batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
+
+    began = [len(call["names"]) for call in fleet.calls("gcs", "began")]
+    kept = [name for call in fleet.calls("gcs") for name in call["names"]]
+    assert began == [64, 16, 4, 1]
+    assert len(kept) == len(set(kept)) == 64
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_its_task(fleet: Fleet) -> None:

@@ -14,7 +14,8 @@ from scripted import Answer, Asked, answering
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import bucket
 from tasks.settings import MiB, Settings
-from tasks.sinks.gcs import GcsSink, client, crc32c
+from tasks.sinks.gcs import GcsSink, client, crc32c, pause_seconds
+from tasks.sinks.outcome import Kind, Trouble
 from tasks.wire import BlobItem
 
 NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
@@ -143,6 +144,58 @@ def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[...
         sink.close()
 
     assert len(asked) == 21
+
+
+def test_uploads_that_wait_for_their_next_try_keep_no_thread_from_the_others(
+    settings: Callable[..., Settings],
+) -> None:
+    """One thread, and the first of 20 is asked to come back in a second: the 19 are sent meanwhile."""
+    asked_before: list[str] = []
+
+    def answer(asked: Asked) -> Answer:
+        first = "abc%2F0" in asked.path and asked.path not in asked_before
+        asked_before.append(asked.path)
+        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else Answer()
+
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url, gcs_threads=1))
+        started = time.monotonic()
+        sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 20)
+        took_seconds = time.monotonic() - started
+        sink.close()
+
+    assert [request.path for request in asked][-1] == asked[0].path
+    assert len(asked) == 21
+    assert took_seconds >= 1.0  # what the server asked for is kept
+
+
+def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callable[..., Settings]) -> None:
+    """There is time for it, but a process that only waits is a process less: the task is put off."""
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(429, b"slow down", {"Retry-After": "20"}) if "abc%2F3" in asked.path else Answer()
+
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        started = time.monotonic()
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
+        took_seconds = time.monotonic() - started
+        sink.close()
+
+    assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
+    assert len(asked) == 9
+    assert took_seconds < 15
+
+
+def test_only_the_limit_of_one_name_costs_a_second() -> None:
+    """A 429 about the bucket's load is tried again as a 503 is."""
+    load = Trouble(Kind.TRANSIENT, "HTTP 429: too many requests for this bucket")
+    name = Trouble(Kind.TRANSIENT, "HTTP 429: exceeded the rate limit for object mutation operations")
+
+    assert all(0 <= pause_seconds(load, tries=1) <= 0.1 for _ in range(100))
+    assert all(0 <= pause_seconds(load, tries=3) <= 0.4 for _ in range(100))
+    assert all(1.0 <= pause_seconds(name, tries=1) <= 1.1 for _ in range(100))
 
 
 def test_a_sick_service_is_not_hammered(settings: Callable[..., Settings]) -> None:

@@ -1,0 +1,165 @@
+"""What a small share of failing uploads costs the whole system: the ratio to its own clean throughput.
+
+    python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
+    python -m benchmarks.failing_uploads --retry-after 1      the 429 ask for a second
+
+One backlog is drained by one reader and one fleet, as processes, and meanwhile uploads are clean and faulty in
+turns: after so many committed messages the proxy before Cloud Storage changes what it does. So both kinds of turn
+share the machine's mood, neither has a start or an end of its own, and retries that a faulty turn puts off count
+against whom they delay. Of each turn the time is taken between two commits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, show, write_json
+from local.demo import settings_of
+from local.expectation import Expectation
+from local.faults import Errors, Fault, FaultProxy, Pass, SeveralErrors
+from local.load import PROFILES, Produced, produce
+from local.processes import free_port
+from local.reconcile import Committed, reconcile
+from local.stack import Stack
+from tasks.migrate import migrate
+
+PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
+QUEUES = {"flush.gcs,control": 8, "flush.clickhouse,flush.bigquery,flush.datadog,flush.dead_letter": 4}
+SILENT_SECONDS_MAX = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stretch of the backlog: what the proxy did meanwhile, messages committed, seconds that they took."""
+
+    faulty: bool
+    messages: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.messages / self.seconds
+
+
+def main() -> int:
+    """Runs it; 1 when something is lost, was parked, or the ratio is below what was asked for."""
+    args = arguments()
+    errors = (Errors(503, args.share_503), Errors(429, args.share_429, args.retry_after))
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as opened:
+        stack = opened.enter_context(Stack(Path(directory) / "stack"))
+        stack.start(PARTS)
+        env = {**stack.settings(), "REPLAYS_BATCH_MESSAGES_MAX": str(args.batch_messages)}
+        env |= {"REPLAYS_HTTP_PORT": str(free_port()), "REPLAYS_LOG_LEVEL": "warning"}
+        settings = settings_of(env)
+        for _ in migrate(settings, topics=True):
+            pass
+        manifest = Path(directory) / "manifest.jsonl"
+        made = produce(settings, PROFILES["small"], args.segments, args.seed, manifest_path=manifest)
+        proxy = opened.enter_context(FaultProxy(env["REPLAYS_GCS_ENDPOINT"], http=True, seed=args.seed))
+        env["REPLAYS_GCS_ENDPOINT"] = proxy.url
+        for number, (queues, processes) in enumerate(QUEUES.items()):
+            command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h"]
+            stack.children.start(f"worker{number}", [*command, "-c", str(processes), "-Q", queues], env=env)
+        stack.children.start("reader", [sys.executable, "-m", "ingest.cli"], env=env)
+        turns = list(drain(settings, made, proxy, SeveralErrors(errors), args.turn_messages))
+        parked = metric(env["REPLAYS_HTTP_PORT"], "replays_reader_batches_parked_total")
+        whole = None
+        if args.reconcile:
+            expected = Expectation.of_manifest(manifest, settings=settings)
+            whole = reconcile(settings, expected).ok
+    return tell(turns, proxy, int(parked), whole, args)
+
+
+def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int) -> Iterator[Turn]:
+    """Turns until all is committed: first a warm-up that is not told, then clean and faulty in turns."""
+    offsets = Committed(settings)
+    sources = [(settings.kafka_topic, partition) for partition in made.ends]
+    warm = faulty = False
+    done = start = 0
+    began = changed_at = time.monotonic()
+    while done < made.messages:
+        time.sleep(0.02)
+        now, committed = time.monotonic(), sum(offsets.of(sources).values())
+        if committed == done:
+            if now - changed_at > SILENT_SECONDS_MAX:
+                raise SystemExit(f"nothing was committed for {SILENT_SECONDS_MAX:g} s, {done} messages are")
+            continue
+        done, changed_at = committed, now
+        if done - start >= turn_messages:
+            if warm:
+                yield Turn(faulty, done - start, now - began)
+                faulty = not faulty
+            proxy.set(fault if faulty else Pass())
+            warm, start, began = True, done, now
+    offsets.close()
+
+
+def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, args: argparse.Namespace) -> int:
+    """The table, the file, the exit code. Only whole pairs count; the rest of the backlog is the tail."""
+    pairs = list(zip(turns[0::2], turns[1::2], strict=False))
+    rates = [
+        sum(pair[side].messages for pair in pairs) / sum(pair[side].seconds for pair in pairs) for side in (0, 1)
+    ]
+    ratio = rates[1] / rates[0]
+    rows = [
+        (f"{number}", f"{clean.rate:.0f}", f"{faulty.rate:.0f}", f"{faulty.rate / clean.rate:.2f}")
+        for number, (clean, faulty) in enumerate(pairs, start=1)
+    ]
+    rows.append(("all", f"{rates[0]:.0f}", f"{rates[1]:.0f}", f"{ratio:.3f}"))
+    faults = {name: count for name, count in proxy.counts.items() if name.startswith("status")}
+    all_there = "not asked" if whole is None else whole
+    caption = f"{faults} of {proxy.counts['requests']} requests; {parked} parked; all there: {all_there}"
+    show("Messages a second, clean and with failing uploads", ("pair", "clean", "faulty", "ratio"), rows, caption)
+    write_json(
+        args.json,
+        {
+            "ratio": ratio,
+            "clean": rates[0],
+            "faulty": rates[1],
+            "pairs": rows,
+            "faults": faults,
+            "requests": proxy.counts["requests"],
+            "parked": parked,
+            "whole": whole,
+            "arguments": vars(args),
+            "machine": machine(),
+        },
+    )
+    return int(parked > 0 or whole is False or ratio < args.ratio_min)
+
+
+def metric(port: str, name: str) -> float:
+    """The sum over the series of that name from the reader's /metrics."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--segments", type=int, default=34_000)
+    parser.add_argument("--turn-messages", type=int, default=4000, help="committed messages between two changes")
+    parser.add_argument("--batch-messages", type=int, default=100)
+    parser.add_argument("--share-503", type=float, default=0.02)
+    parser.add_argument("--share-429", type=float, default=0.01)
+    parser.add_argument("--retry-after", type=int, default=None, help="seconds that each 429 asks for")
+    parser.add_argument("--ratio-min", type=float, default=0.0, help="exit code 1 below this")
+    parser.add_argument("--reconcile", action="store_true", help="compare every object and row afterwards (slow)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", help="write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
