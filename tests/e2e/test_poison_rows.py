@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 from whole_system import System
 
@@ -41,8 +41,8 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
         now = int(time.time())
         then = now - TWELVE_YEARS_SECONDS
-        old = send(system, poison(OLD_ID, 0, then), timestamp_ms=then * 1000)
-        banned = send(system, poison(BANNED_ID, BANNED_SEGMENT, now))
+        old = system.send(poison(OLD_ID, 0, then), timestamp_ms=then * 1000)
+        banned = system.send(poison(BANNED_ID, BANNED_SEGMENT, now))
         system.load(SEGMENTS)
         system.wait_committed()
         yield system, old, banned
@@ -109,20 +109,6 @@ def poison(replay_id: str, segment_id: int, received: int) -> bytes:
     events = [{"type": 3, "timestamp": received * 1000, "data": {"source": 1}}]
     fields = {"replay_id": replay_id, "received": received, "replay_event": None}
     return recording(events, segment_id, **fields)
-
-
-def send(system: System, value: bytes, timestamp_ms: int = 0) -> Place:
-    """Produces one message. The partition and offset where it lies."""
-    found: list[tuple[int, int]] = []
-    producer = Producer(kafka_options(system.settings))
-    producer.produce(
-        system.settings.kafka_topic,
-        value,
-        timestamp=timestamp_ms,
-        on_delivery=lambda error, record: found.append((record.partition() or 0, record.offset() or 0)),
-    )
-    assert producer.flush(30) == 0
-    return found[0]
 
 
 def letters(system: System, sink: str) -> list[dict[str, Any]]:

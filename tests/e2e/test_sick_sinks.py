@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -16,33 +17,50 @@ from whole_system import System, until
 
 from local.faults import Errors, Hang, Pass, Refuse
 from local.processes import free_port, wait_until
+from local.reconcile import read_facts, read_metrics
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(240 + float(os.environ.get("SICK_SECONDS", "0")))
 QUEUES = ("control,flush.gcs", "flush.clickhouse", "flush.bigquery,flush.datadog,flush.dead_letter")
 BOUND = {"in_flight_batches_max": "6"}
+SICK_SECONDS = float(os.environ.get("SICK_SECONDS", "0"))
+CALM_SECONDS = 5.0
 
 
 def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path: Path) -> None:
-    """ClickHouse hangs: the rest flows up to the bound, the reader keeps its partitions, then all drains."""
+    """ClickHouse hangs: the rest flows up to the bound, the reader keeps its partitions, then all drains.
+
+    SICK_SECONDS: how long it hangs; a moment longer than it takes to see all of it, unless that is set.
+    """
     with System(tmp_path, queues=QUEUES, **BOUND) as system:
         system.load(100, seed=1)
         system.wait_committed()
         rebalances = system.metric("replays_reader_rebalances_total")
+        healthy = flushed(system)
+        began = time.monotonic()
         system.proxies["clickhouse"].set(Hang())
         system.load(600, seed=2)
 
         until(lambda: system.metric("replays_reader_paused") == 1, 90, "the reader to pause")
         until(lambda: system.breaker("clickhouse") == "open", 60, "the breaker to open")
+        until(lambda: fewer(healthy, flushed(system)), 60, "the other sinks to take what is in flight")
         stuck_at = system.committed()
         assert stuck_at < sum(system.ends.values())
         assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
         # What one poll had returned already (200 messages, 40 a batch) and one a partition may wait for a slot.
         assert system.metric("replays_reader_in_flight_batches") <= 6 + 200 / 40 + 4
-        done = system.stack.addresses["gcs"]
-        assert objects(done, system.settings.gcs_bucket) > 100
+        busy = busy_share(system, max(CALM_SECONDS, SICK_SECONDS - (time.monotonic() - began)))
+        hung_seconds, at_bound, lag = time.monotonic() - began, flushed(system), system.lag()
+        assert busy < 0.5, f"the workers used {busy:.2f} of a processor"
+        assert system.committed() == stuck_at
 
         system.proxies["clickhouse"].set(Pass())
+        back_at = time.monotonic()
         system.wait_committed()
+        print(
+            f"hung {hung_seconds:.0f} s; objects, facts, metrics {healthy} -> {at_bound}; lag {lag} -> "
+            f"{system.lag()} in {time.monotonic() - back_at:.1f} s; workers at {busy:.3f} of one processor; "
+            f"poll gaps: {system.metric('replays_reader_poll_gap_seconds_sum'):.1f} s in all"
+        )
         assert system.metric("replays_reader_rebalances_total") == rebalances
         assert system.metric("replays_reader_poll_gap_seconds_count") > 0
         system.assert_whole()
@@ -147,6 +165,26 @@ def projects(system: System) -> set[int]:
     from local.manifest import read_entries
 
     return {entry.project_id for path, _ in system.produced for entry in read_entries(path) if entry.project_id}
+
+
+def flushed(system: System) -> tuple[int, int, int]:
+    """Objects in the bucket, facts in BigQuery, metric values at the agent."""
+    found = objects(system.stack.addresses["gcs"], system.settings.gcs_bucket)
+    facts = sum(read_facts(system.settings).values())
+    values = sum(total.count for total in read_metrics(system.stack.addresses["statsd_query"]).values())
+    return found, facts, values
+
+
+def fewer(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """Whether each of them grew."""
+    return all(old < new for old, new in zip(before, now, strict=True))
+
+
+def busy_share(system: System, seconds: float) -> float:
+    """Processor seconds of all workers in a second, over this time."""
+    used, began = system.worker_cpu_seconds(), time.monotonic()
+    wait_until(lambda: time.monotonic() - began > seconds, seconds + 1, "time to pass")
+    return (system.worker_cpu_seconds() - used) / (time.monotonic() - began)
 
 
 def objects(endpoint: str, bucket: str) -> int:

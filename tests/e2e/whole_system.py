@@ -14,13 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from confluent_kafka import Producer
+
 from local.expectation import Expectation
 from local.faults import FaultProxy
 from local.load import PROFILES, Produced, produce
 from local.processes import Child, free_port, wait_until
 from local.reconcile import Committed, Report, reconcile
 from local.stack import Stack
+from tasks.kafka_options import kafka_options
 from tasks.migrate import migrate
+from tasks.settings import MiB
 from tasks.sinks.clickhouse import client
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
@@ -54,6 +58,7 @@ class System:
         self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         self._open = ExitStack()
         self.produced: list[tuple[Path, Produced]] = []
+        self._sent: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
         self.stack = self._open.enter_context(Stack(self.directory / "stack"))
@@ -94,9 +99,24 @@ class System:
         self.produced.append((path, made))
         return made
 
+    def send(self, value: bytes, timestamp_ms: int = 0) -> tuple[int, int]:
+        """Produces one message; `timestamp_ms` 0: now. The partition and offset where it lies."""
+        found: list[tuple[int, int]] = []
+        producer = Producer({"message.max.bytes": 17 * MiB, **kafka_options(self.settings)})
+        producer.produce(
+            self.settings.kafka_topic,
+            value,
+            timestamp=timestamp_ms,
+            on_delivery=lambda error, record: found.append((record.partition() or 0, record.offset() or 0)),
+        )
+        assert producer.flush(60) == 0
+        self._sent.extend(found)
+        return found[0]
+
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        ends: dict[tuple[str, int], int] = {}
+        """Log end by (topic, partition), of all that was produced here."""
+        ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
                 source = (self.settings.kafka_topic, partition)
@@ -106,6 +126,31 @@ class System:
     def committed(self) -> int:
         """Messages below the committed offsets."""
         return sum(self.committed_offsets.of(sorted(self.ends)).values())
+
+    def lag(self) -> int:
+        """Messages above the committed offsets."""
+        return sum(self.ends.values()) - self.committed()
+
+    def reader_peak_bytes(self) -> int:
+        """The most memory that the reader's process has had resident so far."""
+        status = Path(f"/proc/{self.reader.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+
+    def worker_cpu_seconds(self) -> float:
+        """Processor time that the workers and their pools have used so far."""
+        groups = {child.pid for child in self.workers}
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if (
+                int(fields[2]) in groups
+            ):  # process group; then user and system time, and those of its dead children
+                ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def wait_committed(self, seconds: float = 120) -> None:
         """Until every message that was produced is committed."""
