@@ -16,8 +16,8 @@ from tasks.settings import MiB
 
 pytestmark = pytest.mark.timeout(240)
 EVENT = b'{"type":3,"timestamp":1790000000000,"data":{"source":1}}'
-# The reader with its libraries has some 80 MiB; measured peaks are 183 MiB (100 MiB inflated) and 205 MiB (a million
-# events). The bound leaves room for another interpreter's and another allocator's habits.
+# The reader with its libraries has some 80 MiB; measured peaks are 183 MiB (100 MiB inflated) and 205 MiB (a
+# million events). The bound leaves room for another interpreter's and another allocator's habits.
 PEAK_BYTES_MAX = 400 * MiB
 
 

@@ -58,8 +58,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path:
         system.wait_committed()
         print(
             f"hung {hung_seconds:.0f} s; objects, facts, metrics {healthy} -> {at_bound}; lag {lag} -> "
-            f"{system.lag()} in {time.monotonic() - back_at:.1f} s; workers at {busy:.3f} of one processor; "
-            f"poll gaps: {system.metric('replays_reader_poll_gap_seconds_sum'):.1f} s in all"
+            f"{system.lag()} in {time.monotonic() - back_at:.1f} s; workers at {busy:.3f} of one processor"
         )
         assert system.metric("replays_reader_rebalances_total") == rebalances
         assert system.metric("replays_reader_poll_gap_seconds_count") > 0

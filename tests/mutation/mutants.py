@@ -126,8 +126,20 @@ MUTANTS = (
     Mutant(
         "parks without telling anybody",
         PIPELINE,
-        "if event.dispatched:\n            yield do.Park",
-        "if not event.dispatched:\n            yield do.Park",
+        "if dispatched:\n            yield do.Park",
+        "if not dispatched:\n            yield do.Park",
+    ),
+    Mutant(
+        "never parks what is never heard of",
+        PIPELINE,
+        "flight.misses += flight.phase is Phase.FLUSHING",
+        "flight.misses += flight.phase is Phase.PARKED",
+    ),
+    Mutant(
+        "counts missed deadlines over both stages",
+        PIPELINE,
+        'flight.failures, flight.misses, flight.error = 0, 0, ""',
+        'flight.failures, flight.error = 0, ""',
     ),
     Mutant(
         "ignores the bound on chords in flight",
