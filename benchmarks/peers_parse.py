@@ -57,6 +57,7 @@ class Found:
     facts: list[bytes] = field(default_factory=list)
     sizes: list[tuple[Any, Any]] = field(default_factory=list)
     blob: bytes = b""
+    name: str = ""
 
 
 # The tagged union: an event that is looked into has its type, all others are skipped.
@@ -205,6 +206,7 @@ def _begin(message: dict[str, Any], segment_id: int, body: bytes, raw: bytes) ->
     }
     sizes = {"size_compressed": len(found.blob), "size_uncompressed": len(raw), "size_video": len(video or b"")}
     name = f"{message['retention_days']}/{message['project_id']}/{message['replay_id']}/{segment_id}"
+    found.name = name
     found.rows.append(_encode({**shared, **sizes, "received": message["received"], "object": name}))
     found.rows.append(_encode({**shared, **_document(message.get("replay_event"))}))
     if segment_id == 0:

@@ -1,0 +1,315 @@
+"""One HTTP server that takes what sinks send, after a stated time: for benchmarks, where stores must not differ.
+
+    python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
+
+It answers like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
+interface (inserts, and what its official client asks when it connects) and like BigQuery's insertAll. It keeps
+names, generations and sizes, no content. One asyncio process, no thread: about 0.1 ms of CPU an upload.
+
+A script is a list of rules, tried in order: `sink` (gcs, clickhouse, bigquery), `every` (the n-th request of that
+sink, and each n-th after it) or `first` and `last` (positions from 1), `status` (503 if not given) and
+`retry_after_seconds`; with `drop` the connection is closed instead, after the write took place.
+
+GET /_seen answers what arrived: counts and bytes by sink, and with ?objects=1 the unix time of each object.
+PUT /_script replaces the script, POST /_reset forgets everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import google_crc32c
+
+HOST = "127.0.0.1"
+HEAD_BYTES_MAX = 64 * 1024
+REASONS = {200: "OK", 204: "No Content", 404: "Not Found", 412: "Precondition Failed", 429: "Too Many Requests"}
+CLICKHOUSE_SETTINGS = (
+    *("async_insert", "wait_for_async_insert", "date_time_input_format", "input_format_allow_errors_num"),
+    *("input_format_allow_errors_ratio", "input_format_skip_unknown_fields", "input_format_null_as_default"),
+    *("input_format_defaults_for_omitted_fields", "input_format_parallel_parsing", "insert_deduplicate"),
+    *("max_partitions_per_insert_block", "deduplicate_blocks_in_dependent_materialized_views"),
+    *("insert_deduplication_token", "max_execution_time", "enable_http_compression", "session_timeout"),
+    *("date_time_overflow_behavior", "wait_end_of_query", "send_progress_in_http_headers"),
+    *("http_headers_progress_interval_ms", "cast_string_to_dynamic_use_inference"),
+)
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer: status, body, header fields beyond the usual ones."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    drop: bool = False
+
+
+@dataclass(slots=True)
+class Store:
+    """What arrived, and the script that decides what fails."""
+
+    latency_seconds: float
+    script: list[dict[str, Any]] = field(default_factory=list)
+    requests: dict[str, int] = field(default_factory=dict)
+    size_bytes: dict[str, int] = field(default_factory=dict)
+    generations: dict[str, int] = field(default_factory=dict)
+    stored_at: dict[str, float] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forgets everything but the script."""
+        for found in (self.requests, self.size_bytes, self.generations, self.stored_at):
+            found.clear()
+
+    def count(self, sink: str, size_bytes: int) -> Answer | None:
+        """Notes a request; the failure that the script has for it, if it has one."""
+        number = self.requests[sink] = self.requests.get(sink, 0) + 1
+        self.size_bytes[sink] = self.size_bytes.get(sink, 0) + size_bytes
+        for rule in self.script:
+            if rule.get("sink", sink) != sink:
+                continue
+            every = rule.get("every")
+            hit = number % every == 0 if every else rule.get("first", 1) <= number <= rule.get("last", number)
+            if hit:
+                retry = rule.get("retry_after_seconds")
+                headers = (("Retry-After", str(retry)),) if retry else ()
+                drop = bool(rule.get("drop"))
+                return Answer(rule.get("status", 503), b'{"error":{"message":"scripted"}}', headers, drop)
+        return None
+
+    def put(self, name: str, size_bytes: int, only_new: bool) -> int | None:
+        """The object's new generation; None if it exists and must not."""
+        if only_new and name in self.generations:
+            return None
+        self.stored_at[name] = time.time()
+        self.generations[name] = self.generations.get(name, 0) + 1
+        return self.generations[name]
+
+    def seen(self, objects: bool) -> dict[str, Any]:
+        """For the program that measures."""
+        found: dict[str, Any] = {"requests": self.requests, "bytes": self.size_bytes}
+        found["objects_stored"] = len(self.generations)
+        if objects:
+            found["objects"] = self.stored_at
+        return found
+
+
+def answer(store: Store, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, bool]:
+    """(answer, whether it takes the latency)."""
+    path, _, query = target.partition("?")
+    if path.startswith("/_"):
+        return _control(store, method, path, query, body), False
+    if path.startswith("/upload/storage/"):
+        return _upload(store, path, query, headers, body), True
+    if path.startswith("/storage/"):
+        name = path.split("/b/", 1)[-1].split("/")[0]
+        return _json({"kind": "storage#bucket", "name": name, "location": "NOWHERE"}), True
+    if path.endswith("/insertAll"):
+        return store.count("bigquery", len(body)) or _json({"kind": "bigquery#tableDataInsertAllResponse"}), True
+    if "/bigquery/" in path:
+        return _json({"kind": "bigquery#tableList", "tables": []}), True
+    if path in ("/", "/ping"):
+        return _clickhouse(store, query, body), path == "/"
+    return Answer(404, b'{"error":{"code":404,"message":"no such thing here"}}'), True
+
+
+def _control(store: Store, method: str, path: str, query: str, body: bytes) -> Answer:
+    match path:
+        case "/_seen":
+            return _json(store.seen("objects=1" in query))
+        case "/_script" if method == "PUT":
+            store.script = json.loads(body or b"[]")
+        case "/_reset":
+            store.reset()
+        case _:
+            return Answer(404)
+    return Answer(204)
+
+
+def _upload(store: Store, path: str, query: str, headers: dict[str, str], body: bytes) -> Answer:
+    parameters = parse_qs(query)
+    kind = parameters.get("uploadType", [""])[0]
+    if kind == "multipart":
+        metadata, content = _parts(headers.get("content-type", ""), body)
+        name = str(metadata.get("name", ""))
+        expected = metadata.get("crc32c")
+    elif kind == "media":
+        content, name = body, parameters.get("name", [""])[0]
+        expected = headers.get("x-goog-hash", "").removeprefix("crc32c=") or None
+    else:
+        return Answer(501, b'{"error":{"code":501,"message":"only media and multipart uploads"}}')
+    failure = store.count("gcs", len(content))
+    if failure is not None and not failure.drop:
+        return failure
+    checksum = base64.b64encode(google_crc32c.value(content).to_bytes(4, "big")).decode()
+    if expected is not None and expected != checksum:
+        return Answer(400, b'{"error":{"code":400,"message":"Provided CRC32C does not match"}}')
+    bucket = unquote(path.split("/b/", 1)[1].split("/")[0])
+    only_new = parameters.get("ifGenerationMatch", [""])[0] == "0"
+    generation = store.put(name, len(content), only_new)
+    if failure is not None:
+        return failure
+    if generation is None:
+        return Answer(412, b'{"error":{"code":412,"message":"At least one precondition failed"}}')
+    about = {"kind": "storage#object", "name": name, "bucket": bucket, "crc32c": checksum}
+    return _json(about | {"generation": str(generation), "size": str(len(content))})
+
+
+def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Metadata and content of a multipart/related body of two parts."""
+    boundary = b"--" + content_type.partition("boundary=")[2].strip('"').encode()
+    first = body.index(b"\r\n\r\n") + 4
+    middle = body.index(boundary, first)
+    second = body.index(b"\r\n\r\n", middle) + 4
+    end = body.rindex(boundary)
+    return json.loads(body[first:middle]), body[second : end - 2]
+
+
+def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
+    parameters = parse_qs(query)
+    sql = parameters.get("query", [""])[0]
+    headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"0"}'))
+    if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
+        return store.count("clickhouse", len(body)) or Answer(200, b"", headers)
+    text = sql or body[:4096].decode("utf-8", "replace")
+    if "system.settings" in text:
+        return Answer(200, _native_settings(), headers)
+    if "version()" in text:
+        return Answer(200, b"26.5.1.1\tUTC\n", headers)
+    return Answer(200, b"Ok.\n", headers)
+
+
+def _native_settings() -> bytes:
+    """A block in ClickHouse's Native format: (name, value, readonly)."""
+    rows = CLICKHOUSE_SETTINGS
+
+    def text(value: str) -> bytes:
+        return bytes([len(value)]) + value.encode()
+
+    block = bytes([3, len(rows)])
+    block += text("name") + text("String") + b"".join(map(text, rows))
+    block += text("value") + text("String") + b"".join(text("0") for _ in rows)
+    return block + text("readonly") + text("UInt8") + bytes(len(rows))
+
+
+def _json(value: Any) -> Answer:
+    return Answer(200, json.dumps(value).encode(), (("Content-Type", "application/json; charset=UTF-8"),))
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection: requests one after another."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._needed = 0
+        self._busy = False
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+        if self._size >= self._needed and not self._busy:
+            self._take()
+
+    def _take(self) -> None:
+        """One whole request, if it is there; joins the pieces only once they are complete."""
+        whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = [whole]
+        end = whole.find(b"\r\n\r\n")
+        if end < 0:
+            if len(whole) > HEAD_BYTES_MAX and self._transport is not None:
+                self._transport.close()
+            return
+        lines = whole[:end].decode("latin-1").split("\r\n")
+        method, target, _ = lines[0].split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+        begin = end + 4
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            found = _dechunked(whole, begin)
+            if found is None:
+                return
+            body, stop = found
+        else:
+            stop = begin + int(headers.get("content-length") or 0)
+            if len(whole) < stop:
+                self._needed = stop
+                return
+            body = whole[begin:stop]
+        rest = whole[stop:]
+        self._chunks, self._size, self._needed, self._busy = [rest] if rest else [], len(rest), 0, True
+        given, waits = answer(self._store, method, target, headers, body)
+        asyncio.get_running_loop().call_later(self._store.latency_seconds if waits else 0.0, self._send, given)
+
+    def _send(self, given: Answer) -> None:
+        if self._transport is None:
+            return
+        if given.drop:
+            self._transport.close()
+            return
+        head = [f"HTTP/1.1 {given.status} {REASONS.get(given.status, 'Answer')}"]
+        head += [f"{name}: {value}" for name, value in given.headers]
+        head.append(f"Content-Length: {len(given.body)}\r\n\r\n")
+        self._transport.write("\r\n".join(head).encode() + given.body)
+        self._busy = False
+        if self._size:
+            self._take()
+
+
+def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
+    """(body, where it ends) of a chunked body; None while some of it is missing."""
+    parts = []
+    while True:
+        line_end = whole.find(b"\r\n", begin)
+        if line_end < 0:
+            return None
+        size = int(whole[begin:line_end].split(b";")[0], 16)
+        stop = line_end + 2 + size
+        if len(whole) < stop + 2:
+            return None
+        parts.append(whole[line_end + 2 : stop])
+        begin = stop + 2
+        if not size:
+            return b"".join(parts), begin
+
+
+class Discard(asyncio.DatagramProtocol):
+    """DogStatsD's place: takes everything, keeps nothing."""
+
+
+async def serve(port: int, latency_ms: float, script: list[dict[str, Any]]) -> None:
+    """Until it is cancelled. UDP of the same port takes metrics."""
+    store = Store(latency_ms / 1000, script)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(store), HOST, port, backlog=1024)
+    await loop.create_datagram_endpoint(Discard, (HOST, port))
+    async with server:
+        await server.serve_forever()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--script", default="[]", help="JSON list of rules, see the module")
+    arguments = parser.parse_args()
+    asyncio.run(serve(arguments.port, arguments.latency_ms, json.loads(arguments.script)))
+
+
+if __name__ == "__main__":
+    main()

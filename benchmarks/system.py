@@ -1,0 +1,474 @@
+"""Runs a whole consumer, ours or a peer, over one workload, and takes its measure: time, CPU, memory, delay.
+
+Everything that the measured system runs (reader, workers, Redis; or the peer's one process) is pinned to the same
+cores and counted; broker, stores, producer and this program have the others and are not. The backlog is in the
+broker before the system starts, and the clock runs from the moment that `warm_segments` are committed until all
+are, so neither start-up nor joining the group is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingest.settings import Settings
+from local.fleet import CALM
+from local.load import PROFILES, stream
+from local.processes import HOST, Child, LocalError, free_port, wait_until
+from local.reconcile import Committed, ReconcileError
+from local.server import answers_http
+from local.stack import Stack
+
+BENCH_DIRECTORY = Path(".bench")
+STARTED_AT = 1_790_000_000
+SAMPLE_SECONDS = 0.5
+RUN_SECONDS_MAX = 900.0
+PEERS = ("p1-json", "p1-typed", "p2", "p3")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Kafka values and the name of each one's object, from a seed."""
+
+    profile: str
+    values: list[bytes]
+    names: list[str]
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of one value."""
+        return sum(map(len, self.values)) / len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One run. `system`: ours or one of PEERS. `layout`: of ours. `count`: segments, cycling through the workload.
+
+    `rate`: segments a second that are produced while the system runs; 0: a backlog, as fast as it goes.
+    """
+
+    system: str = "ours"
+    layout: str = "segment"
+    sinks: str = "gcs,dead_letter"
+    partitions: int = 4
+    readers: int = 1
+    workers: int = 1
+    processes: int = 4
+    threads: int = 32
+    count: int = 4000
+    warm: int = 1000
+    rate: float = 0.0
+    cores: tuple[int, ...] = (0,)
+    extra: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        if self.system != "ours":
+            return f"{self.system}, {self.threads} threads"
+        return f"ours {self.layout}, {self.sinks.replace(',dead_letter', '')}"
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run took. CPU and memory by role: reader, worker, redis, or peer."""
+
+    shape: dict[str, Any]
+    label: str
+    segments: int
+    seconds: float
+    value_bytes: int
+    cpu_seconds: dict[str, float]
+    rss_bytes: dict[str, int]
+    load_average: float
+    requests: dict[str, int]
+    delays_ms: dict[str, float] = field(default_factory=dict)
+    series: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Segments a second."""
+        return self.segments / self.seconds
+
+    @property
+    def cpu_micros(self) -> float:
+        """Microseconds of CPU a segment, everything that is counted."""
+        return sum(self.cpu_seconds.values()) / self.segments * 1e6
+
+    @property
+    def per_core(self) -> float:
+        """Segments a second of one core that does nothing else."""
+        return 1e6 / self.cpu_micros
+
+    def as_json(self) -> dict[str, Any]:
+        """With the derived figures."""
+        gigabytes = self.value_bytes / 1e9
+        return asdict(self) | {
+            "segments_per_second": self.rate,
+            "mb_per_second": self.value_bytes / 1e6 / self.seconds,
+            "cpu_micros_per_segment": self.cpu_micros,
+            "cpu_micros_by_role": {n: s / self.segments * 1e6 for n, s in self.cpu_seconds.items()},
+            "segments_per_core_second": self.per_core,
+            "cpu_seconds_per_gb": sum(self.cpu_seconds.values()) / gigabytes,
+        }
+
+
+def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
+    """Made once, then read from .bench/."""
+    BENCH_DIRECTORY.mkdir(exist_ok=True)
+    path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
+    if not path.exists():
+        pairs = [
+            (message.value, message.entry.blob) for message in stream(PROFILES[profile], count, seed, STARTED_AT)
+        ]
+        path.with_suffix(".new").write_bytes(msgspec.msgpack.encode(pairs))
+        path.with_suffix(".new").rename(path)
+    found = msgspec.msgpack.decode(path.read_bytes(), type=list[tuple[bytes, str]])
+    return Workload(profile, [value for value, _ in found], [name for _, name in found])
+
+
+class Bench:
+    """Broker, Redis and the latency server, on the cores that are not measured.
+
+    `real_sinks`: the embedded stores instead of the latency server.
+    """
+
+    def __init__(self, cores: Sequence[int], latency_ms: float, *, kafka: Any = "tansu", real_sinks: bool = False):
+        self.latency_ms = latency_ms
+        self.cores = tuple(cores)
+        self.real_sinks = real_sinks
+        self.stack = Stack(kafka=kafka)
+        self.endpoint = ""
+
+    def __enter__(self) -> Bench:
+        others = sorted(set(os.sched_getaffinity(0)) - set(self.cores))
+        self._before = os.sched_getaffinity(0)
+        if others:
+            os.sched_setaffinity(0, others)
+        parts = (
+            ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
+            if self.real_sinks
+            else ("kafka", "redis")
+        )
+        self.stack.start(parts)
+        pin(self.stack.servers["redis"].child.pid, self.cores)
+        if not self.real_sinks:
+            port = free_port()
+            self.endpoint = f"http://{HOST}:{port}"
+            arguments = ["--port", str(port), "--latency-ms", str(self.latency_ms)]
+            self.stack.children.start("latency", [sys.executable, "-m", "benchmarks.latency_server", *arguments])
+            wait_until(lambda: answers_http(f"{self.endpoint}/_seen"), 20, "the latency server")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.stop()
+        os.sched_setaffinity(0, self._before)
+
+    def environment(self) -> dict[str, str]:
+        """REPLAYS_* variables of the measured system."""
+        found = {**CALM, **self.stack.settings()}
+        if self.endpoint:
+            host, _, port = self.endpoint.removeprefix("http://").partition(":")
+            found |= {
+                "REPLAYS_GCS_ENDPOINT": self.endpoint,
+                "REPLAYS_CLICKHOUSE_URL": self.endpoint,
+                "REPLAYS_BIGQUERY_ENDPOINT": self.endpoint,
+                "REPLAYS_DATADOG_HOST": host,
+                "REPLAYS_DATADOG_PORT": port,
+            }
+        return found
+
+    def control(self, method: str, path: str) -> Any:
+        """Asks the latency server."""
+        request = urllib.request.Request(self.endpoint + path, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+            text = response.read()
+        return json.loads(text) if text else None
+
+
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """All threads of a process."""
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, cores)
+
+
+class Meter(threading.Thread):
+    """Samples CPU and memory of some processes and of all that they start, by role."""
+
+    def __init__(self, roles: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(daemon=True)
+        self._roots = {role: [psutil.Process(pid) for pid in pids] for role, pids in roles.items()}
+        self._cpu: dict[str, dict[int, float]] = {role: {} for role in roles}
+        self._lock = threading.Lock()
+        self.rss_bytes: dict[str, int] = dict.fromkeys(roles, 0)
+        self.rss_now: dict[str, int] = dict.fromkeys(roles, 0)
+        self.ending = threading.Event()
+
+    def run(self) -> None:
+        while not self.ending.wait(SAMPLE_SECONDS):
+            self.sample()
+
+    def sample(self) -> dict[str, float]:
+        """CPU seconds since each process began, by role. Memory is the proportional share (PSS)."""
+        with self._lock:
+            for role, roots in self._roots.items():
+                total = 0
+                for process in self._all(roots):
+                    try:
+                        times = process.cpu_times()
+                        self._cpu[role][process.pid] = times.user + times.system
+                        total += process.memory_full_info().pss
+                    except (psutil.NoSuchProcess, psutil.AccessDenied):
+                        continue
+                self.rss_now[role] = total
+                self.rss_bytes[role] = max(self.rss_bytes[role], total)
+            return {role: sum(found.values()) for role, found in self._cpu.items()}
+
+    @staticmethod
+    def _all(roots: Sequence[psutil.Process]) -> Iterator[psutil.Process]:
+        for root in roots:
+            try:
+                yield root
+                yield from root.children(recursive=True)
+            except psutil.NoSuchProcess:
+                continue
+
+
+def run(bench: Bench, shape: Shape, load: Workload) -> Result:
+    """One run, on a topic and a Redis database of its own. Raises LocalError when it does not end."""
+    tag = f"b{random.getrandbits(40):x}"
+    env = bench.environment() | {
+        "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
+        "REPLAYS_KAFKA_GROUP": f"readers-{tag}",
+        "REPLAYS_KEY_PREFIX": tag,
+        "REPLAYS_SINKS": shape.sinks,
+        "REPLAYS_LOG_LEVEL": "warning",
+        "REPLAYS_WORKER_PROCESSES": str(shape.processes),
+        **({"REPLAYS_GCS_LAYOUT": shape.layout} if shape.layout != "segment" else {}),
+        **dict(shape.extra),
+    }
+    settings = _settings(env)
+    if bench.real_sinks:
+        from tasks.migrate import migrate
+
+        for _ in migrate(settings):
+            pass
+    _make_topic(settings, shape.partitions)
+    if bench.endpoint:
+        bench.control("POST", "/_reset")
+    sent_at: list[float] = []
+    producing = threading.Thread(target=_produce, args=(settings, shape, load, sent_at), daemon=True)
+    producing.start()
+    if not shape.rate:
+        producing.join()
+    children = _start(bench, shape, env, tag)
+    roles: dict[str, list[int]] = {}
+    for role, child in children:
+        roles.setdefault(role, []).append(child.pid)
+    if shape.system == "ours":
+        roles["redis"] = [bench.stack.servers["redis"].child.pid]
+    meter = Meter(roles)
+    meter.start()
+    try:
+        result = _watch(bench, shape, load, settings, meter, children)
+    finally:
+        meter.ending.set()
+        for _, child in children:
+            child.stop(15)
+    if shape.rate and bench.endpoint:
+        result.delays_ms = _delays(bench.control("GET", "/_seen?objects=1")["objects"], load, sent_at, shape)
+    return result
+
+
+def _start(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[tuple[str, Child]]:
+    """The measured processes, on the measured cores."""
+    pinned = ["taskset", "-c", ",".join(map(str, shape.cores))]
+    children = bench.stack.children
+    if shape.system != "ours":
+        command = [sys.executable, "-m", "benchmarks.peers_pipeline", shape.system]
+        options = {
+            "--brokers": env["REPLAYS_KAFKA_BROKERS"],
+            "--topic": env["REPLAYS_KAFKA_TOPIC"],
+            "--group": env["REPLAYS_KAFKA_GROUP"],
+            "--endpoint": env["REPLAYS_GCS_ENDPOINT"],
+            "--threads": str(shape.threads),
+        }
+        flat = [text for pair in options.items() for text in pair]
+        return [
+            ("peer", children.start(f"{tag}-{shape.system}-{n}", [*pinned, *command, *flat]))
+            for n in range(shape.readers)
+        ]
+    started = []
+    for number in range(shape.workers):
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--loglevel=WARNING", "-n"]
+        name = f"{tag}-worker-{number}"
+        started.append(("worker", children.start(name, [*pinned, *command, f"{name}@{HOST}"], env=env)))
+    for number in range(shape.readers):
+        name = f"{tag}-reader-{number}"
+        started.append(("reader", children.start(name, [*pinned, sys.executable, "-m", "ingest.cli"], env=env)))
+    return started
+
+
+def _watch(
+    bench: Bench,
+    shape: Shape,
+    load: Workload,
+    settings: Settings,
+    meter: Meter,
+    children: Sequence[tuple[str, Child]],
+) -> Result:
+    """Waits until `warm`, then until all segments are committed."""
+    asking = Committed(settings)
+    sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
+    deadline = time.monotonic() + RUN_SECONDS_MAX
+    began: tuple[float, int, dict[str, float]] | None = None
+    series: list[dict[str, float]] = []
+    told = 0.0
+    try:
+        while True:
+            now = time.monotonic()
+            dead = [child for _, child in children if not child.alive]
+            if dead or now > deadline:
+                tails = "\n".join(child.log_tail() for _, child in children)
+                raise LocalError(f"{shape.label}: {'ended' if dead else 'not done in time'}\n{tails}")
+            try:
+                done = sum(asking.of(sources).values())
+            except ReconcileError:
+                continue
+            now = time.monotonic()
+            if began is None and done >= shape.warm:
+                began = (now, done, meter.sample())
+            if began is not None and now - told >= 1.0:
+                told = now
+                cpu = sum(meter.sample().values()) - sum(began[2].values())
+                memory = {f"rss_{role}": float(size) for role, size in meter.rss_now.items()}
+                series.append({"seconds": now - began[0], "segments": done - began[1], "cpu": cpu, **memory})
+            if done >= shape.count:
+                break
+            time.sleep(0.05)
+    finally:
+        asking.close()
+    assert began is not None
+    after = meter.sample()
+    began_at, already, before = began
+    segments = shape.count - already
+    requests = bench.control("GET", "/_seen")["requests"] if bench.endpoint else {}
+    return Result(
+        shape=asdict(shape),
+        label=shape.label,
+        segments=max(1, segments),
+        seconds=max(now - began_at, 1e-3),
+        value_bytes=int(segments * load.mean_bytes),
+        cpu_seconds={role: after[role] - before.get(role, 0.0) for role in after},
+        rss_bytes=meter.rss_bytes,
+        load_average=os.getloadavg()[0],
+        requests=requests,
+        series=series,
+    )
+
+
+def _settings(env: Mapping[str, str]) -> Settings:
+    from local.demo import settings_of
+
+    found: Settings = settings_of(dict(env))
+    return found.model_copy(update={"kafka_options": {"log_level": "0"}})
+
+
+def _make_topic(settings: Settings, partitions: int) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
+    topics = [NewTopic(settings.kafka_topic, partitions, 1), NewTopic(settings.dead_letter_topic, 1, 1)]
+    for future in admin.create_topics(topics).values():
+        try:
+            future.result(30)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # the client asked twice
+                raise
+
+
+def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[float]) -> None:
+    """Partition by number, so that each has the same load."""
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka_brokers,
+            "linger.ms": 5,
+            "message.max.bytes": 16 * 1024 * 1024,
+            "queue.buffering.max.kbytes": 65536,
+            "compression.type": "lz4",
+        }
+    )
+    began = time.monotonic()
+    for number in range(shape.count):
+        while shape.rate and (left := began + number / shape.rate - time.monotonic()) > 0:
+            producer.poll(min(left, 0.05))
+        value = load.values[number % len(load.values)]
+        while True:
+            try:
+                producer.produce(settings.kafka_topic, value=value, partition=number % shape.partitions)
+                break
+            except BufferError:
+                producer.poll(0.05)
+        sent_at.append(time.time())
+        producer.poll(0)
+    producer.flush(60)
+
+
+def _delays(
+    objects: Mapping[str, float], load: Workload, sent_at: Sequence[float], shape: Shape
+) -> dict[str, float]:
+    """From produce() to the moment that the store has it: percentiles in ms, of what came after the warm-up.
+
+    A packed object is named by its batch, whose id ends with the offsets that it covers.
+    """
+    delays = []
+    if shape.layout == "packed":
+        for name, at in objects.items():
+            stem = next(part for part in name.split("/") if part.count("-") >= 3)
+            partition, start, stop = map(int, stem.split(".")[0].rsplit("-", 3)[1:])
+            numbers = (offset * shape.partitions + partition for offset in range(start, stop))
+            delays += [at - sent_at[number] for number in numbers if shape.warm <= number < len(sent_at)]
+    else:
+        for number in range(shape.warm, min(shape.count, len(load.names))):
+            if (at := objects.get(load.names[number])) is not None:
+                delays.append(at - sent_at[number])
+    if not delays:
+        return {}
+    delays.sort()
+    found = {
+        f"p{share}": delays[min(len(delays) - 1, len(delays) * share // 100)] * 1000 for share in (50, 90, 99)
+    }
+    return found | {"max": delays[-1] * 1000, "segments": float(len(delays))}
+
+
+@contextmanager
+def profiled(pids: Sequence[int], directory: Path, seconds: float) -> Iterator[None]:
+    """py-spy beside these processes, if it is installed; raw stacks go to `directory`."""
+    program = Path(sys.executable).with_name("py-spy")
+    running = []
+    directory.mkdir(parents=True, exist_ok=True)
+    for pid in pids if program.exists() else ():
+        command = [str(program), "record", "-p", str(pid), "-s", "-d", str(int(seconds)), "-f", "raw", "-r", "200"]
+        running.append(subprocess.Popen([*command, "-o", str(directory / f"{pid}.raw")]))
+    try:
+        yield
+    finally:
+        for one in running:
+            one.wait(seconds + 30)
+
+
+__all__ = ["PEERS", "Bench", "Meter", "Result", "Shape", "Workload", "run", "workload"]
