@@ -49,5 +49,19 @@ chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
 	$(BIN)/python -m tests.mutation
 
-bench: $(STAMP) ## what parsing costs, beside its floor and its peers
-	$(BIN)/python -m benchmarks.parse
+BENCH_STAMP := $(VENV)/.installed-bench
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	@mkdir -p .bench && touch $@
+
+bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figures into .bench/
+	$(BIN)/python -m benchmarks.parse --json .bench/parse.json
+	$(BIN)/python -m benchmarks.dispatch --json .bench/dispatch.json
+	$(BIN)/python -m benchmarks.end_to_end --matrix --json .bench/matrix.json
+	$(BIN)/python -m benchmarks.end_to_end --delays 150 --json .bench/delays.json
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) --json .bench/soak.json
+	$(BIN)/python -m benchmarks.plots
+
+bench-peers: $(BENCH_STAMP) ## the system beside its peers, one run, same cores
+	$(BIN)/python -m benchmarks.end_to_end --peers --rounds 2 --json .bench/peers.json
+	$(BIN)/python -m benchmarks.plots

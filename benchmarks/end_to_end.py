@@ -1,6 +1,6 @@
 """Whole systems from Kafka to durable objects: ours and its peers, one after another on the same cores.
 
-    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--delays] [--json FILE]
+    python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--json FILE]
 
 Against one HTTP server with a stated latency (benchmarks/latency_server.py), or with --embedded against the
 stores of the embedded stack. `CPU` is of all processes of a system, Redis included, broker and stores excluded.

@@ -1,0 +1,168 @@
+"""What handing a batch to the fleet costs: Redis and Celery, by the size of the batch. No flush task does work.
+
+    python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
+
+The reader's own code stages real parsed segments and starts their chords on a real Redis, with nobody consuming.
+Printed: CPU of the publishing process and of Redis a batch and a segment, chords a second, and the longest entry
+that lands in a queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+from benchmarks.common import machine, show, write_json
+from benchmarks.system import STARTED_AT, workload
+from ingest.core.model import Batch, CutReason, Message, OffsetRange, Segment, Stage, TopicPartition
+from ingest.core.parse import ParseRules, parse
+from ingest.encoding import Encoder
+from ingest.settings import Settings
+from local.stack import Stack
+from tasks import chord
+from tasks.staging import Staging, connect
+from tasks.wire import reference
+
+SOURCE = TopicPartition("benchmark", 0)
+ALL_SINKS = ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter")
+
+
+def segments_of(count: int) -> list[Segment]:
+    """Parsed messages of the generator's `clean` mix."""
+    found = []
+    for offset, value in enumerate(workload(count).values):
+        parsed = parse(Message(SOURCE, 1, offset, value, timestamp_ms=STARTED_AT * 1000), ParseRules())
+        if isinstance(parsed, Segment):
+            found.append(parsed)
+    return found
+
+
+def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
+    """The `number`-th batch of that size, cycling."""
+    start = number * size
+    chosen = tuple(segments[(start + place) % len(segments)] for place in range(size))
+    return Batch(
+        source=SOURCE,
+        epoch=1,
+        offsets=OffsetRange(start, start + size),
+        segments=chosen,
+        rejects=(),
+        size_bytes=sum(segment.size_bytes for segment in chosen),
+        cut_by=CutReason.COUNT,
+    )
+
+
+def measure(
+    settings: Settings, redis_pid: int, segments: Sequence[Segment], size: int, batches: int
+) -> dict[str, Any]:
+    """Both stages of `batches` batches: encode, stage, start; then discard."""
+    app = chord.publisher(settings)
+    staging = Staging(connect(settings), settings)
+    encoder = Encoder(settings.sinks, settings.blobs_per_task, "benchmark")
+    redis = psutil.Process(redis_pid)
+    staging.client.flushdb()
+    spent = {"encode": 0.0, "stage": 0.0, "publish": 0.0, "discard": 0.0}
+    wall, longest, messages = 0.0, 0, 0
+    before = redis.cpu_times()
+    for number in range(-2, batches):
+        if number == 0:
+            spent, wall, messages = dict.fromkeys(spent, 0.0), 0.0, 0
+            before = redis.cpu_times()
+        batch = batch_of(segments, max(number, 0), size)
+        began, at = time.monotonic(), time.process_time()
+        manifest = encoder.manifest(batch)
+        name = reference(manifest)
+        at = _add(spent, "encode", at)
+        for stage in Stage:
+            tasks = [entry.name for entry in manifest.of_stage(stage)]
+            if not tasks:
+                continue
+            tasks = staging.unmarked(name, tasks)
+            token = chord.new_token()
+            payloads = encoder.payloads(batch, stage, tasks)
+            at = _add(spent, "encode", at)
+            staging.stage(manifest, stage, token, payloads)
+            at = _add(spent, "stage", at)
+            chord.start(app, name, tasks, stage, 1, token, int(time.time()) + 60, "")
+            at = _add(spent, "publish", at)
+            messages += len(tasks)
+        staging.discard(manifest)
+        at = _add(spent, "discard", at)
+        wall += time.monotonic() - began
+        if number in (-1, batches - 1):
+            longest = max(longest, _longest(staging.client))
+            staging.client.flushdb()
+    after = redis.cpu_times()
+    redis_seconds = after.user + after.system - before.user - before.system
+    per_segment = 1e6 / (batches * size)
+    return {
+        "size": size,
+        "batches": batches,
+        "chords_per_second": 2 * batches / wall,
+        "segments_per_second": batches * size / wall,
+        "tasks_per_batch": messages / batches,
+        "message_bytes_max": longest,
+        "batch_micros": sum(spent.values()) / batches * 1e6,
+        "segment_micros": sum(spent.values()) * per_segment,
+        "redis_micros_per_segment": redis_seconds * per_segment,
+        "micros_per_segment": {name: seconds * per_segment for name, seconds in spent.items()},
+    }
+
+
+def _add(spent: dict[str, float], what: str, since: float) -> float:
+    now = time.process_time()
+    spent[what] += now - since
+    return now
+
+
+def _longest(client: Any) -> int:
+    """Of all entries of all lists: what a worker is sent."""
+    sizes = [
+        len(entry)
+        for key in client.scan_iter(count=1000)
+        if client.type(key) == b"list"
+        for entry in client.lrange(key, 0, -1)
+    ]
+    return max(sizes, default=0)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sizes", default="1,10,50,100,200,500", help="segments in a batch, comma separated")
+    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--segments", type=int, default=600, help="distinct segments")
+    parser.add_argument("--json", help="write the figures there")
+    arguments = parser.parse_args()
+    segments = segments_of(arguments.segments)
+    results = []
+    with Stack() as stack:
+        stack.start(("redis",))
+        settings = Settings(redis_url=stack.addresses["redis"], sinks=ALL_SINKS)  # type: ignore[arg-type]
+        for size in map(int, arguments.sizes.split(",")):
+            pid = stack.servers["redis"].child.pid
+            results.append(measure(settings, pid, segments, size, arguments.batches))
+    columns = ("batch of", "chords/s", "tasks a batch", "message bytes", "CPU µs/batch", "CPU µs/seg")
+    rows = [
+        [
+            str(one["size"]),
+            f"{one['chords_per_second']:.0f}",
+            f"{one['tasks_per_batch']:.0f}",
+            str(one["message_bytes_max"]),
+            f"{one['batch_micros']:.0f}",
+            f"{one['segment_micros']:.1f}",
+            *(f"{value:.1f}" for value in one["micros_per_segment"].values()),
+            f"{one['redis_micros_per_segment']:.1f}",
+        ]
+        for one in results
+    ]
+    show("handing batches to the fleet", (*columns, "encode", "stage", "publish", "discard", "redis"), rows)
+    write_json(arguments.json, {"machine": machine(), "results": results})
+
+
+if __name__ == "__main__":
+    main()

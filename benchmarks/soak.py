@@ -1,0 +1,98 @@
+"""Full load for a long time, and a long backlog: does memory stay flat, does a segment cost the same at the end?
+
+    python -m benchmarks.soak [--minutes 10] [--json FILE]
+    python -m benchmarks.soak --backlog 200000 [--json FILE]
+
+With --minutes, a producer keeps the topic ahead of the system until the time is over. The broker is in memory and
+drops nothing, so a segment of the workload is small here (--profile small; a backlog of 200,000 takes 1 GB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+from typing import Any
+
+from benchmarks.common import machine, show, write_json
+from benchmarks.system import Bench, Result, Shape, run, workload
+
+LINES = 10
+
+
+def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
+    """Bytes a minute, least squares over the second half: the first is caches filling."""
+    half = series[len(series) // 2 :]
+    if len(half) < 3:
+        return 0.0
+    line = statistics.linear_regression([one["seconds"] for one in half], [one[name] for one in half])
+    return line.slope * 60
+
+
+def thirds(series: list[dict[str, float]]) -> list[float]:
+    """CPU microseconds a segment in each third of the run."""
+    size = max(1, len(series) // 3)
+    marks = [series[0], series[min(size, len(series) - 1)], series[min(2 * size, len(series) - 1)], series[-1]]
+    return [
+        (last["cpu"] - first["cpu"]) / max(1.0, last["segments"] - first["segments"]) * 1e6
+        for first, last in itertools.pairwise(marks)
+    ]
+
+
+def report(result: Result, path: str | None) -> None:
+    """Table over time, slopes, JSON."""
+    series = result.series
+    names = sorted(name for name in series[0] if name.startswith("rss_"))
+    step = max(1, len(series) // LINES)
+    rows = [
+        [
+            f"{one['seconds']:.0f}",
+            f"{one['segments']:.0f}",
+            f"{one['cpu'] / max(1.0, one['segments']) * 1e6:.0f}",
+            *(f"{one[name] / 1e6:.0f}" for name in names),
+        ]
+        for one in series[::step]
+    ]
+    columns = ("seconds", "segments", "CPU µs/seg so far", *(f"{name[4:]} MB" for name in names))
+    show(f"{result.label}: {result.segments} segments, {result.rate:.0f} a second", columns, rows)
+    slopes = {name: slope_per_minute(series, name) for name in names}
+    costs = thirds(series)
+    print("growth in the second half, MB a minute:", {n: round(s / 1e6, 2) for n, s in slopes.items()})
+    print("CPU µs a segment by thirds of the run:", [round(cost) for cost in costs])
+    figures: dict[str, Any] = {"machine": machine(), "result": result.as_json(), "slopes": slopes, "thirds": costs}
+    write_json(path, figures)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--backlog", type=int, default=0, help="segments")
+    parser.add_argument("--rate", type=float, default=1000.0, help="segments a second with --minutes")
+    parser.add_argument("--profile", default="small", help="of the load generator")
+    parser.add_argument("--workload", type=int, default=3000, help="distinct segments")
+    parser.add_argument("--layout", default="segment")
+    parser.add_argument("--sinks", default="gcs,clickhouse,bigquery,datadog,dead_letter")
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--json", help="write the figures there")
+    arguments = parser.parse_args()
+    load = workload(arguments.workload, arguments.profile)
+    count = arguments.backlog or int(max(arguments.minutes, 1.0) * 60 * arguments.rate)
+    cores = tuple(sorted(os.sched_getaffinity(0))[:1])
+    shape = Shape(
+        layout=arguments.layout,
+        sinks=arguments.sinks,
+        processes=arguments.processes,
+        count=count,
+        warm=min(2000, count // 10),
+        rate=0.0 if arguments.backlog else arguments.rate,
+        cores=cores,
+    )
+    with Bench(cores, arguments.latency_ms) as bench:
+        report(run(bench, shape, load), arguments.json)
+
+
+if __name__ == "__main__":
+    main()

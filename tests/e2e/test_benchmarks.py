@@ -1,0 +1,43 @@
+"""The benchmark programs run at all: what they find is for docs/performance.md, not for tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MISSING = [
+    name for name in ("msgpack", "fastjsonschema", "orjson", "psutil") if not importlib.util.find_spec(name)
+]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra bench is not installed: {MISSING}")
+
+
+def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
+    """What the program printed. Fails with its errors."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak"])
+def test_each_program_explains_itself(module: str) -> None:
+    """given a program of benchmarks/, when it is asked for help, then it answers with its options"""
+    assert "usage:" in run(module, "--help")
+
+
+def test_fifty_segments_are_measured_from_kafka_to_the_store(tmp_path: Path) -> None:
+    """given fifty segments, when the system takes them to the slow store, then all are stored and counted"""
+    figures = tmp_path / "figures.json"
+
+    run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",
+        "--json", str(figures))  # fmt: skip
+
+    found = json.loads(figures.read_text())["results"]
+    assert [one["requests"]["gcs"] >= 50 for one in found] == [True, True]
+    assert all(one["cpu_micros_per_segment"] > 0 for one in found)
