@@ -95,7 +95,9 @@ class Settings(BaseSettings):
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket of the recordings.")
     gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
     gcs_endpoint: str = Field("", description="Another endpoint (emulator); credentials are then anonymous.")
-    gcs_threads: int = Field(8, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size.")
+    gcs_threads: int = Field(
+        32, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size."
+    )
     gcs_location: str = Field("", description="Where `migrate` creates the bucket; empty: Google's default (US).")
     google_credentials_file: Path | None = Field(
         None, description="Service account key file; unset: application default (workload identity)."
