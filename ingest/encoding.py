@@ -67,13 +67,14 @@ class Encoder:
         for sink in self.sinks:
             if STAGE_OF_SINK[sink] not in stages:
                 continue
-            items: list[Item] = list(_items(batch, sink))
+            items: list[Item] = list(items_of(batch, sink))
             size = self.blobs_per_task if sink == "gcs" else max(1, len(items))
             for number, chunk in enumerate(chunks(items, size)):
                 yield f"{STAGE_OF_SINK[sink]}/{sink}/{number}", chunk
 
 
-def _items(batch: Batch, sink: str) -> Iterator[Item]:
+def items_of(batch: Batch, sink: str) -> Iterator[Item]:
+    """Everything that one sink gets of a batch, in order."""
     match sink:
         case "gcs":
             for segment in batch.segments:

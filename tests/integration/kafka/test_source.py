@@ -259,6 +259,33 @@ def test_a_reader_that_is_given_partitions_while_it_leaves_leaves_at_once(
     assert time.monotonic() - began < CALL_SECONDS_MAX / 2
 
 
+def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(brokers: str, topic: str) -> None:
+    """The client remembers a pause over rebalances; a reader that has room again must not inherit it."""
+    produce(brokers, topic, 400)
+    limits = Limits(
+        batch_messages_max=20,
+        batch_age_seconds_max=0.1,
+        in_flight_batches_max=4,
+        pause_after_seconds=0.1,
+        drain_deadline_seconds=1.0,
+    )
+    first = Reader(brokers, topic, limits)
+    first.fleet.open = False
+    first.turn_until(lambda: first.pipeline.paused)
+    second = Reader(brokers, topic, limits)
+    second.fleet.open = False
+    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+
+    first.fleet.open = True
+    for command in first.fleet.dispatched:
+        first.fleet.settle(command)
+    second.crash()
+    first.turn_until(lambda: sum(e.offset == 200 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+
+    assert [p.offset for p in committed(brokers, topic)] == [200, 200]
+    first.source.close()
+
+
 def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
     """SIGTERM with an open batch: it is flushed and committed, then the loop stops."""
     produce(brokers, topic, 30)

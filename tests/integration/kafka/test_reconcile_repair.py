@@ -1,0 +1,212 @@
+"""`replays-ingest reconcile` against real servers: it finds what is missing, and repairs just that."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+from rich.console import Console
+
+from ingest import reconcile
+from ingest.reconcile import Missing, ReconcileFailed, Scope
+from ingest.settings import Settings
+from local.demo import settings_of
+from local.expectation import Expectation
+from local.fleet import isolated
+from local.java_kafka import JavaKafka
+from local.load import PROFILES, Produced, produce
+from local.reconcile import reconcile as compare
+from local.stack import Stack
+from tasks.migrate import migrate
+from tasks.sinks import bigquery, clickhouse, gcs
+from tasks.staging import Staging, connect
+
+PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
+COUNT = 80
+FAST = 1e6
+
+
+@dataclass(frozen=True)
+class System:
+    """Servers with a load in the topic; every offset is committed, and nothing was written anywhere."""
+
+    settings: Settings
+    produced: Produced
+    expected: Expectation
+
+
+@pytest.fixture
+def system(stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Iterator[System]:
+    yield from loaded(stack, fresh_name("r"), tmp_path, {})
+
+
+@pytest.fixture
+def system_on_apache(
+    stack: Stack, apache_kafka: JavaKafka, fresh_name: Callable[[str], str], tmp_path: Path
+) -> Iterator[System]:
+    yield from loaded(stack, fresh_name("r"), tmp_path, {"REPLAYS_KAFKA_BROKERS": apache_kafka.address})
+
+
+def loaded(stack: Stack, name: str, tmp_path: Path, others: dict[str, str]) -> Iterator[System]:
+    stack.start(PARTS)
+    own = isolated(name.replace("_", ""), stack.addresses["redis"], 9) | others
+    settings = settings_of({**stack.settings(), **own, "REPLAYS_SINKS": "gcs,clickhouse,bigquery,dead_letter"})
+    for _ in migrate(settings, topics=True):
+        pass
+    manifest = tmp_path / "manifest.jsonl"
+    produced = produce(settings, PROFILES["small"], COUNT, 7, manifest_path=manifest)
+    commit(settings, produced.ends)
+    yield System(settings, produced, Expectation.of_manifest(manifest, settings=settings))
+    connect(settings).flushdb()
+
+
+def commit(settings: Settings, ends: dict[int, int]) -> None:
+    consumer = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
+    offsets = [KafkaPartition(settings.kafka_topic, partition, end) for partition, end in ends.items()]
+    consumer.commit(offsets=offsets, asynchronous=False)
+    consumer.close()
+
+
+def left(account: reconcile.Account) -> dict[str, int]:
+    return {name: tally.left for name, tally in account.sinks.items()}
+
+
+def test_all_of_a_lost_load_is_found_and_written_again(system: System) -> None:
+    """Nothing was ever written: every segment is missing everywhere; after the repair every sink is complete."""
+    found: list[Missing] = []
+    before = reconcile.run(system.settings, Scope(), missing=found.append)
+
+    assert not before.ok
+    assert before.messages == system.produced.messages
+    assert {item.item for item in found if item.sink == "gcs"} == set(system.expected.objects)
+    assert {item.segment for item in found if item.sink == "gcs"} == {
+        f"{project}/{replay}/{segment}" for project, replay, segment in system.expected.segments
+    }
+    assert left(before)["dead_letter"] == system.produced.rejects
+
+    repaired = reconcile.run(system.settings, Scope(), repair=True, per_second_max=FAST, by="a test")
+
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(reconcile.render(before))
+    assert "NOT OK" in console.export_text()
+    assert repaired.ok, (left(repaired), repaired.failures)
+    report = compare(system.settings, system.expected)
+    assert report.ok, report.failures()
+    after = reconcile.run(system.settings, Scope())
+    assert after.ok, after.examples[:3]
+    assert all(tally.checked and not tally.missing for tally in after.sinks.values())
+
+
+def test_just_what_was_deleted_is_written_again_and_audited(system: System) -> None:
+    """Objects, one spoiled object, rows and facts go; the repair brings back these alone, twice in a row."""
+    settings = system.settings
+    reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+    for _ in range(2):  # the second time, tokens of the first repair must not make ClickHouse skip the insert
+        gone = spoil(settings, sorted(system.expected.objects))
+
+        account = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST, by="oncall")
+
+        assert account.ok, (left(account), account.failures)
+        assert {name: tally.repaired for name, tally in account.sinks.items()} == gone
+        assert account.sinks["gcs"].differs == 1
+        report = compare(settings, system.expected)
+        assert report.ok, report.failures()
+    deeds = Staging(connect(settings), settings).audited()
+    assert [deed["what"] for deed in deeds[:2]] == ["reconcile ends", "reconcile begins"]
+    assert deeds[0]["by"] == "oncall"
+    assert deeds[0]["gcs"] == "3 of 3"
+
+
+def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
+    """Two objects deleted and one overwritten, some rows of each table deleted: how many items, by sink."""
+    bucket = gcs.client(settings).bucket(settings.gcs_bucket)
+    for name in names[:2]:
+        bucket.blob(name).delete()
+    bucket.blob(names[2]).upload_from_string(b"not what was here")
+    server = clickhouse.client(settings)
+    deleted = 0
+    for table in ("replays", "replay_segments", "replay_outcomes"):
+        # The identities only: rows that wait for their merge count once.
+        server.command(f"OPTIMIZE TABLE {table} FINAL")
+        where = "cityHash64(replay_id) % 4 = 1"
+        deleted += server.query(f"SELECT count() FROM {table} WHERE {where}").result_rows[0][0]
+        server.command(f"ALTER TABLE {table} DELETE WHERE {where} SETTINGS mutations_sync = 2")
+    server.close()
+    connected = bigquery.client(settings)
+    table = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.replay_events`"
+    where = "event_type = 'console'"
+    rows = next(iter(connected.query_and_wait(f"SELECT COUNT(DISTINCT row_id) AS n FROM {table} WHERE {where}")))
+    connected.query_and_wait(f"DELETE FROM {table} WHERE {where}")
+    connected.close()
+    assert deleted
+    assert rows["n"]
+    return {"gcs": 3, "clickhouse": deleted, "bigquery": rows["n"], "dead_letter": 0}
+
+
+def test_only_the_range_that_is_asked_for_is_looked_at(system: System) -> None:
+    """Half of one partition; what is not committed is told and not judged; nothing is written without repair."""
+    end = system.produced.ends[0]
+
+    account = reconcile.run(system.settings, Scope(partition=0, start=2, stop=end // 2))
+    beyond = reconcile.run(system.settings, Scope(partition=0, start=end))
+
+    assert [(span.partition, span.start, span.stop) for span in account.spans] == [(0, 2, end // 2)]
+    assert account.messages == end // 2 - 2
+    assert all(2 <= item.offset < end // 2 for item in account.examples)
+    assert beyond.ok
+    assert beyond.messages == 0
+    assert not gcs.client(system.settings).bucket(system.settings.gcs_bucket).get_blob(account.examples[0].item)
+
+
+def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System) -> None:
+    """A dead letter or a kill switch explains an absence."""
+    from ingest.tenants import TenantStore
+
+    projects = {project for project, _, _ in system.expected.segments}
+    store = TenantStore(connect(system.settings), system.settings.key_prefix)
+    for project in projects:
+        store.kill(project)
+
+    account = reconcile.run(system.settings, Scope())
+
+    assert account.shed
+    assert left(account)["gcs"] == 0
+
+
+def test_an_operator_types_ages_or_times() -> None:
+    """Ages count back from now; a time without a zone is UTC."""
+    assert reconcile.moment("2h", now=10_000.0) == 2_800.0
+    assert reconcile.moment("1970-01-01T00:01", now=0.0) == 60.0
+    with pytest.raises(ValueError, match="like 2h"):
+        reconcile.moment("yesterday", now=0.0)
+
+
+def test_a_topic_that_is_not_there_is_one_clear_sentence(system: System) -> None:
+    with pytest.raises(ReconcileFailed, match="nowhere"):
+        reconcile.run(system.settings.model_copy(update={"kafka_topic": "nowhere"}), Scope())
+
+
+def test_offsets_and_times_are_not_mixed() -> None:
+    """A scope is one or the other."""
+    with pytest.raises(ValueError, match="which"):
+        Scope(start=3)
+    with pytest.raises(ValueError, match="either"):
+        Scope(partition=0, start=3, since=5.0)
+
+
+@pytest.mark.kafka
+def test_a_window_of_time_selects_by_the_timestamps_of_messages(system_on_apache: System) -> None:
+    """From the first message that is not older to the first one that is too young, on all partitions."""
+    settings, now = system_on_apache.settings, time.time()
+
+    everything = reconcile.run(settings, Scope(since=now - 600, until=now + 600))
+    nothing = [reconcile.run(settings, scope) for scope in (Scope(since=now + 600), Scope(until=now - 600))]
+
+    assert everything.messages == system_on_apache.produced.messages
+    assert [account.messages for account in nothing] == [0, 0]
