@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs simulate mutants chaos bench bench-peers clean
+.PHONY: help setup demo test check format docs simulate mutants chaos bench bench-uploads bench-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,3 +65,6 @@ bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figur
 bench-peers: $(BENCH_STAMP) ## the system beside its peers, one run, same cores
 	$(BIN)/python -m benchmarks.end_to_end --peers --rounds 2 --json .bench/peers.json
 	$(BIN)/python -m benchmarks.plots
+
+bench-uploads: $(STAMP) ## what 503 and 429 from Cloud Storage cost the whole system, in turns with none
+	$(BIN)/python -m benchmarks.failing_uploads

@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from whole_system import System, until
 
-from local.faults import Errors, Hang, Pass, Refuse
+from local.faults import Errors, Hang, Pass, Refuse, SeveralErrors
 from local.processes import free_port, wait_until
 from local.reconcile import read_facts, read_metrics
 
@@ -66,14 +66,16 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path:
 
 
 def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
-    """503 to 3 % of the uploads: single objects are tried again, no batch is parked."""
+    """503 to 2 % of the uploads and 429 to 1 %: single objects are tried again, no batch is parked."""
     with System(tmp_path) as system:
-        system.proxies["gcs"].set(Errors(503, 0.03))
+        system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)
 
         system.wait_committed()
 
         assert system.metric("replays_reader_batches_parked_total") == 0
+        assert system.proxies["gcs"].counts["status 503"] > 0
+        assert system.proxies["gcs"].counts["status 429"] > 0
         system.assert_whole()
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from local.faults import Errors, Fault, FaultProxy, Hang, Latency, LostReplies, Pass, Refuse, Reset
+from local.faults import Errors, Fault, FaultProxy, Hang, Latency, LostReplies, Pass, Refuse, Reset, SeveralErrors
 from local.server import HttpServer
 
 
@@ -132,6 +132,19 @@ def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
 
     assert seen[0] == seen[1]
     assert 0 < seen[0].count(503) < 40
+
+
+def test_several_errors_have_a_share_each(target: str):
+    """A quarter of this, a half of that, and the rest passes."""
+    with FaultProxy(target, http=True, seed=3) as proxy:
+        proxy.set(SeveralErrors((Errors(503, share=0.25), Errors(429, share=0.5))))
+        connection = client(proxy)
+        statuses = [post(connection, b"%d" % number)[0] for number in range(200)]
+
+    counts = {status: statuses.count(status) for status in (503, 429, 200)}
+    assert sum(counts.values()) == 200
+    assert all(0.15 < counts[status] / 200 < 0.35 for status in (503, 200))
+    assert 0.4 < counts[429] / 200 < 0.6
 
 
 def test_a_lost_reply_is_a_request_that_was_carried_out(target: str):
