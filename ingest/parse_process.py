@@ -1,40 +1,40 @@
-"""One parsing process: frames of messages in, frames of outcomes out, until the reader is gone.
+"""One parsing process: frames of work in, frames of answers out, until the reader is gone.
 
-Started by `ingest.parsing.ProcessParser` as `python -m ingest.parse_process FD`.
+Started by `ingest.parsing.ProcessParser` as `python -m ingest.parse_process SOCKET ARENA` (two descriptors).
 """
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 import sys
 
 import msgspec
 
-from ingest.core.model import Message, Segment
-from ingest.core.parse import ParseRules, parse
-from ingest.parsing import Parsed, receive_frame, send_frame
+from ingest.core.parse import ParseRules
+from ingest.parse_link import Hello, Parser, receive_frame, send_frame
 
 
-def main(descriptor: int) -> None:
-    """Serves one socket. SIGINT and SIGTERM are the reader's business: it closes the socket when it is done."""
+def main(socket_fd: int, arena_fd: int) -> None:
+    """Serves one socket. SIGINT and SIGTERM are the reader's business: it closes the socket when it is done.
+
+    Whatever a message does to this process (memory that is not there, a fault in a library) ends it; the reader
+    starts another one and finds out which message it was.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = socket.socket(fileno=descriptor)
-    decode = msgspec.msgpack.Decoder(list[Message]).decode
-    encode = msgspec.msgpack.Encoder().encode
+    link = socket.socket(fileno=socket_fd)
     try:
-        rules = ParseRules(**msgspec.json.decode(receive_frame(link)))
+        hello = msgspec.msgpack.decode(receive_frame(link), type=Hello)
+        if hello.memory_bytes_max:
+            resource.setrlimit(resource.RLIMIT_DATA, (hello.memory_bytes_max, hello.memory_bytes_max))
+        parser = Parser(ParseRules(**hello.rules), arena_fd)
         while True:
-            outcomes = [parse(message, rules) for message in decode(receive_frame(link))]
-            parsed = [
-                Parsed(outcome, None) if isinstance(outcome, Segment) else Parsed(None, outcome)
-                for outcome in outcomes
-            ]
-            send_frame(link, encode(parsed))
+            send_frame(link, parser.answer(receive_frame(link)))
     except (EOFError, OSError):
         return
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -6,37 +6,30 @@ Parsing is a pure function of a message and the rules, so nothing else of the ap
 from __future__ import annotations
 
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
 
 import msgspec
 import structlog
 
 from ingest.core import events as on
-from ingest.core.model import DeadLetter, Drop, Message, Outcome, Reject, Segment
+from ingest.core.model import DeadLetter, Drop, Message, Outcome, Reject
 from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import project_of
 from ingest.core.tenants import TenantGate
+from ingest.parse_link import Arena, Hello, ask, hear, send_frame
 
 log = structlog.get_logger(__name__)
 
-CHUNK_SECONDS_MAX = 60.0
-FRAME_BYTES_MAX = 1 << 31
-_LENGTH = struct.Struct("<Q")
+ANSWER_SECONDS_MAX = 60.0
+CLOSE_SECONDS_MAX = 0.5
+# Beyond what the bound on inflated segments makes likely; a process that wants more is ended by the kernel.
+MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * 1024 * 1024, 6
 
 Clock = Callable[[], float]
-
-
-class Parsed(msgspec.Struct, array_like=True, gc=False):
-    """An outcome on its way between processes: exactly one of the two."""
-
-    segment: Segment | None
-    reject: Reject | None
 
 
 class InlineParser:
@@ -60,19 +53,39 @@ class InlineParser:
 class ProcessParser:
     """Parses in `processes` children; each poll's messages are split among them by bytes, order is kept.
 
-    Messages travel as msgpack over a socket pair, no pickle. A child that dies or hangs is replaced and its
-    messages are parsed one by one: the one that kills a child again becomes a reject, kept as a dead letter.
+    Values lie in shared memory, no pickle is involved. A child that dies, hangs, or wants more than
+    `memory_bytes_max` (by default what the rules make likely) is replaced, and its messages are parsed one by one:
+    the one that costs a child again becomes a reject, kept as a dead letter.
     """
 
-    def __init__(self, rules: ParseRules, processes: int, gate: TenantGate, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: ParseRules,
+        processes: int,
+        gate: TenantGate,
+        clock: Clock,
+        *,
+        memory_bytes_max: int | None = None,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+    ) -> None:
         assert processes > 0
         self._gate = gate
         self._clock = clock
-        self._children = [_Child(rules) for _ in range(processes)]
+        if memory_bytes_max is None:
+            memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO_MAX * rules.inflated_bytes_max
+        hello = Hello(asdict(rules), memory_bytes_max)
+        self._children = [_Child(hello, answer_seconds_max) for _ in range(processes)]
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the children that there are now."""
+        return [child.process_id for child in self._children]
 
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        """One event a message, in order. Waits for all children, CHUNK_SECONDS_MAX at most for each."""
-        outcomes: list[Outcome | None] = [shed(message, self._gate, self._clock) for message in messages]
+        """One event a message, in order. Waits for all children, a bounded time for each."""
+        outcomes: list[Outcome | None] = []
+        for message in messages:
+            outcomes.append(shed(message, self._gate, self._clock))
         wanted = [index for index, outcome in enumerate(outcomes) if outcome is None]
         shares = self._shares(messages, wanted)
         for child, share in zip(self._children, shares, strict=True):
@@ -80,11 +93,11 @@ class ProcessParser:
                 child.send([messages[index] for index in share])
         for child, share in zip(self._children, shares, strict=True):
             if share:
-                for index, received in zip(share, child.receive(), strict=True):
-                    outcomes[index] = received
-        for message, outcome in zip(messages, outcomes, strict=True):
-            assert outcome is not None
-            yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
+                for index, outcome in zip(share, child.receive(), strict=True):
+                    outcomes[index] = outcome
+        for message, settled in zip(messages, outcomes, strict=True):
+            assert settled is not None
+            yield on.MessageParsed(message.source, message.epoch, message.offset, settled)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
         """Contiguous runs of about the same number of bytes, one a child."""
@@ -120,27 +133,33 @@ class ChildFailed(Exception):
 
 
 class _Child:
-    """One parsing process and the socket to it."""
+    """One parsing process, the socket to it and the memory shared with it."""
 
-    def __init__(self, rules: ParseRules) -> None:
-        self._rules = rules
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(list[Parsed]).decode
+    def __init__(self, hello: Hello, answer_seconds_max: float) -> None:
+        self._hello = msgspec.msgpack.encode(hello)
+        self._answer_seconds_max = answer_seconds_max
+        self._arena = Arena()
         self._sent: Sequence[Message] = ()
+        self._ended: int | None = None
         self._start()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(CHUNK_SECONDS_MAX)
-        command = [sys.executable, "-m", "ingest.parse_process", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._socket.settimeout(self._answer_seconds_max)
+        descriptors = (theirs.fileno(), self._arena.fd)
+        command = [sys.executable, "-m", "ingest.parse_process", *map(str, descriptors)]
+        self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         theirs.close()
-        send_frame(self._socket, msgspec.json.encode(asdict(self._rules)))
+        send_frame(self._socket, self._hello)
 
     def send(self, messages: Sequence[Message]) -> None:
         self._sent = messages
         with suppress(OSError):  # `receive` finds out, and knows what to do
-            send_frame(self._socket, self._encode(messages))
+            ask(self._socket, self._arena, messages)
 
     def receive(self) -> list[Outcome]:
         """The outcomes of what was sent last."""
@@ -148,17 +167,15 @@ class _Child:
             return self._receive()
         except ChildFailed as failure:
             log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
-            return [self._alone(message) for message in self._sent]
+        return [self._alone(message) for message in self._sent]
 
     def _receive(self) -> list[Outcome]:
         try:
-            parsed = self._decode(receive_frame(self._socket))
+            return hear(self._socket, self._sent)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
-            self.close()
+            self._stop()
             self._start()
-            raise ChildFailed(f"{type(failure).__name__}: {failure}") from failure
-        outcomes: list[Any] = [item.segment if item.reject is None else item.reject for item in parsed]
-        return outcomes
+            raise ChildFailed(f"{type(failure).__name__}: {failure} (exit status {self._ended})") from failure
 
     def _alone(self, message: Message) -> Outcome:
         self.send([message])
@@ -177,35 +194,16 @@ class _Child:
             )
             return Reject("parser_failed", error, letter)
 
-    def close(self) -> None:
+    def _stop(self) -> None:
         self._socket.close()
         try:
-            self._process.wait(timeout=0.5)
+            self._process.wait(timeout=CLOSE_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=5)
+            self._process.wait()
+        self._ended = self._process.returncode
 
-
-def send_frame(link: socket.socket, data: bytes) -> None:
-    """One length-prefixed frame."""
-    link.sendall(_LENGTH.pack(len(data)))
-    link.sendall(data)
-
-
-def receive_frame(link: socket.socket) -> bytearray:
-    """One length-prefixed frame. EOFError: the other end is gone."""
-    (length,) = _LENGTH.unpack(_receive_exactly(link, _LENGTH.size))
-    if length > FRAME_BYTES_MAX:
-        raise EOFError(f"a frame of {length} bytes is not one of ours")
-    return _receive_exactly(link, length)
-
-
-def _receive_exactly(link: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
-    view, filled = memoryview(data), 0
-    while filled < length:
-        count = link.recv_into(view[filled:])
-        if count == 0:
-            raise EOFError("the connection was closed")
-        filled += count
-    return data
+    def close(self) -> None:
+        """Ends the process."""
+        self._stop()
+        self._arena.close()

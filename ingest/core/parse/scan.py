@@ -25,7 +25,7 @@ CANVAS_MUTATION = 9
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
 # Bounds of the slow way. A list of raw slices takes 64 bytes an event, and an event can be as short as `0,`;
 # a token takes 0.2 microseconds.
-RAWS_MAX = 1_000_000
+RAWS_MAX = 2_000_000
 TOKENS_MAX = 2_000_000
 SCALARS_BYTES_MAX = 1024 * 1024
 # An exception takes a microsecond: a recording of nothing else but rubbish is given up after this much of it.
@@ -190,15 +190,18 @@ def scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
 
 
 def _scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
-    if not canvas:
-        try:
-            events = _decode_events(raw)
-        except (msgspec.ValidationError, UnicodeDecodeError, RecursionError):
-            pass  # some event is odd
-        else:
-            read = [(index, event) for index, event in enumerate(events) if type(event) in _READ]
-            return Scanned(read, len(events))
-    if raw.count(b",") <= RAWS_MAX:
+    try:
+        events = _decode_events(raw)
+    except (msgspec.ValidationError, UnicodeDecodeError, RecursionError):
+        elements_max = raw.count(b",") + 1  # some event is odd
+    else:
+        elements_max = len(events)
+        if not canvas or elements_max > RAWS_MAX:
+            return Scanned(
+                [(index, event) for index, event in enumerate(events) if type(event) in _READ], len(events)
+            )
+        del events
+    if elements_max <= RAWS_MAX:
         try:
             return _sort(_decode_raws(raw), canvas)
         except RecursionError:

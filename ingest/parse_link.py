@@ -1,0 +1,210 @@
+"""What travels between the reader and a parsing process, and how.
+
+Values lie in memory that both have mapped: the reader copies each into it once, the process parses it in place.
+Everything small goes over a socket pair as length-prefixed msgpack. What a process answers does not repeat the
+bytes that the reader has: a blob that is a slice of its message is told as a place, a dead letter comes without
+its value.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import struct
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ingest.core.model import Blob, DeadLetter, Message, Outcome, Reject, Segment, TopicPartition
+from ingest.core.parse import ParseRules, parse
+
+ARENA_BYTES_MIN = 1 << 20
+FRAME_BYTES_MAX = 1 << 31
+NEEDLE_BYTES = 64
+_LENGTH = struct.Struct("<Q")
+
+
+class Hello(msgspec.Struct, array_like=True):
+    """The first frame: the rules, and how much memory the process may have (0: as much as there is)."""
+
+    rules: dict[str, Any]
+    memory_bytes_max: int
+
+
+class Item(msgspec.Struct, array_like=True, gc=False):
+    """A message without its value, which lies at [start, stop) of the arena."""
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    start: int
+    stop: int
+    key: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp_ms: int
+
+
+class Work(msgspec.Struct, array_like=True, gc=False):
+    """What is to be parsed."""
+
+    arena_bytes: int
+    items: list[Item]
+
+
+class Answer(msgspec.Struct, array_like=True, gc=False):
+    """An outcome: exactly one of the two. `blob_at`: the first blob is this slice of the message's value."""
+
+    segment: Segment | None
+    reject: Reject | None
+    blob_at: tuple[int, int] | None = None
+
+
+class Arena:
+    """Memory that a child inherits by the descriptor of an unnamed file; it grows and never shrinks."""
+
+    def __init__(self) -> None:
+        self.fd = _unnamed_file()
+        self.size_bytes = 0
+        self._map: mmap.mmap | None = None
+
+    def put(self, values: Sequence[bytes]) -> list[int]:
+        """Writes the values one behind the other; returns where each starts, and where the last one ends."""
+        places = [0]
+        for value in values:
+            places.append(places[-1] + len(value))
+        if self._map is None or places[-1] > self.size_bytes:
+            self.size_bytes = max(ARENA_BYTES_MIN, self.size_bytes, 1 << (places[-1] - 1).bit_length())
+            os.ftruncate(self.fd, self.size_bytes)
+            self._map = mmap.mmap(self.fd, self.size_bytes)
+        for start, value in zip(places, values, strict=False):
+            self._map[start : start + len(value)] = value
+        return places
+
+    def close(self) -> None:
+        """Gives the memory back; once is enough."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _unnamed_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("replays-parse")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_work = msgspec.msgpack.Decoder(Work).decode
+_decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
+
+
+# The reader's end
+
+
+def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
+    """Sends messages. Raises OSError when the process is gone."""
+    places = arena.put([message.value for message in messages])
+    items = [
+        Item(one.source, one.epoch, one.offset, start, stop, one.key, one.headers, one.timestamp_ms)
+        for one, start, stop in zip(messages, places, places[1:], strict=False)
+    ]
+    send_frame(link, _encode(Work(arena.size_bytes, items)))
+
+
+def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome]:
+    """The outcomes of these messages. Raises EOFError, OSError (also on time out), msgspec.MsgspecError."""
+    answers = _decode_answers(receive_frame(link))
+    if len(answers) != len(messages):
+        raise EOFError(f"{len(answers)} answers to {len(messages)} messages")
+    return [_whole(answer, message) for answer, message in zip(answers, messages, strict=True)]
+
+
+def _whole(answer: Answer, message: Message) -> Outcome:
+    if answer.segment is None:
+        assert answer.reject is not None
+        letter = msgspec.structs.replace(answer.reject.dead_letter, value=message.value)
+        return msgspec.structs.replace(answer.reject, dead_letter=letter)
+    if answer.blob_at is None:
+        return answer.segment
+    (blob,) = answer.segment.blobs
+    start, stop = answer.blob_at
+    content = memoryview(message.value)[start:stop]
+    return msgspec.structs.replace(answer.segment, blobs=(Blob(blob.name, content, blob.offset),))
+
+
+# The process' end
+
+
+class Parser:
+    """Answers work, parsing values where they lie."""
+
+    def __init__(self, rules: ParseRules, arena_fd: int) -> None:
+        self._rules = rules
+        self._fd = arena_fd
+        self._map = mmap.mmap(-1, 1)
+        self._size_bytes = 0
+
+    def answer(self, frame: bytearray) -> bytes:
+        """The frame that answers a frame of work."""
+        work = _decode_work(frame)
+        if work.arena_bytes != self._size_bytes:
+            self._map = mmap.mmap(self._fd, work.arena_bytes, access=mmap.ACCESS_READ)
+            self._size_bytes = work.arena_bytes
+        return _encode([self._one(item) for item in work.items])
+
+    def _one(self, item: Item) -> Answer:
+        value: Any = memoryview(self._map)[item.start : item.stop]
+        outcome = parse(
+            Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms),
+            self._rules,
+        )
+        if isinstance(outcome, Reject):
+            letter: DeadLetter = msgspec.structs.replace(outcome.dead_letter, value=b"")
+            return Answer(None, msgspec.structs.replace(outcome, dead_letter=letter))
+        (blob,) = outcome.blobs
+        place = self._place(item, blob.content) if isinstance(blob.content, memoryview) else None
+        if place is not None:
+            outcome = msgspec.structs.replace(outcome, blobs=(Blob(blob.name, b"", blob.offset),))
+        return Answer(outcome, None, place)
+
+    def _place(self, item: Item, content: memoryview) -> tuple[int, int] | None:
+        """Where in the message's value these bytes are, if they are."""
+        start = self._map.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
+        stop = start + len(content)
+        if start < 0 or self._map[start:stop] != bytes(content):
+            return None
+        return start - item.start, stop - item.start
+
+
+# Frames
+
+
+def send_frame(link: socket.socket, data: bytes) -> None:
+    """One length-prefixed frame."""
+    link.sendall(_LENGTH.pack(len(data)) + data)
+
+
+def receive_frame(link: socket.socket) -> bytearray:
+    """One length-prefixed frame. EOFError: the other end is gone."""
+    (length,) = _LENGTH.unpack(_receive_exactly(link, _LENGTH.size))
+    if length > FRAME_BYTES_MAX:
+        raise EOFError(f"a frame of {length} bytes is not one of ours")
+    return _receive_exactly(link, length)
+
+
+def _receive_exactly(link: socket.socket, length: int) -> bytearray:
+    data = bytearray(length)
+    view, filled = memoryview(data), 0
+    while filled < length:
+        count = link.recv_into(view[filled:])
+        if count == 0:
+            raise EOFError("the connection was closed")
+        filled += count
+    return data
