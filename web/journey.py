@@ -1,0 +1,144 @@
+"""Which batch a message travelled in, and which sinks are known to have it: Redis, as long as it remembers.
+
+A settled batch leaves its done marks in Redis for about an hour. After that the committed offset of the partition
+still says the one thing that matters: everything below it is durable in every sink.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from redis.exceptions import RedisError
+
+from tasks.settings import Settings
+from tasks.staging import Staging, connect
+from tasks.wire import MANIFEST, Manifest, batch_key, done_field
+
+SCAN_SECONDS_MAX = 3.0
+SCAN_COUNT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """One batch as Redis remembers it. `sinks`: by sink, how many of its flush tasks are done, and how many are.
+
+    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error, "" when it is not parked.
+    """
+
+    batch_id: str
+    partition: int
+    start: int
+    stop: int
+    sinks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    parked: str = ""
+
+    def holds(self, partition: int, offset: int) -> bool:
+        return self.partition == partition and self.start <= offset < self.stop
+
+    @property
+    def durable(self) -> bool:
+        """Every flush task of it is done."""
+        return bool(self.sinks) and all(done == of for done, of in self.sinks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Journeys:
+    """What is known of some messages. `committed`: offset by partition; `trouble`: why nothing is known."""
+
+    batches: tuple[Journey, ...] = ()
+    committed: Mapping[int, int] = field(default_factory=dict)
+    trouble: str = ""
+
+    def of(self, partition: int, offset: int) -> Journey | None:
+        """The batch that held this message; the one that got furthest, should the range have been cut anew."""
+        held = [one for one in self.batches if one.holds(partition, offset)]
+        return max(held, key=lambda one: (one.durable, len(one.sinks)), default=None)
+
+
+def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
+    """The batches of the messages at these (partition, offset). Never raises: this is a fact beside others."""
+    client: Any = connect(settings, retries=0)
+    try:
+        staging = Staging(client, settings)
+        committed = _committed(staging)
+        keys: set[bytes] = set()
+        for partition in sorted({partition for partition, _ in places}):
+            keys |= _keys(client, settings, partition, [o for p, o in places if p == partition])
+        parked = {batch_id: str(about.get("error", "")) for batch_id, about in staging.parked().items()}
+        found = [_journey(client, key, parked) for key in sorted(keys)]
+        return Journeys(tuple(one for one in found if one is not None), committed)
+    except (RedisError, OSError, msgspec.MsgspecError) as error:
+        return Journeys(trouble=f"redis: {error}")
+    finally:
+        client.close()
+
+
+def _committed(staging: Staging) -> dict[int, int]:
+    """The committed offset of each partition, by the heartbeats of the readers that are heard of."""
+    found: dict[int, int] = {}
+    for about in staging.readers().values():
+        for state in about.get("snapshot", {}).get("partitions", []):
+            if state.get("committed") is not None:
+                found[state["partition"]] = max(state["committed"], found.get(state["partition"], 0))
+    return found
+
+
+def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int]) -> set[bytes]:
+    """Keys of staged batches of this partition whose range holds one of the offsets."""
+    pattern = batch_key(f"{settings.kafka_topic}-{partition}-*", "*", settings.key_prefix)
+    found: set[bytes] = set()
+    ends_at, cursor = time.monotonic() + SCAN_SECONDS_MAX, 0
+    while time.monotonic() < ends_at:
+        cursor, keys = client.scan(cursor, match=pattern, count=SCAN_COUNT)
+        for key in keys:
+            start, stop = _range(key.decode())
+            if any(start <= offset < stop for offset in offsets):
+                found.add(key)
+        if cursor == 0:
+            break
+    return found
+
+
+def _range(key: str) -> tuple[int, int]:
+    """`...{topic-partition-start-stop}:digest` -> (start, stop); (0, 0) for anything else."""
+    _, start, stop = ("", "", *key.partition("{")[2].partition("}")[0].rsplit("-", 2))[-3:]
+    return (int(start), int(stop)) if start.isdecimal() and stop.isdecimal() else (0, 0)
+
+
+def _journey(client: Any, key: bytes, parked: Mapping[str, str]) -> Journey | None:
+    manifest_json, blobs, rows = client.hmget(key, [MANIFEST, "chord/blobs", "chord/rows"])
+    if manifest_json is None:
+        return None
+    manifest = msgspec.json.decode(manifest_json, type=Manifest)
+    marks = client.hmget(key, [done_field(entry.name) for entry in manifest.tasks]) if manifest.tasks else []
+    sinks: dict[str, tuple[int, int]] = {}
+    for entry, mark in zip(manifest.tasks, marks, strict=True):
+        done, of = sinks.get(entry.sink, (0, 0))
+        sinks[entry.sink] = (done + (mark is not None), of + 1)
+    tasks = [
+        f"{token.decode()}-{number}"
+        for stage, token in (("blobs", blobs), ("rows", rows))
+        if token
+        for number in range(len(manifest.of_stage(stage)))
+    ]
+    return Journey(
+        manifest.batch_id,
+        manifest.partition,
+        manifest.start,
+        manifest.stop,
+        sinks,
+        tuple(tasks),
+        parked.get(manifest.batch_id, ""),
+    )
+
+
+def flower_url(settings: Settings, batch_id: str) -> str:
+    """Flower's list of this batch's flush tasks. Its page takes a search only behind a field's name."""
+    host = f"[{settings.flower_host}]" if ":" in settings.flower_host else settings.flower_host
+    return f"http://{host}:{settings.flower_port}/tasks?name={quote(f'flush kwargs:{batch_id}', safe='')}"

@@ -1,0 +1,144 @@
+"""What the reads return: one replay, its segments, and the filters that choose among replays.
+
+Times are unix seconds unless a name ends with another unit. A replay's id is 32 hex digits without dashes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+REPLAY_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class NotFound(LookupError):
+    """There is no such replay, or no such segment of it."""
+
+
+class ReadError(RuntimeError):
+    """A server did not answer, or not as it should. The text says which, and what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which replays. Every field that is given must match; `since` and `until` bound the replay's last event."""
+
+    project_id: int | None = None
+    rage: bool = False
+    dead: bool = False
+    errors: bool = False
+    release: str = ""
+    text: str = ""
+    since: float | None = None
+    until: float | None = None
+    limit: int = 50
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One replay as ClickHouse has it, exact whatever was delivered twice.
+
+    `pages`: page visits, in the order of segments. `clicks` counts dead and rage clicks too; `dead_clicks` rage
+    clicks too. `bytes_stored`, `bytes_inflated`: of its segments.
+    """
+
+    project_id: int
+    replay_id: str
+    started_at: float
+    ended_at: float
+    segments: int
+    segment_id_max: int
+    pages: tuple[str, ...]
+    clicks: int
+    dead_clicks: int
+    rage_clicks: int
+    taps: int
+    errors: int
+    user: str
+    release: str
+    environment: str
+    platform: str
+    browser: str
+    system: str
+    country: str
+    replay_type: str
+    is_video: bool
+    bytes_stored: int
+    bytes_inflated: int
+    retention_days: int
+
+    @property
+    def duration_seconds(self) -> float:
+        return max(0.0, self.ended_at - self.started_at)
+
+
+class SegmentState(StrEnum):
+    """`stored`: object and row. The others say what is not there."""
+
+    STORED = "stored"
+    MISSING = "missing"
+    NO_ROW = "no_row"
+    NO_OBJECT = "no_object"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCopy:
+    """One delivery of a segment that ClickHouse still remembers (merged ones are gone)."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """One segment, or the hole where it should be.
+
+    `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: the row was there by then; a merge
+    of table parts makes it later, never earlier. `copies`: more than one when it was delivered again.
+    """
+
+    segment_id: int
+    state: SegmentState
+    object: str = ""
+    received_at: float | None = None
+    partition: int | None = None
+    offset: int | None = None
+    bytes_stored: int = 0
+    bytes_inflated: int = 0
+    bytes_video: int = 0
+    durable_gcs_at: float | None = None
+    durable_clickhouse_at: float | None = None
+    copies: tuple[SegmentCopy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """All of a replay's segments in order, holes included. What comes after the last one cannot be known."""
+
+    all: tuple[SegmentFacts, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Segments that cannot be played: no object is there."""
+        gone = (SegmentState.MISSING, SegmentState.NO_OBJECT)
+        return tuple(one.segment_id for one in self.all if one.state in gone)
+
+    @property
+    def duplicates(self) -> tuple[int, ...]:
+        """Segments that were delivered more than once. Each is stored once."""
+        return tuple(one.segment_id for one in self.all if len(one.copies) > 1)
+
+    @property
+    def readable(self) -> tuple[SegmentFacts, ...]:
+        return tuple(one for one in self.all if one.state in (SegmentState.STORED, SegmentState.NO_ROW))
+
+
+def replay_id_of(text: str) -> str:
+    """The id without dashes, small letters. Raises NotFound when it cannot be one."""
+    plain = text.strip().replace("-", "").lower()
+    if not REPLAY_ID.fullmatch(plain):
+        raise NotFound(f"{text!r} is no replay id: 32 hex digits, with or without dashes")
+    return plain

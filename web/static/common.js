@@ -1,0 +1,59 @@
+// What all pages share: asking the server, making elements out of text (never out of markup), showing numbers.
+
+const ASK_MS_MAX = 20_000;
+
+/** GET or POST JSON. Throws an Error with the server's own words. */
+export async function ask(path, { body, headers } = {}) {
+  const answer = await fetch(path, {
+    method: body === undefined ? "GET" : "POST",
+    headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
+    body: body === undefined ? undefined : JSON.stringify(body),
+    signal: AbortSignal.timeout(ASK_MS_MAX),
+  });
+  const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw new Error(found.error ?? `the server answered ${answer.status}`);
+  return found;
+}
+
+/** An element: attributes (`class`, `href`, `onclick`, ...) and children; strings become text. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** A table of `columns` [title, cell(row), class] over rows. */
+export function table(columns, rows, empty) {
+  if (!rows.length) return make("p", { class: "faint" }, empty);
+  const head = make("tr", {}, ...columns.map(([title, , kind]) => make("th", { scope: "col", class: kind }, title)));
+  const body = rows.map((row) =>
+    make("tr", {}, ...columns.map(([, cell, kind]) => make("td", { class: kind }, cell(row) ?? ""))),
+  );
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+}
+
+export const moment = (seconds) =>
+  seconds ? `${new Date(seconds * 1000).toISOString().slice(0, 19).replace("T", " ")}` : "";
+
+export function length(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  const clock = [Math.floor(whole / 60) % 60, whole % 60].map((part) => String(part).padStart(2, "0")).join(":");
+  return whole >= 3600 ? `${Math.floor(whole / 3600)}:${clock}` : clock;
+}
+
+export function size(bytes) {
+  if (!bytes) return "";
+  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : bytes >= 1e3 ? `${(bytes / 1e3).toFixed(1)} kB` : `${bytes} B`;
+}
+
+/** Puts an error where the page has room for notices. */
+export function complain(place, error) {
+  place.replaceChildren(make("p", { class: "notice error", role: "alert" }, error.message ?? String(error)));
+}

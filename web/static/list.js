@@ -1,0 +1,74 @@
+// The list of replays and its filters. What is chosen stands in the address, so it can be sent to a colleague.
+
+import { ask, byId, complain, length, make, moment, table } from "./common.js";
+
+const PAGE = 50;
+const form = byId("filters");
+const place = byId("replays");
+const more = byId("more");
+let shown = [];
+let turn = 0;
+
+const COLUMNS = [
+  ["replay", (r) => make("a", { href: `/replay/${r.project_id}/${r.replay_id}`, class: "mono" }, r.replay_id.slice(0, 12))],
+  ["project", (r) => r.project_id],
+  ["started (UTC)", (r) => moment(r.started_at)],
+  ["user", (r) => r.user],
+  ["browser", (r) => r.browser || r.system],
+  ["release", (r) => r.release],
+  ["length", (r) => length(r.duration_seconds), "number"],
+  ["segments", (r) => String(r.segments), "number"],
+  ["pages", (r) => String(r.pages.length), "number"],
+  ["clicks", (r) => String(r.clicks), "number"],
+  ["dead", (r) => make("span", { class: r.dead_clicks ? "warn" : "faint" }, String(r.dead_clicks)), "number"],
+  ["rage", (r) => make("span", { class: r.rage_clicks ? "bad" : "faint" }, String(r.rage_clicks)), "number"],
+  ["errors", (r) => make("span", { class: r.errors ? "bad" : "faint" }, String(r.errors)), "number"],
+];
+
+function chosen() {
+  const found = new URLSearchParams();
+  for (const [name, value] of new FormData(form)) if (value) found.set(name, value);
+  return found;
+}
+
+async function show(offset) {
+  const mine = ++turn;
+  const query = chosen();
+  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  query.set("limit", PAGE);
+  query.set("offset", offset);
+  try {
+    const page = await ask(`/api/replays?${query}`);
+    if (mine !== turn) return;
+    shown = offset ? [...shown, ...page.replays] : page.replays;
+    place.replaceChildren(table(COLUMNS, shown, "No replay matches. Segments appear here once ClickHouse has them."));
+    more.hidden = !page.more;
+  } catch (error) {
+    if (mine === turn) complain(place, error);
+  }
+}
+
+async function start() {
+  const given = new URLSearchParams(location.search);
+  try {
+    const { projects, releases } = await ask("/api/projects");
+    form.project.append(...projects.map((p) => make("option", { value: p.project_id }, `${p.project_id} (${p.replays})`)));
+    form.release.append(...releases.map((r) => make("option", { value: r }, r)));
+  } catch (error) {
+    return complain(place, error);
+  }
+  for (const [name, value] of given) {
+    const field = form.elements[name];
+    if (field?.type === "checkbox") field.checked = value === "1";
+    else if (field) field.value = value;
+  }
+  await show(0);
+}
+
+form.addEventListener("change", () => show(0));
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  show(0);
+});
+more.addEventListener("click", () => show(shown.length));
+start();

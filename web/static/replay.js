@@ -1,0 +1,207 @@
+// One replay: the recording played, what happened beside it, and how it came here.
+
+import { ask, byId, complain, length, make, moment, size, table } from "./common.js";
+import { Player } from "./vendor/rrweb-player.js";
+
+const [, , project, replayId] = location.pathname.split("/");
+const api = `/api/replays/${project}/${replayId}`;
+const QUIET = new Set(["asset", "options", "state", "video"]);
+const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [] };
+
+const notice = (text, kind = "") => byId("notices").append(make("p", { class: `notice ${kind}` }, text));
+
+function facts(replay) {
+  const pairs = {
+    user: replay.user,
+    "started (UTC)": moment(replay.started_at),
+    length: length(replay.duration_seconds),
+    release: [replay.release, replay.environment].filter(Boolean).join(" "),
+    browser: [replay.browser, replay.system].filter(Boolean).join(" on "),
+    clicks: `${replay.clicks}, ${replay.dead_clicks} dead, ${replay.rage_clicks} rage`,
+    errors: String(replay.errors),
+    pages: replay.pages.join("\n"),
+    stored: `${size(replay.bytes_stored)}, ${size(replay.bytes_inflated)} inflated, for ${replay.retention_days} days`,
+  };
+  const list = Object.entries(pairs).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value || "-")]);
+  byId("facts").replaceChildren(make("dl", {}, ...list));
+}
+
+const durable = (one) =>
+  one.batch
+    ? Object.entries(one.batch.durable).map(([sink, done]) => `${sink}${done ? " ✓" : " …"}`).join("  ")
+    : one.committed
+      ? "all sinks (offset committed)"
+      : "";
+
+function segments(ingestion) {
+  const columns = [
+    ["segment", (s) => String(s.segment_id), "number"],
+    ["state", (s) => make("span", { class: s.state === "stored" ? "good" : "bad" }, s.state)],
+    ["partition / offset", (s) => (s.partition === null ? "" : `${s.partition} / ${s.offset}`)],
+    ["copies", (s) => (s.copies.length > 1 ? String(s.copies.length) : ""), "number"],
+    ["received (UTC)", (s) => moment(s.received_at)],
+    ["in Cloud Storage", (s) => moment(s.durable_gcs_at)],
+    ["in ClickHouse by", (s) => moment(s.durable_clickhouse_at)],
+    ["durable in", durable],
+    ["batch", (s) => s.batch && make("a", { href: s.batch.flower, class: "mono" }, s.batch.batch_id)],
+    ["size", (s) => size(s.bytes_stored), "number"],
+    ["", (s) => (s.state === "stored" ? make("a", { href: `${api}/segments/${s.segment_id}?raw=1` }, "JSON") : "")],
+  ];
+  byId("segments").replaceChildren(table(columns, ingestion.segments, "no segment is known"));
+  const said = [
+    [ingestion.missing, "is missing; what is there is played"],
+    [ingestion.duplicates, "was delivered more than once and is stored once"],
+  ];
+  for (const [numbers, what] of said)
+    if (numbers.length) notice(`Segment ${numbers.join(", ")} ${what}.`);
+  ingestion.notes.forEach((text) => notice(text));
+}
+
+function marks() {
+  const { timeline, hidden } = state;
+  state.buttons = timeline.marks
+    .filter((mark) => !hidden.has(mark.kind))
+    .map((mark) => {
+      const told = Object.entries(mark.detail).filter(([, value]) => value !== null && value !== "");
+      if (mark.duration_ms !== null) told.unshift(["took", `${mark.duration_ms} ms`]);
+      const details = told.map(([name, value]) => `${name} ${/bytes/.test(name) ? size(value) || 0 : value}`).join(", ");
+      const button = make(
+        "button",
+        { type: "button", "data-kind": mark.kind, onclick: () => seek(mark.at_ms) },
+        make("span", { class: "number" }, length((mark.at_ms - timeline.start_ms) / 1000)),
+        make("span", { class: mark.level }, mark.kind.replace("_", " ") + (mark.times > 1 ? ` ×${mark.times}` : "")),
+        make("span", { class: "what" }, mark.title, make("br"), make("small", { class: "faint" }, details)),
+      );
+      button.at = mark.at_ms;
+      return button;
+    });
+  byId("marks").replaceChildren(...state.buttons.map((button) => make("li", {}, button)));
+}
+
+function kinds() {
+  const buttons = Object.entries(state.timeline.counts).map(([kind, count]) =>
+    make(
+      "button",
+      {
+        type: "button",
+        "aria-pressed": String(!state.hidden.has(kind)),
+        onclick: (event) => {
+          if (!state.hidden.delete(kind)) state.hidden.add(kind);
+          event.currentTarget.setAttribute("aria-pressed", String(!state.hidden.has(kind)));
+          marks();
+        },
+      },
+      `${kind.replace("_", " ")} ${count}`,
+    ),
+  );
+  byId("kinds").replaceChildren(...buttons);
+}
+
+function ticks() {
+  const { start_ms: start, end_ms: end, marks: all } = state.timeline;
+  const shown = all.filter((mark) => /click|navigation|page/.test(mark.kind));
+  byId("ticks").replaceChildren(
+    ...shown.map((mark) => {
+      const tick = make("i", { class: mark.kind, title: mark.kind });
+      tick.style.left = `${(100 * (mark.at_ms - start)) / Math.max(1, end - start)}%`;
+      return tick;
+    }),
+  );
+}
+
+function memory() {
+  const { memory: samples, start_ms: start, end_ms: end } = state.timeline;
+  if (samples.length < 2) return byId("memory").replaceChildren(make("p", { class: "faint" }, "no samples"));
+  const most = Math.max(...samples.map(([, used]) => used), 1);
+  const points = samples.map(([at, used]) => `${(600 * (at - start)) / Math.max(1, end - start)},${86 - (80 * used) / most}`);
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+  const attributes = { points: points.join(" "), fill: "none", stroke: "currentColor", "vector-effect": "non-scaling-stroke" };
+  Object.entries(attributes).forEach(([name, value]) => line.setAttribute(name, value));
+  svg.setAttribute("viewBox", "0 0 600 90");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("class", "plot");
+  svg.append(line);
+  byId("memory").replaceChildren(svg, make("p", { class: "faint" }, `JavaScript heap, at most ${size(most)}`));
+}
+
+function seek(atMs) {
+  const offset = Math.max(0, atMs - state.origin);
+  if (state.player) state.player.goto(offset);
+  if (state.video) state.video.currentTime = offset / 1000;
+  passed(offset);
+}
+
+function passed(offset) {
+  for (const button of state.buttons) button.classList.toggle("past", button.at <= state.origin + offset);
+}
+
+async function play(ingestion) {
+  const stage = byId("stage");
+  const events = [];
+  for (const one of ingestion.segments) {
+    if (one.state !== "stored" && one.state !== "no_row") continue;
+    try {
+      for (const event of await ask(`${api}/segments/${one.segment_id}`)) events.push(event);
+    } catch (error) {
+      notice(`Segment ${one.segment_id} cannot be read: ${error.message}`, "error");
+    }
+  }
+  events.sort((a, b) => a.timestamp - b.timestamp);
+  const first = events.findIndex((event) => event.type === 4 || event.type === 2);
+  if (events.length < 2 || !events.some((event) => event.type === 2)) {
+    stage.replaceChildren(make("p", {}, "Nothing can be drawn: no full snapshot is stored. The timeline has what is known."));
+    return;
+  }
+  const drawn = events.slice(Math.max(0, first));
+  state.origin = drawn[0].timestamp;
+  stage.replaceChildren();
+  const width = Math.max(320, stage.clientWidth - 24);
+  const props = { events: drawn, width, height: Math.round(width * 0.56), autoPlay: false, skipInactive: true };
+  state.player = new Player({ target: stage, props });
+  state.player.addEventListener("ui-update-current-time", (event) => passed(event.payload));
+}
+
+function film(ingestion) {
+  const parts = ingestion.segments.filter((one) => one.bytes_video > 0);
+  const video = make("video", { controls: true, src: `${api}/segments/${parts[0].segment_id}/video` });
+  let part = 0;
+  video.addEventListener("ended", () => {
+    part += 1;
+    if (part < parts.length) {
+      video.src = `${api}/segments/${parts[part].segment_id}/video`;
+      video.play();
+    }
+  });
+  state.video = video;
+  byId("stage").replaceChildren(video, make("p", { class: "faint" }, `${parts.length} parts of video, played in order`));
+}
+
+async function start() {
+  try {
+    const { replay, ingestion } = await ask(api);
+    byId("title").replaceChildren("Replay ", make("span", { class: "mono" }, replay.replay_id));
+    document.title = `Replay ${replay.replay_id.slice(0, 8)}`;
+    facts(replay);
+    segments(ingestion);
+    state.timeline = await ask(`${api}/timeline`);
+    state.origin = state.timeline.start_ms;
+    kinds();
+    marks();
+    ticks();
+    memory();
+    if (ingestion.segments.some((one) => one.bytes_video > 0)) film(ingestion);
+    else await play(ingestion);
+  } catch (error) {
+    complain(byId("notices"), error);
+  }
+}
+
+// Space plays and stops wherever nothing else wants it.
+document.addEventListener("keydown", (event) => {
+  if (event.key === " " && event.target === document.body && state.player) {
+    event.preventDefault();
+    state.player.toggle();
+  }
+});
+start();
