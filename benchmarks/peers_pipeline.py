@@ -137,7 +137,12 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         def shutdown(self) -> None: ...
 
     config = build_kafka_consumer_configuration(
-        {"bootstrap.servers": arguments.brokers, "session.timeout.ms": 6000},
+        {
+            "bootstrap.servers": arguments.brokers,
+            "session.timeout.ms": 6000,
+            # arroyo stores offsets and librdkafka commits them, every 5 s if not told: the others commit sooner.
+            "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
+        },
         group_id=arguments.group,
         auto_offset_reset="earliest",
         strict_offset_reset=False,
