@@ -126,9 +126,18 @@ def inspect(file: Any, as_json: bool) -> None:
 @click.option("--kill", type=click.Choice(["worker", "reader", "redis"]), help="kill -9 it in the middle.")
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
+@click.option("--layout", type=click.Choice(["segment", "packed"]), default="segment", show_default=True)
 @as_json
 def demo(
-    count: int, seed: int, keep: bool, directory: Path | None, kill: Any, kafka: Any, profile: str, as_json: bool
+    count: int,
+    seed: int,
+    keep: bool,
+    directory: Path | None,
+    kill: Any,
+    kafka: Any,
+    profile: str,
+    layout: Any,
+    as_json: bool,
 ) -> None:
     """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
     from local.demo import run
@@ -142,6 +151,7 @@ def demo(
             kill=kill,
             kafka=kafka,
             profile=profile,
+            layout=layout,
             as_json=as_json,
         )
     )

@@ -74,7 +74,9 @@ class Dispatcher:
         self._trace = trace
         self._settings = settings
         self._inbox = inbox
-        self._encoder = Encoder(settings.sinks, settings.blobs_per_task, reader)
+        self._encoder = Encoder(
+            settings.sinks, settings.blobs_per_task, reader, packed=settings.gcs_layout == "packed"
+        )
         self._commands: queue.Queue[Command | None] = queue.Queue(COMMANDS_MAX)
         self._manifests: dict[tuple[str, int], Manifest] = {}
         self._down_until = 0.0

@@ -48,7 +48,9 @@ class DryRun:
         self.messages = 0
         self.heard_at = time.monotonic()
         self._inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
-        self._encoder = Encoder(settings.sinks, settings.blobs_per_task, "dry-run")
+        self._encoder = Encoder(
+            settings.sinks, settings.blobs_per_task, "dry-run", packed=settings.gcs_layout == "packed"
+        )
 
     def run(self, messages_max: int, seconds_max: float) -> None:
         """Until so many messages, so long, or nothing came for a while. Raises ingest.kafka.ConsumerFailed."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import xxhash
 
 from ingest.core.model import Batch, Reject, Stage
+from ingest.core.packing import pack
 from tasks.wire import (
     STAGE_OF_SINK,
     BlobItem,
@@ -29,11 +30,15 @@ from tasks.wire import (
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """`sinks`: those that are switched on. `blobs_per_task`: how many objects one task uploads."""
+    """`sinks`: those that are switched on. `blobs_per_task`: how many objects one task uploads.
+
+    `packed`: the recordings of a batch lie end to end in few objects, and each gets an index row.
+    """
 
     sinks: tuple[str, ...]
     blobs_per_task: int
     reader: str
+    packed: bool = False
 
     def manifest(self, batch: Batch) -> Manifest:
         """What the batch consists of. Encodes everything once, to digest it, and keeps nothing of it."""
@@ -68,6 +73,10 @@ class Encoder:
             if STAGE_OF_SINK[sink] not in stages:
                 continue
             items: list[Item] = list(items_of(batch, sink))
+            if self.packed and sink == "gcs":
+                items = [BlobItem(blob.name, blob.content, blob.offset) for blob in pack(batch)[0]]
+            elif self.packed and sink == "clickhouse":
+                items += [RowItem(row.table, row.id, row.json, row.offset) for row in pack(batch)[1]]
             size = self.blobs_per_task if sink == "gcs" else max(1, len(items))
             for number, chunk in enumerate(chunks(items, size)):
                 yield f"{STAGE_OF_SINK[sink]}/{sink}/{number}", chunk

@@ -180,6 +180,7 @@ def run(
     kill: Victim | None = None,
     as_json: bool = False,
     kafka: KafkaKind = "tansu",
+    layout: Literal["segment", "packed"] = "segment",
     settings: dict[str, str] | None = None,
 ) -> int:
     """The demo with `count` segments. 0: everything held; 1: something did not; 130: interrupted.
@@ -192,7 +193,7 @@ def run(
     with _ending_on_sigterm(), temporary_files_in_memory(directory is None and not keep):
         try:
             with Stack(directory, kafka=kafka, progress=screen.line) as stack:
-                demo = _Demo(stack, screen, outcome, settings or {})
+                demo = _Demo(stack, screen, outcome, {"REPLAYS_GCS_LAYOUT": layout, **(settings or {})})
                 try:
                     demo.run(count, seed, PROFILES[profile], kill)
                 except (DemoError, LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -520,6 +521,7 @@ def main() -> int:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="demo")
     parser.add_argument("--kill", choices=VICTIMS, help="kill -9 this in the middle")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
+    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))
 

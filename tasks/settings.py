@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket of the recordings.")
     gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
     gcs_endpoint: str = Field("", description="Another endpoint (emulator); credentials are then anonymous.")
+    gcs_layout: Literal["segment", "packed"] = Field(
+        "segment",
+        description="One object a segment, or one a batch and retention class with an index in ClickHouse.",
+    )
     gcs_threads: int = Field(
         32, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size."
     )
@@ -220,6 +224,12 @@ class Settings(BaseSettings):
         return (
             tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         )
+
+    @model_validator(mode="after")
+    def _packed_objects_have_an_index(self) -> Self:
+        if self.gcs_layout == "packed" and "clickhouse" not in self.sinks:
+            raise ValueError("gcs_layout: packed needs the sink clickhouse, which holds the index")
+        return self
 
     @model_validator(mode="after")
     def _dead_letters_stay_on(self) -> Self:

@@ -1,4 +1,8 @@
-"""Recordings as objects in Cloud Storage, one object a segment.
+"""Recordings as objects in Cloud Storage: one a segment, or packed ones that hold many.
+
+A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only where
+none is: the answer that there is one (412) is success. One that is refused parks its batch instead of becoming
+one dead letter, since the letter could not say which recordings are in it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
 (the bucket must not keep old versions, or it keeps those too). When names repeat within one write, the last
@@ -87,6 +91,9 @@ class _Uploader:
         """One request. None: the object is durable and its checksum is ours."""
         checksum = crc32c(item.content)
         body, path = memoryview(item.content), self._path + quote(item.name, safe="")
+        packed = is_packed(item.name)
+        if packed:
+            path += "&ifGenerationMatch=0"
         sent = {**headers, "Content-Length": str(body.nbytes), "X-Goog-Hash": f"crc32c={checksum}"}
         connection, kept = self._connection()
         try:
@@ -101,9 +108,13 @@ class _Uploader:
             if stored in (None, checksum):
                 return None
             return Trouble(Kind.TRANSIENT, f"stored with checksum {stored} instead of {checksum}: {item.name}")
+        if packed and status == 412:
+            return None
         trouble = sort_answer(status, answer, retry_after)
         if status == 400 and "crc32c" in trouble.message.lower():
             return Trouble(Kind.TRANSIENT, f"damaged on the way: {trouble.message}")
+        if packed and trouble.kind is Kind.DATA:
+            return Trouble(Kind.CONFIGURATION, f"packed object {item.name}: {trouble.message}")
         return trouble
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
@@ -205,6 +216,11 @@ def client(settings: Settings) -> storage.Client:
     if settings.google_credentials_file:
         options = {"credentials_file": str(settings.google_credentials_file)}
     return storage.Client(project=settings.gcs_project, client_options=options)
+
+
+def is_packed(name: str) -> bool:
+    """Whether an object holds many recordings. Elsewhere the second part of a name is a project's number."""
+    return name.split("/", 2)[1:2] == ["packed"]
 
 
 def crc32c(content: bytes | memoryview) -> str:

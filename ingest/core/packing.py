@@ -1,0 +1,71 @@
+"""The layout `packed`: a batch's recordings laid end to end in few objects, and where each of them lies.
+
+Pure: the same batch gives the same names, bytes and index. A name ends with a digest of the bytes, so an object
+that exists under it already is this very object, also when another release of the parser made other bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import msgspec
+
+from ingest.core.model import Batch, Blob, Row, Segment
+
+OBJECT_BYTES_MAX = 16 * 1024 * 1024
+"""A larger object is only made for one recording that is larger by itself."""
+
+INDEX_TABLE = "replay_objects"
+_encode = msgspec.json.Encoder().encode
+
+
+def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
+    """The objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each recording.
+
+    One retention class an object, so that a lifecycle rule on the first part of the name fits both layouts.
+    An object's `offset` is that of its first recording.
+    """
+    objects: list[Blob] = []
+    rows: list[Row] = []
+    for part, (days, members) in enumerate(_parts(batch)):
+        content = b"".join(blob.content for _, blob in members)
+        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+        name = f"{days}/packed/{batch.id}/{part}-{digest}"
+        objects.append(Blob(name, content, members[0][1].offset))
+        start = 0
+        for segment, blob in members:
+            rows.append(_row(segment, blob, name, start))
+            start += len(blob.content)
+    return objects, rows
+
+
+def _parts(batch: Batch) -> Iterator[tuple[int, list[tuple[Segment, Blob]]]]:
+    """(retention days, what one object holds), by retention and then by offset."""
+    for days in sorted({segment.retention_days for segment in batch.segments}):
+        members: list[tuple[Segment, Blob]] = []
+        size_bytes = 0
+        for segment in batch.segments:
+            for blob in segment.blobs if segment.retention_days == days else ():
+                if members and size_bytes + len(blob.content) > OBJECT_BYTES_MAX:
+                    yield days, members
+                    members, size_bytes = [], 0
+                members.append((segment, blob))
+                size_bytes += len(blob.content)
+        if members:
+            yield days, members
+
+
+def _row(segment: Segment, blob: Blob, name: str, start: int) -> Row:
+    fields = {
+        "project_id": segment.project_id,
+        "replay_id": segment.replay_id,
+        "segment_id": segment.segment_id,
+        "received": segment.received,
+        "retention_days": segment.retention_days,
+        "name": blob.name,
+        "object": name,
+        "start_bytes": start,
+        "length_bytes": len(blob.content),
+    }
+    return Row(INDEX_TABLE, f"{segment.replay_id}/{segment.segment_id}", _encode(fields), blob.offset)

@@ -1,0 +1,90 @@
+"""Reads a replay's recordings back, whichever layout they were stored in.
+
+    for segment in read_replay(settings, replay_id):
+        segment.content  # bytes as the reader made them, or None when they are gone
+
+`replay_segments` says which segments there are. Those that `replay_objects` lists lie within a packed object, the
+others are objects of their own; a replay may have both, when the layout was changed while it was recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.api_core.exceptions import NotFound
+
+from tasks.settings import Settings
+from tasks.sinks import clickhouse, gcs
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the bytes of one segment are. `length_bytes` None: the whole object is the segment."""
+
+    project_id: int
+    replay_id: str
+    segment_id: int
+    object: str
+    start_bytes: int = 0
+    length_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One segment. `content` is None when its object is gone (its retention is over, or it was deleted)."""
+
+    place: Place
+    content: bytes | None
+
+
+def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
+    """The segments of a replay, by project and number. Raises what clickhouse-connect raises."""
+    where = "WHERE replay_id = {replay:UUID}"
+    parameters: dict[str, Any] = {"replay": replay_id}
+    if project_id is not None:
+        where += " AND project_id = {project:UInt64}"
+        parameters["project"] = project_id
+    with contextlib.closing(clickhouse.client(settings)) as server:
+        alone = server.query(
+            f"SELECT project_id, segment_id, object FROM replay_segments FINAL {where} "
+            "ORDER BY project_id, segment_id",
+            parameters=parameters,
+        ).result_rows
+        packed = server.query(
+            f"SELECT project_id, segment_id, object, start_bytes, length_bytes FROM replay_objects FINAL {where}",
+            parameters=parameters,
+        ).result_rows
+    within = {(row[0], row[1]): tuple(row[2:]) for row in packed}
+    return [
+        Place(project, replay_id, segment, *within.get((project, segment), (name,)))
+        for project, segment, name in alone
+    ]
+
+
+def read_replay(settings: Settings, replay_id: str, project_id: int | None = None) -> Iterator[Stored]:
+    """Each segment with its bytes, one download a segment. Raises what the two official clients raise."""
+    found = places(settings, replay_id, project_id)
+    server = gcs.client(settings)
+    try:
+        bucket = server.bucket(settings.gcs_bucket)
+        for place in found:
+            yield Stored(place, read_place(bucket, place, settings.sink_timeout_seconds))
+    finally:
+        server.close()
+
+
+def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | None:
+    """The bytes of one segment out of a bucket of the official client; None when the object is gone."""
+    span: dict[str, int] = {}
+    if place.length_bytes is not None:
+        if place.length_bytes == 0:
+            return b""
+        span = {"start": place.start_bytes, "end": place.start_bytes + place.length_bytes - 1}
+    try:
+        content: bytes = bucket.blob(place.object).download_as_bytes(timeout=timeout_seconds, **span)
+    except NotFound:
+        return None
+    return content
