@@ -160,6 +160,7 @@ def run(
     kafka: KafkaKind | None = None,
     rate: float = MESSAGES_PER_SECOND,
     directory: Path | None = None,
+    layout: str = "segment",
     as_json: bool = False,
 ) -> int:
     """Chaos for `minutes`, then the account. 0: everything held; 1: something did not; 130: interrupted.
@@ -174,7 +175,7 @@ def run(
     result = Result(seed, chosen, minutes * 60)
     began = time.monotonic()
     with _place(directory) as place, _ending() as ending:
-        chaos = _Chaos(place, chosen, seed, rate, console, result, ending, is_temporary=directory is None)
+        chaos = _Chaos(place, chosen, seed, rate, console, result, ending, layout, is_temporary=directory is None)
         try:
             chaos.run(minutes * 60)
         except (LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -205,11 +206,12 @@ class _Chaos:
         console: Console,
         result: Result,
         ending: threading.Event,
+        layout: str,
         *,
         is_temporary: bool,
     ) -> None:
         self.seed, self.rate, self.kafka, self.console, self.result = seed, rate, kafka, console, result
-        self.directory = directory
+        self.directory, self.layout = directory, layout
         self.over = ending
         self.calm = threading.Event()
         self.began = time.monotonic()
@@ -265,7 +267,7 @@ class _Chaos:
         for part in (*SINKS, "redis"):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
             self.proxies[part] = self._open.enter_context(proxy)
-        fleet = self.fleet = Fleet(stack, IMPATIENT, proxies=self.proxies)
+        fleet = self.fleet = Fleet(stack, {**IMPATIENT, "REPLAYS_GCS_LAYOUT": self.layout}, proxies=self.proxies)
         fleet.migrate()
         for name in WORKERS:
             fleet.worker(name)
@@ -579,6 +581,7 @@ def main() -> int:
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages a second")
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
+    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))
 

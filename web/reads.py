@@ -211,6 +211,14 @@ class Reads:
                     found[int(number)] = _Object(
                         blob.name, int(blob.size or 0), written.timestamp() if written else None
                     )
+        for number, name, length in self._query(
+            "SELECT segment_id, name, length_bytes FROM replay_objects FINAL "
+            "WHERE project_id = {project:UInt64} AND replay_id = {id:UUID} ORDER BY segment_id "
+            f"LIMIT {SEGMENTS_MAX}",
+            {"project": replay.project_id, "id": replay.replay_id},
+        ):
+            # When its packed object was written is not asked: that would be one request a segment.
+            found.setdefault(number, _Object(name, length, None))
         return found, notes
 
     def _list(self, prefix: str) -> list[Any]:
@@ -231,11 +239,36 @@ class Reads:
     # Recordings
 
     def stored(self, object_name: str) -> bytes:
-        """The bytes of one object as they are stored."""
+        """The bytes of one segment as they are stored, in an object of its own or within a packed one."""
+        try:
+            return self._download(object_name)
+        except NotFound:
+            place = self._packed_place(object_name)
+            if place is None:
+                raise
+        name, start, length = place
+        return self._download(name, start=start, end=start + length - 1)
+
+    def _packed_place(self, name: str) -> tuple[str, int, int] | None:
+        """(object, first byte, length) of the segment that would be called `name`, if it lies in a packed one."""
+        parts = name.split("/")
+        if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
+            return None
+        rows = self._query(
+            "SELECT object, start_bytes, length_bytes FROM replay_objects FINAL WHERE length_bytes > 0 AND "
+            "project_id = {project:UInt64} AND replay_id = toUUIDOrZero({id:String}) "
+            "AND segment_id = {segment:UInt64} AND name = {name:String}",
+            {"project": int(parts[1]), "id": parts[2], "segment": int(parts[3]), "name": name},
+        )
+        return (rows[0][0], rows[0][1], rows[0][2]) if rows else None
+
+    def _download(self, object_name: str, **span: int) -> bytes:
         settings = self._settings
         try:
             blob = self._gcs.get().bucket(settings.gcs_bucket).blob(object_name)
-            content: bytes = blob.download_as_bytes(raw_download=True, timeout=settings.sink_timeout_seconds)
+            content: bytes = blob.download_as_bytes(
+                raw_download=True, timeout=settings.sink_timeout_seconds, **span
+            )
         except NoSuchObject as error:
             raise NotFound(f"no object {object_name} in {settings.gcs_bucket}") from error
         except _GCS_ERRORS as error:

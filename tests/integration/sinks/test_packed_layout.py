@@ -19,6 +19,7 @@ from tasks.sinks.gcs import GcsSink
 from tasks.stored import read_replay
 from tasks.wire import BlobItem, RowItem
 from tests.batches import REPLAY, make_batch
+from web.reads import Reads
 
 
 @pytest.fixture
@@ -60,6 +61,8 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
     found = [stored.content for stored in read_replay(stores, REPLAY, 2)]
     assert found == [segment.blobs[0].content for segment in batch.segments] + [b"alone"]
+    reads = Reads(stores)
+    assert [reads.stored(f"30/2/{REPLAY}/{number}") for number in range(5)] == found
     gcs.close()
     server.close()
 
