@@ -56,6 +56,15 @@ def test_everything_that_goes_in_comes_out_once(tmp_path: Path):
     assert {"GCS objects", "ClickHouse clicks", "BigQuery facts", "dead letters", "committed offsets"} <= names
 
 
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_packed_objects_hold_every_recording(tmp_path: Path):
+    """The other layout: fewer objects, and each recording byte for byte where the index says."""
+    code, outcome = demo("300", "--layout", "packed", directory=tmp_path)
+
+    assert code == 0, explain(outcome)
+    assert list(tmp_path.rglob("*packed*"))
+
+
 @pytest.mark.parametrize("victim", ["worker", "reader", "redis"])
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_nothing_is_lost_when_a_part_is_killed_in_the_middle(tmp_path: Path, victim: str):
