@@ -11,6 +11,7 @@ const flower = (one) => make("a", { href: one.flower, class: "mono", rel: "noref
 
 async function act(button, work) {
   button.disabled = true;
+  button.blur(); // its table may be drawn again
   try {
     notice(await work());
     await look();

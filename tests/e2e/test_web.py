@@ -1,0 +1,97 @@
+"""The pages in a real browser, over what a whole running system ingested: look at a replay, play it, operate."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+from whole_system import System, until
+
+from local.processes import free_port
+from local.server import answers_http
+from tests.web_kit import RECORDING, foreign_recording
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+LOGIN = ("op", "a-long-password")
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; Debian's package is called chromium"),
+]
+
+
+@contextmanager
+def browser(system: System) -> Iterator[Page]:
+    """A page of headless Chromium on this system's web server, signed in as an operator."""
+    port = free_port()
+    command = [sys.executable, "-m", "ingest.cli", "web", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    system.stack.children.start("web", command, env=system.env, keep=True)
+    until(lambda: answers_http(f"{address}/"), 60, "the web server")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = chromium.new_context(
+            base_url=address,
+            viewport={"width": 1400, "height": 1000},
+            http_credentials={"username": LOGIN[0], "password": LOGIN[1]},
+        )
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        yield page
+        chromium.close()
+
+
+def changes_while_it_plays(page: Page) -> bool:
+    """Whether the recorded page looks different some time after play was pressed."""
+    frame = page.locator(".replayer-wrapper")
+    frame.wait_for()
+    before = frame.screenshot()
+    page.locator(".rr-controller__btns button").first.click()
+    until(lambda: frame.screenshot() != before, 60, "the recorded page to change")
+    return True
+
+
+def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
+    """The list is filtered to rage clicks; the replay plays, and the rage click is marked on its timeline."""
+    with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
+        system.load(400)
+        system.wait_committed()
+        with browser(system) as page:
+            page.goto("/")
+            page.locator("tbody tr").first.wait_for()
+            everything = page.locator("tbody tr").count()
+            page.get_by_label("rage clicks").check()
+            until(lambda: 0 < page.locator("tbody tr").count() < everything, 60, "the filter")
+            page.locator("tbody a").first.click()
+
+            assert changes_while_it_plays(page)
+            mark = page.locator("#marks [data-kind=rage_click]").first
+            mark.wait_for()
+            assert page.locator("#ticks .rage_click").count() >= 1
+            mark.click()
+            page.locator("#marks [data-kind=rage_click].past").first.wait_for()
+
+
+@pytest.mark.skipif(not RECORDING.is_file(), reason=f"no recorded material at {RECORDING}")
+def test_a_recording_of_others_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
+    """A real recording comes through Kafka, whole and with a segment lost on the way; both play."""
+    whole, holed = "a" * 32, "b" * 32
+    with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
+        for value in foreign_recording(whole):
+            system.send(value)
+        for number, value in enumerate(foreign_recording(holed)):
+            if number != 2:
+                system.send(value)
+        system.wait_for_rows("replay_segments", 7)
+        with browser(system) as page:
+            page.goto(f"/replay/7/{whole}")
+            assert changes_while_it_plays(page)
+            assert page.get_by_text("is missing").count() == 0
+
+            page.goto(f"/replay/7/{holed}")
+            page.get_by_text("Segment 2 is missing").wait_for()
+            assert changes_while_it_plays(page)
