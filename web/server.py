@@ -308,7 +308,6 @@ class OperatorHandler(Handler):
         given = _credentials(self.request.headers.get("Authorization", ""))
         matches = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
         if not any(matches):
-            self.set_header("WWW-Authenticate", 'Basic realm="replays-ingest operator", charset="UTF-8"')
             raise web.HTTPError(401, reason="name and password, as for Flower")
         self.user = given.partition(":")[0]
         if self.request.method != "GET":
@@ -319,6 +318,15 @@ class OperatorHandler(Handler):
         token = self.request.headers.get(TOKEN_HEADER, "")
         if site != "same-origin" or not hmac.compare_digest(token.encode(), self.state.token.encode()):
             raise web.HTTPError(403, reason="this request does not come from the operator's page; load it again")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """An error's own headers: those set before it are gone by now."""
+        self._ask_who(status_code)
+        super().write_error(status_code, **kwargs)
+
+    def _ask_who(self, status_code: int) -> None:
+        if status_code == 401:
+            self.set_header("WWW-Authenticate", 'Basic realm="replays-ingest operator", charset="UTF-8"')
 
     def body(self) -> dict[str, Any]:
         try:
@@ -339,6 +347,7 @@ class OperatorPageHandler(OperatorHandler):
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """A browser shows this, so it is text."""
+        self._ask_who(status_code)
         error = kwargs.get("exc_info", (None, None, None))[1]
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason)

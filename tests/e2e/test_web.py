@@ -12,12 +12,14 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 from whole_system import System, until
 
+from local.faults import Pass, Refuse
 from local.processes import free_port
 from local.server import answers_http
-from tests.web_kit import RECORDING, foreign_recording
+from tests.web_kit import RECORDING, foreign_recording, message
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 LOGIN = ("op", "a-long-password")
+PATIENT = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine; Debian's package is called chromium"),
@@ -95,3 +97,33 @@ def test_a_recording_of_others_plays_and_a_missing_segment_is_named(tmp_path: Pa
             page.goto(f"/replay/7/{holed}")
             page.get_by_text("Segment 2 is missing").wait_for()
             assert changes_while_it_plays(page)
+
+
+def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -> None:
+    """Both from the page, behind the password; the reader commits what was parked, and the letter is sent once."""
+    with System(tmp_path, flower_basic_auth=":".join(LOGIN), **PATIENT) as system:
+        system.send(message("c" * 32, 0, b"this is no recording"))
+        until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")
+        bad = system.json("dlq", "ls")["letters"][0]["id"]
+        system.proxies["bigquery"].set(Refuse())
+        system.load(40)
+        until(lambda: len(system.json("batches", "ls")) >= 1, 90, "a batch to be parked")
+        system.proxies["bigquery"].set(Pass())
+        until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
+        with browser(system) as page:
+            page.goto("/operate")
+
+            def retry_all() -> bool:
+                button = page.locator("#parked button", has_text="Retry").first
+                if button.count():
+                    button.click()
+                return system.lag() == 0
+
+            until(retry_all, 90, "the reader to commit")
+            letter = page.locator(f'#letters input[value="{bad}"]')
+            letter.check()
+            page.locator("#replay-letters").click()
+            letter.wait_for(state="detached")
+
+        assert any(letter["replayed"] for letter in system.json("dlq", "ls", "--replayed")["letters"])
+        system.wait_committed()
