@@ -222,6 +222,7 @@ class _Demo:
         self.reader: Child | None = None
         self.worker: Child | None = None
         self.flower: Child | None = None
+        self.rage_path = ""
         self.password = secrets.token_urlsafe(12)
         self.began = time.monotonic()
 
@@ -255,9 +256,16 @@ class _Demo:
         if self.reader is not None and not self.reader.alive:
             self.reader.start()
             self.stack.children.keep(self.reader)
+        web = self._start_web()
         lines = ["", "Everything is up:"]
         lines += [f"  {name:<14} {address}" for name, address in self.outcome.addresses.items()]
-        lines.append(f"  {'Flower':<14} user {FLOWER_USER}, password {self.password}")
+        lines.append(f"  {'replays':<14} {web}/")
+        if self.rage_path:
+            lines.append(f"  {'a rage click':<14} {web}/{self.rage_path}")
+        lines.append(f"  {'operate':<14} {web}/operate")
+        lines.append(
+            f"  {'password':<14} Flower's and the operator's page: user {FLOWER_USER}, password {self.password}"
+        )
         lines += ["", "For another terminal:"]
         lines += [f"  export {name}={value}" for name, value in sorted(self.env.items())]
         lines += ["", f"Logs are in {self.stack.directory / 'logs'}.", "Stop all of it with Ctrl-C."]
@@ -266,6 +274,15 @@ class _Demo:
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
         self.screen.line("stopping")
+
+    def _start_web(self) -> str:
+        """The pages over what was ingested; returns their address."""
+        url = f"http://{HOST}:{free_port()}"
+        env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
+        command = [_program("replays-ingest"), "web", "--port", url.rpartition(":")[2]]
+        self.stack.children.start("web", command, env=env, keep=True)
+        wait_until(lambda: answers_http(f"{url}/"), READY_SECONDS_MAX, "the pages")
+        return url
 
     def stop(self) -> None:
         """Tells those to end that take a second over it, at once; the stack then ends everything."""
@@ -382,6 +399,7 @@ class _Demo:
         finally:
             server.close()
         if replays:
+            self.rage_path = f"replay/{replays[0][1]}/{replays[0][0].replace('-', '')}"
             self.outcome.rage_replay = f"{replays[0][0].replace('-', '')} (project {replays[0][1]})"
 
     @contextmanager
@@ -500,7 +518,7 @@ def _show(screen: _Screen, outcome: Outcome, as_json: bool) -> None:
         )
         screen.line(", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items()))
     if outcome.rage_replay:
-        screen.line(f"a replay with rage clicks: {outcome.rage_replay}")
+        screen.line(f"a replay with rage clicks: {outcome.rage_replay} (--keep prints the address where it plays)")
     if outcome.error:
         screen.line(f"error: {outcome.error}")
     screen.line("everything that went in came out, once" if outcome.ok else "NOT everything holds, see above")
