@@ -16,12 +16,17 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
 	@touch $@
 
+BENCH_STAMP := $(VENV)/.installed-bench
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	@mkdir -p .bench && touch $@
+
 setup: $(STAMP) ## a virtual environment in .venv with everything pinned
 
 demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and proves what it did
 	$(BIN)/replays-ingest demo
 
-test: $(STAMP) ## all tests
+test: $(BENCH_STAMP) ## all tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(STAMP) ## formatting, lint, types, stale documents
@@ -48,11 +53,6 @@ chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED
 
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
 	$(BIN)/python -m tests.mutation
-
-BENCH_STAMP := $(VENV)/.installed-bench
-$(BENCH_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
-	@mkdir -p .bench && touch $@
 
 bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figures into .bench/
 	$(BIN)/python -m benchmarks.parse --json .bench/parse.json
