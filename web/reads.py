@@ -35,6 +35,8 @@ from web.model import (
 )
 from web.timeline import Timeline, read
 
+# So that a query's parameters fit into its address, which proxies and the embedded server bound.
+KEYS_MAX = 40
 LIMIT_MAX = 500
 RELEASES_MAX = 200
 SEGMENTS_MAX = 5000
@@ -114,7 +116,8 @@ class Reads:
             given,
         )
         keys = [(row[0], row[1]) for row in found[:limit]]
-        facts = {(one.project_id, one.replay_id): one for one in self._facts(keys)}
+        some = (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
+        facts = {(one.project_id, one.replay_id): one for part in some for one in self._facts(part)}
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
