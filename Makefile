@@ -26,7 +26,7 @@ setup: $(STAMP) ## a virtual environment in .venv with everything pinned
 demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and proves what it did
 	$(BIN)/replays-ingest demo
 
-test: $(BENCH_STAMP) ## all tests
+test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(STAMP) ## formatting, lint, types, stale documents

@@ -114,7 +114,7 @@ class Result:
     @property
     def per_core(self) -> float:
         """Segments a second of one core that does nothing else."""
-        return 1e6 / self.cpu_micros
+        return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
         """With the derived figures."""
