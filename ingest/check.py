@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ingest.settings import Settings
@@ -17,6 +19,8 @@ from tasks.sinks import build
 from tasks.staging import connect
 
 CALL_SECONDS_MAX = 10.0
+ASK_SECONDS = 2.0
+ERRORS_TOLD_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,12 @@ def run(settings: Settings) -> list[Finding]:
     findings = [Finding("settings", "ok", "valid")]
     findings += _deadlines(settings)
     findings += _links(settings)
-    findings += _guarded("kafka", lambda: _kafka(settings))
-    findings += _guarded("redis", lambda: _redis(settings))
+    kafka = _guarded("kafka", lambda: _kafka(settings))
+    findings += kafka + _guarded("redis", lambda: _redis(settings))
     for name in settings.sinks:
+        if name == "dead_letter" and kafka[0].bad:
+            findings.append(Finding(name, "bad", "its topic is on the Kafka that does not answer", "see kafka"))
+            continue
         findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
     return findings
 
@@ -111,13 +118,14 @@ def _links(settings: Settings) -> Iterable[Finding]:
 
 
 def _kafka(settings: Settings) -> Iterable[Finding]:
-    admin = AdminClient(kafka_options(settings))
+    heard, lines = list[KafkaError](), _LibraryLines()
     try:
-        cluster = admin.list_topics(timeout=CALL_SECONDS_MAX)
-    except KafkaException as failure:
-        yield Finding(
-            "kafka", "bad", str(failure.args[0]), "check REPLAYS_KAFKA_BROKERS and the security settings"
-        )
+        options: dict[str, Any] = {**kafka_options(settings), "error_cb": heard.append}
+        cluster = _metadata(AdminClient(options, logger=lines), heard)
+    except (KafkaException, ValueError) as failure:
+        told = [str(failure.args[0]), *(error.str() for error in heard), *lines.found]
+        said = "; ".join(list(dict.fromkeys(told))[:ERRORS_TOLD_MAX])
+        yield Finding("kafka", "bad", said, "check REPLAYS_KAFKA_BROKERS and the security settings")
         return
     yield Finding("kafka", "ok", f"{len(cluster.brokers)} brokers")
     for topic in (settings.kafka_topic, settings.dlq_topic):
@@ -128,6 +136,33 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
             )
         else:
             yield Finding(f"topic {topic}", "ok", f"{len(found.partitions)} partitions")
+
+
+class _LibraryLines:
+    """Keeps what the client library logs: often the only word on why, and no line to print between findings."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        line = text % arguments if arguments else text
+        self.found.append(line.rpartition("]: ")[2])
+
+
+def _metadata(admin: AdminClient, heard: list[KafkaError]) -> Any:
+    """The cluster's metadata. Raises KafkaException after CALL_SECONDS_MAX, or once the broker refused us.
+
+    A refused password or certificate is only told on the side (`heard`): the call itself runs out of time.
+    """
+    ends_at = time.monotonic() + CALL_SECONDS_MAX
+    while True:
+        try:
+            return admin.list_topics(timeout=ASK_SECONDS)
+        except KafkaException:
+            admin.poll(0)
+            refused = any(error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) for error in heard)
+            if refused or time.monotonic() >= ends_at:
+                raise
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:

@@ -16,13 +16,13 @@ import uuid
 import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from local.kafka import answers_metadata
 from local.processes import HOST, Children, LocalError, free_port
 from local.server import Server
+from local.tls import Certificates, make_certificates
 
 KAFKA_VERSION = "4.3.1"
 JAVA_VERSION_MIN = 17
@@ -33,6 +33,7 @@ HEAP = ("-Xms128m", "-Xmx512m")
 # The JVM is up for minutes at most and starts often: the quick compiler alone halves its start.
 START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 
 POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
@@ -122,43 +123,12 @@ def fetch() -> Path:
     return cache / "libs"
 
 
-@dataclass(frozen=True, slots=True)
-class Certificates:
-    """PEM files for TLS: an authority, the broker's pair (one file), a client's pair."""
-
-    ca: Path
-    broker: Path
-    client_certificate: Path
-    client_key: Path
-
-
-def make_certificates(directory: Path) -> Certificates:
-    """A throw-away authority and two certificates that it signed, valid for a day, made with `openssl`."""
-    directory.mkdir(parents=True, exist_ok=True)
-
-    def openssl(*arguments: str) -> None:
-        done = subprocess.run(["openssl", *arguments], cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LocalError(f"openssl {arguments[0]}: {done.stderr[-1000:]}")
-
-    authority = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=local authority"]
-    openssl("req", "-x509", *authority, "-keyout", "ca.key", "-out", "ca.pem")
-    (directory / "names").write_text(f"subjectAltName=IP:{HOST},DNS:localhost\n")
-    for name in ("broker", "client"):
-        request = ["-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"]
-        openssl("req", *request, "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1", "-extfile", "names"]
-        openssl("x509", "-req", "-in", f"{name}.csr", *signing, "-out", f"{name}.pem")
-    pair = directory / "broker-pair.pem"
-    pair.write_text((directory / "broker.key").read_text() + (directory / "broker.pem").read_text())
-    return Certificates(directory / "ca.pem", pair, directory / "client.pem", directory / "client.key")
-
-
 class JavaKafka(Server):
     """One broker and controller in one JVM. Data survives restarts and kills.
 
     `security` adds a second listener of that kind beside the plain one: `secure_address` and `client_options`.
-    SASL is PLAIN and SCRAM-SHA-256 with `users` (name -> password).
+    SASL is PLAIN and SCRAM with `users` (name -> password). With `unsigned_tokens` it is OAUTHBEARER too, and any
+    token is believed: for tests of how tokens are fetched and sent.
     """
 
     name: ClassVar[str] = "kafka"
@@ -173,11 +143,13 @@ class JavaKafka(Server):
         port: int = 0,
         security: SecurityProtocol = "PLAINTEXT",
         users: Mapping[str, str] | None = None,
+        unsigned_tokens: bool = False,
         options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(children, directory, name=name, port=port)
         self.security: SecurityProtocol = security
         self.users = dict(users or {"replays": "replays-secret"})
+        self.unsigned_tokens = unsigned_tokens
         self.options = dict(options or {})
         self.certificates: Certificates | None = None
         self._controller_port = 0
@@ -278,7 +250,7 @@ class JavaKafka(Server):
         if self.certificates is not None:
             found |= {
                 "ssl.keystore.type": "PEM",
-                "ssl.keystore.location": str(self.certificates.broker),
+                "ssl.keystore.location": str(self.certificates.server),
                 "ssl.truststore.type": "PEM",
                 "ssl.truststore.location": str(self.certificates.ca),
                 "ssl.client.auth": "requested",
@@ -287,14 +259,20 @@ class JavaKafka(Server):
             accounts = "".join(f' user_{user}="{password}"' for user, password in self.users.items())
             prefix = "listener.name.secure"
             found |= {
-                "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+                "sasl.enabled.mechanisms": ",".join(("PLAIN", *SCRAM)),
                 f"{prefix}.plain.sasl.jaas.config": (
                     f"org.apache.kafka.common.security.plain.PlainLoginModule required{accounts};"
                 ),
-                f"{prefix}.scram-sha-256.sasl.jaas.config": (
-                    "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-                ),
             }
+            for mechanism in SCRAM:
+                module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+                found[f"{prefix}.{mechanism.lower()}.sasl.jaas.config"] = module
+            if self.unsigned_tokens:
+                found["sasl.enabled.mechanisms"] += ",OAUTHBEARER"
+                found[f"{prefix}.oauthbearer.sasl.jaas.config"] = (
+                    "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+                    'unsecuredLoginStringClaim_sub="broker";'
+                )
         return found
 
     def _java(self) -> list[str]:
@@ -309,7 +287,8 @@ class JavaKafka(Server):
         arguments = ["format", "--standalone", f"--cluster-id=k{cluster[1:]}", "--config", str(properties)]
         if "SASL" in self.security:
             for user, password in self.users.items():
-                arguments += ["--add-scram", f"SCRAM-SHA-256=[name={user},password={password}]"]
+                for mechanism in SCRAM:
+                    arguments += ["--add-scram", f"{mechanism}=[name={user},password={password}]"]
         command = [*self._java(), "kafka.tools.StorageTool", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_SECONDS_MAX, check=False)
         if done.returncode:

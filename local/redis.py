@@ -19,7 +19,7 @@ from local.server import HOST, Server
 
 
 class Redis(Server):
-    """One Valkey server on the loopback, without a password."""
+    """One Valkey server on the loopback; without a password, unless an `acl_file` says who may do what."""
 
     name: ClassVar[str] = "redis"
 
@@ -32,10 +32,12 @@ class Redis(Server):
         port: int = 0,
         appendonly: bool = False,
         memory_bytes_max: int = 0,
+        acl_file: Path | None = None,
     ) -> None:
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly
         self.memory_bytes_max = memory_bytes_max
+        self.acl_file = acl_file
 
     def command(self) -> list[str]:
         """Loopback only; no snapshots, an append-only file if asked for."""
@@ -50,14 +52,15 @@ class Redis(Server):
             *("--maxmemory-policy", "noeviction"),
             *("--daemonize", "no"),
             *("--loglevel", "warning"),
+            *(("--aclfile", str(self.acl_file)) if self.acl_file else ()),
         ]
 
     def is_ready(self) -> bool:
-        """PONG, not LOADING."""
+        """PONG, or that it wants to know who asks; not LOADING."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
 

@@ -1,0 +1,104 @@
+"""What every Kafka client is told about encryption and names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from confluent_kafka import Consumer
+
+from ingest.reader import consumer_config
+from ingest.settings import Settings
+from tasks.kafka_options import REDACTED, kafka_options, without_secrets
+from tasks.sinks.dead_letter import producer_options
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
+    for name, value in values.items():
+        monkeypatch.setenv(f"REPLAYS_{name.upper()}", value)
+    return Settings()
+
+
+def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
+    """And nothing that was not asked for."""
+    options = kafka_options(
+        settings(
+            monkeypatch,
+            kafka_brokers="kafka:9093",
+            kafka_security_protocol="SASL_SSL",
+            kafka_sasl_mechanism="SCRAM-SHA-512",
+            kafka_sasl_username="replays",
+            kafka_sasl_password="secret",
+        )
+    )
+
+    assert options == {
+        "bootstrap.servers": "kafka:9093",
+        "client.id": "replays-ingest",
+        "security.protocol": "SASL_SSL",
+        "socket.keepalive.enable": True,
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "replays",
+        "sasl.password": "secret",
+    }
+
+
+def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch):
+    """The authority, our certificate and its key, as paths: librdkafka reads them."""
+    options = kafka_options(
+        settings(
+            monkeypatch,
+            kafka_security_protocol="SSL",
+            kafka_ssl_ca_file="/tls/ca.pem",
+            kafka_ssl_certificate_file="/tls/client.pem",
+            kafka_ssl_key_file="/tls/client.key",
+        )
+    )
+
+    assert options["ssl.ca.location"] == "/tls/ca.pem"
+    assert options["ssl.certificate.location"] == "/tls/client.pem"
+    assert options["ssl.key.location"] == "/tls/client.key"
+    assert "sasl.mechanism" not in options
+
+
+def test_oauth_goes_through_the_further_options_to_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
+    """librdkafka takes them as they are, and its own build knows the method."""
+    further = {
+        "sasl.oauthbearer.method": "oidc",
+        "sasl.oauthbearer.client.id": "ingest",
+        "sasl.oauthbearer.client.secret": "oauth-secret",
+        "sasl.oauthbearer.token.endpoint.url": "https://login.example.com/token",
+    }
+    made = settings(
+        monkeypatch,
+        kafka_security_protocol="SASL_SSL",
+        kafka_sasl_mechanism="OAUTHBEARER",
+        kafka_options=json.dumps(further),
+    )
+
+    for options in (consumer_config(made), producer_options(made)):
+        assert further.items() <= options.items()
+        assert options["sasl.mechanism"] == "OAUTHBEARER"
+    Consumer(consumer_config(made)).close()
+
+
+def test_what_is_printed_of_them_holds_no_secret(monkeypatch: pytest.MonkeyPatch):
+    """Neither the password nor what came in the further options."""
+    made = settings(
+        monkeypatch,
+        kafka_sasl_password="hunter2",
+        kafka_options=json.dumps({"sasl.oauthbearer.client.secret": "hunter3", "linger.ms": "1"}),
+    )
+
+    printed = without_secrets(kafka_options(made))
+
+    assert "hunter" not in repr(printed)
+    assert printed["sasl.password"] == REDACTED
+    assert printed["linger.ms"] == "1"
+
+
+def test_the_operators_own_properties_win(monkeypatch: pytest.MonkeyPatch):
+    """They are the last resort of whoever is on call."""
+    made = settings(monkeypatch, kafka_options=json.dumps({"socket.keepalive.enable": "false"}))
+
+    assert kafka_options(made)["socket.keepalive.enable"] == "false"
