@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,7 +78,7 @@ class System:
             command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h", "-c", "2"]
             command += ["-Q", queue] if queue else []
             self.workers.append(children.start(f"worker{number}", command, env=self.env, keep=True))
-        self.reader = children.start("reader", [sys.executable, "-m", "ingest.cli"], env=self.env, keep=True)
+        self.start_reader()
         self.committed_offsets = Committed(self.settings)
         self._open.callback(self.committed_offsets.close)
         return self
@@ -89,6 +90,18 @@ class System:
             for child in (self.reader, *self.workers):
                 print(child.log_tail())
         self._open.close()
+
+    def start_reader(self, **settings: str) -> None:
+        """A new reader process; `settings` are its own, by their names."""
+        env = self.env | {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
+        command = [sys.executable, "-m", "ingest.cli"]
+        self.reader = self.stack.children.start("reader", command, env=env, keep=True)
+
+    def stop_reader(self, seconds: float = 60) -> int:
+        """SIGTERM, and the exit code. It has left its group then, and is not started again."""
+        self.stack.children.release(self.reader)
+        self.reader.signal(signal.SIGTERM)
+        return self.reader.wait(seconds)
 
     # Load and what became of it
 

@@ -1,0 +1,257 @@
+"""Every batch delivered again, on real servers: each sink holds afterwards what it held before.
+
+The group's offsets are set back to the beginning while no reader runs, and a new reader takes everything again.
+The tests do not depend on each other's order: each compares the sinks with what it found itself.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+from whole_system import System
+
+from ingest.core import record
+from local.expectation import Expectation
+from local.reconcile import read_letters
+from tasks.sinks.bigquery import client as bigquery_client
+from tasks.staging import connect
+
+pytestmark = pytest.mark.timeout(180)
+SEGMENTS = 400
+MESSAGES_IN_A_BATCH = 40
+
+# What makes a row itself, by table. The rows of one identity may come from two messages, and say so.
+IDENTITIES = {
+    "replays": "project_id, replay_id, event_hash, click_rank",
+    "replay_segments": "project_id, replay_id, segment_id, object",
+    "replay_outcomes": "org_id, project_id, replay_id, category, outcome, quantity",
+}
+SUMMARIES = (
+    "SELECT project_id, toString(replay_id), day, max(retention_days), min(first_at), max(last_at), "
+    "uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
+    "uniqExactIfMerge(rage_clicks), uniqExactArrayMerge(errors), uniqExactArrayMerge(urls) "
+    "FROM replay_summaries GROUP BY project_id, replay_id, day ORDER BY project_id, replay_id, day"
+)
+
+
+@dataclass(frozen=True)
+class Census:
+    """What every sink holds."""
+
+    objects: dict[str, tuple[str, int]]
+    """Checksum and size of each object of Cloud Storage, by name."""
+    generations: dict[str, str]
+    """Of each object, by name: another generation is another write."""
+    exact: dict[str, tuple[int, int]]
+    """Rows with FINAL and a sum over their identities, by table."""
+    raw: dict[str, int]
+    """Rows without FINAL, by table: merges are stopped, so every row that was ever written."""
+    summaries: list[tuple[Any, ...]]
+    """What the materialised view has made of the rows, one row a replay and day."""
+    replays_billed: tuple[int, int]
+    """Outcomes with FINAL, and distinct replays among them."""
+    facts: int
+    """Rows of BigQuery through the view that shows each fact once."""
+    facts_raw: int
+    letters: dict[Any, Any]
+    letters_repeated: int
+    packets: int
+    """Metrics that the DogStatsD server received."""
+
+    def after_deduplication(self) -> tuple[Any, ...]:
+        """What readers of the sinks see: never changes, whatever is delivered again."""
+        return (self.objects, self.exact, self.summaries, self.replays_billed, self.facts, self.letters)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The system after its first pass over the load."""
+
+    system: System
+    cuts: frozenset[str]
+    """References (batch id and digest) of the batches as they were cut the first time."""
+    metrics: int
+    """Metrics that one pass sends, by the manifest of the load."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    """Several batches on four partitions, videos, duplicates and rejects among them, all committed."""
+    with System(tmp_path_factory.mktemp("system"), batch_messages_max=str(MESSAGES_IN_A_BATCH)) as system:
+        system.query("SYSTEM STOP MERGES")
+        made = system.load(SEGMENTS)
+        system.wait_committed()
+        cuts = batches(system)
+        assert len(cuts) >= SEGMENTS / MESSAGES_IN_A_BATCH
+        assert made.rejects > 0
+        assert made.duplicates > 0
+        assert system.query("SELECT count() FROM replay_segments WHERE size_video > 0")[0][0] > 0
+        expected = Expectation.of_manifest(*(path for path, _ in system.produced), settings=system.settings)
+        yield Loaded(system, cuts, sum(total.count for total in expected.metrics.values()))
+
+
+def test_while_the_marks_live_no_sink_is_even_asked_again(loaded: Loaded) -> None:
+    """The same cuts under marks that Redis kept: no request, no packet, no dead letter; only commits."""
+    system = loaded.system
+    before, asked = census(system), requests(system)
+
+    redeliver(system, loaded.cuts)
+
+    assert requests(system) == asked
+    assert census(system) == before
+    assert batches(system) >= loaded.cuts
+    system.assert_whole()
+
+
+def test_without_marks_the_same_cuts_are_written_again_and_leave_nothing_twice(loaded: Loaded) -> None:
+    """Redis comes back empty. Each object is overwritten with the same bytes: one of each name, a new generation.
+
+    ClickHouse skips each insert by its token; BigQuery drops what its window still knows, and the view the rest.
+    DataDog cannot tell a repetition and gets every packet again, the dead-letter topic every record again.
+    """
+    system = loaded.system
+    before, asked = census(system), requests(system)
+    connect(system.settings).flushall()
+
+    redeliver(system, loaded.cuts)
+
+    after = census(system)
+    assert all(requests(system)[sink] > count for sink, count in asked.items()), "each sink was asked again"
+    assert batches(system) == loaded.cuts, "the same ranges with the same content"
+    assert after.after_deduplication() == before.after_deduplication()
+    assert after.generations.keys() == before.generations.keys()
+    assert after.raw == before.raw, "the tokens work: not one row came in twice"
+    assert after.letters_repeated >= before.letters_repeated + len(before.letters)
+    assert after.packets >= before.packets + loaded.metrics
+    system.assert_whole()
+
+
+def test_without_a_cut_record_other_cuts_leave_nothing_twice_after_deduplication(loaded: Loaded) -> None:
+    """The commit's metadata was lost and batches are cut elsewhere: neither marks nor tokens know these ranges.
+
+    Names, keys and row ids do. Rows come in again, and merges or FINAL take them out.
+    """
+    system = loaded.system
+    before = census(system)
+
+    redeliver(system, None, batch_messages_max="23")
+
+    after = census(system)
+    assert len(batches(system) - loaded.cuts) >= len(loaded.cuts), "other ranges than the first time"
+    assert after.after_deduplication() == before.after_deduplication()
+    assert after.raw["replay_segments"] > before.raw["replay_segments"], "the rows did come in again"
+    assert after.facts_raw >= before.facts_raw
+    system.assert_whole()
+
+
+# Delivering again
+
+
+def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> None:
+    """Stops the reader, sets the offsets back, starts a new reader, and waits until all is committed again.
+
+    `cuts`: batches whose ends are recorded with the offsets, as a crash would have left them; None: no record.
+    """
+    assert system.stop_reader() == 0
+    topic = system.settings.kafka_topic
+    stops = ends_by_partition(cuts or frozenset())
+    start = [
+        KafkaPartition(topic, partition, 0, record.encode(0, stops.get(partition, [])))
+        for _, partition in system.ends
+    ]
+    group = {"bootstrap.servers": system.settings.kafka_brokers, "group.id": system.settings.kafka_group}
+    consumer = Consumer({**group, "enable.auto.commit": False})
+    try:
+        consumer.commit(offsets=start, asynchronous=False)
+    finally:
+        consumer.close()
+    assert system.committed() == 0
+    system.start_reader(**settings)
+    system.wait_committed()
+
+
+def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:
+    """The ends of these batches, ascending, by partition."""
+    found: dict[int, list[int]] = {}
+    for reference in references:
+        partition, _, stop = (int(part) for part in reference.split(":")[0].rsplit("-", 3)[1:])
+        found.setdefault(partition, []).append(stop)
+    return {partition: sorted(stops) for partition, stops in found.items()}
+
+
+def batches(system: System) -> frozenset[str]:
+    """References of the batches that Redis knows, by what is left of them there: their marks."""
+    pattern = f"{system.settings.key_prefix}:batch:*"
+    keys = connect(system.settings).scan_iter(pattern, count=1000)
+    return frozenset(key.decode().split(":batch:")[1].translate({ord("{"): None, ord("}"): None}) for key in keys)
+
+
+# Looking at the sinks
+
+
+def census(system: System) -> Census:
+    """Asks every sink, past the proxies."""
+    identities = {
+        table: f"SELECT count(), sum(cityHash64({columns})) FROM {table}" for table, columns in IDENTITIES.items()
+    }
+    objects = listed(system)
+    letters, repeated = read_letters(system.settings)
+    billed = system.query("SELECT count(), uniqExact(project_id, replay_id) FROM replay_outcomes FINAL")[0]
+    assert billed[0] == billed[1], "one outcome a replay"
+    return Census(
+        objects={name: (item["crc32c"], int(item["size"])) for name, item in objects.items()},
+        generations={name: str(item["generation"]) for name, item in objects.items()},
+        exact={table: tuple(system.query(f"{sql} FINAL")[0]) for table, sql in identities.items()},  # type: ignore[misc]
+        raw={table: system.query(sql)[0][0] for table, sql in identities.items()},
+        summaries=system.query(SUMMARIES),
+        replays_billed=(billed[0], billed[1]),
+        facts=facts(system, "replay_events_exact"),
+        facts_raw=facts(system, "replay_events"),
+        letters=letters,
+        letters_repeated=repeated,
+        packets=packets(system),
+    )
+
+
+def listed(system: System) -> dict[str, dict[str, Any]]:
+    """What Cloud Storage says of each object, by name."""
+    settings, token = system.settings, ""
+    found: dict[str, dict[str, Any]] = {}
+    while True:
+        url = f"{settings.gcs_endpoint}/storage/v1/b/{settings.gcs_bucket}/o?maxResults=1000&pageToken={token}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            page = json.load(answer)
+        found.update({item["name"]: item for item in page.get("items", ())})
+        token = page.get("nextPageToken", "")
+        if not token:
+            return found
+
+
+def facts(system: System, table: str) -> int:
+    """Rows of a BigQuery table or view."""
+    settings = system.settings
+    connected = bigquery_client(settings)
+    try:
+        name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
+        (row,) = connected.query_and_wait(f"SELECT COUNT(*) AS n FROM {name}")
+        return int(row["n"])
+    finally:
+        connected.close()  # type: ignore[no-untyped-call]
+
+
+def packets(system: System) -> int:
+    """Metrics received so far."""
+    with urllib.request.urlopen(f"{system.stack.addresses['statsd_query']}/metrics", timeout=10) as answer:
+        return int(json.load(answer)["received"])
+
+
+def requests(system: System) -> dict[str, int]:
+    """What each sink behind a proxy was asked so far."""
+    return {part: proxy.counts["requests"] for part, proxy in system.proxies.items()}
