@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ingest.settings import Settings
-from tasks.errors import SinkError
+from tasks.errors import SinkError, TransientSinkError
 from tasks.kafka_options import kafka_options
 from tasks.sinks import build
 from tasks.staging import connect
@@ -196,7 +196,9 @@ def _sink(settings: Settings, name: str) -> Iterable[Finding]:
     sink = build(name, settings)
     try:
         yield Finding(name, "ok", sink.check())
+    except TransientSinkError as failure:
+        yield Finding(name, "bad", str(failure), "it did not answer: is it up, is the address right?")
     except SinkError as failure:
-        yield Finding(name, "bad", str(failure), "run `replays-ingest migrate` if something is missing")
+        yield Finding(name, "bad", str(failure), "" if "`" in str(failure) else "see the message")
     finally:
         sink.close()

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it failed, the last line says why; 2 wrong usage or wrong 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,9 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
     Without a command this is the reader: it consumes REPLAYS_KAFKA_TOPIC until SIGTERM. The flush fleet is
     started with `celery -A tasks worker`. Settings come from REPLAYS_* variables; docs/settings.md has them all.
     """
+    # Without a handler, Python prints bare warnings of libraries between a command's own lines. Commands say what
+    # failed themselves; the reader and the workers replace this with their log.
+    logging.getLogger().addHandler(logging.NullHandler())
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
@@ -98,7 +102,7 @@ def check(as_json: bool) -> None:
     else:
         console = Console()
         for finding in findings:
-            console.print(finding.line(), highlight=False)
+            console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
     sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
 
 
@@ -171,7 +175,10 @@ def demo(
 )
 @as_json
 def load_command(count: int, seed: int, rate: float | None, profile: str, manifest: Path, as_json: bool) -> None:
-    """Produce believable recordings to REPLAYS_KAFKA_TOPIC, with duplicates, late and malformed ones."""
+    """Produce believable recordings to REPLAYS_KAFKA_TOPIC, with duplicates, late and malformed ones.
+
+    Their visits lie in the past day, so delays from `received` to durable say nothing while they are read.
+    """
     from rich.progress import Progress
 
     from local.load import PROFILES, LoadError, produce, summary

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,12 +63,18 @@ def status(as_json: bool) -> None:
 @click.option(
     "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.2, 60), help="Between two looks."
 )
-def top(once: bool, seconds: float) -> None:
+@click.option(
+    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write the page once as a picture, and end."
+)
+def top(once: bool, seconds: float, svg: Path | None) -> None:
     """A live page: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters."""
-    from ingest.top import run
+    from ingest.top import picture, run
 
     with redis_answers():
         try:
+            if svg is not None:
+                svg.write_text(picture(settings()))
+                return
             run(settings(), Console(), once=once, seconds=seconds)
         except KeyboardInterrupt:
             sys.exit(0)

@@ -7,7 +7,10 @@ offset that is no longer in the log is an event and a log line instead of a sile
 
 from __future__ import annotations
 
+import logging
 import queue
+import re
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -32,6 +35,9 @@ POLL_MESSAGES_MAX = 200
 POLL_BYTES_MAX = 8 * 1024 * 1024
 CALL_SECONDS_MAX = 10.0
 COMMITS_REMEMBERED_MAX = 16
+LIBRARY_LINE_SECONDS = 10.0
+LIBRARY_LINES_REMEMBERED_MAX = 1000
+_NUMBER = re.compile(r"\d+")
 Reset = Literal["earliest", "latest", "error"]
 
 log = structlog.get_logger(__name__)
@@ -321,10 +327,26 @@ class KafkaSource:
 
 
 class _LibraryLog:
-    """Takes librdkafka's own log lines, which are (level, "facility message"), into ours."""
+    """Takes librdkafka's own log lines, which are (level, "facility message"), into ours.
+
+    A broker that is away is told twenty times a second: lines that differ in numbers only are told once in
+    LIBRARY_LINE_SECONDS, then with how many were left out.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[float, int]] = {}
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
-        log.info("librdkafka", line=text % arguments if arguments else text)
+        line = text % arguments if arguments else text
+        alike, now = _NUMBER.sub("0", line), time.monotonic()
+        told_at, left_out = self._told.get(alike, (-LIBRARY_LINE_SECONDS, 0))
+        if now - told_at < LIBRARY_LINE_SECONDS:
+            self._told[alike] = (told_at, left_out + 1)
+            return
+        if len(self._told) >= LIBRARY_LINES_REMEMBERED_MAX:
+            self._told.clear()
+        self._told[alike] = (now, 0)
+        log.log(max(logging.INFO, min(level, logging.WARNING)), "librdkafka", line=line, left_out=left_out)
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from ingest.settings import Settings
 from ingest.status import ReaderStatus, Status, collect
 from tasks.staging import shortened
 
+PICTURE_COLUMNS = 110
 ROWS_MAX = 20  # partitions, batches and reasons shown; the rest is counted
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
 BREAKER_STYLE = {"closed": "green", "half_open": "yellow", "open": "bold red"}
@@ -47,6 +49,13 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
             time.sleep(seconds)
 
 
+def picture(settings: Settings, columns: int = PICTURE_COLUMNS) -> str:
+    """The page as it is now, as an SVG document: for a report, and for the README."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
+    console.print(page(collect(settings)))
+    return console.export_svg(title="replays-ingest top", unique_id="top")
+
+
 def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
     try:
         return draw()
@@ -62,7 +71,7 @@ def _headline(status: Status) -> RenderableType:
     text = Text.assemble(
         ("replays-ingest", "bold"),
         f"  {time.strftime('%H:%M:%S', time.localtime(status.at))}   ",
-        f"{len(heard)} readers   ",
+        f"{len(heard)} reader{'' if len(heard) == 1 else 's'}   ",
         f"{sum(r.messages_per_second for r in heard):,.0f} messages/s   ",
         f"{size(sum(r.bytes_per_second for r in heard))}/s   ",
         "lag ",
@@ -130,11 +139,13 @@ def _sinks(status: Status) -> RenderableType:
 
 
 def _flights(status: Status) -> RenderableType:
-    table = _table("in flight", "batch", "phase", "stage", "attempt", "messages", "bytes", "age")
-    rows = sorted((f for r in status.readers for f in r.snapshot.flights), key=lambda f: -f.age_seconds)
-    for flight in rows[:ROWS_MAX]:
+    table = _table("in flight", "batch", "phase", "stage", "chords", "messages", "bytes", "age")
+    rows = sorted(
+        ((f, r) for r in status.readers for f in r.snapshot.flights), key=lambda row: -row[0].age_seconds
+    )
+    for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            flight.batch_id,
+            flight.batch_id.removeprefix(f"{reader.topic}-"),  # so that a terminal of 80 columns has room for it
             Text(flight.phase, style="red" if flight.phase == "parked" else ""),
             flight.stage,
             str(flight.attempt),

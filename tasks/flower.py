@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import base64
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,11 @@ class FlowerRefused(Exception):
 
 def launch(settings: Settings, arguments: tuple[str, ...] = ()) -> None:
     """Runs Flower until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
-    options(settings)
+    found = options(settings)
     from tasks.celery import app
 
+    if not any(argument.startswith(("--port", "--address")) for argument in arguments):
+        print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
     config = Path(__file__).parents[1] / "flowerconfig.py"
     app.start(["flower", f"--conf={config}", *arguments])
 

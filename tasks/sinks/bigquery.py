@@ -27,7 +27,7 @@ from google.cloud import bigquery
 
 from tasks.errors import PermanentSinkError
 from tasks.settings import MiB, Settings
-from tasks.sinks.google_errors import TRANSIENT_REASONS, sort
+from tasks.sinks.google_errors import TRANSIENT_REASONS, advice, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import RowItem
@@ -133,8 +133,8 @@ class BigQuerySink:
             found = {table.table_id for table in tables}
         except Exception as error:
             trouble = sort(error)
-            text = f"data set {dataset}: {trouble.message}; run `replays-ingest migrate`, or grant access to it"
-            raise Trouble(trouble.kind, text).error() from error
+            todo = advice(error, "run `replays-ingest migrate`", "grant access to it")
+            raise Trouble(trouble.kind, f"data set {dataset}: {trouble.message}{todo}").error() from error
         missing = [table for table in TABLES if table not in found]
         if missing:
             raise PermanentSinkError(

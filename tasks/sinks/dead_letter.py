@@ -29,6 +29,7 @@ from tasks.wire import DeadLetterItem
 MESSAGE_BYTES_MAX = 64 * MiB
 QUEUED_MESSAGES_MAX = 10_000
 POLL_SECONDS = 0.05
+LOG_LEVEL_NOTICE = 5  # of syslog; below it librdkafka tells standard error how it cleans up
 # Room for the headers that a dead letter has more than its original.
 HEADERS_BYTES = 64 * KiB
 
@@ -116,7 +117,7 @@ class DeadLetterSink:
         """Sees the topic, and that it takes what the source topic takes (where the broker tells)."""
         timeout_seconds = self._settings.sink_timeout_seconds
         try:
-            admin = AdminClient(kafka_options(self._settings))
+            admin = AdminClient({**kafka_options(self._settings), "log_level": LOG_LEVEL_NOTICE})
             found = admin.list_topics(timeout=timeout_seconds).topics.get(self._topic)
             if found is None or found.error is not None:
                 raise PermanentSinkError(

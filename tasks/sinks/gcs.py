@@ -39,7 +39,7 @@ from google.cloud import storage  # type: ignore[attr-defined]
 
 from tasks.errors import PermanentSinkError
 from tasks.settings import KiB, MiB, Settings
-from tasks.sinks.google_errors import sort, sort_answer
+from tasks.sinks.google_errors import advice, sort, sort_answer
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import BlobItem
@@ -184,9 +184,9 @@ class GcsSink:
                 granted = bucket.test_iam_permissions(needed, timeout=settings.sink_timeout_seconds)
         except Exception as error:
             trouble = sort(error)
-            advice = "make it with `replays-ingest migrate`, or grant storage.buckets.get"
+            todo = advice(error, "make it with `replays-ingest migrate`", "grant storage.buckets.get")
             raise Trouble(
-                trouble.kind, f"bucket {settings.gcs_bucket}: {trouble.message}; {advice}"
+                trouble.kind, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}"
             ).error() from error
         missing = sorted(set(needed) - set(granted))
         if missing:

@@ -160,6 +160,13 @@ TRANSIENT_REASONS = frozenset(
 )  # fmt: skip
 
 
+def advice(error: BaseException, missing: str, denied: str) -> str:
+    """What to do, to be put behind the message: one text where a thing is missing, another where it is denied."""
+    if isinstance(error, from_api.NotFound):
+        return f"; {missing}"
+    return f"; {denied}" if isinstance(error, from_api.Forbidden | from_api.Unauthorized) else ""
+
+
 def sort(error: BaseException) -> Trouble:
     """Who acts on this exception. One of no known class is transient: bounded retries, then parked, never lost."""
     kind = next((KIND_OF_CLASS[cls] for cls in type(error).__mro__ if cls in KIND_OF_CLASS), TRANSIENT)
