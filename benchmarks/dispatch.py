@@ -74,7 +74,8 @@ def measure(
             before = redis.cpu_times()
         batch = batch_of(segments, max(number, 0), size)
         began, at = time.monotonic(), time.process_time()
-        manifest = encoder.manifest(batch)
+        encoded = encoder.encode(batch)
+        manifest = encoded.manifest
         name = reference(manifest)
         at = _add(spent, "encode", at)
         for stage in Stage:
@@ -83,8 +84,7 @@ def measure(
                 continue
             tasks = staging.unmarked(name, tasks)
             token = chord.new_token()
-            payloads = encoder.payloads(batch, stage, tasks)
-            at = _add(spent, "encode", at)
+            payloads = {name: encoded.payloads.pop(name) for name in tasks}
             staging.stage(manifest, stage, token, payloads)
             at = _add(spent, "stage", at)
             chord.start(app, name, tasks, stage, 1, token, int(time.time()) + 60, "")

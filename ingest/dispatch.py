@@ -37,6 +37,8 @@ Command = do.Dispatch | do.Park | do.Discard
 
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
+# What was encoded for a stage that did not start yet. What does not fit is encoded again.
+UNSENT_BYTES_MAX = 32 * 1024 * 1024
 # After Redis failed, commands fail at once for this long instead of each waiting for its own time-out.
 DOWN_SECONDS = 1.0
 BLOCK_SECONDS_MAX = 1.0
@@ -55,7 +57,8 @@ class Dispatcher:
     """`start`, then `submit` from one thread, then `stop`. `reader` names this process's stream.
 
     Every Dispatch is answered by FlushSucceeded or FlushFailed, or by nothing at all when the chord is lost.
-    Memory: manifests of the batches in flight; batches themselves only while their command waits.
+    Memory: of the batches in flight the manifests, and the bytes of the stage that did not start yet; batches
+    themselves only while their command waits.
     `about()` is what each heartbeat says beside host and pid; `trace(batch)` the W3C traceparent that the batch's
     tasks carry ("": none). Both are called on the threads of this module.
     `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
@@ -79,6 +82,7 @@ class Dispatcher:
         )
         self._commands: queue.Queue[Command | None] = queue.Queue(COMMANDS_MAX)
         self._manifests: dict[tuple[str, int], Manifest] = {}
+        self._unsent: dict[tuple[str, int], dict[str, bytes]] = {}
         self._down_until = 0.0
         self._down_error = ""
         self._stopping = threading.Event()
@@ -142,7 +146,7 @@ class Dispatcher:
                 self._park(command)
             case do.Discard():
                 manifest = self._manifest(command.batch)
-                del self._manifests[command.batch.id, command.batch.epoch]
+                self._forget((command.batch.id, command.batch.epoch))
                 self._staging.discard(manifest)
                 self._staging.unpark(manifest.batch_id)
 
@@ -157,7 +161,7 @@ class Dispatcher:
             self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
             return
         token = chord.new_token()
-        self._staging.stage(manifest, stage, token, self._encoder.payloads(batch, stage, tasks))
+        self._staging.stage(manifest, stage, token, self._payloads(batch, stage, tasks))
         until = int(time.time() + command.deadline_seconds * DEADLINE_SHARE)
         chord.start(self._app, name, tasks, stage, command.attempt, token, until, self._trace(batch))
 
@@ -188,9 +192,35 @@ class Dispatcher:
         key = (batch.id, batch.epoch)
         if key not in self._manifests:
             if len(self._manifests) >= MANIFESTS_MAX:
-                del self._manifests[next(iter(self._manifests))]
-            self._manifests[key] = self._encoder.manifest(batch)
+                self._forget(next(iter(self._manifests)))
+            encoded = self._encoder.encode(batch)
+            self._manifests[key], self._unsent[key] = encoded.manifest, encoded.payloads
+            self._bound_unsent()
         return self._manifests[key]
+
+    def _bound_unsent(self) -> None:
+        """Drops the oldest first: what a fenced batch left, and what waits too long for its second stage."""
+        sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
+        size_bytes = sum(sizes.values())
+        for key in list(self._unsent)[:-1]:  # never the one that is about to be staged
+            if size_bytes <= UNSENT_BYTES_MAX:
+                return
+            size_bytes -= sizes[key]
+            del self._unsent[key]
+
+    def _payloads(self, batch: Batch, stage: Stage, tasks: list[str]) -> dict[str, bytes]:
+        """As they were encoded for the manifest; at another attempt they are encoded again."""
+        unsent = self._unsent.get((batch.id, batch.epoch), {})
+        payloads = {name: unsent.pop(name) for name in tasks if name in unsent}
+        if len(payloads) < len(tasks):
+            payloads = self._encoder.payloads(batch, stage, tasks)
+        if not unsent:
+            self._unsent.pop((batch.id, batch.epoch), None)
+        return payloads
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        del self._manifests[key]
+        self._unsent.pop(key, None)
 
     def _failed(self, command: Command, error: Exception) -> None:
         text = shortened(f"{type(error).__name__}: {error}")
@@ -201,6 +231,7 @@ class Dispatcher:
             self._down_error = text
         log.warning("dispatch_failed", command=type(command).__name__, batch=command.batch.id, error=text)
         if isinstance(command, do.Dispatch):
+            self._unsent.pop((command.batch.id, command.batch.epoch), None)
             self._fail(command, text)
 
     def _fail(self, command: do.Dispatch, error: str) -> None:

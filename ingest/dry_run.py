@@ -80,8 +80,9 @@ class DryRun:
         if not isinstance(command, do.Dispatch):
             return
         batch, stage = command.batch, command.stage
-        names = [entry.name for entry in self._encoder.manifest(batch).of_stage(stage)]
-        for name, data in self._encoder.payloads(batch, stage, names).items():
+        for name, data in self._encoder.encode(batch).payloads.items():
+            if not name.startswith(f"{stage}/"):
+                continue
             sink = name.split("/")[1]
             items = decode_items(sink, data)
             self.tasks.append((sink, len(items), len(data)))

@@ -29,6 +29,14 @@ from tasks.wire import (
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch's manifest and, by task name, the bytes of its flush tasks."""
+
+    manifest: Manifest
+    payloads: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Encoder:
     """`sinks`: those that are switched on. `blobs_per_task`: how many objects one task uploads.
 
@@ -40,17 +48,18 @@ class Encoder:
     reader: str
     packed: bool = False
 
-    def manifest(self, batch: Batch) -> Manifest:
-        """What the batch consists of. Encodes everything once, to digest it, and keeps nothing of it."""
+    def encode(self, batch: Batch) -> Encoded:
+        """All tasks of the batch, and what it consists of."""
         digest = xxhash.xxh3_128()
-        entries = []
+        entries, payloads = [], {}
         for name, items in self._tasks(batch, tuple(Stage)):
             data = encode_items(items)
             # Names and lengths as well, so that bytes cannot move from one task to another unnoticed.
             digest.update(f"{name}:{len(data)}:".encode())
             digest.update(data)
             entries.append(TaskEntry(name, len(items), len(data)))
-        return Manifest(
+            payloads[name] = data
+        manifest = Manifest(
             batch_id=batch.id,
             digest=base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode(),
             topic=batch.source.topic,
@@ -61,22 +70,26 @@ class Encoder:
             epoch=batch.epoch,
             tasks=tuple(entries),
         )
+        return Encoded(manifest, payloads)
 
     def payloads(self, batch: Batch, stage: Stage, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of these tasks of one stage, by task name."""
+        """The bytes of these tasks of one stage again, by task name."""
         wanted = set(names)
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 
     def _tasks(self, batch: Batch, stages: Sequence[Stage]) -> Iterator[tuple[str, list[Item]]]:
         """(task name, items) of each flush task, in a fixed order; none is empty."""
+        objects, index = pack(batch) if self.packed else ([], [])
         for sink in self.sinks:
             if STAGE_OF_SINK[sink] not in stages:
                 continue
-            items: list[Item] = list(items_of(batch, sink))
+            items: list[Item] = []
             if self.packed and sink == "gcs":
-                items = [BlobItem(blob.name, blob.content, blob.offset) for blob in pack(batch)[0]]
-            elif self.packed and sink == "clickhouse":
-                items += [RowItem(row.table, row.id, row.json, row.offset) for row in pack(batch)[1]]
+                items += [BlobItem(blob.name, blob.content, blob.offset) for blob in objects]
+            else:
+                items += items_of(batch, sink)
+            if self.packed and sink == "clickhouse":
+                items += [RowItem(row.table, row.id, row.json, row.offset) for row in index]
             size = self.blobs_per_task if sink == "gcs" else max(1, len(items))
             for number, chunk in enumerate(chunks(items, size)):
                 yield f"{STAGE_OF_SINK[sink]}/{sink}/{number}", chunk

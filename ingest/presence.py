@@ -25,6 +25,7 @@ from tasks.wire import BlobItem, RowItem, chunks
 MISSING = "missing"
 DIFFERS = "differs"
 KEYS_MAX = 1000
+THREADS = 32
 DAY_SECONDS = 86_400
 
 Key = tuple[object, ...]
@@ -43,14 +44,14 @@ class Presence(Protocol):
 
 
 class Objects:
-    """Cloud Storage. One request an object, `gcs_threads` at once; only what differs is downloaded."""
+    """Cloud Storage. One request an object, `THREADS` at once; only what differs is downloaded."""
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.sink_timeout_seconds
         self._inflated_bytes_max = settings.inflated_bytes_max
         self._client = gcs.client(settings)
         self._bucket = self._client.bucket(settings.gcs_bucket)
-        self._pool = ThreadPoolExecutor(settings.gcs_threads, thread_name_prefix="presence")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
     def absent(self, items: Sequence[BlobItem]) -> dict[int, str]:
         """By name and CRC32C. Recordings that came as plain JSON are packed by us, so that another release may

@@ -99,8 +99,8 @@ class Settings(BaseSettings):
         "segment",
         description="One object a segment, or one a batch and retention class with an index in ClickHouse.",
     )
-    gcs_threads: int = Field(
-        32, ge=1, le=64, description="Uploads at once in a flush task; pool of the same size."
+    gcs_connections: int = Field(
+        64, ge=1, le=256, description="Uploads at once in a flush task, each on a connection that is kept."
     )
     gcs_location: str = Field("", description="Where `migrate` creates the bucket; empty: Google's default (US).")
     google_credentials_file: Path | None = Field(
@@ -160,7 +160,7 @@ class Settings(BaseSettings):
     task_visibility_seconds: int = Field(
         600, ge=5, le=43200, description="After this long an unacknowledged task of a dead worker runs again."
     )
-    blobs_per_task: int = Field(64, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
+    blobs_per_task: int = Field(128, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
     task_starts_max: int = Field(
         4,
         ge=1,

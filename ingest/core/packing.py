@@ -6,10 +6,10 @@ that exists under it already is this very object, also when another release of t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import msgspec
+import xxhash
 
 from ingest.core.model import Batch, Blob, Row, Segment
 
@@ -30,7 +30,7 @@ def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
     rows: list[Row] = []
     for part, (days, members) in enumerate(_parts(batch)):
         content = b"".join(blob.content for _, blob in members)
-        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+        digest = xxhash.xxh3_128_hexdigest(content)
         name = f"{days}/packed/{batch.id}/{part}-{digest}"
         objects.append(Blob(name, content, members[0][1].offset))
         start = 0

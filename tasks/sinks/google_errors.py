@@ -183,8 +183,8 @@ def sort(error: BaseException) -> Trouble:
     return Trouble(kind, text, retry_after)
 
 
-def sort_answer(status: int, body: bytes, retry_after: str | None) -> Trouble:
-    """Who acts on an HTTP answer of Google's JSON APIs that is not a success."""
+def sort_answer(status: int, body: bytes, asked_seconds: float | None) -> Trouble:
+    """Who acts on an HTTP answer of Google's JSON APIs that is not a success, and asked for so many seconds."""
     reasons, text = [], body[:300].decode("utf-8", "replace")
     try:
         said = json.loads(body)["error"]
@@ -194,7 +194,7 @@ def sort_answer(status: int, body: bytes, retry_after: str | None) -> Trouble:
         pass  # a proxy's page, or nothing: the status alone has to do
     cls: Any = type(from_api.from_http_status(status, text))  # type: ignore[no-untyped-call]
     kind = next(KIND_OF_CLASS[base] for base in cls.__mro__ if base in KIND_OF_CLASS)
-    return Trouble(_of_status(status, reasons, kind), f"HTTP {status}: {text}", retry_after_seconds(retry_after))
+    return Trouble(_of_status(status, reasons, kind), f"HTTP {status}: {text}", asked_seconds)
 
 
 def retry_after_seconds(value: str | None) -> float | None:

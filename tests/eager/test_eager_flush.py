@@ -16,15 +16,15 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 
 def test_every_sink_gets_its_items(eager: Eager) -> None:
     """Blobs, then rows, metrics and dead letters; the reader hears of each stage."""
-    batch = make_batch(messages=70, rejects=2)
+    batch = make_batch(messages=134, rejects=2)
 
     assert eager.settle(batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
     assert eager.settle(batch, Stage.ROWS) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
-    assert len(eager.sink("gcs").objects) == 70
-    assert [count for _, count in eager.sink("gcs").calls] == [64, 6]
-    assert len(eager.sink("clickhouse").rows) == len(eager.sink("bigquery").rows) == 70
-    assert len(eager.sink("datadog").metrics) == 70
+    assert len(eager.sink("gcs").objects) == 134
+    assert [count for _, count in eager.sink("gcs").calls] == [128, 6]
+    assert len(eager.sink("clickhouse").rows) == len(eager.sink("bigquery").rows) == 134
+    assert len(eager.sink("datadog").metrics) == 134
     assert len(eager.sink("dead_letter").dead_letters) == 2
 
 
@@ -173,7 +173,7 @@ def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytes
 
     encoder = Encoder(("clickhouse", "dead_letter"), 64, "r")
 
-    names = [entry.name for entry in encoder.manifest(make_batch(rejects=1)).tasks]
+    names = [entry.name for entry in encoder.encode(make_batch(rejects=1)).manifest.tasks]
 
     assert names == ["rows/clickhouse/0", "rows/dead_letter/0"]
 

@@ -16,7 +16,7 @@ CORE_STANDARD = {
     "enum", "functools", "hashlib", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "uuid",
     "zlib",
 }  # fmt: skip
-CORE_PACKAGES = {"deflate", "isal", "msgspec"}
+CORE_PACKAGES = {"deflate", "isal", "msgspec", "xxhash"}
 COMPOSITION = {
     "ingest/cli.py", "ingest/cli_common.py", "ingest/cli_operate.py", "ingest/documents.py", "ingest/reader.py",
 }  # fmt: skip

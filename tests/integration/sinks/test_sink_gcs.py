@@ -111,7 +111,7 @@ def test_the_bucket_is_made_once_with_a_rule_for_each_retention(
 
 
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
-    """Positions that are not durable, by name, whatever order the threads end in."""
+    """Positions that are not durable, by name, whatever order they end in."""
 
     def answer(asked: Asked) -> Answer:
         return Answer(503, NOW) if "bad" in asked.path else Answer()
@@ -146,10 +146,10 @@ def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[...
     assert len(asked) == 21
 
 
-def test_uploads_that_wait_for_their_next_try_keep_no_thread_from_the_others(
+def test_uploads_that_wait_for_their_next_try_keep_no_connection_from_the_others(
     settings: Callable[..., Settings],
 ) -> None:
-    """One thread, and the first of 20 is asked to come back in a second: the 19 are sent meanwhile."""
+    """One connection, and the first of 20 is asked to come back in a second: the 19 are sent meanwhile."""
     asked_before: list[str] = []
 
     def answer(asked: Asked) -> Answer:
@@ -158,7 +158,7 @@ def test_uploads_that_wait_for_their_next_try_keep_no_thread_from_the_others(
         return Answer(429, b"slow down", {"Retry-After": "1"}) if first else Answer()
 
     with answering(answer) as (url, asked):
-        sink = GcsSink(settings(gcs_endpoint=url, gcs_threads=1))
+        sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         started = time.monotonic()
         sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 20)
         took_seconds = time.monotonic() - started
@@ -247,7 +247,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callab
     cuts = iter([False, True, False])
 
     with answering(lambda asked: Answer(cut=next(cuts))) as (url, asked):
-        sink = GcsSink(settings(gcs_endpoint=url, gcs_threads=1))
+        sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         sink.write([blob("30/1/a/0")], "token", 10)
         sink.write([blob("30/1/a/1")], "token", 10)
         sink.close()

@@ -102,7 +102,7 @@ def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, 
     response.request = requests.Request("POST", "http://x/").prepare()
     response.headers["Retry-After"] = "7"
 
-    from_bytes = google_errors.sort_answer(status, body, "7")
+    from_bytes = google_errors.sort_answer(status, body, 7.0)
     from_exception = google_errors.sort(from_api.from_http_response(response))  # type: ignore[no-untyped-call]
 
     assert from_bytes.kind is from_exception.kind is kind
