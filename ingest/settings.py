@@ -31,8 +31,8 @@ class Settings(FleetSettings):
     )
 
     # Batches
-    batch_messages_max: int = Field(500, ge=1, le=100_000, description="Messages in a batch.")
-    batch_bytes_max: int = Field(8 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes of a batch.")
+    batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Messages in a batch.")
+    batch_bytes_max: int = Field(16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes of a batch.")
     batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="How long a batch stays open.")
     in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Batches cut and not yet settled.")
     in_flight_bytes_max: int = Field(

@@ -1,7 +1,7 @@
 """A batch's trace: from the messages' own trace context, through the reader, to each sink.
 
 The first message that carries a W3C `traceparent` header is the parent of the batch's span, the next ones are
-links, so that a batch of 500 messages is one trace. Off by default; then nothing here is called.
+links, so that a batch of 1000 messages is one trace. Off by default; then nothing here is called.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ MiB = 1024 * 1024
 class Limits:
     """Bounds of one reader process, over all of its partitions."""
 
-    batch_messages_max: int = 500
-    batch_bytes_max: int = 8 * MiB
+    batch_messages_max: int = 1000
+    batch_bytes_max: int = 16 * MiB
     batch_age_seconds_max: float = 2.0
     in_flight_batches_max: int = 16
     in_flight_bytes_max: int = 128 * MiB
