@@ -21,6 +21,7 @@ from tasks.staging import connect
 CALL_SECONDS_MAX = 10.0
 ASK_SECONDS = 2.0
 ERRORS_TOLD_MAX = 3
+RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (celeryconfig.time_limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Finding:
 def run(settings: Settings) -> list[Finding]:
     """Looks at settings, links, Kafka, Redis and every sink that is on. Takes seconds, changes nothing."""
     findings = [Finding("settings", "ok", "valid")]
-    findings += _deadlines(settings)
+    findings += deadlines(settings)
     findings += _links(settings)
     kafka = _guarded("kafka", lambda: _kafka(settings))
     findings += kafka + _guarded("redis", lambda: _redis(settings))
@@ -71,7 +72,8 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         ]
 
 
-def _deadlines(settings: Settings) -> Iterable[Finding]:
+def deadlines(settings: Settings) -> Iterable[Finding]:
+    """Settings that are each allowed and do not fit together."""
     if settings.drain_deadline_seconds >= settings.kafka_session_timeout_seconds:
         yield Finding(
             "drain deadline",
@@ -86,6 +88,17 @@ def _deadlines(settings: Settings) -> Iterable[Finding]:
             "bad",
             "they expire before the flush deadline",
             "raise REPLAYS_STAGED_TTL_SECONDS far above REPLAYS_FLUSH_DEADLINE_SECONDS",
+        )
+
+    run_seconds_max = RUN_CALLS_MAX * settings.sink_timeout_seconds
+    if settings.task_visibility_seconds <= run_seconds_max:
+        yield Finding(
+            "visibility of tasks",
+            "warning",
+            f"{settings.task_visibility_seconds} s is not longer than the longest run of a flush task "
+            f"({RUN_CALLS_MAX} times the sink time-out, {run_seconds_max:g} s): running tasks would be "
+            "delivered again",
+            "raise REPLAYS_TASK_VISIBILITY_SECONDS or lower REPLAYS_SINK_TIMEOUT_SECONDS",
         )
 
 

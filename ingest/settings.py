@@ -39,6 +39,21 @@ class Settings(FleetSettings):
         128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Bytes of open and unsettled batches."
     )
 
+    pause_after_seconds: float = Field(
+        0.5,
+        ge=0,
+        le=60,
+        description="How long one of these bounds is reached before the consumer pauses. Until then the reader "
+        "only stops polling: a pause throws prefetched messages away, and they are fetched again.",
+    )
+    pending_ranges_max: int = Field(
+        512,
+        ge=8,
+        le=100_000,
+        description="Batches of one partition behind one that does not settle; then no more of it is fetched. "
+        "A crash reads so many again, and the cut record has to hold their ends.",
+    )
+
     # Deadlines and retries of batches
     flush_deadline_seconds: float = Field(
         120.0, ge=1, le=3600, description="A chord that is not heard of for this long is started again."
@@ -48,7 +63,44 @@ class Settings(FleetSettings):
     )
     retry_backoff_seconds: float = Field(5.0, gt=0, le=600, description="First wait before a batch's retry.")
     retry_backoff_seconds_max: float = Field(300.0, gt=0, le=3600, description="Longest wait before it.")
+    undispatched_seconds_max: float = Field(
+        15.0,
+        gt=0,
+        le=600,
+        description="Longest wait before a batch is tried again that Redis did not take. Short: once Redis is "
+        "back, nothing moves for up to this long.",
+    )
+
+    # Commits, and the batch boundaries (the cut record) that Kafka stores with them
     commit_interval_seconds: float = Field(0.5, ge=0.01, le=60, description="Shortest time between commits.")
+    commit_answer_seconds_max: float = Field(
+        10.0,
+        ge=1,
+        le=300,
+        description="A commit without an answer for this long is given up, the next one says the same or more. "
+        "Raise it for brokers that are slow to answer, not for safety.",
+    )
+    cut_record_seconds_max: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        description="How long a batch waits for its boundary to be recorded before it is flushed all the same. "
+        "Then a crash may cut elsewhere, and what was flushed is written again under another batch id.",
+    )
+    cut_record_bytes_max: int = Field(
+        4000,
+        ge=64,
+        le=65_536,
+        description="Longest cut record, an end taking about three bytes. Must stay below the brokers' "
+        "offset.metadata.max.bytes (4096 unless set), or they refuse every commit.",
+    )
+    plan_seconds_max: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="How long a batch that a predecessor had cut waits for its missing messages (which retention "
+        "may have removed) before it is cut as it is.",
+    )
 
     # Dead letters
     reject_ratio_max: float = Field(
@@ -63,6 +115,12 @@ class Settings(FleetSettings):
     )
     clicks_per_segment_max: int = Field(20, ge=0, le=10_000, description="Clicks kept of a segment.")
     taps_per_segment_max: int = Field(20, ge=0, le=10_000, description="Taps kept of a segment.")
+    facts_per_segment_max: int = Field(
+        2000,
+        ge=1,
+        le=100_000,
+        description="BigQuery facts kept of a segment: bounds what one hostile recording can make of rows.",
+    )
     sample_segment_rate: float = Field(
         1 / 500, ge=0, le=1, description="Share of segments whose canvas, mutation and option facts are kept."
     )

@@ -25,6 +25,7 @@ class Limits:
     commit_interval_seconds: float = 0.5
     commit_answer_seconds_max: float = 10.0
     cut_record_seconds_max: float = 5.0
+    cut_record_bytes_max: int = 4000
     plan_seconds_max: float = 30.0
     pause_after_seconds: float = 0.5
     reject_ratio_max: float = 0.1

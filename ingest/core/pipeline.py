@@ -423,7 +423,8 @@ class Pipeline:
             if not pending:
                 return
             offset = pending[0].start  # nothing was ever committed here: this is where consumption began
-        text = record.encode(offset, [offsets.stop for offsets in pending] + [*owned.builder.planned])
+        stops = [offsets.stop for offsets in pending] + [*owned.builder.planned]
+        text = record.encode(offset, stops, self.limits.cut_record_bytes_max)
         owned.recorded_until = self._ledger.taken_until(source)
         if owned.stored == (offset, text):
             self._let_recorded_go(owned)  # a predecessor recorded just these ends

@@ -1,7 +1,7 @@
 """The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit (D14).
 
-Kafka stores up to 4096 bytes of it and hands it to the next owner. Format: `1` then, for each batch in
-order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
+Kafka stores up to 4096 bytes of it, unless told otherwise, and hands it to the next owner. Format: `1` then, for
+each batch in order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 VERSION = "1"
-RECORD_BYTES_MAX = 4000
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def encode(committed: int, stops: Sequence[int]) -> str:
+def encode(committed: int, stops: Sequence[int], bytes_max: int) -> str:
     """The record of these ends, ascending and above `committed`; without any it is empty.
 
-    Ends that do not fit are left out.
+    Ends that do not fit into `bytes_max` are left out, the last ones first.
     """
     if not stops:
         return ""
@@ -29,7 +28,7 @@ def encode(committed: int, stops: Sequence[int]) -> str:
             rest, digit = divmod(rest, 36)
             digits = _DIGITS[digit] + digits
         length += 1 + len(digits)
-        if length > RECORD_BYTES_MAX:
+        if length > bytes_max:
             break
         parts.append(digits)
         previous = stop

@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from whole_system import System
 
 from ingest.core import record
+from ingest.reader import limits_of
 from local.expectation import Expectation
 from local.reconcile import read_letters
 from tasks.sinks.bigquery import client as bigquery_client
@@ -163,7 +164,12 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
     topic = system.settings.kafka_topic
     stops = ends_by_partition(cuts or frozenset())
     start = [
-        KafkaPartition(topic, partition, 0, record.encode(0, stops.get(partition, [])))
+        KafkaPartition(
+            topic,
+            partition,
+            0,
+            record.encode(0, stops.get(partition, []), limits_of(system.settings).cut_record_bytes_max),
+        )
         for _, partition in system.ends
     ]
     group = {"bootstrap.servers": system.settings.kafka_brokers, "group.id": system.settings.kafka_group}

@@ -306,8 +306,8 @@ MUTANTS = (
     Mutant(
         "writes records that the broker refuses",
         RECORD,
-        "RECORD_BYTES_MAX = 4000",
-        "RECORD_BYTES_MAX = 40_000",
+        "length > bytes_max",
+        "length > 10 * bytes_max",
     ),
     Mutant(
         "returns from a drain before the release",

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core import record
+from ingest.core.limits import Limits
 
+BYTES_MAX = Limits().cut_record_bytes_max
 ends = st.lists(st.integers(1, 10**6), max_size=200).map(
     lambda steps: [sum(steps[: n + 1]) for n in range(len(steps))]
 )
@@ -18,7 +20,7 @@ def test_what_is_encoded_is_decoded(committed: int, steps: list[int]) -> None:
     """Any ends above any offset, as far as they fit."""
     stops = [committed + step for step in steps]
 
-    text = record.encode(committed, stops)
+    text = record.encode(committed, stops, BYTES_MAX)
 
     assert record.decode(committed, text) == tuple(stops)
 
@@ -28,7 +30,7 @@ def test_a_record_never_outgrows_what_kafka_stores(count: int, step: int) -> Non
     """The broker refuses a commit with more than 4096 bytes of metadata: the last ends are left out instead."""
     stops = [step * (n + 1) for n in range(count)]
 
-    text = record.encode(0, stops)
+    text = record.encode(0, stops, BYTES_MAX)
 
     assert len(text.encode()) <= 4096
     assert list(record.decode(0, text)) == stops[: len(record.decode(0, text))]
@@ -53,14 +55,14 @@ def test_a_record_holds_a_thousand_batches() -> None:
     """Far more than a reader may have in flight: with 500 messages each, an end takes three bytes."""
     stops = [500 * (n + 1) for n in range(1_300)]
 
-    assert record.decode(0, record.encode(0, stops)) == tuple(stops)
+    assert record.decode(0, record.encode(0, stops, BYTES_MAX)) == tuple(stops)
 
 
 def test_a_record_that_grew_too_long_leaves_the_last_ends_out() -> None:
     """Two thousand do not fit: the first ones do."""
     stops = [500 * (n + 1) for n in range(2_000)]
 
-    text = record.encode(0, stops)
+    text = record.encode(0, stops, BYTES_MAX)
 
     assert len(text) <= 4096
     assert record.decode(0, text) == tuple(stops[: len(record.decode(0, text))])
@@ -69,4 +71,4 @@ def test_a_record_that_grew_too_long_leaves_the_last_ends_out() -> None:
 def test_ends_must_rise() -> None:
     """A range that ends before it begins is ours to get right."""
     with pytest.raises(AssertionError):
-        record.encode(5, [5])
+        record.encode(5, [5], BYTES_MAX)

@@ -1,0 +1,62 @@
+"""Settings reach the core under their own names, and `check` sees those that do not fit together."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from ingest.check import deadlines
+from ingest.core.limits import Limits
+from ingest.core.parse import ParseRules
+from ingest.reader import limits_of, rules_of
+from ingest.settings import Settings
+
+
+def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
+    """An operator can see and change each of them; what the core would do by itself is what the page says."""
+    settings = Settings()
+
+    assert {field.name for kind in (Limits, ParseRules) for field in fields(kind)} <= Settings.model_fields.keys()
+    assert limits_of(settings) == Limits()
+    assert rules_of(settings) == ParseRules()
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
+def test_a_bound_that_is_set_arrives(name: str) -> None:
+    """Under its name, and alone."""
+    value = getattr(Limits(), name) / 2
+    changed = Settings.model_validate({name: int(value) if value >= 1 and value == int(value) else value})
+
+    found = limits_of(changed)
+
+    assert getattr(found, name) == value
+    assert [
+        field.name for field in fields(Limits) if getattr(found, field.name) != getattr(Limits(), field.name)
+    ] == [name]
+
+
+def test_the_defaults_fit_together() -> None:
+    """Whoever sets nothing is told nothing."""
+    assert list(deadlines(Settings())) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "level"),
+    [
+        ({"task_visibility_seconds": 180, "sink_timeout_seconds": 30}, "visibility of tasks", "warning"),
+        ({"drain_deadline_seconds": 30}, "drain deadline", "warning"),
+        ({"staged_ttl_seconds": 600, "flush_deadline_seconds": 600}, "staged bytes", "bad"),
+    ],
+)
+def test_check_names_what_does_not_fit(changes: dict[str, float], named: str, level: str) -> None:
+    """At the very bound already, with the settings to change."""
+    (finding,) = deadlines(Settings.model_validate(changes))
+
+    assert (finding.name, finding.level) == (named, level)
+    assert "REPLAYS_" in finding.advice
+
+
+def test_a_visibility_just_above_the_longest_run_fits() -> None:
+    """One second more than six calls."""
+    assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []
