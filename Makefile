@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs simulate mutants chaos bench bench-uploads bench-peers clean
+.PHONY: help setup demo test check format docs simulate mutants chaos gameday bench bench-uploads bench-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ simulate: $(STAMP) ## thousands of simulated worlds; SEEDS=10000
 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
 	$(BIN)/python -m local.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)
+
+gameday: $(STAMP) ## fourteen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
+	$(BIN)/python -m local.gameday --json .gameday/gameday.json
 
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
 	$(BIN)/python -m tests.mutation

@@ -18,6 +18,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, Drop, Message, Reject, Segment, Stage, TopicPartition
 from ingest.core.pipeline import Phase, Pipeline
+from ingest.core.tenants import DROP_REASONS
 from ingest.journal import Journal, Journey
 from ingest.settings import Settings
 from ingest.snapshot import PartitionState, Snapshot, take
@@ -294,6 +295,7 @@ class Metrics:
             (_R + "stage_seconds", Stage),
             (_R + "stage_failures", Stage),
             (_R + "messages_parsed", ("segment", "reject", "drop")),
+            (_R + "drops", DROP_REASONS),
             (_R + "rebalances", ("assigned", "revoked", "lost")),
             (_R + "commits", ("stored", "failed")),
             (_R + "in_flight_batches", Phase),

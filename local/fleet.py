@@ -104,10 +104,10 @@ class Fleet:
         command = [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
         return self._start(name, command, {**self.env, **settings}, keep)
 
-    def worker(self, name: str, *, keep: bool = True) -> Child:
-        """Starts a flush worker of two processes, or starts it again."""
+    def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
+        """Starts a flush worker of two processes, or starts it again; `settings` as of a reader."""
         arguments = ["worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
-        return self._start(name, [*_celery(), *arguments], self.env, keep)
+        return self._start(name, [*_celery(), *arguments], {**self.env, **settings}, keep)
 
     def flower(self) -> Child:
         """Starts Flower, and waits until it answers."""

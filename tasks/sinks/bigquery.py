@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from google.api_core.client_options import ClientOptions
@@ -33,6 +34,7 @@ from tasks.sinks.per_process import PerProcess
 from tasks.wire import RowItem
 
 TABLES = ("replay_events",)
+SCHEMA = Path(__file__).with_name("schema") / "bigquery"
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
 REQUEST_BYTES_MAX = 9 * MiB
@@ -124,18 +126,25 @@ class BigQuerySink:
             outcome.note(Trouble(Kind.TRANSIENT, f"table {table}: stopped by other rows"), stopped)
 
     def check(self) -> str:
-        """Sees the data set and its tables."""
+        """Sees the data set, its tables and their columns."""
         settings = self._settings
         dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
+        timeout: dict[str, Any] = {"timeout": settings.sink_timeout_seconds, "retry": None}
         try:
             server: Any = self._client.get()
-            tables = server.list_tables(dataset, timeout=settings.sink_timeout_seconds, retry=None)
+            tables = server.list_tables(dataset, **timeout)
             found = {table.table_id for table in tables}
+            columns = {
+                f"{name}.{column}"
+                for name in found.intersection(TABLES)
+                for column in columns_of(name)
+                - {field.name for field in server.get_table(f"{dataset}.{name}", **timeout).schema}
+            }
         except Exception as error:
             trouble = sort(error)
             todo = advice(error, "run `replays-ingest migrate`", "grant access to it")
             raise Trouble(trouble.kind, f"data set {dataset}: {trouble.message}{todo}").error() from error
-        missing = [table for table in TABLES if table not in found]
+        missing = [table for table in TABLES if table not in found] + sorted(columns)
         if missing:
             raise PermanentSinkError(
                 f"data set {dataset} lacks {', '.join(missing)}; run `replays-ingest migrate`", configuration=True
@@ -146,6 +155,12 @@ class BigQuerySink:
         server: Any = self._client.take()
         if server is not None:
             server.close()
+
+
+def columns_of(table: str) -> set[str]:
+    """The columns that this release writes, as `schema/bigquery` describes them."""
+    description = json.loads((SCHEMA / f"{table}.json").read_text())
+    return {field["name"] for field in description["fields"]}
 
 
 def client(settings: Settings) -> bigquery.Client:

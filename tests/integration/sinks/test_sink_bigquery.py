@@ -129,6 +129,27 @@ def test_a_missing_table_or_data_set_is_configuration(
     assert (no_table.value.configuration, no_set.value.configuration) == (True, True)
 
 
+def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
+    settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    """The release is newer than the table: `check` names the column, and `migrate` adds it."""
+    made = settings(bigquery_endpoint=bigquery_endpoint)
+    list(big_query(made, dry_run=False))
+    server: Any = client(made)
+    table = server.get_table(f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
+    server.delete_table(table)
+    last = table.schema[-1].name
+    table.schema = table.schema[:-1]
+    server.create_table(table)
+    sink = BigQuerySink(made)
+
+    with pytest.raises(PermanentSinkError, match=rf"lacks replay_events.{last}; run `replays-ingest migrate`"):
+        sink.check()
+    list(big_query(made, dry_run=False))
+
+    assert made.bigquery_dataset in sink.check()
+
+
 def test_migrating_makes_partitioned_and_clustered_tables_once(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:

@@ -1,0 +1,283 @@
+"""The faults of a game day: how each is injected, and what the runbook says to do about it, done.
+
+The mending of a fault knows no more than the person on call: it follows the section of docs/runbook.md that the
+alert links to, with the commands that it names. Where Kubernetes would act, `Game.run` does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+from redis import Redis as RedisClient
+
+from ingest.building import recording
+from local.faults import Errors, Hang, Pass
+from local.fleet import SESSION_SECONDS, is_up
+from local.gameday import GARBAGE_PROJECT, READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
+from tasks.kafka_options import kafka_options
+from tasks.sinks import bigquery, clickhouse
+
+OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
+BANNED_SEGMENT = 60_606
+TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
+BEYOND_THE_END = 100_000
+BY = ("--by", "gameday")
+
+# Readers and workers
+
+
+def kill_reader(game: Game) -> None:
+    game.fleet.kill(game.fleet.children[READERS[0]], keep=False)
+
+
+def start_reader(game: Game) -> None:
+    game.step("the pod is started again")
+    game.run(READERS[0])
+
+
+def kill_readers(game: Game) -> None:
+    for name in READERS:
+        game.fleet.kill(game.fleet.children[name], keep=False)
+
+
+def start_readers(game: Game) -> None:
+    game.command("check")
+    game.step("the readers are started again")
+    for name in READERS:
+        game.run(name)
+
+
+def kill_workers(game: Game) -> None:
+    for name in WORKERS:
+        game.fleet.kill(game.fleet.children[name], keep=False)
+
+
+def start_workers(game: Game) -> None:
+    game.step("the workers are started again")
+    for name in WORKERS:
+        game.run(name)
+
+
+def outlive_session(game: Game) -> None:
+    """The reader stands still for longer than its session, and wakes up as nobody's member."""
+    child = game.fleet.children[READERS[0]]
+    child.pause()
+    try:
+        game.ending.wait(2 * SESSION_SECONDS)
+    finally:
+        child.resume()
+
+
+def nothing_to_do(game: Game) -> None:
+    game.step("nothing: it happened once")
+
+
+# Redis
+
+
+def kill_redis(game: Game) -> None:
+    game.redis_server.kill()
+
+
+def start_redis(game: Game) -> None:
+    game.step("Redis is started again, without its data")
+    game.redis_server.restart(empty=True)
+
+
+def fill_redis(game: Game) -> None:
+    """As if its memory were only a little more than what it uses."""
+    with client(game) as redis:
+        info: Any = redis.info("memory")
+        redis.config_set("maxmemory", int(info["used_memory"] * 1.15))
+
+
+def enlarge_redis(game: Game) -> None:
+    game.json("status")
+    game.step(f"redis-cli CONFIG SET maxmemory {REDIS_BYTES_MAX}")
+    with client(game) as redis:
+        redis.config_set("maxmemory", REDIS_BYTES_MAX)
+
+
+def cut_worker_off(game: Game) -> None:
+    game.proxies["redis"].set(Hang())
+
+
+def delete_worker(game: Game) -> None:
+    game.step(f"the pod {WORKERS[1]} is deleted; its successor runs elsewhere")
+    game.proxies["redis"].set(Pass())
+    game.fleet.kill(game.fleet.children[WORKERS[1]], keep=False)
+    game.run(WORKERS[1])
+
+
+def client(game: Game) -> RedisClient[bytes]:
+    return RedisClient.from_url(game.redis_server.address)
+
+
+# Sinks
+
+
+def hang_clickhouse(game: Game) -> None:
+    game.proxies["clickhouse"].set(Hang())
+
+
+def mend_clickhouse(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("ClickHouse is mended")
+    game.proxies["clickhouse"].set(Pass())
+
+
+def refuse_uploads(game: Game) -> None:
+    game.proxies["gcs"].set(Errors(503))
+
+
+def mend_uploads(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("Cloud Storage is mended")
+    game.proxies["gcs"].set(Pass())
+
+
+def refuse_rows(game: Game) -> None:
+    """A row of twelve years ago, which BigQuery takes into no partition, and one that ClickHouse's table bans."""
+    execute(game, f"ALTER TABLE replay_segments ADD CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}")
+    now = int(time.time())
+    events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
+    then = now - TWELVE_YEARS_SECONDS
+    old = [{"type": 3, "timestamp": then * 1000, "data": {"source": 1}}]
+    game.load.send(recording(old, 0, replay_id=OLD_ID, received=then, replay_event=None))
+    game.load.send(recording(events, BANNED_SEGMENT, replay_id=BANNED_ID, received=now, replay_event=None))
+
+
+def replay_refused(game: Game) -> None:
+    for sink in ("bigquery", "clickhouse"):
+        letters: list[dict[str, Any]] = []
+
+        def found(sink: str = sink, letters: list[dict[str, Any]] = letters) -> bool:
+            letters[:] = game.json("dlq", "ls", "--sink", sink)["letters"]
+            return bool(letters)
+
+        game.until(found, 30, f"the letter of {sink}")
+        game.command("dlq", "show", letters[0]["id"])
+    game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
+    execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
+    game.command("dlq", "replay", "--sink", "clickhouse", *BY)
+
+
+def lose_column(game: Game) -> None:
+    """BigQuery's table as a release before ours had it: without one of the columns."""
+    server = bigquery.client(game.settings)
+    try:
+        name = f"{game.settings.bigquery_project}.{game.settings.bigquery_dataset}.replay_events"
+        table = server.get_table(name)
+        server.delete_table(name)
+        table.schema = table.schema[:-1]
+        server.create_table(table)
+    finally:
+        server.close()  # type: ignore[no-untyped-call]
+
+
+def migrate_and_retry(game: Game) -> None:
+    parked = game.json("batches", "ls")
+    game.command("batches", "show", next(iter(parked)))
+    game.command("check", codes=(1,))
+    game.command("migrate")
+    game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
+
+
+def repair(game: Game) -> None:
+    """The rows that went with the old table."""
+    game.command("reconcile", "--repair", "--rate", "5000", *BY)
+
+
+# Messages
+
+
+def send_garbage(game: Game) -> None:
+    """One message in twenty-five, all of one project: below the ratio that halts a reader."""
+    game.load.garbage_share = 0.04
+
+
+def shed_project(game: Game) -> None:
+    letters = game.json("dlq", "ls")["letters"]
+    game.command("dlq", "show", letters[-1]["id"])
+    game.command("tenants", "kill", str(GARBAGE_PROJECT), *BY)
+
+
+def revive_project(game: Game) -> None:
+    game.load.garbage_share = 0.0
+    game.command("tenants", "revive", str(GARBAGE_PROJECT), *BY)
+
+
+def send_mostly_garbage(game: Game) -> None:
+    game.load.garbage_share = 1.0
+
+
+def roll_producer_back(game: Game) -> None:
+    letters = game.json("dlq", "ls", "--limit", "20")["letters"]
+    game.command("dlq", "show", letters[-1]["id"])
+    game.step("the producer is rolled back")
+    game.load.garbage_share = 0.0
+    game.step("the readers are restarted, with REPLAYS_REJECT_RATIO_MAX=1 for what lies in the topic")
+    restart_readers(game, REPLAYS_REJECT_RATIO_MAX="1")
+
+
+def ordinary_ratio(game: Game) -> None:
+    game.step("the readers are restarted with the ordinary REPLAYS_REJECT_RATIO_MAX")
+    restart_readers(game)
+
+
+def restart_readers(game: Game, **settings: str) -> None:
+    for name in READERS:
+        child = game.fleet.children[name]
+        game.fleet.stop(child)
+        game.run(name, **settings)
+        game.until(lambda child=child: is_up(child), 60, f"{name} to be up")  # type: ignore[misc]
+
+
+def commit_beyond_the_end(game: Game) -> None:
+    """As after an unclean election: the group has read what the log does not hold."""
+    for name in READERS:
+        game.fleet.stop(game.fleet.children[name])
+    end = game.load.ends[0]
+    consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
+    try:
+        place = KafkaPartition(game.settings.kafka_topic, 0, end + BEYOND_THE_END)
+        consumer.commit(offsets=[place], asynchronous=False)
+    finally:
+        consumer.close()
+    for name in READERS:
+        game.run(name)
+
+
+def compare_offsets(game: Game) -> None:
+    found = game.fleet.committed()
+    game.step(f"kafka-consumer-groups --describe: partition 0 is at {found[0]} of {game.load.ends[0]}")
+
+
+def execute(game: Game, sql: str) -> None:
+    """One statement for ClickHouse."""
+    server = clickhouse.client(game.settings)
+    try:
+        server.command(sql)
+    finally:
+        server.close()
+
+
+FAULTS = (
+    Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader),
+    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers),
+    Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers),
+    Fault("a reader outlived its session", "ReplaysPartitionsLost", outlive_session, nothing_to_do),
+    Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis),
+    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis),
+    Fault("one worker cut off from Redis", "ReplaysWorkerLostRedis", cut_worker_off, delete_worker),
+    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, mend_clickhouse),
+    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, mend_uploads),
+    Fault("rows that sinks refuse", "ReplaysItemsRefused", refuse_rows, replay_refused),
+    Fault("BigQuery's table lacks a column", "ReplaysBatchParked", lose_column, migrate_and_retry, repair),
+    Fault("one project sends garbage", "ReplaysRejects", send_garbage, shed_project, revive_project),
+    Fault("half of all is garbage", "ReplaysHalted", send_mostly_garbage, roll_producer_back, ordinary_ratio),
+    Fault("offset beyond the log", "ReplaysOffsetOutOfRange", commit_beyond_the_end, compare_offsets),
+)

@@ -1,0 +1,40 @@
+"""The game day in its short form: a real Prometheus, two faults, their alerts, the runbook's steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from local.prometheus import available
+
+SECONDS_MAX = 400
+FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedisDown"}
+
+
+@pytest.mark.skipif(bool(available()), reason=available())
+@pytest.mark.timeout(SECONDS_MAX + 10)
+def test_two_faults_are_told_of_and_mended(tmp_path: Path):
+    """The deployed rules fire on the real metrics, the alert goes after the steps, the dashboard is not empty."""
+    told = tmp_path / "gameday.json"
+    only = [argument for name in FAULTS for argument in ("--only", name)]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "local.gameday", "--json", str(told), *only],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(told.read_text())
+    assert {each["fault"]: each["alert"] for each in result["played"]} == FAULTS
+    for each in result["played"]:
+        assert each["fired_seconds"] > 0
+        assert each["resolved_seconds"] > 0
+        assert each["section"].endswith(f"#{each['alert'].lower()}")
+    assert [asked["expression"] for asked in result["panels"] if not asked["values"]] == []

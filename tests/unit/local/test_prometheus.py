@@ -1,0 +1,49 @@
+"""The rules of a game day are the deployed ones, with shorter times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from local.gameday_faults import FAULTS
+from local.prometheus import ALERTS, WAITING_RULES, hastened, runbook_has
+
+
+def deployed() -> dict[str, dict[str, str]]:
+    document = yaml.safe_load(Path(ALERTS).read_text())
+    return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
+
+
+def hasty(factor: float) -> dict[str, dict[str, str]]:
+    document = hastened(yaml.safe_load(Path(ALERTS).read_text()), factor)
+    return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
+
+
+def test_a_factor_of_one_changes_no_duration():
+    """What is divided by one stays as long as it was."""
+    before, after = deployed()["ReplaysRejects"], hasty(1)["ReplaysRejects"]
+
+    assert before["for"] == "10m"
+    assert after["for"] == "600s"
+    assert "[600s]" in after["expr"]
+
+
+def test_for_ranges_and_waiting_thresholds_are_divided():
+    """Every time in a rule, and nothing else."""
+    rules = hasty(20)
+
+    assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
+    assert rules["ReplaysReaderDown"]["for"] == "6s"
+    assert rules["ReplaysItemsRefused"]["expr"].strip().endswith("[45s])) > 0")
+    assert rules["ReplaysRedisFull"]["expr"].strip().endswith("> 0.7")
+    assert rules["ReplaysRetentionNear"]["expr"].strip().endswith("> 2160")
+    assert rules.keys() == deployed().keys() >= WAITING_RULES
+
+
+def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
+    """A renamed rule must not leave a fault behind that waits for it."""
+    for fault in FAULTS:
+        assert fault.alert in deployed()
+        assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
