@@ -16,6 +16,7 @@ from typing import Any
 
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -25,7 +26,7 @@ from confluent_kafka.admin import (
 from redis import Redis as Client
 
 from local.java_kafka import JavaKafka
-from local.processes import HOST, Children, free_port
+from local.processes import HOST, Children, free_port, wait_until
 from local.redis import Redis
 from local.tls import Certificates, TlsProxy
 
@@ -75,6 +76,18 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     ]
     for future in admin.create_acls(bindings).values():
         future.result(20)
+    # The controller has answered; the broker learns of it from the metadata log, a moment later.
+    names = sorted((kind.name, name) for kind, name, _, operations in wanted for _ in operations)
+    wait_until(lambda: _granted(admin, {name for _, name in names}) == names, 20, "the broker to know the rights")
+
+
+def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
+    """(kind, name) of each right that the broker knows on these resources."""
+    everything = AclBindingFilter(
+        ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+    )
+    found = admin.describe_acls(everything, request_timeout=10).result(20)
+    return sorted((binding.restype.name, binding.name) for binding in found if binding.name in names)
 
 
 @dataclass(frozen=True, slots=True)
