@@ -60,6 +60,7 @@ mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
 bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figures into .bench/
 	$(BIN)/python -m benchmarks.parse --json .bench/parse.json
 	$(BIN)/python -m benchmarks.dispatch --json .bench/dispatch.json
+	$(BIN)/python -m benchmarks.uploads --json .bench/uploads.json
 	$(BIN)/python -m benchmarks.end_to_end --matrix --json .bench/matrix.json
 	$(BIN)/python -m benchmarks.end_to_end --delays 150 --json .bench/delays.json
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) --json .bench/soak.json

@@ -25,7 +25,9 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak"])
+@pytest.mark.parametrize(
+    "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads"]
+)
 def test_each_program_explains_itself(module: str) -> None:
     """given a program of benchmarks/, when it is asked for help, then it answers with its options"""
     assert "usage:" in run(module, "--help")

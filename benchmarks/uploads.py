@@ -1,0 +1,134 @@
+"""What an uploaded object costs its client: ours beside the official client and beside a pool of threads.
+
+    python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
+
+All write the same objects, 64 a call, to the same server (benchmarks/latency_server.py), in turns, on one core;
+the server has the other. CPU is that of this process alone, of the round with the least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import http.client
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote, urlsplit
+
+import google_crc32c
+
+from benchmarks.common import machine, show, write_json
+from local.processes import free_port, wait_until
+from local.server import answers_http
+from tasks.settings import Settings
+from tasks.sinks.gcs import GcsSink, client
+from tasks.wire import BlobItem
+
+CALL_OBJECTS = 64
+CALL_SECONDS_MAX = 60.0
+Write = Callable[[Sequence[BlobItem]], None]
+
+
+def official(settings: Settings, threads: int) -> Write:
+    """`Blob.upload_from_string`, a pool of threads."""
+    pool = ThreadPoolExecutor(threads)
+    bucket = client(settings).bucket(settings.gcs_bucket)
+
+    def put(item: BlobItem) -> None:
+        bucket.blob(item.name).upload_from_string(bytes(item.content), retry=None)
+
+    return lambda items: [None for _ in pool.map(put, items)] and None
+
+
+def pooled(settings: Settings, threads: int) -> Write:
+    """`http.client`, a kept connection a thread, the same request and checksum as ours."""
+    pool, local = ThreadPoolExecutor(threads), threading.local()
+    where = urlsplit(settings.gcs_endpoint)
+    path = f"/upload/storage/v1/b/{settings.gcs_bucket}/o?uploadType=media&fields=crc32c&name="
+
+    def put(item: BlobItem) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = http.client.HTTPConnection(where.hostname or "", where.port)
+        body = bytes(item.content)
+        checksum = base64.b64encode(google_crc32c.value(body).to_bytes(4, "big")).decode()
+        headers = {"Content-Type": "application/octet-stream", "X-Goog-Hash": f"crc32c={checksum}"}
+        local.connection.request("POST", path + quote(item.name, safe=""), body, headers)
+        answer = local.connection.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.status
+
+    return lambda items: [None for _ in pool.map(put, items)] and None
+
+
+def ours(settings: Settings, connections: int) -> Write:
+    """The sink, as flush tasks call it."""
+    sink = GcsSink(settings.model_copy(update={"gcs_connections": connections}))
+    return lambda items: sink.write(items, "benchmark", CALL_SECONDS_MAX)
+
+
+def measure(write: Write, tag: str, objects: int, content: bytes) -> tuple[float, float]:
+    """(CPU microseconds an object, objects a second), after one call that is not counted."""
+
+    def items(call: int) -> list[BlobItem]:
+        return [
+            BlobItem(f"30/1/{tag}{call}/{number}", memoryview(content), number) for number in range(CALL_OBJECTS)
+        ]
+
+    write(items(-1))
+    calls = max(1, objects // CALL_OBJECTS)
+    cpu, began = time.process_time(), time.monotonic()
+    for call in range(calls):
+        write(items(call))
+    done = calls * CALL_OBJECTS
+    return (time.process_time() - cpu) / done * 1e6, done / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--objects", type=int, default=1920)
+    parser.add_argument("--size", type=int, default=25_000, help="bytes")
+    parser.add_argument("--latency-ms", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", help="write the figures there")
+    arguments = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.latency_server", "--port", str(port)]
+    server = subprocess.Popen([*command, "--latency-ms", str(arguments.latency_ms)])
+    try:
+        os.sched_setaffinity(server.pid, {cores[-1]})
+        os.sched_setaffinity(0, {cores[0]})
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers_http(f"{url}/_seen"), 30, "the server")
+        settings = Settings(gcs_endpoint=url, gcs_bucket="benchmark", gcs_project="benchmark")
+        ways: dict[str, Write] = {}
+        for name, make, counts in (
+            ("official client, threads", official, (32,)),
+            ("http.client, threads", pooled, (8, 32, 64)),
+            ("ours (libcurl), connections", ours, (8, 32, 64, 128)),
+        ):
+            ways |= {f"{name}: {count}": functools.partial(make, settings)(count) for count in counts}
+        content = os.urandom(arguments.size)
+        best: dict[str, tuple[float, float]] = {}
+        for _ in range(arguments.rounds):
+            for name, write in ways.items():
+                found = measure(write, quote(name), arguments.objects, content)
+                best[name] = min(best.get(name, found), found)
+    finally:
+        server.terminate()
+        server.wait(10)
+    rows = [(name, f"{cpu:.0f}", f"{rate:.0f}") for name, (cpu, rate) in best.items()]
+    caption = f"{arguments.size} bytes, a server of {arguments.latency_ms:g} ms, best of {arguments.rounds} rounds"
+    show("CPU of the client for an object", ("way", "CPU µs", "objects/s"), rows, caption)
+    write_json(arguments.json, {"machine": machine(), "arguments": vars(arguments), "ways": best})
+
+
+if __name__ == "__main__":
+    main()
