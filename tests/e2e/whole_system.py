@@ -22,7 +22,7 @@ from local.faults import FaultProxy
 from local.load import PROFILES, Produced, produce
 from local.processes import Child, free_port, wait_until
 from local.reconcile import Committed, Report, reconcile
-from local.stack import Stack
+from local.stack import KafkaKind, Stack
 from tasks.kafka_options import kafka_options
 from tasks.migrate import migrate
 from tasks.settings import MiB
@@ -51,18 +51,21 @@ PROXIED = {
 class System:
     """Used as a context. `proxies` stand before the HTTP sinks; `env` is what every process is given."""
 
-    def __init__(self, directory: Path, queues: Sequence[str] = (), **settings: str) -> None:
+    def __init__(
+        self, directory: Path, queues: Sequence[str] = (), kafka: KafkaKind = "tansu", **settings: str
+    ) -> None:
         self.directory = directory
         self.proxies: dict[str, FaultProxy] = {}
         self.workers: list[Child] = []
         self._queues = queues
+        self._kafka: KafkaKind = kafka
         self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         self._open = ExitStack()
         self.produced: list[tuple[Path, Produced]] = []
         self._sent: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
-        self.stack = self._open.enter_context(Stack(self.directory / "stack"))
+        self.stack = self._open.enter_context(Stack(self.directory / "stack", kafka=self._kafka))
         self.stack.start(PARTS)
         self.env = {**self.stack.settings(), **QUICK, **self._extra}
         self.settings = settings_from(self.env)
