@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 
 import web.commands
-from ingest import cli_operate, cli_reconcile
+from ingest import cli_erase, cli_operate, cli_reconcile
 from ingest.cli_common import EXIT_FAILED, as_json, fail, settings
 from ingest.settings import Settings
 from tasks.settings import FILE_VARIABLE
@@ -264,7 +264,12 @@ def local_status(directory: Path | None, as_json: bool) -> None:
         click.echo(f"{name:<14} {address}")
 
 
-for command in (*cli_operate.COMMANDS, *cli_reconcile.COMMANDS, *web.commands.COMMANDS):
+for command in (
+    *cli_operate.COMMANDS,
+    *cli_reconcile.COMMANDS,
+    *cli_erase.COMMANDS,
+    *web.commands.COMMANDS,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

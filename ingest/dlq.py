@@ -124,6 +124,18 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
                 yield letter
 
 
+def mentioning(settings: Settings, text: bytes) -> Iterator[Letter]:
+    """All letters, replayed ones too, in whose bytes or item's name `text` occurs. Reads the topic once.
+
+    Whether a letter was replayed is not known here. Raises DeadLettersUnavailable.
+    """
+    for message in _scan(settings):
+        if _header(message, MARK) is None:
+            letter = _letter(message, ())
+            if text in letter.value or text in (dict(letter.headers).get("item") or b""):
+                yield letter
+
+
 def replay(
     settings: Settings,
     selection: Selection,

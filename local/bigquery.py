@@ -54,15 +54,18 @@ class BigQuery(Server):
         name: str = "",
         port: int = 0,
         insert_id_window_seconds: float = 60.0,
+        streaming_buffer_seconds: float = 0.0,
     ) -> None:
         super().__init__(children, directory, name=name, port=port)
         self.insert_id_window_seconds = insert_id_window_seconds
+        self.streaming_buffer_seconds = streaming_buffer_seconds
 
     def command(self) -> list[str]:
         """Our own interpreter."""
         window = ["--insert-id-window-seconds", str(self.insert_id_window_seconds)]
         place = ["--data", str(self.directory), "--port", str(self.port)]
-        return [sys.executable, "-m", "local.bigquery", *place, *window]
+        buffer = ["--streaming-buffer-seconds", str(self.streaming_buffer_seconds)]
+        return [sys.executable, "-m", "local.bigquery", *place, *window, *buffer]
 
     def is_ready(self) -> bool:
         """It serves once the database is open."""
@@ -426,9 +429,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--insert-id-window-seconds", type=float, default=INSERT_ID_WINDOW_SECONDS)
+    parser.add_argument("--streaming-buffer-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
     server = HttpServer((HOST, arguments.port), Handler)
-    store = Store(arguments.data / "bigquery.duckdb", insert_id_window_seconds=arguments.insert_id_window_seconds)
+    store = Store(
+        arguments.data / "bigquery.duckdb",
+        insert_id_window_seconds=arguments.insert_id_window_seconds,
+        streaming_buffer_seconds=arguments.streaming_buffer_seconds,
+    )
     Handler.service = Service(store)
     server.serve_forever()
 

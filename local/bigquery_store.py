@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -141,7 +141,15 @@ class InsertIds:
 class Store:
     """The open database. Safe to use from several threads: writers go one at a time, readers do not wait."""
 
-    def __init__(self, path: Path, *, insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS,
+        streaming_buffer_seconds: float = 0.0,
+    ) -> None:
+        """`streaming_buffer_seconds`: for so long after rows were streamed into a table it takes no UPDATE, DELETE
+        or MERGE. The service refuses those that would touch a streamed row, for up to 90 minutes; 0: never."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
         self._database.execute("SET TimeZone = 'UTC'")
@@ -149,6 +157,8 @@ class Store:
         self._database.execute("SET enable_external_access = false")
         self._writing = threading.RLock()
         self._insert_ids = InsertIds(insert_id_window_seconds)
+        self._streaming_buffer_seconds = streaming_buffer_seconds
+        self._streamed_at: dict[TableName, float] = {}
         with self._write() as cursor:
             cursor.execute("CREATE SCHEMA IF NOT EXISTS meta")
             cursor.execute(
@@ -410,6 +420,7 @@ class Store:
             cursor.execute(f"INSERT INTO {name.sql} BY NAME SELECT * FROM incoming")
             cursor.unregister("incoming")
         self._insert_ids.add(list(keys), now)
+        self._streamed_at[name] = now
 
     def list_rows(
         self, name: TableName, start: int, count: int, selected: Sequence[str]
@@ -434,6 +445,8 @@ class Store:
         values = query_parameters(parameters)
         for name in table_names(tree, project, dataset):
             self.table(name)
+        if isinstance(tree, exp.Update | exp.Delete | exp.Merge):
+            self._check_streaming_buffer(type(tree).__name__.upper(), table_names(tree, project, dataset))
         is_dml = isinstance(tree, exp.Insert | exp.Update | exp.Delete | exp.Merge | exp.TruncateTable)
         try:
             if is_dml:
@@ -449,6 +462,17 @@ class Store:
                 return Result(fields_of_result(cursor.description or []), rows, "SELECT")
         except duckdb.Error as error:
             raise bad_request(str(error), "invalidQuery", "query") from error
+
+    def _check_streaming_buffer(self, statement: str, names: Iterable[TableName]) -> None:
+        for name in names:
+            at = self._streamed_at.get(name)
+            if at is not None and time.monotonic() - at < self._streaming_buffer_seconds:
+                raise bad_request(
+                    f"{statement} statement over table {name.project}.{name.dataset}.{name.table} would affect "
+                    "rows in the streaming buffer, which is not supported",
+                    "invalidQuery",
+                    "query",
+                )
 
 
 # --------------------------------------------------------------------------------------------------------- schemas

@@ -263,6 +263,8 @@ def bucket(settings: Settings, dry_run: bool) -> Iterator[str]:
             made.soft_delete_policy.retention_duration_seconds = 0
             for days in RETENTION_DAYS:
                 made.add_lifecycle_delete_rule(age=days, matches_prefix=[f"{days}/"])
+                # A packed object that `erase` rewrote is as old as its custom time says.
+                made.add_lifecycle_delete_rule(days_since_custom_time=days, matches_prefix=[f"{days}/"])
             with contextlib.suppress(Conflict):  # somebody made it at the same moment
                 server.create_bucket(made, location=settings.gcs_location or None, timeout=timeout_seconds)
             return
@@ -273,6 +275,10 @@ def bucket(settings: Settings, dry_run: bool) -> Iterator[str]:
             if missing
             else ""
         )
+        if settings.gcs_layout == "packed" and not any(
+            "daysSinceCustomTime" in rule.get("condition", {}) for rule in found.lifecycle_rules
+        ):
+            yield f"= gs://{name} has no rule on daysSinceCustomTime: what `erase` rewrites is kept for longer"
 
 
 def _expires(found: Any, days: int) -> bool:

@@ -32,7 +32,10 @@ COMPRESSION = "lz4"
 COMPRESS_FROM_BYTES = 4 * KiB
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
-TABLES = ("replays", "replay_segments", "replay_outcomes", "replay_summaries", "replay_objects")
+TABLES = (
+    *("replays", "replay_segments", "replay_outcomes", "replay_summaries"),
+    *("replay_objects", "replay_places"),
+)
 
 INSERT_SETTINGS: dict[str, Any] = {
     "async_insert": 0,  # the answer has to mean durable
