@@ -57,7 +57,7 @@ def answering(answer: Callable[[Asked], Answer]) -> Iterator[tuple[str, list[Ask
             self.end_headers()
             self.wfile.write(said.body)
 
-        do_GET = do_POST
+        do_GET = do_DELETE = do_POST
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner, Result
+from scripted import Answer, Asked, answering
 
 from ingest.cli import main
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
 from ingest.encoding import Encoder
-from ingest.erase import TABLES, EraseFailed, Eraser
+from ingest.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
 from ingest.reader import rules_of
 from ingest.settings import Settings
 from local.bigquery import BigQuery
@@ -31,7 +33,7 @@ from tasks.migrate import big_query, migrate
 from tasks.sinks import bigquery, build, clickhouse, gcs
 from tasks.staging import Staging, connect
 from tasks.stored import read_replay
-from tasks.wire import decode_items
+from tasks.wire import DeadLetterItem, decode_items
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
@@ -305,10 +307,11 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
     assert after.custom_time == born
 
 
-def test_the_streaming_buffer_is_said_and_the_rest_is_erased(
+def test_what_cannot_be_deleted_is_said_and_the_rest_is_erased(
     packed: Store, children: Children, tmp_path: Path
 ) -> None:
-    """BigQuery deletes nothing that was just streamed: exit code 1, and what to do about it."""
+    """BigQuery deletes nothing that was just streamed, Kafka no single dead letter, and a parked batch may hold
+    more of the replay: exit code 1, and what to do about each."""
     server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
     server.start()
     env = {**packed.env, "REPLAYS_BIGQUERY_ENDPOINT": server.address}
@@ -316,14 +319,76 @@ def test_the_streaming_buffer_is_said_and_the_rest_is_erased(
     for _ in big_query(buffered.settings, dry_run=False):
         pass
     write_facts(buffered.settings, packed.victim)
+    letters = build("dead_letter", packed.settings)
+    letters.write([DeadLetterItem(None, b"...replay_id\xd9 " + packed.victim[1].encode(), (), 0)], "token", 60)
+    letters.close()
+    Staging(connect(packed.settings), packed.settings).park("b", {"batch_id": "b", "parked_at": 1.0})
 
     erased = buffered.erase()
 
     assert erased.exit_code == 1
+    assert "dead letters hold something of it" in erased.output
+    assert "do not replay them (0-0)" in erased.output
+    assert "parked batches (1) may write more of it" in erased.output
     assert "streaming buffer" in erased.output
     assert "90 minutes" in erased.output
     assert buffered.facts(packed.victim) > 0
     assert not any(buffered.rows(packed.victim, table) for table in TABLES)
+
+
+def test_a_lost_race_is_read_again_and_older_generations_go(untouched: Store) -> None:
+    """A versioned bucket with soft delete, where another writer comes between: answers of our own.
+
+    The emulators keep neither old generations nor deleted objects.
+    """
+    name, others = "30/packed/b/0-d", "30/packed/b/0-d-too"
+    uploads: list[Asked] = []
+
+    def answer(request: Asked) -> Answer:
+        path = unquote(request.path)
+        if request.method == "DELETE":
+            return Answer(204, b"")
+        if path.startswith("/upload/"):
+            uploads.append(request)
+            return Answer(412) if len(uploads) == 1 else Answer(200, about(9))
+        if path.startswith("/download/"):
+            return Answer(200, b"Before" if not uploads else b"before")
+        if "versions=" in path:
+            found = [{"name": name, "generation": n} for n in ("7", "8", "9")]
+            found.append({"name": others, "generation": "5"})
+            return Answer(200, json.dumps({"items": found}).encode())
+        if path.split("?")[0].endswith(name):
+            return Answer(200, about(7 + len(uploads)))
+        return Answer(200, b'{"softDeletePolicy": {"retentionDurationSeconds": "604800"}}')
+
+    def about(generation: int) -> bytes:
+        born = "2026-01-02T03:04:05.000Z"
+        return json.dumps({"name": name, "generation": str(generation), "size": "6", "timeCreated": born}).encode()
+
+    holdings = Holdings(*untouched.victim, ranges={name: ((1, 3),)})
+    with answering(answer) as (url, asked):
+        settings = untouched.settings.model_copy(update={"gcs_endpoint": url})
+        left = Objects(settings).erase(holdings)
+
+    assert ["ifGenerationMatch=7" in one.path for one in uploads] == [True, False]
+    assert "ifGenerationMatch=8" in uploads[1].path
+    assert b"b\0\0\0re" in uploads[1].body
+    assert b"2026-01-02T03:04:05" in uploads[1].body
+    deleted = [unquote(request.path) for request in asked if request.method == "DELETE"]
+    assert [path.split("generation=")[1][0] for path in deleted] == ["7", "8"]
+    assert all(f"/o/{name}?" in path for path in deleted)
+    assert len(left) == 1
+    assert "soft delete of gs://" in left[0]
+
+
+def test_an_index_that_points_beyond_its_object_is_not_believed() -> None:
+    """Nothing is overwritten then: a person looks first."""
+    content = bytearray(b"before")
+
+    with pytest.raises(EraseFailed, match="6 bytes, its index says 7"):
+        blank(content, [(5, 2)], "an object")
+
+    assert content == b"before"
 
 
 def write_facts(settings: Settings, which: Key) -> None:
