@@ -26,7 +26,7 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads"]
+    "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
 def test_each_program_explains_itself(module: str) -> None:
     """given a program of benchmarks/, when it is asked for help, then it answers with its options"""

@@ -1,0 +1,449 @@
+"""Two readers and a rebalance in the middle of a load, on Apache Kafka: what is lost, and what is done twice.
+
+    python -m benchmarks.rebalance                             every case, once
+    python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
+
+A *case* is what makes the group rebalance. Messages come at a steady rate all the while. Two shares are told:
+
+- *read again*: what the readers took from Kafka, all together, beyond one time each. A killed reader cannot be
+  asked any more and is taken to have read up to the end of the log, so its share is an upper bound.
+- *sent again*: packets of the metric that every stored segment has, beyond one each. DogStatsD cannot tell a
+  repetition, so it shows each flush that ran twice; in the other sinks a repetition changes nothing.
+
+Afterwards every sink is compared with the manifest of the load; the exit code is 1 when anything is missing
+anywhere, when a committed offset fell, or when the rebalance came after the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from benchmarks.common import machine, show, write_json
+from ingest.metrics import SNAPSHOT_SECONDS
+from local import java_kafka
+from local.demo import QUICK, temporary_files_in_memory
+from local.expectation import SIZES, Expectation
+from local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, said
+from local.load import PROFILES, Produced, produce
+from local.processes import Child, free_port, wait_until
+from local.reconcile import Committed, ReconcileError, read_metrics, reconcile
+from local.stack import Stack
+from local.statsd import Statsd
+from tasks.kafka_options import kafka_options
+from tasks.migrate import SOURCE_PARTITIONS
+from tasks.staging import connect
+
+LOOK_SECONDS = 0.05
+BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
+WAIT_SECONDS_MAX = 90.0
+DATABASES = 15
+CONSUMED = "replays_reader_messages_consumed_total"
+ASSIGNED = "replays_reader_partitions_assigned"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of one case. Counts are messages, packets or objects; seconds are of the wall clock."""
+
+    case: str
+    messages: int
+    consumed: int
+    """Taken from Kafka by all readers together."""
+    packets: int
+    packets_expected: int
+    moved: int
+    """Partitions that were given to a reader after the load began; one that goes to and fro counts each time."""
+    still_seconds_max: float
+    """The longest time without a commit while messages came in."""
+    fell: bool
+    """Whether a committed offset was ever lower than before."""
+    amid: bool
+    """Whether messages still came in when the group had rebalanced for the last time."""
+    missing: str
+    """What the comparison with the manifest did not find; empty: nothing is lost."""
+
+    @property
+    def read_again(self) -> float:
+        """Of the messages, 0 to 1 and beyond."""
+        return max(0, self.consumed - self.messages) / self.messages
+
+    @property
+    def sent_again(self) -> float:
+        """Of the segments that one pass stores, 0 to 1 and beyond."""
+        return max(0, self.packets - self.packets_expected) / self.packets_expected
+
+    @property
+    def ok(self) -> bool:
+        """Nothing lost, and the run was what it says."""
+        return self.amid and not self.fell and not self.missing
+
+
+def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
+    """Seconds between two rises of a count, the longest up to `until`; samples are (seconds, count), in order."""
+    if not samples:
+        return 0.0
+    rises = [samples[0][0]]
+    rises += [at for (_, before), (at, after) in itertools.pairwise(samples) if after > before and at <= until]
+    return max(after - before for before, after in itertools.pairwise([*rises, max(until, rises[-1])]))
+
+
+def figures_of(page: str) -> dict[str, float]:
+    """The sum over all series by name, from the text of a /metrics page."""
+    sums: dict[str, float] = {}
+    for line in page.splitlines():
+        if line and not line.startswith("#"):
+            series, _, value = line.rpartition(" ")
+            name = series.split("{")[0]
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+class Watch:
+    """Looks at the readers and at the committed offsets all the time, from a thread."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.samples: list[tuple[float, int]] = []
+        self.fell = False
+        self._fleet = fleet
+        self._readers: dict[str, tuple[Child, int]] = {}
+        self._latest: dict[str, dict[str, float]] = {}
+        self._highest: dict[tuple[str, int], int] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def reader(self, name: str) -> Child:
+        """Starts a reader and watches it."""
+        port = free_port()
+        child = self._fleet.reader(name, keep=False, REPLAYS_HTTP_PORT=str(port))
+        self._readers[name] = (child, port)
+        return child
+
+    def wait_shares(self, **shares: int) -> None:
+        """Until these readers own so many partitions each."""
+        wait_until(
+            lambda: all(self._latest.get(name, {}).get(ASSIGNED) == share for name, share in shares.items()),
+            WAIT_SECONDS_MAX,
+            f"partitions: {shares}",
+        )
+
+    def wait_committed(self, messages: int) -> None:
+        """Until so many messages are below the committed offsets."""
+        wait_until(lambda: self.committed >= messages, WAIT_SECONDS_MAX, f"{messages} messages to be committed")
+
+    @property
+    def committed(self) -> int:
+        """Messages below the committed offsets, all partitions together."""
+        return self.samples[-1][1] if self.samples else 0
+
+    def ended(self, child: Child, positions: Mapping[int, int]) -> None:
+        """A reader is gone, and its last figures with it. It read each of its partitions up to `positions`."""
+        name = next(name for name, (other, _) in self._readers.items() if other is child)
+        del self._readers[name]
+        read = sum(positions[partition] - start for partition, start in given(child).items())
+        self._latest[name] = {CONSUMED: read}
+
+    @property
+    def consumed(self) -> int:
+        """Messages that all readers took."""
+        return round(sum(figures.get(CONSUMED, 0.0) for figures in self._latest.values()))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        asking = Committed(self._fleet.settings)
+        sources = [(self._fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
+        try:
+            while not self._over.wait(LOOK_SECONDS):
+                for name, (child, port) in list(self._readers.items()):
+                    if child.alive:
+                        self._look(name, port)
+                try:
+                    found = asking.of(sources)
+                except ReconcileError:
+                    continue
+                self.fell |= any(found[source] < self._highest.get(source, 0) for source in sources)
+                self._highest = found
+                self.samples.append((time.monotonic(), sum(found.values())))
+        finally:
+            asking.close()
+
+    def _look(self, name: str, port: int) -> None:
+        """A reader that starts, ends or sleeps does not answer, and keeps the figures that it had."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
+                found = figures_of(answer.read().decode())
+        except (OSError, ValueError, HTTPException):
+            return
+        if name in self._readers:
+            self._latest[name] = found
+
+
+def given(child: Child) -> dict[int, int]:
+    """The partitions that a reader had at its end, and the offset from which it read each, by its own log."""
+    events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
+    lines = sorted((line for event in events for line in said(child, event)), key=lambda line: line["timestamp"])
+    found: dict[int, int] = {}
+    for line in lines:
+        if line["event"] == "partitions_revoked" and line is lines[-1]:
+            break  # it is leaving: what it has is what it drains
+        for partition in map(int, line["partitions"]):
+            if line["event"] == "partitions_assigned":
+                found[partition] = line["partitions"][str(partition)] or 0
+            else:
+                found.pop(partition, None)
+    return found
+
+
+def moved(children: Iterable[Child], since: datetime) -> int:
+    """Partitions that were given to one of these readers since then, by their logs."""
+    lines = (line for child in children for line in said(child, "partitions_assigned"))
+    return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
+
+
+def log_ends(fleet: Fleet) -> dict[int, int]:
+    """The end of the log by partition."""
+    topic = fleet.settings.kafka_topic
+    consumer = Consumer({"group.id": f"{fleet.settings.kafka_group}-ends", **kafka_options(fleet.settings)})
+    try:
+        marks = {
+            number: consumer.get_watermark_offsets(KafkaPartition(topic, number), timeout=10, cached=False)
+            for number in range(SOURCE_PARTITIONS)
+        }
+    finally:
+        consumer.close()
+    return {number: high for number, (_, high) in marks.items()}
+
+
+class Load:
+    """Messages at a steady rate from a thread."""
+
+    def __init__(self, fleet: Fleet, manifest: Path, count: int, rate: float, seed: int) -> None:
+        self.count, self.ended_at = count, float("inf")
+        self.began = datetime.max.replace(tzinfo=UTC)
+        self.random = random.Random(seed)
+        self._made: Produced | None = None
+        self._thread = threading.Thread(target=self._run, args=(fleet, manifest, rate, seed))
+
+    def _run(self, fleet: Fleet, manifest: Path, rate: float, seed: int) -> None:
+        self._made = produce(
+            fleet.settings, PROFILES["small"], self.count, seed, manifest_path=manifest, rate=rate
+        )
+        self.ended_at = time.monotonic()
+
+    def start(self) -> None:
+        self.began = datetime.now(UTC)
+        self._thread.start()
+
+    def any_moment(self) -> None:
+        """Waits up to the age of a batch: what follows must not come just after a commit each time."""
+        time.sleep(self.random.uniform(0, BATCH_SECONDS))
+
+    def end(self) -> Produced:
+        """When every message is acknowledged."""
+        self._thread.join()
+        if self._made is None:
+            raise SystemExit("the load could not be produced")
+        return self._made
+
+
+# What makes the group rebalance: each starts the load when its readers are ready, and returns when all is over
+
+
+def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
+    """A second reader joins, and leaves again at SIGTERM."""
+    watch.reader("one")
+    watch.wait_shares(one=SOURCE_PARTITIONS)
+    load.start()
+    watch.wait_committed(load.count // 10)
+    second = watch.reader("two")
+    watch.wait_shares(one=2, two=2)
+    watch.wait_committed(watch.committed + load.count // 10)
+    code = fleet.stop(second)
+    if code:
+        raise SystemExit(f"a reader ended with {code} at SIGTERM")
+    watch.ended(second, fleet.committed(SOURCE_PARTITIONS))
+    watch.wait_shares(one=SOURCE_PARTITIONS)
+
+
+def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
+    """One of two readers is killed (SIGKILL) and does not come back."""
+    _kill(fleet, watch, _two(watch, load))
+    watch.wait_shares(one=SOURCE_PARTITIONS)
+
+
+def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
+    """The same, and at that moment Redis forgets everything: staged batches, queues, done marks."""
+    _kill(fleet, watch, _two(watch, load))
+    connect(fleet.settings).flushdb()
+    watch.wait_shares(one=SOURCE_PARTITIONS)
+
+
+def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
+    """One of two readers stands still (SIGSTOP) until its partitions are the other's, then wakes up."""
+    second = _two(watch, load)
+    second.pause()
+    watch.wait_shares(one=SOURCE_PARTITIONS)
+    second.resume()
+    watch.wait_shares(one=2, two=2)
+
+
+def _kill(fleet: Fleet, watch: Watch, reader: Child) -> None:
+    fleet.kill(reader, keep=False)
+    watch.ended(reader, log_ends(fleet))
+
+
+def _two(watch: Watch, load: Load) -> Child:
+    watch.reader("one")
+    second = watch.reader("two")
+    watch.wait_shares(one=2, two=2)
+    load.start()
+    watch.wait_committed(load.count // 5)
+    load.any_moment()
+    return second
+
+
+CASES: dict[str, Callable[[Fleet, Watch, Load], None]] = {
+    "joins": joins,
+    "killed": killed,
+    "killed-with-redis": killed_with_redis,
+    "sleeps": sleeps,
+}
+
+
+def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Namespace) -> Outcome:
+    """One case with topics, tables, a bucket and a Redis database of its own."""
+    statsd = stack.servers["statsd"]
+    assert isinstance(statsd, Statsd)
+    statsd.reset()
+    own = isolated(f"run{number}", stack.addresses["redis"], 1 + number % DATABASES)
+    with fleet_of(stack, own, f"run{number}-") as fleet:
+        manifest = directory / f"manifest-{number}.jsonl"
+        load = Load(fleet, manifest, args.segments, args.rate, args.seed + number)
+        with Watch(fleet) as watch:
+            fleet.worker("worker")
+            CASES[case](fleet, watch, load)
+            amid = time.monotonic() < load.ended_at
+            made = load.end()
+            fleet.wait_committed(made.ends, WAIT_SECONDS_MAX)
+            watch.wait_committed(sum(made.ends.values()))
+            time.sleep(2 * SNAPSHOT_SECONDS + 4 * LOOK_SECONDS)  # the last figures of each reader, and a look
+        expected = Expectation.of_manifest(manifest, settings=fleet.settings)
+        statsd_url = stack.addresses["statsd_query"]
+        report = reconcile(fleet.settings, expected, statsd_url=statsd_url)
+        stored = SIZES + "size_compressed"
+        return Outcome(
+            case=case,
+            messages=made.messages,
+            consumed=watch.consumed,
+            packets=read_metrics(statsd_url)[stored].count,
+            packets_expected=expected.metrics[stored].count,
+            moved=moved(fleet.children.values(), load.began),
+            still_seconds_max=longest_still([sample for sample in watch.samples if sample[1] > 0], load.ended_at),
+            fell=watch.fell,
+            amid=amid,
+            missing="" if report.ok else report.failures(),
+        )
+
+
+@contextmanager
+def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet]:
+    """Migrated; its processes end with the context."""
+    fleet = Fleet(stack, settings, tag=tag)
+    fleet.migrate()
+    try:
+        yield fleet
+    finally:
+        for child in fleet.children.values():
+            stack.children.release(child)
+            child.kill()
+
+
+def tell(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
+    """The table and the file."""
+    rows = [
+        (
+            one.case,
+            f"{one.messages}",
+            f"{one.moved}",
+            f"{one.read_again:.2%}",
+            f"{one.sent_again:.2%}",
+            f"{one.still_seconds_max:.1f}",
+            "nothing" if not one.missing else "SOMETHING",
+            "yes" if one.amid else "NO",
+            "FELL" if one.fell else "rose only",
+        )
+        for one in outcomes
+    ]
+    columns = ("case", "messages", "moved", "read again", "sent again", "s still", "lost", "amid load", "commits")
+    caption = (
+        f"{args.rate:g} messages a second, {SOURCE_PARTITIONS} partitions, one worker; "
+        f"session {SESSION_SECONDS:g} s, drain {DRAIN_SECONDS:g} s, batches of {BATCH_SECONDS:g} s. "
+        "moved: partitions given to a reader; s still: longest time without a commit"
+    )
+    show("A rebalance in the middle of a load", columns, rows, caption)
+    for one in outcomes:
+        if one.missing:
+            print(f"{one.case}: {one.missing}")
+    figures = [{**asdict(one), "read_again": one.read_again, "sent_again": one.sent_again} for one in outcomes]
+    write_json(args.json, {"machine": machine(), "arguments": vars(args), "outcomes": figures})
+
+
+def main() -> int:
+    """Command line. 1 when a run was not ok."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of " + ", ".join(CASES))
+    parser.add_argument("--runs", type=int, default=1, help="of every case")
+    parser.add_argument("--segments", type=int, default=4000, help="a run")
+    parser.add_argument("--rate", type=float, default=150.0, help="messages a second")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", help="write the figures there")
+    args = parser.parse_args()
+    cases = args.cases.split(",")
+    if unknown := set(cases) - set(CASES):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    if reason := java_kafka.available():
+        parser.error(reason)
+    outcomes: list[Outcome] = []
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        temporary_files_in_memory(True),
+        Stack(kafka="apache") as stack,
+    ):
+        stack.start()
+        for number, case in enumerate(itertools.chain.from_iterable([cases] * args.runs)):
+            outcome = run(stack, case, number, Path(directory), args)
+            outcomes.append(outcome)
+            print(
+                f"{number + 1} of {args.runs * len(cases)}: {case}: read again {outcome.read_again:.2%}, "
+                f"sent again {outcome.sent_again:.2%}, moved {outcome.moved}, {'ok' if outcome.ok else 'NOT OK'}",
+                file=sys.stderr,
+                flush=True,
+            )
+    tell(outcomes, args)
+    return 0 if all(outcome.ok for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What `benchmarks.rebalance` makes of what it saw."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rebalance import Outcome, figures_of, given, longest_still, moved
+from local.processes import Child, Children
+
+CALM = Outcome(
+    case="joins",
+    messages=1000,
+    consumed=1000,
+    packets=900,
+    packets_expected=900,
+    moved=4,
+    still_seconds_max=1.0,
+    fell=False,
+    amid=True,
+    missing="",
+)
+
+
+def test_what_is_read_and_sent_beyond_once_is_a_share_of_the_load() -> None:
+    """Of messages and of packets, each of its own."""
+    assert (CALM.read_again, CALM.sent_again, CALM.ok) == (0, 0, True)
+
+    outcome = replace(CALM, consumed=1100, packets=945)
+
+    assert outcome.read_again == pytest.approx(0.1)
+    assert outcome.sent_again == pytest.approx(0.05)
+    assert outcome.ok
+
+
+@pytest.mark.parametrize("fault", [{"missing": "GCS objects"}, {"fell": True}, {"amid": False}])
+def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, object]) -> None:
+    """A rebalance after the load proves as little as a good share of a load that is not there."""
+    assert not replace(CALM, **fault).ok  # type: ignore[arg-type]
+
+
+def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
+    """Between two rises, or from the last rise to the end of the load; nothing later counts."""
+    samples = [(0.0, 5), (1.0, 5), (2.0, 9), (3.0, 10), (9.0, 20)]
+
+    assert longest_still(samples, until=4.0) == 2.0
+    assert longest_still(samples, until=8.5) == 5.5
+    assert longest_still(samples, until=9.5) == 6.0
+    assert longest_still([], until=4.0) == 0.0
+
+
+def test_figures_are_summed_over_their_labels() -> None:
+    """As a page of Prometheus has them, comments left out."""
+    page = '# HELP read what\n# TYPE read counter\nread{partition="0"} 3.0\nread{partition="1"} 4.0\nowned 2.0\n'
+
+    assert figures_of(page) == {"read": 7.0, "owned": 2.0}
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Child:
+    """Never started, but it has a log: of a reader that got three partitions, and gave one away."""
+    found = Children(tmp_path).add("reader", [sys.executable])
+    lines = [
+        ("partitions_assigned", {"0": None, "1": None}, "10"),
+        ("partitions_revoked", [1], "11"),
+        ("partitions_assigned", {"2": 40}, "12"),
+    ]
+    written = [
+        {"event": event, "partitions": partitions, "timestamp": f"2026-01-01T00:00:{second}.000000Z"}
+        for event, partitions, second in lines
+    ]
+    found.log_path.write_text("".join(json.dumps(line) + "\n" for line in written))
+    return found
+
+
+def test_a_reader_s_log_tells_what_it_has_and_from_where_it_read_it(child: Child) -> None:
+    """By partition; 0 where nothing was committed before."""
+    assert given(child) == {0: 0, 2: 40}
+
+
+def test_what_a_leaving_reader_drains_is_still_its_own(child: Child) -> None:
+    """The revocation that its end brings along takes nothing from the account."""
+    with child.log_path.open("a") as log:
+        line = {"event": "partitions_revoked", "partitions": [0, 2], "timestamp": "2026-01-01T00:00:13.000000Z"}
+        log.write(json.dumps(line) + "\n")
+
+    assert given(child) == {0: 0, 2: 40}
+
+
+def test_only_moves_after_the_load_began_count(child: Child) -> None:
+    """What a group does before it has something to do moves nothing."""
+    assert moved([child], datetime.fromisoformat("2026-01-01T00:00:11Z")) == 1
