@@ -313,6 +313,36 @@ def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(fleet: Fleet
     assert report.ok, report.failures()
 
 
+def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_deadline(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """What settled stays committed; what did not is left uncommitted, its ends recorded; nobody waits longer."""
+    worker = fleet.worker("worker-1", keep=False)
+    reader = up(fleet.reader("reader-1", keep=False))
+    load = Load(fleet, tmp_path, 400, rate=100).start()
+    wait_until(lambda: sum(fleet.committed().values()) > 60, UP_SECONDS_MAX, "some commits")
+    worker.pause()
+    wait_until(lambda: len(recorded_batches(fleet)) >= 4, UP_SECONDS_MAX, "batches that do not settle")
+    settled = fleet.committed()
+
+    began = time.monotonic()
+    code = fleet.stop(reader)
+    seconds = time.monotonic() - began
+
+    assert code == 0
+    assert DRAIN_SECONDS - 1 < seconds < DRAIN_SECONDS + 3
+    assert said(reader, "reader_stopped")[-1]["clean"] is False
+    assert all(fleet.committed()[partition] >= offset > 0 for partition, offset in settled.items())
+    left = recorded_batches(fleet)
+    assert len(left) >= 4
+    worker.resume()
+    up(fleet.reader("reader-1"))
+    load.settle()
+    assert left <= staged_batches(fleet), "the next reader had the same batches"
+    report = load.account()
+    assert report.ok, report.failures()
+
+
 def test_a_broker_that_is_killed_comes_back_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
     """kill -9 of the broker under load: the reader stays up, commits go on where they stood."""
     fleet.worker("worker-1")
