@@ -1,6 +1,6 @@
 """The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit (D14).
 
-Kafka stores up to 4096 bytes of it, unless told otherwise, and hands it to the next owner. Format: `1` then, for
+Kafka stores up to 4095 bytes of it, unless told otherwise, and hands it to the next owner. Format: `1` then, for
 each batch in order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
 """
 

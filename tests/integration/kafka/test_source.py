@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core import record
 from ingest.core.limits import Limits
 from ingest.core.model import Blob, Message, Segment
 from ingest.core.pipeline import Pipeline
@@ -188,6 +189,27 @@ def test_what_settled_is_committed_one_past_the_last_message(brokers: str, topic
     assert [p.offset for p in committed(brokers, topic)] == [150, 150]
     assert sorted(reader.blobs()) == sorted(f"{topic}-{p}/{o}" for p in (0, 1) for o in range(150))
     reader.source.close()
+
+
+@pytest.mark.kafka
+def test_the_longest_record_is_one_that_a_broker_stores_by_default(
+    apache_kafka: JavaKafka, apache_topic: str
+) -> None:
+    """To the last byte; one that Kafka refuses would take the offset with it."""
+    longest = record.encode(0, range(40, 100_000, 40), Limits().cut_record_bytes_max)
+    assert len(longest) == Limits().cut_record_bytes_max
+    consumer = Consumer(
+        {
+            "bootstrap.servers": apache_kafka.address,
+            "group.id": f"{apache_topic}-group",
+            "enable.auto.commit": False,
+        }
+    )
+
+    consumer.commit(offsets=[KafkaPartition(apache_topic, 0, 0, longest)], asynchronous=False)
+    consumer.close()
+
+    assert committed(apache_kafka.address, apache_topic)[0].metadata == longest
 
 
 def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) -> None:
