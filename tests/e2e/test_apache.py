@@ -152,6 +152,14 @@ def staged_batches(fleet: Fleet) -> set[str]:
     return {key.decode().split("{")[1].split("}")[0] for key in client.scan_iter(pattern, count=1000)}
 
 
+def overlapping(batches: set[str]) -> list[tuple[str, str]]:
+    """Neighbours that hold the same messages: a range was cut in two ways."""
+    ranges = sorted((batch.rsplit("-", 2)[0], *map(int, batch.rsplit("-", 2)[1:]), batch) for batch in batches)
+    return [
+        (one[3], other[3]) for one, other in itertools.pairwise(ranges) if one[0] == other[0] and other[1] < one[2]
+    ]
+
+
 def up(child: Child) -> Child:
     wait_until(lambda: is_up(child), UP_SECONDS_MAX, f"{child.name} to be up")
     return child
@@ -319,8 +327,8 @@ def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_dea
     """What settled stays committed; what did not is left uncommitted, its ends recorded; nobody waits longer."""
     worker = fleet.worker("worker-1", keep=False)
     reader = up(fleet.reader("reader-1", keep=False))
-    load = Load(fleet, tmp_path, 400, rate=100).start()
-    wait_until(lambda: sum(fleet.committed().values()) > 60, UP_SECONDS_MAX, "some commits")
+    load = Load(fleet, tmp_path, 800, rate=100).start()
+    wait_until(lambda: min(fleet.committed().values()) > 0, UP_SECONDS_MAX, "a commit of every partition")
     worker.pause()
     wait_until(lambda: len(recorded_batches(fleet)) >= 4, UP_SECONDS_MAX, "batches that do not settle")
     settled = fleet.committed()
@@ -332,13 +340,13 @@ def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_dea
     assert code == 0
     assert DRAIN_SECONDS - 1 < seconds < DRAIN_SECONDS + 3
     assert said(reader, "reader_stopped")[-1]["clean"] is False
-    assert all(fleet.committed()[partition] >= offset > 0 for partition, offset in settled.items())
+    assert all(fleet.committed()[partition] >= offset for partition, offset in settled.items())
     left = recorded_batches(fleet)
     assert len(left) >= 4
     worker.resume()
     up(fleet.reader("reader-1"))
     load.settle()
-    assert left <= staged_batches(fleet), "the next reader had the same batches"
+    assert not overlapping(staged_batches(fleet)), "the next reader had the same batches"
     report = load.account()
     assert report.ok, report.failures()
 
