@@ -5,9 +5,9 @@
 The embedded stack, two readers, two workers and Flower run under a steady load, and a real Prometheus scrapes them
 and judges the rules of deploy/prometheus/alerts.yml, whose times are divided by FACTOR. For each fault of
 `local/gameday_faults.py`: it is injected; the alert that should tell of it has to fire; what the runbook's section
-says is done; the alert has to go and everything that was produced has to be committed. In the end every
-expression of the dashboard is asked over the run, and `replays-ingest reconcile` holds the topic against the
-sinks.
+says is done; the alert has to go, everything that was produced has to be committed, and the metrics have to say
+that the part is well. In the end every expression of the dashboard is asked over the run, and `replays-ingest
+reconcile` holds the topic against the sinks. Every wait is bounded, and so is the whole of it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ MESSAGES_PER_SECOND = 20.0
 CALM_SECONDS_MAX = 120.0
 FIRE_SECONDS_MAX = 150.0
 RESOLVE_SECONDS_MAX = 300.0
+HEALTHY_SECONDS_MAX = 60.0
+LETTER_SECONDS_MAX = 60.0
 COMMAND_SECONDS_MAX = 120.0
+MINUTES_MAX = 45.0
 POLL_SECONDS = 0.25
 REDIS_BYTES_MAX = 256 * MiB
 GARBAGE_PROJECT = 4242
@@ -83,12 +86,14 @@ class Fault:
     """`inject` and `mend` are given the game; `after` is done when all is well again.
 
     `alert` has to fire within FIRE_SECONDS_MAX of the injection. `mend` does what the runbook's section says.
+    `healthy` is an expression for Prometheus that has a value when the part is well again.
     """
 
     name: str
     alert: str
     inject: Callable[[Game], None]
     mend: Callable[[Game], None]
+    healthy: str
     after: Callable[[Game], None] = lambda game: None
 
 
@@ -107,6 +112,7 @@ class Played:
     fired_seconds: float | None = None
     others: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
     resolved_seconds: float | None = None
     drained_seconds: float | None = None
     trouble: str = ""
@@ -165,9 +171,9 @@ class Load(threading.Thread):
                     recording(b"hello", compressed=False, project_id=GARBAGE_PROJECT, received=int(time.time()))
                 )
 
-    def send(self, value: bytes) -> None:
-        """Queues one message."""
-        self._producer.produce(self._topic, value, on_delivery=self._delivered)
+    def send(self, value: bytes, timestamp_ms: int = 0) -> None:
+        """Queues one message. `timestamp_ms`: Kafka's own, unix milliseconds; 0 is now."""
+        self._producer.produce(self._topic, value, timestamp=timestamp_ms, on_delivery=self._delivered)
 
     def close(self) -> None:
         """Ends it, and waits for the last acknowledgement."""
@@ -201,6 +207,7 @@ class Game:
         self._open = ExitStack()
         self._directory = directory
         self._steps: list[str] = []
+        self._seen: list[str] = []
         self.kept: dict[str, Any] = {}
         """What a fault's injection leaves for its mending."""
 
@@ -274,9 +281,17 @@ class Game:
         self._steps.append(text)
         self.say(f"  {text}")
 
+    def see(self, text: str) -> None:
+        """Notes a check that held."""
+        self._seen.append(text)
+        self.say(f"  seen: {text}")
+
     def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
         """What `replays-ingest ARGUMENTS` printed. Raises LocalError for another exit code than `codes`."""
         self.step(f"replays-ingest {' '.join(arguments)}")
+        return self._commanded(arguments, codes)
+
+    def _commanded(self, arguments: Sequence[str], codes: Sequence[int]) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "ingest.cli", *arguments],
             env={**os.environ, **self.fleet.env},
@@ -293,6 +308,19 @@ class Game:
     def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
         """The same with --json, read."""
         return json.loads(self.command(*arguments, "--json", codes=codes))
+
+    def letters(self, sink: str) -> list[dict[str, Any]]:
+        """The dead letters of a sink, as soon as there are any. Raises LocalError."""
+        arguments = ("dlq", "ls", "--sink", sink, "--json")
+        found: list[dict[str, Any]] = self.json(*arguments[:-1])["letters"]
+
+        def there() -> bool:
+            if not found:
+                found[:] = json.loads(self._commanded(arguments, (0,)))["letters"]
+            return bool(found)
+
+        self.until(there, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
+        return found
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
         """Waits, the seconds it took. What fails with OSError is not so yet. Raises LocalError after `seconds`."""
@@ -315,7 +343,7 @@ class Game:
     def play(self, fault: Fault) -> Played:
         """The whole of it; what went wrong is its `trouble`, and then everything is put right by force."""
         played = Played(fault.name, fault.alert)
-        self._steps = played.steps
+        self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()
         self.say(f"{fault.name}: {fault.alert} should fire")
         try:
@@ -332,8 +360,11 @@ class Game:
             played.resolved_seconds = time.monotonic() - mended
             self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
             played.drained_seconds = time.monotonic() - mended
+            self.see(f"{fault.alert} gone, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
             fault.after(self)
+            self._healthy(fault.healthy)
             self.calm()
+            self.see("no alert fires")
             self.say(f"  all is well {time.monotonic() - mended:.1f} s after the last step")
         except (LocalError, LoadError, OSError, subprocess.TimeoutExpired, ValueError) as error:
             played.trouble = str(error)
@@ -346,6 +377,16 @@ class Game:
     def calm(self) -> None:
         """Waits until no alert fires."""
         self.until(lambda: not self.prometheus.firing(), RESOLVE_SECONDS_MAX, "all alerts to go")
+
+    def _healthy(self, expression: str) -> None:
+        found: list[dict[str, Any]] = []
+
+        def holds() -> bool:
+            found[:] = self.prometheus.query(expression)
+            return bool(found)
+
+        self.until(holds, HEALTHY_SECONDS_MAX, expression)
+        self.see(f"{expression}: it is {float(found[0]['value'][1]):g}")
 
     def _wait_fired(self, name: str) -> Alert:
         found: list[Alert] = []
@@ -381,12 +422,16 @@ def play(
     rate: float = MESSAGES_PER_SECOND,
     kafka: KafkaKind,
     directory: Path | None = None,
+    minutes_max: float = MINUTES_MAX,
 ) -> Result:
-    """The game day with these faults. What went wrong is in the result."""
+    """The game day with these faults. What went wrong is in the result, also that its time was up."""
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
     with temporary_files_in_memory(directory is None), ending_on_signals() as ending:
         game = Game(console, result, ending, directory)
+        clock = threading.Timer(minutes_max * 60, ending.set)
+        clock.daemon = True
+        clock.start()
         try:
             game.start(kafka, rate)
             game.until(lambda: game.load.messages > rate * 5, CALM_SECONDS_MAX, "load")
@@ -396,11 +441,12 @@ def play(
             for fault in faults:
                 result.played.append(game.play(fault))
                 if ending.is_set():
-                    raise LocalError("interrupted")
+                    raise LocalError("interrupted, or the time was up")
             _account(game, result)
         except (LocalError, LoadError, OSError, ValueError) as error:
             result.error = str(error)
         finally:
+            clock.cancel()
             game.close()
     result.seconds = time.monotonic() - began
     return result
@@ -461,7 +507,7 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def main() -> int:
-    """python -m local.gameday [--json FILE] [--only NAME] [--kafka tansu|apache]"""
+    """python -m local.gameday [--json FILE] [--only NAME] [--kafka tansu|apache] [--minutes N]"""
     from local.gameday_faults import FAULTS
 
     parser = argparse.ArgumentParser(
@@ -471,6 +517,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a fault's name or alert")
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages a second")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES_MAX, help="end it after so long, whatever it does"
+    )
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
     options = parser.parse_args()
     console = Console(highlight=False)
@@ -484,7 +533,14 @@ def main() -> int:
     if not faults:
         parser.error("no such fault; there are " + ", ".join(f"{each.name} ({each.alert})" for each in FAULTS))
     kafka: KafkaKind = options.kafka or ("tansu" if java_kafka.available() else "apache")
-    result = play(faults, console=console, rate=options.rate, kafka=kafka, directory=options.directory)
+    result = play(
+        faults,
+        console=console,
+        rate=options.rate,
+        kafka=kafka,
+        directory=options.directory,
+        minutes_max=options.minutes,
+    )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(as_dict(result), indent=2))

@@ -146,20 +146,13 @@ def refuse_rows(game: Game) -> None:
     events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
     then = now - TWELVE_YEARS_SECONDS
     old = [{"type": 3, "timestamp": then * 1000, "data": {"source": 1}}]
-    game.load.send(recording(old, 0, replay_id=OLD_ID, received=then, replay_event=None))
+    game.load.send(recording(old, 0, replay_id=OLD_ID, received=then, replay_event=None), then * 1000)
     game.load.send(recording(events, BANNED_SEGMENT, replay_id=BANNED_ID, received=now, replay_event=None))
 
 
 def replay_refused(game: Game) -> None:
     for sink in ("bigquery", "clickhouse"):
-        letters: list[dict[str, Any]] = []
-
-        def found(sink: str = sink, letters: list[dict[str, Any]] = letters) -> bool:
-            letters[:] = game.json("dlq", "ls", "--sink", sink)["letters"]
-            return bool(letters)
-
-        game.until(found, 30, f"the letter of {sink}")
-        game.command("dlq", "show", letters[0]["id"])
+        game.command("dlq", "show", game.letters(sink)[0]["id"])
     game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
     execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
     game.command("dlq", "replay", "--sink", "clickhouse", *BY)
@@ -184,6 +177,21 @@ def migrate_and_retry(game: Game) -> None:
     game.command("check", codes=(1,))
     game.command("migrate")
     game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
+
+
+def find_replayed(game: Game) -> None:
+    """The row that ClickHouse refused is in its table. BigQuery's can never be: it stays a dead letter."""
+    server = clickhouse.client(game.settings)
+    try:
+
+        def there() -> bool:
+            asked = f"SELECT count() FROM replay_segments FINAL WHERE segment_id = {BANNED_SEGMENT}"
+            return bool(server.query(asked).result_rows[0][0])
+
+        game.until(there, 60, "the refused row in ClickHouse")
+    finally:
+        server.close()
+    game.see("ClickHouse holds the row that it had refused")
 
 
 def repair(game: Game) -> None:
@@ -265,19 +273,76 @@ def execute(game: Game, sql: str) -> None:
         server.close()
 
 
+TWO_READERS = 'count(up{job="replays-reader"} == 1) == 2'
+COMPLETING = "sum(rate(replays_worker_completions_total[5s])) > 0"
+NOTHING_PARKED = "max(replays_reader_parked_oldest_seconds) == 0"
+ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max_bytes > 0)) < 0.7"
+
+
+def closed(sink: str) -> str:
+    """The breaker of that sink is closed in every reader."""
+    return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
+
+
 FAULTS = (
-    Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader),
-    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers),
-    Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers),
-    Fault("a reader outlived its session", "ReplaysPartitionsLost", outlive_session, nothing_to_do),
-    Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis),
-    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis),
-    Fault("one worker cut off from Redis", "ReplaysWorkerLostRedis", cut_worker_off, delete_worker),
-    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, mend_clickhouse),
-    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, mend_uploads),
-    Fault("rows that sinks refuse", "ReplaysItemsRefused", refuse_rows, replay_refused),
-    Fault("BigQuery's table lacks a column", "ReplaysBatchParked", lose_column, migrate_and_retry, repair),
-    Fault("one project sends garbage", "ReplaysRejects", send_garbage, shed_project, revive_project),
-    Fault("half of all is garbage", "ReplaysHalted", send_mostly_garbage, roll_producer_back, ordinary_ratio),
-    Fault("offset beyond the log", "ReplaysOffsetOutOfRange", commit_beyond_the_end, compare_offsets),
+    Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader, TWO_READERS),
+    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers, COMPLETING),
+    Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers, TWO_READERS),
+    Fault(
+        "a reader outlived its session",
+        "ReplaysPartitionsLost",
+        outlive_session,
+        nothing_to_do,
+        "sum(replays_reader_partitions_assigned) == 4",
+    ),
+    Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
+    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, ROOM_IN_REDIS),
+    Fault(
+        "one worker cut off from Redis",
+        "ReplaysWorkerLostRedis",
+        cut_worker_off,
+        delete_worker,
+        "max(replays_worker_heartbeat_seconds) < 5",
+    ),
+    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, mend_clickhouse, closed("clickhouse")),
+    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, mend_uploads, closed("gcs")),
+    Fault(
+        "rows that sinks refuse",
+        "ReplaysItemsRefused",
+        refuse_rows,
+        replay_refused,
+        "sum(rate(replays_worker_items_refused_total[10s])) == 0",
+        find_replayed,
+    ),
+    Fault(
+        "BigQuery's table lacks a column",
+        "ReplaysBatchParked",
+        lose_column,
+        migrate_and_retry,
+        NOTHING_PARKED,
+        repair,
+    ),
+    Fault(
+        "one project sends garbage",
+        "ReplaysRejects",
+        send_garbage,
+        shed_project,
+        "sum(rate(replays_reader_rejects_total[10s])) == 0",
+        revive_project,
+    ),
+    Fault(
+        "half of all is garbage",
+        "ReplaysHalted",
+        send_mostly_garbage,
+        roll_producer_back,
+        "max(replays_reader_halted) == 0",
+        ordinary_ratio,
+    ),
+    Fault(
+        "offset beyond the log",
+        "ReplaysOffsetOutOfRange",
+        commit_beyond_the_end,
+        compare_offsets,
+        "max(replays_reader_lag_seconds) < 10",
+    ),
 )

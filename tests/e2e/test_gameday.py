@@ -23,7 +23,7 @@ def test_two_faults_are_told_of_and_mended(tmp_path: Path):
     only = [argument for name in FAULTS for argument in ("--only", name)]
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.gameday", "--json", str(told), *only],
+        [sys.executable, "-m", "local.gameday", "--kafka", "tansu", "--json", str(told), *only],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
@@ -36,5 +36,6 @@ def test_two_faults_are_told_of_and_mended(tmp_path: Path):
     for each in result["played"]:
         assert each["fired_seconds"] > 0
         assert each["resolved_seconds"] > 0
+        assert each["seen"][-1] == "no alert fires"
         assert each["section"].endswith(f"#{each['alert'].lower()}")
     assert [asked["expression"] for asked in result["panels"] if not asked["values"]] == []

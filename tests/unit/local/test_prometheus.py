@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from local.gameday_faults import FAULTS
+from local.gameday_page import faults, panels
 from local.prometheus import ALERTS, WAITING_RULES, hastened, runbook_has
 
 
@@ -47,3 +48,34 @@ def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
         assert fault.alert in deployed()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
+
+
+def test_the_page_has_a_row_a_fault_and_says_what_was_not_mended():
+    """The tables of docs/gameday.md come from the run's own record, failures included."""
+    fault = {
+        "fault": "Redis killed",
+        "alert": "ReplaysRedisDown",
+        "others": ["ReplaysLag"],
+        "steps": ["Redis is started again", "replays-ingest check"],
+        "seen": ["min(up) == 1 | x: it is 1"],
+        "fired_seconds": 4.56,
+        "resolved_seconds": 2.0,
+        "drained_seconds": None,
+        "trouble": "not committed within 120 s\nand more",
+    }
+
+    row = list(faults([fault]))[2]
+
+    assert "[ReplaysRedisDown](runbook.md#replaysredisdown); also ReplaysLag" in row
+    assert "| 4.6 | Redis is started again; `replays-ingest check` |" in row
+    assert "min(up) == 1 \\| x: it is 1; **not mended:** not committed within 120 s | 2.0 | never |" in row
+
+
+def test_the_page_names_the_panels_expressions_without_data():
+    """A panel that never had data is said, not left out."""
+    asked = [
+        {"panel": "Lag", "expression": "max(lag)", "series": 4, "values": 1200},
+        {"panel": "Lag", "expression": "sum(lag)", "series": 0, "values": 0},
+    ]
+
+    assert list(panels(asked))[2] == "| Lag | 2 | 1 | 4 | 1,200 |"
