@@ -52,14 +52,19 @@ MESSAGES_PER_SECOND = 20.0
 CALM_SECONDS_MAX = 120.0
 FIRE_SECONDS_MAX = 150.0
 RESOLVE_SECONDS_MAX = 300.0
+QUIET_SECONDS_MAX = 45.0
 HEALTHY_SECONDS_MAX = 60.0
 LETTER_SECONDS_MAX = 60.0
 COMMAND_SECONDS_MAX = 120.0
 MINUTES_MAX = 45.0
+HARD_END = 1.2
 POLL_SECONDS = 0.25
 REDIS_BYTES_MAX = 256 * MiB
 GARBAGE_PROJECT = 4242
 PLAIN_WIDTH = 190
+
+# With thresholds divided by FACTOR these also fire when others have the machine's cores, until they are done.
+BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
 # The clocks of the system that the rules wait for, divided by about the same factor; what a busy machine of two
 # cores could not keep (a chord within six seconds) less so.
@@ -363,8 +368,7 @@ class Game:
             self.see(f"{fault.alert} gone, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
             fault.after(self)
             self._healthy(fault.healthy)
-            self.calm()
-            self.see("no alert fires")
+            self.see(self.calm())
             self.say(f"  all is well {time.monotonic() - mended:.1f} s after the last step")
         except (LocalError, LoadError, OSError, subprocess.TimeoutExpired, ValueError) as error:
             played.trouble = str(error)
@@ -374,9 +378,23 @@ class Game:
         played.others = sorted(self.prometheus.fired(began_unix, time.time()) - {fault.alert})
         return played
 
-    def calm(self) -> None:
-        """Waits until no alert fires."""
-        self.until(lambda: not self.prometheus.firing(), RESOLVE_SECONDS_MAX, "all alerts to go")
+    def calm(self) -> str:
+        """Waits until no alert fires, and says so; raises LocalError.
+
+        After QUIET_SECONDS_MAX it is also well when only BUSY ones are left.
+        """
+        began = time.monotonic()
+        left: set[str] = set()
+
+        def quiet() -> bool:
+            left.clear()
+            left.update(self.prometheus.firing())
+            return not left or (left <= BUSY and time.monotonic() - began > QUIET_SECONDS_MAX)
+
+        self.until(quiet, RESOLVE_SECONDS_MAX, "all alerts to go")
+        return (
+            f"no alert fires but {', '.join(sorted(left))}, for the machine is busy" if left else "no alert fires"
+        )
 
     def _healthy(self, expression: str) -> None:
         found: list[dict[str, Any]] = []
@@ -424,12 +442,15 @@ def play(
     directory: Path | None = None,
     minutes_max: float = MINUTES_MAX,
 ) -> Result:
-    """The game day with these faults. What went wrong is in the result, also that its time was up."""
+    """The game day with these faults. What went wrong is in the result, also that its time was up.
+
+    After `minutes_max` no fault is begun any more; a little later the one that is played is broken off.
+    """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
     with temporary_files_in_memory(directory is None), ending_on_signals() as ending:
         game = Game(console, result, ending, directory)
-        clock = threading.Timer(minutes_max * 60, ending.set)
+        clock = threading.Timer(minutes_max * 60 * HARD_END, ending.set)
         clock.daemon = True
         clock.start()
         try:
@@ -439,6 +460,8 @@ def play(
             game.calm()
             game.say("all is well")
             for fault in faults:
+                if time.monotonic() - began > minutes_max * 60:
+                    raise LocalError(f"the time was up before: {fault.name}")
                 result.played.append(game.play(fault))
                 if ending.is_set():
                     raise LocalError("interrupted, or the time was up")

@@ -1,6 +1,8 @@
 """The tables of docs/gameday.md, from what a game day wrote with --json.
 
-    python -m local.gameday_page .gameday/gameday.json
+    python -m local.gameday_page .gameday/gameday.json [FILE ...]
+
+Several files are several runs, each with its own table.
 
 Whatever stands between the page's two marks is replaced; the words around them are written by hand.
 """
@@ -71,42 +73,60 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"| {cell(title)} | {len(of)} | {answered} | {series:,} | {values:,} |"
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """All that stands between the marks."""
-    asked = result["panels"]
-    empty = [each for each in asked if not each["values"]]
+def run(result: Mapping[str, Any]) -> Iterator[str]:
+    """What one run was, its faults, and the account of its topic."""
     verdict = "Every fault was told of and mended." if result["ok"] else "**Not everything went as it should.**"
-    lines = [
+    yield (
         f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['messages']:,} messages at "
         f"{result['rate']:g} a second, Kafka: {result['kafka']}, times of the rules divided by "
-        f"{result['factor']:g}. {verdict}",
-        "",
-        *faults(result["played"]),
-        "",
-        "What `replays-ingest reconcile` said in the end, the whole topic against every sink:",
-        "",
-        "```",
-        *(line.rstrip() for line in result["reconciled"].strip().splitlines()),
-        "```",
-        "",
+        f"{result['factor']:g}. {verdict}"
+    )
+    if result["error"]:
+        yield f"\nError: {cell(result['error'].splitlines()[0])}"
+    yield ""
+    yield from faults(result["played"])
+    yield ""
+    if account := result["reconciled"].strip():
+        yield "What `replays-ingest reconcile` said in the end, the whole topic against every sink:"
+        yield ""
+        yield "```"
+        yield from (line.rstrip() for line in account.splitlines())
+        yield "```"
+        yield ""
+
+
+def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each expression once: of the run in which it had the most values."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in (each for result in results for each in result["panels"]):
+        key = (each["panel"], each["expression"])
+        if key not in best or each["values"] > best[key]["values"]:
+            best[key] = each
+    return list(best.values())
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """All that stands between the marks."""
+    asked = asked_of(results)
+    empty = [each for each in asked if not each["values"]]
+    lines = [
+        *(line for result in results for line in run(result)),
         "### The dashboard's panels",
         "",
-        f"{len(asked)} expressions were asked over the run, {len(asked) - len(empty)} had data.",
+        f"{len(asked)} expressions were asked over the whole run, {len(asked) - len(empty)} had data.",
         "",
         *panels(asked),
         *(f"\nNo data: {each['panel']}: {code(each['expression'])}" for each in empty),
     ]
-    if result["error"]:
-        lines[1:1] = ["", f"Error: {cell(result['error'].splitlines()[0])}"]
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """python -m local.gameday_page FILE"""
-    result = json.loads(Path(sys.argv[1]).read_text())
+    """python -m local.gameday_page FILE ..."""
+    results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
     before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + page(result) + END + after)
+    PAGE.write_text(before + BEGIN + page(results) + END + after)
     return 0
 
 
