@@ -23,7 +23,7 @@ def test_two_faults_are_told_of_and_mended(tmp_path: Path):
     only = [argument for name in FAULTS for argument in ("--only", name)]
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.gameday", "--kafka", "tansu", "--json", str(told), *only],
+        [sys.executable, "-m", "local.gameday", "--kafka", "tansu", "--rate", "8", "--json", str(told), *only],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
