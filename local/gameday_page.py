@@ -76,10 +76,11 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def run(result: Mapping[str, Any]) -> Iterator[str]:
     """What one run was, its faults, and the account of its topic."""
     verdict = "Every fault was told of and mended." if result["ok"] else "**Not everything went as it should.**"
+    yield "### Run"
+    yield ""
     yield (
-        f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['messages']:,} messages at "
-        f"{result['rate']:g} a second, Kafka: {result['kafka']}, times of the rules divided by "
-        f"{result['factor']:g}. {verdict}"
+        f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['rate']:g} messages a second, "
+        f"Kafka: {result['kafka']}, times of the rules divided by {result['factor']:g}. {verdict}"
     )
     if result["error"]:
         yield f"\nError: {cell(result['error'].splitlines()[0])}"
