@@ -206,8 +206,16 @@ def received_at(value: bytes, seconds: int) -> bytes:
 class Game:
     """One game day. Everything it starts is stopped by `close`. Faults work with its attributes."""
 
-    def __init__(self, console: Console, result: Result, ending: threading.Event, directory: Path | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        result: Result,
+        ending: threading.Event,
+        directory: Path | None,
+        quiet_seconds_max: float,
+    ) -> None:
         self.console, self.result, self.ending = console, result, ending
+        self.quiet_seconds_max = quiet_seconds_max
         self.began, self.began_unix = time.monotonic(), time.time()
         self._open = ExitStack()
         self._directory = directory
@@ -381,7 +389,7 @@ class Game:
     def calm(self) -> str:
         """Waits until no alert fires, and says so; raises LocalError.
 
-        After QUIET_SECONDS_MAX it is also well when only BUSY ones are left.
+        After `quiet_seconds_max` it is also well when only BUSY ones are left.
         """
         began = time.monotonic()
         left: set[str] = set()
@@ -389,7 +397,7 @@ class Game:
         def quiet() -> bool:
             left.clear()
             left.update(self.prometheus.firing())
-            return not left or (left <= BUSY and time.monotonic() - began > QUIET_SECONDS_MAX)
+            return not left or (left <= BUSY and time.monotonic() - began > self.quiet_seconds_max)
 
         self.until(quiet, RESOLVE_SECONDS_MAX, "all alerts to go")
         return (
@@ -441,6 +449,7 @@ def play(
     kafka: KafkaKind,
     directory: Path | None = None,
     minutes_max: float = MINUTES_MAX,
+    quiet_seconds_max: float = QUIET_SECONDS_MAX,
 ) -> Result:
     """The game day with these faults. What went wrong is in the result, also that its time was up.
 
@@ -449,7 +458,7 @@ def play(
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
     with temporary_files_in_memory(directory is None), ending_on_signals() as ending:
-        game = Game(console, result, ending, directory)
+        game = Game(console, result, ending, directory, quiet_seconds_max)
         clock = threading.Timer(minutes_max * 60 * HARD_END, ending.set)
         clock.daemon = True
         clock.start()
@@ -544,6 +553,12 @@ def main() -> int:
     parser.add_argument(
         "--minutes", type=float, default=MINUTES_MAX, help="end it after so long, whatever it does"
     )
+    parser.add_argument(
+        "--quiet-seconds",
+        type=float,
+        default=QUIET_SECONDS_MAX,
+        help="wait so long for alerts to go that a busy machine alone makes fire",
+    )
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
     options = parser.parse_args()
     console = Console(highlight=False)
@@ -564,6 +579,7 @@ def main() -> int:
         kafka=kafka,
         directory=options.directory,
         minutes_max=options.minutes,
+        quiet_seconds_max=options.quiet_seconds,
     )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

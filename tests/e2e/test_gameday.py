@@ -21,9 +21,10 @@ def test_two_faults_are_told_of_and_mended(tmp_path: Path):
     """The deployed rules fire on the real metrics, the alert goes after the steps, the dashboard is not empty."""
     told = tmp_path / "gameday.json"
     only = [argument for name in FAULTS for argument in ("--only", name)]
+    modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.gameday", "--kafka", "tansu", "--rate", "8", "--json", str(told), *only],
+        [sys.executable, "-m", "local.gameday", *modest, "--json", str(told), *only],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
