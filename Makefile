@@ -29,11 +29,12 @@ demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and pro
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
-check: $(STAMP) ## formatting, lint, types, stale documents
+check: $(STAMP) ## formatting, lint, types, stale documents, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m ingest.documents --check
+	$(BIN)/python -m local.audit
 
 format: $(STAMP) ## lay the code out
 	$(BIN)/ruff format .

@@ -1,0 +1,372 @@
+"""Every command that the pages show exists as they show it; those that do no harm are run, and end as they should.
+
+A command is what stands in a fenced or indented block, or in backquotes within a sentence. Placeholders (`<id>`,
+`REPLAY_ID`, `N`) are filled with things that a running system has. Each command belongs to RUN or to NOT_RUN; a
+new one that belongs to neither fails here, so that whoever documents it decides. The name of a command without the
+argument that it needs (`dlq show`) is a mention: it must exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+from celery.bin.base import CLIContext
+from celery.bin.celery import celery
+from click.testing import CliRunner
+from whole_system import System, until
+
+from ingest.building import recording
+from ingest.cli import main
+from local.faults import Errors, Pass
+from tasks.celery import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")] + [
+    page
+    for page in sorted((ROOT / "docs").rglob("*.md"))
+    if page.name != "commands.md"  # made from the command line itself
+]
+PROGRAMS = ("replays-ingest", "celery", "python", "make")
+PARKED_AT_LEAST = 3
+COMMAND_SECONDS_MAX = 90
+PROJECT = "11"
+
+# In the order in which they are run, so that what changes the system comes last. The value: arguments that make an
+# endless or a long command end, or keep it apart from the developer's own things.
+RUN: dict[str, str] = {
+    "replays-ingest check": "",
+    "replays-ingest status": "",
+    "replays-ingest top": "--once",
+    "replays-ingest migrate": "",
+    "replays-ingest inspect": "",
+    "replays-ingest replays ls": "",
+    "replays-ingest events": "",
+    "replays-ingest fetch": "",
+    "replays-ingest dlq ls": "",
+    "replays-ingest dlq show": "",
+    "replays-ingest dlq replay": "--dry-run",
+    "replays-ingest erase": "--dry-run",
+    "replays-ingest reconcile": "",
+    "replays-ingest batches ls": "",
+    "replays-ingest batches show": "",
+    "replays-ingest batches retry": "",
+    "replays-ingest batches abandon": "",
+    "celery -A tasks inspect": "",
+    "replays-ingest load": "--count 20",
+    "replays-ingest local up": "--directory stack",
+    "replays-ingest local down": "--directory stack",
+    "replays-ingest tenants limit": "",
+    "replays-ingest tenants kill": "",
+}
+NOT_RUN = {
+    "replays-ingest": "the reader: it is what the others are run against",
+    "celery -A tasks worker": "the fleet: it is what the others are run against",
+    "replays-ingest demo": "test_demo.py runs it",
+    "replays-ingest flower": "tests/integration/fleet/test_fleet_flower.py runs it",
+    "replays-ingest web": "test_web.py runs it",
+    "make demo": "test_demo.py runs what it runs",
+    "make test": "it would run this",
+    "make check": "a change does not land without it",
+    "make docs": "it writes into the checkout; make check looks whether it would",
+    "make setup": "there would be no Python to run this with",
+    "make bench": "test_benchmarks.py runs what it runs, for minutes less",
+    "make bench-peers": "test_benchmarks.py runs what it runs, for minutes less",
+    "make bench-uploads": "minutes; test_sick_sinks.py has uploads that fail",
+    "make simulate": "minutes; tests/simulation runs it with fewer seeds",
+    "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
+    "make chaos": "minutes; test_chaos.py runs it for less",
+    "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
+    "python -m local.gameday": "minutes; test_gameday.py plays some of its faults",
+    "python -m local.gameday_page": "it reads what a game day left; tests/unit/local has one",
+    "python -m ingest.documents": "it writes into the checkout; make check looks whether it would",
+    "python -m local.audit": "it asks a server of others; tests/unit/local/test_audit.py has one of its own",
+    "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
+    "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
+    "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
+    "python -m benchmarks.rebalance": "minutes; tests/unit/local/test_rebalance_figures.py has its figures",
+    "python -m benchmarks.uploads": "minutes; test_benchmarks.py asks it for help",
+    "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
+}
+# These start processes or publish tasks, for which this process has not the right environment.
+OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """A command as a page has it, without the comment behind it, and where."""
+
+    text: str
+    page: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return tuple(shlex.split(self.text))
+
+    @property
+    def group(self) -> str:
+        """The entry of RUN or NOT_RUN that it belongs to: the longest that it begins with; or itself."""
+        found = [
+            name
+            for name in (*RUN, *NOT_RUN)
+            if self.words[: len(name.split())] == tuple(name.split()) and name != "replays-ingest"
+        ]
+        if not found and self.words == ("replays-ingest",):
+            return "replays-ingest"
+        return max(found, key=len, default=self.text)
+
+
+def documented() -> list[Documented]:
+    """Every command of the pages, once, in the order of RUN and then of the pages."""
+    found: dict[str, Documented] = {}
+    for page in PAGES:
+        # The record of a run, with ids of things that are gone, is not for others to type.
+        for text in commands_of(page.read_text().partition("<!-- the run: begin -->")[0]):
+            found.setdefault(text, Documented(text, str(page.relative_to(ROOT))))
+    order = list(RUN)
+    return sorted(found.values(), key=lambda one: order.index(one.group) if one.group in RUN else len(order))
+
+
+def commands_of(page: str) -> Iterator[str]:
+    """The commands of one page in Markdown."""
+    prose, block = [], False
+    for line in page.splitlines():
+        if line.startswith("```"):
+            block = not block
+        elif block or line.startswith("    "):
+            yield from commands_of_line(line)
+        else:
+            prose.append(line)
+    for span in re.findall(r"`([^`]+)`", "\n".join(prose)):
+        text = " ".join(span.split())
+        # "`dlq ls`" in a sentence means the command, too.
+        short = len(text.split()) > 1 and text.split()[0] in main.commands
+        yield from commands_of_line(f"replays-ingest {text}" if short else text)
+
+
+def commands_of_line(line: str) -> Iterator[str]:
+    """What a shell would run of ours: `a && b` has two, and `eval "$(c)"` has one."""
+    line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line.strip())
+    for part in re.sub(r"(^|\s)#.*$", "", line).split("&&"):
+        text = part.strip().removeprefix(".venv/bin/")
+        # Placeholders of several words are one word to a shell.
+        text = re.sub(r"<[^<>]*>", lambda found: found[0].replace(" ", "-"), text)
+        if text.split(" ")[0] in PROGRAMS:
+            yield text
+
+
+def is_mention(one: Documented) -> bool:
+    """Whether it only names a command that needs an argument."""
+    if one.words[0] != "replays-ingest" or one.text != one.group:
+        return False
+    command: click.Command = main
+    for word in one.words[1:]:
+        command = command.commands[word] if isinstance(command, click.Group) else command
+    return any(parameter.required for parameter in command.params)
+
+
+DOCUMENTED = documented()
+TO_RUN = [one for one in DOCUMENTED if one.group in RUN and not is_mention(one)]
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system that has ingested, with some batches parked that will not be tried again by their own clock."""
+    patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
+    park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
+    with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
+        running.load(60, seed=1)
+        running.wait_committed()
+        running.proxies["bigquery"].set(Errors(404))
+        running.load(40, seed=2)
+        until(lambda: len(running.json("batches", "ls")) >= PARKED_AT_LEAST, 90, "batches to be parked")
+        running.proxies["bigquery"].set(Pass())
+        yield running
+
+
+@pytest.fixture(scope="module")
+def filling(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Placeholder -> what can stand there, by the commands' first words; lists of ids are used from the front."""
+    message = tmp_path_factory.mktemp("message") / "message.bin"
+    message.write_bytes(recording(replay_id="0ddba110000000000000000000000001", segment_id=0))
+    parked = sorted(system.json("batches", "ls"))
+    letter = system.json("dlq", "ls", "--limit", "1")
+    replay = system.json("replays", "ls", "--limit", "1", "--project", PROJECT)
+    return {
+        "batches": parked,
+        "dlq": [str(found(letter, "id"))],
+        "replay": [str(found(replay, "replay_id"))],
+        "FILE": [str(message)],
+    }
+
+
+def found(answer: object, key: str) -> object:
+    """The first value of that key anywhere in a JSON answer."""
+    waiting = [answer]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, dict):
+            if key in one:
+                return one[key]
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    raise AssertionError(f"no {key} in {json.dumps(answer)[:500]}")
+
+
+def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
+    """The words with their placeholders replaced. A parked batch is retried or abandoned once."""
+    plain = {
+        "<project>": PROJECT,
+        "N": "5",
+        "<you>": "me",
+        "<user-or-e-mail>": "me",
+        "<reason>": "schema",
+        "<sink>": "bigquery",
+    }
+    result = []
+    for word in words:
+        if word == "<id>" and "batches" in words:
+            used_up = "show" not in words and len(ids["batches"]) > 1
+            word = ids["batches"].pop(0) if used_up else ids["batches"][0]
+        elif word == "<id>":
+            word = ids["dlq"][0]
+        elif word in ("REPLAY_ID", "<replay-id>"):
+            word = ids["replay"][0]
+        elif word == "FILE":
+            word = ids["FILE"][0]
+        result.append(plain.get(word, word))
+    return result
+
+
+def test_every_documented_command_is_run_or_says_why_not():
+    """given the pages, when a command is new in them, then somebody has decided whether it can be run here"""
+    undecided = [
+        f"{one.page}: {one.text}" for one in DOCUMENTED if one.group not in RUN and one.group not in NOT_RUN
+    ]
+    gone = [name for name in (*RUN, *NOT_RUN) if name not in {one.group for one in DOCUMENTED}]
+
+    assert not undecided, f"put these into RUN or, with the reason, into NOT_RUN: {undecided}"
+    assert not gone, f"no page has these any more: {gone}"
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in DOCUMENTED if one.words[0] in ("replays-ingest", "celery")], ids=lambda one: one.text
+)
+def test_its_words_and_options_exist(one: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """given a command of ours or of Celery's, when its own parser reads it, then it knows every word"""
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "file"
+    file.touch()
+    ids = {"batches": ["t-0-1-2"], "dlq": ["0-1"], "replay": ["0" * 32], "FILE": [str(file)]}
+    program, *words = filled(one.words, ids)
+
+    try:
+        parse(celery if program == "celery" else main, program, words)
+    except click.MissingParameter:
+        assert is_mention(one)
+
+
+def parse(command: click.Command, name: str, words: list[str]) -> None:
+    """As click does before it calls anything. Raises click.UsageError."""
+    context = None
+    while True:
+        context = command.make_context(name, list(words), parent=context)
+        if command is celery:
+            context.obj = CLIContext(app=app, no_color=True, workdir=None)
+        rest = [*context._protected_args, *context.args]
+        if not isinstance(command, click.Group) or not rest:
+            return
+        _, child, words = command.resolve_command(context, rest)
+        assert child is not None
+        command, name = child, str(child.name)
+
+
+@pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "make"], ids=lambda one: one.text)
+def test_make_knows_its_target(one: Documented):
+    """given a target that the pages name, when make is asked what it would do, then it knows"""
+    done = subprocess.run(
+        ["make", "-n", *one.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "python"], ids=lambda one: one.text)
+def test_its_module_takes_these_options(one: Documented, monkeypatch: pytest.MonkeyPatch):
+    """given `python -m MODULE OPTIONS`, when the module's own parser reads them, then it knows each"""
+    _, flag, module, *options = one.words
+    assert flag == "-m"
+    specification = importlib.util.find_spec(module)
+    assert specification is not None
+    assert specification.origin is not None
+    source = Path(specification.origin).read_text()
+    if "argparse" not in source:
+        assert all(option in source for option in options)
+        return
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed_only)
+    monkeypatch.setattr(sys, "argv", [module, *options])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+
+    assert ended.value.code == 0
+
+
+def parsed_only(parser: argparse.ArgumentParser) -> None:
+    """In the place of `parse_args`: parses, and ends the program there."""
+    parser.parse_known_args()[1] and parser.error("an option that it does not know")
+    parser.exit()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("one", TO_RUN, ids=lambda one: one.text)
+def test_it_does_what_the_page_says(
+    one: Documented,
+    system: System,
+    filling: dict[str, list[str]],
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """given a running system, when a documented command is run, then it ends with exit code 0"""
+    program, *words = filled(one.words, filling)
+    words += [word for word in RUN[one.group].split() if word not in words]
+    env = {**system.env, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+
+    if not one.text.startswith(OWN_PROCESS):
+        monkeypatch.chdir(directory)
+        result = CliRunner(env=env).invoke(main, words)
+        assert result.exit_code == 0, (words, result.output[-3000:], result.exception)
+        return
+    module = "celery" if program == "celery" else "ingest.cli"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        cwd=directory,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS_MAX,
+        check=False,
+    )
+
+    assert done.returncode == 0, (done.args, done.stdout[-3000:], done.stderr[-3000:])
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the commands are run: what they write is found by the next one, and is gone afterwards."""
+    path = tmp_path_factory.mktemp("at")
+    yield path
+    down = [sys.executable, "-m", "ingest.cli", "local", "down", "--directory", str(path / "stack")]
+    subprocess.run(down, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False)

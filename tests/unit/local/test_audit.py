@@ -1,0 +1,99 @@
+"""A known vulnerability of a pinned package fails the check; no network does not, and is not called good news."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from local.processes import free_port
+
+KNOWN = {
+    "id": "GHSA-0000-made-up00",
+    "aliases": ["CVE-2026-00001"],
+    "summary": "made up for this test",
+    "affected": [
+        {
+            "package": {"name": "badly-kept", "ecosystem": "PyPI"},
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.2.4"}]}],
+        }
+    ],
+}
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """Knows one vulnerability, as OSV would tell it."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = {"vulns": [KNOWN]} if asked["package"]["name"] == "badly-kept" else {}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def osv_url() -> Iterator[str]:
+    """A server that answers like OSV."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/query"
+        server.shutdown()
+        thread.join()
+
+
+def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was printed."""
+    path = directory / "pins.txt"
+    path.write_text(pins)
+    command = [sys.executable, "-m", "local.audit", "--requirements", str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_known_vulnerability_fails_and_says_what_mends_it(tmp_path: Path, osv_url: str):
+    """given a pin with a known vulnerability, when it is audited, then exit code 1, its names, and the remedy"""
+    code, said = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
+
+    assert code == 1, said
+    assert "badly-kept 1.2.3: " in said
+    assert all(name in said for name in (KNOWN["id"], *KNOWN["aliases"]))
+    assert "mended in 1.2.4" in said
+    assert "2 pinned packages looked up, 1 with known vulnerabilities" in said
+
+
+def test_one_that_was_accepted_does_not_fail(tmp_path: Path, osv_url: str):
+    """given the same, when somebody has accepted that one by its id, then exit code 0"""
+    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--ignore-vuln", KNOWN["id"])
+
+    assert code == 0, said
+
+
+def test_without_the_network_it_says_that_nothing_was_checked(tmp_path: Path):
+    """given an address where nobody listens, when audited, then exit code 0, and no word of all being well"""
+    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
+
+    assert code == 0, said
+    assert "NOT checked" in said
+    assert "looked up" not in said
+
+
+def test_a_server_that_never_answers_does_not_hold_the_check_up(tmp_path: Path, osv_url: str):
+    """given less time than an answer takes, when pins are audited, then it ends and says so"""
+    code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--seconds", "0.01")
+
+    assert code == 0, said
+    assert "NOT checked" in said
+    assert "no answer within 0.01 s" in said
