@@ -2,7 +2,8 @@
 
 Objects are asked for by name and compared by checksum; rows of ClickHouse by the key under which they replace each
 other, clicks also by how much they say; rows of BigQuery by `row_id`. DataDog cannot be asked. Each question is
-bounded: at most KEYS_MAX identities, and the days that the rows themselves name.
+bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not found there, some
+days around them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from uuid import UUID
 import msgspec
 from google.cloud import bigquery as google_bigquery
 
+from ingest.core.parse.document import UINT32_MAX
 from ingest.settings import Settings
 from tasks.sinks import bigquery, clickhouse, clickhouse_errors, gcs, google_errors
 from tasks.wire import BlobItem, RowItem, chunks
@@ -27,6 +29,9 @@ DIFFERS = "differs"
 KEYS_MAX = 1000
 THREADS = 32
 DAY_SECONDS = 86_400
+DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
+"""A segment that the SDK sent twice has one identity and two times of arrival, and some rows carry that time. What
+is not at its own time is looked for so far around it before it counts as missing: a question that costs more."""
 
 Key = tuple[object, ...]
 
@@ -120,16 +125,22 @@ class Rows:
         wanted: dict[Key, int] = {}
         for row in rows.values():
             wanted[key_of(row)] = max(wanted.get(key_of(row), 0), _rank(row))
-        try:
-            answer = self._client.query(QUERIES[table](list(rows.values()))).result_rows
-        except Exception as error:
-            raise clickhouse_errors.sort(error).error() from error
-        stored: dict[Key, int] = {tuple(key): rank for *key, rank in answer}
+        stored = self._stored(table, list(rows.values()), 0)
+        if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
+            stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
         return {
             last[key]: DIFFERS if key in stored else MISSING
             for key, rank in wanted.items()
             if stored.get(key, -1) < rank
         }
+
+    def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
+        """Key -> rank, of those that are there at the times of these rows, or so far around them."""
+        try:
+            answer = self._client.query(QUERIES[table](rows, around_seconds)).result_rows
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+        return {tuple(key): rank for *key, rank in answer}
 
     def close(self) -> None:
         self._client.close()
@@ -159,13 +170,14 @@ def _numbers(values: Iterable[int]) -> str:
     return ", ".join(str(int(value)) for value in sorted(set(values)))
 
 
-def _replays_query(rows: Sequence[dict[str, Any]]) -> str:
+def _replays_query(rows: Sequence[dict[str, Any]], around_seconds: int) -> str:
     """The bounds of time and the hash let the server use partitions and the primary key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = _uuids(row["replay_id"] for row in rows)
     return (
         "SELECT project_id, toString(replay_id), toString(event_hash), max(click_is_dead + click_is_rage) "
-        f"FROM replays WHERE timestamp BETWEEN toDateTime({min(times)}) AND toDateTime({max(times)}) "
+        f"FROM replays WHERE timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
+        f"AND toDateTime({min(UINT32_MAX, max(times) + around_seconds)}) "
         f"AND project_id IN ({_numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
         f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
         f"AND event_hash IN ({_uuids(row['event_hash'] for row in rows)}) "
@@ -173,7 +185,7 @@ def _replays_query(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _segments_query(rows: Sequence[dict[str, Any]]) -> str:
+def _segments_query(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
         "SELECT DISTINCT project_id, toString(replay_id), segment_id, 0 FROM replay_segments "
         f"WHERE project_id IN ({_numbers(row['project_id'] for row in rows)}) "
@@ -182,7 +194,7 @@ def _segments_query(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _outcomes_query(rows: Sequence[dict[str, Any]]) -> str:
+def _outcomes_query(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
         "SELECT DISTINCT org_id, project_id, toString(replay_id), 0 FROM replay_outcomes "
         f"WHERE org_id IN ({_numbers(row['org_id'] for row in rows)}) "
@@ -196,7 +208,7 @@ KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
     "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
     "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
 }
-QUERIES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+QUERIES: dict[str, Callable[[Sequence[dict[str, Any]], int], str]] = {
     "replays": _replays_query,
     "replay_segments": _segments_query,
     "replay_outcomes": _outcomes_query,
@@ -222,8 +234,9 @@ class Facts:
         for table, positions in tables.items():
             for some in chunks(positions, 10 * KEYS_MAX):
                 last = {items[position].id: position for position in some}
-                times = [float(_decoded(items[position])["timestamp"]) for position in some]
-                stored = self._stored(table, list(last), min(times), max(times))
+                stored = self._stored(table, [items[position] for position in some], 1)
+                if around := [items[place] for row_id, place in last.items() if row_id not in stored]:
+                    stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
                 found |= {position: MISSING for row_id, position in last.items() if row_id not in stored}
         return found
 
@@ -231,13 +244,15 @@ class Facts:
         limit = self._expiration_seconds
         return bool(limit) and float(_decoded(item)["timestamp"]) + limit < time.time()
 
-    def _stored(self, table: str, ids: list[str], low: float, high: float) -> set[str]:
+    def _stored(self, table: str, items: Sequence[RowItem], around_seconds: int) -> set[str]:
+        """Ids of those that are there at the times of these rows, or so far around them: a second at least, since
+        how a fraction is rounded is the server's affair."""
+        times = [float(_decoded(item)["timestamp"]) for item in items]
         config = google_bigquery.QueryJobConfig(
             query_parameters=[
-                google_bigquery.ArrayQueryParameter("ids", "STRING", ids),
-                # A second wider, since how a fraction is rounded is the server's affair.
-                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", _moment(low - 1)),
-                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", _moment(high + 1)),
+                google_bigquery.ArrayQueryParameter("ids", "STRING", [item.id for item in items]),
+                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", _moment(min(times) - around_seconds)),
+                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", _moment(max(times) + around_seconds)),
             ]
         )
         query = (

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -132,7 +133,8 @@ class Tally:
 
 @dataclass(slots=True)
 class Account:
-    """What came of it. `examples` holds at most EXAMPLES_MAX of the missing items."""
+    """What came of it. `examples` holds at most EXAMPLES_MAX of each sink's missing items, `unrepaired` as many of
+    those that a repair wrote and that are not there all the same."""
 
     topic: str
     spans: list[Span]
@@ -146,6 +148,7 @@ class Account:
     expired: int = 0
     sinks: dict[str, Tally] = field(default_factory=dict)
     examples: list[Missing] = field(default_factory=list)
+    unrepaired: list[Missing] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -432,13 +435,16 @@ class _Work:
         tally = self._account.sinks.setdefault(sink, Tally())
         tally.checked += len(items)
         absent = self._absent(sink, batch.source.partition, items)
-        for position, problem in sorted(absent.items()):
-            item = items[position]
+
+        def of(item: Item, problem: str) -> Missing:
             offset = _offset(item)
+            return Missing(sink, _name(item), problem, batch.source.partition, offset, names.get(offset, ""))
+
+        for position, problem in sorted(absent.items()):
             tally.missing += problem == "missing"
             tally.differs += problem != "missing"
-            found = Missing(sink, _name(item), problem, batch.source.partition, offset, names.get(offset, ""))
-            if len(self._account.examples) < EXAMPLES_MAX:
+            found = of(items[position], problem)
+            if tally.missing + tally.differs <= EXAMPLES_MAX:
                 self._account.examples.append(found)
             self._told(found)
         if absent and self._per_second_max:
@@ -447,6 +453,10 @@ class _Work:
             # Dead letters are in an append-only topic: what the broker acknowledged is there.
             still = {} if sink == "dead_letter" else self._absent(sink, batch.source.partition, wanted)
             tally.repaired += len(wanted) - len(still)
+            room = EXAMPLES_MAX - (tally.left - len(still))
+            self._account.unrepaired += [of(wanted[place], why) for place, why in sorted(still.items())][
+                : max(0, room)
+            ]
 
     def _refused(self, sink: str, item: Item) -> bool:
         if (sink, _name(item)) not in self._letters.items:
@@ -555,9 +565,15 @@ def render(account: Account) -> Group:
     for name, tally in account.sinks.items():
         numbers = [tally.checked, tally.missing, tally.differs] + [tally.repaired] * account.repairing
         table.add_row(name, *(f"{number:,}" for number in numbers), "NOT OK" if tally.left else "ok")
-    examples = [
-        f"{found.problem}: {found.sink} {found.item} (segment {found.segment or '-'}, partition {found.partition} "
-        f"offset {found.offset})"
-        for found in account.examples[:SHOWN_MAX]
-    ]
+    examples = [*_lines(account.examples, ""), *_lines(account.unrepaired, "still ")]
     return Group(*about, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
+
+
+def _lines(told: Sequence[Missing], still: str) -> Iterator[str]:
+    """The first SHOWN_MAX of each sink."""
+    shown: Counter[str] = Counter()
+    for one in told:
+        shown[one.sink] += 1
+        if shown[one.sink] <= SHOWN_MAX:
+            where = f"segment {one.segment or '-'}, partition {one.partition} offset {one.offset}"
+            yield f"{still}{one.problem}: {one.sink} {one.item} ({where})"

@@ -145,13 +145,13 @@ class Result:
 class Load(threading.Thread):
     """A steady stream of segments that Relay received just now, until `close`.
 
-    `garbage_share`: so many messages more, of one project, that can never be parsed. `ends`: log end by partition,
-    of what was acknowledged.
+    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed. `ends`: log end by
+    partition, of what was acknowledged.
     """
 
     def __init__(self, settings: Settings, rate: float) -> None:
         super().__init__(name="load", daemon=True)
-        self.garbage_share = 0.0
+        self.garbage_share, self.garbage_project = 0.0, GARBAGE_PROJECT
         self.ends: dict[int, int] = {}
         self.messages = 0
         self.error = ""
@@ -173,7 +173,9 @@ class Load(threading.Thread):
             while owed >= 1:
                 owed -= 1
                 self.send(
-                    recording(b"hello", compressed=False, project_id=GARBAGE_PROJECT, received=int(time.time()))
+                    recording(
+                        b"hello", compressed=False, project_id=self.garbage_project, received=int(time.time())
+                    )
                 )
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 from rich.console import Console
 
 from ingest import reconcile
+from ingest.building import recording
 from ingest.reconcile import Missing, ReconcileFailed, Scope
 from ingest.settings import Settings
 from local.demo import settings_of
@@ -177,6 +178,27 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
 
     assert account.shed
     assert left(account)["gcs"] == 0
+
+
+def test_a_segment_that_came_again_later_is_not_missing(system: System) -> None:
+    """The SDK sent it twice, a minute apart, into two partitions; the sinks hold it as it came the other time."""
+    first, later = int(time.time()) - 60, int(time.time())
+    ends = dict(system.produced.ends)
+    producer = Producer({"bootstrap.servers": system.settings.kafka_brokers})
+    for partition, received in ((0, first), (1, later)):
+        value = recording(replay_id="c0ffee00000000000000000000000001", segment_id=0, received=received)
+        producer.produce(system.settings.kafka_topic, value, partition=partition)
+    assert producer.flush(30) == 0
+    commit(system.settings, {partition: ends[partition] + 1 for partition in (0, 1)})
+    before, after = (Scope(partition, ends[partition], ends[partition] + 1) for partition in (0, 1))
+    written = reconcile.run(system.settings, before, repair=True, per_second_max=FAST)
+
+    account = reconcile.run(system.settings, after)
+
+    assert written.ok
+    assert account.ok, account.examples
+    assert account.sinks["clickhouse"].checked
+    assert account.sinks["bigquery"].checked
 
 
 def test_an_operator_types_ages_or_times() -> None:
