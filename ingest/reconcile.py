@@ -62,6 +62,8 @@ SHOWN_MAX = 20
 WRITE_ITEMS_MAX = 200
 WRITE_TRIES = 5
 DAY_SECONDS = 86_400
+AUDIT_READ_MAX = 1000
+RULES_PAST = ("tenant_revive", "tenant_limit")
 
 
 class ReconcileFailed(Exception):
@@ -198,6 +200,8 @@ def run(
                     progress(account.messages)
             if repair:
                 work.audit(by, scope, "ends")
+            if not account.ok:
+                work.note_past_rules()
         except (SinkError, RedisError) as failure:
             raise ReconcileFailed(str(failure)) from failure
         finally:
@@ -383,6 +387,17 @@ class _Work:
         }
         what = {"what": f"reconcile {phase}", "by": by, "topic": self._account.topic, "scope": asdict(scope)}
         self._staging.audit({**what, **tallies})
+
+    def note_past_rules(self) -> None:
+        """What a project lost to a rule that is no longer in force looks like a loss: names such projects."""
+        deeds = [deed for deed in self._staging.audited(AUDIT_READ_MAX) if deed.get("what") in RULES_PAST]
+        for project in sorted({deed.get("project", "") for deed in deeds}):
+            last = next(deed for deed in deeds if deed.get("project") == project)
+            at = datetime.fromtimestamp(float(last["at"]), UTC).isoformat(timespec="seconds")
+            self._account.notes.append(
+                f"project {project} was switched off or limited ({last['what']} by {last.get('by', '')} at {at}): "
+                "what was dropped by that rule counts as missing here"
+            )
 
     def _sinks_told(self) -> list[tuple[str, Tally]]:
         return sorted(self._account.sinks.items())

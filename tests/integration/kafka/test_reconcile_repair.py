@@ -180,6 +180,19 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
     assert left(account)["gcs"] == 0
 
 
+def test_a_rule_that_was_in_force_is_named_where_something_is_missing(system: System) -> None:
+    """What a limit dropped looks like a loss, so the account names the project, and its latest deed."""
+    staging = Staging(connect(system.settings), system.settings)
+    for what in ("tenant_kill", "tenant_revive"):
+        staging.audit({"what": what, "project": 4242, "by": "oncall"})
+
+    account = reconcile.run(system.settings, Scope())
+
+    assert not account.ok
+    (note,) = [note for note in account.notes if "4242" in note]
+    assert "tenant_revive by oncall" in note
+
+
 def test_a_segment_that_came_again_later_is_not_missing(system: System) -> None:
     """The SDK sent it twice, a minute apart, into two partitions; the sinks hold it as it came the other time."""
     first, later = int(time.time()) - 60, int(time.time())
