@@ -17,7 +17,7 @@ from rich.console import Console
 
 import web.commands
 from ingest import cli_erase, cli_operate, cli_reconcile
-from ingest.cli_common import EXIT_FAILED, as_json, fail, settings
+from ingest.cli_common import EXIT_FAILED, as_json, fail, needs_extra, settings
 from ingest.settings import Settings
 from tasks.settings import FILE_VARIABLE
 
@@ -144,6 +144,7 @@ def demo(
     as_json: bool,
 ) -> None:
     """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
+    needs_extra("local")
     from local.demo import run
 
     sys.exit(
@@ -218,6 +219,7 @@ directory_option = click.option(
 @as_json
 def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
     """Start it, leave it running, print every address and the variables to export."""
+    needs_extra("local")
     from local.processes import LocalError
     from local.stack import up
 

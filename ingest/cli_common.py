@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from typing import NoReturn
 
 import click
+from packaging.requirements import Requirement
 
 from ingest.settings import Settings, SettingsError, load
 
+PACKAGE = "replays-ingest"
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
@@ -18,6 +21,29 @@ def fail(text: str) -> NoReturn:
     """Says on one line of standard error why nothing was done, and exits with 1."""
     click.echo(f"replays-ingest: {text}", err=True)
     sys.exit(EXIT_FAILED)
+
+
+def needs_extra(name: str) -> None:
+    """Fails with how to install it when packages of our extra `name` are missing, before anything is begun."""
+    try:
+        requirements = metadata.requires(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return  # run from a checkout that nobody installed: an import says what is missing
+    missing = []
+    for requirement in map(Requirement, requirements):
+        if (
+            requirement.marker
+            and requirement.marker.evaluate({"extra": name})
+            and "extra" in str(requirement.marker)
+        ):
+            try:
+                metadata.version(requirement.name)
+            except metadata.PackageNotFoundError:
+                missing.append(requirement.name)
+    if missing:
+        fail(
+            f"this command needs the extra {name!r}, pip install '{PACKAGE}[{name}]': missing {', '.join(missing)}"
+        )
 
 
 def settings() -> Settings:

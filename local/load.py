@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from local.malformed import malformed, zip_bomb
@@ -35,6 +35,7 @@ from tasks.settings import MiB, Settings
 PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB
 DELIVERY_SECONDS_MAX = 60.0
+ASK_SECONDS_MAX = 15.0
 
 Progress = Callable[[int, int, int], None]
 """(messages acknowledged so far, messages expected, bytes acknowledged)"""
@@ -236,6 +237,13 @@ class _Run:
                 **kafka_options(settings),
             }
         )
+        try:
+            self._producer.list_topics(timeout=ASK_SECONDS_MAX)
+        except KafkaException as error:
+            raise LoadError(
+                f"no broker of {settings.kafka_brokers} answers within {ASK_SECONDS_MAX:g} s "
+                f"({error.args[0].str()}): is it up, are REPLAYS_KAFKA_BROKERS and the security settings right?"
+            ) from error
 
     def send(self, message: Message) -> None:
         """Queues one message, waiting for room."""

@@ -1,0 +1,74 @@
+"""What production installs, without the extras: everything that runs there is importable, the rest says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+
+# A finder in front of all others that hides the modules of the extras, as if they were not installed.
+WITHOUT_EXTRAS = """
+import importlib.metadata as metadata, sys
+hidden = set({hidden!r})
+
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+real = metadata.version
+def version(name):
+    if name in {names!r}:
+        raise metadata.PackageNotFoundError(name)
+    return real(name)
+
+sys.meta_path.insert(0, Hide())
+metadata.version = version
+"""
+
+
+def names_of_extras() -> set[str]:
+    """Distributions that only an extra of ours asks for."""
+    wanted = [Requirement(text) for text in metadata.requires("replays-ingest") or []]
+    always = {one.name for one in wanted if one.marker is None or "extra" not in str(one.marker)}
+    return {one.name for one in wanted} - always
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """A Python program where the extras are not to be had."""
+    names = names_of_extras()
+    hidden = {
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if set(owners) and {owner.lower() for owner in owners} <= {name.lower() for name in names}
+    }
+    begin = WITHOUT_EXTRAS.format(hidden=sorted(hidden), names=sorted(names))
+    return subprocess.run(
+        [sys.executable, "-c", begin + program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["ingest.reader", "ingest.cli", "tasks.celery", "tasks.flower", "celeryconfig", "web.commands"]
+)
+def test_what_runs_in_production_needs_no_extra(module: str) -> None:
+    """given only the packages that production has, when its programs are imported, then nothing is missing"""
+    done = run(f"import {module}")
+
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
+def test_a_command_of_an_extra_says_which(words: list[str]) -> None:
+    """given the same, when the embedded stack is asked for, then one line says what to install, and exit code 1"""
+    done = run(f"from ingest.cli import main; main({words!r})")
+
+    assert done.returncode == 1
+    assert "pip install 'replays-ingest[local]'" in done.stderr
+    assert "Traceback" not in done.stderr
