@@ -5,6 +5,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE celeryconfig.py flowerconf
 COPY ingest ingest
 COPY tasks tasks
 COPY local local
+COPY web web
 RUN python -m venv /venv \
  && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt hatchling \
  && /venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \

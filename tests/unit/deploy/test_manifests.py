@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,16 @@ def test_the_image_runs_as_nobody_and_holds_nothing_but_the_program():
     assert {f"!{name}" for name in copied} <= set(ignored)
     for name in copied:
         assert (ROOT / name).exists(), name
+
+
+def test_the_image_gets_all_that_the_wheel_is_made_of():
+    """What the wheel includes is copied into the build, and .dockerignore lets it through."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = set()
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY ") and "--from" not in line:
+            copied.update(line.split()[1:-1])
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+
+    assert set(wheel["only-include"]) <= copied
+    assert copied == let_through
