@@ -1,11 +1,9 @@
 # One image for reader, workers, Flower and the operator's commands; what runs is the command that it is given.
 FROM python:3.11-slim AS build
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE celeryconfig.py flowerconfig.py ./
+COPY constraints.txt pyproject.toml README.md LICENSE celeryconfig.py ./
 COPY ingest ingest
 COPY tasks tasks
-COPY local local
-COPY web web
 RUN python -m venv /venv \
  && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt hatchling \
  && /venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \

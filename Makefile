@@ -33,27 +33,27 @@ check: $(STAMP) ## formatting, lint, types, stale documents, known vulnerabiliti
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m ingest.documents --check
-	$(BIN)/python -m local.audit
+	$(BIN)/python -m tools.documents --check
+	$(BIN)/python -m tools.audit
 
 format: $(STAMP) ## lay the code out
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## write the generated pages of docs/ again
-	$(BIN)/python -m ingest.documents
+	$(BIN)/python -m tools.documents
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
 simulate: $(STAMP) ## thousands of simulated worlds; SEEDS=10000
-	$(BIN)/python -m ingest.simulation --seeds $(or $(SEEDS),1000)
+	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000)
 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
-	$(BIN)/python -m local.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)
+	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)
 
 gameday: $(STAMP) ## fourteen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
-	$(BIN)/python -m local.gameday --json .gameday/gameday.json
+	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json
 
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
 	$(BIN)/python -m tests.mutation

@@ -20,9 +20,9 @@ from benchmarks.common import machine, show, write_json
 from benchmarks.system import STARTED_AT, workload
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Segment, Stage, TopicPartition
 from ingest.core.parse import ParseRules, parse
-from ingest.encoding import Encoder
+from ingest.local.stack import Stack
+from ingest.reader.encoding import Encoder
 from ingest.settings import Settings
-from local.stack import Stack
 from tasks import chord
 from tasks.staging import Staging, connect
 from tasks.wire import reference

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
-from local.demo import settings_of
-from local.expectation import Expectation
-from local.faults import Errors, Fault, FaultProxy, Pass, SeveralErrors
-from local.load import PROFILES, Produced, produce
-from local.processes import free_port
-from local.reconcile import Committed, reconcile
-from local.stack import Stack
+from ingest.local.compare import Committed, reconcile
+from ingest.local.demo import settings_of
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, Pass, SeveralErrors
+from ingest.local.servers.processes import free_port
+from ingest.local.stack import Stack
 from tasks.migrate import migrate
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")

@@ -32,8 +32,8 @@ from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import open_envelope
 from ingest.core.parse.recording import inflate, split
 from ingest.core.tenants import TenantGate
-from ingest.parsing import InlineParser, ProcessParser
-from local.load import PROFILES, stream
+from ingest.local.load.produce import PROFILES, stream
+from ingest.reader.parsing.inline import InlineParser, ProcessParser
 
 RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)

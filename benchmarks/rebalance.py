@@ -35,17 +35,17 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from benchmarks.common import machine, show, write_json
-from ingest.metrics import SNAPSHOT_SECONDS
-from local import java_kafka
-from local.demo import QUICK, temporary_files_in_memory
-from local.expectation import SIZES, Expectation
-from local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, said
-from local.load import PROFILES, Produced, produce
-from local.processes import Child, free_port, wait_until
-from local.reconcile import Committed, ReconcileError, read_metrics, reconcile
-from local.stack import Stack
-from local.statsd import Statsd
-from tasks.kafka_options import kafka_options
+from ingest.local.compare import Committed, ReconcileError, read_metrics, reconcile
+from ingest.local.demo import QUICK, temporary_files_in_memory
+from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, said
+from ingest.local.load.expectation import SIZES, Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.processes import Child, free_port, wait_until
+from ingest.local.servers.statsd import Statsd
+from ingest.local.stack import Stack
+from ingest.observe.metrics import SNAPSHOT_SECONDS
+from tasks.kafka.options import kafka_options
 from tasks.migrate import SOURCE_PARTITIONS
 from tasks.staging import connect
 

@@ -27,13 +27,13 @@ import psutil
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from ingest.local.compare import Committed, ReconcileError
+from ingest.local.fleet import CALM
+from ingest.local.load.produce import PROFILES, stream
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
+from ingest.local.stack import Stack
 from ingest.settings import Settings
-from local.fleet import CALM
-from local.load import PROFILES, stream
-from local.processes import HOST, Child, LocalError, free_port, wait_until
-from local.reconcile import Committed, ReconcileError
-from local.server import answers_http
-from local.stack import Stack
 
 BENCH_DIRECTORY = Path(".bench")
 STARTED_AT = 1_790_000_000
@@ -384,7 +384,7 @@ def _watch(
 
 
 def _settings(env: Mapping[str, str]) -> Settings:
-    from local.demo import settings_of
+    from ingest.local.demo import settings_of
 
     found: Settings = settings_of(dict(env))
     return found.model_copy(update={"kafka_options": {"log_level": "0"}})

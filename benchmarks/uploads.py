@@ -24,10 +24,10 @@ from urllib.parse import quote, urlsplit
 import google_crc32c
 
 from benchmarks.common import machine, show, write_json
-from local.processes import free_port, wait_until
-from local.server import answers_http
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.processes import free_port, wait_until
 from tasks.settings import Settings
-from tasks.sinks.gcs import GcsSink, client
+from tasks.sinks.gcs.sink import GcsSink, client
 from tasks.wire import BlobItem
 
 CALL_OBJECTS = 64

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.signals import worker_init
 
 from tasks import messages as messages
-from tasks import watch
+from tasks.observe import watch
 from tasks.settings import Settings, load_as
 from tasks.sinks import build
 

@@ -4,7 +4,7 @@ Flower itself knows no retry, and sending a flush task again would help nobody: 
 page of a failed flush task gets a button that asks the batch's reader to try the batch now.
 
 Handlers are added to Flower's own list before it starts, which Flower does not promise to support: it is pinned
-(2.2), and a test presses the button. `flowerconfig.py` makes `celery -A tasks flower` use all of this too.
+(2.2), and a test presses the button. `tasks/flowerconfig.py` makes `celery -A tasks flower` use all of this too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def launch(settings: Settings, arguments: tuple[str, ...] = ()) -> None:
 
     if not any(argument.startswith(("--port", "--address")) for argument in arguments):
         print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
-    config = Path(__file__).parents[1] / "flowerconfig.py"
+    config = Path(__file__).with_name("flowerconfig.py")
     app.start(["flower", f"--conf={config}", *arguments])
 
 

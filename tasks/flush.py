@@ -19,18 +19,18 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from tasks import metrics
 from tasks.breaker import Breaker
 from tasks.celery import app
 from tasks.delivery import OutOfTime, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.observe import metrics
+from tasks.observe.watch import Watch, watched
 from tasks.refused import dead_letter, revive
 from tasks.settings import Settings, load_as
 from tasks.sinks import build
 from tasks.sinks.base import Sink
 from tasks.sinks.per_process import PerProcess
 from tasks.staging import Begun, Progress, Staging, connect
-from tasks.watch import Watch, watched
 from tasks.wire import Item, batch_id_of, decode_items, parse_chord_id
 
 log = get_task_logger(__name__)

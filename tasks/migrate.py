@@ -21,15 +21,16 @@ from google.api_core.exceptions import Conflict, NotFound
 from google.cloud import bigquery
 
 from tasks.errors import PermanentSinkError, SinkError
-from tasks.kafka_options import kafka_options
+from tasks.kafka.options import kafka_options
 from tasks.settings import MiB, Settings
 from tasks.sinks import bigquery as bigquery_sink
-from tasks.sinks import clickhouse as clickhouse_sink
-from tasks.sinks import clickhouse_errors, dead_letter, google_errors, kafka_errors
-from tasks.sinks import gcs as gcs_sink
+from tasks.sinks import dead_letter, google_errors, kafka_errors
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.clickhouse import sink as clickhouse_sink
+from tasks.sinks.gcs import sink as gcs_sink
 from tasks.sinks.outcome import Trouble
 
-SCHEMA = Path(clickhouse_sink.__file__).with_name("schema")
+SCHEMA = Path(clickhouse_sink.__file__).parents[1] / "schema"
 RETENTION_DAYS = (30, 60, 90)
 
 SOURCE_PARTITIONS = 4

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from tasks.celery import app
 from tasks.errors import TransientSinkError
 from tasks.flush import tools
-from tasks.kafka_options import kafka_options
+from tasks.kafka.options import kafka_options
 from tasks.settings import KiB, MiB, Settings
 from tasks.sinks.base import Sink
 from tasks.staging import Staging

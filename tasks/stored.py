@@ -17,7 +17,8 @@ from typing import Any
 from google.api_core.exceptions import NotFound
 
 from tasks.settings import Settings
-from tasks.sinks import clickhouse, gcs
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ import msgspec
 
 from ingest.core.model import Message, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
+from ingest.local.load.produce import PROFILES, stream
 from ingest.settings import Settings
-from local.load import PROFILES, stream
-from tasks.sinks.clickhouse import ClickHouseSink
-from tasks.sinks.gcs import GcsSink
+from tasks.sinks.clickhouse.sink import ClickHouseSink
+from tasks.sinks.gcs.sink import GcsSink
 from tasks.wire import BlobItem, RowItem
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """Which projects' messages are shed on purpose: a kill switch, and a token bucket a project.
 
-One project's flood must not become everyone's lag. The rules come from outside (`ingest/tenants.py` keeps
-them in Redis, for all readers); this is the arithmetic, and it fails open: no rule, no answer, no shedding.
+One project's flood must not become everyone's lag. The rules come from outside (`ingest/reader/tenant_rules.py`
+keeps them in Redis, for all readers); this is the arithmetic, and it fails open: no rule, no answer, no shedding.
 """
 
 from __future__ import annotations

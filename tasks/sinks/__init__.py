@@ -31,11 +31,11 @@ def build(name: str, settings: Settings) -> Sink[Any]:
         return memory.sink(name)
     match name:
         case "gcs":
-            from tasks.sinks.gcs import GcsSink
+            from tasks.sinks.gcs.sink import GcsSink
 
             return GcsSink(settings)
         case "clickhouse":
-            from tasks.sinks.clickhouse import ClickHouseSink
+            from tasks.sinks.clickhouse.sink import ClickHouseSink
 
             return ClickHouseSink(settings)
         case "bigquery":

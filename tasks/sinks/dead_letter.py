@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from tasks.errors import PermanentSinkError
-from tasks.kafka_options import kafka_options
+from tasks.kafka.options import kafka_options
 from tasks.settings import KiB, MiB, Settings
 from tasks.sinks.kafka_errors import TOO_LARGE, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds

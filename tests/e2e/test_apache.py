@@ -23,15 +23,15 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core import record
-from local import java_kafka
-from local.demo import temporary_files_in_memory
-from local.expectation import SIZES, Expectation
-from local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, is_up, isolated, said
-from local.load import PROFILES, Produced, produce
-from local.processes import Child, wait_until
-from local.reconcile import Committed, Report, read_metrics, reconcile
-from local.stack import Stack
-from local.statsd import Statsd
+from ingest.local.compare import Committed, Report, read_metrics, reconcile
+from ingest.local.demo import temporary_files_in_memory
+from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, is_up, isolated, said
+from ingest.local.load.expectation import SIZES, Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.processes import Child, wait_until
+from ingest.local.servers.statsd import Statsd
+from ingest.local.stack import Stack
 from tasks.migrate import SOURCE_PARTITIONS
 from tasks.staging import connect
 
@@ -401,7 +401,11 @@ def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.demo", *arguments], capture_output=True, text=True, timeout=140, check=False
+        [sys.executable, "-m", "ingest.local.demo", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=140,
+        check=False,
     )
 
     assert done.stdout.startswith("{"), done.stdout + done.stderr

@@ -20,7 +20,7 @@ def test_nothing_is_lost_and_nothing_doubled_while_everything_breaks():
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.chaos", "--minutes", MINUTES, "--seed", seed, "--json"],
+        [sys.executable, "-m", "tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json"],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

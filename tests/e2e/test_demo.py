@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from local.processes import group_is_alive, wait_until
+from ingest.local.servers.processes import group_is_alive, wait_until
 
 SECONDS_MAX = 170
 # Several batches a partition even in a small load, so that a kill hits some of them in flight.
@@ -21,7 +21,16 @@ SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 def start(*arguments: str, directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "local.demo", *arguments, "--profile", "small", "--directory", str(directory)],
+        [
+            sys.executable,
+            "-m",
+            "ingest.local.demo",
+            *arguments,
+            "--profile",
+            "small",
+            "--directory",
+            str(directory),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -27,9 +27,9 @@ from celery.bin.celery import celery
 from click.testing import CliRunner
 from whole_system import System, until
 
-from ingest.building import recording
-from ingest.cli import main
-from local.faults import Errors, Pass
+from ingest.cli.main import main
+from ingest.local.servers.fault_proxy import Errors, Pass
+from ingest.testing.messages import recording
 from tasks.celery import app
 
 ROOT = Path(__file__).parents[2]
@@ -88,10 +88,10 @@ NOT_RUN = {
     "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
-    "python -m local.gameday": "minutes; test_gameday.py plays some of its faults",
-    "python -m local.gameday_page": "it reads what a game day left; tests/unit/local has one",
-    "python -m ingest.documents": "it writes into the checkout; make check looks whether it would",
-    "python -m local.audit": "it asks a server of others; tests/unit/local/test_audit.py has one of its own",
+    "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
+    "python -m tools.gameday.page": "it reads what a game day left; tests/unit/local has one",
+    "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
+    "python -m tools.audit": "it asks a server of others; tests/unit/local/test_audit.py has one of its own",
     "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.prometheus import available
+from tools.gameday.prometheus import available
 
 SECONDS_MAX = 400
 FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedisDown"}
@@ -24,7 +24,7 @@ def test_two_faults_are_told_of_and_mended(tmp_path: Path):
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
     done = subprocess.run(
-        [sys.executable, "-m", "local.gameday", *modest, "--json", str(told), *only],
+        [sys.executable, "-m", "tools.gameday.run", *modest, "--json", str(told), *only],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

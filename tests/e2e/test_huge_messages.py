@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from whole_system import System
 
-from ingest.building import envelope, frame, video_recording
+from ingest.testing.messages import envelope, frame, video_recording
 from tasks.settings import MiB
 
 pytestmark = pytest.mark.timeout(240)

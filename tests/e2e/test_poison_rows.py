@@ -16,10 +16,10 @@ from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 from whole_system import System
 
-from ingest.building import recording
-from local.reconcile import read_facts
-from tasks.kafka_options import kafka_options
-from tasks.sinks.gcs import client as gcs_client
+from ingest.local.compare import read_facts
+from ingest.testing.messages import recording
+from tasks.kafka.options import kafka_options
+from tasks.sinks.gcs.sink import client as gcs_client
 
 pytestmark = pytest.mark.timeout(240)
 # Large batches, so that the one row has neighbours; load for one batch a partition or two.
@@ -133,7 +133,7 @@ def committed(system: System, where: Place) -> int:
 
 def execute(system: System, sql: str) -> None:
     """One statement for ClickHouse that answers with nothing."""
-    from tasks.sinks.clickhouse import client
+    from tasks.sinks.clickhouse.sink import client
 
     server = client(system.settings)
     try:

@@ -21,10 +21,10 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from whole_system import System
 
 from ingest.core import record
-from ingest.reader import limits_of
-from local import java_kafka
-from local.expectation import Expectation
-from local.reconcile import read_letters
+from ingest.local.compare import read_letters
+from ingest.local.load.expectation import Expectation
+from ingest.local.servers import java_kafka
+from ingest.reader.process import limits_of
 from tasks.sinks.bigquery import client as bigquery_client
 from tasks.staging import connect
 

@@ -15,9 +15,9 @@ import pytest
 from redis import Redis
 from whole_system import System, until
 
-from local.faults import Errors, Hang, Pass, Refuse, SeveralErrors
-from local.processes import free_port, wait_until
-from local.reconcile import read_facts, read_metrics
+from ingest.local.compare import read_facts, read_metrics
+from ingest.local.servers.fault_proxy import Errors, Hang, Pass, Refuse, SeveralErrors
+from ingest.local.servers.processes import free_port, wait_until
 
 pytestmark = pytest.mark.timeout(240 + float(os.environ.get("SICK_SECONDS", "0")))
 QUEUES = ("control,flush.gcs", "flush.clickhouse", "flush.bigquery,flush.datadog,flush.dead_letter")
@@ -163,7 +163,7 @@ def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
 
 def projects(system: System) -> set[int]:
     """The projects that the load generator uses."""
-    from local.manifest import read_entries
+    from ingest.local.load.manifest import read_entries
 
     return {entry.project_id for path, _ in system.produced for entry in read_entries(path) if entry.project_id}
 

@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 from whole_system import System, until
 
-from local.faults import Pass, Refuse
-from local.processes import free_port
-from local.server import answers_http
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.fault_proxy import Pass, Refuse
+from ingest.local.servers.processes import free_port
 from tests.web_kit import RECORDING, foreign_recording, message
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""

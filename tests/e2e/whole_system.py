@@ -17,16 +17,16 @@ from typing import Any, Self
 
 from confluent_kafka import Producer
 
-from local.expectation import Expectation
-from local.faults import FaultProxy
-from local.load import PROFILES, Produced, produce
-from local.processes import Child, free_port, wait_until
-from local.reconcile import Committed, Report, reconcile
-from local.stack import KafkaKind, Stack
-from tasks.kafka_options import kafka_options
+from ingest.local.compare import Committed, Report, reconcile
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers.fault_proxy import FaultProxy
+from ingest.local.servers.processes import Child, free_port, wait_until
+from ingest.local.stack import KafkaKind, Stack
+from tasks.kafka.options import kafka_options
 from tasks.migrate import migrate
 from tasks.settings import MiB
-from tasks.sinks.clickhouse import client
+from tasks.sinks.clickhouse.sink import client
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 QUICK = {
@@ -253,6 +253,6 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 def settings_from(env: dict[str, str]) -> Any:
     """The settings that a process with these variables has."""
-    from local.demo import settings_of
+    from ingest.local.demo import settings_of
 
     return settings_of(env)

@@ -19,10 +19,10 @@ from redis import Redis as Client
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Batch, Stage
-from ingest.dispatch import Dispatcher
+from ingest.local.servers.processes import Children
+from ingest.local.servers.redis import Redis
+from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
-from local.processes import Children
-from local.redis import Redis
 from tasks.sinks import memory
 from tasks.sinks.memory import MemorySink
 

@@ -169,7 +169,7 @@ def test_the_same_range_with_other_content_is_written_for_itself(eager: Eager) -
 
 def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its sinks a stage has nothing to do, and says so at once."""
-    from ingest.encoding import Encoder
+    from ingest.reader.encoding import Encoder
 
     encoder = Encoder(("clickhouse", "dead_letter"), 64, "r")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from local import java_kafka
-from local.java_kafka import JavaKafka
-from local.processes import Children
-from local.stack import Stack
-from local.statsd import Statsd
+from ingest.local.servers import java_kafka
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import Children
+from ingest.local.servers.statsd import Statsd
+from ingest.local.stack import Stack
 
 
 @pytest.fixture(scope="session")

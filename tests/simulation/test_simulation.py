@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ingest.simulation.__main__ import try_seeds, wanted_marks
-from ingest.simulation.faults import Fault
-from ingest.simulation.shape import Shape
-from ingest.simulation.shrink import Outcome, attempt, shortest
+from ingest.testing.simulation.__main__ import try_seeds, wanted_marks
+from ingest.testing.simulation.faults import Fault
+from ingest.testing.simulation.shape import Shape
+from ingest.testing.simulation.shrink import Outcome, attempt, shortest
 
 SEEDS = int(os.environ.get("SIMULATION_SEEDS", "400"))
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
@@ -71,7 +71,7 @@ def test_the_story_does_not_depend_on_the_hash_seed() -> None:
     summaries = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(
-            [sys.executable, "-m", "ingest.simulation", "--seeds", "12", "--json"],
+            [sys.executable, "-m", "ingest.testing.simulation", "--seeds", "12", "--json"],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             check=True,

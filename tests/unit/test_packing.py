@@ -10,7 +10,7 @@ import pytest
 from ingest.core import packing
 from ingest.core.model import Batch
 from ingest.core.packing import pack
-from ingest.encoding import Encoder
+from ingest.reader.encoding import Encoder
 from ingest.settings import Settings
 from tests.batches import make_batch
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from ingest.building import click_event, envelope, frame, recording
 from ingest.core.model import Drop, Message, Outcome, Reject, Segment, TopicPartition
 from ingest.core.parse import ParseRules
 from ingest.core.tenants import TenantGate, TenantRules
-from ingest.parsing import InlineParser, ProcessParser
-from local.load import PROFILES, values
+from ingest.local.load.produce import PROFILES, values
+from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.testing.messages import click_event, envelope, frame, recording
 
 SOURCE = TopicPartition("ingest-replay-recordings", 2)
 RULES = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)
@@ -237,7 +237,7 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
 def test_processes_end_with_a_reader_that_was_killed() -> None:
     """They see that the other end is gone."""
     script = (
-        "import time; from ingest.parsing import *; from ingest.core.tenants import TenantGate\n"
+        "import time; from ingest.reader.parsing.inline import *; from ingest.core.tenants import TenantGate\n"
         "parser = ProcessParser(ParseRules(), 2, TenantGate(), time.monotonic)\n"
         "print(*parser.process_ids, flush=True); time.sleep(60)"
     )
@@ -261,7 +261,7 @@ def test_rows_do_not_depend_on_the_run() -> None:
         "import hashlib\n"
         "from ingest.core.model import Message, TopicPartition\n"
         "from ingest.core.parse import ParseRules, parse\n"
-        "from local.load import PROFILES, values\n"
+        "from ingest.local.load.produce import PROFILES, values\n"
         "rules = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)\n"
         "digest = hashlib.sha256()\n"
         "for offset, value in enumerate(values(PROFILES['small'], 60, seed=3, started_at=1_790_000_000)):\n"

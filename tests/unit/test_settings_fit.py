@@ -6,10 +6,10 @@ from dataclasses import fields
 
 import pytest
 
-from ingest.check import deadlines
 from ingest.core.limits import Limits
 from ingest.core.parse import ParseRules
-from ingest.reader import limits_of, rules_of
+from ingest.operate.check import deadlines
+from ingest.reader.process import limits_of, rules_of
 from ingest.settings import Settings
 
 

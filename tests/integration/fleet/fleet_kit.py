@@ -16,10 +16,10 @@ from redis import Redis as Client
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Batch, Stage
-from ingest.dispatch import Dispatcher
+from ingest.local.servers.processes import Child, Children, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
-from local.processes import Child, Children, wait_until
-from local.redis import Redis
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

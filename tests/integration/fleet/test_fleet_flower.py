@@ -17,8 +17,8 @@ from fleet_kit import ROOT, Fleet, make_batch  # type: ignore[import-not-found]
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
-from local.processes import free_port
-from local.server import answers_http
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.processes import free_port
 from tasks.flower import FlowerRefused, options
 from tasks.settings import Settings
 

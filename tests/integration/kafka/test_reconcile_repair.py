@@ -13,19 +13,21 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 from rich.console import Console
 
-from ingest import reconcile
-from ingest.building import recording
-from ingest.reconcile import Missing, ReconcileFailed, Scope
+from ingest.local.compare import reconcile as compare
+from ingest.local.demo import settings_of
+from ingest.local.fleet import isolated
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.stack import Stack
+from ingest.operate import reconcile
+from ingest.operate.reconcile import Missing, ReconcileFailed, Scope
 from ingest.settings import Settings
-from local.demo import settings_of
-from local.expectation import Expectation
-from local.fleet import isolated
-from local.java_kafka import JavaKafka
-from local.load import PROFILES, Produced, produce
-from local.reconcile import reconcile as compare
-from local.stack import Stack
+from ingest.testing.messages import recording
 from tasks.migrate import migrate
-from tasks.sinks import bigquery, clickhouse, gcs
+from tasks.sinks import bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
 from tasks.staging import Staging, connect
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
@@ -167,7 +169,7 @@ def test_only_the_range_that_is_asked_for_is_looked_at(system: System) -> None:
 
 def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System) -> None:
     """A dead letter or a kill switch explains an absence."""
-    from ingest.tenants import TenantStore
+    from ingest.reader.tenant_rules import TenantStore
 
     projects = {project for project, _, _ in system.expected.segments}
     store = TenantStore(connect(system.settings), system.settings.key_prefix)

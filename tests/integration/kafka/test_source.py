@@ -17,9 +17,9 @@ from ingest.core import record
 from ingest.core.limits import Limits
 from ingest.core.model import Blob, Message, Segment
 from ingest.core.pipeline import Pipeline
-from ingest.kafka import CALL_SECONDS_MAX, ConsumerFailed, KafkaSource
-from ingest.runtime import Runtime
-from local.java_kafka import JavaKafka
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.reader.kafka import CALL_SECONDS_MAX, ConsumerFailed, KafkaSource
+from ingest.reader.runtime import Runtime
 
 DEADLINE_SECONDS = 60.0
 

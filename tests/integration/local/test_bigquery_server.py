@@ -13,10 +13,10 @@ from google.api_core.exceptions import BadRequest, Conflict, GoogleAPICallError,
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
-from local.bigquery import BigQuery
-from local.bigquery_rows import BadValue, Field, row_of
-from local.bigquery_store import InsertIds, TableName
-from local.processes import Children
+from ingest.local.servers.bigquery.rows import BadValue, Field, row_of
+from ingest.local.servers.bigquery.server import BigQuery
+from ingest.local.servers.bigquery.store import InsertIds, TableName
+from ingest.local.servers.processes import Children
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 SCHEMA = [

@@ -14,8 +14,8 @@ import pytest
 import urllib3
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from local.clickhouse import REQUEST_BYTES_MAX, ClickHouse
-from local.processes import Children
+from ingest.local.servers.clickhouse import REQUEST_BYTES_MAX, ClickHouse
+from ingest.local.servers.processes import Children
 
 
 def client_of(url: str, **options: Any) -> Any:

@@ -12,8 +12,19 @@ from typing import Any, ClassVar
 
 import pytest
 
-from local.faults import Errors, Fault, FaultProxy, Hang, Latency, LostReplies, Pass, Refuse, Reset, SeveralErrors
-from local.server import HttpServer
+from ingest.local.servers.base import HttpServer
+from ingest.local.servers.fault_proxy import (
+    Errors,
+    Fault,
+    FaultProxy,
+    Hang,
+    Latency,
+    LostReplies,
+    Pass,
+    Refuse,
+    Reset,
+    SeveralErrors,
+)
 
 
 class Echo(BaseHTTPRequestHandler):

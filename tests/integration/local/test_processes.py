@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import Children, LocalError, group_is_alive, wait_until
+from ingest.local.servers.processes import Children, LocalError, group_is_alive, wait_until
 
 SLEEP = ["/bin/sh", "-c", "sleep 600 & echo $! && wait"]
 
@@ -43,7 +43,7 @@ def test_a_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
     script = textwrap.dedent("""
         import sys, tempfile, time
         from pathlib import Path
-        from local.processes import Children
+        from ingest.local.servers.processes import Children
         children = Children(Path(sys.argv[1]))
         scratch = tempfile.mkdtemp()
         children.remove_at_end(Path(scratch))

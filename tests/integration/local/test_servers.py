@@ -16,11 +16,11 @@ from google.api_core.exceptions import Conflict, NotFound, PreconditionFailed
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from local.gcs import CloudStorage
-from local.java_kafka import JavaKafka
-from local.processes import Children, wait_until
-from local.redis import Redis
-from local.statsd import Statsd, StatsdServer, count_of, parse_line, sum_of
+from ingest.local.servers.gcs import CloudStorage
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import Children, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.local.servers.statsd import Statsd, StatsdServer, count_of, parse_line, sum_of
 
 
 def storage_client(endpoint: str) -> Any:

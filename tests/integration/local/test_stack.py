@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from ingest.local import stack as stacks
+from ingest.local.servers.processes import LocalError, group_is_alive, is_listening, wait_until
+from ingest.local.stack import PARTS, Stack
 from ingest.settings import Settings
-from local import stack as stacks
-from local.processes import LocalError, group_is_alive, is_listening, wait_until
-from local.stack import PARTS, Stack
 
 
 def test_all_parts_start_together_and_leave_nothing():
@@ -113,7 +113,7 @@ def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from local.stack import Stack
+        from ingest.local.stack import Stack
         with Stack() as stack:
             stack.start()
             pids = " ".join(str(part.pid) for part in stack.parts.values())

@@ -11,11 +11,11 @@ from fleet_kit import Fleet, make_batch
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from ingest import status
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
-from ingest.metrics import Metrics
+from ingest.observe.metrics import Metrics
+from ingest.operate import status
 from ingest.settings import Settings
 
 USERS = Path(__file__).parents[3] / "deploy" / "redis" / "users.acl"

@@ -22,16 +22,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from ingest import status, top
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, Stage, TopicPartition
-from ingest.dispatch import Dispatcher
-from ingest.metrics import Metrics
+from ingest.local.servers.processes import wait_until
+from ingest.observe.metrics import Metrics
+from ingest.observe.tracing import Tracing
+from ingest.operate import status, top
+from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
-from ingest.tracing import Tracing
-from local.processes import wait_until
-from tasks import telemetry
+from tasks.observe import telemetry
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"

@@ -25,10 +25,10 @@ from confluent_kafka.admin import (
 )
 from redis import Redis as Client
 
-from local.java_kafka import JavaKafka
-from local.processes import HOST, Children, free_port, wait_until
-from local.redis import Redis
-from local.tls import Certificates, TlsProxy
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import HOST, Children, free_port, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.local.servers.tls import Certificates, TlsProxy
 
 ROOT = Path(__file__).parents[3]
 USERS = ROOT / "deploy" / "redis" / "users.acl"

@@ -33,18 +33,18 @@ from secured import (
     token_endpoint,
 )
 
-from ingest import check
-from ingest.dlq import Selection, letters
+from ingest.local.compare import Committed, read_letters, reconcile
+from ingest.local.demo import settings_of
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import Children, wait_until
+from ingest.local.servers.tls import TlsProxy
+from ingest.local.stack import Stack
+from ingest.operate import check
+from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
-from local import java_kafka
-from local.demo import settings_of
-from local.expectation import Expectation
-from local.java_kafka import JavaKafka
-from local.load import PROFILES, produce
-from local.processes import Children, wait_until
-from local.reconcile import Committed, read_letters, reconcile
-from local.stack import Stack
-from local.tls import TlsProxy
 from tasks.errors import SinkError
 from tasks.migrate import migrate
 from tasks.sinks.dead_letter import DeadLetterSink

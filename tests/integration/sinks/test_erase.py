@@ -16,21 +16,23 @@ import pytest
 from click.testing import CliRunner, Result
 from scripted import Answer, Asked, answering
 
-from ingest.cli import main
+from ingest.cli.main import main
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
-from ingest.encoding import Encoder
-from ingest.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
-from ingest.reader import rules_of
+from ingest.local.demo import settings_of
+from ingest.local.fleet import isolated
+from ingest.local.load.produce import PROFILES, values
+from ingest.local.servers.bigquery.server import BigQuery
+from ingest.local.servers.processes import Children
+from ingest.local.stack import Stack
+from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
+from ingest.reader.encoding import Encoder
+from ingest.reader.process import rules_of
 from ingest.settings import Settings
-from local.bigquery import BigQuery
-from local.demo import settings_of
-from local.fleet import isolated
-from local.load import PROFILES, values
-from local.processes import Children
-from local.stack import Stack
 from tasks.migrate import big_query, migrate
-from tasks.sinks import bigquery, build, clickhouse, gcs
+from tasks.sinks import bigquery, build
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
 from tasks.staging import Staging, connect
 from tasks.stored import read_replay
 from tasks.wire import DeadLetterItem, decode_items

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from local.clickhouse import ClickHouse
-from local.processes import Children
-from local.statsd import Statsd
+from ingest.local.servers.clickhouse import ClickHouse
+from ingest.local.servers.processes import Children
+from ingest.local.servers.statsd import Statsd
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import migrate
 from tasks.settings import Settings

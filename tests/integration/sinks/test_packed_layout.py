@@ -11,15 +11,15 @@ from scripted import Answer, answering
 
 from ingest.core.model import Batch
 from ingest.core.packing import pack
+from ingest.web.reads import Reads
 from tasks.errors import PermanentSinkError
 from tasks.migrate import bucket, clickhouse
 from tasks.settings import Settings
-from tasks.sinks.clickhouse import ClickHouseSink
-from tasks.sinks.gcs import GcsSink
+from tasks.sinks.clickhouse.sink import ClickHouseSink
+from tasks.sinks.gcs.sink import GcsSink
 from tasks.stored import read_replay
 from tasks.wire import BlobItem, RowItem
 from tests.batches import REPLAY, make_batch
-from web.reads import Reads
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import pytest
 
 from ingest.core.model import Message, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
-from local.load import PROFILES, values
+from ingest.local.load.produce import PROFILES, values
 from tasks.migrate import migrate
 from tasks.settings import Settings
-from tasks.sinks import bigquery, clickhouse
+from tasks.sinks import bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.wire import RowItem
 
 SEGMENTS = 400

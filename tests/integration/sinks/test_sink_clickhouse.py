@@ -17,8 +17,8 @@ from scripted import Answer, Asked, answering
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import clickhouse as migrate_clickhouse
 from tasks.settings import Settings
-from tasks.sinks.clickhouse import TABLES, ClickHouseSink, client
-from tasks.sinks.clickhouse_errors import KIND_OF_CODE
+from tasks.sinks.clickhouse.errors import KIND_OF_CODE
+from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
 from tasks.wire import RowItem
 
 REPLAY = "0123456789abcdef0123456789abcdef"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import wait_until
-from local.statsd import Statsd
+from ingest.local.servers.processes import wait_until
+from ingest.local.servers.statsd import Statsd
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
 from tasks.sinks.datadog import DatadogSink

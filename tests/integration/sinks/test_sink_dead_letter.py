@@ -16,8 +16,8 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from local.java_kafka import JavaKafka
-from local.processes import wait_until
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import kafka as migrate_kafka
 from tasks.settings import MiB, Settings

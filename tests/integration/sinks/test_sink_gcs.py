@@ -14,7 +14,7 @@ from scripted import Answer, Asked, answering
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import bucket
 from tasks.settings import MiB, Settings
-from tasks.sinks.gcs import GcsSink, client, crc32c, pause_seconds
+from tasks.sinks.gcs.sink import GcsSink, client, crc32c, pause_seconds
 from tasks.sinks.outcome import Kind, Trouble
 from tasks.wire import BlobItem
 

@@ -12,10 +12,10 @@ import pytest
 from scripted import Answer as Said
 from scripted import Asked, answering
 
-from local.tls import TlsProxy, make_certificates
+from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.settings import MiB
+from tasks.sinks.gcs.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
 from tasks.sinks.outcome import Kind, Trouble
-from tasks.sinks.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
 End = Answer | Trouble

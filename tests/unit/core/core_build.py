@@ -16,7 +16,7 @@ from ingest.core.model import (
     Segment,
     TopicPartition,
 )
-from ingest.testing import PARTITION, MockRuntime
+from ingest.testing.runtime import PARTITION, MockRuntime
 
 OTHER = TopicPartition(PARTITION.topic, 1)
 

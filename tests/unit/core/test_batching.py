@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.core.batching import Builder
 from ingest.core.model import Batch, CutReason, Stage
-from ingest.testing import PARTITION
+from ingest.testing.runtime import PARTITION
 
 
 def builder(plan: tuple[int, ...] = (), **changed: float) -> Builder:

@@ -8,7 +8,7 @@ from core_build import OTHER, Reader, ids, limits, reader, reject, segment, shed
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import CutReason, OffsetRange, Stage
-from ingest.testing import PARTITION
+from ingest.testing.runtime import PARTITION
 
 
 def kinds(commands: list[do.Command]) -> list[str]:

@@ -12,8 +12,8 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.pipeline import Pipeline
-from ingest.runtime import IDLE_SECONDS, Runtime
-from ingest.testing import PARTITION
+from ingest.reader.runtime import IDLE_SECONDS, Runtime
+from ingest.testing.runtime import PARTITION
 
 
 class Bench:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ingest.metrics import DEFINITIONS as READER
-from tasks.metrics import DEFINITIONS as WORKER
+from ingest.observe.metrics import DEFINITIONS as READER
+from tasks.observe.metrics import DEFINITIONS as WORKER
 
 ROOT = Path(__file__).parents[3]
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
@@ -79,7 +79,7 @@ def test_an_alert_tells_what_to_do(rule: dict[str, Any]):
 
 def test_the_runbook_names_only_what_exists():
     """Its commands, settings, metrics and links."""
-    from ingest.cli import main as command_line
+    from ingest.cli.main import main as command_line
     from ingest.settings import Settings
 
     text = (ROOT / "docs" / "runbook.md").read_text()

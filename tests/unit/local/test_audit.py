@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from local.processes import free_port
+from ingest.local.servers.processes import free_port
 
 KNOWN = {
     "id": "GHSA-0000-made-up00",
@@ -58,7 +58,7 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
     """Exit code and what was printed."""
     path = directory / "pins.txt"
     path.write_text(pins)
-    command = [sys.executable, "-m", "local.audit", "--requirements", str(path), *arguments]
+    command = [sys.executable, "-m", "tools.audit", "--requirements", str(path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from local.deflate import Part, Piece, deflated, inflated
+from ingest.local.load.deflate import Part, Piece, deflated, inflated
 
 pieces = some.lists(
     some.tuples(some.booleans(), some.binary(max_size=3000)).map(

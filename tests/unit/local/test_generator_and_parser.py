@@ -9,10 +9,10 @@ from collections import Counter
 
 from ingest.core.model import Message, Reject, Segment, TopicPartition
 from ingest.core.parse import REASONS, ParseRules, parse
-from local.expectation import Expectation, Flags, Total
-from local.load import PROFILES, stream
-from local.malformed import MAKERS
-from local.manifest import Entry
+from ingest.local.load.expectation import Expectation, Flags, Total
+from ingest.local.load.malformed import MAKERS
+from ingest.local.load.manifest import Entry
+from ingest.local.load.produce import PROFILES, stream
 
 START = 1_790_000_000
 SOURCE = TopicPartition("t", 0)

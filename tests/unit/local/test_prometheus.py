@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from local.gameday_faults import FAULTS
-from local.gameday_page import faults, panels
-from local.prometheus import ALERTS, WAITING_RULES, hastened, runbook_has
+from tools.gameday.faults import FAULTS
+from tools.gameday.page import faults, panels
+from tools.gameday.prometheus import ALERTS, WAITING_RULES, hastened, runbook_has
 
 
 def deployed() -> dict[str, dict[str, str]]:

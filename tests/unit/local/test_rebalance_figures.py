@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rebalance import Outcome, figures_of, given, longest_still, moved
-from local.processes import Child, Children
+from ingest.local.servers.processes import Child, Children
 
 CALM = Outcome(
     case="joins",

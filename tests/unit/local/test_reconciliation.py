@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from local.expectation import Expectation, Flags, Total
-from local.load import PROFILES, stream
-from local.manifest import Click, Entry, Header, ManifestError, Writer, read_entries, read_header
-from local.reconcile import compare_facts, compare_maps, compare_metrics, compare_sets
+from ingest.local.compare import compare_facts, compare_maps, compare_metrics, compare_sets
+from ingest.local.load.expectation import Expectation, Flags, Total
+from ingest.local.load.manifest import Click, Entry, Header, ManifestError, Writer, read_entries, read_header
+from ingest.local.load.produce import PROFILES, stream
 
 
 def segment(offset: int = 0, **changes: object) -> Entry:

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from local.load import PROFILES, Profile, stream, values
-from local.manifest import Entry
-from local.pages import Page, make_site
-from local.sessions import Message, Mix, Session, event_hash
+from ingest.local.load.manifest import Entry
+from ingest.local.load.pages import Page, make_site
+from ingest.local.load.produce import PROFILES, Profile, stream, values
+from ingest.local.load.sessions import Message, Mix, Session, event_hash
 
 START = 1_790_000_000
 SITE = make_site(seed=3, pages=3, cards=(13, 16), rules=(4,))

@@ -9,8 +9,8 @@ from ingest.core import events as on
 from ingest.core.limits import Limits
 from ingest.core.model import Blob, DeadLetter, Drop, Outcome, Reject, Row, Segment, TopicPartition
 from ingest.core.pipeline import Pipeline
-from ingest.journal import Journey
-from ingest.metrics import Metrics
+from ingest.observe.journal import Journey
+from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 
 PARTITION = TopicPartition("ingest-replay-recordings", 0)

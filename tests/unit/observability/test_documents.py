@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingest import documents
 from ingest.settings import Settings, SettingsError, load
+from tools import documents
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_page_is_stale():
-    """`python -m ingest.documents` writes them again."""
+    """`python -m tools.documents` writes them again."""
     assert documents.stale() == []
 
 

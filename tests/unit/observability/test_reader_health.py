@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.health import Health, serve
+from ingest.observe.health import Health, serve
+from ingest.observe.stuck import StuckDetector, stacks
 from ingest.settings import Settings
-from ingest.stuck import StuckDetector, stacks
-from tasks.probes import Probes
+from tasks.observe.probes import Probes
 from tests.unit.observability.driver import Driver, reject
 
 

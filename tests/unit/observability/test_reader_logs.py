@@ -12,9 +12,9 @@ import structlog
 from pydantic import SecretStr
 
 from ingest.core import events as on
-from ingest.logs import batch_line
+from ingest.observe.logs import batch_line
 from ingest.settings import Settings
-from tasks.logs import configure
+from tasks.observe.logs import configure
 from tests.unit.observability.driver import PARTITION, Driver
 
 PASSWORD = "hunter2-correct-horse"

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message
-from ingest.metrics import DEFINITIONS, Metrics
+from ingest.observe.metrics import DEFINITIONS, Metrics
 from ingest.settings import Settings
-from tasks.meters import Definition, Meters
+from tasks.observe.meters import Definition, Meters
 from tests.unit.observability.driver import PARTITION, WALL, Driver, reject, segment
 
 # What one message may cost beside its parsing. Measured: 0.3 to 0.6 us; the bound leaves room for a busy machine.

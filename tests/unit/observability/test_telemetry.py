@@ -17,9 +17,9 @@ from pydantic import SecretStr
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, Message, OffsetRange
+from ingest.observe.tracing import Tracing
 from ingest.settings import Settings
-from ingest.tracing import Tracing
-from tasks import telemetry
+from tasks.observe import telemetry
 from tests.unit.observability.driver import PARTITION, segment
 
 TRACES = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 100)]

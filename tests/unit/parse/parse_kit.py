@@ -1,4 +1,4 @@
-"""Small things that the parser's tests are made of: messages come from `ingest.building`."""
+"""Small things that the parser's tests are made of: messages come from `ingest.testing.messages`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ingest.building import RECEIVED, recording
 from ingest.core.model import Message, Reject, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
+from ingest.testing.messages import RECEIVED, recording
 
 SOURCE = TopicPartition("ingest-replay-recordings", 3)
 OFFSET = 41

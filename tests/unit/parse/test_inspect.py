@@ -9,7 +9,9 @@ import pytest
 from parse_kit import ALL
 from rich.console import Console
 
-from ingest.building import (
+from ingest.core.parse import ParseRules
+from ingest.operate.inspect import describe, render
+from ingest.testing.messages import (
     REJECTED,
     REPLAY_ID,
     click_event,
@@ -20,8 +22,6 @@ from ingest.building import (
     video_recording,
     viewport_event,
 )
-from ingest.core.parse import ParseRules
-from ingest.inspect import describe, render
 
 
 def page(value: bytes, rules: ParseRules = ALL) -> str:

@@ -11,7 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parse_kit import ALL, clicks, message, parsed
 
-from ingest.building import (
+from ingest.core.model import Segment
+from ingest.core.parse import REASONS, WARNINGS, parse
+from ingest.operate.inspect import describe, render
+from ingest.testing.messages import (
     MALFORMED_EVENTS,
     asset_event,
     breadcrumb,
@@ -34,9 +37,6 @@ from ingest.building import (
     viewport_event,
     vital_event,
 )
-from ingest.core.model import Segment
-from ingest.core.parse import REASONS, WARNINGS, parse
-from ingest.inspect import describe, render
 
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

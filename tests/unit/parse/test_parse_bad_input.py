@@ -7,7 +7,9 @@ import zlib
 import pytest
 from parse_kit import ALL, OFFSET, clicks, facts, kinds, message, parsed, rejected, session, table
 
-from ingest.building import (
+from ingest.core.model import Message, Reject
+from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
+from ingest.testing.messages import (
     MALFORMED_EVENTS,
     REJECTED,
     body,
@@ -17,8 +19,6 @@ from ingest.building import (
     recording,
     replay_event,
 )
-from ingest.core.model import Message, Reject
-from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
 
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
@@ -57,7 +57,7 @@ def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
 
 
 def test_every_reason_is_explained():
-    """And every one that a parser alone can give is built by `ingest.building` or tested for its size."""
+    """And every one that a parser alone can give is built by `ingest.testing.messages` or tested for its size."""
     assert {case[1] for case in REJECTED} == set(REASONS) - {
         "message_too_large",
         "body_too_large",

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from parse_kit import ALL, NONE, clicks, events_parsed, facts, kinds, metric, parsed, taps
 
-from ingest.building import (
+from ingest.core.parse import ParseRules
+from ingest.testing.messages import (
     RECEIVED,
     REPLAY_ID,
     breadcrumb,
@@ -22,7 +23,6 @@ from ingest.building import (
     slow_click_event,
     tap_event,
 )
-from ingest.core.parse import ParseRules
 
 
 def flags(*events: Any) -> list[tuple[int, int]]:

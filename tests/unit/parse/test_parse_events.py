@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from parse_kit import NONE, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
 
-from ingest.building import (
+from ingest.testing.messages import (
     RECEIVED,
     asset_event,
     breadcrumb,

@@ -9,7 +9,9 @@ import zlib
 import pytest
 from parse_kit import ALL, clicks, message, metric, parsed, rejected, session, table
 
-from ingest.building import (
+from ingest.core.model import Segment
+from ingest.core.parse import ParseRules, parse
+from ingest.testing.messages import (
     REPLAY_ID,
     body,
     click_event,
@@ -20,8 +22,6 @@ from ingest.building import (
     snapshot_event,
     video_recording,
 )
-from ingest.core.model import Segment
-from ingest.core.parse import ParseRules, parse
 
 MiB = 1024 * 1024
 

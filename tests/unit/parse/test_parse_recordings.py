@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from parse_kit import clicks, events_parsed, facts, kinds, metric, parsed, rejected, session
 
-from ingest.building import recording
+from ingest.testing.messages import recording
 
 FIXTURES = Path(os.environ.get("REPLAYS_FIXTURES") or Path(__file__).parents[4] / "shared/fixtures")
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from parse_kit import ALL, NONE, OFFSET, SOURCE, events_parsed, message, metric, parsed, session, table
 
-from ingest.building import (
+from ingest.core.model import Message, Segment
+from ingest.core.parse import ParseRules, parse
+from ingest.testing.messages import (
     LEFT_OUT,
     RECEIVED,
     REPLAY_ID,
@@ -24,8 +26,6 @@ from ingest.building import (
     video_recording,
     viewport_event,
 )
-from ingest.core.model import Message, Segment
-from ingest.core.parse import ParseRules, parse
 
 UUID_TEXT = "51553901-8c9b-4260-a6f9-99572f1661ee"
 EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]

@@ -14,7 +14,8 @@ from google.api_core import exceptions as from_api
 from google.auth import exceptions as from_auth
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.sinks import clickhouse_errors, google_errors, kafka_errors
+from tasks.sinks import google_errors, kafka_errors
+from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.outcome import Kind
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.kafka_options import kafka_options, without_secrets
+from tasks.kafka.options import kafka_options, without_secrets
 from tasks.migrate import migrations, rendered
 from tasks.settings import Settings
 from tasks.sinks import build, check_all, memory
 from tasks.sinks.bigquery import REQUEST_BYTES_MAX, body_of, requests
 from tasks.sinks.dead_letter import producer_options
-from tasks.sinks.gcs import crc32c
+from tasks.sinks.gcs.sink import crc32c
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem
 

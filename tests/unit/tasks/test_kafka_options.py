@@ -7,9 +7,9 @@ import json
 import pytest
 from confluent_kafka import Consumer
 
-from ingest.reader import consumer_config
+from ingest.reader.process import consumer_config
 from ingest.settings import Settings
-from tasks.kafka_options import REDACTED, kafka_options, without_secrets
+from tasks.kafka.options import REDACTED, kafka_options, without_secrets
 from tasks.sinks.dead_letter import producer_options
 
 

@@ -1,0 +1,5 @@
+"""`python -m ingest.cli` is `replays-ingest`."""
+
+from ingest.cli.main import main
+
+main()

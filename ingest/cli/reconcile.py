@@ -1,0 +1,95 @@
+"""`replays-ingest reconcile`: what is missing in which sink, for a person or a machine, and repaired if asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from ingest.cli.common import as_json, fail, settings
+from ingest.cli.operate import by_option, redis_answers
+
+EXIT_MISSING = 1
+
+
+class Moment(click.ParamType[float]):
+    """An age like 2h or a time in ISO 8601, as unix seconds."""
+
+    name = "AGE|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Fails as a wrong usage does."""
+        from ingest.operate.reconcile import moment
+
+        if isinstance(value, float):
+            return value
+        try:
+            return moment(str(value), time.time())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command()
+@click.option("--partition", type=click.IntRange(0), help="Only this partition; all of them otherwise.")
+@click.option("--start", type=click.IntRange(0), help="First offset; needs --partition.")
+@click.option("--stop", type=click.IntRange(0), help="One past the last offset; needs --partition.")
+@click.option("--since", type=Moment(), help="Not older: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC.")
+@click.option("--until", type=Moment(), help="Older than this, said in the same way.")
+@click.option("--repair", is_flag=True, help="Write what is missing, and nothing else, to its sink again.")
+@click.option(
+    "--rate", default=200.0, show_default=True, type=click.FloatRange(0.1), help="Items a second, of a repair."
+)
+@by_option
+@as_json
+def reconcile(
+    partition: int | None,
+    start: int | None,
+    stop: int | None,
+    since: float | None,
+    until: float | None,
+    repair: bool,
+    rate: float,
+    by: str,
+    as_json: bool,
+) -> None:
+    """Read a range of the topic again, and say which segments are missing from which sink.
+
+    Only what the group committed is looked at; dead letters, switched-off projects and what is past its retention
+    count as explained. Without a range, all that the topic still holds is read. Exit code 0: nothing is missing
+    (any more); 1: something is, or the account could not be made, which the last line says.
+    """
+    from ingest.operate.reconcile import ReconcileFailed, Scope, render, run
+
+    try:
+        scope = Scope(partition, start, stop, since, until)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    loaded = settings()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed} messages read again"), TimeElapsedColumn())
+    with redis_answers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reconcile", total=None)
+        try:
+            account = run(
+                loaded,
+                scope,
+                repair=repair,
+                per_second_max=rate,
+                by=by,
+                progress=lambda messages: bar.update(task, completed=messages),
+            )
+        except ReconcileFailed as error:
+            fail(str(error))
+    if as_json:
+        click.echo(json.dumps(account.as_dict()))
+    else:
+        Console().print(render(account))
+    sys.exit(0 if account.ok else EXIT_MISSING)
+
+
+COMMANDS = (reconcile,)

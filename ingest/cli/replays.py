@@ -1,0 +1,302 @@
+"""The commands `replays`, `events`, `fetch` and `web`."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ingest.cli.common import as_json, fail, settings
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+WEB_PORT = 8077
+
+project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
+
+
+@contextmanager
+def reading() -> Iterator[Any]:
+    """The reads, and one line instead of a traceback when a server or a replay is not there."""
+    from ingest.web.model import NotFound, ReadError
+    from ingest.web.reads import Reads
+
+    reads = Reads(settings())
+    try:
+        yield reads
+    except (NotFound, ReadError) as error:
+        fail(str(error))
+    finally:
+        reads.close()
+
+
+class Age(click.ParamType[float]):
+    """`90s`, `15m`, `6h`, `7d`: seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d{1,6})([smhd])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is not like 90s, 15m, 6h or 7d", param, ctx)
+        return int(found[1]) * UNITS[found[2]]
+
+
+def moment(seconds: float | None) -> str:
+    """Unix seconds as UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds is not None else ""
+
+
+@click.group("replays")
+def replays_group() -> None:
+    """Replays that were ingested, read back from ClickHouse and Cloud Storage."""
+
+
+@replays_group.command("ls")
+@project_option
+@click.option("--rage", is_flag=True, help="Only with rage clicks.")
+@click.option("--dead", is_flag=True, help="Only with dead clicks.")
+@click.option("--errors", is_flag=True, help="Only with errors.")
+@click.option("--release", default="", help="Only of this release.")
+@click.option("--text", default="", help="Only with this in user, e-mail or page address, or as start of the id.")
+@click.option("--since", type=Age(), help="Only those of the last 90s, 15m, 6h, 7d.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="How many.")
+@as_json
+def replays_ls(
+    project: int | None,
+    rage: bool,
+    dead: bool,
+    errors: bool,
+    release: str,
+    text: str,
+    since: float | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """The replays that match, the latest first; counts are exact whatever was delivered twice."""
+    from ingest.web.model import Filter
+    from ingest.web.present import duration, page_dict
+
+    chosen = Filter(
+        project_id=project,
+        rage=rage,
+        dead=dead,
+        errors=errors,
+        release=release,
+        text=text,
+        since=time.time() - since if since else None,
+        limit=limit,
+    )
+    with reading() as reads:
+        page = reads.replays(chosen)
+    if as_json:
+        click.echo(json.dumps(page_dict(page)))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("replay", "project", "started (UTC)", "user", "browser", "release"):
+        table.add_column(name, no_wrap=name == "replay", overflow="ellipsis")
+    for name in ("length", "segments", "pages", "clicks", "dead", "rage", "errors"):
+        table.add_column(name, justify="right")
+    for one in page.replays:
+        counts = (one.segments, len(one.pages), one.clicks, one.dead_clicks, one.rage_clicks, one.errors)
+        table.add_row(
+            one.replay_id,
+            str(one.project_id),
+            moment(one.started_at),
+            escape(one.user),
+            escape(one.browser),
+            escape(one.release),
+            duration(one.duration_seconds),
+            *(str(count) if count else "·" for count in counts),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console.width = 220
+    console.print(table)
+    if page.more:
+        console.print("there are more: --limit, or narrow it down", style="dim")
+
+
+@replays_group.command("show")
+@click.argument("replay_id")
+@project_option
+@as_json
+def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
+    """One replay: its facts, its segments in order with what is missing or came twice, and their ingestion."""
+    from ingest.web.journey import journeys
+    from ingest.web.present import duration, numbers, replay_dict, segments_dict, size
+
+    loaded = settings()
+    with reading() as reads:
+        replay = reads.replay(replay_id, project)
+        segments = reads.segments(replay)
+    places = [(o.partition, o.offset) for o in segments.all if o.partition is not None and o.offset is not None]
+    found = segments_dict(loaded, segments, journeys(loaded, places))
+    if as_json:
+        click.echo(json.dumps({"replay": replay_dict(replay), "ingestion": found}))
+        return
+    facts = {
+        "replay": replay.replay_id,
+        "project": replay.project_id,
+        "started (UTC)": moment(replay.started_at),
+        "length": duration(replay.duration_seconds),
+        "user": replay.user,
+        "release": f"{replay.release} {replay.environment}".strip(),
+        "browser": f"{replay.browser} on {replay.system}" if replay.browser else replay.system,
+        "clicks": f"{replay.clicks}, {replay.dead_clicks} dead, {replay.rage_clicks} rage",
+        "errors": replay.errors,
+        "pages": "\n".join(replay.pages),
+        "stored": f"{size(replay.bytes_stored)}, {size(replay.bytes_inflated)} inflated",
+        "retention": f"{replay.retention_days} days",
+        "missing": numbers(segments.missing) or "none",
+        "duplicates": numbers(segments.duplicates) or "none",
+    }
+    console = Console(highlight=False)
+    for name, value in facts.items():
+        console.print(f"[bold]{name:<14}[/] {escape(str(value))}".replace("\n", "\n" + " " * 15))
+    table = Table(
+        "segment", "state", "place", "received (UTC)", "stored", "in gcs (UTC)", "batch", box=None, pad_edge=False
+    )
+    for one in found["segments"]:
+        place = f"{one['partition']}/{one['offset']}" if one["partition"] is not None else ""
+        again = f" (+{len(one['copies']) - 1})" if len(one["copies"]) > 1 else ""
+        table.add_row(
+            str(one["segment_id"]),
+            one["state"],
+            place + again,
+            moment(one["received_at"]),
+            size(one["bytes_stored"]) if one["bytes_stored"] else "",
+            moment(one["durable_gcs_at"]),
+            escape(one["batch"]["batch_id"]) if one["batch"] else "committed" if one["committed"] else "",
+        )
+    console.print()
+    console.print(table)
+    for note in found["notes"]:
+        console.print(escape(note), style="yellow")
+
+
+@click.command("events")
+@click.argument("replay_id")
+@project_option
+@click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); may be repeated.")
+@as_json
+def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], as_json: bool) -> None:
+    """The timeline of one replay, read from its own stored segments."""
+    from ingest.web.present import numbers, size, timeline_dict
+
+    with reading() as reads:
+        segments = reads.segments(reads.replay(replay_id, project))
+        timeline = reads.timeline(segments)
+    if kinds:
+        timeline.marks = [mark for mark in timeline.marks if mark.kind in kinds]
+    if as_json:
+        click.echo(json.dumps({**timeline_dict(timeline), "missing": list(segments.missing)}))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    styles = {"bad": "red", "warn": "yellow", "": ""}
+    table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
+    for mark in timeline.marks:
+        told = [
+            f"{k} {size(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"
+            for k, v in mark.detail.items()
+            if v not in (None, "")
+        ]
+        if mark.duration_ms is not None:
+            told.insert(0, f"{mark.duration_ms} ms")
+        seconds = (mark.at_ms - timeline.start_ms) / 1000
+        table.add_row(
+            f"{seconds:9.3f}",
+            mark.kind,
+            escape(mark.title[:120]),
+            escape(", ".join(told)[:160]),
+            style=styles[mark.level],
+        )
+    console.print(table)
+    for name, found in (("missing", segments.missing), ("unreadable", tuple(timeline.unreadable))):
+        if found:
+            console.print(f"{name} segments: {numbers(found)}", style="yellow")
+
+
+@click.command("fetch")
+@click.argument("replay_id")
+@project_option
+@click.option("--segment", "wanted", multiple=True, type=click.IntRange(0), help="Only this one; may be repeated.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".",
+    show_default=True,
+    help="Folder for REPLAY-SEGMENT.json, and .mp4 of a mobile replay.",
+)
+@as_json
+def fetch_command(
+    replay_id: str, project: int | None, wanted: tuple[int, ...], output: Path, as_json: bool
+) -> None:
+    """Download a replay: the rrweb events of each segment as they were sent, and its videos."""
+    from ingest.web.blobs import BlobError, unpack
+    from ingest.web.present import numbers, size
+
+    written: list[dict[str, Any]] = []
+    unreadable: dict[int, str] = {}
+    output.mkdir(parents=True, exist_ok=True)
+    with reading() as reads:
+        replay = reads.replay(replay_id, project)
+        segments = reads.segments(replay)
+        for one, content in reads.recordings(segments):
+            if wanted and one.segment_id not in wanted:
+                continue
+            try:
+                found = unpack(content)
+            except BlobError as error:
+                unreadable[one.segment_id] = str(error)
+                continue
+            for suffix, data in (("json", found.recording), ("mp4", found.video)):
+                if data is not None:
+                    path = output / f"{replay.replay_id}-{one.segment_id:04}.{suffix}"
+                    path.write_bytes(data)
+                    written.append({"segment_id": one.segment_id, "path": str(path), "bytes": len(data)})
+    gone = [number for number in segments.missing if not wanted or number in wanted]
+    if as_json:
+        click.echo(json.dumps({"written": written, "missing": gone, "unreadable": unreadable}))
+    else:
+        for file in written:
+            click.echo(f"{file['path']}  {size(file['bytes'])}")
+        if gone:
+            click.echo(f"missing segments: {numbers(gone)}")
+        for number, reason in unreadable.items():
+            click.echo(f"segment {number} is unreadable: {reason}")
+    if not written:
+        fail("nothing of it is stored")
+
+
+@click.command("web")
+@click.option("--port", default=WEB_PORT, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+def web_command(port: int) -> None:
+    """Look at replays in a browser on this machine: the list, each recording played, and an operator's page."""
+    from ingest.web.server import run
+
+    loaded = settings()
+
+    def ready(address: str) -> None:
+        click.echo(f"replays          {address}/")
+        locked = "" if loaded.flower_basic_auth.get_secret_value() else "  (needs REPLAYS_FLOWER_BASIC_AUTH)"
+        click.echo(f"operator's page  {address}/operate{locked}")
+
+    try:
+        run(loaded, port, ready)
+    except OSError as error:
+        fail(f"cannot listen on port {port}: {error}")
+
+
+COMMANDS = (replays_group, events_command, fetch_command, web_command)

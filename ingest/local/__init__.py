@@ -1,0 +1,1 @@
+"""The embedded stack, the load generator and the demo. Needs the extra `local`."""

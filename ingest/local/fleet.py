@@ -1,0 +1,226 @@
+"""Readers, flush workers and Flower as processes of their own over an embedded stack, for chaos and tests.
+
+    with Stack(kafka="apache") as stack:
+        fleet = Fleet(stack.start())
+        fleet.migrate()
+        fleet.worker("worker-1")
+        reader = fleet.reader("reader-1")
+
+A process that is *kept* is started again when it ends, as a supervisor does in production. With `proxies`, the
+processes reach a part through a fault proxy, while `settings` (for migrations, loads and reconciliations of the
+test itself) go straight to the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ingest.local.compare import Committed, ReconcileError
+from ingest.local.demo import QUICK, settings_of
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.fault_proxy import FaultProxy
+from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
+from ingest.local.stack import Stack
+from ingest.local.stack import settings_of as part_settings
+from ingest.settings import Settings
+from tasks.migrate import migrate
+
+READY_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 30.0
+POLL_SECONDS = 0.1
+FLOWER_PASSWORD = "chaos:only-for-now"
+
+# A session that a paused reader outlives within seconds, and a drain that is shorter than the session.
+SESSION_SECONDS = 6.0
+DRAIN_SECONDS = 4.0
+CALM = {
+    "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": f"{SESSION_SECONDS:g}",
+    "REPLAYS_DRAIN_DEADLINE_SECONDS": f"{DRAIN_SECONDS:g}",
+    "REPLAYS_WORKER_PROCESSES": "2",
+    "REPLAYS_HTTP_PORT": "0",
+}
+
+
+def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
+    """REPLAYS_* variables that share the servers of a stack with others and nothing else.
+
+    `tag`: lower-case letters and digits. `database`: of Redis, 0 to 15.
+    """
+    return {
+        "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
+        "REPLAYS_KAFKA_GROUP": f"readers-{tag}",
+        "REPLAYS_GCS_BUCKET": f"replays-{tag}",
+        "REPLAYS_CLICKHOUSE_DATABASE": f"replays_{tag}",
+        "REPLAYS_BIGQUERY_DATASET": f"replays_{tag}",
+        "REPLAYS_REDIS_URL": f"{redis_url.rsplit('/', 1)[0]}/{database}",
+    }
+
+
+class Fleet:
+    """The system's processes. They are children of the stack and end with it.
+
+    `extra`: REPLAYS_* variables for all of them. `tag` begins the names of their logs.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        extra: Mapping[str, str] | None = None,
+        *,
+        proxies: Mapping[str, FaultProxy] | None = None,
+        tag: str = "",
+    ) -> None:
+        self.stack = stack
+        self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
+        # Brokers die here on purpose: the client library of this very process need not say so 20 times a second.
+        self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
+        self.env = dict(self.direct)
+        self._tag = tag
+        for part, proxy in (proxies or {}).items():
+            self.env |= part_settings(part, f"redis://{proxy.address}/0" if part == "redis" else proxy.url)
+        self.ended_by_us: Counter[str] = Counter()
+        self.children: dict[str, Child] = {}
+        self.flower_url = ""
+
+    # Start and stop
+
+    def migrate(self) -> None:
+        """Tables, bucket and topics."""
+        for _ in migrate(self.settings, topics=True):
+            pass
+
+    def reader(self, name: str, *, keep: bool = True, **settings: str) -> Child:
+        """Starts a reader, or starts it again; `settings` are REPLAYS_* variables of this one alone."""
+        program = Path(sys.executable).with_name("replays-ingest")
+        command = [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
+        return self._start(name, command, {**self.env, **settings}, keep)
+
+    def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
+        """Starts a flush worker of two processes, or starts it again; `settings` as of a reader."""
+        arguments = ["worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
+        return self._start(name, [*_celery(), *arguments], {**self.env, **settings}, keep)
+
+    def flower(self) -> Child:
+        """Starts Flower, and waits until it answers."""
+        port = free_port()
+        self.flower_url = f"http://{HOST}:{port}"
+        env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
+        child = self._start(
+            "flower", [*_celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True
+        )
+        wait_until(self.flower_answers, READY_SECONDS_MAX, "Flower")
+        return child
+
+    def flower_answers(self) -> bool:
+        """Whether its health check does."""
+        return answers_http(f"{self.flower_url}/healthcheck")
+
+    def stop(self, child: Child, deadline_seconds: float = STOP_SECONDS_MAX) -> int:
+        """SIGTERM, and its exit code. It is not started again. Raises LocalError if it does not end in time."""
+        self.stack.children.release(child)
+        self.ended_by_us[child.name] += 1
+        child.signal(signal.SIGTERM)
+        return child.wait(deadline_seconds)
+
+    def kill(self, child: Child, *, keep: bool = True) -> None:
+        """SIGKILL to it and all of its own children; a supervisor starts it again, if `keep`."""
+        if not keep:
+            self.stack.children.release(child)
+        self.ended_by_us[child.name] += 1
+        child.kill()
+
+    def own_ends(self) -> dict[str, int]:
+        """How often each process ended though nobody here wanted it, by name."""
+        ends = {
+            name: child.starts - child.alive - self.ended_by_us[child.name]
+            for name, child in self.children.items()
+        }
+        return {name: count for name, count in ends.items() if count > 0}
+
+    def _start(self, name: str, command: list[str], env: Mapping[str, str], keep: bool) -> Child:
+        child = self.children.get(name)
+        if child is None:
+            child = self.stack.children.add(self._tag + name, command, env=env)
+            self.children[name] = child
+        child.env = dict(env)
+        child.start()
+        if keep:
+            self.stack.children.keep(child, wait_seconds=0.3)
+        return child
+
+    # Look
+
+    def committed(self, partitions: int = 4) -> dict[int, int]:
+        """The group's committed offset by partition, 0 where there is none. Raises ReconcileError."""
+        asking = Committed(self.settings)
+        try:
+            topic = self.settings.kafka_topic
+            return {number: at for (_, number), at in asking.of((topic, n) for n in range(partitions)).items()}
+        finally:
+            asking.close()
+
+    def wait_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
+        """Until each partition's committed offset is its end: the seconds it took. Raises LocalError."""
+        began = time.monotonic()
+        asking = Committed(self.settings)
+        wanted = {(self.settings.kafka_topic, partition): end for partition, end in ends.items()}
+        found: dict[tuple[str, int], int] = {}
+        try:
+            while time.monotonic() - began < deadline_seconds:
+                try:
+                    found = asking.of(sorted(wanted))
+                except ReconcileError:
+                    continue
+                if all(found[source] >= end for source, end in wanted.items()):
+                    return time.monotonic() - began
+                time.sleep(POLL_SECONDS)
+        finally:
+            asking.close()
+        behind = {str(source[1]): f"{found.get(source)} of {end}" for source, end in wanted.items()}
+        tails = "\n".join(child.log_tail() for child in self.children.values())
+        raise LocalError(f"not committed within {deadline_seconds:g} s, by partition: {behind}\n{tails}")
+
+
+def said(child: Child, event: str) -> list[dict[str, Any]]:
+    """The lines of a process's log with this event, over all of its lives."""
+    return [line for line in _lines(child.log_path) if line.get("event") == event]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with path.open("rb") as log:
+        for line in log:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found
+
+
+def is_up(reader: Child) -> bool:
+    """Whether this life of a reader came as far as joining its group. Before that, SIGTERM simply ends it."""
+    return reader.alive and any(
+        line["reader"].split("-")[-2] == str(reader.pid) for line in said(reader, "reader_started")
+    )
+
+
+def pool_processes(worker: Child) -> list[int]:
+    """The process ids of a worker's own children: those that run its tasks."""
+    listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    pairs = [line.split() for line in listed.splitlines()]
+    return [int(pid) for pid, parent in pairs if int(parent) == worker.pid and int(pid) != os.getpid()]
+
+
+def _celery() -> list[str]:
+    return [sys.executable, "-m", "celery", "-A", "tasks"]

@@ -1,0 +1,253 @@
+"""What every sink should hold after a load: the sum over a manifest.
+
+`Expectation.of_manifest` derives it from the generator's own notes. Where there is no manifest, `add_outcome`
+makes one of messages that are read and parsed again; the comparison (`ingest/local/compare.py`) does not care.
+
+Rules that are applied here, and why the sums over messages are not simply sums:
+- an object, a row and an outcome have an identity, so messages that come twice count once;
+- a click and the later report that it was dead share an identity, and the one that says more wins;
+- metrics are events, so what comes twice counts twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from zlib import crc32
+
+import msgspec
+
+from ingest.core.model import Outcome, Reject, Row, Segment, TopicPartition
+from ingest.local.load.manifest import Entry, read_entries
+from ingest.settings import Settings
+
+
+class Object(NamedTuple):
+    """One object: SHA-256 of its bytes (`exact`), or of what they inflate to."""
+
+    sha256: str
+    exact: bool
+
+
+class Letter(NamedTuple):
+    """One dead letter: its reason and the SHA-256 of the original bytes."""
+
+    reason: str
+    sha256: str
+
+
+class Flags(NamedTuple):
+    """What a click turned out to be: 0 or 1 each."""
+
+    dead: int
+    rage: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """How often a metric was sent, and the sum of its values (None: not known beforehand)."""
+
+    count: int
+    sum: float | None
+
+
+Place = tuple[str, int, int]
+"""topic, partition, offset"""
+
+# Facts of the analytics table by the kind of thing that the generator put in.
+FACTS: dict[str, str] = {
+    "ui.click": "ui.click",
+    "ui.slowClickDetected:dead": "ui.deadClick",
+    "ui.slowClickDetected:rage": "ui.rageClick",
+    "ui.slowClickDetected:slow": "ui.slowClickDetected",
+    "negative_click": "negative-click-node-id",
+    "replay.hydrate-error": "hydration_error",
+    "span:navigation.navigate": "navigation.span",
+    "vital:largest-contentful-paint": "web-vital.largest-contentful-paint",
+    "vital:first-contentful-paint": "web-vital.first-contentful-paint",
+    "vital:cumulative-layout-shift": "web-vital.cumulative-layout-shift",
+    "vital:interaction-to-next-paint": "web-vital.interaction-to-next-paint",
+    "span:memory": "memory",
+    "span:resource.fetch": "resource.fetch",
+    "span:resource.xhr": "resource.xhr",
+    "span:resource.script": "resource.script",
+    "span:resource.img": "resource.img",
+    "video": "mobile_event",
+    **{
+        name: name
+        for name in (
+            "ui.tap",
+            "ui.blur",
+            "ui.focus",
+            "ui.scroll",
+            "ui.swipe",
+            "navigation",
+            "console",
+            "viewport",
+            "sentry.feedback",
+            "device.battery",
+            "device.orientation",
+            "device.connectivity",
+            "app.background",
+            "app.foreground",
+        )
+    },
+}
+# Kept for a share of the segments only, by one coin a segment.
+SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+SIZES = "replays.usecases.ingest."
+VIDEO = "replays.recording_consumer.replay_video_"
+
+
+def coin(entry: Entry, salt: str, share: float) -> bool:
+    """The coin of docs/rows.md: CRC-32 of replay, segment and salt, below that share of its range."""
+    return crc32(f"{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
+
+
+@dataclass(slots=True)
+class Expectation:
+    """Everything that has to be there, by identity.
+
+    objects by name; clicks and taps by event_hash; segments as (project, replay, segment), with one row of the
+    replay event each; outcomes: category by replay; facts: rows of the analytics table by event_type; letters by
+    place; ends: log end by partition, as far as this expectation knows. The sampling rates are the parser's.
+    """
+
+    sample_segment_rate: float = 1 / 500
+    sample_event_rate: float = 0.002
+    objects: dict[str, Object] = field(default_factory=dict)
+    clicks: dict[str, Flags] = field(default_factory=dict)
+    taps: set[str] = field(default_factory=set)
+    segments: set[tuple[int, str, int]] = field(default_factory=set)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    facts: Counter[str] = field(default_factory=Counter)
+    metrics: dict[str, Total] = field(default_factory=dict)
+    letters: dict[Place, Letter] = field(default_factory=dict)
+    ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    messages: int = 0
+    size_bytes: int = 0
+
+    @classmethod
+    def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
+        """The sum over these manifests, sampled as `settings` say. Raises ManifestError."""
+        made = cls()
+        if settings is not None:
+            made.sample_segment_rate = settings.sample_segment_rate
+            made.sample_event_rate = settings.sample_event_rate
+        for path in paths:
+            made.add_all(read_entries(path))
+        return made
+
+    def add_all(self, entries: Iterable[Entry]) -> None:
+        """Adds messages."""
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Adds one message."""
+        self.messages += 1
+        self.size_bytes += entry.value_bytes
+        source = (entry.topic, entry.partition)
+        self.ends[source] = max(self.ends.get(source, 0), entry.offset + 1)
+        if entry.kind == "reject":
+            self.letters[(entry.topic, entry.partition, entry.offset)] = Letter(entry.reason, entry.blob_sha256)
+            return
+        self._add_metrics(entry)
+        identity = (entry.project_id, entry.replay_id, entry.segment_id)
+        if identity in self.segments:
+            return
+        self.segments.add(identity)
+        self.objects[entry.blob] = Object(entry.blob_sha256, entry.blob_exact)
+        for click in entry.clicks:
+            old = self.clicks.get(click.event_hash, Flags(0, 0))
+            self.clicks[click.event_hash] = max(old, Flags(click.dead, click.rage))
+        self.taps.update(entry.taps)
+        if entry.segment_id == 0:
+            self.outcomes[entry.replay_id] = "replay_video" if entry.kind == "video" else "replay"
+        self._add_facts(entry)
+
+    def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
+        """Adds a message that was read again and parsed: what it says is compared with what is there.
+
+        This expectation trusts the parser, so it finds what was lost on the way and not what was misread.
+        """
+        self.messages += 1
+        place = (source.topic, source.partition)
+        self.ends[place] = max(self.ends.get(place, 0), offset + 1)
+        if isinstance(outcome, Reject):
+            letter = outcome.dead_letter
+            digest = hashlib.sha256(letter.value).hexdigest()
+            self.letters[(*place, letter.offset)] = Letter(letter.reason, digest)
+        if not isinstance(outcome, Segment):
+            return
+        for metric in outcome.metrics:
+            self._sum(metric.name, 1, metric.value)
+        identity = (outcome.project_id, outcome.replay_id, outcome.segment_id)
+        if identity in self.segments:
+            return
+        self.segments.add(identity)
+        for blob in outcome.blobs:
+            self.objects[blob.name] = Object(hashlib.sha256(blob.content).hexdigest(), True)
+        for row in outcome.bigquery:
+            self.facts[_decode(row.json)["event_type"]] += 1
+        for row in outcome.clickhouse:
+            self._add_row(row)
+
+    def _add_row(self, row: Row) -> None:
+        fields = _decode(row.json)
+        if row.table == "replay_outcomes":
+            self.outcomes[row.id] = fields["category"]
+        elif "click_tag" in fields:
+            flags = Flags(fields["click_is_dead"], fields["click_is_rage"])
+            self.clicks[row.id] = max(self.clicks.get(row.id, Flags(0, 0)), flags)
+        elif "tap_view_id" in fields:
+            self.taps.add(row.id)
+
+    def _add_facts(self, entry: Entry) -> None:
+        if entry.flaw == "body_not_json":
+            return
+        self.facts["rrweb_event_count"] += 1
+        for seen, fact in FACTS.items():
+            if seen in entry.seen:
+                self.facts[fact] += entry.seen[seen]
+        if coin(entry, "segment", self.sample_segment_rate):
+            for seen, fact in SAMPLED_BY_SEGMENT.items():
+                if seen in entry.seen:
+                    self.facts[fact] += entry.seen[seen]
+        for fact, places in entry.coins.items():
+            kept = sum(coin(entry, f"{place}", self.sample_event_rate) for place in places)
+            if kept:
+                self.facts[fact] += kept
+
+    def _add_metrics(self, entry: Entry) -> None:
+        seen, sums = entry.seen, entry.sums
+        # How far zlib gets with what the pipeline packs itself is not for us to know.
+        self._sum(SIZES + "size_compressed", 1, sums["stored"] if entry.blob_exact else None)
+        self._sum(SIZES + "size_uncompressed", 1, sums["raw"])
+        for side in ("request", "response"):
+            if f"{side}_size" in seen:
+                self._sum(f"{SIZES}{side}_body_size", seen[f"{side}_size"], sums[f"{side}_size"])
+        if entry.kind == "video":
+            self._sum(VIDEO + "count", 1, 1)
+            self._sum(VIDEO + "size", 1, sums["video"])
+            self._sum(VIDEO + "event_size", 1, sums["raw"])
+        for name, kind in (
+            ("replay.rage_click_detected", "ui.slowClickDetected:rage"),
+            ("replay.hydration_error_breadcrumb", "replay.hydrate-error"),
+        ):
+            if kind in seen:
+                self._sum(name, 1, seen[kind])
+        if not seen["replay_event"]:
+            self._sum("sentry.replays.consumer.recording.missing-replay-event", 1, 1)
+
+    def _sum(self, name: str, count: int, total: float | None) -> None:
+        old = self.metrics.get(name, Total(0, 0.0))
+        unknown = old.sum is None or total is None
+        self.metrics[name] = Total(old.count + count, None if unknown else (old.sum or 0.0) + (total or 0.0))

@@ -1,0 +1,318 @@
+"""The load generator: a stream of believable messages from a seed, produced to Kafka, with a manifest.
+
+    produced = produce(settings, PROFILES["demo"], count=5000, seed=1, manifest_path=path)
+
+A `Profile` states the mix. `stream` makes the messages: many sessions at once, their segments out of order now and
+then, some sent twice, some malformed. The same profile, count, seed and start give the same bytes in the same
+order; which partition each goes to is Kafka's to tell, and the manifest's to keep.
+
+Memory is bounded whatever the count: the pages of a site are made once and shared by all sessions (so full
+snapshots and re-renders repeat between sessions, as they do for visitors of one site), about `sessions_at_once`
+sessions are open, and a few messages are held back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as KafkaMessage
+
+from ingest.local.load.malformed import malformed, zip_bomb
+from ingest.local.load.manifest import Entry, Header, Writer
+from ingest.local.load.pages import make_site
+from ingest.local.load.sessions import Message, Mix, Session
+from tasks.kafka.options import kafka_options
+from tasks.settings import MiB, Settings
+
+PROGRESS_SECONDS = 0.2
+QUEUED_BYTES_MAX = 64 * MiB
+DELIVERY_SECONDS_MAX = 60.0
+ASK_SECONDS_MAX = 15.0
+
+Progress = Callable[[int, int, int], None]
+"""(messages acknowledged so far, messages expected, bytes acknowledged)"""
+
+
+class LoadError(RuntimeError):
+    """The broker did not take the load. The text says what it answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A stated mix. Shares are per segment and come on top of the segments that are asked for.
+
+    Sessions start in the last `spread_seconds` before the start that `stream` is given.
+    """
+
+    name: str
+    mix: Mix = field(default_factory=Mix)
+    pages: int = 24
+    cards: tuple[int, int] = (24, 150)
+    style_rules: tuple[int, ...] = (260, 420, 620)
+    duplicates: float = 0.02
+    late: float = 0.04
+    malformed: float = 0.02
+    zip_bombs: int = 0
+    sessions_at_once: int = 60
+    spread_seconds: int = 6 * 3600
+
+
+PROFILES = {
+    # What production looks like: a mean of about 166 kB of JSON a segment, 20 kB compressed.
+    "demo": Profile("demo"),
+    # For tests: the same events on small pages, about 4 kB compressed, and everything rare is frequent.
+    "small": Profile(
+        "small",
+        mix=Mix(
+            segments_mean=4.0,
+            panels_heavy=(1, 2),
+            dead_click=0.12,
+            rage_click=0.08,
+            slow_click=0.08,
+            click_flood=0.02,
+            negative_click=0.03,
+            hydration_error=0.05,
+            mutation_report=0.08,
+            feedback=0.03,
+            odd_event=0.06,
+            raw_body=0.06,
+            broken_body=0.02,
+            trailing_bytes=0.02,
+            replay_event_missing=0.03,
+            replay_event_broken=0.04,
+            video_bytes=(400, 900),
+        ),
+        pages=4,
+        cards=(3, 6),
+        style_rules=(8,),
+        duplicates=0.05,
+        late=0.1,
+        malformed=0.04,
+    ),
+    # Nothing wrong with it, for benchmarks: no malformed messages, no duplicates.
+    "clean": Profile(
+        "clean",
+        mix=Mix(broken_body=0, odd_event=0, trailing_bytes=0, replay_event_missing=0, replay_event_broken=0),
+        duplicates=0,
+        malformed=0,
+    ),
+}
+
+
+def default_start() -> int:
+    """Unix seconds of the last midnight UTC: recent enough for every retention, the same all day."""
+    return int(time.time()) // 86_400 * 86_400
+
+
+def stream(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
+    """`count` distinct segments, with duplicates and malformed messages between them.
+
+    `started_at` in unix seconds: no session begins later.
+    """
+    rng = random.Random(f"stream:{seed}")
+    held: list[tuple[int, int, Message]] = []
+    made = wrong = tie = 0
+    for made, message in enumerate(_segments(profile, count, seed, started_at), start=1):
+        chance = rng.random()
+        if chance < profile.late:
+            tie += 1
+            heapq.heappush(held, (made + rng.randint(1, 40), tie, message))
+        else:
+            yield message
+        if rng.random() < profile.duplicates:
+            entry = msgspec.structs.replace(message.entry, duplicate=True)
+            tie += 1
+            heapq.heappush(held, (made + rng.randint(0, 60), tie, Message(message.value, entry)))
+        while held and held[0][0] <= made:
+            yield heapq.heappop(held)[2]
+        while wrong < int(made * profile.malformed):
+            yield malformed(rng, wrong, started_at)
+            wrong += 1
+    for _ in range(profile.zip_bombs):
+        yield zip_bomb(rng)
+    while held:
+        yield heapq.heappop(held)[2]
+
+
+def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Iterator[Message]:
+    """Segments of many sessions at once, those of one session in order."""
+    rng = random.Random(f"sessions:{seed}")
+    site = make_site(seed, profile.pages, profile.cards, profile.style_rules)
+    begun = 0
+    open_sessions: list[Iterator[Message]] = []
+    for _ in range(count):
+        while True:
+            if len(open_sessions) < profile.sessions_at_once:
+                begins_at = started_at - 300 - rng.randrange(profile.spread_seconds)
+                session = Session(f"{seed}:{begun}", site, profile.mix, begins_at)
+                open_sessions.append(session.messages())
+                begun += 1
+            place = rng.randrange(len(open_sessions))
+            message = next(open_sessions[place], None)
+            if message is not None:
+                break
+            open_sessions[place] = open_sessions[-1]
+            open_sessions.pop()
+        yield message
+
+
+@dataclass(slots=True)
+class Produced:
+    """What went out. Bytes are of message values."""
+
+    messages: int = 0
+    segments: int = 0
+    rejects: int = 0
+    duplicates: int = 0
+    size_bytes: int = 0
+    seconds: float = 0.0
+    ends: dict[int, int] = field(default_factory=dict)
+    """Log end by partition: one past the highest offset that was acknowledged."""
+
+
+def produce(
+    settings: Settings,
+    profile: Profile,
+    count: int,
+    seed: int = 1,
+    *,
+    manifest_path: Path,
+    rate: float | None = None,
+    started_at: int | None = None,
+    progress: Progress = lambda done, expected, size_bytes: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Produced:
+    """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
+
+    `rate`: messages a second at most; as fast as it goes if not given. `stop` is asked between messages. Raises
+    LoadError when the broker refuses a message or does not answer.
+    """
+    start = default_start() if started_at is None else started_at
+    header = Header(settings.kafka_topic, profile.name, seed, count, start)
+    expected = count + int(count * (profile.malformed + profile.duplicates)) + profile.zip_bombs
+    began = told = time.monotonic()
+    with Writer(manifest_path, header) as manifest:
+        run = _Run(settings, manifest)
+        for number, message in enumerate(stream(profile, count, seed, start)):
+            if stop():
+                break
+            if rate:
+                run.wait_until(began + number / rate)
+            run.send(message)
+            if time.monotonic() - told >= PROGRESS_SECONDS:
+                told = time.monotonic()
+                progress(run.produced.messages, expected, run.produced.size_bytes)
+        run.finish()
+    run.produced.seconds = time.monotonic() - began
+    progress(run.produced.messages, run.produced.messages, run.produced.size_bytes)
+    return run.produced
+
+
+class _Run:
+    """The producer and what was acknowledged to it."""
+
+    def __init__(self, settings: Settings, manifest: Writer) -> None:
+        self.produced = Produced()
+        self._topic = settings.kafka_topic
+        self._manifest = manifest
+        self._error: KafkaError | None = None
+        self._producer = Producer(
+            {
+                "compression.type": "lz4",
+                "linger.ms": 5,
+                "partitioner": "random",  # as Relay: no key, segments of one replay are spread
+                "sticky.partitioning.linger.ms": 0,
+                "message.max.bytes": 16 * MiB,
+                "queue.buffering.max.kbytes": QUEUED_BYTES_MAX // 1024,
+                "message.timeout.ms": int(DELIVERY_SECONDS_MAX * 1000),
+                "enable.idempotence": True,
+                **kafka_options(settings),
+            }
+        )
+        try:
+            self._producer.list_topics(timeout=ASK_SECONDS_MAX)
+        except KafkaException as error:
+            raise LoadError(
+                f"no broker of {settings.kafka_brokers} answers within {ASK_SECONDS_MAX:g} s "
+                f"({error.args[0].str()}): is it up, are REPLAYS_KAFKA_BROKERS and the security settings right?"
+            ) from error
+
+    def send(self, message: Message) -> None:
+        """Queues one message, waiting for room."""
+        entry = message.entry
+
+        def delivered(error: KafkaError | None, record: KafkaMessage) -> None:
+            if error is not None:
+                self._error = error
+            else:
+                self._acknowledge(entry, record)
+
+        ends_at = time.monotonic() + DELIVERY_SECONDS_MAX
+        while True:
+            try:
+                self._producer.produce(self._topic, value=message.value, on_delivery=delivered)
+                break
+            except BufferError:
+                if time.monotonic() > ends_at:
+                    raise LoadError("the broker takes nothing more: the queue stayed full for a minute") from None
+                self._producer.poll(0.1)
+        self._producer.poll(0)
+        self._raise()
+
+    def wait_until(self, at: float) -> None:
+        """Serves acknowledgements until this moment."""
+        while (left := at - time.monotonic()) > 0:
+            self._producer.poll(min(left, 0.1))
+
+    def finish(self) -> None:
+        """Waits for the last acknowledgement."""
+        left = self._producer.flush(DELIVERY_SECONDS_MAX)
+        self._raise()
+        if left:
+            raise LoadError(f"{left} messages were not acknowledged within {DELIVERY_SECONDS_MAX:g} s")
+
+    def _acknowledge(self, entry: Entry, record: KafkaMessage) -> None:
+        partition, offset = record.partition(), record.offset()
+        assert partition is not None
+        assert offset is not None
+        entry.topic, entry.partition, entry.offset = self._topic, partition, offset
+        self._manifest.write(entry)
+        produced = self.produced
+        produced.messages += 1
+        produced.size_bytes += entry.value_bytes
+        produced.rejects += entry.kind == "reject"
+        produced.duplicates += entry.duplicate
+        produced.segments += entry.kind != "reject" and not entry.duplicate
+        produced.ends[partition] = max(produced.ends.get(partition, 0), offset + 1)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise LoadError(f"the broker refused a message: {self._error.str()}")
+
+
+def values(profile: Profile, count: int, seed: int = 1, started_at: int | None = None) -> Iterator[bytes]:
+    """Only the values, for benchmarks that need no Kafka."""
+    start = default_start() if started_at is None else started_at
+    return (message.value for message in stream(profile, count, seed, start))
+
+
+def summary(produced: Produced) -> dict[str, Any]:
+    """For a line of text or JSON."""
+    seconds = max(produced.seconds, 1e-9)
+    return {
+        "messages": produced.messages,
+        "segments": produced.segments,
+        "rejects": produced.rejects,
+        "duplicates": produced.duplicates,
+        "mb": round(produced.size_bytes / 1e6, 1),
+        "seconds": round(produced.seconds, 2),
+        "messages_per_second": round(produced.messages / seconds),
+    }

@@ -1,0 +1,144 @@
+"""What all local servers share: a child process, a port, and the wait until it answers."""
+
+from __future__ import annotations
+
+import sys
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ingest.local.servers.processes import HOST, Child, Children, LocalError, free_port, wait_until
+
+START_TRIES = 3
+# How servers say that somebody took the port between our look and their bind.
+PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
+
+
+class Server(ABC):
+    """One local server. Data lives below `directory`; the port stays the same over restarts.
+
+    `start` returns once it answers. Raises LocalError with the end of its log if it ends or stays silent.
+    """
+
+    name: ClassVar[str]
+    start_seconds_max: ClassVar[float] = 20.0
+
+    def __init__(self, children: Children, directory: Path, *, name: str = "", port: int = 0) -> None:
+        self.directory = directory
+        self.port = port
+        self._port_is_given = port != 0
+        self._children = children
+        self._label = name or self.name
+        self._child: Child | None = None
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """The program and its arguments, for `self.port`."""
+
+    def environment(self) -> Mapping[str, str]:
+        """What its environment has besides ours."""
+        return {}
+
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """Whether it answers its protocol. Quick; False for any failure."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where clients find it, in the form that their library takes."""
+
+    @property
+    def child(self) -> Child:
+        """Its process. Only after start()."""
+        assert self._child is not None, self.name
+        return self._child
+
+    def start(self) -> None:
+        """Runs it and waits until it answers; tries other ports if one is taken and none was asked for."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for attempt in range(START_TRIES):
+            if not self.port:
+                self.port = free_port()
+            if self._child is None:
+                self._child = self._children.add(self._label, self.command(), env=self.environment())
+            self._child.command, self._child.env = self.command(), dict(self.environment())
+            self._child.start()
+            try:
+                self.wait_ready()
+                return
+            except LocalError as error:
+                self._child.kill()
+                taken = any(word in str(error) for word in PORT_TAKEN)
+                if not taken or self._port_is_given or attempt == START_TRIES - 1:
+                    raise
+                self.port = 0
+
+    def wait_ready(self) -> None:
+        """Waits until it answers, at most `start_seconds_max`."""
+        child = self.child
+
+        def ready() -> bool:
+            if not child.alive:
+                raise LocalError(f"{self._label} ended with code {child.returncode}\n{child.log_tail()}")
+            return self.is_ready()
+
+        try:
+            wait_until(ready, self.start_seconds_max, f"{self._label} on {HOST}:{self.port}")
+        except LocalError as error:
+            raise LocalError(f"{error}\n{child.log_tail()}") from None
+
+    def stop(self, grace_seconds: float = 10.0) -> None:
+        """Ends it in an orderly way. The data stays."""
+        if self._child is not None:
+            self._child.stop(grace_seconds)
+
+    def kill(self) -> None:
+        """SIGKILL. The data stays as far as the server had written it."""
+        self.child.kill()
+
+    def restart(self, *, kill: bool = False) -> None:
+        """Stops (or kills) it and starts it on the same port with the same data."""
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        # The port is now part of what clients know: never another one.
+        self._port_is_given = True
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections open and nothing answers."""
+        self.child.pause()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.child.resume()
+
+
+class HttpServer(ThreadingHTTPServer):
+    """What our own servers listen with: a thread a connection; clients that go away are not news."""
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+def answers_http(url: str) -> bool:
+    """Whether a GET of this URL on the loopback gives any success."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2) as response:
+            return bool(200 <= response.status < 300)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+__all__ = ["HOST", "HttpServer", "LocalError", "Server", "answers_http"]

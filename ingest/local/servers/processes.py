@@ -1,0 +1,368 @@
+"""Child processes: started, watched, stopped, and never left behind.
+
+Each child leads a process group of its own, so a Ctrl-C in the terminal reaches only us and a stop reaches
+everything the child started. The groups are known to a warden (`ingest/local/servers/warden.py`), a small process
+that kills
+them when we end in whatever way. A child is known to the warden before its program runs: it starts as a shell
+that waits for our word, and the word is given after the warden has been told. So there is no moment in which
+a `kill -9` of this process leaves something running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+WARDEN = Path(__file__).with_name("warden.py")
+GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
+LOG_TAIL_BYTES = 4096
+POLL_SECONDS = 0.01
+# It removes a stack's data, which takes its time on a slow disk.
+WARDEN_SECONDS_MAX = 60.0
+HOST = "127.0.0.1"
+
+# Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port of a
+# server while it restarts.
+PORTS = range(15000, 32000)
+
+
+class LocalError(RuntimeError):
+    """A local process did not do what it should. The text says which, and ends with the tail of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on, for TCP and UDP."""
+    for _ in range(1000):
+        port = random.choice(PORTS)
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        ):
+            try:
+                stream.bind((HOST, port))
+                datagram.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise LocalError(f"no free port in {PORTS}")
+
+
+def is_listening(port: int, host: str = HOST) -> bool:
+    """Whether somebody accepts TCP connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str) -> None:
+    """Returns when `condition()` is true; raises LocalError naming `what` after the deadline."""
+    end = time.monotonic() + deadline_seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise LocalError(f"waited {deadline_seconds:g} s for {what}")
+        time.sleep(POLL_SECONDS)
+
+
+def group_is_alive(group: int) -> bool:
+    """Whether any process of this group exists (a zombie that nobody reaped counts)."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Child:
+    """One program, which may run several times one after another."""
+
+    def __init__(
+        self,
+        owner: Children,
+        name: str,
+        command: Sequence[str],
+        log_path: Path,
+        env: Mapping[str, str],
+        cwd: Path | None,
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log_path = log_path
+        self.env = dict(env)
+        self.cwd = cwd
+        self.starts = 0
+        self._owner = owner
+        self._process: subprocess.Popen[bytes] | None = None
+        self._swept = False
+        self._lock = threading.RLock()
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is also its process group."""
+        assert self._process is not None, self.name
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether its main process runs."""
+        return self._process is not None and self.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code; minus the signal's number after a signal; None while it runs."""
+        return self.poll()
+
+    def start(self) -> None:
+        """Runs the program; a no-op if it runs."""
+        with self._lock:
+            if self.alive:
+                return
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with self.log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    [*GATE, *self.command],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self.env},
+                    cwd=self.cwd,
+                    start_new_session=True,
+                )
+            self._owner.watch(process.pid)
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(b"go\n")
+            self._process, self._swept = process, False
+            self.starts += 1
+
+    def poll(self) -> int | None:
+        """The exit code once it ended. Whatever its group left is killed then."""
+        with self._lock:
+            if self._process is None:
+                return None
+            code = self._process.poll()
+            if code is not None and not self._swept:
+                self._swept = True
+                self._sweep()
+            return code
+
+    def wait(self, deadline_seconds: float) -> int:
+        """Its exit code. Raises LocalError if it still runs at the deadline."""
+        try:
+            wait_until(lambda: self.poll() is not None, deadline_seconds, f"{self.name} to end")
+        except LocalError as error:
+            raise LocalError(f"{error}\n{self.log_tail()}") from None
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Sends a signal to its main process, or to the whole group. Gone is fine."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(self.pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    def stop(self, grace_seconds: float = 10.0) -> int | None:
+        """SIGTERM to the main process, SIGKILL to the group after `grace_seconds`. The exit code."""
+        if self._process is None:
+            return None
+        self.signal(signal.SIGCONT, group=True)
+        self.signal(signal.SIGTERM)
+        try:
+            return self.wait(grace_seconds)
+        except LocalError:
+            return self.kill()
+
+    def kill(self, *, group: bool = True) -> int | None:
+        """SIGKILL, and waits until it is gone. With group=False its children are not hit by the signal,
+        as when the kernel kills one process; they are still removed once the main process is reaped."""
+        with self._lock:  # a keeper must not start the next one before this one is seen to be gone
+            if self._process is None:
+                return None
+            self.signal(signal.SIGKILL, group=group)
+            return self.wait(10)
+
+    def pause(self) -> None:
+        """SIGSTOP to the group: alive, but it does nothing."""
+        self.signal(signal.SIGSTOP, group=True)
+
+    def resume(self) -> None:
+        """SIGCONT to the group."""
+        self.signal(signal.SIGCONT, group=True)
+
+    def log_tail(self) -> str:
+        """The last lines that it wrote."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
+                text = log.read().decode("utf-8", "replace").strip()
+        except OSError:
+            text = ""
+        return f"--- end of {self.log_path}\n{text or '(empty)'}"
+
+    def _sweep(self) -> None:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._owner.forget(self._process.pid)
+
+
+class Children:
+    """All children of this process. Leaving the context stops them, the last started first.
+
+    A killed parent leaves nothing either: see the module's text.
+    """
+
+    def __init__(self, log_directory: Path) -> None:
+        self.log_directory = log_directory
+        self._children: list[Child] = []
+        self._kept: dict[str, Child] = {}
+        self._lock = threading.Lock()
+        self._warden: subprocess.Popen[bytes] | None = None
+        self._keeper: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(tuple(self._children))
+
+    def add(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Child:
+        """A child that does not run yet. Its output goes to `<log_directory>/<name>.log`."""
+        child = Child(self, name, command, self.log_directory / f"{name}.log", env or {}, cwd)
+        with self._lock:
+            self._children.append(child)
+        return child
+
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        keep: bool = False,
+    ) -> Child:
+        """Adds a child and runs it. With `keep` it is started again whenever it ends by itself."""
+        child = self.add(name, command, env=env, cwd=cwd)
+        child.start()
+        if keep:
+            self.keep(child)
+        return child
+
+    def keep(self, child: Child, wait_seconds: float = 0.5) -> None:
+        """Starts the child again when it ends, at most once in `wait_seconds`, until released or closed."""
+        with self._lock:
+            self._kept[child.name] = child
+            if self._keeper is None:
+                self._keeper = threading.Thread(
+                    target=self._keep_running, args=(wait_seconds,), name="keeper", daemon=True
+                )
+                self._keeper.start()
+
+    def release(self, child: Child) -> None:
+        """The child is no longer started again."""
+        with self._lock:
+            self._kept.pop(child.name, None)
+
+    def close(self, grace_seconds: float = 10.0) -> None:
+        """Stops all children, in the reverse order, then the warden. May be called twice."""
+        self._closed.set()
+        if self._keeper is not None:
+            self._keeper.join(5)
+        with self._lock:
+            children = list(reversed(self._children))
+            self._kept.clear()
+        for child in children:
+            child.stop(grace_seconds)
+        with self._lock:
+            warden, self._warden = self._warden, None
+        if warden is not None:
+            assert warden.stdin is not None
+            warden.stdin.close()
+            warden.wait(WARDEN_SECONDS_MAX)
+
+    def remove_at_end(self, directory: Path) -> None:
+        """This temporary directory goes when we end, also if we are killed."""
+        self._order(f"*{directory}")
+
+    def watch(self, group: int) -> None:
+        """Tells the warden of a process group."""
+        self._order(f"+{group}")
+
+    def forget(self, group: int) -> None:
+        """Tells the warden that a process group is gone."""
+        with self._lock:
+            if self._warden is None:
+                return
+        self._order(f"-{group}")
+
+    def _order(self, line: str) -> None:
+        with self._lock:
+            if self._warden is None:
+                self._warden = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(WARDEN), str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            assert self._warden.stdin is not None
+            # Lines are far below PIPE_BUF: written whole, and read by the warden even if we die right after.
+            self._warden.stdin.write(line.encode("utf-8", "surrogateescape") + b"\n")
+            self._warden.stdin.flush()
+
+    def _keep_running(self, wait_seconds: float) -> None:
+        while not self._closed.wait(wait_seconds):
+            with self._lock:
+                kept = list(self._kept.values())
+            for child in kept:
+                if not child.alive and not self._closed.is_set():
+                    child.start()
+
+
+@contextlib.contextmanager
+def ending_on_signals(*numbers: int) -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT (or `numbers`) set, instead of ending the process. Main thread only."""
+    event = threading.Event()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        event.set()
+
+    chosen = numbers or (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, handle) for number in chosen}
+    try:
+        yield event
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

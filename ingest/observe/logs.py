@@ -1,0 +1,20 @@
+"""The reader's log: its set-up, and the one line that tells a batch's whole life."""
+
+from __future__ import annotations
+
+import structlog
+
+from ingest.observe.journal import Journey
+from tasks.observe.logs import clean, configure, redact
+
+__all__ = ["batch_line", "clean", "configure", "redact"]
+
+log = structlog.get_logger("ingest.batch")
+
+
+def batch_line(journey: Journey) -> None:
+    """One line a batch, when its life here ends: ids, sizes, and the seconds from its cut to each milestone."""
+    if journey.outcome == "committed" and not journey.failures:
+        log.info("batch", **journey.summary())
+    else:
+        log.warning("batch", **journey.summary())

@@ -1,0 +1,115 @@
+"""A batch's trace: from the messages' own trace context, through the reader, to each sink.
+
+The first message that carries a W3C `traceparent` header is the parent of the batch's span, the next ones are
+links, so that a batch of 1000 messages is one trace. Off by default; then nothing here is called.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Batch, Message, TopicPartition
+from tasks.observe import telemetry
+
+CONTEXTS_MAX = 4096  # traceparents kept a partition until their batch is cut
+LINKS_MAX = 32
+HEADER = telemetry.HEADER
+
+
+class Tracing:
+    """`polled` and `observe` belong to the loop's thread, `begin` to the dispatcher's; a lock between them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._contexts: dict[TopicPartition, deque[tuple[int, str]]] = {}
+        self._spans: dict[tuple[str, int], Any] = {}
+
+    def polled(self, messages: Sequence[Message]) -> None:
+        """Remembers the trace context of these messages."""
+        if telemetry.tracer() is None:
+            return
+        for message in messages:
+            for name, value in message.headers:
+                if name.lower() == HEADER and value:
+                    with self._lock:
+                        kept = self._contexts.setdefault(message.source, deque(maxlen=CONTEXTS_MAX))
+                        kept.append((message.offset, value.decode("ascii", "replace")))
+
+    def begin(self, batch: Batch) -> str:
+        """The traceparent for this batch's tasks; its span begins with the first call. "" while tracing is off."""
+        tracer = telemetry.tracer()
+        if tracer is None:
+            return ""
+        with self._lock:
+            span = self._spans.get((batch.id, batch.epoch))
+            if span is None:
+                span = self._spans[batch.id, batch.epoch] = self._start(tracer, batch)
+        return telemetry.traceparent_of(span)
+
+    def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        """Ends spans: of batches that settled, and of partitions that are no longer ours."""
+        if telemetry.tracer() is None or isinstance(event, on.MessageParsed):
+            return
+        for command in commands:
+            if isinstance(command, do.Discard):
+                self._end(command.batch.id, "abandoned" if isinstance(event, on.BatchAbandoned) else "settled")
+            elif isinstance(command, do.Park):
+                with self._lock:
+                    span = self._spans.get((command.batch.id, command.batch.epoch))
+                if span is not None:
+                    span.add_event(
+                        "parked", {"replays.stage": str(command.stage), "replays.attempt": command.attempt}
+                    )
+            elif isinstance(command, do.Release):
+                self._gone(command.sources)
+        if isinstance(event, on.PartitionsLost):
+            self._gone(event.sources)
+
+    def _start(self, tracer: Any, batch: Batch) -> Any:
+        from opentelemetry.trace import Link, SpanKind, get_current_span
+
+        contexts = [telemetry.context_of(text) for text in self._take(batch)]
+        return tracer.start_span(
+            "batch",
+            context=contexts[0] if contexts else None,
+            kind=SpanKind.CONSUMER,
+            links=[Link(get_current_span(context).get_span_context()) for context in contexts[1:]],
+            attributes={
+                "replays.batch": batch.id,
+                "messaging.system": "kafka",
+                "messaging.destination.name": batch.source.topic,
+                "messaging.destination.partition.id": str(batch.source.partition),
+                "messaging.batch.message_count": len(batch.segments) + len(batch.rejects),
+                "replays.size_bytes": batch.size_bytes,
+            },
+        )
+
+    def _take(self, batch: Batch) -> list[str]:
+        """The contexts of the batch's messages; older ones belong to nobody any more."""
+        kept = self._contexts.get(batch.source)
+        taken: list[str] = []
+        while kept and kept[0][0] < batch.offsets.stop:
+            offset, text = kept.popleft()
+            if offset >= batch.offsets.start and len(taken) <= LINKS_MAX:
+                taken.append(text)
+        return taken
+
+    def _end(self, batch_id: str, outcome: str) -> None:
+        with self._lock:
+            for key in [key for key in self._spans if key[0] == batch_id]:
+                span = self._spans.pop(key)
+                span.set_attribute("replays.outcome", outcome)
+                span.end()
+
+    def _gone(self, sources: Sequence[TopicPartition]) -> None:
+        with self._lock:
+            for source in sources:
+                self._contexts.pop(source, None)
+            ours = [key for key in self._spans if key[0].startswith(tuple(f"{source}-" for source in sources))]
+        for batch_id, _ in ours:
+            self._end(batch_id, "released")

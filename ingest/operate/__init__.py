@@ -1,0 +1,1 @@
+"""What operators do: check, status, top, dead letters, inspection, reconciliation, erasure."""

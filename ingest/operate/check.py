@@ -1,0 +1,217 @@
+"""Is everything there that the reader and the fleet need? One finding a thing, each with what to do about it."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from ingest.settings import Settings
+from tasks.errors import SinkError, TransientSinkError
+from tasks.kafka.options import kafka_options
+from tasks.sinks import build
+from tasks.staging import connect
+
+CALL_SECONDS_MAX = 10.0
+ASK_SECONDS = 2.0
+ERRORS_TOLD_MAX = 3
+RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (celeryconfig.time_limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `level` is ok, warning or bad; `advice` says what to do when it is not ok."""
+
+    name: str
+    level: str
+    said: str
+    advice: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.level == "bad"
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    def line(self) -> str:
+        """For a terminal, in rich markup."""
+        mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "bad": "[red]BAD    [/]"}[self.level]
+        said = self.said.replace("[", r"\[")
+        advice = f"\n        → {self.advice}".replace("[", r"\[") if self.advice else ""
+        return f"{mark} {self.name}: {said}{advice}"
+
+
+def run(settings: Settings) -> list[Finding]:
+    """Looks at settings, links, Kafka, Redis and every sink that is on. Takes seconds, changes nothing."""
+    findings = [Finding("settings", "ok", "valid")]
+    findings += deadlines(settings)
+    findings += _links(settings)
+    kafka = _guarded("kafka", lambda: _kafka(settings))
+    findings += kafka + _guarded("redis", lambda: _redis(settings))
+    for name in settings.sinks:
+        if name == "dead_letter" and kafka[0].bad:
+            findings.append(Finding(name, "bad", "its topic is on the Kafka that does not answer", "see kafka"))
+            continue
+        findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
+    return findings
+
+
+def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    try:
+        return list(look())
+    except Exception as failure:  # whatever it is, the operator must still see the other findings
+        return [
+            Finding(name, "bad", f"{type(failure).__name__}: {failure}", "see the message; is the address right?")
+        ]
+
+
+def deadlines(settings: Settings) -> Iterable[Finding]:
+    """Settings that are each allowed and do not fit together."""
+    if settings.drain_deadline_seconds >= settings.kafka_session_timeout_seconds:
+        yield Finding(
+            "drain deadline",
+            "warning",
+            f"{settings.drain_deadline_seconds} s is not shorter than the session time-out "
+            f"({settings.kafka_session_timeout_seconds} s)",
+            "lower REPLAYS_DRAIN_DEADLINE_SECONDS or raise REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS",
+        )
+    if settings.flush_deadline_seconds >= settings.staged_ttl_seconds:
+        yield Finding(
+            "staged bytes",
+            "bad",
+            "they expire before the flush deadline",
+            "raise REPLAYS_STAGED_TTL_SECONDS far above REPLAYS_FLUSH_DEADLINE_SECONDS",
+        )
+
+    run_seconds_max = RUN_CALLS_MAX * settings.sink_timeout_seconds
+    if settings.task_visibility_seconds <= run_seconds_max:
+        yield Finding(
+            "visibility of tasks",
+            "warning",
+            f"{settings.task_visibility_seconds} s is not longer than the longest run of a flush task "
+            f"({RUN_CALLS_MAX} times the sink time-out, {run_seconds_max:g} s): running tasks would be "
+            "delivered again",
+            "raise REPLAYS_TASK_VISIBILITY_SECONDS or lower REPLAYS_SINK_TIMEOUT_SECONDS",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether traffic to this host name or address stays on this machine."""
+    if host in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _links(settings: Settings) -> Iterable[Finding]:
+    """A warning for each link that is not encrypted and leaves the machine."""
+    redis = urlsplit(settings.redis_url.get_secret_value())
+    plain = []
+    if redis.scheme == "redis" and not is_loopback(redis.hostname or ""):
+        plain.append(("redis", "use rediss:// in REPLAYS_REDIS_URL"))
+    if "SSL" not in settings.kafka_security_protocol:
+        hosts = [broker.rsplit(":", 1)[0] for broker in settings.kafka_brokers.split(",")]
+        if not all(is_loopback(host.strip()) for host in hosts):
+            plain.append(("kafka", "set REPLAYS_KAFKA_SECURITY_PROTOCOL to SASL_SSL or SSL"))
+    for name in ("clickhouse_url", "gcs_endpoint", "bigquery_endpoint"):
+        url = urlsplit(getattr(settings, name))
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            plain.append((name, f"use https:// in REPLAYS_{name.upper()}"))
+    for name, advice in plain:
+        yield Finding(f"link to {name}", "warning", "plain text, and it leaves this machine", advice)
+
+
+def _kafka(settings: Settings) -> Iterable[Finding]:
+    heard, lines = list[KafkaError](), _LibraryLines()
+    try:
+        options: dict[str, Any] = {**kafka_options(settings), "error_cb": heard.append}
+        cluster = _metadata(AdminClient(options, logger=lines), heard)
+    except (KafkaException, ValueError) as failure:
+        told = [str(failure.args[0]), *(error.str() for error in heard), *lines.found]
+        said = "; ".join(list(dict.fromkeys(told))[:ERRORS_TOLD_MAX])
+        yield Finding("kafka", "bad", said, "check REPLAYS_KAFKA_BROKERS and the security settings")
+        return
+    yield Finding("kafka", "ok", f"{len(cluster.brokers)} brokers")
+    for topic in (settings.kafka_topic, settings.dlq_topic):
+        found = cluster.topics.get(topic)
+        if found is None or found.error is not None:
+            yield Finding(
+                f"topic {topic}", "bad", "not there", "create it, or run `replays-ingest migrate --topics`"
+            )
+        else:
+            yield Finding(f"topic {topic}", "ok", f"{len(found.partitions)} partitions")
+
+
+class _LibraryLines:
+    """Keeps what the client library logs: often the only word on why, and no line to print between findings."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        line = text % arguments if arguments else text
+        self.found.append(line.rpartition("]: ")[2])
+
+
+def _metadata(admin: AdminClient, heard: list[KafkaError]) -> Any:
+    """The cluster's metadata. Raises KafkaException after CALL_SECONDS_MAX, or once the broker refused us.
+
+    A refused password or certificate is only told on the side (`heard`): the call itself runs out of time.
+    """
+    ends_at = time.monotonic() + CALL_SECONDS_MAX
+    while True:
+        try:
+            return admin.list_topics(timeout=ASK_SECONDS)
+        except KafkaException:
+            admin.poll(0)
+            refused = any(error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) for error in heard)
+            if refused or time.monotonic() >= ends_at:
+                raise
+
+
+def _redis(settings: Settings) -> Iterable[Finding]:
+    client = connect(settings)
+    info = client.info("memory")
+    policy = info.get("maxmemory_policy", "unknown")
+    limit = int(info.get("maxmemory", 0))
+    used = int(info.get("used_memory", 0))
+    yield Finding(
+        "redis", "ok", f"version {client.info('server').get('redis_version')}, {used / 2**20:.0f} MiB used"
+    )
+    if policy != "noeviction":
+        yield Finding(
+            "redis eviction",
+            "bad",
+            f"maxmemory-policy is {policy}: Redis may throw queues and chords away",
+            "set maxmemory-policy noeviction",
+        )
+    else:
+        yield Finding("redis eviction", "ok", "noeviction")
+    if limit and limit < 2 * settings.in_flight_bytes_max:
+        yield Finding(
+            "redis memory",
+            "warning",
+            f"maxmemory is {limit / 2**20:.0f} MiB",
+            f"one reader may stage {settings.in_flight_bytes_max / 2**20:.0f} MiB; give it at least twice that",
+        )
+
+
+def _sink(settings: Settings, name: str) -> Iterable[Finding]:
+    sink = build(name, settings)
+    try:
+        yield Finding(name, "ok", sink.check())
+    except TransientSinkError as failure:
+        yield Finding(name, "bad", str(failure), "it did not answer: is it up, is the address right?")
+    except SinkError as failure:
+        yield Finding(name, "bad", str(failure), "" if "`" in str(failure) else "see the message")
+    finally:
+        sink.close()

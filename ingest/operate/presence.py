@@ -1,0 +1,279 @@
+"""What the sinks hold of a batch: asks each of them, by identity, and answers with what is not there.
+
+Objects are asked for by name and compared by checksum; rows of ClickHouse by the key under which they replace each
+other, clicks also by how much they say; rows of BigQuery by `row_id`. DataDog cannot be asked. Each question is
+bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not found there, some
+days around them.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+from google.cloud import bigquery as google_bigquery
+
+from ingest.core.parse.document import UINT32_MAX
+from ingest.settings import Settings
+from tasks.sinks import bigquery, google_errors
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tasks.wire import BlobItem, RowItem, chunks
+
+MISSING = "missing"
+DIFFERS = "differs"
+KEYS_MAX = 1000
+THREADS = 32
+DAY_SECONDS = 86_400
+DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
+"""A segment that the SDK sent twice has one identity and two times of arrival, and some rows carry that time. What
+is not at its own time is looked for so far around it before it counts as missing: a question that costs more."""
+
+Key = tuple[object, ...]
+
+
+class Presence(Protocol):
+    """One sink that can be asked. Used by one thread."""
+
+    def absent(self, items: Sequence[Any]) -> dict[int, str]:
+        """Position -> MISSING or DIFFERS, for the items that are not durable. Raises SinkError.
+
+        Of items that share an identity, one that is there speaks for all, and only the last can be absent.
+        """
+
+    def close(self) -> None: ...
+
+
+class Objects:
+    """Cloud Storage. One request an object, `THREADS` at once; only what differs is downloaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._seconds = settings.sink_timeout_seconds
+        self._inflated_bytes_max = settings.inflated_bytes_max
+        self._client = gcs.client(settings)
+        self._bucket = self._client.bucket(settings.gcs_bucket)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
+
+    def absent(self, items: Sequence[BlobItem]) -> dict[int, str]:
+        """By name and CRC32C. Recordings that came as plain JSON are packed by us, so that another release may
+        have stored other bytes that inflate to the same: those are equal."""
+        positions: dict[str, list[int]] = {}
+        for position, item in enumerate(items):
+            positions.setdefault(item.name, []).append(position)
+
+        def look(name: str) -> str:
+            return self._state(name, [items[position] for position in positions[name]])
+
+        try:
+            states = dict(zip(positions, self._pool.map(look, positions), strict=True))
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+        return {positions[name][-1]: state for name, state in states.items() if state}
+
+    def _state(self, name: str, wanted: list[BlobItem]) -> str:
+        blob = self._bucket.get_blob(name, timeout=self._seconds)
+        if blob is None:
+            return MISSING
+        if blob.crc32c in {gcs.crc32c(item.content) for item in wanted}:
+            return ""
+        stored = self._inflated(blob.download_as_bytes(timeout=self._seconds, raw_download=True))
+        same = stored is not None and any(stored == self._inflated(item.content) for item in wanted)
+        return "" if same else DIFFERS
+
+    def _inflated(self, content: bytes | memoryview) -> bytes | None:
+        try:
+            return zlib.decompressobj().decompress(content, self._inflated_bytes_max)
+        except zlib.error:
+            return None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._client.close()
+
+
+class Rows:
+    """ClickHouse."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            self._client = clickhouse.client(settings)
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+
+    def absent(self, items: Sequence[RowItem]) -> dict[int, str]:
+        """A row is there when one of its key is; of a click, when one that says as much is: a click that is stored
+        without its later report of being dead differs."""
+        found: dict[int, str] = {}
+        tables: dict[str, list[int]] = {}
+        for position, item in enumerate(items):
+            tables.setdefault(item.table, []).append(position)
+        for table, positions in tables.items():
+            for some in chunks(positions, KEYS_MAX):
+                rows = {position: _decoded(items[position]) for position in some}
+                alive = {position: row for position, row in rows.items() if not _outlived(row)}
+                if alive:
+                    found |= self._absent(table, alive)
+        return found
+
+    def _absent(self, table: str, rows: dict[int, dict[str, Any]]) -> dict[int, str]:
+        key_of = KEYS[table]
+        last = {key_of(row): position for position, row in rows.items()}
+        wanted: dict[Key, int] = {}
+        for row in rows.values():
+            wanted[key_of(row)] = max(wanted.get(key_of(row), 0), _rank(row))
+        stored = self._stored(table, list(rows.values()), 0)
+        if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
+            stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
+        return {
+            last[key]: DIFFERS if key in stored else MISSING
+            for key, rank in wanted.items()
+            if stored.get(key, -1) < rank
+        }
+
+    def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
+        """Key -> rank, of those that are there at the times of these rows, or so far around them."""
+        try:
+            answer = self._client.query(QUERIES[table](rows, around_seconds)).result_rows
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+        return {tuple(key): rank for *key, rank in answer}
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _decoded(item: RowItem) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.json.decode(item.json)
+    return row
+
+
+def _outlived(row: dict[str, Any]) -> bool:
+    """Whether the table's TTL may have taken it: an event can be older than the segment that tells of it."""
+    moment = row.get("received", row.get("timestamp", 0))
+    return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()
+
+
+def _rank(row: dict[str, Any]) -> int:
+    return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
+
+
+def _uuids(values: Iterable[str]) -> str:
+    """A list for IN (...). Through UUID, so that nothing else can get into the query."""
+    return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(str(int(value)) for value in sorted(set(values)))
+
+
+def _replays_query(rows: Sequence[dict[str, Any]], around_seconds: int) -> str:
+    """The bounds of time and the hash let the server use partitions and the primary key."""
+    times = [int(row["timestamp"]) for row in rows]
+    replays = _uuids(row["replay_id"] for row in rows)
+    return (
+        "SELECT project_id, toString(replay_id), toString(event_hash), max(click_is_dead + click_is_rage) "
+        f"FROM replays WHERE timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
+        f"AND toDateTime({min(UINT32_MAX, max(times) + around_seconds)}) "
+        f"AND project_id IN ({_numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
+        f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
+        f"AND event_hash IN ({_uuids(row['event_hash'] for row in rows)}) "
+        "GROUP BY project_id, replay_id, event_hash"
+    )
+
+
+def _segments_query(rows: Sequence[dict[str, Any]], _: int) -> str:
+    return (
+        "SELECT DISTINCT project_id, toString(replay_id), segment_id, 0 FROM replay_segments "
+        f"WHERE project_id IN ({_numbers(row['project_id'] for row in rows)}) "
+        f"AND replay_id IN ({_uuids(row['replay_id'] for row in rows)}) "
+        f"AND segment_id IN ({_numbers(row['segment_id'] for row in rows)})"
+    )
+
+
+def _outcomes_query(rows: Sequence[dict[str, Any]], _: int) -> str:
+    return (
+        "SELECT DISTINCT org_id, project_id, toString(replay_id), 0 FROM replay_outcomes "
+        f"WHERE org_id IN ({_numbers(row['org_id'] for row in rows)}) "
+        f"AND project_id IN ({_numbers(row['project_id'] for row in rows)}) "
+        f"AND replay_id IN ({_uuids(row['replay_id'] for row in rows)})"
+    )
+
+
+KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
+    "replays": lambda row: (row["project_id"], row["replay_id"], row["event_hash"]),
+    "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
+    "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
+}
+QUERIES: dict[str, Callable[[Sequence[dict[str, Any]], int], str]] = {
+    "replays": _replays_query,
+    "replay_segments": _segments_query,
+    "replay_outcomes": _outcomes_query,
+}
+
+
+class Facts:
+    """BigQuery. A question reads two columns of the days that its rows lie in, and that is what it costs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._seconds = settings.sink_timeout_seconds
+        self._expiration_seconds = settings.bigquery_expiration_days * DAY_SECONDS
+        self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
+        self._client = bigquery.client(settings)
+
+    def absent(self, items: Sequence[RowItem]) -> dict[int, str]:
+        """By `row_id`."""
+        found: dict[int, str] = {}
+        tables: dict[str, list[int]] = {}
+        for position, item in enumerate(items):
+            if not self._expired(item):
+                tables.setdefault(item.table, []).append(position)
+        for table, positions in tables.items():
+            for some in chunks(positions, 10 * KEYS_MAX):
+                last = {items[position].id: position for position in some}
+                stored = self._stored(table, [items[position] for position in some], 1)
+                if around := [items[place] for row_id, place in last.items() if row_id not in stored]:
+                    stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
+                found |= {position: MISSING for row_id, position in last.items() if row_id not in stored}
+        return found
+
+    def _expired(self, item: RowItem) -> bool:
+        limit = self._expiration_seconds
+        return bool(limit) and float(_decoded(item)["timestamp"]) + limit < time.time()
+
+    def _stored(self, table: str, items: Sequence[RowItem], around_seconds: int) -> set[str]:
+        """Ids of those that are there at the times of these rows, or so far around them: a second at least, since
+        how a fraction is rounded is the server's affair."""
+        times = [float(_decoded(item)["timestamp"]) for item in items]
+        config = google_bigquery.QueryJobConfig(
+            query_parameters=[
+                google_bigquery.ArrayQueryParameter("ids", "STRING", [item.id for item in items]),
+                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", _moment(min(times) - around_seconds)),
+                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", _moment(max(times) + around_seconds)),
+            ]
+        )
+        query = (
+            f"SELECT DISTINCT row_id FROM `{self._dataset}.{table}` "
+            "WHERE timestamp BETWEEN @low AND @high AND row_id IN UNNEST(@ids)"
+        )
+        try:
+            answer = self._client.query_and_wait(query, job_config=config, wait_timeout=10 * self._seconds)
+            return {row["row_id"] for row in answer}
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+
+    def close(self) -> None:
+        self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(max(0.0, seconds), UTC)
+
+
+PRESENCES: dict[str, Callable[[Settings], Presence]] = {"gcs": Objects, "clickhouse": Rows, "bigquery": Facts}

@@ -1,0 +1,223 @@
+"""A live page in the terminal: readers and their partitions, sinks, parked batches, dead letters by reason.
+
+`page` is a pure function of a Status; `run` asks for one every second until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ingest.operate.status import ReaderStatus, Status, collect
+from ingest.settings import Settings
+from tasks.staging import shortened
+
+PICTURE_COLUMNS = 110
+ROWS_MAX = 20  # partitions, batches and reasons shown; the rest is counted
+LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
+BREAKER_STYLE = {"closed": "green", "half_open": "yellow", "open": "bold red"}
+
+
+def page(status: Status) -> RenderableType:
+    """The whole page."""
+    parts: list[RenderableType] = [_headline(status), _partitions(status), _sinks(status)]
+    if any(reader.snapshot.flights for reader in status.readers):
+        parts.append(_flights(status))
+    if status.parked:
+        parts.append(_parked(status))
+    if status.rejects:
+        parts.append(_rejects(status))
+    return Group(*parts)
+
+
+def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
+    """Draws until interrupted, or once. A Redis that does not answer is shown, not raised (except with `once`)."""
+    if once:
+        console.print(page(collect(settings)))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(_attempt(lambda: page(collect(settings))), refresh=True)
+            time.sleep(seconds)
+
+
+def picture(settings: Settings, columns: int = PICTURE_COLUMNS) -> str:
+    """The page as it is now, as an SVG document: for a report, and for the README."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
+    console.print(page(collect(settings)))
+    return console.export_svg(title="replays-ingest top", unique_id="top")
+
+
+def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
+    try:
+        return draw()
+    except RedisError as error:
+        return Panel(f"Redis does not answer: {shortened(str(error))}", title="replays-ingest top", style="red")
+
+
+def _headline(status: Status) -> RenderableType:
+    heard = [reader for reader in status.readers if not reader.silent]
+    worst = max((p.lag_seconds for r in heard for p in r.snapshot.partitions), default=0.0)
+    redis = status.redis
+    memory = f"{size(redis.used_bytes)}" + (f" of {size(redis.max_bytes)}" if redis.max_bytes else "")
+    text = Text.assemble(
+        ("replays-ingest", "bold"),
+        f"  {time.strftime('%H:%M:%S', time.localtime(status.at))}   ",
+        f"{len(heard)} reader{'' if len(heard) == 1 else 's'}   ",
+        f"{sum(r.messages_per_second for r in heard):,.0f} messages/s   ",
+        f"{size(sum(r.bytes_per_second for r in heard))}/s   ",
+        "lag ",
+        (f"{status.lag_messages:,} messages, {worst:.0f} s", lag_style(worst)),
+        f"   redis {memory}, {redis.unacknowledged_tasks} tasks out",
+    )
+    lines: list[RenderableType] = [text]
+    for reader in status.readers:
+        lines.append(_reader_line(reader))
+    if not status.readers:
+        lines.append(Text("no reader has shown itself", style="bold red"))
+    return Panel(Group(*lines), border_style="blue")
+
+
+def _reader_line(reader: ReaderStatus) -> Text:
+    snapshot = reader.snapshot
+    state, style = "reading", "green"
+    if reader.silent:
+        state, style = f"SILENT for {reader.silent_seconds:.0f} s", "bold red"
+    elif snapshot.halted:
+        state, style = f"HALTED: {snapshot.halted}", "bold red"
+    elif snapshot.stopping:
+        state, style = "stopping", "yellow"
+    elif snapshot.paused:
+        state, style = "paused (in-flight bound)", "yellow"
+    quantiles = ""
+    if reader.end_to_end_p99_seconds is not None:
+        quantiles = (
+            f"   durable p50 <{reader.end_to_end_p50_seconds:g} s, p99 <{reader.end_to_end_p99_seconds:g} s"
+        )
+    held = f"   {len(snapshot.flights)} in flight, {size(snapshot.held_bytes)}{quantiles}"
+    return Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
+
+
+def _partitions(status: Status) -> RenderableType:
+    table = _table("partitions", "partition", "reader", "position", "committed", "end", "lag", "seconds")
+    rows = [(p, r) for r in status.readers for p in r.snapshot.partitions]
+    rows.sort(key=lambda row: (-row[0].lag_seconds, row[0].partition))
+    for partition, reader in rows[:ROWS_MAX]:
+        table.add_row(
+            str(partition.partition),
+            Text(reader.reader, style="red" if reader.silent else ""),
+            f"{partition.position:,}",
+            "-" if partition.committed is None else f"{partition.committed:,}",
+            "-" if partition.high < 0 else f"{partition.high:,}",
+            f"{partition.lag_messages:,}",
+            Text(f"{partition.lag_seconds:.1f}", style=lag_style(partition.lag_seconds)),
+        )
+    return _more(table, len(rows))
+
+
+def _sinks(status: Status) -> RenderableType:
+    table = _table("sinks", "sink", "waiting", "breaker", "failures", "next probe", "p50", "slowest")
+    for sink in status.sinks:
+        table.add_row(
+            sink.sink,
+            f"{sink.queue_depth:,}",
+            Text(sink.breaker, style=BREAKER_STYLE.get(sink.breaker, "")),
+            str(sink.failures),
+            f"{sink.probe_in_seconds:.0f} s" if sink.breaker != "closed" else "",
+            seconds_text(sink.flush_p50_seconds),
+            seconds_text(sink.flush_max_seconds),
+        )
+    return table
+
+
+def _flights(status: Status) -> RenderableType:
+    table = _table("in flight", "batch", "phase", "stage", "chords", "messages", "bytes", "age")
+    rows = sorted(
+        ((f, r) for r in status.readers for f in r.snapshot.flights), key=lambda row: -row[0].age_seconds
+    )
+    for flight, reader in rows[:ROWS_MAX]:
+        table.add_row(
+            flight.batch_id.removeprefix(f"{reader.topic}-"),  # so that a terminal of 80 columns has room for it
+            Text(flight.phase, style="red" if flight.phase == "parked" else ""),
+            flight.stage,
+            str(flight.attempt),
+            str(flight.messages),
+            size(flight.size_bytes),
+            f"{flight.age_seconds:.1f} s",
+        )
+    return _more(table, len(rows))
+
+
+def _parked(status: Status) -> RenderableType:
+    table = _table("parked", "batch", "stage", "since", "retry in", "error")
+    for batch in status.parked[:ROWS_MAX]:
+        table.add_row(
+            Text(batch.batch_id, style="red"),
+            batch.stage,
+            f"{max(0.0, status.at - batch.parked_at):.0f} s",
+            f"{max(0.0, batch.retry_at - status.at):.0f} s",
+            Text(batch.error),
+        )
+    return _more(table, len(status.parked))
+
+
+def _rejects(status: Status) -> RenderableType:
+    table = _table("dead letters since the readers started", "reason", "messages")
+    for reason, messages in sorted(status.rejects.items(), key=lambda item: -item[1])[:ROWS_MAX]:
+        table.add_row(reason, f"{messages:,}")
+    return _more(table, len(status.rejects))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", expand=True, box=None, pad_edge=False)
+    for column in columns:
+        numeric = column not in (
+            "partition",
+            "reader",
+            "sink",
+            "batch",
+            "phase",
+            "stage",
+            "breaker",
+            "error",
+            "reason",
+        )
+        table.add_column(
+            column, justify="right" if numeric else "left", style="", header_style="dim", no_wrap=True
+        )
+    return table
+
+
+def _more(table: Table, rows: int) -> Table:
+    if rows > ROWS_MAX:
+        table.caption = f"and {rows - ROWS_MAX} more"
+    return table
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for a person: `17.3 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024 or unit == "GiB":
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    raise AssertionError
+
+
+def seconds_text(value: float | None) -> str:
+    """A duration, or nothing."""
+    return "" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def lag_style(lag_seconds: float) -> str:
+    """Green, yellow, red."""
+    if lag_seconds >= LAG_SECONDS_BAD:
+        return "bold red"
+    return "yellow" if lag_seconds >= LAG_SECONDS_GOOD else "green"

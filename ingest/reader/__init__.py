@@ -1,0 +1,1 @@
+"""The reader process: Kafka in, chords of flush tasks out, offsets committed behind them."""

@@ -1,0 +1,209 @@
+"""Where parsing runs: in the loop's own process, or in processes beside it, by a setting.
+
+Parsing is a pure function of a message and the rules, so nothing else of the application can tell.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+import msgspec
+import structlog
+
+from ingest.core import events as on
+from ingest.core.model import DeadLetter, Drop, Message, Outcome, Reject
+from ingest.core.parse import ParseRules, parse
+from ingest.core.parse.envelope import project_of
+from ingest.core.tenants import TenantGate
+from ingest.reader.parsing.link import Arena, Hello, ask, hear, send_frame
+
+log = structlog.get_logger(__name__)
+
+ANSWER_SECONDS_MAX = 60.0
+CLOSE_SECONDS_MAX = 0.5
+# Beyond what the bound on inflated segments makes likely; a process that wants more is ended by the kernel.
+MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * 1024 * 1024, 6
+
+Clock = Callable[[], float]
+
+
+class InlineParser:
+    """Parses in the calling thread, after the tenant gate: what is shed is not inflated."""
+
+    def __init__(self, rules: ParseRules, gate: TenantGate, clock: Clock) -> None:
+        self._rules = rules
+        self._gate = gate
+        self._clock = clock
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        """One event a message, in order."""
+        for message in messages:
+            outcome = shed(message, self._gate, self._clock) or parse(message, self._rules)
+            yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ProcessParser:
+    """Parses in `processes` children; each poll's messages are split among them by bytes, order is kept.
+
+    Values lie in shared memory, no pickle is involved. A child that dies, hangs, or wants more than
+    `memory_bytes_max` (by default what the rules make likely) is replaced, and its messages are parsed one by one:
+    the one that costs a child again becomes a reject, kept as a dead letter.
+    """
+
+    def __init__(
+        self,
+        rules: ParseRules,
+        processes: int,
+        gate: TenantGate,
+        clock: Clock,
+        *,
+        memory_bytes_max: int | None = None,
+        answer_seconds_max: float = ANSWER_SECONDS_MAX,
+    ) -> None:
+        assert processes > 0
+        self._gate = gate
+        self._clock = clock
+        if memory_bytes_max is None:
+            memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO_MAX * rules.inflated_bytes_max
+        hello = Hello(asdict(rules), memory_bytes_max)
+        self._children = [_Child(hello, answer_seconds_max) for _ in range(processes)]
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the children that there are now."""
+        return [child.process_id for child in self._children]
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        """One event a message, in order. Waits for all children, a bounded time for each."""
+        outcomes: list[Outcome | None] = []
+        for message in messages:
+            outcomes.append(shed(message, self._gate, self._clock))
+        wanted = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        shares = self._shares(messages, wanted)
+        for child, share in zip(self._children, shares, strict=True):
+            if share:
+                child.send([messages[index] for index in share])
+        for child, share in zip(self._children, shares, strict=True):
+            if share:
+                for index, outcome in zip(share, child.receive(), strict=True):
+                    outcomes[index] = outcome
+        for message, settled in zip(messages, outcomes, strict=True):
+            assert settled is not None
+            yield on.MessageParsed(message.source, message.epoch, message.offset, settled)
+
+    def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
+        """Contiguous runs of about the same number of bytes, one a child."""
+        shares: list[list[int]] = [[] for _ in self._children]
+        total = sum(len(messages[index].value) for index in wanted) or 1
+        before = 0
+        for index in wanted:
+            size = len(messages[index].value)
+            middle = before + size / 2
+            shares[min(int(middle * len(shares) / total), len(shares) - 1)].append(index)
+            before += size
+        return shares
+
+    def close(self) -> None:
+        """Ends the children."""
+        for child in self._children:
+            child.close()
+
+
+def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
+    """The drop that the tenant rules ask for, if any. Costs nothing while there are no rules."""
+    if not gate.active:
+        return None
+    project_id = project_of(message.value)
+    if project_id is None:
+        return None
+    reason = gate.refusal(project_id, clock())
+    return Drop(reason, project_id) if reason else None
+
+
+class ChildFailed(Exception):
+    """A parsing process died or did not answer in time."""
+
+
+class _Child:
+    """One parsing process, the socket to it and the memory shared with it."""
+
+    def __init__(self, hello: Hello, answer_seconds_max: float) -> None:
+        self._hello = msgspec.msgpack.encode(hello)
+        self._answer_seconds_max = answer_seconds_max
+        self._arena = Arena()
+        self._sent: Sequence[Message] = ()
+        self._ended: int | None = None
+        self._start()
+
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
+    def _start(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(self._answer_seconds_max)
+        descriptors = (theirs.fileno(), self._arena.fd)
+        command = [sys.executable, "-m", "ingest.reader.parsing.child", *map(str, descriptors)]
+        self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
+        theirs.close()
+        send_frame(self._socket, self._hello)
+
+    def send(self, messages: Sequence[Message]) -> None:
+        self._sent = messages
+        with suppress(OSError):  # `receive` finds out, and knows what to do
+            ask(self._socket, self._arena, messages)
+
+    def receive(self) -> list[Outcome]:
+        """The outcomes of what was sent last."""
+        try:
+            return self._receive()
+        except ChildFailed as failure:
+            log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
+        return [self._alone(message) for message in self._sent]
+
+    def _receive(self) -> list[Outcome]:
+        try:
+            return hear(self._socket, self._sent)
+        except (OSError, EOFError, msgspec.MsgspecError) as failure:
+            self._stop()
+            self._start()
+            raise ChildFailed(f"{type(failure).__name__}: {failure} (exit status {self._ended})") from failure
+
+    def _alone(self, message: Message) -> Outcome:
+        self.send([message])
+        try:
+            return self._receive()[0]
+        except ChildFailed as failure:
+            error = f"the message ended the parsing process: {failure}"
+            letter = DeadLetter(
+                key=message.key,
+                value=message.value,
+                headers=message.headers,
+                reason="parser_failed",
+                error=error,
+                offset=message.offset,
+                first_seen_ms=message.timestamp_ms,
+            )
+            return Reject("parser_failed", error, letter)
+
+    def _stop(self) -> None:
+        self._socket.close()
+        try:
+            self._process.wait(timeout=CLOSE_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._ended = self._process.returncode
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._stop()
+        self._arena.close()

@@ -1,0 +1,1 @@
+"""The test kit, for our tests and for those who build on the core: messages, MockRuntime, a simulated world."""

@@ -1,0 +1,116 @@
+"""`python -m ingest.testing.simulation`: tries many seeds; for one that fails, the shortest story of it.
+
+python -m ingest.testing.simulation --seeds 10000 --jobs 2
+python -m ingest.testing.simulation --seed 138            # this one alone, told
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from ingest.testing.simulation.faults import Fault
+from ingest.testing.simulation.marks import MARKS
+from ingest.testing.simulation.shape import Shape
+from ingest.testing.simulation.shrink import Outcome, attempt, shortest
+
+CHUNK_SEEDS = 50
+STORIES_MAX = 3
+
+
+def wanted_marks() -> list[str]:
+    """Every situation and every kind of fault."""
+    return [*MARKS, *(f"fault:{fault.value}" for fault in Fault)]
+
+
+def try_seeds(seeds: Iterable[int]) -> tuple[int, float, Counter[str], list[Outcome]]:
+    """(worlds, simulated seconds, marks, failures)."""
+    worlds, simulated, marks, failures = 0, 0.0, Counter[str](), []
+    for seed in seeds:
+        outcome = attempt(Shape.draw(seed))
+        worlds += 1
+        simulated += outcome.simulated_seconds
+        marks.update(outcome.marks)
+        if outcome.checker:
+            failures.append(outcome)
+    return worlds, simulated, marks, failures
+
+
+def _chunks(start: int, count: int, jobs: int) -> Iterator[tuple[int, float, Counter[str], list[Outcome]]]:
+    ranges = [range(at, min(at + CHUNK_SEEDS, start + count)) for at in range(start, start + count, CHUNK_SEEDS)]
+    if jobs <= 1:
+        yield from map(try_seeds, ranges)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(try_seeds, ranges)
+
+
+def _tell(outcome: Outcome, lines_max: int) -> None:
+    shape = outcome.shape
+    print(f"\nseed {shape.seed}: {outcome.checker}: {outcome.text}")
+    print(f"  again: python -m ingest.testing.simulation --seed {shape.seed}")
+    faults = ", ".join(fault.value for fault in shape.faults) or "none"
+    print(
+        f"  smallest world: {shape.partitions} partitions, {shape.readers} readers, {shape.messages} messages, "
+        f"calm after {shape.calm_at:.1f} s; faults: {faults}\n  {shape.limits}"
+    )
+    if len(outcome.story) > lines_max:
+        print(f"  (the last {lines_max} of {len(outcome.story)} lines)")
+    print("\n".join(outcome.story[-lines_max:]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 1 when an invariant broke."""
+    parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
+    parser.add_argument("--start", type=int, default=0, help="the first of them")
+    parser.add_argument("--seed", type=int, help="this one alone, with its whole story")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--lines", type=int, default=200, help="lines of a story")
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        outcome = attempt(Shape.draw(options.seed), telling=True)
+        _tell(shortest(outcome) if outcome.checker else outcome, options.lines)
+        return 1 if outcome.checker else 0
+    started = time.monotonic()
+    worlds, simulated, marks, failures = 0, 0.0, Counter[str](), list[Outcome]()
+    for part in _chunks(options.start, options.seeds, options.jobs):
+        worlds += part[0]
+        simulated += part[1]
+        marks.update(part[2])
+        failures += part[3]
+    seconds = time.monotonic() - started
+    summary: dict[str, Any] = {
+        "seeds": worlds,
+        "first_seed": options.start,
+        "seconds": round(seconds, 1),
+        "seeds_per_second": round(worlds / seconds, 1),
+        "simulated_hours": round(simulated / 3600, 2),
+        "failed_seeds": [outcome.shape.seed for outcome in failures],
+        "broken": dict(Counter(outcome.checker for outcome in failures)),
+        "marks_not_reached": [mark for mark in wanted_marks() if not marks[mark]],
+        "marks": {mark: marks[mark] for mark in wanted_marks()},
+    }
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{worlds} worlds in {seconds:.1f} s ({summary['seeds_per_second']} seeds a second, "
+            f"{summary['simulated_hours']} simulated hours): {len(failures)} failed"
+        )
+        print("reached: " + ", ".join(f"{mark} {marks[mark]}" for mark in wanted_marks() if marks[mark]))
+        print("not reached: " + (", ".join(summary["marks_not_reached"]) or "nothing, every mark was reached"))
+        for outcome in failures[:STORIES_MAX]:
+            _tell(shortest(outcome), options.lines)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Simulated flush fleet: queues, workers that die, chords that lose their body, completions that come late.
+
+A task's life is that of `tasks/flush.py`: return when the mark is set, write, set the mark, count for the
+chord. The body reports success only when every mark of the stage is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ingest.core import events as on
+from ingest.core.model import Stage
+from ingest.testing.simulation.clock import Timeline
+from ingest.testing.simulation.faults import Dice, Fault
+from ingest.testing.simulation.redis import Redis
+from ingest.testing.simulation.sinks import Item, Sinks
+from ingest.testing.simulation.story import Story
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.wire import done_field
+
+RETRIES_MAX = 2
+BEFORE_WRITE, AFTER_WRITE, AFTER_MARK, SURVIVES = range(4)
+
+Deliver = Callable[[on.Event], None]
+Written = Callable[[str, tuple[Item, ...], str, str], None]
+
+
+@dataclass(slots=True)
+class Chord:
+    """One dispatch of one stage. Its counter is in Redis: another generation of Redis does not know it."""
+
+    batch_id: str
+    epoch: int
+    stage: Stage
+    attempt: int
+    key: str
+    names: tuple[str, ...]
+    generation: int
+    deliver: Deliver
+    returned: set[str] = field(default_factory=set)
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Workers are never scarce here: what matters is what they lose, repeat and delay."""
+
+    timeline: Timeline
+    dice: Dice
+    redis: Redis
+    sinks: Sinks
+    story: Story
+    visibility_seconds: float
+    about_to_write: Written
+
+    def start(self, chord: Chord, count: int | None = None) -> None:
+        """Puts the chord's tasks on their queues (the first `count` of them: the connection broke)."""
+        for name in chord.names[:count]:
+            self._push(chord, name, 0, self.dice.between(0.01, 0.2))
+
+    def _push(self, chord: Chord, name: str, tries: int, seconds: float) -> None:
+        self.timeline.after(seconds, self._run, chord, name, tries)
+
+    def _run(self, chord: Chord, name: str, tries: int) -> None:
+        if self.redis.away:
+            self._push(chord, name, tries, 0.3)
+            return
+        if chord.generation != self.redis.generation or self.dice.strikes(Fault.TASK_LOST):
+            return
+        dies, seconds = SURVIVES, self.dice.between(0.02, 0.3)
+        if self.dice.strikes(Fault.WORKER_KILLED):
+            dies = self.dice.pick(Fault.WORKER_KILLED, SURVIVES)
+            self._push(chord, name, tries, self.visibility_seconds)
+        if self.dice.strikes(Fault.TASK_DOUBLED):
+            self._push(chord, name, tries, 0.1)
+        if self.dice.strikes(Fault.WORKER_ZOMBIE):
+            seconds = self.dice.between(4.0, 15.0)
+            self._push(chord, name, tries, self.visibility_seconds)
+        staged = self.redis.batches.get(chord.key, {})
+        if done_field(name) in staged:
+            self.story.mark("mark_spared_a_write")
+            self._returned(chord, name, "")
+        elif name not in staged:
+            self._returned(chord, name, "payload missing")
+        else:
+            self.timeline.after(seconds, self._write, chord, name, tries, staged[name], dies)
+
+    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], dies: int) -> None:
+        if dies == BEFORE_WRITE:
+            return
+        sink = name.split("/")[1]
+        self.about_to_write(sink, items, chord.key, name)
+        try:
+            self.sinks.write(sink, items, f"{chord.key}/{name}", self.timeline.now)
+        except PermanentSinkError as refusal:
+            self._returned(chord, name, str(refusal))
+            return
+        except TransientSinkError as failure:
+            self._again(chord, name, tries, str(failure))
+            return
+        if dies == AFTER_WRITE:
+            return
+        if self.redis.away:
+            self._again(chord, name, tries, "redis away")
+            return
+        self.redis.batches.setdefault(chord.key, {})[done_field(name)] = "1"
+        if dies == SURVIVES:
+            self._returned(chord, name, "")
+
+    def _again(self, chord: Chord, name: str, tries: int, error: str) -> None:
+        if tries < RETRIES_MAX:
+            self._push(chord, name, tries + 1, 0.3 * 2**tries)
+        else:
+            self._returned(chord, name, error)
+
+    def _returned(self, chord: Chord, name: str, error: str) -> None:
+        """Counts one task; the last one wakes the body (or the errback)."""
+        if self.redis.away or chord.generation != self.redis.generation or name in chord.returned:
+            return
+        chord.returned.add(name)
+        chord.error = chord.error or error
+        last = len(chord.returned) == len(chord.names)
+        if not last and not self.dice.strikes(Fault.BODY_EARLY):
+            return
+        if not self.dice.strikes(Fault.BODY_LOST):
+            self.timeline.after(self.dice.between(0.01, 0.1), self._complete, chord)
+
+    def _complete(self, chord: Chord) -> None:
+        if self.redis.away:
+            self.timeline.after(0.3, self._complete, chord)
+            return
+        if chord.generation != self.redis.generation:
+            return
+        staged = self.redis.batches.get(chord.key, {})
+        missing = [name for name in chord.names if done_field(name) not in staged]
+        if chord.error or missing:
+            error = chord.error or f"marks missing: {missing}"
+            self._tell(chord, on.FlushFailed(chord.batch_id, chord.epoch, chord.stage, chord.attempt, error))
+        else:
+            self._tell(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
+
+    def _tell(self, chord: Chord, event: on.Event) -> None:
+        """Into the reader's stream, which is in Redis too."""
+        if self.dice.strikes(Fault.COMPLETION_LOST):
+            return
+        seconds = self.dice.between(0.01, 0.1)
+        if self.dice.strikes(Fault.COMPLETION_LATE):
+            seconds += self.dice.between(1.0, 10.0)
+        self.timeline.after(seconds, self._deliver, chord, event)
+        if self.dice.strikes(Fault.COMPLETION_DOUBLED):
+            self.timeline.after(seconds + self.dice.between(0.0, 3.0), self._deliver, chord, event)
+
+    def _deliver(self, chord: Chord, event: on.Event) -> None:
+        if self.redis.away:
+            self.timeline.after(0.3, self._deliver, chord, event)
+        elif chord.generation == self.redis.generation:
+            chord.deliver(event)

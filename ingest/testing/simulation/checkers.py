@@ -1,0 +1,313 @@
+"""What must hold in every world: one class an invariant, each with the sentence that it checks.
+
+They look at the broker, the sinks and the commands, never into the pipeline's private state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core import record as cut_record
+from ingest.core.model import CutReason, TopicPartition
+from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Log
+from ingest.testing.simulation.reader import Reader
+from ingest.testing.simulation.shape import SINKS, Shape
+from ingest.testing.simulation.sinks import Item, Sinks
+from ingest.testing.simulation.story import Story, Violation
+
+
+class Durability:
+    """Every message before a committed offset is durable in every sink, unless its loss was announced."""
+
+    def __init__(self, broker: Broker, sinks: Sinks) -> None:
+        self.announced: dict[int, list[tuple[int, int]]] = {}
+        self._broker = broker
+        self._sinks = sinks
+        self._checked = [0] * len(broker.logs)
+
+    def missing(self, log: Log, offset: int) -> list[str]:
+        """The sinks in which this message is not durable."""
+        record = log.records[offset]
+        at = (log.source.partition, offset)
+        if at in self._sinks.dead_letters or at in self._broker.shed:
+            return []  # rejected, refused for good, given up by an operator: kept, to the byte; or shed on purpose
+        if record.kind == "reject":
+            return ["dead_letter"]
+        wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind == "rows_only")]
+        return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
+
+    def excused(self, log: Log, offset: int) -> bool:
+        """Expired, and somebody said so."""
+        spans = self.announced.get(log.source.partition, ())
+        return offset < log.low and any(start <= offset < stop for start, stop in spans)
+
+    def begun(self, partition: int) -> None:
+        """A reader starts without a committed offset, at the oldest message."""
+        self.announced.setdefault(partition, []).append((0, self._broker.logs[partition].low))
+
+    def committed(self, partition: int, offset: int) -> None:
+        """The broker stored this."""
+        log = self._broker.logs[partition]
+        if offset > log.high:
+            raise Violation("durability", f"{log.source} committed {offset}, the log ends at {log.high}")
+        for at in log.between(self._checked[partition], offset):
+            missing = self.missing(log, at)
+            if missing and not self.excused(log, at):
+                raise Violation("durability", f"{log.source} committed {offset}, offset {at} is not in {missing}")
+        self._checked[partition] = max(self._checked[partition], offset)
+
+    def at_end(self) -> None:
+        """Everything is durable; nothing that can still be read is left uncommitted."""
+        for log in self._broker.logs:
+            for at in log.offsets:
+                if self.missing(log, at) and not self.excused(log, at):
+                    raise Violation(
+                        "eventually_durable", f"{log.source} offset {at} is not in {self.missing(log, at)}"
+                    )
+
+    def lag(self) -> int:
+        """Messages that could be read and are not committed."""
+        group = self._broker.group
+        behind = 0
+        for log in self._broker.logs:
+            committed = group.committed.get(log.source.partition, (0, ""))[0]
+            behind += len(log.between(max(committed, log.low), log.high))
+        return behind
+
+
+class BlobBeforeRows:
+    """No row is written before the blob of its segment (a user must not open a replay that is not there)."""
+
+    def __init__(self, broker: Broker, sinks: Sinks) -> None:
+        self._broker = broker
+        self._sinks = sinks
+
+    def about_to_write(self, sink: str, items: Sequence[Item]) -> None:
+        if sink not in ("clickhouse", "bigquery", "datadog"):
+            return
+        for item in items:
+            record = self._broker.logs[item.partition].records[item.offset]
+            durable = f"gcs/{record.identity}" in self._sinks.stored["gcs"]
+            refused = (item.partition, item.offset) in self._sinks.dead_letters
+            if record.kind != "rows_only" and not durable and not refused:
+                raise Violation("blob_before_rows", f"{sink} gets {item} before its blob")
+
+
+class NothingTwice:
+    """After de-duplication nothing is there twice, and nothing that nobody sent.
+
+    Sinks keep one copy an identity; so a second copy could only hide under an identity that no message has.
+    """
+
+    def __init__(self, broker: Broker, sinks: Sinks) -> None:
+        self._broker = broker
+        self._sinks = sinks
+
+    def at_end(self) -> None:
+        known = {record.identity for log in self._broker.logs for record in log.records.values()}
+        for sink, stored in self._sinks.stored.items():
+            strangers = sorted(stored - {f"{sink}/{identity}" for identity in known})
+            if strangers:
+                raise Violation("nothing_twice", f"{sink} holds {strangers}, which no message explains")
+        offsets = {(log.source.partition, at) for log in self._broker.logs for at in log.offsets}
+        if not self._sinks.dead_letters <= offsets:
+            raise Violation("nothing_twice", "a dead letter that no message explains")
+
+
+class CommitsRise:
+    """Within one assignment the committed offset only rises, no commit is ordered for what is not ours, and a
+    refused one is not repeated at once."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, TopicPartition, int], do.Commit] = {}
+        self._sent_at: dict[tuple[str, TopicPartition, int], float] = {}
+        self._refused_at: dict[tuple[str, TopicPartition, int], float] = {}
+
+    def ordered(self, reader: Reader, command: do.Commit, now: float) -> None:
+        key = (reader.name, command.source, command.epoch)
+        if reader.source.epochs.get(command.source.partition) != command.epoch:
+            raise Violation("commits_rise", f"{reader.name} commits {command}, which is not assigned to it")
+        last = self._last.get(key)
+        if last is not None and command.offset < last.offset:
+            raise Violation("commits_rise", f"{reader.name} commits {command} after {last}")
+        refused_at = self._refused_at.pop(key, None)
+        interval_seconds = reader.pipeline.limits.commit_interval_seconds
+        if refused_at is not None and now - refused_at < interval_seconds - 1e-9:
+            raise Violation(
+                "no_hot_loop", f"{reader.name} repeats a refused commit after {now - refused_at:.3f} s"
+            )
+        self._last[key], self._sent_at[key] = command, now
+
+    def answered(self, reader: Reader, event: on.Committed | on.CommitFailed, now: float) -> None:
+        key = (reader.name, event.source, event.epoch)
+        last = self._last.get(key)
+        if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
+            return  # the answer to one that was given up
+        waited_seconds = now - self._sent_at.pop(key)
+        self._refused_at.pop(key, None)
+        if (
+            isinstance(event, on.CommitFailed)
+            and waited_seconds < reader.pipeline.limits.commit_answer_seconds_max
+        ):
+            self._refused_at[key] = now
+
+
+class Bounded:
+    """Chords out, batches held, bytes held, ranges pending: within their limits, plus what one poll brings."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+
+    def look(self, reader: Reader) -> None:
+        limits, pipeline = reader.pipeline.limits, reader.pipeline
+        flights = pipeline.in_flight
+        flushing = sum(flight.phase == "flushing" for flight in flights)
+        if flushing > limits.in_flight_batches_max:
+            raise Violation("bounded", f"{reader.name} has {flushing} chords out")
+        slack = self._shape.partitions + POLL_MESSAGES_MAX
+        if len(flights) > limits.in_flight_batches_max + slack:
+            raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
+        most = limits.in_flight_bytes_max + 300 * (POLL_MESSAGES_MAX + 1)
+        if pipeline.held_bytes > most:
+            raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
+
+    def ordered(self, reader: Reader, command: do.Commit) -> None:
+        """The record names every pending range."""
+        ends = len(cut_record.decode(command.offset, command.record))
+        if ends > reader.pipeline.limits.pending_ranges_max + POLL_MESSAGES_MAX + 1:
+            raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
+
+
+class RecordedFirst:
+    """A batch's end is stored before its first chord starts, or that was tried for long enough (D14)."""
+
+    def __init__(self) -> None:
+        self._stored: dict[tuple[str, TopicPartition], set[int]] = {}
+
+    def assigned(self, reader: Reader, given: on.Assignment) -> None:
+        ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
+        self._stored[reader.name, given.source] = set(ends)
+
+    def stored(self, reader: Reader, event: on.Committed) -> None:
+        ends = self._stored.setdefault((reader.name, event.source), set())
+        ends.update(cut_record.decode(event.offset, event.record))
+
+    def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
+        batch = command.batch
+        ends = self._stored.get((reader.name, batch.source), set())
+        waited = now - batch.cut_at >= reader.pipeline.limits.cut_record_seconds_max - 1e-9
+        if command.attempt == 1 and batch.offsets.stop not in ends and not waited:
+            raise Violation("recorded_first", f"{reader.name} starts {batch} before its end was stored")
+
+
+class SameCut:
+    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle (D14)."""
+
+    def __init__(self, broker: Broker, story: Story) -> None:
+        self._plans: dict[tuple[str, TopicPartition, int], tuple[int, ...]] = {}
+        self._broker = broker
+        self._story = story
+
+    def assigned(self, reader: Reader, given: on.Assignment) -> None:
+        if given.committed is not None:
+            ends = cut_record.decode(given.committed, given.record)
+            self._plans[reader.name, given.source, given.epoch] = ends
+
+    def ordered(self, reader: Reader, command: do.Dispatch) -> None:
+        batch = command.batch
+        key = (reader.name, batch.source, batch.epoch)
+        plan = self._plans.get(key, ())
+        if not plan or command.attempt > 1:
+            return
+        start, stop = batch.offsets.start, batch.offsets.stop
+        if batch.cut_by is CutReason.PLANNED:
+            self._story.mark("cut_as_planned")
+        if batch.cut_by is CutReason.AGE and start < plan[-1] and stop not in plan:
+            if batch.cut_at - batch.opened_at < reader.pipeline.limits.plan_seconds_max:
+                raise Violation("same_cut", f"{batch} gives the plan {plan} up too early")
+            self._story.mark("plan_given_up")
+            del self._plans[key]
+            return
+        inside = [end for end in plan if start < end < stop]
+        foreign = start < plan[-1] and stop not in plan and self._log_is_whole(batch.source, start, stop, plan)
+        if inside or foreign:
+            raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
+
+    def _log_is_whole(self, source: TopicPartition, start: int, stop: int, plan: tuple[int, ...]) -> bool:
+        """Whether the planned end was still there to be reached."""
+        end = min(end for end in plan if end > start)
+        log = self._broker.logs[source.partition]
+        return log.low <= start and bool(log.between(stop, end))
+
+    def committed(self, reader: Reader, command: do.Commit) -> None:
+        key = (reader.name, command.source, command.epoch)
+        plan = self._plans.get(key)
+        if plan is None:
+            return
+        kept = cut_record.decode(command.offset, command.record)
+        log = self._broker.logs[command.source.partition]
+        forgotten = [end for end in plan if end > command.offset and end not in kept and end - 1 >= log.low]
+        if forgotten and not self._gave_up(reader, command.source, plan):
+            raise Violation("same_cut", f"{reader.name} commits {command} and forgets the ends {forgotten}")
+
+    def _gave_up(self, reader: Reader, source: TopicPartition, plan: tuple[int, ...]) -> bool:
+        """A cut by age in the middle of the plan: it may be seen here before its first dispatch."""
+        held = [flight.batch for flight in reader.pipeline.in_flight if flight.batch.source == source]
+        return any(b.cut_by is CutReason.AGE and b.offsets.stop not in plan for b in held)
+
+
+class Checkers:
+    """All of them, where the world calls."""
+
+    def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, story: Story) -> None:
+        self.durability = Durability(broker, sinks)
+        self._blob_first = BlobBeforeRows(broker, sinks)
+        self._twice = NothingTwice(broker, sinks)
+        self._rise = CommitsRise()
+        self._bounded = Bounded(shape)
+        self._recorded = RecordedFirst()
+        self._same_cut = SameCut(broker, story)
+        self._story = story
+
+    def about_to_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:
+        """A worker calls the sink."""
+        self._blob_first.about_to_write(sink, items)
+
+    def stored(self, partition: int, offset: int, record: str) -> None:
+        """The broker stored a commit."""
+        self.durability.committed(partition, offset)
+
+    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        """A reader decided."""
+        match event:
+            case on.PartitionsAssigned():
+                for given in event.assignments:
+                    self._recorded.assigned(reader, given)
+                    self._same_cut.assigned(reader, given)
+                    if given.committed is None:  # the documented reset policy: from the oldest message there is
+                        self.durability.begun(given.source.partition)
+            case on.OffsetOutOfRange():
+                span = (event.wanted, event.resumed_at)
+                self.durability.announced.setdefault(event.source.partition, []).append(span)
+            case on.Committed():
+                self._rise.answered(reader, event, now)
+                self._recorded.stored(reader, event)
+            case on.CommitFailed():
+                self._rise.answered(reader, event, now)
+        for command in commands:
+            match command:
+                case do.Commit():
+                    self._rise.ordered(reader, command, now)
+                    self._bounded.ordered(reader, command)
+                    self._same_cut.committed(reader, command)
+                case do.Dispatch():
+                    self._recorded.ordered(reader, command, now)
+                    self._same_cut.ordered(reader, command)
+        self._bounded.look(reader)
+
+    def at_end(self) -> None:
+        """Faults stopped long ago."""
+        self.durability.at_end()
+        self._twice.at_end()

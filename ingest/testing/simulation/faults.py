@@ -1,0 +1,111 @@
+"""What can go wrong in the simulated world, how likely it is, and the dice that decide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+from random import Random
+
+from ingest.testing.simulation.clock import Timeline
+
+
+class Fault(StrEnum):
+    """Every kind of fault; a seed switches about half of them on (swarm testing)."""
+
+    COMMIT_REFUSED = "commit_refused"  # the broker says no, once
+    COMMIT_UNANSWERED = "commit_unanswered"  # stored, and the answer is lost
+    COMMIT_VANISHED = "commit_vanished"  # neither stored nor answered
+    COMMIT_SLOW = "commit_slow"
+    RECORD_LOST = "record_lost"  # somebody committed the same offset without our metadata
+    RETENTION = "retention"  # messages expire before they are read
+    READER_CRASH = "reader_crash"
+    READER_CRASH_MIDWAY = "reader_crash_midway"  # between two commands of one decision
+    READER_FROZEN = "reader_frozen"  # SIGSTOP past the session time-out, then SIGCONT
+    READER_STOP = "reader_stop"  # SIGTERM, and a new one some time later
+    BAD_RELEASE = "bad_release"  # a release whose parser rejects everything, rolled back later
+    SHEDDING = "shedding"  # a reader drops a project's messages on purpose
+    REDIS_WIPED = "redis_wiped"  # restarted empty
+    REDIS_DOWN = "redis_down"  # away for a while, nothing lost
+    STAGING_REFUSED = "staging_refused"  # out of memory
+    STAGED_EVICTED = "staged_evicted"  # one batch's hash disappears, marks and all
+    PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
+    TASK_LOST = "task_lost"
+    TASK_DOUBLED = "task_doubled"
+    WORKER_KILLED = "worker_killed"  # before the write, after it, or after the mark; redelivered later
+    WORKER_ZOMBIE = "worker_zombie"  # holds the payload, writes long after everyone gave it up
+    BODY_LOST = "body_lost"
+    BODY_EARLY = "body_early"  # the chord's body fires before all tasks are done
+    COMPLETION_LOST = "completion_lost"
+    COMPLETION_LATE = "completion_late"
+    COMPLETION_DOUBLED = "completion_doubled"
+    SINK_TRANSIENT = "sink_transient"
+    SINK_REPLY_LOST = "sink_reply_lost"  # written, and the answer is lost
+    SINK_OUTAGE = "sink_outage"  # one sink fails for a while
+    SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, nobody's row is to blame
+    OPERATOR_RETRY = "operator_retry"
+    OPERATOR_ABANDON = "operator_abandon"
+
+
+RATES: dict[Fault, float] = {
+    Fault.COMMIT_REFUSED: 0.15,
+    Fault.COMMIT_UNANSWERED: 0.05,
+    Fault.COMMIT_VANISHED: 0.05,
+    Fault.COMMIT_SLOW: 0.1,
+    Fault.RECORD_LOST: 0.02,
+    Fault.RETENTION: 0.03,
+    Fault.READER_CRASH: 0.04,
+    Fault.READER_CRASH_MIDWAY: 0.01,
+    Fault.READER_FROZEN: 0.02,
+    Fault.READER_STOP: 0.03,
+    Fault.BAD_RELEASE: 0.5,
+    Fault.SHEDDING: 0.5,
+    Fault.REDIS_WIPED: 0.03,
+    Fault.REDIS_DOWN: 0.04,
+    Fault.STAGING_REFUSED: 0.1,
+    Fault.STAGED_EVICTED: 0.05,
+    Fault.PUBLISHED_HALF: 0.05,
+    Fault.TASK_LOST: 0.03,
+    Fault.TASK_DOUBLED: 0.1,
+    Fault.WORKER_KILLED: 0.05,
+    Fault.WORKER_ZOMBIE: 0.02,
+    Fault.BODY_LOST: 0.06,
+    Fault.BODY_EARLY: 0.15,
+    Fault.COMPLETION_LOST: 0.05,
+    Fault.COMPLETION_LATE: 0.1,
+    Fault.COMPLETION_DOUBLED: 0.1,
+    Fault.SINK_TRANSIENT: 0.15,
+    Fault.SINK_REPLY_LOST: 0.1,
+    Fault.SINK_OUTAGE: 0.05,
+    Fault.SINK_MISCONFIGURED: 0.03,
+    Fault.OPERATOR_RETRY: 0.2,
+    Fault.OPERATOR_ABANDON: 0.05,
+}
+"""Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""
+
+
+class Dice:
+    """One stream of chance a fault kind, so that leaving a kind out leaves the others where they were."""
+
+    def __init__(self, seed: int, faults: Iterable[Fault], timeline: Timeline, calm_at: float) -> None:
+        self.struck: Counter[Fault] = Counter()
+        self.calm_at = calm_at
+        self._timeline = timeline
+        self._streams = {fault: Random(f"{seed}/{fault.value}") for fault in faults}
+        self._latency = Random(f"{seed}/latency")
+
+    def strikes(self, fault: Fault) -> bool:
+        """Whether this fault happens at this opportunity. Never after the faults stopped."""
+        stream = self._streams.get(fault)
+        if stream is None or self._timeline.now >= self.calm_at or stream.random() >= RATES[fault]:
+            return False
+        self.struck[fault] += 1
+        return True
+
+    def pick(self, fault: Fault, count: int) -> int:
+        """Which of `count` things the fault hits."""
+        return int(self._streams[fault].random() * count)
+
+    def between(self, low: float, high: float) -> float:
+        """A latency or another harmless accident."""
+        return low + (high - low) * self._latency.random()

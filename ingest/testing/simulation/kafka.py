@@ -1,0 +1,359 @@
+"""Simulated Kafka: logs with gaps and retention, a consumer group that fences by generation, and the source.
+
+The group follows the classic protocol as far as a consumer can see it: members join, the last one to join
+completes the rebalance, everybody syncs at the next poll. Eager members give everything back first;
+cooperative ones only what moves, and nobody is given a partition that a live member still holds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Message, TopicPartition
+from ingest.testing.simulation.clock import Timeline
+from ingest.testing.simulation.faults import Dice, Fault
+from ingest.testing.simulation.story import Story
+
+TOPIC = "replays"
+REBALANCE_SECONDS_MAX = 6.0
+POLL_MESSAGES_MAX = 6
+
+
+class Record(NamedTuple):
+    """A message in the log: what the parser makes of it, and the identity of its segment."""
+
+    kind: str
+    identity: str
+
+
+class Log:
+    """One partition. Expired messages stay known to the checkers; nobody can fetch them."""
+
+    def __init__(self, partition: int) -> None:
+        self.source = TopicPartition(TOPIC, partition)
+        self.offsets: list[int] = []
+        self.records: dict[int, Record] = {}
+        self.low = 0
+        self.high = 0
+
+    def append(self, record: Record, skipped: int = 0) -> None:
+        """At the next offset, or some further (compaction, transaction markers)."""
+        offset = self.high + skipped
+        self.offsets.append(offset)
+        self.records[offset] = record
+        self.high = offset + 1
+
+    def first_at(self, offset: int) -> int | None:
+        """The first message at or after this offset."""
+        at = bisect_left(self.offsets, offset)
+        return self.offsets[at] if at < len(self.offsets) else None
+
+    def between(self, start: int, stop: int) -> Sequence[int]:
+        """Offsets of the messages in [start, stop)."""
+        return self.offsets[bisect_left(self.offsets, start) : bisect_left(self.offsets, stop)]
+
+
+@dataclass(slots=True)
+class Member:
+    """One member as the coordinator knows it. `owned` is what it reported when it joined."""
+
+    instance: str
+    beat_at: float
+    joined: bool = False
+    generation: int = -1
+    owned: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Group:
+    """The coordinator: members, their assignment, and committed offsets with metadata."""
+
+    timeline: Timeline
+    partitions: int
+    cooperative: bool
+    session_seconds: float
+    stored: Callable[[int, int, str], None]
+    generation: int = 0
+    preparing_since: float | None = None
+    members: dict[str, Member] = field(default_factory=dict)
+    assignment: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    committed: dict[int, tuple[int, str]] = field(default_factory=dict)
+
+    def enter(self, member_id: str, instance: str) -> None:
+        """A new member. A static one takes the place of its former self, whose id is fenced from now on."""
+        member = Member(instance, self.timeline.now)
+        for former in [name for name, other in self.members.items() if instance and other.instance == instance]:
+            del self.members[former]
+            if self.preparing_since is None and former in self.assignment:
+                self.assignment[member_id] = self.assignment.pop(former)
+                self.members[member_id] = member
+                member.joined = True
+                return
+        self.members[member_id] = member
+        self.rebalance()
+
+    def leave(self, member_id: str) -> None:
+        """Gone, by its own will or by the session time-out."""
+        if self.members.pop(member_id, None) is not None:
+            self.rebalance()
+
+    def beat(self, member_id: str) -> None:
+        """The member's background thread lives."""
+        member = self.members.get(member_id)
+        if member is not None:
+            member.beat_at = self.timeline.now
+
+    def expire(self) -> None:
+        """Removes members that were not heard of, and those that do not join in time."""
+        now = self.timeline.now
+        for name in [n for n, m in self.members.items() if now - m.beat_at > self.session_seconds]:
+            self.leave(name)
+        if self.preparing_since is not None and now - self.preparing_since > REBALANCE_SECONDS_MAX:
+            for name in [n for n, member in self.members.items() if not member.joined]:
+                del self.members[name]
+            self._complete_if_all_joined()
+
+    def rebalance(self) -> None:
+        """Everybody has to join again."""
+        if self.preparing_since is None:
+            self.preparing_since = self.timeline.now
+            for member in self.members.values():
+                member.joined = False
+        self._complete_if_all_joined()
+
+    def join(self, member_id: str, owned: tuple[int, ...]) -> None:
+        """The member is ready for the next generation and still holds `owned`."""
+        member = self.members[member_id]
+        member.joined, member.owned = True, owned
+        self._complete_if_all_joined()
+
+    def _complete_if_all_joined(self) -> None:
+        if self.preparing_since is None or not all(member.joined for member in self.members.values()):
+            return
+        self.preparing_since = None
+        self.generation += 1
+        self.assignment = {}
+        if not self.members:
+            return
+        names = list(self.members)
+        wanted: dict[str, list[int]] = {name: [] for name in names}
+        if self.cooperative:
+            self._stick(wanted)
+        else:
+            for partition in range(self.partitions):
+                wanted[names[(partition + self.generation) % len(names)]].append(partition)
+        holder = {p: name for name, member in self.members.items() for p in member.owned}
+        for name, partitions in wanted.items():
+            self.assignment[name] = tuple(p for p in partitions if holder.get(p, name) == name)
+
+    def _stick(self, wanted: dict[str, list[int]]) -> None:
+        """Balanced, leaving partitions where they are as far as that goes."""
+        quota = -(-self.partitions // len(wanted))
+        free = []
+        for partition in range(self.partitions):
+            for name in wanted:
+                if partition in self.members[name].owned and len(wanted[name]) < quota:
+                    wanted[name].append(partition)
+                    break
+            else:
+                free.append(partition)
+        for partition in free:
+            min(wanted.values(), key=len).append(partition)
+
+    def commit(self, member_id: str, generation: int, partition: int, offset: int, record: str) -> str:
+        """Stores it, or says why not. Like the real one it asks for the generation, not for the partition."""
+        member = self.members.get(member_id)
+        if member is None:
+            return "UNKNOWN_MEMBER_ID"
+        if generation != self.generation:
+            return "ILLEGAL_GENERATION"
+        self.committed[partition] = (offset, record)
+        self.stored(partition, offset, record)
+        return ""
+
+
+@dataclass(slots=True)
+class Broker:
+    """The logs and the group."""
+
+    logs: list[Log]
+    group: Group
+    shed: set[tuple[int, int]] = field(default_factory=set)  # messages that some reader dropped on purpose
+
+
+class SimulatedSource:
+    """What `ingest.reader.kafka.KafkaSource` is to the runtime, with accidents.
+
+    Rebalances happen inside `poll`.
+    """
+
+    def __init__(
+        self, broker: Broker, dice: Dice, story: Story, timeline: Timeline, member_id: str, instance: str
+    ) -> None:
+        self.epochs: dict[int, int] = {}
+        self.inbox: Callable[[on.Event], None] = lambda event: None
+        self.emit: Callable[[on.Event], None] = lambda event: None
+        self.drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
+        self.member_id = member_id
+        self._instance = instance
+        self._broker = broker
+        self._group = broker.group
+        self._dice = dice
+        self._story = story
+        self._timeline = timeline
+        self._lives = 0
+        self._epoch = 0
+        self._generation = -1
+        self._rebalancing = False
+        self._positions: dict[int, int] = {}
+        self._paused: set[int] = set()
+        self._answers: deque[on.Event] = deque()
+
+    # What the runtime asks for
+
+    def poll(self, timeout_seconds: float) -> Sequence[Message]:
+        """At most POLL_MESSAGES_MAX messages."""
+        while self._answers:
+            self.inbox(self._answers.popleft())
+        if not self._serve_group():
+            return ()
+        messages: list[Message] = []
+        for partition in list(self._positions):
+            if partition not in self._paused and len(messages) < POLL_MESSAGES_MAX:
+                self._fetch(partition, messages)
+        return messages
+
+    def _fetch(self, partition: int, messages: list[Message]) -> None:
+        log = self._broker.logs[partition]
+        wanted = self._positions[partition]
+        if wanted < log.low:
+            self._epoch += 1
+            self.epochs[partition] = self._epoch
+            self._positions[partition] = log.low
+            self.emit(on.OffsetOutOfRange(log.source, self._epoch, wanted, log.low))
+            return
+        for _ in range(1 + int(self._dice.between(0, POLL_MESSAGES_MAX))):
+            offset = log.first_at(self._positions[partition])
+            if offset is None or len(messages) >= POLL_MESSAGES_MAX:
+                return
+            self._positions[partition] = offset + 1
+            messages.append(Message(log.source, self.epochs[partition], offset, b""))
+
+    def commit(self, command: do.Commit) -> None:
+        """Answered in a later poll, or at once inside a rebalance callback."""
+        dice, generation = self._dice, self._generation
+        if self._rebalancing:
+            refused = dice.strikes(Fault.COMMIT_REFUSED)
+            self.inbox(self._answer(command, "not coordinator" if refused else self._store(command, generation)))
+        elif not dice.strikes(Fault.COMMIT_VANISHED):
+            slow = dice.strikes(Fault.COMMIT_SLOW)
+            seconds = dice.between(1.0, 4.0) if slow else dice.between(0.005, 0.1)
+            self._timeline.after(seconds, self._arrived, command, generation, slow)
+
+    def _arrived(self, command: do.Commit, generation: int, slow: bool) -> None:
+        if self._dice.strikes(Fault.COMMIT_REFUSED):
+            self._answers.append(self._answer(command, "not coordinator"))
+            return
+        error = self._store(command, generation)
+        if slow or not self._dice.strikes(Fault.COMMIT_UNANSWERED):
+            self._answers.append(self._answer(command, error))
+
+    def _store(self, command: do.Commit, generation: int) -> str:
+        partition = command.source.partition
+        record = "" if self._dice.strikes(Fault.RECORD_LOST) else command.record
+        error = self._group.commit(self.member_id, generation, partition, command.offset, record)
+        if error:
+            self._story.mark("commit_fenced")
+        return error
+
+    def _answer(self, command: do.Commit, error: str) -> on.Event:
+        said = (command.source, command.epoch, command.offset, command.record)
+        return on.CommitFailed(*said, error) if error else on.Committed(*said)
+
+    def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        self._paused.update(source.partition for source in sources if source.partition in self.epochs)
+
+    def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        self._paused.difference_update(source.partition for source in sources)
+
+    def close(self) -> None:
+        """Leaves the group, unless static: then the coordinator waits for this instance to come back."""
+        if not self._instance:
+            self._group.leave(self.member_id)
+
+    # What the group does
+
+    def _serve_group(self) -> bool:
+        """Follows the group; False when there is nothing to fetch."""
+        group = self._group
+        group.expire()
+        member = group.members.get(self.member_id)
+        if member is None:
+            self._lose()
+            self._lives += 1
+            self.member_id = f"{self.member_id.split('#')[0]}#{self._lives}"
+            group.enter(self.member_id, self._instance)
+        elif group.preparing_since is not None:
+            if not member.joined:
+                if not group.cooperative:
+                    self._revoke(tuple(self.epochs))
+                if self.member_id in group.members:
+                    group.join(self.member_id, tuple(self.epochs))
+        elif member.generation != group.generation:
+            self._sync(member)
+        return bool(self.epochs)
+
+    def _sync(self, member: Member) -> None:
+        group = self._group
+        self._generation = member.generation = group.generation
+        given = group.assignment.get(self.member_id, ())
+        moved = tuple(partition for partition in self.epochs if partition not in given)
+        if moved:
+            self._revoke(moved)
+            if self.member_id not in group.members or group.generation != member.generation:
+                return
+        self._assign(tuple(partition for partition in given if partition not in self.epochs))
+        if moved:
+            group.rebalance()
+
+    def _assign(self, partitions: tuple[int, ...]) -> None:
+        if not partitions:
+            return
+        given = []
+        for partition in partitions:
+            self._epoch += 1
+            self.epochs[partition] = self._epoch
+            log = self._broker.logs[partition]
+            stored = self._group.committed.get(partition)
+            self._positions[partition] = stored[0] if stored else log.low
+            given.append(on.Assignment(log.source, self._epoch, *(stored or (None, ""))))
+        self.emit(on.PartitionsAssigned(tuple(given)))
+
+    def _revoke(self, partitions: tuple[int, ...]) -> None:
+        if not partitions:
+            return
+        self._rebalancing = True
+        self.drain(self._named(partitions))
+        self._rebalancing = False
+        self._forget(partitions)
+
+    def _lose(self) -> None:
+        lost = tuple(self.epochs)
+        if lost:
+            self._forget(lost)
+            self.emit(on.PartitionsLost(self._named(lost)))
+
+    def _forget(self, partitions: tuple[int, ...]) -> None:
+        for partition in partitions:
+            self.epochs.pop(partition, None)
+            self._positions.pop(partition, None)
+            self._paused.discard(partition)
+
+    def _named(self, partitions: tuple[int, ...]) -> tuple[TopicPartition, ...]:
+        return tuple(self._broker.logs[partition].source for partition in partitions)

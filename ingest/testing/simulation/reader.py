@@ -1,0 +1,323 @@
+"""One reader process of the simulated world: the real pipeline in the real runtime loop, on simulated shells.
+
+It can be killed between any two commands, frozen like by SIGSTOP, and asked to stop; a slot of the
+deployment starts the next life of it.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import (
+    Batch,
+    Blob,
+    DeadLetter,
+    Drop,
+    Message,
+    Metric,
+    Outcome,
+    Reject,
+    Row,
+    Segment,
+    TopicPartition,
+)
+from ingest.core.pipeline import Pipeline
+from ingest.reader.runtime import Runtime
+from ingest.testing.simulation.celery import Chord, Fleet
+from ingest.testing.simulation.clock import Timeline
+from ingest.testing.simulation.faults import Dice, Fault
+from ingest.testing.simulation.kafka import Broker, SimulatedSource
+from ingest.testing.simulation.redis import Redis
+from ingest.testing.simulation.sinks import Item
+from ingest.testing.simulation.story import Story
+from tasks.wire import batch_key
+
+STEP_SECONDS = 0.2
+POISONED = "poison"
+
+
+class Killed(BaseException):
+    """SIGKILL: unwinds the process, wherever it is."""
+
+
+class Watcher(Protocol):
+    """Sees what a reader was told and what it decided."""
+
+    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None: ...
+
+
+class Parser:
+    """Makes segments with tiny rows from the log's records; `bad` rejects everything, `sheds` drops a project.
+
+    `release` is part of every batch's content digest, as it is when another release writes other rows.
+    """
+
+    def __init__(self, broker: Broker, release: int, bad: bool, sheds: bool) -> None:
+        self.release = release
+        self._broker = broker
+        self._bad = bad
+        self._sheds = sheds
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        for message in messages:
+            yield on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
+
+    def _outcome(self, message: Message) -> Outcome:
+        record = self._broker.logs[message.source.partition].records[message.offset]
+        if self._bad or record.kind == "reject":
+            letter = DeadLetter(None, b"?", (), "simulated", "", message.offset, 0)
+            return Reject("simulated", "", letter)
+        if record.kind == "sheddable" and self._sheds:
+            self._broker.shed.add((message.source.partition, message.offset))
+            return Drop("killed", 1)
+        return segment(record.identity, message.offset, with_blob=record.kind != "rows_only")
+
+
+def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:
+    """The smallest segment that reaches every sink."""
+    return Segment(
+        org_id=1,
+        project_id=1,
+        replay_id=identity,
+        segment_id=0,
+        retention_days=30,
+        received=0,
+        blobs=(Blob(f"gcs/{identity}", b"", offset),) if with_blob else (),
+        clickhouse=(Row("replays", f"clickhouse/{identity}", b"{}", offset),),
+        bigquery=(Row("facts", f"bigquery/{identity}", b"{}", offset),),
+        metrics=(Metric("c", f"datadog/{identity}", 1.0),),
+        warnings=(),
+        size_bytes=100,
+    )
+
+
+def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
+    """Task name -> items, like `tasks.wire` lays a batch out: one task a sink that has something to write."""
+    partition = batch.source.partition
+
+    def item(sink: str, identity: str, offset: int) -> Item:
+        return Item(identity, partition, offset, poisoned=f"{POISONED}-{sink}" in identity)
+
+    tasks: dict[str, list[Item]] = {}
+    for seen in batch.segments:
+        offset = seen.clickhouse[0].offset
+        for blob in seen.blobs:
+            tasks.setdefault("blobs/gcs/0", []).append(item("gcs", blob.name, offset))
+        tasks.setdefault("rows/clickhouse/0", []).extend(item("clickhouse", r.id, offset) for r in seen.clickhouse)
+        tasks.setdefault("rows/bigquery/0", []).extend(item("bigquery", r.id, offset) for r in seen.bigquery)
+        tasks.setdefault("rows/datadog/0", []).extend(item("datadog", m.name, offset) for m in seen.metrics)
+    for reject in batch.rejects:
+        offset = reject.dead_letter.offset
+        tasks.setdefault("rows/dead_letter/0", []).append(Item(f"{partition}/{offset}", partition, offset))
+    return {name: tuple(items) for name, items in tasks.items()}
+
+
+class SimulatedDispatcher:
+    """Stands in for `ingest.reader.dispatch.Dispatcher`: stages, starts the chord, or reports that it failed."""
+
+    def __init__(self, reader: Reader, redis: Redis, fleet: Fleet, dice: Dice, timeline: Timeline) -> None:
+        self._reader = reader
+        self._redis = redis
+        self._fleet = fleet
+        self._dice = dice
+        self._timeline = timeline
+
+    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+        self._reader.may_be_killed()
+        seconds = self._dice.between(0.005, 0.05)
+        match command:
+            case do.Dispatch():
+                self._timeline.after(seconds, self._dispatch, command)
+            case do.Park():
+                self._timeline.after(seconds, self._park, command)
+            case do.Discard():
+                self._timeline.after(seconds, self._discard, command)
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Nothing is waited for."""
+
+    def _dispatch(self, command: do.Dispatch) -> None:
+        if not self._reader.alive:
+            return
+        if self._reader.frozen:
+            self._timeline.after(0.3, self._dispatch, command)
+            return
+        batch = command.batch
+        if self._redis.away or self._dice.strikes(Fault.STAGING_REFUSED):
+            self._answer_undispatched(command)
+            return
+        tasks = staged_items(batch)
+        contents = "-".join(str(item.offset) for items in tasks.values() for item in items)
+        key = batch_key(batch.id, f"{self._reader.parser.release}:{contents}")
+        self._redis.stage(key, dict(tasks))
+        names = tuple(name for name in tasks if name.startswith(command.stage))
+        generation = self._redis.generation
+        chord = Chord(
+            batch.id, batch.epoch, command.stage, command.attempt, key, names, generation, self._reader.hear
+        )
+        if self._dice.strikes(Fault.PUBLISHED_HALF):
+            self._fleet.start(chord, len(names) // 2)
+            self._answer_undispatched(command)
+        else:
+            self._fleet.start(chord)
+
+    def _answer_undispatched(self, command: do.Dispatch) -> None:
+        batch = command.batch
+        event = on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", dispatched=False)
+        self._reader.hear(event)
+
+    def _park(self, command: do.Park) -> None:
+        if self._reader.alive and not self._redis.away:
+            self._redis.parked[command.batch.id] = (self._reader, command.batch)
+
+    def _discard(self, command: do.Discard) -> None:
+        if not self._reader.alive or self._redis.away:
+            return
+        self._redis.parked.pop(command.batch.id, None)
+        for key, fields in self._redis.batches.items():
+            if key.startswith(batch_key(command.batch.id, "")):
+                for name in [name for name in fields if not name.startswith("done/")]:
+                    del fields[name]
+
+
+class Reader:
+    """One life of one process. `hear` is its inbox; `turn` is one step of its loop."""
+
+    def __init__(
+        self,
+        name: str,
+        limits: Limits,
+        source: SimulatedSource,
+        parser: Parser,
+        redis: Redis,
+        fleet: Fleet,
+        dice: Dice,
+        timeline: Timeline,
+        story: Story,
+        watcher: Watcher,
+    ) -> None:
+        self.name = name
+        self.alive = True
+        self.busy = False
+        self.stop: do.Stop | None = None
+        self.parser = parser
+        self.source = source
+        self.pipeline = Pipeline(limits)
+        self.stopping = False
+        self.frozen_until = 0.0
+        self._dice = dice
+        self._timeline = timeline
+        self._story = story
+        self._watcher = watcher
+        self._events: deque[on.Event] = deque()
+        self._runtime = Runtime(
+            pipeline=self.pipeline,
+            source=self,
+            dispatcher=SimulatedDispatcher(self, redis, fleet, dice, timeline),
+            parser=parser,
+            inbox=self,
+            clock=lambda: timeline.now,
+            observe=self._observe,
+        )
+        source.inbox = self.hear
+        source.emit = self._runtime.feed
+        source.drain = self._drain
+
+    @property
+    def frozen(self) -> bool:
+        """Stopped by a signal, for now."""
+        return self._timeline.now < self.frozen_until
+
+    def turn(self) -> None:
+        """One step of the loop, unless it is still inside the previous one. May end the process."""
+        self.busy = True
+        try:
+            self._runtime.step()
+            self.stop = self._runtime.stopped
+        except Killed:
+            self.alive = False
+        finally:
+            self.busy = False
+        if self.stop is not None and self.alive:
+            self.alive = False
+            self.source.close()
+
+    def hear(self, event: on.Event) -> None:
+        """Another thread left an event."""
+        if self.alive:
+            self._events.append(event)
+
+    def kill(self) -> None:
+        """Takes effect at once, or as soon as the process runs again."""
+        self.alive = False
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM."""
+        self.stopping = True
+        self.hear(on.ShutdownRequested())
+
+    def may_be_killed(self) -> None:
+        """Between two commands."""
+        if not self.alive or self._dice.strikes(Fault.READER_CRASH_MIDWAY):
+            self.alive = False
+            raise Killed
+
+    # The inbox of the runtime
+
+    def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
+        if block and not self._events:
+            self._timeline.run_until(self._timeline.now + (timeout or 0.0))
+        while self.alive and self.frozen:
+            self._timeline.run_until(self.frozen_until)
+        if not self.alive:
+            raise Killed
+        if not self._events:
+            raise queue.Empty
+        return self._events.popleft()
+
+    # The source of the runtime, with the chance to die before each call
+
+    def poll(self, timeout_seconds: float) -> Sequence[Message]:
+        return self.source.poll(timeout_seconds)
+
+    def commit(self, command: do.Commit) -> None:
+        self.may_be_killed()
+        self.source.commit(command)
+
+    def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        self.source.pause(sources)
+
+    def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        self.source.resume(sources)
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _drain(self, sources: tuple[TopicPartition, ...]) -> None:
+        started_at = self._timeline.now
+        flying = any(flight.batch.source in sources for flight in self.pipeline.in_flight)
+        self._runtime.drain(sources)
+        if flying:
+            self._story.mark("revoked_with_batches_in_flight")
+        if self._timeline.now - started_at >= self.pipeline.limits.drain_deadline_seconds:
+            self._story.mark("drain_deadline_passed")
+
+    def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        story = self._story
+        if story.telling and (commands or not isinstance(event, on.Ticked)):
+            story.tell(now, self.name, event)
+            for command in commands:
+                story.tell(now, self.name, f"    -> {command}")
+        self._watcher.saw(self, event, commands)
+
+
+def with_ratio_off(limits: Limits) -> Limits:
+    """What an operator sets to get a topic past its bad messages."""
+    return replace(limits, reject_ratio_max=1.0)

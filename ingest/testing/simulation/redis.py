@@ -1,0 +1,47 @@
+"""Simulated Redis: staged batches with their done marks, and what is parked. It may vanish at any moment.
+
+`generation` counts restarts that lost everything: whatever was queued under an older one is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingest.testing.simulation.clock import Timeline
+
+
+class RedisAway(Exception):
+    """No answer."""
+
+
+@dataclass(slots=True)
+class Redis:
+    """`batches`: key of the hash (`tasks.wire.batch_key`) -> field -> value."""
+
+    timeline: Timeline
+    batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parked: dict[str, Any] = field(default_factory=dict)
+    down_until: float = 0.0
+    generation: int = 0
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody gets an answer now."""
+        return self.timeline.now < self.down_until
+
+    def require(self) -> None:
+        """Raises RedisAway while it is."""
+        if self.away:
+            raise RedisAway
+
+    def stage(self, key: str, fields: dict[str, Any]) -> None:
+        """Sets payload fields; marks of an existing hash stay."""
+        self.require()
+        self.batches.setdefault(key, {}).update(fields)
+
+    def wipe(self) -> None:
+        """Restarted without its data."""
+        self.generation += 1
+        self.batches.clear()
+        self.parked.clear()

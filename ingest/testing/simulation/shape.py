@@ -1,0 +1,77 @@
+"""The world that a seed makes: how many partitions, readers and messages, which bounds, which faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from ingest.core.limits import Limits
+from ingest.testing.simulation.faults import Fault
+
+SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything about a world but its accidents. All seconds are simulated.
+
+    Time is pressed together (a flush deadline of seconds instead of minutes): the core knows only limits.
+    """
+
+    seed: int
+    partitions: int
+    readers: int
+    messages: int
+    cooperative: bool
+    static: bool
+    gaps: bool
+    calm_at: float
+    faults: tuple[Fault, ...]
+    limits: Limits
+    session_seconds: float = 5.0
+    visibility_seconds: float = 4.0
+
+    @property
+    def settle_seconds_max(self) -> float:
+        """How long everything may take to become durable and committed once the faults stopped."""
+        limits = self.limits
+        batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100)
+        abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
+        return 60.0 + 2.0 * self.messages / (batch_messages * abreast)
+
+    @classmethod
+    def draw(cls, seed: int) -> Shape:
+        """The shape of this seed, always the same."""
+        random = Random(f"{seed}/shape")
+        limits = Limits(
+            batch_messages_max=random.choice((1, 2, 3, 5, 8)),
+            batch_bytes_max=random.choice((200, 400, 1_000, 10_000)),
+            batch_age_seconds_max=random.choice((0.3, 1.0, 2.0)),
+            in_flight_batches_max=random.choice((1, 2, 4, 8)),
+            in_flight_bytes_max=random.choice((600, 2_000, 100_000)),
+            pending_ranges_max=random.choice((4, 6, 12)),
+            flush_deadline_seconds=random.choice((2.0, 5.0)),
+            drain_deadline_seconds=random.choice((0.5, 1.5, 3.0)),
+            retry_backoff_seconds=0.5,
+            retry_backoff_seconds_max=4.0,
+            undispatched_seconds_max=1.0,
+            commit_interval_seconds=0.5,
+            commit_answer_seconds_max=1.5,
+            cut_record_seconds_max=1.0,
+            plan_seconds_max=4.0,
+            pause_after_seconds=0.5,
+            reject_ratio_max=0.6,
+            reject_window=random.choice((10, 20)),
+        )
+        return cls(
+            seed=seed,
+            partitions=random.choice((1, 1, 2, 3)),
+            readers=random.choice((1, 2, 2, 3)),
+            messages=random.choice((30, 60, 90)),
+            cooperative=random.random() < 0.6,
+            static=random.random() < 0.3,
+            gaps=random.random() < 0.3,
+            calm_at=random.choice((6.0, 10.0, 16.0)),
+            faults=tuple(fault for fault in Fault if random.random() < 0.4),
+            limits=limits,
+        )

@@ -1,0 +1,76 @@
+"""Tries a world, and finds the smallest one in which the same invariant still breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from traceback import format_exc
+
+from ingest.testing.simulation.shape import Shape
+from ingest.testing.simulation.story import Violation
+from ingest.testing.simulation.world import World
+
+WORLDS_MAX = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a world ended. `checker` is empty when every invariant held; `crash` is a traceback of our code."""
+
+    shape: Shape
+    simulated_seconds: float
+    marks: dict[str, int]
+    checker: str = ""
+    text: str = ""
+    story: tuple[str, ...] = field(default=(), repr=False)
+
+
+def attempt(shape: Shape, *, telling: bool = False) -> Outcome:
+    """Runs one world. Whatever our code raises is a failure too."""
+    world = World(shape, telling=telling)
+    checker = text = ""
+    try:
+        world.run()
+    except Violation as violation:
+        checker, text = violation.checker, violation.text
+    except Exception as crash:
+        checker, text = f"crash:{type(crash).__name__}", format_exc(limit=-6)
+    return Outcome(shape, world.timeline.now, dict(world.story.marks), checker, text, tuple(world.story.lines))
+
+
+def shortest(failed: Outcome) -> Outcome:
+    """The same failure with fewer faults, messages, readers, partitions and seconds; its story is told."""
+    best, worlds = failed, 0
+    progress = True
+    while progress:
+        progress = False
+        for shape in _smaller(best.shape):
+            worlds += 1
+            if worlds > WORLDS_MAX:
+                break
+            tried = attempt(shape)
+            if tried.checker == failed.checker:
+                best, progress = tried, True
+                break
+    return attempt(best.shape, telling=True)
+
+
+def _smaller(shape: Shape) -> Iterator[Shape]:
+    """Worlds with less in them, the biggest cuts first."""
+    if shape.messages > 1:
+        yield replace(shape, messages=shape.messages // 2)
+    if shape.readers > 1:
+        yield replace(shape, readers=1)
+    if shape.partitions > 1:
+        yield replace(shape, partitions=1)
+    for half in (shape.faults[: len(shape.faults) // 2], shape.faults[len(shape.faults) // 2 :]):
+        if len(shape.faults) > 2:
+            yield replace(shape, faults=half)
+    for fault in shape.faults:
+        yield replace(shape, faults=tuple(other for other in shape.faults if other is not fault))
+    if shape.calm_at > 1.0:
+        yield replace(shape, calm_at=shape.calm_at * 0.75)
+    if shape.messages > 1:
+        yield replace(shape, messages=shape.messages - 1)
+    if shape.gaps:
+        yield replace(shape, gaps=False)

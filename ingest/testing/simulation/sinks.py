@@ -1,0 +1,64 @@
+"""The four sinks and the dead-letter topic, as far as at-least-once can tell: what is stored, and under what name.
+
+Each keeps a write under the identity of what is written, as the real ones do: an object's name, a row's id,
+ClickHouse's deduplication token. DataDog keeps everything: it is the done mark that must stop a second packet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ingest.testing.simulation.faults import Dice, Fault
+from ingest.testing.simulation.story import Story
+from tasks.errors import PermanentSinkError, TransientSinkError
+
+
+class Item(NamedTuple):
+    """One thing to write: its identity and the message it came from. A poisoned one is refused for good."""
+
+    id: str
+    partition: int
+    offset: int
+    poisoned: bool = False
+
+
+class Sinks:
+    """What is durable, and what was written how often."""
+
+    def __init__(self, dice: Dice, story: Story) -> None:
+        self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}
+        self.dead_letters: set[tuple[int, int]] = set()
+        self.writes: Counter[tuple[str, str]] = Counter()
+        self.down_until: dict[str, float] = {}
+        self.misconfigured_until: dict[str, float] = {}
+        self._tokens: set[str] = set()
+        self._dice = dice
+        self._story = story
+
+    def write(self, sink: str, items: Iterable[Item], token: str, now: float) -> None:
+        """Durable when it returns, whatever it raises otherwise: TransientSinkError or PermanentSinkError."""
+        if now < self.misconfigured_until.get(sink, 0.0):
+            raise PermanentSinkError(f"{sink}: no such table", configuration=True)
+        if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):
+            raise TransientSinkError(f"{sink}: 503")
+        if sink == "dead_letter":
+            self.dead_letters.update((item.partition, item.offset) for item in items)
+        elif sink == "clickhouse" and token in self._tokens:
+            self._story.mark("token_skipped")
+        else:
+            self._store(sink, items)
+            self._tokens.add(token)
+        if self._dice.strikes(Fault.SINK_REPLY_LOST):
+            raise TransientSinkError(f"{sink}: connection reset")
+
+    def _store(self, sink: str, items: Iterable[Item]) -> None:
+        stored = self.stored[sink]
+        for item in items:
+            if item.poisoned:
+                self._story.mark("poison_dead_lettered")
+                self.dead_letters.add((item.partition, item.offset))
+                continue
+            stored.add(item.id)
+            self.writes[sink, item.id] += 1

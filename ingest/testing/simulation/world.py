@@ -1,0 +1,242 @@
+"""A whole world from one seed: brokers, Redis, the fleet, sinks, readers, operators, and what happens to them.
+
+Faults strike until `calm_at`; then everything heals, and within a bounded time every message must be durable
+in every sink and committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.testing.simulation.celery import Fleet
+from ingest.testing.simulation.checkers import Checkers
+from ingest.testing.simulation.clock import Timeline
+from ingest.testing.simulation.faults import Dice, Fault
+from ingest.testing.simulation.kafka import Broker, Group, Log, Record, SimulatedSource
+from ingest.testing.simulation.marks import Marks
+from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, with_ratio_off
+from ingest.testing.simulation.redis import Redis
+from ingest.testing.simulation.shape import SINKS, Shape
+from ingest.testing.simulation.sinks import Sinks
+from ingest.testing.simulation.story import Story, Violation
+
+TROUBLE_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Slot:
+    """One replica of the deployment: the life that runs in it, and how many it had."""
+
+    name: str
+    instance: str
+    lives: int = 0
+    reader: Reader | None = None
+    starting: bool = False
+
+
+class World:
+    """Made from a shape, run once."""
+
+    def __init__(self, shape: Shape, *, telling: bool = False) -> None:
+        self.shape = shape
+        self.timeline = Timeline()
+        self.story = Story(telling)
+        self.dice = Dice(shape.seed, shape.faults, self.timeline, shape.calm_at)
+        self.redis = Redis(self.timeline)
+        self.sinks = Sinks(self.dice, self.story)
+        group = Group(
+            self.timeline, shape.partitions, shape.cooperative, shape.session_seconds, self._commit_stored
+        )
+        self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group)
+        self.checkers = Checkers(shape, self.broker, self.sinks, self.story)
+        self.marks = Marks(self.story)
+        self.fleet = Fleet(
+            self.timeline,
+            self.dice,
+            self.redis,
+            self.sinks,
+            self.story,
+            shape.visibility_seconds,
+            self.checkers.about_to_write,
+        )
+        self.slots = [Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)]
+
+    def run(self) -> float:
+        """Runs to the end; returns its simulated seconds. Raises Violation."""
+        self._produce()
+        for slot in self.slots:
+            self._start(slot)
+        self.timeline.after(TROUBLE_SECONDS, self._trouble)
+        while True:
+            self.timeline.run_until(self.timeline.now + 0.5)
+            now = self.timeline.now
+            if now > self.shape.calm_at and self.checkers.durability.lag() == 0:
+                break
+            if now > self.shape.calm_at + self.shape.settle_seconds_max:
+                lag = self.checkers.durability.lag()
+                raise Violation("settles_in_time", f"{lag} messages uncommitted {now:.0f} s into the run")
+        self.checkers.at_end()
+        for fault in self.dice.struck:
+            self.story.mark(f"fault:{fault.value}")
+        return self.timeline.now
+
+    # Messages
+
+    def _produce(self) -> None:
+        """Some messages are there already, others come until shortly before the faults stop."""
+        random = Random(f"{self.shape.seed}/messages")
+        backlog = self.shape.messages // 3
+        storm = random.random() < 0.2
+        last = ""
+        for n in range(self.shape.messages):
+            kind = self._kind(random, storm and n > self.shape.messages * 0.6)
+            poison = random.choice(SINKS) if random.random() < 0.02 else ""
+            identity = f"{POISONED}-{poison}-{n}" if poison and kind == "segment" else str(n)
+            if last and kind == "segment" and random.random() < 0.05:
+                identity = last  # the SDK sent it twice
+            if kind == "segment":
+                last = identity
+            log = self.broker.logs[int(random.random() * self.shape.partitions)]
+            skipped = int(random.random() * 3) if self.shape.gaps else 0
+            if n < backlog:
+                log.append(Record(kind, identity), skipped)
+            else:
+                self.timeline.after(
+                    random.random() * self.shape.calm_at * 0.9, log.append, Record(kind, identity), skipped
+                )
+
+    def _kind(self, random: Random, storm: bool) -> str:
+        if random.random() < (0.9 if storm else 0.06):
+            return "reject"
+        draw = random.random()
+        return "rows_only" if draw < 0.05 else "sheddable" if draw < 0.1 else "segment"
+
+    # Readers
+
+    def _start(self, slot: Slot) -> None:
+        slot.starting = False
+        slot.lives += 1
+        rolled_back = slot.reader is not None and slot.reader.pipeline.halted is not None
+        bad = slot.lives > 1 and not rolled_back and self.dice.strikes(Fault.BAD_RELEASE)
+        limits = with_ratio_off(self.shape.limits) if rolled_back else self.shape.limits
+        name = f"{slot.name}.{slot.lives}"
+        reader = Reader(
+            name,
+            limits,
+            SimulatedSource(self.broker, self.dice, self.story, self.timeline, name, slot.instance),
+            Parser(self.broker, slot.lives % 2, bad, self.dice.strikes(Fault.SHEDDING)),
+            self.redis,
+            self.fleet,
+            self.dice,
+            self.timeline,
+            self.story,
+            self,
+        )
+        slot.reader = reader
+        self._tell("world", f"{name} starts{' (bad release)' if bad else ''}")
+        self._turn(slot, reader)
+
+    def _turn(self, slot: Slot, reader: Reader) -> None:
+        """One step of the loop and one heartbeat, over and over; when it died, the next life."""
+        if reader.alive and not reader.frozen:
+            self.broker.group.beat(reader.source.member_id)
+            if not reader.busy:
+                reader.turn()
+        if reader.alive or reader.busy:
+            self.timeline.after(STEP_SECONDS * self.dice.between(0.7, 1.3), self._turn, slot, reader)
+        else:
+            self._ended(slot, reader)
+
+    def _ended(self, slot: Slot, reader: Reader) -> None:
+        if reader.stop is not None:
+            self.story.mark("stopped_clean" if reader.stop.clean else "stopped_unclean")
+        self._tell("world", f"{reader.name} is gone: {reader.stop or 'killed'}")
+        self.timeline.after(self.dice.between(0.2, 8.0), self._start, slot)
+
+    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+        """A reader decided: invariants and marks."""
+        now = self.timeline.now
+        self.checkers.saw(reader, event, commands, now)
+        self.marks.saw(reader, event, commands, now)
+        if any(isinstance(command, do.Halt) for command in commands):
+            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # a person rolls it back
+
+    def _commit_stored(self, partition: int, offset: int, record: str) -> None:
+        self._tell("broker", f"stored {partition}: {offset} {record!r}")
+        self.checkers.stored(partition, offset, record)
+
+    # Trouble
+
+    def _trouble(self) -> None:
+        """Every half a second: what strikes at no particular call."""
+        now = self.timeline.now
+        if now >= self.shape.calm_at:
+            return
+        self.timeline.after(TROUBLE_SECONDS, self._trouble)
+        for slot in self.slots:
+            reader = slot.reader
+            if reader is not None and reader.alive and not reader.stopping:
+                self._trouble_reader(reader)
+        strikes = self.dice.strikes
+        if strikes(Fault.REDIS_WIPED):
+            self._tell("redis", "restarted empty")
+            self.redis.wipe()
+        if strikes(Fault.REDIS_DOWN):
+            self._tell("redis", "away")
+            self.redis.down_until = now + self.dice.between(0.5, 4.0)
+        if strikes(Fault.STAGED_EVICTED) and self.redis.batches:
+            keys = list(self.redis.batches)
+            del self.redis.batches[keys[self.dice.pick(Fault.STAGED_EVICTED, len(keys))]]
+        for fault, until in (
+            (Fault.SINK_OUTAGE, self.sinks.down_until),
+            (Fault.SINK_MISCONFIGURED, self.sinks.misconfigured_until),
+        ):
+            if strikes(fault):
+                sink = (*SINKS, "dead_letter")[self.dice.pick(fault, len(SINKS) + 1)]
+                self._tell(sink, fault.value)
+                until[sink] = min(self.shape.calm_at, now + self.dice.between(1.0, 6.0))
+        if strikes(Fault.RETENTION):
+            self._expire()
+        self._operate()
+
+    def _trouble_reader(self, reader: Reader) -> None:
+        strikes = self.dice.strikes
+        if strikes(Fault.READER_CRASH):
+            self._tell("world", f"kill -9 {reader.name}")
+            reader.kill()
+        elif strikes(Fault.READER_FROZEN):
+            self._tell("world", f"kill -STOP {reader.name}")
+            reader.frozen_until = self.timeline.now + self.dice.between(1.0, 9.0)
+        elif strikes(Fault.READER_STOP):
+            self._tell("world", f"kill -TERM {reader.name}")
+            reader.ask_to_stop()
+
+    def _expire(self) -> None:
+        log = self.broker.logs[self.dice.pick(Fault.RETENTION, len(self.broker.logs))]
+        low = max(log.low, int(log.low + (log.high - log.low) * self.dice.between(0.1, 1.0)))
+        self._tell("broker", f"{log.source} expired up to {low}")
+        log.low = low
+
+    def _operate(self) -> None:
+        """An operator looks at what is parked."""
+        if self.redis.away:
+            return
+        for batch_id, (reader, batch) in list(self.redis.parked.items()):
+            if self.dice.strikes(Fault.OPERATOR_RETRY):
+                self.timeline.after(0.1, reader.hear, on.RetryRequested(batch_id))
+            elif self.dice.strikes(Fault.OPERATOR_ABANDON):
+                log = self.broker.logs[batch.source.partition]
+                if batch.offsets.start < log.low:
+                    continue  # it cannot be read again, so it cannot be kept
+                offsets = log.between(batch.offsets.start, batch.offsets.stop)
+                self.sinks.dead_letters.update((batch.source.partition, offset) for offset in offsets)
+                event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
+                self.timeline.after(0.1, partial(reader.hear, event))
+
+    def _tell(self, who: str, what: str) -> None:
+        self.story.tell(self.timeline.now, who, what)

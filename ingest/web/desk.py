@@ -1,0 +1,136 @@
+"""What an operator sees and does here: the only door to the reader's view of the system and to its dead letters.
+
+All of it exists on the command line too (`status`, `batches`, `dlq`); this is the same library behind buttons.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaException
+from redis.exceptions import RedisError
+
+from ingest.operate import dlq, status
+from ingest.settings import Settings
+from ingest.web.journey import flower_url
+from tasks.errors import SinkError
+from tasks.operate import NotParked, ReaderGone, abandon, retry
+from tasks.sinks import build
+from tasks.staging import Staging, connect
+
+LETTERS_MAX = 200
+LETTERS_COUNTED_MAX = 100_000
+REPLAYS_PER_SECOND_MAX = 100.0
+DEEDS_MAX = 20
+
+
+class Refused(RuntimeError):
+    """Nothing was done. The text says why; `status` is the HTTP status that fits."""
+
+    def __init__(self, status_code: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status_code
+
+
+class Desk:
+    """Methods block and may be called from several threads; they raise Refused."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client = connect(settings)
+        self._staging = Staging(self._client, settings)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def look(self) -> dict[str, Any]:
+        """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; last deeds."""
+        try:
+            found = msgspec.to_builtins(status.collect(self._settings, self._client))
+            deeds = self._staging.audited(DEEDS_MAX)
+        except RedisError as error:
+            raise Refused(503, f"redis does not answer: {error}") from error
+        for batch in found["parked"]:
+            batch["flower"] = flower_url(self._settings, batch["batch_id"])
+        for reader in found["readers"]:
+            for flight in reader["snapshot"]["flights"]:
+                flight["flower"] = flower_url(self._settings, flight["batch_id"])
+        flower = flower_url(self._settings, "").partition("?")[0]
+        return {**found, "deeds": deeds, "flower": flower, "dead_letter_topic": self._settings.dlq_topic}
+
+    def retry_batch(self, batch_id: str, by: str) -> str:
+        """Asks the batch's reader to try it now; says what was done."""
+        try:
+            return retry(self._staging, batch_id, by)
+        except NotParked as error:
+            raise Refused(404, str(error)) from error
+        except ReaderGone as error:
+            raise Refused(409, str(error)) from error
+        except RedisError as error:
+            raise Refused(503, f"redis does not answer: {error}") from error
+
+    def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
+        """Gives the batch up: its messages become dead letters first. Says what was done."""
+        if not reason.strip():
+            raise Refused(400, "say why: an abandoned batch is looked at again some day")
+        sink = build("dead_letter", self._settings)
+        try:
+            return abandon(self._settings, self._staging, sink, batch_id, reason.strip(), by)
+        except NotParked as error:
+            raise Refused(404, str(error)) from error
+        except (ReaderGone, ValueError) as error:
+            raise Refused(409, str(error)) from error
+        except (RedisError, SinkError, KafkaException) as error:
+            raise Refused(503, str(error)) from error
+        finally:
+            sink.close()
+
+    def dead_letters(self, *, include_replayed: bool) -> dict[str, Any]:
+        """The first letters that are waiting, and how many there are of each reason and sink."""
+        counts: Counter[tuple[str, str]] = Counter()
+        shown: list[dict[str, Any]] = []
+        selection = dlq.Selection(include_replayed=include_replayed)
+        try:
+            for letter in itertools.islice(dlq.letters(self._settings, selection), LETTERS_COUNTED_MAX):
+                counts[letter.reason, letter.sink] += 1
+                if len(shown) < LETTERS_MAX:
+                    shown.append(letter.as_dict())
+        except dlq.DeadLettersUnavailable as error:
+            raise Refused(503, str(error)) from error
+        return {
+            "letters": shown,
+            "total": counts.total(),
+            "counts": [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()],
+        }
+
+    def replay_letters(self, ids: Sequence[str], by: str) -> dict[str, Any]:
+        """Sends these letters where they belong; what came of each."""
+        if not ids or len(ids) > LETTERS_MAX:
+            raise Refused(400, f"choose 1 to {LETTERS_MAX} letters")
+        outcomes: list[dict[str, str]] = []
+
+        def told(letter: dlq.Letter, outcome: str) -> None:
+            outcomes.append({"id": letter.id, "outcome": outcome})
+
+        selection = dlq.Selection(ids=frozenset(ids))
+        try:
+            done = dlq.replay(self._settings, selection, per_second_max=REPLAYS_PER_SECOND_MAX, done=told)
+            self._staging.audit(
+                {
+                    "what": "dlq_replay",
+                    "by": by,
+                    "ids": ",".join(sorted(ids)),
+                    "produced": done.produced,
+                    "written": done.written,
+                    "failed": len(done.failed),
+                }
+            )
+        except dlq.DeadLettersUnavailable as error:
+            raise Refused(503, str(error)) from error
+        except RedisError as error:
+            raise Refused(503, f"replayed, but not noted in the audit: {error}") from error
+        return {**msgspec.to_builtins(done), "outcomes": outcomes}

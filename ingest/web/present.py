@@ -1,0 +1,88 @@
+"""What the reads return, as JSON and as text. One shape for the commands' `--json` and for the pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ingest.web.journey import Journeys, flower_url
+from ingest.web.model import Replay, Segments
+from ingest.web.reads import Page
+from ingest.web.timeline import Timeline
+from tasks.settings import Settings
+
+
+def replay_dict(replay: Replay) -> dict[str, Any]:
+    """One replay, all fields, and how long it lasted."""
+    plain: dict[str, Any] = msgspec.to_builtins(replay)
+    return {**plain, "duration_seconds": replay.duration_seconds}
+
+
+def page_dict(page: Page) -> dict[str, Any]:
+    """Some replays."""
+    return {"replays": [replay_dict(one) for one in page.replays], "more": page.more}
+
+
+def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) -> dict[str, Any]:
+    """Segments in order, holes named, each with the facts of its ingestion.
+
+    `committed`: its offset is below the committed one, so every sink has it. `batch`: as far as Redis remembers.
+    """
+    listed = []
+    for one in segments.all:
+        plain: dict[str, Any] = msgspec.to_builtins(one)
+        plain["batch"] = plain["committed"] = None
+        if one.partition is not None and one.offset is not None:
+            committed = journeys.committed.get(one.partition)
+            plain["committed"] = None if committed is None else one.offset < committed
+            batch = journeys.of(one.partition, one.offset)
+            if batch is not None:
+                plain["batch"] = {
+                    **msgspec.to_builtins(batch),
+                    "durable": batch.durable,
+                    "flower": flower_url(settings, batch.batch_id),
+                }
+        listed.append(plain)
+    return {
+        "segments": listed,
+        "missing": list(segments.missing),
+        "duplicates": list(segments.duplicates),
+        "notes": [*segments.notes, *([journeys.trouble] if journeys.trouble else [])],
+    }
+
+
+def timeline_dict(timeline: Timeline) -> dict[str, Any]:
+    """All of it, and the number of marks by kind."""
+    plain: dict[str, Any] = msgspec.to_builtins(timeline)
+    return {**plain, "counts": timeline.counts()}
+
+
+# Text for people
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `4:05`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def size(size_bytes: float) -> str:
+    """`12 B`, `3.4 kB`, `1.2 MB`."""
+    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def numbers(found: tuple[int, ...] | list[int]) -> str:
+    """`3, 5-7`."""
+    runs: list[list[int]] = []
+    for number in sorted(found):
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

@@ -1,0 +1,379 @@
+"""The timeline of a replay: what its rrweb events say that a person wants to see beside the recording.
+
+Everything comes from the stored segments themselves, so it is there as soon as a segment can be played, and it
+needs no analytics. Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. A wrong
+shape anywhere costs that event alone; how many it cost is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, BlobError, split
+
+MARKS_MAX = 20_000
+TEXT_MAX = 400
+DETAILS_MAX = 12
+
+DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
+DEAD_CLICK_MS_MIN = 7000
+RAGE_CLICKS_MIN = 5
+FULL_SNAPSHOT, INCREMENTAL, META, CUSTOM = 2, 3, 4, 5
+MOUSE_INTERACTION, MOUSE_CLICK = 2, 2
+STATES = frozenset(
+    (
+        *("device.battery", "device.orientation", "device.connectivity", "ui.scroll", "ui.swipe"),
+        *("app.background", "app.foreground", "ui.blur", "ui.focus"),
+    )
+)
+CLICK_RANKS = {"click": 0, "slow_click": 1, "dead_click": 2, "rage_click": 3}
+
+Detail = dict[str, str | int | float | bool | None]
+
+
+class Mark(msgspec.Struct):
+    """One thing that happened. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
+
+    `times`: how many clicks share one identity (the same second and node), which ClickHouse counts once too.
+    """
+
+    at_ms: int
+    kind: str
+    segment_id: int
+    title: str
+    level: str = ""
+    duration_ms: int | None = None
+    times: int = 1
+    detail: Detail = {}
+
+
+class Memory(msgspec.Struct, frozen=True, array_like=True):
+    """One sample of the JavaScript heap, bytes."""
+
+    at_ms: int
+    used_bytes: int
+    total_bytes: int
+
+
+class Timeline(msgspec.Struct):
+    """`start_ms`, `end_ms`: of the recording, 0 when nothing has a time. `snapshots`: from where it can be drawn.
+
+    `unreadable`: segments whose JSON is none, with why. `truncated`: there was more than MARKS_MAX.
+    """
+
+    start_ms: int
+    end_ms: int
+    marks: list[Mark]
+    memory: list[Memory]
+    snapshots: list[int]
+    malformed: int
+    unreadable: dict[int, str]
+    truncated: bool
+
+    def counts(self) -> dict[str, int]:
+        """Marks by kind."""
+        found: dict[str, int] = {}
+        for mark in self.marks:
+            found[mark.kind] = found.get(mark.kind, 0) + 1
+        return found
+
+
+class Malformed(ValueError):
+    """This event has another shape than it should have."""
+
+
+class _Head(msgspec.Struct):
+    type: int
+    timestamp: float | None = None
+
+
+class _Pointer(msgspec.Struct):
+    source: int
+    type: int | None = None
+    id: int | None = None
+    x: float | None = None
+    y: float | None = None
+
+
+class _Incremental(msgspec.Struct):
+    data: _Pointer
+
+
+class _Reader:
+    """Collects while events go by."""
+
+    def __init__(self) -> None:
+        self.marks: list[Mark] = []
+        self.memory: list[Memory] = []
+        self.snapshots: list[int] = []
+        self.times: list[int] = []
+        self.malformed = 0
+        self.truncated = False
+        self.segment_id = 0
+        self._clicks: dict[tuple[int, int], Mark] = {}
+        self._pointer: list[Mark] = []
+
+    def take(self, raw: msgspec.Raw) -> None:
+        try:
+            head = msgspec.json.decode(raw, type=_Head)
+            at_ms = _milliseconds(head.timestamp)
+            if head.type in PLAYED_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
+                self.times.append(at_ms)
+            if head.type == FULL_SNAPSHOT:
+                self.snapshots.append(at_ms)
+            elif head.type == INCREMENTAL:
+                self._incremental(raw, at_ms)
+            elif head.type == META:
+                data = _dict(_dict(msgspec.json.decode(raw)).get("data"))
+                size: Detail = {"width": _number(data.get("width")), "height": _number(data.get("height"))}
+                self._add(Mark(at_ms, "page", self.segment_id, _text(data.get("href")), detail=size))
+            elif head.type == CUSTOM:
+                self._custom(_dict(_dict(msgspec.json.decode(raw)).get("data")), at_ms)
+        except (msgspec.DecodeError, Malformed, RecursionError, OverflowError):
+            self.malformed += 1
+
+    def finish(self, unreadable: dict[int, str]) -> Timeline:
+        if not self._clicks:
+            # Recordings without the SDK's breadcrumbs still say where the mouse clicked.
+            for mark in self._pointer:
+                self._add(mark)
+        self.marks.sort(key=lambda mark: mark.at_ms)
+        self.memory.sort(key=lambda sample: sample.at_ms)
+        times = self.times or [mark.at_ms for mark in self.marks]
+        return Timeline(
+            start_ms=min(times, default=0),
+            end_ms=max(times, default=0),
+            marks=self.marks,
+            memory=self.memory,
+            snapshots=sorted(self.snapshots),
+            malformed=self.malformed,
+            unreadable=unreadable,
+            truncated=self.truncated,
+        )
+
+    def _add(self, mark: Mark) -> None:
+        if len(self.marks) >= MARKS_MAX:
+            self.truncated = True
+        else:
+            self.marks.append(mark)
+
+    def _incremental(self, raw: msgspec.Raw, at_ms: int) -> None:
+        pointer = msgspec.json.decode(raw, type=_Incremental).data
+        if pointer.source == MOUSE_INTERACTION and pointer.type == MOUSE_CLICK and len(self._pointer) < MARKS_MAX:
+            detail: Detail = {"node": pointer.id, "x": pointer.x, "y": pointer.y}
+            self._pointer.append(Mark(at_ms, "click", self.segment_id, "mouse click", detail=detail))
+
+    def _custom(self, data: dict[str, Any], at_ms: int) -> None:
+        tag = data.get("tag")
+        if tag == "breadcrumb":
+            self._breadcrumb(_dict(data.get("payload")), at_ms)
+        elif tag == "performanceSpan":
+            self._span(_dict(data.get("payload")), at_ms)
+        elif tag in ("options", "video"):
+            title = "SDK options" if tag == "options" else "video"
+            self._add(Mark(at_ms, tag, self.segment_id, title, detail=_scalars(_dict(data.get("payload")))))
+
+    # Breadcrumbs
+
+    def _breadcrumb(self, payload: dict[str, Any], event_ms: int) -> None:
+        category = payload.get("category")
+        seconds = payload.get("timestamp")
+        at_ms = event_ms if seconds is None else _milliseconds(seconds)
+        data = payload.get("data")
+        if category in ("ui.click", "ui.slowClickDetected"):
+            self._click(payload, _dict(data), at_ms, slow=category != "ui.click")
+        elif category == "console":
+            level = _text(payload.get("level"))
+            rank = {"error": "bad", "fatal": "bad", "warning": "warn", "warn": "warn"}.get(level, "")
+            self._add(
+                Mark(
+                    at_ms, "console", self.segment_id, _text(payload.get("message")), rank, detail={"level": level}
+                )
+            )
+        elif category in _PLAIN:
+            kind, level, title = _PLAIN[category]
+            found = data if isinstance(data, dict) else {}
+            self._add(Mark(at_ms, kind, self.segment_id, title(payload, found), level, detail=_scalars(found)))
+        elif category in STATES:
+            detail = _scalars(data) if isinstance(data, dict) else {}
+            self._add(Mark(at_ms, "state", self.segment_id, _text(category), detail=detail))
+
+    def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
+        """A click and the later word that nothing came of it are one mark, by the identity of its row."""
+        node = _dict(data.get("node"))
+        node_id = node.get("id")
+        if type(node_id) is not int or node_id < 0:
+            raise Malformed("the node of a click has no id")
+        kind, detail = "click", _node(node)
+        if slow:
+            waited = _amount(data, "timeAfterClickMs", "timeafterclickms")
+            count = _amount(data, "clickCount", "clickcount")
+            dead = (
+                data.get("endReason") == "timeout"
+                and node.get("tagName") in DEAD_CLICK_TAGS
+                and waited >= DEAD_CLICK_MS_MIN
+            )
+            kind = ("rage_click" if count >= RAGE_CLICKS_MIN else "dead_click") if dead else "slow_click"
+            detail |= {"clicks": count, "nothing for ms": waited, "ended by": _text(data.get("endReason"))}
+        title = _text(payload.get("message")) or _text(node.get("tagName"))
+        level = {"rage_click": "bad", "dead_click": "warn"}.get(kind, "")
+        known = self._clicks.get((at_ms // 1000, node_id))
+        if known is None:
+            mark = Mark(at_ms, kind, self.segment_id, title, level, detail=detail)
+            self._clicks[at_ms // 1000, node_id] = mark
+            self._add(mark)
+            return
+        known.times += not slow
+        if CLICK_RANKS[kind] > CLICK_RANKS[known.kind]:
+            known.kind, known.level = kind, level
+            known.detail = known.detail | detail
+
+    # Performance spans
+
+    def _span(self, payload: dict[str, Any], event_ms: int) -> None:
+        op, url = _text(payload.get("op")), _text(payload.get("description"))
+        start, end = payload.get("startTimestamp"), payload.get("endTimestamp")
+        at_ms = event_ms if start is None else _milliseconds(start)
+        took = None if start is None or end is None else max(0, _milliseconds(end) - at_ms)
+        given = payload.get("data")
+        data: dict[str, Any] = given if isinstance(given, dict) else {}
+        if op == "memory":
+            found = data.get("memory")
+            heap = found if isinstance(found, dict) else data
+            self.memory.append(
+                Memory(at_ms, _integer(heap.get("usedJSHeapSize")), _integer(heap.get("totalJSHeapSize")))
+            )
+        elif op in ("resource.fetch", "resource.xhr"):
+            self._add(_request(op, url, data, at_ms, took, self.segment_id))
+        elif op.startswith("resource."):
+            status = _number(data.get("statusCode"))
+            detail = {"type": op[9:], "status": status, "bytes": _number(data.get("size"))}
+            self._add(Mark(at_ms, "asset", self.segment_id, url, _status_level(status), took, detail=detail))
+        elif op.startswith("navigation"):
+            self._add(Mark(at_ms, "navigation", self.segment_id, url, "", took, detail={"type": op}))
+        elif op in ("web-vital", "paint"):
+            rating = _text(data.get("rating"))
+            level = {"poor": "bad", "needs-improvement": "warn"}.get(rating, "")
+            value = _number(data.get("value"))
+            if value is None:
+                value = _number(data.get("size"))
+            self._add(Mark(at_ms, "vital", self.segment_id, url, level, detail={"value": value, "rating": rating}))
+
+
+def read(segments: Iterable[tuple[int, bytes]]) -> Timeline:
+    """The timeline of these recordings: (segment id, JSON) in the order of segments."""
+    reader = _Reader()
+    unreadable: dict[int, str] = {}
+    for segment_id, recording in segments:
+        reader.segment_id = segment_id
+        try:
+            events = split(recording)
+        except BlobError as error:
+            unreadable[segment_id] = str(error)
+            continue
+        for event in events:
+            reader.take(event)
+    return reader.finish(unreadable)
+
+
+Title = Callable[[dict[str, Any], dict[str, Any]], str]
+_PLAIN: dict[str, tuple[str, str, Title]] = {
+    "navigation": ("navigation", "", lambda _, data: _text(data.get("to"))),
+    "ui.multiClick": ("multi_click", "", lambda payload, _: _text(payload.get("message"))),
+    "ui.tap": ("tap", "", lambda payload, data: _text(payload.get("message")) or _text(data.get("view.id"))),
+    "replay.hydrate-error": ("hydration_error", "bad", lambda _, data: _text(data.get("url"))),
+    "replay.mutations": (
+        "mutations",
+        "warn",
+        lambda _, data: f"{_text(str(data.get('count')))} mutations at once",
+    ),
+    "sentry.feedback": ("feedback", "", lambda _, data: f"feedback {_text(data.get('feedbackId'))}"),
+}
+
+
+def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | None, segment_id: int) -> Mark:
+    """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key wins."""
+
+    def size(older: str, newer: str) -> int | None:
+        value = data.get(older)
+        if value is None:
+            inner = data.get(newer)
+            value = inner.get("size") if isinstance(inner, dict) else None
+        try:
+            return int(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            return None
+
+    status = _number(data.get("statusCode"))
+    detail: Detail = {
+        "type": op[9:],
+        "method": _text(data.get("method")) or "GET",
+        "status": status,
+        "request bytes": size("requestBodySize", "request"),
+        "response bytes": size("responseBodySize", "response"),
+    }
+    return Mark(at_ms, "network", segment_id, url, _status_level(status), took, detail=detail)
+
+
+def _status_level(status: float | None) -> str:
+    return "" if status is None or status < 400 else "warn" if status < 500 else "bad"
+
+
+def _node(node: dict[str, Any]) -> Detail:
+    attributes = node.get("attributes")
+    named = attributes if isinstance(attributes, dict) else {}
+    detail: Detail = {"element": _text(node.get("tagName")), "text": _text(node.get("textContent"))}
+    for name in ("id", "class", "aria-label", "data-testid", "data-sentry-component"):
+        if named.get(name):
+            detail[name] = _text(named[name])
+    return detail
+
+
+def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
+    value = data.get(name) or data.get(older_name) or 0
+    if type(value) is not int and type(value) is not float:
+        raise Malformed(f"{name} is not a number")
+    return value
+
+
+def _scalars(data: dict[str, Any]) -> Detail:
+    """The first few fields that are no structure."""
+    found: Detail = {}
+    for key, value in data.items():
+        if len(found) < DETAILS_MAX and (value is None or isinstance(value, (str, int, float, bool))):
+            found[key[:64]] = value[:TEXT_MAX] if isinstance(value, str) else value
+    return found
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Malformed("an object was expected")
+    return value
+
+
+def _text(value: Any) -> str:
+    return value[:TEXT_MAX] if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in (int, float) and abs(value) < 1e18 else None
+
+
+def _integer(value: Any) -> int:
+    number = _number(value)
+    if number is None:
+        raise Malformed("a number was expected")
+    return int(number)
+
+
+def _milliseconds(value: Any) -> int:
+    """Unix milliseconds of a time in seconds or milliseconds; 0 for none at all."""
+    if value is None:
+        return 0
+    number = _number(value)
+    if number is None:
+        raise Malformed("a time is not a number")
+    return int(number if number > MILLISECONDS_MIN else number * 1000)

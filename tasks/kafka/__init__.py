@@ -1,0 +1,1 @@
+"""What fleet and reader share of Kafka."""

@@ -1,0 +1,125 @@
+"""A worker as operators see it: its logs, metrics, probes and traces, tied to its life by Celery's signals.
+
+One run of a flush task is watched from here: its outcome and time in the metrics, its work as a span.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from celery import signals
+from celery.exceptions import Ignore, Reject, Retry
+from redis.exceptions import RedisError
+
+from tasks.observe import logs, metrics, telemetry
+from tasks.settings import Settings, load_as
+from tasks.staging import Staging
+from tasks.wire import batch_id_of
+
+RECENT_RUNS = 100
+TOLD_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the run itself tells. `called`: it got as far as its sink."""
+
+    already_done: bool = False
+    called: bool = False
+    items: int = 0
+    size_bytes: int = 0
+
+
+class Recent:
+    """The durations of this process's last runs of each sink, shown to operators in Redis now and then.
+
+    One small write every TOLD_SECONDS; the last process to write is what is shown, which is enough to see
+    whether a sink takes milliseconds or half a minute.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, deque[float]] = {}
+        self._told_at: dict[str, float] = {}
+
+    def add(self, sink: str, seconds: float, staging: Staging, settings: Settings) -> None:
+        """One run that called its sink. Never raises for Redis."""
+        runs = self._seconds.setdefault(sink, deque(maxlen=RECENT_RUNS))
+        runs.append(seconds)
+        now = time.monotonic()
+        if now - self._told_at.get(sink, -TOLD_SECONDS) < TOLD_SECONDS:
+            return
+        self._told_at[sink] = now
+        ordered = sorted(runs)
+        about = {
+            "p50_seconds": round(ordered[len(ordered) // 2], 4),
+            "max_seconds": round(ordered[-1], 4),
+            "runs": len(ordered),
+            "at": time.time(),
+        }
+        with suppress(RedisError, OSError):
+            staging.client.hset(sinks_key(settings), sink, msgspec.json.encode(about))
+
+
+_recent = Recent()
+
+
+def sinks_key(settings: Settings) -> str:
+    """The Redis hash of how long recent runs of each sink took."""
+    return f"{settings.key_prefix}:sinks"
+
+
+@contextmanager
+def watched(
+    request: Any, batch: str, name: str, staging: Staging | None = None, settings: Settings | None = None
+) -> Iterator[Watch]:
+    """Around one run. How it ends says which outcome is counted; what it raises goes on unchanged."""
+    sink, watch, started_at = name.split("/")[1], Watch(), time.perf_counter()
+    outcome = "failed"
+    about = {"replays.batch": batch_id_of(batch), "replays.task": name}
+    try:
+        with telemetry.sink_span(request, sink, **about):
+            yield watch
+        outcome = "already_done" if watch.already_done else "done"
+    except Retry:
+        outcome = "put_off"
+        raise
+    except (Ignore, Reject):
+        outcome = "failed"
+        raise
+    except Exception as error:
+        outcome = str(getattr(error, "outcome", outcome))
+        raise
+    finally:
+        seconds = time.perf_counter() - started_at if watch.called else 0.0
+        metrics.observe_flush(sink, outcome, seconds, watch.items, watch.size_bytes)
+        if seconds and staging is not None and settings is not None:
+            _recent.add(sink, seconds, staging, settings)
+
+
+def connect() -> None:
+    """Called once by `tasks.celery`. Only workers send these signals: a publisher is not touched."""
+    signals.setup_logging.connect(_on_logging, weak=False)
+    signals.worker_init.connect(_on_worker, weak=False)
+    signals.worker_process_init.connect(_on_worker, weak=False)
+    signals.worker_process_shutdown.connect(_on_end, weak=False)
+    signals.worker_shutdown.connect(_on_end, weak=False)
+    metrics.connect()
+
+
+def _on_logging(**_: Any) -> None:
+    logs.configure(load_as(Settings, refuse_unknown=False))
+
+
+def _on_worker(**_: Any) -> None:
+    """In the main process, and again in each process of the pool: exporters have threads, which do not fork."""
+    telemetry.configure(load_as(Settings, refuse_unknown=False), service="replays-worker")
+
+
+def _on_end(**_: Any) -> None:
+    telemetry.flush()

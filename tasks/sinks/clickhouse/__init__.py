@@ -1,0 +1,1 @@
+"""ClickHouse: the sink, and the classes of its errors."""

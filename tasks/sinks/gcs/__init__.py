@@ -1,0 +1,1 @@
+"""Cloud Storage: the sink, and its concurrent transfers."""

@@ -1,0 +1,82 @@
+"""Looks every pinned package up among the known vulnerabilities, where these can be reached.
+
+    python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
+
+The question is pip-audit's, put to OSV (https://osv.dev): names and versions leave the machine, nothing is
+installed. Exit code 1: a pinned version has a known vulnerability. 0: none has, or it could not be asked, which
+is then said: a machine without the network must be able to pass `make check`, and must not be told that all is
+well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+AUDIT_SECONDS_MAX = 90.0
+ASK_SECONDS_MAX = 10
+OSV_URL = "https://api.osv.dev/v1/query"
+
+
+class NotChecked(Exception):
+    """The data could not be had. The text says why."""
+
+
+def ask(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:
+    """pip-audit's findings, one a package: `name`, `version`, `vulns`; or `skip_reason`. Raises NotChecked."""
+    command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--no-deps", "--disable-pip"]
+    command += ["--vulnerability-service", "osv", "--osv-url", osv_url, "--timeout", str(ASK_SECONDS_MAX)]
+    command += ["--format", "json", "--progress-spinner", "off"]
+    for identity in ignored:
+        command += ["--ignore-vuln", identity]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds_max, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise NotChecked(f"no answer within {seconds_max:g} s") from error
+    try:
+        found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+    except (ValueError, KeyError) as error:
+        lines = done.stderr.strip().splitlines() or ["pip-audit said nothing"]
+        raise NotChecked(lines[-1]) from error
+    return found
+
+
+def report(found: list[dict[str, Any]]) -> int:
+    """Prints what is vulnerable, and how to mend it. The exit code."""
+    bad = [one for one in found if one.get("vulns")]
+    skipped = [one["name"] for one in found if "skip_reason" in one]
+    for one in bad:
+        for known in one["vulns"]:
+            names = ", ".join([known["id"], *known.get("aliases", [])])
+            mended = (
+                f"mended in {', '.join(known['fix_versions'])}" if known.get("fix_versions") else "not mended yet"
+            )
+            print(f"{one['name']} {one['version']}: {names}, {mended}: {known.get('description', '')}")
+    if skipped:
+        print(f"not checked for known vulnerabilities: {', '.join(skipped)}")
+    print(f"{len(found) - len(skipped)} pinned packages looked up, {len(bad)} with known vulnerabilities")
+    return 1 if bad else 0
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--requirements", type=Path, default=Path("constraints.txt"), help="pins, name==version")
+    parser.add_argument("--ignore-vuln", action="append", default=[], metavar="ID", help="known, and accepted")
+    parser.add_argument("--osv-url", default=OSV_URL)
+    parser.add_argument("--seconds", type=float, default=AUDIT_SECONDS_MAX, help="then it counts as not checked")
+    arguments = parser.parse_args()
+    try:
+        found = ask(arguments.requirements, arguments.osv_url, arguments.ignore_vuln, arguments.seconds)
+    except NotChecked as reason:
+        print(f"pinned packages were NOT checked for known vulnerabilities: {reason}")
+        return
+    sys.exit(report(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The faults of a game day: how each is injected, and what the runbook says to do about it, done.
+
+The mending of a fault knows no more than the person on call: it follows the section of docs/runbook.md that the
+alert links to, with the commands that it names. Where Kubernetes would act, `Game.run` does.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+from redis import Redis as RedisClient
+
+from ingest.local.fleet import SESSION_SECONDS, is_up
+from ingest.local.servers.fault_proxy import Errors, Hang, Pass
+from ingest.testing.messages import recording
+from tasks.kafka.options import kafka_options
+from tasks.sinks import bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tools.gameday.run import GARBAGE_PROJECT, READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
+
+OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
+BANNED_SEGMENT = 60_606
+TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
+BEYOND_THE_END = 100_000
+BY = ("--by", "gameday")
+
+# Readers and workers
+
+
+def kill_reader(game: Game) -> None:
+    game.fleet.kill(game.fleet.children[READERS[0]], keep=False)
+
+
+def start_reader(game: Game) -> None:
+    game.step("the pod is started again")
+    game.run(READERS[0])
+
+
+def kill_readers(game: Game) -> None:
+    for name in READERS:
+        game.fleet.kill(game.fleet.children[name], keep=False)
+
+
+def start_readers(game: Game) -> None:
+    game.command("check")
+    game.step("the readers are started again")
+    for name in READERS:
+        game.run(name)
+
+
+def kill_workers(game: Game) -> None:
+    for name in WORKERS:
+        game.fleet.kill(game.fleet.children[name], keep=False)
+
+
+def start_workers(game: Game) -> None:
+    game.step("the workers are started again")
+    for name in WORKERS:
+        game.run(name)
+
+
+def outlive_session(game: Game) -> None:
+    """The reader stands still for longer than its session, and wakes up as nobody's member."""
+    child = game.fleet.children[READERS[0]]
+    child.pause()
+    try:
+        game.ending.wait(2 * SESSION_SECONDS)
+    finally:
+        child.resume()
+
+
+def nothing_to_do(game: Game) -> None:
+    game.step("nothing: it happened once")
+
+
+# Redis
+
+
+def kill_redis(game: Game) -> None:
+    game.redis_server.kill()
+
+
+def start_redis(game: Game) -> None:
+    game.step("Redis is started again, without its data")
+    game.redis_server.restart(empty=True)
+
+
+def fill_redis(game: Game) -> None:
+    """As if its memory were only a little more than what it uses."""
+    with client(game) as redis:
+        info: Any = redis.info("memory")
+        redis.config_set("maxmemory", int(info["used_memory"] * 1.15))
+
+
+def enlarge_redis(game: Game) -> None:
+    game.json("status")
+    game.step(f"redis-cli CONFIG SET maxmemory {REDIS_BYTES_MAX}")
+    with client(game) as redis:
+        redis.config_set("maxmemory", REDIS_BYTES_MAX)
+
+
+def cut_worker_off(game: Game) -> None:
+    game.proxies["redis"].set(Hang())
+
+
+def delete_worker(game: Game) -> None:
+    game.step(f"the pod {WORKERS[1]} is deleted; its successor runs elsewhere")
+    game.proxies["redis"].set(Pass())
+    game.fleet.kill(game.fleet.children[WORKERS[1]], keep=False)
+    game.run(WORKERS[1])
+
+
+def client(game: Game) -> RedisClient[bytes]:
+    return RedisClient.from_url(game.redis_server.address)
+
+
+# Sinks
+
+
+def hang_clickhouse(game: Game) -> None:
+    game.proxies["clickhouse"].set(Hang())
+
+
+def mend_clickhouse(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("ClickHouse is mended")
+    game.proxies["clickhouse"].set(Pass())
+
+
+def refuse_uploads(game: Game) -> None:
+    game.proxies["gcs"].set(Errors(503))
+
+
+def mend_uploads(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("Cloud Storage is mended")
+    game.proxies["gcs"].set(Pass())
+
+
+def refuse_rows(game: Game) -> None:
+    """A row of twelve years ago, which BigQuery takes into no partition, and one that ClickHouse's table bans."""
+    execute(game, f"ALTER TABLE replay_segments ADD CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}")
+    now = int(time.time())
+    events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
+    then = now - TWELVE_YEARS_SECONDS
+    old = [{"type": 3, "timestamp": then * 1000, "data": {"source": 1}}]
+    game.load.send(recording(old, 0, replay_id=OLD_ID, received=then, replay_event=None), then * 1000)
+    game.load.send(recording(events, BANNED_SEGMENT, replay_id=BANNED_ID, received=now, replay_event=None))
+
+
+def replay_refused(game: Game) -> None:
+    for sink in ("bigquery", "clickhouse"):
+        game.command("dlq", "show", game.letters(sink)[0]["id"])
+    game.step("ClickHouse: ALTER TABLE replay_segments DROP CONSTRAINT banned")
+    execute(game, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
+    game.command("dlq", "replay", "--sink", "clickhouse", *BY)
+
+
+def lose_column(game: Game) -> None:
+    """BigQuery's table as a release before ours had it: without one of the columns."""
+    server = bigquery.client(game.settings)
+    try:
+        name = f"{game.settings.bigquery_project}.{game.settings.bigquery_dataset}.replay_events"
+        table = server.get_table(name)
+        server.delete_table(name)
+        table.schema = table.schema[:-1]
+        server.create_table(table)
+    finally:
+        server.close()  # type: ignore[no-untyped-call]
+
+
+def migrate_and_retry(game: Game) -> None:
+    parked = game.json("batches", "ls")
+    game.command("batches", "show", next(iter(parked)))
+    game.command("check", codes=(1,))
+    game.command("migrate")
+    game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
+
+
+def find_replayed(game: Game) -> None:
+    """The row that ClickHouse refused is in its table. BigQuery's can never be: it stays a dead letter."""
+    server = clickhouse.client(game.settings)
+    try:
+
+        def there() -> bool:
+            asked = f"SELECT count() FROM replay_segments FINAL WHERE segment_id = {BANNED_SEGMENT}"
+            return bool(server.query(asked).result_rows[0][0])
+
+        game.until(there, 60, "the refused row in ClickHouse")
+    finally:
+        server.close()
+    game.see("ClickHouse holds the row that it had refused")
+
+
+def repair(game: Game) -> None:
+    """The rows that went with the old table."""
+    game.command("reconcile", "--repair", "--rate", "5000", *BY)
+
+
+# Messages
+
+
+def send_garbage(game: Game) -> None:
+    """One message in twenty-five, all of one project: below the ratio that halts a reader."""
+    game.load.garbage_share = 0.04
+
+
+def shed_project(game: Game) -> None:
+    letters = game.json("dlq", "ls")["letters"]
+    game.command("dlq", "show", letters[-1]["id"])
+    game.command("tenants", "kill", str(GARBAGE_PROJECT), *BY)
+
+
+def mend_sdk(game: Game) -> None:
+    """The project stays switched off: only so is what was shed explained when the sinks are asked in the end."""
+    game.load.garbage_share = 0.0
+    game.step("the project's owner mends its SDK")
+
+
+def send_mostly_garbage(game: Game) -> None:
+    game.load.garbage_project = GARBAGE_PROJECT + 1  # the other one is switched off
+    game.load.garbage_share = 1.0
+
+
+def roll_producer_back(game: Game) -> None:
+    letters = game.json("dlq", "ls", "--limit", "20")["letters"]
+    game.command("dlq", "show", letters[-1]["id"])
+    game.step("the producer is rolled back")
+    game.load.garbage_share = 0.0
+    game.step("the readers are restarted, with REPLAYS_REJECT_RATIO_MAX=1 for what lies in the topic")
+    restart_readers(game, REPLAYS_REJECT_RATIO_MAX="1")
+
+
+def ordinary_ratio(game: Game) -> None:
+    game.step("the readers are restarted with the ordinary REPLAYS_REJECT_RATIO_MAX")
+    restart_readers(game)
+
+
+def restart_readers(game: Game, **settings: str) -> None:
+    for name in READERS:
+        child = game.fleet.children[name]
+        game.fleet.stop(child)
+        game.run(name, **settings)
+        game.until(lambda child=child: is_up(child), 60, f"{name} to be up")  # type: ignore[misc]
+
+
+def commit_beyond_the_end(game: Game) -> None:
+    """As after an unclean election: the group has read what the log does not hold."""
+    for name in READERS:
+        game.fleet.stop(game.fleet.children[name])
+    end = game.load.ends[0]
+    consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
+    try:
+        place = KafkaPartition(game.settings.kafka_topic, 0, end + BEYOND_THE_END)
+        consumer.commit(offsets=[place], asynchronous=False)
+    finally:
+        consumer.close()
+    for name in READERS:
+        game.run(name)
+
+
+def compare_offsets(game: Game) -> None:
+    found = game.fleet.committed()
+    game.step(f"kafka-consumer-groups --describe: partition 0 is at {found[0]} of {game.load.ends[0]}")
+
+
+def execute(game: Game, sql: str) -> None:
+    """One statement for ClickHouse."""
+    server = clickhouse.client(game.settings)
+    try:
+        server.command(sql)
+    finally:
+        server.close()
+
+
+TWO_READERS = 'count(up{job="replays-reader"} == 1) == 2'
+COMPLETING = "sum(rate(replays_worker_completions_total[5s])) > 0"
+NOTHING_PARKED = "max(replays_reader_parked_oldest_seconds) == 0"
+ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max_bytes > 0)) < 0.7"
+
+
+def closed(sink: str) -> str:
+    """The breaker of that sink is closed in every reader."""
+    return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
+
+
+FAULTS = (
+    Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader, TWO_READERS),
+    Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers, COMPLETING),
+    Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers, TWO_READERS),
+    Fault(
+        "a reader outlived its session",
+        "ReplaysPartitionsLost",
+        outlive_session,
+        nothing_to_do,
+        "sum(replays_reader_partitions_assigned) == 4",
+    ),
+    Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
+    Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, ROOM_IN_REDIS),
+    Fault(
+        "one worker cut off from Redis",
+        "ReplaysWorkerLostRedis",
+        cut_worker_off,
+        delete_worker,
+        "max(replays_worker_heartbeat_seconds) < 5",
+    ),
+    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, mend_clickhouse, closed("clickhouse")),
+    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, mend_uploads, closed("gcs")),
+    Fault(
+        "rows that sinks refuse",
+        "ReplaysItemsRefused",
+        refuse_rows,
+        replay_refused,
+        "sum(rate(replays_worker_items_refused_total[10s])) == 0",
+        find_replayed,
+    ),
+    Fault(
+        "BigQuery's table lacks a column",
+        "ReplaysBatchParked",
+        lose_column,
+        migrate_and_retry,
+        NOTHING_PARKED,
+        repair,
+    ),
+    Fault(
+        "offset beyond the log",
+        "ReplaysOffsetOutOfRange",
+        commit_beyond_the_end,
+        compare_offsets,
+        "max(replays_reader_lag_seconds) < 10",
+    ),
+    Fault(
+        "one project sends garbage",
+        "ReplaysRejects",
+        send_garbage,
+        shed_project,
+        "sum(rate(replays_reader_rejects_total[10s])) == 0",
+        mend_sdk,
+    ),
+    Fault(
+        "half of all is garbage",
+        "ReplaysHalted",
+        send_mostly_garbage,
+        roll_producer_back,
+        "max(replays_reader_halted) == 0",
+        ordinary_ratio,
+    ),
+)

@@ -1,0 +1,135 @@
+"""The tables of docs/gameday.md, from what a game day wrote with --json.
+
+    python -m tools.gameday.page .gameday/gameday.json [FILE ...]
+
+Several files are several runs, each with its own table.
+
+Whatever stands between the page's two marks is replaced; the words around them are written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "gameday.md"
+BEGIN, END = "<!-- the run: begin -->\n", "<!-- the run: end -->\n"
+
+
+def cell(text: str) -> str:
+    """Text that a table's cell can hold."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def code(text: str) -> str:
+    """An expression or a command in a cell. GitHub shows a backslash before the bar as the bar alone."""
+    return f"`{cell(text)}`"
+
+
+def step(text: str) -> str:
+    """What was typed looks like that; what was done some other way is said."""
+    return code(text) if text.startswith(("replays-ingest ", "redis-cli ")) else cell(text)
+
+
+def seconds(number: float | None) -> str:
+    return "never" if number is None else f"{number:.1f}"
+
+
+def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One row a fault."""
+    yield "| # | fault | alert, runbook | fired after, s | steps | seen mended by | gone, s | committed, s |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for number, each in enumerate(played, 1):
+        section = f"[{each['alert']}](runbook.md#{each['alert'].lower()})"
+        others = ", ".join(each["others"])
+        steps = [step(text) for text in each["steps"]]
+        seen = [cell(text) for text in each["seen"]]
+        trouble = each["trouble"].splitlines()[:1]
+        cells = (
+            str(number),
+            cell(each["fault"]),
+            section + (f"; also {others}" if others else ""),
+            seconds(each["fired_seconds"]),
+            "; ".join(steps),
+            "; ".join(seen + [f"**not mended:** {cell(text)}" for text in trouble]),
+            seconds(each["resolved_seconds"]),
+            seconds(each["drained_seconds"]),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """One row a panel: how many of its expressions answered, with how much."""
+    yield "| panel | expressions | with data | series | values |"
+    yield "| --- | --- | --- | --- | --- |"
+    for title, group in groupby(asked, key=lambda each: str(each["panel"])):
+        of = list(group)
+        series, values = (sum(each[name] for each in of) for name in ("series", "values"))
+        answered = sum(1 for each in of if each["values"])
+        yield f"| {cell(title)} | {len(of)} | {answered} | {series:,} | {values:,} |"
+
+
+def run(result: Mapping[str, Any]) -> Iterator[str]:
+    """What one run was, its faults, and the account of its topic."""
+    verdict = "Every fault was told of and mended." if result["ok"] else "**Not everything went as it should.**"
+    yield "### Run"
+    yield ""
+    yield (
+        f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['rate']:g} messages a second, "
+        f"Kafka: {result['kafka']}, times of the rules divided by {result['factor']:g}. {verdict}"
+    )
+    if result["error"]:
+        yield f"\nError: {cell(result['error'].splitlines()[0])}"
+    yield ""
+    yield from faults(result["played"])
+    yield ""
+    if account := result["reconciled"].strip():
+        yield "What `replays-ingest reconcile` said in the end, the whole topic against every sink:"
+        yield ""
+        yield "```"
+        yield from (line.rstrip() for line in account.splitlines())
+        yield "```"
+        yield ""
+
+
+def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each expression once: of the run in which it had the most values."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for each in (each for result in results for each in result["panels"]):
+        key = (each["panel"], each["expression"])
+        if key not in best or each["values"] > best[key]["values"]:
+            best[key] = each
+    return list(best.values())
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """All that stands between the marks."""
+    asked = asked_of(results)
+    empty = [each for each in asked if not each["values"]]
+    lines = [
+        *(line for result in results for line in run(result)),
+        "### The dashboard's panels",
+        "",
+        f"{len(asked)} expressions were asked over the whole run, {len(asked) - len(empty)} had data.",
+        "",
+        *panels(asked),
+        *(f"\nNo data: {each['panel']}: {code(each['expression'])}" for each in empty),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """python -m tools.gameday.page FILE ..."""
+    results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]]
+    before, rest = PAGE.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(before + BEGIN + page(results) + END + after)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

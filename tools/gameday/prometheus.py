@@ -1,0 +1,219 @@
+"""A real Prometheus over the local processes: the deployed alert rules, on a clock that runs faster.
+
+`hastened` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
+thresholds of the few rules that compare a number of seconds. What a rule asks about is left as it is, so that a
+rule which could not fire on the deployed clock does not fire here either, and the other way round.
+The program `prometheus` is not ours to install: `available()` says whether it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+import yaml
+
+from ingest.local.servers.base import HOST, Server, answers_http
+from ingest.local.servers.processes import Children
+
+REPOSITORY = Path(__file__).parents[2]
+ALERTS = REPOSITORY / "deploy" / "prometheus" / "alerts.yml"
+DASHBOARD = REPOSITORY / "deploy" / "grafana" / "dashboard.json"
+RUNBOOK = REPOSITORY / "docs" / "runbook.md"
+
+SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+DURATION = re.compile(r"(\d+)([smhd])")
+THRESHOLD = re.compile(r"> ([\d.]+(?: \* [\d.]+)?)\s*$")
+# Rules whose threshold is a number of seconds that passes while something is wrong.
+WAITING_RULES = {
+    "ReplaysLoopStuck",
+    "ReplaysLag",
+    "ReplaysRetentionNear",
+    "ReplaysEndToEndSlow",
+    "ReplaysBatchParked",
+    "ReplaysWorkerLostRedis",
+}
+# Two scrapes are the least that a rate is made of; a worker beats every two seconds, on a busy machine in five.
+RANGE_SECONDS_MIN = 5
+THRESHOLD_SECONDS_MIN = 5
+
+
+def available() -> str:
+    """Empty if Prometheus can run here; otherwise why not."""
+    return "" if shutil.which("prometheus") else "there is no program `prometheus` on the PATH"
+
+
+def hastened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The document of a rule file with all of its times divided by `factor`."""
+
+    def shorter(found: re.Match[str]) -> str:
+        seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
+        return f"{max(1, round(seconds))}s"
+
+    def in_range(found: re.Match[str]) -> str:
+        seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
+        return f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
+
+    def rule(before: dict[str, Any]) -> dict[str, Any]:
+        expression = re.sub(r"\[(\d+)([smhd])\]", in_range, before["expr"])
+        expression = re.sub(r"offset \d+[smhd]", lambda found: DURATION.sub(shorter, found[0]), expression)
+        if before["alert"] in WAITING_RULES:
+            assert THRESHOLD.search(expression), before["alert"]
+            expression = THRESHOLD.sub(_sooner(factor), expression)
+        after = {**before, "expr": expression}
+        if "for" in before:
+            after["for"] = DURATION.sub(shorter, before["for"])
+        return after
+
+    groups = [{**group, "rules": [rule(each) for each in group["rules"]]} for group in rules["groups"]]
+    return {**rules, "groups": groups}
+
+
+def _sooner(factor: float) -> Callable[[re.Match[str]], str]:
+    def replaced(found: re.Match[str]) -> str:
+        seconds = math.prod(float(number) for number in found[1].split(" * "))
+        return f"> {max(THRESHOLD_SECONDS_MIN, seconds / factor):g}"
+
+    return replaced
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One that fires or is pending. `runbook_url` is its annotation."""
+
+    name: str
+    state: str
+    summary: str
+    runbook_url: str
+
+
+class Prometheus(Server):
+    """Scrapes `targets` (addresses by job) every second and judges the rules of `alerts` as often."""
+
+    name: ClassVar[str] = "prometheus"
+    start_seconds_max: ClassVar[float] = 60.0
+
+    def __init__(
+        self,
+        children: Children,
+        directory: Path,
+        targets: Mapping[str, list[str]],
+        *,
+        factor: float,
+        alerts: Path = ALERTS,
+    ) -> None:
+        super().__init__(children, directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._configuration = directory / "prometheus.yml"
+        rules = directory / "alerts.yml"
+        rules.write_text(yaml.safe_dump(hastened(yaml.safe_load(alerts.read_text()), factor), sort_keys=False))
+        jobs = [
+            {"job_name": job, "static_configs": [{"targets": list(addresses)}]}
+            for job, addresses in targets.items()
+        ]
+        timing = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        labels = {"external_labels": {"runbooks": "docs/runbook.md"}}
+        whole = {"global": {**timing, **labels}, "rule_files": [str(rules)], "scrape_configs": jobs}
+        self._configuration.write_text(yaml.safe_dump(whole, sort_keys=False))
+
+    def command(self) -> list[str]:
+        """On the loopback, with its data in our directory."""
+        return [
+            "prometheus",
+            f"--config.file={self._configuration}",
+            f"--storage.tsdb.path={self.directory / 'data'}",
+            f"--web.listen-address={HOST}:{self.port}",
+            "--log.level=warn",
+        ]
+
+    def is_ready(self) -> bool:
+        """Its own probe."""
+        return answers_http(f"{self.address}/-/ready")
+
+    @property
+    def address(self) -> str:
+        """http://host:port."""
+        return f"http://{HOST}:{self.port}"
+
+    # Questions. They raise OSError when it does not answer, ValueError with its own words when it refuses one.
+
+    def alerts(self) -> list[Alert]:
+        """What is pending or firing now."""
+        return [
+            Alert(
+                found["labels"]["alertname"],
+                found["state"],
+                found["annotations"].get("summary", ""),
+                found["annotations"].get("runbook_url", ""),
+            )
+            for found in self._ask("alerts")["alerts"]
+        ]
+
+    def firing(self) -> dict[str, Alert]:
+        """The alerts that fire now, by name."""
+        return {alert.name: alert for alert in self.alerts() if alert.state == "firing"}
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series of an instant query: {"metric": labels, "value": [time, text]}."""
+        found: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
+        return found
+
+    def history(self, expression: str, start: float, end: float, step_seconds: float = 1) -> list[dict[str, Any]]:
+        """The series of a range query: {"metric": labels, "values": [[unix seconds, text], ...]}."""
+        # At most 11,000 points a series are answered.
+        step_seconds = max(step_seconds, (end - start) / 10_000)
+        asked = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_seconds:.3f}"}
+        found: list[dict[str, Any]] = self._ask("query_range", **asked)["result"]
+        return found
+
+    def fired(self, start: float, end: float) -> set[str]:
+        """Names of the alerts that fired at any second between."""
+        series = self.history('ALERTS{alertstate="firing"}', start, end)
+        return {found["metric"]["alertname"] for found in series}
+
+    def _ask(self, what: str, **arguments: str) -> Any:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"{self.address}/api/v1/{what}?{urlencode(arguments)}", timeout=10) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            if error.code == 400:
+                raise ValueError(json.load(error)["error"]) from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class PanelQuery:
+    """One expression of the dashboard, and how many series and values with a number it gave."""
+
+    panel: str
+    expression: str
+    series: int
+    values: int
+
+
+def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
+    """Every expression of every panel, over this time."""
+    found = []
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            series = server.history(target["expr"], start, end, 5)
+            numbers = [value for each in series for _, value in each["values"] if value != "NaN"]
+            found.append(PanelQuery(panel["title"], target["expr"], len(series), len(numbers)))
+    return found
+
+
+def runbook_has(url: str) -> bool:
+    """Whether the page that an alert links to has that section."""
+    _, _, anchor = url.partition("#")
+    headings = (line[4:] for line in RUNBOOK.read_text().splitlines() if line.startswith("### "))
+    return anchor in {heading.strip().lower() for heading in headings}
