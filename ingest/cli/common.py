@@ -1,20 +1,28 @@
-"""What all commands share: settings or exit code 2, one line and exit code 1, `--json`."""
+"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away."""
 
 from __future__ import annotations
 
+import getpass
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import NoReturn
 
 import click
 from packaging.requirements import Requirement
+from redis.exceptions import RedisError
 
 from ingest.settings import Settings, SettingsError, load
+from tasks.staging import Staging, connect
 
 PACKAGE = "replays-ingest"
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
+by_option = click.option(
+    "--by", default=getpass.getuser, show_default="your login", help="Who did it, for the audit."
+)
 
 
 def fail(text: str) -> NoReturn:
@@ -53,3 +61,17 @@ def settings() -> Settings:
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)
+
+
+@contextmanager
+def redis_answers() -> Iterator[None]:
+    """Turns a Redis that does not answer into one line."""
+    try:
+        yield
+    except RedisError as error:
+        fail(f"redis: {error}; is REPLAYS_REDIS_URL right?")
+
+
+def staging_of(loaded: Settings) -> Staging:
+    """The staged batches, and what operators see of them."""
+    return Staging(connect(loaded), loaded)

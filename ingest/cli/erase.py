@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from ingest.cli.common import EXIT_FAILED, as_json, fail, settings
-from ingest.cli.operate import by_option, redis_answers
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings
 
 
 @click.command()

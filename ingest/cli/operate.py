@@ -1,43 +1,68 @@
-"""What an operator types: the state of the system, parked batches, dead letters, tenant rules, Flower."""
+"""What operators type about the whole system: schema, servers, state, parked batches, Flower."""
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from ingest.cli.common import as_json, fail, settings
-from ingest.settings import Settings
-from tasks.staging import Staging, connect
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings, staging_of
 
-by_option = click.option(
-    "--by", default=getpass.getuser, show_default="your login", help="Who did it, for the audit."
-)
+# Before anything runs
 
 
-@contextmanager
-def redis_answers() -> Iterator[None]:
-    """Turns a Redis that does not answer into one line."""
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@click.option("--topics", is_flag=True, help="Also create the topic that is read (development).")
+def migrate(dry_run: bool, topics: bool) -> None:
+    """Create or bring up to date the ClickHouse schema, the BigQuery tables, the bucket and the topics."""
+    from tasks.errors import SinkError
+    from tasks.migrate import migrate as run
+
     try:
-        yield
-    except RedisError as error:
-        fail(f"redis: {error}; is REPLAYS_REDIS_URL right?")
+        for line in run(settings(), dry_run=dry_run, topics=topics):
+            click.echo(line)
+    except SinkError as error:
+        fail(str(error))
 
 
-def staging_of(loaded: Settings) -> Staging:
-    """The staged batches, and what operators see of them."""
-    return Staging(connect(loaded), loaded)
+@click.command()
+@as_json
+def check(as_json: bool) -> None:
+    """Are the settings valid, every server reachable, topics, bucket and tables there? Says what to do if not."""
+    from ingest.operate.check import run
+
+    findings = run(settings())
+    if as_json:
+        click.echo(json.dumps([finding.as_dict() for finding in findings]))
+    else:
+        console = Console()
+        for finding in findings:
+            console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
+    sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@as_json
+def inspect(file: Any, as_json: bool) -> None:
+    """What one message (the Kafka value, in FILE or - for stdin) contains and which rows it would make."""
+    from ingest.operate.inspect import describe, render
+    from ingest.reader.process import rules_of
+
+    description = describe(file.read(), rules_of(settings()))
+    if as_json:
+        click.echo(json.dumps(description))
+    else:
+        Console().print(render(description))
+    sys.exit(EXIT_FAILED if description.get("reject") else 0)
 
 
 # The state of it all
@@ -175,230 +200,4 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
             sink.close()
 
 
-# Dead letters
-
-
-@click.group()
-def dlq() -> None:
-    """Dead letters: messages that never parsed, and items that a sink refused."""
-
-
-def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose letters."""
-    for option in (
-        click.option("--reason", help="Only with this reason."),
-        click.option("--sink", help="Only what this sink refused."),
-        click.option("--id", "ids", multiple=True, help="Only this letter (partition-offset); may be repeated."),
-        click.option("--replayed", is_flag=True, help="Also those that were replayed already."),
-    ):
-        command = option(command)
-    return command
-
-
-@dlq.command("ls")
-@selecting
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many to list.")
-@as_json
-def dlq_ls(
-    reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
-) -> None:
-    """The dead letters, oldest first a partition, and how many there are of each reason."""
-    from collections import Counter
-
-    from ingest.operate.dlq import DeadLettersUnavailable, Selection, letters
-
-    counts: Counter[tuple[str, str]] = Counter()
-    table = Table("id", "reason", "sink", "from", "replayed", "error")
-    rows: list[dict[str, Any]] = []
-    try:
-        for letter in letters(settings(), Selection(reason, sink, frozenset(ids), replayed)):
-            counts[letter.reason, letter.sink] += 1
-            if len(rows) < limit:
-                rows.append(letter.as_dict())
-                topic, partition, offset = letter.origin
-                place = f"{topic}-{partition}-{offset}"
-                table.add_row(
-                    letter.id,
-                    letter.reason,
-                    letter.sink,
-                    place,
-                    "yes" if letter.replayed else "",
-                    letter.error[:80],
-                )
-    except DeadLettersUnavailable as error:
-        fail(str(error))
-    if as_json:
-        summary = [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()]
-        click.echo(json.dumps({"letters": rows, "counts": summary}))
-        return
-    console = Console()
-    console.print(table)
-    for (name, sink_name), count in counts.most_common():
-        console.print(f"{count:>8}  {name}{f' by {sink_name}' if sink_name else ''}", highlight=False)
-
-
-@dlq.command("show")
-@click.argument("letter_id")
-@click.option("--raw", is_flag=True, help="Only the original bytes, to a pipe or file.")
-@as_json
-def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
-    """One dead letter: where it came from, why it is here, and what is in it."""
-    from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, letters
-    from ingest.operate.inspect import describe, render
-    from ingest.reader.process import rules_of
-
-    loaded = settings()
-    try:
-        found = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
-    except DeadLettersUnavailable as error:
-        fail(str(error))
-    if found is None:
-        fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
-    letter: Letter = found
-    if raw:
-        sys.stdout.buffer.write(letter.value)
-        return
-    content = None if letter.sink else describe(letter.value, rules_of(loaded))
-    if as_json:
-        click.echo(json.dumps({**letter.as_dict(), "content": content}))
-        return
-    for name, value in letter.as_dict().items():
-        click.echo(f"{name:<12} {value}")
-    if content is None:
-        click.echo(letter.value[:2000].decode("utf-8", "replace"))
-    else:
-        Console().print(render(content))
-
-
-@dlq.command("replay")
-@selecting
-@click.option("--all", "everything", is_flag=True, help="Without any other choice: really all of them.")
-@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 100_000), help="A second.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
-@by_option
-@as_json
-def dlq_replay(
-    reason: str | None,
-    sink: str | None,
-    ids: tuple[str, ...],
-    replayed: bool,
-    everything: bool,
-    rate: float,
-    dry_run: bool,
-    by: str,
-    as_json: bool,
-) -> None:
-    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them."""
-    from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
-
-    if not (reason or sink or ids or everything):
-        raise click.UsageError("say which: --reason, --sink, --id, or --all")
-    loaded = settings()
-
-    def told(letter: Letter, outcome: str) -> None:
-        if not as_json:
-            click.echo(f"{letter.id}  {letter.reason}  {outcome}")
-
-    selection = Selection(reason, sink, frozenset(ids), replayed)
-    with redis_answers():
-        staging = staging_of(loaded)
-        try:
-            summary = replay(loaded, selection, per_second_max=rate, dry_run=dry_run, done=told)
-        except DeadLettersUnavailable as error:
-            fail(str(error))
-        if not dry_run:
-            deed = {
-                "what": "dlq_replay",
-                "by": by,
-                "reason": reason or "",
-                "sink": sink or "",
-                "ids": ",".join(ids),
-            }
-            counts = {"produced": summary.produced, "written": summary.written, "failed": len(summary.failed)}
-            staging.audit({**deed, **counts})
-    if as_json:
-        click.echo(json.dumps({**msgspec.to_builtins(summary), "dry_run": dry_run}))
-    else:
-        verb = "would be" if dry_run else "were"
-        click.echo(
-            f"{summary.produced} {verb} produced again, {summary.written} written to their sink, "
-            f"{summary.repeats} were repeats, {len(summary.failed)} failed"
-        )
-    sys.exit(1 if summary.failed else 0)
-
-
-# Tenant rules
-
-
-@click.group()
-def tenants() -> None:
-    """Rules that shed one project's messages, so that its flood does not become everyone's lag."""
-
-
-def _store(loaded: Settings) -> Any:
-    from ingest.reader.tenant_rules import TenantStore
-
-    return TenantStore(connect(loaded), loaded.key_prefix)
-
-
-@tenants.command("ls")
-@as_json
-def tenants_ls(as_json: bool) -> None:
-    """Projects that are switched off or limited."""
-    with redis_answers():
-        rules = _store(settings()).rules()
-    limits = {str(p): {"per_second": r.per_second, "burst": r.burst} for p, r in rules.limits.items()}
-    if as_json:
-        click.echo(json.dumps({"killed": sorted(rules.killed), "limits": limits}))
-        return
-    for project in sorted(rules.killed):
-        click.echo(f"project {project}: off")
-    for project_id, limit in limits.items():
-        click.echo(
-            f"project {project_id}: {limit['per_second']:g} messages a second, bursts of {limit['burst']:g}"
-        )
-    if not (rules.killed or limits):
-        click.echo("no rules")
-
-
-@tenants.command("kill")
-@click.argument("project", type=click.IntRange(0))
-@by_option
-def tenants_kill(project: int, by: str) -> None:
-    """Drop every message of PROJECT from now on. They are counted, and gone."""
-    _rule(lambda store: store.kill(project), "tenant_kill", project, by)
-
-
-@tenants.command("revive")
-@click.argument("project", type=click.IntRange(0))
-@by_option
-def tenants_revive(project: int, by: str) -> None:
-    """Take PROJECT's messages again."""
-    _rule(lambda store: store.revive(project), "tenant_revive", project, by)
-
-
-@tenants.command("limit")
-@click.argument("project", type=click.IntRange(0))
-@click.option("--per-second", type=click.FloatRange(0.01), help="Messages a second, over all readers.")
-@click.option("--burst", type=click.FloatRange(1), help="Messages at once; ten seconds' worth if not given.")
-@click.option("--remove", is_flag=True, help="No limit any more.")
-@by_option
-def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:
-    """Give PROJECT a token bucket; what is above it is dropped and counted."""
-    from ingest.core.tenants import Limit
-
-    if remove == (per_second is not None):
-        raise click.UsageError("give --per-second, or --remove")
-    limit = None if per_second is None else Limit(per_second, burst or max(1.0, 10 * per_second))
-    _rule(lambda store: store.limit(project, limit), "tenant_limit", project, by, limit=str(limit))
-
-
-def _rule(act: Callable[[Any], None], what: str, project: int, by: str, **more: str) -> None:
-    loaded = settings()
-    with redis_answers():
-        act(_store(loaded))
-        staging_of(loaded).audit({"what": what, "project": project, "by": by, **more})
-    click.echo("done; readers follow within a second or two")
-
-
-COMMANDS = (status, top, flower, batches, dlq, tenants)
+COMMANDS = (migrate, check, inspect, status, top, flower, batches)

@@ -11,8 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ingest.cli.common import as_json, fail, settings
-from ingest.cli.operate import by_option, redis_answers
+from ingest.cli.common import as_json, by_option, fail, redis_answers, settings
 
 EXIT_MISSING = 1
 

@@ -1,0 +1,166 @@
+"""`replays-ingest dlq`: dead letters, listed, shown and replayed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from ingest.cli.common import as_json, by_option, fail, redis_answers, settings, staging_of
+
+
+@click.group()
+def dlq() -> None:
+    """Dead letters: messages that never parsed, and items that a sink refused."""
+
+
+def selecting(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that choose letters."""
+    for option in (
+        click.option("--reason", help="Only with this reason."),
+        click.option("--sink", help="Only what this sink refused."),
+        click.option("--id", "ids", multiple=True, help="Only this letter (partition-offset); may be repeated."),
+        click.option("--replayed", is_flag=True, help="Also those that were replayed already."),
+    ):
+        command = option(command)
+    return command
+
+
+@dlq.command("ls")
+@selecting
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many to list.")
+@as_json
+def dlq_ls(
+    reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
+) -> None:
+    """The dead letters, oldest first a partition, and how many there are of each reason."""
+    from ingest.operate.dlq import DeadLettersUnavailable, Selection, letters
+
+    counts: Counter[tuple[str, str]] = Counter()
+    table = Table("id", "reason", "sink", "from", "replayed", "error")
+    rows: list[dict[str, Any]] = []
+    try:
+        for letter in letters(settings(), Selection(reason, sink, frozenset(ids), replayed)):
+            counts[letter.reason, letter.sink] += 1
+            if len(rows) < limit:
+                rows.append(letter.as_dict())
+                topic, partition, offset = letter.origin
+                place = f"{topic}-{partition}-{offset}"
+                table.add_row(
+                    letter.id,
+                    letter.reason,
+                    letter.sink,
+                    place,
+                    "yes" if letter.replayed else "",
+                    letter.error[:80],
+                )
+    except DeadLettersUnavailable as error:
+        fail(str(error))
+    if as_json:
+        summary = [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()]
+        click.echo(json.dumps({"letters": rows, "counts": summary}))
+        return
+    console = Console()
+    console.print(table)
+    for (name, sink_name), count in counts.most_common():
+        console.print(f"{count:>8}  {name}{f' by {sink_name}' if sink_name else ''}", highlight=False)
+
+
+@dlq.command("show")
+@click.argument("letter_id")
+@click.option("--raw", is_flag=True, help="Only the original bytes, to a pipe or file.")
+@as_json
+def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
+    """One dead letter: where it came from, why it is here, and what is in it."""
+    from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, letters
+    from ingest.operate.inspect import describe, render
+    from ingest.reader.process import rules_of
+
+    loaded = settings()
+    try:
+        found = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
+    except DeadLettersUnavailable as error:
+        fail(str(error))
+    if found is None:
+        fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
+    letter: Letter = found
+    if raw:
+        sys.stdout.buffer.write(letter.value)
+        return
+    content = None if letter.sink else describe(letter.value, rules_of(loaded))
+    if as_json:
+        click.echo(json.dumps({**letter.as_dict(), "content": content}))
+        return
+    for name, value in letter.as_dict().items():
+        click.echo(f"{name:<12} {value}")
+    if content is None:
+        click.echo(letter.value[:2000].decode("utf-8", "replace"))
+    else:
+        Console().print(render(content))
+
+
+@dlq.command("replay")
+@selecting
+@click.option("--all", "everything", is_flag=True, help="Without any other choice: really all of them.")
+@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 100_000), help="A second.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
+@by_option
+@as_json
+def dlq_replay(
+    reason: str | None,
+    sink: str | None,
+    ids: tuple[str, ...],
+    replayed: bool,
+    everything: bool,
+    rate: float,
+    dry_run: bool,
+    by: str,
+    as_json: bool,
+) -> None:
+    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them."""
+    from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
+
+    if not (reason or sink or ids or everything):
+        raise click.UsageError("say which: --reason, --sink, --id, or --all")
+    loaded = settings()
+
+    def told(letter: Letter, outcome: str) -> None:
+        if not as_json:
+            click.echo(f"{letter.id}  {letter.reason}  {outcome}")
+
+    selection = Selection(reason, sink, frozenset(ids), replayed)
+    with redis_answers():
+        staging = staging_of(loaded)
+        try:
+            summary = replay(loaded, selection, per_second_max=rate, dry_run=dry_run, done=told)
+        except DeadLettersUnavailable as error:
+            fail(str(error))
+        if not dry_run:
+            deed = {
+                "what": "dlq_replay",
+                "by": by,
+                "reason": reason or "",
+                "sink": sink or "",
+                "ids": ",".join(ids),
+            }
+            counts = {"produced": summary.produced, "written": summary.written, "failed": len(summary.failed)}
+            staging.audit({**deed, **counts})
+    if as_json:
+        click.echo(json.dumps({**msgspec.to_builtins(summary), "dry_run": dry_run}))
+    else:
+        verb = "would be" if dry_run else "were"
+        click.echo(
+            f"{summary.produced} {verb} produced again, {summary.written} written to their sink, "
+            f"{summary.repeats} were repeats, {len(summary.failed)} failed"
+        )
+    sys.exit(1 if summary.failed else 0)
+
+
+COMMANDS = (dlq,)

@@ -1,0 +1,160 @@
+"""What runs on one machine: the demo, a load of recordings, and the embedded stack."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ingest.cli.common import as_json, fail, needs_extra, settings
+
+
+@click.command()
+@click.option("--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Segments.")
+@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--keep", is_flag=True, help="Leave everything up until Ctrl-C, and print every address.")
+@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs there.")
+@click.option("--kill", type=click.Choice(["worker", "reader", "redis"]), help="kill -9 it in the middle.")
+@click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
+@click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
+@click.option("--layout", type=click.Choice(["segment", "packed"]), default="segment", show_default=True)
+@as_json
+def demo(
+    count: int,
+    seed: int,
+    keep: bool,
+    directory: Path | None,
+    kill: Any,
+    kafka: Any,
+    profile: str,
+    layout: Any,
+    as_json: bool,
+) -> None:
+    """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
+    needs_extra("local")
+    from ingest.local.demo import run
+
+    sys.exit(
+        run(
+            count,
+            seed,
+            keep=keep,
+            directory=directory,
+            kill=kill,
+            kafka=kafka,
+            profile=profile,
+            layout=layout,
+            as_json=as_json,
+        )
+    )
+
+
+@click.command("load")
+@click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
+@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--rate", type=float, help="Messages a second at most; as fast as it goes if not given.")
+@click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="manifest.jsonl",
+    show_default=True,
+    help="Where to write what was made, for `reconcile`.",
+)
+@as_json
+def load_command(count: int, seed: int, rate: float | None, profile: str, manifest: Path, as_json: bool) -> None:
+    """Produce believable recordings to REPLAYS_KAFKA_TOPIC, with duplicates, late and malformed ones.
+
+    Their visits lie in the past day, so delays from `received` to durable say nothing while they are read.
+    """
+    from rich.progress import Progress
+
+    from ingest.local.load.produce import PROFILES, LoadError, produce, summary
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("produced", total=count)
+
+        def told(done: int, expected: int, _rate: float) -> None:
+            bars.update(bar, completed=done, total=max(done, expected))
+
+        try:
+            made = produce(
+                settings(), PROFILES[profile], count, seed, rate=rate, manifest_path=manifest, progress=told
+            )
+        except LoadError as error:
+            fail(str(error))
+    if as_json:
+        click.echo(json.dumps(summary(made)))
+    else:
+        click.echo(f"{made.messages} messages, {made.rejects} of them malformed; the manifest is {manifest}")
+
+
+@click.group("local")
+def local_group() -> None:
+    """The embedded stack for development: broker, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
+
+
+directory_option = click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Where its data and state live."
+)
+
+
+@local_group.command("up")
+@directory_option
+@click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
+@as_json
+def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
+    """Start it, leave it running, print every address and the variables to export."""
+    needs_extra("local")
+    from ingest.local.servers.processes import LocalError
+    from ingest.local.stack import up
+
+    try:
+        state = up(directory, kafka=kafka, progress=lambda line: click.echo(line, err=True))
+    except LocalError as error:
+        fail(str(error))
+    if as_json:
+        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        return
+    for name, address in state.addresses.items():
+        click.echo(f"# {name:<14} {address}")
+    for name, value in sorted(state.settings.items()):
+        click.echo(f"export {name}={value}")
+
+
+@local_group.command("down")
+@directory_option
+def local_down(directory: Path | None) -> None:
+    """Stop it; its data stays."""
+    from ingest.local.servers.processes import LocalError
+    from ingest.local.stack import down
+
+    try:
+        click.echo("stopped" if down(directory) else "nothing was running")
+    except LocalError as error:
+        fail(str(error))
+
+
+@local_group.command("status")
+@directory_option
+@as_json
+def local_status(directory: Path | None, as_json: bool) -> None:
+    """What runs, and where. Exits with 1 if nothing does."""
+    from ingest.local.stack import status
+
+    state = status(directory)
+    if state is None:
+        fail("no stack is running; `replays-ingest local up` starts one")
+    if as_json:
+        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        return
+    for name, address in state.addresses.items():
+        click.echo(f"{name:<14} {address}")
+
+
+COMMANDS = (demo, load_command, local_group)

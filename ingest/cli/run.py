@@ -1,0 +1,40 @@
+"""The reader, and its dry run: what `replays-ingest` does without a command."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+
+from ingest.cli.common import fail
+from ingest.settings import Settings
+
+
+def reader(loaded: Settings) -> int:
+    """Consumes until SIGTERM; its exit code."""
+    from ingest.reader import process
+
+    try:
+        return process.run(loaded)
+    except process.ReaderFailed as error:
+        fail(str(error))
+
+
+def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
+    """Reads, parses and batches, writes to memory only; its exit code."""
+    from ingest.operate.dry_run import DryRun
+    from ingest.reader.kafka import ConsumerFailed
+    from tasks.observe import logs
+
+    logs.configure(loaded)
+    run = DryRun(loaded)
+    try:
+        run.run(messages_max=messages, seconds_max=60.0)
+    except ConsumerFailed as failure:
+        fail(str(failure))
+    if as_json:
+        click.echo(json.dumps(run.as_dict()))
+    else:
+        Console().print(run.render())
+    return 0

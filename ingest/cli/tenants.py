@@ -1,0 +1,87 @@
+"""`replays-ingest tenants`: the rules that shed one project's messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ingest.cli.common import as_json, by_option, redis_answers, settings, staging_of
+from ingest.settings import Settings
+from tasks.staging import connect
+
+
+@click.group()
+def tenants() -> None:
+    """Rules that shed one project's messages, so that its flood does not become everyone's lag."""
+
+
+def _store(loaded: Settings) -> Any:
+    from ingest.reader.tenant_rules import TenantStore
+
+    return TenantStore(connect(loaded), loaded.key_prefix)
+
+
+@tenants.command("ls")
+@as_json
+def tenants_ls(as_json: bool) -> None:
+    """Projects that are switched off or limited."""
+    with redis_answers():
+        rules = _store(settings()).rules()
+    limits = {str(p): {"per_second": r.per_second, "burst": r.burst} for p, r in rules.limits.items()}
+    if as_json:
+        click.echo(json.dumps({"killed": sorted(rules.killed), "limits": limits}))
+        return
+    for project in sorted(rules.killed):
+        click.echo(f"project {project}: off")
+    for project_id, limit in limits.items():
+        click.echo(
+            f"project {project_id}: {limit['per_second']:g} messages a second, bursts of {limit['burst']:g}"
+        )
+    if not (rules.killed or limits):
+        click.echo("no rules")
+
+
+@tenants.command("kill")
+@click.argument("project", type=click.IntRange(0))
+@by_option
+def tenants_kill(project: int, by: str) -> None:
+    """Drop every message of PROJECT from now on. They are counted, and gone."""
+    _rule(lambda store: store.kill(project), "tenant_kill", project, by)
+
+
+@tenants.command("revive")
+@click.argument("project", type=click.IntRange(0))
+@by_option
+def tenants_revive(project: int, by: str) -> None:
+    """Take PROJECT's messages again."""
+    _rule(lambda store: store.revive(project), "tenant_revive", project, by)
+
+
+@tenants.command("limit")
+@click.argument("project", type=click.IntRange(0))
+@click.option("--per-second", type=click.FloatRange(0.01), help="Messages a second, over all readers.")
+@click.option("--burst", type=click.FloatRange(1), help="Messages at once; ten seconds' worth if not given.")
+@click.option("--remove", is_flag=True, help="No limit any more.")
+@by_option
+def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:
+    """Give PROJECT a token bucket; what is above it is dropped and counted."""
+    from ingest.core.tenants import Limit
+
+    if remove == (per_second is not None):
+        raise click.UsageError("give --per-second, or --remove")
+    limit = None if per_second is None else Limit(per_second, burst or max(1.0, 10 * per_second))
+    _rule(lambda store: store.limit(project, limit), "tenant_limit", project, by, limit=str(limit))
+
+
+def _rule(act: Callable[[Any], None], what: str, project: int, by: str, **more: str) -> None:
+    loaded = settings()
+    with redis_answers():
+        act(_store(loaded))
+        staging_of(loaded).audit({"what": what, "project": project, "by": by, **more})
+    click.echo("done; readers follow within a second or two")
+
+
+COMMANDS = (tenants,)
