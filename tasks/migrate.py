@@ -23,11 +23,13 @@ from google.cloud import bigquery
 from tasks.errors import PermanentSinkError, SinkError
 from tasks.kafka.options import kafka_options
 from tasks.settings import MiB, Settings
-from tasks.sinks import bigquery as bigquery_sink
-from tasks.sinks import dead_letter, google_errors, kafka_errors
+from tasks.sinks.bigquery import sink as bigquery_sink
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse_sink
+from tasks.sinks.dead_letter import errors as kafka_errors
+from tasks.sinks.dead_letter import sink as dead_letter
 from tasks.sinks.gcs import sink as gcs_sink
+from tasks.sinks.google import errors as google_errors
 from tasks.sinks.outcome import Trouble
 
 SCHEMA = Path(clickhouse_sink.__file__).parents[1] / "schema"

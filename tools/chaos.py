@@ -55,7 +55,7 @@ from ingest.local.stack import KafkaKind, Stack
 from ingest.settings import Settings
 from tasks.errors import SinkError
 from tasks.migrate import SOURCE_PARTITIONS
-from tasks.sinks import bigquery
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")

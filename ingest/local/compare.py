@@ -345,7 +345,7 @@ def _note(rows: Rows, table: str, doubled: bool) -> None:
 
 def read_facts(settings: Settings) -> Counter[str]:
     """Rows of the analytics table by event type, each identity once."""
-    from tasks.sinks.bigquery import client
+    from tasks.sinks.bigquery.sink import client
 
     table = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.replay_events`"
     connected = client(settings)

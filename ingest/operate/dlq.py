@@ -23,7 +23,7 @@ from tasks.errors import SinkError
 from tasks.flush import revive
 from tasks.kafka.options import kafka_options
 from tasks.sinks import build
-from tasks.sinks.dead_letter import producer_options
+from tasks.sinks.dead_letter.sink import producer_options
 
 MARK = "replayed"
 FROM = "replayed_from"

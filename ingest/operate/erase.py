@@ -30,10 +30,11 @@ from urllib3 import Timeout
 from ingest.operate.dlq import DeadLettersUnavailable, mentioning
 from ingest.settings import Settings
 from tasks.migrate import RETENTION_DAYS, SOURCE_RETENTION_HOURS
-from tasks.sinks import bigquery, google_errors
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.google import errors as google_errors
 from tasks.sinks.outcome import shortened
 from tasks.staging import AUDIT_ENTRIES_MAX, Staging, connect
 

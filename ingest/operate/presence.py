@@ -21,10 +21,11 @@ from google.cloud import bigquery as google_bigquery
 
 from ingest.core.parse.document import UINT32_MAX
 from ingest.settings import Settings
-from tasks.sinks import bigquery, google_errors
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.google import errors as google_errors
 from tasks.wire import BlobItem, RowItem, chunks
 
 MISSING = "missing"

@@ -39,7 +39,7 @@ def build(name: str, settings: Settings) -> Sink[Any]:
 
             return ClickHouseSink(settings)
         case "bigquery":
-            from tasks.sinks.bigquery import BigQuerySink
+            from tasks.sinks.bigquery.sink import BigQuerySink
 
             return BigQuerySink(settings)
         case "datadog":
@@ -47,7 +47,7 @@ def build(name: str, settings: Settings) -> Sink[Any]:
 
             return DatadogSink(settings)
         case "dead_letter":
-            from tasks.sinks.dead_letter import DeadLetterSink
+            from tasks.sinks.dead_letter.sink import DeadLetterSink
 
             return DeadLetterSink(settings)
     raise ValueError(f"no sink is called {name!r}")

@@ -25,7 +25,7 @@ from ingest.local.compare import read_letters
 from ingest.local.load.expectation import Expectation
 from ingest.local.servers import java_kafka
 from ingest.reader.process import limits_of
-from tasks.sinks.bigquery import client as bigquery_client
+from tasks.sinks.bigquery.sink import client as bigquery_client
 from tasks.staging import connect
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

@@ -17,7 +17,7 @@ from ingest.local.fleet import SESSION_SECONDS, is_up
 from ingest.local.servers.fault_proxy import Errors, Hang, Pass
 from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
-from tasks.sinks import bigquery
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tools.gameday.run import GARBAGE_PROJECT, READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
 

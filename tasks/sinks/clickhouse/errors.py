@@ -12,7 +12,7 @@ import re
 
 from clickhouse_connect.driver import exceptions as driver
 
-from tasks.sinks.google_errors import KIND_OF_CLASS as KIND_OF_HTTP_CLASS
+from tasks.sinks.google.errors import KIND_OF_CLASS as KIND_OF_HTTP_CLASS
 from tasks.sinks.outcome import Kind, Trouble
 
 TRANSIENT, DATA, CONFIGURATION = Kind.TRANSIENT, Kind.DATA, Kind.CONFIGURATION

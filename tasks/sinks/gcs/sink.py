@@ -34,8 +34,8 @@ from google.cloud import storage  # type: ignore[attr-defined]
 
 from tasks.errors import PermanentSinkError
 from tasks.settings import MiB, Settings
-from tasks.sinks.gcs.transfers import Answer, Transfers
-from tasks.sinks.google_errors import advice, sort, sort_answer
+from tasks.sinks.google.errors import advice, sort, sort_answer
+from tasks.sinks.http.transfers import Answer, Transfers
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import BlobItem

@@ -25,7 +25,7 @@ from ingest.operate.reconcile import Missing, ReconcileFailed, Scope
 from ingest.settings import Settings
 from ingest.testing.messages import recording
 from tasks.migrate import migrate
-from tasks.sinks import bigquery
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.staging import Staging, connect

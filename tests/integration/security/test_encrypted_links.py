@@ -47,7 +47,7 @@ from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
 from tasks.errors import SinkError
 from tasks.migrate import migrate
-from tasks.sinks.dead_letter import DeadLetterSink
+from tasks.sinks.dead_letter.sink import DeadLetterSink
 from tasks.staging import connect
 from tasks.wire import DeadLetterItem
 

@@ -30,7 +30,8 @@ from ingest.reader.encoding import Encoder
 from ingest.reader.process import rules_of
 from ingest.settings import Settings
 from tasks.migrate import big_query, migrate
-from tasks.sinks import bigquery, build
+from tasks.sinks import build
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.staging import Staging, connect

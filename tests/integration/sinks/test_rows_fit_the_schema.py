@@ -12,7 +12,7 @@ from ingest.core.parse import ParseRules, parse
 from ingest.local.load.produce import PROFILES, values
 from tasks.migrate import migrate
 from tasks.settings import Settings
-from tasks.sinks import bigquery
+from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.wire import RowItem
 

@@ -13,7 +13,7 @@ from scripted import Answer, Asked, answering
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import big_query
 from tasks.settings import Settings
-from tasks.sinks.bigquery import BigQuerySink, client
+from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import RowItem
 
 NOON = 1_795_000_000

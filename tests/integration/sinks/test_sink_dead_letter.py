@@ -21,7 +21,7 @@ from ingest.local.servers.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import kafka as migrate_kafka
 from tasks.settings import MiB, Settings
-from tasks.sinks.dead_letter import DeadLetterSink, max_message_bytes
+from tasks.sinks.dead_letter.sink import DeadLetterSink, max_message_bytes
 from tasks.wire import DeadLetterItem
 
 Record = tuple[bytes | None, bytes, list[tuple[str, bytes | None]]]

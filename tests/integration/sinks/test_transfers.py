@@ -14,7 +14,7 @@ from scripted import Asked, answering
 
 from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.settings import MiB
-from tasks.sinks.gcs.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
+from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
 from tasks.sinks.outcome import Kind, Trouble
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]

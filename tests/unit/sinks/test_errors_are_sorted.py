@@ -14,8 +14,9 @@ from google.api_core import exceptions as from_api
 from google.auth import exceptions as from_auth
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.sinks import google_errors, kafka_errors
 from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.dead_letter import errors as kafka_errors
+from tasks.sinks.google import errors as google_errors
 from tasks.sinks.outcome import Kind
 
 

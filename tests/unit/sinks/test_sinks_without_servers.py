@@ -14,8 +14,8 @@ from tasks.kafka.options import kafka_options, without_secrets
 from tasks.migrate import migrations, rendered
 from tasks.settings import Settings
 from tasks.sinks import build, check_all, memory
-from tasks.sinks.bigquery import REQUEST_BYTES_MAX, body_of, requests
-from tasks.sinks.dead_letter import producer_options
+from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, body_of, requests
+from tasks.sinks.dead_letter.sink import producer_options
 from tasks.sinks.gcs.sink import crc32c
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem

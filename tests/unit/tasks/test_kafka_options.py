@@ -10,7 +10,7 @@ from confluent_kafka import Consumer
 from ingest.reader.process import consumer_config
 from ingest.settings import Settings
 from tasks.kafka.options import REDACTED, kafka_options, without_secrets
-from tasks.sinks.dead_letter import producer_options
+from tasks.sinks.dead_letter.sink import producer_options
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:

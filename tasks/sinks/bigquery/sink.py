@@ -28,13 +28,13 @@ from google.cloud import bigquery
 
 from tasks.errors import PermanentSinkError
 from tasks.settings import MiB, Settings
-from tasks.sinks.google_errors import TRANSIENT_REASONS, advice, sort
+from tasks.sinks.google.errors import TRANSIENT_REASONS, advice, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import RowItem
 
 TABLES = ("replay_events",)
-SCHEMA = Path(__file__).with_name("schema") / "bigquery"
+SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
 REQUEST_BYTES_MAX = 9 * MiB

@@ -1,0 +1,1 @@
+"""BigQuery: the sink, what its answers prove, and whether its table takes rows."""

@@ -1,0 +1,1 @@
+"""What the two sinks in Google Cloud have in common."""
