@@ -19,7 +19,8 @@ from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
-from tools.gameday.run import GARBAGE_PROJECT, READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
+from tools.gameday.game import READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
+from tools.gameday.load import GARBAGE_PROJECT
 
 OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
 BANNED_SEGMENT = 60_606

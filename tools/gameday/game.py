@@ -1,0 +1,324 @@
+"""The system of a game day, and what the person on call can do to it.
+
+`Game` runs the embedded stack, two readers, two workers and Flower under a steady load, with a real Prometheus
+that scrapes them; faults are injected and fixed through its methods. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ingest.local.fleet import Fleet
+from ingest.local.load.produce import LoadError
+from ingest.local.servers.fault_proxy import FaultProxy, Pass
+from ingest.local.servers.processes import HOST, LocalError, free_port
+from ingest.local.servers.redis import Redis
+from ingest.local.stack import KafkaKind, Stack
+from tasks.settings import MiB
+from tools.gameday.load import Load
+from tools.gameday.prometheus import Alert, Prometheus, runbook_has
+from tools.gameday.result import FACTOR, Played
+
+READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
+PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
+CALM_SECONDS_MAX = 120.0
+FIRE_SECONDS_MAX = 150.0
+RESOLVE_SECONDS_MAX = 300.0
+HEALTHY_SECONDS_MAX = 60.0
+LETTER_SECONDS_MAX = 60.0
+COMMAND_SECONDS_MAX = 120.0
+POLL_SECONDS = 0.25
+REDIS_BYTES_MAX = 256 * MiB
+
+# With thresholds divided by FACTOR these also fire when others have the machine's cores, until they are done.
+BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
+
+# The clocks of the system that the rules wait for, divided by about the same factor; what a busy machine of two
+# cores could not keep (a chord within six seconds) less so.
+HASTY = {
+    "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
+    "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
+    "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "15",
+    "REPLAYS_SINK_TIMEOUT_SECONDS": "2",
+    "REPLAYS_BREAKER_WINDOW_SECONDS": "10",
+    "REPLAYS_BREAKER_COOL_SECONDS": "0.5",
+    "REPLAYS_BREAKER_COOL_SECONDS_MAX": "3",
+    "REPLAYS_TASK_BACKOFF_SECONDS": "0.2",
+    "REPLAYS_TASK_BACKOFF_SECONDS_MAX": "3",
+    "REPLAYS_TASK_VISIBILITY_SECONDS": "30",
+    "REPLAYS_HEARTBEAT_SECONDS": "1",
+    "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
+    "REPLAYS_REJECT_WINDOW": "200",
+    "REPLAYS_LOG_FORMAT": "json",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`inject` and `mend` are given the game; `after` is done when all is well again.
+
+    `alert` has to fire within FIRE_SECONDS_MAX of the injection. `mend` does what the runbook's section says.
+    `healthy` is an expression for Prometheus that has a value when the part is well again.
+    """
+
+    name: str
+    alert: str
+    inject: Callable[[Game], None]
+    mend: Callable[[Game], None]
+    healthy: str
+    after: Callable[[Game], None] = lambda game: None
+
+
+class Game:
+    """One game day. Everything it starts is stopped by `close`. Faults work with its attributes."""
+
+    def __init__(
+        self,
+        console: Console,
+        ending: threading.Event,
+        directory: Path | None,
+        quiet_seconds_max: float,
+    ) -> None:
+        self.console, self.ending = console, ending
+        self.quiet_seconds_max = quiet_seconds_max
+        self.began, self.began_unix = time.monotonic(), time.time()
+        self._open = ExitStack()
+        self._directory = directory
+        self._steps: list[str] = []
+        self._seen: list[str] = []
+        self.kept: dict[str, Any] = {}
+        """What a fault's injection leaves for its mending."""
+
+    # Start and end
+
+    def start(self, kafka: KafkaKind, rate: float) -> None:
+        """Raises LocalError if a part does not come up."""
+        place = None if self._directory is None else self._directory / "stack"
+        self.stack = self._open.enter_context(Stack(place, kafka=kafka, progress=self.say))
+        self.stack.start()
+        self.proxies: dict[str, FaultProxy] = {}
+        for part in PROXIED:
+            proxy = FaultProxy(self.stack.servers[part].address, http=part != "redis")
+            self.proxies[part] = self._open.enter_context(proxy)
+        self.fleet = Fleet(self.stack, HASTY, proxies={n: p for n, p in self.proxies.items() if n != "redis"})
+        self.settings = self.fleet.settings
+        redis = self.redis_server
+        redis.memory_bytes_max = REDIS_BYTES_MAX
+        redis.restart()
+        self.fleet.migrate()
+        self.ports = {name: free_port() for name in (*READERS, *WORKERS)}
+        for name in (*WORKERS, *READERS):
+            self.run(name)
+        self.fleet.flower()
+        targets = {
+            "replays-reader": [f"{HOST}:{self.ports[name]}" for name in READERS],
+            "replays-worker": [f"{HOST}:{self.ports[name]}" for name in WORKERS],
+        }
+        self.prometheus = Prometheus(
+            self.stack.children, self.stack.directory / "prometheus", targets, factor=FACTOR
+        )
+        self.prometheus.start()
+        self.load = Load(self.settings, rate)
+        self.load.start()
+        self.say("two readers, two workers, Flower and Prometheus run")
+
+    def close(self) -> None:
+        """May be called at any time."""
+        if hasattr(self, "load"):
+            self.load.close()
+        self._open.close()
+
+    def say(self, line: str) -> None:
+        """One line, with the time."""
+        self.console.print(f"{time.monotonic() - self.began:6.1f} s  {line}", soft_wrap=True, markup=False)
+        if not self.console.is_terminal:
+            self.console.file.flush()
+
+    # What faults and their mending are made of
+
+    @property
+    def redis_server(self) -> Redis:
+        server = self.stack.servers["redis"]
+        assert isinstance(server, Redis)
+        return server
+
+    def run(self, name: str, **settings: str) -> None:
+        """Starts a reader or a worker, under a supervisor, on the port that Prometheus knows."""
+        port = str(self.ports[name])
+        if name in READERS:
+            self.fleet.reader(name, keep=True, REPLAYS_HTTP_PORT=port, **settings)
+        elif name == WORKERS[1]:
+            # This one has a way to Redis of its own, which can be cut.
+            way = f"redis://{self.proxies['redis'].address}/0"
+            self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, REPLAYS_REDIS_URL=way, **settings)
+        else:
+            self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, **settings)
+
+    def step(self, text: str) -> None:
+        """Notes something that was done by hand."""
+        self._steps.append(text)
+        self.say(f"  {text}")
+
+    def see(self, text: str) -> None:
+        """Notes a check that held."""
+        self._seen.append(text)
+        self.say(f"  seen: {text}")
+
+    def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
+        """What `replays-ingest ARGUMENTS` printed. Raises LocalError for another exit code than `codes`."""
+        self.step(f"replays-ingest {' '.join(arguments)}")
+        return self._commanded(arguments, codes)
+
+    def _commanded(self, arguments: Sequence[str], codes: Sequence[int]) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "ingest.cli", *arguments],
+            env={**os.environ, **self.fleet.env},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS_MAX,
+            check=False,
+        )
+        if done.returncode not in codes:
+            raise LocalError(f"{self._steps[-1]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        self._steps[-1] += f" (exit code {done.returncode})" if done.returncode else ""
+        return done.stdout
+
+    def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
+        """The same with --json, read."""
+        return json.loads(self.command(*arguments, "--json", codes=codes))
+
+    def reconcile(self) -> tuple[str, bool]:
+        """What `replays-ingest reconcile` prints, the topic against every sink, and whether nothing is missing."""
+        self._steps = []
+        printed = self.command("reconcile", codes=(0, 1))
+        return printed, not self._steps[-1].endswith(")")
+
+    def letters(self, sink: str) -> list[dict[str, Any]]:
+        """The dead letters of a sink, as soon as there are any. Raises LocalError."""
+        arguments = ("dlq", "ls", "--sink", sink, "--json")
+        found: list[dict[str, Any]] = self.json(*arguments[:-1])["letters"]
+
+        def there() -> bool:
+            if not found:
+                found[:] = json.loads(self._commanded(arguments, (0,)))["letters"]
+            return bool(found)
+
+        self.until(there, LETTER_SECONDS_MAX, f"a dead letter of {sink}")
+        return found
+
+    def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
+        """Waits, the seconds it took. What fails with OSError is not so yet. Raises LocalError after `seconds`."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            with suppress(OSError):
+                if condition():
+                    return time.monotonic() - began
+            if self.load.error:
+                raise LocalError(f"the broker refused a message: {self.load.error}")
+            if self.ending.wait(POLL_SECONDS):
+                raise LocalError("interrupted")
+        raise LocalError(f"waited {seconds:g} s for {what}")
+
+    def fires(self, alert: str) -> bool:
+        return alert in self.prometheus.firing()
+
+    # One fault
+
+    def play(self, fault: Fault) -> Played:
+        """The whole of it; what went wrong is its `trouble`, and then everything is put right by force."""
+        played = Played(fault.name, fault.alert)
+        self._steps, self._seen = played.steps, played.seen
+        began, began_unix = time.monotonic(), time.time()
+        self.say(f"{fault.name}: {fault.alert} should fire")
+        try:
+            fault.inject(self)
+            alert = self._wait_fired(fault.alert)
+            played.fired_seconds = time.monotonic() - began
+            played.summary, played.section = alert.summary, alert.runbook_url
+            self.say(f"  {alert.name} fires after {played.fired_seconds:.1f} s: {alert.summary}")
+            if not runbook_has(alert.runbook_url):
+                raise LocalError(f"the runbook has no section {alert.runbook_url}")
+            fault.mend(self)
+            ends, mended = dict(self.load.ends), time.monotonic()
+            self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to go")
+            played.resolved_seconds = time.monotonic() - mended
+            self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
+            played.drained_seconds = time.monotonic() - mended
+            self.see(f"{fault.alert} gone, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
+            fault.after(self)
+            self._healthy(fault.healthy)
+            self.see(self.calm())
+            self.say(f"  all is well {time.monotonic() - mended:.1f} s after the last step")
+        except (LocalError, LoadError, OSError, subprocess.TimeoutExpired, ValueError) as error:
+            played.trouble = str(error)
+            self.say(f"  FAILED: {played.trouble.splitlines()[0]}")
+            if not self.ending.is_set():
+                self._force()
+        played.others = sorted(self.prometheus.fired(began_unix, time.time()) - {fault.alert})
+        return played
+
+    def calm(self) -> str:
+        """Waits until no alert fires, and says so; raises LocalError.
+
+        After `quiet_seconds_max` it is also well when only BUSY ones are left.
+        """
+        began = time.monotonic()
+        left: set[str] = set()
+
+        def quiet() -> bool:
+            left.clear()
+            left.update(self.prometheus.firing())
+            return not left or (left <= BUSY and time.monotonic() - began > self.quiet_seconds_max)
+
+        self.until(quiet, RESOLVE_SECONDS_MAX, "all alerts to go")
+        return (
+            f"no alert fires but {', '.join(sorted(left))}, for the machine is busy" if left else "no alert fires"
+        )
+
+    def _healthy(self, expression: str) -> None:
+        found: list[dict[str, Any]] = []
+
+        def holds() -> bool:
+            found[:] = self.prometheus.query(expression)
+            return bool(found)
+
+        self.until(holds, HEALTHY_SECONDS_MAX, expression)
+        self.see(f"{expression}: it is {float(found[0]['value'][1]):g}")
+
+    def _wait_fired(self, name: str) -> Alert:
+        found: list[Alert] = []
+
+        def fires() -> bool:
+            found[:] = [alert for alert in self.prometheus.firing().values() if alert.name == name]
+            return bool(found)
+
+        self.until(fires, FIRE_SECONDS_MAX, f"{name} to fire; there is {self.prometheus.alerts()}")
+        return found[0]
+
+    def _force(self) -> None:
+        """After a failure, so that the next fault meets a healthy system."""
+        self.load.garbage_share = 0.0
+        for proxy in self.proxies.values():
+            proxy.set(Pass())
+        with suppress(LocalError, OSError):
+            self.redis_server.restart(kill=True)
+        for child in self.fleet.children.values():
+            with suppress(LocalError, OSError):
+                if child.name in self.ports:
+                    self.fleet.kill(child, keep=False)
+                    self.run(child.name)
+        with suppress(LocalError, OSError):
+            self.fleet.migrate()
+            self.calm()

@@ -1,0 +1,93 @@
+"""What a game day found: each fault as it was played, and the tables that show it on a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.gameday.prometheus import PanelQuery
+
+FACTOR = 20.0
+MESSAGES_PER_SECOND = 20.0
+
+
+@dataclass(slots=True)
+class Played:
+    """One fault. `steps`: what was done to mend it; seconds are None where it did not come to that.
+
+    `fired_seconds` are from the injection; `resolved_seconds` and `drained_seconds` from the last step: until the
+    alert was gone, and until all that had been produced by then was committed.
+    """
+
+    fault: str
+    alert: str
+    section: str = ""
+    summary: str = ""
+    fired_seconds: float | None = None
+    others: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    resolved_seconds: float | None = None
+    drained_seconds: float | None = None
+    trouble: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that is told in the end."""
+
+    factor: float = FACTOR
+    rate: float = MESSAGES_PER_SECOND
+    kafka: str = ""
+    seconds: float = 0.0
+    messages: int = 0
+    played: list[Played] = field(default_factory=list)
+    panels: list[PanelQuery] = field(default_factory=list)
+    reconciled: str = ""
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.played) and not self.error and not any(each.trouble for each in self.played)
+
+
+def show(console: Console, result: Result) -> None:
+    """The table of faults, the panels without data, the account of the sinks, and a verdict."""
+
+    def seconds(number: float | None) -> str:
+        return "never" if number is None else f"{number:.0f}"
+
+    table = Table(title="faults", title_justify="left", show_lines=True)
+    for name in ("fault", "alert", "fired after s", "others that fired", "runbook", "what mended it"):
+        table.add_column(name, justify="right" if name.endswith(" s") else "left")
+    table.add_column("gone after s", justify="right")
+    table.add_column("lag zero after s", justify="right")
+    for each in result.played:
+        table.add_row(
+            each.fault,
+            each.alert,
+            seconds(each.fired_seconds),
+            "\n".join(each.others),
+            each.section.partition("#")[2] and "#" + each.section.partition("#")[2],
+            "\n".join(each.steps) + (f"\nFAILED: {each.trouble.splitlines()[0]}" if each.trouble else ""),
+            seconds(each.resolved_seconds),
+            seconds(each.drained_seconds),
+        )
+    console.print(table)
+    empty = [asked for asked in result.panels if not asked.values]
+    console.print(f"dashboard: {len(result.panels)} expressions asked, {len(result.panels) - len(empty)} had data")
+    for asked in empty:
+        console.print(f"  no data: {asked.panel}: {asked.expression}", markup=False, soft_wrap=True)
+    console.print(result.reconciled.strip(), markup=False)
+    if result.error:
+        console.print(f"error: {result.error.splitlines()[0]}", markup=False)
+    verdict = "each fault was told of and mended" if result.ok else "NOT everything went as it should, see above"
+    console.print(f"{len(result.played)} faults, {result.messages:,} messages, {result.seconds:.0f} s: {verdict}")
+
+
+def as_dict(result: Result) -> dict[str, Any]:
+    """For --json."""
+    return {"ok": result.ok, **asdict(result)}
