@@ -1,0 +1,185 @@
+"""What chaos can break: faults of processes and of sinks, each from a random generator of its own.
+
+A fault returns the name of the process that it hit when all of it is over; one that does not end as it should
+raises LocalError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Mapping
+
+from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes
+from ingest.local.servers.fault_proxy import (
+    Errors,
+    Fault,
+    FaultProxy,
+    Hang,
+    Latency,
+    LostReplies,
+    Pass,
+    Refuse,
+    Reset,
+)
+from ingest.local.servers.processes import Child, LocalError, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.local.stack import KafkaKind
+
+READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
+SINKS = ("gcs", "clickhouse", "bigquery")
+GUEST = "reader-3"
+NEEDS_APACHE = frozenset({"broker: kill -9, comes back with its data"})
+
+Inflict = Callable[[random.Random], str]
+
+SINK_FAULTS: dict[str, Callable[[], Fault]] = {
+    "503": lambda: Errors(503),
+    "429, half of the requests": lambda: Errors(429, share=0.5, retry_after_seconds=1),
+    "hangs": Hang,
+    "refuses": Refuse,
+    "resets": Reset,
+    "loses half of its replies": lambda: LostReplies(share=0.5),
+    "is slow (1 s)": lambda: Latency(1.0),
+}
+
+
+class ProcessFaults:
+    """The faults of processes. Each returns whom it hit, when all of it is over."""
+
+    def __init__(self, fleet: Fleet, redis_proxy: FaultProxy, calm: threading.Event) -> None:
+        """`calm` ends every wait of a fault early."""
+        self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
+        self._servers = fleet.stack.servers
+
+    def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
+        """The faults that this broker survives with its data."""
+        found: dict[str, Inflict] = {
+            "reader: kill -9": self.kill_reader,
+            "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
+            "reader: one more, then SIGTERM": self.add_and_remove_reader,
+            "reader: SIGTERM and again": self.restart_reader,
+            "worker: kill -9": self.kill_worker,
+            "worker: one pool process killed": self.kill_pool_process,
+            "worker: SIGSTOP": self.stop_worker,
+            "redis: kill -9, comes back empty": self.empty_redis,
+            "redis: kill -9, comes back with its data": self.restart_redis,
+            "redis: SIGSTOP": self.stop_redis,
+            "redis: connections reset": self.reset_redis,
+            "broker: kill -9, comes back with its data": self.restart_broker,
+            "broker: SIGSTOP": self.stop_broker,
+            "flower: kill -9": self.kill_flower,
+        }
+        return {name: do for name, do in found.items() if kafka == "apache" or name not in NEEDS_APACHE}
+
+    def kill_reader(self, rng: random.Random) -> str:
+        return self._kill(rng, READERS)
+
+    def kill_worker(self, rng: random.Random) -> str:
+        return self._kill(rng, WORKERS)
+
+    def kill_flower(self, rng: random.Random) -> str:
+        return self._kill(rng, ("flower",))
+
+    def kill_pool_process(self, rng: random.Random) -> str:
+        """As the kernel does when memory runs out: the worker lives on and hands the task out again."""
+        child = self._child(rng, WORKERS)
+        pids = pool_processes(child)
+        if pids:
+            _signal(rng.choice(pids), signal.SIGKILL)
+        return child.name
+
+    def stop_reader_past_its_session(self, rng: random.Random) -> str:
+        """It wakes up as a zombie: its partitions have another owner, and its chords have ended meanwhile."""
+        return self._stop(self._child(rng, READERS), SESSION_SECONDS + rng.uniform(1.5, 4))
+
+    def stop_worker(self, rng: random.Random) -> str:
+        return self._stop(self._child(rng, WORKERS), rng.uniform(2, 8))
+
+    def add_and_remove_reader(self, rng: random.Random) -> str:
+        """Two rebalances under load, the second by an orderly end."""
+        child = self._fleet.reader(GUEST, keep=False)
+        self._calm.wait(rng.uniform(4, 9))
+        return self._ends_with_zero(child)
+
+    def restart_reader(self, rng: random.Random) -> str:
+        """A deployment: SIGTERM under load, and the next release."""
+        child = self._child(rng, READERS)
+        try:
+            return self._ends_with_zero(child)
+        finally:
+            self._fleet.reader(child.name)
+
+    def empty_redis(self, rng: random.Random) -> str:
+        server = self._servers["redis"]
+        assert isinstance(server, Redis)
+        server.restart(kill=True, empty=True)
+        return ""
+
+    def restart_redis(self, rng: random.Random) -> str:
+        server = self._servers["redis"]
+        server.kill()
+        self._calm.wait(rng.uniform(0, 3))
+        server.restart()
+        return ""
+
+    def stop_redis(self, rng: random.Random) -> str:
+        return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
+
+    def reset_redis(self, rng: random.Random) -> str:
+        self._redis_proxy.set(Reset())
+        self._calm.wait(rng.uniform(0.5, 3))
+        self._redis_proxy.set(Pass())
+        return ""
+
+    def restart_broker(self, rng: random.Random) -> str:
+        self._servers["kafka"].restart(kill=True)
+        return ""
+
+    def stop_broker(self, rng: random.Random) -> str:
+        return self._stop(self._servers["kafka"].child, rng.uniform(1, 4))
+
+    def _child(self, rng: random.Random, names: tuple[str, ...]) -> Child:
+        return self._fleet.children[rng.choice(names)]
+
+    def _kill(self, rng: random.Random, names: tuple[str, ...]) -> str:
+        child = self._child(rng, names)
+        self._fleet.kill(child)
+        return child.name
+
+    def _stop(self, child: Child, seconds: float) -> str:
+        child.pause()
+        self._calm.wait(seconds)
+        child.resume()
+        return child.name
+
+    def _ends_with_zero(self, child: Child) -> str:
+        wait_until(lambda: is_up(child), 20, f"{child.name} to be up")
+        code = self._fleet.stop(child)
+        if code != 0:
+            raise LocalError(f"{child.name} ended with code {code} after SIGTERM\n{child.log_tail()}")
+        return child.name
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
+    """Every fault of SINK_FAULTS at every sink, for a few seconds each."""
+
+    def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
+        def inflict(rng: random.Random) -> str:
+            seconds = rng.uniform(2, 8)
+            proxies[sink].set(fault())
+            calm.wait(seconds)
+            proxies[sink].set(Pass())
+            return ""
+
+        return inflict
+
+    return {f"{sink}: {name}": make(sink, fault) for sink in SINKS for name, fault in SINK_FAULTS.items()}

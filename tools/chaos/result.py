@@ -1,0 +1,109 @@
+"""What a chaos run found: the faults, the account of every sink, and the tables that show them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ingest.local.compare import Report
+from ingest.local.demo import report_table
+from ingest.local.load.produce import Produced, summary
+
+
+@dataclass(slots=True)
+class Done:
+    """One fault: when it began (seconds into the run), how long it lasted, whom it hit, what was wrong with it."""
+
+    kind: str
+    at_seconds: float
+    seconds: float
+    whom: str = ""
+    trouble: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that is told in the end."""
+
+    seed: int
+    kafka: str
+    fault_seconds: float
+    ok: bool = False
+    error: str = ""
+    faults: list[Done] = field(default_factory=list)
+    load: Produced | None = None
+    report: Report | None = None
+    settle_seconds: float = 0.0
+    seconds: float = 0.0
+    lost: int = 0
+    doubled: int = 0
+    """Identities that are there more than once after de-duplication."""
+    twice: dict[str, float] = field(default_factory=dict)
+    """Share of what was written more than once, before de-duplication, by where it was counted."""
+    rebalances: int = 0
+    commits_fell: list[str] = field(default_factory=list)
+    halted: int = 0
+    exit_codes: dict[str, int] = field(default_factory=dict)
+    ended_by_themselves: dict[str, int] = field(default_factory=dict)
+
+    def judge(self) -> None:
+        """Sets `ok`, and `error` to the first thing that does not hold."""
+        troubles = [f"{done.kind}: {done.trouble}" for done in self.faults if done.trouble]
+        exits = [f"{name} ended with code {code}" for name, code in self.exit_codes.items() if code != 0]
+        wrong = [*troubles, *(f"a committed offset fell: {fall}" for fall in self.commits_fell), *exits]
+        if self.halted:
+            wrong.append(f"a reader halted {self.halted} times")
+        if self.report is None or not self.report.ok:
+            wrong.append("the reconciliation does not hold" if self.report else "nothing was reconciled")
+        if not self.faults:
+            wrong.append("no fault was injected")
+        self.error = self.error or (wrong[0] if wrong else "")
+        self.ok = not self.error
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        found = {name: value for name, value in asdict(self).items() if name not in ("load", "report")}
+        found["load"] = summary(self.load) if self.load else None
+        found["reconciliation"] = self.report.as_dict() if self.report else None
+        return found
+
+
+def show(console: Console, result: Result) -> None:
+    """Three tables and a verdict."""
+    faults = Table(title="faults injected", title_justify="left")
+    faults.add_column("fault")
+    faults.add_column("times", justify="right")
+    faults.add_column("seconds", justify="right")
+    for kind in sorted({done.kind for done in result.faults}):
+        some = [done for done in result.faults if done.kind == kind]
+        faults.add_row(kind, str(len(some)), f"{sum(done.seconds for done in some):.0f}")
+    faults.add_section()
+    faults.add_row("all", str(len(result.faults)), f"{sum(done.seconds for done in result.faults):.0f}")
+    console.print(faults)
+    if result.report is not None:
+        console.print(report_table(result.report))
+        if not result.report.ok:
+            console.print(result.report.failures(), markup=False)
+    account = Table(title="account", title_justify="left")
+    account.add_column("what")
+    account.add_column("value", justify="right")
+    if result.load is not None:
+        account.add_row("messages produced", f"{result.load.messages:,}")
+    known = result.report is not None
+    account.add_row("lost", f"{result.lost:,}" if known else "unknown")
+    account.add_row("duplicates after de-duplication", f"{result.doubled:,}" if known else "unknown")
+    account.add_row("committed offsets that fell", f"{len(result.commits_fell)}")
+    account.add_row("seconds from the last fault to lag zero", f"{result.settle_seconds:.1f}")
+    account.add_row("assignments of partitions", f"{result.rebalances:,}")
+    for name, share in result.twice.items():
+        account.add_row(f"twice: {name}", f"{share:.2%}")
+    for name, count in result.ended_by_themselves.items():
+        account.add_row(f"{name} ended by itself", f"{count}")
+    console.print(account)
+    if result.error:
+        console.print(f"error: {result.error}", markup=False)
+    verdict = "nothing was lost, nothing is there twice" if result.ok else "NOT everything holds, see above"
+    console.print(f"seed {result.seed}, {result.kafka}, {result.seconds:.0f} s: {verdict}")

@@ -1,0 +1,294 @@
+"""One chaos run: a steady load, two hands that break things, and the account in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ingest.local.compare import Committed, ReconcileError, read_metrics, reconcile
+from ingest.local.demo import temporary_files_in_memory
+from ingest.local.fleet import Fleet, said
+from ingest.local.load.expectation import SIZES, Expectation
+from ingest.local.load.produce import PROFILES, LoadError, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.fault_proxy import FaultProxy
+from ingest.local.servers.processes import LocalError, ending_on_signals
+from ingest.local.stack import KafkaKind, Stack
+from ingest.settings import Settings
+from tasks.errors import SinkError
+from tasks.migrate import SOURCE_PARTITIONS
+from tasks.sinks.bigquery import sink as bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tools.chaos.faults import READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults
+from tools.chaos.result import Done, Result, show
+
+MESSAGES_PER_SECOND = 40.0
+SETTLE_SECONDS_MAX = 180.0
+PLAIN_WIDTH = 150
+
+# So that a call to a sick sink ends while the sink is still sick, and a breaker closes soon after.
+IMPATIENT = {
+    "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
+    "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
+    "REPLAYS_TASK_BACKOFF_SECONDS": "0.3",
+    "REPLAYS_TASK_BACKOFF_SECONDS_MAX": "3",
+    "REPLAYS_BREAKER_COOL_SECONDS": "1",
+    "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
+    "REPLAYS_BATCH_MESSAGES_MAX": "50",
+}
+
+
+def run(
+    minutes: float = 10.0,
+    seed: int = 1,
+    *,
+    kafka: KafkaKind | None = None,
+    rate: float = MESSAGES_PER_SECOND,
+    directory: Path | None = None,
+    layout: str = "segment",
+    as_json: bool = False,
+) -> int:
+    """Chaos for `minutes`, then the account. 0: everything held; 1: something did not; 130: interrupted.
+
+    `kafka` None: Apache Kafka where it can run, Tansu elsewhere. `rate`: messages a second. `directory` keeps data
+    and logs there; a temporary one, in memory where there is some, is removed at the end.
+    """
+    chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
+    console = Console(quiet=as_json, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    result = Result(seed, chosen, minutes * 60)
+    began = time.monotonic()
+    with _place(directory) as place, _ending() as ending:
+        chaos = _Chaos(place, chosen, seed, rate, console, result, ending, layout, is_temporary=directory is None)
+        try:
+            chaos.run(minutes * 60)
+        except (LocalError, LoadError, ReconcileError, SinkError) as error:
+            result.error = str(error)
+        finally:
+            chaos.close()
+        if ending.is_set() and not result.error:
+            console.print("interrupted; everything is stopped")
+            return 130
+    result.seconds = time.monotonic() - began
+    result.judge()
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=2, default=str), flush=True)
+    else:
+        show(console, result)
+    return 0 if result.ok else 1
+
+
+class _Chaos:
+    """One run. Everything it starts is stopped by `close`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        kafka: KafkaKind,
+        seed: int,
+        rate: float,
+        console: Console,
+        result: Result,
+        ending: threading.Event,
+        layout: str,
+        *,
+        is_temporary: bool,
+    ) -> None:
+        self.seed, self.rate, self.kafka, self.console, self.result = seed, rate, kafka, console, result
+        self.directory, self.layout = directory, layout
+        self.over = ending
+        self.calm = threading.Event()
+        self.began = time.monotonic()
+        self._open = ExitStack()
+        # A directory of its own makes the stack's Redis keep an append-only file, which it may lose on purpose.
+        self.stack = self._open.enter_context(Stack(directory / "stack", kafka=kafka, progress=self.say))
+        if is_temporary:
+            self.stack.children.remove_at_end(directory)
+        self.proxies: dict[str, FaultProxy] = {}
+        self.fleet: Fleet | None = None
+
+    def say(self, line: str) -> None:
+        """One line, with the time."""
+        self.console.print(f"{time.monotonic() - self.began:6.1f} s  {line}", soft_wrap=True, markup=False)
+        if not self.console.is_terminal:
+            self.console.file.flush()
+
+    def close(self) -> None:
+        """May be called at any time."""
+        self.calm.set()
+        self._open.close()
+
+    def run(self, fault_seconds: float) -> None:
+        """All of it. Raises what went wrong with the experiment itself; `result` has the rest."""
+        fleet = self._start()
+        manifest = self.directory / "manifest.jsonl"
+        processes = ProcessFaults(fleet, self.proxies["redis"], self.calm).by_name(self.kafka)
+        sinks = sink_faults(self.proxies, self.calm)
+        threads = [
+            threading.Thread(target=self._load, args=(fleet.settings, manifest), name="load"),
+            threading.Thread(target=self._watch_commits, args=(fleet,), name="commits"),
+            threading.Thread(target=self._hand, args=(processes, 1), name="processes"),
+            threading.Thread(target=self._hand, args=(sinks, 2), name="sinks"),
+        ]
+        for thread in threads:
+            thread.start()
+        self.over.wait(fault_seconds)
+        self.calm.set()
+        for thread in threads:
+            thread.join()
+        if self.over.is_set():
+            return
+        self.say("no more faults; waiting until everything is committed")
+        assert self.result.load is not None
+        self.result.settle_seconds = fleet.wait_committed(self.result.load.ends, SETTLE_SECONDS_MAX)
+        self.say(f"committed after {self.result.settle_seconds:.1f} s; stopping the readers")
+        for name in READERS:
+            self.result.exit_codes[name] = fleet.stop(fleet.children[name])
+        if not fleet.flower_answers():
+            raise LocalError("Flower did not come back")
+        self._account(fleet, manifest)
+
+    def _start(self) -> Fleet:
+        stack = self.stack.start()
+        for part in (*SINKS, "redis"):
+            proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
+            self.proxies[part] = self._open.enter_context(proxy)
+        fleet = self.fleet = Fleet(stack, {**IMPATIENT, "REPLAYS_GCS_LAYOUT": self.layout}, proxies=self.proxies)
+        fleet.migrate()
+        for name in WORKERS:
+            fleet.worker(name)
+        for name in READERS:
+            fleet.reader(name)
+        fleet.flower()
+        self.say("two readers, two workers and Flower run")
+        return fleet
+
+    def _load(self, settings: Settings, manifest: Path) -> None:
+        """As long as there are faults, at a steady rate."""
+        count = int(self.rate * self.result.fault_seconds * 2) + 1
+        try:
+            self.result.load = produce(
+                settings,
+                PROFILES["small"],
+                count,
+                self.seed,
+                manifest_path=manifest,
+                rate=self.rate,
+                stop=self.calm.is_set,
+            )
+        except LoadError as error:
+            self.result.error = str(error)
+            self.over.set()
+
+    def _watch_commits(self, fleet: Fleet) -> None:
+        """No committed offset may ever fall, whoever commits."""
+        highest: dict[int, int] = {}
+        asking = Committed(fleet.settings)
+        sources = [(fleet.settings.kafka_topic, partition) for partition in range(SOURCE_PARTITIONS)]
+        while not self.calm.wait(0.5):
+            with contextlib.suppress(ReconcileError):
+                for (_, partition), offset in asking.of(sources).items():
+                    if offset < highest.get(partition, 0):
+                        self.result.commits_fell.append(f"{partition}: {highest[partition]} to {offset}")
+                    highest[partition] = max(offset, highest.get(partition, 0))
+        asking.close()
+
+    # Two hands
+
+    def _hand(self, faults: Mapping[str, Inflict], number: int) -> None:
+        """Deals its faults, one after another, the pack shuffled anew each time, until it shall be calm."""
+        rng = random.Random(f"{self.seed}:{number}")
+        while not self.calm.is_set():
+            pack = list(faults.items())
+            rng.shuffle(pack)
+            for kind, inflict in pack:
+                if self.calm.wait(rng.uniform(0.5, 2.5)):
+                    return
+                began = time.monotonic()
+                done = Done(kind, began - self.began, 0.0)
+                try:
+                    done.whom = inflict(rng)
+                except LocalError as error:
+                    done.trouble = str(error)
+                done.seconds = time.monotonic() - began
+                self.result.faults.append(done)
+                self.say(f"{kind} {done.whom} ({done.seconds:.1f} s) {done.trouble}")
+
+    # The account
+
+    def _account(self, fleet: Fleet, manifest: Path) -> None:
+        result, settings = self.result, fleet.settings
+        expected = Expectation.of_manifest(manifest, settings=settings)
+        statsd_url = self.stack.addresses["statsd_query"]
+        result.report = report = reconcile(
+            settings, expected, statsd_url=statsd_url, progress=lambda name: self.say(f"checked {name}")
+        )
+        result.lost = sum(check.missing for check in report.checks)
+        result.doubled = sum(check.extra for check in report.checks)
+        sent = read_metrics(statsd_url)[SIZES + "size_compressed"].count
+        segments = expected.metrics[SIZES + "size_compressed"].count
+        result.twice["segments handed to DataDog"] = sent / segments - 1
+        result.twice |= _stored_twice(settings)
+        readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
+        result.rebalances = sum(len(said(child, "partitions_assigned")) for child in readers)
+        result.halted = sum(len(said(child, "reader_halted")) for child in readers)
+        result.ended_by_themselves = fleet.own_ends()
+
+
+def _stored_twice(settings: Settings) -> dict[str, float]:
+    """The share of rows that are stored more than once, and that readers never see."""
+    found = {}
+    server = clickhouse.client(settings)
+    try:
+        for table in ("replay_segments", "replays"):
+            stored = server.query(f"SELECT count() FROM {table}").result_rows[0][0]
+            exact = server.query(f"SELECT count() FROM {table} FINAL").result_rows[0][0]
+            found[f"ClickHouse {table}, not merged yet"] = stored / max(1, exact) - 1
+    finally:
+        server.close()
+    connected = bigquery.client(settings)
+    try:
+        table = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.replay_events`"
+        row = next(
+            iter(connected.query_and_wait(f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM {table}"))
+        )
+        found["BigQuery rows, hidden by the view"] = row["n"] / max(1, row["d"]) - 1
+    finally:
+        connected.close()  # type: ignore[no-untyped-call]
+    return found
+
+
+@contextmanager
+def _place(directory: Path | None) -> Iterator[Path]:
+    """The directory, or a temporary one, in memory if there is some: a stand-in writes a file an object."""
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+        return
+    with temporary_files_in_memory(True):
+        place = Path(tempfile.mkdtemp(prefix="chaos-"))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def _ending() -> Iterator[threading.Event]:
+    """Set by SIGTERM and Ctrl-C, where signals can be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield threading.Event()
+        return
+    with ending_on_signals() as event:
+        yield event
