@@ -31,9 +31,9 @@ from ingest.core.model import Message, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import open_envelope
 from ingest.core.parse.recording import inflate, split
-from ingest.core.tenants import TenantGate
 from ingest.local.load.produce import PROFILES, stream
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.tenant_gate import TenantGate
 
 RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)

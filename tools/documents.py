@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from ingest.cli.main import main as command_line
 from ingest.core.parse.rules import REASONS, WARNINGS
-from ingest.observe.metrics import DEFINITIONS as READER
+from ingest.observe.metric_table import DEFINITIONS as READER
 from ingest.settings import Settings
 from tasks.observe.meters import Definition
 from tasks.observe.metrics import DEFINITIONS as WORKER

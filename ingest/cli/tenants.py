@@ -68,7 +68,7 @@ def tenants_revive(project: int, by: str) -> None:
 @by_option
 def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:
     """Give PROJECT a token bucket; what is above it is dropped and counted."""
-    from ingest.core.tenants import Limit
+    from ingest.reader.tenant_gate import Limit
 
     if remove == (per_second is not None):
         raise click.UsageError("give --per-second, or --remove")

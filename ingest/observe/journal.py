@@ -8,14 +8,24 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core import record
-from ingest.core.model import Batch, OffsetRange, Stage, TopicPartition
+from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
 SETTLED_MAX = 4096  # batches that settled behind a parked one and still wait for their commit
 RECORDED_MAX = 256
+
+
+class End(StrEnum):
+    """How a batch's life in this process ended."""
+
+    COMMITTED = "committed"
+    ABANDONED = "abandoned"  # an operator gave it up
+    RELEASED = "released"  # its partition was given back before it was committed
+    LOST = "lost"  # its partition was lost before it was committed
 
 
 @dataclass(slots=True)
@@ -29,7 +39,7 @@ class Journey:
     segments: int
     rejects: int
     size_bytes: int
-    cut_by: str
+    cut_by: CutReason
     opened_at: float
     cut_at: float
     recorded_at: float | None = None
@@ -43,7 +53,7 @@ class Journey:
     attempts: int = 0
     failures: int = 0
     failed_last: bool = False
-    outcome: str = ""
+    outcome: End | None = None
     error: str = ""
 
     def summary(self) -> dict[str, object]:
@@ -54,7 +64,7 @@ class Journey:
             "start": self.offsets.start,
             "stop": self.offsets.stop,
             "epoch": self.epoch,
-            "outcome": self.outcome,
+            "outcome": self.outcome or "",
             "segments": self.segments,
             "rejects": self.rejects,
             "size_bytes": self.size_bytes,
@@ -107,11 +117,11 @@ class Journal:
             case on.BatchAbandoned():
                 journey = self._open.get(event.batch_id)
                 if journey is not None:
-                    journey.outcome, journey.error = "abandoned", event.reason
+                    journey.outcome, journey.error = End.ABANDONED, event.reason
             case on.PartitionsLost():
-                ended += self._gone(event.sources, "lost")
+                ended += self._gone(event.sources, End.LOST)
             case on.OffsetOutOfRange():
-                ended += self._gone((event.source,), "lost")
+                ended += self._gone((event.source,), End.LOST)
             case _:
                 pass
         for command in commands:
@@ -121,7 +131,7 @@ class Journal:
                 case do.Discard():
                     ended += self._settled(command.batch, now)
                 case do.Release():
-                    ended += self._gone(command.sources, "released")
+                    ended += self._gone(command.sources, End.RELEASED)
                 case _:
                     pass
         return ended
@@ -166,13 +176,13 @@ class Journal:
         for journey in partition.settled:
             if journey.epoch == event.epoch and journey.offsets.stop <= event.offset:
                 journey.committed_at = now
-                journey.outcome = journey.outcome or "committed"
+                journey.outcome = journey.outcome or End.COMMITTED
                 yield journey
             else:
                 still.append(journey)
         partition.settled = still
 
-    def _gone(self, sources: tuple[TopicPartition, ...], outcome: str) -> Iterable[Journey]:
+    def _gone(self, sources: tuple[TopicPartition, ...], outcome: End) -> Iterable[Journey]:
         """The partition left before these were committed: the next owner cuts them again."""
         for batch_id in [key for key, journey in self._open.items() if journey.source in sources]:
             yield _ended(self._open.pop(batch_id), outcome)
@@ -190,12 +200,12 @@ def _begin(batch: Batch) -> Journey:
         segments=len(batch.segments),
         rejects=len(batch.rejects),
         size_bytes=batch.size_bytes,
-        cut_by=batch.cut_by.value,
+        cut_by=batch.cut_by,
         opened_at=batch.opened_at,
         cut_at=batch.cut_at,
     )
 
 
-def _ended(journey: Journey, outcome: str) -> Journey:
+def _ended(journey: Journey, outcome: End) -> Journey:
     journey.outcome = journey.outcome or outcome
     return journey

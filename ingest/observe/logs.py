@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from ingest.observe.journal import Journey
+from ingest.observe.journal import End, Journey
 from tasks.observe.logs import clean, configure, redact
 
 __all__ = ["batch_line", "clean", "configure", "redact"]
@@ -14,7 +14,7 @@ log = structlog.get_logger("ingest.batch")
 
 def batch_line(journey: Journey) -> None:
     """One line a batch, when its life here ends: ids, sizes, and the seconds from its cut to each milestone."""
-    if journey.outcome == "committed" and not journey.failures:
+    if journey.outcome is End.COMMITTED and not journey.failures:
         log.info("batch", **journey.summary())
     else:
         log.warning("batch", **journey.summary())

@@ -37,12 +37,12 @@ from rich.table import Table
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Outcome, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
 from ingest.core.parse.rows import believable
-from ingest.core.tenants import TenantGate, TenantRules
 from ingest.operate.dlq import DeadLettersUnavailable, Selection, letters
 from ingest.operate.presence import PRESENCES, Presence
 from ingest.reader.encoding import items_of
 from ingest.reader.parsing.inline import shed
 from ingest.reader.process import rules_of
+from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.reader.tenant_rules import TenantStore
 from ingest.settings import Settings
 from tasks.errors import PermanentSinkError, SinkError

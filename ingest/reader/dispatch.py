@@ -1,23 +1,17 @@
-"""The only door to the flush fleet: stages a batch, starts its chord, hears of its completion.
+"""The way to the flush fleet: stages a batch's bytes, starts its chord, shows what is parked.
 
-Two threads, so that the loop never waits for Redis. The *dispatch* thread performs commands in their order; the
-*completion* thread reads this reader's stream, which tasks and operators write to. Both answer with events in the
-inbox. Nothing here retries: a failure is an event, and the core decides.
+The dispatch thread performs the core's commands in their order, so that the loop never waits for Redis; the thread
+of `ingest.reader.completions` reads what comes back. Both answer with events in the inbox. Nothing here retries: a
+failure is an event, and the core decides.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
 
-import msgspec
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -25,12 +19,15 @@ from redis.exceptions import RedisError, ResponseError
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Batch, OffsetRange, Stage
+from ingest.core.model import Batch, Stage
+from ingest.observe.heartbeat import Heartbeat
+from ingest.reader.completions import CompletionReader
 from ingest.reader.encoding import Encoder
+from ingest.reader.ports import Inbox
 from tasks import chord
 from tasks.settings import Settings
 from tasks.staging import RedisFull, Staging, connect, shortened
-from tasks.wire import Completion, Manifest, reader_stream, reference
+from tasks.wire import Manifest, reference
 
 log = structlog.get_logger(__name__)
 Command = do.Dispatch | do.Park | do.Discard
@@ -41,16 +38,8 @@ MANIFESTS_MAX = 4096
 UNSENT_BYTES_MAX = 32 * 1024 * 1024
 # After Redis failed, commands fail at once for this long instead of each waiting for its own time-out.
 DOWN_SECONDS = 1.0
-BLOCK_SECONDS_MAX = 1.0
-COMPLETIONS_MAX = 512
 # Tasks stop retrying a little before the core stops waiting, so that it hears of the failure instead of silence.
 DEADLINE_SHARE = 0.9
-
-
-class Inbox(Protocol):
-    """Where events are left for the loop."""
-
-    def put(self, event: on.Event) -> None: ...
 
 
 class Dispatcher:
@@ -59,8 +48,8 @@ class Dispatcher:
     Every Dispatch is answered by FlushSucceeded or FlushFailed, or by nothing at all when the chord is lost.
     Memory: of the batches in flight the manifests, and the bytes of the stage that did not start yet; batches
     themselves only while their command waits.
-    `about()` is what each heartbeat says beside host and pid; `trace(batch)` the W3C traceparent that the batch's
-    tasks carry ("": none). Both are called on the threads of this module.
+    `heartbeat()` makes what each heartbeat says, on the thread that reads completions; `trace(batch)` the W3C
+    traceparent that the batch's tasks carry ("": none), on the dispatch thread.
     `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
     """
 
@@ -69,7 +58,7 @@ class Dispatcher:
         settings: Settings,
         reader: str,
         inbox: Inbox,
-        about: Callable[[], dict[str, Any]] = dict,
+        heartbeat: Callable[[], Heartbeat] = Heartbeat,
         trace: Callable[[Batch], str] = lambda batch: "",
         app: Celery | None = None,
     ) -> None:
@@ -88,7 +77,7 @@ class Dispatcher:
         self._stopping = threading.Event()
         self._app = app or chord.publisher(settings)
         self._staging = Staging(connect(settings), settings)
-        self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, about)
+        self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, heartbeat)
         self._threads = [
             threading.Thread(target=self._perform_all, name="dispatch", daemon=True),
             threading.Thread(target=self._completions.run, name="completions", daemon=True),
@@ -239,120 +228,3 @@ class Dispatcher:
         self._inbox.put(
             on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, error, dispatched=False)
         )
-
-
-class CompletionReader:
-    """Reads one reader's stream from its own position, and shows operators that the reader lives.
-
-    The stream's entries are events to be, read with one call for all batches. Survives Redis: while it is away
-    nothing is read; a stream that is gone, or that began anew with smaller ids, is read from its beginning.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        reader: str,
-        deliver: Callable[[on.Event], None],
-        stopping: threading.Event,
-        about: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        self._about = about
-        self._deliver = deliver
-        self._stopping = stopping
-        self._reader = reader
-        self._stream = reader_stream(reader, settings.key_prefix)
-        self._staging = Staging(connect(settings, retries=0), settings)
-        self._last_id = "0-0"
-        self._beat_seconds = settings.heartbeat_seconds
-        self._beat_at = -self._beat_seconds
-        self._started_at = time.time()
-        # The server must answer before the socket gives up on it.
-        self._block_ms = max(1, int(1000 * min(BLOCK_SECONDS_MAX, settings.redis_timeout_seconds / 2)))
-
-    def run(self) -> None:
-        """Until `stopping`."""
-        healthy = True
-        while not self._stopping.is_set():
-            try:
-                if not healthy:
-                    self._find_beginning()
-                if not self.read_once():
-                    self._find_beginning()
-                self._beat()  # last: a Redis that is full takes no heartbeat, but it still has news for us
-                healthy = True
-            except (RedisError, OSError) as error:
-                if healthy:
-                    log.warning("completions_unreadable", error=shortened(str(error)))
-                healthy = False
-                self._stopping.wait(0.2)
-            except Exception:  # the reader must go on hearing whatever one entry did
-                log.exception("completions_broken")
-                self._stopping.wait(0.2)
-        with contextlib.suppress(RedisError, OSError):  # its heartbeat stops, that says it as well
-            self._staging.goodbye(self._reader)
-
-    def read_once(self) -> int:
-        """Waits a moment for entries, delivers them, returns how many there were."""
-        answer = self._staging.client.xread({self._stream: self._last_id}, COMPLETIONS_MAX, self._block_ms)
-        entries: list[Any] = _entries(answer)
-        for entry_id, fields in entries:
-            try:
-                completion = msgspec.json.decode(fields[b"c"], type=Completion)
-                event = as_event(completion)
-            except (KeyError, ValueError, msgspec.MsgspecError):
-                log.exception("completion_unreadable", entry=entry_id)
-            else:
-                self._deliver(event)
-            self._last_id = entry_id.decode()
-        return len(entries)
-
-    def _find_beginning(self) -> None:
-        """Redis is empty, or another node whose clock is behind: then our position means nothing there."""
-        if self._last_id == "0-0":
-            return
-        try:
-            last = self._staging.client.xinfo_stream(self._stream)["last-generated-id"]
-        except ResponseError:  # no such key
-            self._last_id = "0-0"
-            return
-        if _id(last) < _id(self._last_id):
-            self._last_id = "0-0"
-
-    def _beat(self) -> None:
-        now = time.monotonic()
-        if now - self._beat_at < self._beat_seconds:
-            return
-        about = {**self._about(), "host": socket.gethostname(), "pid": os.getpid(), "started_at": self._started_at}
-        self._staging.hello(self._reader, json.dumps({**about, "seen_at": time.time()}))
-        self._beat_at = now
-
-
-def as_event(completion: Completion) -> on.Event:
-    """The event of one stream entry. Raises ValueError for a kind that this release does not know."""
-    batch_id, epoch = completion.batch_id, completion.epoch
-    match completion.kind:
-        case "done":
-            return on.FlushSucceeded(batch_id, epoch, Stage(completion.stage))
-        case "failed":
-            return on.FlushFailed(batch_id, epoch, Stage(completion.stage), completion.attempt, completion.error)
-        case "retry":
-            return on.RetryRequested(batch_id)
-        case "abandoned":
-            start, stop = batch_id.rsplit("-", 2)[1:]
-            return on.BatchAbandoned(batch_id, OffsetRange(int(start), int(stop)), completion.error)
-    raise ValueError(f"unknown completion: {completion.kind!r}")
-
-
-def _entries(answer: Any) -> list[Any]:
-    """The entries of the one stream that was asked for; RESP2 answers with a list, RESP3 with a map."""
-    if not answer:
-        return []
-    if isinstance(answer, dict):
-        return [entry for entries in answer.values() for group in entries for entry in group]
-    return [entry for _, entries in answer for entry in entries]
-
-
-def _id(value: bytes | str) -> tuple[int, int]:
-    text = value.decode() if isinstance(value, bytes) else value
-    milliseconds, sequence = text.split("-")
-    return int(milliseconds), int(sequence)

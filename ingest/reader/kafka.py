@@ -170,13 +170,17 @@ class KafkaSource:
         self._leaving = True
         self._consumer.close()
 
-    def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
-        """(low, high) watermark of each assigned partition, as of the last fetch; no request is made.
+    def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+        """(low, high) watermark of each assigned partition, as of the last fetch. Makes no request."""
+        return self._log_ranges(cached=True)
 
-        `cached=False` asks the broker, from any thread: while paused nothing is fetched, and the end of the
-        log that the last fetch saw stands still.
-        """
-        marks = {}
+    def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+        """The same, asked of the broker, from any thread: while paused nothing is fetched, and what the last fetch
+        saw stands still. A partition that the broker does not answer for is left out."""
+        return self._log_ranges(cached=False)
+
+    def _log_ranges(self, *, cached: bool) -> dict[TopicPartition, tuple[int, int]]:
+        ranges = {}
         for partition in tuple(self._epochs):
             try:
                 low, high = self._consumer.get_watermark_offsets(
@@ -185,8 +189,8 @@ class KafkaSource:
             except (KafkaException, RuntimeError):
                 continue
             if high >= 0:
-                marks[TopicPartition(self.topic, partition)] = (max(low, 0), high)
-        return marks
+                ranges[TopicPartition(self.topic, partition)] = (max(low, 0), high)
+        return ranges
 
     def _message(self, polled: KafkaMessage) -> Message | None:
         partition, offset = polled.partition(), polled.offset()

@@ -18,17 +18,19 @@ from ingest.core import events as on
 from ingest.core.limits import Limits
 from ingest.core.parse import REASONS, WARNINGS, ParseRules
 from ingest.core.pipeline import Pipeline
-from ingest.core.tenants import TenantGate
+from ingest.observe.fleet import FleetWatch
 from ingest.observe.health import Health, serve, turned_seconds
+from ingest.observe.heartbeat import HeartbeatSource
 from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
 from ingest.observe.stuck import StuckDetector
 from ingest.observe.tracing import Tracing
-from ingest.operate.status import About, Watch
 from ingest.reader.dispatch import Dispatcher
 from ingest.reader.kafka import ConsumerFailed, KafkaSource
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
 from ingest.reader.runtime import Runtime
+from ingest.reader.stopwatch import TimedParser
+from ingest.reader.tenant_gate import TenantGate
 from ingest.reader.tenant_rules import TenantRefresh, TenantStore
 from ingest.settings import Settings
 from tasks.kafka.options import kafka_options
@@ -103,10 +105,10 @@ class Reader:
         self.metrics = Metrics(settings, REASONS, WARNINGS, batch_line)
         self.metrics.watch(self.pipeline, self.source)
         self.tracing = Tracing()
-        self.watch = Watch(settings, self.metrics)
-        self.about = About(settings, self.metrics)
+        self.watch = FleetWatch(settings, self.metrics)
+        self.heartbeat = HeartbeatSource(settings, self.metrics)
         self.dispatcher = Dispatcher(
-            settings, reader_id(settings), self.inbox, about=self.about, trace=self.tracing.begin
+            settings, reader_id(settings), self.inbox, heartbeat=self.heartbeat, trace=self.tracing.begin
         )
         self.gate = TenantGate()
         self.parser = parser_of(settings, self.gate)
@@ -114,7 +116,7 @@ class Reader:
             self.pipeline,
             self.source,
             self.dispatcher,
-            self.metrics.timed(self.parser, also=self.tracing.polled),
+            TimedParser(self.parser, self.metrics, also=self.tracing.polled),
             self.inbox,
             time.monotonic,
             self._observe,
@@ -128,7 +130,7 @@ class Reader:
         """Until shut down. Returns the exit code."""
         silent = turned_seconds(lambda: self.runtime.turned_at)
         probes = serve(Health(self.settings, self.metrics, silent, self.watch.dependencies))
-        self.about.http = f"{probes.host}:{probes.port}"
+        self.heartbeat.http = f"{probes.host}:{probes.port}"
         stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.stuck)
         refresh = TenantRefresh(TenantStore(connect(self.settings), self.settings.key_prefix), self.gate)
         try:
@@ -142,7 +144,7 @@ class Reader:
                 topic=self.settings.kafka_topic,
                 group=self.settings.kafka_group,
                 reader=self.dispatcher.reader,
-                http=self.about.http,
+                http=self.heartbeat.http,
             )
             stop = self.runtime.run()
         except ConsumerFailed as failure:

@@ -7,59 +7,16 @@ inbox; what the consumer group wants arrives through the source's callbacks, ins
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Message, TopicPartition
+from ingest.core.model import TopicPartition
 from ingest.core.pipeline import Pipeline
+from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, Source
 
 IDLE_SECONDS = 0.05
 TICK_SECONDS = 0.05
 INBOX_EVENTS_MAX = 256
-
-
-class Clock(Protocol):
-    """Monotonic seconds; the only clock that decisions are made by."""
-
-    def __call__(self) -> float: ...
-
-
-class Source(Protocol):
-    """The consumer. Events it has (assignments, commit answers) go into the inbox, or through `drain`."""
-
-    def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        """Serves callbacks and returns what was fetched: bounded in number and bytes, nothing while paused."""
-
-    def commit(self, command: do.Commit) -> None:
-        """Never raises: the answer is an event."""
-
-    def pause(self, sources: tuple[TopicPartition, ...]) -> None: ...
-    def resume(self, sources: tuple[TopicPartition, ...]) -> None: ...
-    def close(self) -> None: ...
-
-
-class Dispatcher(Protocol):
-    """The door to the flush fleet. Returns at once; answers are events in the inbox."""
-
-    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None: ...
-    def stop(self, deadline_seconds: float) -> None: ...
-
-
-class Parser(Protocol):
-    """Messages in, parsed messages out, in order within a partition; perhaps later (processes)."""
-
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]: ...
-
-
-class Inbox(Protocol):
-    """Where other threads leave events; `get` raises queue.Empty when none came in time."""
-
-    def get(self, block: bool = True, timeout: float | None = None) -> on.Event: ...
-
-
-Observer = Callable[[on.Event, Sequence[do.Command], float], None]
 
 
 class Runtime:

@@ -17,7 +17,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ingest.core.tenants import Limit, TenantGate, TenantRules
+from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
 
 log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0

@@ -18,7 +18,7 @@ class Mutant(NamedTuple):
 
 
 LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
-PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "runtime.py"
+PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "reader/runtime.py"
 
 MUTANTS = (
     Mutant(

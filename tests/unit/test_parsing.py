@@ -16,9 +16,9 @@ import pytest
 
 from ingest.core.model import Drop, Message, Outcome, Reject, Segment, TopicPartition
 from ingest.core.parse import ParseRules
-from ingest.core.tenants import TenantGate, TenantRules
 from ingest.local.load.produce import PROFILES, values
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.testing.messages import click_event, envelope, frame, recording
 
 SOURCE = TopicPartition("ingest-replay-recordings", 2)
@@ -237,7 +237,8 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
 def test_processes_end_with_a_reader_that_was_killed() -> None:
     """They see that the other end is gone."""
     script = (
-        "import time; from ingest.reader.parsing.inline import *; from ingest.core.tenants import TenantGate\n"
+        "import time; from ingest.reader.parsing.inline import *\n"
+        "from ingest.reader.tenant_gate import TenantGate\n"
         "parser = ProcessParser(ParseRules(), 2, TenantGate(), time.monotonic)\n"
         "print(*parser.process_ids, flush=True); time.sleep(60)"
     )

@@ -19,8 +19,8 @@ from ingest.core import events as on
 from ingest.core.model import DeadLetter, Drop, Message, Outcome, Reject
 from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import project_of
-from ingest.core.tenants import TenantGate
 from ingest.reader.parsing.link import Arena, Hello, ask, hear, send_frame
+from ingest.reader.tenant_gate import TenantGate
 
 log = structlog.get_logger(__name__)
 

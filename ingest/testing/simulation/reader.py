@@ -20,6 +20,7 @@ from ingest.core.model import (
     Blob,
     DeadLetter,
     Drop,
+    DropReason,
     Message,
     Metric,
     Outcome,
@@ -76,7 +77,7 @@ class Parser:
             return Reject("simulated", "", letter)
         if record.kind == "sheddable" and self._sheds:
             self._broker.shed.add((message.source.partition, message.offset))
-            return Drop("killed", 1)
+            return Drop(DropReason.KILLED, 1)
         return segment(record.identity, message.offset, with_blob=record.kind != "rows_only")
 
 
@@ -160,7 +161,7 @@ class SimulatedDispatcher:
         names = tuple(name for name in tasks if name.startswith(command.stage))
         generation = self._redis.generation
         chord = Chord(
-            batch.id, batch.epoch, command.stage, command.attempt, key, names, generation, self._reader.hear
+            batch.id, batch.epoch, command.stage, command.attempt, key, names, generation, self._reader.put
         )
         if self._dice.strikes(Fault.PUBLISHED_HALF):
             self._fleet.start(chord, len(names) // 2)
@@ -171,7 +172,7 @@ class SimulatedDispatcher:
     def _answer_undispatched(self, command: do.Dispatch) -> None:
         batch = command.batch
         event = on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", dispatched=False)
-        self._reader.hear(event)
+        self._reader.put(event)
 
     def _park(self, command: do.Park) -> None:
         if self._reader.alive and not self._redis.away:
@@ -188,7 +189,7 @@ class SimulatedDispatcher:
 
 
 class Reader:
-    """One life of one process. `hear` is its inbox; `turn` is one step of its loop."""
+    """One life of one process. `put` is its inbox; `turn` is one step of its loop."""
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class Reader:
             clock=lambda: timeline.now,
             observe=self._observe,
         )
-        source.inbox = self.hear
+        source.inbox = self.put
         source.emit = self._runtime.feed
         source.drain = self._drain
 
@@ -249,7 +250,7 @@ class Reader:
             self.alive = False
             self.source.close()
 
-    def hear(self, event: on.Event) -> None:
+    def put(self, event: on.Event) -> None:
         """Another thread left an event."""
         if self.alive:
             self._events.append(event)
@@ -261,7 +262,7 @@ class Reader:
     def ask_to_stop(self) -> None:
         """SIGTERM."""
         self.stopping = True
-        self.hear(on.ShutdownRequested())
+        self.put(on.ShutdownRequested())
 
     def may_be_killed(self) -> None:
         """Between two commands."""

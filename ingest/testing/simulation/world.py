@@ -228,7 +228,7 @@ class World:
             return
         for batch_id, (reader, batch) in list(self.redis.parked.items()):
             if self.dice.strikes(Fault.OPERATOR_RETRY):
-                self.timeline.after(0.1, reader.hear, on.RetryRequested(batch_id))
+                self.timeline.after(0.1, reader.put, on.RetryRequested(batch_id))
             elif self.dice.strikes(Fault.OPERATOR_ABANDON):
                 log = self.broker.logs[batch.source.partition]
                 if batch.offsets.start < log.low:
@@ -236,7 +236,7 @@ class World:
                 offsets = log.between(batch.offsets.start, batch.offsets.stop)
                 self.sinks.dead_letters.update((batch.source.partition, offset) for offset in offsets)
                 event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
-                self.timeline.after(0.1, partial(reader.hear, event))
+                self.timeline.after(0.1, partial(reader.put, event))
 
     def _tell(self, who: str, what: str) -> None:
         self.story.tell(self.timeline.now, who, what)

@@ -14,6 +14,7 @@ from redis.exceptions import NoPermissionError
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
+from ingest.observe.fleet import FleetWatch
 from ingest.observe.metrics import Metrics
 from ingest.operate import status
 from ingest.settings import Settings
@@ -52,7 +53,7 @@ def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypa
     fleet.wait(lambda: not status.collect(fleet.settings).parked, "it to be gone")
     fleet.script("gcs", "transient")
     assert isinstance(fleet.settle(dispatcher, make_batch(start=100), Stage.BLOBS), on.FlushFailed)
-    watch = status.Watch(fleet.settings, Metrics(fleet.settings))
+    watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
     watch.look()
 
     assert watch.dependencies() == {"redis": ""}

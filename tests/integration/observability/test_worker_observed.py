@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import threading
 import urllib.error
@@ -26,6 +27,8 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, Stage, TopicPartition
 from ingest.local.servers.processes import wait_until
+from ingest.observe.fleet import FleetWatch
+from ingest.observe.heartbeat import HeartbeatSource
 from ingest.observe.metrics import Metrics
 from ingest.observe.tracing import Tracing
 from ingest.operate import status, top
@@ -212,8 +215,8 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
     """Everything that an operator asks for first, from Redis alone."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
-    about = status.About(fleet.settings, metrics, "127.0.0.1:9464")
-    dispatcher = Dispatcher(fleet.settings, "reader-7", fleet.inbox, about=about)
+    heartbeat = HeartbeatSource(fleet.settings, metrics, "127.0.0.1:9464")
+    dispatcher = Dispatcher(fleet.settings, "reader-7", fleet.inbox, heartbeat=heartbeat)
     dispatcher.start()
     try:
         batch = make_batch()
@@ -227,6 +230,9 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
 
     assert [reader.reader for reader in found.readers] == ["reader-7"]
     assert found.readers[0].topic == "ingest-replay-recordings"
+    assert found.readers[0].http == "127.0.0.1:9464"
+    assert found.readers[0].pid == os.getpid()
+    assert not found.readers[0].silent
     assert found.rejects == {"not_msgpack": 3}
     assert [parked.error for parked in found.parked] == ["bucket is gone"]
     assert {sink.sink: sink.queue_depth for sink in found.sinks}["gcs"] == 1
@@ -240,7 +246,7 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
 def test_the_watch_turns_queues_and_breakers_into_metrics(fleet: Fleet):
     """Once a heartbeat; a Redis that is away is a gauge and a reason not to be ready."""
     metrics = Metrics(fleet.settings)
-    watch = status.Watch(fleet.settings, metrics)
+    watch = FleetWatch(fleet.settings, metrics)
     fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.BLOBS, 1, 30.0))
 
     def depth() -> float | None:

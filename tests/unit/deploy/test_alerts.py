@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ingest.observe.metrics import DEFINITIONS as READER
+from ingest.observe.metric_table import DEFINITIONS as READER
 from tasks.observe.metrics import DEFINITIONS as WORKER
 
 ROOT = Path(__file__).parents[3]

@@ -53,8 +53,11 @@ class Driver:
         self.commands: list[do.Command] = []
         self.offset = 0
 
-    def lag(self, cached: bool = True) -> dict[TopicPartition, tuple[int, int]]:
+    def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         return {PARTITION: (0, self.high)}
+
+    def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+        return self.log_ranges()
 
     def publish(self, event: on.Event) -> None:
         commands = self.pipeline.handle(event, self.now)

@@ -1,0 +1,109 @@
+"""What the reader sees of the fleet: queue depths, circuit breakers and the memory of Redis, as metrics.
+
+One scrape of a reader therefore shows what the fleet has to do. `status` reads the same places through the
+functions of this module.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import msgspec
+import structlog
+from redis.exceptions import RedisError
+
+from celeryconfig import CONTROL_QUEUE, configuration, flush_queue
+from ingest.observe.metrics import Metrics
+from ingest.settings import Settings
+from tasks.breaker import read_states
+from tasks.staging import connect, shortened
+
+log = structlog.get_logger(__name__)
+
+BREAKER_LEVELS = {"closed": 0, "half_open": 1, "open": 2}
+
+
+class RedisMemory(msgspec.Struct, frozen=True):
+    """Bytes that Redis uses, its bound (0: none), and what it does at the bound."""
+
+    used_bytes: int
+    max_bytes: int
+    policy: str
+
+
+def redis_memory(client: Any) -> RedisMemory:
+    """One INFO command. Raises redis.exceptions.RedisError."""
+    memory = client.info("memory")
+    return RedisMemory(
+        used_bytes=int(memory.get("used_memory", 0)),
+        max_bytes=int(memory.get("maxmemory", 0)),
+        policy=str(memory.get("maxmemory_policy", "")),
+    )
+
+
+def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
+    """Tasks that wait, by queue. Raises redis.exceptions.RedisError."""
+    queues = [*(flush_queue(sink) for sink in settings.sinks), CONTROL_QUEUE]
+    pipe = client.pipeline(transaction=False)
+    for queue in queues:
+        pipe.llen(broker_prefix(settings) + queue)
+    return dict(zip(queues, pipe.execute(), strict=True))
+
+
+def broker_prefix(settings: Settings) -> str:
+    """What the names of all Celery keys in Redis begin with."""
+    return str(configuration(settings)["broker_transport_options"]["global_keyprefix"])
+
+
+class FleetWatch:
+    """A thread that looks at Redis every heartbeat, for the metrics and for /readyz. It never blocks the loop."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._client: Any = connect(settings, retries=0)
+        self._trouble = "not asked yet"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. Redis need not be there."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, within a time-out of Redis."""
+        self._stopped.set()
+        self._thread.join(timeout=self._settings.redis_timeout_seconds)
+
+    def dependencies(self) -> dict[str, str]:
+        """What is wrong with Redis; "" when it answered the last time."""
+        return {"redis": self._trouble}
+
+    def look(self) -> None:
+        """Updates the metrics once. Redis trouble is kept for `dependencies`, never raised."""
+        meters = self._metrics.meters
+        try:
+            for queue, depth in queue_depths(self._settings, self._client).items():
+                meters.set("replays.reader.queue_depth", depth, queue)
+            states = read_states(self._client, self._settings.key_prefix, self._settings.sinks)
+            for sink, state in states.items():
+                meters.set("replays.reader.breaker_state", BREAKER_LEVELS[state.state], sink)
+            memory = redis_memory(self._client)
+            meters.set("replays.reader.redis_used_bytes", memory.used_bytes)
+            meters.set("replays.reader.redis_max_bytes", memory.max_bytes)
+            self._trouble = ""
+        except (RedisError, OSError) as error:
+            self._trouble = shortened(f"{type(error).__name__}: {error}")
+        meters.set("replays.reader.redis_up", not self._trouble)
+        if self._metrics.snapshot.paused:
+            self._metrics.ask_log_ends()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:  # metrics must not end because one of them could not be read
+                log.exception("watch_broken")
+            if self._stopped.wait(self._settings.heartbeat_seconds):
+                return

@@ -1,0 +1,107 @@
+"""The heartbeat: what a reader publishes about itself in Redis, for `status`, `top` and the operators' page.
+
+`HeartbeatSource` fills the value from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`.
+The process that reads it may run another release: fields are only ever added, each with a default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from ingest.observe.metrics import Metrics
+from ingest.observe.snapshot import Snapshot
+from ingest.settings import Settings
+from tasks.staging import Staging
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """One heartbeat. Times are unix seconds, rates are over the time since the previous heartbeat.
+
+    `http` is host:port of the probes; `rejects` counts by reason since the start; the quantiles are upper edges of
+    histogram buckets, None while there is no value.
+    """
+
+    host: str = ""
+    pid: int = 0
+    started_at: float = 0.0
+    seen_at: float = 0.0
+    topic: str = ""
+    group: str = ""
+    http: str = ""
+    messages_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    end_to_end_p50_seconds: float | None = None
+    end_to_end_p99_seconds: float | None = None
+    rejects: dict[str, int] = {}
+    snapshot: Snapshot = Snapshot(now=0.0)
+
+
+class HeartbeatSource:
+    """Makes the next heartbeat from the metrics each time it is called. One thread calls it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, http: str = "") -> None:
+        self.http = http  # set once the probes listen
+        self._settings = settings
+        self._metrics = metrics
+        self._at = time.monotonic()
+        self._messages = self._bytes = 0.0
+
+    def __call__(self) -> Heartbeat:
+        metrics, now = self._metrics, time.monotonic()
+        messages = metrics.total("replays.reader.messages_consumed")
+        size_bytes = metrics.total("replays.reader.bytes_consumed")
+        elapsed = max(now - self._at, 1e-9)
+        beat = Heartbeat(
+            topic=self._settings.kafka_topic,
+            group=self._settings.kafka_group,
+            http=self.http,
+            messages_per_second=round((messages - self._messages) / elapsed, 1),
+            bytes_per_second=round((size_bytes - self._bytes) / elapsed),
+            end_to_end_p50_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.5),
+            end_to_end_p99_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
+            rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
+            snapshot=metrics.snapshot,
+        )
+        self._at, self._messages, self._bytes = now, messages, size_bytes
+        return beat
+
+
+class HeartbeatWriter:
+    """Writes the heartbeat of one reader, at most once per `interval_seconds`.
+
+    Every method may raise redis.exceptions.RedisError; a heartbeat that failed is due again at once.
+    """
+
+    def __init__(
+        self, staging: Staging, reader: str, interval_seconds: float, source: Callable[[], Heartbeat] = Heartbeat
+    ) -> None:
+        self._staging = staging
+        self._reader = reader
+        self._interval_seconds = interval_seconds
+        self._source = source
+        self._written_at = -interval_seconds
+        self._started_at = time.time()
+
+    def write_if_due(self) -> None:
+        """Writes the next heartbeat unless the last one is younger than the interval."""
+        now = time.monotonic()
+        if now - self._written_at < self._interval_seconds:
+            return
+        beat = msgspec.structs.replace(
+            self._source(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=self._started_at,
+            seen_at=time.time(),
+        )
+        self._staging.hello(self._reader, msgspec.json.encode(beat).decode())
+        self._written_at = now
+
+    def remove(self) -> None:
+        """The reader ends: it is no longer listed."""
+        self._staging.goodbye(self._reader)

@@ -1,0 +1,76 @@
+"""How far each partition is behind: in messages, from the end of its log; in seconds, from Kafka timestamps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from ingest.core.model import Message, TopicPartition
+from ingest.observe.snapshot import PartitionState
+
+TIMES_KEPT = 2048  # (offset, Kafka timestamp) pairs per partition
+
+LogRanges = Mapping[TopicPartition, tuple[int, int]]
+"""Partition -> (first offset in the log, one past the last)."""
+
+
+class LogEnds(Protocol):
+    """The Kafka source, as far as lag is concerned."""
+
+    def log_ranges(self) -> LogRanges:
+        """Of each assigned partition, as of the last fetch. Makes no request."""
+
+    def ask_log_ranges(self) -> LogRanges:
+        """The same, asked of the broker. Blocks; any thread."""
+
+
+class Lag:
+    """Fed by each poll and by the known ends of the logs. All but `learn` belongs to the loop's thread."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}
+        self._times: dict[int, deque[tuple[int, int]]] = {}
+        self._newest_ms: dict[int, int] = {}
+
+    def polled(self, messages: Sequence[Message]) -> None:
+        """Keeps the timestamp of each partition's first message of this poll, and of its newest one."""
+        seen: set[int] = set()
+        for message in messages:
+            if not message.timestamp_ms:
+                continue
+            partition = message.source.partition
+            self._newest_ms[partition] = message.timestamp_ms
+            if partition not in seen:
+                seen.add(partition)
+                times = self._times.setdefault(partition, deque(maxlen=TIMES_KEPT))
+                times.append((message.offset, message.timestamp_ms))
+
+    def learn(self, ranges: LogRanges) -> None:
+        """Raises the known ends of the logs. Any thread."""
+        for source, (_, end) in ranges.items():
+            self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
+
+    def of(self, state: PartitionState, wall: float) -> PartitionState:
+        """The state with the log's end and both lags; `wall` is unix seconds.
+
+        Without a committed offset everything behind `position` that was seen counts as lag.
+        """
+        times = self._times.get(state.partition)
+        high = self._ends.get(state.partition, -1)
+        done = state.committed if state.committed is not None else (times[0][0] if times else state.position)
+        lag_messages = max(0, high - done) if high >= 0 else max(0, state.position - done)
+        lag_seconds = 0.0
+        if lag_messages:
+            while times and times[0][0] < done:
+                times.popleft()
+            oldest_ms = times[0][1] if times else self._newest_ms.get(state.partition, 0)
+            lag_seconds = max(0.0, wall - oldest_ms / 1000) if oldest_ms else 0.0
+        return msgspec.structs.replace(state, high=high, lag_messages=lag_messages, lag_seconds=lag_seconds)
+
+    def forget(self, partition: int) -> None:
+        """The partition is no longer ours."""
+        for known in (self._ends, self._times, self._newest_ms):
+            known.pop(partition, None)

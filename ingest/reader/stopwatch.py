@@ -1,0 +1,45 @@
+"""A parser with a stopwatch around it: what each poll brought, and how long parsing took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from ingest.core import events as on
+from ingest.core.model import Message
+from ingest.observe.metrics import Metrics
+from ingest.reader.ports import Parser
+
+
+class TimedParser:
+    """Measures another parser. What the consumer of its events does in between is not counted.
+
+    `also` sees each poll's messages, too.
+    """
+
+    def __init__(
+        self,
+        parser: Parser,
+        metrics: Metrics,
+        also: Callable[[Sequence[Message]], None] = lambda messages: None,
+    ) -> None:
+        self._parser = parser
+        self._metrics = metrics
+        self._also = also
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        """The events of the other parser. An empty poll counts as a poll."""
+        self._metrics.polled(messages)
+        self._also(messages)
+        return self._measured(messages) if messages else ()
+
+    def _measured(self, messages: Sequence[Message]) -> Iterator[on.MessageParsed]:
+        clock, busy_seconds = time.perf_counter, 0.0
+        try:
+            started_at = clock()
+            for event in self._parser.parse(messages):
+                busy_seconds += clock() - started_at
+                yield event
+                started_at = clock()
+        finally:
+            self._metrics.parsed_for(busy_seconds)
