@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.paths import ROOT
+
 MISSING = [
     name for name in ("msgpack", "fastjsonschema", "orjson", "psutil") if not importlib.util.find_spec(name)
 ]

@@ -25,14 +25,14 @@ import pytest
 from celery.bin.base import CLIContext
 from celery.bin.celery import celery
 from click.testing import CliRunner
-from whole_system import System, until
 
 from ingest.cli.main import main
 from ingest.local.servers.fault_proxy import Errors, Pass
 from ingest.testing.messages import recording
 from tasks.celery import app
+from tests.kit.paths import ROOT
+from tests.kit.whole_system import System, until
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")] + [
     page
     for page in sorted((ROOT / "docs").rglob("*.md"))
@@ -74,7 +74,7 @@ NOT_RUN = {
     "replays-ingest": "the reader: it is what the others are run against",
     "celery -A tasks worker": "the fleet: it is what the others are run against",
     "replays-ingest demo": "test_demo.py runs it",
-    "replays-ingest flower": "tests/integration/fleet/test_fleet_flower.py runs it",
+    "replays-ingest flower": "tests/integration/tasks/test_fleet_flower.py runs it",
     "replays-ingest web": "test_web.py runs it",
     "make demo": "test_demo.py runs what it runs",
     "make test": "it would run this",
@@ -89,13 +89,13 @@ NOT_RUN = {
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
-    "python -m tools.gameday.page": "it reads what a game day left; tests/unit/local has one",
+    "python -m tools.gameday.page": "it reads what a game day left; tests/unit/tools/gameday has one",
     "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
-    "python -m tools.audit": "it asks a server of others; tests/unit/local/test_audit.py has one of its own",
+    "python -m tools.audit": "it asks a server of others; tests/unit/tools/test_audit.py has one of its own",
     "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
-    "python -m benchmarks.rebalance": "minutes; tests/unit/local/test_rebalance_figures.py has its figures",
+    "python -m benchmarks.rebalance": "minutes; tests/unit/benchmarks/test_rebalance_figures.py has its figures",
     "python -m benchmarks.uploads": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }

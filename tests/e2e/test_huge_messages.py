@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from whole_system import System
 
 from ingest.testing.messages import envelope, frame, video_recording
 from tasks.settings import MiB
+from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
 EVENT = b'{"type":3,"timestamp":1790000000000,"data":{"source":1}}'

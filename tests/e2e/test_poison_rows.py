@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
-from whole_system import System
 
 from ingest.local.compare import read_facts
 from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
 from tasks.sinks.gcs.sink import client as gcs_client
+from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
 # Large batches, so that the one row has neighbours; load for one batch a partition or two.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 import zlib
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 from confluent_kafka import Producer
-from whole_system import System
 
-ROOT = Path(__file__).parents[2]
-FIXTURES = Path(os.environ.get("REPLAYS_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+from tests.kit.paths import foreign_fixtures
+from tests.kit.whole_system import System
+
+FIXTURES = foreign_fixtures()
 pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(

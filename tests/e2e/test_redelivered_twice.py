@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
-from whole_system import System
 
 from ingest.core import record
 from ingest.local.compare import read_letters
@@ -27,6 +26,7 @@ from ingest.local.servers import java_kafka
 from ingest.reader.process import limits_of
 from tasks.sinks.bigquery.sink import client as bigquery_client
 from tasks.staging import connect
+from tests.kit.whole_system import System
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 SEGMENTS = 400

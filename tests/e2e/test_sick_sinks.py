@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from whole_system import System, until
 
 from ingest.local.compare import read_facts, read_metrics
 from ingest.local.servers.fault_proxy import Errors, Hang, Pass, Refuse, SeveralErrors
 from ingest.local.servers.processes import free_port, wait_until
+from tests.kit.whole_system import System, until
 
 pytestmark = pytest.mark.timeout(240 + float(os.environ.get("SICK_SECONDS", "0")))
 QUEUES = ("control,flush.gcs", "flush.clickhouse", "flush.bigquery,flush.datadog,flush.dead_letter")

@@ -1,5 +1,5 @@
 """The fixtures of the eager tests."""
 
-from eager_kit import eager, eager_redis  # type: ignore[import-not-found]
+from tests.kit.eager_kit import eager, eager_redis
 
 __all__ = ["eager", "eager_redis"]

@@ -6,12 +6,13 @@ import json
 import random
 
 import pytest
-from eager_kit import Eager, make_batch  # type: ignore[import-not-found]
 
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tests.kit.batches import make_batch
+from tests.kit.eager_kit import Eager
 
 
 def test_every_sink_gets_its_items(eager: Eager) -> None:

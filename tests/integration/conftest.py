@@ -1,101 +1,29 @@
-"""Running servers for the integration tests: one embedded stack a session, started part by part when asked for.
-
-A fixture yields the address of a running server. Tests share the servers, so they take fresh names (`fresh_name`)
-instead of cleaning up. A test that kills or restarts a server makes one of its own with `children`.
-"""
+"""A fleet of real workers, and settings with names that no other test uses."""
 
 from __future__ import annotations
 
-import itertools
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from ingest.local.servers import java_kafka
-from ingest.local.servers.java_kafka import JavaKafka
-from ingest.local.servers.processes import Children
-from ingest.local.servers.statsd import Statsd
-from ingest.local.stack import Stack
+from tasks.settings import Settings
+from tests.kit.fleet_kit import fleet, fleet_options
 
-
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """An empty stack in a temporary directory; the fixtures below start its parts."""
-    with Stack() as running:
-        yield running
+__all__ = ["fleet", "fleet_options", "settings"]
 
 
 @pytest.fixture
-def children(tmp_path: Path) -> Iterator[Children]:
-    """For servers and programs of one test; all of them are gone after it."""
-    with Children(tmp_path / "logs") as owner:
-        yield owner
+def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
+    """Makes settings: fresh bucket, database, data set and topics, and what is given."""
 
+    def make(**given: object) -> Settings:
+        fresh = {
+            "gcs_bucket": fresh_name("bucket"),
+            "clickhouse_database": fresh_name("db").replace("-", "_"),
+            "bigquery_dataset": fresh_name("set").replace("-", "_"),
+            "kafka_topic": fresh_name("topic"),
+            "sink_timeout_seconds": 10.0,
+        }
+        return Settings(**{**fresh, **given})  # type: ignore[arg-type]
 
-@pytest.fixture(scope="session")
-def kafka_brokers(stack: Stack) -> str:
-    """bootstrap.servers of Tansu."""
-    return stack.start(["kafka"]).addresses["kafka"]
-
-
-@pytest.fixture(scope="session")
-def redis_url(stack: Stack) -> str:
-    """redis:// URL, database 0."""
-    return stack.start(["redis"]).addresses["redis"]
-
-
-@pytest.fixture(scope="session")
-def gcs_endpoint(stack: Stack) -> str:
-    """URL of the Cloud Storage server. It has no bucket yet."""
-    return stack.start(["gcs"]).addresses["gcs"]
-
-
-@pytest.fixture(scope="session")
-def clickhouse_url(stack: Stack) -> str:
-    """URL of ClickHouse's HTTP interface."""
-    return stack.start(["clickhouse"]).addresses["clickhouse"]
-
-
-@pytest.fixture(scope="session")
-def bigquery_endpoint(stack: Stack) -> str:
-    """URL of the BigQuery server. It has no data set yet."""
-    return stack.start(["bigquery"]).addresses["bigquery"]
-
-
-@pytest.fixture(scope="session")
-def statsd_server(stack: Stack) -> Statsd:
-    """The DogStatsD listener of the session."""
-    server = stack.start(["statsd"]).servers["statsd"]
-    assert isinstance(server, Statsd)
-    return server
-
-
-@pytest.fixture
-def statsd(statsd_server: Statsd) -> Statsd:
-    """The DogStatsD listener, emptied: `address` is host:port, `metrics()`, `sum(name)`, `packets()` ask it."""
-    statsd_server.reset()
-    return statsd_server
-
-
-@pytest.fixture(scope="session")
-def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
-    """Apache Kafka itself. Skips, and says why, where it cannot run; in CI it must run."""
-    reason = java_kafka.available()
-    if reason and not os.environ.get("CI"):
-        pytest.skip(reason)
-    directory = tmp_path_factory.mktemp("apache-kafka")
-    with Children(directory / "logs") as owner:
-        server = JavaKafka(owner, directory / "kafka")
-        server.start()
-        yield server
-
-
-@pytest.fixture
-def fresh_name() -> Callable[[str], str]:
-    """Names that no other test uses, valid for topics, buckets, tables and databases: `fresh_name("clicks")`."""
-    numbers = itertools.count()
-    tag = uuid.uuid4().hex[:10]
-    return lambda prefix: f"{prefix}_{tag}_{next(numbers)}"
+    return make

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from tests.kit.paths import ROOT
+from tests.mutation.__main__ import UNIT_TESTS
 from tests.mutation.mutants import MUTANTS, Mutant
 
-INGEST = Path(__file__).parents[2] / "ingest"
+INGEST = ROOT / "ingest"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
@@ -31,10 +31,12 @@ def test_there_is_a_bug_of_every_kind() -> None:
 
 def test_the_page_on_proof_has_a_line_for_every_bug_and_a_test_that_exists() -> None:
     """`make mutants` prints the table: paste it there when a bug or a test is new or has another name."""
-    root = INGEST.parent
-    lines = [line.split(" | ") for line in (root / "docs" / "proof.md").read_text().splitlines()]
+    lines = [line.split(" | ") for line in (ROOT / "docs" / "proof.md").read_text().splitlines()]
     killers = {line[0].removeprefix("| "): line[2].strip("`") for line in lines if len(line) == 4}
-    tests = "\n".join(path.read_text() for path in (root / "tests" / "unit" / "core").rglob("test_*.py"))
+    files = [
+        file for name in UNIT_TESTS for file in [ROOT / name, *(ROOT / name).rglob("test_*.py")] if file.is_file()
+    ]
+    tests = "\n".join(file.read_text() for file in files)
 
     assert {mutant.bug for mutant in MUTANTS} <= killers.keys()
     for mutant in MUTANTS:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.paths import ROOT
+
 OURS = ("ingest", "tasks", "tools", "celeryconfig", "benchmarks", "tests")
 CORE_STANDARD = {
     "__future__", "base64", "binascii", "bisect", "collections", "collections.abc", "contextlib", "dataclasses",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.paths import ROOT
 
 # A finder in front of all others that hides the modules of the extras, as if they were not installed.
 WITHOUT_EXTRAS = """

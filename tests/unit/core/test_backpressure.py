@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from core_build import limits
 
 from ingest.core.backpressure import Backpressure, Change
+from tests.kit.core_build import limits
 
 
 def pressure() -> Backpressure:

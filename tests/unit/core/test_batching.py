@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from core_build import limits, reject, segment, shed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core.batching import Builder
 from ingest.core.model import Batch, CutReason, Stage
 from ingest.testing.runtime import PARTITION
+from tests.kit.core_build import limits, reject, segment, shed
 
 
 def builder(plan: tuple[int, ...] = (), **changed: float) -> Builder:

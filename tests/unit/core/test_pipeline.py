@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from core_build import OTHER, Reader, ids, limits, reader, reject, segment, shed
 
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import CutReason, OffsetRange, Stage
 from ingest.testing.runtime import PARTITION
+from tests.kit.core_build import OTHER, Reader, ids, limits, reader, reject, segment, shed
 
 
 def kinds(commands: list[do.Command]) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from core_build import limits
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core.retry import RejectRatio, retry_seconds
+from tests.kit.core_build import limits
 
 BOUNDS = limits(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ import yaml
 from celeryconfig import CONTROL_QUEUE, configuration, flush_queue
 from ingest.settings import Settings
 from tasks.wire import SINKS
+from tests.kit.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 QUEUES = {CONTROL_QUEUE, *(flush_queue(sink) for sink in SINKS)}
 SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}

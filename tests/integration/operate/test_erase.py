@@ -1,0 +1,402 @@
+"""`replays-ingest erase` on real servers: nothing of one replay is left, and its neighbours have lost nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ingest.cli.main import main
+from ingest.core.model import Batch, CutReason, Message, OffsetRange, Reject, Segment, TopicPartition
+from ingest.core.parse import parse
+from ingest.local.demo import settings_of
+from ingest.local.fleet import isolated
+from ingest.local.load.produce import PROFILES, values
+from ingest.local.servers.bigquery.server import BigQuery
+from ingest.local.servers.processes import Children
+from ingest.local.stack import Stack
+from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
+from ingest.reader.encoding import Encoder
+from ingest.reader.process import rules_of
+from ingest.settings import Settings
+from tasks.migrate import big_query, migrate
+from tasks.sinks import build
+from tasks.sinks.bigquery import sink as bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tasks.staging import Staging, connect
+from tasks.stored import read_replay
+from tasks.wire import DeadLetterItem, decode_items
+from tests.kit.scripted_server import Answer, Asked, answering
+
+PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
+SEGMENTS = 24
+DAY_SECONDS = 86_400
+OLD_SECONDS = 3 * DAY_SECONDS  # no redelivery any more, and within every retention
+
+Key = tuple[int, str]
+"""(project, replay)"""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Servers that hold a few replays, and what each of these had in them."""
+
+    env: dict[str, str]
+    settings: Settings
+    victim: Key
+    neighbour: Key
+
+    def run(self, *arguments: str, which: Key | None = None) -> Result:
+        """The command, with --yes."""
+        project, replay_id = which or self.victim
+        command = ["erase", "--project", str(project), replay_id, "--by", "oncall", *arguments]
+        return CliRunner().invoke(main, command, env=self.env, catch_exceptions=False)
+
+    def erase(self, *arguments: str, which: Key | None = None) -> Result:
+        return self.run("--yes", *arguments, which=which)
+
+    def recordings(self, which: Key) -> list[bytes | None]:
+        return [one.content for one in read_replay(self.settings, which[1], which[0])]
+
+    def rows(self, which: Key, table: str) -> int:
+        server = clickhouse.client(self.settings)
+        where = f"WHERE project_id = {which[0]} AND replay_id = toUUID('{which[1]}')"
+        count = server.query(f"SELECT count() FROM {table} {where}").result_rows[0][0]
+        server.close()
+        return int(count)
+
+    def facts(self, which: Key) -> int:
+        connected: Any = bigquery.client(self.settings)
+        table = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.replay_events`"
+        where = f"WHERE project_id = {which[0]} AND replay_id = '{which[1]}'"
+        rows = list(connected.query_and_wait(f"SELECT COUNT(*) AS n FROM {table} {where}"))
+        connected.close()
+        return int(rows[0]["n"])
+
+    def everything(self, which: Key) -> dict[str, Any]:
+        """What can be seen of a replay from outside."""
+        tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
+        return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
+
+    def bucket_bytes(self) -> bytes:
+        """Every object's bytes, end to end."""
+        with_bucket: Any = gcs.client(self.settings)
+        blobs = with_bucket.list_blobs(self.settings.gcs_bucket)
+        content = b"\0\0".join(blob.download_as_bytes(raw_download=True) for blob in blobs)
+        with_bucket.close()
+        return content
+
+
+@pytest.fixture(params=["packed", "segment"])
+def store(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
+    """In either layout."""
+    yield from stored(stack, fresh_name("e"), request.param)
+
+
+@pytest.fixture
+def packed(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
+    yield from stored(stack, fresh_name("e"), "packed")
+
+
+@pytest.fixture(scope="module")
+def untouched(stack: Stack) -> Iterator[Store]:
+    """For tests that change nothing, which is what they are about."""
+    yield from stored(stack, f"e_{uuid.uuid4().hex[:10]}", "packed")
+
+
+def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
+    """Parses a load and writes it through the sinks, twice in two batches of other names."""
+    stack.start(PARTS)
+    env = {
+        **stack.settings(),
+        **isolated(name.replace("_", ""), stack.addresses["redis"], 11),
+        "REPLAYS_SINKS": "gcs,clickhouse,bigquery,dead_letter",
+        "REPLAYS_GCS_LAYOUT": layout,
+        "REPLAYS_KEY_PREFIX": name,
+    }
+    settings = settings_of(env)
+    for _ in migrate(settings, topics=True):
+        pass
+    segments = parsed(settings, int(time.time()) - OLD_SECONDS)
+    for start in (0, 1000):  # the same recordings at other offsets: what a client that retries makes of them
+        write(settings, batch_of(segments, start))
+    server = clickhouse.client(settings)
+    for table in ("replay_objects", "replay_segments"):
+        server.command(f"OPTIMIZE TABLE {table} FINAL")  # the index forgets the first copies
+    server.close()
+    yield Store(env, settings, *chosen(segments))
+    staging: Any = connect(settings)
+    staging.delete(*staging.keys(f"{name}:*"), f"{name}:audit")
+
+
+def parsed(settings: Settings, started_at: int) -> list[Segment]:
+    found = []
+    for offset, value in enumerate(values(PROFILES["small"], SEGMENTS, 5, started_at)):
+        message = Message(
+            TopicPartition(settings.kafka_topic, 0), 1, offset, value, None, (), int(time.time() * 1000)
+        )
+        outcome = parse(message, rules_of(settings))
+        if not isinstance(outcome, Reject) and outcome.blobs:
+            found.append(outcome)
+    return found
+
+
+def batch_of(segments: list[Segment], start: int) -> Batch:
+    return Batch(
+        TopicPartition("erase", 0),
+        1,
+        OffsetRange(start, start + len(segments)),
+        tuple(segments),
+        (),
+        1,
+        CutReason.COUNT,
+    )
+
+
+def write(settings: Settings, batch: Batch) -> None:
+    """As the fleet does: objects, then rows."""
+    encoder = Encoder(settings.sinks, 1000, "reader", packed=settings.gcs_layout == "packed")
+    for name, data in encoder.encode(batch).payloads.items():
+        kind = name.split("/")[1]
+        sink = build(kind, settings)
+        sink.write(decode_items(kind, data), f"{batch.id}", 60)
+        sink.close()
+
+
+def chosen(segments: list[Segment]) -> tuple[Key, Key]:
+    """Two replays of one retention, the first with several segments: they share their packed objects."""
+    replays: dict[int, dict[Key, int]] = {}
+    for one in segments:
+        keys = replays.setdefault(one.retention_days, {})
+        key = (one.project_id, one.replay_id)
+        keys[key] = keys.get(key, 0) + 1
+    most = max(replays.values(), key=len)
+    first, second = sorted(most, key=lambda key: most[key], reverse=True)[:2]
+    assert most[first] > 1
+    return first, second
+
+
+def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store: Store) -> None:
+    """Both copies of each recording go; outcomes stay; it is audited; a second time finds nothing, and is fine."""
+    before, kept = store.everything(store.victim), store.everything(store.neighbour)
+    recordings = [content for content in before["recordings"] if content]
+    assert len(recordings) > 1
+    assert all(content in store.bucket_bytes() for content in recordings)
+
+    erased = store.erase("--json")
+
+    assert erased.exit_code == 0, erased.output
+    told = json.loads(erased.stdout)
+    assert told["ok"]
+    assert told["left"] == []
+    assert told["found"]["bigquery_rows"] == before["facts"] > 0
+    assert told["found"]["objects" if store.settings.gcs_layout == "segment" else "packed_objects"] > 1
+    after = store.everything(store.victim)
+    assert after.pop("replay_outcomes") == before["replay_outcomes"]
+    assert not any(after.values()), after
+    bucket = store.bucket_bytes()
+    assert not [content for content in recordings if content in bucket]
+    assert store.everything(store.neighbour) == kept
+    deeds = Staging(connect(store.settings), store.settings).audited()
+    assert [deed["what"] for deed in deeds] == ["erase ends", "erase begins"]
+    assert {deed["by"] for deed in deeds} == {"oncall"}
+    again = store.erase()
+    assert again.exit_code == 0, again.output
+    assert "nothing is left" in again.output
+
+
+def test_a_dry_run_a_no_and_a_refusal_change_nothing(untouched: Store) -> None:
+    """Who is asked may think better of it; what Kafka may deliver again is not erased without --now."""
+    before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
+
+    told = untouched.run("--dry-run")
+    asked = untouched.run()
+    refused = untouched.erase("--redelivery-hours", "200")
+
+    assert told.exit_code == 0, told.output
+    assert told.output.startswith(f"would erase replay {untouched.victim[1]}")
+    assert asked.exit_code == 1
+    assert "Nobody can bring it back" in asked.output
+    assert refused.exit_code == 1
+    assert "may be delivered again until" in refused.output
+    assert untouched.everything(untouched.victim) == before
+    assert untouched.bucket_bytes() == bucket
+    assert Staging(connect(untouched.settings), untouched.settings).audited() == []
+
+
+def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None:
+    """With the project that has it, if the project was the mistake. What is no id at all is wrong usage."""
+    unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
+    elsewhere = untouched.erase(which=(99, untouched.victim[1]))
+    wrong = untouched.erase(which=(99, "not-an-id"))
+
+    assert unknown.exit_code == 1
+    assert f"there is nothing of a replay {'f' * 32} in project {untouched.victim[0]}" in unknown.output
+    assert elsewhere.exit_code == 1
+    assert f"project {untouched.victim[0]} has one" in elsewhere.output
+    assert wrong.exit_code == 2
+    assert "is no replay id" in wrong.output
+
+
+def test_what_was_cut_off_is_finished_by_the_next_run(packed: Store) -> None:
+    """BigQuery is away after the objects were overwritten: the rows are still there to find the rest by."""
+    bucket = packed.bucket_bytes()
+    found = Eraser(packed.settings, *packed.victim).look()
+    away = packed.settings.model_copy(
+        update={"bigquery_endpoint": "http://127.0.0.1:1", "sink_timeout_seconds": 1}
+    )
+
+    with pytest.raises(EraseFailed, match="bigquery"):
+        Eraser(away, *packed.victim).erase(found, by="oncall")
+    cut_off = packed.rows(packed.victim, "replay_places")
+    blanked = packed.bucket_bytes()
+    early = packed.erase("--redelivery-hours", "200", "--now")
+    second = packed.erase("--redelivery-hours", "200")
+
+    assert blanked != bucket
+    assert cut_off
+    assert packed.bucket_bytes() == blanked
+    assert not any(packed.rows(packed.victim, table) for table in TABLES)
+    # Until then it is not called final, though nothing is left at the moment.
+    assert early.exit_code == second.exit_code == 1
+    assert "run this again then" in early.output
+    assert "run this again then" in second.output
+
+
+def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> None:
+    """Neighbours erased at the same moment: whoever comes second reads what the first has written.
+
+    The object keeps its labels, and the age that the bucket's rules count from: else whoever else is in it would
+    outlive their retention.
+    """
+    victims = (packed.victim, packed.neighbour)
+    recordings = [content for which in victims for content in packed.recordings(which) if content]
+    erasers = [Eraser(packed.settings, *which) for which in victims]
+    found = [eraser.look() for eraser in erasers]
+    server: Any = gcs.client(packed.settings)
+    bucket = server.bucket(packed.settings.gcs_bucket)
+    name = next(name for name in found[0].ranges if name in found[1].ranges)
+    before = bucket.get_blob(name)
+    born = before.time_created
+    before.metadata = {"case": "7"}
+    before.patch()
+    threads = [
+        threading.Thread(target=eraser.erase, args=(holdings,), kwargs={"by": "oncall"})
+        for eraser, holdings in zip(erasers, found, strict=True)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+
+    content = packed.bucket_bytes()
+    assert not [recording for recording in recordings if recording in content]
+    assert not any(packed.rows(which, table) for which in victims for table in TABLES)
+    after = bucket.get_blob(name)
+    server.close()
+    assert after.generation != before.generation
+    assert (after.size, after.content_type, after.metadata) == (before.size, before.content_type, {"case": "7"})
+    assert after.custom_time == born
+
+
+def test_what_cannot_be_deleted_is_said_and_the_rest_is_erased(
+    packed: Store, children: Children, tmp_path: Path
+) -> None:
+    """BigQuery deletes nothing that was just streamed, Kafka no single dead letter, and a parked batch may hold
+    more of the replay: exit code 1, and what to do about each."""
+    server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
+    server.start()
+    env = {**packed.env, "REPLAYS_BIGQUERY_ENDPOINT": server.address}
+    buffered = replace(packed, env=env, settings=settings_of(env))
+    for _ in big_query(buffered.settings, dry_run=False):
+        pass
+    write_facts(buffered.settings, packed.victim)
+    letters = build("dead_letter", packed.settings)
+    letters.write([DeadLetterItem(None, b"...replay_id\xd9 " + packed.victim[1].encode(), (), 0)], "token", 60)
+    letters.close()
+    Staging(connect(packed.settings), packed.settings).park("b", {"batch_id": "b", "parked_at": 1.0})
+
+    erased = buffered.erase()
+
+    assert erased.exit_code == 1
+    assert "dead letters hold something of it" in erased.output
+    assert "do not replay them (0-0)" in erased.output
+    assert "parked batches (1) may write more of it" in erased.output
+    assert "streaming buffer" in erased.output
+    assert "90 minutes" in erased.output
+    assert buffered.facts(packed.victim) > 0
+    assert not any(buffered.rows(packed.victim, table) for table in TABLES)
+
+
+def test_a_lost_race_is_read_again_and_older_generations_go(untouched: Store) -> None:
+    """A versioned bucket with soft delete, where another writer comes between: answers of our own.
+
+    The emulators keep neither old generations nor deleted objects.
+    """
+    name, others = "30/packed/b/0-d", "30/packed/b/0-d-too"
+    uploads: list[Asked] = []
+
+    def answer(request: Asked) -> Answer:
+        path = unquote(request.path)
+        if request.method == "DELETE":
+            return Answer(204, b"")
+        if path.startswith("/upload/"):
+            uploads.append(request)
+            return Answer(412) if len(uploads) == 1 else Answer(200, about(9))
+        if path.startswith("/download/"):
+            return Answer(200, b"Before" if not uploads else b"before")
+        if "versions=" in path:
+            found = [{"name": name, "generation": n} for n in ("7", "8", "9")]
+            found.append({"name": others, "generation": "5"})
+            return Answer(200, json.dumps({"items": found}).encode())
+        if path.split("?")[0].endswith(name):
+            return Answer(200, about(7 + len(uploads)))
+        return Answer(200, b'{"softDeletePolicy": {"retentionDurationSeconds": "604800"}}')
+
+    def about(generation: int) -> bytes:
+        born = "2026-01-02T03:04:05.000Z"
+        return json.dumps({"name": name, "generation": str(generation), "size": "6", "timeCreated": born}).encode()
+
+    holdings = Holdings(*untouched.victim, ranges={name: ((1, 3),)})
+    with answering(answer) as (url, asked):
+        settings = untouched.settings.model_copy(update={"gcs_endpoint": url})
+        left = Objects(settings).erase(holdings)
+
+    assert ["ifGenerationMatch=7" in one.path for one in uploads] == [True, False]
+    assert "ifGenerationMatch=8" in uploads[1].path
+    assert b"b\0\0\0re" in uploads[1].body
+    assert b"2026-01-02T03:04:05" in uploads[1].body
+    deleted = [unquote(request.path) for request in asked if request.method == "DELETE"]
+    assert [path.split("generation=")[1][0] for path in deleted] == ["7", "8"]
+    assert all(f"/o/{name}?" in path for path in deleted)
+    assert len(left) == 1
+    assert "soft delete of gs://" in left[0]
+
+
+def test_an_index_that_points_beyond_its_object_is_not_believed() -> None:
+    """Nothing is overwritten then: a person looks first."""
+    content = bytearray(b"before")
+
+    with pytest.raises(EraseFailed, match="6 bytes, its index says 7"):
+        blank(content, [(5, 2)], "an object")
+
+    assert content == b"before"
+
+
+def write_facts(settings: Settings, which: Key) -> None:
+    segments = [
+        one for one in parsed(settings, int(time.time()) - OLD_SECONDS) if (one.project_id, one.replay_id) == which
+    ]
+    only = settings.model_copy(update={"sinks": ("bigquery", "dead_letter"), "gcs_layout": "segment"})
+    write(only, batch_of(segments, 5000))

@@ -1,0 +1,92 @@
+"""The layout `packed` on real servers: written, delivered again, and read back beside the other layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from ingest.core.model import Batch
+from ingest.core.packing import pack
+from ingest.web.reads import Reads
+from tasks.errors import PermanentSinkError
+from tasks.migrate import bucket, clickhouse
+from tasks.settings import Settings
+from tasks.sinks.clickhouse.sink import ClickHouseSink
+from tasks.sinks.gcs.sink import GcsSink
+from tasks.stored import read_replay
+from tasks.wire import BlobItem, RowItem
+from tests.kit.batches import REPLAY, make_batch
+from tests.kit.scripted_server import Answer, answering
+
+
+@pytest.fixture
+def stores(settings: Callable[..., Settings], gcs_endpoint: str, clickhouse_url: str) -> Settings:
+    """Settings whose bucket and tables exist."""
+    made = settings(gcs_endpoint=gcs_endpoint, clickhouse_url=clickhouse_url, gcs_layout="packed")
+    assert list(bucket(made, dry_run=False))
+    assert list(clickhouse(made, dry_run=False))
+    return made
+
+
+def of_the_future(batch: Batch) -> Batch:
+    """Else the rows' time to live would be over."""
+    segments = tuple(msgspec.structs.replace(segment, received=4_000_000_000) for segment in batch.segments)
+    return dataclasses.replace(batch, segments=segments)
+
+
+def segment_row(number: int) -> RowItem:
+    json = (
+        f'{{"org_id":1,"project_id":2,"replay_id":"{REPLAY}","segment_id":{number},"received":4000000000,'
+        f'"retention_days":30,"object":"30/2/{REPLAY}/{number}","size_compressed":1,"size_uncompressed":1,'
+        f'"size_video":0,"partition":0,"offset":{number}}}'
+    )
+    return RowItem("replay_segments", f"{REPLAY}/{number}", json.encode(), number)
+
+
+def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
+    """Packed twice under two tokens (the second upload meets 412), one more segment as an object of its own."""
+    batch = of_the_future(make_batch(4))
+    blobs, rows = pack(batch)
+    objects = [BlobItem(blob.name, blob.content, blob.offset) for blob in blobs]
+    index = [RowItem(row.table, row.id, row.json, row.offset) for row in rows]
+    gcs, server = GcsSink(stores), ClickHouseSink(stores)
+
+    for token in ("first", "second"):
+        gcs.write(objects, token, 20)
+        server.write([*index, *map(segment_row, range(5))], token, 20)
+    gcs.write([BlobItem(f"30/2/{REPLAY}/4", b"alone", 4)], "alone", 20)
+
+    found = [stored.content for stored in read_replay(stores, REPLAY, 2)]
+    assert found == [segment.blobs[0].content for segment in batch.segments] + [b"alone"]
+    reads = Reads(stores)
+    assert [reads.stored(f"30/2/{REPLAY}/{number}") for number in range(5)] == found
+    gcs.close()
+    server.close()
+
+
+def test_an_object_that_is_there_is_not_written_again(settings: Callable[..., Settings]) -> None:
+    """It is asked to be created only, and 412 is success. (Emulators overwrite: an answer of our own.)"""
+    blobs, _ = pack(make_batch(3))
+
+    with answering(lambda request: Answer(412, b"{}")) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write([BlobItem(blobs[0].name, blobs[0].content, 0)], "again", 20)
+        sink.close()
+
+    assert ["ifGenerationMatch=0" in request.path for request in asked] == [True]
+
+
+def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:
+    """One dead letter could not say which recordings were in it."""
+    blobs, _ = pack(make_batch(3))
+
+    with answering(lambda request: Answer(400, b"{}")) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write([BlobItem(blobs[0].name, blobs[0].content, 0)], "token", 20)
+        sink.close()
+
+    assert refused.value.configuration

@@ -1,0 +1,283 @@
+"""Facts streamed into a BigQuery server, and the answers of a sick one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.cloud import bigquery
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.migrate import big_query
+from tasks.settings import Settings
+from tasks.sinks.bigquery.sink import BigQuerySink, client
+from tasks.wire import RowItem
+from tests.kit.scripted_server import Answer, Asked, answering
+
+NOON = 1_795_000_000
+
+
+def fact(number: int, table: str = "replay_events", **given: Any) -> RowItem:
+    fields = {
+        "row_id": f"row-{number}",
+        "event_type": "ui.click",
+        "timestamp": NOON + number,
+        "org_id": 1,
+        "project_id": 2,
+        "replay_id": "0" * 32,
+        "segment_id": number,
+        "attributes": json.dumps({"url": 'http://a/"ä'}),
+    } | given
+    return RowItem(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
+
+
+@pytest.fixture
+def migrated(settings: Callable[..., Settings], bigquery_endpoint: str) -> Settings:
+    """Settings whose data set has all tables."""
+    made = settings(bigquery_endpoint=bigquery_endpoint)
+    list(big_query(made, dry_run=False))
+    return made
+
+
+@pytest.fixture
+def sink(migrated: Settings) -> Iterator[BigQuerySink]:
+    made = BigQuerySink(migrated)
+    yield made
+    made.close()
+
+
+def rows(made: Settings, select: str, table: str = "replay_events") -> list[tuple[Any, ...]]:
+    server: Any = client(made)
+    name = f"`{made.bigquery_project}.{made.bigquery_dataset}.{table}`"
+    found = [tuple(row.values()) for row in server.query_and_wait(f"SELECT {select} FROM {name}")]
+    server.close()
+    return found
+
+
+def test_facts_arrive_with_their_values(sink: BigQuerySink, migrated: Settings) -> None:
+    """The reader's bytes are the rows, quotes and umlauts included."""
+    sink.write([fact(1), fact(2)], "token", 20)
+
+    select = "row_id, UNIX_SECONDS(timestamp), JSON_VALUE(attributes, '$.url')"
+    assert sorted(rows(migrated, select)) == [
+        ("row-1", NOON + 1, 'http://a/"ä'),
+        ("row-2", NOON + 2, 'http://a/"ä'),
+    ]
+
+
+def test_a_write_again_within_the_window_leaves_one_copy(sink: BigQuerySink, migrated: Settings) -> None:
+    """The insertId is the row's identity."""
+    items = [fact(number) for number in range(100)]
+
+    sink.write(items, "token", 20)
+    sink.write(items, "token", 20)
+
+    assert rows(migrated, "COUNT(*)") == [(100,)]
+
+
+def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
+    sink: BigQuerySink, migrated: Settings
+) -> None:
+    """Admitted: BigQuery's own memory is short. The same facts under other insert ids stand for that."""
+    sink.write([fact(number) for number in range(10)], "token", 20)
+    late = [RowItem(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
+    sink.write(late, "token", 20)
+
+    assert rows(migrated, "COUNT(*)") == [(20,)]
+    assert rows(migrated, "COUNT(*)", "replay_events_exact") == [(10,)]
+
+
+def test_a_refused_row_does_not_keep_its_neighbours_out(sink: BigQuerySink, migrated: Settings) -> None:
+    """One in five hundred: it is named with BigQuery's reason, the other 499 are there."""
+    items = [fact(number) for number in range(500)]
+    items[123] = fact(123, segment_id="many")
+
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write(items, "token", 20)
+
+    error = refused.value
+    assert error.failed is not None
+    ((position, reason),) = error.failed
+    assert position == 123
+    assert "segment_id" in reason
+    assert (error.all_refused, error.configuration) == (False, False)
+    assert rows(migrated, "COUNT(*)") == [(499,)]
+
+
+def test_a_column_that_the_table_lacks_blames_no_row(sink: BigQuerySink) -> None:
+    """A reader newer than the schema: the batch waits for `migrate`."""
+    with pytest.raises(PermanentSinkError, match="migrate") as refused:
+        sink.write([fact(1, brand_new=1)], "token", 20)
+
+    assert refused.value.configuration
+
+
+def test_a_missing_table_or_data_set_is_configuration(
+    sink: BigQuerySink, settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    empty = BigQuerySink(settings(bigquery_endpoint=bigquery_endpoint))
+
+    with pytest.raises(PermanentSinkError) as no_table:
+        sink.write([fact(1, table="nowhere")], "token", 20)
+    with pytest.raises(PermanentSinkError) as no_set:
+        empty.write([fact(1)], "token", 20)
+    with pytest.raises(PermanentSinkError, match="migrate"):
+        empty.check()
+
+    assert (no_table.value.configuration, no_set.value.configuration) == (True, True)
+
+
+def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
+    settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    """The release is newer than the table: `check` names the column, and `migrate` adds it."""
+    made = settings(bigquery_endpoint=bigquery_endpoint)
+    list(big_query(made, dry_run=False))
+    server: Any = client(made)
+    table = server.get_table(f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
+    server.delete_table(table)
+    last = table.schema[-1].name
+    table.schema = table.schema[:-1]
+    server.create_table(table)
+    sink = BigQuerySink(made)
+
+    with pytest.raises(PermanentSinkError, match=rf"lacks replay_events.{last}; run `replays-ingest migrate`"):
+        sink.check()
+    list(big_query(made, dry_run=False))
+
+    assert made.bigquery_dataset in sink.check()
+
+
+def test_migrating_makes_partitioned_and_clustered_tables_once(
+    settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    """A dry run only tells, the second run has nothing to do, `check` is content."""
+    made = settings(bigquery_endpoint=bigquery_endpoint, bigquery_expiration_days=90)
+
+    told = list(big_query(made, dry_run=True))
+    done = list(big_query(made, dry_run=False))
+    again = list(big_query(made, dry_run=False))
+
+    server: Any = client(made)
+    table = server.get_table(f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
+    assert told == done
+    assert [line for line in again if not line.startswith("=")] == []
+    assert (table.time_partitioning.type_, table.time_partitioning.field) == ("DAY", "timestamp")
+    assert table.time_partitioning.expiration_ms == 90 * 86_400_000
+    assert table.clustering_fields == ["project_id", "event_type", "replay_id"]
+    sink = BigQuerySink(made)
+    assert made.bigquery_dataset in sink.check()
+    sink.close()
+    sink.close()
+
+
+def test_an_older_table_gets_the_columns_it_lacks(
+    settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    """Additive: its rows stay, and so do columns that somebody else has added."""
+    made = settings(bigquery_endpoint=bigquery_endpoint)
+    server: Any = client(made)
+    name = f"{made.bigquery_project}.{made.bigquery_dataset}"
+    server.create_dataset(name)
+    fields = [bigquery.SchemaField("row_id", "STRING"), bigquery.SchemaField("theirs", "STRING")]
+    server.create_table(bigquery.Table(f"{name}.replay_events", schema=fields))
+
+    (line, _view) = big_query(made, dry_run=False)
+
+    columns = [field.name for field in server.get_table(f"{name}.replay_events").schema]
+    assert line.startswith("add to table")
+    assert columns[:2] == ["row_id", "theirs"]
+    assert "attributes" in columns
+
+
+def test_a_column_of_another_type_needs_a_person(
+    settings: Callable[..., Settings], bigquery_endpoint: str
+) -> None:
+    made = settings(bigquery_endpoint=bigquery_endpoint)
+    server: Any = client(made)
+    name = f"{made.bigquery_project}.{made.bigquery_dataset}"
+    server.create_dataset(name)
+    server.create_table(
+        bigquery.Table(f"{name}.replay_events", schema=[bigquery.SchemaField("row_id", "INTEGER")])
+    )
+
+    with pytest.raises(PermanentSinkError, match=r"row_id is INTEGER, needed is STRING"):
+        list(big_query(made, dry_run=False))
+
+
+def refusing(*entries: dict[str, Any]) -> Callable[[Asked], Answer]:
+    return lambda asked: Answer(200, json.dumps({"insertErrors": list(entries)}).encode())
+
+
+def entry(index: int, reason: str) -> dict[str, Any]:
+    return {"index": index, "errors": [{"reason": reason, "message": f"about {reason}", "location": ""}]}
+
+
+def test_stopped_rows_are_not_to_blame(settings: Callable[..., Settings]) -> None:
+    """Where the server refused a request whole, the good rows of it are written again without the bad one."""
+    with answering(refusing(entry(0, "stopped"), entry(1, "invalid"), entry(2, "stopped"))) as (url, _):
+        sink = BigQuerySink(settings(bigquery_endpoint=url))
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write([fact(0), fact(1), fact(2)], "token", 5)
+
+    assert refused.value.failed is not None
+    assert [position for position, _ in refused.value.failed] == [1]
+    assert refused.value.all_refused
+
+
+def test_rows_that_met_a_sick_backend_are_tried_again(settings: Callable[..., Settings]) -> None:
+    """Transient reasons first; the bad row is listed with them and named the next time."""
+    with answering(refusing(entry(0, "backendError"), entry(2, "invalid"))) as (url, _):
+        sink = BigQuerySink(settings(bigquery_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([fact(0), fact(1), fact(2)], "token", 5)
+
+    assert failed.value.failed == (0, 2)
+
+
+def test_a_spent_quota_is_transient_and_a_missing_right_is_not(settings: Callable[..., Settings]) -> None:
+    """Both are 403."""
+
+    def answer(asked: Asked) -> Answer:
+        reason = "quotaExceeded" if "/quota/" in asked.path else "accessDenied"
+        body = {"error": {"code": 403, "message": "no", "errors": [{"reason": reason}]}}
+        return Answer(403, json.dumps(body).encode())
+
+    with answering(answer) as (url, _):
+        sink = BigQuerySink(settings(bigquery_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([fact(0, table="quota")], "token", 5)
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write([fact(0, table="right")], "token", 5)
+
+    assert failed.value.failed == (0,)
+    assert refused.value.configuration
+
+
+def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
+    """Requests stay below 10 MB, and each stands for itself."""
+    answers = iter([Answer(), Answer(503, b"later"), Answer()])
+    items = [fact(number, padding="x" * 100_000) for number in range(250)]
+
+    with answering(lambda asked: next(answers)) as (url, asked):
+        sink = BigQuerySink(settings(bigquery_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write(items, "token", 20)
+
+    sizes = [len(json.loads(request.body)["rows"]) for request in asked]
+    assert failed.value.failed == tuple(range(sizes[0], sizes[0] + sizes[1]))
+    assert sum(sizes) == 250
+    assert max(len(request.body) for request in asked) < 10_000_000
+
+
+def test_nobody_there_is_transient(settings: Callable[..., Settings]) -> None:
+    sink = BigQuerySink(settings(bigquery_endpoint="http://127.0.0.1:1", sink_timeout_seconds=2))
+
+    with pytest.raises(TransientSinkError) as failed:
+        sink.write([fact(0), fact(1)], "token", 2)
+    with pytest.raises(TransientSinkError):
+        sink.check()
+
+    assert failed.value.failed == (0, 1)

@@ -1,0 +1,337 @@
+"""Rows in ClickHouse: its real engine, the real driver."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.migrate import clickhouse as migrate_clickhouse
+from tasks.settings import Settings
+from tasks.sinks.clickhouse.errors import KIND_OF_CODE
+from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
+from tasks.wire import RowItem
+from tests.kit.scripted_server import Answer, Asked, answering
+
+REPLAY = "0123456789abcdef0123456789abcdef"
+MONDAY = 1_795_000_000
+
+
+def click(number: int, **given: Any) -> RowItem:
+    """A row of `replays`, complete enough; `number` is its identity."""
+    fields: dict[str, Any] = {
+        "project_id": 1,
+        "replay_id": str(uuid.UUID(REPLAY)),
+        "event_hash": str(uuid.UUID(int=number)),
+        "segment_id": number,
+        "timestamp": MONDAY,
+        "retention_days": 90,
+        "click_node_id": 7,
+        "click_tag": "button",
+        "click_class": ["a", "b"],
+        "tags.key": ["plan"],
+        "tags.value": ["free"],
+        "click_is_dead": 0,
+        "click_is_rage": 0,
+    } | given
+    return RowItem("replays", fields["event_hash"], json.dumps(fields).encode(), number)
+
+
+def outcome(number: int) -> RowItem:
+    """A row of `replay_outcomes`."""
+    replay_id = str(uuid.UUID(int=number))
+    fields = {
+        "org_id": 1,
+        "project_id": 1,
+        "replay_id": replay_id,
+        "category": "replay",
+        "outcome": "accepted",
+        "quantity": 1,
+        "timestamp": MONDAY,
+    }
+    return RowItem("replay_outcomes", replay_id, json.dumps(fields).encode(), number)
+
+
+@pytest.fixture
+def migrated(settings: Callable[..., Settings], clickhouse_url: str) -> Settings:
+    """Settings whose database has the whole schema."""
+    made = settings(clickhouse_url=clickhouse_url)
+    list(migrate_clickhouse(made, dry_run=False))
+    return made
+
+
+@pytest.fixture
+def server(migrated: Settings) -> Iterator[Any]:
+    """A client of our own on the same database."""
+    connected = client(migrated)
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def sink(migrated: Settings) -> Iterator[ClickHouseSink]:
+    made = ClickHouseSink(migrated)
+    yield made
+    made.close()
+
+
+def count(server: Any, table: str) -> int:
+    return int(server.command(f"SELECT count() FROM {table}"))
+
+
+def clicks(server: Any) -> tuple[int, ...]:
+    """Segments, clicks, dead clicks and rage clicks as the view counts them."""
+    query = (
+        "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
+        "uniqExactIfMerge(rage_clicks) FROM replay_summaries"
+    )
+    return tuple(server.query(query).result_rows[0])
+
+
+def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> None:
+    """What the reader encoded is what a query finds; what it left out has its default."""
+    sink.write([click(1, url="http://a/", ip_address_v4="10.1.2.3", user=None)], "token", 20)
+
+    (row,) = server.query(
+        "SELECT toString(replay_id), segment_id, url, toString(ip_address_v4), user, `tags.key`, click_class, "
+        "title FROM replays"
+    ).result_rows
+
+    assert row == (str(uuid.UUID(REPLAY)), 1, "http://a/", "10.1.2.3", "", ["plan"], ["a", "b"], "")
+
+
+def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, server: Any) -> None:
+    """Within the window the server drops it: no second copy, neither in the table nor in the view."""
+    items = [click(number) for number in range(1, 301)] + [outcome(number) for number in range(10)]
+
+    sink.write(items, "batch-1", 20)
+    sink.write(items, "batch-1", 20)
+
+    assert (count(server, "replays"), count(server, "replay_outcomes")) == (300, 10)
+    assert clicks(server) == (300, 300, 0, 0)
+
+
+def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSink, server: Any) -> None:
+    """Another cut of the same messages: two copies on disk until a merge, one for FINAL and in the view."""
+    items = [click(number) for number in range(1, 21)]
+
+    sink.write(items, "batch-1", 20)
+    sink.write(items[:10], "batch-2", 20)
+    sink.write(items[10:], "batch-3", 20)
+
+    assert count(server, "replays") == 40
+    assert count(server, "replays FINAL") == 20
+    assert clicks(server) == (20, 20, 0, 0)
+
+
+def test_other_rows_under_the_same_batch_are_not_skipped(sink: ClickHouseSink, server: Any) -> None:
+    """The token is of the content; two tables of one write have two."""
+    sink.write([click(1), outcome(1)], "token-a", 20)
+    sink.write([click(2), outcome(2)], "token-b", 20)
+
+    assert (count(server, "replays"), count(server, "replay_outcomes")) == (2, 2)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0), (1, 0, 0)])
+def test_a_dead_click_stays_dead_in_whatever_order_its_rows_come(
+    sink: ClickHouseSink, server: Any, order: tuple[int, ...]
+) -> None:
+    """The click and its later slow click share an identity; a re-delivered click must not revive it."""
+    rows = (click(1), click(1, click_is_dead=1))
+
+    for number, which in enumerate(order):
+        sink.write([rows[which]], f"token-{number}", 20)
+
+    assert server.query("SELECT click_is_dead FROM replays FINAL").result_rows == [(1,)]
+    assert clicks(server) == (1, 1, 1, 0)
+
+
+def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
+    """Two bad rows of two kinds among fifty, and a table without any: exactly the two are missing."""
+    items = [click(number) for number in range(1, 51)] + [outcome(1)]
+    items[7] = click(8, timestamp="yesterday")
+    items[30] = click(31, ip_address_v4="10.1")
+
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write(items, "token", 20)
+
+    error = refused.value
+    assert error.failed is not None
+    assert [position for position, _ in error.failed] == [7, 30]
+    assert "timestamp" in error.failed[0][1]
+    assert (error.all_refused, error.configuration) == (False, False)
+    assert (count(server, "replays"), count(server, "replay_outcomes")) == (48, 1)
+
+
+def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSink, server: Any) -> None:
+    """What is written without the bad row has a token of its own, the same each time."""
+    items = [click(number) for number in range(1, 11)]
+    items[3] = click(4, timestamp="yesterday")
+
+    for _ in range(2):
+        with pytest.raises(PermanentSinkError):
+            sink.write(items, "token", 20)
+
+    assert count(server, "replays") == 9
+
+
+def test_rows_that_the_server_cannot_name_are_left_to_the_caller(sink: ClickHouseSink, server: Any) -> None:
+    """Arrays of different lengths are found after parsing, without a row number: nothing is written."""
+    items = [click(1), click(2, **{"tags.key": ["a", "b"]}), click(3)]
+
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write(items, "token", 20)
+
+    assert refused.value.failed is None
+    assert not refused.value.configuration
+    assert count(server, "replays") == 0
+
+
+def test_one_bad_row_alone_is_named_in_any_case(sink: ClickHouseSink) -> None:
+    """This is where the caller's bisection ends."""
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write([click(2, **{"tags.key": ["a", "b"]})], "token", 20)
+
+    assert refused.value.failed is not None
+    assert [position for position, _ in refused.value.failed] == [0]
+
+
+def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) -> None:
+    """Naming costs two inserts a row, so it stops at some point."""
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write([click(number, timestamp="x") for number in range(1, 40)], "token", 20)
+
+    assert refused.value.failed is None
+
+
+def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> None:
+    """A reader newer than the schema: the batch waits for `migrate`, and nothing becomes a dead letter."""
+    with pytest.raises(PermanentSinkError, match="migrate") as refused:
+        sink.write([click(1), click(2, brand_new=1)], "token", 20)
+
+    assert refused.value.configuration
+
+
+def test_a_missing_table_or_database_is_configuration(
+    sink: ClickHouseSink, settings: Callable[..., Settings], clickhouse_url: str
+) -> None:
+    """Both say what to do."""
+    with pytest.raises(PermanentSinkError) as no_table:
+        sink.write([RowItem("nowhere", "1", b"{}", 1)], "token", 20)
+    empty = ClickHouseSink(settings(clickhouse_url=clickhouse_url))
+    with pytest.raises(PermanentSinkError) as no_database:
+        empty.write([click(1)], "token", 20)
+    on_default = ClickHouseSink(settings(clickhouse_url=clickhouse_url, clickhouse_database="default"))
+    with pytest.raises(PermanentSinkError, match="migrate"):
+        on_default.check()
+
+    assert (no_table.value.configuration, no_database.value.configuration) == (True, True)
+
+
+def test_a_wild_clock_does_not_block_the_batch(sink: ClickHouseSink, server: Any) -> None:
+    """Rows of more weeks than the server takes in one insert by default."""
+    week = 7 * 86400
+    sink.write([click(number, timestamp=MONDAY + number * week) for number in range(1, 151)], "token", 20)
+
+    assert count(server, "replays") == 150
+
+
+def test_nobody_there_and_a_sick_proxy_are_transient(settings: Callable[..., Settings]) -> None:
+    """Refused connections, 502 pages, and too many parts."""
+    dead = ClickHouseSink(settings(clickhouse_url="http://127.0.0.1:1"))
+    with pytest.raises(TransientSinkError) as failed:
+        dead.write([click(1), click(2)], "token", 5)
+    with pytest.raises(TransientSinkError):
+        dead.check()
+    with answering(lambda asked: Answer(502, b"<html>bad gateway</html>")) as (url, _):
+        proxied = ClickHouseSink(settings(clickhouse_url=url))
+        with pytest.raises(TransientSinkError):
+            proxied.write([click(1)], "token", 5)
+
+    assert failed.value.failed == (0, 1)
+
+
+def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> None:
+    """Whatever answers 401 there, it is not going to take rows."""
+    with answering(lambda asked: Answer(401, b"who are you")) as (url, _):
+        sink = ClickHouseSink(settings(clickhouse_url=url))
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write([click(1)], "token", 5)
+
+    assert refused.value.configuration
+
+
+def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clickhouse_url: str) -> None:
+    """A dry run only tells; the second run has nothing to do; `check` is content after it."""
+    made = settings(clickhouse_url=clickhouse_url)
+
+    told = list(migrate_clickhouse(made, dry_run=True))
+    done = list(migrate_clickhouse(made, dry_run=False))
+    again = list(migrate_clickhouse(made, dry_run=False))
+
+    assert told == done
+    assert [line for line in again if not line.startswith("=")] == []
+    sink = ClickHouseSink(made)
+    assert f"{len(TABLES)} tables" in sink.check()
+    sink.close()
+
+
+def test_a_migration_that_was_edited_is_refused(migrated: Settings, server: Any) -> None:
+    """The record holds a checksum of each file."""
+    server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
+
+    with pytest.raises(PermanentSinkError, match="edited"):
+        list(migrate_clickhouse(migrated, dry_run=False))
+
+
+def test_error_codes_are_the_servers(server: Any) -> None:
+    """Numbers and names of the sorted errors, as the server itself calls them."""
+    numbers = ", ".join(str(number) for number, _ in KIND_OF_CODE)
+    rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
+
+    assert {(int(number), name) for number, name in rows} == set(KIND_OF_CODE)
+
+
+def test_a_hanging_server_costs_the_deadline_and_no_more(migrated: Settings, clickhouse_url: str) -> None:
+    """It took the connection and says nothing: everything is listed, in time."""
+    never = threading.Event()
+    hanging = False
+
+    def relay(asked: Asked) -> Answer:
+        if hanging:
+            return Answer(delay=never)
+        request = urllib.request.Request(clickhouse_url + asked.path, asked.body or None, asked.headers)
+        with urllib.request.urlopen(request) as answer:
+            return Answer(answer.status, answer.read(), {"X-ClickHouse-Timezone": "UTC"})
+
+    with answering(relay) as (url, _):
+        sink = ClickHouseSink(migrated.model_copy(update={"clickhouse_url": url}))
+        sink.write([click(1)], "token-1", 10)
+        hanging = True
+        started = time.monotonic()
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([click(2), click(3)], "token-2", 0.5)
+        took_seconds = time.monotonic() - started
+        never.set()
+        sink.close()
+
+    assert failed.value.failed == (0, 1)
+    assert took_seconds < 3
+
+
+def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
+    """One client, several threads."""
+    batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda batch: sink.write(batch, f"token-{batch[0].id}", 20), batches))
+
+    assert count(server, "replays") == 160

@@ -1,0 +1,299 @@
+"""Objects in a Cloud Storage server, and the answers of a sick one."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.migrate import bucket
+from tasks.settings import MiB, Settings
+from tasks.sinks.gcs.sink import GcsSink, client, crc32c, pause_seconds
+from tasks.sinks.outcome import Kind, Trouble
+from tasks.wire import BlobItem
+from tests.kit.scripted_server import Answer, Asked, answering
+
+NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
+
+
+def blob(name: str, content: bytes = b"recording", offset: int = 0) -> BlobItem:
+    return BlobItem(name, content, offset)
+
+
+@pytest.fixture
+def stored(settings: Callable[..., Settings], gcs_endpoint: str) -> Settings:
+    """Settings whose bucket exists."""
+    made = settings(gcs_endpoint=gcs_endpoint)
+    assert list(bucket(made, dry_run=False)) == [f"create bucket gs://{made.gcs_bucket}"]
+    return made
+
+
+def objects(made: Settings) -> dict[str, bytes]:
+    server = client(made)
+    return {found.name: found.download_as_bytes() for found in server.list_blobs(made.gcs_bucket)}
+
+
+def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
+    """Any bytes, views included, empty and several megabytes long, under names that need quoting."""
+    items = [
+        blob("30/1/abc/0", os.urandom(20_000)),
+        blob("30/1/abc/1", b""),
+        blob("90/2/a name with ä, ? and #/2", os.urandom(3 * MiB)),
+        BlobItem("60/1/abc/3", memoryview(b"<<view>>")[2:6], 3),
+    ]
+    sink = GcsSink(stored)
+
+    sink.write(items, "token", 20)
+
+    assert objects(stored) == {item.name: bytes(item.content) for item in items}
+    sink.close()
+
+
+def test_writing_twice_leaves_one_copy(stored: Settings) -> None:
+    """The name is the identity: the second write overwrites the first."""
+    items = [blob(f"30/1/abc/{segment}", b"segment %d" % segment) for segment in range(50)]
+    sink = GcsSink(stored)
+
+    sink.write(items, "token", 20)
+    once = objects(stored)
+    sink.write(items, "token", 20)
+
+    assert objects(stored) == once == {item.name: item.content for item in items}
+    sink.close()
+
+
+def test_the_last_of_one_name_wins(stored: Settings) -> None:
+    """A segment that the SDK sent twice within a batch ends as the later one."""
+    sink = GcsSink(stored)
+
+    sink.write([blob("30/1/a/0", b"first"), blob("30/1/a/1", b"other"), blob("30/1/a/0", b"second")], "t", 20)
+
+    assert objects(stored) == {"30/1/a/0": b"second", "30/1/a/1": b"other"}
+    sink.close()
+
+
+def test_a_missing_bucket_is_nobodys_recording(settings: Callable[..., Settings], gcs_endpoint: str) -> None:
+    """Configuration: the batch waits for a person, nothing becomes a dead letter, and the bucket is named."""
+    made = settings(gcs_endpoint=gcs_endpoint)
+    sink = GcsSink(made)
+
+    with pytest.raises(PermanentSinkError) as refused:
+        sink.write([blob("30/1/a/0")], "token", 10)
+    with pytest.raises(PermanentSinkError, match=f"{made.gcs_bucket}.*migrate"):
+        sink.check()
+
+    assert refused.value.configuration
+    sink.close()
+
+
+def test_check_sees_the_bucket(stored: Settings) -> None:
+    sink = GcsSink(stored)
+    assert stored.gcs_bucket in sink.check()
+    sink.close()
+    sink.close()
+
+
+def test_the_bucket_is_made_once_with_a_rule_for_each_retention(
+    settings: Callable[..., Settings], gcs_endpoint: str
+) -> None:
+    """A dry run changes nothing; a second run finds the bucket."""
+    made = settings(gcs_endpoint=gcs_endpoint)
+
+    assert list(bucket(made, dry_run=True)) == list(bucket(made, dry_run=False))
+    (again,) = bucket(made, dry_run=False)
+
+    assert "is there" in again
+
+
+def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
+    """Positions that are not durable, by name, whatever order they end in."""
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(503, NOW) if "bad" in asked.path else Answer()
+
+    items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write(items, "token", 10)
+        sink.close()
+
+    assert failed.value.failed == (3, 11)
+    assert "backend error" in str(failed.value)
+    assert sum("ok" in request.path for request in asked) == 14
+
+
+def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[..., Settings]) -> None:
+    """One 503 among many costs a moment, not a task."""
+    first = threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        if "abc%2F7" in asked.path and not first.is_set():
+            first.set()
+            return Answer(503, NOW)
+        return Answer()
+
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 10)
+        sink.close()
+
+    assert len(asked) == 21
+
+
+def test_uploads_that_wait_for_their_next_try_keep_no_connection_from_the_others(
+    settings: Callable[..., Settings],
+) -> None:
+    """One connection, and the first of 20 is asked to come back in a second: the 19 are sent meanwhile."""
+    asked_before: list[str] = []
+
+    def answer(asked: Asked) -> Answer:
+        first = "abc%2F0" in asked.path and asked.path not in asked_before
+        asked_before.append(asked.path)
+        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else Answer()
+
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
+        started = time.monotonic()
+        sink.write([blob(f"30/1/abc/{n}") for n in range(20)], "token", 20)
+        took_seconds = time.monotonic() - started
+        sink.close()
+
+    assert [request.path for request in asked][-1] == asked[0].path
+    assert len(asked) == 21
+    assert took_seconds >= 1.0  # what the server asked for is kept
+
+
+def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callable[..., Settings]) -> None:
+    """There is time for it, but a process that only waits is a process less: the task is put off."""
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(429, b"slow down", {"Retry-After": "20"}) if "abc%2F3" in asked.path else Answer()
+
+    with answering(answer) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        started = time.monotonic()
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
+        took_seconds = time.monotonic() - started
+        sink.close()
+
+    assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
+    assert len(asked) == 9
+    assert took_seconds < 15
+
+
+def test_only_the_limit_of_one_name_costs_a_second() -> None:
+    """A 429 about the bucket's load is tried again as a 503 is."""
+    load = Trouble(Kind.TRANSIENT, "HTTP 429: too many requests for this bucket")
+    name = Trouble(Kind.TRANSIENT, "HTTP 429: exceeded the rate limit for object mutation operations")
+
+    assert all(0 <= pause_seconds(load, tries=1) <= 0.1 for _ in range(100))
+    assert all(0 <= pause_seconds(load, tries=3) <= 0.4 for _ in range(100))
+    assert all(1.0 <= pause_seconds(name, tries=1) <= 1.1 for _ in range(100))
+
+
+def test_a_sick_service_is_not_hammered(settings: Callable[..., Settings]) -> None:
+    """When everything fails, a quarter is tried again, not everything four times."""
+    with answering(lambda asked: Answer(503, NOW)) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([blob(f"30/1/abc/{n}") for n in range(40)], "token", 10)
+        sink.close()
+
+    assert failed.value.failed == tuple(range(40))
+    assert len(asked) <= 40 + 10
+
+
+def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
+    """A 429 that asks for more time than there is ends the write and says how long."""
+    with answering(lambda asked: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([blob("30/1/abc/0")], "token", 5)
+        sink.close()
+
+    assert failed.value.retry_after_seconds == 77
+    assert len(asked) == 1
+
+
+def test_the_deadline_holds_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
+    """What was answered is durable, the hanging ones are listed, soon after the deadline."""
+    never = threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(delay=never) if "hang" in asked.path else Answer()
+
+    with answering(answer) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        started = time.monotonic()
+        with pytest.raises(TransientSinkError) as failed:
+            sink.write([blob("30/hang/a/0"), blob("30/1/a/1"), blob("30/hang/a/2")], "token", 0.5)
+        took_seconds = time.monotonic() - started
+        never.set()
+        sink.close()
+
+    assert failed.value.failed == (0, 2)
+    assert took_seconds < 3
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callable[..., Settings]) -> None:
+    """Kept connections die; an upload on a dead one is sent again at once on a new one."""
+    cuts = iter([False, True, False])
+
+    with answering(lambda asked: Answer(cut=next(cuts))) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
+        sink.write([blob("30/1/a/0")], "token", 10)
+        sink.write([blob("30/1/a/1")], "token", 10)
+        sink.close()
+
+    assert [request.path[-7:] for request in asked] == ["1%2Fa%2F0"[-7:], "1%2Fa%2F1"[-7:], "1%2Fa%2F1"[-7:]]
+
+
+def test_the_checksum_travels_along_and_is_compared(settings: Callable[..., Settings]) -> None:
+    """The server gets our CRC32C; when it says that it stored another one, the object counts as not stored."""
+    wrong = b'{"crc32c":"AAAAAA=="}'
+
+    with answering(lambda asked: Answer(200, wrong)) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(TransientSinkError, match="checksum"):
+            sink.write([blob("30/1/a/0", b"123456789")], "token", 10)
+        sink.close()
+
+    # The check value of CRC-32C, from its definition: 0xE3069283 for "123456789".
+    assert crc32c(b"123456789") == base64.b64encode(bytes.fromhex("e3069283")).decode()
+    assert asked[0].headers["X-Goog-Hash"] == "crc32c=" + crc32c(b"123456789")
+
+
+def test_nobody_there_is_transient(settings: Callable[..., Settings]) -> None:
+    """Refused connections list every item and take no longer than a few tries."""
+    sink = GcsSink(settings(gcs_endpoint="http://127.0.0.1:1"))
+
+    with pytest.raises(TransientSinkError) as failed:
+        sink.write([blob("30/1/a/0"), blob("30/1/a/1")], "token", 5)
+    with pytest.raises(TransientSinkError):
+        sink.check()
+
+    assert failed.value.failed == (0, 1)
+    sink.close()
+
+
+def test_a_refused_right_is_configuration(settings: Callable[..., Settings]) -> None:
+    """403 about rights parks the batch; 403 about load does not."""
+    rights = b'{"error":{"code":403,"message":"no","errors":[{"reason":"forbidden"}]}}'
+    load = b'{"error":{"code":403,"message":"no","errors":[{"reason":"rateLimitExceeded"}]}}'
+
+    with answering(lambda asked: Answer(403, rights if "rights" in asked.path else load)) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write([blob("30/rights")], "token", 5)
+        with pytest.raises(TransientSinkError):
+            sink.write([blob("30/load")], "token", 5)
+        sink.close()
+
+    assert refused.value.configuration

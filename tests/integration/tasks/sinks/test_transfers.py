@@ -1,0 +1,163 @@
+"""Requests over libcurl: bodies of any size, dead connections, endless answers, TLS, and breaking off."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from ingest.local.servers.tls import TlsProxy, make_certificates
+from tasks.settings import MiB
+from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
+from tasks.sinks.outcome import Kind, Trouble
+from tests.kit.scripted_server import Answer as Said
+from tests.kit.scripted_server import Asked, answering
+
+HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
+End = Answer | Trouble
+
+
+def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
+    """The next `count` ends by key."""
+    found: dict[object, End] = {}
+    deadline = time.monotonic() + seconds_max
+    while len(found) < count and time.monotonic() < deadline:
+        found.update(transfers.wait(0.5))
+    return found
+
+
+def test_bodies_of_any_size_arrive_whole() -> None:
+    """Handed over at once or read piece by piece, bytes or a view, empty or above the bound between the two."""
+    bodies = {
+        "empty": b"",
+        "small": memoryview(b"<<view>>")[2:6],
+        "bound": os.urandom(WHOLE_BYTES_MAX),
+        "large": memoryview(os.urandom(3 * MiB + 7)),
+    }
+    with answering(lambda asked: Said(body=asked.path.encode())) as (url, asked):
+        transfers = Transfers(2)
+        for again in range(2):  # the second time on kept connections
+            todo = list(bodies)
+            found: dict[object, End] = {}
+            while todo or transfers.running:
+                while todo and transfers.room:
+                    name = todo.pop()
+                    transfers.start(name, f"{url}/{name}{again}", HEADERS, bodies[name], 20)
+                found.update(transfers.wait(1))
+            assert found == {name: Answer(200, f"/{name}{again}".encode()) for name in bodies}
+        transfers.close()
+
+    assert {request.path: request.body for request in asked} == {
+        f"/{name}{again}": bytes(body) for name, body in bodies.items() for again in range(2)
+    }
+
+
+@pytest.mark.parametrize("size_bytes", [100, 2 * MiB])
+def test_a_dead_kept_connection_costs_a_second_request(size_bytes: int) -> None:
+    """The body begins anew on a new connection, also when it is read piece by piece."""
+    body, cuts = os.urandom(size_bytes), iter([False, True, False])
+
+    with answering(lambda asked: Said(cut=next(cuts))) as (url, asked):
+        transfers = Transfers(1)
+        for number in range(2):
+            transfers.start(number, url, HEADERS, body, 20)
+            assert ends(transfers, 1) == {number: Answer(200, b"{}")}
+        transfers.close()
+
+    assert [request.body == body for request in asked] == [True] * 3
+
+
+def test_an_endless_answer_is_cut_off_with_its_status() -> None:
+    """A proxy's page of any length costs a bounded amount of memory."""
+    with answering(lambda asked: Said(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
+        transfers = Transfers(1)
+        transfers.start("a", url, HEADERS, b"body", 20)
+        (end,) = ends(transfers, 1).values()
+        transfers.close()
+
+    assert isinstance(end, Answer)
+    assert (end.status, end.retry_after_seconds) == (502, 3.0)
+    assert len(end.body) <= ANSWER_BYTES_MAX
+
+
+def test_what_is_broken_off_ends_nowhere_and_the_next_one_does() -> None:
+    """A hanging server keeps nothing from the next write."""
+    never = threading.Event()
+
+    def said(asked: Asked) -> Said:
+        return Said(delay=never) if "hang" in asked.path else Said()
+
+    with answering(said) as (url, _):
+        transfers = Transfers(2)
+        transfers.start("hang", f"{url}/hang", HEADERS, b"body", 20)
+        assert transfers.wait(0.3) == []
+        assert transfers.running == ["hang"]
+        transfers.abandon()
+        transfers.start("next", url, HEADERS, b"body", 20)
+        assert ends(transfers, 1) == {"next": Answer(200, b"{}")}
+        never.set()
+        transfers.close()
+
+
+def test_a_deadline_ends_a_request_that_hangs() -> None:
+    """By itself, without anybody who breaks it off; time is the machine's to mend."""
+    never = threading.Event()
+    with answering(lambda asked: Said(delay=never)) as (url, _):
+        transfers = Transfers(1)
+        transfers.start("a", url, HEADERS, b"body", 0.3)
+        (end,) = ends(transfers, 1).values()
+        never.set()
+        transfers.close()
+
+    assert isinstance(end, Trouble)
+    assert end.kind is Kind.TRANSIENT
+
+
+def test_a_server_must_show_a_certificate_of_a_trusted_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown authority is for a person; one that SSL_CERT_FILE names is trusted, as by Python itself."""
+    certificates = make_certificates(tmp_path)
+    with answering(lambda asked: Said()) as (url, asked):
+        port = urlsplit(url).port
+        assert port is not None
+        with TlsProxy(port, certificates) as proxy:
+            secure = f"https://127.0.0.1:{proxy.port}/"
+            transfers = Transfers(1)
+            transfers.start("strange", secure, HEADERS, b"body", 20)
+            (end,) = ends(transfers, 1).values()
+            transfers.close()
+            assert isinstance(end, Trouble)
+            assert end.kind is Kind.CONFIGURATION
+            assert asked == []
+
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))
+            transfers = Transfers(1)
+            transfers.start("known", secure, HEADERS, b"body", 20)
+            assert ends(transfers, 1) == {"known": Answer(200, b"{}")}
+            transfers.close()
+
+
+def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As all other HTTP clients here: an emulator on the loopback is never asked for through a proxy."""
+    with answering(lambda asked: Said(403)) as (proxy, _), answering(lambda asked: Said()) as (url, asked):
+        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        transfers = Transfers(2)
+        transfers.start("plain", url, HEADERS, b"body", 20)
+        transfers.start("secure", "https://storage.invalid/", HEADERS, b"body", 20)
+        found = ends(transfers, 2)
+        transfers.close()
+
+    assert found["plain"] == Answer(200, b"{}")
+    assert isinstance(found["secure"], Trouble)
+    assert "proxy" in found["secure"].message.lower() or "CONNECT" in found["secure"].message
+    assert len(asked) == 1

@@ -1,0 +1,111 @@
+"""The circuit breaker on a real Redis: what opens it, who may probe, and that nothing depends on it."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from tasks.breaker import Breaker, Permit, read_states
+from tasks.staging import connect
+from tests.kit.batches import make_batch
+from tests.kit.fleet_kit import Fleet
+
+
+@pytest.fixture
+def fleet_options() -> dict[str, str]:
+    """A breaker that opens after three failures and cools for half a second, at most two."""
+    return {
+        "BREAKER_FAILURES_MIN": "3",
+        "BREAKER_COOL_SECONDS": "0.5",
+        "BREAKER_COOL_SECONDS_MAX": "2",
+        "TASK_RETRIES_MAX": "6",
+    }
+
+
+def state(fleet: Fleet, sink: str = "clickhouse") -> str:
+    return read_states(fleet.client, "replays", [sink])[sink].state
+
+
+def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
+    """One probe at a time; a failed probe doubles the wait; one that works closes it for everybody."""
+    one, other = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
+    for _ in range(3):
+        one.tell("clickhouse", one.ask("clickhouse"), worked=False)
+
+    assert state(fleet) == "open"
+    assert not other.ask("clickhouse").granted
+    assert other.ask("gcs").granted
+    fleet.wait(lambda: state(fleet) == "half_open", "the cool-down")
+    probe = one.ask("clickhouse")
+    assert probe.kind == "probe"
+    assert not other.ask("clickhouse").granted
+    one.tell("clickhouse", probe, worked=False)
+    assert 0.5 < other.ask("clickhouse").wait_seconds <= 1.0
+    fleet.wait(lambda: state(fleet) == "half_open", "the longer cool-down")
+    other.tell("clickhouse", other.ask("clickhouse"), worked=True)
+    assert state(fleet) == "closed"
+    assert one.ask("clickhouse").kind == "closed"
+
+
+def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
+    """A sink that fails now and then is not sick."""
+    breaker = Breaker(connect(fleet.settings), fleet.settings)
+    for _ in range(20):
+        breaker.tell("gcs", Permit("closed"), worked=False)
+        if state(fleet, "gcs") == "open":
+            break
+        for _ in range(2):
+            breaker.tell("gcs", Permit("closed"), worked=True)
+
+    assert state(fleet, "gcs") == "closed"
+
+
+def test_an_answer_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
+    """A slow call that was let through while it was closed may succeed later: only the probe closes it."""
+    breaker = Breaker(connect(fleet.settings), fleet.settings)
+    early = breaker.ask("clickhouse")
+    for _ in range(3):
+        breaker.tell("clickhouse", Permit("closed"), worked=False)
+
+    breaker.tell("clickhouse", early, worked=True)
+
+    assert state(fleet) == "open"
+
+
+def test_without_redis_it_lets_everything_through(fleet: Fleet) -> None:
+    """It saves work; nothing depends on it."""
+    breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
+    fleet.redis.stop()
+
+    permit = breaker.ask("clickhouse")
+    breaker.tell("clickhouse", permit, worked=False)
+
+    assert permit.granted
+
+
+def test_a_dead_sink_costs_probes_and_the_others_go_on(fleet: Fleet) -> None:
+    """Twenty batches wait for ClickHouse: it is hardly called, no worker sleeps for it, all settle in the end."""
+    fleet.script("clickhouse", "transient")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batches = [make_batch(start=1000 * n) for n in range(20)]
+    for batch in batches:
+        dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: len(fleet.calls("bigquery")) == 20, "the other sinks to finish")
+    fleet.wait(lambda: state(fleet) != "closed", "the breaker to open")
+    called = len(fleet.calls("clickhouse", "began"))
+    since = fleet.calls("clickhouse", "began")[-1]["at"]
+
+    fleet.wait(lambda: len(fleet.calls("clickhouse", "began")) >= called + 2, "two probes")
+    probes = [call for call in fleet.calls("clickhouse", "began") if call["at"] > since]
+    fleet.script("clickhouse", "ok")
+    events = [fleet.next_event(60) for _ in batches]
+
+    assert called < 3 * len(batches)
+    assert probes[-1]["at"] - probes[0]["at"] > 0.4
+    assert {event.batch_id for event in events if isinstance(event, on.FlushSucceeded)} == {
+        batch.id for batch in batches
+    }
+    assert len(fleet.calls("clickhouse")) == 20

@@ -1,0 +1,148 @@
+"""Flower as operators have it: closed to strangers, readable, a failed task a click from its batch's retry."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.processes import free_port
+from tasks.flower import FlowerRefused, options
+from tasks.settings import Settings
+from tests.kit.batches import make_batch
+from tests.kit.fleet_kit import Fleet
+from tests.kit.paths import ROOT
+
+PASSWORD = "operator:correct-horse"
+Ask = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def flower(fleet: Fleet) -> Ask:
+    """A running Flower; `ask(path, body, **headers)` returns status and text."""
+    port = free_port()
+    environment = fleet.environment | {
+        "REPLAYS_FLOWER_PORT": str(port),
+        "REPLAYS_FLOWER_BASIC_AUTH": PASSWORD,
+    }
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "flower"]
+    fleet.children.start("flower", command, env=environment, cwd=ROOT)
+    address = f"http://127.0.0.1:{port}"
+    fleet.wait(lambda: answers_http(f"{address}/healthcheck"), "flower")
+
+    def ask(
+        path: str, body: str | None = None, password: str | None = PASSWORD, **headers: str
+    ) -> tuple[int, str]:
+        request = urllib.request.Request(address + path, data=body.encode() if body is not None else None)
+        if password:
+            request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
+        for name, value in headers.items():
+            request.add_header(name, value)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=10) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return ask
+
+
+def failed_task(fleet: Fleet, flower: Ask) -> str:
+    """Fails and parks a batch; returns the id of its failed task, once Flower knows it."""
+    fleet.script("clickhouse", "transient")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+    failed = fleet.settle(dispatcher, batch, Stage.ROWS)
+    assert isinstance(failed, on.FlushFailed)
+    dispatcher.submit(do.Park(batch, Stage.ROWS, 1, failed.error, 300.0))
+    fleet.wait(lambda: fleet.client.hexists("replays:parked", batch.id), "the batch to be parked")
+    found: list[str] = []
+
+    def known() -> bool:
+        tasks = json.loads(flower("/api/tasks")[1])
+        found[:] = [uuid for uuid, task in tasks.items() if task["state"] == "FAILURE"]
+        return bool(found)
+
+    fleet.wait(known, "flower to see the failure")
+    return found[0]
+
+
+def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, flower: Ask) -> None:
+    """The page has the button, the button reaches the reader, the deed is audited with who did it."""
+    page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
+    form = urllib.parse.urlencode(
+        {
+            "batch_id": re.findall(r'name="batch_id" value="([^"]+)"', page)[0],
+            "_xsrf": re.findall(r'name="_xsrf" value="([^"]+)"', page)[0],
+        }
+    )
+
+    foreign = flower("/retry-batch", form, Origin="http://evil.example")
+    stranger = flower("/retry-batch", form, password=None)
+    status, text = flower("/retry-batch", form)
+
+    assert 'id="retry-batch"' in page
+    assert "rows/clickhouse/0" in page
+    assert (foreign[0], stranger[0]) == (403, 401)
+    assert status == 200, text
+    assert "reader-1 was asked to retry ingest-replay-recordings-0-0-3" in text
+    assert fleet.next_event() == on.RetryRequested("ingest-replay-recordings-0-0-3")
+    ((_, audited),) = fleet.client.xrange("replays:audit")
+    assert (audited[b"what"], audited[b"by"]) == (b"retry", b"operator")
+
+
+def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
+    """POST /api/task/async-apply/retry_batch with just the batch's id."""
+    failed_task(fleet, flower)
+    body = json.dumps({"args": ["ingest-replay-recordings-0-0-3"]})
+
+    refused = flower("/api/task/async-apply/retry_batch", body, password=None)
+    status, text = flower("/api/task/async-apply/retry_batch", body)
+
+    assert refused[0] == 401
+    assert status == 200, text
+    assert fleet.next_event() == on.RetryRequested("ingest-replay-recordings-0-0-3")
+
+
+def test_strangers_see_nothing(flower: Ask) -> None:
+    """Pages, API and metrics ask for the password; the health check says OK to a probe."""
+    for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
+        assert flower(path, password=None)[0] == 401
+        assert flower(path, password="operator:wrong-password")[0] == 401
+    assert flower("/metrics")[0] == 200
+    assert flower("/healthcheck", password=None) == (200, "OK")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"flower_basic_auth": "operator"},
+        {"flower_basic_auth": "operator:short"},
+        {"flower_oauth_provider": "google"},
+        {
+            "flower_oauth_provider": "google",
+            "flower_oauth_key": "k",
+            "flower_oauth_secret": "s",
+            "flower_oauth_redirect_uri": "https://flower.example/login",
+            "flower_oauth_emails": ".*",
+        },
+    ],
+)
+def test_flower_does_not_start_open(values: dict[str, str]) -> None:
+    """No password, a guessable one, or a door for everybody: it says which setting to set instead."""
+    with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
+        options(Settings(**values))  # type: ignore[arg-type]

@@ -1,0 +1,98 @@
+"""What stops a task that does not stop by itself."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from tests.kit.batches import make_batch
+from tests.kit.fleet_kit import Fleet
+
+
+@pytest.fixture
+def fleet_options() -> dict[str, str]:
+    """Limits of 3.5 s (soft) and 5 s (hard)."""
+    return {"SINK_TIMEOUT_SECONDS": "0.5", "TASK_VISIBILITY_SECONDS": "60", "TASK_RETRIES_MAX": "1"}
+
+
+def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
+    """The soft limit ends the run, the task is put off, the next run works. Nobody's process stays taken."""
+    fleet.script("clickhouse", "slow 120")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    fleet.script("clickhouse", "ok")
+
+    assert fleet.next_event(15) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse", "began")) == 2
+
+
+def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
+    """The hard limit kills the process: the chord fails, the core tries again, the worker has a new process."""
+    fleet.script("clickhouse", "stuck")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+
+    event = fleet.settle(dispatcher, batch, Stage.ROWS)
+    fleet.script("clickhouse", "ok")
+
+    assert isinstance(event, on.FlushFailed)
+    assert "rows/clickhouse/0: ended without a word" in event.error
+    assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def test_a_few_items_that_failed_are_no_failure_of_the_task(fleet: Fleet) -> None:
+    """64, 16, 4, 1: each run gets most of it done, which is more runs than this task may fail."""
+    fleet.script("gcs", "scattered")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch(64)
+
+    assert fleet.settle(dispatcher, batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
+
+    began = [len(call["names"]) for call in fleet.calls("gcs", "began")]
+    kept = [name for call in fleet.calls("gcs") for name in call["names"]]
+    assert began == [64, 16, 4, 1]
+    assert len(kept) == len(set(kept)) == 64
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_task(fleet: Fleet) -> None:
+    """SIGTERM, a warm shutdown: nothing is lost, nothing is done twice."""
+    fleet.script("clickhouse", "slow 1")
+    dispatcher = fleet.dispatcher()
+    worker = fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    assert worker.stop(20) == 0
+    fleet.worker("next")
+
+    assert fleet.next_event() == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse", "began")) == 1
+
+
+def test_a_worker_that_must_go_now_gives_its_task_back(fleet: Fleet) -> None:
+    """SIGQUIT, a soft shutdown: after a moment the task is queued again, long before its visibility time-out."""
+    fleet.script("clickhouse", "slow 3")
+    dispatcher = fleet.dispatcher()
+    worker = fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+
+    worker.signal(signal.SIGQUIT)
+    worker.wait(20)
+    fleet.script("clickhouse", "ok")
+    fleet.worker("next")
+
+    assert fleet.next_event(20) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse")) == 1

@@ -1,0 +1,142 @@
+"""What operators do to parked batches, with a real broker to read the range from again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import OffsetRange, Stage
+from ingest.settings import Settings
+from tasks.errors import TransientSinkError
+from tasks.operate import NotParked, ReaderGone, abandon, retry
+from tasks.sinks import build
+from tasks.staging import Staging
+from tests.kit.batches import make_batch
+from tests.kit.fleet_kit import Fleet
+
+
+@pytest.fixture
+def topic(kafka_brokers: str, fresh_name: Callable[[str], str]) -> str:
+    """A topic with five messages, and its dead-letter topic."""
+    name = fresh_name("recordings")
+    admin = AdminClient({"bootstrap.servers": kafka_brokers})
+    for future in admin.create_topics([NewTopic(name, 1), NewTopic(f"{name}-dlq", 1)]).values():
+        future.result(20)
+    producer = Producer({"bootstrap.servers": kafka_brokers})
+    for number in range(5):
+        producer.produce(name, f"message {number}".encode(), key=b"k", headers=[("trace", b"t")], partition=0)
+    assert producer.flush(20) == 0
+    return name
+
+
+def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
+    """Shows a batch of that range as parked by a living reader."""
+    staging = Staging(fleet.client, fleet.settings)
+    batch_id = f"{topic}-0-{start}-{stop}"
+    about = {
+        "batch_id": batch_id,
+        "reader": "reader-1",
+        "topic": topic,
+        "partition": 0,
+        "start": start,
+        "stop": stop,
+    }
+    staging.park(batch_id, {**about, "messages": stop - start, "parked_at": 0.0})
+    fleet.wait(lambda: "reader-1" in staging.readers(), "the reader")
+    return batch_id
+
+
+def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
+    fleet: Fleet, kafka_brokers: str, topic: str
+) -> None:
+    """The range's original messages with the reason, the audit, then the reader goes on."""
+    fleet.dispatcher()
+    batch_id = park(fleet, topic, 1, 4)
+    settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
+    staging = Staging(fleet.client, settings)
+
+    said = abandon(settings, staging, build("dead_letter", settings), batch_id, "schema is gone", "ann")
+
+    assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 were gone from the topic"
+    assert fleet.next_event() == on.BatchAbandoned(batch_id, OffsetRange(1, 4), "schema is gone")
+    letters = consume(kafka_brokers, f"{topic}-dlq", 3)
+    assert [value for value, _ in letters] == [b"message 1", b"message 2", b"message 3"]
+    headers = letters[0][1]
+    assert (headers["reason"], headers["error"]) == (b"abandoned", b"schema is gone (by ann)")
+    assert (headers["topic"], headers["partition"], headers["offset"]) == (topic.encode(), b"0", b"1")
+    assert (headers["batch_id"], headers["trace"]) == (batch_id.encode(), b"t")
+    (deed,) = staging.audited()
+    assert (deed["what"], deed["by"], deed["reason"], deed["messages"]) == (
+        "abandon",
+        "ann",
+        "schema is gone",
+        "3",
+    )
+
+
+def test_nothing_is_given_up_while_dead_letters_cannot_be_kept(
+    fleet: Fleet, kafka_brokers: str, topic: str
+) -> None:
+    """The reader hears nothing, the batch stays parked."""
+    fleet.dispatcher()
+    batch_id = park(fleet, topic, 0, 2)
+    settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic, sink_timeout_seconds=1)
+    away = build("dead_letter", settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"}))
+    staging = Staging(fleet.client, fleet.settings)
+
+    with pytest.raises(TransientSinkError):
+        abandon(settings, staging, away, batch_id, "why not", "ann")
+
+    assert batch_id in staging.parked()
+    assert staging.audited() == []
+    assert fleet.inbox.empty()
+
+
+def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) -> None:
+    """Otherwise the operator is told why nothing was done."""
+    staging = Staging(fleet.client, fleet.settings)
+    with pytest.raises(NotParked, match="batches ls"):
+        retry(staging, "recordings-0-0-3", "ann")
+
+    staging.park("recordings-0-0-3", {"batch_id": "recordings-0-0-3", "reader": "dead", "parked_at": 0.0})
+
+    with pytest.raises(ReaderGone, match="dead"):
+        retry(staging, "recordings-0-0-3", "ann")
+
+
+def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
+    """The task that Flower starts, in a worker: the reader hears of it, retries, and the batch settles."""
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+    dispatcher.submit(do.Park(batch, Stage.ROWS, 1, "clickhouse is away", 300.0))
+    fleet.wait(lambda: fleet.client.hexists("replays:parked", batch.id), "the batch to be parked")
+    from tasks.chord import publisher
+
+    publisher(fleet.settings).send_task("retry_batch", args=[batch.id], kwargs={"by": "ann"}, queue="control")
+
+    assert fleet.next_event() == on.RetryRequested(batch.id)
+    assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def consume(brokers: str, topic: str, count: int) -> list[tuple[bytes, dict[str, bytes]]]:
+    """The first `count` records of partition 0: values and headers."""
+    options = {"bootstrap.servers": brokers, "group.id": "test", "auto.offset.reset": "earliest"}
+    consumer = Consumer(options)
+    from confluent_kafka import TopicPartition
+
+    consumer.assign([TopicPartition(topic, 0, 0)])
+    found: list[tuple[bytes, dict[str, bytes]]] = []
+    for _ in range(200):
+        message = consumer.poll(0.2)
+        if message is not None and message.error() is None:
+            found.append((message.value(), dict(message.headers())))  # type: ignore[arg-type]
+        if len(found) == count:
+            break
+    consumer.close()
+    return found

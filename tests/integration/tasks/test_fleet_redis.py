@@ -1,0 +1,73 @@
+"""Redis at its limits, and what the reader's publisher leaves behind in its own memory."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+from celery.result import AsyncResult
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from tests.kit.batches import make_batch
+from tests.kit.fleet_kit import Fleet
+
+
+@pytest.fixture
+def full(fleet: Fleet) -> Fleet:
+    """Redis with 8 MiB, most of which somebody else took."""
+    fleet.client.config_set("maxmemory", 8 * 2**20)
+    number = 0
+    while fleet.client.info("memory")["used_memory"] < 7 * 2**20:
+        fleet.client.set(f"ballast-{(number := number + 1)}", b"x" * 50_000)
+    return fleet
+
+
+def test_a_nearly_full_redis_is_not_filled_further(full: Fleet) -> None:
+    """Staging stops before queues and marks run out of room; the event says that it is the memory."""
+    dispatcher = full.dispatcher()
+
+    refused = full.settle(dispatcher, make_batch(messages=500), Stage.ROWS)
+    assert isinstance(refused, on.FlushFailed)
+    assert not refused.dispatched
+    assert "redis is nearly full" in refused.error
+
+
+def test_work_finishes_while_redis_takes_no_more(fleet: Fleet) -> None:
+    """At the limit a finished write still gets its mark and its bytes leave, so a full Redis empties itself."""
+    fleet.script("clickhouse", "slow 4")
+    dispatcher = fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch(messages=300)
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 30.0))
+    fleet.wait(lambda: bool(fleet.calls("clickhouse", "began")), "the flush to begin")
+    fleet.wait(lambda: bool(fleet.calls("bigquery") and fleet.calls("datadog")), "the other sinks")
+    (key,) = fleet.client.keys("replays:batch:*")
+
+    fleet.client.config_set("maxmemory", 1)
+    fleet.wait(lambda: fleet.client.hexists(key, "done/rows/clickhouse/0"), "the mark")
+    gone = not fleet.client.hexists(key, "rows/clickhouse/0")
+    fleet.client.config_set("maxmemory", 0)
+    event: on.Event | None = None
+    for attempt in range(2, 10):
+        event = fleet.settle(dispatcher, batch, Stage.ROWS, attempt)
+        if isinstance(event, on.FlushSucceeded):
+            break
+
+    assert gone
+    assert event == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+    assert len(fleet.calls("clickhouse")) == 1
+
+
+def test_the_publisher_keeps_nothing_of_its_chords(fleet: Fleet) -> None:
+    """No results, no subscriptions: Celery's own backend would keep four of each a chord, for ever."""
+    dispatcher = fleet.dispatcher()
+    for number in range(100):
+        dispatcher.submit(do.Dispatch(make_batch(start=1000 * number), Stage.ROWS, 1, 60.0))
+    fleet.wait(lambda: fleet.client.llen("replays:celery:flush.clickhouse") == 100, "all chords to be started")
+
+    gc.collect()
+
+    assert sum(isinstance(each, AsyncResult) for each in gc.get_objects()) < 10
+    assert fleet.client.pubsub_channels("*celery-task-meta*") == []

@@ -1,0 +1,87 @@
+"""The reader's dispatcher and the real tasks in one process: memory sinks, `task_always_eager`, a small Redis.
+
+Nothing is sent over a broker. The staged bytes, the done marks and the breaker are as in production, so Redis is
+the one server that runs.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from redis import Redis as Client
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Batch, Stage
+from ingest.local.servers.processes import Children
+from ingest.local.servers.redis import Redis
+from ingest.reader.dispatch import Dispatcher
+from ingest.settings import Settings
+from tasks.sinks import memory
+from tasks.sinks.memory import MemorySink
+
+
+@pytest.fixture(scope="session")
+def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """One server for all tests here; each empties it."""
+    directory = tmp_path_factory.mktemp("eager")
+    with Children(directory / "logs") as children:
+        server = Redis(children, directory / "redis")
+        server.start()
+        yield server
+
+
+@dataclass
+class Eager:
+    """What a test asks and tells."""
+
+    settings: Settings
+    client: Any
+    inbox: queue.SimpleQueue[on.Event] = field(default_factory=queue.SimpleQueue)
+    dispatcher: Dispatcher = field(init=False)
+
+    def sink(self, name: str) -> MemorySink:
+        """The process's memory sink of that name."""
+        return memory.sink(name)
+
+    def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:
+        """Dispatches one stage and returns the event that answers it."""
+        self.dispatcher.submit(do.Dispatch(batch, stage, attempt, 60.0))
+        return self.inbox.get(timeout=20)
+
+
+@pytest.fixture
+def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager]:
+    """A fleet of one thread, everything empty."""
+    options = {
+        "REDIS_URL": eager_redis.address,
+        "SINK_KIND": "memory",
+        "TASK_RETRIES_MAX": "2",
+        "TASK_BACKOFF_SECONDS": "0.01",
+        "TASK_BACKOFF_SECONDS_MAX": "0.01",
+        "BREAKER_FAILURES_MIN": "100",
+    }
+    for name, value in options.items():
+        monkeypatch.setenv(f"REPLAYS_{name}", value)
+    # Imported late: the app reads the settings when it is first asked for them.
+    from tasks.celery import app
+    from tasks.flush import tools
+
+    settings = Settings()
+    made = Eager(settings, Client.from_url(eager_redis.address))
+    made.client.flushall()
+    memory.reset()
+    tools.take()
+    before = app.conf.task_always_eager
+    app.conf.task_always_eager = True
+    app.conf.broker_url = "memory://"
+    made.dispatcher = Dispatcher(settings, "eager-reader", made.inbox, app=app)
+    made.dispatcher.start()
+    yield made
+    made.dispatcher.stop(0.2)
+    app.conf.task_always_eager = before
+    tools.take()

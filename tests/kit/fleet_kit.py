@@ -1,0 +1,134 @@
+"""A fleet for one test: Redis, a dispatcher as the reader has it, workers whose sinks are files."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis as Client
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Batch, Stage
+from ingest.local.servers.processes import Child, Children, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.reader.dispatch import Dispatcher
+from ingest.settings import Settings
+from tests.kit.paths import ROOT
+
+
+@dataclass
+class Fleet:
+    """What a test asks and tells."""
+
+    settings: Settings
+    redis: Redis
+    children: Children
+    sinks: Path
+    environment: dict[str, str]
+    inbox: queue.SimpleQueue[on.Event] = field(default_factory=queue.SimpleQueue)
+    events: list[on.Event] = field(default_factory=list)
+    _dispatchers: list[Dispatcher] = field(default_factory=list)
+
+    @property
+    def client(self) -> Any:
+        return Client.from_url(self.redis.address)
+
+    def dispatcher(self, reader: str = "reader-1") -> Dispatcher:
+        """A started dispatcher; it ends with the test."""
+        made = Dispatcher(self.settings, reader, self.inbox)
+        made.start()
+        self._dispatchers.append(made)
+        return made
+
+    def worker(
+        self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
+    ) -> Child:
+        """A running worker, once it says that it is ready."""
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"{name}@%h"]
+        child = self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
+        wait_until(lambda: b" ready." in child.log_path.read_bytes(), 30, f"{name} to be ready")
+        return child
+
+    def script(self, sink: str, what: str) -> None:
+        """From its next call on the sink does this."""
+        (self.sinks / f"{sink}.do").write_text(what)
+
+    def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
+        """The lines that the sink wrote."""
+        path = self.sinks / f"{sink}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in map(json.loads, lines) if line["what"] == what]
+
+    def next_event(self, deadline_seconds: float = 30.0) -> on.Event:
+        """The next event that the dispatcher left."""
+        event = self.inbox.get(timeout=deadline_seconds)
+        self.events.append(event)
+        return event
+
+    def wait(self, condition: Callable[[], bool], what: str, deadline_seconds: float = 30.0) -> None:
+        """Returns when the condition holds."""
+        wait_until(condition, deadline_seconds, what)
+
+    def settle(
+        self, dispatcher: Dispatcher, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1
+    ) -> on.Event:
+        """Dispatches and returns the first event about this attempt.
+
+        A failure of an earlier one is passed over, as the core does: of a process that it killed Celery tells
+        twice (the time limit, then the lost process), and the second word may come at any time.
+        """
+        dispatcher.submit(do.Dispatch(batch, stage, attempt, self.settings.flush_deadline_seconds))
+        while True:
+            event = self.next_event()
+            if not (isinstance(event, on.FlushFailed) and event.attempt < attempt):
+                return event
+
+    def close(self) -> None:
+        """Ends everything, roughly: what a warm shutdown takes is not what a test waits for."""
+        for made in self._dispatchers:
+            made.stop(0.2)
+        for child in self.children:
+            child.kill()
+
+
+@pytest.fixture
+def fleet_options() -> dict[str, str]:
+    """Overridden by a test module that needs other settings: names without the prefix."""
+    return {}
+
+
+@pytest.fixture
+def fleet(
+    tmp_path: Path, children: Children, fleet_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Fleet]:
+    """Redis runs, workers do not yet."""
+    redis = Redis(children, tmp_path / "redis")
+    redis.start()
+    sinks = tmp_path / "sinks"
+    sinks.mkdir()
+    options = {
+        "REDIS_URL": redis.address,
+        "REDIS_TIMEOUT_SECONDS": "2",
+        "TASK_VISIBILITY_SECONDS": "5",
+        "TASK_BACKOFF_SECONDS": "0.2",
+        "TASK_BACKOFF_SECONDS_MAX": "0.5",
+        "TASK_RETRIES_MAX": "3",
+        "WORKER_PROCESSES": "2",
+        "FLUSH_DEADLINE_SECONDS": "30",
+        "BREAKER_FAILURES_MIN": "100",
+        **fleet_options,
+    }
+    environment = {f"REPLAYS_{name}": value for name, value in options.items()}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    environment |= {"REPLAYS_TEST_SINKS": str(sinks)}
+    running = Fleet(Settings(), redis, children, sinks, environment)
+    yield running
+    running.close()

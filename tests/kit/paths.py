@@ -1,0 +1,19 @@
+"""Where things lie: the repository, and foreign recordings beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def foreign_fixtures() -> Path:
+    """Recordings of other projects, which are not ours to copy; the directory may be missing.
+
+    `REPLAYS_FIXTURES`, or `shared/fixtures` beside the repository or beside the directory that holds it.
+    """
+    if given := os.environ.get("REPLAYS_FIXTURES"):
+        return Path(given)
+    places = [parent / "shared" / "fixtures" for parent in ROOT.parents]
+    return next((place for place in places if place.is_dir()), places[0])

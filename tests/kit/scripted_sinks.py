@@ -1,0 +1,83 @@
+"""Sinks for real workers in tests: they append what they are given to files, and do what a file tells them to.
+
+`celery -A tests.kit.scripted_sinks worker` is the fleet as it is, except for where the items go.
+In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line for every call (start, then how it ended),
+`<sink>.do` says what to do:
+
+    ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
+
+`scattered`: a quarter of what is given is taken back, so the next run has less, until less than four are left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tasks.flush
+from tasks.celery import app
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.settings import Settings, load_as
+from tasks.sinks.base import Sink
+from tasks.sinks.per_process import PerProcess
+from tasks.wire import Item
+
+__all__ = ["app"]
+
+
+class FileSink:
+    """One sink as a file."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self._log = directory / f"{name}.jsonl"
+        self._script = directory / f"{name}.do"
+
+    def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
+        """As the script says; items are durable once their line says `kept`."""
+        names = [getattr(item, "id", None) or getattr(item, "name", None) or item.offset for item in items]
+        self._note("began", token, names)
+        verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")
+        if verb == "slow":
+            time.sleep(float(argument))
+        elif verb == "stuck":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as a C library that holds on
+            time.sleep(120)
+        elif verb == "transient":
+            raise TransientSinkError(f"{self.name} is away")
+        elif verb == "scattered" and len(names) >= 4:
+            left = tuple(range(len(names) // 4))
+            self._note("kept", token, names[len(left) :])
+            raise TransientSinkError(f"{self.name} is unlucky", failed=left)
+        elif verb == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif verb == "refuse" and any(argument in str(name) for name in names):
+            raise PermanentSinkError(f"{self.name} does not like something")
+        self._note("kept", token, names)
+
+    def _note(self, what: str, token: str, names: list[Any]) -> None:
+        line = json.dumps({"what": what, "token": token, "names": names, "pid": os.getpid(), "at": time.time()})
+        with self._log.open("a") as log:
+            log.write(line + "\n")
+
+    def check(self) -> str:
+        """A file is always there."""
+        return str(self._log)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class ScriptedTools(tasks.flush.Tools):
+    """The real tools with these sinks."""
+
+    def sink(self, name: str) -> Sink[Any]:
+        return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
+
+
+tasks.flush.tools = PerProcess(lambda: ScriptedTools(load_as(Settings, refuse_unknown=False)))

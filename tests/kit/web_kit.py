@@ -1,0 +1,89 @@
+"""Replays for tests of the web package: parsed and written as the pipeline does it, without Kafka and workers."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ingest.core.model import Message, Segment, TopicPartition
+from ingest.core.parse import ParseRules, parse
+from ingest.local.load.produce import PROFILES, stream
+from ingest.settings import Settings
+from tasks.sinks.clickhouse.sink import ClickHouseSink
+from tasks.sinks.gcs.sink import GcsSink
+from tasks.wire import BlobItem, RowItem
+from tests.kit.paths import foreign_fixtures
+
+RECORDING = foreign_fixtures() / "rrweb" / "rrweb-player-demo-events.json"
+PARTITIONS = 4
+
+
+def message(
+    replay_id: str,
+    segment_id: int,
+    events: list[Any] | bytes,
+    *,
+    project_id: int = 7,
+    at: int | None = None,
+    document: dict[str, Any] | None = None,
+    video: bytes | None = None,
+    retention_days: int = 30,
+) -> bytes:
+    """One Kafka value. `at`: unix seconds of `received`."""
+    body = events if isinstance(events, bytes) else zlib.compress(json.dumps(events).encode())
+    return msgspec.msgpack.encode(
+        {
+            "type": "replay_recording_not_chunked",
+            "replay_id": replay_id,
+            "org_id": 1,
+            "project_id": project_id,
+            "received": int(time.time()) if at is None else at,
+            "retention_days": retention_days,
+            "key_id": None,
+            "payload": b'{"segment_id":%d}\n' % segment_id + body,
+            "replay_event": json.dumps(document).encode() if document is not None else None,
+            "replay_video": video,
+            "version": 1,
+        }
+    )
+
+
+def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
+    """Messages of believable sessions, the malformed ones left out."""
+    made = stream(PROFILES[profile], count, seed, int(time.time()) - 60)
+    return [one.value for one in made if one.entry.kind != "reject"]
+
+
+def foreign_recording(replay_id: str, segments: int = 4) -> list[bytes]:
+    """The real recording of rrweb's demo as one session of so many segments."""
+    events = json.loads(RECORDING.read_text())
+    size = -(-len(events) // segments)
+    return [message(replay_id, number, events[number * size : (number + 1) * size]) for number in range(segments)]
+
+
+def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0) -> list[Segment]:
+    """Writes what the pipeline would; message n lies at partition n % 4. Bucket and tables must be there."""
+    segments: list[Segment] = []
+    for number, value in enumerate(values):
+        source = TopicPartition(settings.kafka_topic, number % PARTITIONS)
+        offset = first_offset + number // PARTITIONS
+        parsed = parse(Message(source, 1, offset, value, timestamp_ms=int(time.time() * 1000)), ParseRules())
+        assert isinstance(parsed, Segment), parsed
+        segments.append(parsed)
+    blobs, rows = GcsSink(settings), ClickHouseSink(settings)
+    try:
+        items = [BlobItem(b.name, b.content, b.offset) for one in segments for b in one.blobs]
+        for start in range(0, len(items), 200):
+            blobs.write(items[start : start + 200], "", 60)
+        lines = [RowItem(r.table, r.id, r.json, r.offset) for one in segments for r in one.clickhouse]
+        for start in range(0, len(lines), 5000):
+            rows.write(lines[start : start + 5000], f"seed-{first_offset}-{start}-{time.time_ns()}", 60)
+    finally:
+        blobs.close()
+        rows.close()
+    return segments

@@ -1,0 +1,319 @@
+"""Servers that demand encryption and a name: the system gets in, with the rights that SECURITY.md lists.
+
+Kafka is Apache's, with SASL over TLS and access lists. Redis has the deployed access list; it and ClickHouse have
+TLS in front of them, since the embedded ones are built without.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from ingest.local.compare import Committed, read_letters, reconcile
+from ingest.local.demo import settings_of
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import Children, wait_until
+from ingest.local.servers.tls import TlsProxy
+from ingest.local.stack import Stack
+from ingest.operate import check
+from ingest.operate.dlq import Selection, letters
+from ingest.settings import Settings
+from tasks.errors import SinkError
+from tasks.migrate import migrate
+from tasks.sinks.dead_letter.sink import DeadLetterSink
+from tasks.staging import connect
+from tasks.wire import DeadLetterItem
+from tests.kit.paths import ROOT
+from tests.kit.secured import (
+    AUTHORIZED,
+    KAFKA_PASSWORD,
+    KAFKA_USER,
+    REDIS_PASSWORD,
+    GuardedRedis,
+    Programs,
+    grant,
+    guarded_redis,
+    kafka_variables,
+    token_endpoint,
+)
+
+QUICK = {
+    "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.5",
+    "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "10",
+    "REPLAYS_DRAIN_DEADLINE_SECONDS": "4",
+    "REPLAYS_LOG_FORMAT": "json",
+    "REPLAYS_HTTP_PORT": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
+    """Apache Kafka with SASL_SSL and an authorizer. Skips where it cannot run, and says why; not in CI."""
+    reason = java_kafka.available()
+    if reason and not os.environ.get("CI"):
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("secured-kafka")
+    with Children(directory / "logs") as owner:
+        users = {KAFKA_USER: KAFKA_PASSWORD}
+        server = JavaKafka(
+            owner, directory / "kafka", security="SASL_SSL", users=users, unsigned_tokens=True, options=AUTHORIZED
+        )
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def redis(kafka: JavaKafka, children: Children, tmp_path: Path) -> Iterator[GuardedRedis]:
+    assert kafka.certificates is not None
+    with guarded_redis(children, tmp_path / "guarded", kafka.certificates) as guarded:
+        yield guarded
+
+
+def topics(kafka: JavaKafka, topic: str) -> None:
+    """Made by the keeper: the system's own user may not."""
+    keeper = settings_of(
+        {"REPLAYS_KAFKA_BROKERS": kafka.address, "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_SINKS": "dead_letter"}
+    )
+    for _ in migrate(keeper, topics=True):
+        pass
+
+
+def findings(variables: dict[str, str]) -> dict[str, check.Finding]:
+    """What `check` says about Kafka and Redis, by name."""
+    settings = settings_of({"REPLAYS_SINKS": "dead_letter", **variables})
+    return {finding.name: finding for finding in check.run(settings)}
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(300)
+def test_recordings_flow_over_encrypted_links_with_the_least_rights(
+    kafka: JavaKafka,
+    redis: GuardedRedis,
+    stack: Stack,
+    children: Children,
+    tmp_path: Path,
+    fresh_name: Callable[[str], str],
+):
+    """Reader, worker, Flower, `check`, `dlq`: everything arrives, nothing is refused, no secret is written."""
+    stack.start(["gcs", "clickhouse", "bigquery", "statsd"])
+    topic, group = fresh_name("recordings"), fresh_name("readers")
+    names = {
+        "REPLAYS_KAFKA_TOPIC": topic,
+        "REPLAYS_KAFKA_GROUP": group,
+        "REPLAYS_GCS_BUCKET": fresh_name("bucket"),
+        "REPLAYS_CLICKHOUSE_DATABASE": fresh_name("replays"),
+        "REPLAYS_BIGQUERY_DATASET": fresh_name("replays"),
+    }
+    plain = {**stack.settings(), **QUICK, **names, "REPLAYS_KAFKA_BROKERS": kafka.address}
+    keeper = settings_of(plain)
+    for _ in migrate(keeper, topics=True):
+        pass
+    grant(kafka, topic, group)
+    assert kafka.certificates is not None
+    clickhouse_port = int(stack.addresses["clickhouse"].rpartition(":")[2])
+    with TlsProxy(clickhouse_port, kafka.certificates) as clickhouse:
+        secured = {
+            **plain,
+            **kafka_variables(kafka),
+            **redis.variables,
+            "REPLAYS_CLICKHOUSE_URL": f"https://127.0.0.1:{clickhouse.port}",
+            "REPLAYS_CLICKHOUSE_TLS_CA_FILE": str(kafka.certificates.ca),
+        }
+        found = check.run(settings_of(secured))
+        assert [finding for finding in found if finding.level != "ok"] == []
+        programs = Programs(children, secured)
+        flower = programs.start()
+        manifest = tmp_path / "manifest.jsonl"
+        made = produce(keeper, PROFILES["small"], 120, 5, manifest_path=manifest)
+
+        wait_committed(keeper, made.ends, programs)
+        report = reconcile(
+            keeper, Expectation.of_manifest(manifest, settings=keeper), statsd_url="", metrics_exactly=False
+        )
+        workers = flower_answers(flower, "/api/workers?refresh=1")
+        secure = settings_of(secured)
+        told = list(letters(secure, Selection()))
+        listed = command(secured, "status", "--json")
+        programs.stop()
+
+    assert report.ok, [made for made in report.checks if not made.ok]
+    assert made.rejects
+    assert len(told) == made.rejects
+    assert list(workers)
+    assert json.loads(listed)["readers"]
+    assert redis.keeper.execute_command("ACL", "LOG") == []
+    for secret in (KAFKA_PASSWORD, REDIS_PASSWORD):
+        assert secret not in programs.logs()
+
+
+def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
+    """Until the group's offsets are the ends of the log."""
+    asking = Committed(settings)
+    wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}
+    try:
+        wait_until(lambda: asking.of(sorted(wanted)) == wanted, 120, "the commits")
+    except Exception:
+        print(programs.logs()[-8000:])
+        raise
+    finally:
+        asking.close()
+
+
+def flower_answers(url: str, path: str) -> Any:
+    """Flower's JSON, once it has some."""
+    request = urllib.request.Request(url + path)
+    request.add_header("Authorization", "Basic " + base64.b64encode(b"test:only-for-now").decode())
+    found: list[Any] = []
+
+    def has() -> bool:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                found[:] = [json.loads(answer.read())]
+        except OSError:
+            return False
+        return bool(found[0])
+
+    wait_until(has, 60, f"Flower's {path}")
+    return found[0]
+
+
+def command(env: dict[str, str], *arguments: str) -> str:
+    """What `replays-ingest ARGUMENTS` prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", *arguments],
+        env={**os.environ, **env},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_scram_lets_the_dead_letter_producer_in(
+    kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
+):
+    """With either hash a letter becomes durable, by a user who may do little else."""
+    topic = fresh_name("recordings")
+    topics(kafka, topic)
+    grant(kafka, topic, "readers")
+    settings = settings_of(
+        {**kafka_variables(kafka, mechanism), "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_KAFKA_GROUP": "readers"}
+    )
+
+    write_letter(settings)
+
+    letters, _ = read_letters(settings)
+    assert [letter.reason for letter in letters.values()] == ["not_msgpack"]
+
+
+def write_letter(settings: Settings) -> None:
+    """One reject, through the sink that the fleet has."""
+    headers = (("reason", b"not_msgpack"), ("topic", b"source"), ("partition", b"0"), ("offset", b"7"))
+    sink = DeadLetterSink(settings)
+    try:
+        sink.check()
+        sink.write([DeadLetterItem(None, b"\xc1", headers, 7)], "token", 20.0)
+    finally:
+        sink.close()
+
+
+@pytest.mark.kafka
+def test_a_topic_without_a_grant_stays_closed(kafka: JavaKafka, fresh_name: Callable[[str], str]):
+    """A name and a password alone open nothing; whoever reads `check` learns which topic it is."""
+    topic = fresh_name("recordings")
+    topics(kafka, topic)
+    variables = {**kafka_variables(kafka), "REPLAYS_KAFKA_TOPIC": topic}
+
+    found = findings(variables)
+
+    assert found["kafka"].level == "ok"
+    assert found[f"topic {topic}"].bad
+    with pytest.raises(SinkError, match=f"{topic}-dlq"):
+        write_letter(settings_of(variables))
+
+
+WRONG: dict[str, tuple[dict[str, str], str]] = {
+    "another password": ({"REPLAYS_KAFKA_SASL_PASSWORD": "wrong"}, "[Aa]uthentication failed"),
+    "another user": ({"REPLAYS_KAFKA_SASL_USERNAME": "nobody"}, "[Aa]uthentication failed"),
+    "no authority": ({"REPLAYS_KAFKA_SSL_CA_FILE": ""}, "certificate verify failed|ssl.ca.location"),
+    "no encryption": ({"REPLAYS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}, "[Dd]isconnected|security.protocol"),
+}
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("wrong", WRONG)
+def test_check_says_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
+    """Not only that nobody answered: the operator reads what to look at."""
+    changes, said = WRONG[wrong]
+    variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
+
+    found = findings(variables)["kafka"]
+
+    assert found.bad
+    assert re.search(said, found.said), found.said
+    assert KAFKA_PASSWORD not in found.said
+
+
+@pytest.mark.kafka
+def test_a_token_of_an_oauth_server_opens_the_broker(
+    kafka: JavaKafka, monkeypatch: pytest.MonkeyPatch, fresh_name: Callable[[str], str]
+):
+    """OAUTHBEARER as the settings page says it: the client fetches tokens with the client-credentials grant."""
+    topic = fresh_name("recordings")
+    topics(kafka, topic)
+    grant(kafka, topic, "readers")
+    variables = {**kafka_variables(kafka), "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_KAFKA_GROUP": "readers"}
+    del variables["REPLAYS_KAFKA_SASL_USERNAME"], variables["REPLAYS_KAFKA_SASL_PASSWORD"]
+    variables["REPLAYS_KAFKA_SASL_MECHANISM"] = "OAUTHBEARER"
+    with token_endpoint(KAFKA_USER) as (url, asked):
+        options = {
+            "sasl.oauthbearer.method": "oidc",
+            "sasl.oauthbearer.client.id": "ingest",
+            "sasl.oauthbearer.client.secret": "oauth-secret",
+            "sasl.oauthbearer.token.endpoint.url": url,
+        }
+        for name, value in {**variables, "REPLAYS_KAFKA_OPTIONS": json.dumps(options)}.items():
+            monkeypatch.setenv(name, value)
+        settings = Settings()
+
+        write_letter(settings)
+        letters, _ = read_letters(settings)
+
+    assert len(letters) == 1
+    assert set(asked) == {"Basic " + base64.b64encode(b"ingest:oauth-secret").decode()}
+
+
+@pytest.mark.kafka
+def test_redis_is_only_believed_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
+    """Without its authority nobody connects; nor with a wrong password, nor without TLS."""
+    good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
+    strangers = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
+    forgetful = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}
+    plain = {**good, "REPLAYS_REDIS_URL": redis.url.replace("rediss://", "redis://")}
+
+    assert connect(settings_of(good)).ping()
+    with pytest.raises(RedisError, match="certificate verify failed"):
+        connect(settings_of(strangers)).ping()
+    with pytest.raises(RedisError, match="username-password"):
+        connect(settings_of(forgetful)).ping()
+    with pytest.raises(RedisError):
+        connect(settings_of(plain)).ping()

@@ -1,0 +1,190 @@
+"""Whatever the bytes: an outcome, never an exception, and always the same one."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest.core.model import Segment
+from ingest.core.parse import REASONS, WARNINGS, parse
+from ingest.operate.inspect import describe, render
+from ingest.testing.messages import (
+    MALFORMED_EVENTS,
+    asset_event,
+    breadcrumb,
+    canvas_event,
+    click_event,
+    console_event,
+    dead_click_event,
+    envelope,
+    fetch_event,
+    frame,
+    hydration_error_event,
+    memory_event,
+    multi_click_event,
+    mutations_event,
+    options_event,
+    recording,
+    replay_event,
+    tap_event,
+    video_event,
+    viewport_event,
+    vital_event,
+)
+from tests.kit.parse_kit import ALL, clicks, message, parsed
+
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from([2**63, 2**64, -(2**63) - 1, 10**30, 1e308, "", "7", "\U0001f600", "\x00"])
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+GOOD = (
+    asset_event(),
+    breadcrumb("ui.scroll", {"x": 1}),
+    breadcrumb("sentry.feedback", {"feedbackId": "f"}),
+    canvas_event(),
+    click_event(attributes={"class": "a b", "data-testid": "t"}),
+    console_event(),
+    dead_click_event(),
+    fetch_event({"method": "GET", "request": {"size": 1}, "response": {"size": 2}}),
+    hydration_error_event(),
+    memory_event(),
+    multi_click_event(),
+    mutations_event(),
+    options_event(),
+    tap_event(),
+    video_event(),
+    viewport_event(),
+    vital_event(),
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn, whole: Any) -> Any:
+    """A document in which one value somewhere is another, is missing, or is twice there."""
+    if not isinstance(whole, dict | list) or not whole or draw(st.integers(0, 4)) == 0:
+        return draw(values)
+    if isinstance(whole, list):
+        place = draw(st.integers(0, len(whole) - 1))
+        return [draw(changed(item)) if at == place else item for at, item in enumerate(whole)]
+    name = draw(st.sampled_from(sorted(whole)))
+    if draw(st.integers(0, 5)) == 0:
+        return {key: value for key, value in whole.items() if key != name}
+    return {**whole, name: draw(changed(whole[name]))}
+
+
+def well_formed(value: bytes) -> None:
+    """An outcome, the same twice, whose rows are JSON objects within their columns, and can be shown."""
+    outcome = parse(message(value), ALL)
+    assert outcome == parse(message(value), ALL)
+    description = describe(value, ALL)
+    json.dumps(description, allow_nan=False)
+    render(description)
+    if not isinstance(outcome, Segment):
+        assert outcome.reason in REASONS
+        assert outcome.dead_letter.value == value
+        return
+    assert set(outcome.warnings) <= set(WARNINGS)
+    for row in (*outcome.clickhouse, *outcome.bigquery):
+        fields = msgspec.json.decode(row.json)
+        assert 0 <= fields.get("timestamp", fields.get("received")) < 2**32
+        assert 0 <= fields.get("click_node_id", 0) < 2**32
+        if row.table == "replay_events":
+            msgspec.json.decode(fields["attributes"], type=dict[str, Any])
+    ids = [row.id for row in outcome.bigquery]
+    assert len(ids) == len(set(ids))
+
+
+@given(st.binary(max_size=300))
+@FEW
+def test_any_bytes_as_a_message(value: bytes):
+    """Mostly no msgpack."""
+    well_formed(value)
+
+
+@given(st.binary(max_size=300))
+@FEW
+def test_any_bytes_as_a_payload(payload: bytes):
+    """Mostly no header."""
+    well_formed(envelope(payload))
+
+
+@given(st.binary(max_size=100), st.binary(max_size=200))
+@FEW
+def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
+    """And each with a good other."""
+    well_formed(envelope(frame(b"[]", headers=header)))
+    well_formed(envelope(frame(body)))
+    well_formed(envelope(frame(b"[" + body)))
+    well_formed(envelope(frame(zlib.compress(body))))
+    well_formed(envelope(frame(zlib.compress(b"[" + body + b"]"))))
+
+
+@given(st.data())
+@FEW
+def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
+    """Anywhere in it."""
+    value = bytearray(recording([*GOOD, {"type": 3}], replay_video=data.draw(st.sampled_from([None, b"v" * 30]))))
+    place = data.draw(st.integers(0, len(value) - 1))
+    value[place] = data.draw(st.integers(0, 255))
+
+    well_formed(bytes(value))
+    well_formed(bytes(value[:place]))
+
+
+@given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
+@FEW
+def test_any_fields_in_the_envelope(fields: dict[str, Any]):
+    """Of any type that msgpack has."""
+    whole = {name: value for name, value in fields.items() if not _too_large(value)}
+    payload = whole.pop("payload", frame(b"[]"))
+    well_formed(envelope(payload, **whole))
+
+
+def _too_large(value: Any) -> bool:
+    try:
+        msgspec.msgpack.encode(value)
+    except (OverflowError, msgspec.MsgspecError):
+        return True
+    return False
+
+
+@given(changed(json.loads(replay_event())))
+@FEW
+def test_any_shape_of_the_replay_event(document: Any):
+    """The row is there, whatever it says."""
+    well_formed(recording(replay_event=json.dumps(document).encode()))
+
+
+@given(st.sampled_from(GOOD).flatmap(changed))
+@FEW
+def test_any_shape_of_any_event_costs_at_most_itself(event: Any):
+    """The clicks around it are read; it may be a click itself."""
+    text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
+
+    well_formed(recording(text))
+    found = [click["click_node_id"] for click in clicks(parsed(recording(text)))]
+    assert (found[0], found[-1]) == (100, 101)
+    assert len(found) <= 3
+
+
+@given(st.lists(st.sampled_from(MALFORMED_EVENTS) | st.sampled_from(GOOD) | values, max_size=12))
+@FEW
+def test_any_mix_of_events(events: list[Any]):
+    """Good ones, malformed ones, and things that are no events."""
+    well_formed(recording(json.dumps(events).encode()))

@@ -1,0 +1,152 @@
+"""What bad input gets: rejects with a stable reason and the original bytes, or a segment without what is wrong."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+
+from ingest.core.model import Message, Reject
+from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
+from ingest.testing.messages import (
+    MALFORMED_EVENTS,
+    REJECTED,
+    body,
+    click_event,
+    envelope,
+    frame,
+    recording,
+    replay_event,
+)
+from tests.kit.parse_kit import ALL, OFFSET, clicks, facts, kinds, message, parsed, rejected, session, table
+
+
+@pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
+def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: str, value: bytes):
+    """And kept: the dead letter holds the message to the byte."""
+    reject = rejected(value)
+
+    assert reject.reason == reject.dead_letter.reason == reason
+    assert reject.dead_letter.value == value
+    assert reject.dead_letter.offset == OFFSET
+    assert reject.error
+
+
+def test_a_dead_letter_keeps_key_headers_and_time():
+    """What a replay of the letter needs."""
+    made = Message(
+        source=message(b"").source,
+        epoch=1,
+        offset=7,
+        value=b"\xc1",
+        key=b"k",
+        headers=(("h", b"v"), ("n", None)),
+        timestamp_ms=5,
+    )
+
+    outcome = parse(made, ALL)
+
+    assert isinstance(outcome, Reject)
+    letter = outcome.dead_letter
+    assert (letter.key, letter.headers, letter.first_seen_ms) == (b"k", (("h", b"v"), ("n", None)), 5)
+
+
+def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
+    """Payload `hello`, received 123123123123."""
+    assert rejected(envelope(b"hello", received=123123123123)).reason == "no_header"
+
+
+def test_every_reason_is_explained():
+    """And every one that a parser alone can give is built by `ingest.testing.messages` or tested for its size."""
+    assert {case[1] for case in REJECTED} == set(REASONS) - {
+        "message_too_large",
+        "body_too_large",
+        "parser_failed",
+    }
+    assert all(text.endswith(".") for text in (*REASONS.values(), *WARNINGS.values()))
+
+
+def test_a_message_over_the_limit_is_not_even_opened():
+    """One byte more than allowed."""
+    value = recording()
+
+    assert parsed(value, ParseRules(message_bytes_max=len(value)))
+    assert rejected(value, ParseRules(message_bytes_max=len(value) - 1)).reason == "message_too_large"
+
+
+@pytest.mark.parametrize("text", [b"[{]", b"{}", b"null", b"", b"[1,", b"[]]", b"[NaN]"])
+def test_a_body_that_is_no_json_array_is_stored_and_billed_without_events(text: bytes):
+    """The blob is what was received, the segment and the outcome are there, no fact is."""
+    stream = zlib.compress(text)
+
+    segment = parsed(envelope(frame(stream)))
+
+    assert segment.warnings == ("recording_not_json",)
+    assert bytes(segment.blobs[0].content) == stream
+    assert len(table(segment, "replay_segments")) == len(table(segment, "replay_outcomes")) == 1
+    assert facts(segment) == []
+
+
+def test_a_plain_body_that_is_no_json_is_stored_compressed():
+    """`[{]` as it stands."""
+    segment = parsed(envelope(frame(b"[{]")))
+
+    assert segment.warnings == ("recording_not_json",)
+    assert zlib.decompress(segment.blobs[0].content) == b"[{]"
+
+
+@pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=range(len(MALFORMED_EVENTS)))
+def test_a_malformed_event_costs_itself_alone(event: object):
+    """The good ones around it are read, and where they are in the array is still right."""
+    segment = parsed(recording([click_event(1), event, click_event(2)]))
+
+    assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
+    assert kinds(segment) == ["ui.click", "ui.click"]
+    assert segment.bigquery[-1].id.endswith("-2-ui.click")
+    assert segment.warnings == ("event_malformed",)
+
+
+def test_all_malformed_events_at_once_cost_themselves_alone():
+    """One warning each."""
+    segment = parsed(recording([click_event(1), *MALFORMED_EVENTS, click_event(2)]))
+
+    assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
+    assert segment.warnings == ("event_malformed",) * len(MALFORMED_EVENTS)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"7", b'"text"', b"\xff", b""])
+def test_a_replay_event_that_is_no_object_costs_its_fields(text: bytes):
+    """The row of the segment is there, bare; blob and events are not touched."""
+    segment = parsed(recording([click_event()], replay_event=text))
+
+    assert "replay_event_not_json" in segment.warnings
+    assert "user" not in session(segment)
+    assert len(clicks(segment)) == 1
+    assert segment.blobs
+
+
+def test_a_message_without_a_replay_event_says_so():
+    """A warning, a bare row, and the metric that on-call people know."""
+    segment = parsed(recording(replay_event=None))
+
+    assert segment.warnings == ("replay_event_missing",)
+    assert "user" not in session(segment)
+    assert "sentry.replays.consumer.recording.missing-replay-event" in {metric.name for metric in segment.metrics}
+
+
+@pytest.mark.parametrize("flag", [True, False, None, 1, "true", ...])
+def test_the_session_row_is_written_whatever_relay_says_of_its_own_publishing(flag: object):
+    """True, which today's Relay always sends, asks for the row; it was once read the other way round."""
+    segment = parsed(recording(relay_snuba_publish_disabled=flag))
+
+    assert session(segment)["user"] == "u-1"
+
+
+def test_unknown_keys_are_ignored():
+    """In the envelope, in the header and in the replay_event."""
+    payload = frame(body([]), headers=b'{"segment_id":4,"sequence":"later","more":[{"x":null}]}')
+
+    segment = parsed(envelope(payload, new_thing={"a": [1, b"x"]}, replay_event=replay_event(new_thing=[1])))
+
+    assert segment.segment_id == 4
+    assert segment.warnings == ()

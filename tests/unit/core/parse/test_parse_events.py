@@ -1,0 +1,323 @@
+"""What each category of event says, and what is made of values of a wrong type."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
+
+import pytest
+
+from ingest.testing.messages import (
+    RECEIVED,
+    asset_event,
+    breadcrumb,
+    canvas_event,
+    click_event,
+    console_event,
+    custom_event,
+    fetch_event,
+    hydration_error_event,
+    memory_event,
+    mutations_event,
+    options_event,
+    recording,
+    span_event,
+    video_event,
+    viewport_event,
+    vital_event,
+)
+from tests.kit.parse_kit import NONE, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
+
+HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "attributes"),
+    [
+        (hydration_error_event(), "hydration_error", {"url": "https://shop.example/cart"}),
+        (mutations_event(), "mutations", {"count": 1738, "limit": False}),
+        (breadcrumb("navigation", {"from": "/", "to": "/cart"}), "navigation", {"from": "/", "to": "/cart"}),
+        (console_event(), "console", {"level": "error", "message": "it broke"}),
+        (breadcrumb("ui.blur"), "ui.blur", {}),
+        (breadcrumb("ui.focus"), "ui.focus", {}),
+        (breadcrumb("sentry.feedback", {"feedbackId": "f1"}), "sentry.feedback", {"feedback_id": "f1"}),
+        (breadcrumb("device.battery", {"level": 81.5, "charging": True}), "device.battery", None),
+        (breadcrumb("device.orientation", {"position": "landscape"}), "device.orientation", None),
+        (breadcrumb("device.connectivity", {"state": "wifi"}), "device.connectivity", None),
+        (breadcrumb("ui.scroll", {"direction": "up"}), "ui.scroll", None),
+        (breadcrumb("ui.swipe", {"direction": "left"}), "ui.swipe", None),
+        (breadcrumb("app.background"), "app.background", {}),
+        (breadcrumb("app.foreground"), "app.foreground", {}),
+        (memory_event(), "memory", HEAP),
+        (memory_event(nested=False), "memory", HEAP),
+        (options_event(), "sdk_options", {"sessionSampleRate": 0.1, "shouldRecordCanvas": True}),
+        (options_event(unknownKey=1), "sdk_options", {"sessionSampleRate": 0.1, "shouldRecordCanvas": True}),
+    ],
+)
+def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, Any] | None):
+    """Of its kind, with the attributes of its kind."""
+    ((found, said),) = facts(events_parsed([event]))
+
+    assert found == kind
+    assert said == (event["data"]["payload"]["data"] if attributes is None else attributes)
+
+
+def test_a_viewport_says_where_and_how_large():
+    """Type 4."""
+    attributes = {"href": "https://shop.example/", "width": 1280, "height": 720}
+    assert facts(events_parsed([viewport_event()])) == [("viewport", attributes)]
+
+
+@pytest.mark.parametrize("op", ["navigation.navigate", "navigation.push", "navigation"])
+def test_a_navigation_span_says_where_to_and_how_long(op: str):
+    """Whatever kind of navigation it is."""
+    said = {"url": "/cart", "duration": 0.25, "op": op}
+    assert facts(events_parsed([span_event(op, "/cart", {"size": 1})])) == [("navigation.span", said)]
+
+
+@pytest.mark.parametrize("op", ["resource.script", "resource.img"])
+def test_an_asset_says_how_large_it_was(op: str):
+    """Transferred, encoded, decoded."""
+    ((kind, said),) = facts(events_parsed([asset_event(op)]))
+
+    assert kind == op
+    assert (said["size"], said["encoded_body_size"], said["decoded_body_size"]) == (31872, 31356, 90210)
+    assert (said["status_code"], said["duration"]) == (200, 0.25)
+
+
+@pytest.mark.parametrize(
+    "op", ["resource.link", "resource.other", "paint", "replay.throttled", "", None, 7, ["a"]]
+)
+def test_a_span_of_another_kind_is_skipped(op: Any):
+    """It is no error either."""
+    segment = events_parsed([span_event(op, "first-paint", {"size": 1})])
+
+    assert facts(segment) == []
+    assert segment.warnings == ()
+
+
+@pytest.mark.parametrize("category", ["ui.keyDown", "sentry.event", "", None, 7, {"a": 1}])
+def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
+    """It is no error either."""
+    segment = events_parsed([breadcrumb(category, {"a": 1})])
+
+    assert facts(segment) == []
+    assert segment.warnings == ()
+
+
+@pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])
+def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
+    """Whatever its payload is."""
+    segment = events_parsed([custom_event(tag, payload) for payload in ({}, None, "text", [1])])
+
+    assert facts(segment) == []
+    assert segment.warnings == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "largest-contentful-paint",
+        "first-contentful-paint",
+        "cumulative-layout-shift",
+        "interaction-to-next-paint",
+    ],
+)
+def test_a_web_vital_is_told_by_its_name(name: str):
+    """Also where its op is `paint`."""
+    ((kind, said),) = facts(events_parsed([vital_event(name)]))
+    assert kind == f"web-vital.{name}"
+    assert (said["rating"], said["size"], said["value"]) == ("good", 1250.5, 1250.5)
+
+    assert kinds(events_parsed([span_event("paint", name, {"value": 1})])) == [f"web-vital.{name}"]
+
+
+def test_a_paint_has_no_data_and_is_told_all_the_same():
+    """The SDK sends two on every page load: one is a web vital, the other is not, neither is malformed."""
+    segment = events_parsed([span_event("paint", "first-paint"), span_event("paint", "first-contentful-paint")])
+
+    assert kinds(segment) == ["web-vital.first-contentful-paint"]
+    assert segment.warnings == ()
+
+
+def test_an_unknown_web_vital_is_skipped():
+    """So the kinds of facts stay few."""
+    assert facts(events_parsed([vital_event("time-to-nowhere"), vital_event(None)])) == []
+
+
+def test_a_canvas_is_as_large_as_its_events_json():
+    """Type 3, source 9; other sources are not read, and a wrong shape is none."""
+    drawn = canvas_event(40)
+    others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
+
+    ((kind, said),) = facts(events_parsed([*others, drawn]))
+
+    assert kind == "canvas_size"
+    assert said == {"size": len(json.dumps(drawn, separators=(",", ":")))}
+
+
+def test_a_video_event_tells_of_the_video():
+    """What reconciles a mobile replay."""
+    ((kind, said),) = facts(events_parsed([video_event(size=123)]))
+
+    assert (kind, said["size"], said["duration"], said["container"]) == ("mobile_event", 123, 5000, "mp4")
+
+
+def test_canvas_mutations_and_options_are_told_for_a_share_of_segments():
+    """All three, or none of them."""
+    events = [canvas_event(), mutations_event(), options_event()]
+
+    assert kinds(events_parsed(events)) == ["canvas_size", "mutations", "sdk_options"]
+    assert kinds(events_parsed(events, NONE)) == []
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("event", "seconds"),
+    [
+        (breadcrumb("ui.blur", timestamp=RECEIVED + 1.25), RECEIVED + 1.25),
+        (breadcrumb("ui.blur", timestamp=None), RECEIVED),
+        ({**viewport_event(), "timestamp": RECEIVED * 1000 + 750}, RECEIVED + 0.75),
+        ({**options_event(), "timestamp": RECEIVED + 2.5}, RECEIVED + 2.5),
+        (span_event("memory", "", HEAP), RECEIVED + 0.5),
+        (breadcrumb("ui.blur", timestamp=1e300), RECEIVED),
+        (breadcrumb("ui.blur", timestamp=-1), RECEIVED),
+        (breadcrumb("ui.blur", timestamp="soon"), RECEIVED),
+        ({**viewport_event(), "timestamp": [1]}, RECEIVED),
+    ],
+)
+def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float):
+    """Payloads count seconds, events mostly milliseconds; what cannot be is the segment's time."""
+    segment = events_parsed([event])
+
+    assert json.loads(segment.bigquery[-1].json)["timestamp"] == seconds
+
+
+# Sizes of requests
+
+
+@pytest.mark.parametrize(
+    ("request_side", "response_side"),
+    [
+        *product(
+            ({}, {"request": {}}, {"request": {"size": 1002}}),
+            ({}, {"response": {}}, {"response": {"size": 8001}}),
+        )
+    ],
+)
+def test_sizes_of_request_and_response_in_all_nine_permutations(
+    request_side: dict[str, Any], response_side: dict[str, Any]
+):
+    """Each side is known or not, on its own."""
+    segment = events_parsed([fetch_event({**request_side, **response_side})])
+
+    has = [bool(side and next(iter(side.values()))) for side in (request_side, response_side)]
+    assert body_sizes(segment) == ([1002] * has[0], [8001] * has[1])
+    ((_, said),) = facts(segment)
+    assert said["request_size"] == (1002 if has[0] else None)
+    assert said["response_size"] == (8001 if has[1] else None)
+
+
+def test_the_older_names_of_sizes_win():
+    """SDK 7.44 and 7.45."""
+    both = {"requestBodySize": 1, "responseBodySize": 2, "request": {"size": 3}, "response": {"size": 4}}
+
+    assert body_sizes(events_parsed([fetch_event(both)])) == ([1], [2])
+
+
+@pytest.mark.parametrize(
+    ("data", "sizes"),
+    [
+        ({"request": {"size": "1002"}, "response": {"size": 8001.9}}, ([1002], [8001])),
+        ({"request": {"size": "many"}, "response": {"size": 8001}}, ([], [8001])),
+        ({"request": {"size": None}, "response": {"size": 8001}}, ([], [8001])),
+        ({"request": None, "response": {"size": 8001}}, ([], [8001])),
+        ({"request": "GET", "response": {"size": 8001}}, ([], [8001])),
+        ({"request": [1], "response": {"size": 8001}}, ([], [8001])),
+        ({"request": {"size": {}}, "response": {"size": 8001}}, ([], [8001])),
+        ({"request": {"size": 10**400}, "response": {"size": 8001}}, ([], [8001])),
+        ({"requestBodySize": "7", "responseBodySize": []}, ([7], [])),
+    ],
+)
+def test_each_side_is_a_number_or_unknown_on_its_own(data: dict[str, Any], sizes: tuple[list[int], list[int]]):
+    """What `int()` makes of it."""
+    assert body_sizes(events_parsed([fetch_event(data)])) == sizes
+
+
+@pytest.mark.parametrize("data", [None, ..., "text", 7, []])
+def test_a_request_without_data_is_still_a_request(data: Any):
+    """Its sizes are unknown."""
+    segment = events_parsed([span_event("resource.xhr", "https://api.shop.example/", data)])
+
+    assert kinds(segment) == ["resource.xhr"]
+    assert body_sizes(segment) == ([], [])
+
+
+def test_one_hydration_error_and_two_sizes_among_events_without_data():
+    """As in the field: one segment, one counter, one size a side."""
+    events = [
+        hydration_error_event(),
+        fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 1002}, "response": {"size": 8001}}),
+        {"type": 5, "timestamp": 1, "data": None},
+        {"type": 5, "timestamp": 1},
+        {"type": 3, "data": None},
+        {"type": 2},
+    ]
+
+    segment = events_parsed(events)
+
+    assert metric(segment, "replay.hydration_error_breadcrumb") == [1]
+    assert body_sizes(segment) == ([1002], [8001])
+
+
+# Odd texts and numbers
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**64, -(2**63) - 1, 10**200, 10**400, 1e308, -0.0])
+def test_numbers_of_any_size_crash_nothing(number: Any):
+    """In every place that a number may be in. The click beside them is read."""
+    events = [
+        options_event(sessionSampleRate=number),
+        breadcrumb("ui.scroll", {"x": number}, timestamp=number),
+        span_event("memory", "", {"memory": {"usedJSHeapSize": number}}, startTimestamp=number),
+        vital_event(value=number, size=number),
+        fetch_event({"statusCode": number, "request": {"size": number}}),
+        mutations_event(count=number),
+        viewport_event(width=number),
+        {**viewport_event(), "timestamp": number},
+        click_event(),
+    ]
+
+    segment = parsed(recording(json.dumps(events).encode()))
+
+    assert len(clicks(segment)) == 1
+    assert kinds(segment)[-1] == "ui.click"
+
+
+def test_an_emoji_that_was_cut_in_half_costs_nothing():
+    """JavaScript writes a lone surrogate, which is no text; the replacement character stands in for it."""
+    text = rb'[{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"console","message":"cut \ud83d"}}}]'
+
+    segment = parsed(recording(text))
+
+    assert facts(segment) == [("console", {"level": "", "message": "cut �"})]
+    assert segment.warnings == ()
+
+
+def test_texts_are_bounded():
+    """A console message may hold a whole page."""
+    ((_, said),) = facts(events_parsed([console_event("x" * 100_000)]))
+    assert len(said["message"]) == 1024
+
+    ((_, said),) = facts(events_parsed([breadcrumb("ui.scroll", {f"{n}": "x" * 100_000 for n in range(100)})]))
+    assert len(json.dumps(said)) < 40_000
+
+
+def test_an_event_of_an_unknown_type_is_skipped():
+    """A newer rrweb may send what it likes."""
+    segment = events_parsed([{"type": 8}, {"type": 99, "data": 1}, {"type": -1}, {"type": 10**30}, click_event()])
+
+    assert kinds(segment) == ["ui.click"]

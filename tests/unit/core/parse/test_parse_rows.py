@@ -1,0 +1,373 @@
+"""Rows and their identity: the same on every delivery, never twice the same, and within their columns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ingest.core.model import Message, Segment
+from ingest.core.parse import ParseRules, parse
+from ingest.testing.messages import (
+    LEFT_OUT,
+    RECEIVED,
+    REPLAY_ID,
+    canvas_event,
+    click_event,
+    fetch_event,
+    hydration_error_event,
+    multi_click_event,
+    rage_click_event,
+    recording,
+    replay_event,
+    tap_event,
+    video_recording,
+    viewport_event,
+)
+from tests.kit.parse_kit import ALL, NONE, OFFSET, SOURCE, events_parsed, message, metric, parsed, session, table
+
+UUID_TEXT = "51553901-8c9b-4260-a6f9-99572f1661ee"
+EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]
+
+
+def test_a_second_delivery_makes_the_same_rows():
+    """Byte for byte, and at another offset too but for the columns that say where a message lay."""
+    value = recording([*EVERYTHING, rage_click_event()])
+
+    first, again = parsed(value), parsed(value)
+    elsewhere = parse(Message(SOURCE, 9, 1_000_000, value, timestamp_ms=RECEIVED * 1000 + 60_000), ALL)
+
+    assert first == again
+    assert isinstance(elsewhere, Segment)
+    assert [row.id for row in elsewhere.clickhouse] == [row.id for row in first.clickhouse]
+    assert [(row.id, row.json) for row in elsewhere.bigquery] == [(row.id, row.json) for row in first.bigquery]
+    assert elsewhere.blobs[0].name == first.blobs[0].name
+
+
+def test_no_two_rows_of_a_table_share_an_identity():
+    """Within a segment and between segments; a click repeated by the recording itself is one."""
+    segments = [parsed(recording([*EVERYTHING, *EVERYTHING[2:]], segment_id=number)) for number in range(3)]
+
+    facts = [row.id for segment in segments for row in segment.bigquery]
+    assert len(facts) == len(set(facts))
+    sessions = [row.id for segment in segments for row in segment.clickhouse if b"click_tag" not in row.json]
+    assert len(sessions) - len(set(sessions)) == 2  # the tap, thrice the same
+
+
+def test_an_identity_is_made_of_replay_segment_event_and_kind():
+    """As docs/rows.md has it, for those who look a fact up."""
+    segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
+
+    assert [row.id for row in segment.bigquery] == [
+        f"{REPLAY_ID}-6--1-rrweb_event_count",
+        f"{REPLAY_ID}-6-1-viewport",
+    ]
+    assert {row.table for row in segment.bigquery} == {"replay_events"}
+    assert json.loads(segment.bigquery[1].json) == {
+        "row_id": f"{REPLAY_ID}-6-1-viewport",
+        "event_type": "viewport",
+        "timestamp": RECEIVED,
+        "org_id": 1,
+        "project_id": 11,
+        "replay_id": REPLAY_ID,
+        "segment_id": 6,
+        "retention_days": 30,
+        "attributes": '{"href":"https://shop.example/","width":1280,"height":720}',
+    }
+
+
+def test_every_row_is_one_line_of_json_and_knows_its_offset():
+    """Newlines in texts are escaped."""
+    event = click_event(attributes={"title": "two\nlines", "class": "a\u2028b"})
+
+    segment = parsed(recording([event, *EVERYTHING], replay_event=replay_event(release="one\ntwo")))
+
+    for row in (*segment.clickhouse, *segment.bigquery):
+        assert b"\n" not in row.json
+        assert isinstance(json.loads(row.json), dict)
+        assert row.offset == OFFSET
+    assert segment.blobs[0].offset == OFFSET
+
+
+def test_only_the_first_segment_is_billed():
+    """One outcome a replay, keyed by the replay."""
+    assert table(parsed(recording(segment_id=1)), "replay_outcomes") == []
+
+    (row,) = [row for row in parsed(recording()).clickhouse if row.table == "replay_outcomes"]
+    assert row.id == REPLAY_ID
+    assert json.loads(row.json) == {
+        "org_id": 1,
+        "project_id": 11,
+        "replay_id": UUID_TEXT,
+        "key_id": 7,
+        "category": "replay",
+        "outcome": "accepted",
+        "quantity": 1,
+        "timestamp": RECEIVED,
+    }
+
+
+@pytest.mark.parametrize("key_id", [None, LEFT_OUT, -1])
+def test_an_outcome_may_have_no_key(key_id: Any):
+    """Null in the row."""
+    assert table(parsed(recording(key_id=key_id)), "replay_outcomes")[0]["key_id"] is None
+
+
+def test_a_segment_row_says_where_its_bytes_are():
+    """And how many: stored, inflated, video."""
+    (row,) = table(parsed(video_recording(b"video", segment_id=2)), "replay_segments")
+
+    assert (row["object"], row["segment_id"], row["size_video"]) == (f"30/11/{REPLAY_ID}/2", 2, 5)
+    assert (row["partition"], row["offset"], row["replay_id"]) == (SOURCE.partition, OFFSET, UUID_TEXT)
+    assert row["size_compressed"] > 0 < row["size_uncompressed"]
+
+
+def test_a_replay_id_in_capitals_is_the_same_replay():
+    """Or a replay would have two objects of each segment."""
+    assert parsed(recording(replay_id=REPLAY_ID.upper())) == parsed(recording())
+
+
+# Absurd times
+
+
+@pytest.mark.parametrize("received", [0, 123123123123, 2**63 - 1, 2**32])
+@pytest.mark.parametrize("timestamp_ms", [0, RECEIVED * 1000])
+def test_an_absurd_year_stays_within_the_columns(received: int, timestamp_ms: int):
+    """Kafka's own time stands in for it; nothing is lost."""
+    segment = parsed(recording(EVERYTHING, received=received), timestamp_ms=timestamp_ms)
+
+    rows = [json.loads(row.json) for row in (*segment.clickhouse, *segment.bigquery)]
+    times = [row.get("timestamp", row.get("received")) for row in rows]
+    assert all(0 <= time < 2**32 for time in times)
+    if timestamp_ms:
+        assert all(abs(time - RECEIVED) < 60 for time in times)
+    assert segment.received == received
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 1e300, "1", None, RECEIVED * 1000])
+def test_an_absurd_time_of_the_session_is_the_segments(timestamp: Any):
+    """More than 30 days away from it, or no number."""
+    assert session(parsed(recording(replay_event=replay_event(timestamp=timestamp))))["timestamp"] == RECEIVED
+
+
+# What the replay_event says
+
+
+def test_a_session_row_holds_what_the_replay_event_says():
+    """In the columns of snuba's table."""
+    row = session(parsed(recording()))
+
+    assert row == {
+        "event_hash": row["event_hash"],
+        "timestamp": RECEIVED,
+        "replay_id": UUID_TEXT,
+        "segment_id": 0,
+        "org_id": 1,
+        "project_id": 11,
+        "retention_days": 30,
+        "partition": SOURCE.partition,
+        "offset": OFFSET,
+        "replay_type": "session",
+        "replay_start_timestamp": RECEIVED - 5,
+        "urls": ["https://shop.example/"],
+        "error_ids": ["d5ec6b0a-0a8f-4d2b-9f6e-2e0fd3b9c1aa"],
+        "platform": "javascript",
+        "release": "shop@4.12.0",
+        "environment": "production",
+        "dist": "42",
+        "user": "u-1",
+        "user_id": "u-1",
+        "user_name": "ada",
+        "user_email": "ada@shop.example",
+        "ip_address_v4": "192.0.2.7",
+        "user_geo_city": "Porto",
+        "user_geo_country_code": "PT",
+        "user_geo_region": "Portugal",
+        "user_geo_subdivision": "Norte",
+        "os_name": "Linux",
+        "browser_name": "Firefox",
+        "browser_version": "143.0",
+        "device_name": "Pixel",
+        "device_brand": "Google",
+        "device_family": "Pixel",
+        "device_model": "9",
+        "sdk_name": "sentry.javascript.react",
+        "sdk_version": "9.40.0",
+        "error_sample_rate": 1.0,
+        "session_sample_rate": 0.1,
+        "tags.key": ["plan"],
+        "tags.value": ["gold"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("user", "shown"),
+    [
+        ({"id": "1", "username": "ada", "email": "a@b", "ip_address": "192.0.2.7"}, "1"),
+        ({"id": 7, "username": "ada"}, "7"),
+        ({"id": None, "username": "ada", "email": "a@b"}, "ada"),
+        ({"id": "", "email": "a@b", "ip_address": "192.0.2.7"}, "a@b"),
+        ({"ip_address": "192.0.2.7"}, "192.0.2.7"),
+        ({"ip_address": "2001:db8::7"}, "2001:db8::7"),
+        ({"ip_address": "not an address"}, None),
+        ({}, None),
+        (None, None),
+        ("ada", None),
+    ],
+)
+def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str | None):
+    """And absent when there is none."""
+    assert session(parsed(recording(replay_event=replay_event(user=user)))).get("user") == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "columns"),
+    [
+        ("192.0.2.7", ("192.0.2.7", None)),
+        ("2001:db8::7", (None, "2001:db8::7")),
+        ("::ffff:192.0.2.7", (None, "::ffff:192.0.2.7")),
+        ("fe80::1%eth0", (None, None)),
+        ("192.0.2.256", (None, None)),
+        ("192.0.2.07", (None, None)),
+        ("192.0.2.7\n", (None, None)),
+        ("{{auto}}", (None, None)),
+        (7, (None, None)),
+    ],
+)
+def test_an_address_goes_into_the_column_of_its_version(address: Any, columns: tuple[str | None, str | None]):
+    """One that ClickHouse would refuse goes into neither: it would cost the whole batch a bisection."""
+    row = session(parsed(recording(replay_event=replay_event(user={"ip_address": address}))))
+
+    assert (row.get("ip_address_v4"), row.get("ip_address_v6")) == columns
+
+
+WRONG = (None, 7, 1.5, True, "text", [], [1, None], {}, {"a": 1})
+FIELDS = tuple(json.loads(replay_event()))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_a_wrong_type_costs_itself(field: str):
+    """All others of the row are as they were."""
+    good = session(parsed(recording()))
+    for wrong in WRONG:
+        segment = parsed(recording([click_event()], replay_event=replay_event(**{field: wrong})))
+
+        row = session(segment)
+        kept = {name for name in good if row.get(name) == good[name]}
+        assert len(kept) >= len(good) - 11, (wrong, set(good) - kept)
+        assert segment.warnings == ()
+        assert len(segment.bigquery) == 2
+
+
+@pytest.mark.parametrize("outer", ["user", "contexts"])
+def test_a_wrong_type_further_inside_costs_that_alone(outer: str):
+    """Such as contexts.os a text."""
+    inside = json.loads(replay_event())[outer]
+    for name in inside:
+        for wrong in WRONG:
+            row = session(parsed(recording(replay_event=replay_event(**{outer: {**inside, name: wrong}}))))
+            assert row["release"] == "shop@4.12.0"
+            assert row["sdk_name"] == "sentry.javascript.react"
+
+
+def test_identifiers_that_are_no_uuids_are_left_out():
+    """Their columns are arrays of UUIDs; with and without dashes both are taken."""
+    ids = ["1", None, 7, UUID_TEXT, REPLAY_ID.upper(), "g" * 32]
+
+    row = session(parsed(recording(replay_event=replay_event(error_ids=ids, trace_ids=ids))))
+
+    assert row["error_ids"] == row["trace_ids"] == [UUID_TEXT, UUID_TEXT]
+
+
+def test_lists_and_texts_of_a_session_are_bounded():
+    """A page may have made up what it likes."""
+    many = [f"https://shop.example/{number}" for number in range(1000)]
+    tags = [[f"key {number}", "v" * 10_000] for number in range(1000)]
+
+    row = session(parsed(recording(replay_event=replay_event(urls=many, tags=tags, release="r" * 10_000))))
+
+    assert row["urls"] == many[:100]
+    assert len(row["tags.key"]) == len(row["tags.value"]) == 128
+    assert {len(value) for value in row["tags.value"]} == {len(row["release"])} == {2048}
+
+
+def test_tags_that_are_no_pairs_are_left_out():
+    """Keys and values have to have the same length."""
+    tags = [["a", "b"], ["alone"], "text", None, ["a", "b", "c"], [None, 1], ["n", 2]]
+
+    row = session(parsed(recording(replay_event=replay_event(tags=tags))))
+
+    assert list(zip(row["tags.key"], row["tags.value"], strict=True)) == [("a", "b"), ("", "1"), ("n", "2")]
+
+
+# Sampling
+
+
+def test_a_coin_is_the_segments_own():
+    """The share holds over many segments, and each of them answers the same again."""
+    rules = ParseRules(sample_segment_rate=0.2, sample_event_rate=0.0)
+
+    def heads() -> list[bool]:
+        segments = [parsed(recording([canvas_event()], segment_id=number), rules) for number in range(1000)]
+        return [len(segment.bigquery) == 2 for segment in segments]
+
+    tossed = heads()
+    assert 140 < sum(tossed) < 260
+    assert tossed == heads()
+
+
+def test_no_coin_decides_on_what_is_always_told():
+    """Clicks, errors, sizes, vitals."""
+    events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
+
+    assert events_parsed(events, ALL).bigquery == events_parsed(events, NONE).bigquery
+
+
+# Metrics and totals
+
+
+def test_sizes_of_a_segment_are_measured():
+    """Stored and inflated bytes of every one."""
+    segment = parsed(recording([click_event()]))
+
+    assert metric(segment, "replays.usecases.ingest.size_compressed") == [len(segment.blobs[0].content)]
+    assert metric(segment, "replays.usecases.ingest.size_uncompressed") == [
+        len(json.dumps([click_event()], separators=(",", ":")))
+    ]
+
+
+def test_an_oversized_segment_is_kept_and_counted():
+    """More than 20 MB of JSON: no SDK should send it."""
+    segment = parsed(recording(b"[" + b" " * 20_000_000 + b"]"))
+
+    assert segment.warnings == ("oversized_segment",)
+    assert metric(segment, "replays.consumer.recording.oversized_segment") == [1]
+
+
+def test_a_segment_says_how_much_is_staged_for_it():
+    """At least the bytes of its object and rows, at most some more a row."""
+    segment = parsed(recording(EVERYTHING))
+
+    rows = (*segment.clickhouse, *segment.bigquery)
+    exact = sum(len(blob.content) for blob in segment.blobs) + sum(len(row.json) for row in rows)
+    assert exact < segment.size_bytes < exact + 200 * (len(rows) + len(segment.metrics))
+
+
+def test_facts_of_a_segment_are_bounded():
+    """The first 2000, and a warning."""
+    segment = events_parsed([viewport_event()] * 2100)
+
+    assert len(segment.bigquery) == 2000
+    assert segment.warnings == ("events_over_limit",)
+
+
+def test_a_message_has_no_part_in_its_identity_but_its_content():
+    """Neither partition nor epoch nor headers."""
+    value = recording(EVERYTHING)
+    here = parse(message(value), ALL)
+    there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)
+
+    assert isinstance(here, Segment)
+    assert isinstance(there, Segment)
+    assert here == there

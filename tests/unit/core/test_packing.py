@@ -1,0 +1,71 @@
+"""The layout `packed`: identity, retention classes, bounds, and what the index says."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from ingest.core import packing
+from ingest.core.model import Batch
+from ingest.core.packing import pack
+from ingest.reader.encoding import Encoder
+from ingest.settings import Settings
+from tests.kit.batches import make_batch
+
+
+def with_retention(batch: Batch, *days: int) -> Batch:
+    segments = tuple(
+        msgspec.structs.replace(segment, retention_days=day)
+        for segment, day in zip(batch.segments, days, strict=True)
+    )
+    return Batch(batch.source, batch.epoch, batch.offsets, segments, batch.rejects, batch.size_bytes, batch.cut_by)
+
+
+def test_the_same_batch_after_a_crash_is_the_same_object():
+    """Another owner, another epoch: same names, bytes, index and digest."""
+    once, again = make_batch(5, epoch=1), make_batch(5, epoch=7)
+    encoder = Encoder(("gcs", "clickhouse", "dead_letter"), 64, "r", packed=True)
+
+    assert pack(once) == pack(again)
+    assert encoder.encode(once).manifest.digest == encoder.encode(again).manifest.digest
+
+
+def test_other_bytes_of_the_same_range_are_another_object():
+    """Else a 412 would vouch for bytes that are not there."""
+    (one,), (other,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
+
+    assert one.name.rsplit("-", 1)[0] == other.name.rsplit("-", 1)[0]
+    assert one.name != other.name
+
+
+def test_the_index_finds_every_recording_in_its_retention_class():
+    """One object a class, and each row cuts out exactly its segment."""
+    batch = with_retention(make_batch(4), 90, 30, 90, 30)
+
+    objects, rows = pack(batch)
+
+    assert [blob.name.split("/")[0] for blob in objects] == ["30", "90"]
+    contents = {blob.name: bytes(blob.content) for blob in objects}
+    found = {}
+    for row in map(json.loads, (row.json for row in rows)):
+        stop = row["start_bytes"] + row["length_bytes"]
+        found[row["name"]] = contents[row["object"]][row["start_bytes"] : stop]
+    assert found == {blob.name: blob.content for segment in batch.segments for blob in segment.blobs}
+
+
+def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    """A large batch gives several parts; no recording is cut in two."""
+    monkeypatch.setattr(packing, "OBJECT_BYTES_MAX", 25)
+
+    objects, rows = pack(make_batch(5))  # 11 bytes each
+
+    assert [len(blob.content) for blob in objects] == [22, 22, 11]
+    assert len(rows) == 5
+
+
+def test_packed_objects_without_an_index_are_refused():
+    """Nobody could read them."""
+    with pytest.raises(ValueError, match="holds the index"):
+        Settings(gcs_layout="packed", sinks=("gcs", "dead_letter"))

@@ -1,0 +1,141 @@
+"""Probes: alive means that the loop turns, ready means that the reader does its work."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.observe.health import Health, serve
+from ingest.observe.stuck import StuckDetector, stacks
+from ingest.settings import Settings
+from tasks.observe.probes import Probes
+from tests.kit.driver import Driver, reject
+
+
+class Reader:
+    """A driver with probes; `silent_seconds` is how long its loop has not turned."""
+
+    def __init__(self) -> None:
+        self.driver = Driver(reject_window=10, reject_ratio_max=0.1)
+        self.silent_seconds = 0.0
+        self.trouble: dict[str, str] = {}
+        settings = Settings(http_port=0, loop_silent_seconds_max=60)
+        self.probes: Probes = serve(
+            Health(settings, self.driver.metrics, lambda: self.silent_seconds, lambda: self.trouble)
+        )
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.probes.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    reader = Reader()
+    yield reader
+    reader.probes.close()
+
+
+def test_it_listens_on_loopback_by_default(reader: Reader):
+    """Metrics are nobody's business unless somebody opens them."""
+    assert reader.probes.host == "127.0.0.1"
+
+
+def test_a_turning_loop_is_alive_and_a_silent_one_is_not(reader: Reader):
+    """Restarting is the only cure for a loop that stands still."""
+    assert reader.get("/livez") == (200, '{"ok":true,"checks":{"loop":""}}')
+
+    reader.silent_seconds = 61.0
+
+    status, body = reader.get("/livez")
+    assert status == 503
+    assert "61 s" in json.loads(body)["checks"]["loop"]
+
+
+def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
+    """Without an assignment it is alive and does nothing."""
+    status, body = reader.get("/readyz")
+    assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
+
+    reader.driver.assign()
+    reader.driver.tick(1.0)
+
+    assert reader.get("/readyz")[0] == 200
+
+
+def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
+    """Not ready, but alive: a restart would not mend it."""
+    reader.driver.assign()
+    reader.driver.tick(1.0)
+    reader.trouble = {"redis": "connection refused"}
+
+    assert reader.get("/readyz")[0] == 503
+    assert reader.get("/livez")[0] == 200
+
+
+def test_a_halted_reader_is_not_ready_and_says_why(reader: Reader):
+    """Too many rejects: it waits for a person."""
+    reader.driver.assign()
+    for offset in range(12):
+        reader.driver.message(reject(offset))
+    reader.driver.tick(1.0)
+
+    status, body = reader.get("/readyz")
+    assert status == 503
+    assert "rejects" in json.loads(body)["checks"]["halted"]
+    assert reader.driver.value("replays_reader_halted") == 1
+
+
+def test_metrics_are_served_and_nothing_else_is(reader: Reader):
+    """Three paths; the rest is 404."""
+    status, body = reader.get("/metrics")
+    assert status == 200
+    assert "replays_reader_loop_turned_seconds 0.0" in body
+    assert reader.get("/etc/passwd")[0] == 404
+
+
+def test_a_standstill_is_reported_once_with_every_stack():
+    """And once more only after the loop had turned again."""
+    silent = [0.0]
+    reports: list[dict[str, list[str]]] = []
+    detector = StuckDetector(lambda: silent[0], 10.0, reports.append)
+    assert not detector.check()
+
+    silent[0] = 11.0
+    assert detector.check()
+    assert detector.check()
+    assert len(reports) == 1
+    assert any("test_a_standstill_is_reported_once" in call for stack in reports[0].values() for call in stack)
+
+    silent[0] = 0.0
+    assert not detector.check()
+    silent[0] = 11.0
+    assert detector.check()
+    assert len(reports) == 2
+
+
+def test_the_stacks_name_the_threads():
+    """Whoever reads them wants to know which one is the loop."""
+    asked, release = threading.Event(), threading.Event()
+
+    def wait_here() -> None:
+        asked.set()
+        release.wait(5)
+
+    thread = threading.Thread(target=wait_here, name="the-loop")
+    thread.start()
+    asked.wait(5)
+    found = stacks()
+    release.set()
+    thread.join()
+
+    (stack,) = [calls for name, calls in found.items() if name.startswith("the-loop-")]
+    assert any("wait_here" in call for call in stack)

@@ -1,0 +1,285 @@
+"""Parsing beside the loop: the same outcomes as in it, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from ingest.core.model import Drop, Message, Outcome, Reject, Segment, TopicPartition
+from ingest.core.parse import ParseRules
+from ingest.local.load.produce import PROFILES, values
+from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.tenant_gate import TenantGate, TenantRules
+from ingest.testing.messages import click_event, envelope, frame, recording
+from tests.kit.paths import ROOT
+
+SOURCE = TopicPartition("ingest-replay-recordings", 2)
+RULES = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)
+DEADLINE_SECONDS = 20.0
+MiB = 1 << 20
+
+
+def still(seconds: float = 0.0) -> float:
+    """A clock that stands."""
+    return seconds
+
+
+def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
+    """As a poll brings them."""
+    return [
+        Message(
+            SOURCE,
+            3,
+            first_offset + number,
+            value,
+            key=b"k",
+            headers=(("h", b"1"),),
+            timestamp_ms=1_790_000_000_000,
+        )
+        for number, value in enumerate(bodies)
+    ]
+
+
+def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> list[Outcome]:
+    """What comes out, after a check that it is about what went in, in order."""
+    events = list(parser.parse(sent))
+    assert [(event.source, event.epoch, event.offset) for event in events] == [
+        (message.source, message.epoch, message.offset) for message in sent
+    ]
+    return [event.outcome for event in events]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition."""
+    ends_at = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
+def is_gone(process_id: int) -> bool:
+    """Whether there is no such process, not even one that nobody has waited for."""
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.fixture
+def inline() -> InlineParser:
+    """In this process."""
+    return InlineParser(RULES, TenantGate(), still)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., ProcessParser]]:
+    """Starts parsers that end with the test."""
+    started: list[ProcessParser] = []
+
+    def make(
+        processes: int = 2, gate: TenantGate | None = None, rules: ParseRules = RULES, **more: Any
+    ) -> ProcessParser:
+        started.append(ProcessParser(rules, processes, gate or TenantGate(), still, **more))
+        return started[-1]
+
+    yield make
+    for parser in started:
+        parser.close()
+
+
+@pytest.fixture(scope="module")
+def load() -> list[bytes]:
+    """Everything that the generator knows, rejects and videos too."""
+    return list(values(PROFILES["small"], 150, seed=11, started_at=1_790_000_000))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_find_what_the_loop_would_find(
+    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes], processes: int
+) -> None:
+    """Equal to the byte, in order, over several polls of different size, a single message and none among them."""
+    parser = start(processes)
+
+    for poll in (load[:70], load[70:71], [], load[71:]):
+        sent = messages(poll)
+        expected = outcomes(inline, sent)
+        assert outcomes(parser, sent) == expected
+    assert any(isinstance(outcome, Reject) for outcome in expected)
+
+
+def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., ProcessParser]) -> None:
+    """It is a view on the message that the reader has; what was packed here is new."""
+    received, packed = messages([recording([click_event()]), recording([click_event()], replay_video=b"mp4" * 9)])
+
+    first, second = outcomes(start(1), [received, packed])
+
+    assert isinstance(first, Segment)
+    assert isinstance(second, Segment)
+    content = first.blobs[0].content
+    assert isinstance(content, memoryview)
+    assert content.obj is received.value
+    assert zlib.decompress(second.blobs[0].content).startswith(b"\x01\x00\x00\x00\x1bmp4")
+
+
+def test_the_memory_between_them_grows_with_the_poll(
+    start: Callable[..., ProcessParser], inline: InlineParser
+) -> None:
+    """From messages of some bytes to one of megabytes and back."""
+    parser = start(2)
+    large = recording(
+        b"[" + b",".join(b'{"type":3,"data":{"n":%d}}' % n for n in range(200_000)) + b"]", compressed=False
+    )
+
+    for bodies in ([recording()], [large, recording(), large], [recording([click_event()])] * 5):
+        sent = messages(bodies)
+        assert outcomes(parser, sent) == outcomes(inline, sent)
+
+
+def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
+    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
+) -> None:
+    """Killed between two polls, and both at once; the next poll brings everything."""
+    parser = start(2)
+    sent = messages(load[:40])
+    expected = outcomes(inline, sent)
+    assert outcomes(parser, sent) == expected
+
+    for victims in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        before = parser.process_ids
+        for victim in before[victims]:
+            os.kill(victim, signal.SIGKILL)
+        assert outcomes(parser, sent) == expected
+        assert not set(before[victims]) & set(parser.process_ids)
+        assert all(is_gone(victim) for victim in before[victims])
+
+
+def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
+    start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
+) -> None:
+    """Stopped, it does not answer in time."""
+    parser = start(2, answer_seconds_max=5.0)
+    sent = messages(load[:20])
+    expected = outcomes(inline, sent)
+    assert outcomes(parser, sent) == expected  # both have started
+
+    victim = parser.process_ids[0]
+    os.kill(victim, signal.SIGSTOP)
+
+    assert outcomes(parser, sent) == expected
+    assert is_gone(victim)
+
+
+def test_a_message_that_ends_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
+    """One that needs more memory than a process may have: its neighbours are parsed, its bytes are kept."""
+    body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
+    costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
+    parser = start(2, memory_bytes_max=100 * MiB)
+
+    first, second, third = outcomes(parser, messages([good, costly, good]))
+
+    assert isinstance(first, Segment)
+    assert isinstance(second, Reject)
+    assert isinstance(third, Segment)
+    assert second.reason == second.dead_letter.reason == "parser_failed"
+    assert second.dead_letter.value == costly
+    assert (second.dead_letter.key, second.dead_letter.headers) == (b"k", (("h", b"1"),))
+    assert second.dead_letter.offset == 1
+    assert isinstance(outcomes(parser, messages([good]))[0], Segment)
+
+
+def test_a_usual_bound_on_memory_is_enough_for_the_largest_segment(
+    start: Callable[..., ProcessParser],
+) -> None:
+    """100 MiB of JSON, the most that is inflated."""
+    body = b"[" + b",".join([b'{"type":3,"data":{"source":1}}'] * 3_300_000) + b"]"
+
+    (outcome,) = outcomes(start(1, rules=ParseRules()), messages([recording(body)]))
+
+    assert isinstance(outcome, Segment)
+
+
+def test_what_the_tenant_rules_shed_is_not_sent_anywhere(start: Callable[..., ProcessParser]) -> None:
+    """In both parsers, also when it is all there is."""
+    gate = TenantGate()
+    gate.rules = TenantRules(killed=frozenset({11}))
+    sent = messages([recording(project_id=11), recording(project_id=12)])
+
+    for parser in (InlineParser(RULES, gate, still), start(2, gate=gate)):
+        dropped, kept = outcomes(parser, sent)
+        assert isinstance(dropped, Drop)
+        assert isinstance(kept, Segment)
+        assert isinstance(outcomes(parser, sent[:1])[0], Drop)
+
+
+def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
+    """Neither children at rest nor one that was never asked; closing is quick."""
+    parser = start(3)
+    outcomes(parser, messages([recording()]))
+    processes = parser.process_ids
+    began = time.monotonic()
+
+    parser.close()
+
+    assert all(is_gone(process) for process in processes)
+    assert time.monotonic() - began < 5
+    parser.close()  # again is no error
+
+
+def test_processes_end_with_a_reader_that_was_killed() -> None:
+    """They see that the other end is gone."""
+    script = (
+        "import time; from ingest.reader.parsing.inline import *\n"
+        "from ingest.reader.tenant_gate import TenantGate\n"
+        "parser = ProcessParser(ParseRules(), 2, TenantGate(), time.monotonic)\n"
+        "print(*parser.process_ids, flush=True); time.sleep(60)"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert reader.stdout is not None
+        children = [int(word) for word in reader.stdout.readline().split()]
+        assert len(children) == 2
+    finally:
+        reader.kill()
+        reader.wait()
+
+    until(lambda: all(is_gone(child) for child in children))
+
+
+def test_rows_do_not_depend_on_the_run() -> None:
+    """The same bytes under other hash seeds: no set and no dictionary order reaches a row."""
+    script = (
+        "import hashlib\n"
+        "from ingest.core.model import Message, TopicPartition\n"
+        "from ingest.core.parse import ParseRules, parse\n"
+        "from ingest.local.load.produce import PROFILES, values\n"
+        "rules = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)\n"
+        "digest = hashlib.sha256()\n"
+        "for offset, value in enumerate(values(PROFILES['small'], 60, seed=3, started_at=1_790_000_000)):\n"
+        "    outcome = parse(Message(TopicPartition('t', 0), 1, offset, value), rules)\n"
+        "    for row in (*getattr(outcome, 'clickhouse', ()), *getattr(outcome, 'bigquery', ())):\n"
+        "        digest.update(row.json + row.id.encode())\n"
+        "    digest.update(repr(getattr(outcome, 'metrics', ())).encode())\n"
+        "print(digest.hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "4242")
+    }
+
+    assert len(digests) == 1

@@ -1,0 +1,189 @@
+"""The loop: events in order, commands performed, drains that wait for the core's release."""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Message, TopicPartition
+from ingest.core.pipeline import Pipeline
+from ingest.reader.runtime import IDLE_SECONDS, Runtime
+from ingest.testing.runtime import PARTITION
+from tests.kit.core_build import limits, segment
+
+
+class Bench:
+    """Every protocol of the runtime in one small object: a clock that moves only when the loop waits."""
+
+    def __init__(self, **bounds: float) -> None:
+        self.now = 0.0
+        self.did: list[object] = []
+        self.fetched: deque[list[Message]] = deque()
+        self.events: deque[on.Event] = deque()
+        self.seen: list[on.Event] = []
+        self.while_waiting: Callable[[], None] = lambda: None
+        self.pipeline = Pipeline(limits(**bounds))
+        self.runtime = Runtime(self.pipeline, self, self, self, self, lambda: self.now, self._observe)
+
+    def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        self.seen.append(event)
+
+    def poll(self, timeout_seconds: float) -> Sequence[Message]:
+        self.did.append("poll")
+        self.now += timeout_seconds
+        return self.fetched.popleft() if self.fetched else []
+
+    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset)) for m in messages]
+
+    def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
+        if block and not self.events:
+            self.now += timeout or 0.0
+            self.while_waiting()
+        if not self.events:
+            raise queue.Empty
+        return self.events.popleft()
+
+    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+        self.did.append(command)
+
+    def commit(self, command: do.Commit) -> None:
+        self.did.append(command)
+        self.events.append(on.Committed(command.source, command.epoch, command.offset, command.record))
+
+    def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        self.did.append(do.Pause(sources))
+
+    def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        self.did.append(do.Resume(sources))
+
+    def stop(self, deadline_seconds: float) -> None:
+        self.did.append("dispatcher stopped")
+
+    def close(self) -> None:
+        self.did.append("source closed")
+
+    def took(self, kind: type) -> list[object]:
+        return [done for done in self.did if isinstance(done, kind)]
+
+
+def bench_with_a_batch_in_flight(**bounds: float) -> Bench:
+    bench = Bench(**bounds)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append([Message(PARTITION, 1, offset, b"") for offset in (0, 1)])
+    bench.runtime.step()
+    bench.runtime.step()
+    assert len(bench.took(do.Dispatch)) == 1
+    return bench
+
+
+def settle(bench: Bench) -> None:
+    (flight,) = bench.pipeline.in_flight
+    for stage in flight.stages:
+        bench.events.append(on.FlushSucceeded(flight.batch.id, 1, stage))
+
+
+def test_a_step_takes_events_then_the_time_then_messages() -> None:
+    """What is known already is decided before more is taken in."""
+    bench = Bench()
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.events.append(on.RetryRequested("t-0-0-1"))
+    bench.fetched.append([Message(PARTITION, 1, 0, b"")])
+    bench.now = 1.0
+
+    bench.runtime.step()
+
+    assert [type(event).__name__ for event in bench.seen[1:]] == ["RetryRequested", "Ticked", "MessageParsed"]
+
+
+def test_at_a_bound_the_loop_does_not_poll_until_it_paused_the_consumer() -> None:
+    """Then it polls on, so that the group does not take it for dead; nothing is fetched while paused."""
+    bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
+    bench.did.clear()
+
+    while not bench.took(do.Pause):
+        bench.runtime.step()
+        assert "poll" not in bench.did or bench.took(do.Pause)
+    bench.runtime.step()
+
+    assert bench.did[-1] == "poll"
+    assert bench.now < 1.0
+
+
+def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
+    """Each step takes its idle time."""
+    bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=99.0)
+    before = bench.now
+
+    for _ in range(10):
+        bench.runtime.step()
+
+    assert bench.now - before >= 10 * IDLE_SECONDS - 1e-6
+
+
+def test_a_drain_returns_when_the_core_released_the_partition() -> None:
+    """It is called inside the rebalance: completions and commits go on, polling does not."""
+    bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
+    bench.did.clear()
+    waits = iter(range(100))
+    bench.while_waiting = lambda: settle(bench) if next(waits) == 3 else None
+    started = bench.now
+
+    bench.runtime.drain((PARTITION,))
+
+    assert [c.offset for c in bench.took(do.Commit) if isinstance(c, do.Commit)][-1] == 2
+    assert bench.now - started < 1.0
+    assert "poll" not in bench.did
+    assert bench.pipeline.sources == ()
+
+
+def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
+    """The group must not wait for a sick sink for longer than the session time-out."""
+    bench = bench_with_a_batch_in_flight(drain_deadline_seconds=3.0)
+    started = bench.now
+
+    bench.runtime.drain((PARTITION,))
+
+    assert 3.0 <= bench.now - started <= 3.0 + 2 * IDLE_SECONDS
+
+
+def test_draining_a_partition_twice_waits_for_the_second_release_too() -> None:
+    """A release of an earlier assignment must not end a later drain."""
+    bench = Bench(drain_deadline_seconds=3.0)
+    for epoch in (1, 2):
+        bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, epoch),)))
+        if epoch == 2:
+            bench.fetched.append([Message(PARTITION, 2, offset, b"") for offset in (0, 1)])
+            bench.runtime.step()
+            bench.runtime.step()
+        started = bench.now
+        bench.runtime.drain((PARTITION,))
+
+    assert bench.now - started >= 3.0
+
+
+def test_run_ends_with_the_shells_closed() -> None:
+    """SIGTERM with nothing in flight."""
+    bench = Bench()
+    bench.events.append(on.ShutdownRequested())
+
+    stop = bench.runtime.run()
+
+    assert stop.clean
+    assert bench.did[-2:] == ["dispatcher stopped", "source closed"]
+
+
+def test_a_halt_keeps_the_loop_turning() -> None:
+    """The process stays up and in its group, and takes nothing."""
+    bench = Bench(reject_window=10, reject_ratio_max=0.01)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.pipeline.halted = "by a test"
+
+    for _ in range(3):
+        bench.runtime.step()
+
+    assert bench.did.count("poll") == 3
+    assert bench.runtime.stopped is None
