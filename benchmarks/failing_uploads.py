@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, show, write_json
-from ingest.local.compare import Committed, reconcile
-from ingest.local.demo import settings_of
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers.fault_proxy import Errors, Fault, FaultProxy, Pass, SeveralErrors

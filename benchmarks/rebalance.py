@@ -35,9 +35,12 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from benchmarks.common import machine, show, write_json
-from ingest.local.compare import Committed, ReconcileError, read_metrics, reconcile
-from ingest.local.demo import QUICK, temporary_files_in_memory
+from ingest.local.compare.metrics import read_metrics
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated, said
+from ingest.local.launch import QUICK, temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers import java_kafka

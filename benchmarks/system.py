@@ -27,7 +27,8 @@ import psutil
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from ingest.local.compare import Committed, ReconcileError
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import CALM
 from ingest.local.load.produce import PROFILES, stream
 from ingest.local.servers.base import answers_http
@@ -384,7 +385,7 @@ def _watch(
 
 
 def _settings(env: Mapping[str, str]) -> Settings:
-    from ingest.local.demo import settings_of
+    from ingest.local.launch import settings_of
 
     found: Settings = settings_of(dict(env))
     return found.model_copy(update={"kafka_options": {"log_level": "0"}})

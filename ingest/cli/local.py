@@ -36,7 +36,7 @@ def demo(
 ) -> None:
     """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
     needs_extra("local")
-    from ingest.local.demo import run
+    from ingest.local.demo.run import run
 
     sys.exit(
         run(

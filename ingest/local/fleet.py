@@ -17,15 +17,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ingest.local.compare import Committed, ReconcileError
-from ingest.local.demo import QUICK, settings_of
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.report import ReconcileError
+from ingest.local.launch import QUICK, celery, replays_ingest, settings_of
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
@@ -100,23 +100,19 @@ class Fleet:
 
     def reader(self, name: str, *, keep: bool = True, **settings: str) -> Child:
         """Starts a reader, or starts it again; `settings` are REPLAYS_* variables of this one alone."""
-        program = Path(sys.executable).with_name("replays-ingest")
-        command = [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
-        return self._start(name, command, {**self.env, **settings}, keep)
+        return self._start(name, replays_ingest(), {**self.env, **settings}, keep)
 
     def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
         """Starts a flush worker of two processes, or starts it again; `settings` as of a reader."""
         arguments = ["worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
-        return self._start(name, [*_celery(), *arguments], {**self.env, **settings}, keep)
+        return self._start(name, [*celery(), *arguments], {**self.env, **settings}, keep)
 
     def flower(self) -> Child:
         """Starts Flower, and waits until it answers."""
         port = free_port()
         self.flower_url = f"http://{HOST}:{port}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
-        child = self._start(
-            "flower", [*_celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True
-        )
+        child = self._start("flower", [*celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True)
         wait_until(self.flower_answers, READY_SECONDS_MAX, "Flower")
         return child
 
@@ -220,7 +216,3 @@ def pool_processes(worker: Child) -> list[int]:
     listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     pairs = [line.split() for line in listed.splitlines()]
     return [int(pid) for pid, parent in pairs if int(parent) == worker.pid and int(pid) != os.getpid()]
-
-
-def _celery() -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", "tasks"]

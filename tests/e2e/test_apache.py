@@ -23,9 +23,12 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core import record
-from ingest.local.compare import Committed, Report, read_metrics, reconcile
-from ingest.local.demo import temporary_files_in_memory
+from ingest.local.compare.metrics import read_metrics
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import Report
 from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, is_up, isolated, said
+from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers import java_kafka

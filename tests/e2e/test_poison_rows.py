@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from redis import Redis
 
-from ingest.local.compare import read_facts
+from ingest.local.compare.facts import read_facts
 from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
 from tasks.sinks.gcs.sink import client as gcs_client

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core import record
-from ingest.local.compare import read_letters
+from ingest.local.compare.letters import read_letters
 from ingest.local.load.expectation import Expectation
 from ingest.local.servers import java_kafka
 from ingest.reader.process import limits_of

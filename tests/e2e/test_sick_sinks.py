@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from ingest.local.compare import read_facts, read_metrics
+from ingest.local.compare.facts import read_facts
+from ingest.local.compare.metrics import read_metrics
 from ingest.local.servers.fault_proxy import Errors, Hang, Pass, Refuse, SeveralErrors
 from ingest.local.servers.processes import free_port, wait_until
 from tests.kit.whole_system import System, until

@@ -17,7 +17,9 @@ from typing import Any, Self
 
 from confluent_kafka import Producer
 
-from ingest.local.compare import Committed, Report, reconcile
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import Report
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers.fault_proxy import FaultProxy
@@ -253,6 +255,6 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 def settings_from(env: dict[str, str]) -> Any:
     """The settings that a process with these variables has."""
-    from ingest.local.demo import settings_of
+    from ingest.local.launch import settings_of
 
     return settings_of(env)

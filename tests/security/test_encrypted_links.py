@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
-from ingest.local.compare import Committed, read_letters, reconcile
-from ingest.local.demo import settings_of
+from ingest.local.compare.letters import read_letters
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, produce
 from ingest.local.servers import java_kafka

@@ -8,8 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ingest.local.compare import Report
-from ingest.local.demo import report_table
+from ingest.local.compare.report import Report, report_table
 from ingest.local.load.produce import Produced, summary
 
 

@@ -15,9 +15,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ingest.local.compare import Committed, ReconcileError, read_metrics, reconcile
-from ingest.local.demo import temporary_files_in_memory
+from ingest.local.compare.metrics import read_metrics
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import ReconcileError
 from ingest.local.fleet import Fleet, said
+from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, LoadError, produce
 from ingest.local.servers import java_kafka

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ingest.local.demo import temporary_files_in_memory
+from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.produce import LoadError
 from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import LocalError, ending_on_signals

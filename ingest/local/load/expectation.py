@@ -1,7 +1,7 @@
 """What every sink should hold after a load: the sum over a manifest.
 
 `Expectation.of_manifest` derives it from the generator's own notes. Where there is no manifest, `add_outcome`
-makes one of messages that are read and parsed again; the comparison (`ingest/local/compare.py`) does not care.
+makes one of messages that are read and parsed again; the comparison (`ingest/local/compare/`) does not care.
 
 Rules that are applied here, and why the sums over messages are not simply sums:
 - an object, a row and an outcome have an identity, so messages that come twice count once;

@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from ingest.cli.main import main
 from ingest.core.model import Batch, CutReason, Message, OffsetRange, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
-from ingest.local.demo import settings_of
 from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
 from ingest.local.load.produce import PROFILES, values
 from ingest.local.servers.bigquery.server import BigQuery
 from ingest.local.servers.processes import Children

@@ -13,9 +13,9 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 from rich.console import Console
 
-from ingest.local.compare import reconcile as compare
-from ingest.local.demo import settings_of
+from ingest.local.compare.reconcile import reconcile as compare
 from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers.java_kafka import JavaKafka

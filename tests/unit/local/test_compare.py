@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ingest.local.compare import compare_facts, compare_maps, compare_metrics, compare_sets
+from ingest.local.compare.checks import compare_facts, compare_maps, compare_metrics, compare_sets
 from ingest.local.load.expectation import Expectation, Flags, Total
 from ingest.local.load.manifest import Click, Entry, Header, ManifestError, Writer, read_entries, read_header
 from ingest.local.load.produce import PROFILES, stream

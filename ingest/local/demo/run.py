@@ -10,64 +10,42 @@ also when this process is killed.
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import signal
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-from ingest.local.compare import Committed, ReconcileError, Report, reconcile
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import ReconcileError
+from ingest.local.demo.outcome import Outcome, show
+from ingest.local.demo.screen import Screen
+from ingest.local.launch import QUICK, celery, replays_ingest, settings_of, temporary_files_in_memory
 from ingest.local.load.expectation import Expectation
-from ingest.local.load.produce import PROFILES, LoadError, Produced, Profile, produce, summary
+from ingest.local.load.produce import PROFILES, LoadError, Produced, Profile, produce
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import PARTS, KafkaKind, Stack
-from ingest.settings import Settings
 from tasks.errors import SinkError
 from tasks.migrate import migrate
-
-GiB = 1024**3
+from tasks.sinks.clickhouse.sink import client
 
 Victim = Literal["worker", "reader", "redis"]
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
 
 FLOWER_USER = "demo"
 POLL_SECONDS = 0.1
-PLAIN_LINE_SECONDS = 2.0
-PLAIN_WIDTH = 140  # of tables in a log file
 KILL_AT = 0.25  # of the messages committed
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
 STALL_SECONDS_MAX = 90.0  # without one more offset committed, after which we give up
 
-# The stand-ins write a file an object and wait for the disk; in memory the demo takes half the time.
-MEMORY_DIRECTORY = Path("/dev/shm")
-MEMORY_BYTES_FREE_MIN = 3 * GiB
-
-# Shorter than in production, so that what was lost with a killed part is missed within seconds.
-QUICK = {
-    "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
-    "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
-    "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "5",
-    "REPLAYS_TASK_VISIBILITY_SECONDS": "15",
-    "REPLAYS_BATCH_AGE_SECONDS_MAX": "1",
-}
-
-SAMPLE_TITLE = "pages by rage clicks"
 SAMPLE_QUERY = """
 SELECT url, uniqExactIf(event_hash, click_is_rage = 1) AS rage, uniqExactIf(event_hash, click_is_dead = 1) AS dead,
        uniqExact(replay_id) AS replays
@@ -82,92 +60,6 @@ GROUP BY replay_id, project_id ORDER BY count() DESC, replay_id LIMIT 1
 
 class DemoError(RuntimeError):
     """The demo cannot go on. The text says why, and ends with a log where one helps."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of it, for the table and for JSON."""
-
-    ok: bool = False
-    error: str = ""
-    load: Produced | None = None
-    report: Report | None = None
-    sample: list[tuple[Any, ...]] = field(default_factory=list)
-    rage_replay: str = ""
-    killed: str = ""
-    reader_exit: int | None = None
-    addresses: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def messages_per_second(self) -> float:
-        """From the first message produced to the last offset committed."""
-        seconds = self.seconds.get("ingest", 0.0)
-        return self.load.messages / seconds if self.load and seconds else 0.0
-
-    @property
-    def mb_per_second(self) -> float:
-        """Of message values, over the same time."""
-        seconds = self.seconds.get("ingest", 0.0)
-        return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            "ok": self.ok,
-            "error": self.error,
-            "killed": self.killed,
-            "reader_exit": self.reader_exit,
-            "load": summary(self.load) if self.load else None,
-            "messages_per_second": round(self.messages_per_second, 1),
-            "mb_per_second": round(self.mb_per_second, 2),
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-            "reconciliation": self.report.as_dict() if self.report else None,
-            "sample": self.sample,
-            "rage_replay": self.rage_replay,
-            "addresses": self.addresses,
-        }
-
-
-class _Screen:
-    """What a person sees: bars on a terminal, lines elsewhere, nothing with --json."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.console = Console(quiet=quiet, highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = PLAIN_WIDTH
-        self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
-
-    def line(self, text: str) -> None:
-        """One line, at once."""
-        self.console.print(text, soft_wrap=True, markup=False)
-        if not self.console.is_terminal:
-            self.console.file.flush()
-
-    @contextmanager
-    def bars(self) -> Iterator[None]:
-        """Bars, if this is a terminal."""
-        if not self.console.is_terminal:
-            yield
-            return
-        columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=False) as self._bars:
-            yield
-        self._bars = None
-
-    def advance(self, name: str, done: int, total: int) -> None:
-        """Where one of the bars stands; a line now and then without a terminal."""
-        if self._bars is not None:
-            if name not in self._tasks:
-                self._tasks[name] = self._bars.add_task(name, total=total)
-            self._bars.update(self._tasks[name], completed=done, total=total)
-            return
-        now = time.monotonic()
-        if done == total or now - self._said.get(name, 0.0) >= PLAIN_LINE_SECONDS:
-            self._said[name] = now
-            self.line(f"{name:<10} {done} of {total}")
 
 
 def run(
@@ -188,7 +80,7 @@ def run(
     `keep` leaves everything up until Ctrl-C. `directory` keeps data, logs and manifest there. `settings`: further
     REPLAYS_* variables.
     """
-    screen = _Screen(quiet=as_json)
+    screen = Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
     with _ending_on_sigterm(), temporary_files_in_memory(directory is None and not keep):
         try:
@@ -199,7 +91,7 @@ def run(
                 except (DemoError, LocalError, LoadError, ReconcileError, SinkError) as error:
                     outcome.error = str(error)
                 outcome.ok = not outcome.error and outcome.report is not None and outcome.report.ok
-                _show(screen, outcome, as_json)
+                show(screen, outcome, as_json)
                 if keep:
                     demo.stay()
                 demo.stop()
@@ -212,7 +104,7 @@ def run(
 class _Demo:
     """One run, step by step."""
 
-    def __init__(self, stack: Stack, screen: _Screen, outcome: Outcome, extra: dict[str, str]) -> None:
+    def __init__(self, stack: Stack, screen: Screen, outcome: Outcome, extra: dict[str, str]) -> None:
         self.stack = stack
         self.screen = screen
         self.outcome = outcome
@@ -279,7 +171,7 @@ class _Demo:
         """The pages over what was ingested; returns their address."""
         url = f"http://{HOST}:{free_port()}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
-        command = [_program("replays-ingest"), "web", "--port", url.rpartition(":")[2]]
+        command = [*replays_ingest(), "web", "--port", url.rpartition(":")[2]]
         self.stack.children.start("web", command, env=env, keep=True)
         wait_until(lambda: answers_http(f"{url}/"), READY_SECONDS_MAX, "the pages")
         return url
@@ -302,17 +194,17 @@ class _Demo:
         env = {**self.env, "TMPDIR": str(scratch)}
         self.settings = settings_of(self.env)
         children = self.stack.children
-        self.worker = children.start("worker", [*_celery(), "worker", "--loglevel=INFO"], env=env, keep=True)
+        self.worker = children.start("worker", [*celery(), "worker", "--loglevel=INFO"], env=env, keep=True)
         port = free_port()
         flower_env = {**env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         arguments = ["flower", f"--address={HOST}", f"--port={port}"]
-        self.flower = children.start("flower", [*_celery(), *arguments], env=flower_env, keep=True)
+        self.flower = children.start("flower", [*celery(), *arguments], env=flower_env, keep=True)
         url = f"http://{HOST}:{port}"
         reader_url = f"http://{HOST}:{http_port}"
         self.outcome.addresses = {**self.stack.addresses, "flower": url, "reader": reader_url}
         for line in migrate(self.settings, topics=True):
             self.screen.line(f"migrated   {line}")
-        self.reader = children.start("reader", [_program("replays-ingest")], env=env, keep=True)
+        self.reader = children.start("reader", replays_ingest(), env=env, keep=True)
         wait_until(lambda: answers_http(f"{url}/healthcheck"), READY_SECONDS_MAX, "Flower")
         self.screen.line(f"Flower     {url} (user {FLOWER_USER}, password {self.password})")
 
@@ -390,8 +282,6 @@ class _Demo:
             self._sample()
 
     def _sample(self) -> None:
-        from tasks.sinks.clickhouse.sink import client
-
         server = client(self.settings)
         try:
             self.outcome.sample = [tuple(row) for row in server.query(SAMPLE_QUERY).result_rows]
@@ -409,23 +299,6 @@ class _Demo:
         self.outcome.seconds[name] = time.monotonic() - began
 
 
-def settings_of(env: dict[str, str]) -> Settings:
-    """The settings that a process with these REPLAYS_* variables would have."""
-    fields = {name.removeprefix("REPLAYS_").lower(): value for name, value in env.items()}
-    make = cast("Callable[..., Settings]", Settings)
-    return make(**fields)
-
-
-def _program(name: str) -> str:
-    """A command of this very environment."""
-    path = Path(sys.executable).with_name(name)
-    return str(path) if path.exists() else name
-
-
-def _celery() -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", "tasks"]
-
-
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the demo as Ctrl-C does: children first. Only where signals can be handled."""
@@ -441,108 +314,3 @@ def _ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
-def temporary_files_in_memory(wanted: bool) -> Iterator[None]:
-    """Temporary files of this process and its children go to memory, where there is plenty and nobody chose."""
-    name = "TMPDIR"
-    try:
-        there = os.statvfs(MEMORY_DIRECTORY)
-        free_bytes = there.f_bavail * there.f_frsize
-    except OSError:
-        free_bytes = 0
-    if not wanted or name in os.environ or free_bytes < MEMORY_BYTES_FREE_MIN:
-        yield
-        return
-    os.environ[name] = str(MEMORY_DIRECTORY)
-    tempfile.tempdir = None
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        tempfile.tempdir = None
-
-
-# --------------------------------------------------------------------------------------------------------- showing
-
-
-def report_table(report: Report) -> Table:
-    """The reconciliation as a table."""
-    table = Table(title="reconciliation", title_justify="left")
-    for heading in ("expected", "found", "missing", "extra", "wrong"):
-        if heading == "expected":
-            table.add_column("what")
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    table.add_column("how it is compared")
-    for check in report.checks:
-        numbers = (check.expected, check.found, check.missing, check.extra, check.wrong)
-        table.add_row(
-            check.name,
-            *(f"{number:,}" for number in numbers),
-            "[green]ok[/]" if check.ok else "[red]NOT OK[/]",
-            check.note,
-        )
-    return table
-
-
-def _sample_table(rows: list[tuple[Any, ...]]) -> Table:
-    table = Table(title=f"{SAMPLE_TITLE}, asked of ClickHouse", title_justify="left")
-    for heading in ("page", "rage clicks", "dead clicks", "replays"):
-        table.add_column(heading, justify="left" if heading == "page" else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    return table
-
-
-def _show(screen: _Screen, outcome: Outcome, as_json: bool) -> None:
-    """The end of the demo."""
-    if as_json:
-        print(json.dumps(outcome.as_dict(), indent=2, default=str), flush=True)
-        return
-    console = screen.console
-    if outcome.report is not None:
-        console.print(report_table(outcome.report))
-        failures = outcome.report.failures()
-        if failures:
-            console.print(failures, markup=False)
-    if outcome.sample:
-        console.print(_sample_table(outcome.sample))
-    if outcome.load is not None and outcome.report is not None:
-        load = outcome.load
-        screen.line(
-            f"{load.messages} messages ({load.segments} segments, {load.duplicates} sent twice, {load.rejects} "
-            f"malformed, {load.size_bytes / 1e6:.0f} MB) in {outcome.seconds['ingest']:.1f} s: "
-            f"{outcome.messages_per_second:.0f} messages/s, {outcome.mb_per_second:.1f} MB/s"
-        )
-        screen.line(", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items()))
-    if outcome.rage_replay:
-        screen.line(f"a replay with rage clicks: {outcome.rage_replay} (--keep prints the address where it plays)")
-    if outcome.error:
-        screen.line(f"error: {outcome.error}")
-    screen.line("everything that went in came out, once" if outcome.ok else "NOT everything holds, see above")
-
-
-__all__ = ["VICTIMS", "DemoError", "Outcome", "Victim", "report_table", "run", "settings_of"]
-
-
-def main() -> int:
-    """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same."""
-    import argparse
-
-    parser = argparse.ArgumentParser(description="The whole system on this machine, reconciled.")
-    parser.add_argument("count", nargs="?", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="leave everything up until Ctrl-C")
-    parser.add_argument("--directory", type=Path, help="keep data, logs and manifest there")
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="demo")
-    parser.add_argument("--kill", choices=VICTIMS, help="kill -9 this in the middle")
-    parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
-    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
-    parser.add_argument("--json", action="store_true", dest="as_json")
-    return run(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""The committed offsets of the readers' group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.local.compare.report import ReconcileError
+from ingest.settings import Settings
+from tasks.kafka.options import kafka_options
+
+CALL_SECONDS_MAX = 30.0
+COORDINATOR_MOVES = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+)
+
+
+class Committed:
+    """Asks for the group's committed offsets, with one client for many questions."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._consumer = Consumer(
+            {"group.id": settings.kafka_group, "enable.auto.commit": False, **kafka_options(settings)}
+        )
+
+    def of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Committed offset by (topic, partition); 0 where there is none. Raises ReconcileError."""
+        asked = [KafkaPartition(topic, partition) for topic, partition in sources]
+        ends_at = time.monotonic() + CALL_SECONDS_MAX
+        while True:
+            try:
+                answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
+                break
+            except KafkaException as error:
+                # A broker that has just started does not know its groups yet.
+                if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
+                    raise ReconcileError(f"committed offsets: {error}") from error
+                time.sleep(0.1)
+        return {(one.topic, one.partition): max(one.offset, 0) for one in answer}
+
+    def close(self) -> None:
+        """Leaves."""
+        self._consumer.close()

@@ -1,0 +1,65 @@
+"""Every row that ClickHouse holds, exact under FINAL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from ingest.local.load.expectation import Flags
+from ingest.settings import Settings
+from tasks.sinks.clickhouse.sink import client
+
+
+@dataclass(slots=True)
+class Rows:
+    """What ClickHouse holds, exact under FINAL."""
+
+    clicks: dict[str, Flags] = field(default_factory=dict)
+    taps: set[str] = field(default_factory=set)
+    replay_events: set[tuple[int, str, int]] = field(default_factory=set)
+    segments: set[tuple[int, str, int]] = field(default_factory=set)
+    outcomes: dict[str, str] = field(default_factory=dict)
+    doubled: dict[str, int] = field(default_factory=dict)
+    """Identities that FINAL shows more than once, by table: must be empty."""
+
+
+def read_rows(settings: Settings) -> Rows:
+    """Every row of the three tables, one query a table."""
+    rows = Rows()
+    server = client(settings)
+    try:
+        for hash_, dead, rage, is_click, is_tap, project, replay, segment in server.query(
+            "SELECT toString(event_hash), click_is_dead, click_is_rage, click_tag != '' OR click_node_id > 0, "
+            "tap_view_id != '' OR tap_message != '', project_id, toString(replay_id), segment_id "
+            "FROM replays FINAL"
+        ).result_rows:
+            if is_click:
+                _note(rows, "replays", hash_ in rows.clicks)
+                rows.clicks[hash_] = Flags(dead, rage)
+            elif is_tap:
+                _note(rows, "replays", hash_ in rows.taps)
+                rows.taps.add(hash_)
+            else:
+                key = (project, UUID(replay).hex, segment)
+                _note(rows, "replays", key in rows.replay_events)
+                rows.replay_events.add(key)
+        for project, replay, segment in server.query(
+            "SELECT project_id, toString(replay_id), segment_id FROM replay_segments FINAL"
+        ).result_rows:
+            key = (project, UUID(replay).hex, segment)
+            _note(rows, "replay_segments", key in rows.segments)
+            rows.segments.add(key)
+        for replay, category, quantity in server.query(
+            "SELECT toString(replay_id), category, quantity FROM replay_outcomes FINAL WHERE outcome = 'accepted'"
+        ).result_rows:
+            name = UUID(replay).hex
+            _note(rows, "replay_outcomes", name in rows.outcomes or quantity != 1)
+            rows.outcomes[name] = category
+    finally:
+        server.close()
+    return rows
+
+
+def _note(rows: Rows, table: str, doubled: bool) -> None:
+    if doubled:
+        rows.doubled[table] = rows.doubled.get(table, 0) + 1

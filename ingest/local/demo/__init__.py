@@ -1,0 +1,1 @@
+"""The demo: the whole system on this machine, fed, watched, and held to account."""

@@ -1,0 +1,28 @@
+"""python -m ingest.local.demo; `replays-ingest demo` has the same options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ingest.local.demo.run import VICTIMS, run
+from ingest.local.load.produce import PROFILES
+
+
+def main() -> int:
+    """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same."""
+    parser = argparse.ArgumentParser(description="The whole system on this machine, reconciled.")
+    parser.add_argument("count", nargs="?", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="leave everything up until Ctrl-C")
+    parser.add_argument("--directory", type=Path, help="keep data, logs and manifest there")
+    parser.add_argument("--profile", choices=sorted(PROFILES), default="demo")
+    parser.add_argument("--kill", choices=VICTIMS, help="kill -9 this in the middle")
+    parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
+    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    return run(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

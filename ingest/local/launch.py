@@ -1,0 +1,67 @@
+"""How the system's own processes are started over an embedded stack: commands, settings, temporary files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from ingest.settings import Settings
+
+GiB = 1024**3
+
+# The stand-ins write a file an object and wait for the disk; in memory the demo takes half the time.
+MEMORY_DIRECTORY = Path("/dev/shm")
+MEMORY_BYTES_FREE_MIN = 3 * GiB
+
+# Shorter than in production, so that what was lost with a killed part is missed within seconds.
+QUICK = {
+    "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
+    "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
+    "REPLAYS_RETRY_BACKOFF_SECONDS_MAX": "5",
+    "REPLAYS_TASK_VISIBILITY_SECONDS": "15",
+    "REPLAYS_BATCH_AGE_SECONDS_MAX": "1",
+}
+
+
+def settings_of(env: dict[str, str]) -> Settings:
+    """The settings that a process with these REPLAYS_* variables would have."""
+    fields = {name.removeprefix("REPLAYS_").lower(): value for name, value in env.items()}
+    make = cast("Callable[..., Settings]", Settings)
+    return make(**fields)
+
+
+def replays_ingest() -> list[str]:
+    """The command line of this very environment."""
+    program = Path(sys.executable).with_name("replays-ingest")
+    return [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
+
+
+def celery() -> list[str]:
+    """Celery with the application of the flush fleet."""
+    return [sys.executable, "-m", "celery", "-A", "tasks"]
+
+
+@contextmanager
+def temporary_files_in_memory(wanted: bool) -> Iterator[None]:
+    """Temporary files of this process and its children go to memory, where there is plenty and nobody chose."""
+    name = "TMPDIR"
+    try:
+        there = os.statvfs(MEMORY_DIRECTORY)
+        free_bytes = there.f_bavail * there.f_frsize
+    except OSError:
+        free_bytes = 0
+    if not wanted or name in os.environ or free_bytes < MEMORY_BYTES_FREE_MIN:
+        yield
+        return
+    os.environ[name] = str(MEMORY_DIRECTORY)
+    tempfile.tempdir = None
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        tempfile.tempdir = None
