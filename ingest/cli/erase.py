@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings
+from ingest.operate.text import utc_text
 
 
 @click.command()
@@ -41,7 +42,7 @@ def erase(
     Refuses while Kafka or Redis may still deliver it again. May be repeated at any time, also after a crash. Exit
     code 0: nothing is left of it; 1: something is, or there never was such a replay, which the last line says.
     """
-    from ingest.operate.erase import EraseFailed, Eraser, plain_id, remains, spelled
+    from ingest.operate.erase import EraseFailed, Eraser, plain_id, remains
     from ingest.operate.erase import redelivery_hours as usual_hours
 
     if as_json and not (yes or dry_run):
@@ -65,13 +66,13 @@ def erase(
             if dry_run:
                 left = remains(found)
                 if again_until is not None:
-                    left.append(f"kafka or redis may deliver it again until {spelled(again_until)}")
+                    left.append(f"kafka or redis may deliver it again until {utc_text(again_until)} UTC")
                 _tell(found, left, f"would erase {what}", as_json, dry_run=True)
                 return
             if again_until is not None and not now:
                 fail(
-                    f"its newest segment may be delivered again until {spelled(again_until)}: run this then, or "
-                    "now with --now and then again"
+                    f"its newest segment may be delivered again until {utc_text(again_until)} UTC: "
+                    "run this then, or now with --now and then again"
                 )
             if not yes:
                 click.confirm(f"Erase {what}? Nobody can bring it back", abort=True, err=True)
@@ -94,7 +95,7 @@ def described(found: Any) -> str:
 
 def _nothing_to_erase(eraser: Any, found: Any, as_json: bool) -> None:
     """Ends the command: it was erased before, or it never was."""
-    from ingest.operate.erase import remains, spelled
+    from ingest.operate.erase import remains
 
     before, again_until = eraser.done_before()
     if not (before or found.billed or found.letters):
@@ -102,7 +103,7 @@ def _nothing_to_erase(eraser: Any, found: Any, as_json: bool) -> None:
         fail(f"there is nothing of a replay {found.replay_id} in project {found.project_id}{other}")
     left = remains(found)
     if again_until is not None:
-        left.append(f"kafka or redis may deliver it again until {spelled(again_until)}: run this again then")
+        left.append(f"kafka or redis may deliver it again until {utc_text(again_until)} UTC: run this again then")
     _tell(found, left, f"nothing is left to erase of {described(found).partition(':')[0]}", as_json)
     sys.exit(EXIT_FAILED if left else 0)
 

@@ -183,9 +183,8 @@ def batches_retry(batch_id: str, by: str) -> None:
 @by_option
 def batches_abandon(batch_id: str, reason: str, by: str) -> None:
     """Give a batch up: its messages become dead letters, and its reader goes on without it."""
-    from confluent_kafka import KafkaException
-
     from tasks.errors import SinkError
+    from tasks.kafka.ranges import RangeError
     from tasks.operate import NotParked, ReaderGone, abandon
     from tasks.sinks import build
 
@@ -194,7 +193,7 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
     with redis_answers():
         try:
             click.echo(abandon(loaded, staging_of(loaded), sink, batch_id, reason, by))
-        except (NotParked, ReaderGone, SinkError, ValueError, KafkaException) as refused:
+        except (NotParked, ReaderGone, SinkError, RangeError, ValueError) as refused:
             fail(str(refused))
         finally:
             sink.close()

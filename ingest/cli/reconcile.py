@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, by_option, fail, redis_answers, settings
+from ingest.operate.text import moment
 
 EXIT_MISSING = 1
 
@@ -23,8 +24,6 @@ class Moment(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Fails as a wrong usage does."""
-        from ingest.operate.reconcile import moment
-
         if isinstance(value, float):
             return value
         try:

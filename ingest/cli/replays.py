@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from ingest.cli.common import as_json, fail, settings
+from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 WEB_PORT = 8077
 
 project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
@@ -45,15 +43,10 @@ class Age(click.ParamType[float]):
     name = "age"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d{1,6})([smhd])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is not like 90s, 15m, 6h or 7d", param, ctx)
-        return int(found[1]) * UNITS[found[2]]
-
-
-def moment(seconds: float | None) -> str:
-    """Unix seconds as UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds is not None else ""
+        try:
+            return age_seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.group("replays")
@@ -84,7 +77,7 @@ def replays_ls(
 ) -> None:
     """The replays that match, the latest first; counts are exact whatever was delivered twice."""
     from ingest.web.model import Filter
-    from ingest.web.present import duration, page_dict
+    from ingest.web.present import page_dict
 
     chosen = Filter(
         project_id=project,
@@ -111,11 +104,11 @@ def replays_ls(
         table.add_row(
             one.replay_id,
             str(one.project_id),
-            moment(one.started_at),
+            utc_text(one.started_at),
             escape(one.user),
             escape(one.browser),
             escape(one.release),
-            duration(one.duration_seconds),
+            clock_text(one.duration_seconds),
             *(str(count) if count else "·" for count in counts),
         )
     console = Console()
@@ -133,7 +126,7 @@ def replays_ls(
 def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
     """One replay: its facts, its segments in order with what is missing or came twice, and their ingestion."""
     from ingest.web.journey import journeys
-    from ingest.web.present import duration, numbers, replay_dict, segments_dict, size
+    from ingest.web.present import replay_dict, segments_dict
 
     loaded = settings()
     with reading() as reads:
@@ -147,18 +140,18 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
     facts = {
         "replay": replay.replay_id,
         "project": replay.project_id,
-        "started (UTC)": moment(replay.started_at),
-        "length": duration(replay.duration_seconds),
+        "started (UTC)": utc_text(replay.started_at),
+        "length": clock_text(replay.duration_seconds),
         "user": replay.user,
         "release": f"{replay.release} {replay.environment}".strip(),
         "browser": f"{replay.browser} on {replay.system}" if replay.browser else replay.system,
         "clicks": f"{replay.clicks}, {replay.dead_clicks} dead, {replay.rage_clicks} rage",
         "errors": replay.errors,
         "pages": "\n".join(replay.pages),
-        "stored": f"{size(replay.bytes_stored)}, {size(replay.bytes_inflated)} inflated",
+        "stored": f"{size_text(replay.bytes_stored)}, {size_text(replay.bytes_inflated)} inflated",
         "retention": f"{replay.retention_days} days",
-        "missing": numbers(segments.missing) or "none",
-        "duplicates": numbers(segments.duplicates) or "none",
+        "missing": runs_text(segments.missing) or "none",
+        "duplicates": runs_text(segments.duplicates) or "none",
     }
     console = Console(highlight=False)
     for name, value in facts.items():
@@ -173,9 +166,9 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
             str(one["segment_id"]),
             one["state"],
             place + again,
-            moment(one["received_at"]),
-            size(one["bytes_stored"]) if one["bytes_stored"] else "",
-            moment(one["durable_gcs_at"]),
+            utc_text(one["received_at"]),
+            size_text(one["bytes_stored"]) if one["bytes_stored"] else "",
+            utc_text(one["durable_gcs_at"]),
             escape(one["batch"]["batch_id"]) if one["batch"] else "committed" if one["committed"] else "",
         )
     console.print()
@@ -191,7 +184,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
 @as_json
 def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], as_json: bool) -> None:
     """The timeline of one replay, read from its own stored segments."""
-    from ingest.web.present import numbers, size, timeline_dict
+    from ingest.web.present import timeline_dict
 
     with reading() as reads:
         segments = reads.segments(reads.replay(replay_id, project))
@@ -208,7 +201,7 @@ def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], 
     table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
     for mark in timeline.marks:
         told = [
-            f"{k} {size(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"
+            f"{k} {size_text(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"
             for k, v in mark.detail.items()
             if v not in (None, "")
         ]
@@ -225,7 +218,7 @@ def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], 
     console.print(table)
     for name, found in (("missing", segments.missing), ("unreadable", tuple(timeline.unreadable))):
         if found:
-            console.print(f"{name} segments: {numbers(found)}", style="yellow")
+            console.print(f"{name} segments: {runs_text(found)}", style="yellow")
 
 
 @click.command("fetch")
@@ -245,7 +238,6 @@ def fetch_command(
 ) -> None:
     """Download a replay: the rrweb events of each segment as they were sent, and its videos."""
     from ingest.web.blobs import BlobError, unpack
-    from ingest.web.present import numbers, size
 
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
@@ -271,9 +263,9 @@ def fetch_command(
         click.echo(json.dumps({"written": written, "missing": gone, "unreadable": unreadable}))
     else:
         for file in written:
-            click.echo(f"{file['path']}  {size(file['bytes'])}")
+            click.echo(f"{file['path']}  {size_text(file['bytes'])}")
         if gone:
-            click.echo(f"missing segments: {numbers(gone)}")
+            click.echo(f"missing segments: {runs_text(gone)}")
         for number, reason in unreadable.items():
             click.echo(f"segment {number} is unreadable: {reason}")
     if not written:

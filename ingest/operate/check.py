@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.errors import SinkError, TransientSinkError
 from tasks.kafka.options import kafka_options
@@ -184,9 +185,7 @@ def _redis(settings: Settings) -> Iterable[Finding]:
     policy = info.get("maxmemory_policy", "unknown")
     limit = int(info.get("maxmemory", 0))
     used = int(info.get("used_memory", 0))
-    yield Finding(
-        "redis", "ok", f"version {client.info('server').get('redis_version')}, {used / 2**20:.0f} MiB used"
-    )
+    yield Finding("redis", "ok", f"version {client.info('server').get('redis_version')}, {size_text(used)} used")
     if policy != "noeviction":
         yield Finding(
             "redis eviction",
@@ -200,8 +199,8 @@ def _redis(settings: Settings) -> Iterable[Finding]:
         yield Finding(
             "redis memory",
             "warning",
-            f"maxmemory is {limit / 2**20:.0f} MiB",
-            f"one reader may stage {settings.in_flight_bytes_max / 2**20:.0f} MiB; give it at least twice that",
+            f"maxmemory is {size_text(limit)}",
+            f"one reader may stage {size_text(settings.in_flight_bytes_max)}; give it at least twice that",
         )
 
 

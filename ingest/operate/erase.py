@@ -19,7 +19,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from google.api_core.exceptions import BadRequest, Forbidden, NotFound, PreconditionFailed
@@ -28,6 +27,7 @@ from google.cloud.bigquery.retry import DEFAULT_RETRY
 from urllib3 import Timeout
 
 from ingest.operate.dlq import DeadLettersUnavailable, mentioning
+from ingest.operate.text import utc_text
 from ingest.settings import Settings
 from tasks.migrate import RETENTION_DAYS, SOURCE_RETENTION_HOURS
 from tasks.sinks.bigquery import sink as bigquery
@@ -108,11 +108,6 @@ def plain_id(text: str) -> str:
 def redelivery_hours(settings: Settings) -> float:
     """For how long a message can come again after it arrived: Kafka's usual retention, and what is staged."""
     return SOURCE_RETENTION_HOURS + settings.staged_ttl_seconds / 3600
-
-
-def spelled(seconds: float) -> str:
-    """Unix seconds as UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 @contextlib.contextmanager
@@ -240,7 +235,9 @@ class Eraser:
                 self._delete_rows(found)
         left += remains(found)
         if again_until is not None:
-            left.append(f"kafka or redis may deliver it again until {spelled(again_until)}: run this again then")
+            left.append(
+                f"kafka or redis may deliver it again until {utc_text(again_until)} UTC: run this again then"
+            )
         self._staging.audit(
             {"what": "erase ends", **deed, "left": "; ".join(left), "again_until": again_until or ""}
         )
@@ -385,7 +382,7 @@ class Objects:
         seconds = int(bucket.soft_delete_policy.retention_duration_seconds or 0)
         if not seconds:
             return []
-        return [f"soft delete of gs://{name} keeps the bytes until {spelled(time.time() + seconds)}"]
+        return [f"soft delete of gs://{name} keeps the bytes until {utc_text(time.time() + seconds)} UTC"]
 
 
 def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.operate.status import ReaderStatus, Status, collect
+from ingest.operate.text import seconds_text, size_text
 from ingest.settings import Settings
 from tasks.staging import shortened
 
@@ -67,13 +68,13 @@ def _headline(status: Status) -> RenderableType:
     heard = [reader for reader in status.readers if not reader.silent]
     worst = max((p.lag_seconds for r in heard for p in r.snapshot.partitions), default=0.0)
     redis = status.redis
-    memory = f"{size(redis.used_bytes)}" + (f" of {size(redis.max_bytes)}" if redis.max_bytes else "")
+    memory = f"{size_text(redis.used_bytes)}" + (f" of {size_text(redis.max_bytes)}" if redis.max_bytes else "")
     text = Text.assemble(
         ("replays-ingest", "bold"),
         f"  {time.strftime('%H:%M:%S', time.localtime(status.at))}   ",
         f"{len(heard)} reader{'' if len(heard) == 1 else 's'}   ",
         f"{sum(r.messages_per_second for r in heard):,.0f} messages/s   ",
-        f"{size(sum(r.bytes_per_second for r in heard))}/s   ",
+        f"{size_text(sum(r.bytes_per_second for r in heard))}/s   ",
         "lag ",
         (f"{status.lag_messages:,} messages, {worst:.0f} s", lag_style(worst)),
         f"   redis {memory}, {redis.unacknowledged_tasks} tasks out",
@@ -102,7 +103,7 @@ def _reader_line(reader: ReaderStatus) -> Text:
         quantiles = (
             f"   durable p50 <{reader.end_to_end_p50_seconds:g} s, p99 <{reader.end_to_end_p99_seconds:g} s"
         )
-    held = f"   {len(snapshot.flights)} in flight, {size(snapshot.held_bytes)}{quantiles}"
+    held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{quantiles}"
     return Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
 
 
@@ -150,7 +151,7 @@ def _flights(status: Status) -> RenderableType:
             flight.stage,
             str(flight.attempt),
             str(flight.messages),
-            size(flight.size_bytes),
+            size_text(flight.size_bytes),
             f"{flight.age_seconds:.1f} s",
         )
     return _more(table, len(rows))
@@ -200,20 +201,6 @@ def _more(table: Table, rows: int) -> Table:
     if rows > ROWS_MAX:
         table.caption = f"and {rows - ROWS_MAX} more"
     return table
-
-
-def size(size_bytes: float) -> str:
-    """Bytes for a person: `17.3 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024 or unit == "GiB":
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    raise AssertionError
-
-
-def seconds_text(value: float | None) -> str:
-    """A duration, or nothing."""
-    return "" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
 def lag_style(lag_seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What the reads return, as JSON and as text. One shape for the commands' `--json` and for the pages."""
+"""What the reads return, as JSON: one shape for the commands' `--json` and for the pages."""
 
 from __future__ import annotations
 
@@ -56,33 +56,3 @@ def timeline_dict(timeline: Timeline) -> dict[str, Any]:
     """All of it, and the number of marks by kind."""
     plain: dict[str, Any] = msgspec.to_builtins(timeline)
     return {**plain, "counts": timeline.counts()}
-
-
-# Text for people
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `4:05`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
-
-
-def size(size_bytes: float) -> str:
-    """`12 B`, `3.4 kB`, `1.2 MB`."""
-    for unit, factor in (("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
-def numbers(found: tuple[int, ...] | list[int]) -> str:
-    """`3, 5-7`."""
-    runs: list[list[int]] = []
-    for number in sorted(found):
-        if runs and runs[-1][1] + 1 == number:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)

@@ -1,0 +1,73 @@
+"""Numbers and times as people read and type them: one way each, for every command and page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+AGE = re.compile(r"([0-9]{1,9})([smhd])")
+
+
+def size_text(size_bytes: float) -> str:
+    """`17 B`, `17.3 MiB`."""
+    size, units = float(size_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    for larger in units:
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A short time: `250 ms`, `1.5 s`, nothing for None."""
+    if seconds is None:
+        return ""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def clock_text(seconds: float) -> str:
+    """A length as a player shows it: `1:02:03`, `4:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def utc_text(seconds: float | None) -> str:
+    """Unix seconds as UTC: `2026-05-01 12:00:03`, nothing for None."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def runs_text(numbers: Iterable[int]) -> str:
+    """`3, 5-7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+
+
+def age_seconds(text: str) -> int:
+    """Seconds of `90s`, `15m`, `6h`, `7d`. Raises ValueError."""
+    found = AGE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is not like 90s, 15m, 6h or 7d")
+    return int(found[1]) * UNIT_SECONDS[found[2]]
+
+
+def moment(text: str, now: float) -> float:
+    """Unix seconds of an age before `now`, or of a time in ISO 8601 (UTC where it names no zone).
+
+    Raises ValueError.
+    """
+    if AGE.fullmatch(text):
+        return now - age_seconds(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an age like 2h nor a time like 2026-05-01T12:00") from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,39 @@
+"""Numbers and times as people read and type them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.operate.text import age_seconds, clock_text, moment, runs_text, seconds_text, size_text, utc_text
+
+
+def test_an_operator_types_ages_or_times() -> None:
+    """Ages count back from now; a time without a zone is UTC."""
+    assert moment("2h", now=10_000.0) == 2_800.0
+    assert moment("1970-01-01T00:01", now=0.0) == 60.0
+    assert moment("1970-01-01T01:00+01:00", now=5.0) == 0.0
+    assert [age_seconds(text) for text in ("90s", "15m", "6h", "7d")] == [90, 900, 21_600, 604_800]
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "2", "2w", "-2h", "2 h", "٢h"])
+def test_what_is_neither_is_refused_with_examples(text: str) -> None:
+    """The message shows what would have been right."""
+    with pytest.raises(ValueError, match="like"):
+        moment(text, now=0.0)
+    with pytest.raises(ValueError, match="90s"):
+        age_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (17.3 * 2**20, "17.3 MiB"), (5000 * 2**40, "5000.0 TiB")],
+)
+def test_sizes_have_binary_units(size_bytes: float, text: str) -> None:
+    assert size_text(size_bytes) == text
+
+
+def test_times_and_numbers_read_as_people_write_them() -> None:
+    assert [seconds_text(each) for each in (None, 0.25, 1.5)] == ["", "250 ms", "1.5 s"]
+    assert [clock_text(each) for each in (245, 3723)] == ["4:05", "1:02:03"]
+    assert [utc_text(each) for each in (None, 0)] == ["", "1970-01-01 00:00:00"]
+    assert [runs_text(each) for each in ((), (7, 3, 5, 6))] == ["", "3, 5-7"]
