@@ -9,25 +9,23 @@ audit stream `{prefix}:audit`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from celery.utils.log import get_task_logger
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from tasks.celery import app
-from tasks.errors import TransientSinkError
 from tasks.flush import tools
-from tasks.kafka.options import kafka_options
-from tasks.settings import KiB, MiB, Settings
+from tasks.kafka.ranges import Bounds, Range, RangeReader
+from tasks.kafka.records import Record
+from tasks.settings import MiB, Settings
 from tasks.sinks.base import Sink
 from tasks.staging import Staging
 from tasks.wire import Completion, DeadLetterItem
 
 log = get_task_logger(__name__)
 REASON = "abandoned"
-READ_SECONDS_MAX = 60.0
+READ = Bounds(seconds_max=60.0)
 LETTERS_BYTES_MAX = 8 * MiB
 SILENT_SECONDS_MAX = 60.0
 
@@ -64,7 +62,8 @@ def retry(staging: Staging, batch_id: str, by: str) -> str:
 def abandon(
     settings: Settings, staging: Staging, dead_letters: Sink[Any], batch_id: str, reason: str, by: str
 ) -> str:
-    """One line about what was done. Raises NotParked, ReaderGone, or what Kafka said; then nothing is given up.
+    """One line about what was done. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the dead
+    letters); then nothing is given up.
 
     The messages are read again from Kafka: what is in Redis are rows, and these may be just what is wrong.
     Repeating it repeats equal dead letters. The reader is told only once all of them are durable.
@@ -73,15 +72,15 @@ def abandon(
         raise ValueError("say why: an abandoned batch is looked at again some day")
     reader = _reader_of(staging, batch_id)
     about = staging.parked()[batch_id]
-    source = TopicPartition(about["topic"], about["partition"], about["start"])
     count, group, size_bytes = 0, list[DeadLetterItem](), 0
-    for message in _messages(settings, source, about["stop"]):
-        group.append(_letter(message, batch_id, f"{reason} (by {by})"))
-        size_bytes += len(group[-1].value)
-        count += 1
-        if size_bytes >= LETTERS_BYTES_MAX:
-            _bury(settings, dead_letters, batch_id, group)
-            group, size_bytes = [], 0
+    with RangeReader(settings, about["topic"], bounds=READ) as topic:
+        for record in topic.read([Range(about["partition"], about["start"], about["stop"])]):
+            group.append(_letter(record, batch_id, f"{reason} (by {by})"))
+            size_bytes += len(group[-1].value)
+            count += 1
+            if size_bytes >= LETTERS_BYTES_MAX:
+                _bury(settings, dead_letters, batch_id, group)
+                group, size_bytes = [], 0
     _bury(settings, dead_letters, batch_id, group)
     # Less than the reader had: retention took them in the meantime. They cannot be kept any more, so say it.
     gone = max(0, int(about.get("messages", count)) - count)
@@ -106,66 +105,23 @@ def _reader_of(staging: Staging, batch_id: str) -> str:
     return reader
 
 
-def _messages(settings: Settings, source: TopicPartition, stop: int) -> Iterator[Message]:
-    """The range's messages as they are in the topic now. Raises TransientSinkError when Kafka does not answer."""
-    consumer = Consumer(
-        {
-            "group.id": "replays-ingest-operate",  # never used: nothing is subscribed to, nothing committed
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "queued.max.messages.kbytes": 32 * MiB // KiB,
-            **kafka_options(settings),
-        }
-    )
-    try:
-        consumer.assign([source])
-        ends_at = time.monotonic() + READ_SECONDS_MAX
-        while time.monotonic() < ends_at:
-            message = consumer.poll(1.0)
-            if message is None:
-                continue
-            error = message.error()
-            if error is None:
-                if (message.offset() or 0) >= stop:
-                    return
-                yield message
-                if (message.offset() or 0) + 1 == stop:
-                    return
-            elif error.code() == KafkaError._PARTITION_EOF:
-                return  # the end of the log, which is not below `stop` unless the rest is gone
-            elif not error.retriable():
-                raise KafkaException(error)
-        raise TransientSinkError(
-            f"{source.topic}-{source.partition} could not be read in {READ_SECONDS_MAX:.0f} s"
-        )
-    finally:
-        consumer.close()
-
-
-def _letter(message: Message, batch_id: str, error: str) -> DeadLetterItem:
+def _letter(record: Record, batch_id: str, error: str) -> DeadLetterItem:
     """The original message with headers that say what became of it."""
     ours = {
         "reason": REASON,
         "error": error,
-        "topic": message.topic(),
-        "partition": str(message.partition()),
-        "offset": str(message.offset()),
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
         "batch_id": batch_id,
-        "first_seen": str(max(0, message.timestamp()[1])),
+        "first_seen": str(record.timestamp_ms),
     }
-    originals = tuple((pair[0], _as_bytes(pair[1])) for pair in message.headers() or () if pair[0] not in ours)
-    encoded = tuple((name, str(text).encode()) for name, text in ours.items())
-    return DeadLetterItem(
-        _as_bytes(message.key()), _as_bytes(message.value()) or b"", originals + encoded, message.offset() or 0
-    )
+    originals = tuple(pair for pair in record.headers if pair[0] not in ours)
+    encoded = tuple((name, text.encode()) for name, text in ours.items())
+    return DeadLetterItem(record.key, record.value, originals + encoded, record.offset)
 
 
 def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetterItem]) -> None:
     if letters:
         token = f"{batch_id}:{REASON}:{letters[0].offset}"
         dead_letters.write(letters, token, settings.sink_timeout_seconds)
-
-
-def _as_bytes(value: str | bytes | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from ingest.settings import Settings
 from tasks.errors import SinkError
 from tasks.flush import revive
-from tasks.kafka.options import kafka_options
+from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
+from tasks.kafka.records import Record
 from tasks.sinks import build
 from tasks.sinks.dead_letter.sink import producer_options
 
@@ -241,77 +242,39 @@ class _Writer:
             sink.close()
 
 
-def _scan(settings: Settings) -> Iterator[KafkaMessage]:
-    """Every record of the dead-letter topic up to its end as of now."""
-    topic = settings.dlq_topic
-    consumer = Consumer(
-        {
-            "group.id": f"{settings.kafka_group}-dlq-browser",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "queued.max.messages.kbytes": 32 * 1024,
-            **kafka_options(settings),
-        }
-    )
+def _scan(settings: Settings) -> Iterator[Record]:
+    """Every record of the dead-letter topic up to its end as of now, a partition after the other."""
     try:
-        found = consumer.list_topics(topic, timeout=CALL_SECONDS_MAX).topics[topic]
-        if found.error is not None:
-            raise DeadLettersUnavailable(f"topic {topic}: {found.error}; run `replays-ingest migrate`")
-        consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in found.partitions])
-        open_partitions = set(found.partitions)
-        deadline = time.monotonic() + SCAN_SECONDS_MAX
-        while open_partitions:
-            message = consumer.poll(1.0)
-            if message is None:
-                if time.monotonic() > deadline:
-                    raise DeadLettersUnavailable(
-                        f"{topic} could not be read to its end in {SCAN_SECONDS_MAX:.0f} s"
-                    )
-                continue
-            error = message.error()
-            if error is None:
-                yield message
-            elif error.code() == KafkaError._PARTITION_EOF:
-                open_partitions.discard(message.partition())
-            elif error.fatal():
-                raise DeadLettersUnavailable(f"{topic}: {error.str()}")
-    except KafkaException as failure:
-        raise DeadLettersUnavailable(f"{topic} could not be read: {failure.args[0]}") from failure
-    finally:
-        consumer.close()
+        with RangeReader(settings, settings.dlq_topic, bounds=Bounds(seconds_max=SCAN_SECONDS_MAX)) as topic:
+            yield from topic.read_all()
+    except TopicMissing as error:
+        raise DeadLettersUnavailable(f"{error}; run `replays-ingest migrate`") from error
+    except RangeError as error:
+        raise DeadLettersUnavailable(str(error)) from error
 
 
-def _letter(message: KafkaMessage, marked: Iterable[str]) -> Letter:
-    headers = tuple((pair[0], _as_bytes(pair[1])) for pair in message.headers() or ())
-    named = {name: _text(value) for name, value in headers}
-    partition, offset = message.partition() or 0, message.offset() or 0
+def _letter(record: Record, marked: Iterable[str]) -> Letter:
+    named = {name: _text(value) for name, value in record.headers}
+    partition, offset = record.partition, record.offset
     origin = (named.get("topic", ""), _number(named.get("partition")), _number(named.get("offset")))
     return Letter(
         partition=partition,
         offset=offset,
-        timestamp_ms=message.timestamp()[1],
+        timestamp_ms=record.timestamp_ms,
         reason=named.get("reason", "unknown"),
         sink=named.get("sink", ""),
         error=named.get("error", ""),
         origin=origin,
         batch_id=named.get("batch_id", ""),
         replayed=f"{partition}-{offset}" in marked or FROM in named,
-        key=_as_bytes(message.key()),
-        value=_as_bytes(message.value()) or b"",
-        headers=headers,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
     )
 
 
-def _header(message: KafkaMessage, name: str) -> str | None:
-    for pair in message.headers() or ():
-        if pair[0] == name:
-            return _text(_as_bytes(pair[1]))
-    return None
-
-
-def _as_bytes(value: str | bytes | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value
+def _header(record: Record, name: str) -> str | None:
+    return next((_text(value) for each, value in record.headers if each == name), None)
 
 
 def _text(value: bytes | None) -> str:

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
 
 from ingest.operate import dlq, status
 from ingest.settings import Settings
 from ingest.web.journey import flower_url
 from tasks.errors import SinkError
+from tasks.kafka.ranges import RangeError
 from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
 from tasks.staging import Staging, connect
@@ -84,7 +84,7 @@ class Desk:
             raise Refused(404, str(error)) from error
         except (ReaderGone, ValueError) as error:
             raise Refused(409, str(error)) from error
-        except (RedisError, SinkError, KafkaException) as error:
+        except (RedisError, SinkError, RangeError) as error:
             raise Refused(503, str(error)) from error
         finally:
             sink.close()

@@ -21,7 +21,7 @@ from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.stack import Stack
 from ingest.operate import reconcile
-from ingest.operate.reconcile import Missing, ReconcileFailed, Scope
+from ingest.operate.reconcile import ReconcileFailed, Scope
 from ingest.settings import Settings
 from ingest.testing.messages import recording
 from tasks.migrate import migrate
@@ -82,8 +82,8 @@ def left(account: reconcile.Account) -> dict[str, int]:
 
 def test_all_of_a_lost_load_is_found_and_written_again(system: System) -> None:
     """Nothing was ever written: every segment is missing everywhere; after the repair every sink is complete."""
-    found: list[Missing] = []
-    before = reconcile.run(system.settings, Scope(), missing=found.append)
+    before = reconcile.run(system.settings, Scope())
+    found = before.examples
 
     assert not before.ok
     assert before.messages == system.produced.messages
@@ -214,14 +214,6 @@ def test_a_segment_that_came_again_later_is_not_missing(system: System) -> None:
     assert account.ok, account.examples
     assert account.sinks["clickhouse"].checked
     assert account.sinks["bigquery"].checked
-
-
-def test_an_operator_types_ages_or_times() -> None:
-    """Ages count back from now; a time without a zone is UTC."""
-    assert reconcile.moment("2h", now=10_000.0) == 2_800.0
-    assert reconcile.moment("1970-01-01T00:01", now=0.0) == 60.0
-    with pytest.raises(ValueError, match="like 2h"):
-        reconcile.moment("yesterday", now=0.0)
 
 
 def test_a_topic_that_is_not_there_is_one_clear_sentence(system: System) -> None:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -28,8 +29,6 @@ from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.google import errors as google_errors
 from tasks.wire import BlobItem, RowItem, chunks
 
-MISSING = "missing"
-DIFFERS = "differs"
 KEYS_MAX = 1000
 THREADS = 32
 DAY_SECONDS = 86_400
@@ -40,11 +39,18 @@ is not at its own time is looked for so far around it before it counts as missin
 Key = tuple[object, ...]
 
 
+class Problem(StrEnum):
+    """What is wrong with an item that is not durable as it should be."""
+
+    MISSING = "missing"
+    DIFFERS = "differs"
+
+
 class Presence(Protocol):
     """One sink that can be asked. Used by one thread."""
 
-    def absent(self, items: Sequence[Any]) -> dict[int, str]:
-        """Position -> MISSING or DIFFERS, for the items that are not durable. Raises SinkError.
+    def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
+        """Position -> what is wrong, for the items that are not durable. Raises SinkError.
 
         Of items that share an identity, one that is there speaks for all, and only the last can be absent.
         """
@@ -62,14 +68,14 @@ class Objects:
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
-    def absent(self, items: Sequence[BlobItem]) -> dict[int, str]:
+    def absent(self, items: Sequence[BlobItem]) -> dict[int, Problem]:
         """By name and CRC32C. Recordings that came as plain JSON are packed by us, so that another release may
         have stored other bytes that inflate to the same: those are equal."""
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             positions.setdefault(item.name, []).append(position)
 
-        def look(name: str) -> str:
+        def look(name: str) -> Problem | None:
             return self._state(name, [items[position] for position in positions[name]])
 
         try:
@@ -78,15 +84,15 @@ class Objects:
             raise google_errors.sort(error).error() from error
         return {positions[name][-1]: state for name, state in states.items() if state}
 
-    def _state(self, name: str, wanted: list[BlobItem]) -> str:
+    def _state(self, name: str, wanted: list[BlobItem]) -> Problem | None:
         blob = self._bucket.get_blob(name, timeout=self._seconds)
         if blob is None:
-            return MISSING
+            return Problem.MISSING
         if blob.crc32c in {gcs.crc32c(item.content) for item in wanted}:
-            return ""
+            return None
         stored = self._inflated(blob.download_as_bytes(timeout=self._seconds, raw_download=True))
         same = stored is not None and any(stored == self._inflated(item.content) for item in wanted)
-        return "" if same else DIFFERS
+        return None if same else Problem.DIFFERS
 
     def _inflated(self, content: bytes | memoryview) -> bytes | None:
         try:
@@ -108,10 +114,10 @@ class Rows:
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error
 
-    def absent(self, items: Sequence[RowItem]) -> dict[int, str]:
+    def absent(self, items: Sequence[RowItem]) -> dict[int, Problem]:
         """A row is there when one of its key is; of a click, when one that says as much is: a click that is stored
         without its later report of being dead differs."""
-        found: dict[int, str] = {}
+        found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
@@ -123,7 +129,7 @@ class Rows:
                     found |= self._absent(table, alive)
         return found
 
-    def _absent(self, table: str, rows: dict[int, dict[str, Any]]) -> dict[int, str]:
+    def _absent(self, table: str, rows: dict[int, dict[str, Any]]) -> dict[int, Problem]:
         key_of = KEYS[table]
         last = {key_of(row): position for position, row in rows.items()}
         wanted: dict[Key, int] = {}
@@ -133,7 +139,7 @@ class Rows:
         if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
             stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
         return {
-            last[key]: DIFFERS if key in stored else MISSING
+            last[key]: Problem.DIFFERS if key in stored else Problem.MISSING
             for key, rank in wanted.items()
             if stored.get(key, -1) < rank
         }
@@ -228,9 +234,9 @@ class Facts:
         self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         self._client = bigquery.client(settings)
 
-    def absent(self, items: Sequence[RowItem]) -> dict[int, str]:
+    def absent(self, items: Sequence[RowItem]) -> dict[int, Problem]:
         """By `row_id`."""
-        found: dict[int, str] = {}
+        found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             if not self._expired(item):
@@ -241,7 +247,7 @@ class Facts:
                 stored = self._stored(table, [items[position] for position in some], 1)
                 if around := [items[place] for row_id, place in last.items() if row_id not in stored]:
                     stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
-                found |= {position: MISSING for row_id, position in last.items() if row_id not in stored}
+                found |= {position: Problem.MISSING for row_id, position in last.items() if row_id not in stored}
         return found
 
     def _expired(self, item: RowItem) -> bool:

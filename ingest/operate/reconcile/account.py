@@ -1,0 +1,90 @@
+"""The account: for each sink, how much was asked for, what was not there, and what a repair brought back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ingest.operate.reconcile.presence import Problem
+from ingest.operate.reconcile.topic import Span
+
+EXAMPLES_MAX = 1000
+
+
+class ReconcileFailed(Exception):
+    """The account could not be made: the topic, the dead letters or a sink did not answer. Says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """One item that its sink does not hold, or holds otherwise, and the message it comes from."""
+
+    sink: str
+    item: str
+    problem: Problem
+    partition: int
+    offset: int
+    segment: str
+    """project/replay/segment; empty for a dead letter."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """One sink: items asked for, those that were not there, and those of them that are there now."""
+
+    checked: int = 0
+    missing: int = 0
+    differs: int = 0
+    repaired: int = 0
+
+    @property
+    def absent(self) -> int:
+        """Not there when they were first asked for."""
+        return self.missing + self.differs
+
+    @property
+    def left(self) -> int:
+        """Still not there."""
+        return self.absent - self.repaired
+
+    def count(self, problem: Problem) -> None:
+        """One more item that is not there."""
+        if problem is Problem.MISSING:
+            self.missing += 1
+        else:
+            self.differs += 1
+
+
+@dataclass(slots=True)
+class Account:
+    """What came of it. `examples` holds at most EXAMPLES_MAX of each sink's missing items, `unrepaired` as many of
+    those that a repair wrote and that are not there all the same."""
+
+    topic: str
+    spans: list[Span]
+    repairing: bool = False
+    messages: int = 0
+    segments: int = 0
+    rejects: int = 0
+    given_up: int = 0
+    """Segments and items that are dead letters."""
+    shed: int = 0
+    expired: int = 0
+    sinks: dict[str, Tally] = field(default_factory=dict)
+    examples: list[Missing] = field(default_factory=list)
+    unrepaired: list[Missing] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is missing (any more)."""
+        return not self.failures and all(tally.left == 0 for tally in self.sinks.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = asdict(self)
+        for name, tally in self.sinks.items():
+            found["sinks"][name]["left"] = tally.left
+        return {"ok": self.ok, **found}

@@ -1,0 +1,139 @@
+"""What the sinks should hold of some messages: each is parsed as the reader would.
+
+What was given up on purpose is no loss: dead letters (rejects, abandoned batches, items that a sink refused),
+projects that are switched off, and what is older than its retention. A rate limit, though, leaves no trace: what
+it shed shows as missing from every sink.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from ingest.core.model import Batch, CutReason, Message, OffsetRange, Outcome, Reject, Segment
+from ingest.core.parse import parse
+from ingest.core.parse.rows import believable
+from ingest.operate.dlq import Selection, letters
+from ingest.operate.reconcile.account import Account, ReconcileFailed
+from ingest.operate.reconcile.topic import Span
+from ingest.reader.encoding import items_of
+from ingest.reader.parsing.inline import shed
+from ingest.reader.process import rules_of
+from ingest.reader.tenant_gate import TenantGate, TenantRules
+from ingest.reader.tenant_rules import TenantStore
+from ingest.settings import Settings
+from tasks.staging import connect
+from tasks.wire import BlobItem, DeadLetterItem, Item, RowItem
+
+LETTERS_MAX = 1_000_000
+DAY_SECONDS = 86_400
+
+
+class GivenUp:
+    """Where dead letters of these spans came from: messages by their place, refused items by sink and name.
+
+    Raises DeadLettersUnavailable, and ReconcileFailed when there are more than LETTERS_MAX.
+    """
+
+    def __init__(self, settings: Settings, spans: Iterable[Span]) -> None:
+        self.messages: set[tuple[int, int]] = set()
+        self.items: set[tuple[str, str]] = set()
+        limits = {span.partition: (span.start, span.stop) for span in spans}
+        for letter in letters(settings, Selection(include_replayed=True)):
+            topic, partition, offset = letter.origin
+            start, stop = limits.get(partition, (0, 0))
+            if topic != settings.kafka_topic or (not start <= offset < stop and not letter.sink):
+                continue
+            if letter.sink:
+                item = dict(letter.headers).get("item") or b""
+                self.items.add((letter.sink, item.decode("utf-8", "replace")))
+            else:
+                self.messages.add((partition, offset))
+            if len(self.messages) + len(self.items) > LETTERS_MAX:
+                raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: take a smaller range")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some messages of one partition as a batch, and by offset whose segment each is: `project/replay/segment`."""
+
+    batch: Batch
+    segments: dict[int, str]
+
+
+class Expected:
+    """Counts in the account what is not expected anywhere, and why."""
+
+    def __init__(self, settings: Settings, account: Account) -> None:
+        self._account = account
+        self._rules = rules_of(settings)
+        self._gate = TenantGate()
+        self.given_up = GivenUp(settings, account.spans)
+        try:
+            killed = TenantStore(connect(settings), settings.key_prefix).rules().killed
+            self._gate.rules = TenantRules(killed)
+        except (RedisError, ValueError) as error:
+            account.notes.append(f"tenant rules are unknown, switched-off projects show as missing: {error}")
+
+    def of(self, messages: Sequence[Message]) -> Chunk:
+        """What these messages, of one partition and in order, should have become."""
+        outcomes = [(message.offset, self._outcome(message)) for message in messages]
+        segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
+        batch = Batch(
+            messages[0].source,
+            0,
+            OffsetRange(messages[0].offset, messages[-1].offset + 1),
+            tuple(segments.values()),
+            tuple(outcome for _, outcome in outcomes if isinstance(outcome, Reject)),
+            0,
+            CutReason.COUNT,
+        )
+        self._account.messages += len(messages)
+        self._account.segments += len(batch.segments)
+        self._account.rejects += len(batch.rejects)
+        return Chunk(
+            batch, {offset: f"{s.project_id}/{s.replay_id}/{s.segment_id}" for offset, s in segments.items()}
+        )
+
+    def items(self, chunk: Chunk, sink: str) -> Iterator[Item]:
+        """What one sink should hold of a chunk."""
+        for item in items_of(chunk.batch, sink):
+            if (sink, name_of(item)) in self.given_up.items:
+                self._account.given_up += 1
+            else:
+                yield item
+
+    def _outcome(self, message: Message) -> Outcome | None:
+        """What the message should have become; None when nothing is expected of it."""
+        account = self._account
+        if shed(message, self._gate, time.monotonic) is not None:
+            account.shed += 1
+            return None
+        outcome = parse(message, self._rules)
+        if isinstance(outcome, Segment):
+            if (message.source.partition, message.offset) in self.given_up.messages:
+                account.given_up += 1
+                return None
+            at = believable(outcome.received, message.timestamp_ms)
+            if at + outcome.retention_days * DAY_SECONDS < time.time():
+                account.expired += 1
+                return None
+        return outcome
+
+
+def name_of(item: Item) -> str:
+    """As dead letters name it."""
+    if isinstance(item, BlobItem):
+        return item.name
+    if isinstance(item, RowItem):
+        return f"{item.table}/{item.id}"
+    return f"offset {offset_of(item)}"
+
+
+def offset_of(item: Item) -> int:
+    """Of the message that it was made from."""
+    assert isinstance(item, BlobItem | RowItem | DeadLetterItem), item
+    return item.offset

@@ -1,0 +1,43 @@
+"""The account for people: what was looked at, one line per sink, and the first of what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group
+from rich.table import Table
+
+from ingest.operate.reconcile.account import Account, Missing
+
+SHOWN_MAX = 20
+
+
+def render(account: Account) -> Group:
+    """Everything that a terminal shows of it."""
+    about = [
+        f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop})"
+        + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")
+        + (f", {span.open} are not committed yet and were not looked at" if span.open else "")
+        for span in account.spans
+    ]
+    about.append(
+        f"{account.messages} messages: {account.segments} segments, {account.rejects} rejects, "
+        f"{account.given_up} given up as dead letters, {account.shed} shed, {account.expired} past their retention"
+    )
+    table = Table("sink", "checked", "missing", "differs", *(["repaired"] if account.repairing else []), "")
+    for name, tally in account.sinks.items():
+        numbers = [tally.checked, tally.missing, tally.differs] + [tally.repaired] * account.repairing
+        table.add_row(name, *(f"{number:,}" for number in numbers), "NOT OK" if tally.left else "ok")
+    examples = [*_lines(account.examples, ""), *_lines(account.unrepaired, "still ")]
+    return Group(*about, table, *examples, *account.notes, *(f"failed: {text}" for text in account.failures))
+
+
+def _lines(told: Sequence[Missing], still: str) -> Iterator[str]:
+    """The first SHOWN_MAX of each sink."""
+    shown: Counter[str] = Counter()
+    for one in told:
+        shown[one.sink] += 1
+        if shown[one.sink] <= SHOWN_MAX:
+            where = f"segment {one.segment or '-'}, partition {one.partition} offset {one.offset}"
+            yield f"{still}{one.problem}: {one.sink} {one.item} ({where})"

@@ -1,0 +1,71 @@
+"""Writes items again, through the sinks' own `write`, in small writes at the rate that is allowed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ingest.settings import Settings
+from tasks.errors import PermanentSinkError, SinkError
+from tasks.sinks import build
+from tasks.sinks.base import Sink
+from tasks.wire import Item, RowItem
+
+WRITE_ITEMS_MAX = 200
+WRITE_TRIES = 5
+BACKOFF_SECONDS = 0.5
+
+
+class Repair:
+    """One run's writes. Sinks are built when first needed."""
+
+    def __init__(self, settings: Settings, per_second_max: float) -> None:
+        self._settings = settings
+        self._per_second_max = per_second_max
+        self._run = int(time.time() * 1000)
+        self._sinks: dict[str, Sink[Any]] = {}
+
+    def write(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
+        """Returns what went wrong, "" when the sink took all of them. After a failure the rest is not tried."""
+        if sink not in self._sinks:
+            self._sinks[sink] = build(sink, self._settings)
+        at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))
+        for start in range(0, len(items), at_once):
+            some = [self._anew(sink, item) for item in items[start : start + at_once]]
+            began = time.monotonic()
+            # Another token than the batch's, and than an earlier repair's: ClickHouse would take the write for one
+            # that it has done, which is just what is in doubt. Rows replace each other all the same.
+            token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
+            try:
+                self._write_patiently(sink, some, token)
+            except SinkError as error:
+                return f"{sink}, {len(some)} items of {batch_id}: {error}"
+            time.sleep(max(0.0, len(some) / self._per_second_max - (time.monotonic() - began)))
+        return ""
+
+    def _anew(self, sink: str, item: Item) -> Item:
+        """BigQuery remembers insert ids for a minute or so, and would not store what went meanwhile. The row's own
+        identity is the column `row_id`, which stays."""
+        if sink == "bigquery" and isinstance(item, RowItem):
+            return msgspec.structs.replace(item, id=f"{item.id}-{self._run}")
+        return item
+
+    def _write_patiently(self, sink: str, items: Sequence[Item], token: str) -> None:
+        for attempt in range(WRITE_TRIES):
+            try:
+                self._sinks[sink].write(items, token, self._settings.sink_timeout_seconds)
+                return
+            except PermanentSinkError:
+                raise
+            except SinkError:
+                if attempt + 1 == WRITE_TRIES:
+                    raise
+                time.sleep(BACKOFF_SECONDS * 2**attempt)
+
+    def close(self) -> None:
+        """Closes the sinks."""
+        for sink in self._sinks.values():
+            sink.close()

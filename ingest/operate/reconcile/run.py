@@ -1,0 +1,163 @@
+"""Makes the account of a scope, chunk by chunk: what is expected, what each sink lacks, and the repair of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from redis.exceptions import RedisError
+
+from ingest.operate.dlq import DeadLettersUnavailable
+from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, Missing, ReconcileFailed, Tally
+from ingest.operate.reconcile.expected import Chunk, Expected, name_of, offset_of
+from ingest.operate.reconcile.presence import PRESENCES, Presence, Problem
+from ingest.operate.reconcile.repair import Repair
+from ingest.operate.reconcile.topic import RecordingsTopic, Scope
+from ingest.settings import Settings
+from tasks.errors import SinkError
+from tasks.kafka.ranges import RangeError
+from tasks.staging import Staging, connect
+from tasks.wire import Item
+
+AUDIT_READ_MAX = 1000
+RULES_PAST = ("tenant_revive", "tenant_limit")
+
+Progress = Callable[[int], None]
+
+
+def run(
+    settings: Settings,
+    scope: Scope,
+    *,
+    repair: bool = False,
+    per_second_max: float = 200.0,
+    by: str = "unknown",
+    progress: Progress = lambda messages: None,
+) -> Account:
+    """The account of a scope. `progress` is told the messages so far.
+
+    `repair` writes what is missing, at most `per_second_max` a second, as `by` in the audit; without an audit
+    (Redis away) nothing is written. Raises ReconcileFailed.
+    """
+    began = time.monotonic()
+    try:
+        with RecordingsTopic(settings, scope) as topic:
+            account = Account(settings.kafka_topic, topic.spans(), repair)
+            audit = _Audit(settings, account)
+            with contextlib.closing(_Sinks(settings, account, per_second_max if repair else None)) as sinks:
+                if repair:
+                    audit.note(by, scope, "begins")
+                for span in account.spans:
+                    for messages in topic.chunks(span):
+                        sinks.take(sinks.expected.of(messages))
+                        progress(account.messages)
+                if repair:
+                    audit.note(by, scope, "ends")
+            if not account.ok:
+                audit.name_past_rules()
+    except (RangeError, DeadLettersUnavailable, SinkError, RedisError) as failure:
+        raise ReconcileFailed(str(failure)) from failure
+    account.seconds = time.monotonic() - began
+    return account
+
+
+class _Audit:
+    """What operators did: this run, and the rules that were in force before it."""
+
+    def __init__(self, settings: Settings, account: Account) -> None:
+        self._staging = Staging(connect(settings), settings)
+        self._account = account
+
+    def note(self, by: str, scope: Scope, phase: str) -> None:
+        """This run, with what was repaired so far."""
+        account = self._account
+        tallies = {name: f"{tally.repaired} of {tally.absent}" for name, tally in sorted(account.sinks.items())}
+        what = {"what": f"reconcile {phase}", "by": by, "topic": account.topic, "scope": asdict(scope)}
+        self._staging.audit({**what, **tallies})
+
+    def name_past_rules(self) -> None:
+        """What a project lost to a rule that is no longer in force looks like a loss: names such projects."""
+        deeds = [deed for deed in self._staging.audited(AUDIT_READ_MAX) if deed.get("what") in RULES_PAST]
+        for project in sorted({deed.get("project", "") for deed in deeds}):
+            last = next(deed for deed in deeds if deed.get("project") == project)
+            at = datetime.fromtimestamp(float(last["at"]), UTC).isoformat(timespec="seconds")
+            self._account.notes.append(
+                f"project {project} was switched off or limited ({last['what']} by {last.get('by', '')} at {at}): "
+                "what was dropped by that rule counts as missing here"
+            )
+
+
+class _Sinks:
+    """Asks every sink that can be asked, writes if it may (`per_second_max` is given), and counts."""
+
+    def __init__(self, settings: Settings, account: Account, per_second_max: float | None) -> None:
+        self._settings, self._account = settings, account
+        self.expected = Expected(settings, account)
+        self._presences: dict[str, Presence] = {}
+        self._repair = None if per_second_max is None else Repair(settings, per_second_max)
+        if "datadog" in settings.sinks:
+            account.notes.append("DataDog cannot be asked what it has")
+
+    def take(self, chunk: Chunk) -> None:
+        """One chunk of one partition. Raises SinkError when a sink cannot be asked."""
+        for sink in self._settings.sinks:
+            if sink in PRESENCES or sink == "dead_letter":
+                self._account_for(sink, chunk)
+
+    def _account_for(self, sink: str, chunk: Chunk) -> None:
+        items = list(self.expected.items(chunk, sink))
+        tally = self._account.sinks.setdefault(sink, Tally())
+        tally.checked += len(items)
+        absent = self._absent(sink, chunk, items)
+        for problem in absent.values():
+            tally.count(problem)
+        found = _missing(sink, chunk, items, absent)
+        _add(self._account.examples, found, tally.absent)
+        if absent and self._repair is not None:
+            wanted = [items[position] for position in sorted(absent)]
+            failure = self._repair.write(sink, chunk.batch.id, wanted)
+            if failure:
+                self._account.failures.append(failure)
+            # Dead letters are in an append-only topic: what the broker acknowledged is there.
+            still = {} if sink == "dead_letter" and not failure else self._absent(sink, chunk, wanted)
+            tally.repaired += len(wanted) - len(still)
+            _add(self._account.unrepaired, _missing(sink, chunk, wanted, still), tally.left)
+
+    def _absent(self, sink: str, chunk: Chunk, items: Sequence[Item]) -> dict[int, Problem]:
+        """By position in `items`."""
+        partition = chunk.batch.source.partition
+        if sink == "dead_letter":
+            known = self.expected.given_up.messages
+            places = [place for place, item in enumerate(items) if (partition, offset_of(item)) not in known]
+            return dict.fromkeys(places, Problem.MISSING)
+        if not items:
+            return {}
+        if sink not in self._presences:
+            self._presences[sink] = PRESENCES[sink](self._settings)
+        return self._presences[sink].absent(items)
+
+    def close(self) -> None:
+        for presence in self._presences.values():
+            with contextlib.suppress(Exception):
+                presence.close()
+        if self._repair is not None:
+            self._repair.close()
+
+
+def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, Problem]) -> Iterable[Missing]:
+    for position, problem in sorted(absent.items()):
+        item = items[position]
+        offset = offset_of(item)
+        yield Missing(
+            sink, name_of(item), problem, chunk.batch.source.partition, offset, chunk.segments.get(offset, "")
+        )
+
+
+def _add(told: list[Missing], found: Iterable[Missing], counted: int) -> None:
+    """Keeps EXAMPLES_MAX per sink; `counted`: how many of this sink there are, `found` included."""
+    some = list(found)
+    room = EXAMPLES_MAX - (counted - len(some))
+    told += some[: max(0, room)]

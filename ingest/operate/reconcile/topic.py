@@ -1,0 +1,139 @@
+"""The recordings' topic as an operator names a part of it: a scope becomes spans, spans become messages.
+
+Memory: one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MAX bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ingest.core.model import Message, TopicPartition
+from ingest.settings import Settings
+from tasks.kafka.ranges import Bounds, Range, RangeReader
+from tasks.kafka.records import Record
+from tasks.settings import MiB
+
+CHUNK_MESSAGES_MAX = 1000
+CHUNK_BYTES_MAX = 64 * MiB
+SILENT_SECONDS_MAX = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to look at: offsets [start, stop) of one partition, or a window of Kafka timestamps in unix seconds,
+    or nothing of that: all that the topic still holds.
+
+    A window is from the first message that is not older than `since` up to the first that is not older than
+    `until`. Raises ValueError for a mixture of both.
+    """
+
+    partition: int | None = None
+    start: int | None = None
+    stop: int | None = None
+    since: float | None = None
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        by_offset = self.start is not None or self.stop is not None
+        if by_offset and self.partition is None:
+            raise ValueError("offsets are those of one partition: say which")
+        if by_offset and (self.since is not None or self.until is not None):
+            raise ValueError("either offsets or a window of time")
+
+    def holds(self, timestamp_ms: int) -> bool:
+        """Whether a message of this time is in the window; one without a time is."""
+        since, until = self.since or 0.0, math.inf if self.until is None else self.until
+        return not timestamp_ms or since <= timestamp_ms / 1000 < until
+
+
+@dataclass(slots=True)
+class Span:
+    """One partition's part. `gone`: offsets that were asked for and that the topic no longer holds; `open`: those
+    that are not committed yet and therefore were not looked at."""
+
+    partition: int
+    start: int
+    stop: int
+    gone: int = 0
+    open: int = 0
+
+
+class RecordingsTopic:
+    """Reads the topic by offset. Methods raise tasks.kafka.ranges.RangeError."""
+
+    def __init__(self, settings: Settings, scope: Scope) -> None:
+        self._scope = scope
+        self._reader = RangeReader(
+            settings,
+            settings.kafka_topic,
+            group=settings.kafka_group,
+            bounds=Bounds(silent_seconds_max=SILENT_SECONDS_MAX),
+        )
+
+    def __enter__(self) -> RecordingsTopic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+    def spans(self) -> list[Span]:
+        """The offsets to be read, one span per partition; partitions with nothing to read are left out."""
+        numbers = self._reader.partitions()
+        if self._scope.partition is not None:
+            numbers = (self._scope.partition,)
+        committed = self._reader.committed(numbers)
+        spans = [self._span(number, committed[number]) for number in numbers]
+        return [span for span in spans if span.start < span.stop or span.gone or span.open]
+
+    def _span(self, partition: int, committed: int) -> Span:
+        scope, held = self._scope, self._reader.held(partition)
+        start, stop = scope.start, scope.stop
+        if scope.since is not None:
+            start = self._at(held, scope.since)
+        if scope.until is not None:
+            stop = self._at(held, scope.until)
+        first = held.start if start is None else start
+        last = max(held.stop, committed) if stop is None else stop
+        until = min(last, committed)
+        return Span(
+            partition,
+            max(first, held.start),
+            max(until, first, held.start),
+            gone=max(0, min(held.start, last) - first),
+            open=max(0, min(last, held.stop) - max(committed, first)),
+        )
+
+    def _at(self, held: Range, seconds: float) -> int:
+        """The first offset whose message is not older than this; the end if there is none."""
+        found = self._reader.offset_at(held.partition, seconds)
+        return held.stop if found is None else found
+
+    def chunks(self, span: Span) -> Iterator[list[Message]]:
+        """The messages of a span, some at a time. Counts in the span what left the topic meanwhile."""
+        chunk: list[Message] = []
+        size_bytes = 0
+        for record in self._reader.read([Range(span.partition, span.start, span.stop)]):
+            if not self._scope.holds(record.timestamp_ms):
+                continue
+            chunk.append(_message(record))
+            size_bytes += len(record.value)
+            if len(chunk) >= CHUNK_MESSAGES_MAX or size_bytes >= CHUNK_BYTES_MAX:
+                yield chunk
+                chunk, size_bytes = [], 0
+        span.gone += self._reader.gone.pop(span.partition, 0)
+        if chunk:
+            yield chunk
+
+
+def _message(record: Record) -> Message:
+    return Message(
+        source=TopicPartition(record.topic, record.partition),
+        epoch=0,
+        offset=record.offset,
+        value=record.value,
+        key=record.key,
+        headers=record.headers,
+        timestamp_ms=record.timestamp_ms,
+    )

@@ -1,0 +1,331 @@
+"""Reads offset ranges [start, stop) of a topic's partitions, outside any consumer group.
+
+    with RangeReader(settings, topic) as topic:
+        for record in topic.read_all():
+            ...
+
+Nothing is subscribed to and nothing committed, so a read disturbs no reader. Partitions are read one after the
+other, each in the order of its offsets. A range may have gaps: offsets that compaction removed, markers and
+aborted messages of transactions. It ends at `stop`, whether or not that offset holds a record. Offsets that are
+not in the log, because retention took them or the topic was made anew, are skipped and counted in `gone`.
+
+Every read is bounded: by its range, by the silence of the brokers, and by what `Bounds` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from tasks.kafka.options import kafka_options
+from tasks.kafka.records import Record, record_of
+from tasks.settings import KiB, MiB, Settings
+
+CALL_SECONDS_MAX = 15.0
+POLL_SECONDS = 1.0
+FETCH_WAIT_MS = 100
+"""How long a broker holds back the answer that a partition has ended."""
+QUEUED_BYTES_MAX = 32 * MiB
+END = 2**63 - 1
+GROUP = "replays-ingest-ranges"
+"""librdkafka wants a name even where no group is joined."""
+
+MISSING = frozenset((KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION))
+REFUSED = frozenset(
+    (
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+    )
+)
+COORDINATOR_MOVES = frozenset(
+    (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
+)
+COORDINATOR_WAIT_SECONDS = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class RangeError(Exception):
+    """A range was not read to its end. The text names the topic and says why."""
+
+
+class TopicMissing(RangeError):
+    """There is no such topic, or no such partition of it."""
+
+
+class KafkaRefused(RangeError):
+    """The brokers do not let us read: a password, a certificate or a right is wrong."""
+
+
+class KafkaAway(RangeError):
+    """The brokers did not answer in time. A later read may succeed."""
+
+
+class BoundReached(RangeError):
+    """There was more to read than `Bounds` allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Offsets [start, stop) of one partition; empty when both are equal."""
+
+    partition: int
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.start <= self.stop, self
+
+    def __str__(self) -> str:
+        stop = "end" if self.stop == END else self.stop
+        return f"partition {self.partition} [{self.start}, {stop})"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one `read` may take at most; None: as much as its ranges hold.
+
+    `seconds_max` counts the time spent on waiting for Kafka, not what the caller does with a record.
+    `silent_seconds_max`: the longest wait for the next record.
+    """
+
+    messages_max: int | None = None
+    bytes_max: int | None = None
+    seconds_max: float | None = None
+    silent_seconds_max: float = 60.0
+
+
+class RangeReader:
+    """One client for one topic; used by one thread, closed by its owner. Methods raise RangeError.
+
+    Memory: QUEUED_BYTES_MAX, or the largest message of the topic.
+    `group`: whose committed offsets are asked for.
+    """
+
+    def __init__(
+        self, settings: Settings, topic: str, *, group: str = GROUP, bounds: Bounds | None = None
+    ) -> None:
+        self.topic = topic
+        self.gone: Counter[int] = Counter()
+        """By partition: offsets of the ranges read that are not in the log."""
+        self._bounds = bounds or Bounds()
+        self._heard = ""
+        self._refusal: KafkaError | None = None
+        options: dict[str, Any] = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            # An offset that is no longer there is an answer here, not a silent jump.
+            "auto.offset.reset": "error",
+            "queued.max.messages.kbytes": QUEUED_BYTES_MAX // KiB,
+            "fetch.wait.max.ms": FETCH_WAIT_MS,
+            **kafka_options(settings),
+            "error_cb": self._hear,
+        }
+        self._consumer = Consumer(options, logger=log)
+
+    def __enter__(self) -> RangeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._consumer.close()
+
+    # What there is
+
+    def partitions(self) -> tuple[int, ...]:
+        """Numbers of the topic's partitions."""
+        with self._asking():
+            found = self._consumer.list_topics(self.topic, timeout=CALL_SECONDS_MAX).topics[self.topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return tuple(sorted(found.partitions))
+
+    def held(self, partition: int) -> Range:
+        """What one partition holds now."""
+        source = KafkaPartition(self.topic, partition)
+        with self._asking():
+            low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
+        return Range(partition, max(0, low), max(0, low, high))
+
+    def committed(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The group's committed offset by partition; 0 where there is none."""
+        asked = [KafkaPartition(self.topic, partition) for partition in partitions]
+        ends_at = time.monotonic() + CALL_SECONDS_MAX
+        with self._asking():
+            while True:
+                try:
+                    answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
+                    break
+                except KafkaException as failure:
+                    # A broker that has just started does not know its groups yet.
+                    if failure.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
+                        raise
+                    self._consumer.poll(COORDINATOR_WAIT_SECONDS)
+            for one in answer:
+                if one.error is not None:
+                    raise KafkaException(one.error)
+        return {one.partition: max(0, one.offset) for one in answer}
+
+    def offset_at(self, partition: int, seconds: float) -> int | None:
+        """The first offset whose message is not older than these unix seconds; None when all are older."""
+        asked = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
+        with self._asking():
+            found = self._consumer.offsets_for_times(asked, timeout=CALL_SECONDS_MAX)[0]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return None if found.offset in (-1, OFFSET_END) else found.offset
+
+    # What is in it
+
+    def read(self, wanted: Iterable[Range]) -> Iterator[Record]:
+        """Every record of these ranges, a range after the other."""
+        budget = _Budget(self._bounds)
+        for one in wanted:
+            if one.start < one.stop:
+                yield from self._read(one, budget)
+
+    def read_all(self) -> Iterator[Record]:
+        """Every record of the topic, up to where each partition ends at its first fetch.
+
+        That end comes with the records: the embedded broker's answer to the question for it may be too low.
+        """
+        budget = _Budget(self._bounds)
+        for partition in self.partitions():
+            held = self.held(partition)
+            if held.start < held.stop:
+                yield from self._read(replace(held, stop=END), budget)
+
+    def _read(self, wanted: Range, budget: _Budget) -> Iterator[Record]:
+        position = wanted.start
+        self._seek(wanted.partition, position)
+        while position < wanted.stop:
+            message = self._next(wanted, position, budget)
+            error, offset = message.error(), message.offset() or 0
+            if error is None:
+                if wanted.stop == END:
+                    wanted = replace(wanted, stop=max(offset + 1, self._end(wanted.partition)))
+                if offset >= wanted.stop:
+                    return  # the rest of the range holds no record
+                record = record_of(message)
+                budget.take(record, f"{self.topic}, {wanted}")
+                yield record
+                position = offset + 1
+            elif error.code() == KafkaError._PARTITION_EOF:
+                if wanted.stop != END:
+                    self.gone[wanted.partition] += max(0, wanted.stop - max(position, offset))
+                return
+            else:
+                position = self._skip_what_is_gone(wanted, position)
+
+    def _next(self, wanted: Range, position: int, budget: _Budget) -> Message:
+        """The next record, the end of the log, or the answer that `position` is not in it."""
+        silent_seconds = 0.0
+        while True:
+            began = time.monotonic()
+            with self._asking():
+                message = self._consumer.poll(POLL_SECONDS)
+            waited = time.monotonic() - began
+            budget.wait(waited, f"{self.topic}, {wanted}")
+            silent_seconds += waited
+            error = None if message is None else message.error()
+            if message is not None and (
+                error is None or error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET)
+            ):
+                return message
+            if error is not None:
+                self._hear(error)
+            self._raise_if_refused()
+            if silent_seconds > self._bounds.silent_seconds_max:
+                heard = f" ({self._heard})" if self._heard else ""
+                raise KafkaAway(
+                    f"topic {self.topic}: nothing came from {wanted} at offset {position} "
+                    f"for {self._bounds.silent_seconds_max:g} s{heard}"
+                )
+
+    def _skip_what_is_gone(self, wanted: Range, position: int) -> int:
+        """Goes on with the first offset of the range that is there; returns it, `stop` if there is none."""
+        held = self.held(wanted.partition)
+        if held.start <= position < held.stop:
+            raise KafkaAway(f"topic {self.topic}: offset {position} of {wanted} cannot be fetched")
+        first = min(held.start, wanted.stop) if position < held.start else wanted.stop
+        self.gone[wanted.partition] += first - position
+        if first < wanted.stop:
+            self._seek(wanted.partition, first)
+        return first
+
+    def _end(self, partition: int) -> int:
+        """The end of the partition as the last fetch saw it."""
+        with self._asking():
+            return self._consumer.get_watermark_offsets(KafkaPartition(self.topic, partition), cached=True)[1]
+
+    def _seek(self, partition: int, offset: int) -> None:
+        with self._asking():
+            self._consumer.assign([KafkaPartition(self.topic, partition, offset)])
+
+    # What goes wrong
+
+    def _hear(self, error: KafkaError) -> None:
+        """librdkafka reports lost connections on the side, and goes on trying."""
+        self._heard = error.str()
+        if error.code() in REFUSED or error.code() in MISSING or error.fatal():
+            self._refusal = error
+
+    def _raise_if_refused(self) -> None:
+        if self._refusal is not None:
+            raise self._sorted(self._refusal)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A client's exception as a RangeError; what was refused on the side is the better reason."""
+        try:
+            yield
+        except KafkaException as failure:
+            with contextlib.suppress(KafkaException):
+                self._consumer.poll(0)  # lets the client report what it knows
+            self._raise_if_refused()
+            error = failure.args[0]
+            raise self._sorted(error) from failure
+
+    def _sorted(self, error: KafkaError) -> RangeError:
+        text = f"topic {self.topic}: {error.str()}"
+        if error.code() in MISSING:
+            return TopicMissing(text)
+        return KafkaRefused(text) if error.code() in REFUSED else KafkaAway(text)
+
+
+class _Budget:
+    """What is left of the bounds of one read."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._messages = self._bytes = 0
+        self._seconds = 0.0
+
+    def take(self, record: Record, where: str) -> None:
+        self._messages += 1
+        self._bytes += len(record.value) + len(record.key or b"")
+        if self._bounds.messages_max is not None and self._messages > self._bounds.messages_max:
+            raise BoundReached(f"topic {where}: more than {self._bounds.messages_max} messages")
+        if self._bounds.bytes_max is not None and self._bytes > self._bounds.bytes_max:
+            raise BoundReached(f"topic {where}: more than {self._bounds.bytes_max} bytes")
+
+    def wait(self, seconds: float, where: str) -> None:
+        self._seconds += seconds
+        if self._bounds.seconds_max is not None and self._seconds > self._bounds.seconds_max:
+            raise BoundReached(f"topic {where}: not read to the end within {self._bounds.seconds_max:g} s")

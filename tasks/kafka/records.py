@@ -1,0 +1,44 @@
+"""One Kafka record as a plain value: what every part of the system that reads a topic hands on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+Headers = tuple[tuple[str, bytes | None], ...]
+"""In their order; a name may occur more than once."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. A tombstone has an empty value."""
+
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+    key: bytes | None = None
+    headers: Headers = ()
+    timestamp_ms: int = 0
+
+
+def record_of(message: Message) -> Record:
+    """A polled message that is not an error."""
+    kind, timestamp_ms = message.timestamp()
+    return Record(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        value=as_bytes(message.value()) or b"",
+        key=as_bytes(message.key()),
+        headers=tuple((pair[0], as_bytes(pair[1])) for pair in message.headers() or ()),
+        timestamp_ms=timestamp_ms if kind else 0,
+    )
+
+
+def as_bytes(value: str | bytes | None) -> bytes | None:
+    """The client types what it hands out as either; it is bytes unless somebody produced text."""
+    return value.encode() if isinstance(value, str) else value
