@@ -7,48 +7,37 @@ Every call is one transaction, so a kill at any moment leaves all of it or nothi
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from hashlib import blake2b
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
+from ingest.local.servers.bigquery.dialect import query_parameters, table_names, translated
+from ingest.local.servers.bigquery.errors import ApiError, bad_request
+from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS, InsertIds, judged
+from ingest.local.servers.bigquery.names import TableName
 from ingest.local.servers.bigquery.rows import (
-    CANONICAL,
     NAME,
-    READERS,
-    BadSchema,
-    BadValue,
     Field,
     arrow_table,
-    check_partition,
     fields_of_result,
     identifier,
     resource_of,
-    row_of,
-    schema_of,
 )
+from ingest.local.servers.bigquery.schemas import added_fields, checked_schema, columns_sql, fields_of
 
 MEMORY_LIMIT = "512MB"
 THREADS = 2
-INSERT_ID_WINDOW_SECONDS = 60.0
-INSERT_IDS_MAX = 500_000
 ROWS_PER_REQUEST_MAX = 50_000
-ROW_BYTES_MAX = 10 * 1024 * 1024
 RESULT_ROWS_MAX = 500_000
-CLUSTERING_COLUMNS_MAX = 4
-PARTITION_TYPES = ("HOUR", "DAY", "MONTH", "YEAR")
+
 # What a PATCH may change; the rest of a resource is the service's.
 TABLE_PARTS = (
     "schema",
@@ -62,38 +51,6 @@ TABLE_PARTS = (
 DATASET_PARTS = ("description", "friendlyName", "labels", "location", "defaultTableExpirationMs", "access")
 
 
-class ApiError(Exception):
-    """An error as Google's APIs answer it: HTTP status, reason, message."""
-
-    def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = reason
-        self.location = location
-
-
-def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
-    """400."""
-    return ApiError(400, reason, message, location)
-
-
-@dataclass(frozen=True, slots=True)
-class TableName:
-    """Where a table is."""
-
-    project: str
-    dataset: str
-    table: str
-
-    def __str__(self) -> str:
-        return f"{self.project}:{self.dataset}.{self.table}"
-
-    @property
-    def sql(self) -> str:
-        """Its name in the storage engine."""
-        return f"{identifier(f'{self.project}:{self.dataset}')}.{identifier(self.table)}"
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a query gave. `affected`: rows that a DML statement changed, None for others."""
@@ -102,40 +59,6 @@ class Result:
     rows: list[tuple[Any, ...]]
     statement: str
     affected: int | None = None
-
-
-class InsertIds:
-    """Which insertIds were seen lately: of a table, within a window of time, bounded in number.
-
-    The service promises no more than that, and neither does this: a restart forgets all.
-    """
-
-    def __init__(self, window_seconds: float) -> None:
-        self._window_seconds = window_seconds
-        self._seen: OrderedDict[bytes, float] = OrderedDict()
-
-    @staticmethod
-    def key(table: TableName, insert_id: str) -> bytes:
-        """16 bytes, so that half a million of them stay below 100 MB."""
-        return blake2b(f"{table}\0{insert_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-    def seen(self, key: bytes, now: float) -> bool:
-        """Whether a row with this id was stored within the window."""
-        at = self._seen.get(key)
-        return at is not None and now - at <= self._window_seconds
-
-    def add(self, keys: Sequence[bytes], now: float) -> None:
-        """Notes rows that are stored."""
-        for key in keys:
-            self._seen.setdefault(key, now)
-            if now - self._seen[key] > self._window_seconds:
-                self._seen[key] = now
-                self._seen.move_to_end(key)
-        while self._seen:
-            oldest = next(iter(self._seen))
-            if len(self._seen) <= INSERT_IDS_MAX and now - self._seen[oldest] <= self._window_seconds:
-                return
-            del self._seen[oldest]
 
 
 class Store:
@@ -473,223 +396,3 @@ class Store:
                     "invalidQuery",
                     "query",
                 )
-
-
-# --------------------------------------------------------------------------------------------------------- schemas
-
-
-def fields_of(resource: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The columns of a stored table resource."""
-    return schema_of(resource.get("schema") or {})
-
-
-def columns_sql(fields: Sequence[Field]) -> str:
-    """Column definitions of the storage engine. REQUIRED is checked at the door, not by the engine."""
-    return ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in fields)
-
-
-def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The columns of a table to be: types, partitioning and clustering fit together. Raises ApiError."""
-    try:
-        fields = schema_of(resource.get("schema") or {})
-    except BadSchema as error:
-        raise bad_request(str(error)) from error
-    by_name = {field.name.lower(): field for field in fields}
-    partitioning = resource.get("timePartitioning")
-    if partitioning:
-        if partitioning.get("type") not in PARTITION_TYPES:
-            raise bad_request(f"Invalid value for timePartitioning.type: {partitioning.get('type')}.")
-        column = partitioning.get("field")
-        field = by_name.get(str(column).lower())
-        if column and field is None:
-            raise bad_request(f"The field specified for partitioning cannot be found in the schema: {column}.")
-        if field is not None and (field.type not in ("TIMESTAMP", "DATE", "DATETIME") or field.mode == "REPEATED"):
-            raise bad_request(f"The field specified for partitioning has an invalid type: {column} {field.type}.")
-    clustering = (resource.get("clustering") or {}).get("fields") or []
-    if len(clustering) > CLUSTERING_COLUMNS_MAX:
-        raise bad_request(f"Too many clustering columns: {len(clustering)}, limit {CLUSTERING_COLUMNS_MAX}.")
-    for column in clustering:
-        field = by_name.get(str(column).lower())
-        if field is None:
-            raise bad_request(f"The field specified for clustering cannot be found in the schema: {column}.")
-        if field.mode == "REPEATED" or field.type in ("RECORD", "JSON", "FLOAT", "BYTES"):
-            raise bad_request(f"The field specified for clustering has an invalid type: {column} {field.type}.")
-    return fields
-
-
-def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
-    """New columns. Nothing may go or change its type; REQUIRED may become NULLABLE. Raises ApiError."""
-    by_name = {field.name.lower(): field for field in after}
-    for field in before:
-        now = by_name.pop(field.name.lower(), None)
-        if now is None:
-            raise bad_request(f"Provided Schema does not match Table {name}. Field {field.name} is missing.")
-        if (now.type, now.fields) != (field.type, field.fields):
-            raise bad_request(
-                f"Provided Schema does not match Table {name}. Field {field.name} has changed type "
-                f"from {field.type} to {now.type}"
-            )
-        if now.mode != field.mode and (field.mode, now.mode) != ("REQUIRED", "NULLABLE"):
-            raise bad_request(
-                f"Provided Schema does not match Table {name}. Field {field.name} has changed mode "
-                f"from {field.mode} to {now.mode}"
-            )
-    for field in by_name.values():
-        if before and field.mode == "REQUIRED":
-            raise bad_request(
-                f"Provided Schema does not match Table {name}. Cannot add required fields to an existing schema."
-                f" (field: {field.name})"
-            )
-    return list(by_name.values())
-
-
-def judged(
-    resource: Mapping[str, Any], rows: Sequence[Any], ignore_unknown: bool, today: date
-) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-    """(stored form by index of good rows, error by index of bad ones)."""
-    fields = fields_of(resource)
-    column = str((resource.get("timePartitioning") or {}).get("field") or "")
-    partition = next((field for field in fields if field.name.lower() == column.lower()), None)
-    good: dict[int, dict[str, Any]] = {}
-    errors: dict[int, dict[str, Any]] = {}
-    for index, entry in enumerate(rows):
-        try:
-            content = entry.get("json") if isinstance(entry, dict) else None
-            row = row_of(fields, content, ignore_unknown=ignore_unknown)
-            if partition is not None:
-                check_partition(partition.name, partition.type, row, today)
-        except BadValue as error:
-            errors[index] = {
-                "reason": "invalid",
-                "location": error.location,
-                "debugInfo": "",
-                "message": str(error),
-            }
-        else:
-            good[index] = row
-    return good, errors
-
-
-# --------------------------------------------------------------------------------------------------------- queries
-
-
-def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
-    """The statement in DuckDB's dialect, and its tree. Raises ApiError for what is no single statement."""
-    try:
-        trees = [tree for tree in sqlglot.parse(sql, read="bigquery") if tree is not None]
-    except SqlglotError as error:
-        raise bad_request(f"Syntax error: {_plain(error)}", "invalidQuery", "query") from error
-    if len(trees) != 1:
-        raise bad_request(f"One statement at a time is supported here, not {len(trees)}.", "invalidQuery", "query")
-    tree = trees[0]
-    supported = (exp.Query, exp.Insert, exp.Update, exp.Delete, exp.Merge, exp.TruncateTable)
-    if not isinstance(tree, supported):
-        raise bad_request(f"{tree.key.upper()} statements are not supported here.", "invalidQuery", "query")
-    original: Any = tree.copy()
-    for node in list(tree.find_all(exp.In)):
-        _unnest_to_list(node)
-    if isinstance(tree, exp.Select):
-        _name_columns(tree)
-    for table in list(tree.find_all(exp.Table)):
-        name = _table_name(table, project, dataset)
-        if name is None:
-            continue
-        if not table.alias and isinstance(tree, exp.Query):
-            table.set("alias", exp.TableAlias(this=exp.to_identifier(name.table, quoted=True)))
-        table.set("this", exp.to_identifier(name.table, quoted=True))
-        table.set("db", exp.to_identifier(f"{name.project}:{name.dataset}", quoted=True))
-        table.set("catalog", None)
-    try:
-        return tree.sql(dialect="duckdb"), original
-    except SqlglotError as error:
-        raise bad_request(_plain(error), "invalidQuery", "query") from error
-
-
-def _plain(error: SqlglotError) -> str:
-    """The text without the terminal's underlining."""
-    return re.sub(r"\x1b\[\d*m", "", str(error)).replace("\n", " ")
-
-
-def table_names(tree: Any, project: str, dataset: str) -> set[TableName]:
-    """The tables that a statement names, without those that it defines in a WITH."""
-    found = (_table_name(table, project, dataset) for table in tree.find_all(exp.Table))
-    return {name for name in found if name is not None}
-
-
-def _table_name(table: exp.Table, project: str, dataset: str) -> TableName | None:
-    """None for a name of a WITH clause and for functions."""
-    if not isinstance(table.this, exp.Identifier):
-        return None
-    if not table.db:
-        scope = table.parent
-        while scope is not None:
-            with_ = scope.args.get("with_") or scope.args.get("with")
-            if with_ is not None and any(cte.alias.lower() == table.name.lower() for cte in with_.expressions):
-                return None
-            scope = scope.parent
-        if not dataset:
-            raise bad_request(
-                f'Table "{table.name}" must be qualified with a dataset (e.g. dataset.table).',
-                "invalidQuery",
-                "query",
-            )
-    return TableName(table.catalog or project, table.db or dataset, table.name)
-
-
-def _name_columns(tree: exp.Select) -> None:
-    """Columns without a name are called f0_, f1_ ... in the order in which they come."""
-    nameless = 0
-    for place, column in enumerate(tree.expressions):
-        if not isinstance(column, exp.Column | exp.Alias | exp.Star | exp.Dot):
-            tree.expressions[place].replace(exp.alias_(column.copy(), f"f{nameless}_", quoted=True))
-            nameless += 1
-
-
-def _unnest_to_list(node: exp.In) -> None:
-    """`x IN UNNEST(list)` becomes `list_contains(list, x)`: sqlglot's own form is not typed for parameters."""
-    unnest = node.args.get("unnest")
-    if isinstance(unnest, exp.Unnest) and len(unnest.expressions) == 1:
-        node.replace(exp.func("LIST_CONTAINS", unnest.expressions[0].copy(), node.this.copy()))
-
-
-def query_parameters(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[Any] | None:
-    """Values of `@name` or `?`, typed. Raises ApiError for what they are not."""
-    if not parameters:
-        return None
-    values = [
-        (
-            parameter.get("name"),
-            _parameter(parameter.get("parameterType", {}), parameter.get("parameterValue", {})),
-        )
-        for parameter in parameters
-    ]
-    if all(name for name, _ in values):
-        return {str(name): value for name, value in values}
-    return [value for _, value in values]
-
-
-def _parameter(kind: Mapping[str, Any], value: Mapping[str, Any]) -> Any:
-    name = str(kind.get("type", "STRING")).upper()
-    name = CANONICAL.get(name, name)
-    if name == "ARRAY":
-        return [_parameter(kind.get("arrayType", {}), item) for item in value.get("arrayValues") or ()]
-    if name == "RECORD":
-        given = value.get("structValues") or {}
-        return {
-            entry["name"]: _parameter(entry["type"], given.get(entry["name"], {}))
-            for entry in kind.get("structTypes") or ()
-        }
-    plain = value.get("value")
-    if plain is None:
-        return None
-    if name not in READERS:
-        raise bad_request(f"Parameters of type {name} are not supported here.", "invalidQuery", "query")
-    try:
-        found = READERS[name](plain)
-    except (ValueError, ArithmeticError):
-        raise bad_request(f"Invalid {name} parameter: {plain}", "invalidQuery", "query") from None
-    if name == "TIMESTAMP":
-        return datetime.fromtimestamp(found // 1_000_000, UTC).replace(microsecond=found % 1_000_000)
-    if name == "DATETIME":
-        return datetime.fromtimestamp(found // 1_000_000, UTC).replace(microsecond=found % 1_000_000, tzinfo=None)
-    return found

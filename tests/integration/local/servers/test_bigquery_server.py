@@ -13,9 +13,10 @@ from google.api_core.exceptions import BadRequest, Conflict, GoogleAPICallError,
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
+from ingest.local.servers.bigquery.inserts import InsertIds
+from ingest.local.servers.bigquery.names import TableName
 from ingest.local.servers.bigquery.rows import BadValue, Field, row_of
 from ingest.local.servers.bigquery.server import BigQuery
-from ingest.local.servers.bigquery.store import InsertIds, TableName
 from ingest.local.servers.processes import Children
 
 NOW = datetime.now(UTC).replace(microsecond=0)

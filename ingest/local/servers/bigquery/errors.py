@@ -1,0 +1,31 @@
+"""Errors as Google's APIs answer them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STATUS_NAMES = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS"}
+
+
+class ApiError(Exception):
+    """An error as Google's APIs answer it: HTTP status, reason, message."""
+
+    def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.location = location
+
+
+def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
+    """400."""
+    return ApiError(400, reason, message, location)
+
+
+def error_body(code: int, reason: str, message: str, location: str = "") -> dict[str, Any]:
+    """The shape of all errors of Google's APIs."""
+    detail = {"message": message, "domain": "global", "reason": reason}
+    if location:
+        detail |= {"location": location, "locationType": "parameter"}
+    status = STATUS_NAMES.get(code, "UNKNOWN")
+    return {"error": {"code": code, "message": message, "errors": [detail], "status": status}}

@@ -1,0 +1,77 @@
+"""`insertAll`: which rows of a request fit the table, and which insertIds were seen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from hashlib import blake2b
+from typing import Any
+
+from ingest.local.servers.bigquery.names import TableName
+from ingest.local.servers.bigquery.rows import BadValue, check_partition, row_of
+from ingest.local.servers.bigquery.schemas import fields_of
+
+INSERT_ID_WINDOW_SECONDS = 60.0
+INSERT_IDS_MAX = 500_000
+
+
+class InsertIds:
+    """Which insertIds were seen lately: of a table, within a window of time, bounded in number.
+
+    The service promises no more than that, and neither does this: a restart forgets all.
+    """
+
+    def __init__(self, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
+        self._seen: OrderedDict[bytes, float] = OrderedDict()
+
+    @staticmethod
+    def key(table: TableName, insert_id: str) -> bytes:
+        """16 bytes, so that half a million of them stay below 100 MB."""
+        return blake2b(f"{table}\0{insert_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def seen(self, key: bytes, now: float) -> bool:
+        """Whether a row with this id was stored within the window."""
+        at = self._seen.get(key)
+        return at is not None and now - at <= self._window_seconds
+
+    def add(self, keys: Sequence[bytes], now: float) -> None:
+        """Notes rows that are stored."""
+        for key in keys:
+            self._seen.setdefault(key, now)
+            if now - self._seen[key] > self._window_seconds:
+                self._seen[key] = now
+                self._seen.move_to_end(key)
+        while self._seen:
+            oldest = next(iter(self._seen))
+            if len(self._seen) <= INSERT_IDS_MAX and now - self._seen[oldest] <= self._window_seconds:
+                return
+            del self._seen[oldest]
+
+
+def judged(
+    resource: Mapping[str, Any], rows: Sequence[Any], ignore_unknown: bool, today: date
+) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """(stored form by index of good rows, error by index of bad ones)."""
+    fields = fields_of(resource)
+    column = str((resource.get("timePartitioning") or {}).get("field") or "")
+    partition = next((field for field in fields if field.name.lower() == column.lower()), None)
+    good: dict[int, dict[str, Any]] = {}
+    errors: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(rows):
+        try:
+            content = entry.get("json") if isinstance(entry, dict) else None
+            row = row_of(fields, content, ignore_unknown=ignore_unknown)
+            if partition is not None:
+                check_partition(partition.name, partition.type, row, today)
+        except BadValue as error:
+            errors[index] = {
+                "reason": "invalid",
+                "location": error.location,
+                "debugInfo": "",
+                "message": str(error),
+            }
+        else:
+            good[index] = row
+    return good, errors

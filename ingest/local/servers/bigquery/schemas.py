@@ -1,0 +1,78 @@
+"""Table schemas: what a table may be created with, and how it may grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ingest.local.servers.bigquery.errors import bad_request
+from ingest.local.servers.bigquery.names import TableName
+from ingest.local.servers.bigquery.rows import BadSchema, Field, identifier, schema_of
+
+CLUSTERING_COLUMNS_MAX = 4
+PARTITION_TYPES = ("HOUR", "DAY", "MONTH", "YEAR")
+
+
+def fields_of(resource: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The columns of a stored table resource."""
+    return schema_of(resource.get("schema") or {})
+
+
+def columns_sql(fields: Sequence[Field]) -> str:
+    """Column definitions of the storage engine. REQUIRED is checked at the door, not by the engine."""
+    return ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in fields)
+
+
+def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
+    """The columns of a table to be: types, partitioning and clustering fit together. Raises ApiError."""
+    try:
+        fields = schema_of(resource.get("schema") or {})
+    except BadSchema as error:
+        raise bad_request(str(error)) from error
+    by_name = {field.name.lower(): field for field in fields}
+    partitioning = resource.get("timePartitioning")
+    if partitioning:
+        if partitioning.get("type") not in PARTITION_TYPES:
+            raise bad_request(f"Invalid value for timePartitioning.type: {partitioning.get('type')}.")
+        column = partitioning.get("field")
+        field = by_name.get(str(column).lower())
+        if column and field is None:
+            raise bad_request(f"The field specified for partitioning cannot be found in the schema: {column}.")
+        if field is not None and (field.type not in ("TIMESTAMP", "DATE", "DATETIME") or field.mode == "REPEATED"):
+            raise bad_request(f"The field specified for partitioning has an invalid type: {column} {field.type}.")
+    clustering = (resource.get("clustering") or {}).get("fields") or []
+    if len(clustering) > CLUSTERING_COLUMNS_MAX:
+        raise bad_request(f"Too many clustering columns: {len(clustering)}, limit {CLUSTERING_COLUMNS_MAX}.")
+    for column in clustering:
+        field = by_name.get(str(column).lower())
+        if field is None:
+            raise bad_request(f"The field specified for clustering cannot be found in the schema: {column}.")
+        if field.mode == "REPEATED" or field.type in ("RECORD", "JSON", "FLOAT", "BYTES"):
+            raise bad_request(f"The field specified for clustering has an invalid type: {column} {field.type}.")
+    return fields
+
+
+def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
+    """New columns. Nothing may go or change its type; REQUIRED may become NULLABLE. Raises ApiError."""
+    by_name = {field.name.lower(): field for field in after}
+    for field in before:
+        now = by_name.pop(field.name.lower(), None)
+        if now is None:
+            raise bad_request(f"Provided Schema does not match Table {name}. Field {field.name} is missing.")
+        if (now.type, now.fields) != (field.type, field.fields):
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Field {field.name} has changed type "
+                f"from {field.type} to {now.type}"
+            )
+        if now.mode != field.mode and (field.mode, now.mode) != ("REQUIRED", "NULLABLE"):
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Field {field.name} has changed mode "
+                f"from {field.mode} to {now.mode}"
+            )
+    for field in by_name.values():
+        if before and field.mode == "REQUIRED":
+            raise bad_request(
+                f"Provided Schema does not match Table {name}. Cannot add required fields to an existing schema."
+                f" (field: {field.name})"
+            )
+    return list(by_name.values())
