@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ingest.local.load.manifest import Entry
-from ingest.local.load.sessions import ENVELOPE_TYPE, Message
+from ingest.local.load.relay import ENVELOPE_TYPE, Message
 
 MiB = 1024 * 1024
 BODY = zlib.compress(

@@ -27,8 +27,10 @@ from confluent_kafka import Message as KafkaMessage
 
 from ingest.local.load.malformed import malformed, zip_bomb
 from ingest.local.load.manifest import Entry, Header, Writer
+from ingest.local.load.mix import Mix
 from ingest.local.load.pages import make_site
-from ingest.local.load.sessions import Message, Mix, Session
+from ingest.local.load.relay import Message
+from ingest.local.load.sessions import Session
 from tasks.kafka.options import kafka_options
 from tasks.settings import MiB, Settings
 

@@ -12,9 +12,12 @@ import msgspec
 import pytest
 
 from ingest.local.load.manifest import Entry
+from ingest.local.load.mix import Mix
 from ingest.local.load.pages import Page, make_site
 from ingest.local.load.produce import PROFILES, Profile, stream, values
-from ingest.local.load.sessions import Message, Mix, Session, event_hash
+from ingest.local.load.relay import Message
+from ingest.local.load.segment import event_hash
+from ingest.local.load.sessions import Session
 
 START = 1_790_000_000
 SITE = make_site(seed=3, pages=3, cards=(13, 16), rules=(4,))

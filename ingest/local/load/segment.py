@@ -1,0 +1,102 @@
+"""One segment while it is made: its events, and what has to be remembered of them for the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from ingest.local.load.deflate import Part, Piece
+from ingest.local.load.manifest import Click
+
+SEGMENT_MS = 5000
+Event = dict[str, Any]
+to_json = msgspec.json.encode
+
+
+class Note(NamedTuple):
+    """What has to be remembered of one event: the click that it tells of, and whether a coin decides on it."""
+
+    click: Click | None = None
+    coin: str = ""
+
+
+NOTHING = Note()
+
+
+@dataclass(slots=True)
+class Segment:
+    """One segment while it is made."""
+
+    number: int
+    start_ms: int
+    events: list[tuple[int, tuple[Piece, ...], Note]] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+    taps: list[str] = field(default_factory=list)
+    custom: int = 0
+
+    def put(self, ms: int, event: Any, kind: str, note: Note = NOTHING) -> None:
+        """One event, and the kind of thing that it is."""
+        self.events.append((ms, (to_json(event),), note))
+        self.seen[kind] += 1
+
+    def put_part(self, ms: int, rrweb_type: int, data: Part, kind: str) -> None:
+        """One event whose `data` is shared by many segments."""
+        head = b'{"type":%d,"data":' % rrweb_type
+        self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), NOTHING))
+        self.seen[kind] += 1
+
+    def breadcrumb(self, ms: int, category: str, payload: Event, kind: str = "", note: Note = NOTHING) -> None:
+        """An event of the SDK: something that happened, with a category."""
+        whole = {"timestamp": ms / 1000, "type": "default", "category": category, **payload}
+        event = {"type": 5, "timestamp": ms, "data": {"tag": "breadcrumb", "payload": whole}}
+        self.put(ms, event, kind or category, note)
+        self.custom += 1
+
+    def span(self, ms: int, op: str, description: str, took_ms: int, data: Event, kind: str = "") -> None:
+        """An event of the SDK: something that took time, or was measured."""
+        payload = {
+            "op": op,
+            "description": description,
+            "startTimestamp": ms / 1000,
+            "endTimestamp": (ms + took_ms) / 1000,
+            "data": data,
+        }
+        event = {"type": 5, "timestamp": ms / 1000, "data": {"tag": "performanceSpan", "payload": payload}}
+        self.put(ms, event, kind or f"span:{op}")
+        self.custom += 1
+
+    def in_order(self) -> None:
+        """Sorts the events by time."""
+        self.events.sort(key=_time)
+
+    def body(self) -> list[Piece]:
+        """The JSON array, in the order of time, with the fresh bytes between two parts in one piece."""
+        pieces: list[Piece] = []
+        fresh = [b"["]
+        for number, (_, event, _note) in enumerate(self.events):
+            if number:
+                fresh.append(b",")
+            for piece in event:
+                if isinstance(piece, Part):
+                    pieces += (b"".join(fresh), piece)
+                    fresh = []
+                else:
+                    fresh.append(piece)
+        fresh.append(b"]")
+        pieces.append(b"".join(fresh))
+        return pieces
+
+
+def event_hash(replay_id: str, seconds: int, node: int | str) -> str:
+    """The identity of a click or tap: UUID of the MD5 of replay, whole second and node (or view)."""
+    return str(UUID(hashlib.md5(f"{replay_id}{seconds}{node}".encode()).hexdigest()))
+
+
+def _time(event: tuple[int, tuple[Piece, ...], Note]) -> int:
+    return event[0]

@@ -1,0 +1,119 @@
+"""No module of `ingest`, `tasks` or `tools` imports, however indirectly, one that imports it.
+
+Imports inside functions count: they keep a cycle from failing, not from being one. Imports under
+`if TYPE_CHECKING:` do not count: they never run.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("ingest", "tasks", "tools")
+
+Graph = dict[str, set[str]]
+
+
+def module_of(path: Path) -> str:
+    """`ingest/cli/main.py` is `ingest.cli.main`; a package is its `__init__.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run with the module or later."""
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and is_type_checking(node.test):
+            yield from statements(node.orelse)
+        else:
+            for blocks in ("body", "orelse", "finalbody"):
+                yield from statements(getattr(node, blocks, ()))
+            for handler in getattr(node, "handlers", ()):
+                yield from statements(handler.body)
+
+
+def imported(source: str, modules: Iterable[str]) -> set[str]:
+    """Which of `modules` this source imports itself: `from a import b` is `a.b` where that is a module, else `a`.
+
+    That importing `a.b` also runs `a` is left out: a package's face is complete before its modules run, unless it
+    imports them, and then the edge is its own.
+    """
+    known = set(modules)
+    found: set[str] = set()
+    for node in statements(ast.parse(source).body):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        else:
+            found |= {
+                whole if (whole := f"{node.module}.{alias.name}") in known else str(node.module)
+                for alias in node.names
+            }
+    return found & known
+
+
+def graph() -> Graph:
+    paths = {module_of(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    return {name: imported(path.read_text(), paths) - {name} for name, path in paths.items()}
+
+
+def cycle(edges: Mapping[str, set[str]]) -> list[str]:
+    """One cycle, its first module again at the end; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for each in sorted(edges.get(name, ())):
+            if found := visit(each, [*trail, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(edges) if (found := visit(name, []))), [])
+
+
+def test_no_import_comes_back_to_where_it_began():
+    """Given every module's own imports, there is an order in which each stands after all that it imports."""
+    edges = graph()
+
+    assert len(edges) > 150
+    assert "tools.gameday.game" in edges["tools.gameday.faults"]
+    assert cycle(edges) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import a.b", {"a.b"}),
+        ("from a import b", {"a.b"}),
+        ("from a.b import name", {"a.b"}),
+        ("try:\n    import a.b\nexcept ImportError:\n    import c", {"a.b", "c"}),
+        ("class X:\n    import c", {"c"}),
+        ("if TYPE_CHECKING:\n    import c\nelse:\n    import a.b", {"a.b"}),
+        ("if typing.TYPE_CHECKING:\n    import c", set()),
+        ("def later():\n    import c", {"c"}),
+    ],
+)
+def test_what_counts_as_an_import(source: str, expected: set[str]):
+    """All that runs at some time, wherever it stands."""
+    assert imported(source, {"a", "a.b", "c"}) == expected
+
+
+def test_a_cycle_is_found_and_shown():
+    """Of three modules in a row whose last imports the first."""
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
