@@ -11,7 +11,7 @@ from ingest.core.model import Batch, Stage, TopicPartition
 class Dispatch:
     """Stage the batch's bytes and start the chord of this stage.
 
-    Answered by FlushSucceeded or FlushFailed, or by nothing: then the deadline passes and the core
+    Answered by FlushSucceeded, FlushFailed or DispatchFailed, or by nothing: then the deadline passes and the core
     orders it again with a higher `attempt`. `deadline_seconds` is how long the core will wait.
     """
 

@@ -77,14 +77,24 @@ class FlushSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class FlushFailed:
-    """The stage's tasks gave up, or could not even be started. `dispatched` tells which."""
+    """The stage's tasks were started and gave up. `error` is one line for a person."""
 
     batch_id: str
     epoch: int
     stage: Stage
     attempt: int
     error: str
-    dispatched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchFailed:
+    """The stage could not be started (Redis away or full); at most some of its tasks were. `error` as above."""
+
+    batch_id: str
+    epoch: int
+    stage: Stage
+    attempt: int
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,7 @@ Event = (
     | MessageParsed
     | FlushSucceeded
     | FlushFailed
+    | DispatchFailed
     | Committed
     | CommitFailed
     | RetryRequested

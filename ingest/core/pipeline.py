@@ -1,16 +1,18 @@
-"""The one place where everything meets: `Pipeline.handle(event, now) -> list[Command]`.
+"""Every decision of one reader: `Pipeline.handle(event, now) -> list[Command]`.
 
 A batch's life: cut -> its boundary recorded with the partition (D14) -> waits for a slot -> the chord of its
 blobs -> the chord of its rows -> settled -> its offset committed once all before it settled too.
-A chord that fails parks the batch until its retry; one that is not heard of is started again at its deadline,
-and parked too when that happens again and again.
+A chord that fails parks the batch until its retry; one that misses its deadline is started again, and parked too
+when that happens repeatedly.
+
+The parts: `batching` (a batch until its cut), `flight` (after it), `ledger` (what may be committed), `commits`
+(when), `backpressure` (whether to take messages).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from ingest.core import commands as do
@@ -18,43 +20,15 @@ from ingest.core import events as on
 from ingest.core import record
 from ingest.core.backpressure import Backpressure, Change
 from ingest.core.batching import Builder
+from ingest.core.commits import Commits
+from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
-from ingest.core.model import Batch, OffsetRange, Reject, Stage, TopicPartition
+from ingest.core.model import Batch, Reject, TopicPartition
 from ingest.core.retry import RejectRatio, retry_seconds
 
-# So many deadlines in a row that pass without a word park a batch, and from then on each one does.
+# Consecutive missed deadlines before a batch is parked; from then on each one parks it.
 DEADLINE_MISSES_MAX = 3
-
-
-class Phase(StrEnum):
-    """Where a batch is between its cut and its settlement."""
-
-    RECORDING = "recording"  # its boundary is on its way to the broker
-    WAITING = "waiting"  # for a slot
-    FLUSHING = "flushing"  # its chord is out
-    PARKED = "parked"  # its chord failed, or could not be started; it is tried again at `until`
-
-
-@dataclass(slots=True)
-class Flight:
-    """One batch that is cut and not settled."""
-
-    batch: Batch
-    stages: tuple[Stage, ...]
-    phase: Phase
-    since: float
-    until: float
-    attempt: int = 0
-    failures: int = 0
-    error: str = ""
-    misses: int = 0
-    """Deadlines in a row that passed without a word of its chord."""
-
-    @property
-    def stage(self) -> Stage:
-        """The chord that is next or out."""
-        return self.stages[0]
 
 
 @dataclass(slots=True)
@@ -63,14 +37,9 @@ class _Owned:
 
     epoch: int
     builder: Builder
+    commits: Commits
     position: int
-    committed: int | None
     flights: dict[str, Flight] = field(default_factory=dict)
-    sent: on.Committed | None = None  # the commit that is on its way; at most one a partition
-    sent_at: float = 0.0
-    refused_at: float | None = None
-    recorded_until: int = 0
-    stored: tuple[int, str] | None = None
     release_by: float | None = None
     held: bool = False  # too many ranges wait behind an unsettled one: nothing more is fetched of it
 
@@ -100,6 +69,7 @@ class Pipeline:
             on.OffsetOutOfRange: self._on_out_of_range,
             on.FlushSucceeded: self._on_succeeded,
             on.FlushFailed: self._on_failed,
+            on.DispatchFailed: self._on_dispatch_failed,
             on.Committed: self._on_committed,
             on.CommitFailed: self._on_commit_failed,
             on.RetryRequested: self._on_retry,
@@ -143,9 +113,9 @@ class Pipeline:
     def position(self, source: TopicPartition) -> tuple[int, int | None]:
         """(next offset to take, last offset that Kafka acknowledged as committed or None) of a partition."""
         owned = self._owned[source]
-        return owned.position, owned.committed
+        return owned.position, owned.commits.committed
 
-    # The door
+    # What happens
 
     def handle(self, event: on.Event, now: float) -> list[do.Command]:
         """Decides what follows from `event` at `now` (monotonic seconds). Raises only on a broken invariant."""
@@ -163,9 +133,8 @@ class Pipeline:
             self._owned[given.source] = _Owned(
                 epoch=given.epoch,
                 builder=Builder(given.source, given.epoch, self.limits, plan),
+                commits=Commits(given.source, self.limits, committed, given.record),
                 position=committed or 0,
-                committed=committed,
-                stored=(committed, given.record) if committed is not None else None,
             )
         if self.paused:
             yield do.Pause(tuple(given.source for given in event.assignments))
@@ -255,15 +224,12 @@ class Pipeline:
         if found is None or found[1].stage != event.stage:
             return
         owned, flight = found
-        if len(flight.stages) > 1:
-            flight.stages = flight.stages[1:]
-            flight.failures, flight.misses, flight.error = 0, 0, ""
-            if flight.phase is Phase.FLUSHING:
-                yield self._dispatch(flight, now)  # keeps its slot
-            else:
-                flight.phase = Phase.WAITING
-        else:
+        if not flight.advance():
             yield from self._settle(owned, flight)
+        elif flight.phase is Phase.FLUSHING:
+            yield flight.dispatch(now, self.limits.flush_deadline_seconds)  # keeps its slot
+        else:
+            flight.phase = Phase.WAITING
         yield from self._progress(now)
 
     def _settle(self, owned: _Owned, flight: Flight) -> Iterable[do.Command]:
@@ -273,25 +239,34 @@ class Pipeline:
         yield do.Discard(flight.batch)
 
     def _on_failed(self, event: on.FlushFailed, now: float) -> Iterable[do.Command]:
+        flight = self._current(event)
+        if flight is not None:
+            flight.misses = 0
+            yield self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)
+            yield from self._progress(now)
+
+    def _on_dispatch_failed(self, event: on.DispatchFailed, now: float) -> Iterable[do.Command]:
+        """It burdened no sink and operators can do nothing about it: retried soon, and not shown as parked."""
+        flight = self._current(event)
+        if flight is not None:
+            flight.misses = 0
+            self._park(flight, event.error, now, self.limits.undispatched_seconds_max)
+            yield from self._progress(now)
+
+    def _current(self, event: on.FlushFailed | on.DispatchFailed) -> Flight | None:
+        """The batch whose chord failed; None for an older attempt, which says nothing about the current one."""
         found = self._find(event.batch_id, event.epoch)
         if found is None:
-            return
+            return None
         flight = found[1]
         current = (flight.phase, flight.stage, flight.attempt) == (Phase.FLUSHING, event.stage, event.attempt)
-        if not current:
-            return  # an older attempt's failure says nothing about the one that is out
-        flight.misses = 0
-        yield from self._park(flight, event.error, now, dispatched=event.dispatched)
-        yield from self._progress(now)
+        return flight if current else None
 
-    def _park(self, flight: Flight, error: str, now: float, *, dispatched: bool) -> Iterable[do.Command]:
-        """It waits without a slot until its retry; operators see those that were started."""
+    def _park(self, flight: Flight, error: str, now: float, cap_seconds: float) -> do.Park:
+        """It waits without a slot until its retry."""
         flight.failures += 1
-        flight.error = error
-        wait_seconds = retry_seconds(flight.batch.id, flight.failures, self.limits, dispatched=dispatched)
-        flight.phase, flight.since, flight.until = Phase.PARKED, now, now + wait_seconds
-        if dispatched:
-            yield do.Park(flight.batch, flight.stage, flight.attempt, error, wait_seconds)
+        first_seconds = self.limits.retry_backoff_seconds
+        return flight.park(error, now, retry_seconds(flight.batch.id, flight.failures, first_seconds, cap_seconds))
 
     def _on_retry(self, event: on.RetryRequested, now: float) -> Iterable[do.Command]:
         found = self._find(event.batch_id)
@@ -308,36 +283,15 @@ class Pipeline:
     # Commits are answered
 
     def _on_committed(self, event: on.Committed, now: float) -> Iterable[do.Command]:
-        owned = self._answered(event)
-        if owned is None:
-            self._doubt(event.source)
-            return
-        owned.refused_at = None
-        owned.committed = event.offset
-        owned.stored = (event.offset, event.record)
-        self._let_recorded_go(owned)
-        yield from self._progress(now)
-
-    def _doubt(self, source: TopicPartition) -> None:
-        """A commit that was given up was stored after all, perhaps over a later one: say the later one again."""
-        if source in self._owned:
-            self._owned[source].stored = None
-
-    def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:
-        owned = self._answered(event)
-        if owned is not None:
-            owned.refused_at = now
+        owned = self._owned.get(event.source)
+        if owned is not None and owned.commits.acknowledge(event):
+            self._unblock_recorded(owned)
             yield from self._progress(now)
 
-    def _answered(self, event: on.Committed | on.CommitFailed) -> _Owned | None:
+    def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
-        sent = owned.sent if owned else None
-        if owned is None or sent is None:
-            return None
-        if (sent.epoch, sent.offset, sent.record) != (event.epoch, event.offset, event.record):
-            return None
-        owned.sent = None
-        return owned
+        if owned is not None and owned.commits.refuse(event, now):
+            yield from self._progress(now)
 
     # Time, and what follows from everything
 
@@ -360,8 +314,7 @@ class Pipeline:
                 batch = owned.builder.due(now)
             if batch is not None:
                 self._take(owned, batch, now)
-            if owned.sent is not None and now - owned.sent_at >= self.limits.commit_answer_seconds_max:
-                owned.sent = None  # no answer: the next commit says the same or more
+            owned.commits.give_up(now)
         yield from self._progress(now)
 
     def _expire(self, flight: Flight, now: float) -> Iterable[do.Command]:
@@ -373,14 +326,14 @@ class Pipeline:
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING
             if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
-                yield from self._park(flight, self._silence(flight), now, dispatched=True)
+                yield self._park(flight, self._silence(flight), now, self.limits.retry_backoff_seconds_max)
             else:
                 flight.phase = Phase.WAITING
 
     def _silence(self, flight: Flight) -> str:
         silent_seconds = flight.misses * self.limits.flush_deadline_seconds
         return (
-            f"not heard of for {flight.misses} deadlines in a row ({silent_seconds:g} s): queues, workers, Redis?"
+            f"no completion for {flight.misses} deadlines in a row ({silent_seconds:g} s): queues, workers, Redis?"
         )
 
     def _progress(self, now: float) -> Iterable[do.Command]:
@@ -395,16 +348,10 @@ class Pipeline:
             for flight in owned.flights.values():
                 if flight.phase is Phase.WAITING and flushing < self.limits.in_flight_batches_max:
                     flushing += 1
-                    yield self._dispatch(flight, now)
+                    yield flight.dispatch(now, self.limits.flush_deadline_seconds)
         yield from self._release(now)
         yield from self._press(now)
         yield from self._stop(now)
-
-    def _dispatch(self, flight: Flight, now: float) -> do.Command:
-        deadline_seconds = self.limits.flush_deadline_seconds
-        flight.attempt += 1
-        flight.phase, flight.since, flight.until = Phase.FLUSHING, now, now + deadline_seconds
-        return do.Dispatch(flight.batch, flight.stage, flight.attempt, deadline_seconds)
 
     def _commit(self, owned: _Owned, now: float) -> Iterable[do.Command]:
         """The committable offset with the ends of all batches above it, when that says something new.
@@ -412,41 +359,34 @@ class Pipeline:
         The ends that a predecessor recorded and that were not reached yet stay in the record: a second
         crash must not forget what the first one handed over.
         """
-        source = owned.builder.source
-        if owned.sent is not None or not self._may_commit(owned, self._ledger.taken_until(source), now):
+        source, commits = owned.builder.source, owned.commits
+        taken_until = self._ledger.taken_until(source)
+        if not commits.may_send(taken_until, now, urgent=self._commit_is_urgent(owned)):
             return
         pending = self._ledger.pending(source)
         offset = self._ledger.committable(source)
         if offset is None:
-            offset = owned.committed
+            offset = commits.committed
         if offset is None:
             if not pending:
                 return
             offset = pending[0].start  # nothing was ever committed here: this is where consumption began
         stops = [offsets.stop for offsets in pending] + [*owned.builder.planned]
-        text = record.encode(offset, stops, self.limits.cut_record_bytes_max)
-        owned.recorded_until = self._ledger.taken_until(source)
-        if owned.stored == (offset, text):
-            self._let_recorded_go(owned)  # a predecessor recorded just these ends
-            return
-        owned.sent = on.Committed(source, owned.epoch, offset, text)
-        owned.sent_at = now
-        yield do.Commit(source, owned.epoch, offset, text)
+        command = commits.send(owned.epoch, offset, stops, taken_until, now)
+        if command is not None:
+            yield command
+        else:
+            self._unblock_recorded(owned)  # a predecessor recorded just these ends
 
-    def _let_recorded_go(self, owned: _Owned) -> None:
+    def _unblock_recorded(self, owned: _Owned) -> None:
         for flight in owned.flights.values():
-            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= owned.recorded_until:
+            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= owned.commits.recorded_until:
                 flight.phase = Phase.WAITING
 
-    def _may_commit(self, owned: _Owned, taken_until: int, now: float) -> bool:
-        """One commit an interval, unless somebody waits for it: the record of a cut, a drain, an idle reader."""
-        interval_seconds = self.limits.commit_interval_seconds
-        if owned.refused_at is not None:
-            return now - owned.refused_at >= interval_seconds
-        cut = taken_until > owned.recorded_until
+    def _commit_is_urgent(self, owned: _Owned) -> bool:
+        """A drain waits for its commit, and an idle reader has no other chance."""
         draining = owned.release_by is not None or self.stopping_by is not None
-        idle = not owned.flights and not len(owned.builder)
-        return cut or draining or idle or now - owned.sent_at >= interval_seconds
+        return draining or (not owned.flights and not len(owned.builder))
 
     def _release(self, now: float) -> Iterable[do.Command]:
         done = tuple(
@@ -463,7 +403,7 @@ class Pipeline:
         """Nothing is to be waited for: parked batches are not, their retry is the next owner's."""
         working = any(flight.phase is not Phase.PARKED for flight in owned.flights.values())
         committable = self._ledger.committable(owned.builder.source)
-        return not working and owned.sent is None and committable in (None, owned.committed)
+        return not working and owned.commits.idle and committable in (None, owned.commits.committed)
 
     def _press(self, now: float) -> Iterable[do.Command]:
         flights = sum(len(owned.flights) for owned in self._owned.values())
@@ -493,8 +433,3 @@ class Pipeline:
         if clean or now >= self.stopping_by:
             self.stopped = True
             yield do.Stop(clean and not self.in_flight)
-
-    def range_of(self, batch_id: str) -> OffsetRange | None:
-        """The offsets of a batch in flight; None when it is not (or no longer) ours."""
-        found = self._find(batch_id)
-        return found[1].batch.offsets if found else None

@@ -7,17 +7,13 @@ from zlib import crc32
 from ingest.core.limits import Limits
 
 
-def retry_seconds(batch_id: str, failures: int, limits: Limits, *, dispatched: bool = True) -> float:
-    """Seconds to wait after the `failures`-th failure in a row: doubling, capped, for ever.
-
-    A batch that could not even be started (Redis away) burdened no sink: its cap is lower, so that the
-    reader is back soon after Redis is.
+def retry_seconds(batch_id: str, failures: int, first_seconds: float, cap_seconds: float) -> float:
+    """Seconds to wait after the `failures`-th failure in a row: doubling from `first_seconds`, capped, for ever.
 
     The jitter (half to whole of the ceiling) comes from the batch's id, so the core stays deterministic
     while batches that failed together do not come back together.
     """
-    cap = limits.retry_backoff_seconds_max if dispatched else limits.undispatched_seconds_max
-    ceiling = min(limits.retry_backoff_seconds * 2.0 ** min(failures - 1, 30), cap)
+    ceiling = min(first_seconds * 2.0 ** min(failures - 1, 30), cap_seconds)
     return ceiling * (0.5 + crc32(f"{batch_id}/{failures}".encode()) / 2**33)
 
 

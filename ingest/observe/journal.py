@@ -107,7 +107,7 @@ class Journal:
         match event:
             case on.FlushSucceeded():
                 self._succeeded(event, now)
-            case on.FlushFailed():
+            case on.FlushFailed() | on.DispatchFailed():
                 journey = self._open.get(event.batch_id)
                 if journey is not None and journey.epoch == event.epoch:
                     journey.failures += 1

@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.flight import Phase
 from ingest.core.model import Batch, CutReason, Drop, DropReason, Message, Reject, Segment, Stage, TopicPartition
-from ingest.core.pipeline import Phase, Pipeline
+from ingest.core.pipeline import Pipeline
 from ingest.observe.journal import End, Journal, Journey
 from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
@@ -217,7 +218,7 @@ class Metrics:
                 journey = self._journal.get(event.batch_id)
                 if journey is not None and journey.epoch == event.epoch and journey.stage_started_at is not None:
                     self.meters.observe(_R + "stage_seconds", now - journey.stage_started_at, event.stage)
-            case on.FlushFailed():
+            case on.FlushFailed() | on.DispatchFailed():
                 count(_R + "stage_failures", 1, event.stage)
             case on.Committed():
                 count(_R + "commits", 1, CommitAnswer.STORED)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from ingest.core.pipeline import Phase, Pipeline
+from ingest.core.flight import Phase
+from ingest.core.model import Stage
+from ingest.core.pipeline import Pipeline
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -26,8 +28,8 @@ class FlightState(msgspec.Struct, frozen=True):
 
     batch_id: str
     partition: int
-    phase: str
-    stage: str
+    phase: Phase
+    stage: Stage
     attempt: int
     failures: int
     messages: int
@@ -53,7 +55,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def in_phase(self, phase: Phase) -> tuple[FlightState, ...]:
         """The batches in one phase."""
-        return tuple(flight for flight in self.flights if flight.phase == phase.value)
+        return tuple(flight for flight in self.flights if flight.phase is phase)
 
 
 def take(pipeline: Pipeline, now: float) -> Snapshot:
@@ -67,8 +69,8 @@ def take(pipeline: Pipeline, now: float) -> Snapshot:
             FlightState(
                 batch_id=flight.batch.id,
                 partition=flight.batch.source.partition,
-                phase=flight.phase.value,
-                stage=flight.stage.value,
+                phase=flight.phase,
+                stage=flight.stage,
                 attempt=flight.attempt,
                 failures=flight.failures,
                 messages=len(flight.batch.segments) + len(flight.batch.rejects),

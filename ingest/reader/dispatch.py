@@ -45,7 +45,7 @@ DEADLINE_SHARE = 0.9
 class Dispatcher:
     """`start`, then `submit` from one thread, then `stop`. `reader` names this process's stream.
 
-    Every Dispatch is answered by FlushSucceeded or FlushFailed, or by nothing at all when the chord is lost.
+    Every Dispatch is answered by FlushSucceeded, FlushFailed or DispatchFailed, or by nothing: its chord was lost.
     Memory: of the batches in flight the manifests, and the bytes of the stage that did not start yet; batches
     themselves only while their command waits.
     `heartbeat()` makes what each heartbeat says, on the thread that reads completions; `trace(batch)` the W3C
@@ -225,6 +225,4 @@ class Dispatcher:
 
     def _fail(self, command: do.Dispatch, error: str) -> None:
         batch = command.batch
-        self._inbox.put(
-            on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, error, dispatched=False)
-        )
+        self._inbox.put(on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, error))

@@ -102,13 +102,15 @@ class MockRuntime:
         """The chord of that stage completes."""
         return self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
 
-    def fail(
-        self, dispatch: do.Dispatch, error: str = "sink said no", *, dispatched: bool = True
-    ) -> list[do.Command]:
-        """The chord of that stage gives up, or could not be started (`dispatched=False`)."""
+    def fail(self, dispatch: do.Dispatch, error: str = "sink said no") -> list[do.Command]:
+        """The chord of that stage gives up."""
         batch = dispatch.batch
-        event = on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error, dispatched)
-        return self.publish(event)
+        return self.publish(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
+
+    def fail_dispatch(self, dispatch: do.Dispatch, error: str = "redis is away") -> list[do.Command]:
+        """The chord of that stage could not be started."""
+        batch = dispatch.batch
+        return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
 
     def settle(self) -> list[do.Command]:
         """Everything that is out succeeds, and what follows from it, until nothing is left to answer."""

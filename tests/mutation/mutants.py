@@ -18,6 +18,7 @@ class Mutant(NamedTuple):
 
 
 LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
+COMMITS, FLIGHT = "core/commits.py", "core/flight.py"
 PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "reader/runtime.py"
 
 MUTANTS = (
@@ -66,7 +67,7 @@ MUTANTS = (
     Mutant(
         "releases a partition before its last commit is answered",
         PIPELINE,
-        "return not working and owned.sent is None and committable in (None, owned.committed)",
+        "return not working and owned.commits.idle and committable in (None, owned.commits.committed)",
         "return not working",
     ),
     Mutant(
@@ -77,9 +78,9 @@ MUTANTS = (
     ),
     Mutant(
         "settles a batch when its blobs are there",
-        PIPELINE,
-        "if len(flight.stages) > 1:\n            flight.stages",
-        "if len(flight.stages) > 2:\n            flight.stages",
+        FLIGHT,
+        "if len(self.stages) > 1:",
+        "if len(self.stages) > 2:",
     ),
     Mutant(
         "takes the completion of one stage for that of the other",
@@ -126,8 +127,8 @@ MUTANTS = (
     Mutant(
         "parks without telling anybody",
         PIPELINE,
-        "if dispatched:\n            yield do.Park",
-        "if not dispatched:\n            yield do.Park",
+        "yield self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)",
+        "self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)",
     ),
     Mutant(
         "never parks what is never heard of",
@@ -137,9 +138,9 @@ MUTANTS = (
     ),
     Mutant(
         "counts missed deadlines over both stages",
-        PIPELINE,
-        'flight.failures, flight.misses, flight.error = 0, 0, ""',
-        'flight.failures, flight.error = 0, ""',
+        FLIGHT,
+        'self.failures, self.misses, self.error = 0, 0, ""',
+        'self.failures, self.error = 0, ""',
     ),
     Mutant(
         "ignores the bound on chords in flight",
@@ -162,7 +163,7 @@ MUTANTS = (
     Mutant(
         "waits for the answer to a record that it does not send",
         PIPELINE,
-        "            self._let_recorded_go(owned)  # a predecessor",
+        "            self._unblock_recorded(owned)  # a predecessor",
         "            pass  # a predecessor",
     ),
     Mutant(
@@ -173,27 +174,27 @@ MUTANTS = (
     ),
     Mutant(
         "repeats a refused commit at once",
-        PIPELINE,
-        "            return now - owned.refused_at >= interval_seconds",
+        COMMITS,
+        "            return now - self._refused_at >= interval_seconds",
         "            return True",
     ),
     Mutant(
         "waits for ever for the answer to a commit",
-        PIPELINE,
-        "owned.sent = None  # no answer: the next commit says the same or more",
-        "pass",
+        COMMITS,
+        "and now - self._sent_at >= self._limits.commit_answer_seconds_max:",
+        "and now < 0:",
     ),
     Mutant(
         "believes that the broker stored what was refused",
-        PIPELINE,
-        "            owned.refused_at = now\n",
-        "            owned.refused_at = now\n            owned.stored = (event.offset, event.record)\n",
+        COMMITS,
+        "        self._refused_at = now\n",
+        "        self._refused_at = now\n        self._stored = (event.offset, event.record)\n",
     ),
     Mutant(
         "does not say a commit again that a late one may have overwritten",
-        PIPELINE,
-        "self._owned[source].stored = None",
-        "pass",
+        COMMITS,
+        "            self._stored = None",
+        "            pass",
     ),
     Mutant(
         "commits for partitions that were lost",
@@ -246,8 +247,8 @@ MUTANTS = (
     Mutant(
         "retries without backing off",
         RETRY,
-        "2.0 ** min(failures - 1, 30), cap)",
-        "0.01, cap)",
+        "2.0 ** min(failures - 1, 30), cap_seconds)",
+        "0.01, cap_seconds)",
     ),
     Mutant(
         "never resumes",

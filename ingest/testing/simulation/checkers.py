@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core import record as cut_record
+from ingest.core.flight import Phase
 from ingest.core.model import CutReason, TopicPartition
 from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Log
 from ingest.testing.simulation.reader import Reader
@@ -163,7 +164,7 @@ class Bounded:
     def look(self, reader: Reader) -> None:
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
-        flushing = sum(flight.phase == "flushing" for flight in flights)
+        flushing = sum(flight.phase is Phase.FLUSHING for flight in flights)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
         slack = self._shape.partitions + POLL_MESSAGES_MAX

@@ -66,7 +66,7 @@ class Marks:
                 mark("commit_refused")
             case on.Committed():
                 self._unanswered.discard((reader.name, str(event.source), event.epoch))
-            case on.FlushFailed(dispatched=False):
+            case on.DispatchFailed():
                 mark("undispatched")
             case on.RetryRequested() if commands:
                 mark("retry_requested")

@@ -171,8 +171,7 @@ class SimulatedDispatcher:
 
     def _answer_undispatched(self, command: do.Dispatch) -> None:
         batch = command.batch
-        event = on.FlushFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", dispatched=False)
-        self._reader.put(event)
+        self._reader.put(on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis"))
 
     def _park(self, command: do.Park) -> None:
         if self._reader.alive and not self._redis.away:

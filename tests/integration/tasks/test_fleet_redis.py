@@ -29,8 +29,7 @@ def test_a_nearly_full_redis_is_not_filled_further(full: Fleet) -> None:
     dispatcher = full.dispatcher()
 
     refused = full.settle(dispatcher, make_batch(messages=500), Stage.ROWS)
-    assert isinstance(refused, on.FlushFailed)
-    assert not refused.dispatched
+    assert isinstance(refused, on.DispatchFailed)
     assert "redis is nearly full" in refused.error
 
 

@@ -303,7 +303,7 @@ def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
     runtime.advance(100.0)
 
     (park,) = runtime.take(do.Park)
-    assert (park.attempt, park.error.startswith("not heard of for 3 deadlines in a row (300 s)")) == (3, True)
+    assert (park.attempt, park.error.startswith("no completion for 3 deadlines in a row (300 s)")) == (3, True)
     assert runtime.take(do.Dispatch) == []
     runtime.advance(park.retry_seconds)
     assert [again.attempt for again in runtime.take(do.Dispatch)] == [4]
@@ -433,7 +433,7 @@ def test_a_batch_that_could_not_be_staged_is_not_parked_but_tried_again() -> Non
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
 
-    runtime.fail(dispatch, "connection refused", dispatched=False)
+    runtime.fail_dispatch(dispatch, "connection refused")
 
     assert runtime.take(do.Park) == []
     runtime.advance(2.4)
@@ -448,7 +448,7 @@ def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None
     runtime.segments(2)
     for _ in range(40):
         for dispatch in runtime.dispatches():
-            runtime.fail(dispatch, dispatched=False)
+            runtime.fail_dispatch(dispatch)
         runtime.advance(15.0)
 
     assert len(runtime.take(do.Dispatch)) == 1

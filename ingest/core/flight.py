@@ -1,0 +1,67 @@
+"""One batch between its cut and its settlement: which phase it is in, and what each step does to it.
+
+RECORDING ─▶ WAITING ─▶ FLUSHING ─▶ settled
+                ▲           │ failed, or missed too many deadlines
+                └── PARKED ◀┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ingest.core import commands as do
+from ingest.core.model import Batch, Stage
+
+
+class Phase(StrEnum):
+    """Where a batch is between its cut and its settlement."""
+
+    RECORDING = "recording"  # its boundary is on its way to the broker
+    WAITING = "waiting"  # for a slot
+    FLUSHING = "flushing"  # its chord is out
+    PARKED = "parked"  # its chord failed, or could not be started; it is tried again at `until`
+
+
+@dataclass(slots=True)
+class Flight:
+    """One batch that is cut and not settled. Times are monotonic seconds.
+
+    `since` is when its phase began, `until` when the clock ends it. `attempt` counts its chords, `failures` those
+    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion.
+    """
+
+    batch: Batch
+    stages: tuple[Stage, ...]
+    phase: Phase
+    since: float
+    until: float
+    attempt: int = 0
+    failures: int = 0
+    error: str = ""
+    misses: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        """The chord that is next or out."""
+        return self.stages[0]
+
+    def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
+        """Its next chord is out, until the deadline."""
+        self.attempt += 1
+        self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
+        return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
+
+    def advance(self) -> bool:
+        """Its stage is durable: turns to the next one. False: that was the last."""
+        if len(self.stages) > 1:
+            self.stages = self.stages[1:]
+            self.failures, self.misses, self.error = 0, 0, ""
+            return True
+        return False
+
+    def park(self, error: str, now: float, wait_seconds: float) -> do.Park:
+        """It waits without a slot. Returns the command that shows it to operators."""
+        self.error = error
+        self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
+        return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
