@@ -76,7 +76,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
     failed = eager.settle(batch, Stage.BLOBS)
     succeeded = eager.settle(batch, Stage.BLOBS, attempt=2)
 
-    assert isinstance(failed, on.FlushFailed)
+    assert isinstance(failed, on.DispatchFailed)
     assert isinstance(succeeded, on.FlushSucceeded)
     assert [count for _, count in eager.sink("gcs").calls] == [10, 1, 1, 1]
 
@@ -122,7 +122,7 @@ def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) 
 
     event = eager.settle(make_batch())
 
-    assert isinstance(event, on.FlushFailed)
+    assert isinstance(event, on.DispatchFailed)
     assert "table replays is missing" in event.error
     assert len(eager.sink("clickhouse").calls) == 1
     assert eager.sink("dead_letter").dead_letters == []
@@ -137,7 +137,7 @@ def test_a_dead_letter_that_cannot_be_kept_keeps_the_row_out(eager: Eager) -> No
     failed = eager.settle(batch)
     succeeded = eager.settle(batch, attempt=2)
 
-    assert isinstance(failed, on.FlushFailed)
+    assert isinstance(failed, on.DispatchFailed)
     assert isinstance(succeeded, on.FlushSucceeded)
     assert len(eager.sink("dead_letter").dead_letters) == 1
     assert len(eager.sink("bigquery").calls) == 1

@@ -49,7 +49,10 @@ class Eager:
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:
-        """Dispatches one stage and returns the event that answers it."""
+        """Dispatches one stage and returns the event that answers it.
+
+        A chord that gives up raises where it is started, since it runs there: it is answered with DispatchFailed.
+        """
         self.dispatcher.submit(do.Dispatch(batch, stage, attempt, 60.0))
         return self.inbox.get(timeout=20)
 
