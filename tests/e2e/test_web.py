@@ -14,7 +14,7 @@ from playwright.sync_api import Page, TimeoutError, sync_playwright
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import Pass, Refuse
 from ingest.local.servers.processes import free_port
-from tests.kit.web_kit import RECORDING, foreign_recording, message
+from tests.kit.stored_replays import RECORDING, foreign_recording, message
 from tests.kit.whole_system import System, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""

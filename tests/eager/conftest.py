@@ -1,5 +1,5 @@
 """The fixtures of the eager tests."""
 
-from tests.kit.eager_kit import eager, eager_redis
+from tests.kit.eager_fleet import eager, eager_redis
 
 __all__ = ["eager", "eager_redis"]

@@ -12,7 +12,7 @@ from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tests.kit.batches import make_batch
-from tests.kit.eager_kit import Eager
+from tests.kit.eager_fleet import Eager
 
 
 def test_every_sink_gets_its_items(eager: Eager) -> None:

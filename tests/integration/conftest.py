@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tasks.settings import Settings
-from tests.kit.fleet_kit import fleet, fleet_options
+from tests.kit.fleet import fleet, fleet_options
 
 __all__ = ["fleet", "fleet_options", "settings"]
 

@@ -1,12 +1,16 @@
-"""Small batches for tests of what comes after the core: each message with one item a sink."""
+"""Messages as the parser leaves them, and batches of them, for tests of what comes after the parser."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from ingest.core.model import (
     Batch,
     Blob,
     CutReason,
     DeadLetter,
+    Drop,
+    DropReason,
     Metric,
     OffsetRange,
     Reject,
@@ -14,8 +18,63 @@ from ingest.core.model import (
     Segment,
     TopicPartition,
 )
+from ingest.testing.runtime import PARTITION
 
 REPLAY = "0123456789abcdef0123456789abcdef"
+RECEIVED = 1_700_000_000
+"""Unix seconds at which every segment was received."""
+
+
+def segment(
+    offset: int = 0,
+    *,
+    blob: bool = True,
+    rows: bool = True,
+    content: bytes = b"recording",
+    received: int = RECEIVED,
+    warnings: tuple[str, ...] = (),
+    size_bytes: int = 100,
+) -> Segment:
+    """The segment at that offset: one blob, one row per table, one metric. `size_bytes` is stated, not counted."""
+    return Segment(
+        org_id=1,
+        project_id=2,
+        replay_id=REPLAY,
+        segment_id=offset,
+        retention_days=30,
+        received=received,
+        blobs=(Blob(f"30/2/{REPLAY}/{offset}", content, offset),) if blob else (),
+        clickhouse=(Row("replays", f"click-{offset}", b'{"n":%d}' % offset, offset),) if rows else (),
+        bigquery=(Row("replay_events", f"fact-{offset}", b'{"n":%d}' % offset, offset),) if rows else (),
+        metrics=(Metric("c", "replay.rage_click_detected", 1.0, ("sdk:js",)),) if rows else (),
+        warnings=warnings,
+        size_bytes=size_bytes,
+    )
+
+
+def reject(offset: int = 0, reason: str = "not_msgpack", value: bytes = b"not msgpack") -> Reject:
+    """The message at that offset, which will never parse."""
+    letter = DeadLetter(b"k", value, (("traceparent", b"00-1"),), reason, "bad", offset, 5)
+    return Reject(reason, "bad", letter)
+
+
+def drop() -> Drop:
+    """A message of a project that is switched off."""
+    return Drop(DropReason.KILLED, 2)
+
+
+def batch_of(
+    segments: Iterable[Segment],
+    rejects: Iterable[Reject],
+    offsets: OffsetRange,
+    *,
+    source: TopicPartition = PARTITION,
+    epoch: int = 1,
+) -> Batch:
+    """The batch of that range."""
+    held = tuple(segments)
+    size_bytes = sum(one.size_bytes for one in held)
+    return Batch(source, epoch, offsets, held, tuple(rejects), size_bytes, CutReason.COUNT)
 
 
 def make_batch(
@@ -26,35 +85,11 @@ def make_batch(
     epoch: int = 1,
     content: bytes = b"recording",
 ) -> Batch:
-    """A batch of so many recordings, each with one item a sink, followed by rejects."""
-    segments = []
-    for offset in range(start, start + messages):
-        segments.append(
-            Segment(
-                org_id=1,
-                project_id=2,
-                replay_id=REPLAY,
-                segment_id=offset,
-                retention_days=30,
-                received=1_700_000_000,
-                blobs=(Blob(f"30/2/{REPLAY}/{offset}", content + b" %d" % offset, offset),),
-                clickhouse=(Row("replays", f"click-{offset}", b'{"n":%d}' % offset, offset),),
-                bigquery=(Row("replay_events", f"fact-{offset}", b'{"n":%d}' % offset, offset),),
-                metrics=(Metric("c", "replay.rage_click_detected", 1.0, ("sdk:js",)),),
-                warnings=(),
-                size_bytes=200,
-            )
-        )
-    refused = []
-    for offset in range(start + messages, start + messages + rejects):
-        letter = DeadLetter(b"k", b"not msgpack", (("traceparent", b"00-1"),), "not_msgpack", "bad", offset, 5)
-        refused.append(Reject("not_msgpack", "bad", letter))
-    return Batch(
-        TopicPartition("ingest-replay-recordings", partition),
-        epoch,
-        OffsetRange(start, start + messages + rejects),
-        tuple(segments),
-        tuple(refused),
-        200 * messages,
-        CutReason.COUNT,
-    )
+    """A batch of `messages` segments from offset `start` on, each with content of its own, then of `rejects`."""
+    middle, stop = start + messages, start + messages + rejects
+    segments = [
+        segment(offset, content=content + b" %d" % offset, size_bytes=200) for offset in range(start, middle)
+    ]
+    refused = [reject(offset) for offset in range(middle, stop)]
+    source = TopicPartition(PARTITION.topic, partition)
+    return batch_of(segments, refused, OffsetRange(start, stop), source=source, epoch=epoch)

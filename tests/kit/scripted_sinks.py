@@ -25,9 +25,16 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings, load_as
 from tasks.sinks.base import Sink
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import Item
+from tasks.wire import DeadLetterItem, Item, RowItem
 
 __all__ = ["app"]
+
+
+def name_of(item: Item) -> str | int:
+    """What a test knows an item by."""
+    if isinstance(item, RowItem):
+        return item.id
+    return item.offset if isinstance(item, DeadLetterItem) else item.name
 
 
 class FileSink:
@@ -40,7 +47,7 @@ class FileSink:
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
         """As the script says; items are durable once their line says `kept`."""
-        names = [getattr(item, "id", None) or getattr(item, "name", None) or item.offset for item in items]
+        names = [name_of(item) for item in items]
         self._note("began", token, names)
         verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")
         if verb == "slow":
@@ -60,7 +67,7 @@ class FileSink:
             raise PermanentSinkError(f"{self.name} does not like something")
         self._note("kept", token, names)
 
-    def _note(self, what: str, token: str, names: list[Any]) -> None:
+    def _note(self, what: str, token: str, names: Sequence[str | int]) -> None:
         line = json.dumps({"what": what, "token": token, "names": names, "pid": os.getpid(), "at": time.time()})
         with self._log.open("a") as log:
             log.write(line + "\n")

@@ -40,7 +40,7 @@ from tasks.sinks.dead_letter.sink import DeadLetterSink
 from tasks.staging import connect
 from tasks.wire import DeadLetterItem
 from tests.kit.paths import ROOT
-from tests.kit.secured import (
+from tests.kit.secured_servers import (
     AUTHORIZED,
     KAFKA_PASSWORD,
     KAFKA_USER,

@@ -17,7 +17,7 @@ from ingest.observe.metrics import Metrics
 from ingest.operate import status
 from ingest.settings import Settings
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
 
 USERS = ROOT / "deploy" / "redis" / "users.acl"

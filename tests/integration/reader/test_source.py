@@ -15,39 +15,21 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core import record
 from ingest.core.limits import Limits
-from ingest.core.model import Blob, Message, Segment
+from ingest.core.model import Message
 from ingest.core.pipeline import Pipeline
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.reader.kafka import CALL_SECONDS_MAX, ConsumerFailed, KafkaSource
 from ingest.reader.runtime import Runtime
+from tests.kit.batches import segment
 
 DEADLINE_SECONDS = 60.0
-
-
-def segment(message: Message) -> Segment:
-    """One blob that names its offset: enough for the loop, which never looks inside."""
-    blob = Blob(f"{message.source}/{message.offset}", message.value, message.offset)
-    return Segment(
-        org_id=1,
-        project_id=1,
-        replay_id="",
-        segment_id=0,
-        retention_days=30,
-        received=0,
-        blobs=(blob,),
-        clickhouse=(),
-        bigquery=(),
-        metrics=(),
-        warnings=(),
-        size_bytes=len(message.value),
-    )
 
 
 class PlainParser:
     """Every message is a segment."""
 
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m)) for m in messages]
+        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset, rows=False)) for m in messages]
 
 
 class Fleet:
@@ -109,7 +91,7 @@ class Reader:
 
     def blobs(self) -> list[str]:
         return [
-            blob.name
+            f"{command.batch.source}/{blob.offset}"
             for command in self.fleet.dispatched
             for found in command.batch.segments
             for blob in found.blobs

@@ -10,7 +10,7 @@ from ingest.core.model import Stage
 from tasks.breaker import Breaker, Permit, read_states
 from tasks.staging import connect
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.wire import reader_stream
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 
 
 def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:

@@ -21,7 +21,7 @@ from ingest.local.servers.processes import free_port
 from tasks.flower import FlowerRefused, options
 from tasks.settings import Settings
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
 
 PASSWORD = "operator:correct-horse"

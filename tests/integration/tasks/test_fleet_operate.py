@@ -17,7 +17,7 @@ from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
 from tasks.staging import Staging
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 
 
 @pytest.fixture

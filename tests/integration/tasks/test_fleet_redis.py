@@ -11,7 +11,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.core.backpressure import Backpressure, Change
-from tests.kit.core_build import limits
+from tests.kit.core_reader import limits
 
 
 def pressure() -> Backpressure:

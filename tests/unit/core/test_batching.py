@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ingest.core.batching import Builder
 from ingest.core.model import Batch, CutReason, Stage
 from ingest.testing.runtime import PARTITION
-from tests.kit.core_build import limits, reject, segment, shed
+from tests.kit.batches import drop, reject, segment
+from tests.kit.core_reader import limits
 
 
 def builder(plan: tuple[int, ...] = (), **changed: float) -> Builder:
@@ -87,7 +88,7 @@ def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> Non
     """A reject becomes a dead letter with its batch; a message that was shed needs nothing but to be passed."""
     open_batch = builder()
     open_batch.add(0, reject(0), now=0.0)
-    open_batch.add(1, shed(), now=0.0)
+    open_batch.add(1, drop(), now=0.0)
     batch = open_batch.drain(now=0.0)
 
     assert batch is not None
@@ -101,7 +102,7 @@ def test_a_batch_has_only_the_stages_that_it_needs() -> None:
         ([segment(0)], (Stage.BLOBS, Stage.ROWS)),
         ([segment(0, rows=False)], (Stage.BLOBS,)),
         ([segment(0, blob=False)], (Stage.ROWS,)),
-        ([shed()], ()),
+        ([drop()], ()),
     ):
         open_batch = builder()
         for outcome in outcomes:

@@ -8,7 +8,8 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import CutReason, OffsetRange, Stage
 from ingest.testing.runtime import PARTITION
-from tests.kit.core_build import OTHER, Reader, ids, limits, reader, reject, segment, shed
+from tests.kit.batches import drop, reject, segment
+from tests.kit.core_reader import OTHER, Reader, ids, limits, reader
 
 
 def kinds(commands: list[do.Command]) -> list[str]:
@@ -86,7 +87,7 @@ def test_a_batch_with_nothing_to_write_still_commits() -> None:
     """Messages that were shed move the offset and start no chord."""
     runtime = reader()
 
-    runtime.parsed(shed(), shed())
+    runtime.parsed(drop(), drop())
     runtime.acknowledge_commits()
 
     assert runtime.committed == {PARTITION: 2}

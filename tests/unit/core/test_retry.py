@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.core.retry import RejectRatio, retry_seconds
-from tests.kit.core_build import limits
+from tests.kit.core_reader import limits
 
 
 def test_the_wait_doubles_up_to_its_cap() -> None:

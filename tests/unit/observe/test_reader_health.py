@@ -14,7 +14,8 @@ from ingest.observe.health import Health, serve
 from ingest.observe.stuck import StuckDetector, stacks
 from ingest.settings import Settings
 from tasks.observe.probes import Probes
-from tests.kit.driver import Driver, reject
+from tests.kit.batches import reject
+from tests.kit.observed_reader import Driver
 
 
 class Reader:
@@ -66,7 +67,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
     assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
 
     reader.driver.assign()
-    reader.driver.tick(1.0)
+    reader.driver.advance(1.0)
 
     assert reader.get("/readyz")[0] == 200
 
@@ -74,7 +75,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
     """Not ready, but alive: a restart would not mend it."""
     reader.driver.assign()
-    reader.driver.tick(1.0)
+    reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}
 
     assert reader.get("/readyz")[0] == 503
@@ -86,7 +87,7 @@ def test_a_halted_reader_is_not_ready_and_says_why(reader: Reader):
     reader.driver.assign()
     for offset in range(12):
         reader.driver.message(reject(offset))
-    reader.driver.tick(1.0)
+    reader.driver.advance(1.0)
 
     status, body = reader.get("/readyz")
     assert status == 503

@@ -14,8 +14,9 @@ from pydantic import SecretStr
 from ingest.core import events as on
 from ingest.observe.logs import batch_line
 from ingest.settings import Settings
+from ingest.testing.runtime import PARTITION
 from tasks.observe.logs import configure
-from tests.kit.driver import PARTITION, Driver
+from tests.kit.observed_reader import Driver
 
 PASSWORD = "hunter2-correct-horse"
 
@@ -40,10 +41,10 @@ def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
     driver.now += 0.5
     driver.message()
     driver.acknowledge(0.1)
-    driver.succeed(0.2)
-    driver.succeed(0.4)
+    driver.complete(0.2)
+    driver.complete(0.4)
     driver.acknowledge(0.1)
-    driver.tick(1.0)
+    driver.advance(1.0)
     driver.acknowledge(0.0)
 
     (journey,) = driver.journeys

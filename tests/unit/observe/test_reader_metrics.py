@@ -12,8 +12,10 @@ from ingest.core import events as on
 from ingest.core.model import Message
 from ingest.observe.metrics import DEFINITIONS, Metrics
 from ingest.settings import Settings
+from ingest.testing.runtime import PARTITION
 from tasks.observe.meters import Definition, Meters
-from tests.kit.driver import PARTITION, WALL, Driver, reject, segment
+from tests.kit.batches import reject, segment
+from tests.kit.observed_reader import WALL, Driver
 
 # What one message may cost beside its parsing. Measured: 0.3 to 0.6 us; the bound leaves room for a busy machine.
 MESSAGE_SECONDS_MAX = 2e-6
@@ -27,10 +29,10 @@ def settled_batch() -> Driver:
     driver.now += 0.5
     driver.message()
     driver.acknowledge(0.1)
-    driver.succeed(0.2)
-    driver.succeed(0.4)
+    driver.complete(0.2)
+    driver.complete(0.4)
     driver.acknowledge(0.1)
-    driver.tick(1.0)
+    driver.advance(1.0)
     return driver
 
 
@@ -51,7 +53,7 @@ def test_a_batch_that_settles_leaves_its_traces():
 
     assert driver.value("replays_reader_batches_cut_total", reason="count") == 1
     assert driver.value("replays_recording_consumer_buffer_message_count_sum") == 2
-    assert driver.value("replays_recording_consumer_buffer_size_in_bytes_sum") == 204
+    assert driver.value("replays_recording_consumer_buffer_size_in_bytes_sum") == 200
     assert driver.value("replays_recording_consumer_exceeded_max_message_count_total") == 1
     assert driver.value("replays_reader_batch_age_seconds_sum") == pytest.approx(0.5)
     assert driver.value("replays_reader_dispatches_total", stage="blobs", why="first") == 1
@@ -71,16 +73,16 @@ def test_a_parked_batch_and_its_retry_are_told_apart_from_a_missed_deadline():
     driver.assign()
     driver.message()
     driver.acknowledge()
-    driver.fail()
-    driver.tick(1.0)
+    driver.give_up()
+    driver.advance(1.0)
     assert driver.value("replays_reader_in_flight_batches", phase="parked") == 1
     assert driver.value("replays_reader_stage_failures_total", stage="blobs") == 1
     assert driver.value("replays_reader_batches_parked_total") == 1
     assert (driver.value("replays_reader_parked_oldest_seconds") or 0) == pytest.approx(1.0)
 
-    driver.tick(5.0)
+    driver.advance(5.0)
     driver.take(do.Dispatch)  # nothing is heard of this one
-    driver.tick(61.0)
+    driver.advance(61.0)
 
     assert driver.value("replays_reader_dispatches_total", stage="blobs", why="retry") == 1
     assert driver.value("replays_reader_dispatches_total", stage="blobs", why="deadline") == 1
@@ -94,7 +96,7 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 
     driver.message(reject(0))
     driver.message(segment(1, warnings=("events_not_json",)))
-    driver.tick(1.0)
+    driver.advance(1.0)
 
     assert driver.value("replays_reader_rejects_total", reason="not_msgpack") == 1
     assert driver.value("replays_reader_warnings_total", warning="events_not_json") == 1
@@ -105,12 +107,12 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 def test_lag_counts_what_is_not_committed_and_ages_it_by_its_oldest_message():
     """Messages and seconds a partition; an idle partition has no lag however old its last message is."""
     driver = Driver(batch_messages_max=100)
-    driver.assign(committed=0)
+    driver.assign()
     driver.high = 10
     old = [Message(PARTITION, 1, 0, b"abc", timestamp_ms=int((WALL - 120) * 1000))]
     driver.metrics.polled(old)
     driver.message()
-    driver.tick(1.0)
+    driver.advance(1.0)
     assert driver.value("replays_reader_lag_messages", partition="0") == 10
     assert driver.value("replays_reader_lag_position_messages", partition="0") == 9
     assert driver.value("replays_reader_lag_seconds", partition="0") == pytest.approx(120)
@@ -118,7 +120,7 @@ def test_lag_counts_what_is_not_committed_and_ages_it_by_its_oldest_message():
 
     driver.publish(on.PartitionsLost((PARTITION,)))
     driver.publish(on.PartitionsAssigned((on.Assignment(PARTITION, 2, 10),)))
-    driver.tick(1.0)
+    driver.advance(1.0)
 
     assert driver.value("replays_reader_lag_messages", partition="0") == 0
     assert driver.value("replays_reader_lag_seconds", partition="0") == 0
@@ -128,11 +130,11 @@ def test_a_partition_that_left_has_no_series():
     """Another reader reports its lag now; ours would be a lie."""
     driver = Driver()
     driver.assign()
-    driver.tick(1.0)
+    driver.advance(1.0)
     assert driver.value("replays_reader_lag_messages", partition="0") is not None
 
     driver.publish(on.PartitionsLost((PARTITION,)))
-    driver.tick(1.0)
+    driver.advance(1.0)
 
     assert driver.value("replays_reader_lag_messages", partition="0") is None
     assert driver.value("replays_reader_partitions_assigned") == 0
@@ -143,11 +145,11 @@ def test_backpressure_is_timed():
     """Seconds without room, and seconds paused."""
     driver = Driver(batch_messages_max=1, in_flight_batches_max=2, pause_after_seconds=0.5)
     driver.assign()
-    driver.tick()
+    driver.advance(0.0)
     for _ in range(2):
         driver.message()
-    driver.tick(1.0)
-    driver.tick(3.0)
+    driver.advance(1.0)
+    driver.advance(3.0)
 
     assert driver.value("replays_reader_paused") == 1
     assert (driver.value("replays_reader_paused_seconds_total") or 0) == pytest.approx(3.0)
@@ -157,7 +159,8 @@ def test_backpressure_is_timed():
 def test_expired_messages_are_loud():
     """Retention overtook us: how many were never read is a number."""
     driver = Driver()
-    driver.assign(committed=5)
+    driver.committed[PARTITION] = 5
+    driver.assign()
 
     driver.publish(on.OffsetOutOfRange(PARTITION, 2, wanted=5, resumed_at=105))
 
@@ -171,8 +174,8 @@ def test_an_absurd_received_time_is_no_latency():
     driver.assign()
     driver.message(segment(0, received=123123123123))
     driver.acknowledge()
-    driver.succeed()
-    driver.succeed()
+    driver.complete()
+    driver.complete()
 
     assert driver.value("replays_reader_end_to_end_seconds_count") == 0
 

@@ -16,11 +16,12 @@ from pydantic import SecretStr
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Batch, CutReason, Message, OffsetRange
+from ingest.core.model import Batch, Message
 from ingest.observe.tracing import Tracing
 from ingest.settings import Settings
+from ingest.testing.runtime import PARTITION
 from tasks.observe import telemetry
-from tests.kit.driver import PARTITION, segment
+from tests.kit.batches import make_batch
 
 TRACES = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 100)]
 
@@ -37,8 +38,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 def batch(start: int, stop: int) -> Batch:
-    messages = tuple(segment(offset) for offset in range(start, stop))
-    return Batch(PARTITION, 1, OffsetRange(start, stop), messages, (), 100, CutReason.COUNT)
+    return make_batch(stop - start, start)
 
 
 def message(offset: int, traceparent: str | None) -> Message:

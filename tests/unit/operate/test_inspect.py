@@ -21,7 +21,7 @@ from ingest.testing.messages import (
     video_recording,
     viewport_event,
 )
-from tests.kit.parse_kit import ALL
+from tests.kit.parsing import ALL
 
 
 def page(value: bytes, rules: ParseRules = ALL) -> str:

@@ -12,7 +12,8 @@ from ingest.core.model import Message, TopicPartition
 from ingest.core.pipeline import Pipeline
 from ingest.reader.runtime import IDLE_SECONDS, Runtime
 from ingest.testing.runtime import PARTITION
-from tests.kit.core_build import limits, segment
+from tests.kit.batches import segment
+from tests.kit.core_reader import limits
 
 
 class Bench:

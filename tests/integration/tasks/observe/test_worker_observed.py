@@ -35,7 +35,7 @@ from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
 from tasks.observe import telemetry
 from tests.kit.batches import make_batch
-from tests.kit.fleet_kit import Fleet
+from tests.kit.fleet import Fleet
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"

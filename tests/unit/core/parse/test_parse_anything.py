@@ -36,7 +36,7 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from tests.kit.parse_kit import ALL, clicks, message, parsed
+from tests.kit.parsing import ALL, clicks, message, parsed
 
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -18,7 +18,7 @@ from ingest.testing.messages import (
     recording,
     replay_event,
 )
-from tests.kit.parse_kit import ALL, OFFSET, clicks, facts, kinds, message, parsed, rejected, session, table
+from tests.kit.parsing import ALL, OFFSET, clicks, facts, kinds, message, parsed, rejected, session, table
 
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])

@@ -22,7 +22,7 @@ from ingest.testing.messages import (
     slow_click_event,
     tap_event,
 )
-from tests.kit.parse_kit import ALL, NONE, clicks, events_parsed, facts, kinds, metric, parsed, taps
+from tests.kit.parsing import ALL, NONE, clicks, events_parsed, facts, kinds, metric, parsed, taps
 
 
 def flags(*events: Any) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ from ingest.testing.messages import (
     viewport_event,
     vital_event,
 )
-from tests.kit.parse_kit import NONE, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
+from tests.kit.parsing import NONE, body_sizes, clicks, events_parsed, facts, kinds, metric, parsed
 
 HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHeapSize": 17_000_000}
 

@@ -21,7 +21,7 @@ from ingest.testing.messages import (
     snapshot_event,
     video_recording,
 )
-from tests.kit.parse_kit import ALL, clicks, message, metric, parsed, rejected, session, table
+from tests.kit.parsing import ALL, clicks, message, metric, parsed, rejected, session, table
 
 MiB = 1024 * 1024
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ingest.testing.messages import recording
-from tests.kit.parse_kit import clicks, events_parsed, facts, kinds, metric, parsed, rejected, session
+from tests.kit.parsing import clicks, events_parsed, facts, kinds, metric, parsed, rejected, session
 from tests.kit.paths import foreign_fixtures
 
 FIXTURES = foreign_fixtures()

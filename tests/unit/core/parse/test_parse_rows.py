@@ -25,7 +25,7 @@ from ingest.testing.messages import (
     video_recording,
     viewport_event,
 )
-from tests.kit.parse_kit import ALL, NONE, OFFSET, SOURCE, events_parsed, message, metric, parsed, session, table
+from tests.kit.parsing import ALL, NONE, OFFSET, SOURCE, events_parsed, message, metric, parsed, session, table
 
 UUID_TEXT = "51553901-8c9b-4260-a6f9-99572f1661ee"
 EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]

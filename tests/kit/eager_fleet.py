@@ -79,12 +79,11 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
     made.client.flushall()
     memory.reset()
     tools.take()
-    before = app.conf.task_always_eager
-    app.conf.task_always_eager = True
-    app.conf.broker_url = "memory://"
+    before = {"task_always_eager": app.conf.task_always_eager, "broker_url": app.conf.broker_url}
+    app.conf.update(task_always_eager=True, broker_url="memory://")
     made.dispatcher = Dispatcher(settings, "eager-reader", made.inbox, app=app)
     made.dispatcher.start()
     yield made
     made.dispatcher.stop(0.2)
-    app.conf.task_always_eager = before
+    app.conf.update(before)
     tools.take()

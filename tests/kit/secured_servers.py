@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
     AclBindingFilter,
     AclOperation,
@@ -63,6 +63,7 @@ def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict
 def grant(server: JavaKafka, topic: str, group: str) -> None:
     """Gives the user the rights that SECURITY.md names, and no others."""
     admin = AdminClient({"bootstrap.servers": server.address})
+    wanted: list[tuple[Any, str, Any, tuple[str, ...]]]
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-dlq", ResourcePatternType.LITERAL, LETTER_TOPIC_RIGHTS)]
     # A prefix: `dlq` and `reconcile` read in groups whose names begin like the readers'.
@@ -83,8 +84,15 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
 
 def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
     """(kind, name) of each right that the broker knows on these resources."""
+    anything: Any = None
     everything = AclBindingFilter(
-        ResourceType.ANY, None, ResourcePatternType.ANY, None, None, AclOperation.ANY, AclPermissionType.ANY
+        ResourceType.ANY,
+        anything,
+        ResourcePatternType.ANY,
+        anything,
+        anything,
+        AclOperation.ANY,
+        AclPermissionType.ANY,
     )
     found = admin.describe_acls(everything, request_timeout=10).result(20)
     return sorted((binding.restype.name, binding.name) for binding in found if binding.name in names)

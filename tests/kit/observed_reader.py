@@ -1,0 +1,66 @@
+"""The core with its observers, driven one event at a time; the clock is a number."""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import Outcome, TopicPartition
+from ingest.observe.journal import Journey
+from ingest.observe.metrics import Metrics
+from ingest.settings import Settings
+from ingest.testing.runtime import PARTITION
+from tests.kit.batches import RECEIVED, segment
+from tests.kit.core_reader import Reader
+
+WALL = RECEIVED + 3.0
+"""Unix seconds now: each segment was received three seconds ago."""
+
+
+class Driver(Reader):
+    """`publish` is one turn of the loop: the core decides, the metrics look on. `high`: the end of the log."""
+
+    def __init__(self, **limits: float) -> None:
+        super().__init__(Limits(**limits))  # type: ignore[arg-type]
+        self.now = 100.0
+        self.journeys: list[Journey] = []
+        self.metrics = Metrics(Settings(), ("not_msgpack",), tell=self.journeys.append, wall=lambda: WALL)
+        self.high = 0
+        self.metrics.watch(self.pipeline, self)
+
+    def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+        """What the consumer knows of the log."""
+        return {PARTITION: (0, self.high)}
+
+    def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
+        """What the broker answers."""
+        return self.log_ranges()
+
+    def publish(self, event: on.Event) -> list[do.Command]:
+        commands = super().publish(event)
+        self.metrics.observe(event, commands, self.now)
+        return commands
+
+    def message(self, outcome: Outcome | None = None) -> None:
+        """One message arrives, a segment unless told otherwise."""
+        self.parsed(outcome or segment(self._offsets[PARTITION]))
+
+    def acknowledge(self, seconds: float = 0.0) -> None:
+        """The broker stores every offset that it was sent, `seconds` from now."""
+        self.now += seconds
+        self.acknowledge_commits()
+
+    def complete(self, seconds: float = 0.0) -> None:
+        """Every chord that is out completes, `seconds` from now."""
+        self.now += seconds
+        for dispatch in self.take(do.Dispatch):
+            self.succeed(dispatch)
+
+    def give_up(self, error: str = "sink said no") -> None:
+        """Every chord that is out fails."""
+        for dispatch in self.take(do.Dispatch):
+            self.fail(dispatch, error)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """A sample as Prometheus would scrape it."""
+        return self.metrics.registry.get_sample_value(name, labels)
