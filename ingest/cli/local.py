@@ -111,8 +111,8 @@ directory_option = click.option(
 def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
     """Start it, leave it running, print every address and the variables to export."""
     needs_extra("local")
+    from ingest.local.background import up
     from ingest.local.servers.processes import LocalError
-    from ingest.local.stack import up
 
     try:
         state = up(directory, kafka=kafka, progress=lambda line: click.echo(line, err=True))
@@ -123,16 +123,15 @@ def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
         return
     for name, address in state.addresses.items():
         click.echo(f"# {name:<14} {address}")
-    for name, value in sorted(state.settings.items()):
-        click.echo(f"export {name}={value}")
+    click.echo(state.exports())
 
 
 @local_group.command("down")
 @directory_option
 def local_down(directory: Path | None) -> None:
     """Stop it; its data stays."""
+    from ingest.local.background import down
     from ingest.local.servers.processes import LocalError
-    from ingest.local.stack import down
 
     try:
         click.echo("stopped" if down(directory) else "nothing was running")
@@ -145,7 +144,7 @@ def local_down(directory: Path | None) -> None:
 @as_json
 def local_status(directory: Path | None, as_json: bool) -> None:
     """What runs, and where. Exits with 1 if nothing does."""
-    from ingest.local.stack import status
+    from ingest.local.background import status
 
     state = status(directory)
     if state is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.local import background
 from ingest.local import stack as stacks
 from ingest.local.servers.processes import LocalError, group_is_alive, is_listening, wait_until
 from ingest.local.stack import PARTS, Stack
@@ -76,25 +77,25 @@ def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path):
 
 def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
     """up returns when all answers, a second up finds the first, down leaves the data."""
-    state = stacks.up(tmp_path, parts=["redis", "statsd"])
+    state = background.up(tmp_path, parts=["redis", "statsd"])
 
-    assert stacks.up(tmp_path, parts=["redis"]) == stacks.status(tmp_path)
+    assert background.up(tmp_path, parts=["redis"]) == background.status(tmp_path)
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
     assert is_listening(port)
-    assert "export REPLAYS_REDIS_URL=" in state.describe()
-    assert stacks.down(tmp_path)
-    assert stacks.status(tmp_path) is None
+    assert "export REPLAYS_REDIS_URL=" in state.exports()
+    assert background.down(tmp_path)
+    assert background.status(tmp_path) is None
     assert not is_listening(port)
-    assert not stacks.down(tmp_path)
+    assert not background.down(tmp_path)
 
-    again = stacks.up(tmp_path, parts=["redis"])
+    again = background.up(tmp_path, parts=["redis"])
     assert again.settings["REPLAYS_REDIS_URL"] == state.settings["REPLAYS_REDIS_URL"]
-    assert stacks.down(tmp_path)
+    assert background.down(tmp_path)
 
 
 def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
     """A killed server comes back at its address; a killed supervisor takes all along, and up works again."""
-    state = stacks.up(tmp_path, parts=["redis"])
+    state = background.up(tmp_path, parts=["redis"])
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
 
     os.kill(state.parts[0].pid, signal.SIGKILL)
@@ -103,9 +104,9 @@ def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
     os.kill(state.pid, signal.SIGKILL)
     wait_until(lambda: not is_listening(port), 10, "Redis to go with its supervisor")
     # The kernel may close the warden's pipe, which ends Redis, before it lets go of the supervisor's lock.
-    wait_until(lambda: stacks.status(tmp_path) is None, 10, "the lock of the killed supervisor to go")
-    stacks.up(tmp_path, parts=["redis"])
-    assert stacks.down(tmp_path)
+    wait_until(lambda: background.status(tmp_path) is None, 10, "the lock of the killed supervisor to go")
+    background.up(tmp_path, parts=["redis"])
+    assert background.down(tmp_path)
 
 
 def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
