@@ -24,11 +24,11 @@ from ingest.local.stack import Stack
 from ingest.reader.encoding import Encoder
 from ingest.settings import Settings
 from tasks import chord
-from tasks.staging import Staging, connect
-from tasks.wire import reference
+from tasks.connection import connect
+from tasks.staging import Staging
+from tasks.wire import ChordName, SinkName, reference
 
 SOURCE = TopicPartition("benchmark", 0)
-ALL_SINKS = ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter")
 
 
 def segments_of(count: int) -> list[Segment]:
@@ -83,11 +83,10 @@ def measure(
             if not tasks:
                 continue
             tasks = staging.unmarked(name, tasks)
-            token = chord.new_token()
-            payloads = {name: encoded.payloads.pop(name) for name in tasks}
-            staging.stage(manifest, stage, token, payloads)
+            this = ChordName(name, stage, 1, chord.new_token())
+            staging.stage(manifest, this, {task: encoded.payloads.pop(task) for task in tasks})
             at = _add(spent, "stage", at)
-            chord.start(app, name, tasks, stage, 1, token, int(time.time()) + 60, "")
+            chord.start(app, chord.FanOut(this, tuple(tasks), int(time.time()) + 60))
             at = _add(spent, "publish", at)
             messages += len(tasks)
         staging.discard(manifest)
@@ -142,7 +141,7 @@ def main() -> None:
     results = []
     with Stack() as stack:
         stack.start(("redis",))
-        settings = Settings(redis_url=stack.addresses["redis"], sinks=ALL_SINKS)  # type: ignore[arg-type]
+        settings = Settings(redis_url=stack.addresses["redis"], sinks=tuple(SinkName))  # type: ignore[arg-type]
         for size in map(int, arguments.sizes.split(",")):
             pid = stack.servers["redis"].child.pid
             results.append(measure(settings, pid, segments, size, arguments.batches))

@@ -48,9 +48,9 @@ from ingest.local.servers.processes import Child, free_port, wait_until
 from ingest.local.servers.statsd import Statsd
 from ingest.local.stack import Stack
 from ingest.observe.metrics import SNAPSHOT_SECONDS
+from tasks.connection import connect
 from tasks.kafka.options import kafka_options
-from tasks.migrate import SOURCE_PARTITIONS
-from tasks.staging import connect
+from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 LOOK_SECONDS = 0.05
 BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])

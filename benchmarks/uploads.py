@@ -28,11 +28,11 @@ from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import free_port, wait_until
 from tasks.settings import Settings
 from tasks.sinks.gcs.sink import GcsSink, client
-from tasks.wire import BlobItem
+from tasks.wire import Blob
 
 CALL_OBJECTS = 64
 CALL_SECONDS_MAX = 60.0
-Write = Callable[[Sequence[BlobItem]], None]
+Write = Callable[[Sequence[Blob]], None]
 
 
 def official(settings: Settings, threads: int) -> Write:
@@ -40,7 +40,7 @@ def official(settings: Settings, threads: int) -> Write:
     pool = ThreadPoolExecutor(threads)
     bucket = client(settings).bucket(settings.gcs_bucket)
 
-    def put(item: BlobItem) -> None:
+    def put(item: Blob) -> None:
         bucket.blob(item.name).upload_from_string(bytes(item.content), retry=None)
 
     return lambda items: [None for _ in pool.map(put, items)] and None
@@ -52,7 +52,7 @@ def pooled(settings: Settings, threads: int) -> Write:
     where = urlsplit(settings.gcs_endpoint)
     path = f"/upload/storage/v1/b/{settings.gcs_bucket}/o?uploadType=media&fields=crc32c&name="
 
-    def put(item: BlobItem) -> None:
+    def put(item: Blob) -> None:
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection(where.hostname or "", where.port)
         body = bytes(item.content)
@@ -75,10 +75,8 @@ def ours(settings: Settings, connections: int) -> Write:
 def measure(write: Write, tag: str, objects: int, content: bytes) -> tuple[float, float]:
     """(CPU microseconds an object, objects a second), after one call that is not counted."""
 
-    def items(call: int) -> list[BlobItem]:
-        return [
-            BlobItem(f"30/1/{tag}{call}/{number}", memoryview(content), number) for number in range(CALL_OBJECTS)
-        ]
+    def items(call: int) -> list[Blob]:
+        return [Blob(f"30/1/{tag}{call}/{number}", memoryview(content), number) for number in range(CALL_OBJECTS)]
 
     write(items(-1))
     calls = max(1, objects // CALL_OBJECTS)

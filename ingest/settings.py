@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.settings import KiB, MiB, SettingsError, load_as
+from tasks.loading import SettingsError, load_strictly
+from tasks.settings import KiB, MiB
 from tasks.settings import Settings as FleetSettings
 
 __all__ = ["Settings", "SettingsError", "load"]
@@ -142,4 +143,4 @@ class Settings(FleetSettings):
 
 def load() -> Settings:
     """The reader's settings from environment and file. Raises SettingsError, whose text is for the operator."""
-    return load_as(Settings, refuse_unknown=True)
+    return load_strictly(Settings)

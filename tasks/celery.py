@@ -9,8 +9,8 @@ from celery import Celery
 from celery.signals import worker_init
 
 from tasks import messages as messages
+from tasks.loading import load_fleet
 from tasks.observe import watch
-from tasks.settings import Settings, load_as
 from tasks.sinks import build
 
 app = Celery("tasks")
@@ -27,7 +27,7 @@ def verify(sender: Celery, **_: Any) -> None:
 @worker_init.connect(weak=False)
 def preload(**_: Any) -> None:
     """Loads the client libraries once, in the parent, so that all processes share their pages. Opens nothing."""
-    settings = load_as(Settings, refuse_unknown=False)
+    settings = load_fleet()
     for name in settings.sinks:
         build(name, settings)
     gc.collect()

@@ -5,23 +5,42 @@
     ...                    ─┘   chord_failed       one of them gave up
 
 The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that news of a batch never
-waits behind the work of others. Messages carry names only, the bytes are staged (DESIGN D3). What the two need to
-know is the chord's name, which is the task id of `complete`; Celery hands it to `chord_failed` as its argument.
+waits behind the work of others. Messages carry names only, the bytes are staged. What the two need to know is the
+chord's name, which is the task id of `complete`; Celery hands it to `chord_failed` as its argument.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery, chord
 
-from celeryconfig import configuration
 from tasks import messages as messages
-from tasks import wire
+from tasks.configuration import configuration
+from tasks.names import ControlTask, flush_task
 from tasks.settings import Settings
+from tasks.wire import ChordName, TaskName
 
 TOKEN_BYTES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """A chord that is about to be started: the flush tasks (their names in the staged batch), at least one.
+
+    `until`: unix seconds after which a task that failed is not retried any more. `traceparent` (W3C) travels as a
+    header, and only while the batch is traced.
+    """
+
+    name: ChordName
+    tasks: tuple[str, ...]
+    until: int
+    traceparent: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.tasks, self.name
 
 
 def new_token() -> str:
@@ -38,34 +57,24 @@ def publisher(settings: Settings) -> Celery:
     return app
 
 
-def start(
-    app: Celery,
-    batch: str,
-    tasks: Sequence[str],
-    stage: str,
-    attempt: int,
-    token: str,
-    until: int,
-    traceparent: str = "",
-) -> None:
-    """Starts the chord of these flush tasks (their names in the staged batch), at least one.
+def start(app: Celery, fan_out: FanOut) -> None:
+    """Starts the chord. Raises what kombu and redis raise, within a few time-outs of Redis.
 
-    `until`: unix seconds after which a task that failed is not retried any more. Raises what kombu and redis
-    raise, within a few time-outs of Redis; then some of the tasks may be queued already, which is harmless.
-    `traceparent` (W3C) travels as a header, and only while the batch is traced.
+    Then some of the tasks may be queued already, which is harmless.
     """
+    name = fan_out.name
+    options: dict[str, Any] = {"headers": {"traceparent": fan_out.traceparent}} if fan_out.traceparent else {}
     header = [
         app.signature(
-            f"flush_{name.split('/')[1]}",
-            kwargs={"batch": batch, "task": name, "until": until},
+            flush_task(TaskName.parse(task).sink),
+            kwargs={"batch": name.batch, "task": task, "until": fan_out.until},
             immutable=True,
-            task_id=f"{token}-{number}",
+            task_id=f"{name.token}-{number}",
             ignore_result=True,
-            **({"headers": {"traceparent": traceparent}} if traceparent else {}),
+            **options,
         )
-        for number, name in enumerate(tasks)
+        for number, task in enumerate(fan_out.tasks)
     ]
-    failed = app.signature("chord_failed")
-    body_id = wire.chord_id(batch, stage, attempt, token)
-    complete = app.signature("complete", immutable=True, task_id=body_id, link_error=[failed])
-    chord(header, complete, app=app, task_id=token).apply_async()
+    failed = app.signature(ControlTask.CHORD_FAILED.value)
+    complete = app.signature(ControlTask.COMPLETE.value, immutable=True, task_id=str(name), link_error=[failed])
+    chord(header, complete, app=app, task_id=name.token).apply_async()

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+MESSAGE_CHARACTERS_MAX = 500
+
+
+def shortened(text: str) -> str:
+    """One line of at most 500 characters: errors travel through Redis, logs and Flower."""
+    line = " ".join(text.split())
+    return line if len(line) <= MESSAGE_CHARACTERS_MAX else line[: MESSAGE_CHARACTERS_MAX - 3] + "..."
+
 
 class SinkError(Exception):
     """A sink did not take what it was given."""

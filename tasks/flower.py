@@ -26,9 +26,12 @@ from tornado.escape import url_escape, xhtml_escape
 from tornado.ioloop import IOLoop
 from tornado.web import url
 
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.loading import load_fleet
+from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
-from tasks.settings import Settings, load_as
-from tasks.staging import Staging, connect
+from tasks.settings import Settings
 
 BASIC_AUTH_PASSWORD_MIN = 8
 PROVIDERS = {
@@ -114,7 +117,7 @@ def _extend() -> None:
 
 def batch_of(task: Any) -> str | None:
     """The batch id of a flush task as Flower knows it, from the text of its arguments."""
-    if not str(task.name or "").startswith("flush_"):
+    if not sink_of(str(task.name or "")):
         return None
     try:
         arguments = ast.literal_eval(task.kwargs or "{}")
@@ -170,7 +173,7 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         settings = load()
         client = connect(settings)
         try:
-            return 200, retry(Staging(client, settings), batch_id, by)
+            return 200, retry(Coordination(client, settings), batch_id, by)
         except NotParked as error:
             return 404, str(error)
         except ReaderGone as error:
@@ -202,4 +205,4 @@ class GuardedMetrics(Metrics):  # type: ignore[misc]
 
 def load() -> Settings:
     """The fleet's settings as they are now."""
-    return load_as(Settings, refuse_unknown=False)
+    return load_fleet()

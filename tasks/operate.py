@@ -15,13 +15,14 @@ from typing import Any
 from celery.utils.log import get_task_logger
 
 from tasks.celery import app
-from tasks.flush import tools
+from tasks.coordination import Coordination
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
+from tasks.names import ControlTask
 from tasks.settings import MiB, Settings
 from tasks.sinks.base import Sink
-from tasks.staging import Staging
-from tasks.wire import Completion, DeadLetterItem
+from tasks.tools import tools
+from tasks.wire import Completion, CompletionKind, DeadLetter, SinkName
 
 log = get_task_logger(__name__)
 REASON = "abandoned"
@@ -38,29 +39,29 @@ class ReaderGone(Exception):
     """The batch's reader is not heard of. The partition's next owner parks the batch anew if it fails again."""
 
 
-@app.task(name="retry_batch", ignore_result=True, acks_late=True)
+@app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
 def retry_batch(batch_id: str, by: str = "unknown") -> str:
     """Asks the batch's reader to try it now instead of at its next backoff."""
-    return retry(tools.get().staging, batch_id, by)
+    return retry(tools.get().coordination, batch_id, by)
 
 
-@app.task(name="abandon_batch", ignore_result=True, acks_late=True)
+@app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
 def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
     """Moves the batch's messages to the dead letters and tells its reader to go on without it."""
     mine = tools.get()
-    return abandon(mine.settings, mine.staging, mine.sink("dead_letter"), batch_id, reason, by)
+    return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 
 
-def retry(staging: Staging, batch_id: str, by: str) -> str:
+def retry(coordination: Coordination, batch_id: str, by: str) -> str:
     """One line about what was done. Raises NotParked or ReaderGone."""
-    reader = _reader_of(staging, batch_id)
-    staging.audit({"what": "retry", "batch_id": batch_id, "by": by, "reader": reader})
-    staging.tell(reader, Completion("retry", batch_id))
+    reader = _reader_of(coordination, batch_id)
+    coordination.audit({"what": "retry", "batch_id": batch_id, "by": by, "reader": reader})
+    coordination.tell(reader, Completion(CompletionKind.RETRY, batch_id))
     return f"{reader} was asked to retry {batch_id}"
 
 
 def abandon(
-    settings: Settings, staging: Staging, dead_letters: Sink[Any], batch_id: str, reason: str, by: str
+    settings: Settings, coordination: Coordination, dead_letters: Sink[Any], batch_id: str, reason: str, by: str
 ) -> str:
     """One line about what was done. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the dead
     letters); then nothing is given up.
@@ -70,9 +71,9 @@ def abandon(
     """
     if not reason.strip():
         raise ValueError("say why: an abandoned batch is looked at again some day")
-    reader = _reader_of(staging, batch_id)
-    about = staging.parked()[batch_id]
-    count, group, size_bytes = 0, list[DeadLetterItem](), 0
+    reader = _reader_of(coordination, batch_id)
+    about = coordination.parked()[batch_id]
+    count, group, size_bytes = 0, list[DeadLetter](), 0
     with RangeReader(settings, about["topic"], bounds=READ) as topic:
         for record in topic.read([Range(about["partition"], about["start"], about["stop"])]):
             group.append(_letter(record, batch_id, f"{reason} (by {by})"))
@@ -84,28 +85,28 @@ def abandon(
     _bury(settings, dead_letters, batch_id, group)
     # Less than the reader had: retention took them in the meantime. They cannot be kept any more, so say it.
     gone = max(0, int(about.get("messages", count)) - count)
-    staging.audit(
+    coordination.audit(
         {"what": "abandon", "batch_id": batch_id, "by": by, "reason": reason, "messages": count, "gone": gone}
     )
-    staging.tell(reader, Completion("abandoned", batch_id, error=reason))
+    coordination.tell(reader, Completion(CompletionKind.ABANDONED, batch_id, error=reason))
     log.warning(
         "%s abandoned by %s: %s (%s messages to the dead letters, %s gone)", batch_id, by, reason, count, gone
     )
     return f"{batch_id} is abandoned: {count} messages are dead letters, {gone} were gone from the topic"
 
 
-def _reader_of(staging: Staging, batch_id: str) -> str:
-    about = staging.parked().get(batch_id)
+def _reader_of(coordination: Coordination, batch_id: str) -> str:
+    about = coordination.parked().get(batch_id)
     if about is None:
         raise NotParked(f"no batch {batch_id} is parked; `replays-ingest batches ls` shows what is")
     reader = str(about["reader"])
-    alive = staging.readers().get(reader)
+    alive = coordination.readers().get(reader)
     if alive is None or alive["silent_seconds"] > SILENT_SECONDS_MAX:
         raise ReaderGone(f"reader {reader} of {batch_id} is not heard of")
     return reader
 
 
-def _letter(record: Record, batch_id: str, error: str) -> DeadLetterItem:
+def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
     """The original message with headers that say what became of it."""
     ours = {
         "reason": REASON,
@@ -118,10 +119,10 @@ def _letter(record: Record, batch_id: str, error: str) -> DeadLetterItem:
     }
     originals = tuple(pair for pair in record.headers if pair[0] not in ours)
     encoded = tuple((name, text.encode()) for name, text in ours.items())
-    return DeadLetterItem(record.key, record.value, originals + encoded, record.offset)
+    return DeadLetter(record.key, record.value, originals + encoded, record.offset)
 
 
-def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetterItem]) -> None:
+def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]) -> None:
     if letters:
         token = f"{batch_id}:{REASON}:{letters[0].offset}"
         dead_letters.write(letters, token, settings.sink_timeout_seconds)

@@ -11,19 +11,19 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tasks.staging import shortened
-from tasks.wire import BlobItem, DeadLetterItem, Item, Manifest, MetricItem, RowItem
+from tasks.errors import shortened
+from tasks.wire import Blob, DeadLetter, Item, Manifest, Metric, Row
 
 REASON = "sink_refused"
 NO_OFFSET = -1
 
 
-def dead_letter(item: Item, manifest: Manifest, sink: str, error: str) -> DeadLetterItem:
+def dead_letter(item: Item, manifest: Manifest, sink: str, error: str) -> DeadLetter:
     """The record for the dead-letter topic. A refused dead letter has no other place to go: not accepted here."""
-    assert not isinstance(item, DeadLetterItem), item.offset
-    if isinstance(item, BlobItem):
+    assert not isinstance(item, DeadLetter), item.offset
+    if isinstance(item, Blob):
         kind, name, value, offset = "blob", item.name, bytes(item.content), item.offset
-    elif isinstance(item, RowItem):
+    elif isinstance(item, Row):
         kind, name, value, offset = "row", f"{item.table}/{item.id}", bytes(item.json), item.offset
     else:
         kind, name, value, offset = "metric", item.name, msgspec.json.encode(item), NO_OFFSET
@@ -39,7 +39,7 @@ def dead_letter(item: Item, manifest: Manifest, sink: str, error: str) -> DeadLe
         "batch_id": manifest.batch_id,
     }
     encoded = tuple((name, text.encode()) for name, text in headers.items())
-    return DeadLetterItem(None, value, encoded, offset)
+    return DeadLetter(None, value, encoded, offset)
 
 
 def revive(sink: str, value: bytes, headers: Mapping[str, bytes | None]) -> Item:
@@ -51,10 +51,10 @@ def revive(sink: str, value: bytes, headers: Mapping[str, bytes | None]) -> Item
     kind, name = text("kind"), text("item")
     offset = int(text("offset") or NO_OFFSET)
     if kind == "blob":
-        return BlobItem(name, value, offset)
+        return Blob(name, value, offset)
     if kind == "row" and "/" in name:
         table, row_id = name.split("/", 1)
-        return RowItem(table, row_id, value, offset)
+        return Row(table, row_id, value, offset)
     if kind == "metric":
-        return msgspec.json.decode(value, type=MetricItem)
+        return msgspec.json.decode(value, type=Metric)
     raise ValueError(f"not an item that {sink} refused: kind {kind!r}, item {name!r}")

@@ -1,20 +1,15 @@
-"""Every setting of the flush fleet, and those that it shares with the reader.
+"""Every setting of the flush fleet, and those that it shares with the reader. Units are in the names.
 
-Read from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE`
-(keys without the prefix, lower case); the environment wins. Units are in the names.
+`tasks.loading` reads them and reports what is wrong with them.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,15 +17,12 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from pydantic_settings import SettingsError as UnreadableSetting
+
+from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
 FILE_VARIABLE = "REPLAYS_SETTINGS_FILE"
 
-# What begins with the prefix and is no setting: the file itself, and what the embedded stack and tests look at.
-OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
-
-SinkName = Literal["gcs", "clickhouse", "bigquery", "datadog", "dead_letter"]
 KiB = 1024
 MiB = 1024 * KiB
 
@@ -85,7 +77,7 @@ class Settings(BaseSettings):
 
     # Sinks
     sinks: Annotated[tuple[SinkName, ...], NoDecode] = Field(
-        ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter"),
+        tuple(SinkName),
         description="Sinks that are switched on, comma separated. dead_letter cannot be switched off.",
     )
     sink_kind: Literal["real", "memory"] = Field(
@@ -227,113 +219,17 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _packed_objects_have_an_index(self) -> Self:
-        if self.gcs_layout == "packed" and "clickhouse" not in self.sinks:
+        if self.gcs_layout == "packed" and SinkName.CLICKHOUSE not in self.sinks:
             raise ValueError("gcs_layout: packed needs the sink clickhouse, which holds the index")
         return self
 
     @model_validator(mode="after")
     def _dead_letters_stay_on(self) -> Self:
-        if "dead_letter" not in self.sinks:
+        if SinkName.DEAD_LETTER not in self.sinks:
             raise ValueError("sinks: dead_letter cannot be switched off, rejects would be lost")
         return self
-
-
-class SettingsError(Exception):
-    """Settings that cannot be used. The text has one line a mistake: the name, the value, what is allowed."""
 
 
 def share_metrics_directory(directory: Path) -> None:
     """Tells the Prometheus client of this process, and of those it forks, where they meet."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-
-
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def load_as(kind: type[SettingsT], *, refuse_unknown: bool) -> SettingsT:
-    """The settings from environment and file, or SettingsError with every mistake at once.
-
-    `refuse_unknown`: a REPLAYS_* name (or key of the file) that is no setting is a mistake too. Workers do
-    not refuse: reader and fleet may share one environment, and the fleet does not know the reader's names.
-    """
-    mistakes = [*_unknown(kind, os.environ)] if refuse_unknown else []
-    try:
-        loaded = cast("Callable[[], SettingsT]", kind)()
-    except ValidationError as error:
-        mistakes += [_mistake(kind, detail) for detail in error.errors(include_url=False)]
-    except UnreadableSetting as error:  # kafka_options that is not JSON, say
-        mistakes.append(f"{error}: {error.__cause__}")
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        mistakes.append(f"{FILE_VARIABLE}={os.environ.get(FILE_VARIABLE)}: {error}")
-    if mistakes:
-        raise SettingsError("wrong settings:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
-    return loaded
-
-
-def allowed(field: FieldInfo) -> str:
-    """What a setting may be, for a person: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
-    values = _literals(field.annotation)
-    if values:
-        several = get_origin(field.annotation) is tuple
-        return ("any of " if several else "one of ") + ", ".join(repr(v) if v == "" else str(v) for v in values)
-    found: dict[str, Any] = {}
-    for constraint in field.metadata:
-        for name in ("ge", "gt", "le", "lt", "min_length", "pattern"):
-            value = getattr(constraint, name, None)
-            if value is not None:
-                found[name] = value
-    if "pattern" in found:
-        return f"matching {found['pattern']}"
-    if found.get("min_length"):
-        return "not empty"
-    low = number(found["ge"]) if "ge" in found else f"above {number(found['gt'])}" if "gt" in found else ""
-    high = number(found["le"]) if "le" in found else f"below {number(found['lt'])}" if "lt" in found else ""
-    return " to ".join(part for part in (low, high) if part)
-
-
-def number(value: float) -> str:
-    """As a person writes it: `16 MiB` for whole mebibytes, else all of its digits."""
-    if isinstance(value, int) and value >= MiB and value % MiB == 0:
-        return f"{value} ({value // MiB} MiB)"
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-def _literals(annotation: Any) -> tuple[Any, ...]:
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return tuple(value for part in get_args(annotation) for value in _literals(part))
-
-
-def _unknown(kind: type[Settings], environ: Mapping[str, str]) -> Iterable[str]:
-    """One line a REPLAYS_* variable or key of the file that is no setting, with the nearest right name."""
-    names = {ENV_PREFIX + name.upper() for name in kind.model_fields}
-    for variable in sorted(environ):
-        name = variable.upper()
-        if name.startswith(ENV_PREFIX) and name not in names and not name.startswith(OTHER_PREFIXES):
-            yield f"{variable} is no setting{_nearest(name, names)}"
-    path = environ.get(FILE_VARIABLE)
-    if path and Path(path).is_file():
-        try:
-            keys = tomllib.loads(Path(path).read_text())
-        except tomllib.TOMLDecodeError:
-            return  # told when the file is read for good
-        for key in sorted(set(keys) - set(kind.model_fields)):
-            yield f"{key} in {path} is no setting{_nearest(key, kind.model_fields)}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _mistake(kind: type[Settings], detail: Any) -> str:
-    """One line about one wrong value. A secret's value is not repeated."""
-    name = str(detail["loc"][0]) if detail["loc"] else ""
-    field = kind.model_fields.get(name)
-    if field is None:
-        return str(detail["msg"]).removeprefix("Value error, ")
-    secret = field.annotation is SecretStr
-    value = "(secret)" if secret else repr(detail["input"])
-    range_ = allowed(field)
-    text = f"{ENV_PREFIX}{name.upper()}={value}: {str(detail['msg']).removeprefix('Value error, ')}"
-    return f"{text}; allowed: {range_}" if range_ else text

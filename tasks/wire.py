@@ -1,19 +1,31 @@
-"""The staged batch: what the reader puts into Redis and the flush tasks take out of it.
+"""What crosses between the reader and the flush fleet: items, the staged batch, names on messages, completions.
 
-One Redis hash a batch, under `batch_key(batch_id, digest)`:
+One Redis hash per batch, under `batch_key(batch_id, digest)`:
 
     manifest          JSON, `Manifest`
-    <task name>       msgpack list of the items of one flush task; the name is `<stage>/<sink>/<n>`
+    <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
     done/<task name>  "1" once that task's write is durable (the done mark)
 
 The digest covers every item, so that a mark can never vouch for other bytes than those that were written:
 the same range with other content (another release of the parser, say) is another hash.
-This is the only module that both packages share.
+
+Readers and workers of different releases run side by side during an upgrade. What each accepts from the other:
+
+    manifest, completion   Objects. An unknown field is ignored, a missing one takes its default. `version` is
+                           raised for everything else, and a newer version is refused.
+    items                  Arrays. A missing last element takes its default. An unknown one is refused: ignoring
+                           it would write less than the reader meant, and report that as durable.
+
+Hence: a new element of an item goes last and has a default, and workers are upgraded before readers. A refused
+batch is parked with the reason, and goes through once the workers are upgraded.
+
+This is the only module of `tasks` that the core imports: it does no I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -26,44 +38,81 @@ if TYPE_CHECKING:
 else:
     Buffer = memoryview  # either is encoded; decoding gives views on the bytes that came from Redis
 
-SINKS = ("gcs", "clickhouse", "bigquery", "datadog", "dead_letter")
-STAGE_OF_SINK = {
-    "gcs": "blobs",
-    "clickhouse": "rows",
-    "bigquery": "rows",
-    "datadog": "rows",
-    "dead_letter": "rows",
-}
+
+class Incompatible(Exception):
+    """What the other side sent cannot be read by this release. The text says what to upgrade."""
 
 
-class BlobItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One object: its name, its bytes, and the Kafka offset it came from."""
+# ------------------------------------------------------------------------------------------- Sinks and stages
+
+
+class Stage(StrEnum):
+    """The two chords of a batch, in order: no row is written before its blob."""
+
+    BLOBS = "blobs"
+    ROWS = "rows"
+
+
+class SinkName(StrEnum):
+    """Every sink, in the order in which the tasks of a batch are laid out."""
+
+    GCS = "gcs"
+    CLICKHOUSE = "clickhouse"
+    BIGQUERY = "bigquery"
+    DATADOG = "datadog"
+    DEAD_LETTER = "dead_letter"
+
+    @property
+    def stage(self) -> Stage:
+        """The chord that writes to this sink."""
+        return Stage.BLOBS if self is SinkName.GCS else Stage.ROWS
+
+
+# ------------------------------------------------------------------------------------------------------ Items
+
+
+class MetricKind(StrEnum):
+    """How DogStatsD aggregates a metric."""
+
+    COUNTER = "c"
+    DISTRIBUTION = "d"
+
+
+class Blob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One object for blob storage. `name` is deterministic, `content` is what is stored, to the byte.
+
+    `offset` is the Kafka offset of the message it came from, so that a refusal can be traced.
+    """
 
     name: str
     content: Buffer
     offset: int
 
 
-class RowItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One row as a JSON object in UTF-8 (no newline), its identity, and the Kafka offset it came from."""
+class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One row, encoded once.
+
+    `json` is one JSON object in UTF-8 without a newline. `id` is the row's identity, derived from
+    (replay_id, segment_id, event): writing the same id twice leaves one row. `offset` as in `Blob`.
+    """
 
     table: str
     id: str
-    json: Buffer
+    json: bytes
     offset: int
 
 
-class MetricItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One product metric: kind "c" or "d", value in the unit of the metric."""
+class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One product metric for DataDog: of a counter `value` is the amount to add, of a distribution one value."""
 
-    kind: str
+    kind: MetricKind
     name: str
     value: float
-    tags: tuple[str, ...]
+    tags: tuple[str, ...] = ()
 
 
-class DeadLetterItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One record for the dead-letter topic, headers complete."""
+class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One record for the dead-letter topic, headers complete. `offset` as in `Blob`."""
 
     key: bytes | None
     value: Buffer
@@ -71,14 +120,70 @@ class DeadLetterItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     offset: int
 
 
-Item = BlobItem | RowItem | MetricItem | DeadLetterItem
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
-    "gcs": msgspec.msgpack.Decoder(list[BlobItem]),
-    "clickhouse": msgspec.msgpack.Decoder(list[RowItem]),
-    "bigquery": msgspec.msgpack.Decoder(list[RowItem]),
-    "datadog": msgspec.msgpack.Decoder(list[MetricItem]),
-    "dead_letter": msgspec.msgpack.Decoder(list[DeadLetterItem]),
+Item = Blob | Row | Metric | DeadLetter
+_ITEM_OF_SINK: dict[SinkName, type[Item]] = {
+    SinkName.GCS: Blob,
+    SinkName.CLICKHOUSE: Row,
+    SinkName.BIGQUERY: Row,
+    SinkName.DATADOG: Metric,
+    SinkName.DEAD_LETTER: DeadLetter,
 }
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    sink: msgspec.msgpack.Decoder(list[item])  # type: ignore[valid-type]
+    for sink, item in _ITEM_OF_SINK.items()
+}
+_T = TypeVar("_T")
+
+
+def encode_items(items: Sequence[Item]) -> bytes:
+    """One flush task's items as msgpack."""
+    return _encoder.encode(items)
+
+
+def decode_items(sink: str, data: bytes) -> list[Item]:
+    """The items of one flush task; blobs and dead letters are views on `data`, not copies.
+
+    Raises Incompatible when `data` is not what `encode_items` of this release, or of an older one, made.
+    """
+    try:
+        decoded: list[Item] = _decoders[sink].decode(data)
+    except msgspec.MsgspecError as error:
+        raise Incompatible(
+            f"the staged {sink} items do not have the form that this release writes ({error}): "
+            "upgrade the workers before the readers"
+        ) from error
+    return decoded
+
+
+def chunks(items: Iterable[_T], count_max: int) -> list[list[_T]]:
+    """Lists of at most `count_max` items, in order."""
+    out: list[list[_T]] = []
+    for item in items:
+        if not out or len(out[-1]) >= count_max:
+            out.append([])
+        out[-1].append(item)
+    return out
+
+
+# ------------------------------------------------------------------------------------------- The staged batch
+
+
+class TaskName(NamedTuple):
+    """The name of one flush task within its batch: `<stage>/<sink>/<number>`."""
+
+    stage: Stage
+    sink: SinkName
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}/{self.sink}/{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> TaskName:
+        """The parts again. Raises ValueError for anything else."""
+        stage, sink, number = text.split("/")
+        return cls(Stage(stage), SinkName(sink), int(number))
 
 
 class TaskEntry(msgspec.Struct, frozen=True):
@@ -116,6 +221,44 @@ class Manifest(msgspec.Struct, frozen=True):
         return tuple(entry for entry in self.tasks if entry.stage == stage)
 
 
+class ManifestHead(msgspec.Struct, frozen=True):
+    """The part of a manifest that keeps its form in every version: whom to tell that the rest is unreadable."""
+
+    batch_id: str
+    reader: str
+    epoch: int
+    version: int = VERSION
+
+
+_manifests = msgspec.json.Decoder(Manifest)
+_manifest_heads = msgspec.json.Decoder(ManifestHead)
+
+
+def decode_manifest_head(data: bytes) -> ManifestHead:
+    """Readable in a manifest of any version. Raises Incompatible for what is no manifest at all."""
+    try:
+        return _manifest_heads.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Incompatible(f"the staged manifest cannot be read: {error}") from error
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The manifest. Raises Incompatible for one of a newer version."""
+    head = decode_manifest_head(data)
+    _expect_version(f"{head.batch_id} was staged", head.version, "upgrade the workers before the readers")
+    try:
+        return _manifests.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Incompatible(f"the manifest of {head.batch_id} cannot be read: {error}") from error
+
+
+def _expect_version(what: str, version: int, remedy: str) -> None:
+    if not 1 <= version <= VERSION:
+        raise Incompatible(
+            f"{what} in version {version} of the wire format, this release reads 1 to {VERSION}: {remedy}"
+        )
+
+
 def batch_key(batch_id: str, digest: str, prefix: str = "replays") -> str:
     """The Redis key of a staged batch. Braces keep all keys of one batch on one node of a Redis Cluster."""
     return f"{prefix}:batch:{{{batch_id}}}:{digest}"
@@ -141,64 +284,59 @@ def batch_id_of(batch: str) -> str:
     return batch.rsplit(":", 1)[0]
 
 
+# ------------------------------------------------------------------------------------- Chords and completions
+
+
 class ChordName(NamedTuple):
-    """What the task id of a chord's body says: batch (a reference), stage, attempt, and the chord's token."""
+    """One chord of one batch (a reference). Its text is the task id of the chord's body."""
 
     batch: str
-    stage: str
+    stage: Stage
     attempt: int
     token: str
 
+    def __str__(self) -> str:
+        return f"{self.batch}~{self.stage}~{self.attempt}~{self.token}"
 
-def chord_id(batch: str, stage: str, attempt: int, token: str) -> str:
-    """The name of one chord, and the task id of its body."""
-    return f"{batch}~{stage}~{attempt}~{token}"
-
-
-def parse_chord_id(text: str) -> ChordName:
-    """The parts again. Raises ValueError for another task's id."""
-    batch, stage, attempt, token = text.split("~")
-    return ChordName(batch, stage, int(attempt), token)
+    @classmethod
+    def parse(cls, text: str) -> ChordName:
+        """The parts again. Raises ValueError for another task's id."""
+        batch, stage, attempt, token = text.split("~")
+        return cls(batch, Stage(stage), int(attempt), token)
 
 
-_encoder = msgspec.msgpack.Encoder()
-_T = TypeVar("_T")
+class CompletionKind(StrEnum):
+    """What a reader is told about a batch: the first two by the chord's end, the others by an operator."""
 
-
-def encode_items(items: Sequence[Item]) -> bytes:
-    """One flush task's items as msgpack."""
-    return _encoder.encode(items)
-
-
-def decode_items(sink: str, data: bytes) -> list[Item]:
-    """The items of one flush task; bytes inside are views on `data`, not copies.
-
-    Raises msgspec.ValidationError or msgspec.DecodeError when `data` is not what `encode_items` made.
-    """
-    decoded: list[Item] = _decoders[sink].decode(data)
-    return decoded
-
-
-def chunks(items: Iterable[_T], count_max: int) -> list[list[_T]]:
-    """Lists of at most `count_max` items, in order."""
-    out: list[list[_T]] = []
-    for item in items:
-        if not out or len(out[-1]) >= count_max:
-            out.append([])
-        out[-1].append(item)
-    return out
+    DONE = "done"  # every mark of the stage is there
+    FAILED = "failed"  # a task gave up, or marks are missing
+    RETRY = "retry"  # try it now
+    ABANDONED = "abandoned"  # its messages are dead letters, go on without it
 
 
 class Completion(msgspec.Struct, frozen=True):
     """One entry of a reader's stream (field `c`, JSON).
 
-    kind: "done" (every mark of the stage is there), "failed" (a task gave up, or marks are missing),
-    "retry" (an operator wants it now), "abandoned" (an operator gave it up, its messages are dead letters).
+    A chord's end is reported in the version of its batch's manifest, so that the reader can read it.
     """
 
-    kind: str
+    kind: CompletionKind
     batch_id: str
     epoch: int = -1
     stage: str = ""
     attempt: int = 0
     error: str = ""
+    version: int = VERSION
+
+
+_completions = msgspec.json.Decoder(Completion)
+
+
+def decode_completion(data: bytes) -> Completion:
+    """The completion. Raises Incompatible for one of a newer version or kind."""
+    try:
+        completion = _completions.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Incompatible(f"a completion cannot be read: {error}") from error
+    _expect_version(f"the completion of {completion.batch_id} is", completion.version, "upgrade the reader")
+    return completion

@@ -20,9 +20,10 @@ from ingest.cli.main import main as command_line
 from ingest.core.parse.rules import REASONS, WARNINGS
 from ingest.observe.metric_table import DEFINITIONS as READER
 from ingest.settings import Settings
+from tasks.loading import allowed, number
 from tasks.observe.meters import Definition
 from tasks.observe.metrics import DEFINITIONS as WORKER
-from tasks.settings import ENV_PREFIX, allowed, number
+from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 
 ROOT = Path(__file__).parents[1]

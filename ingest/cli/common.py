@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from redis.exceptions import RedisError
 
 from ingest.settings import Settings, SettingsError, load
-from tasks.staging import Staging, connect
+from tasks.connection import connect
+from tasks.coordination import Coordination
 
 PACKAGE = "replays-ingest"
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
@@ -72,6 +73,6 @@ def redis_answers() -> Iterator[None]:
         fail(f"redis: {error}; is REPLAYS_REDIS_URL right?")
 
 
-def staging_of(loaded: Settings) -> Staging:
-    """The staged batches, and what operators see of them."""
-    return Staging(connect(loaded), loaded)
+def coordination_of(loaded: Settings) -> Coordination:
+    """What readers, workers and operators exchange through Redis."""
+    return Coordination(connect(loaded), loaded)

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from ingest.cli.common import as_json, by_option, fail, redis_answers, settings, staging_of
+from ingest.cli.common import as_json, by_option, coordination_of, fail, redis_answers, settings
 
 
 @click.group()
@@ -137,7 +137,7 @@ def dlq_replay(
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     with redis_answers():
-        staging = staging_of(loaded)
+        coordination = coordination_of(loaded)
         try:
             summary = replay(loaded, selection, per_second_max=rate, dry_run=dry_run, done=told)
         except DeadLettersUnavailable as error:
@@ -151,7 +151,7 @@ def dlq_replay(
                 "ids": ",".join(ids),
             }
             counts = {"produced": summary.produced, "written": summary.written, "failed": len(summary.failed)}
-            staging.audit({**deed, **counts})
+            coordination.audit({**deed, **counts})
     if as_json:
         click.echo(json.dumps({**msgspec.to_builtins(summary), "dry_run": dry_run}))
     else:

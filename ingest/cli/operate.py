@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings, staging_of
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, coordination_of, fail, redis_answers, settings
 
 # Before anything runs
 
@@ -130,7 +130,7 @@ def batches() -> None:
 def batches_ls(as_json: bool) -> None:
     """Every parked batch, with its error and when it is tried again."""
     with redis_answers():
-        parked = staging_of(settings()).parked()
+        parked = coordination_of(settings()).parked()
     if as_json:
         click.echo(json.dumps(parked))
         return
@@ -153,7 +153,7 @@ def batches_ls(as_json: bool) -> None:
 def batches_show(batch_id: str, as_json: bool) -> None:
     """All that is known of one parked batch."""
     with redis_answers():
-        about = staging_of(settings()).parked().get(batch_id)
+        about = coordination_of(settings()).parked().get(batch_id)
     if about is None:
         fail(f"no batch {batch_id} is parked; `replays-ingest batches ls` shows what is")
     elif as_json:
@@ -172,7 +172,7 @@ def batches_retry(batch_id: str, by: str) -> None:
 
     with redis_answers():
         try:
-            click.echo(retry(staging_of(settings()), batch_id, by))
+            click.echo(retry(coordination_of(settings()), batch_id, by))
         except (NotParked, ReaderGone) as refused:
             fail(str(refused))
 
@@ -192,7 +192,7 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
     sink = build("dead_letter", loaded)
     with redis_answers():
         try:
-            click.echo(abandon(loaded, staging_of(loaded), sink, batch_id, reason, by))
+            click.echo(abandon(loaded, coordination_of(loaded), sink, batch_id, reason, by))
         except (NotParked, ReaderGone, SinkError, RangeError, ValueError) as refused:
             fail(str(refused))
         finally:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ingest.cli.common import as_json, by_option, redis_answers, settings, staging_of
+from ingest.cli.common import as_json, by_option, coordination_of, redis_answers, settings
 from ingest.settings import Settings
-from tasks.staging import connect
+from tasks.connection import connect
 
 
 @click.group()
@@ -80,7 +80,7 @@ def _rule(act: Callable[[Any], None], what: str, project: int, by: str, **more: 
     loaded = settings()
     with redis_answers():
         act(_store(loaded))
-        staging_of(loaded).audit({"what": what, "project": project, "by": by, **more})
+        coordination_of(loaded).audit({"what": what, "project": project, "by": by, **more})
     click.echo("done; readers follow within a second or two")
 
 

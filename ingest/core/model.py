@@ -1,21 +1,35 @@
 """What the core talks about: messages, what is parsed from them, and batches.
 
 Bulk data (one object a message or row) are msgspec structs, made in C and invisible to the garbage
-collector; small values that travel in events and commands are frozen dataclasses.
+collector; small values that travel in events and commands are frozen dataclasses. What is handed to the flush
+fleet (`Blob`, `Row`, `Metric`, `Stage`) is defined in `tasks.wire`, and made here once: nothing is copied.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    Buffer = bytes | memoryview
-else:
-    Buffer = memoryview  # what msgspec decodes into; it encodes either
+from tasks.wire import Blob, Metric, MetricKind, Row, Stage
+
+__all__ = [
+    "Batch",
+    "Blob",
+    "CutReason",
+    "Drop",
+    "Message",
+    "Metric",
+    "MetricKind",
+    "OffsetRange",
+    "Outcome",
+    "Reject",
+    "Row",
+    "Segment",
+    "Stage",
+    "TopicPartition",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,54 +73,6 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     timestamp_ms: int = 0
 
 
-class Blob(msgspec.Struct, frozen=True, gc=False):
-    """One object for blob storage. `name` is deterministic, `content` is what is stored, to the byte.
-
-    `offset` is the Kafka offset of the message it came from, so that a refusal can be traced.
-    """
-
-    name: str
-    content: Buffer
-    offset: int
-
-
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """One row, encoded once.
-
-    `json` is one JSON object in UTF-8 without a newline. `id` is the row's identity, derived from
-    (replay_id, segment_id, event): writing the same id twice leaves one row. `offset` as in `Blob`.
-    """
-
-    table: str
-    id: str
-    json: bytes
-    offset: int
-
-
-class Metric(msgspec.Struct, frozen=True, gc=False):
-    """One product metric for DataDog: `kind` is "c" (counter, `value` an amount) or "d" (distribution)."""
-
-    kind: str
-    name: str
-    value: float
-    tags: tuple[str, ...] = ()
-
-
-class DeadLetter(msgspec.Struct, frozen=True, gc=False):
-    """A message that is kept because it could not be processed: the original bytes and why.
-
-    `reason` is stable (a metric's label); `error` is for a person. `first_seen_ms` is the Kafka timestamp.
-    """
-
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes | None], ...]
-    reason: str
-    error: str
-    offset: int
-    first_seen_ms: int
-
-
 class Segment(msgspec.Struct, frozen=True, gc=False):
     """One recording message, parsed: exactly what each sink gets of it.
 
@@ -129,16 +95,37 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """A message that will never parse. `reason` is one of `ingest.core.parse.REASONS`."""
+    """A message that will never parse: the original record, and why. It becomes a dead letter with its batch.
+
+    `reason` is one of `ingest.core.parse.REASONS`, and stable (a metric's label); `error` is for a person.
+    `first_seen_ms` is the Kafka timestamp.
+    """
 
     reason: str
     error: str
-    dead_letter: DeadLetter
+    offset: int
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    first_seen_ms: int = 0
+
+    @classmethod
+    def of(cls, message: Message, reason: str, error: str) -> Reject:
+        """The reject that keeps this message."""
+        return cls(
+            reason,
+            error,
+            offset=message.offset,
+            value=message.value,
+            key=message.key,
+            headers=message.headers,
+            first_seen_ms=message.timestamp_ms,
+        )
 
     @property
     def size_bytes(self) -> int:
         """Bytes staged for it."""
-        return len(self.dead_letter.value) + 256
+        return len(self.value) + 256
 
 
 class DropReason(StrEnum):
@@ -161,13 +148,6 @@ class Drop(msgspec.Struct, frozen=True, gc=False):
 
 
 Outcome = Segment | Reject | Drop
-
-
-class Stage(StrEnum):
-    """The two chords of a batch, in order: no row is written before its blob (DESIGN D8)."""
-
-    BLOBS = "blobs"
-    ROWS = "rows"
 
 
 class CutReason(StrEnum):

@@ -13,11 +13,13 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from celeryconfig import CONTROL_QUEUE, configuration, flush_queue
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.breaker import read_states
-from tasks.staging import connect, shortened
+from tasks.configuration import configuration
+from tasks.connection import connect
+from tasks.errors import shortened
+from tasks.names import CONTROL_QUEUE, flush_queue
 
 log = structlog.get_logger(__name__)
 

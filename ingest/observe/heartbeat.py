@@ -16,7 +16,7 @@ import msgspec
 from ingest.observe.metrics import Metrics
 from ingest.observe.snapshot import Snapshot
 from ingest.settings import Settings
-from tasks.staging import Staging
+from tasks.coordination import Coordination
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +78,13 @@ class HeartbeatWriter:
     """
 
     def __init__(
-        self, staging: Staging, reader: str, interval_seconds: float, source: Callable[[], Heartbeat] = Heartbeat
+        self,
+        coordination: Coordination,
+        reader: str,
+        interval_seconds: float,
+        source: Callable[[], Heartbeat] = Heartbeat,
     ) -> None:
-        self._staging = staging
+        self._coordination = coordination
         self._reader = reader
         self._interval_seconds = interval_seconds
         self._source = source
@@ -99,9 +103,9 @@ class HeartbeatWriter:
             started_at=self._started_at,
             seen_at=time.time(),
         )
-        self._staging.hello(self._reader, msgspec.json.encode(beat).decode())
+        self._coordination.hello(self._reader, msgspec.json.encode(beat).decode())
         self._written_at = now
 
     def remove(self) -> None:
         """The reader ends: it is no longer listed."""
-        self._staging.goodbye(self._reader)
+        self._coordination.goodbye(self._reader)

@@ -14,15 +14,15 @@ from confluent_kafka.admin import AdminClient
 
 from ingest.operate.text import size_text
 from ingest.settings import Settings
+from tasks.connection import connect
 from tasks.errors import SinkError, TransientSinkError
 from tasks.kafka.options import kafka_options
 from tasks.sinks import build
-from tasks.staging import connect
 
 CALL_SECONDS_MAX = 10.0
 ASK_SECONDS = 2.0
 ERRORS_TOLD_MAX = 3
-RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (celeryconfig.time_limits)
+RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from confluent_kafka import Message as KafkaMessage
 
 from ingest.settings import Settings
 from tasks.errors import SinkError
-from tasks.flush import revive
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
 from tasks.kafka.records import Record
+from tasks.refused import revive
 from tasks.sinks import build
 from tasks.sinks.dead_letter.sink import producer_options
 

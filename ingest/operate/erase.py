@@ -29,14 +29,16 @@ from urllib3 import Timeout
 from ingest.operate.dlq import DeadLettersUnavailable, mentioning
 from ingest.operate.text import utc_text
 from ingest.settings import Settings
-from tasks.migrate import RETENTION_DAYS, SOURCE_RETENTION_HOURS
+from tasks.connection import connect
+from tasks.coordination import AUDIT_ENTRIES_MAX, Coordination
+from tasks.errors import shortened
+from tasks.migrate.gcs import RETENTION_DAYS
+from tasks.migrate.kafka import SOURCE_RETENTION_HOURS
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.google import errors as google_errors
-from tasks.sinks.outcome import shortened
-from tasks.staging import AUDIT_ENTRIES_MAX, Staging, connect
 
 # In the order of their deletion; the last is what a second run needs to find the rest.
 TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
@@ -133,7 +135,7 @@ class Eraser:
         assert replay_id == plain_id(replay_id)
         self._settings = settings
         self._project_id, self._replay_id = project_id, replay_id
-        self._staging = Staging(connect(settings), settings)
+        self._coordination = Coordination(connect(settings), settings)
         # Both are numbers by now, so they may stand in a statement; mutations take no parameters on old servers.
         self._which = f"project_id = {project_id:d} AND replay_id = toUUID('{replay_id}')"
 
@@ -162,7 +164,7 @@ class Eraser:
             found["letters"] = tuple(letter.id for letter in mentioning(settings, self._replay_id.encode()))
         except DeadLettersUnavailable as error:
             notes.append(f"dead letters were not looked through: {error}")
-        parked = len(self._staging.parked())
+        parked = len(self._coordination.parked())
         return Holdings(self._project_id, self._replay_id, parked=parked, notes=tuple(notes), **found)
 
     def _look_at_rows(self, found: dict[str, Any]) -> set[int]:
@@ -222,7 +224,7 @@ class Eraser:
         Audited as begun before anything is touched, and as ended; without an audit nothing is erased.
         """
         deed = {"by": by, "project": self._project_id, "replay_id": self._replay_id}
-        self._staging.audit({"what": "erase begins", **deed, **found.counts()})
+        self._coordination.audit({"what": "erase begins", **deed, **found.counts()})
         left: list[str] = []
         if "gcs" in self._settings.sinks:
             with _asking("cloud storage", google_errors.sort):
@@ -238,7 +240,7 @@ class Eraser:
             left.append(
                 f"kafka or redis may deliver it again until {utc_text(again_until)} UTC: run this again then"
             )
-        self._staging.audit(
+        self._coordination.audit(
             {"what": "erase ends", **deed, "left": "; ".join(left), "again_until": again_until or ""}
         )
         return left
@@ -297,7 +299,7 @@ class Eraser:
 
     def done_before(self) -> tuple[bool, float | None]:
         """Whether the audit knows of an erasure that ended, and until when it has to be repeated, if at all."""
-        for deed in self._staging.audited(AUDIT_ENTRIES_MAX):
+        for deed in self._coordination.audited(AUDIT_ENTRIES_MAX):
             mine = deed.get("project") == str(self._project_id) and deed.get("replay_id") == self._replay_id
             if mine and deed.get("what") == "erase ends":
                 until = float(deed.get("again_until") or 0)

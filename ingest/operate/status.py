@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 from redis import Redis
 
-from celeryconfig import CONTROL_QUEUE, flush_queue
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
 from ingest.observe.heartbeat import Heartbeat
 from ingest.settings import Settings
 from tasks.breaker import read_states
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.watch import sinks_key
-from tasks.staging import Staging, connect
 
 SILENT_HEARTBEATS_MAX = 3  # missed heartbeats after which a reader is shown as silent
 
@@ -86,12 +87,12 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
     depths = queue_depths(settings, client)
     breakers = read_states(client, settings.key_prefix, settings.sinks)
     seen = _json_hash(client, sinks_key(settings))
-    staging = Staging(client, settings)
+    coordination = Coordination(client, settings)
     readers = tuple(
         msgspec.convert(
             {**about, "reader": name, "silent": _is_silent(about, settings)}, type=ReaderStatus, strict=False
         )
-        for name, about in staging.readers().items()
+        for name, about in coordination.readers().items()
     )
     rejects: dict[str, int] = {}
     for reader in readers:
@@ -114,7 +115,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
             for sink, state in breakers.items()
         ),
         parked=tuple(
-            msgspec.convert(about, type=ParkedStatus, strict=False) for about in staging.parked().values()
+            msgspec.convert(about, type=ParkedStatus, strict=False) for about in coordination.parked().values()
         ),
         redis=_redis(settings, client, depths),
         rejects=rejects,

@@ -19,7 +19,7 @@ from rich.text import Text
 from ingest.operate.status import ReaderStatus, Status, collect
 from ingest.operate.text import seconds_text, size_text
 from ingest.settings import Settings
-from tasks.staging import shortened
+from tasks.errors import shortened
 
 PICTURE_COLUMNS = 110
 ROWS_MAX = 20  # partitions, batches and reasons shown; the rest is counted

@@ -12,16 +12,17 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from ingest.core import events as on
 from ingest.core.model import OffsetRange, Stage
 from ingest.observe.heartbeat import Heartbeat, HeartbeatWriter
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.errors import shortened
 from tasks.settings import Settings
-from tasks.staging import Staging, connect, shortened
-from tasks.wire import Completion, reader_stream
+from tasks.wire import Completion, CompletionKind, Incompatible, decode_completion, reader_stream
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +48,8 @@ class CompletionReader:
         self._deliver = deliver
         self._stopping = stopping
         self._stream = reader_stream(reader, settings.key_prefix)
-        self._staging = Staging(connect(settings, retries=0), settings)
-        self._heartbeat = HeartbeatWriter(self._staging, reader, settings.heartbeat_seconds, heartbeat)
+        self._coordination = Coordination(connect(settings, retries=0), settings)
+        self._heartbeat = HeartbeatWriter(self._coordination, reader, settings.heartbeat_seconds, heartbeat)
         self._last_id = "0-0"
         # The server must answer before the socket gives up on it.
         self._block_ms = max(1, int(1000 * min(BLOCK_SECONDS_MAX, settings.redis_timeout_seconds / 2)))
@@ -78,13 +79,12 @@ class CompletionReader:
 
     def read_once(self) -> int:
         """Waits up to BLOCK_SECONDS_MAX for entries, delivers them, returns their number. Raises RedisError."""
-        answer = self._staging.client.xread({self._stream: self._last_id}, COMPLETIONS_MAX, self._block_ms)
+        answer = self._coordination.client.xread({self._stream: self._last_id}, COMPLETIONS_MAX, self._block_ms)
         entries: list[Any] = _entries(answer)
         for entry_id, fields in entries:
             try:
-                completion = msgspec.json.decode(fields[b"c"], type=Completion)
-                event = as_event(completion)
-            except (KeyError, ValueError, msgspec.MsgspecError):
+                event = as_event(decode_completion(fields[b"c"]))
+            except (KeyError, ValueError, Incompatible):
                 log.exception("completion_unreadable", entry=entry_id)
             else:
                 self._deliver(event)
@@ -96,7 +96,7 @@ class CompletionReader:
         if self._last_id == "0-0":
             return
         try:
-            last = self._staging.client.xinfo_stream(self._stream)["last-generated-id"]
+            last = self._coordination.client.xinfo_stream(self._stream)["last-generated-id"]
         except ResponseError:  # no such key
             self._last_id = "0-0"
             return
@@ -105,19 +105,18 @@ class CompletionReader:
 
 
 def as_event(completion: Completion) -> on.Event:
-    """The event of one stream entry. Raises ValueError for a kind that this release does not know."""
+    """The event of one stream entry. Raises ValueError for a stage that there is not."""
     batch_id, epoch = completion.batch_id, completion.epoch
     match completion.kind:
-        case "done":
+        case CompletionKind.DONE:
             return on.FlushSucceeded(batch_id, epoch, Stage(completion.stage))
-        case "failed":
+        case CompletionKind.FAILED:
             return on.FlushFailed(batch_id, epoch, Stage(completion.stage), completion.attempt, completion.error)
-        case "retry":
+        case CompletionKind.RETRY:
             return on.RetryRequested(batch_id)
-        case "abandoned":
+        case CompletionKind.ABANDONED:
             start, stop = batch_id.rsplit("-", 2)[1:]
             return on.BatchAbandoned(batch_id, OffsetRange(int(start), int(stop)), completion.error)
-    raise ValueError(f"unknown completion: {completion.kind!r}")
 
 
 def _entries(answer: Any) -> list[Any]:

@@ -25,9 +25,12 @@ from ingest.reader.completions import CompletionReader
 from ingest.reader.encoding import Encoder
 from ingest.reader.ports import Inbox
 from tasks import chord
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.errors import shortened
 from tasks.settings import Settings
-from tasks.staging import RedisFull, Staging, connect, shortened
-from tasks.wire import Manifest, reference
+from tasks.staging import RedisFull, Staging
+from tasks.wire import ChordName, Manifest, reference
 
 log = structlog.get_logger(__name__)
 Command = do.Dispatch | do.Park | do.Discard
@@ -76,7 +79,9 @@ class Dispatcher:
         self._down_error = ""
         self._stopping = threading.Event()
         self._app = app or chord.publisher(settings)
-        self._staging = Staging(connect(settings), settings)
+        client = connect(settings)
+        self._staging = Staging(client, settings)
+        self._coordination = Coordination(client, settings)
         self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, heartbeat)
         self._threads = [
             threading.Thread(target=self._perform_all, name="dispatch", daemon=True),
@@ -137,7 +142,7 @@ class Dispatcher:
                 manifest = self._manifest(command.batch)
                 self._forget((command.batch.id, command.batch.epoch))
                 self._staging.discard(manifest)
-                self._staging.unpark(manifest.batch_id)
+                self._coordination.unpark(manifest.batch_id)
 
     def _dispatch(self, command: do.Dispatch) -> None:
         """Only tasks without a mark are staged and started; none left means that the stage is durable."""
@@ -149,14 +154,14 @@ class Dispatcher:
         if not tasks:
             self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
             return
-        token = chord.new_token()
-        self._staging.stage(manifest, stage, token, self._payloads(batch, stage, tasks))
+        this = ChordName(name, stage, command.attempt, chord.new_token())
+        self._staging.stage(manifest, this, self._payloads(batch, stage, tasks))
         until = int(time.time() + command.deadline_seconds * DEADLINE_SHARE)
-        chord.start(self._app, name, tasks, stage, command.attempt, token, until, self._trace(batch))
+        chord.start(self._app, chord.FanOut(this, tuple(tasks), until, self._trace(batch)))
 
     def _park(self, command: do.Park) -> None:
         batch, now = command.batch, time.time()
-        self._staging.park(
+        self._coordination.park(
             batch.id,
             {
                 "batch_id": batch.id,

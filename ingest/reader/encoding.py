@@ -14,18 +14,7 @@ import xxhash
 
 from ingest.core.model import Batch, Reject, Stage
 from ingest.core.packing import pack
-from tasks.wire import (
-    STAGE_OF_SINK,
-    BlobItem,
-    DeadLetterItem,
-    Item,
-    Manifest,
-    MetricItem,
-    RowItem,
-    TaskEntry,
-    chunks,
-    encode_items,
-)
+from tasks.wire import DeadLetter, Item, Manifest, SinkName, TaskEntry, TaskName, chunks, encode_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +32,7 @@ class Encoder:
     `packed`: the recordings of a batch lie end to end in few objects, and each gets an index row.
     """
 
-    sinks: tuple[str, ...]
+    sinks: tuple[SinkName, ...]
     blobs_per_task: int
     reader: str
     packed: bool = False
@@ -81,56 +70,48 @@ class Encoder:
         """(task name, items) of each flush task, in a fixed order; none is empty."""
         objects, index = pack(batch) if self.packed else ([], [])
         for sink in self.sinks:
-            if STAGE_OF_SINK[sink] not in stages:
+            if sink.stage not in stages:
                 continue
-            items: list[Item] = []
-            if self.packed and sink == "gcs":
-                items += [BlobItem(blob.name, blob.content, blob.offset) for blob in objects]
-            else:
-                items += items_of(batch, sink)
-            if self.packed and sink == "clickhouse":
-                items += [RowItem(row.table, row.id, row.json, row.offset) for row in index]
-            size = self.blobs_per_task if sink == "gcs" else max(1, len(items))
+            items = items_of(batch, sink) if not (self.packed and sink is SinkName.GCS) else list[Item](objects)
+            if self.packed and sink is SinkName.CLICKHOUSE:
+                items += index
+            size = self.blobs_per_task if sink is SinkName.GCS else max(1, len(items))
             for number, chunk in enumerate(chunks(items, size)):
-                yield f"{STAGE_OF_SINK[sink]}/{sink}/{number}", chunk
+                yield str(TaskName(sink.stage, sink, number)), chunk
 
 
-def items_of(batch: Batch, sink: str) -> Iterator[Item]:
+def items_of(batch: Batch, sink: SinkName) -> list[Item]:
     """Everything that one sink gets of a batch, in order."""
+    items: list[Item] = []
     match sink:
-        case "gcs":
+        case SinkName.GCS:
             for segment in batch.segments:
-                for blob in segment.blobs:
-                    yield BlobItem(blob.name, blob.content, blob.offset)
-        case "clickhouse":
+                items += segment.blobs
+        case SinkName.CLICKHOUSE:
             for segment in batch.segments:
-                for row in segment.clickhouse:
-                    yield RowItem(row.table, row.id, row.json, row.offset)
-        case "bigquery":
+                items += segment.clickhouse
+        case SinkName.BIGQUERY:
             for segment in batch.segments:
-                for row in segment.bigquery:
-                    yield RowItem(row.table, row.id, row.json, row.offset)
-        case "datadog":
+                items += segment.bigquery
+        case SinkName.DATADOG:
             for segment in batch.segments:
-                for metric in segment.metrics:
-                    yield MetricItem(metric.kind, metric.name, metric.value, metric.tags)
-        case "dead_letter":
-            for reject in batch.rejects:
-                yield _dead_letter(batch, reject)
+                items += segment.metrics
+        case SinkName.DEAD_LETTER:
+            items += [_dead_letter(batch, reject) for reject in batch.rejects]
+    return items
 
 
-def _dead_letter(batch: Batch, reject: Reject) -> DeadLetterItem:
+def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:
     """The original record with headers that say what became of it. Ours come last and win."""
-    letter = reject.dead_letter
     ours = {
-        "reason": letter.reason,
-        "error": letter.error,
+        "reason": reject.reason,
+        "error": reject.error,
         "topic": batch.source.topic,
         "partition": str(batch.source.partition),
-        "offset": str(letter.offset),
+        "offset": str(reject.offset),
         "batch_id": batch.id,
-        "first_seen": str(letter.first_seen_ms),
+        "first_seen": str(reject.first_seen_ms),
     }
-    originals = tuple((name, value) for name, value in letter.headers if name not in ours)
+    originals = tuple((name, value) for name, value in reject.headers if name not in ours)
     encoded = tuple((name, text.encode()) for name, text in ours.items())
-    return DeadLetterItem(letter.key, letter.value, originals + encoded, letter.offset)
+    return DeadLetter(reject.key, reject.value, originals + encoded, reject.offset)

@@ -33,9 +33,9 @@ from ingest.reader.stopwatch import TimedParser
 from ingest.reader.tenant_gate import TenantGate
 from ingest.reader.tenant_rules import TenantRefresh, TenantStore
 from ingest.settings import Settings
+from tasks.connection import connect
 from tasks.kafka.options import kafka_options
 from tasks.observe import logs, telemetry
-from tasks.staging import connect
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3

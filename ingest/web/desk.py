@@ -16,11 +16,12 @@ from redis.exceptions import RedisError
 from ingest.operate import dlq, status
 from ingest.settings import Settings
 from ingest.web.journey import flower_url
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tasks.errors import SinkError
 from tasks.kafka.ranges import RangeError
 from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
-from tasks.staging import Staging, connect
 
 LETTERS_MAX = 200
 LETTERS_COUNTED_MAX = 100_000
@@ -42,7 +43,7 @@ class Desk:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = connect(settings)
-        self._staging = Staging(self._client, settings)
+        self._coordination = Coordination(self._client, settings)
 
     def close(self) -> None:
         self._client.close()
@@ -51,7 +52,7 @@ class Desk:
         """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; last deeds."""
         try:
             found = msgspec.to_builtins(status.collect(self._settings, self._client))
-            deeds = self._staging.audited(DEEDS_MAX)
+            deeds = self._coordination.audited(DEEDS_MAX)
         except RedisError as error:
             raise Refused(503, f"redis does not answer: {error}") from error
         for batch in found["parked"]:
@@ -65,7 +66,7 @@ class Desk:
     def retry_batch(self, batch_id: str, by: str) -> str:
         """Asks the batch's reader to try it now; says what was done."""
         try:
-            return retry(self._staging, batch_id, by)
+            return retry(self._coordination, batch_id, by)
         except NotParked as error:
             raise Refused(404, str(error)) from error
         except ReaderGone as error:
@@ -79,7 +80,7 @@ class Desk:
             raise Refused(400, "say why: an abandoned batch is looked at again some day")
         sink = build("dead_letter", self._settings)
         try:
-            return abandon(self._settings, self._staging, sink, batch_id, reason.strip(), by)
+            return abandon(self._settings, self._coordination, sink, batch_id, reason.strip(), by)
         except NotParked as error:
             raise Refused(404, str(error)) from error
         except (ReaderGone, ValueError) as error:
@@ -119,7 +120,7 @@ class Desk:
         selection = dlq.Selection(ids=frozenset(ids))
         try:
             done = dlq.replay(self._settings, selection, per_second_max=REPLAYS_PER_SECOND_MAX, done=told)
-            self._staging.audit(
+            self._coordination.audit(
                 {
                     "what": "dlq_replay",
                     "by": by,

@@ -15,8 +15,9 @@ from urllib.parse import quote
 import msgspec
 from redis.exceptions import RedisError
 
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tasks.settings import Settings
-from tasks.staging import Staging, connect
 from tasks.wire import MANIFEST, Manifest, batch_key, done_field
 
 SCAN_SECONDS_MAX = 3.0
@@ -65,12 +66,12 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
     """The batches of the messages at these (partition, offset). Never raises: this is a fact beside others."""
     client: Any = connect(settings, retries=0)
     try:
-        staging = Staging(client, settings)
-        committed = _committed(staging)
+        coordination = Coordination(client, settings)
+        committed = _committed(coordination)
         keys: set[bytes] = set()
         for partition in sorted({partition for partition, _ in places}):
             keys |= _keys(client, settings, partition, [o for p, o in places if p == partition])
-        parked = {batch_id: str(about.get("error", "")) for batch_id, about in staging.parked().items()}
+        parked = {batch_id: str(about.get("error", "")) for batch_id, about in coordination.parked().items()}
         found = [_journey(client, key, parked) for key in sorted(keys)]
         return Journeys(tuple(one for one in found if one is not None), committed)
     except (RedisError, OSError, msgspec.MsgspecError) as error:
@@ -79,10 +80,10 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
         client.close()
 
 
-def _committed(staging: Staging) -> dict[int, int]:
+def _committed(coordination: Coordination) -> dict[int, int]:
     """The committed offset of each partition, by the heartbeats of the readers that are heard of."""
     found: dict[int, int] = {}
-    for about in staging.readers().values():
+    for about in coordination.readers().values():
         for state in about.get("snapshot", {}).get("partitions", []):
             if state.get("committed") is not None:
                 found[state["partition"]] = max(state["committed"], found.get(state["partition"], 0))

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,26 @@ from celery import signals
 from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from tasks.loading import load_fleet
+from tasks.names import sink_of
 from tasks.observe.meters import BYTES, COUNTS, SECONDS, Definition, Meters, dogstatsd
 from tasks.observe.probes import Probes
-from tasks.settings import Settings, load_as, share_metrics_directory
-from tasks.wire import SINKS
+from tasks.settings import Settings, share_metrics_directory
+from tasks.wire import SinkName
 
 _W = "replays.worker."
-OUTCOMES = ("done", "already_done", "put_off", "gave_up", "failed")
 READY_SILENT_SECONDS_MAX = 15.0  # a worker shows itself to the broker every two seconds
+
+
+class RunOutcome(StrEnum):
+    """How a run of a flush task ended."""
+
+    DONE = "done"
+    ALREADY_DONE = "already_done"  # its mark was set: a repetition
+    PUT_OFF = "put_off"  # tried again later
+    GAVE_UP = "gave_up"  # the reader parks the batch
+    FAILED = "failed"  # an error that no retry cures
+
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(
@@ -127,17 +140,19 @@ def uninstall() -> None:
 # What flush tasks tell
 
 
-def observe_flush(sink: str, outcome: str, seconds: float = 0.0, items: int = 0, size_bytes: int = 0) -> None:
-    """One run of a flush task ended. `outcome` is one of OUTCOMES; `seconds` 0: the sink was not called."""
+def observe_flush(
+    sink: str, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
+) -> None:
+    """One run of a flush task ended. `seconds` 0: the sink was not called."""
     meters = _Worker.meters
     if meters is None:
         return
     meters.count(_W + "flushes", 1, sink, outcome)
-    if outcome == "put_off":
+    if outcome is RunOutcome.PUT_OFF:
         meters.count(_W + "retries", 1, sink)
     if seconds:
         meters.observe(_W + "flush_seconds", seconds, sink)
-    if outcome == "done":
+    if outcome is RunOutcome.DONE:
         meters.observe(_W + "flush_items", items, sink)
         meters.observe(_W + "flush_bytes", size_bytes, sink)
 
@@ -205,19 +220,19 @@ def connect() -> None:
 
 
 def _on_init(**_: Any) -> None:
-    settings = load_as(Settings, refuse_unknown=False)
+    settings = load_fleet()
     if settings.worker_http_port >= 0 or settings.metrics_dogstatsd:
         install(settings)
 
 
 def _on_ready(**_: Any) -> None:
-    settings = load_as(Settings, refuse_unknown=False)
+    settings = load_fleet()
     _Worker.started, _Worker.seen_at = True, time.monotonic()
     meters = _Worker.meters
     if meters is None:
         return
-    for sink in SINKS:
-        for outcome in OUTCOMES:
+    for sink in SinkName:
+        for outcome in RunOutcome:
             meters.touch(_W + "flushes", sink, outcome)
         for name in ("retries", "breaker_refusals", "items_refused"):
             meters.touch(_W + name, sink)
@@ -248,6 +263,6 @@ def _on_postrun(task: Any = None, **_: Any) -> None:
 
 
 def _busy(task: Any, amount: int) -> None:
-    name = getattr(task, "name", "")
-    if _Worker.meters is not None and name.startswith("flush_"):
-        _Worker.meters.add(_W + "busy_processes", amount, name.removeprefix("flush_"))
+    sink = sink_of(getattr(task, "name", ""))
+    if _Worker.meters is not None and sink:
+        _Worker.meters.add(_W + "busy_processes", amount, sink)

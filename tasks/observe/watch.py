@@ -17,10 +17,12 @@ from celery import signals
 from celery.exceptions import Ignore, Reject, Retry
 from redis.exceptions import RedisError
 
+from tasks.loading import load_fleet
 from tasks.observe import logs, metrics, telemetry
-from tasks.settings import Settings, load_as
+from tasks.observe.metrics import RunOutcome
+from tasks.settings import Settings
 from tasks.staging import Staging
-from tasks.wire import batch_id_of
+from tasks.wire import TaskName, batch_id_of
 
 RECENT_RUNS = 100
 TOLD_SECONDS = 5.0
@@ -79,21 +81,21 @@ def watched(
     request: Any, batch: str, name: str, staging: Staging | None = None, settings: Settings | None = None
 ) -> Iterator[Watch]:
     """Around one run. How it ends says which outcome is counted; what it raises goes on unchanged."""
-    sink, watch, started_at = name.split("/")[1], Watch(), time.perf_counter()
-    outcome = "failed"
+    sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
+    outcome = RunOutcome.FAILED
     about = {"replays.batch": batch_id_of(batch), "replays.task": name}
     try:
         with telemetry.sink_span(request, sink, **about):
             yield watch
-        outcome = "already_done" if watch.already_done else "done"
+        outcome = RunOutcome.ALREADY_DONE if watch.already_done else RunOutcome.DONE
     except Retry:
-        outcome = "put_off"
+        outcome = RunOutcome.PUT_OFF
         raise
     except (Ignore, Reject):
-        outcome = "failed"
+        outcome = RunOutcome.FAILED
         raise
     except Exception as error:
-        outcome = str(getattr(error, "outcome", outcome))
+        outcome = getattr(error, "outcome", outcome)
         raise
     finally:
         seconds = time.perf_counter() - started_at if watch.called else 0.0
@@ -113,12 +115,12 @@ def connect() -> None:
 
 
 def _on_logging(**_: Any) -> None:
-    logs.configure(load_as(Settings, refuse_unknown=False))
+    logs.configure(load_fleet())
 
 
 def _on_worker(**_: Any) -> None:
     """In the main process, and again in each process of the pool: exporters have threads, which do not fork."""
-    telemetry.configure(load_as(Settings, refuse_unknown=False), service="replays-worker")
+    telemetry.configure(load_fleet(), service="replays-worker")
 
 
 def _on_end(**_: Any) -> None:

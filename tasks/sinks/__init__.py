@@ -9,6 +9,7 @@ from typing import Any
 from tasks.errors import SinkError
 from tasks.settings import Settings
 from tasks.sinks.base import Sink
+from tasks.wire import SinkName
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Checked:
 
 
 def build(name: str, settings: Settings) -> Sink[Any]:
-    """The sink called `name` (one of `tasks.wire.SINKS`). Opens nothing.
+    """The sink called `name` (a `SinkName`). Opens nothing.
 
     With `sink_kind=memory` it is the process's one memory sink of that name.
     """
@@ -30,23 +31,23 @@ def build(name: str, settings: Settings) -> Sink[Any]:
 
         return memory.sink(name)
     match name:
-        case "gcs":
+        case SinkName.GCS:
             from tasks.sinks.gcs.sink import GcsSink
 
             return GcsSink(settings)
-        case "clickhouse":
+        case SinkName.CLICKHOUSE:
             from tasks.sinks.clickhouse.sink import ClickHouseSink
 
             return ClickHouseSink(settings)
-        case "bigquery":
+        case SinkName.BIGQUERY:
             from tasks.sinks.bigquery.sink import BigQuerySink
 
             return BigQuerySink(settings)
-        case "datadog":
+        case SinkName.DATADOG:
             from tasks.sinks.datadog import DatadogSink
 
             return DatadogSink(settings)
-        case "dead_letter":
+        case SinkName.DEAD_LETTER:
             from tasks.sinks.dead_letter.sink import DeadLetterSink
 
             return DeadLetterSink(settings)

@@ -22,9 +22,8 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import MetricItem
+from tasks.wire import Metric, MetricKind
 
-COUNTER = "c"
 # `:`, `|c`, `|#`, the newline, and the longest text of a float (24 characters).
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
@@ -57,7 +56,7 @@ class DatadogSink:
             socket_timeout=SOCKET_SECONDS,
         )
 
-    def write(self, items: Sequence[MetricItem], token: str, deadline_seconds: float) -> None:
+    def write(self, items: Sequence[Metric], token: str, deadline_seconds: float) -> None:
         """Sends `items`. TransientSinkError.failed lists those that did not leave (Unix socket only)."""
         ends_at = time.monotonic() + deadline_seconds
         outcome, statsd = Outcome(self.name), self._statsd.get()
@@ -69,15 +68,15 @@ class DatadogSink:
                 outcome.note(trouble, positions)
         outcome.raise_if_any()
 
-    def _send(self, statsd: DogStatsd, items: Sequence[MetricItem]) -> bool:
+    def _send(self, statsd: DogStatsd, items: Sequence[Metric]) -> bool:
         """One packet. False: the kernel did not take it."""
         with self._lock:  # two writes at once must not fill one packet
             for item in items:
-                send = statsd.increment if item.kind == COUNTER else statsd.distribution
+                send = statsd.increment if item.kind is MetricKind.COUNTER else statsd.distribution
                 send(item.name, _number(item.value), tags=list(item.tags))
             return bool(statsd.flush())
 
-    def _packets(self, items: Sequence[MetricItem]) -> Iterator[list[int]]:
+    def _packets(self, items: Sequence[Metric]) -> Iterator[list[int]]:
         """Positions that go out together, in order."""
         packet: list[int] = []
         size_bytes = 0

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
-from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem
+from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
 class MemorySink:
@@ -33,8 +33,8 @@ class MemorySink:
             self.objects: dict[str, bytes] = {}
             self.rows: dict[tuple[str, str], bytes] = {}
             self.row_writes = 0
-            self.metrics: list[MetricItem] = []
-            self.dead_letters: list[DeadLetterItem] = []
+            self.metrics: list[Metric] = []
+            self.dead_letters: list[DeadLetter] = []
             self.calls: list[tuple[str, int]] = []
             self.closed = 0
             self._script: deque[SinkError | None] = deque()
@@ -86,12 +86,12 @@ class MemorySink:
         return PermanentSinkError(f"{self.name}: {refused[0][1]}")
 
     def _keep(self, item: Item) -> None:
-        if isinstance(item, BlobItem):
+        if isinstance(item, Blob):
             self.objects[item.name] = bytes(item.content)
-        elif isinstance(item, RowItem):
+        elif isinstance(item, Row):
             self.rows[item.table, item.id] = bytes(item.json)
             self.row_writes += 1
-        elif isinstance(item, MetricItem):
+        elif isinstance(item, Metric):
             self.metrics.append(item)
         else:
             self.dead_letters.append(item)
@@ -118,7 +118,7 @@ class MemorySink:
         self.closed += 1
 
 
-_sinks = {name: MemorySink(name) for name in SINKS}
+_sinks: dict[str, MemorySink] = {name: MemorySink(name) for name in SinkName}
 
 
 def sink(name: str) -> MemorySink:

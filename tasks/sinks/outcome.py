@@ -11,9 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
-
-MESSAGE_CHARACTERS_MAX = 500
+from tasks.errors import PermanentSinkError, SinkError, TransientSinkError, shortened
 
 
 class Kind(Enum):
@@ -38,12 +36,6 @@ class Trouble:
         if self.kind is Kind.TRANSIENT:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
         return PermanentSinkError(text, configuration=self.kind is Kind.CONFIGURATION)
-
-
-def shortened(text: str) -> str:
-    """One line of at most 500 characters: errors travel through Redis, logs and Flower."""
-    line = " ".join(text.split())
-    return line if len(line) <= MESSAGE_CHARACTERS_MAX else line[: MESSAGE_CHARACTERS_MAX - 3] + "..."
 
 
 def remaining_seconds(ends_at: float) -> float:

@@ -35,8 +35,8 @@ from ingest.local.servers import java_kafka
 from ingest.local.servers.processes import Child, wait_until
 from ingest.local.servers.statsd import Statsd
 from ingest.local.stack import Stack
-from tasks.migrate import SOURCE_PARTITIONS
-from tasks.staging import connect
+from tasks.connection import connect
+from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
 SETTLE_SECONDS_MAX = 60.0

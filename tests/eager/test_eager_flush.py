@@ -11,6 +11,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.wire import SinkName
 from tests.kit.batches import make_batch
 from tests.kit.eager_fleet import Eager
 
@@ -172,7 +173,7 @@ def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytes
     """Without its sinks a stage has nothing to do, and says so at once."""
     from ingest.reader.encoding import Encoder
 
-    encoder = Encoder(("clickhouse", "dead_letter"), 64, "r")
+    encoder = Encoder((SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r")
 
     names = [entry.name for entry in encoder.encode(make_batch(rejects=1)).manifest.tasks]
 
@@ -184,17 +185,17 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
     eager.settle(batch, Stage.BLOBS)
-    from tasks.staging import Staging
+    from tasks.coordination import Coordination
 
-    staging = Staging(eager.client, eager.settings)
-    (shown,) = staging.parked().values()
+    coordination = Coordination(eager.client, eager.settings)
+    (shown,) = coordination.parked().values()
     eager.dispatcher.submit(do.Discard(batch))
     eager.settle(make_batch(start=1000), Stage.BLOBS)
 
     assert (shown["batch_id"], shown["reader"], shown["stage"]) == (batch.id, "eager-reader", "rows")
     assert (shown["attempt"], shown["error"]) == (3, "clickhouse is away")
     assert shown["retry_at"] - shown["parked_at"] == pytest.approx(30)
-    assert staging.parked() == {}
+    assert coordination.parked() == {}
 
 
 @pytest.mark.parametrize("seed", range(10))

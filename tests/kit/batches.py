@@ -8,10 +8,10 @@ from ingest.core.model import (
     Batch,
     Blob,
     CutReason,
-    DeadLetter,
     Drop,
     DropReason,
     Metric,
+    MetricKind,
     OffsetRange,
     Reject,
     Row,
@@ -46,7 +46,7 @@ def segment(
         blobs=(Blob(f"30/2/{REPLAY}/{offset}", content, offset),) if blob else (),
         clickhouse=(Row("replays", f"click-{offset}", b'{"n":%d}' % offset, offset),) if rows else (),
         bigquery=(Row("replay_events", f"fact-{offset}", b'{"n":%d}' % offset, offset),) if rows else (),
-        metrics=(Metric("c", "replay.rage_click_detected", 1.0, ("sdk:js",)),) if rows else (),
+        metrics=(Metric(MetricKind.COUNTER, "replay.rage_click_detected", 1.0, ("sdk:js",)),) if rows else (),
         warnings=warnings,
         size_bytes=size_bytes,
     )
@@ -54,8 +54,8 @@ def segment(
 
 def reject(offset: int = 0, reason: str = "not_msgpack", value: bytes = b"not msgpack") -> Reject:
     """The message at that offset, which will never parse."""
-    letter = DeadLetter(b"k", value, (("traceparent", b"00-1"),), reason, "bad", offset, 5)
-    return Reject(reason, "bad", letter)
+    headers = (("traceparent", b"00-1"),)
+    return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5)
 
 
 def drop() -> Drop:

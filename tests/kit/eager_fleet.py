@@ -72,8 +72,9 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
         monkeypatch.setenv(f"REPLAYS_{name}", value)
     # Imported late: the app reads the settings when it is first asked for them.
     from tasks.celery import app
-    from tasks.flush import tools
+    from tasks.tools import tools
 
+    app.loader.import_default_modules()
     settings = Settings()
     made = Eager(settings, Client.from_url(eager_redis.address))
     made.client.flushall()

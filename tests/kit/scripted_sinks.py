@@ -19,22 +19,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tasks.flush
 from tasks.celery import app
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.settings import Settings, load_as
 from tasks.sinks.base import Sink
-from tasks.sinks.per_process import PerProcess
-from tasks.wire import DeadLetterItem, Item, RowItem
+from tasks.tools import Tools
+from tasks.wire import DeadLetter, Item, Row
 
 __all__ = ["app"]
 
 
 def name_of(item: Item) -> str | int:
     """What a test knows an item by."""
-    if isinstance(item, RowItem):
+    if isinstance(item, Row):
         return item.id
-    return item.offset if isinstance(item, DeadLetterItem) else item.name
+    return item.offset if isinstance(item, DeadLetter) else item.name
 
 
 class FileSink:
@@ -80,11 +78,9 @@ class FileSink:
         """Nothing is open."""
 
 
-class ScriptedTools(tasks.flush.Tools):
+def scripted(self: Tools, name: str) -> Sink[Any]:
     """The real tools with these sinks."""
-
-    def sink(self, name: str) -> Sink[Any]:
-        return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
+    return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 
-tasks.flush.tools = PerProcess(lambda: ScriptedTools(load_as(Settings, refuse_unknown=False)))
+Tools.sink = scripted  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from ingest.local.load.produce import PROFILES, stream
 from ingest.settings import Settings
 from tasks.sinks.clickhouse.sink import ClickHouseSink
 from tasks.sinks.gcs.sink import GcsSink
-from tasks.wire import BlobItem, RowItem
+from tasks.wire import Blob, Row
 from tests.kit.paths import foreign_fixtures
 
 RECORDING = foreign_fixtures() / "rrweb" / "rrweb-player-demo-events.json"
@@ -77,10 +77,10 @@ def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0
         segments.append(parsed)
     blobs, rows = GcsSink(settings), ClickHouseSink(settings)
     try:
-        items = [BlobItem(b.name, b.content, b.offset) for one in segments for b in one.blobs]
+        items = [Blob(b.name, b.content, b.offset) for one in segments for b in one.blobs]
         for start in range(0, len(items), 200):
             blobs.write(items[start : start + 200], "", 60)
-        lines = [RowItem(r.table, r.id, r.json, r.offset) for one in segments for r in one.clickhouse]
+        lines = [Row(r.table, r.id, r.json, r.offset) for one in segments for r in one.clickhouse]
         for start in range(0, len(lines), 5000):
             rows.write(lines[start : start + 5000], f"seed-{first_offset}-{start}-{time.time_ns()}", 60)
     finally:

@@ -34,11 +34,11 @@ from ingest.local.stack import Stack
 from ingest.operate import check
 from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
+from tasks.connection import connect
 from tasks.errors import SinkError
 from tasks.migrate import migrate
 from tasks.sinks.dead_letter.sink import DeadLetterSink
-from tasks.staging import connect
-from tasks.wire import DeadLetterItem
+from tasks.wire import DeadLetter
 from tests.kit.paths import ROOT
 from tests.kit.secured_servers import (
     AUTHORIZED,
@@ -233,7 +233,7 @@ def write_letter(settings: Settings) -> None:
     sink = DeadLetterSink(settings)
     try:
         sink.check()
-        sink.write([DeadLetterItem(None, b"\xc1", headers, 7)], "token", 20.0)
+        sink.write([DeadLetter(None, b"\xc1", headers, 7)], "token", 20.0)
     finally:
         sink.close()
 

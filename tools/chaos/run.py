@@ -29,7 +29,7 @@ from ingest.local.servers.processes import LocalError, ending_on_signals
 from ingest.local.stack import KafkaKind, Stack
 from ingest.settings import Settings
 from tasks.errors import SinkError
-from tasks.migrate import SOURCE_PARTITIONS
+from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tools.chaos.faults import READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ingest.core.model import Blob, DeadLetter, Message, Reject, Row, Segment
+from ingest.core.model import Blob, Message, Reject, Row, Segment
 from ingest.core.parse import rows
 from ingest.core.parse.document import EMPTY, Document, open_document
 from ingest.core.parse.envelope import Envelope, open_envelope
@@ -45,16 +45,7 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 def _reject(message: Message, rejected: Rejected) -> Reject:
     error = str(rejected)[:ERROR_CHARACTERS_MAX]
-    letter = DeadLetter(
-        key=message.key,
-        value=message.value,
-        headers=message.headers,
-        reason=rejected.reason,
-        error=error,
-        offset=message.offset,
-        first_seen_ms=message.timestamp_ms,
-    )
-    return Reject(rejected.reason, error, letter)
+    return Reject.of(message, rejected.reason, error)
 
 
 def _segment(

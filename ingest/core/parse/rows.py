@@ -12,7 +12,7 @@ from zlib import crc32
 
 import msgspec
 
-from ingest.core.model import Metric, Row
+from ingest.core.model import Metric, MetricKind, Row
 from ingest.core.parse.document import UINT32_MAX, Document, columns_of, uuid_text
 from ingest.core.parse.rrweb import Click, Fact, Size, Tap
 
@@ -206,24 +206,26 @@ def metrics(
 ) -> tuple[Metric, ...]:
     """The product metrics of one segment; sizes in bytes."""
     made = [
-        Metric("d", "replays.usecases.ingest.size_compressed", stored),
-        Metric("d", "replays.usecases.ingest.size_uncompressed", raw),
+        Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_compressed", stored),
+        Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.size_uncompressed", raw),
     ]
     for size in sizes:
         if size.request is not None:
-            made.append(Metric("d", "replays.usecases.ingest.request_body_size", size.request))
+            made.append(Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.request_body_size", size.request))
         if size.response is not None:
-            made.append(Metric("d", "replays.usecases.ingest.response_body_size", size.response))
+            made.append(
+                Metric(MetricKind.DISTRIBUTION, "replays.usecases.ingest.response_body_size", size.response)
+            )
     if video:
-        made.append(Metric("c", "replays.recording_consumer.replay_video_count", 1))
-        made.append(Metric("d", "replays.recording_consumer.replay_video_size", video))
-        made.append(Metric("d", "replays.recording_consumer.replay_video_event_size", raw))
+        made.append(Metric(MetricKind.COUNTER, "replays.recording_consumer.replay_video_count", 1))
+        made.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_size", video))
+        made.append(Metric(MetricKind.DISTRIBUTION, "replays.recording_consumer.replay_video_event_size", raw))
     if rage:
-        made.append(Metric("c", "replay.rage_click_detected", rage))
+        made.append(Metric(MetricKind.COUNTER, "replay.rage_click_detected", rage))
     if hydration:
-        made.append(Metric("c", "replay.hydration_error_breadcrumb", hydration))
+        made.append(Metric(MetricKind.COUNTER, "replay.hydration_error_breadcrumb", hydration))
     if missing_event:
-        made.append(Metric("c", "sentry.replays.consumer.recording.missing-replay-event", 1))
+        made.append(Metric(MetricKind.COUNTER, "sentry.replays.consumer.recording.missing-replay-event", 1))
     if raw > OVERSIZED_BYTES:
-        made.append(Metric("c", "replays.consumer.recording.oversized_segment", 1))
+        made.append(Metric(MetricKind.COUNTER, "replays.consumer.recording.oversized_segment", 1))
     return tuple(made)

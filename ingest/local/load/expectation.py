@@ -182,9 +182,8 @@ class Expectation:
         place = (source.topic, source.partition)
         self.ends[place] = max(self.ends.get(place, 0), offset + 1)
         if isinstance(outcome, Reject):
-            letter = outcome.dead_letter
-            digest = hashlib.sha256(letter.value).hexdigest()
-            self.letters[(*place, letter.offset)] = Letter(letter.reason, digest)
+            digest = hashlib.sha256(outcome.value).hexdigest()
+            self.letters[(*place, outcome.offset)] = Letter(outcome.reason, digest)
         if not isinstance(outcome, Segment):
             return
         for metric in outcome.metrics:

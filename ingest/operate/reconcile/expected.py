@@ -25,8 +25,8 @@ from ingest.reader.process import rules_of
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.reader.tenant_rules import TenantStore
 from ingest.settings import Settings
-from tasks.staging import connect
-from tasks.wire import BlobItem, DeadLetterItem, Item, RowItem
+from tasks.connection import connect
+from tasks.wire import Blob, DeadLetter, Item, Row, SinkName
 
 LETTERS_MAX = 1_000_000
 DAY_SECONDS = 86_400
@@ -100,7 +100,7 @@ class Expected:
 
     def items(self, chunk: Chunk, sink: str) -> Iterator[Item]:
         """What one sink should hold of a chunk."""
-        for item in items_of(chunk.batch, sink):
+        for item in items_of(chunk.batch, SinkName(sink)):
             if (sink, name_of(item)) in self.given_up.items:
                 self._account.given_up += 1
             else:
@@ -126,14 +126,14 @@ class Expected:
 
 def name_of(item: Item) -> str:
     """As dead letters name it."""
-    if isinstance(item, BlobItem):
+    if isinstance(item, Blob):
         return item.name
-    if isinstance(item, RowItem):
+    if isinstance(item, Row):
         return f"{item.table}/{item.id}"
     return f"offset {offset_of(item)}"
 
 
 def offset_of(item: Item) -> int:
     """Of the message that it was made from."""
-    assert isinstance(item, BlobItem | RowItem | DeadLetterItem), item
+    assert isinstance(item, Blob | Row | DeadLetter), item
     return item.offset

@@ -27,7 +27,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.google import errors as google_errors
-from tasks.wire import BlobItem, RowItem, chunks
+from tasks.wire import Blob, Row, chunks
 
 KEYS_MAX = 1000
 THREADS = 32
@@ -68,7 +68,7 @@ class Objects:
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
-    def absent(self, items: Sequence[BlobItem]) -> dict[int, Problem]:
+    def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
         """By name and CRC32C. Recordings that came as plain JSON are packed by us, so that another release may
         have stored other bytes that inflate to the same: those are equal."""
         positions: dict[str, list[int]] = {}
@@ -84,7 +84,7 @@ class Objects:
             raise google_errors.sort(error).error() from error
         return {positions[name][-1]: state for name, state in states.items() if state}
 
-    def _state(self, name: str, wanted: list[BlobItem]) -> Problem | None:
+    def _state(self, name: str, wanted: list[Blob]) -> Problem | None:
         blob = self._bucket.get_blob(name, timeout=self._seconds)
         if blob is None:
             return Problem.MISSING
@@ -114,7 +114,7 @@ class Rows:
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error
 
-    def absent(self, items: Sequence[RowItem]) -> dict[int, Problem]:
+    def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """A row is there when one of its key is; of a click, when one that says as much is: a click that is stored
         without its later report of being dead differs."""
         found: dict[int, Problem] = {}
@@ -156,7 +156,7 @@ class Rows:
         self._client.close()
 
 
-def _decoded(item: RowItem) -> dict[str, Any]:
+def _decoded(item: Row) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 
@@ -234,7 +234,7 @@ class Facts:
         self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         self._client = bigquery.client(settings)
 
-    def absent(self, items: Sequence[RowItem]) -> dict[int, Problem]:
+    def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """By `row_id`."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
@@ -250,11 +250,11 @@ class Facts:
                 found |= {position: Problem.MISSING for row_id, position in last.items() if row_id not in stored}
         return found
 
-    def _expired(self, item: RowItem) -> bool:
+    def _expired(self, item: Row) -> bool:
         limit = self._expiration_seconds
         return bool(limit) and float(_decoded(item)["timestamp"]) + limit < time.time()
 
-    def _stored(self, table: str, items: Sequence[RowItem], around_seconds: int) -> set[str]:
+    def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[str]:
         """Ids of those that are there at the times of these rows, or so far around them: a second at least, since
         how a fraction is rounded is the server's affair."""
         times = [float(_decoded(item)["timestamp"]) for item in items]

@@ -12,7 +12,7 @@ from ingest.settings import Settings
 from tasks.errors import PermanentSinkError, SinkError
 from tasks.sinks import build
 from tasks.sinks.base import Sink
-from tasks.wire import Item, RowItem
+from tasks.wire import Item, Row
 
 WRITE_ITEMS_MAX = 200
 WRITE_TRIES = 5
@@ -49,7 +49,7 @@ class Repair:
     def _anew(self, sink: str, item: Item) -> Item:
         """BigQuery remembers insert ids for a minute or so, and would not store what went meanwhile. The row's own
         identity is the column `row_id`, which stays."""
-        if sink == "bigquery" and isinstance(item, RowItem):
+        if sink == "bigquery" and isinstance(item, Row):
             return msgspec.structs.replace(item, id=f"{item.id}-{self._run}")
         return item
 

@@ -17,9 +17,10 @@ from ingest.operate.reconcile.presence import PRESENCES, Presence, Problem
 from ingest.operate.reconcile.repair import Repair
 from ingest.operate.reconcile.topic import RecordingsTopic, Scope
 from ingest.settings import Settings
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tasks.errors import SinkError
 from tasks.kafka.ranges import RangeError
-from tasks.staging import Staging, connect
 from tasks.wire import Item
 
 AUDIT_READ_MAX = 1000
@@ -68,7 +69,7 @@ class _Audit:
     """What operators did: this run, and the rules that were in force before it."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
-        self._staging = Staging(connect(settings), settings)
+        self._coordination = Coordination(connect(settings), settings)
         self._account = account
 
     def note(self, by: str, scope: Scope, phase: str) -> None:
@@ -76,11 +77,11 @@ class _Audit:
         account = self._account
         tallies = {name: f"{tally.repaired} of {tally.absent}" for name, tally in sorted(account.sinks.items())}
         what = {"what": f"reconcile {phase}", "by": by, "topic": account.topic, "scope": asdict(scope)}
-        self._staging.audit({**what, **tallies})
+        self._coordination.audit({**what, **tallies})
 
     def name_past_rules(self) -> None:
         """What a project lost to a rule that is no longer in force looks like a loss: names such projects."""
-        deeds = [deed for deed in self._staging.audited(AUDIT_READ_MAX) if deed.get("what") in RULES_PAST]
+        deeds = [deed for deed in self._coordination.audited(AUDIT_READ_MAX) if deed.get("what") in RULES_PAST]
         for project in sorted({deed.get("project", "") for deed in deeds}):
             last = next(deed for deed in deeds if deed.get("project") == project)
             at = datetime.fromtimestamp(float(last["at"]), UTC).isoformat(timespec="seconds")

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from ingest.core import events as on
-from ingest.core.model import DeadLetter, Drop, Message, Outcome, Reject
+from ingest.core.model import Drop, Message, Outcome, Reject
 from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import project_of
 from ingest.reader.parsing.link import Arena, Hello, ask, hear, send_frame
@@ -183,16 +183,7 @@ class _Child:
             return self._receive()[0]
         except ChildFailed as failure:
             error = f"the message ended the parsing process: {failure}"
-            letter = DeadLetter(
-                key=message.key,
-                value=message.value,
-                headers=message.headers,
-                reason="parser_failed",
-                error=error,
-                offset=message.offset,
-                first_seen_ms=message.timestamp_ms,
-            )
-            return Reject("parser_failed", error, letter)
+            return Reject.of(message, "parser_failed", error)
 
     def _stop(self) -> None:
         self._socket.close()

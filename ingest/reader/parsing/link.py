@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.core.model import Blob, DeadLetter, Message, Outcome, Reject, Segment, TopicPartition
+from ingest.core.model import Blob, Message, Outcome, Reject, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
 
 ARENA_BYTES_MIN = 1 << 20
@@ -129,8 +129,7 @@ def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome]:
 def _whole(answer: Answer, message: Message) -> Outcome:
     if answer.segment is None:
         assert answer.reject is not None
-        letter = msgspec.structs.replace(answer.reject.dead_letter, value=message.value)
-        return msgspec.structs.replace(answer.reject, dead_letter=letter)
+        return msgspec.structs.replace(answer.reject, value=message.value)
     if answer.blob_at is None:
         return answer.segment
     (blob,) = answer.segment.blobs
@@ -166,8 +165,7 @@ class Parser:
             self._rules,
         )
         if isinstance(outcome, Reject):
-            letter: DeadLetter = msgspec.structs.replace(outcome.dead_letter, value=b"")
-            return Answer(None, msgspec.structs.replace(outcome, dead_letter=letter))
+            return Answer(None, msgspec.structs.replace(outcome, value=b""))
         (blob,) = outcome.blobs
         place = self._place(item, blob.content) if isinstance(blob.content, memoryview) else None
         if place is not None:

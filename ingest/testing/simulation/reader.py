@@ -18,11 +18,11 @@ from ingest.core.limits import Limits
 from ingest.core.model import (
     Batch,
     Blob,
-    DeadLetter,
     Drop,
     DropReason,
     Message,
     Metric,
+    MetricKind,
     Outcome,
     Reject,
     Row,
@@ -73,8 +73,7 @@ class Parser:
     def _outcome(self, message: Message) -> Outcome:
         record = self._broker.logs[message.source.partition].records[message.offset]
         if self._bad or record.kind == "reject":
-            letter = DeadLetter(None, b"?", (), "simulated", "", message.offset, 0)
-            return Reject("simulated", "", letter)
+            return Reject("simulated", "", message.offset, b"?")
         if record.kind == "sheddable" and self._sheds:
             self._broker.shed.add((message.source.partition, message.offset))
             return Drop(DropReason.KILLED, 1)
@@ -93,7 +92,7 @@ def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:
         blobs=(Blob(f"gcs/{identity}", b"", offset),) if with_blob else (),
         clickhouse=(Row("replays", f"clickhouse/{identity}", b"{}", offset),),
         bigquery=(Row("facts", f"bigquery/{identity}", b"{}", offset),),
-        metrics=(Metric("c", f"datadog/{identity}", 1.0),),
+        metrics=(Metric(MetricKind.COUNTER, f"datadog/{identity}", 1.0),),
         warnings=(),
         size_bytes=100,
     )
@@ -115,7 +114,7 @@ def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
         tasks.setdefault("rows/bigquery/0", []).extend(item("bigquery", r.id, offset) for r in seen.bigquery)
         tasks.setdefault("rows/datadog/0", []).extend(item("datadog", m.name, offset) for m in seen.metrics)
     for reject in batch.rejects:
-        offset = reject.dead_letter.offset
+        offset = reject.offset
         tasks.setdefault("rows/dead_letter/0", []).append(Item(f"{partition}/{offset}", partition, offset))
     return {name: tuple(items) for name, items in tasks.items()}
 

@@ -31,7 +31,7 @@ from tasks.settings import MiB, Settings
 from tasks.sinks.google.errors import TRANSIENT_REASONS, advice, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import RowItem
+from tasks.wire import Row
 
 TABLES = ("replay_events",)
 SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
@@ -56,7 +56,7 @@ class BigQuerySink:
         self._settings = settings
         self._client = PerProcess(lambda: client(settings))
 
-    def write(self, items: Sequence[RowItem], token: str, deadline_seconds: float) -> None:
+    def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Streams `items` in as few requests as their sizes allow; `token` is not needed, rows have ids.
 
         PermanentSinkError.failed names refused rows, all others are durable; where `all_refused` is set, one
@@ -73,7 +73,7 @@ class BigQuerySink:
         outcome.raise_if_any()
 
     def _insert(
-        self, table: str, items: Sequence[RowItem], positions: list[int], ends_at: float, outcome: Outcome
+        self, table: str, items: Sequence[Row], positions: list[int], ends_at: float, outcome: Outcome
     ) -> None:
         """One insertAll; notes what it did not take."""
         left_seconds = remaining_seconds(ends_at)
@@ -177,7 +177,7 @@ def client(settings: Settings) -> bigquery.Client:
     return bigquery.Client(project=settings.bigquery_project, client_options=options)
 
 
-def body_of(items: Sequence[RowItem], positions: Sequence[int]) -> bytes:
+def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
     """The JSON body of one insertAll, from the rows' own bytes."""
     parts: list[bytes | memoryview] = [BODY_START]
     for place, position in enumerate(positions):
@@ -190,7 +190,7 @@ def body_of(items: Sequence[RowItem], positions: Sequence[int]) -> bytes:
     return b"".join(parts)
 
 
-def requests(items: Sequence[RowItem], positions: Sequence[int]) -> Iterator[list[int]]:
+def requests(items: Sequence[Row], positions: Sequence[int]) -> Iterator[list[int]]:
     """Positions that fit into one request, in order. A row that is too large by itself goes alone: the server
     has the last word on it."""
     request: list[int] = []
@@ -207,7 +207,7 @@ def requests(items: Sequence[RowItem], positions: Sequence[int]) -> Iterator[lis
         yield request
 
 
-def _row_start(item: RowItem) -> bytes:
+def _row_start(item: Row) -> bytes:
     insert_id = item.id
     if len(insert_id) > INSERT_ID_CHARACTERS_MAX:
         insert_id = hashlib.blake2b(insert_id.encode(), digest_size=32).hexdigest()

@@ -26,7 +26,7 @@ from tasks.settings import KiB, Settings
 from tasks.sinks.clickhouse.errors import row_of, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import RowItem
+from tasks.wire import Row
 
 COMPRESSION = "lz4"
 COMPRESS_FROM_BYTES = 4 * KiB
@@ -62,7 +62,7 @@ class ClickHouseSink:
         self._settings = settings
         self._client = PerProcess(lambda: client(settings))
 
-    def write(self, items: Sequence[RowItem], token: str, deadline_seconds: float) -> None:
+    def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Inserts `items`, a table at a time; a table that fails does not keep the others from being written.
 
         A row that the server names is taken out, written alone to make sure that it is the one, and reported
@@ -81,7 +81,7 @@ class ClickHouseSink:
     def _write_table(
         self,
         table: str,
-        items: Sequence[RowItem],
+        items: Sequence[Row],
         positions: list[int],
         token: str,
         ends_at: float,
@@ -112,7 +112,7 @@ class ClickHouseSink:
             wanted.remove(suspect)
 
     def _insert(
-        self, table: str, items: Sequence[RowItem], positions: list[int], token: str, ends_at: float
+        self, table: str, items: Sequence[Row], positions: list[int], token: str, ends_at: float
     ) -> Trouble | None:
         """One INSERT. None: durable."""
         left_seconds = remaining_seconds(ends_at)

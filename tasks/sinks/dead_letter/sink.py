@@ -24,7 +24,7 @@ from tasks.settings import KiB, MiB, Settings
 from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import DeadLetterItem
+from tasks.wire import DeadLetter
 
 MESSAGE_BYTES_MAX = 64 * MiB
 QUEUED_MESSAGES_MAX = 10_000
@@ -44,7 +44,7 @@ class DeadLetterSink:
         self._topic = settings.dlq_topic
         self._producer = PerProcess(lambda: Producer(producer_options(settings)))
 
-    def write(self, items: Sequence[DeadLetterItem], token: str, deadline_seconds: float) -> None:
+    def write(self, items: Sequence[DeadLetter], token: str, deadline_seconds: float) -> None:
         """Produces `items` and returns when all in-sync replicas have them. `token` is not needed.
 
         TransientSinkError.failed lists what was not acknowledged in time. Such a record may still arrive.
@@ -78,7 +78,7 @@ class DeadLetterSink:
     def _produce(
         self,
         producer: Producer,
-        item: DeadLetterItem,
+        item: DeadLetter,
         report: Callable[[KafkaError | None, Message], None],
         ends_at: float,
     ) -> None:
@@ -96,7 +96,7 @@ class DeadLetterSink:
                     raise
                 producer.poll(min(POLL_SECONDS, remaining_seconds(ends_at)))
 
-    def _sorted(self, error: BaseException, items: Sequence[DeadLetterItem]) -> Trouble:
+    def _sorted(self, error: BaseException, items: Sequence[DeadLetter]) -> Trouble:
         trouble = sort(error)
         code = error.args[0] if isinstance(error, KafkaException) else None
         if isinstance(code, KafkaError):
@@ -106,7 +106,7 @@ class DeadLetterSink:
                 self._producer.take()  # such a producer never works again; the next write makes another
         return Trouble(trouble.kind, f"topic {self._topic}: {trouble.message}")
 
-    def _too_large(self, item: DeadLetterItem) -> Trouble:
+    def _too_large(self, item: DeadLetter) -> Trouble:
         return Trouble(
             Kind.CONFIGURATION,
             f"topic {self._topic} refuses a record of {_size_bytes(item)} bytes "
@@ -184,6 +184,6 @@ def _recorder(
     return report
 
 
-def _size_bytes(item: DeadLetterItem) -> int:
+def _size_bytes(item: DeadLetter) -> int:
     headers = sum(len(name) + len(value or b"") for name, value in item.headers)
     return len(item.key or b"") + len(item.value) + headers

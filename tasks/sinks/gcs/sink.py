@@ -38,7 +38,7 @@ from tasks.sinks.google.errors import advice, sort, sort_answer
 from tasks.sinks.http.transfers import Answer, Transfers
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import BlobItem
+from tasks.wire import Blob
 
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
@@ -87,7 +87,7 @@ class _Uploader:
         self.client._credentials.before_request(self._fetch_token, "POST", url, headers)
         return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
-    def start(self, item: BlobItem, checksum: str, headers: list[str], seconds_max: float) -> None:
+    def start(self, item: Blob, checksum: str, headers: list[str], seconds_max: float) -> None:
         """Sends one object on its way."""
         url = self._url + quote(item.name, safe="")
         if is_packed(item.name):
@@ -128,7 +128,7 @@ class GcsSink:
         self._settings = settings
         self._uploader = PerProcess(lambda: _Uploader(settings))
 
-    def write(self, items: Sequence[BlobItem], token: str, deadline_seconds: float) -> None:
+    def write(self, items: Sequence[Blob], token: str, deadline_seconds: float) -> None:
         """Uploads `items`, `gcs_connections` at once; `token` is not needed, names are the identity.
 
         TransientSinkError.failed lists exactly the positions that are not durable.
@@ -216,9 +216,7 @@ def crc32c(content: bytes | memoryview) -> str:
 class _Uploads:
     """The uploads of one write. What failed waits here for its next try, so the others go on meanwhile."""
 
-    def __init__(
-        self, uploader: _Uploader, headers: list[str], items: dict[str, BlobItem], ends_at: float
-    ) -> None:
+    def __init__(self, uploader: _Uploader, headers: list[str], items: dict[str, Blob], ends_at: float) -> None:
         self._uploader = uploader
         self._transfers = uploader.transfers
         self._headers = headers

@@ -28,14 +28,16 @@ from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects,
 from ingest.reader.encoding import Encoder
 from ingest.reader.process import rules_of
 from ingest.settings import Settings
-from tasks.migrate import big_query, migrate
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.migrate import migrate
+from tasks.migrate.bigquery import migrate_tables
 from tasks.sinks import build
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
-from tasks.staging import Staging, connect
 from tasks.stored import read_replay
-from tasks.wire import DeadLetterItem, decode_items
+from tasks.wire import DeadLetter, decode_items
 from tests.kit.scripted_server import Answer, Asked, answering
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
@@ -135,8 +137,8 @@ def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
         server.command(f"OPTIMIZE TABLE {table} FINAL")  # the index forgets the first copies
     server.close()
     yield Store(env, settings, *chosen(segments))
-    staging: Any = connect(settings)
-    staging.delete(*staging.keys(f"{name}:*"), f"{name}:audit")
+    coordination: Any = connect(settings)
+    coordination.delete(*coordination.keys(f"{name}:*"), f"{name}:audit")
 
 
 def parsed(settings: Settings, started_at: int) -> list[Segment]:
@@ -207,7 +209,7 @@ def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store
     bucket = store.bucket_bytes()
     assert not [content for content in recordings if content in bucket]
     assert store.everything(store.neighbour) == kept
-    deeds = Staging(connect(store.settings), store.settings).audited()
+    deeds = Coordination(connect(store.settings), store.settings).audited()
     assert [deed["what"] for deed in deeds] == ["erase ends", "erase begins"]
     assert {deed["by"] for deed in deeds} == {"oncall"}
     again = store.erase()
@@ -231,7 +233,7 @@ def test_a_dry_run_a_no_and_a_refusal_change_nothing(untouched: Store) -> None:
     assert "may be delivered again until" in refused.output
     assert untouched.everything(untouched.victim) == before
     assert untouched.bucket_bytes() == bucket
-    assert Staging(connect(untouched.settings), untouched.settings).audited() == []
+    assert Coordination(connect(untouched.settings), untouched.settings).audited() == []
 
 
 def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None:
@@ -319,13 +321,13 @@ def test_what_cannot_be_deleted_is_said_and_the_rest_is_erased(
     server.start()
     env = {**packed.env, "REPLAYS_BIGQUERY_ENDPOINT": server.address}
     buffered = replace(packed, env=env, settings=settings_of(env))
-    for _ in big_query(buffered.settings, dry_run=False):
+    for _ in migrate_tables(buffered.settings, dry_run=False):
         pass
     write_facts(buffered.settings, packed.victim)
     letters = build("dead_letter", packed.settings)
-    letters.write([DeadLetterItem(None, b"...replay_id\xd9 " + packed.victim[1].encode(), (), 0)], "token", 60)
+    letters.write([DeadLetter(None, b"...replay_id\xd9 " + packed.victim[1].encode(), (), 0)], "token", 60)
     letters.close()
-    Staging(connect(packed.settings), packed.settings).park("b", {"batch_id": "b", "parked_at": 1.0})
+    Coordination(connect(packed.settings), packed.settings).park("b", {"batch_id": "b", "parked_at": 1.0})
 
     erased = buffered.erase()
 

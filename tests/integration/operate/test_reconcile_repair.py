@@ -24,11 +24,12 @@ from ingest.operate import reconcile
 from ingest.operate.reconcile import ReconcileFailed, Scope
 from ingest.settings import Settings
 from ingest.testing.messages import recording
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tasks.migrate import migrate
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
-from tasks.staging import Staging, connect
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 COUNT = 80
@@ -120,7 +121,7 @@ def test_just_what_was_deleted_is_written_again_and_audited(system: System) -> N
         assert account.sinks["gcs"].differs == 1
         report = compare(settings, system.expected)
         assert report.ok, report.failures()
-    deeds = Staging(connect(settings), settings).audited()
+    deeds = Coordination(connect(settings), settings).audited()
     assert [deed["what"] for deed in deeds[:2]] == ["reconcile ends", "reconcile begins"]
     assert deeds[0]["by"] == "oncall"
     assert deeds[0]["gcs"] == "3 of 3"
@@ -184,9 +185,9 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
 
 def test_a_rule_that_was_in_force_is_named_where_something_is_missing(system: System) -> None:
     """What a limit dropped looks like a loss, so the account names the project, and its latest deed."""
-    staging = Staging(connect(system.settings), system.settings)
+    coordination = Coordination(connect(system.settings), system.settings)
     for what in ("tenant_kill", "tenant_revive"):
-        staging.audit({"what": what, "project": 4242, "by": "oncall"})
+        coordination.audit({"what": what, "project": 4242, "by": "oncall"})
 
     account = reconcile.run(system.settings, Scope())
 

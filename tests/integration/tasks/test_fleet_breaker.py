@@ -8,7 +8,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.breaker import Breaker, Permit, read_states
-from tasks.staging import connect
+from tasks.connection import connect
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 

@@ -45,7 +45,7 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
     fleet.script("clickhouse", "ok")
 
     assert isinstance(event, on.FlushFailed)
-    assert "rows/clickhouse/0: ended without a word" in event.error
+    assert "rows/clickhouse/0: ended without an error message" in event.error
     assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 

@@ -10,10 +10,10 @@ import pytest
 from celery import Celery, chord
 from kombu.serialization import dumps, loads, registry
 
-from celeryconfig import configuration
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.chord import publisher
+from tasks.configuration import configuration
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 

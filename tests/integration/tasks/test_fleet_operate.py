@@ -12,10 +12,10 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import OffsetRange, Stage
 from ingest.settings import Settings
+from tasks.coordination import Coordination
 from tasks.errors import TransientSinkError
 from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
-from tasks.staging import Staging
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 
@@ -36,7 +36,7 @@ def topic(kafka_brokers: str, fresh_name: Callable[[str], str]) -> str:
 
 def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
     """Shows a batch of that range as parked by a living reader."""
-    staging = Staging(fleet.client, fleet.settings)
+    coordination = Coordination(fleet.client, fleet.settings)
     batch_id = f"{topic}-0-{start}-{stop}"
     about = {
         "batch_id": batch_id,
@@ -46,8 +46,8 @@ def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
         "start": start,
         "stop": stop,
     }
-    staging.park(batch_id, {**about, "messages": stop - start, "parked_at": 0.0})
-    fleet.wait(lambda: "reader-1" in staging.readers(), "the reader")
+    coordination.park(batch_id, {**about, "messages": stop - start, "parked_at": 0.0})
+    fleet.wait(lambda: "reader-1" in coordination.readers(), "the reader")
     return batch_id
 
 
@@ -58,9 +58,9 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
-    staging = Staging(fleet.client, settings)
+    coordination = Coordination(fleet.client, settings)
 
-    said = abandon(settings, staging, build("dead_letter", settings), batch_id, "schema is gone", "ann")
+    said = abandon(settings, coordination, build("dead_letter", settings), batch_id, "schema is gone", "ann")
 
     assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 were gone from the topic"
     assert fleet.next_event() == on.BatchAbandoned(batch_id, OffsetRange(1, 4), "schema is gone")
@@ -70,7 +70,7 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
     assert (headers["reason"], headers["error"]) == (b"abandoned", b"schema is gone (by ann)")
     assert (headers["topic"], headers["partition"], headers["offset"]) == (topic.encode(), b"0", b"1")
     assert (headers["batch_id"], headers["trace"]) == (batch_id.encode(), b"t")
-    (deed,) = staging.audited()
+    (deed,) = coordination.audited()
     assert (deed["what"], deed["by"], deed["reason"], deed["messages"]) == (
         "abandon",
         "ann",
@@ -87,26 +87,26 @@ def test_nothing_is_given_up_while_dead_letters_cannot_be_kept(
     batch_id = park(fleet, topic, 0, 2)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic, sink_timeout_seconds=1)
     away = build("dead_letter", settings.model_copy(update={"kafka_brokers": "127.0.0.1:1"}))
-    staging = Staging(fleet.client, fleet.settings)
+    coordination = Coordination(fleet.client, fleet.settings)
 
     with pytest.raises(TransientSinkError):
-        abandon(settings, staging, away, batch_id, "why not", "ann")
+        abandon(settings, coordination, away, batch_id, "why not", "ann")
 
-    assert batch_id in staging.parked()
-    assert staging.audited() == []
+    assert batch_id in coordination.parked()
+    assert coordination.audited() == []
     assert fleet.inbox.empty()
 
 
 def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) -> None:
     """Otherwise the operator is told why nothing was done."""
-    staging = Staging(fleet.client, fleet.settings)
+    coordination = Coordination(fleet.client, fleet.settings)
     with pytest.raises(NotParked, match="batches ls"):
-        retry(staging, "recordings-0-0-3", "ann")
+        retry(coordination, "recordings-0-0-3", "ann")
 
-    staging.park("recordings-0-0-3", {"batch_id": "recordings-0-0-3", "reader": "dead", "parked_at": 0.0})
+    coordination.park("recordings-0-0-3", {"batch_id": "recordings-0-0-3", "reader": "dead", "parked_at": 0.0})
 
     with pytest.raises(ReaderGone, match="dead"):
-        retry(staging, "recordings-0-0-3", "ann")
+        retry(coordination, "recordings-0-0-3", "ann")
 
 
 def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:

@@ -14,7 +14,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate import migrate
 from tasks.settings import Settings
 from tasks.sinks import build, check_all
-from tasks.wire import RowItem
+from tasks.wire import Row
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_wrong_password_is_configuration(
     right = settings(clickhouse_url=server.address, clickhouse_password="right-one")
 
     with pytest.raises(PermanentSinkError) as refused:
-        build("clickhouse", wrong).write([RowItem("replays", "1", b"{}", 1)], "token", 10)
+        build("clickhouse", wrong).write([Row("replays", "1", b"{}", 1)], "token", 10)
     migrated = list(migrate(right.model_copy(update={"sinks": ("clickhouse",)})))
 
     assert refused.value.configuration

@@ -12,6 +12,7 @@ from ingest.core.model import Batch
 from ingest.core.packing import pack
 from ingest.reader.encoding import Encoder
 from ingest.settings import Settings
+from tasks.wire import SinkName
 from tests.kit.batches import make_batch
 
 
@@ -26,7 +27,7 @@ def with_retention(batch: Batch, *days: int) -> Batch:
 def test_the_same_batch_after_a_crash_is_the_same_object():
     """Another owner, another epoch: same names, bytes, index and digest."""
     once, again = make_batch(5, epoch=1), make_batch(5, epoch=7)
-    encoder = Encoder(("gcs", "clickhouse", "dead_letter"), 64, "r", packed=True)
+    encoder = Encoder((SinkName.GCS, SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r", packed=True)
 
     assert pack(once) == pack(again)
     assert encoder.encode(once).manifest.digest == encoder.encode(again).manifest.digest

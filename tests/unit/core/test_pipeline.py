@@ -102,7 +102,7 @@ def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
     (dispatch,) = runtime.dispatches()
 
     assert dispatch.stage is Stage.ROWS
-    assert [bad.dead_letter.offset for bad in dispatch.batch.rejects] == [0, 1]
+    assert [bad.offset for bad in dispatch.batch.rejects] == [0, 1]
     assert runtime.committed[PARTITION] == 0
     runtime.succeed(dispatch)
     runtime.acknowledge_commits()

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from celeryconfig import CONTROL_QUEUE, configuration, flush_queue
 from ingest.settings import Settings
-from tasks.wire import SINKS
+from tasks.configuration import configuration
+from tasks.names import CONTROL_QUEUE, flush_queue
+from tasks.wire import SinkName
 from tests.kit.paths import ROOT
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-QUEUES = {CONTROL_QUEUE, *(flush_queue(sink) for sink in SINKS)}
+QUEUES = {CONTROL_QUEUE, *(flush_queue(sink) for sink in SinkName)}
 SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
 
 

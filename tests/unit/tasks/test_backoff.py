@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.flush import backoff_seconds
+from tasks.retries import backoff_seconds
 from tasks.settings import Settings
 
 SETTINGS = Settings(task_backoff_seconds=1.0, task_backoff_seconds_max=60.0, task_visibility_seconds=600)

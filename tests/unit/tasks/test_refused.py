@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.refused import dead_letter, revive
-from tasks.wire import BlobItem, Item, Manifest, MetricItem, RowItem
+from tasks.wire import Blob, Item, Manifest, Metric, Row
 
 MANIFEST = Manifest("recordings-3-10-20", "digest", "recordings", 3, 10, 20, "reader", 1, ())
 
@@ -13,9 +13,9 @@ MANIFEST = Manifest("recordings-3-10-20", "digest", "recordings", 3, 10, 20, "re
 @pytest.mark.parametrize(
     ("sink", "item"),
     [
-        ("clickhouse", RowItem("replays", "a/b/c", b'{"n": 1}', 12)),
-        ("gcs", BlobItem("30/2/abc/0", b"\x00\xff", 13)),
-        ("datadog", MetricItem("d", "size", 2.5, ("a:b",))),
+        ("clickhouse", Row("replays", "a/b/c", b'{"n": 1}', 12)),
+        ("gcs", Blob("30/2/abc/0", b"\x00\xff", 13)),
+        ("datadog", Metric("d", "size", 2.5, ("a:b",))),
     ],
 )
 def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
@@ -33,7 +33,7 @@ def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
 
 def test_the_same_refusal_is_the_same_letter() -> None:
     """Nothing random and nothing of the clock: a repeated batch repeats its letters, byte for byte."""
-    item = RowItem("replays", "x", b"{}", 11)
+    item = Row("replays", "x", b"{}", 11)
 
     assert dead_letter(item, MANIFEST, "bigquery", "no") == dead_letter(item, MANIFEST, "bigquery", "no")
 

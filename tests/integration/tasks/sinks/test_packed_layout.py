@@ -12,12 +12,13 @@ from ingest.core.model import Batch
 from ingest.core.packing import pack
 from ingest.web.reads import Reads
 from tasks.errors import PermanentSinkError
-from tasks.migrate import bucket, clickhouse
+from tasks.migrate.clickhouse import migrate_schema
+from tasks.migrate.gcs import migrate_bucket
 from tasks.settings import Settings
 from tasks.sinks.clickhouse.sink import ClickHouseSink
 from tasks.sinks.gcs.sink import GcsSink
 from tasks.stored import read_replay
-from tasks.wire import BlobItem, RowItem
+from tasks.wire import Blob, Row
 from tests.kit.batches import REPLAY, make_batch
 from tests.kit.scripted_server import Answer, answering
 
@@ -26,8 +27,8 @@ from tests.kit.scripted_server import Answer, answering
 def stores(settings: Callable[..., Settings], gcs_endpoint: str, clickhouse_url: str) -> Settings:
     """Settings whose bucket and tables exist."""
     made = settings(gcs_endpoint=gcs_endpoint, clickhouse_url=clickhouse_url, gcs_layout="packed")
-    assert list(bucket(made, dry_run=False))
-    assert list(clickhouse(made, dry_run=False))
+    assert list(migrate_bucket(made, dry_run=False))
+    assert list(migrate_schema(made, dry_run=False))
     return made
 
 
@@ -37,27 +38,27 @@ def of_the_future(batch: Batch) -> Batch:
     return dataclasses.replace(batch, segments=segments)
 
 
-def segment_row(number: int) -> RowItem:
+def segment_row(number: int) -> Row:
     json = (
         f'{{"org_id":1,"project_id":2,"replay_id":"{REPLAY}","segment_id":{number},"received":4000000000,'
         f'"retention_days":30,"object":"30/2/{REPLAY}/{number}","size_compressed":1,"size_uncompressed":1,'
         f'"size_video":0,"partition":0,"offset":{number}}}'
     )
-    return RowItem("replay_segments", f"{REPLAY}/{number}", json.encode(), number)
+    return Row("replay_segments", f"{REPLAY}/{number}", json.encode(), number)
 
 
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
     """Packed twice under two tokens (the second upload meets 412), one more segment as an object of its own."""
     batch = of_the_future(make_batch(4))
     blobs, rows = pack(batch)
-    objects = [BlobItem(blob.name, blob.content, blob.offset) for blob in blobs]
-    index = [RowItem(row.table, row.id, row.json, row.offset) for row in rows]
+    objects = [Blob(blob.name, blob.content, blob.offset) for blob in blobs]
+    index = [Row(row.table, row.id, row.json, row.offset) for row in rows]
     gcs, server = GcsSink(stores), ClickHouseSink(stores)
 
     for token in ("first", "second"):
         gcs.write(objects, token, 20)
         server.write([*index, *map(segment_row, range(5))], token, 20)
-    gcs.write([BlobItem(f"30/2/{REPLAY}/4", b"alone", 4)], "alone", 20)
+    gcs.write([Blob(f"30/2/{REPLAY}/4", b"alone", 4)], "alone", 20)
 
     found = [stored.content for stored in read_replay(stores, REPLAY, 2)]
     assert found == [segment.blobs[0].content for segment in batch.segments] + [b"alone"]
@@ -73,7 +74,7 @@ def test_an_object_that_is_there_is_not_written_again(settings: Callable[..., Se
 
     with answering(lambda request: Answer(412, b"{}")) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
-        sink.write([BlobItem(blobs[0].name, blobs[0].content, 0)], "again", 20)
+        sink.write([Blob(blobs[0].name, blobs[0].content, 0)], "again", 20)
         sink.close()
 
     assert ["ifGenerationMatch=0" in request.path for request in asked] == [True]
@@ -86,7 +87,7 @@ def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> 
     with answering(lambda request: Answer(400, b"{}")) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError) as refused:
-            sink.write([BlobItem(blobs[0].name, blobs[0].content, 0)], "token", 20)
+            sink.write([Blob(blobs[0].name, blobs[0].content, 0)], "token", 20)
         sink.close()
 
     assert refused.value.configuration

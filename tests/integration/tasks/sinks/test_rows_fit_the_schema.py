@@ -14,7 +14,7 @@ from tasks.migrate import migrate
 from tasks.settings import Settings
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
-from tasks.wire import RowItem
+from tasks.wire import Row
 
 SEGMENTS = 400
 SOURCE = TopicPartition("source", 0)
@@ -31,8 +31,8 @@ def segments() -> list[Segment]:
     return [outcome for outcome in parsed if isinstance(outcome, Segment)]
 
 
-def items(rows: list[Any]) -> list[RowItem]:
-    return [RowItem(row.table, row.id, row.json, row.offset) for row in rows]
+def items(rows: list[Any]) -> list[Row]:
+    return [Row(row.table, row.id, row.json, row.offset) for row in rows]
 
 
 def test_clickhouse_takes_every_row_and_keeps_one_of_each(

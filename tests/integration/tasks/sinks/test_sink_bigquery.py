@@ -10,16 +10,16 @@ import pytest
 from google.cloud import bigquery
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.migrate import big_query
+from tasks.migrate.bigquery import migrate_tables
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import BigQuerySink, client
-from tasks.wire import RowItem
+from tasks.wire import Row
 from tests.kit.scripted_server import Answer, Asked, answering
 
 NOON = 1_795_000_000
 
 
-def fact(number: int, table: str = "replay_events", **given: Any) -> RowItem:
+def fact(number: int, table: str = "replay_events", **given: Any) -> Row:
     fields = {
         "row_id": f"row-{number}",
         "event_type": "ui.click",
@@ -30,14 +30,14 @@ def fact(number: int, table: str = "replay_events", **given: Any) -> RowItem:
         "segment_id": number,
         "attributes": json.dumps({"url": 'http://a/"ä'}),
     } | given
-    return RowItem(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
+    return Row(table, f"row-{number}", json.dumps(fields, ensure_ascii=False).encode(), number)
 
 
 @pytest.fixture
 def migrated(settings: Callable[..., Settings], bigquery_endpoint: str) -> Settings:
     """Settings whose data set has all tables."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
-    list(big_query(made, dry_run=False))
+    list(migrate_tables(made, dry_run=False))
     return made
 
 
@@ -82,7 +82,7 @@ def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
 ) -> None:
     """Admitted: BigQuery's own memory is short. The same facts under other insert ids stand for that."""
     sink.write([fact(number) for number in range(10)], "token", 20)
-    late = [RowItem(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
+    late = [Row(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
     sink.write(late, "token", 20)
 
     assert rows(migrated, "COUNT(*)") == [(20,)]
@@ -134,7 +134,7 @@ def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
 ) -> None:
     """The release is newer than the table: `check` names the column, and `migrate` adds it."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
-    list(big_query(made, dry_run=False))
+    list(migrate_tables(made, dry_run=False))
     server: Any = client(made)
     table = server.get_table(f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
     server.delete_table(table)
@@ -145,7 +145,7 @@ def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
 
     with pytest.raises(PermanentSinkError, match=rf"lacks replay_events.{last}; run `replays-ingest migrate`"):
         sink.check()
-    list(big_query(made, dry_run=False))
+    list(migrate_tables(made, dry_run=False))
 
     assert made.bigquery_dataset in sink.check()
 
@@ -156,9 +156,9 @@ def test_migrating_makes_partitioned_and_clustered_tables_once(
     """A dry run only tells, the second run has nothing to do, `check` is content."""
     made = settings(bigquery_endpoint=bigquery_endpoint, bigquery_expiration_days=90)
 
-    told = list(big_query(made, dry_run=True))
-    done = list(big_query(made, dry_run=False))
-    again = list(big_query(made, dry_run=False))
+    told = list(migrate_tables(made, dry_run=True))
+    done = list(migrate_tables(made, dry_run=False))
+    again = list(migrate_tables(made, dry_run=False))
 
     server: Any = client(made)
     table = server.get_table(f"{made.bigquery_project}.{made.bigquery_dataset}.replay_events")
@@ -184,7 +184,7 @@ def test_an_older_table_gets_the_columns_it_lacks(
     fields = [bigquery.SchemaField("row_id", "STRING"), bigquery.SchemaField("theirs", "STRING")]
     server.create_table(bigquery.Table(f"{name}.replay_events", schema=fields))
 
-    (line, _view) = big_query(made, dry_run=False)
+    (line, _view) = migrate_tables(made, dry_run=False)
 
     columns = [field.name for field in server.get_table(f"{name}.replay_events").schema]
     assert line.startswith("add to table")
@@ -204,7 +204,7 @@ def test_a_column_of_another_type_needs_a_person(
     )
 
     with pytest.raises(PermanentSinkError, match=r"row_id is INTEGER, needed is STRING"):
-        list(big_query(made, dry_run=False))
+        list(migrate_tables(made, dry_run=False))
 
 
 def refusing(*entries: dict[str, Any]) -> Callable[[Asked], Answer]:

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.migrate import clickhouse as migrate_clickhouse
+from tasks.migrate.clickhouse import migrate_schema
 from tasks.settings import Settings
 from tasks.sinks.clickhouse.errors import KIND_OF_CODE
 from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
-from tasks.wire import RowItem
+from tasks.wire import Row
 from tests.kit.scripted_server import Answer, Asked, answering
 
 REPLAY = "0123456789abcdef0123456789abcdef"
 MONDAY = 1_795_000_000
 
 
-def click(number: int, **given: Any) -> RowItem:
+def click(number: int, **given: Any) -> Row:
     """A row of `replays`, complete enough; `number` is its identity."""
     fields: dict[str, Any] = {
         "project_id": 1,
@@ -42,10 +42,10 @@ def click(number: int, **given: Any) -> RowItem:
         "click_is_dead": 0,
         "click_is_rage": 0,
     } | given
-    return RowItem("replays", fields["event_hash"], json.dumps(fields).encode(), number)
+    return Row("replays", fields["event_hash"], json.dumps(fields).encode(), number)
 
 
-def outcome(number: int) -> RowItem:
+def outcome(number: int) -> Row:
     """A row of `replay_outcomes`."""
     replay_id = str(uuid.UUID(int=number))
     fields = {
@@ -57,14 +57,14 @@ def outcome(number: int) -> RowItem:
         "quantity": 1,
         "timestamp": MONDAY,
     }
-    return RowItem("replay_outcomes", replay_id, json.dumps(fields).encode(), number)
+    return Row("replay_outcomes", replay_id, json.dumps(fields).encode(), number)
 
 
 @pytest.fixture
 def migrated(settings: Callable[..., Settings], clickhouse_url: str) -> Settings:
     """Settings whose database has the whole schema."""
     made = settings(clickhouse_url=clickhouse_url)
-    list(migrate_clickhouse(made, dry_run=False))
+    list(migrate_schema(made, dry_run=False))
     return made
 
 
@@ -225,7 +225,7 @@ def test_a_missing_table_or_database_is_configuration(
 ) -> None:
     """Both say what to do."""
     with pytest.raises(PermanentSinkError) as no_table:
-        sink.write([RowItem("nowhere", "1", b"{}", 1)], "token", 20)
+        sink.write([Row("nowhere", "1", b"{}", 1)], "token", 20)
     empty = ClickHouseSink(settings(clickhouse_url=clickhouse_url))
     with pytest.raises(PermanentSinkError) as no_database:
         empty.write([click(1)], "token", 20)
@@ -273,9 +273,9 @@ def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clic
     """A dry run only tells; the second run has nothing to do; `check` is content after it."""
     made = settings(clickhouse_url=clickhouse_url)
 
-    told = list(migrate_clickhouse(made, dry_run=True))
-    done = list(migrate_clickhouse(made, dry_run=False))
-    again = list(migrate_clickhouse(made, dry_run=False))
+    told = list(migrate_schema(made, dry_run=True))
+    done = list(migrate_schema(made, dry_run=False))
+    again = list(migrate_schema(made, dry_run=False))
 
     assert told == done
     assert [line for line in again if not line.startswith("=")] == []
@@ -289,7 +289,7 @@ def test_a_migration_that_was_edited_is_refused(migrated: Settings, server: Any)
     server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
 
     with pytest.raises(PermanentSinkError, match="edited"):
-        list(migrate_clickhouse(migrated, dry_run=False))
+        list(migrate_schema(migrated, dry_run=False))
 
 
 def test_error_codes_are_the_servers(server: Any) -> None:

@@ -19,15 +19,15 @@ from confluent_kafka.admin import (
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.migrate import kafka as migrate_kafka
+from tasks.migrate.kafka import migrate_topics
 from tasks.settings import MiB, Settings
 from tasks.sinks.dead_letter.sink import DeadLetterSink, max_message_bytes
-from tasks.wire import DeadLetterItem
+from tasks.wire import DeadLetter
 
 Record = tuple[bytes | None, bytes, list[tuple[str, bytes | None]]]
 
 
-def letter(offset: int, value: bytes = b"hello") -> DeadLetterItem:
+def letter(offset: int, value: bytes = b"hello") -> DeadLetter:
     headers = (
         ("reason", b"headers_missing"),
         ("topic", b"source"),
@@ -35,14 +35,14 @@ def letter(offset: int, value: bytes = b"hello") -> DeadLetterItem:
         ("offset", str(offset).encode()),
         ("trace", None),
     )
-    return DeadLetterItem(b"key" if offset % 2 else None, value, headers, offset)
+    return DeadLetter(b"key" if offset % 2 else None, value, headers, offset)
 
 
 @pytest.fixture
 def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     """Settings whose dead-letter topic exists."""
     found = settings(kafka_brokers=kafka_brokers)
-    assert list(migrate_kafka(found, dry_run=False, topics=False)) == [f"create topic {found.dlq_topic}"]
+    assert list(migrate_topics(found, dry_run=False, topics=False)) == [f"create topic {found.dlq_topic}"]
     return found
 
 
@@ -72,7 +72,7 @@ def records(made: Settings, wanted: int) -> list[Record]:
 
 def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
     """The original bytes, views included, and every header in order."""
-    items = [letter(1), letter(2, os.urandom(100_000)), DeadLetterItem(None, memoryview(b"view"), (), 3)]
+    items = [letter(1), letter(2, os.urandom(100_000)), DeadLetter(None, memoryview(b"view"), (), 3)]
     sink = DeadLetterSink(made)
 
     sink.write(items, "token", 15)
@@ -151,9 +151,9 @@ def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: 
     with pytest.raises(PermanentSinkError, match="migrate"):
         sink.check()
 
-    told = list(migrate_kafka(found, dry_run=True, topics=True))
-    done = list(migrate_kafka(found, dry_run=False, topics=True))
-    again = list(migrate_kafka(found, dry_run=False, topics=True))
+    told = list(migrate_topics(found, dry_run=True, topics=True))
+    done = list(migrate_topics(found, dry_run=False, topics=True))
+    again = list(migrate_topics(found, dry_run=False, topics=True))
 
     assert told == done == [f"create topic {found.dlq_topic}", f"create topic {found.kafka_topic}"]
     assert [line for line in again if not line.startswith("=")] == []
@@ -197,7 +197,7 @@ def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings],
     """The dead-letter topic takes the largest message of the source with its headers."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
 
-    list(migrate_kafka(found, dry_run=False, topics=True))
+    list(migrate_topics(found, dry_run=False, topics=True))
 
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
     source, ours = (max_message_bytes(admin, name, 20) for name in (found.kafka_topic, found.dlq_topic))

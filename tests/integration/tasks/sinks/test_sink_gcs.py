@@ -11,25 +11,25 @@ from collections.abc import Callable
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.migrate import bucket
+from tasks.migrate.gcs import migrate_bucket
 from tasks.settings import MiB, Settings
 from tasks.sinks.gcs.sink import GcsSink, client, crc32c, pause_seconds
 from tasks.sinks.outcome import Kind, Trouble
-from tasks.wire import BlobItem
+from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Asked, answering
 
 NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
 
 
-def blob(name: str, content: bytes = b"recording", offset: int = 0) -> BlobItem:
-    return BlobItem(name, content, offset)
+def blob(name: str, content: bytes = b"recording", offset: int = 0) -> Blob:
+    return Blob(name, content, offset)
 
 
 @pytest.fixture
 def stored(settings: Callable[..., Settings], gcs_endpoint: str) -> Settings:
     """Settings whose bucket exists."""
     made = settings(gcs_endpoint=gcs_endpoint)
-    assert list(bucket(made, dry_run=False)) == [f"create bucket gs://{made.gcs_bucket}"]
+    assert list(migrate_bucket(made, dry_run=False)) == [f"create bucket gs://{made.gcs_bucket}"]
     return made
 
 
@@ -44,7 +44,7 @@ def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
         blob("30/1/abc/0", os.urandom(20_000)),
         blob("30/1/abc/1", b""),
         blob("90/2/a name with ä, ? and #/2", os.urandom(3 * MiB)),
-        BlobItem("60/1/abc/3", memoryview(b"<<view>>")[2:6], 3),
+        Blob("60/1/abc/3", memoryview(b"<<view>>")[2:6], 3),
     ]
     sink = GcsSink(stored)
 
@@ -104,8 +104,8 @@ def test_the_bucket_is_made_once_with_a_rule_for_each_retention(
     """A dry run changes nothing; a second run finds the bucket."""
     made = settings(gcs_endpoint=gcs_endpoint)
 
-    assert list(bucket(made, dry_run=True)) == list(bucket(made, dry_run=False))
-    (again,) = bucket(made, dry_run=False)
+    assert list(migrate_bucket(made, dry_run=True)) == list(migrate_bucket(made, dry_run=False))
+    (again,) = migrate_bucket(made, dry_run=False)
 
     assert "is there" in again
 

@@ -97,7 +97,7 @@ def well_formed(value: bytes) -> None:
     render(description)
     if not isinstance(outcome, Segment):
         assert outcome.reason in REASONS
-        assert outcome.dead_letter.value == value
+        assert outcome.value == value
         return
     assert set(outcome.warnings) <= set(WARNINGS)
     for row in (*outcome.clickhouse, *outcome.bigquery):

@@ -189,10 +189,10 @@ def test_a_message_that_ends_the_process_twice_becomes_a_reject(start: Callable[
     assert isinstance(first, Segment)
     assert isinstance(second, Reject)
     assert isinstance(third, Segment)
-    assert second.reason == second.dead_letter.reason == "parser_failed"
-    assert second.dead_letter.value == costly
-    assert (second.dead_letter.key, second.dead_letter.headers) == (b"k", (("h", b"1"),))
-    assert second.dead_letter.offset == 1
+    assert second.reason == "parser_failed"
+    assert second.value == costly
+    assert (second.key, second.headers) == (b"k", (("h", b"1"),))
+    assert second.offset == 1
     assert isinstance(outcomes(parser, messages([good]))[0], Segment)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.sinks.outcome import Kind, Outcome, Trouble, shortened
+from tasks.errors import PermanentSinkError, TransientSinkError, shortened
+from tasks.sinks.outcome import Kind, Outcome, Trouble
 
 
 def transient(text: str = "later", retry_after_seconds: float | None = None) -> Trouble:

@@ -11,14 +11,14 @@ import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.options import kafka_options, without_secrets
-from tasks.migrate import migrations, rendered
+from tasks.migrate.clickhouse import migrations, rendered
 from tasks.settings import Settings
 from tasks.sinks import build, check_all, memory
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, body_of, requests
 from tasks.sinks.dead_letter.sink import producer_options
 from tasks.sinks.gcs.sink import crc32c
 from tasks.sinks.per_process import PerProcess
-from tasks.wire import SINKS, BlobItem, DeadLetterItem, Item, MetricItem, RowItem
+from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +28,15 @@ def empty_memory() -> Iterator[None]:
     memory.reset()
 
 
-def row(number: int, json_bytes: bytes = b"{}") -> RowItem:
-    return RowItem("t", f"id-{number}", json_bytes, number)
+def row(number: int, json_bytes: bytes = b"{}") -> Row:
+    return Row("t", f"id-{number}", json_bytes, number)
 
 
 def test_every_sink_can_be_built_and_opens_nothing() -> None:
     """The settings point nowhere, and nobody notices before the first write."""
     settings = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
 
-    assert [build(name, settings).name for name in SINKS] == list(SINKS)
+    assert [build(name, settings).name for name in SinkName] == list(SinkName)
     with pytest.raises(ValueError, match="nowhere"):
         build("nowhere", settings)
 
@@ -46,15 +46,15 @@ def test_memory_sinks_are_one_a_name_and_process() -> None:
     settings = Settings(sink_kind="memory")
 
     assert build("gcs", settings) is build("gcs", settings) is memory.sink("gcs")
-    assert [checked.ok for checked in check_all(settings)] == [True] * len(SINKS)
+    assert [checked.ok for checked in check_all(settings)] == [True] * len(SinkName)
 
 
 def test_memory_sinks_keep_one_copy_of_what_has_an_identity() -> None:
     items: list[Item] = [
-        BlobItem("a", b"1", 0),
+        Blob("a", b"1", 0),
         row(1),
-        MetricItem("c", "m", 1, ()),
-        DeadLetterItem(None, b"v", (), 0),
+        Metric("c", "m", 1, ()),
+        DeadLetter(None, b"v", (), 0),
     ]
     sink = memory.sink("gcs")
 
@@ -99,7 +99,7 @@ def test_poison_rows_are_refused_each_time_named_or_not() -> None:
 
 def test_a_bigquery_body_is_json_made_of_the_rows_bytes() -> None:
     """Views included, ids with quotes too."""
-    items = [row(1, b'{"a":1}'), RowItem("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
+    items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 
     body = json.loads(body_of(items, [0, 1]))
 

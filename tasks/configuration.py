@@ -1,0 +1,138 @@
+"""What Celery is told: the numbers come from `tasks.settings`, the reasons are here.
+
+`configuration` is a pure function of the settings. `current` is what the file `celeryconfig.py` hands to Celery:
+it reads the environment when Celery asks for a value, never at an import.
+docs/decisions/005-celery-fleet.md has the measurements behind the pool, the version and the Redis options.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from functools import cache
+from typing import Any
+
+from kombu import Queue
+
+from tasks.loading import load_fleet
+from tasks.names import CONTROL_QUEUE, flush_queue, flush_task
+from tasks.publish_only import BACKEND
+from tasks.settings import Settings
+from tasks.wire import SinkName
+
+# Flush tasks mostly wait. One sink that hangs must not take every process before its breaker opens.
+PROCESSES_MIN = 8
+
+
+def time_limits(settings: Settings) -> tuple[float, float]:
+    """(soft, hard) limit of one run of a task, in seconds.
+
+    A run may write more than once (bisection, partial failures). It begins its last call before three calls'
+    time is over, and may have to write dead letters after it: so the soft limit is only met by code that does
+    not keep its deadline, and the hard one by code that cannot be interrupted. Prefork enforces both.
+    """
+    soft = 5 * settings.sink_timeout_seconds + 1
+    return soft, soft + settings.sink_timeout_seconds + 1
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Everything that Celery is told, for a worker as for the reader's publisher."""
+    soft, hard = time_limits(settings)
+    redis_url = settings.redis_url.get_secret_value()
+    timeout = settings.redis_timeout_seconds
+    config: dict[str, Any] = {
+        "broker_url": redis_url,
+        # Counts chords, keeps no results.
+        "result_backend": f"{BACKEND}+{redis_url}",
+        "imports": ("tasks.flush", "tasks.operate"),
+        # JSON and nothing else: a message is data, never code.
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "event_serializer": "json",
+        "enable_utc": True,
+        "timezone": "UTC",
+        # At least once: acknowledged after the work; a lost child's task is queued again. What bounds a task
+        # that kills its child each time is in tasks/flush.py (`task_starts_max`): Celery 5.6 would go on for ever.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_ignore_result": True,
+        "task_track_started": False,
+        # A chord that is not complete by then was started again by its reader long ago.
+        "result_expires": 6 * 3600,
+        "worker_prefetch_multiplier": 1,
+        "task_soft_time_limit": soft,
+        "task_time_limit": hard,
+        "task_queues": [
+            *(Queue(flush_queue(sink), routing_key=flush_queue(sink)) for sink in SinkName),
+            Queue(CONTROL_QUEUE, routing_key=CONTROL_QUEUE),
+        ],
+        "task_default_queue": CONTROL_QUEUE,
+        "task_create_missing_queues": False,
+        "task_routes": {flush_task(sink): {"queue": flush_queue(sink)} for sink in SinkName},
+        # Flower needs the events; remote control also keeps a worker alive: without its socket, a worker whose
+        # prefetch window is full never notices that Redis went away.
+        "worker_send_task_events": True,
+        "task_send_sent_event": False,
+        "worker_enable_remote_control": True,
+        "worker_concurrency": settings.worker_processes or max(PROCESSES_MIN, os.cpu_count() or 1),
+        "worker_hijack_root_logger": False,
+        "worker_soft_shutdown_timeout": min(settings.sink_timeout_seconds, 30.0),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            "global_keyprefix": f"{settings.key_prefix}:celery:",
+            # kombu looks for expired messages every interval x throttle seconds, behind a mutex that a killed
+            # worker may still hold.
+            "visibility_timeout": settings.task_visibility_seconds,
+            "unacked_restore_interval": max(1, min(5, settings.task_visibility_seconds // 4)),
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": min(3.0, timeout),
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            # Base64 would make the message a third longer, and unreadable in redis-cli.
+            "body_encoding": "utf-8",
+        },
+        "redis_socket_timeout": timeout,
+        "redis_socket_connect_timeout": min(3.0, timeout),
+        "redis_socket_keepalive": True,
+        "redis_backend_health_check_interval": 25,
+        "redis_retry_on_timeout": True,
+        "result_backend_transport_options": {
+            "global_keyprefix": f"{settings.key_prefix}:chord:",
+            "retry_policy": {"max_retries": 5, "interval_start": 0, "interval_step": 0.2, "interval_max": 1},
+        },
+        # A publisher that cannot reach Redis says so within seconds; the core tries the batch again.
+        "task_publish_retry_policy": {
+            "max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5,
+        },
+    }  # fmt: skip
+    if redis_url.startswith("rediss://"):
+        tls: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        if settings.redis_tls_ca_file is not None:
+            tls["ssl_ca_certs"] = str(settings.redis_tls_ca_file)
+        config |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
+    if settings.task_security_key_file is not None:
+        config |= signed(settings)
+    return config
+
+
+def signed(settings: Settings) -> dict[str, Any]:
+    """Messages are signed with our key and taken only from certificates in the store."""
+    return {
+        "security_key": str(settings.task_security_key_file),
+        "security_certificate": str(settings.task_security_certificate_file),
+        "security_cert_store": settings.task_security_store,
+        "task_serializer": "auth",
+        "event_serializer": "auth",
+        "accept_content": ["auth"],
+    }
+
+
+@cache
+def current() -> dict[str, Any]:
+    """The configuration of this process, from its environment. Raises SettingsError."""
+    return configuration(load_fleet())

@@ -1,0 +1,130 @@
+"""Reads the settings, and reports every mistake in them at once.
+
+They come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys without
+the prefix, lower case); the environment wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import SettingsError as UnreadableSetting
+
+from tasks.settings import ENV_PREFIX, FILE_VARIABLE, MiB, Settings
+
+# What begins with the prefix and is no setting: the file itself, and what the embedded stack and tests look at.
+OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used. The text has one line a mistake: the name, the value, what is allowed."""
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def load_fleet() -> Settings:
+    """The fleet's settings from environment and file. Raises SettingsError.
+
+    A REPLAYS_* name that is not among them is ignored: reader and fleet may share one environment, and the fleet
+    does not know the reader's names.
+    """
+    return _load(Settings, [])
+
+
+def load_strictly(kind: type[SettingsT]) -> SettingsT:
+    """The same for any kind of settings, but an unknown REPLAYS_* name is a mistake too."""
+    return _load(kind, [*_unknown(kind, os.environ)])
+
+
+def _load(kind: type[SettingsT], mistakes: list[str]) -> SettingsT:
+    try:
+        loaded = cast("Callable[[], SettingsT]", kind)()
+    except ValidationError as error:
+        mistakes += [_mistake(kind, detail) for detail in error.errors(include_url=False)]
+    except UnreadableSetting as error:  # kafka_options that is not JSON, say
+        mistakes.append(f"{error}: {error.__cause__}")
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        mistakes.append(f"{FILE_VARIABLE}={os.environ.get(FILE_VARIABLE)}: {error}")
+    if mistakes:
+        raise SettingsError("wrong settings:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+    return loaded
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a setting may be, for a person: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
+    values = _literals(field.annotation)
+    if values:
+        several = get_origin(field.annotation) is tuple
+        return ("any of " if several else "one of ") + ", ".join(repr(v) if v == "" else str(v) for v in values)
+    found: dict[str, Any] = {}
+    for constraint in field.metadata:
+        for name in ("ge", "gt", "le", "lt", "min_length", "pattern"):
+            value = getattr(constraint, name, None)
+            if value is not None:
+                found[name] = value
+    if "pattern" in found:
+        return f"matching {found['pattern']}"
+    if found.get("min_length"):
+        return "not empty"
+    low = number(found["ge"]) if "ge" in found else f"above {number(found['gt'])}" if "gt" in found else ""
+    high = number(found["le"]) if "le" in found else f"below {number(found['lt'])}" if "lt" in found else ""
+    return " to ".join(part for part in (low, high) if part)
+
+
+def number(value: float) -> str:
+    """As a person writes it: `16 MiB` for whole mebibytes, else all of its digits."""
+    if isinstance(value, int) and value >= MiB and value % MiB == 0:
+        return f"{value} ({value // MiB} MiB)"
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return tuple(annotation)
+    return tuple(value for part in get_args(annotation) for value in _literals(part))
+
+
+def _unknown(kind: type[Settings], environ: Mapping[str, str]) -> Iterable[str]:
+    """One line a REPLAYS_* variable or key of the file that is no setting, with the nearest right name."""
+    names = {ENV_PREFIX + name.upper() for name in kind.model_fields}
+    for variable in sorted(environ):
+        name = variable.upper()
+        if name.startswith(ENV_PREFIX) and name not in names and not name.startswith(OTHER_PREFIXES):
+            yield f"{variable} is no setting{_nearest(name, names)}"
+    path = environ.get(FILE_VARIABLE)
+    if path and Path(path).is_file():
+        try:
+            keys = tomllib.loads(Path(path).read_text())
+        except tomllib.TOMLDecodeError:
+            return  # told when the file is read for good
+        for key in sorted(set(keys) - set(kind.model_fields)):
+            yield f"{key} in {path} is no setting{_nearest(key, kind.model_fields)}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _mistake(kind: type[Settings], detail: Any) -> str:
+    """One line about one wrong value. A secret's value is not repeated."""
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    field = kind.model_fields.get(name)
+    if field is None:
+        return str(detail["msg"]).removeprefix("Value error, ")
+    secret = field.annotation is SecretStr
+    value = "(secret)" if secret else repr(detail["input"])
+    range_ = allowed(field)
+    text = f"{ENV_PREFIX}{name.upper()}={value}: {str(detail['msg']).removeprefix('Value error, ')}"
+    return f"{text}; allowed: {range_}" if range_ else text

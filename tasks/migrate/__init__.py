@@ -1,0 +1,49 @@
+"""What has to exist before the first batch: ClickHouse's schema, BigQuery's tables, the bucket, the topics.
+
+Everything here may run again, at any time, from several places at once: what is there stays as it is, what is
+missing is added. Nothing is ever dropped or narrowed. Each step answers with one line about what it did (or, on a
+dry run, would do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tasks.errors import SinkError
+from tasks.migrate.bigquery import migrate_tables
+from tasks.migrate.clickhouse import migrate_schema
+from tasks.migrate.gcs import migrate_bucket
+from tasks.migrate.kafka import migrate_topics
+from tasks.settings import Settings
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.dead_letter import errors as kafka_errors
+from tasks.sinks.google import errors as google_errors
+from tasks.sinks.outcome import Trouble
+from tasks.wire import SinkName
+
+
+def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) -> Iterator[str]:
+    """Yields a line a step. `topics`: also makes the topic that is read, for development.
+
+    Sinks that are switched off are left alone. Raises SinkError, whose text says what to do.
+    """
+    steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Trouble]]] = {
+        SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.sort),
+        SinkName.BIGQUERY: (lambda: migrate_tables(settings, dry_run=dry_run), google_errors.sort),
+        SinkName.GCS: (lambda: migrate_bucket(settings, dry_run=dry_run), google_errors.sort),
+        SinkName.DEAD_LETTER: (
+            lambda: migrate_topics(settings, dry_run=dry_run, source=topics),
+            kafka_errors.sort,
+        ),
+    }
+    for name, (step, sort) in steps.items():
+        if name not in settings.sinks:
+            continue
+        try:
+            for line in step():
+                yield f"{name}: {'would ' if dry_run and not line.startswith('=') else ''}{line.lstrip('= ')}"
+        except SinkError:
+            raise
+        except Exception as error:
+            trouble = sort(error)
+            raise Trouble(trouble.kind, f"{name}: {trouble.message}").error() from error

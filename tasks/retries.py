@@ -1,0 +1,83 @@
+"""When a run of a flush task does not get to its end: once more later, or for good.
+
+Backoff with full jitter, bounded by `task_retries_max` and by the batch's deadline. A task that gives up fails its
+chord, and the reader parks the batch.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, NoReturn
+
+from celery import Task
+from celery.exceptions import Reject, Retry
+from celery.utils.log import get_task_logger
+
+from tasks.observe.metrics import RunOutcome
+from tasks.settings import Settings
+from tasks.staging import Progress, Staging
+
+log = get_task_logger(__name__)
+
+
+class Later(Exception):
+    """The run did not get to its end, the next one may go on from `progress`.
+
+    `wait_seconds`: no sooner than that; None: by backoff. `counts`: it was a failure, of which a task has
+    `task_retries_max`; one that was not let in, or got on well, has only the batch's deadline.
+    """
+
+    def __init__(
+        self,
+        error: str,
+        wait_seconds: float | None = None,
+        progress: Progress | None = None,
+        *,
+        counts: bool = True,
+    ) -> None:
+        super().__init__(error)
+        self.wait_seconds = wait_seconds
+        self.progress = progress
+        self.counts = counts
+
+
+class GaveUp(Exception):
+    """A flush task failed for good in this attempt of its batch. The reader parks the batch and tries again."""
+
+    outcome = RunOutcome.GAVE_UP
+
+
+def put_off(
+    task: Task[Any, Any], staging: Staging, settings: Settings, batch: str, name: str, until: int, later: Later
+) -> NoReturn:
+    """Ends the run: Celery's Retry, or GaveUp when the retries or the batch's time are used up."""
+    tries = int(task.request.retries or 0)
+    wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
+    over = (later.counts and tries >= settings.task_retries_max) or time.time() + wait_seconds > until
+    error = f"{later} (gave up after {tries + 1} runs)" if over else str(later)
+    staging.put_off(batch, name, str(task.request.id), error, later.progress)
+    if over:
+        raise GaveUp(error) from later
+    log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
+    if later.counts or task.request.is_eager:
+        raise task.retry(exc=later, countdown=wait_seconds)
+    # As `Task.retry` does it, but for the count.
+    again = task.signature_from_request(countdown=wait_seconds, retries=tries)
+    try:
+        again.apply_async()
+    except Exception as error:
+        raise Reject(error, requeue=False) from error
+    raise Retry(exc=later, when=wait_seconds, sig=again)  # type: ignore[arg-type]
+
+
+def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:
+    """Full jitter below a doubling ceiling; what the server asked for is a floor, with jitter above it.
+
+    Never longer than half of the visibility time-out: a waiting task is an unacknowledged message.
+    """
+    ceiling = min(settings.task_backoff_seconds * 2.0**tries, settings.task_backoff_seconds_max)
+    wait_seconds = random.uniform(0, ceiling)
+    if asked_seconds is not None:
+        wait_seconds = asked_seconds + random.uniform(0, min(ceiling, max(asked_seconds, 0.1)))
+    return min(wait_seconds, settings.task_visibility_seconds / 2)

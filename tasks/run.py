@@ -1,0 +1,126 @@
+"""One run of a flush task.
+
+Is it done already (its mark)? May the sink be called (its breaker)? Then load the staged bytes, write them, set
+the mark. What fails is either put off (`tasks.retries`) or fails for good: the chord fails, the reader parks the
+batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import xxhash
+from celery import Task
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.log import get_task_logger
+
+from tasks.delivery import OutOfTime, deliver
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.observe import metrics
+from tasks.observe.watch import Watch, watched
+from tasks.refused import dead_letter
+from tasks.retries import GaveUp, Later, put_off
+from tasks.sinks.base import Sink
+from tasks.staging import Progress, Run
+from tasks.tools import Tools, tools
+from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, reference
+
+log = get_task_logger(__name__)
+DONE = "done"
+# After so many calls' time a run puts itself off, well before the limits that Celery enforces.
+CALLS_PER_RUN = 3
+# When no more than this share of what a run tried is left, the run got on well.
+SCATTERED_SHARE_MAX = 0.25
+
+
+def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
+    """One run of a flush task: the constant DONE, or Celery's Retry, or what it failed with."""
+    mine, task_id = tools.get(), str(task.request.id)
+    with watched(task.request, batch, name, mine.staging, mine.settings) as watch:
+        try:
+            begun = mine.staging.begin(batch, name, task_id)
+            watch.already_done = begun is None
+            if begun is None:
+                return DONE
+            if begun.starts > mine.settings.task_starts_max:
+                raise GaveUp(
+                    f"{name} of {batch} began {begun.starts - 1} times without an end: it kills its worker"
+                )
+            flush(mine, batch, name, begun, watch)
+            mine.staging.mark(batch, name, task_id)
+        except Later as later:
+            put_off(task, mine.staging, mine.settings, batch, name, until, later)
+        except (Retry, Reject, Ignore):
+            raise
+        except Exception as error:
+            mine.staging.put_off(batch, name, task_id, f"{type(error).__name__}: {error}", None)
+            raise
+    return DONE
+
+
+def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
+    """Writes one task's items, dead letters of the refused ones included. Raises Later, or what it failed with."""
+    sink = mine.sink(TaskName.parse(name).sink)
+    permit = mine.breaker.ask(sink.name)
+    if not permit.granted:
+        metrics.observe_breaker_refusal(sink.name)
+        error = f"{sink.name} fails too often: not called until its breaker lets a probe through"
+        raise Later(error, permit.wait_seconds, counts=False)
+    try:
+        payload = mine.staging.payload(batch, name)
+        items = decode_items(sink.name, payload)
+    except Exception:
+        mine.breaker.give_back(sink.name, permit)  # the sink was not called: this says nothing about it
+        raise
+    watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
+    progress = begun.progress or Progress(left=list(range(len(items))))
+    ends_at = time.monotonic() + CALLS_PER_RUN * mine.settings.sink_timeout_seconds
+    write = partial(_write, sink, items, f"{batch}:{name}", mine.settings.sink_timeout_seconds)
+    before = len(progress.left)
+    worked = True
+    try:
+        deliver(write, progress, len(items), lambda: time.monotonic() < ends_at)
+        _bury(mine, begun.manifest, sink.name, items, progress)
+    except TransientSinkError as error:
+        # A sink that took some of it is not sick: 2 of 64 uploads failing is an ordinary day.
+        worked = len(progress.left) < before or not progress.left
+        if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
+            # Nor does it keep the few waiting: they come back as soon as they may, and that is no failure.
+            raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
+        raise Later(str(error), error.retry_after_seconds, progress) from error
+    except OutOfTime as error:
+        raise Later(str(error), 0.0, progress, counts=False) from error
+    except SoftTimeLimitExceeded as error:
+        worked = False
+        raise Later(f"{sink.name}: did not return within the time limit", None, progress) from error
+    finally:
+        mine.breaker.tell(sink.name, permit, worked=worked)
+
+
+def _write(
+    sink: Sink[Any], items: Sequence[Item], token: str, deadline_seconds: float, positions: Sequence[int]
+) -> None:
+    """One call of the sink for some of the items. The token names exactly these."""
+    if len(positions) < len(items):
+        token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
+    sink.write([items[position] for position in positions], token, deadline_seconds)
+
+
+def _bury(mine: Tools, manifest: Manifest, sink: str, items: Sequence[Item], progress: Progress) -> None:
+    """Refused items become dead letters, durably, before the task may count as done."""
+    if not progress.refused:
+        return
+    if sink == SinkName.DEAD_LETTER:
+        raise PermanentSinkError(f"dead letters are refused: {progress.refused[0][1]}", configuration=True)
+    batch = reference(manifest)
+    letters = [dead_letter(items[position], manifest, sink, error) for position, error in progress.refused]
+    log.warning(
+        "%s refused %s of %s items of %s: %s", sink, len(letters), len(items), batch, progress.refused[0][1]
+    )
+    token = f"{batch}:refused:{sink}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(progress.refused))}"
+    mine.sink(SinkName.DEAD_LETTER).write(letters, token, mine.settings.sink_timeout_seconds)
+    metrics.observe_refused(sink, len(letters))

@@ -1,0 +1,40 @@
+"""What the tasks of one process work with: staging, breakers, coordination, sinks, each made when first needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tasks.breaker import Breaker
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.loading import load_fleet
+from tasks.settings import Settings
+from tasks.sinks import build
+from tasks.sinks.base import Sink
+from tasks.sinks.per_process import PerProcess
+from tasks.staging import Staging
+
+# A finished write is worth more patience with Redis than anything else: without its mark it is done again.
+REDIS_RETRIES = 6
+
+
+class Tools:
+    """One set for one process. Sinks are built when first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        patient = connect(settings, retries=REDIS_RETRIES)
+        self.staging = Staging(patient, settings)
+        self.coordination = Coordination(patient, settings)
+        self.breaker = Breaker(connect(settings, retries=0), settings)
+        self._sinks: dict[str, Sink[Any]] = {}
+
+    def sink(self, name: str) -> Sink[Any]:
+        """The one sink of that name."""
+        if name not in self._sinks:
+            self._sinks[name] = build(name, self.settings)
+        return self._sinks[name]
+
+
+# Made after the fork, in the process that uses them: connections must not be shared with a parent.
+tools: PerProcess[Tools] = PerProcess(lambda: Tools(load_fleet()))
