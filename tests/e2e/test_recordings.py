@@ -1,4 +1,4 @@
-"""Recordings made by others go through the real pipeline: blobs read back to the same JSON, rows are there."""
+"""Recordings of real SDKs go through the real pipeline: blobs read back to the same JSON, rows are there."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
+from tasks.settings import MiB
 from tests.kit.paths import foreign_fixtures
+from tests.kit.recordings import RECORDINGS, inflated
 from tests.kit.whole_system import System
 
 FIXTURES = foreign_fixtures()
-pytestmark = [
-    pytest.mark.timeout(240),
-    pytest.mark.skipif(
-        not FIXTURES.is_dir(), reason=f"the recordings are not at {FIXTURES}; set REPLAYS_FIXTURES"
-    ),
-]
+pytestmark = pytest.mark.timeout(240)
 STARTED_AT = 1_700_000_000
 
 
 def recordings() -> dict[str, list[Any]]:
-    """Every recorded file that is rrweb events, by name, as the array that an SDK would send."""
+    """The rrweb events of every segment that we recorded, and of every file of others where there are any."""
     found: dict[str, list[Any]] = {}
-    files = [*FIXTURES.glob("rrweb/**/*.json"), *FIXTURES.glob("sentry-javascript/*chromium")]
-    files.append(FIXTURES / "relay/rrweb.json")
-    for path in sorted(files):
+    for recorded in RECORDINGS:
+        for number, body in enumerate(recorded.bodies):
+            found[f"{recorded.name}/{number}"] = json.loads(inflated(body))
+    patterns = ("rrweb/**/*.json", "sentry-javascript/*chromium", "relay/rrweb.json")
+    for path in sorted(path for pattern in patterns for path in FIXTURES.glob(pattern)):
         events = json.loads(path.read_text())
         if isinstance(events, dict):
             events = [events]
@@ -57,13 +56,13 @@ def message(number: int, events: list[Any]) -> bytes:
     )
 
 
-def test_recordings_of_others_come_back_as_they_were(tmp_path: Path) -> None:
+def test_recordings_of_real_sdks_come_back_as_they_were(tmp_path: Path) -> None:
     """Every object holds the JSON that was sent, and every segment has its rows; nothing is a dead letter."""
     sent = recordings()
     assert len(sent) > 20
     with System(tmp_path) as system:
         topic = system.settings.kafka_topic
-        producer = Producer({"bootstrap.servers": system.settings.kafka_brokers})
+        producer = Producer({"bootstrap.servers": system.settings.kafka_brokers, "message.max.bytes": 17 * MiB})
         for number, events in enumerate(sent.values()):
             producer.produce(topic, message(number, events))
         assert producer.flush(30) == 0

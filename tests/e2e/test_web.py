@@ -14,7 +14,7 @@ from playwright.sync_api import Page, TimeoutError, sync_playwright
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import Pass, Refuse
 from ingest.local.servers.processes import free_port
-from tests.kit.stored_replays import RECORDING, foreign_recording, message
+from tests.kit.stored_replays import message, recorded_session
 from tests.kit.whole_system import System, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -78,14 +78,13 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
             page.locator("#marks [data-kind=rage_click].past").first.wait_for()
 
 
-@pytest.mark.skipif(not RECORDING.is_file(), reason=f"no recorded material at {RECORDING}")
-def test_a_recording_of_others_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
+def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
     """A real recording comes through Kafka, whole and with a segment lost on the way; both play."""
     whole, holed = "a" * 32, "b" * 32
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
-        for value in foreign_recording(whole):
+        for value in recorded_session(whole):
             system.send(value)
-        for number, value in enumerate(foreign_recording(holed)):
+        for number, value in enumerate(recorded_session(holed)):
             if number != 2:
                 system.send(value)
         system.wait_for_rows("replay_segments", 7)

@@ -17,9 +17,8 @@ from ingest.settings import Settings
 from tasks.sinks.clickhouse.sink import ClickHouseSink
 from tasks.sinks.gcs.sink import GcsSink
 from tasks.wire import Blob, Row
-from tests.kit.paths import foreign_fixtures
+from tests.kit.recordings import RECORDINGS
 
-RECORDING = foreign_fixtures() / "rrweb" / "rrweb-player-demo-events.json"
 PARTITIONS = 4
 
 
@@ -59,9 +58,10 @@ def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
     return [one.value for one in made if one.entry.kind != "reject"]
 
 
-def foreign_recording(replay_id: str, segments: int = 4) -> list[bytes]:
-    """The real recording of rrweb's demo as one session of so many segments."""
-    events = json.loads(RECORDING.read_text())
+def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
+    """A session that a real SDK recorded, under that id and in that number of segments."""
+    (shop,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-shop"]
+    events = shop.events
     size = -(-len(events) // segments)
     return [message(replay_id, number, events[number * size : (number + 1) * size]) for number in range(segments)]
 

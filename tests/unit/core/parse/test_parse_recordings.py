@@ -1,128 +1,190 @@
-"""Recorded material through the parser: real snapshots, real spans, the public example.
+"""Recorded sessions through the parser: what an SDK sent becomes what was done in its page.
 
-The material is not ours to ship: REPLAYS_FIXTURES, or ../shared/fixtures beside the checkout, says where it is.
+tests/recordings says what the sessions are. test_parse_foreign.py has material that is not ours to ship.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 import pytest
 
-from ingest.testing.messages import recording
-from tests.kit.parsing import clicks, events_parsed, facts, kinds, metric, parsed, rejected, session
-from tests.kit.paths import foreign_fixtures
+from tests.kit.parsing import clicks, metric, session
+from tests.kit.recordings import RECORDINGS, Action, Recording, inflated
 
-FIXTURES = foreign_fixtures()
+each = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
+SHOPS = [recorded for recorded in RECORDINGS if recorded.name.endswith("-shop")]
+each_shop = pytest.mark.parametrize("recorded", SHOPS, ids=lambda recorded: recorded.name)
 
-pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded material in {FIXTURES}")
+# Actions that click on an element; the SDK merges clicks on one element within a second into one breadcrumb.
+CLICKING = {
+    "paint", "shadow btn", "details", "contenteditable", "dialog", "close", "half", "icon path", "radio",
+    "click add", "click dead", "click dead 2", "rage x7", "slow link", "plain div", "click cart nav", "check",
+    "home nav",
+}  # fmt: skip
+MERGED_MS = 1000
+SDK_VERSIONS = {"v7": "7.120.4", "v11": "11.12.0"}
 
-
-def recordings() -> list[Path]:
-    """Every file of rrweb events; an rrweb event alone counts as an array of one."""
-    patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
-    return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
-
-
-def events_of(path: Path) -> list[Any]:
-    """Its events."""
-    events = json.loads(path.read_bytes())
-    return events if isinstance(events, list) else [events]
-
-
-@pytest.mark.parametrize("path", recordings(), ids=lambda path: path.name)
-def test_a_real_recording_is_stored_and_counted(path: Path):
-    """The blob reads back to the same JSON, every event is counted, none is malformed."""
-    events = events_of(path)
-
-    segment = events_parsed(events)
-
-    assert json.loads(zlib.decompress(segment.blobs[0].content)) == events
-    assert json.loads(json.loads(segment.bigquery[0].json)["attributes"]) == {"count": len(events)}
-    assert segment.warnings == ()
-    assert kinds(segment).count("viewport") == sum(event["type"] == 4 for event in events)
-
-
-def test_a_real_request_has_its_sizes():
-    """A fetch of SDK 7.46 or later."""
-    segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
-
-    ((kind, said),) = facts(segment)
-    assert kind == "resource.fetch"
-    assert (said["method"], said["status_code"], said["request_size"]) == ("POST", 200, 2949)
-    assert said["duration"] == pytest.approx(0.164)
-    assert metric(segment, "replays.usecases.ingest.request_body_size") == [2949]
+# Kinds of facts, and the category or op that the SDK's events of that kind have.
+CRUMBS = {
+    "ui.blur": "ui.blur",
+    "ui.focus": "ui.focus",
+    "console": "console",
+    "hydration_error": "replay.hydrate-error",
+    "mutations": "replay.mutations",
+    "multi_click": "ui.multiClick",
+    "navigation": "navigation",
+    "sentry.feedback": "sentry.feedback",
+    "ui.click": "ui.click",
+}
+SPANS = {
+    "memory": "memory",
+    "navigation.span": "navigation",
+    "resource.fetch": "resource.fetch",
+    "resource.img": "resource.img",
+    "resource.script": "resource.script",
+    "resource.xhr": "resource.xhr",
+}
 
 
-def test_a_real_navigation_is_told_and_a_real_link_is_not():
-    """`resource.link` is none of the kinds that are read."""
-    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
-        "navigation.span"
+def facts_of(recorded: Recording) -> list[dict[str, Any]]:
+    """The analytics rows of the whole session, attributes decoded."""
+    rows = [json.loads(row.json) for segment in recorded.segments for row in segment.bigquery]
+    return [row | {"attributes": json.loads(row["attributes"])} for row in rows]
+
+
+def clicking(recorded: Recording) -> list[Action]:
+    """The actions that leave a click breadcrumb."""
+    left: list[Action] = []
+    for action in recorded.actions:
+        again = any(a.what == action.what and action.start_ms - a.stop_ms < MERGED_MS for a in left)
+        if action.what in CLICKING and not again:
+            left.append(action)
+    return left
+
+
+def at(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows whose time lies within the action."""
+    return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
+
+
+@each
+def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
+    """Every segment parses, and its blob is the very bytes that the SDK compressed."""
+    for number, (segment, body) in enumerate(zip(recorded.segments, recorded.bodies, strict=True)):
+        (blob,) = segment.blobs
+
+        assert blob.name == f"90/42/{recorded.facts['replayId']}/{number}"
+        assert bytes(blob.content) == body
+
+
+@each
+def test_the_only_warning_is_of_a_breadcrumb_that_was_made_odd(recorded: Recording):
+    """The page v11-extra adds a navigation whose data is a text; everything else has the right shape."""
+    odd = [crumb for crumb in recorded.payloads("breadcrumb") if not isinstance(crumb.get("data", {}), dict)]
+    warnings = [warning for segment in recorded.segments for warning in segment.warnings]
+
+    assert warnings == ["event_malformed"] * len(odd)
+    assert len(odd) == (recorded.name == "v11-extra")
+
+
+@each
+def test_every_event_of_a_session_is_counted(recorded: Recording):
+    """`rrweb_event_count` adds up to what was sent."""
+    counts = [
+        fact["attributes"]["count"] for fact in facts_of(recorded) if fact["event_type"] == "rrweb_event_count"
     ]
-    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-resource.json"))) == []
+
+    assert counts == [len(json.loads(inflated(body))) for body in recorded.bodies]
 
 
-@pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
-def test_a_real_replay_event_becomes_a_session_row(name: str):
-    """Its tags are an object there, not pairs, and its ids no UUIDs: they are left out, the rest is not."""
-    text = (FIXTURES / "relay" / name).read_bytes()
+@each
+def test_every_event_that_is_a_fact_becomes_one(recorded: Recording):
+    """As many facts of each kind as a count of the SDK's events finds.
 
-    segment = parsed(recording(replay_event=text))
+    Not compared, because they are no facts yet: ui.input, ui.keyDown, custom categories, resource.link, css,
+    iframe, video and other, SDK 7's largest-contentful-paint. First-contentful-paint has no value yet.
+    """
+    found = Counter(fact["event_type"] for fact in facts_of(recorded))
+    crumbs = Counter(
+        crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
+    )
+    spans = Counter(
+        "navigation" if span["op"].startswith("navigation.") else span["op"]
+        for span in recorded.payloads("performanceSpan")
+    )
+    vitals = Counter(
+        f"web-vital.{span['description']}"
+        for span in recorded.payloads("performanceSpan")
+        if span["op"] == "web-vital" or (span["op"], span["description"]) == ("paint", "first-contentful-paint")
+    )
 
-    row = session(segment)
-    assert row["environment"] == "production"
-    assert row.get("user", "") == ("123" if name == "replay.json" else "")
-    assert segment.warnings == ()
-
-
-def test_the_sdks_own_examples_are_told():
-    """Its templates of breadcrumbs and spans, with the placeholders filled in."""
-    template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
-    events = []
-    for payload in template.values():
-        if isinstance(payload, dict) and ("category" in payload or "op" in payload):
-            tag = "breadcrumb" if "category" in payload else "performanceSpan"
-            events.append({"type": 5, "timestamp": 1, "data": {"tag": tag, "payload": filled(payload)}})
-
-    segment = events_parsed(events)
-
-    assert segment.warnings == ()
-    assert len(clicks(segment)) >= 1
-    told = {"ui.click", "console", "memory", "resource.fetch", "web-vital.largest-contentful-paint"}
-    assert told <= set(kinds(segment))
+    assert {kind: found[kind] for kind in CRUMBS} == {kind: crumbs[name] for kind, name in CRUMBS.items()}
+    assert {kind: found[kind] for kind in SPANS} == {kind: spans[name] for kind, name in SPANS.items()}
+    assert {kind: count for kind, count in found.items() if kind.startswith("web-vital.")} == vitals
 
 
-def filled(template: Any) -> Any:
-    """A value of the kind that each placeholder names."""
-    if isinstance(template, list):
-        return [filled(item) for item in template]
-    if not isinstance(template, dict):
-        return template
-    if "$any" in template:
-        return {"Number": 3, "String": "text", "Array": [1], "Object": {}, "Boolean": True}[template["$any"]]
-    if "$matching" in template:
-        return "error"
-    if "$containing" in template:
-        return filled(template["$containing"])
-    return {key: filled(value) for key, value in template.items()}
+@each
+def test_each_click_in_the_page_is_a_click_at_its_moment(recorded: Recording):
+    """No click more, none less."""
+    rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
+    done = clicking(recorded)
+
+    assert [len(at(action, rows)) for action in done] == [1] * len(done)
+    assert len(rows) == len(done)
 
 
-def test_a_real_body_that_was_cut_off_is_stored_without_events():
-    """The SDK's own example of incomplete JSON."""
-    text = (FIXTURES / "sentry-javascript/fixJson__1_incompleteJson.txt").read_bytes()
+@each
+def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
+    """Its rows agree on when it began and which SDK recorded it, and end before the page was left."""
+    rows = [session(segment) for segment in recorded.segments]
 
-    segment = parsed(recording(text))
+    (began,) = {row["replay_start_timestamp"] for row in rows}
+    assert {row["sdk_version"] for row in rows} == {SDK_VERSIONS[recorded.name.split("-")[0]]}
+    assert 0 <= began - recorded.facts["start"] // 1000 <= 1
+    assert recorded.facts["actions"][-1]["t"] // 1000 <= rows[-1]["timestamp"] <= recorded.facts["end"] // 1000
 
-    assert zlib.decompress(segment.blobs[0].content) == text
-    assert segment.warnings == ("recording_not_json",)
-    assert segment.bigquery == ()
+
+@each_shop
+def test_a_dead_click_and_a_rage_click_are_told_from_the_others(recorded: Recording):
+    """The button that does nothing, and seven clicks on one; the first dead click was followed by a change."""
+    rows = [row for segment in recorded.segments for row in clicks(segment)]
+    dead = {row["click_id"] for row in rows if row["click_is_dead"]}
+    rage = {row["click_id"] for row in rows if row["click_is_rage"]}
+
+    assert (dead, rage) == ({"dead", "rage"}, {"rage"})
+    for kind, what in (("ui.deadClick", "click dead 2"), ("ui.rageClick", "rage x7"), ("rage_click", "rage x7")):
+        (found,) = [fact for fact in facts_of(recorded) if fact["event_type"] == kind]
+        (done,) = [action for action in recorded.actions if action.what == what]
+        assert at(done, [found]) == [found]
+    assert sum(sum(metric(segment, "replay.rage_click_detected")) for segment in recorded.segments) == 1
 
 
-def test_the_public_example_message_is_a_reject():
-    """Its payload is the five bytes `hello`."""
-    example = FIXTURES / "sentry-kafka-schemas/examples/ingest-replay-recordings/1/recording.msgpack"
+@each_shop
+def test_the_requests_of_the_page_are_there_with_method_status_and_size(recorded: Recording):
+    """`doFetch` and `doXhr` of shop.html; SDK 7 does not report a request that was refused."""
+    rows = [fact for fact in facts_of(recorded) if fact["event_type"] in ("resource.fetch", "resource.xhr")]
+    found = [
+        (row["event_type"].split(".")[1], said["method"], said["status_code"], said["request_size"])
+        for row in rows
+        for said in [row["attributes"]]
+    ]
+    expected = [
+        ("fetch", "GET", 200, None),
+        (
+            "fetch",
+            "POST",
+            201,
+            len(json.dumps({"item": "boots", "n": 2, "emoji": "x"}, separators=(",", ":"))) + 3,
+        ),
+        ("fetch", "GET", 404, None),
+        ("fetch", "PUT", 503, 1000),
+        ("fetch", "GET", 0, None),
+        ("xhr", "POST", 201, len("hello xhr ✓".encode())),
+    ]
+    if recorded.name.startswith("v7"):
+        expected.remove(("fetch", "GET", 0, None))
 
-    assert rejected(example.read_bytes()).reason == "no_header"
+    assert sorted(found, key=str) == sorted(expected, key=str)

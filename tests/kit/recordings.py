@@ -1,0 +1,82 @@
+"""The recordings in tests/recordings: what an SDK sent, and what was done in the page meanwhile."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ingest.core.model import Segment
+from tests.kit.parsing import parsed
+from tests.kit.paths import ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that was done in the page. Unix milliseconds, half-open."""
+
+    what: str
+    start_ms: int
+    stop_ms: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One session."""
+
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """facts.json."""
+        held: dict[str, Any] = json.loads((self.directory / "facts.json").read_bytes())
+        return held
+
+    @cached_property
+    def values(self) -> list[bytes]:
+        """Kafka values, in the order of their segments."""
+        paths = sorted(self.directory.glob("segment-*.msgpack"), key=lambda path: int(path.stem.split("-")[1]))
+        return [path.read_bytes() for path in paths]
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """What the parser makes of each value when it arrives at once, nothing sampled away."""
+        return [
+            parsed(value, timestamp_ms=msgspec.msgpack.decode(value)["received"] * 1000) for value in self.values
+        ]
+
+    @cached_property
+    def bodies(self) -> list[bytes]:
+        """The rrweb events of each value as the SDK sent them: JSON or a zlib stream."""
+        return [bytes(msgspec.msgpack.decode(value)["payload"]).partition(b"\n")[2] for value in self.values]
+
+    @cached_property
+    def events(self) -> list[Any]:
+        """The rrweb events of all segments, read without the parser."""
+        return [event for body in self.bodies for event in json.loads(inflated(body))]
+
+    @property
+    def actions(self) -> list[Action]:
+        """What was done, in order."""
+        return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
+
+    def payloads(self, tag: str) -> list[dict[str, Any]]:
+        """The payloads of the SDK's own events of that tag: `breadcrumb` or `performanceSpan`."""
+        return [e["data"]["payload"] for e in self.events if e["type"] == 5 and e["data"]["tag"] == tag]
+
+
+def inflated(body: bytes) -> bytes:
+    """The JSON in a body, compressed or not."""
+    return body if body[:1] == b"[" else zlib.decompress(body)
+
+
+RECORDINGS = [Recording(path) for path in sorted((ROOT / "tests" / "recordings").glob("v*"))]

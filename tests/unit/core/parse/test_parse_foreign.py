@@ -1,0 +1,128 @@
+"""Recorded material of others through the parser: real snapshots, real spans, the public example.
+
+The material is not ours to ship: REPLAYS_FIXTURES, or shared/fixtures beside the checkout, says where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.testing.messages import recording
+from tests.kit.parsing import clicks, events_parsed, facts, kinds, metric, parsed, rejected, session
+from tests.kit.paths import foreign_fixtures
+
+FIXTURES = foreign_fixtures()
+
+pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded material in {FIXTURES}")
+
+
+def recordings() -> list[Path]:
+    """Every file of rrweb events; an rrweb event alone counts as an array of one."""
+    patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
+    return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
+
+
+def events_of(path: Path) -> list[Any]:
+    """Its events."""
+    events = json.loads(path.read_bytes())
+    return events if isinstance(events, list) else [events]
+
+
+@pytest.mark.parametrize("path", recordings(), ids=lambda path: path.name)
+def test_a_real_recording_is_stored_and_counted(path: Path):
+    """The blob reads back to the same JSON, every event is counted, none is malformed."""
+    events = events_of(path)
+
+    segment = events_parsed(events)
+
+    assert json.loads(zlib.decompress(segment.blobs[0].content)) == events
+    assert json.loads(json.loads(segment.bigquery[0].json)["attributes"]) == {"count": len(events)}
+    assert segment.warnings == ()
+    assert kinds(segment).count("viewport") == sum(event["type"] == 4 for event in events)
+
+
+def test_a_real_request_has_its_sizes():
+    """A fetch of SDK 7.46 or later."""
+    segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
+
+    ((kind, said),) = facts(segment)
+    assert kind == "resource.fetch"
+    assert (said["method"], said["status_code"], said["request_size"]) == ("POST", 200, 2949)
+    assert said["duration"] == pytest.approx(0.164)
+    assert metric(segment, "replays.usecases.ingest.request_body_size") == [2949]
+
+
+def test_a_real_navigation_is_told_and_a_real_link_is_not():
+    """`resource.link` is none of the kinds that are read."""
+    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
+        "navigation.span"
+    ]
+    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-resource.json"))) == []
+
+
+@pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
+def test_a_real_replay_event_becomes_a_session_row(name: str):
+    """Its tags are an object there, not pairs, and its ids no UUIDs: they are left out, the rest is not."""
+    text = (FIXTURES / "relay" / name).read_bytes()
+
+    segment = parsed(recording(replay_event=text))
+
+    row = session(segment)
+    assert row["environment"] == "production"
+    assert row.get("user", "") == ("123" if name == "replay.json" else "")
+    assert segment.warnings == ()
+
+
+def test_the_sdks_own_examples_are_told():
+    """Its templates of breadcrumbs and spans, with the placeholders filled in."""
+    template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
+    events = []
+    for payload in template.values():
+        if isinstance(payload, dict) and ("category" in payload or "op" in payload):
+            tag = "breadcrumb" if "category" in payload else "performanceSpan"
+            events.append({"type": 5, "timestamp": 1, "data": {"tag": tag, "payload": filled(payload)}})
+
+    segment = events_parsed(events)
+
+    assert segment.warnings == ()
+    assert len(clicks(segment)) >= 1
+    told = {"ui.click", "console", "memory", "resource.fetch", "web-vital.largest-contentful-paint"}
+    assert told <= set(kinds(segment))
+
+
+def filled(template: Any) -> Any:
+    """A value of the kind that each placeholder names."""
+    if isinstance(template, list):
+        return [filled(item) for item in template]
+    if not isinstance(template, dict):
+        return template
+    if "$any" in template:
+        return {"Number": 3, "String": "text", "Array": [1], "Object": {}, "Boolean": True}[template["$any"]]
+    if "$matching" in template:
+        return "error"
+    if "$containing" in template:
+        return filled(template["$containing"])
+    return {key: filled(value) for key, value in template.items()}
+
+
+def test_a_real_body_that_was_cut_off_is_stored_without_events():
+    """The SDK's own example of incomplete JSON."""
+    text = (FIXTURES / "sentry-javascript/fixJson__1_incompleteJson.txt").read_bytes()
+
+    segment = parsed(recording(text))
+
+    assert zlib.decompress(segment.blobs[0].content) == text
+    assert segment.warnings == ("recording_not_json",)
+    assert segment.bigquery == ()
+
+
+def test_the_public_example_message_is_a_reject():
+    """Its payload is the five bytes `hello`."""
+    example = FIXTURES / "sentry-kafka-schemas/examples/ingest-replay-recordings/1/recording.msgpack"
+
+    assert rejected(example.read_bytes()).reason == "no_header"
