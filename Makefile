@@ -46,8 +46,8 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
-simulate: $(STAMP) ## thousands of simulated worlds; SEEDS=10000
-	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000)
+simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0
+	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START))
 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)

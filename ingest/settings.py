@@ -99,8 +99,8 @@ class Settings(FleetSettings):
         30.0,
         ge=1,
         le=3600,
-        description="How long a batch that a predecessor had cut waits for its missing messages (which retention "
-        "may have removed) before it is cut as it is.",
+        description="How long the reader waits at the end of a partition for the rest of a batch that a "
+        "predecessor had cut; then the batch is cut as it is. Only time in which the partition is fetched counts.",
     )
 
     # Dead letters

@@ -1,5 +1,6 @@
 """Running servers for every test that asks for one; see `tests.kit.servers`."""
 
+from tests.kit.seeds import VARIABLE, simulation_start
 from tests.kit.servers import (
     apache_kafka,
     bigquery_endpoint,
@@ -27,3 +28,7 @@ __all__ = [
     "statsd",
     "statsd_server",
 ]
+
+
+def pytest_report_header() -> str:
+    return f"simulated worlds: {VARIABLE}={simulation_start()}"

@@ -13,7 +13,9 @@ class Builder:
     """The open batch of one partition in one epoch.
 
     `plan` holds the ends of the batches that the previous owner had cut above its committed offset. While it
-    is not empty, count, bytes and age do not cut: the same ranges under the same ids come first.
+    is not empty, count, bytes and age do not cut: the same ranges under the same ids come first. A planned range
+    whose last messages are missing is cut as it is when the log goes on behind it (`add`, `ended`), and given up
+    when the log ends before it for too long (`waited`).
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -25,6 +27,7 @@ class Builder:
         self._start = -1
         self._stop = -1
         self._started_at = 0.0
+        self._waited_seconds = 0.0
         self._messages = 0
         self._segments: list[Segment] = []
         self._rejects: list[Reject] = []
@@ -38,6 +41,11 @@ class Builder:
         """Ends of the predecessor's batches that were not reached yet."""
         return tuple(self._plan)
 
+    @property
+    def waits_for_plan(self) -> bool:
+        """Whether the open batch is the first part of a planned range: only its other messages can end it."""
+        return bool(self._messages and self._plan)
+
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
         """Takes one message, in offset order, and returns the batches that it completes (none, one or two)."""
         assert offset >= self._stop, (self.source, offset, self._stop)
@@ -49,6 +57,7 @@ class Builder:
         if not self._messages:
             self._start, self._started_at = offset, now
         self._stop = offset + 1
+        self._waited_seconds = 0.0
         self._messages += 1
         self.size_bytes += outcome.size_bytes
         if isinstance(outcome, Segment):
@@ -70,16 +79,33 @@ class Builder:
             return CutReason.COUNT
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
+    def ended(self, end: int, now: float) -> Batch | None:
+        """No message lies between the last one added and `end`. The batch whose planned range that completes."""
+        batch = None
+        while self._plan and self._plan[0] <= end:
+            self._plan.popleft()
+            if self._messages:
+                batch = self._cut(CutReason.PLANNED, now)
+        return batch
+
+    def waited(self, seconds: float) -> None:
+        """The partition was fetched at the end of its log for this long.
+
+        After `plan_seconds_max` of it the rest of the planned range is given up: other ids are harmless, waiting
+        for ever is not.
+        """
+        if not self.waits_for_plan:
+            return
+        self._waited_seconds += seconds
+        if self._waited_seconds >= self._limits.plan_seconds_max:
+            self._plan.clear()
+
     def due(self, now: float) -> Batch | None:
-        """The batch, when it is old enough to go as it is."""
-        if not self._messages:
+        """The batch, when it is old enough to go as it is and is no part of a planned one."""
+        if not self._messages or self._plan:
             return None
-        age_seconds = now - self._started_at
-        if self._plan:
-            if age_seconds < self._limits.plan_seconds_max:
-                return None
-            self._plan.clear()  # the rest of that range does not come; other ids are harmless, waiting is not
-        return self._cut(CutReason.AGE, now) if age_seconds >= self._limits.batch_age_seconds_max else None
+        old = now - self._started_at >= self._limits.batch_age_seconds_max
+        return self._cut(CutReason.AGE, now) if old else None
 
     def drain(self, now: float) -> Batch | None:
         """Whatever is there, at shutdown; not a part of a planned range, which is the next owner's then."""

@@ -44,7 +44,11 @@ class Commits:
             return False
         if self._refused_at is not None:
             return now - self._refused_at >= interval_seconds
-        return urgent or taken_until > self.recorded_until or now - self._sent_at >= interval_seconds
+        return urgent or taken_until > self.recorded_until or self.interval_over(now)
+
+    def interval_over(self, now: float) -> bool:
+        """Whether the last commit was sent at least one interval ago."""
+        return now - self._sent_at >= self._limits.commit_interval_seconds
 
     def send(
         self, epoch: int, offset: int, stops: Sequence[int], taken_until: int, now: float

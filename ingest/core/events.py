@@ -57,6 +57,21 @@ class OffsetOutOfRange:
 
 
 @dataclass(frozen=True, slots=True)
+class EndReached:
+    """Nothing is left to fetch of this partition: every message before `end` was handed over.
+
+    `position` is one past the last message that was handed over, or where fetching began. `end` is higher when
+    the last offsets of the log hold no message (transaction markers, what compaction removed). The event may
+    arrive before those messages do; it is true once the pipeline took everything before `position`.
+    """
+
+    source: TopicPartition
+    epoch: int
+    position: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageParsed:
     """One message arrived and was parsed, dropped or rejected. Ascending offsets within an epoch."""
 
@@ -149,6 +164,7 @@ Event = (
     | PartitionsRevoked
     | PartitionsLost
     | OffsetOutOfRange
+    | EndReached
     | MessageParsed
     | FlushSucceeded
     | FlushFailed

@@ -11,7 +11,9 @@ Why it holds
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
     3. `committable` is the end of the longest run of settled ranges counted from the front. A settled range
        behind an unsettled one waits, however long.
-    4. `forget` drops a partition whole. What was not committed is read again by the next owner.
+    4. `pass_over` raises `committable` to the end of the log when no range is pending and no message lies before
+       that end: there is nothing between to be durable.
+    5. `forget` drops a partition whole. What was not committed is read again by the next owner.
 
 There is no other place that decides on offsets, and nothing here looks at a clock, a batch or a sink.
 """
@@ -63,6 +65,14 @@ class Ledger:
             line.committable = done.stop
             rose = True
         return rose
+
+    def pass_over(self, source: TopicPartition, stop: int) -> bool:
+        """No message lies in [taken_until, stop). True when `committable` rose: not while a range is pending."""
+        line = self._lines.setdefault(source, _Line())
+        if line.ranges or stop <= line.taken_until:
+            return False
+        line.committable = line.taken_until = stop
+        return True
 
     def committable(self, source: TopicPartition) -> int | None:
         """The offset that Kafka may store for this partition; None while nothing settled since it was assigned."""

@@ -30,6 +30,10 @@ from ingest.core.retry import RejectRatio, retry_seconds
 # Consecutive missed deadlines before a batch is parked; from then on each one parks it.
 DEADLINE_MISSES_MAX = 3
 
+# A tick normally follows the last one within a tenth of this. After a longer gap the process stood still (SIGSTOP,
+# a suspended machine, a blocking call): nothing was fetched in the gap, and no more than this of it counts.
+TICK_SECONDS_MAX = 0.5
+
 
 @dataclass(slots=True)
 class _Owned:
@@ -41,7 +45,14 @@ class _Owned:
     position: int
     flights: dict[str, Flight] = field(default_factory=dict)
     release_by: float | None = None
+    end: on.EndReached | None = None
+    waiting: bool = False  # at the last tick: fetched, and at the end of the log
     held: bool = False  # too many ranges wait behind an unsettled one: nothing more is fetched of it
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything before the end of the log was taken, when that was last reported."""
+        return self.end is not None and self.end.position <= self.position <= self.end.end
 
 
 class Pipeline:
@@ -56,6 +67,8 @@ class Pipeline:
         self.halted: str | None = None
         self.stopping_by: float | None = None
         self.stopped = False
+        self._ticked_at: float | None = None
+        self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
         self._owned: dict[TopicPartition, _Owned] = {}
         self._ledger = Ledger()
         self._backpressure = Backpressure(limits)
@@ -67,6 +80,7 @@ class Pipeline:
             on.PartitionsRevoked: self._on_revoked,
             on.PartitionsLost: self._on_lost,
             on.OffsetOutOfRange: self._on_out_of_range,
+            on.EndReached: self._on_end_reached,
             on.FlushSucceeded: self._on_succeeded,
             on.FlushFailed: self._on_failed,
             on.DispatchFailed: self._on_dispatch_failed,
@@ -161,12 +175,18 @@ class Pipeline:
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
             owned.epoch = owned.builder.epoch = event.epoch
-            owned.position = event.resumed_at
+            owned.position, owned.end = event.resumed_at, None
             if self.paused or owned.held:
                 yield do.Pause((event.source,))
             return
         self._forget(event.source)
         yield from self._on_assigned(on.PartitionsAssigned((on.Assignment(event.source, event.epoch),)), now)
+
+    def _on_end_reached(self, event: on.EndReached, now: float) -> Iterable[do.Command]:
+        owned = self._owned.get(event.source)
+        if owned is not None and owned.epoch == event.epoch:
+            owned.end = event  # the next tick looks at it, when the messages before it were taken
+        return ()
 
     def _forget(self, source: TopicPartition) -> None:
         owned = self._owned.pop(source, None)
@@ -308,14 +328,43 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
+        self._count_waiting(now)
         for owned in self._owned.values():
-            batch = None
             if self.halted is None and self.stopping_by is None and owned.release_by is None:
                 batch = owned.builder.due(now)
-            if batch is not None:
-                self._take(owned, batch, now)
+                if batch is not None:
+                    self._take(owned, batch, now)
+                self._take_end(owned, now)
             owned.commits.give_up(now)
         yield from self._progress(now)
+
+    def _take_end(self, owned: _Owned, now: float) -> None:
+        """At the end of the log planned ranges before it are complete, and offsets without messages are passed."""
+        if not owned.at_end or owned.end is None:
+            return
+        batch = owned.builder.ended(owned.end.end, now)
+        if batch is not None:
+            self._take(owned, batch, now)
+        idle = not len(owned.builder) and owned.end.end > owned.position
+        may_pass = idle and owned.commits.interval_over(now)  # each passing costs a commit
+        if may_pass and self._ledger.pass_over(owned.builder.source, owned.end.end):
+            owned.position = owned.end.end
+
+    def _count_waiting(self, now: float) -> None:
+        """Adds the time since the last tick to each partition that was fetched at the end of its log all along.
+
+        Nothing is fetched while the reader has no room or is paused (but for the admitted partition), while any
+        partition drains (the loop waits inside the client's callback), and of a partition that is held.
+        """
+        elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)
+        self._ticked_at = now
+        draining = any(owned.release_by is not None for owned in self._owned.values())
+        for source, owned in self._owned.items():
+            taking = self.has_room or source == self._admitted
+            waiting = owned.at_end and taking and not draining and not owned.held
+            if waiting and owned.waiting:
+                owned.builder.waited(elapsed_seconds)
+            owned.waiting = waiting
 
     def _expire(self, flight: Flight, now: float) -> Iterable[do.Command]:
         """A phase that is over by the clock leads to the next one; losing a record or a chord costs no segment.
@@ -414,6 +463,26 @@ class Pipeline:
             yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.held))
         for source, owned in self._owned.items():
             yield from self._hold(source, owned)
+        yield from self._admit(stuck=self._backpressure.paused and not flights and self.halted is None)
+
+    def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
+        """While nothing is in flight and the bound is reached all the same, one partition is fetched nevertheless.
+
+        Parts of planned ranges fill the bound then, and only their missing messages can end them: one range after
+        the other is completed, and the bound is exceeded by no more than one batch.
+        """
+        waiting = [
+            (owned.builder.size_bytes, source)
+            for source, owned in self._owned.items()
+            if stuck and self.stopping_by is None and owned.release_by is None and owned.builder.waits_for_plan
+        ]
+        if any(source == self._admitted for _, source in waiting):
+            return
+        former, self._admitted = self._admitted, max(waiting)[1] if waiting else None
+        if former in self._owned and self.paused:
+            yield do.Pause((former,))
+        if self._admitted is not None:
+            yield do.Resume((self._admitted,))
 
     def _hold(self, source: TopicPartition, owned: _Owned) -> Iterable[do.Command]:
         """A batch that never settles lets its partition run ahead only so far: a crash reads all of it again."""

@@ -67,6 +67,7 @@ class KafkaSource:
         self._inbox = inbox
         self._epoch = 0
         self._epochs: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
         self._sent: dict[int, deque[do.Commit]] = {}
         self._put_off: KafkaMessage | None = None
         self._rebalancing = False
@@ -77,7 +78,7 @@ class KafkaSource:
             {
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
-                "enable.partition.eof": False,
+                "enable.partition.eof": True,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "auto.offset.reset": "error",
                 "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
@@ -109,6 +110,9 @@ class KafkaSource:
             if polled is None:
                 break
             error = polled.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                self._on_end(polled)
+                continue
             if error is not None:
                 if messages:  # it comes after them: they must be taken before an offset is told to be out of range
                     self._put_off = polled
@@ -119,6 +123,7 @@ class KafkaSource:
             if message is not None:
                 size_bytes += len(message.value)
                 messages.append(message)
+                self._positions[message.source.partition] = message.offset + 1
         return messages
 
     def commit(self, command: do.Commit) -> None:
@@ -221,6 +226,8 @@ class KafkaSource:
             source = TopicPartition(self.topic, stored.partition)
             given.append(on.Assignment(source, self._epoch, committed, stored.metadata or ""))
             start = self._first_offset(source) if committed is None else committed
+            if committed is not None:
+                self._positions[stored.partition] = committed
             starts.append(KafkaPartition(self.topic, stored.partition, start))
         self._assign(starts)
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
@@ -268,8 +275,7 @@ class KafkaSource:
             self._drain(sources)
         finally:
             self._rebalancing = False
-        for source in sources:
-            self._epochs.pop(source.partition, None)
+        self._forget(sources)
 
     def _say_again(self, sources: tuple[TopicPartition, ...]) -> None:
         """The last commit that is on its way is answered in `poll` only, which waits for this drain."""
@@ -284,15 +290,27 @@ class KafkaSource:
         self.rebalances += 1
         sources = self._named(partitions)
         log.warning("partitions_lost", partitions=[source.partition for source in sources])
+        self._forget(sources)
+        self._emit(on.PartitionsLost(sources))
+
+    def _forget(self, sources: tuple[TopicPartition, ...]) -> None:
         for source in sources:
             self._epochs.pop(source.partition, None)
-        self._emit(on.PartitionsLost(sources))
+            self._positions.pop(source.partition, None)
 
     def _named(self, partitions: list[KafkaPartition]) -> tuple[TopicPartition, ...]:
         return tuple(TopicPartition(self.topic, p.partition) for p in partitions)
 
     def _assigned(self, sources: tuple[TopicPartition, ...]) -> list[KafkaPartition]:
         return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
+
+    def _on_end(self, polled: KafkaMessage) -> None:
+        """The client reports the end once each time that it is reached, past markers that are no messages."""
+        partition, end = polled.partition(), polled.offset()
+        if partition is None or end is None or partition not in self._positions:
+            return
+        source, position = TopicPartition(self.topic, partition), self._positions[partition]
+        self._emit(on.EndReached(source, self._epochs[partition], position, max(position, end)))
 
     # What goes wrong
 
@@ -324,6 +342,7 @@ class KafkaSource:
         resumed_at = low if self._reset == "earliest" else high
         self._epoch += 1
         self._epochs[partition] = self._epoch
+        self._positions[partition] = resumed_at
         self._consumer.incremental_unassign([KafkaPartition(self.topic, partition)])
         self._assign([KafkaPartition(self.topic, partition, resumed_at)])
         wanted = -1 if wanted is None or wanted == OFFSET_INVALID else wanted

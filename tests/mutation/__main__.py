@@ -98,7 +98,7 @@ def unit_tests(where: Path) -> str:
 
 def simulated_worlds(where: Path, seeds: int) -> str:
     """The invariants that broke, the most frequent first."""
-    code, output = run(where, ["-m", "ingest.testing.simulation", "--seeds", str(seeds), "--json"])
+    code, output = run(where, ["-m", "ingest.testing.simulation", "--start", "0", "--seeds", str(seeds), "--json"])
     if code == 0:
         return ""
     if code == -1:

@@ -301,8 +301,38 @@ MUTANTS = (
     Mutant(
         "waits for ever for a planned end",
         BATCHING,
-        "if age_seconds < self._limits.plan_seconds_max:",
-        "if age_seconds >= 0:",
+        "if self._waited_seconds >= self._limits.plan_seconds_max:",
+        "if self._waited_seconds < 0:",
+    ),
+    Mutant(
+        "gives a planned range up by the clock, fetched or not",
+        PIPELINE,
+        "if waiting and owned.waiting:",
+        "if True:",
+    ),
+    Mutant(
+        "counts the time in which the process stood still",
+        PIPELINE,
+        "min(now - self._ticked_at, TICK_SECONDS_MAX)",
+        "now - self._ticked_at",
+    ),
+    Mutant(
+        "waits for the rest of planned ranges that fill the byte bound",
+        PIPELINE,
+        "max(waiting)[1] if waiting else None",
+        "None",
+    ),
+    Mutant(
+        "commits the end of the log over messages in flight",
+        LEDGER,
+        "if line.ranges or stop <= line.taken_until:",
+        "if stop <= line.taken_until:",
+    ),
+    Mutant(
+        "commits the end of the log before its messages were taken",
+        PIPELINE,
+        "self.end.position <= self.position <= self.end.end",
+        "self.position <= self.end.end",
     ),
     Mutant(
         "writes records that the broker refuses",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import time
 from collections import Counter
@@ -22,6 +23,12 @@ from ingest.testing.simulation.shrink import Outcome, attempt, shortest
 
 CHUNK_SEEDS = 50
 STORIES_MAX = 3
+START_MAX = 1_000_000_000
+
+
+def random_start() -> int:
+    """Where to begin with seeds that nobody tried yet."""
+    return secrets.randbelow(START_MAX)
 
 
 def wanted_marks() -> list[str]:
@@ -60,16 +67,17 @@ def _tell(outcome: Outcome, lines_max: int) -> None:
         f"  smallest world: {shape.partitions} partitions, {shape.readers} readers, {shape.messages} messages, "
         f"calm after {shape.calm_at:.1f} s; faults: {faults}\n  {shape.limits}"
     )
-    if len(outcome.story) > lines_max:
+    if 0 < lines_max < len(outcome.story):
         print(f"  (the last {lines_max} of {len(outcome.story)} lines)")
-    print("\n".join(outcome.story[-lines_max:]))
+    if lines_max > 0:
+        print("\n".join(outcome.story[-lines_max:]))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when an invariant broke."""
     parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
-    parser.add_argument("--start", type=int, default=0, help="the first of them")
+    parser.add_argument("--start", type=int, help="the first of them; chosen at random and printed by default")
     parser.add_argument("--seed", type=int, help="this one alone, with its whole story")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--lines", type=int, default=200, help="lines of a story")
@@ -79,9 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = attempt(Shape.draw(options.seed), telling=True)
         _tell(shortest(outcome) if outcome.checker else outcome, options.lines)
         return 1 if outcome.checker else 0
+    start = options.start
+    if start is None:
+        start = random_start()
+        print(f"seeds {start} to {start + options.seeds - 1}", file=sys.stderr, flush=True)
     started = time.monotonic()
     worlds, simulated, marks, failures = 0, 0.0, Counter[str](), list[Outcome]()
-    for part in _chunks(options.start, options.seeds, options.jobs):
+    for part in _chunks(start, options.seeds, options.jobs):
         worlds += part[0]
         simulated += part[1]
         marks.update(part[2])
@@ -89,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = time.monotonic() - started
     summary: dict[str, Any] = {
         "seeds": worlds,
-        "first_seed": options.start,
+        "first_seed": start,
         "seconds": round(seconds, 1),
         "seeds_per_second": round(worlds / seconds, 1),
         "simulated_hours": round(simulated / 3600, 2),

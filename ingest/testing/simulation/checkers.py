@@ -18,6 +18,8 @@ from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story, Violation
 
+MESSAGE_BYTES_MAX = 300
+
 
 class Durability:
     """Every message before a committed offset is durable in every sink, unless its loss was announced."""
@@ -60,21 +62,26 @@ class Durability:
         self._checked[partition] = max(self._checked[partition], offset)
 
     def at_end(self) -> None:
-        """Everything is durable; nothing that can still be read is left uncommitted."""
+        """Everything is durable, or its loss was announced."""
+        loss = self.loss()
+        if loss is not None:
+            raise Violation("eventually_durable", loss)
+
+    def loss(self) -> str | None:
+        """A message that is not durable and whose loss nobody announced, if there is one."""
         for log in self._broker.logs:
             for at in log.offsets:
                 if self.missing(log, at) and not self.excused(log, at):
-                    raise Violation(
-                        "eventually_durable", f"{log.source} offset {at} is not in {self.missing(log, at)}"
-                    )
+                    return f"{log.source} offset {at} is not in {self.missing(log, at)}"
+        return None
 
     def lag(self) -> int:
-        """Messages that could be read and are not committed."""
+        """Offsets that are not committed, those at the end of a log included that hold no message."""
         group = self._broker.group
         behind = 0
         for log in self._broker.logs:
             committed = group.committed.get(log.source.partition, (0, ""))[0]
-            behind += len(log.between(max(committed, log.low), log.high))
+            behind += log.high - max(committed, log.low)
         return behind
 
 
@@ -156,7 +163,10 @@ class CommitsRise:
 
 
 class Bounded:
-    """Chords out, batches held, bytes held, ranges pending: within their limits, plus what one poll brings."""
+    """Chords out, batches held, bytes held, ranges pending: within their limits, plus what one poll brings.
+
+    Of bytes one batch more: a range that a predecessor recorded is completed although the bound is reached.
+    """
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
@@ -170,7 +180,9 @@ class Bounded:
         slack = self._shape.partitions + POLL_MESSAGES_MAX
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
-        most = limits.in_flight_bytes_max + 300 * (POLL_MESSAGES_MAX + 1)
+        batch_bytes_max = min(limits.batch_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
+        polled_bytes_max = MESSAGE_BYTES_MAX * (POLL_MESSAGES_MAX + 1)
+        most = limits.in_flight_bytes_max + batch_bytes_max + polled_bytes_max
         if pipeline.held_bytes > most:
             raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
 
@@ -204,59 +216,59 @@ class RecordedFirst:
 
 
 class SameCut:
-    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle (D14)."""
+    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle (D14).
+
+    A range may be given up only when its last message has expired, or when fetching ended before it for long
+    enough; however long the reader was paused, held, frozen or draining.
+    """
 
     def __init__(self, broker: Broker, story: Story) -> None:
-        self._plans: dict[tuple[str, TopicPartition, int], tuple[int, ...]] = {}
+        self._plans: dict[tuple[str, TopicPartition], tuple[int, ...]] = {}
+        self._ended_early: dict[tuple[str, TopicPartition], float] = {}
         self._broker = broker
         self._story = story
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        if given.committed is not None:
-            ends = cut_record.decode(given.committed, given.record)
-            self._plans[reader.name, given.source, given.epoch] = ends
+        ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
+        self._plans[reader.name, given.source] = ends
+        self._ended_early.pop((reader.name, given.source), None)
 
-    def ordered(self, reader: Reader, command: do.Dispatch) -> None:
+    def ended(self, reader: Reader, event: on.EndReached, now: float) -> None:
+        if any(end > event.end for end in self._plans[reader.name, event.source]):
+            self._ended_early.setdefault((reader.name, event.source), now)
+
+    def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
         batch = command.batch
-        key = (reader.name, batch.source, batch.epoch)
-        plan = self._plans.get(key, ())
+        plan = self._plans[reader.name, batch.source]
         if not plan or command.attempt > 1:
             return
         start, stop = batch.offsets.start, batch.offsets.stop
         if batch.cut_by is CutReason.PLANNED:
             self._story.mark("cut_as_planned")
-        if batch.cut_by is CutReason.AGE and start < plan[-1] and stop not in plan:
-            if batch.cut_at - batch.opened_at < reader.pipeline.limits.plan_seconds_max:
-                raise Violation("same_cut", f"{batch} gives the plan {plan} up too early")
-            self._story.mark("plan_given_up")
-            del self._plans[key]
+        if start >= plan[-1] or stop in plan:
             return
-        inside = [end for end in plan if start < end < stop]
-        foreign = start < plan[-1] and stop not in plan and self._log_is_whole(batch.source, start, stop, plan)
-        if inside or foreign:
-            raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
-
-    def _log_is_whole(self, source: TopicPartition, start: int, stop: int, plan: tuple[int, ...]) -> bool:
-        """Whether the planned end was still there to be reached."""
         end = min(end for end in plan if end > start)
-        log = self._broker.logs[source.partition]
-        return log.low <= start and bool(log.between(stop, end))
+        if not self._gone(reader, batch.source, end, now) or (end < stop and batch.cut_by is CutReason.PLANNED):
+            raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
+        if batch.cut_by is CutReason.AGE:
+            self._story.mark("plan_given_up")
 
-    def committed(self, reader: Reader, command: do.Commit) -> None:
-        key = (reader.name, command.source, command.epoch)
-        plan = self._plans.get(key)
-        if plan is None:
-            return
+    def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
+        """Whether the last message of the range that ends here could not be fetched any more, or not for long."""
+        ended_early = self._ended_early.get((reader.name, source))
+        waited = ended_early is not None and now - ended_early >= reader.pipeline.limits.plan_seconds_max
+        return waited or end - 1 < self._broker.logs[source.partition].low
+
+    def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
+        plan = self._plans[reader.name, command.source]
         kept = cut_record.decode(command.offset, command.record)
-        log = self._broker.logs[command.source.partition]
-        forgotten = [end for end in plan if end > command.offset and end not in kept and end - 1 >= log.low]
-        if forgotten and not self._gave_up(reader, command.source, plan):
+        forgotten = [
+            end
+            for end in plan
+            if end > command.offset and end not in kept and not self._gone(reader, command.source, end, now)
+        ]
+        if forgotten:
             raise Violation("same_cut", f"{reader.name} commits {command} and forgets the ends {forgotten}")
-
-    def _gave_up(self, reader: Reader, source: TopicPartition, plan: tuple[int, ...]) -> bool:
-        """A cut by age in the middle of the plan: it may be seen here before its first dispatch."""
-        held = [flight.batch for flight in reader.pipeline.in_flight if flight.batch.source == source]
-        return any(b.cut_by is CutReason.AGE and b.offsets.stop not in plan for b in held)
 
 
 class Checkers:
@@ -292,6 +304,8 @@ class Checkers:
             case on.OffsetOutOfRange():
                 span = (event.wanted, event.resumed_at)
                 self.durability.announced.setdefault(event.source.partition, []).append(span)
+            case on.EndReached():
+                self._same_cut.ended(reader, event, now)
             case on.Committed():
                 self._rise.answered(reader, event, now)
                 self._recorded.stored(reader, event)
@@ -302,10 +316,10 @@ class Checkers:
                 case do.Commit():
                     self._rise.ordered(reader, command, now)
                     self._bounded.ordered(reader, command)
-                    self._same_cut.committed(reader, command)
+                    self._same_cut.committed(reader, command, now)
                 case do.Dispatch():
                     self._recorded.ordered(reader, command, now)
-                    self._same_cut.ordered(reader, command)
+                    self._same_cut.ordered(reader, command, now)
         self._bounded.look(reader)
 
     def at_end(self) -> None:

@@ -45,6 +45,7 @@ class Fault(StrEnum):
     SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, nobody's row is to blame
     OPERATOR_RETRY = "operator_retry"
     OPERATOR_ABANDON = "operator_abandon"
+    REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
 
 
 RATES: dict[Fault, float] = {
@@ -80,6 +81,7 @@ RATES: dict[Fault, float] = {
     Fault.SINK_MISCONFIGURED: 0.03,
     Fault.OPERATOR_RETRY: 0.2,
     Fault.OPERATOR_ABANDON: 0.05,
+    Fault.REPLICA_BEHIND: 0.5,
 }
 """Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""
 

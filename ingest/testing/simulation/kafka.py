@@ -23,6 +23,7 @@ from ingest.testing.simulation.story import Story
 TOPIC = "replays"
 REBALANCE_SECONDS_MAX = 6.0
 POLL_MESSAGES_MAX = 6
+REPLICA_MESSAGES_MAX = 8
 
 
 class Record(NamedTuple):
@@ -41,6 +42,7 @@ class Log:
         self.records: dict[int, Record] = {}
         self.low = 0
         self.high = 0
+        self._behind: tuple[float, int] = (0.0, 0)
 
     def append(self, record: Record, skipped: int = 0) -> None:
         """At the next offset, or some further (compaction, transaction markers)."""
@@ -49,10 +51,23 @@ class Log:
         self.records[offset] = record
         self.high = offset + 1
 
+    def mark(self) -> None:
+        """A transaction ends: its marker takes an offset and is no message."""
+        self.high += 1
+
     def first_at(self, offset: int) -> int | None:
         """The first message at or after this offset."""
         at = bisect_left(self.offsets, offset)
         return self.offsets[at] if at < len(self.offsets) else None
+
+    def end_at(self, now: float) -> int:
+        """Where fetching ends: at the high watermark, or before it while the replica that is read lags behind."""
+        until, end = self._behind
+        return min(end, self.high) if now < until else self.high
+
+    def lag_behind(self, end: int, until: float) -> None:
+        """The replica that is read does not have the messages from `end` on, until then."""
+        self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
         """Offsets of the messages in [start, stop)."""
@@ -213,6 +228,7 @@ class SimulatedSource:
         self._rebalancing = False
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
+        self._ends: dict[int, on.EndReached] = {}
         self._answers: deque[on.Event] = deque()
 
     # What the runtime asks for
@@ -238,12 +254,27 @@ class SimulatedSource:
             self._positions[partition] = log.low
             self.emit(on.OffsetOutOfRange(log.source, self._epoch, wanted, log.low))
             return
+        end = log.end_at(self._timeline.now)
         for _ in range(1 + int(self._dice.between(0, POLL_MESSAGES_MAX))):
             offset = log.first_at(self._positions[partition])
-            if offset is None or len(messages) >= POLL_MESSAGES_MAX:
+            if offset is None or offset >= end:
+                self._reach_end(partition, end)
+                return
+            if len(messages) >= POLL_MESSAGES_MAX:
                 return
             self._positions[partition] = offset + 1
             messages.append(Message(log.source, self.epochs[partition], offset, b""))
+
+    def _reach_end(self, partition: int, end: int) -> None:
+        """Reported once for each end, before the messages of the same poll are handed over, as the client does."""
+        position = self._positions[partition]
+        if end < position:
+            return
+        source, epoch = self._broker.logs[partition].source, self.epochs[partition]
+        event = on.EndReached(source, epoch, position, end)
+        if self._ends.get(partition) != event:
+            self._ends[partition] = event
+            self.emit(event)
 
     def commit(self, command: do.Commit) -> None:
         """Answered in a later poll, or at once inside a rebalance callback."""
@@ -332,8 +363,16 @@ class SimulatedSource:
             log = self._broker.logs[partition]
             stored = self._group.committed.get(partition)
             self._positions[partition] = stored[0] if stored else log.low
+            self._read_replica(log)
             given.append(on.Assignment(log.source, self._epoch, *(stored or (None, ""))))
         self.emit(on.PartitionsAssigned(tuple(given)))
+
+    def _read_replica(self, log: Log) -> None:
+        """A new owner may be served by a replica that lags behind the one its predecessor read."""
+        if self._dice.strikes(Fault.REPLICA_BEHIND):
+            position = self._positions[log.source.partition]
+            end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))
+            log.lag_behind(end, min(self._dice.calm_at, self._timeline.now + self._dice.between(1.0, 6.0)))
 
     def _revoke(self, partitions: tuple[int, ...]) -> None:
         if not partitions:

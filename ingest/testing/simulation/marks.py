@@ -24,6 +24,7 @@ MARKS = {
     "assigned_with_plan": "A new owner found recorded cuts.",
     "cut_as_planned": "It cut the same ranges.",
     "plan_given_up": "A planned range did not come to its end in time.",
+    "passed_over": "The end of the log held no message and was committed.",
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
     "drain_deadline_passed": "And they did not settle in time.",
     "lost": "Partitions were lost without asking.",
@@ -49,6 +50,7 @@ class Marks:
         self._parked: set[tuple[str, str]] = set()
         self._unanswered: set[tuple[str, str, int]] = set()
         self._full: set[str] = set()
+        self._trailing: set[tuple[str, int]] = set()
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         """After each decision of a reader."""
@@ -64,8 +66,12 @@ class Marks:
             case on.CommitFailed():
                 self._unanswered.discard((reader.name, str(event.source), event.epoch))
                 mark("commit_refused")
+            case on.EndReached() if event.end > event.position:
+                self._trailing.add((str(event.source), event.end))
             case on.Committed():
                 self._unanswered.discard((reader.name, str(event.source), event.epoch))
+                if (str(event.source), event.offset) in self._trailing:
+                    mark("passed_over")
             case on.DispatchFailed():
                 mark("undispatched")
             case on.RetryRequested() if commands:

@@ -58,7 +58,7 @@ class Shape:
             commit_interval_seconds=0.5,
             commit_answer_seconds_max=1.5,
             cut_record_seconds_max=1.0,
-            plan_seconds_max=4.0,
+            plan_seconds_max=1.0,
             pause_after_seconds=0.5,
             reject_ratio_max=0.6,
             reject_window=random.choice((10, 20)),

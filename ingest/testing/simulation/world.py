@@ -75,11 +75,13 @@ class World:
         while True:
             self.timeline.run_until(self.timeline.now + 0.5)
             now = self.timeline.now
-            if now > self.shape.calm_at and self.checkers.durability.lag() == 0:
+            lag = self.checkers.durability.lag()
+            if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
                 break
             if now > self.shape.calm_at + self.shape.settle_seconds_max:
-                lag = self.checkers.durability.lag()
-                raise Violation("settles_in_time", f"{lag} messages uncommitted {now:.0f} s into the run")
+                if lag == 0:
+                    break
+                raise Violation("settles_in_time", f"{lag} offsets uncommitted {now:.0f} s into the run")
         self.checkers.at_end()
         for fault in self.dice.struck:
             self.story.mark(f"fault:{fault.value}")
@@ -109,6 +111,10 @@ class World:
                 self.timeline.after(
                     random.random() * self.shape.calm_at * 0.9, log.append, Record(kind, identity), skipped
                 )
+        if self.shape.gaps:
+            for log in self.broker.logs:
+                for moment in (0.3, 0.6, 0.95):
+                    self.timeline.after(self.shape.calm_at * moment, log.mark)
 
     def _kind(self, random: Random, storm: bool) -> str:
         if random.random() < (0.9 if storm else 0.06):
@@ -218,7 +224,8 @@ class World:
 
     def _expire(self) -> None:
         log = self.broker.logs[self.dice.pick(Fault.RETENTION, len(self.broker.logs))]
-        low = max(log.low, int(log.low + (log.high - log.low) * self.dice.between(0.1, 1.0)))
+        share = min(1.0, self.dice.between(0.1, 1.5))
+        low = max(log.low, int(log.low + (log.high - log.low) * share))
         self._tell("broker", f"{log.source} expired up to {low}")
         log.low = low
 

@@ -339,3 +339,25 @@ def commit_far_ahead(brokers: str, topic: str) -> None:
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
     consumer.commit(offsets=[KafkaPartition(topic, number, 5000) for number in (0, 1)], asynchronous=False)
     consumer.close()
+
+
+@pytest.mark.kafka
+def test_the_end_behind_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """A committed transaction and an aborted one: their markers take offsets, and lag ends at zero."""
+    producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
+    producer.init_transactions(20)
+    for end in (producer.commit_transaction, producer.abort_transaction):
+        producer.begin_transaction()
+        for number in range(4):
+            producer.produce(apache_topic, b"%d" % number, partition=number % 2)
+        producer.flush(20)
+        end(20)
+    reader = Reader(apache_kafka.address, apache_topic, LIMITS)
+
+    reader.turn_until(
+        lambda: {(e.source.partition, e.offset) for e in reader.seen(on.Committed)} >= {(0, 6), (1, 6)}
+    )  # type: ignore[attr-defined]
+
+    assert len(reader.blobs()) == 4
+    assert {p.partition: reader.source.ask_log_ranges()[p][1] for p in reader.pipeline.sources} == {0: 6, 1: 6}
+    reader.source.close()

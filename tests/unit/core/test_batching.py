@@ -179,12 +179,35 @@ def test_a_plan_that_does_not_come_true_is_given_up() -> None:
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
 
+    open_batch.waited(29.9)
     assert open_batch.due(now=29.9) is None
+    open_batch.waited(0.1)
     batch = open_batch.due(now=30.0)
 
     assert batch is not None
     assert batch.cut_by is CutReason.AGE
     assert open_batch.planned == ()
+
+
+def test_a_plan_waits_for_as_long_as_nobody_fetches() -> None:
+    """The clock alone says nothing about messages that nobody asked for."""
+    open_batch = builder(plan=(100,), plan_seconds_max=30.0)
+    open_batch.add(0, segment(0), now=0.0)
+    open_batch.waited(10.0)
+
+    assert open_batch.due(now=9999.0) is None
+    assert open_batch.planned == (100,)
+
+
+def test_each_message_of_a_planned_range_begins_the_wait_anew() -> None:
+    """A range that comes slowly does come."""
+    open_batch = builder(plan=(100,), plan_seconds_max=30.0)
+    for offset in range(3):
+        open_batch.add(offset, segment(offset), now=25.0 * offset)
+        open_batch.waited(25.0)
+
+    assert open_batch.due(now=75.0) is None
+    assert open_batch.planned == (100,)
 
 
 def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
@@ -207,6 +230,7 @@ def test_no_message_is_in_no_batch_or_in_two(steps: list[int], plan: list[int], 
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)
 
     batches = [batch for offset in offsets for batch in open_batch.add(offset, segment(offset), now=0.0)]
+    open_batch.waited(99.0)
     rest = open_batch.due(now=99.0)
     batches += [rest] if rest else []
 

@@ -1,0 +1,14 @@
+"""Which simulated worlds a test run tries: from a random seed on, so that every run tries new ones."""
+
+from __future__ import annotations
+
+import os
+
+from ingest.testing.simulation.__main__ import random_start
+
+VARIABLE = "SIMULATION_START"
+
+
+def simulation_start() -> int:
+    """The first seed of this run. Parallel test processes inherit it from the one that reports it."""
+    return int(os.environ.setdefault(VARIABLE, str(random_start())))

@@ -1,0 +1,108 @@
+"""The end of a partition may hold no message (transaction markers); it is committed all the same."""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.testing.runtime import PARTITION
+from tests.kit.core_reader import Reader, reader
+
+
+def end_reached(runtime: Reader, position: int, end: int) -> None:
+    runtime.publish(on.EndReached(PARTITION, runtime.epoch(), position, end))
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+
+
+def test_the_offset_behind_a_transaction_marker_is_committed() -> None:
+    """Otherwise lag stays one, and grows by one with every transaction."""
+    runtime = reader()
+    runtime.segments(2)
+    runtime.settle()
+
+    end_reached(runtime, 2, 3)
+
+    assert runtime.committed == {PARTITION: 3}
+    assert runtime.pipeline.position(PARTITION) == (3, 3)
+
+
+def test_a_log_of_markers_alone_is_committed() -> None:
+    """No message was ever taken of it."""
+    runtime = reader()
+
+    end_reached(runtime, 0, 7)
+
+    assert runtime.committed == {PARTITION: 7}
+
+
+def test_the_next_marker_is_passed_too() -> None:
+    """The client's position stays behind the last message, ours is past the first marker."""
+    runtime = reader()
+    end_reached(runtime, 0, 1)
+
+    end_reached(runtime, 0, 2)
+
+    assert runtime.committed == {PARTITION: 2}
+
+
+def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
+    """It is committed when they settled."""
+    runtime = reader()
+    runtime.segments(2)
+    (out,) = runtime.dispatches()
+    end_reached(runtime, 2, 3)
+    assert runtime.committed == {PARTITION: 0}
+
+    runtime.flush(out)
+    runtime.advance(1.0)
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+
+    assert runtime.committed == {PARTITION: 3}
+
+
+def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
+    """Its messages are not even cut."""
+    runtime = reader(batch_age_seconds_max=60.0)
+    runtime.segments(1)
+
+    end_reached(runtime, 1, 5)
+
+    assert runtime.committed == {}
+
+
+def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> None:
+    """The client reports it while the messages before it are still on their way through the parser."""
+    runtime = reader()
+    end_reached(runtime, 2, 3)
+    assert runtime.committed == {}
+
+    runtime.segments(2)
+    runtime.settle()
+    runtime.advance(1.0)
+    runtime.acknowledge_commits()
+
+    assert runtime.committed == {PARTITION: 3}
+
+
+def test_an_end_of_a_former_assignment_says_nothing() -> None:
+    """The log of another epoch may be another log."""
+    runtime = reader()
+    runtime.publish(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
+    runtime.advance(1.0)
+
+    assert runtime.take(do.Commit) == []
+
+
+def test_passing_markers_costs_at_most_one_commit_an_interval() -> None:
+    """A producer may end a hundred transactions per second."""
+    runtime = reader(commit_interval_seconds=1.0)
+    commits = 0
+    for end in range(1, 101):
+        runtime.publish(on.EndReached(PARTITION, runtime.epoch(), 0, end))
+        runtime.advance(0.1)
+        commits += sum(isinstance(command, do.Commit) for command in runtime.commands)
+        runtime.acknowledge_commits()
+
+    assert 9 <= commits <= 10
+    assert runtime.committed[PARTITION] >= 90

@@ -1,0 +1,227 @@
+"""The ranges that a predecessor recorded wait for their messages, for as long as those can still come."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import CutReason
+from ingest.testing.runtime import PARTITION
+from tests.kit.core_reader import OTHER, Reader, ids, limits
+
+PLAN_SECONDS_MAX = 5.0
+
+
+def heir(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Reader:
+    """A reader that takes PARTITION over with recorded ranges."""
+    runtime = Reader(limits(batch_messages_max=100, plan_seconds_max=PLAN_SECONDS_MAX, **changed))
+    runtime.committed, runtime.records = {PARTITION: committed}, {PARTITION: record}
+    runtime.assign(PARTITION)
+    return runtime
+
+
+def lapse(runtime: Reader, seconds: float) -> None:
+    """Time passes while the loop runs."""
+    for _ in range(round(seconds / 0.1)):
+        runtime.advance(0.1)
+
+
+def end_reached(runtime: Reader, end: int) -> None:
+    """The client reports the end of the log."""
+    position = runtime.pipeline.position(PARTITION)[0]
+    runtime.publish(on.EndReached(PARTITION, runtime.epoch(), position, end))
+
+
+def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
+    runtime.acknowledge_commits()
+    return [(d.batch.offsets.start, d.batch.offsets.stop, d.batch.cut_by) for d in runtime.take(do.Dispatch)]
+
+
+def test_at_the_end_of_the_log_the_rest_of_a_range_is_given_up() -> None:
+    """The log ends before the planned end: it was truncated, or a replica lags behind for long."""
+    runtime = heir()
+    runtime.segments(3)
+    end_reached(runtime, 13)
+
+    lapse(runtime, PLAN_SECONDS_MAX - 0.2)
+    assert cuts(runtime) == []
+    lapse(runtime, 0.4)
+
+    assert cuts(runtime) == [(10, 13, CutReason.AGE)]
+
+
+def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> None:
+    """Nothing lies between what was taken and the planned end: nobody has to wait."""
+    runtime = heir()
+    runtime.segments(3)
+    end_reached(runtime, 20)
+    runtime.advance(0.1)
+
+    assert cuts(runtime) == [(10, 13, CutReason.PLANNED)]
+
+
+def test_a_range_waits_for_a_broker_that_delivers_nothing() -> None:
+    """Without the end of the log in sight, no silence says that the messages are gone."""
+    runtime = heir()
+    runtime.segments(3)
+
+    lapse(runtime, 10 * PLAN_SECONDS_MAX)
+    runtime.segments(2)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
+def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
+    """The in-flight bound is reached with a range half read: nobody asks for the rest of it."""
+    runtime = heir(in_flight_batches_max=1, record="1,5")
+    runtime.assign(OTHER)
+    runtime.segments(3)
+    end_reached(runtime, 13)
+    runtime.segments(1, source=OTHER)
+    runtime.advance(2.0)
+    (out,) = runtime.dispatches()
+
+    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    assert runtime.pipeline.paused
+    runtime.flush(out)
+    runtime.segments(2)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
+def test_a_reader_without_room_does_not_wait_for_messages() -> None:
+    """Before it pauses the consumer, it just polls nothing."""
+    runtime = heir(in_flight_batches_max=1, pause_after_seconds=60.0)
+    runtime.assign(OTHER)
+    runtime.segments(3)
+    end_reached(runtime, 13)
+    runtime.segments(1, source=OTHER)
+    runtime.advance(2.0)
+    (out,) = runtime.dispatches()
+
+    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    assert not runtime.pipeline.paused
+    runtime.flush(out)
+    runtime.segments(2)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
+def test_a_held_partition_does_not_wait_for_messages() -> None:
+    """Behind a stuck batch nothing more is fetched of it; the other partition is no witness."""
+    runtime = heir(pending_ranges_max=4, record="1,1,1,1,1,5")
+    runtime.segments(6)
+    end_reached(runtime, 16)
+    runtime.advance(0.0)
+    stuck, *rest = runtime.dispatches()
+    runtime.fail(stuck)
+    for dispatch in rest:
+        runtime.flush(dispatch)
+    assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
+
+    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    runtime.acknowledge_commits()
+    runtime.flush(runtime.take(do.Dispatch)[-1])
+    runtime.segments(3)
+
+    assert cuts(runtime) == [(14, 19, CutReason.PLANNED)]
+
+
+def test_a_drain_of_another_partition_is_no_time_of_fetching() -> None:
+    """The loop waits inside the client's callback, which fetches nothing."""
+    runtime = heir(drain_deadline_seconds=100.0)
+    runtime.assign(OTHER)
+    runtime.segments(3)
+    end_reached(runtime, 13)
+    runtime.segments(1, source=OTHER)
+    runtime.advance(2.0)
+    (out,) = runtime.dispatches()
+    runtime.publish(on.PartitionsRevoked((OTHER,)))
+
+    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    runtime.flush(out)
+    runtime.acknowledge_commits()
+    runtime.segments(2)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
+def test_a_process_that_stood_still_did_not_wait() -> None:
+    """SIGSTOP, or a suspended machine: the clock moves on, and nothing was fetched."""
+    runtime = heir()
+    runtime.segments(3)
+    end_reached(runtime, 13)
+    runtime.advance(0.1)
+
+    for _ in range(5):
+        runtime.advance(3600.0)
+    runtime.segments(2)
+
+    assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
+
+
+def test_a_record_with_another_owner_in_between_is_carried_on() -> None:
+    """A plan that waits stays in the record of every commit."""
+    runtime = heir(record="1,1,5")
+    runtime.segments(3)
+    runtime.settle()
+    lapse(runtime, 1.0)
+    runtime.acknowledge_commits()
+
+    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (11, "1,5")
+
+
+# Planned ranges that fill the byte bound
+
+
+def test_one_planned_range_after_the_other_is_completed_over_the_byte_bound() -> None:
+    """Parts of them fill the bound; without more messages none would ever end."""
+    runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=500, pause_after_seconds=0.5))
+    runtime.committed = {PARTITION: 0, OTHER: 0}
+    runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
+    runtime.assign(PARTITION, OTHER)
+    runtime.segments(2)
+    runtime.segments(3, source=OTHER)
+
+    lapse(runtime, 1.0)
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION, OTHER))]
+    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+
+    runtime.segments(2, source=OTHER)
+    assert runtime.take(do.Pause) == [do.Pause((OTHER,))]
+    (first,) = runtime.dispatches()
+    runtime.flush(first)
+
+    assert ids([first]) == ["0-5/blobs#1"]
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION, OTHER))]
+
+
+@pytest.mark.parametrize("event", [on.PartitionsRevoked((PARTITION,)), on.PartitionsLost((PARTITION,))])
+def test_the_range_that_is_completed_may_be_taken_away(event: on.Event) -> None:
+    """Then it is the next one's turn."""
+    runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=300, pause_after_seconds=0.5))
+    runtime.committed = {PARTITION: 0, OTHER: 0}
+    runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
+    runtime.assign(PARTITION, OTHER)
+    runtime.segments(4)
+    runtime.segments(3, source=OTHER)
+    lapse(runtime, 1.0)
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
+
+    runtime.publish(event)
+
+    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
+
+
+def test_a_range_over_the_byte_bound_is_given_up_at_the_end_of_the_log() -> None:
+    """The one that is fetched waits like any other."""
+    runtime = heir(in_flight_bytes_max=300, pause_after_seconds=0.5)
+    runtime.segments(3)
+    lapse(runtime, 1.0)
+    assert runtime.pipeline.paused
+    end_reached(runtime, 13)
+
+    lapse(runtime, PLAN_SECONDS_MAX + 0.3)
+
+    assert cuts(runtime) == [(10, 13, CutReason.AGE)]
