@@ -1,4 +1,4 @@
-"""A circuit breaker a sink, shared by the whole fleet through Redis.
+"""A circuit breaker per sink, shared by the fleet through Redis (docs/decisions/009-independent-sinks.md).
 
     closed ──▶ open        more than half of the window's calls failed, and at least `breaker_failures_min`
     open ──▶ half-open     the cool-down is over: one call, the probe, is let through (it holds a lease)

@@ -5,7 +5,8 @@
     ...                    ─┘   chord_failed       one of them gave up
 
 The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that news of a batch never
-waits behind the work of others. Messages carry names only, the bytes are staged. What the two need to know is the
+waits behind the work of others. Messages carry names only, the bytes are staged
+(docs/decisions/003-claim-check.md). What the two need to know is the
 chord's name, which is the task id of `complete`; Celery hands it to `chord_failed` as its argument.
 """
 

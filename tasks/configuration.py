@@ -2,7 +2,7 @@
 
 `configuration` is a pure function of the settings. `current` is what the file `celeryconfig.py` hands to Celery:
 it reads the environment when Celery asks for a value, never at an import.
-docs/decisions/005-celery-fleet.md has the measurements behind the pool, the version and the Redis options.
+docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md have the measurements behind version and pool.
 """
 
 from __future__ import annotations

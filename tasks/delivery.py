@@ -1,7 +1,7 @@
 """Gets the items of one flush task into their sink: all of them, or all but those that the sink will never take.
 
 Knows no Redis and no Celery. What is durable is noted in `Progress` as it happens, so that whatever interrupts
-a delivery, the next run goes on where this one was.
+a delivery, the next run goes on where this one was. docs/decisions/006-three-levels-of-retry.md has the levels.
 """
 
 from __future__ import annotations

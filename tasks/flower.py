@@ -5,6 +5,7 @@ page of a failed flush task gets a button that asks the batch's reader to try th
 
 Handlers are added to Flower's own list before it starts, which Flower does not promise to support: it is pinned
 (2.2), and a test presses the button. `tasks/flowerconfig.py` makes `celery -A tasks flower` use all of this too.
+Why so: docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations

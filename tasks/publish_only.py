@@ -1,4 +1,4 @@
-"""A result backend that counts chords and keeps no results.
+"""A result backend that counts chords and keeps no results (docs/decisions/029-chords-keep-no-results.md).
 
 Celery's Redis backend remembers every chord that it publishes (four results and four subscriptions each) until
 somebody asks for its outcome, which nobody here ever does: completions travel on the reader's stream. Kept, they

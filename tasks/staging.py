@@ -10,6 +10,9 @@ Besides the payloads and done marks of `tasks.wire`, the hash holds what must ou
 Redis keeps a batch for `staged_ttl_seconds`. A done mark is written by a script that Redis runs even at its memory
 limit, together with the removal of the payload: otherwise a full Redis could not be emptied by finishing work.
 Needs Redis 7 or Valkey.
+
+Why so: docs/decisions/003-claim-check.md, docs/decisions/004-marks-decide.md,
+docs/decisions/030-redis-memory-limit.md.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ class Incompatible(Exception):
 
 
 class Stage(StrEnum):
-    """The two chords of a batch, in order: no row is written before its blob."""
+    """The two chords of a batch, in order: no row is written before its blob.
+
+    docs/decisions/008-blob-before-rows.md
+    """
 
     BLOBS = "blobs"
     ROWS = "rows"

@@ -1,4 +1,7 @@
-"""When a batch is full (count, bytes), old (now), or must end because a predecessor ended it there (D14)."""
+"""When a batch is full (count, bytes), old (now), or must end because a predecessor ended it there.
+
+docs/decisions/001-batch-is-an-offset-range.md, docs/decisions/014-same-cut.md
+"""
 
 from __future__ import annotations
 

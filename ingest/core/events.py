@@ -12,7 +12,8 @@ class Assignment:
     """One partition that is ours from now on.
 
     `committed` is the group's committed offset (None: there is none, consumption starts where the reset
-    policy says). `record` is the metadata string stored with it: the cuts of the previous owner (D14).
+    policy says). `record` is the metadata string stored with it: the cuts of the previous owner
+    (docs/decisions/014-same-cut.md).
     """
 
     source: TopicPartition

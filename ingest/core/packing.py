@@ -2,6 +2,7 @@
 
 Pure: the same batch gives the same names, bytes and index. A name ends with a digest of the bytes, so an object
 that exists under it already is this very object, also when another release of the parser made other bytes.
+Why so: docs/decisions/027-packed-layout.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Every decision of one reader: `Pipeline.handle(event, now) -> list[Command]`.
 
-A batch's life: cut -> its boundary recorded with the partition (D14) -> waits for a slot -> the chord of its
-blobs -> the chord of its rows -> settled -> its offset committed once all before it settled too.
+A batch's life: cut -> its boundary recorded with the partition -> waits for a slot -> the chord of its blobs ->
+the chord of its rows -> settled -> its offset committed once all before it settled too.
 A chord that fails parks the batch until its retry; one that misses its deadline is started again, and parked too
 when that happens repeatedly.
+
+Why so: docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per-batch.md,
+docs/decisions/008-blob-before-rows.md, docs/decisions/010-drain-then-fence.md, docs/decisions/014-same-cut.md.
 
 The parts: `batching` (a batch until its cut), `flight` (after it), `ledger` (what may be committed), `commits`
 (when), `backpressure` (whether to take messages).

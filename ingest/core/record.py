@@ -1,7 +1,8 @@
-"""The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit (D14).
+"""The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit.
 
 Kafka stores up to 4095 bytes of it, unless told otherwise, and hands it to the next owner. Format: `1` then, for
 each batch in order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
+docs/decisions/014-same-cut.md says why it is kept there.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ def retry_seconds(batch_id: str, failures: int, first_seconds: float, cap_second
 
 
 class RejectRatio:
-    """The share of rejects among the last messages: past the limit it is a bad deploy, not bad messages (D7)."""
+    """The share of rejects among the last messages: past the limit it is a bad deploy, not bad messages.
+
+    docs/decisions/007-dead-letters-are-a-sink.md
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

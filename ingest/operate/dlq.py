@@ -1,4 +1,4 @@
-"""The dead-letter topic as operators see it: list, show, replay (DESIGN D7).
+"""The dead-letter topic as operators see it: list, show, replay (docs/decisions/007-dead-letters-are-a-sink.md).
 
 Two kinds of letters lie there. A *reject* is an original message that never parsed; replaying it produces it to
 the topic that it came from. A *refused item* is a row or blob that one sink refused; replaying it writes

@@ -10,6 +10,7 @@
 So a run that was cut off anywhere is finished by the next one. `replay_outcomes` stays: it is what was billed
 (that there was a replay, whose, and when), and has no content. Kafka, Redis and the dead-letter topic cannot
 delete single messages: what they could deliver again is waited for, and dead letters are named.
+Why so: docs/decisions/028-erase-in-place.md.
 """
 
 from __future__ import annotations

@@ -194,7 +194,10 @@ class Bounded:
 
 
 class RecordedFirst:
-    """A batch's end is stored before its first chord starts, or that was tried for long enough (D14)."""
+    """A batch's end is stored before its first chord starts, or that was tried for long enough.
+
+    docs/decisions/014-same-cut.md
+    """
 
     def __init__(self) -> None:
         self._stored: dict[tuple[str, TopicPartition], set[int]] = {}
@@ -216,10 +219,10 @@ class RecordedFirst:
 
 
 class SameCut:
-    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle (D14).
+    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle.
 
     A range may be given up only when its last message has expired, or when fetching ended before it for long
-    enough; however long the reader was paused, held, frozen or draining.
+    enough; however long the reader was paused, held, frozen or draining. docs/decisions/014-same-cut.md
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:

@@ -10,6 +10,7 @@ and the view `<table>_exact` that migrations create is that query. The request's
 rows' bytes as they are; nothing is decoded or encoded again. Rows are judged one by one (skipInvalidRows), so a
 refused row does not keep its neighbours out.
 https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
+Why not the Storage Write API: docs/decisions/024-insert-all.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kafka's errors, sorted, for a producer of dead letters.
 
 Every code that confluent-kafka knows stands in one of the sets; a test fails when an upgrade brings one that
-does not. There is no set for faulty items: see `dead_letter.py`.
+does not. There is no set for faulty items: see `sink.py`.
 """
 
 from __future__ import annotations

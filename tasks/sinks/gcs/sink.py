@@ -11,7 +11,7 @@ Storage takes about one write a second to one name (https://cloud.google.com/sto
 
 Credentials, endpoint and bucket checks are the official client's. The upload itself is one request of
 `uploadType=media` through libcurl, of which one thread has many on their way at once: a small part of the
-official client's CPU. docs/decisions/004-gcs-upload.md has the figures. The server checks the CRC32C that is sent
+official client's CPU. docs/decisions/021-gcs-upload.md has the figures. The server checks the CRC32C that is sent
 along, and the one that it answers with is compared again.
 """
 

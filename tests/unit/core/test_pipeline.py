@@ -199,7 +199,7 @@ def test_a_batch_cut_while_a_record_is_on_its_way_waits_for_the_next_one() -> No
 
 
 def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
-    """Cut by age in the first life, by the record in the second: the ids are the same (D14)."""
+    """Cut by age in the first life, by the record in the second: the ids are the same."""
     first = reader(batch_messages_max=100)
     for count in (3, 1, 2):
         first.segments(count)

@@ -148,7 +148,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
 def test_compose_has_every_part_and_opens_nothing_to_others():
-    """DESIGN's list; ports on the loopback only; ours without root and with a read-only image."""
+    """All parts are there; ports on the loopback only; ours without root and with a read-only image."""
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
     assert wanted | {"prometheus", "grafana", "migrate"} == set(services)

@@ -1,0 +1,248 @@
+"""A citation leads somewhere: paths, links, anchors, modules, tests and decision records, in code and in docs.
+
+Whoever moves a file finds here what still names its old place.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("ingest", "tasks", "tools", "benchmarks", "tests", "docs", "deploy")
+PACKAGES = ("ingest", "tasks", "tools", "benchmarks", "tests")
+CODE = {".py", ".js", ".sql", ".yml", ".yaml", ".toml", ".acl"}
+FOREIGN = {"vendor", "recordings", "__pycache__", "node_modules"}
+ME = Path(__file__).resolve()
+
+PATH = re.compile(rf"(?<![\w./-])(?:\./)?((?:{'|'.join(ROOMS)})/[\w./*-]*[\w*/])(::\w+)?(#[\w-]+)?(?![\w{{])")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FILE = re.compile(r"(?<![\w./{<-])([a-z_][\w/]*\.(?:py|md|sql))\b(?!\.)")
+DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)")
+HELD = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
+RECORD = re.compile(r"\b[Dd]ecisions? (\d{3})\b")
+# What a design of before the records was called. It is not in the repository.
+UNWRITTEN = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words of a file that can hold a citation, and where they stand."""
+
+    path: Path
+    line: int
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+
+def files() -> list[Path]:
+    """Everything that we wrote, and that a person reads."""
+    at_top = [
+        path for path in ROOT.iterdir() if path.suffix in CODE | {".md"} or path.name in ("Makefile", "Dockerfile")
+    ]
+    below = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in CODE | {".md"}]
+    found = [*at_top, *below, ROOT / ".ci" / "run"]
+    return sorted(path for path in found if path.is_file() and not FOREIGN & set(path.parts) and path != ME)
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """What a module defines or imports at its top, and the functions, classes and methods anywhere in it."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            found |= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    return frozenset(found)
+
+
+@cache
+def anchors_in(path: Path) -> frozenset[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
+    found: list[str] = []
+    for heading in headings:
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
+        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
+    return frozenset(found)
+
+
+@cache
+def all_paths() -> frozenset[str]:
+    return frozenset("/" + path.relative_to(ROOT).as_posix() for path in files())
+
+
+def texts(path: Path) -> Iterator[Text]:
+    """Of Python the comments and strings (strings of tests name what does not exist), of all else every line."""
+    if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
+        yield from prose(path)
+        return
+    source = path.read_text()
+    if path.suffix != ".py":
+        yield from (Text(path, number, line) for number, line in enumerate(source.splitlines(), 1))
+        return
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            first = token.start[0]
+            yield from (Text(path, first + below, line) for below, line in enumerate(token.string.splitlines()))
+
+
+def prose(path: Path) -> Iterator[Text]:
+    """Of Python the comments and docstrings: other strings may name files that do not exist, on purpose."""
+    if path.suffix != ".py":
+        yield from texts(path)
+        return
+    source = path.read_text()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield Text(path, token.start[0], token.string)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if ast.get_docstring(node) and isinstance(first, ast.Expr):
+                for below, line in enumerate(ast.get_docstring(node, clean=False).splitlines()):  # type: ignore[union-attr]
+                    yield Text(path, first.lineno + below, line)
+
+
+def broken_paths(text: Text) -> Iterator[str]:
+    """Paths from the root, of modules also without their ending.
+
+    `docs/runbook.md#replayshalted`, `tests/e2e/test_demo.py::test_x`, `deploy/*/*.yml`, `tasks/wire`
+    """
+    for cited, test, anchor in PATH.findall(re.sub(r"https?://\S+", "", text.words)):
+        if not next(ROOT.glob(cited.rstrip("/")), None) and not (ROOT / f"{cited}.py").exists():
+            yield cited
+        elif test and test[2:] not in names_in(ROOT / cited):
+            yield cited + test
+        elif anchor and cited.endswith(".md") and anchor[1:] not in anchors_in(ROOT / cited):
+            yield cited + anchor
+
+
+def broken_links(text: Text) -> Iterator[str]:
+    """`[words](page.md#heading)`, from the page that holds it."""
+    for target in LINK.findall(text.words):
+        if re.match(r"[a-z]+:", target):
+            continue
+        page, _, anchor = target.partition("#")
+        there = (text.path.parent / page).resolve() if page else text.path
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors_in(there)):
+            yield target
+
+
+def broken_files(text: Text) -> Iterator[str]:
+    """`core/ledger.py`, `test_x.py`: the end of some file's path."""
+    for cited in FILE.findall(re.sub(r"https?://\S+", "", text.words)):
+        if not any(path.endswith("/" + cited) for path in all_paths()) and not (ROOT / cited).exists():
+            yield cited
+
+
+def broken_names(text: Text) -> Iterator[str]:
+    """`tasks.stored.read_replay`, `python -m tools.gameday.run`: a package or module, and perhaps a name in it."""
+    for cited in DOTTED.findall(re.sub(r"https?://\S+", "", text.words)):
+        parts = cited.split(".")
+        for depth in range(len(parts), 0, -1):
+            place = ROOT.joinpath(*parts[:depth])
+            module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            if module.exists():
+                if depth < len(parts) and parts[depth] not in names_in(module):
+                    yield cited
+                break
+
+
+def broken_holders(text: Text) -> Iterator[str]:
+    """ "`complete` in `tasks/flush.py`", "`ingest/core/model.py` (`Batch`)": the name is in the file."""
+    for one, two, holder, place, name in HELD.findall(text.words):
+        path = ROOT / (holder or place)
+        if path.exists():
+            yield from (f"{cited} in {path.name}" for cited in (one, two, name) if cited and not held(cited, path))
+
+
+def held(cited: str, path: Path) -> bool:
+    return all(part in names_in(path) for part in cited.split("."))
+
+
+def broken_records(text: Text) -> Iterator[str]:
+    """`decision 014`, and what was called otherwise before there were records."""
+    for number in RECORD.findall(text.words):
+        if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
+            yield f"decision {number}"
+    yield from UNWRITTEN.findall(text.words)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_citation_leads_somewhere(path: Path):
+    """In comments, strings, docs and deployment files."""
+    broken = [f"{text}: {cited}" for text in texts(path) for cited in (*broken_paths(text), *broken_records(text))]
+    for text in prose(path):
+        found = [*broken_files(text), *broken_names(text), *broken_holders(text)]
+        if path.suffix == ".md":
+            found += broken_links(text)
+        broken += [f"{text}: {cited}" for cited in found]
+    assert broken == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "see docs/decisions/999-nothing.md",
+        "see docs/runbook.md#no-such-heading",
+        "tests/unit/test_citations.py::test_nothing_of_the_kind",
+        "ingest/nothing/*.py",
+        "decision 999 says so",
+        "as D" + "9 has it",
+        "the DES" + "IGN has it",
+    ],
+)
+def test_a_citation_of_nothing_is_found(words: str):
+    """Each kind, wherever it stands."""
+    text = Text(ROOT / "README.md", 1, words)
+
+    assert [*broken_paths(text), *broken_records(text)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "`core/nothing.py`",
+        "ingest.core.nothing",
+        "tasks.stored.nothing",
+        "[a](docs/nothing.md)",
+        "[a](README.md#nothing)",
+    ],
+)
+def test_a_citation_of_nothing_is_found_in_prose(words: str):
+    """Files by the end of their path, names in modules, links."""
+    text = Text(ROOT / "README.md", 1, words)
+
+    assert [*broken_files(text), *broken_names(text), *broken_holders(text), *broken_links(text)]
+
+
+def test_what_exists_may_be_cited():
+    """Every kind again, with something at its end."""
+    words = (
+        "docs/decisions/014-same-cut.md docs/runbook.md#erase-a-replay deploy/*/*.yml decision 014 "
+        "tests/unit/test_architecture.py::test_a_message_takes_no_step_back ingest.core.parse.parse "
+        "tasks.stored.read_replay [a](docs/rows.md) [b](ARCHITECTURE.md#words) MD5 3D "
+        "`core/ledger.py` `Staging.report` in `tasks/staging.py` https://example.org/tasks/nothing.py"
+    )
+    text = Text(ROOT / "README.md", 1, words)
+
+    found = (broken_paths, broken_records, broken_files, broken_names, broken_holders, broken_links)
+    assert [cited for check in found for cited in check(text)] == []
