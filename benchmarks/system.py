@@ -35,6 +35,7 @@ from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
 from ingest.local.stack import Stack
 from ingest.settings import Settings
+from tasks.units import MiB
 
 BENCH_DIRECTORY = Path(".bench")
 STARTED_AT = 1_790_000_000
@@ -408,7 +409,7 @@ def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[flo
         {
             "bootstrap.servers": settings.kafka_brokers,
             "linger.ms": 5,
-            "message.max.bytes": 16 * 1024 * 1024,
+            "message.max.bytes": 16 * MiB,
             "queue.buffering.max.kbytes": 65536,
             "compression.type": "lz4",
         }

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.loading import SettingsError, load_strictly
-from tasks.settings import KiB, MiB
 from tasks.settings import Settings as FleetSettings
+from tasks.units import KiB, MiB
 
 __all__ = ["Settings", "SettingsError", "load"]
 

@@ -18,7 +18,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError as UnreadableSetting
 
-from tasks.settings import ENV_PREFIX, FILE_VARIABLE, MiB, Settings
+from tasks.settings import ENV_PREFIX, FILE_VARIABLE, Settings
+from tasks.units import MiB
 
 # What begins with the prefix and is no setting: the file itself, and what the embedded stack and tests look at.
 OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")

@@ -19,9 +19,10 @@ from tasks.coordination import Coordination
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
 from tasks.names import ControlTask
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.base import Sink
 from tasks.tools import tools
+from tasks.units import MiB
 from tasks.wire import Completion, CompletionKind, DeadLetter, SinkName
 
 log = get_task_logger(__name__)

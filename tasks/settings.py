@@ -23,9 +23,6 @@ from tasks.wire import SinkName
 ENV_PREFIX = "REPLAYS_"
 FILE_VARIABLE = "REPLAYS_SETTINGS_FILE"
 
-KiB = 1024
-MiB = 1024 * KiB
-
 
 class Settings(BaseSettings):
     """What a flush worker needs to know. The reader's settings extend these."""

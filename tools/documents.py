@@ -161,11 +161,11 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
 PARTS: dict[str, dict[str, Callable[[], str]]] = {"ARCHITECTURE.md": {"imports": imports.table}}
 
 
-def rendered(root: Path = ROOT) -> dict[str, str]:
+def rendered() -> dict[str, str]:
     """Each page's path and its text."""
     pages = {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
     for path, parts in PARTS.items():
-        pages[path] = (root / path).read_text()
+        pages[path] = (ROOT / path).read_text()
         for name, make in parts.items():
             pages[path] = _with_part(pages[path], name, make())
     return pages
@@ -181,12 +181,12 @@ def _with_part(page: str, name: str, text: str) -> str:
     return f"{before}{begin}{text}\n{end}{after}"
 
 
-def stale(root: Path = ROOT) -> list[str]:
+def stale() -> list[str]:
     """The pages that do not say what the code says."""
     return [
         path
-        for path, text in rendered(root).items()
-        if not (root / path).exists() or (root / path).read_text() != text
+        for path, text in rendered().items()
+        if not (ROOT / path).exists() or (ROOT / path).read_text() != text
     ]
 
 

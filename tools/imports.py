@@ -59,10 +59,12 @@ CORE_STANDARD = (
 CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "open", "print")
 
 TABLE: tuple[Package, ...] = (
-    Package(("tasks.errors", "tasks.names", "tasks.wire"), ours=(), libraries={EVERYWHERE: ("msgspec",)}),
+    Package(
+        ("tasks.errors", "tasks.names", "tasks.units", "tasks.wire"), ours=(), libraries={EVERYWHERE: ("msgspec",)}
+    ),
     Package(
         ("tasks.loading", "tasks.settings"),
-        ours=("tasks.wire",),
+        ours=("tasks.units", "tasks.wire"),
         libraries={EVERYWHERE: ("pydantic", "pydantic_settings")},
     ),
     Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
@@ -107,11 +109,15 @@ TABLE: tuple[Package, ...] = (
     ),
     Package(
         ("ingest.core",),
-        ours=("tasks.wire",),
+        ours=("tasks.units", "tasks.wire"),
         libraries={EVERYWHERE: ("deflate", "isal", "msgspec", "xxhash")},
         standard=CORE_STANDARD,
     ),
-    Package(("ingest.settings",), ours=("tasks.loading", "tasks.settings"), libraries={EVERYWHERE: ("pydantic",)}),
+    Package(
+        ("ingest.settings",),
+        ours=("tasks.loading", "tasks.settings", "tasks.units"),
+        libraries={EVERYWHERE: ("pydantic",)},
+    ),
     Package(
         ("ingest.observe",),
         libraries={
@@ -122,7 +128,7 @@ TABLE: tuple[Package, ...] = (
     ),
     Package(
         ("ingest.reader.kafka", "ingest.reader.ports", "ingest.reader.runtime"),
-        ours=("ingest.core",),
+        ours=("ingest.core", "tasks.kafka.records", "tasks.units"),
         libraries={EVERYWHERE: ("structlog",), "ingest.reader.kafka": ("confluent_kafka",)},
     ),
     Package(

@@ -81,7 +81,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     """One dead letter: where it came from, why it is here, and what is in it."""
     from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, letters
     from ingest.operate.inspect import describe, render
-    from ingest.reader.process import rules_of
+    from ingest.reader.configuration import rules_of
 
     loaded = settings()
     try:

@@ -55,7 +55,7 @@ def check(as_json: bool) -> None:
 def inspect(file: Any, as_json: bool) -> None:
     """What one message (the Kafka value, in FILE or - for stdin) contains and which rows it would make."""
     from ingest.operate.inspect import describe, render
-    from ingest.reader.process import rules_of
+    from ingest.reader.configuration import rules_of
 
     description = describe(file.read(), rules_of(settings()))
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MiB = 1024 * 1024
+from tasks.units import MiB
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ import msgspec
 import xxhash
 
 from ingest.core.model import Batch, Blob, Row, Segment
+from tasks.units import MiB
 
-OBJECT_BYTES_MAX = 16 * 1024 * 1024
+OBJECT_BYTES_MAX = 16 * MiB
 """A larger object is only made for one recording that is larger by itself."""
 
 INDEX_TABLE = "replay_objects"

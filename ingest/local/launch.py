@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from ingest.settings import Settings
-
-GiB = 1024**3
+from tasks.units import GiB
 
 # The stand-ins write a file an object and wait for the disk; in memory the demo takes half the time.
 MEMORY_DIRECTORY = Path("/dev/shm")

@@ -53,11 +53,9 @@ class Health:
         return self.metrics.registry
 
 
-def turned_seconds(
-    turned_at: Callable[[], float], clock: Callable[[], float] = time.monotonic
-) -> Callable[[], float]:
-    """How long ago a loop went round, given when it last did."""
-    return lambda: max(0.0, clock() - turned_at())
+def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
+    """How long ago a loop went round, given when it last did (monotonic seconds)."""
+    return lambda: max(0.0, time.monotonic() - turned_at())
 
 
 def serve(health: Health) -> Probes:

@@ -1,13 +1,10 @@
-"""The reader's log: its set-up, and the one line that tells a batch's whole life."""
+"""The one log line that tells a batch's whole life. How logs look is `tasks.observe.logs`."""
 
 from __future__ import annotations
 
 import structlog
 
 from ingest.observe.journal import End, Journey
-from tasks.observe.logs import clean, configure, redact
-
-__all__ = ["batch_line", "clean", "configure", "redact"]
 
 log = structlog.get_logger("ingest.batch")
 

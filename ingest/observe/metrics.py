@@ -24,7 +24,7 @@ from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
 from ingest.observe.snapshot import Snapshot, take
 from ingest.settings import Settings
-from tasks.observe.meters import Meters, dogstatsd
+from tasks.observe.meters import Kind, Meters, dogstatsd
 
 SNAPSHOT_SECONDS = 1.0
 FUTURE_SECONDS_MAX = 86_400.0  # a `received` further ahead than that is a broken clock, not a latency
@@ -124,7 +124,7 @@ class Metrics:
         """Series that must exist at zero, so that an alert sees their first increment."""
         meters, settings = self.meters, self._settings
         for definition in DEFINITIONS:
-            if definition.kind != "gauge" and not definition.labels:
+            if definition.kind is not Kind.GAUGE and not definition.labels:
                 meters.touch(definition.name)
         named: dict[str, Iterable[str]] = {"rejects": reasons, "warnings": warnings, **_TOUCHED}
         for name, values in named.items():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import structlog
 
 LINES_MAX = 200
+CHECK_SECONDS_MAX = 1.0
 log = structlog.get_logger(__name__)
 
 
@@ -41,13 +42,12 @@ class StuckDetector:
         self,
         turned_seconds: Callable[[], float],
         silent_seconds_max: float,
-        on_stuck: Callable[[dict[str, list[str]]], None] = lambda stacks: None,
-        check_seconds: float = 1.0,
+        on_stuck: Callable[[dict[str, list[str]]], None],
     ) -> None:
         self._turned_seconds = turned_seconds
         self._silent_seconds_max = silent_seconds_max
         self._on_stuck = on_stuck
-        self._check_seconds = min(check_seconds, silent_seconds_max / 4)
+        self._check_seconds = min(CHECK_SECONDS_MAX, silent_seconds_max / 4)
         self._reported = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stuck-detector", daemon=True)

@@ -19,10 +19,10 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Reject, Segment
 from ingest.core.pipeline import Pipeline
+from ingest.reader.configuration import consumer_config, limits_of, rules_of
 from ingest.reader.encoding import Encoder
 from ingest.reader.kafka import KafkaSource
 from ingest.reader.parsing.inline import InlineParser
-from ingest.reader.process import consumer_config, limits_of, rules_of
 from ingest.reader.runtime import Runtime
 from ingest.reader.tenant_gate import TenantGate
 from ingest.settings import Settings

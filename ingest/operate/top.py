@@ -50,9 +50,9 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
             time.sleep(seconds)
 
 
-def picture(settings: Settings, columns: int = PICTURE_COLUMNS) -> str:
+def picture(settings: Settings) -> str:
     """The page as it is now, as an SVG document: for a report, and for the README."""
-    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(page(collect(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
 

@@ -30,6 +30,7 @@ from tasks.coordination import Coordination
 from tasks.errors import shortened
 from tasks.settings import Settings
 from tasks.staging import RedisFull, Staging
+from tasks.units import MiB
 from tasks.wire import ChordName, Manifest, reference
 
 log = structlog.get_logger(__name__)
@@ -38,7 +39,7 @@ Command = do.Dispatch | do.Park | do.Discard
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
 # What was encoded for a stage that did not start yet. What does not fit is encoded again.
-UNSENT_BYTES_MAX = 32 * 1024 * 1024
+UNSENT_BYTES_MAX = 32 * MiB
 # After Redis failed, commands fail at once for this long instead of each waiting for its own time-out.
 DOWN_SECONDS = 1.0
 # Tasks stop retrying a little before the core stops waiting, so that it hears of the failure instead of silence.

@@ -30,9 +30,11 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
+from tasks.kafka.records import as_bytes
+from tasks.units import MiB
 
 POLL_MESSAGES_MAX = 200
-POLL_BYTES_MAX = 8 * 1024 * 1024
+POLL_BYTES_MAX = 8 * MiB
 CALL_SECONDS_MAX = 10.0
 COMMITS_REMEMBERED_MAX = 16
 LIBRARY_LINE_SECONDS = 10.0
@@ -206,9 +208,9 @@ class KafkaSource:
             source=TopicPartition(self.topic, partition),
             epoch=self._epochs[partition],
             offset=offset,
-            value=_bytes(polled.value()) or b"",
-            key=_bytes(polled.key()),
-            headers=tuple((pair[0], _bytes(pair[1])) for pair in polled.headers() or ()),
+            value=as_bytes(polled.value()) or b"",
+            key=as_bytes(polled.key()),
+            headers=tuple((pair[0], as_bytes(pair[1])) for pair in polled.headers() or ()),
             timestamp_ms=timestamp[1] if timestamp[0] else 0,
         )
 
@@ -370,7 +372,3 @@ class _LibraryLog:
             self._told.clear()
         self._told[alike] = (now, 0)
         log.log(max(logging.INFO, min(level, logging.WARNING)), "librdkafka", line=line, left_out=left_out)
-
-
-def _bytes(value: str | bytes | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value

@@ -9,14 +9,12 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.limits import Limits
-from ingest.core.parse import REASONS, WARNINGS, ParseRules
+from ingest.core.parse import REASONS, WARNINGS
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
 from ingest.observe.health import Health, serve, turned_seconds
@@ -25,6 +23,7 @@ from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
 from ingest.observe.stuck import StuckDetector
 from ingest.observe.tracing import Tracing
+from ingest.reader.configuration import consumer_config, limits_of, rules_of
 from ingest.reader.dispatch import Dispatcher
 from ingest.reader.kafka import ConsumerFailed, KafkaSource
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
@@ -34,7 +33,6 @@ from ingest.reader.tenant_gate import TenantGate
 from ingest.reader.tenant_rules import TenantRefresh, TenantStore
 from ingest.settings import Settings
 from tasks.connection import connect
-from tasks.kafka.options import kafka_options
 from tasks.observe import logs, telemetry
 
 log = structlog.get_logger(__name__)
@@ -43,34 +41,6 @@ EXIT_HALTED = 3
 
 class ReaderFailed(Exception):
     """The reader cannot go on. The text says why and what to do."""
-
-
-def limits_of(settings: Settings) -> Limits:
-    """The core's bounds, by their common names."""
-    names = Limits.__dataclass_fields__
-    return Limits(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
-
-
-def rules_of(settings: Settings) -> ParseRules:
-    """The parser's bounds and sampling rates, by their common names."""
-    names = ParseRules.__dataclass_fields__
-    return ParseRules(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
-
-
-def consumer_config(settings: Settings) -> dict[str, Any]:
-    """The librdkafka properties of the reader's consumer."""
-    config: dict[str, Any] = {
-        "group.id": settings.kafka_group,
-        "session.timeout.ms": int(settings.kafka_session_timeout_seconds * 1000),
-        "heartbeat.interval.ms": max(100, int(settings.kafka_session_timeout_seconds * 1000 / 10)),
-        "max.poll.interval.ms": max(300_000, int(settings.kafka_session_timeout_seconds * 1000)),
-        "queued.max.messages.kbytes": settings.kafka_queued_bytes_max // 1024,
-        "fetch.message.max.bytes": 1024 * 1024,
-        "fetch.wait.max.ms": 100,
-    }
-    if settings.kafka_instance_id:
-        config["group.instance.id"] = settings.kafka_instance_id
-    return {**config, **kafka_options(settings)}
 
 
 def reader_id(settings: Settings) -> str:

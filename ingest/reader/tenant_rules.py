@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -80,10 +79,9 @@ class TenantStore:
 class TenantRefresh:
     """The thread that keeps a gate's rules and tokens fresh."""
 
-    def __init__(self, store: TenantStore, gate: TenantGate, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: TenantStore, gate: TenantGate) -> None:
         self._store = store
         self._gate = gate
-        self._clock = clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tenants", daemon=True)
 
@@ -104,7 +102,7 @@ class TenantRefresh:
             for project, limit in rules.limits.items()
             if project in wanted or project not in self._gate.rules.limits
         }
-        self._gate.grant(rules, tokens, self._clock())
+        self._gate.grant(rules, tokens, time.monotonic())
 
     def _run(self) -> None:
         failing = False

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-MiB = 1024 * 1024
+from tasks.units import MiB
+
 INFLATED_BYTES_MAX = 128 * MiB  # the reader refuses 100 MiB by default, a video comes on top
 VIDEO_MARK = 1
 VIDEO_HEADER_BYTES = 5

@@ -27,7 +27,8 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from tasks.kafka.options import kafka_options
 from tasks.kafka.records import Record, record_of
-from tasks.settings import KiB, MiB, Settings
+from tasks.settings import Settings
+from tasks.units import KiB, MiB
 
 CALL_SECONDS_MAX = 15.0
 POLL_SECONDS = 1.0

@@ -9,8 +9,9 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from tasks.kafka.options import kafka_options
 from tasks.migrate.step import DAY_MILLISECONDS
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.dead_letter import sink as dead_letter
+from tasks.units import MiB
 
 SOURCE_PARTITIONS = 4
 SOURCE_MESSAGE_BYTES_MAX = 15_000_000

@@ -8,14 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from enum import StrEnum
+from typing import Any, Protocol
 
 from datadog.dogstatsd.base import DogStatsd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from tasks.settings import Settings
 
-Kind = Literal["counter", "gauge", "histogram"]
+
+class Kind(StrEnum):
+    """What an instrument does with a value."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Across(StrEnum):
+    """How a gauge of several processes becomes one: the `multiprocess_mode` of the Prometheus client."""
+
+    LIVE_SUM = "livesum"
+    LIVE_MAX = "livemax"
+
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 LONG_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
@@ -33,7 +48,7 @@ class Definition:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
-    across_processes: Literal["sum", "max", "livesum", "livemax"] = "livesum"
+    across_processes: Across = Across.LIVE_SUM
 
     @property
     def base_name(self) -> str:
@@ -43,9 +58,9 @@ class Definition:
     @property
     def prometheus_names(self) -> tuple[str, ...]:
         """Names under which series of it are found in Prometheus."""
-        if self.kind == "counter":
+        if self.kind is Kind.COUNTER:
             return (f"{self.base_name}_total",)
-        if self.kind == "gauge":
+        if self.kind is Kind.GAUGE:
             return (self.base_name,)
         return tuple(f"{self.base_name}_{part}" for part in ("bucket", "sum", "count"))
 
@@ -133,8 +148,8 @@ class Meters:
 
 def _instrument(definition: Definition, registry: CollectorRegistry) -> Any:
     name, text, labels = definition.base_name, definition.help, definition.labels
-    if definition.kind == "counter":
+    if definition.kind is Kind.COUNTER:
         return Counter(name, text, labels, registry=registry)
-    if definition.kind == "gauge":
-        return Gauge(name, text, labels, registry=registry, multiprocess_mode=definition.across_processes)
+    if definition.kind is Kind.GAUGE:
+        return Gauge(name, text, labels, registry=registry, multiprocess_mode=definition.across_processes.value)
     return Histogram(name, text, labels, registry=registry, buckets=definition.buckets or SECONDS)

@@ -22,7 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from tasks.loading import load_fleet
 from tasks.names import sink_of
-from tasks.observe.meters import BYTES, COUNTS, SECONDS, Definition, Meters, dogstatsd
+from tasks.observe.meters import BYTES, COUNTS, SECONDS, Definition, Kind, Meters, dogstatsd
 from tasks.observe.probes import Probes
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
@@ -44,7 +44,7 @@ class RunOutcome(StrEnum):
 DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         _W + "flushes",
-        "counter",
+        Kind.COUNTER,
         "runs",
         "Runs of flush tasks, by sink and outcome: done, already_done (its mark was set: a repetition), put_off "
         "(tried again later), gave_up (the reader parks the batch), failed (an error that no retry mends).",
@@ -52,52 +52,54 @@ DEFINITIONS: tuple[Definition, ...] = (
     ),
     Definition(
         _W + "flush_seconds",
-        "histogram",
+        Kind.HISTOGRAM,
         "seconds",
         "Runs that got as far as calling the sink: from the start of the run to its end.",
         ("sink",),
         SECONDS,
     ),
-    Definition(_W + "flush_items", "histogram", "items", "Items of a run that was done.", ("sink",), COUNTS),
-    Definition(_W + "flush_bytes", "histogram", "bytes", "Staged bytes of a run that was done.", ("sink",), BYTES),
+    Definition(_W + "flush_items", Kind.HISTOGRAM, "items", "Items of a run that was done.", ("sink",), COUNTS),
+    Definition(
+        _W + "flush_bytes", Kind.HISTOGRAM, "bytes", "Staged bytes of a run that was done.", ("sink",), BYTES
+    ),
     Definition(
         _W + "retries",
-        "counter",
+        Kind.COUNTER,
         "runs",
         "Runs that ended with Celery's retry (backoff with full jitter).",
         ("sink",),
     ),
     Definition(
         _W + "breaker_refusals",
-        "counter",
+        Kind.COUNTER,
         "runs",
         "Runs put off without a call, since the sink's circuit breaker was open.",
         ("sink",),
     ),
     Definition(
         _W + "items_refused",
-        "counter",
+        Kind.COUNTER,
         "items",
         "Items that a sink will never take; they became dead letters with the sink's error.",
         ("sink",),
     ),
     Definition(
         _W + "completions",
-        "counter",
+        Kind.COUNTER,
         "chords",
         "Ends of chords told to a reader: done, failed, or nobody (an older chord, or a batch that is gone).",
         ("kind",),
     ),
     Definition(
         _W + "busy_processes",
-        "gauge",
+        Kind.GAUGE,
         "processes",
         "Pool processes (or threads) that run a flush task now, by sink.",
         ("sink",),
     ),
     Definition(
         _W + "heartbeat_seconds",
-        "gauge",
+        Kind.GAUGE,
         "seconds",
         "Since the worker last showed itself to the broker. Over 15: it lost Redis.",
     ),

@@ -106,11 +106,6 @@ def traceparent_of(span: Any) -> str:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
-def headers(traceparent: str) -> dict[str, str]:
-    """The Celery headers of a chord's tasks; nothing while there is no trace."""
-    return {HEADER: traceparent} if traceparent else {}
-
-
 @contextmanager
 def sink_span(request: Any, sink: str, **attributes: Any) -> Iterator[None]:
     """The work of one flush task on its sink, below its batch's span. `request` is the Celery task's."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ingest.testing.messages import envelope, frame, video_recording
-from tasks.settings import MiB
+from tasks.units import MiB
 from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)

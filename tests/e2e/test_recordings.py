@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from tasks.settings import MiB
+from tasks.units import MiB
 from tests.kit.paths import foreign_fixtures
 from tests.kit.recordings import RECORDINGS, inflated
 from tests.kit.whole_system import System

@@ -23,7 +23,7 @@ from ingest.core import record
 from ingest.local.compare.letters import read_letters
 from ingest.local.load.expectation import Expectation
 from ingest.local.servers import java_kafka
-from ingest.reader.process import limits_of
+from ingest.reader.configuration import limits_of
 from tasks.connection import connect
 from tasks.sinks.bigquery.sink import client as bigquery_client
 from tests.kit.whole_system import System

@@ -27,8 +27,8 @@ from ingest.local.servers.processes import Child, free_port, wait_until
 from ingest.local.stack import KafkaKind, Stack
 from tasks.kafka.options import kafka_options
 from tasks.migrate import migrate
-from tasks.settings import MiB
 from tasks.sinks.clickhouse.sink import client
+from tasks.units import MiB
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 QUICK = {

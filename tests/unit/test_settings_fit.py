@@ -9,7 +9,7 @@ import pytest
 from ingest.core.limits import Limits
 from ingest.core.parse import ParseRules
 from ingest.operate.check import deadlines
-from ingest.reader.process import limits_of, rules_of
+from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
 

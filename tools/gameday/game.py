@@ -26,7 +26,7 @@ from ingest.local.servers.fault_proxy import FaultProxy, Pass
 from ingest.local.servers.processes import HOST, LocalError, free_port
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import KafkaKind, Stack
-from tasks.settings import MiB
+from tasks.units import MiB
 from tools.gameday.load import Load
 from tools.gameday.prometheus import Alert, Prometheus, runbook_has
 from tools.gameday.result import FACTOR, Played

@@ -16,8 +16,8 @@ import msgspec
 
 from ingest.local.load.manifest import Entry
 from ingest.local.load.relay import ENVELOPE_TYPE, Message
+from tasks.units import MiB
 
-MiB = 1024 * 1024
 BODY = zlib.compress(
     b'[{"type":4,"data":{"href":"https://shop.fernhill.example/","width":1,"height":1},"timestamp":1}]'
 )

@@ -14,6 +14,8 @@ from typing import Literal, Self
 
 import msgspec
 
+from tasks.units import MiB
+
 VERSION = 1
 Kind = Literal["segment", "video", "reject"]
 
@@ -83,7 +85,7 @@ class Writer:
     """Appends to a new manifest file."""
 
     def __init__(self, path: Path, header: Header) -> None:
-        self._file = path.open("wb", buffering=1 << 20)
+        self._file = path.open("wb", buffering=1 * MiB)
         self._encoder = msgspec.json.Encoder()
         self._put(header)
 

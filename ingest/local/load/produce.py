@@ -32,7 +32,8 @@ from ingest.local.load.pages import make_site
 from ingest.local.load.relay import Message
 from ingest.local.load.sessions import Session
 from tasks.kafka.options import kafka_options
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
+from tasks.units import MiB
 
 PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB

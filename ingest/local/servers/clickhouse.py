@@ -33,8 +33,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ingest.local.servers.base import HttpServer, Server, answers_http
 from ingest.local.servers.processes import HOST, Children
+from tasks.units import MiB
 
-MiB = 1024 * 1024
 REQUEST_BYTES_MAX = 256 * MiB
 QUERIES_AT_ONCE = 4
 QUERY_MEMORY_BYTES_MAX = 2048 * MiB

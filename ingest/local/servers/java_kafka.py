@@ -23,6 +23,7 @@ from ingest.local.servers.base import Server
 from ingest.local.servers.kafka import answers_metadata
 from ingest.local.servers.processes import HOST, Children, LocalError, free_port
 from ingest.local.servers.tls import Certificates, make_certificates
+from tasks.units import MiB
 
 KAFKA_VERSION = "4.3.1"
 JAVA_VERSION_MIN = 17
@@ -233,12 +234,12 @@ class JavaKafka(Server):
             # A broker that was killed is fenced until its old session ends: 9 s by default.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
-            "message.max.bytes": str(16 * 1024 * 1024),
+            "message.max.bytes": str(16 * MiB),
             "auto.create.topics.enable": "false",
             "num.network.threads": "2",
             "num.io.threads": "2",
             "background.threads": "2",
-            "log.cleaner.dedupe.buffer.size": str(8 * 1024 * 1024),
+            "log.cleaner.dedupe.buffer.size": str(8 * MiB),
             **self._secure_properties(),
             **self.options,
         }

@@ -25,12 +25,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from ingest.local.servers.base import HttpServer, Server, answers_http
 from ingest.local.servers.processes import HOST, Children, free_port
+from tasks.units import MiB
 
 PACKETS_KEPT_MAX = 100_000
 SERIES_MAX = 100_000
 VALUES_KEPT_MAX = 10_000
 # Bursts arrive faster than Python reads: let the kernel hold them (it may grant less).
-RECEIVE_BUFFER_BYTES = 8 * 1024 * 1024
+RECEIVE_BUFFER_BYTES = 8 * MiB
 DATAGRAM_BYTES_MAX = 65535
 KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
 

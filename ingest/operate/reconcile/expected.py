@@ -19,9 +19,9 @@ from ingest.core.parse.rows import believable
 from ingest.operate.dlq import Selection, letters
 from ingest.operate.reconcile.account import Account, ReconcileFailed
 from ingest.operate.reconcile.topic import Span
+from ingest.reader.configuration import rules_of
 from ingest.reader.encoding import items_of
 from ingest.reader.parsing.inline import shed
-from ingest.reader.process import rules_of
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.reader.tenant_rules import TenantStore
 from ingest.settings import Settings

@@ -13,7 +13,7 @@ from ingest.core.model import Message, TopicPartition
 from ingest.settings import Settings
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
-from tasks.settings import MiB
+from tasks.units import MiB
 
 CHUNK_MESSAGES_MAX = 1000
 CHUNK_BYTES_MAX = 64 * MiB

@@ -21,13 +21,14 @@ from ingest.core.parse import ParseRules, parse
 from ingest.core.parse.envelope import project_of
 from ingest.reader.parsing.link import Arena, Hello, ask, hear, send_frame
 from ingest.reader.tenant_gate import TenantGate
+from tasks.units import MiB
 
 log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
 # Beyond what the bound on inflated segments makes likely; a process that wants more is ended by the kernel.
-MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * 1024 * 1024, 6
+MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
 Clock = Callable[[], float]
 

@@ -20,8 +20,9 @@ import msgspec
 
 from ingest.core.model import Blob, Message, Outcome, Reject, Segment, TopicPartition
 from ingest.core.parse import ParseRules, parse
+from tasks.units import MiB
 
-ARENA_BYTES_MIN = 1 << 20
+ARENA_BYTES_MIN = 1 * MiB
 FRAME_BYTES_MAX = 1 << 31
 NEEDLE_BYTES = 64
 _LENGTH = struct.Struct("<Q")

@@ -28,10 +28,11 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
 from tasks.errors import PermanentSinkError
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.google.errors import TRANSIENT_REASONS, advice, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
+from tasks.units import MiB
 from tasks.wire import Row
 
 TABLES = ("replay_events",)

@@ -22,10 +22,11 @@ from clickhouse_connect.driver.compression import get_compressor
 from urllib3 import Timeout
 
 from tasks.errors import PermanentSinkError
-from tasks.settings import KiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.clickhouse.errors import row_of, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
+from tasks.units import KiB
 from tasks.wire import Row
 
 COMPRESSION = "lz4"

@@ -20,10 +20,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # t
 
 from tasks.errors import PermanentSinkError
 from tasks.kafka.options import kafka_options
-from tasks.settings import KiB, MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
+from tasks.units import KiB, MiB
 from tasks.wire import DeadLetter
 
 MESSAGE_BYTES_MAX = 64 * MiB

@@ -33,11 +33,12 @@ from google.auth.transport.requests import Request
 from google.cloud import storage  # type: ignore[attr-defined]
 
 from tasks.errors import PermanentSinkError
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.google.errors import advice, sort, sort_answer
 from tasks.sinks.http.transfers import Answer, Transfers
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
+from tasks.units import MiB
 from tasks.wire import Blob
 
 CONTENT_TYPE = "application/octet-stream"

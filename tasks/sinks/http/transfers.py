@@ -16,8 +16,8 @@ from typing import Any
 import certifi
 import pycurl
 
-from tasks.settings import KiB, MiB
 from tasks.sinks.outcome import Kind, Trouble
+from tasks.units import KiB, MiB
 
 ANSWER_BYTES_MAX = 64 * KiB
 CONNECT_SECONDS_MAX = 10.0

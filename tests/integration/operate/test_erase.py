@@ -25,8 +25,8 @@ from ingest.local.servers.bigquery.server import BigQuery
 from ingest.local.servers.processes import Children
 from ingest.local.stack import Stack
 from ingest.operate.erase import TABLES, EraseFailed, Eraser, Holdings, Objects, blank
+from ingest.reader.configuration import rules_of
 from ingest.reader.encoding import Encoder
-from ingest.reader.process import rules_of
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import Coordination

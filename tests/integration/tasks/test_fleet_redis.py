@@ -10,6 +10,7 @@ from celery.result import AsyncResult
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
+from tasks.units import MiB
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 
@@ -17,9 +18,9 @@ from tests.kit.fleet import Fleet
 @pytest.fixture
 def full(fleet: Fleet) -> Fleet:
     """Redis with 8 MiB, most of which somebody else took."""
-    fleet.client.config_set("maxmemory", 8 * 2**20)
+    fleet.client.config_set("maxmemory", 8 * MiB)
     number = 0
-    while fleet.client.info("memory")["used_memory"] < 7 * 2**20:
+    while fleet.client.info("memory")["used_memory"] < 7 * MiB:
         fleet.client.set(f"ballast-{(number := number + 1)}", b"x" * 50_000)
     return fleet
 

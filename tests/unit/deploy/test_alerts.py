@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ingest.observe.metric_table import DEFINITIONS as READER
+from tasks.observe.meters import Kind
 from tasks.observe.metrics import DEFINITIONS as WORKER
 from tests.kit.paths import ROOT
 
@@ -21,7 +22,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 METRIC = re.compile(r"\breplays_[a-z_]+\b")
 KNOWN = {name for definition in (*READER, *WORKER) for name in definition.prometheus_names}
 LABELS = {
-    name: {*definition.labels, *(["le"] if definition.kind == "histogram" else [])}
+    name: {*definition.labels, *(["le"] if definition.kind is Kind.HISTOGRAM else [])}
     for definition in (*READER, *WORKER)
     for name in definition.prometheus_names
 }

@@ -13,7 +13,7 @@ from ingest.core.model import Message
 from ingest.observe.metrics import DEFINITIONS, Metrics
 from ingest.settings import Settings
 from ingest.testing.runtime import PARTITION
-from tasks.observe.meters import Definition, Meters
+from tasks.observe.meters import Definition, Kind, Meters
 from tests.kit.batches import reject, segment
 from tests.kit.observed_reader import WALL, Driver
 
@@ -216,9 +216,9 @@ def test_dogstatsd_hears_the_same_names():
     """Dots there, underscores in Prometheus; labels are tags."""
     heard = Heard()
     table = (
-        Definition("replays.reader.rejects", "counter", "messages", "x.", ("reason",)),
-        Definition("replays.reader.paused", "gauge", "0 or 1", "x."),
-        Definition("replays.reader.commit_seconds", "histogram", "seconds", "x."),
+        Definition("replays.reader.rejects", Kind.COUNTER, "messages", "x.", ("reason",)),
+        Definition("replays.reader.paused", Kind.GAUGE, "0 or 1", "x."),
+        Definition("replays.reader.commit_seconds", Kind.HISTOGRAM, "seconds", "x."),
     )
     meters = Meters(table, CollectorRegistry(), heard)
 

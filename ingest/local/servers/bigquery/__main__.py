@@ -26,8 +26,8 @@ from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS
 from ingest.local.servers.bigquery.service import Service
 from ingest.local.servers.bigquery.store import Store
 from ingest.local.servers.processes import HOST
+from tasks.units import MiB
 
-MiB = 1024 * 1024
 REQUEST_BYTES_MAX = 10 * MiB
 REQUEST_SECONDS_MAX = 300
 

@@ -21,6 +21,7 @@ from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import Children, wait_until
 from ingest.local.servers.redis import Redis
 from ingest.local.servers.statsd import Statsd, StatsdServer, count_of, parse_line, sum_of
+from tasks.units import MiB
 
 
 def storage_client(endpoint: str) -> Any:
@@ -34,14 +35,14 @@ def storage_client(endpoint: str) -> Any:
 
 def test_redis_refuses_writes_instead_of_evicting(children: Children, tmp_path: Path):
     """A full server must not drop queues or staged batches."""
-    server = Redis(children, tmp_path / "redis", memory_bytes_max=8 * 1024 * 1024)
+    server = Redis(children, tmp_path / "redis", memory_bytes_max=8 * MiB)
     server.start()
     client = redis.Redis.from_url(server.address)
     client.set("kept", b"x")
 
     def fill() -> None:
         for number in range(100):
-            client.set(f"big{number}", b"x" * 1024 * 1024)
+            client.set(f"big{number}", b"x" * MiB)
 
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         fill()

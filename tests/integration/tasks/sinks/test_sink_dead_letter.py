@@ -20,8 +20,9 @@ from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.kafka import migrate_topics
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.dead_letter.sink import DeadLetterSink, max_message_bytes
+from tasks.units import MiB
 from tasks.wire import DeadLetter
 
 Record = tuple[bytes | None, bytes, list[tuple[str, bytes | None]]]

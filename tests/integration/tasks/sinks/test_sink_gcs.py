@@ -12,9 +12,10 @@ import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.gcs import migrate_bucket
-from tasks.settings import MiB, Settings
+from tasks.settings import Settings
 from tasks.sinks.gcs.sink import GcsSink, client, crc32c, pause_seconds
 from tasks.sinks.outcome import Kind, Trouble
+from tasks.units import MiB
 from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Asked, answering
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingest.local.servers.tls import TlsProxy, make_certificates
-from tasks.settings import MiB
 from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
 from tasks.sinks.outcome import Kind, Trouble
+from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Said
 from tests.kit.scripted_server import Asked, answering
 

@@ -21,9 +21,8 @@ from ingest.testing.messages import (
     snapshot_event,
     video_recording,
 )
+from tasks.units import MiB
 from tests.kit.parsing import ALL, clicks, message, metric, parsed, rejected, session, table
-
-MiB = 1024 * 1024
 
 
 def test_a_compressed_body_is_stored_as_received():

@@ -19,12 +19,12 @@ from ingest.local.load.produce import PROFILES, values
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
 from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.testing.messages import click_event, envelope, frame, recording
+from tasks.units import MiB
 from tests.kit.paths import ROOT
 
 SOURCE = TopicPartition("ingest-replay-recordings", 2)
 RULES = ParseRules(sample_segment_rate=0.5, sample_event_rate=0.5)
 DEADLINE_SECONDS = 20.0
-MiB = 1 << 20
 
 
 def still(seconds: float = 0.0) -> float:

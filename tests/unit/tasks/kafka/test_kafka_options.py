@@ -7,7 +7,7 @@ import json
 import pytest
 from confluent_kafka import Consumer
 
-from ingest.reader.process import consumer_config
+from ingest.reader.configuration import consumer_config
 from ingest.settings import Settings
 from tasks.kafka.options import REDACTED, kafka_options, without_secrets
 from tasks.sinks.dead_letter.sink import producer_options

@@ -1,0 +1,5 @@
+"""Bytes by the name of their unit: `8 * MiB`."""
+
+KiB = 1024
+MiB = 1024 * KiB
+GiB = 1024 * MiB
