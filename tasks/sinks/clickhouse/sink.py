@@ -170,7 +170,7 @@ class ClickHouseSink:
 def client(settings: Settings, *, database: str | None = None) -> Any:
     """A connected clickhouse-connect client; also for migrations and readers. May be used by several threads.
 
-    Raises what the driver raises; `clickhouse_errors.sort` tells who acts.
+    Raises what the driver raises; `sort` of `tasks.sinks.clickhouse.errors` says who acts.
     """
     url = urlsplit(settings.clickhouse_url)
     ca_file = settings.clickhouse_tls_ca_file
