@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 from ingest.core import events as on
 from ingest.core.model import Stage
@@ -20,7 +21,17 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.wire import done_field
 
 RETRIES_MAX = 2
-BEFORE_WRITE, AFTER_WRITE, AFTER_MARK, SURVIVES = range(4)
+
+
+class Death(Enum):
+    """When a worker is killed."""
+
+    BEFORE_WRITE = auto()
+    AFTER_WRITE = auto()
+    AFTER_MARK = auto()
+
+
+DEATHS = tuple(Death)
 
 Deliver = Callable[[on.Event], None]
 Written = Callable[[str, tuple[Item, ...], str, str], None]
@@ -68,9 +79,10 @@ class Fleet:
             return
         if chord.generation != self.redis.generation or self.dice.strikes(Fault.TASK_LOST):
             return
-        dies, seconds = SURVIVES, self.dice.between(0.02, 0.3)
+        seconds = self.dice.between(0.02, 0.3)
+        dies: Death | None = None
         if self.dice.strikes(Fault.WORKER_KILLED):
-            dies = self.dice.pick(Fault.WORKER_KILLED, SURVIVES)
+            dies = DEATHS[self.dice.pick(Fault.WORKER_KILLED, len(DEATHS))]
             self._push(chord, name, tries, self.visibility_seconds)
         if self.dice.strikes(Fault.TASK_DOUBLED):
             self._push(chord, name, tries, 0.1)
@@ -86,8 +98,8 @@ class Fleet:
         else:
             self.timeline.after(seconds, self._write, chord, name, tries, staged[name], dies)
 
-    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], dies: int) -> None:
-        if dies == BEFORE_WRITE:
+    def _write(self, chord: Chord, name: str, tries: int, items: tuple[Item, ...], dies: Death | None) -> None:
+        if dies is Death.BEFORE_WRITE:
             return
         sink = name.split("/")[1]
         self.about_to_write(sink, items, chord.key, name)
@@ -99,13 +111,13 @@ class Fleet:
         except TransientSinkError as failure:
             self._again(chord, name, tries, str(failure))
             return
-        if dies == AFTER_WRITE:
+        if dies is Death.AFTER_WRITE:
             return
         if self.redis.away:
             self._again(chord, name, tries, "redis away")
             return
         self.redis.batches.setdefault(chord.key, {})[done_field(name)] = "1"
-        if dies == SURVIVES:
+        if dies is None:
             self._returned(chord, name, "")
 
     def _again(self, chord: Chord, name: str, tries: int, error: str) -> None:

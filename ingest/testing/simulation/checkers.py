@@ -12,7 +12,7 @@ from ingest.core import events as on
 from ingest.core import record as cut_record
 from ingest.core.flight import Phase
 from ingest.core.model import CutReason, TopicPartition
-from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Log
+from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Kind, Log
 from ingest.testing.simulation.reader import Reader
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
@@ -36,9 +36,9 @@ class Durability:
         at = (log.source.partition, offset)
         if at in self._sinks.dead_letters or at in self._broker.shed:
             return []  # rejected, refused for good, given up by an operator: kept, to the byte; or shed on purpose
-        if record.kind == "reject":
+        if record.kind is Kind.REJECT:
             return ["dead_letter"]
-        wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind == "rows_only")]
+        wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind is Kind.ROWS_ONLY)]
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def excused(self, log: Log, offset: int) -> bool:
@@ -99,7 +99,7 @@ class BlobBeforeRows:
             record = self._broker.logs[item.partition].records[item.offset]
             durable = f"gcs/{record.identity}" in self._sinks.stored["gcs"]
             refused = (item.partition, item.offset) in self._sinks.dead_letters
-            if record.kind != "rows_only" and not durable and not refused:
+            if record.kind is not Kind.ROWS_ONLY and not durable and not refused:
                 raise Violation("blob_before_rows", f"{sink} gets {item} before its blob")
 
 

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 from ingest.core import commands as do
@@ -26,10 +28,19 @@ POLL_MESSAGES_MAX = 6
 REPLICA_MESSAGES_MAX = 8
 
 
+class Kind(StrEnum):
+    """What the parser makes of a message."""
+
+    SEGMENT = "segment"
+    ROWS_ONLY = "rows_only"  # a segment without a blob
+    REJECT = "reject"
+    SHEDDABLE = "sheddable"  # of a project that some readers drop on purpose
+
+
 class Record(NamedTuple):
     """A message in the log: what the parser makes of it, and the identity of its segment."""
 
-    kind: str
+    kind: Kind
     identity: str
 
 
@@ -285,9 +296,9 @@ class SimulatedSource:
         elif not dice.strikes(Fault.COMMIT_VANISHED):
             slow = dice.strikes(Fault.COMMIT_SLOW)
             seconds = dice.between(1.0, 4.0) if slow else dice.between(0.005, 0.1)
-            self._timeline.after(seconds, self._arrived, command, generation, slow)
+            self._timeline.after(seconds, partial(self._arrived, command, generation, slow=slow))
 
-    def _arrived(self, command: do.Commit, generation: int, slow: bool) -> None:
+    def _arrived(self, command: do.Commit, generation: int, *, slow: bool) -> None:
         if self._dice.strikes(Fault.COMMIT_REFUSED):
             self._answers.append(self._answer(command, "not coordinator"))
             return

@@ -34,7 +34,7 @@ from ingest.reader.runtime import Runtime
 from ingest.testing.simulation.celery import Chord, Fleet
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
-from ingest.testing.simulation.kafka import Broker, SimulatedSource
+from ingest.testing.simulation.kafka import Broker, Kind, SimulatedSource
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.sinks import Item
 from ingest.testing.simulation.story import Story
@@ -60,7 +60,7 @@ class Parser:
     `release` is part of every batch's content digest, as it is when another release writes other rows.
     """
 
-    def __init__(self, broker: Broker, release: int, bad: bool, sheds: bool) -> None:
+    def __init__(self, broker: Broker, release: int, *, bad: bool, sheds: bool) -> None:
         self.release = release
         self._broker = broker
         self._bad = bad
@@ -72,12 +72,12 @@ class Parser:
 
     def _outcome(self, message: Message) -> Outcome:
         record = self._broker.logs[message.source.partition].records[message.offset]
-        if self._bad or record.kind == "reject":
+        if self._bad or record.kind is Kind.REJECT:
             return Reject("simulated", "", message.offset, b"?")
-        if record.kind == "sheddable" and self._sheds:
+        if record.kind is Kind.SHEDDABLE and self._sheds:
             self._broker.shed.add((message.source.partition, message.offset))
             return Drop(DropReason.KILLED, 1)
-        return segment(record.identity, message.offset, with_blob=record.kind != "rows_only")
+        return segment(record.identity, message.offset, with_blob=record.kind is not Kind.ROWS_ONLY)
 
 
 def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:

@@ -21,7 +21,7 @@ class Violation(Exception):
 class Story:
     """Lines in order of simulated time, and counts of the situations that a run reached (marks)."""
 
-    def __init__(self, telling: bool) -> None:
+    def __init__(self, *, telling: bool) -> None:
         self.telling = telling
         self.lines: list[str] = []
         self.marks: Counter[str] = Counter()

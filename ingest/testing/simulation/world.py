@@ -17,7 +17,7 @@ from ingest.testing.simulation.celery import Fleet
 from ingest.testing.simulation.checkers import Checkers
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
-from ingest.testing.simulation.kafka import Broker, Group, Log, Record, SimulatedSource
+from ingest.testing.simulation.kafka import Broker, Group, Kind, Log, Record, SimulatedSource
 from ingest.testing.simulation.marks import Marks
 from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, with_ratio_off
 from ingest.testing.simulation.redis import Redis
@@ -36,7 +36,6 @@ class Slot:
     instance: str
     lives: int = 0
     reader: Reader | None = None
-    starting: bool = False
 
 
 class World:
@@ -45,7 +44,7 @@ class World:
     def __init__(self, shape: Shape, *, telling: bool = False) -> None:
         self.shape = shape
         self.timeline = Timeline()
-        self.story = Story(telling)
+        self.story = Story(telling=telling)
         self.dice = Dice(shape.seed, shape.faults, self.timeline, shape.calm_at)
         self.redis = Redis(self.timeline)
         self.sinks = Sinks(self.dice, self.story)
@@ -96,12 +95,12 @@ class World:
         storm = random.random() < 0.2
         last = ""
         for n in range(self.shape.messages):
-            kind = self._kind(random, storm and n > self.shape.messages * 0.6)
+            kind = self._kind(random, storm=storm and n > self.shape.messages * 0.6)
             poison = random.choice(SINKS) if random.random() < 0.02 else ""
-            identity = f"{POISONED}-{poison}-{n}" if poison and kind == "segment" else str(n)
-            if last and kind == "segment" and random.random() < 0.05:
+            identity = f"{POISONED}-{poison}-{n}" if poison and kind is Kind.SEGMENT else str(n)
+            if last and kind is Kind.SEGMENT and random.random() < 0.05:
                 identity = last  # the SDK sent it twice
-            if kind == "segment":
+            if kind is Kind.SEGMENT:
                 last = identity
             log = self.broker.logs[int(random.random() * self.shape.partitions)]
             skipped = int(random.random() * 3) if self.shape.gaps else 0
@@ -116,16 +115,15 @@ class World:
                 for moment in (0.3, 0.6, 0.95):
                     self.timeline.after(self.shape.calm_at * moment, log.mark)
 
-    def _kind(self, random: Random, storm: bool) -> str:
+    def _kind(self, random: Random, *, storm: bool) -> Kind:
         if random.random() < (0.9 if storm else 0.06):
-            return "reject"
+            return Kind.REJECT
         draw = random.random()
-        return "rows_only" if draw < 0.05 else "sheddable" if draw < 0.1 else "segment"
+        return Kind.ROWS_ONLY if draw < 0.05 else Kind.SHEDDABLE if draw < 0.1 else Kind.SEGMENT
 
     # Readers
 
     def _start(self, slot: Slot) -> None:
-        slot.starting = False
         slot.lives += 1
         rolled_back = slot.reader is not None and slot.reader.pipeline.halted is not None
         bad = slot.lives > 1 and not rolled_back and self.dice.strikes(Fault.BAD_RELEASE)
@@ -135,7 +133,7 @@ class World:
             name,
             limits,
             SimulatedSource(self.broker, self.dice, self.story, self.timeline, name, slot.instance),
-            Parser(self.broker, slot.lives % 2, bad, self.dice.strikes(Fault.SHEDDING)),
+            Parser(self.broker, slot.lives % 2, bad=bad, sheds=self.dice.strikes(Fault.SHEDDING)),
             self.redis,
             self.fleet,
             self.dice,
