@@ -431,7 +431,7 @@ def main() -> int:
     outcomes: list[Outcome] = []
     with (
         tempfile.TemporaryDirectory() as directory,
-        temporary_files_in_memory(True),
+        temporary_files_in_memory(wanted=True),
         Stack(kafka="apache") as stack,
     ):
         stack.start()

@@ -46,7 +46,7 @@ def celery() -> list[str]:
 
 
 @contextmanager
-def temporary_files_in_memory(wanted: bool) -> Iterator[None]:
+def temporary_files_in_memory(*, wanted: bool) -> Iterator[None]:
     """Temporary files of this process and its children go to memory, where there is plenty and nobody chose."""
     name = "TMPDIR"
     try:

@@ -50,7 +50,7 @@ def stack() -> Iterator[Stack]:
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)
-    with temporary_files_in_memory(True), Stack(kafka="apache") as running:
+    with temporary_files_in_memory(wanted=True), Stack(kafka="apache") as running:
         yield running.start()
 
 

@@ -279,7 +279,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
         return
-    with temporary_files_in_memory(True):
+    with temporary_files_in_memory(wanted=True):
         place = Path(tempfile.mkdtemp(prefix="chaos-"))
         try:
             yield place

@@ -53,7 +53,7 @@ def play(
     """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
-    with temporary_files_in_memory(directory is None), ending_on_signals() as ending:
+    with temporary_files_in_memory(wanted=directory is None), ending_on_signals() as ending:
         game = Game(console, ending, directory, quiet_seconds_max)
         clock = threading.Timer(minutes_max * 60 * HARD_END, ending.set)
         clock.daemon = True

@@ -60,7 +60,7 @@ class Outcome:
         }
 
 
-def show(screen: Screen, outcome: Outcome, as_json: bool) -> None:
+def show(screen: Screen, outcome: Outcome, *, as_json: bool) -> None:
     """The end of the demo."""
     if as_json:
         print(json.dumps(outcome.as_dict(), indent=2, default=str), flush=True)

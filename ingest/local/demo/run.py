@@ -82,7 +82,7 @@ def run(
     """
     screen = Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
-    with _ending_on_sigterm(), temporary_files_in_memory(directory is None and not keep):
+    with _ending_on_sigterm(), temporary_files_in_memory(wanted=directory is None and not keep):
         try:
             with Stack(directory, kafka=kafka, progress=screen.line) as stack:
                 demo = _Demo(stack, screen, outcome, {"REPLAYS_GCS_LAYOUT": layout, **(settings or {})})
@@ -91,7 +91,7 @@ def run(
                 except (DemoError, LocalError, LoadError, ReconcileError, SinkError) as error:
                     outcome.error = str(error)
                 outcome.ok = not outcome.error and outcome.report is not None and outcome.report.ok
-                show(screen, outcome, as_json)
+                show(screen, outcome, as_json=as_json)
                 if keep:
                     demo.stay()
                 demo.stop()
