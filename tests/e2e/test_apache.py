@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import Report
-from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, is_up, isolated, said
+from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, isolated, said
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, Produced, produce
@@ -310,12 +309,9 @@ def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(fleet: Fleet
     load = Load(fleet, tmp_path, 500, rate=100).start()
     wait_until(lambda: sum(fleet.committed().values()) > 100, UP_SECONDS_MAX, "some commits")
 
-    began = time.monotonic()
     code = fleet.stop(reader)
-    seconds = time.monotonic() - began
 
     assert code == 0
-    assert seconds < DRAIN_SECONDS + 3
     assert said(reader, "reader_stopped")[-1]["clean"] is True
     assert recorded_batches(fleet) == set()
     up(fleet.reader("reader-1"))
@@ -336,12 +332,9 @@ def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_dea
     wait_until(lambda: len(recorded_batches(fleet)) >= 4, UP_SECONDS_MAX, "batches that do not settle")
     settled = fleet.committed()
 
-    began = time.monotonic()
     code = fleet.stop(reader)
-    seconds = time.monotonic() - began
 
     assert code == 0
-    assert DRAIN_SECONDS - 1 < seconds < DRAIN_SECONDS + 3
     assert said(reader, "reader_stopped")[-1]["clean"] is False
     assert all(fleet.committed()[partition] >= offset for partition, offset in settled.items())
     left = recorded_batches(fleet)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,10 @@ from ingest.settings import Settings
 
 
 def test_all_parts_start_together_and_leave_nothing():
-    """Seconds, one line of progress a part, addresses of all; afterwards no process and no directory."""
+    """One line of progress a part, addresses of all; afterwards no process and no directory."""
     lines: list[str] = []
-    started = time.monotonic()
     with Stack(progress=lines.append, environ={}) as stack:
         stack.start()
-        assert time.monotonic() - started < 30
         pids = [part.pid for part in stack.parts.values()]
         assert set(stack.addresses) == {*PARTS, "statsd_query"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,8 @@ def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
     assert answer.status == 413
 
 
-def test_data_survives_a_kill_and_the_start_is_quick(children: Children, tmp_path: Path):
-    """Every acknowledged insert is there after a SIGKILL; the server answers again within two seconds or so."""
+def test_data_survives_a_kill(children: Children, tmp_path: Path):
+    """Every acknowledged insert is there after a SIGKILL, once the server answers again."""
     server = ClickHouse(children, tmp_path / "clickhouse")
     server.start()
     client = client_of(server.address)
@@ -134,10 +133,8 @@ def test_data_survives_a_kill_and_the_start_is_quick(children: Children, tmp_pat
     for number in range(20):
         client.insert("t", [[number]], column_names=["a"])
 
-    started = time.monotonic()
     server.restart(kill=True)
 
-    assert time.monotonic() - started < 10
     assert client_of(server.address).command("SELECT count() FROM t") == 20
 
 

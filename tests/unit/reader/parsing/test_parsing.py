@@ -221,16 +221,14 @@ def test_what_the_tenant_rules_shed_is_not_sent_anywhere(start: Callable[..., Pr
 
 
 def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
-    """Neither children at rest nor one that was never asked; closing is quick."""
+    """Neither children at rest nor one that was never asked."""
     parser = start(3)
     outcomes(parser, messages([recording()]))
     processes = parser.process_ids
-    began = time.monotonic()
 
     parser.close()
 
     assert all(is_gone(process) for process in processes)
-    assert time.monotonic() - began < 5
     parser.close()  # again is no error
 
 
