@@ -8,26 +8,23 @@ when that happens repeatedly.
 Why so: docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per-batch.md,
 docs/decisions/008-blob-before-rows.md, docs/decisions/010-drain-then-fence.md, docs/decisions/014-same-cut.md.
 
-The parts: `batching` (a batch until its cut), `flight` (after it), `ledger` (what may be committed), `commits`
-(when), `backpressure` (whether to take messages).
+The parts: `partition` (one of ours), with its `batching` (a batch until its cut), `flight` (after it), `ledger`
+(what may be committed) and `commits` (when); `backpressure` (whether to take messages).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core import record
 from ingest.core.backpressure import Backpressure, Change
-from ingest.core.batching import Builder
-from ingest.core.commits import Commits
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
-from ingest.core.model import Batch, Reject, TopicPartition
+from ingest.core.model import Reject, TopicPartition
+from ingest.core.partition import Partition
 from ingest.core.retry import RejectRatio, retry_seconds
 
 # Consecutive missed deadlines before a batch is parked; from then on each one parks it.
@@ -36,26 +33,6 @@ DEADLINE_MISSES_MAX = 3
 # A tick normally follows the last one within a tenth of this. After a longer gap the process stood still (SIGSTOP,
 # a suspended machine, a blocking call): nothing was fetched in the gap, and no more than this of it counts.
 TICK_SECONDS_MAX = 0.5
-
-
-@dataclass(slots=True)
-class _Owned:
-    """One partition that is assigned to us."""
-
-    epoch: int
-    builder: Builder
-    commits: Commits
-    position: int
-    flights: dict[str, Flight] = field(default_factory=dict)
-    release_by: float | None = None
-    end: on.EndReached | None = None
-    waiting: bool = False  # at the last tick: fetched, and at the end of the log
-    held: bool = False  # too many ranges wait behind an unsettled one: nothing more is fetched of it
-
-    @property
-    def at_end(self) -> bool:
-        """Whether everything before the end of the log was taken, when that was last reported."""
-        return self.end is not None and self.end.position <= self.position <= self.end.end
 
 
 class Pipeline:
@@ -72,11 +49,10 @@ class Pipeline:
         self.stopped = False
         self._ticked_at: float | None = None
         self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
-        self._owned: dict[TopicPartition, _Owned] = {}
+        self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
         self._backpressure = Backpressure(limits)
         self._rejects = RejectRatio(limits)
-        self._in_flight_bytes = 0
         self._handlers: dict[type, Callable[[Any, float], Iterable[do.Command]]] = {
             on.MessageParsed: self._on_message,
             on.PartitionsAssigned: self._on_assigned,
@@ -115,7 +91,7 @@ class Pipeline:
     @property
     def held_bytes(self) -> int:
         """Bytes of unsettled and open batches."""
-        return self._in_flight_bytes + sum(owned.builder.size_bytes for owned in self._owned.values())
+        return sum(owned.held_bytes for owned in self._owned.values())
 
     @property
     def sources(self) -> tuple[TopicPartition, ...]:
@@ -145,14 +121,7 @@ class Pipeline:
     def _on_assigned(self, event: on.PartitionsAssigned, now: float) -> Iterable[do.Command]:
         for given in event.assignments:
             assert given.source not in self._owned, given
-            committed = given.committed
-            plan = record.decode(committed, given.record) if committed is not None else ()
-            self._owned[given.source] = _Owned(
-                epoch=given.epoch,
-                builder=Builder(given.source, given.epoch, self.limits, plan),
-                commits=Commits(given.source, self.limits, committed, given.record),
-                position=committed or 0,
-            )
+            self._owned[given.source] = Partition(given, self.limits, self._ledger)
         if self.paused:
             yield do.Pause(tuple(given.source for given in event.assignments))
 
@@ -177,8 +146,7 @@ class Pipeline:
         """
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
-            owned.epoch = owned.builder.epoch = event.epoch
-            owned.position, owned.end = event.resumed_at, None
+            owned.resume_at(event)
             if self.paused or owned.held:
                 yield do.Pause((event.source,))
             return
@@ -192,9 +160,7 @@ class Pipeline:
         return ()
 
     def _forget(self, source: TopicPartition) -> None:
-        owned = self._owned.pop(source, None)
-        if owned is not None:
-            self._in_flight_bytes -= sum(flight.batch.size_bytes for flight in owned.flights.values())
+        if self._owned.pop(source, None) is not None:
             self._ledger.forget(source)
 
     # Messages become batches
@@ -214,7 +180,7 @@ class Pipeline:
         batches = owned.builder.add(event.offset, event.outcome, now)
         if batches:
             for batch in batches:
-                self._take(owned, batch, now)
+                owned.take(batch, now)
             yield from self._progress(now)
 
     def _halt(self, reason: str) -> Iterable[do.Command]:
@@ -222,20 +188,9 @@ class Pipeline:
         yield do.Halt(reason)
         yield do.Pause(self.sources)
 
-    def _take(self, owned: _Owned, batch: Batch, now: float) -> None:
-        """The batch is ours to make durable from here on."""
-        self._ledger.take(batch.source, batch.offsets)
-        stages = batch.stages
-        if not stages:
-            self._ledger.settle(batch.source, batch.offsets)
-            return
-        self._in_flight_bytes += batch.size_bytes
-        until = now + self.limits.cut_record_seconds_max
-        owned.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
-
     # Chords end
 
-    def _find(self, batch_id: str, epoch: int | None = None) -> tuple[_Owned, Flight] | None:
+    def _find(self, batch_id: str, epoch: int | None = None) -> tuple[Partition, Flight] | None:
         for owned in self._owned.values():
             flight = owned.flights.get(batch_id)
             if flight is not None and epoch in (None, flight.batch.epoch):
@@ -248,18 +203,12 @@ class Pipeline:
             return
         owned, flight = found
         if not flight.advance():
-            yield from self._settle(owned, flight)
+            yield owned.settle(flight)
         elif flight.phase is Phase.FLUSHING:
             yield flight.dispatch(now, self.limits.flush_deadline_seconds)  # keeps its slot
         else:
             flight.phase = Phase.WAITING
         yield from self._progress(now)
-
-    def _settle(self, owned: _Owned, flight: Flight) -> Iterable[do.Command]:
-        del owned.flights[flight.batch.id]
-        self._in_flight_bytes -= flight.batch.size_bytes
-        self._ledger.settle(flight.batch.source, flight.batch.offsets)
-        yield do.Discard(flight.batch)
 
     def _on_failed(self, event: on.FlushFailed, now: float) -> Iterable[do.Command]:
         flight = self._current(event)
@@ -300,7 +249,8 @@ class Pipeline:
     def _on_abandoned(self, event: on.BatchAbandoned, now: float) -> Iterable[do.Command]:
         found = self._find(event.batch_id)
         if found is not None and found[1].batch.offsets == event.offsets:
-            yield from self._settle(*found)
+            owned, flight = found
+            yield owned.settle(flight)
             yield from self._progress(now)
 
     # Commits are answered
@@ -308,7 +258,7 @@ class Pipeline:
     def _on_committed(self, event: on.Committed, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
         if owned is not None and owned.commits.acknowledge(event):
-            self._unblock_recorded(owned)
+            owned.unblock_recorded()
             yield from self._progress(now)
 
     def _on_commit_failed(self, event: on.CommitFailed, now: float) -> Iterable[do.Command]:
@@ -327,7 +277,7 @@ class Pipeline:
             for owned in self._owned.values():
                 batch = owned.builder.drain(now) if owned.release_by is None else None
                 if batch is not None:
-                    self._take(owned, batch, now)
+                    owned.take(batch, now)
         yield from self._progress(now)
 
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
@@ -336,22 +286,10 @@ class Pipeline:
             if self.halted is None and self.stopping_by is None and owned.release_by is None:
                 batch = owned.builder.due(now)
                 if batch is not None:
-                    self._take(owned, batch, now)
-                self._take_end(owned, now)
+                    owned.take(batch, now)
+                owned.take_end(now)
             owned.commits.give_up(now)
         yield from self._progress(now)
-
-    def _take_end(self, owned: _Owned, now: float) -> None:
-        """At the end of the log planned ranges before it are complete, and offsets without messages are passed."""
-        if not owned.at_end or owned.end is None:
-            return
-        batch = owned.builder.ended(owned.end.end, now)
-        if batch is not None:
-            self._take(owned, batch, now)
-        idle = not len(owned.builder) and owned.end.end > owned.position
-        may_pass = idle and owned.commits.interval_over(now)  # each passing costs a commit
-        if may_pass and self._ledger.pass_over(owned.builder.source, owned.end.end):
-            owned.position = owned.end.end
 
     def _count_waiting(self, now: float) -> None:
         """Adds the time since the last tick to each partition that was fetched at the end of its log all along.
@@ -392,7 +330,9 @@ class Pipeline:
         """Start what may start, commit what may be committed, release what is drained, pause or resume."""
         flushing = 0
         for owned in self._owned.values():
-            yield from self._commit(owned, now)
+            commit = owned.commit(now, stopping=self.stopping_by is not None)
+            if commit is not None:
+                yield commit
             for flight in owned.flights.values():
                 yield from self._expire(flight, now)
                 flushing += flight.phase is Phase.FLUSHING
@@ -405,57 +345,16 @@ class Pipeline:
         yield from self._press(now)
         yield from self._stop(now)
 
-    def _commit(self, owned: _Owned, now: float) -> Iterable[do.Command]:
-        """The committable offset with the ends of all batches above it, when that says something new.
-
-        The ends that a predecessor recorded and that were not reached yet stay in the record: a second
-        crash must not forget what the first one handed over.
-        """
-        source, commits = owned.builder.source, owned.commits
-        taken_until = self._ledger.taken_until(source)
-        if not commits.may_send(taken_until, now, urgent=self._commit_is_urgent(owned)):
-            return
-        pending = self._ledger.pending(source)
-        offset = self._ledger.committable(source)
-        if offset is None:
-            offset = commits.committed
-        if offset is None:
-            if not pending:
-                return
-            offset = pending[0].start  # nothing was ever committed here: this is where consumption began
-        stops = [offsets.stop for offsets in pending] + [*owned.builder.planned]
-        command = commits.send(owned.epoch, offset, stops, taken_until, now)
-        if command is not None:
-            yield command
-        else:
-            self._unblock_recorded(owned)  # a predecessor recorded just these ends
-
-    def _unblock_recorded(self, owned: _Owned) -> None:
-        for flight in owned.flights.values():
-            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= owned.commits.recorded_until:
-                flight.phase = Phase.WAITING
-
-    def _commit_is_urgent(self, owned: _Owned) -> bool:
-        """A drain waits for its commit, and an idle reader has no other chance."""
-        draining = owned.release_by is not None or self.stopping_by is not None
-        return draining or (not owned.flights and not len(owned.builder))
-
     def _release(self, now: float) -> Iterable[do.Command]:
         done = tuple(
             source
             for source, owned in self._owned.items()
-            if owned.release_by is not None and (now >= owned.release_by or self._drained(owned))
+            if owned.release_by is not None and (now >= owned.release_by or owned.drained)
         )
         for source in done:
             self._forget(source)
         if done:
             yield do.Release(done)
-
-    def _drained(self, owned: _Owned) -> bool:
-        """Nothing is to be waited for: parked batches are not, their retry is the next owner's."""
-        working = any(flight.phase is not Phase.PARKED for flight in owned.flights.values())
-        committable = self._ledger.committable(owned.builder.source)
-        return not working and owned.commits.idle and committable in (None, owned.commits.committed)
 
     def _press(self, now: float) -> Iterable[do.Command]:
         flights = sum(len(owned.flights) for owned in self._owned.values())
@@ -487,7 +386,7 @@ class Pipeline:
         if self._admitted is not None:
             yield do.Resume((self._admitted,))
 
-    def _hold(self, source: TopicPartition, owned: _Owned) -> Iterable[do.Command]:
+    def _hold(self, source: TopicPartition, owned: Partition) -> Iterable[do.Command]:
         """A batch that never settles lets its partition run ahead only so far: a crash reads all of it again."""
         behind = self._ledger.pending_count(source)
         if not owned.held and behind >= self.limits.pending_ranges_max:
@@ -501,7 +400,7 @@ class Pipeline:
     def _stop(self, now: float) -> Iterable[do.Command]:
         if self.stopping_by is None or self.stopped:
             return
-        clean = all(self._drained(owned) for owned in self._owned.values())
+        clean = all(owned.drained for owned in self._owned.values())
         if clean or now >= self.stopping_by:
             self.stopped = True
             yield do.Stop(clean and not self.in_flight)

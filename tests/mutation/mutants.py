@@ -18,7 +18,7 @@ class Mutant(NamedTuple):
 
 
 LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
-COMMITS, FLIGHT = "core/commits.py", "core/flight.py"
+COMMITS, FLIGHT, PARTITION = "core/commits.py", "core/flight.py", "core/partition.py"
 PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "reader/runtime.py"
 
 MUTANTS = (
@@ -55,19 +55,19 @@ MUTANTS = (
     Mutant(
         "forgets a revoked partition at once instead of draining it",
         PIPELINE,
-        "owned.release_by is not None and (now >= owned.release_by or self._drained(owned))",
+        "owned.release_by is not None and (now >= owned.release_by or owned.drained)",
         "owned.release_by is not None",
     ),
     Mutant(
         "drains without a deadline",
         PIPELINE,
-        "if owned.release_by is not None and (now >= owned.release_by or self._drained(owned))",
-        "if owned.release_by is not None and self._drained(owned)",
+        "if owned.release_by is not None and (now >= owned.release_by or owned.drained)",
+        "if owned.release_by is not None and owned.drained",
     ),
     Mutant(
         "releases a partition before its last commit is answered",
-        PIPELINE,
-        "return not working and owned.commits.idle and committable in (None, owned.commits.committed)",
+        PARTITION,
+        "return not working and self.commits.idle and committable in (None, self.commits.committed)",
         "return not working",
     ),
     Mutant(
@@ -150,25 +150,25 @@ MUTANTS = (
     ),
     Mutant(
         "starts a chord before its cut is recorded",
-        PIPELINE,
+        PARTITION,
         "Flight(batch, stages, Phase.RECORDING, since=now, until=until)",
         "Flight(batch, stages, Phase.WAITING, since=now, until=until)",
     ),
     Mutant(
         "writes a record without the predecessor's remaining cuts",
-        PIPELINE,
-        "[offsets.stop for offsets in pending] + [*owned.builder.planned]",
+        PARTITION,
+        "[offsets.stop for offsets in pending] + [*self.builder.planned]",
         "[offsets.stop for offsets in pending]",
     ),
     Mutant(
         "waits for the answer to a record that it does not send",
-        PIPELINE,
-        "            self._unblock_recorded(owned)  # a predecessor",
+        PARTITION,
+        "            self.unblock_recorded()  # a predecessor",
         "            pass  # a predecessor",
     ),
     Mutant(
         "ignores the record of the former owner",
-        PIPELINE,
+        PARTITION,
         "plan = record.decode(committed, given.record) if committed is not None else ()",
         "plan = ()",
     ),
@@ -210,9 +210,9 @@ MUTANTS = (
     ),
     Mutant(
         "leaks the bytes of settled batches",
-        PIPELINE,
-        "        del owned.flights[flight.batch.id]\n        self._in_flight_bytes -= flight.batch.size_bytes",
-        "        del owned.flights[flight.batch.id]",
+        PARTITION,
+        "        del self.flights[flight.batch.id]\n        self._flights_bytes -= flight.batch.size_bytes",
+        "        del self.flights[flight.batch.id]",
     ),
     Mutant(
         "lets a stuck partition run ahead for ever",
@@ -330,7 +330,7 @@ MUTANTS = (
     ),
     Mutant(
         "commits the end of the log before its messages were taken",
-        PIPELINE,
+        PARTITION,
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",
     ),

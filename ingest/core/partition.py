@@ -1,0 +1,131 @@
+"""One partition that is assigned to us: its open batch, its batches in flight, its position and its commits.
+
+It knows nothing of the other partitions. What concerns them all (slots, bounds, halting, stopping) is decided in
+`ingest.core.pipeline`.
+"""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core import record
+from ingest.core.batching import Builder
+from ingest.core.commits import Commits
+from ingest.core.flight import Flight, Phase
+from ingest.core.ledger import Ledger
+from ingest.core.limits import Limits
+from ingest.core.model import Batch
+
+
+class Partition:
+    """From its assignment to its release. Times are monotonic seconds.
+
+    `position` is the next offset to take. `release_by`: the group wants it back and waits until then. `end`: the
+    log's end as last reported. `held`: too many ranges wait behind an unsettled one, so nothing more of it is
+    fetched. `waiting`: at the last tick it was fetched, and at the end of its log.
+    """
+
+    def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger) -> None:
+        committed = given.committed
+        plan = record.decode(committed, given.record) if committed is not None else ()
+        self.source = given.source
+        self.epoch = given.epoch
+        self.builder = Builder(given.source, given.epoch, limits, plan)
+        self.commits = Commits(given.source, limits, committed, given.record)
+        self.position = committed or 0
+        self.flights: dict[str, Flight] = {}
+        self.release_by: float | None = None
+        self.end: on.EndReached | None = None
+        self.held = False
+        self.waiting = False
+        self._limits = limits
+        self._ledger = ledger
+        self._flights_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of its unsettled batches and of its open one."""
+        return self._flights_bytes + self.builder.size_bytes
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything before the end of the log was taken, when that was last reported."""
+        return self.end is not None and self.end.position <= self.position <= self.end.end
+
+    @property
+    def drained(self) -> bool:
+        """Nothing is to be waited for: parked batches are not, their retry is the next owner's."""
+        working = any(flight.phase is not Phase.PARKED for flight in self.flights.values())
+        committable = self._ledger.committable(self.source)
+        return not working and self.commits.idle and committable in (None, self.commits.committed)
+
+    # Batches
+
+    def take(self, batch: Batch, now: float) -> None:
+        """The batch is ours to make durable from here on. One with nothing to write is durable at once."""
+        self._ledger.take(batch.source, batch.offsets)
+        stages = batch.stages
+        if not stages:
+            self._ledger.settle(batch.source, batch.offsets)
+            return
+        self._flights_bytes += batch.size_bytes
+        until = now + self._limits.cut_record_seconds_max
+        self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
+
+    def settle(self, flight: Flight) -> do.Discard:
+        """The batch is durable in every sink, or was given up by an operator."""
+        del self.flights[flight.batch.id]
+        self._flights_bytes -= flight.batch.size_bytes
+        self._ledger.settle(flight.batch.source, flight.batch.offsets)
+        return do.Discard(flight.batch)
+
+    def take_end(self, now: float) -> None:
+        """At the end of the log planned ranges before it are complete, and offsets without messages are passed."""
+        if not self.at_end or self.end is None:
+            return
+        batch = self.builder.ended(self.end.end, now)
+        if batch is not None:
+            self.take(batch, now)
+        idle = not len(self.builder) and self.end.end > self.position
+        may_pass = idle and self.commits.interval_over(now)  # each passing costs a commit
+        if may_pass and self._ledger.pass_over(self.source, self.end.end):
+            self.position = self.end.end
+
+    def resume_at(self, event: on.OffsetOutOfRange) -> None:
+        """Messages before `resumed_at` expired: a gap in the log. What we hold of them stays ours."""
+        self.epoch = self.builder.epoch = event.epoch
+        self.position, self.end = event.resumed_at, None
+
+    # Commits
+
+    def commit(self, now: float, *, stopping: bool) -> do.Commit | None:
+        """The committable offset with the ends of all batches above it, when that says something new.
+
+        The ends that a predecessor recorded and that were not reached yet stay in the record: a second
+        crash must not forget what the first one handed over.
+        """
+        taken_until = self._ledger.taken_until(self.source)
+        # A drain waits for its commit, and an idle reader has no other chance.
+        idle = not self.flights and not len(self.builder)
+        urgent = idle or stopping or self.release_by is not None
+        if not self.commits.may_send(taken_until, now, urgent=urgent):
+            return None
+        pending = self._ledger.pending(self.source)
+        offset = self._ledger.committable(self.source)
+        if offset is None:
+            offset = self.commits.committed
+        if offset is None:
+            if not pending:
+                return None
+            offset = pending[0].start  # nothing was ever committed here: this is where consumption began
+        stops = [offsets.stop for offsets in pending] + [*self.builder.planned]
+        command = self.commits.send(self.epoch, offset, stops, taken_until, now)
+        if command is None:
+            self.unblock_recorded()  # a predecessor recorded just these ends
+        return command
+
+    def unblock_recorded(self) -> None:
+        """What was sent is stored: batches whose ends are in it need not wait for their record any more."""
+        for flight in self.flights.values():
+            if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= self.commits.recorded_until:
+                flight.phase = Phase.WAITING
