@@ -1,8 +1,10 @@
-"""The Celery app of the flush fleet, nothing else: `celery -A tasks worker` finds it here."""
+"""The Celery app of the flush fleet, which `celery -A tasks worker` and `celery -A tasks flower` find here."""
 
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -34,4 +36,20 @@ def preload(**_: Any) -> None:
     gc.freeze()  # a collection in a child would write to every page that holds an object
 
 
+def guard_flower() -> None:
+    """Makes Flower's command ours, if it is loaded: `celery` loads it before it looks for an app."""
+    module: Any = sys.modules.get("flower.command")
+    if module is None or getattr(module.flower, "guarded", False):
+        return
+    command: Callable[..., None] = module.flower.callback
+
+    def guarded(**arguments: Any) -> None:
+        from tasks import flower
+
+        flower.run(command, arguments)
+
+    module.flower.callback, module.flower.guarded = guarded, True
+
+
+guard_flower()
 watch.connect()
