@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -36,20 +35,8 @@ def preload(**_: Any) -> None:
     gc.freeze()  # a collection in a child would write to every page that holds an object
 
 
-def guard_flower() -> None:
-    """Makes Flower's command ours, if it is loaded: `celery` loads it before it looks for an app."""
-    module: Any = sys.modules.get("flower.command")
-    if module is None or getattr(module.flower, "guarded", False):
-        return
-    command: Callable[..., None] = module.flower.callback
+if "flower.command" in sys.modules:  # `celery` loads its commands before it looks for an app
+    from tasks.flower import guard
 
-    def guarded(**arguments: Any) -> None:
-        from tasks import flower
-
-        flower.run(command, arguments)
-
-    module.flower.callback, module.flower.guarded = guarded, True
-
-
-guard_flower()
+    guard()
 watch.connect()

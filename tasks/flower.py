@@ -15,11 +15,12 @@ import ast
 import base64
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flower.command
 import flower.urls
+from celery import Celery
 from flower.app import Flower
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
@@ -51,26 +52,31 @@ class FlowerRefused(SettingsError):
     """Flower would start open, or cannot start. The text says which setting is missing."""
 
 
-def launch(settings: Settings, arguments: tuple[str, ...] = ()) -> None:
-    """Runs Flower until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
+def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
+    """Runs Flower for this app until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
     found = options(settings)
-    from tasks.celery import app, guard_flower
-
-    guard_flower()
+    guard()
     if not any(argument.startswith(("--port", "--address")) for argument in arguments):
         print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
     app.start(["flower", *arguments])
 
 
-def run(command: Callable[..., None], arguments: Mapping[str, Any]) -> None:
-    """The body of the command `flower`: Flower's own, with our settings as the defaults of its options.
+def guard() -> None:
+    """From here on the command `flower` has our settings as its defaults, and runs a ClosedFlower. Twice is once.
 
-    Raises SettingsError, FlowerRefused among them.
+    The command raises SettingsError, FlowerRefused among them.
     """
-    for name, value in options(load_fleet()).items():
-        setattr(flower.command.options, name, value)
+    if flower.command.Flower is ClosedFlower:
+        return
     flower.command.Flower = ClosedFlower
-    command(**arguments)
+    theirs: Callable[..., None] = flower.command.flower.callback
+
+    def ours(**arguments: Any) -> None:
+        for name, value in options(load_fleet()).items():
+            setattr(flower.command.options, name, value)
+        theirs(**arguments)
+
+    flower.command.flower.callback = ours
 
 
 class ClosedFlower(Flower):  # type: ignore[misc]

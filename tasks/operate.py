@@ -1,31 +1,24 @@
 """What an operator does to a parked batch, from Flower, its API or the command line: retry it, or give it up.
 
-    POST /api/task/async-apply/retry_batch     {"args": ["<batch id>"], "kwargs": {"by": "me"}}
-    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"], "kwargs": {"reason": "...", "by": "me"}}
-
 The batch belongs to its reader: both only tell it what the operator wants, on its stream. Each deed is in the
 audit stream `{prefix}:audit`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from celery.utils.log import get_task_logger
-
-from tasks.celery import app
 from tasks.coordination import Coordination
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
-from tasks.names import ControlTask
 from tasks.settings import Settings
 from tasks.sinks.base import Sink
-from tasks.tools import tools
 from tasks.units import MiB
-from tasks.wire import Completion, CompletionKind, DeadLetter, SinkName
+from tasks.wire import Completion, CompletionKind, DeadLetter
 
-log = get_task_logger(__name__)
+log = logging.getLogger(__name__)
 REASON = "abandoned"
 READ = Bounds(seconds_max=60.0)
 LETTERS_BYTES_MAX = 8 * MiB
@@ -38,19 +31,6 @@ class NotParked(Exception):
 
 class ReaderGone(Exception):
     """The batch's reader is not heard of. The partition's next owner parks the batch anew if it fails again."""
-
-
-@app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
-def retry_batch(batch_id: str, by: str = "unknown") -> str:
-    """Asks the batch's reader to try it now instead of at its next backoff."""
-    return retry(tools.get().coordination, batch_id, by)
-
-
-@app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
-def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
-    """Moves the batch's messages to the dead letters and tells its reader to go on without it."""
-    mine = tools.get()
-    return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 
 
 def retry(coordination: Coordination, batch_id: str, by: str) -> str:

@@ -109,9 +109,10 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
     """Flower with a retry button, never without a password. Further ARGUMENTS are Flower's own."""
+    from tasks.celery import app
     from tasks.flower import launch
 
-    launch(settings(), arguments)
+    launch(app, settings(), arguments)
 
 
 # Parked batches
