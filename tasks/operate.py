@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks.coordination import Coordination
+from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
 from tasks.settings import Settings
@@ -19,7 +20,6 @@ from tasks.units import MiB
 from tasks.wire import Completion, CompletionKind, DeadLetter
 
 log = logging.getLogger(__name__)
-REASON = "abandoned"
 READ = Bounds(seconds_max=60.0)
 LETTERS_BYTES_MAX = 8 * MiB
 SILENT_SECONDS_MAX = 60.0
@@ -88,22 +88,19 @@ def _reader_of(coordination: Coordination, batch_id: str) -> str:
 
 
 def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
-    """The original message with headers that say what became of it."""
-    ours = {
-        "reason": REASON,
-        "error": error,
-        "topic": record.topic,
-        "partition": str(record.partition),
-        "offset": str(record.offset),
-        "batch_id": batch_id,
-        "first_seen": str(record.timestamp_ms),
-    }
-    originals = tuple(pair for pair in record.headers if pair[0] not in ours)
-    encoded = tuple((name, text.encode()) for name, text in ours.items())
-    return DeadLetter(record.key, record.value, originals + encoded, record.offset)
+    """The original message, labelled with what became of it."""
+    label = Label(
+        reason=ABANDONED,
+        error=error,
+        origin=Origin(record.topic, record.partition, record.offset),
+        batch_id=batch_id,
+        first_seen_ms=record.timestamp_ms,
+        originals=record.headers,
+    )
+    return DeadLetter(record.key, record.value, label.encode(), record.offset)
 
 
 def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]) -> None:
     if letters:
-        token = f"{batch_id}:{REASON}:{letters[0].offset}"
+        token = f"{batch_id}:{ABANDONED}:{letters[0].offset}"
         dead_letters.write(letters, token, settings.sink_timeout_seconds)

@@ -159,7 +159,6 @@ TABLE: tuple[Package, ...] = (
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
             "check": ("confluent_kafka",),
-            "dlq": ("confluent_kafka",),
             "erase": ("google", "urllib3"),
             "reconcile": ("google", "redis"),
             "status": ("redis",),

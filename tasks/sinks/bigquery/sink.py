@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
@@ -33,9 +34,9 @@ from tasks.sinks.google.errors import TRANSIENT_REASONS, advice, sort
 from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
-from tasks.wire import Row
+from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
-TABLES = ("replay_events",)
+TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
 SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
@@ -87,7 +88,7 @@ class BigQuerySink:
             connection: Any = self._client.get()._connection
             answer = connection.api_request(
                 method="POST",
-                path=f"/projects/{project}/datasets/{dataset}/tables/{table}/insertAll",
+                path=f"/projects/{project}/datasets/{dataset}/tables/{quote(table, safe='')}/insertAll",
                 data=body_of(items, positions),
                 content_type="application/json",
                 timeout=left_seconds,
