@@ -37,22 +37,24 @@ local function keep(...)
 end
 """
 
-# ARGV: lease of a probe. Returns {kind, seconds to wait}: "closed", "probe" or "open".
+# ARGV: lease of a probe. Returns {kind, seconds to wait, last error}: "closed", "probe" or "open".
 _ASK = (
     "#!lua flags=allow-oom\n"
     + _NOW
     + """
 local opened_until = field('opened_until')
-if opened_until == 0 then return {'closed', '0'} end
-if now < opened_until then return {'open', tostring(opened_until - now)} end
+if opened_until == 0 then return {'closed', '0', ''} end
+local error = redis.call('HGET', key, 'error') or ''
+if now < opened_until then return {'open', tostring(opened_until - now), error} end
 local probe_until = field('probe_until')
-if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool')))} end
+if now < probe_until then return {'open', tostring(math.min(probe_until - now, field('cool'))), error} end
 keep('probe_until', tostring(now + tonumber(ARGV[1])))
-return {'probe', '0'}
+return {'probe', '0', ''}
 """
 )
 
-# ARGV: permit ("closed" or "probe"), "1" if it worked, window, failures_min, cool, cool_max. Returns the state.
+# ARGV: permit ("closed" or "probe"), "1" if it worked, window, failures_min, cool, cool_max, error. Returns the
+# state.
 _TELL = (
     "#!lua flags=allow-oom\n"
     + _NOW
@@ -61,6 +63,7 @@ local permit, worked = ARGV[1], ARGV[2] == '1'
 local window, failures_min = tonumber(ARGV[3]), tonumber(ARGV[4])
 local cool, cool_max = tonumber(ARGV[5]), tonumber(ARGV[6])
 local opened_until = field('opened_until')
+if not worked and ARGV[7] ~= '' then keep('error', ARGV[7]) end
 if permit == 'probe' then
   if opened_until == 0 then return 'closed' end
   if worked then
@@ -94,10 +97,12 @@ return 'closed'
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """`kind` is "closed", "probe" or "open"; an open one asks to come back in `wait_seconds`."""
+    """`kind` is "closed", "probe" or "open"; an open one asks to come back in `wait_seconds`, and has the sink's
+    last error."""
 
     kind: str
     wait_seconds: float = 0.0
+    error: str = ""
 
     @property
     def granted(self) -> bool:
@@ -132,14 +137,14 @@ class Breaker:
         # A probe that never reports (its worker died) may be followed by another one after this.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
         try:
-            kind, wait_seconds = self._ask(keys=[self._key(sink)], args=[lease_seconds])
-        except RedisError as error:
-            log.warning("breaker of %s cannot be asked, letting the call through: %s", sink, error)
+            kind, wait_seconds, error = self._ask(keys=[self._key(sink)], args=[lease_seconds])
+        except RedisError as failure:
+            log.warning("breaker of %s cannot be asked, letting the call through: %s", sink, failure)
             return Permit("closed")
-        return Permit(_text(kind), float(wait_seconds))
+        return Permit(_text(kind), float(wait_seconds), _text(error))
 
-    def tell(self, sink: str, permit: Permit, *, worked: bool) -> None:
-        """How the call ended. `worked`: the sink answered, whatever it thought of the items."""
+    def tell(self, sink: str, permit: Permit, *, worked: bool, error: str = "") -> None:
+        """How the call ended. `worked`: the sink answered, whatever it thought of the items; else `error`."""
         s = self._settings
         args: list[Any] = [
             permit.kind,
@@ -148,11 +153,12 @@ class Breaker:
             s.breaker_failures_min,
             s.breaker_cool_seconds,
             s.breaker_cool_seconds_max,
+            error,
         ]
         try:
             state = _text(self._tell(keys=[self._key(sink)], args=args))
-        except RedisError as error:
-            log.warning("breaker of %s cannot be told: %s", sink, error)
+        except RedisError as failure:
+            log.warning("breaker of %s cannot be told: %s", sink, failure)
             return
         if state == "open":
             log.warning("breaker of %s is open", sink)

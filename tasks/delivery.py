@@ -1,7 +1,9 @@
 """Gets the items of one flush task into their sink: all of them, or all but those that the sink will never take.
 
 Knows no Redis and no Celery. What is durable is noted in `Progress` as it happens, so that whatever interrupts
-a delivery, the next run goes on where this one was. docs/decisions/006-three-levels-of-retry.md has the levels.
+a delivery, the next run goes on where this one was. What is refused is noted only once it is certain: before an
+item is blamed, and again after the last one was, the place itself is examined (`Sink.examine`). What a search
+found that did not get that far is forgotten, so a table that was altered, or repaired meanwhile, costs no item.
 """
 
 from __future__ import annotations
@@ -14,70 +16,139 @@ from tasks.staging import Progress
 # Refused items in such numbers, and most of all, are no poison rows: the table, or our rows, are wrong.
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
+# A search that has found this many and had nothing accepted tries so many single items from all over the rest: if
+# they are refused as well, it need not go through all the others to know that nearly all are.
+SPREAD_AFTER = 8
+SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
+# A search ends after this many writes; the next run goes on with what is left.
+WRITES_MAX = 200
 
 Write = Callable[[Sequence[int]], None]
+Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run's time is used up between two writes; the rest is for the next run."""
+    """The run's time, or its number of writes, is used up between two writes; the rest is for the next run."""
 
 
-def deliver(write: Write, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
+def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
     """Writes the positions in `progress.left` until none is left; refused ones move to `progress.refused`.
 
     `write(positions)` raises the errors of `tasks.errors`, positions within them relative to its argument.
+    `examine(positions)` raises them when the place that these items go to is at fault itself.
     A refusal that names nobody is bisected: about two writes for each halving per poison item.
     Raises TransientSinkError, PermanentSinkError (nothing that an item is to blame for), or OutOfTime.
     """
-    groups = [list(progress.left)]
-    while groups:
-        positions = groups.pop()
-        if not positions:
-            continue
-        if not has_time():
-            raise OutOfTime(f"{len(progress.left)} of {items} items are left for the next run")
+    _Delivery(write, examine, progress, items, has_time).run()
+
+
+class _Delivery:
+    """One run. `suspects`: refused in this run, with the error, and not certain yet."""
+
+    def __init__(
+        self, write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]
+    ) -> None:
+        self._write = write
+        self._examine = examine
+        self._progress = progress
+        self._items = items
+        self._has_time = has_time
+        self._groups: list[list[int]] = [list(progress.left)]
+        self._suspects: dict[int, str] = {}
+        self._writes = 0
+        self._examined = self._accepted_any = self._spread = False
+
+    def run(self) -> None:
+        """See `deliver`."""
+        while self._groups:
+            positions = self._groups.pop()
+            if not positions:
+                continue
+            if self._writes >= WRITES_MAX or not self._has_time():
+                self._convict()
+                left = len(self._progress.left)
+                raise OutOfTime(f"{left} of {self._items} items are left for the next run")
+            self._attempt(positions)
+        self._convict()
+
+    def _attempt(self, positions: list[int]) -> None:
+        """One write; what is to be written next because of it is put in front of the other groups."""
+        self._writes += 1
         try:
-            write(positions)
+            self._write(positions)
         except TransientSinkError as error:
             if error.failed is not None:
                 failed = {positions[place] for place in error.failed}
-                _durable(progress, [position for position in positions if position not in failed])
+                self._durable([position for position in positions if position not in failed])
             raise
         except PermanentSinkError as error:
             if error.configuration:
                 raise
-            groups.extend(_after_refusal(progress, positions, error))
+            if not self._examined:
+                self._examine(positions)
+                self._examined = True
+            self._after_refusal(positions, error)
         else:
-            _durable(progress, positions)
-    if len(progress.refused) >= REFUSED_MIN and len(progress.refused) > REFUSED_SHARE * items:
+            self._durable(positions)
+
+    def _after_refusal(self, positions: list[int], error: PermanentSinkError) -> None:
+        """The halves are next, or the rest without the named ones, or nothing."""
+        if error.failed:
+            named = {positions[place]: why for place, why in error.failed}
+            rest = [position for position in positions if position not in named]
+            if error.all_refused:
+                self._groups.append(rest)
+            else:
+                self._durable(rest)
+            self._suspect(named)
+            return
+        if error.among is not None:
+            among = [positions[place] for place in error.among]
+            self._durable([position for position in positions if position not in set(among)])
+            positions = among
+        if len(positions) == 1:
+            self._suspect({positions[0]: str(error)})
+            self._spread_out()
+            return
+        middle = len(positions) // 2
+        self._groups += [positions[middle:], positions[:middle]]
+
+    def _durable(self, positions: Sequence[int]) -> None:
+        gone = set(positions)
+        self._accepted_any = self._accepted_any or bool(gone)
+        self._progress.left = [position for position in self._progress.left if position not in gone]
+
+    def _suspect(self, named: dict[int, str]) -> None:
+        self._suspects.update(named)
+        refused = len(self._suspects) + len(self._progress.refused)
+        none_accepted = self._spread and not self._accepted_any
+        if refused >= REFUSED_MIN and (refused > REFUSED_SHARE * self._items or none_accepted):
+            self._acquit(refused)
+
+    def _spread_out(self) -> None:
+        """Once a search has found nothing but refusals: puts single items from all over the rest in front."""
+        if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
+            return
+        self._spread = True
+        rest = [position for group in reversed(self._groups) for position in group]
+        sample = set(rest[:: max(1, len(rest) // SPREAD_ITEMS)][:SPREAD_ITEMS])
+        self._groups = [[position for position in group if position not in sample] for group in self._groups]
+        self._groups += [[position] for position in sorted(sample)]
+
+    def _acquit(self, refused: int) -> None:
+        """Blames no item, those of earlier runs included: a person has to look."""
+        first = next(iter(self._suspects.values()))
+        self._progress.left = sorted({*self._progress.left, *(place for place, _ in self._progress.refused)})
+        self._progress.refused = []
         raise PermanentSinkError(
-            f"{len(progress.refused)} of {items} items are refused, the first with: {progress.refused[0][1]}",
-            configuration=True,
+            f"{refused} of {self._items} items are refused, the first with: {first}", configuration=True
         )
 
-
-def _after_refusal(progress: Progress, positions: list[int], error: PermanentSinkError) -> list[list[int]]:
-    """What is to be written after a refusal: the halves, or the rest without the named ones, or nothing."""
-    if error.failed:
-        named = {positions[place]: why for place, why in error.failed}
-        _refuse(progress, named)
-        rest = [position for position in positions if position not in named]
-        if error.all_refused:
-            return [rest]
-        _durable(progress, rest)
-        return []
-    if len(positions) == 1:
-        _refuse(progress, {positions[0]: str(error)})
-        return []
-    middle = len(positions) // 2
-    return [positions[middle:], positions[:middle]]
-
-
-def _durable(progress: Progress, positions: Sequence[int]) -> None:
-    gone = set(positions)
-    progress.left = [position for position in progress.left if position not in gone]
-
-
-def _refuse(progress: Progress, named: dict[int, str]) -> None:
-    _durable(progress, list(named))
-    progress.refused.extend(named.items())
+    def _convict(self) -> None:
+        """What was refused in this run is certain, if the place is still found healthy."""
+        if not self._suspects:
+            return
+        self._examine(list(self._suspects))
+        gone = set(self._suspects)
+        self._progress.left = [position for position in self._progress.left if position not in gone]
+        self._progress.refused.extend(sorted(self._suspects.items()))

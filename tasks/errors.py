@@ -5,10 +5,10 @@ from __future__ import annotations
 MESSAGE_CHARACTERS_MAX = 500
 
 
-def shortened(text: str) -> str:
-    """One line of at most 500 characters: errors travel through Redis, logs and Flower."""
-    line = " ".join(text.split())
-    return line if len(line) <= MESSAGE_CHARACTERS_MAX else line[: MESSAGE_CHARACTERS_MAX - 3] + "..."
+def shortened(text: str, characters_max: int = MESSAGE_CHARACTERS_MAX) -> str:
+    """One printable line: errors travel through Redis, logs, terminals and Flower."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * characters_max]).split())
+    return line if len(line) <= characters_max else line[: characters_max - 3] + "..."
 
 
 class SinkError(Exception):
@@ -16,7 +16,7 @@ class SinkError(Exception):
 
 
 class TransientSinkError(SinkError):
-    """The machine tries again: time-outs, refused connections, 429, 5xx.
+    """The machine tries again: time-outs, refused connections, 429, 5xx, answers that prove nothing.
 
     `retry_after_seconds`: what the server asked for, None when it said nothing.
     `failed`: positions (in the list given to `write`) that are not durable; None means none of it is known
@@ -36,7 +36,9 @@ class PermanentSinkError(SinkError):
 
     `failed`: (position, error) of the items that were refused, where the server says so; then all others
     are durable unless `all_refused`, which says: the named ones are bad, nothing was written, write the
-    rest again. None: the server refused the whole without saying which, so the caller bisects.
+    rest again. None: the server refused without saying which, so the caller bisects.
+    `among`: with `failed` None, the positions that the refused items are among; all others are durable. None:
+    nothing is known to be durable.
     `configuration=True`: no item is to blame (missing bucket or table, bad credentials): never dead-letter
     for it, park the batch.
     """
@@ -46,10 +48,12 @@ class PermanentSinkError(SinkError):
         message: str,
         *,
         failed: tuple[tuple[int, str], ...] | None = None,
+        among: tuple[int, ...] | None = None,
         all_refused: bool = False,
         configuration: bool = False,
     ) -> None:
         super().__init__(message)
         self.failed = failed
+        self.among = among
         self.all_refused = all_refused
         self.configuration = configuration

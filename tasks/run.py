@@ -37,6 +37,14 @@ CALLS_PER_RUN = 3
 SCATTERED_SHARE_MAX = 0.25
 
 
+class Held(Exception):
+    """No item is to blame and a retry cannot help: the batch is parked. What is durable stays so (`progress`)."""
+
+    def __init__(self, error: str, progress: Progress | None = None) -> None:
+        super().__init__(error)
+        self.progress = progress
+
+
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
     """One run of a flush task: the constant DONE, or Celery's Retry, or what it failed with."""
     mine, task_id = tools.get(), str(task.request.id)
@@ -54,6 +62,9 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
             mine.staging.mark(batch, name, task_id)
         except Later as later:
             put_off(task, mine.staging, mine.settings, batch, name, until, later)
+        except Held as held:
+            mine.staging.put_off(batch, name, task_id, str(held), held.progress)
+            raise
         except (Retry, Reject, Ignore):
             raise
         except Exception as error:
@@ -68,8 +79,8 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     permit = mine.breaker.ask(sink.name)
     if not permit.granted:
         metrics.observe_breaker_refusal(sink.name)
-        error = f"{sink.name} fails too often: not called until its breaker lets a probe through"
-        raise Later(error, permit.wait_seconds, counts=False)
+        error = permit.error or f"{sink.name}: its calls fail"
+        raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
         payload = mine.staging.payload(batch, name)
         items = decode_items(sink.name, payload)
@@ -80,12 +91,16 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     progress = begun.progress or Progress(left=list(range(len(items))))
     ends_at = time.monotonic() + CALLS_PER_RUN * mine.settings.sink_timeout_seconds
     write = partial(_write, sink, items, f"{batch}:{name}", mine.settings.sink_timeout_seconds)
+    examine = partial(_examine, sink, items, mine.settings.sink_timeout_seconds / 2)
     before = len(progress.left)
-    worked = True
+    worked, last_error = True, ""
     try:
-        deliver(write, progress, len(items), lambda: time.monotonic() < ends_at)
+        deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
         _bury(mine, begun.manifest, sink.name, items, progress)
+    except PermanentSinkError as error:
+        raise Held(str(error), progress) from error
     except TransientSinkError as error:
+        last_error = str(error)
         # A sink that took some of it is not sick: 2 of 64 uploads failing is an ordinary day.
         worked = len(progress.left) < before or not progress.left
         if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
@@ -95,10 +110,10 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     except OutOfTime as error:
         raise Later(str(error), 0.0, progress, counts=False) from error
     except SoftTimeLimitExceeded as error:
-        worked = False
-        raise Later(f"{sink.name}: did not return within the time limit", None, progress) from error
+        worked, last_error = False, f"{sink.name}: did not return within the time limit"
+        raise Later(last_error, None, progress) from error
     finally:
-        mine.breaker.tell(sink.name, permit, worked=worked)
+        mine.breaker.tell(sink.name, permit, worked=worked, error=last_error)
 
 
 def _write(
@@ -108,6 +123,11 @@ def _write(
     if len(positions) < len(items):
         token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
     sink.write([items[position] for position in positions], token, deadline_seconds)
+
+
+def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, positions: Sequence[int]) -> None:
+    """Asks whether the place that some of the items go to is healthy."""
+    sink.examine([items[position] for position in positions], deadline_seconds)
 
 
 def _bury(mine: Tools, manifest: Manifest, sink: str, items: Sequence[Item], progress: Progress) -> None:

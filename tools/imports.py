@@ -65,14 +65,14 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("tasks.loading", "tasks.settings"),
         ours=("tasks.units", "tasks.wire"),
-        libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
+        libraries={EVERYWHERE: ("pydantic", "pydantic_settings")},
     ),
     Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
     Package(
         ("tasks.sinks",),
         libraries={
             "bigquery": ("google",),
-            "clickhouse": ("clickhouse_connect", "urllib3"),
+            "clickhouse": ("clickhouse_connect",),
             "datadog": ("datadog",),
             "dead_letter": ("confluent_kafka",),
             "gcs": ("google", "google_crc32c"),
@@ -159,6 +159,7 @@ TABLE: tuple[Package, ...] = (
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
             "check": ("confluent_kafka",),
+            "dlq": ("confluent_kafka",),
             "erase": ("google", "urllib3"),
             "reconcile": ("google", "redis"),
             "status": ("redis",),

@@ -12,10 +12,8 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ingest.cli.common import as_json, by_option, coordination_of, fail, redis_answers, settings
-from ingest.operate.text import cleaned
 
 
 @click.group()
@@ -53,10 +51,16 @@ def dlq_ls(
             counts[letter.reason, letter.sink] += 1
             if len(rows) < limit:
                 rows.append(letter.as_dict())
-                shown = (letter.reason, letter.sink, str(letter.label.origin))
-                error = Text(cleaned(letter.label.error[:80]))
-                texts = [Text(cleaned(text)) for text in shown]
-                table.add_row(letter.id, *texts, "yes" if letter.replayed else "", error)
+                topic, partition, offset = letter.origin
+                place = f"{topic}-{partition}-{offset}"
+                table.add_row(
+                    letter.id,
+                    letter.reason,
+                    letter.sink,
+                    place,
+                    "yes" if letter.replayed else "",
+                    letter.error[:80],
+                )
     except DeadLettersUnavailable as error:
         fail(str(error))
     if as_json:
@@ -66,7 +70,7 @@ def dlq_ls(
     console = Console()
     console.print(table)
     for (name, sink_name), count in counts.most_common():
-        click.echo(f"{count:>8}  {cleaned(name)}{f' by {cleaned(sink_name)}' if sink_name else ''}")
+        console.print(f"{count:>8}  {name}{f' by {sink_name}' if sink_name else ''}", highlight=False)
 
 
 @dlq.command("show")
@@ -95,9 +99,9 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         click.echo(json.dumps({**letter.as_dict(), "content": content}))
         return
     for name, value in letter.as_dict().items():
-        click.echo(f"{name:<13} {cleaned(str(value))}")
+        click.echo(f"{name:<12} {value}")
     if content is None:
-        click.echo(cleaned(letter.value[:2000].decode("utf-8", "replace")))
+        click.echo(letter.value[:2000].decode("utf-8", "replace"))
     else:
         Console().print(render(content))
 
@@ -107,11 +111,6 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Without any other choice: really all of them.")
 @click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 100_000), help="A second.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
-@click.option(
-    "--unverified",
-    is_flag=True,
-    help="Also items whose original message is no longer in its topic, as their letters have them.",
-)
 @by_option
 @as_json
 def dlq_replay(
@@ -122,14 +121,10 @@ def dlq_replay(
     everything: bool,
     rate: float,
     dry_run: bool,
-    unverified: bool,
     by: str,
     as_json: bool,
 ) -> None:
-    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them.
-
-    An item is written as its original message makes it today, so that a forged letter cannot touch other data.
-    """
+    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them."""
     from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
 
     if not (reason or sink or ids or everything):
@@ -138,15 +133,13 @@ def dlq_replay(
 
     def told(letter: Letter, outcome: str) -> None:
         if not as_json:
-            click.echo(f"{letter.id}  {cleaned(letter.reason)}  {cleaned(outcome)}")
+            click.echo(f"{letter.id}  {letter.reason}  {outcome}")
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     with redis_answers():
         coordination = coordination_of(loaded)
         try:
-            summary = replay(
-                loaded, selection, per_second_max=rate, dry_run=dry_run, unverified=unverified, done=told
-            )
+            summary = replay(loaded, selection, per_second_max=rate, dry_run=dry_run, done=told)
         except DeadLettersUnavailable as error:
             fail(str(error))
         if not dry_run:

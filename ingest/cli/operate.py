@@ -109,10 +109,12 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
     """Flower with a retry button, never without a password. Further ARGUMENTS are Flower's own."""
-    from tasks.celery import app
-    from tasks.flower import launch
+    from tasks.flower import FlowerRefused, launch
 
-    launch(app, settings(), arguments)
+    try:
+        launch(settings(), arguments)
+    except FlowerRefused as refused:
+        fail(str(refused))
 
 
 # Parked batches

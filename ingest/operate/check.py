@@ -15,9 +15,9 @@ from confluent_kafka.admin import AdminClient
 from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.connection import connect
-from tasks.errors import SinkError, TransientSinkError
 from tasks.kafka.options import kafka_options
-from tasks.sinks import build
+from tasks.sinks import Level
+from tasks.sinks import check as check_sink
 
 CALL_SECONDS_MAX = 10.0
 ASK_SECONDS = 2.0
@@ -205,12 +205,13 @@ def _redis(settings: Settings) -> Iterable[Finding]:
 
 
 def _sink(settings: Settings, name: str) -> Iterable[Finding]:
-    sink = build(name, settings)
-    try:
-        yield Finding(name, "ok", sink.check())
-    except TransientSinkError as failure:
-        yield Finding(name, "bad", str(failure), "it did not answer: is it up, is the address right?")
-    except SinkError as failure:
-        yield Finding(name, "bad", str(failure), "" if "`" in str(failure) else "see the message")
-    finally:
-        sink.close()
+    checked = check_sink(name, settings)
+    if checked.level is Level.ERROR:
+        advice = "" if "`" in checked.text else "see the message"
+        advice = "it did not answer: is it up, is the address right?" if checked.transient else advice
+        yield Finding(name, "bad", checked.text, advice)
+        return
+    left_out = f" (not tested: {'; '.join(checked.not_tested)})" if checked.not_tested else ""
+    yield Finding(name, "ok", checked.text + left_out)
+    for warning in checked.warnings:
+        yield Finding(name, "warning", warning)

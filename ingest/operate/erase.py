@@ -33,12 +33,12 @@ from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import AUDIT_ENTRIES_MAX, Coordination
 from tasks.errors import shortened
-from tasks.migrate.gcs import RETENTION_DAYS
 from tasks.migrate.kafka import SOURCE_RETENTION_HOURS
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.gcs.bucket import RETENTION_DAYS
 from tasks.sinks.google import errors as google_errors
 
 # In the order of their deletion; the last is what a second run needs to find the rest.

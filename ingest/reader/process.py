@@ -52,7 +52,10 @@ def reader_id(settings: Settings) -> str:
 def run(settings: Settings) -> int:
     """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted."""
     logs.configure(settings)
-    telemetry.configure(settings, service="replays-reader")
+    try:
+        telemetry.configure(settings, service="replays-reader")
+    except telemetry.TelemetryMissing as missing:
+        raise ReaderFailed(str(missing)) from missing
     reader = Reader(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reader.shut_down())

@@ -45,5 +45,4 @@ def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) 
         except SinkError:
             raise
         except Exception as error:
-            trouble = sort(error)
-            raise Trouble(trouble.kind, f"{name}: {trouble.message}").error() from error
+            raise sort(error).about(name).error() from error

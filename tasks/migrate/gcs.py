@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from google.api_core.exceptions import Conflict
 
 from tasks.settings import Settings
 from tasks.sinks.gcs import sink as gcs_sink
-
-RETENTION_DAYS = (30, 60, 90)
+from tasks.sinks.gcs.bucket import RETENTION_DAYS, missing_rules
 
 
 def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
@@ -35,25 +33,5 @@ def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
             with contextlib.suppress(Conflict):  # somebody made it at the same moment
                 server.create_bucket(made, location=settings.gcs_location or None, timeout=timeout_seconds)
             return
-        missing = [days for days in RETENTION_DAYS if not _expires(found, days)]
-        yield f"= bucket gs://{name} is there" + (
-            f", but nothing deletes {', '.join(f'{days}/' for days in missing)} after as many days: "
-            "add lifecycle rules"
-            if missing
-            else ""
-        )
-        if settings.gcs_layout == "packed" and not any(
-            "daysSinceCustomTime" in rule.get("condition", {}) for rule in found.lifecycle_rules
-        ):
-            yield f"= gs://{name} has no rule on daysSinceCustomTime: what `erase` rewrites is kept for longer"
-
-
-def _expires(found: Any, days: int) -> bool:
-    """Whether a lifecycle rule deletes objects of this retention in time."""
-    for rule in found.lifecycle_rules:
-        condition = rule.get("condition", {})
-        prefixes = condition.get("matchesPrefix")
-        covers = prefixes is None or f"{days}/" in prefixes
-        if rule.get("action", {}).get("type") == "Delete" and covers and condition.get("age", days + 1) <= days:
-            return True
-    return False
+        problems = list(missing_rules(found.lifecycle_rules, settings.gcs_layout))
+        yield "; but ".join([f"= bucket gs://{name} is there", *problems])

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tasks.loading import SettingsError
 from tasks.observe.logs import clean
 from tasks.settings import Settings
 
@@ -18,7 +17,7 @@ HEADER = "traceparent"
 SCOPE = "replays-ingest"
 
 
-class TelemetryMissing(SettingsError):
+class TelemetryMissing(Exception):
     """A setting asks for a package that is not installed. The text says which extra has it."""
 
 

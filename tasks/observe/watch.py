@@ -120,11 +120,7 @@ def _on_logging(**_: Any) -> None:
 
 def _on_worker(**_: Any) -> None:
     """In the main process, and again in each process of the pool: exporters have threads, which do not fork."""
-    try:
-        telemetry.configure(load_fleet(), service="replays-worker")
-    except telemetry.TelemetryMissing as missing:
-        missing.show()
-        raise SystemExit(missing.exit_code) from missing  # Celery would log any other exception, and go on
+    telemetry.configure(load_fleet(), service="replays-worker")
 
 
 def _on_end(**_: Any) -> None:

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
-from tasks.errors import SinkError
+from tasks.errors import SinkError, TransientSinkError
 from tasks.settings import Settings
-from tasks.sinks.base import Sink
+from tasks.sinks.base import Report, Sink
 from tasks.wire import SinkName
+
+
+class Level(Enum):
+    """How a sink is. WARNING: writes work, and somebody should look. ERROR: writes do not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a sink's `check` said: one line about the server, or what is wrong with it."""
+    """The result of one sink's check.
+
+    `text`: one line about the server, or what is wrong with it. `transient`: the error may go by itself.
+    `warnings` and `not_tested`: see `tasks.sinks.base.Report`.
+    """
 
     name: str
-    ok: bool
+    level: Level
     text: str
+    transient: bool = False
+    warnings: tuple[str, ...] = ()
+    not_tested: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether writes work."""
+        return self.level is not Level.ERROR
 
 
 def build(name: str, settings: Settings) -> Sink[Any]:
@@ -54,17 +75,20 @@ def build(name: str, settings: Settings) -> Sink[Any]:
     raise ValueError(f"no sink is called {name!r}")
 
 
+def check(name: str, settings: Settings) -> Checked:
+    """Tries the sink called `name`; writes and deletes a probe where that is possible."""
+    sink = build(name, settings)
+    try:
+        report: Report = sink.check()
+    except SinkError as error:
+        return Checked(name, Level.ERROR, str(error), transient=isinstance(error, TransientSinkError))
+    finally:
+        sink.close()
+    level = Level.WARNING if report.warnings else Level.OK
+    return Checked(name, level, report.text, warnings=report.warnings, not_tested=report.not_tested)
+
+
 def check_all(settings: Settings) -> list[Checked]:
-    """Asks every sink that is switched on, all at once, in the order of the settings."""
-
-    def check(name: str) -> Checked:
-        sink = build(name, settings)
-        try:
-            return Checked(name, True, sink.check())
-        except SinkError as error:
-            return Checked(name, False, str(error))
-        finally:
-            sink.close()
-
+    """Checks every sink that is switched on, all at once, in the order of the settings."""
     with ThreadPoolExecutor(len(settings.sinks)) as pool:
-        return list(pool.map(check, settings.sinks))
+        return list(pool.map(lambda name: check(name, settings), settings.sinks))

@@ -1,9 +1,10 @@
 """Product metrics to the DataDog agent, over DogStatsD.
 
-What cannot be promised here: UDP tells nobody when a packet is lost, and the agent does not know one that comes
-twice. So a write over UDP counts as durable when it was handed to the kernel, and what keeps a metric from being
-sent twice is the done mark that the flush task sets after this write; a worker that dies between the two sends
-them again. Over a Unix socket the kernel does say when the agent is gone, and the write is tried again.
+There is no proof of a write here, by design of the protocol: UDP reports no lost packet, the agent confirms
+nothing, and it does not recognise a packet that comes twice. So a write counts as durable when it was handed to
+the kernel, and what keeps a metric from being sent twice is the done mark that the flush task sets after this
+write; a worker that dies between the two sends them again. Over a Unix socket the kernel does say when the agent
+is gone, and the write is tried again. No item is ever blamed.
 
 The client runs without its helpers: no aggregation (it would merge batches), no thread (it would not survive a
 fork), no telemetry and no origin detection (they change the size of packets that is reckoned with here).
@@ -20,13 +21,17 @@ from datadog.dogstatsd.base import UDP_OPTIMAL_PAYLOAD_LENGTH, UDS_OPTIMAL_PAYLO
 
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
-from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
+from tasks.sinks.base import Report
+from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Metric, MetricKind
 
 # `:`, `|c`, `|#`, the newline, and the longest text of a float (24 characters).
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
+# How long a host may take to report that nothing listens on the port (it does so at once, or never).
+REFUSAL_SECONDS = 0.2
+NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
 
 
 class DatadogSink:
@@ -62,9 +67,9 @@ class DatadogSink:
         outcome, statsd = Outcome(self.name), self._statsd.get()
         for positions in self._packets(items):
             if remaining_seconds(ends_at) <= 0:
-                outcome.note(Trouble(Kind.TRANSIENT, "no time left"), positions)
+                outcome.note(Trouble(Blame.NETWORK, "no time left"), positions)
             elif not self._send(statsd, [items[place] for place in positions]) and not self._over_udp:
-                trouble = Trouble(Kind.TRANSIENT, f"nobody listens on {self._settings.datadog_socket}")
+                trouble = Trouble(Blame.NETWORK, f"nobody listens on {self._settings.datadog_socket}")
                 outcome.note(trouble, positions)
         outcome.raise_if_any()
 
@@ -91,8 +96,11 @@ class DatadogSink:
         if packet:
             yield packet
 
-    def check(self) -> str:
-        """Connects to the Unix socket, or resolves the host: more cannot be known about UDP."""
+    def examine(self, items: Sequence[Metric], deadline_seconds: float) -> None:
+        """No metric is ever refused, so there is nothing to ask."""
+
+    def check(self) -> Report:
+        """Connects to the Unix socket, or sends an empty datagram and waits for a refusal."""
         settings = self._settings
         if not self._over_udp:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
@@ -102,17 +110,40 @@ class DatadogSink:
                     raise TransientSinkError(
                         f"{settings.datadog_socket}: {error}; is the agent running, and the socket mounted?"
                     ) from error
-            return f"agent listens on {settings.datadog_socket}"
+            return Report(f"agent listens on {settings.datadog_socket}", not_tested=(NOT_CONFIRMED,))
+        place = f"{settings.datadog_host}:{settings.datadog_port}"
         try:
-            socket.getaddrinfo(settings.datadog_host, settings.datadog_port, type=socket.SOCK_DGRAM)
+            refused = _refuses(settings.datadog_host, settings.datadog_port)
         except OSError as error:
             raise PermanentSinkError(f"{settings.datadog_host}: {error}", configuration=True) from error
-        return f"sends to {settings.datadog_host}:{settings.datadog_port} over UDP (nobody acknowledges that)"
+        if refused:
+            return Report(
+                f"sends to {place} over UDP",
+                (f"nothing listens on {place}: metrics are lost; is the agent running, is the address right?",),
+                (NOT_CONFIRMED,),
+            )
+        return Report(f"sends to {place} over UDP, which is not refused", not_tested=(NOT_CONFIRMED,))
 
     def close(self) -> None:
         statsd = self._statsd.take()
         if statsd is not None:
             statsd.stop()
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Whether the host reports that nothing listens there. Raises OSError for a name that does not resolve."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        probe.settimeout(REFUSAL_SECONDS)
+        try:
+            probe.send(b"")
+            probe.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionRefusedError:
+            return True
+    return False
 
 
 def _number(value: float) -> float | int:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
+from tasks.sinks.base import Report
 from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName
 
 
@@ -19,7 +20,7 @@ class MemorySink:
 
     objects: name -> bytes. rows: (table, id) -> JSON bytes; `row_writes` counts copies that were sent.
     metrics and dead_letters: in the order of arrival, repetitions included, as the real ones keep them.
-    calls: (token, number of items) of every write, failed ones included.
+    calls: (token, number of items) of every write, failed ones included. examinations: calls of `examine`.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,6 +38,8 @@ class MemorySink:
             self.dead_letters: list[DeadLetter] = []
             self.calls: list[tuple[str, int]] = []
             self.closed = 0
+            self.examinations = 0
+            self._fault: SinkError | None = None
             self._script: deque[SinkError | None] = deque()
             self._refuses: Callable[[Item], str | None] = lambda item: None
             self._names_refused = True
@@ -108,10 +111,22 @@ class MemorySink:
                 counts[f"rows of {table}"] = counts.get(f"rows of {table}", 0) + 1
         return {what: count for what, count in counts.items() if count}
 
-    def check(self) -> str:
+    def fault(self, error: SinkError | None) -> None:
+        """From now on `examine` ends with this error: the place itself is at fault. None: it is healthy again."""
+        with self._lock:
+            self._fault = error
+
+    def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
+        """Raises what `fault` was given."""
+        with self._lock:
+            self.examinations += 1
+            if self._fault is not None:
+                raise self._fault
+
+    def check(self) -> Report:
         """Always well."""
         kept = ", ".join(f"{count} {what}" for what, count in sorted(self.counts().items()))
-        return f"in memory: {kept or 'empty'}"
+        return Report(f"in memory: {kept or 'empty'}")
 
     def close(self) -> None:
         """What was written stays readable."""
@@ -142,6 +157,8 @@ def _lost_positions(error: SinkError | None, items: int) -> set[int]:
     if isinstance(error, TransientSinkError):
         return everything if error.failed is None else set(error.failed)
     assert isinstance(error, PermanentSinkError)
+    if error.among is not None and not error.configuration:
+        return set(error.among)
     if error.failed is None or error.all_refused or error.configuration:
         return everything
     return {position for position, _ in error.failed}

@@ -1,4 +1,4 @@
-"""What became of the items of one write, and which error says so.
+"""Whose fault a failed write is, and which error says so.
 
 A sink writes in parts (objects, tables, requests), and each part may end differently. It notes them here, and
 `raise_if_any` makes the one error of `tasks.errors` that loses nothing of it.
@@ -6,36 +6,100 @@ A sink writes in parts (objects, tables, requests), and each part may end differ
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import Enum, auto
+from dataclasses import dataclass, replace
+from enum import Enum
 
 from tasks.errors import PermanentSinkError, SinkError, TransientSinkError, shortened
 
+log = logging.getLogger(__name__)
 
-class Kind(Enum):
-    """Who acts on an error: the machine, or a person who looks at the item or at the configuration."""
+# What a server asks for is a request, not an order: no answer may put a batch off for days.
+RETRY_AFTER_SECONDS_MAX = 3600.0
 
-    TRANSIENT = auto()
-    DATA = auto()
-    CONFIGURATION = auto()
+
+class Action(Enum):
+    """What happens to the items of a write that failed."""
+
+    RETRY = "tried again by the task, with backoff"
+    HOLD = "the batch is parked until a person has acted; no item becomes a dead letter"
+    SPLIT = "halved and written in parts; one item that fails alone becomes a dead letter"
+    BURY = "this item becomes a dead letter, once the table was asked and found healthy"
+
+
+class Blame(Enum):
+    """What is at fault. docs/sinks.md lists every status and code."""
+
+    ROW = "row"
+    BATCH = "batch"
+    SIZE = "size"
+    REQUEST = "request"
+    CREDENTIALS = "credentials"
+    TABLE = "table"
+    SERVER = "server"
+    NETWORK = "network"
+
+    @property
+    def action(self) -> Action:
+        return ACTION_OF[self]
+
+    @property
+    def accuses_items(self) -> bool:
+        """Whether items may end as dead letters for it."""
+        return self.action in (Action.SPLIT, Action.BURY)
+
+
+ACTION_OF = {
+    Blame.ROW: Action.BURY,
+    Blame.BATCH: Action.SPLIT,
+    Blame.SIZE: Action.SPLIT,
+    Blame.REQUEST: Action.HOLD,
+    Blame.CREDENTIALS: Action.HOLD,
+    Blame.TABLE: Action.HOLD,
+    Blame.SERVER: Action.RETRY,
+    Blame.NETWORK: Action.RETRY,
+}
+MEANING_OF = {
+    Blame.ROW: "The server names this item, or refused it alone.",
+    Blame.BATCH: "The server refused a request for something in it, without naming the item.",
+    Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
+    Blame.REQUEST: "Address, proxy, certificate or setting: no request of ours would be accepted there.",
+    Blame.CREDENTIALS: "Login, rights, billing or licence of the account.",
+    Blame.TABLE: "Bucket, table or topic: missing, altered, protected, or of another kind.",
+    Blame.SERVER: "The server is overloaded, restarting, moving, or failed inside.",
+    Blame.NETWORK: "No answer, a broken one, or one that proves nothing: whoever sent it, the write is unproven.",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A client library's exception, or a server's answer, sorted. `retry_after_seconds`: what the server asked."""
+    """A client library's exception, or a server's answer, judged.
 
-    kind: Kind
+    `retry_after_seconds`: what the server asked for. `unproven`: the answer was a success by its status, and did
+    not prove the write.
+    """
+
+    blame: Blame
     message: str
     retry_after_seconds: float | None = None
+    unproven: bool = False
+
+    def about(self, what: str) -> Trouble:
+        """The same, with the name of the table or object in front."""
+        return replace(self, message=f"{what}: {self.message}")
+
+    def blamed(self, blame: Blame) -> Trouble:
+        """The same, with another culprit."""
+        return replace(self, blame=blame)
 
     def error(self) -> SinkError:
         """As an error about everything that was asked for."""
         text = shortened(self.message)
-        if self.kind is Kind.TRANSIENT:
+        if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
-        return PermanentSinkError(text, configuration=self.kind is Kind.CONFIGURATION)
+        return PermanentSinkError(text, configuration=not self.blame.accuses_items)
 
 
 def remaining_seconds(ends_at: float) -> float:
@@ -51,50 +115,59 @@ class Outcome:
         self._transient: dict[int, str] = {}
         self._refused: dict[int, str] = {}
         self._unnamed: dict[int, str] = {}
-        self._configuration: list[str] = []
+        self._held: list[str] = []
+        self._unproven: list[str] = []
         self._retry_after_seconds: float | None = None
-        self._nothing_written = False
+        self._kept_out: set[int] = set()
 
-    def note(self, trouble: Trouble, positions: Iterable[int], *, named: bool = True) -> None:
-        """`trouble` befell exactly these items. `named=False`: some of them are to blame, nobody knows which."""
-        if trouble.kind is Kind.CONFIGURATION:
-            self._configuration.append(trouble.message)
-        elif trouble.kind is Kind.TRANSIENT:
-            self._transient.update((position, trouble.message) for position in positions)
-            if trouble.retry_after_seconds is not None:
-                self._retry_after_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
-        elif named:
-            self._refused.update((position, shortened(trouble.message)) for position in positions)
-        else:
-            self._unnamed.update((position, trouble.message) for position in positions)
+    def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
+        """`trouble` befell exactly these items. For BATCH and SIZE: at least one of them is to blame."""
+        if trouble.unproven:
+            self._unproven.append(trouble.message)
+        match trouble.blame.action:
+            case Action.HOLD:
+                self._held.append(trouble.message)
+            case Action.RETRY:
+                self._transient.update((position, trouble.message) for position in positions)
+                if trouble.retry_after_seconds is not None:
+                    asked_seconds = max(self._retry_after_seconds or 0.0, trouble.retry_after_seconds)
+                    self._retry_after_seconds = min(asked_seconds, RETRY_AFTER_SECONDS_MAX)
+            case Action.BURY:
+                self._refused.update((position, shortened(trouble.message)) for position in positions)
+            case Action.SPLIT:
+                self._unnamed.update((position, trouble.message) for position in positions)
 
-    def note_nothing_written(self) -> None:
-        """The refused items are known, and because of them the server took none of their neighbours."""
-        self._nothing_written = True
+    def note_kept_out(self, positions: Iterable[int]) -> None:
+        """Not to blame and not written either: the server took nothing of a request because of others in it."""
+        self._kept_out.update(positions)
 
     def raise_if_any(self) -> None:
         """Returns when every item is durable.
 
-        A wrong configuration goes first, since it needs a person in any case and the whole batch is tried
-        again after it. Then what the machine can mend: refused items are listed with it, they are refused
-        again, and named, once the rest is durable. Then the refused.
+        What a person has to act on goes first: the whole batch is tried again after it. Then what the machine
+        tries again: refused items are listed with it, they are refused again, and named, once the rest is
+        durable. Then the refused.
         """
-        if self._configuration:
-            raise PermanentSinkError(self._text(self._configuration[0]), configuration=True)
+        if self._unproven:
+            count, first = len(self._unproven), shortened(self._unproven[0])
+            log.warning("%s: %s answers prove nothing, first: %s", self._sink, count, first)
+        if self._held:
+            raise PermanentSinkError(self._text(self._held[0]), configuration=True)
         if self._transient:
-            failed = tuple(sorted({*self._transient, *self._refused, *self._unnamed}))
+            failed = tuple(sorted({*self._transient, *self._refused, *self._unnamed, *self._kept_out}))
             text = f"{next(iter(self._transient.values()))} ({len(failed)} items)"
             raise TransientSinkError(
                 self._text(text), retry_after_seconds=self._retry_after_seconds, failed=failed
             )
         if self._unnamed:
-            raise PermanentSinkError(self._text(next(iter(self._unnamed.values()))))
+            among = tuple(sorted({*self._unnamed, *self._refused, *self._kept_out}))
+            raise PermanentSinkError(self._text(next(iter(self._unnamed.values()))), among=among)
         if self._refused:
             named = tuple(sorted(self._refused.items()))
             raise PermanentSinkError(
                 self._text(f"{len(named)} refused, first: {named[0][1]}"),
                 failed=named,
-                all_refused=self._nothing_written,
+                all_refused=bool(self._kept_out),
             )
 
     def _text(self, message: str) -> str:

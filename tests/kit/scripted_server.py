@@ -1,11 +1,18 @@
-"""An HTTP server whose answers a test writes: for the errors that well-behaved servers do not make."""
+"""An HTTP server whose answers a test writes: lies, half answers, hangs, and whatever good servers never do.
+
+    with answering(lambda asked: Answer(503)) as (url, asked): ...       # every request alike
+    with answering(in_turn([half(whole), whole])) as (url, asked): ...   # by the number of the call
+
+`tests.kit.sink_answers` has the good answers of each sink, and a list of those that prove nothing.
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -21,18 +28,48 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back. `delay`: waited for before answering, at most 30 s. `cut`: close without an answer."""
+    """What goes back.
+
+    `delay`: waited for before answering, at most 30 s. `cut`: close without an answer. `sent_bytes_max`: close
+    after so many bytes of the body, whose length was announced in full. `raw`: these bytes instead of an HTTP
+    answer, then close.
+    """
 
     status: int = 200
     body: bytes = b"{}"
     headers: dict[str, str] = field(default_factory=dict)
     delay: threading.Event | None = None
     cut: bool = False
+    sent_bytes_max: int | None = None
+    raw: bytes | None = None
+
+
+Script = Callable[[Asked], Answer]
+
+
+def in_turn(answers: Sequence[Answer | Script]) -> Script:
+    """The n-th answer to the n-th request; the last one to all that follow."""
+    numbers = itertools.count()
+
+    def answer(asked: Asked) -> Answer:
+        said = answers[min(next(numbers), len(answers) - 1)]
+        return said(asked) if callable(said) else said
+
+    return answer
+
+
+def half(whole: Answer) -> Answer:
+    """An answer that is cut off in the middle of its body."""
+    return replace(whole, sent_bytes_max=len(whole.body) // 2)
 
 
 @contextmanager
-def answering(answer: Callable[[Asked], Answer]) -> Iterator[tuple[str, list[Asked]]]:
-    """The server's URL, and the list that all requests are noted in."""
+def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Asked]]]:
+    """The server's URL, and the list that all requests are noted in.
+
+    `body_bytes_max`: a larger request gets 413 without having been read, and its connection is closed, as proxies
+    do it.
+    """
     asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,29 +78,49 @@ def answering(answer: Callable[[Asked], Answer]) -> Iterator[tuple[str, list[Ask
         wbufsize = -1
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            request = Asked(self.command, self.path, dict(self.headers.items()), body)
+            size_bytes = int(self.headers.get("Content-Length") or 0)
+            if body_bytes_max is not None and size_bytes > body_bytes_max:
+                asked.append(Asked(self.command, self.path, dict(self.headers.items()), b""))
+                self.close_connection = True
+                page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
+                self._send(Answer(413, page, {"Content-Type": "text/html", "Connection": "close"}))
+                return
+            request = Asked(self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes))
             asked.append(request)
-            said = answer(request)
+            self._send(answer(request))
+
+        do_GET = do_DELETE = do_POST
+
+        def _send(self, said: Answer) -> None:
             if said.delay is not None:
                 said.delay.wait(30)
-            if said.cut:
+            if said.cut or said.raw is not None:
                 self.close_connection = True
+                self.wfile.write(said.raw or b"")
                 return
             self.send_response(said.status)
             for name, value in said.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(said.body)))
+                if name.lower() not in ("content-length", "date", "server"):
+                    self.send_header(name, value)
+            if said.status not in (204, 304):
+                self.send_header("Content-Length", str(len(said.body)))
             self.end_headers()
-            self.wfile.write(said.body)
-
-        do_GET = do_DELETE = do_POST
+            if said.status in (204, 304):
+                return
+            self.wfile.write(said.body[: said.sent_bytes_max])
+            if said.sent_bytes_max is not None:
+                self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that went away is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tasks.celery import app
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.sinks.base import Sink
+from tasks.sinks.base import Report, Sink
 from tasks.tools import Tools
 from tasks.wire import DeadLetter, Item, Row
 
@@ -70,9 +70,12 @@ class FileSink:
         with self._log.open("a") as log:
             log.write(line + "\n")
 
-    def check(self) -> str:
+    def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
+        """A file takes everything: what it refuses is the item's fault."""
+
+    def check(self) -> Report:
         """A file is always there."""
-        return str(self._log)
+        return Report(str(self._log))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -8,7 +8,8 @@ clause away, at any time:
 
 and the view `<table>_exact` that migrations create is that query. The request's body is put together from the
 rows' bytes as they are; nothing is decoded or encoded again. Rows are judged one by one (skipInvalidRows), so a
-refused row does not keep its neighbours out.
+refused row does not keep its neighbours out. Credentials and addresses are the official client's, the requests are
+libcurl's.
 https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
 Why not the Storage Write API: docs/decisions/024-insert-all.md.
 """
@@ -18,26 +19,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import Request
 from google.cloud import bigquery
 
-from tasks.errors import PermanentSinkError
 from tasks.settings import Settings
-from tasks.sinks.google.errors import TRANSIENT_REASONS, advice, sort
-from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
+from tasks.sinks.base import Report
+from tasks.sinks.bigquery.answers import Refusal, judged
+from tasks.sinks.bigquery.table import dry_insert, fault_of_dry_insert, fault_of_resource
+from tasks.sinks.google.errors import sort
+from tasks.sinks.http.answers import Answer
+from tasks.sinks.http.limits import BodyLimit
+from tasks.sinks.http.transfers import Connections, Method
+from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
-from tasks.wire import TABLES_OF_SINK, Row, SinkName
+from tasks.wire import Row
 
-TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
-SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
+TABLES = ("replay_events",)
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
 REQUEST_BYTES_MAX = 9 * MiB
@@ -45,9 +49,6 @@ REQUEST_ROWS_MAX = 10_000
 INSERT_ID_CHARACTERS_MAX = 128
 BODY_START = b'{"skipInvalidRows":true,"ignoreUnknownValues":false,"rows":['
 BODY_END = b"]}"
-
-# The neighbours of a bad row, in a request that was refused whole.
-STOPPED = "stopped"
 
 
 class BigQuerySink:
@@ -57,7 +58,7 @@ class BigQuerySink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = PerProcess(lambda: client(settings))
+        self._service = PerProcess(lambda: Service(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Streams `items` in as few requests as their sizes allow; `token` is not needed, rows have ids.
@@ -67,103 +68,160 @@ class BigQuerySink:
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
+        service = self._ready()
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            for request in requests(items, positions):
-                self._insert(table, items, request, ends_at, outcome)
+            waiting = deque(requests(items, positions, service.limit.bytes_max))
+            while waiting:
+                request = waiting.popleft()
+                waiting.extendleft(reversed(self._insert(service, table, items, request, ends_at, outcome)))
         outcome.raise_if_any()
 
-    def _insert(
-        self, table: str, items: Sequence[Row], positions: list[int], ends_at: float, outcome: Outcome
-    ) -> None:
-        """One insertAll; notes what it did not take."""
-        left_seconds = remaining_seconds(ends_at)
-        if left_seconds <= 0:
-            outcome.note(Trouble(Kind.TRANSIENT, "no time left for the insert"), positions)
-            return
-        project, dataset = self._settings.bigquery_project, self._settings.bigquery_dataset
+    def _ready(self) -> Service:
+        """The service of this process, with a token that is valid for this write."""
         try:
-            connection: Any = self._client.get()._connection
-            answer = connection.api_request(
-                method="POST",
-                path=f"/projects/{project}/datasets/{dataset}/tables/{quote(table, safe='')}/insertAll",
-                data=body_of(items, positions),
-                content_type="application/json",
-                timeout=left_seconds,
-            )
-            refusals = list(answer.get("insertErrors") or ()) if isinstance(answer, dict) else []
+            service = self._service.get()
+            service.refresh()
         except Exception as error:
-            trouble = sort(error)
-            trouble = replace(trouble, message=f"table {table}: {trouble.message}")
-            outcome.note(trouble, positions, named=len(positions) == 1)
-            return
-        self._note_refusals(table, positions, refusals, outcome)
+            raise sort(error).error() from error
+        return service
 
-    def _note_refusals(
-        self, table: str, positions: list[int], refusals: list[dict[str, Any]], outcome: Outcome
-    ) -> None:
-        """Sorts `insertErrors`: bad rows, rows that were only stopped by them, rows to be tried again."""
-        stopped: list[int] = []
-        refused = False
-        for refusal in refusals:
-            position = positions[int(refusal.get("index", 0))]
-            errors = [error for error in refusal.get("errors") or () if isinstance(error, dict)]
-            reasons = {str(error.get("reason", "")) for error in errors}
-            text = "; ".join(_described(error) for error in errors) or "refused without a reason"
-            if reasons == {STOPPED}:
-                stopped.append(position)
-            elif reasons and reasons <= TRANSIENT_REASONS | {STOPPED}:
-                outcome.note(Trouble(Kind.TRANSIENT, f"table {table}: {text}"), [position])
-            elif "no such field" in text.lower():
-                # The reader is newer than the table: every row has that field, and none is to blame.
-                text = f"table {table}: {text}; run `replays-ingest migrate`"
-                outcome.note(Trouble(Kind.CONFIGURATION, text), [position])
-            else:
-                refused = True
-                outcome.note(Trouble(Kind.DATA, f"table {table}: {text}"), [position])
-        if stopped and refused:
-            outcome.note_nothing_written()
-        elif stopped:
-            outcome.note(Trouble(Kind.TRANSIENT, f"table {table}: stopped by other rows"), stopped)
+    def _insert(
+        self,
+        service: Service,
+        table: str,
+        items: Sequence[Row],
+        positions: list[int],
+        ends_at: float,
+        outcome: Outcome,
+    ) -> list[list[int]]:
+        """One insertAll; notes what it did not take. Returns the halves of a request that was too large."""
+        body = body_of(items, positions)
+        end = service.send(Method.POST, f"{table}/insertAll", body, ends_at)
+        found = end if isinstance(end, Trouble) else judged(end, len(positions))
+        if not isinstance(found, Trouble):
+            _note_refusals(table, positions, found, outcome)
+            return []
+        trouble = found.about(f"table {table}")
+        if trouble.blame is Blame.SIZE and len(positions) > 1:
+            service.limit.refused(len(body))
+            middle = len(positions) // 2
+            return [positions[:middle], positions[middle:]]
+        if trouble.blame is Blame.SIZE:
+            text = f"one row of {len(body)} bytes is too large: {trouble.message}"
+            trouble = Trouble(Blame.ROW, text)
+        if trouble.blame is Blame.BATCH and len(positions) == 1:
+            trouble = trouble.blamed(Blame.ROW)
+        outcome.note(trouble, positions)
+        return []
 
-    def check(self) -> str:
-        """Sees the data set, its tables and their columns."""
+    def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
+        """Asks each table for its columns, and whether it would take a row that is known to be good."""
+        ends_at = time.monotonic() + deadline_seconds
+        service = self._ready()
+        for table in sorted({item.table for item in items}):
+            trouble = self._fault(service, table, ends_at)
+            if trouble is not None:
+                raise trouble.about(f"bigquery: table {table}").error()
+
+    def _fault(self, service: Service, table: str, ends_at: float) -> Trouble | None:
+        """What is wrong with the table itself. None: it takes what it should take."""
+        if table not in TABLES:
+            return None
+        end = service.send(Method.GET, table, b"", ends_at)
+        trouble = end if isinstance(end, Trouble) else fault_of_resource(table, end)
+        # Who may not look at the table may still write, and the good row says the most.
+        if trouble is not None and trouble.blame is not Blame.CREDENTIALS:
+            return trouble
+        end = service.send(Method.POST, f"{table}/insertAll", dry_insert(table), ends_at)
+        return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
+
+    def check(self) -> Report:
+        """Asks the tables for their columns and whether they would take a good row, and looks for the views."""
         settings = self._settings
         dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
-        timeout: dict[str, Any] = {"timeout": settings.sink_timeout_seconds, "retry": None}
-        try:
-            server: Any = self._client.get()
-            tables = server.list_tables(dataset, **timeout)
-            found = {table.table_id for table in tables}
-            columns = {
-                f"{name}.{column}"
-                for name in found.intersection(TABLES)
-                for column in columns_of(name)
-                - {field.name for field in server.get_table(f"{dataset}.{name}", **timeout).schema}
-            }
-        except Exception as error:
-            trouble = sort(error)
-            todo = advice(error, "run `replays-ingest migrate`", "grant access to it")
-            raise Trouble(trouble.kind, f"data set {dataset}: {trouble.message}{todo}").error() from error
-        missing = [table for table in TABLES if table not in found] + sorted(columns)
-        if missing:
-            raise PermanentSinkError(
-                f"data set {dataset} lacks {', '.join(missing)}; run `replays-ingest migrate`", configuration=True
-            )
-        return f"data set {dataset}, {len(TABLES)} tables in place"
+        ends_at = time.monotonic() + settings.sink_timeout_seconds
+        service, warnings = self._ready(), []
+        for table in TABLES:
+            trouble = self._fault(service, table, ends_at)
+            if trouble is not None:
+                todo = _todo(trouble)
+                raise Trouble(trouble.blame, f"data set {dataset}, table {table}: {trouble.message}{todo}").error()
+            end = service.send(Method.GET, f"{table}_exact", b"", ends_at)
+            if isinstance(end, Answer) and end.status == 404:
+                warnings.append(f"view {table}_exact is missing; run `replays-ingest migrate`")
+        return Report(
+            f"data set {dataset}, {len(TABLES)} tables in place, each would take a row of this release",
+            tuple(warnings),
+            ("storing a row: BigQuery cannot delete a streamed row for up to 90 minutes",),
+        )
 
     def close(self) -> None:
-        server: Any = self._client.take()
-        if server is not None:
-            server.close()
+        service = self._service.take()
+        if service is not None:
+            service.close()
 
 
-def columns_of(table: str) -> set[str]:
-    """The columns that this release writes, as `schema/bigquery` describes them."""
-    description = json.loads((SCHEMA / f"{table}.json").read_text())
-    return {field["name"] for field in description["fields"]}
+class Service:
+    """What one process needs: the official client for credentials and addresses, and its connections."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client: Any = client(settings)
+        self._connections = Connections(1)
+        self._fetch_token = Request()
+        self._headers: list[str] = []
+        self._tables = f"/projects/{settings.bigquery_project}/datasets/{settings.bigquery_dataset}/tables/"
+        self.limit = BodyLimit(REQUEST_BYTES_MAX)
+
+    def refresh(self) -> None:
+        """Fetches a token when the old one is ending. Raises what google-auth raises."""
+        headers = {"Content-Type": "application/json", "User-Agent": "replays-ingest", "Expect": ""}
+        url = self._client._connection.API_BASE_URL
+        self._client._credentials.before_request(self._fetch_token, "POST", url, headers)
+        self._headers = [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
+
+    def send(self, method: Method, path: str, body: bytes, ends_at: float) -> Answer | Trouble:
+        """One request about a table; `path` begins with its name."""
+        left_seconds = remaining_seconds(ends_at)
+        if left_seconds <= 0:
+            return Trouble(Blame.NETWORK, "no time left for the request")
+        url = self._client._connection.build_api_url(path=self._tables + path)
+        return self._connections.mine.send(url, self._headers, body, left_seconds, method=method)
+
+    def close(self) -> None:
+        """Closes the connections of this process."""
+        self._connections.close()
+        self._client.close()
+
+
+def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal], outcome: Outcome) -> None:
+    """Bad rows, rows that were only stopped by them, rows to be tried again."""
+    stopped: list[int] = []
+    refused = False
+    for refusal in refusals:
+        position = positions[refusal.index]
+        if refusal.trouble is None:
+            stopped.append(position)
+            continue
+        refused = refused or refusal.trouble.blame.action is not Action.RETRY
+        outcome.note(refusal.trouble.about(f"table {table}"), [position])
+    if refused:
+        outcome.note_kept_out(stopped)
+    elif stopped:
+        outcome.note(Trouble(Blame.SERVER, f"table {table}: stopped by other rows"), stopped)
+
+
+def _todo(trouble: Trouble) -> str:
+    """What to do about a table, to be put behind the message."""
+    if trouble.blame is Blame.CREDENTIALS:
+        return "; grant access to it (roles/bigquery.dataEditor)"
+    return (
+        "; run `replays-ingest migrate`"
+        if "migrate" not in trouble.message and ("not found" in trouble.message.lower())
+        else ""
+    )
 
 
 def client(settings: Settings) -> bigquery.Client:
@@ -193,15 +251,17 @@ def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
     return b"".join(parts)
 
 
-def requests(items: Sequence[Row], positions: Sequence[int]) -> Iterator[list[int]]:
+def requests(
+    items: Sequence[Row], positions: Sequence[int], bytes_max: int = REQUEST_BYTES_MAX
+) -> Iterator[list[int]]:
     """Positions that fit into one request, in order. A row that is too large by itself goes alone: the server
-    has the last word on it."""
+    judges it."""
     request: list[int] = []
     size_bytes = 0
     for position in positions:
         item = items[position]
         row_bytes = len(item.json) + len(item.id) + 32
-        if request and (size_bytes + row_bytes > REQUEST_BYTES_MAX or len(request) >= REQUEST_ROWS_MAX):
+        if request and (size_bytes + row_bytes > bytes_max or len(request) >= REQUEST_ROWS_MAX):
             yield request
             request, size_bytes = [], 0
         request.append(position)
@@ -215,8 +275,3 @@ def _row_start(item: Row) -> bytes:
     if len(insert_id) > INSERT_ID_CHARACTERS_MAX:
         insert_id = hashlib.blake2b(insert_id.encode(), digest_size=32).hexdigest()
     return b'{"insertId":' + json.dumps(insert_id).encode() + b',"json":'
-
-
-def _described(error: dict[str, Any]) -> str:
-    place = f" at {error['location']}" if error.get("location") else ""
-    return f"{error.get('reason', '')}{place}: {error.get('message', '')}"

@@ -1,4 +1,4 @@
-"""Kafka's errors, sorted, for a producer of dead letters.
+"""Whose fault Kafka's errors are, for a producer of dead letters.
 
 Every code that confluent-kafka knows stands in one of the sets; a test fails when an upgrade brings one that
 does not. There is no set for faulty items: see `sink.py`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
 
-from tasks.sinks.outcome import Kind, Trouble
+from tasks.sinks.outcome import Blame, Trouble
 
 
 def _names(text: str) -> frozenset[str]:
@@ -17,39 +17,57 @@ def _names(text: str) -> frozenset[str]:
 
 TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_MSG_SIZE"})
 
-# A person has to change an address, a right, the topic or a setting.
-CONFIGURATION = TOO_LARGE | _names(
+# A person has to change a login, a right or a certificate.
+CREDENTIALS = _names(
     """
     CLUSTER_AUTHORIZATION_FAILED DELEGATION_TOKEN_AUTHORIZATION_FAILED DELEGATION_TOKEN_AUTH_DISABLED
     DELEGATION_TOKEN_EXPIRED DELEGATION_TOKEN_NOT_FOUND DELEGATION_TOKEN_OWNER_MISMATCH
-    DELEGATION_TOKEN_REQUEST_NOT_ALLOWED ILLEGAL_SASL_STATE INVALID_CONFIG INVALID_PRINCIPAL_TYPE INVALID_RECORD
-    INVALID_REQUEST INVALID_REQUIRED_ACKS INVALID_TIMESTAMP POLICY_VIOLATION SASL_AUTHENTICATION_FAILED
-    SECURITY_DISABLED TOPIC_AUTHORIZATION_FAILED TOPIC_EXCEPTION UNACCEPTABLE_CREDENTIAL UNKNOWN_TOPIC_OR_PART
-    UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_FOR_MESSAGE_FORMAT UNSUPPORTED_SASL_MECHANISM UNSUPPORTED_VERSION
-    _AUTHENTICATION _FS _INVALID_ARG _INVALID_TYPE _NOT_CONFIGURED _NOT_IMPLEMENTED _SSL _UNKNOWN_PARTITION
-    _UNKNOWN_PROTOCOL _UNKNOWN_TOPIC _UNSUPPORTED_FEATURE
+    DELEGATION_TOKEN_REQUEST_NOT_ALLOWED ILLEGAL_SASL_STATE INVALID_PRINCIPAL_TYPE SASL_AUTHENTICATION_FAILED
+    SECURITY_DISABLED TOPIC_AUTHORIZATION_FAILED UNACCEPTABLE_CREDENTIAL UNSUPPORTED_SASL_MECHANISM _AUTHENTICATION
     """
 )
 
-# The cluster moves, is short of replicas, or did not answer in time. Fatal errors of the idempotent producer
-# belong here too: a new producer is made, and the write is tried again.
-TRANSIENT = _names(
+# The topic is missing, or does not take what the source topic took.
+TABLE = TOO_LARGE | _names(
+    """
+    INVALID_CONFIG INVALID_RECORD INVALID_TIMESTAMP POLICY_VIOLATION TOPIC_EXCEPTION UNKNOWN_TOPIC_OR_PART
+    UNSUPPORTED_FOR_MESSAGE_FORMAT _UNKNOWN_PARTITION _UNKNOWN_TOPIC
+    """
+)
+
+# An address or a setting.
+REQUEST = _names(
+    """
+    INVALID_REQUEST INVALID_REQUIRED_ACKS UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_VERSION _FS _INVALID_ARG
+    _INVALID_TYPE _NOT_CONFIGURED _NOT_IMPLEMENTED _SSL _UNKNOWN_PROTOCOL _UNSUPPORTED_FEATURE
+    """
+)
+
+# Nobody answers, or what came was damaged on the way.
+NETWORK = _names(
+    """
+    INVALID_MSG NETWORK_EXCEPTION REQUEST_TIMED_OUT _ALL_BROKERS_DOWN _BAD_COMPRESSION _BAD_MSG _INTR
+    _MSG_TIMED_OUT _PARTIAL _RESOLVE _TIMED_OUT _TIMED_OUT_QUEUE _TRANSPORT _UNDERFLOW
+    """
+)
+
+# The cluster moves or is short of replicas. Fatal errors of the idempotent producer belong here too: a new
+# producer is made, and the write is tried again.
+SERVER = _names(
     """
     BROKER_NOT_AVAILABLE COORDINATOR_LOAD_IN_PROGRESS COORDINATOR_NOT_AVAILABLE DUPLICATE_SEQUENCE_NUMBER
-    FENCED_LEADER_EPOCH INVALID_MSG INVALID_PRODUCER_EPOCH INVALID_PRODUCER_ID_MAPPING KAFKA_STORAGE_ERROR
-    LEADER_NOT_AVAILABLE LISTENER_NOT_FOUND LOG_DIR_NOT_FOUND NETWORK_EXCEPTION NOT_CONTROLLER NOT_COORDINATOR
-    NOT_ENOUGH_REPLICAS NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_LEADER_FOR_PARTITION OPERATION_NOT_ATTEMPTED
-    OUT_OF_ORDER_SEQUENCE_NUMBER PREFERRED_LEADER_NOT_AVAILABLE PRODUCER_FENCED REBOOTSTRAP_REQUIRED
-    REPLICA_NOT_AVAILABLE REQUEST_TIMED_OUT STALE_BROKER_EPOCH STALE_CTRL_EPOCH THROTTLING_QUOTA_EXCEEDED UNKNOWN
-    UNKNOWN_LEADER_EPOCH UNKNOWN_PRODUCER_ID UNKNOWN_TOPIC_ID _ALL_BROKERS_DOWN _APPLICATION _BAD_COMPRESSION
-    _BAD_MSG _CONFLICT _CRIT_SYS_RESOURCE _DESTROY _DESTROY_BROKER _FAIL _FATAL _FENCED _GAPLESS_GUARANTEE
-    _INCONSISTENT _INTR _IN_PROGRESS _ISR_INSUFF _MSG_TIMED_OUT _NODE_UPDATE _OUTDATED _PARTIAL _PREV_IN_PROGRESS
-    _PURGE_INFLIGHT _PURGE_QUEUE _QUEUE_FULL _RESOLVE _RETRY _STATE _TIMED_OUT _TIMED_OUT_QUEUE _TRANSPORT
-    _UNDERFLOW _UNKNOWN_BROKER _WAIT_CACHE _WAIT_COORD
+    FENCED_LEADER_EPOCH INVALID_PRODUCER_EPOCH INVALID_PRODUCER_ID_MAPPING KAFKA_STORAGE_ERROR
+    LEADER_NOT_AVAILABLE LISTENER_NOT_FOUND LOG_DIR_NOT_FOUND NOT_CONTROLLER NOT_COORDINATOR NOT_ENOUGH_REPLICAS
+    NOT_ENOUGH_REPLICAS_AFTER_APPEND NOT_LEADER_FOR_PARTITION OPERATION_NOT_ATTEMPTED OUT_OF_ORDER_SEQUENCE_NUMBER
+    PREFERRED_LEADER_NOT_AVAILABLE PRODUCER_FENCED REBOOTSTRAP_REQUIRED REPLICA_NOT_AVAILABLE STALE_BROKER_EPOCH
+    STALE_CTRL_EPOCH THROTTLING_QUOTA_EXCEEDED UNKNOWN UNKNOWN_LEADER_EPOCH UNKNOWN_PRODUCER_ID UNKNOWN_TOPIC_ID
+    _APPLICATION _CONFLICT _CRIT_SYS_RESOURCE _DESTROY _DESTROY_BROKER _FAIL _FATAL _FENCED _GAPLESS_GUARANTEE
+    _INCONSISTENT _IN_PROGRESS _ISR_INSUFF _NODE_UPDATE _OUTDATED _PREV_IN_PROGRESS _PURGE_INFLIGHT _PURGE_QUEUE
+    _QUEUE_FULL _RETRY _STATE _UNKNOWN_BROKER _WAIT_CACHE _WAIT_COORD
     """
 )
 
-# Of consumers, transactions and administration: a producer does not meet them. Transient if one ever does.
+# Of consumers, transactions and administration: a producer does not meet them. The server's if one ever does.
 NOT_OURS = _names(
     """
     CONCURRENT_TRANSACTIONS DUPLICATE_RESOURCE DUPLICATE_VOTER ELECTION_NOT_NEEDED ELIGIBLE_LEADERS_NOT_AVAILABLE
@@ -74,14 +92,22 @@ NOT_OURS = _names(
 )
 
 
+BLAME_OF_NAME: dict[str, Blame] = {
+    **dict.fromkeys(CREDENTIALS, Blame.CREDENTIALS),
+    **dict.fromkeys(TABLE, Blame.TABLE),
+    **dict.fromkeys(REQUEST, Blame.REQUEST),
+    **dict.fromkeys(NETWORK, Blame.NETWORK),
+    **dict.fromkeys(SERVER | NOT_OURS, Blame.SERVER),
+}
+
+
 def sort(error: BaseException) -> Trouble:
-    """Who acts on this exception of a producer or an admin client."""
+    """Whose fault this exception of a producer or an admin client is."""
     if isinstance(error, BufferError):
-        return Trouble(Kind.TRANSIENT, "the producer's queue is full")
+        return Trouble(Blame.SERVER, "the producer's queue is full")
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else None
     if not isinstance(cause, KafkaError):
         # ValueError, TypeError: properties that librdkafka does not take
-        kind = Kind.CONFIGURATION if isinstance(error, (ValueError, TypeError)) else Kind.TRANSIENT
-        return Trouble(kind, f"{type(error).__name__}: {error}")
-    kind = Kind.CONFIGURATION if cause.name() in CONFIGURATION else Kind.TRANSIENT
-    return Trouble(kind, f"{cause.name()}: {cause.str()}")
+        blame = Blame.REQUEST if isinstance(error, (ValueError, TypeError)) else Blame.SERVER
+        return Trouble(blame, f"{type(error).__name__}: {error}")
+    return Trouble(BLAME_OF_NAME.get(cause.name(), Blame.SERVER), f"{cause.name()}: {cause.str()}")

@@ -4,33 +4,44 @@ Producing again makes a second record: Kafka has no key to overwrite by. A recor
 offset (and sink, where a sink refused it) say what it is, and whoever reads the topic counts each of those once.
 The idempotent producer keeps its own retries from doubling a record within the life of a process.
 
+A record is durable when its delivery report has no error and names the offset that the broker gave it.
+
 A dead letter has no other place to go. So nothing is ever the item's fault here: an error is for the machine,
-or for a person who mends the topic while the batch waits, parked. That holds for a record that is too large as
+or for a person who fixes the topic while the batch waits, parked. That holds for a record that is too large as
 well: the original came through a topic that took it, so the dead-letter topic has to take it with its headers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    AdminClient,
+    ConfigResource,
+    ResourceType,
+)
 
 from tasks.errors import PermanentSinkError
-from tasks.kafka.options import kafka_options, producer_options
+from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
+from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
-from tasks.sinks.outcome import Kind, Outcome, Trouble, remaining_seconds
+from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.units import KiB
+from tasks.units import KiB, MiB
 from tasks.wire import DeadLetter
 
+MESSAGE_BYTES_MAX = 64 * MiB
+QUEUED_MESSAGES_MAX = 10_000
 POLL_SECONDS = 0.05
 LOG_LEVEL_NOTICE = 5  # of syslog; below it librdkafka tells standard error how it cleans up
 # Room for the headers that a dead letter has more than its original.
 HEADERS_BYTES = 64 * KiB
+MAX_MESSAGE_BYTES = "max.message.bytes"
 
 
 class DeadLetterSink:
@@ -50,7 +61,7 @@ class DeadLetterSink:
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
-        reports: dict[int, KafkaError | None] = {}
+        reports: dict[int, KafkaException | Trouble | None] = {}
         try:
             producer = self._producer.get()
             for position, item in enumerate(items):
@@ -64,11 +75,13 @@ class DeadLetterSink:
         for position in range(len(items)):
             report = reports.get(position)
             if position not in reports:
-                outcome.note(Trouble(Kind.TRANSIENT, "not acknowledged within the deadline"), [position])
-            elif report is not None and report.name() in TOO_LARGE:
+                outcome.note(Trouble(Blame.NETWORK, "not acknowledged within the deadline"), [position])
+            elif isinstance(report, Trouble):
+                outcome.note(report.about(f"topic {self._topic}"), [position])
+            elif report is not None and report.args[0].name() in TOO_LARGE:
                 refused.append(position)
             elif report is not None:
-                outcome.note(self._sorted(KafkaException(report), items), [position])
+                outcome.note(self._sorted(report, items), [position])
         if refused:
             # Records travel in one batch and are refused with it: the largest is the one to make room for.
             outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
@@ -103,17 +116,20 @@ class DeadLetterSink:
                 return self._too_large(max(items, key=_size_bytes))
             if code.fatal():
                 self._producer.take()  # such a producer never works again; the next write makes another
-        return Trouble(trouble.kind, f"topic {self._topic}: {trouble.message}")
+        return trouble.about(f"topic {self._topic}")
 
     def _too_large(self, item: DeadLetter) -> Trouble:
         return Trouble(
-            Kind.CONFIGURATION,
+            Blame.TABLE,
             f"topic {self._topic} refuses a record of {_size_bytes(item)} bytes "
             f"(offset {item.offset} of its source): raise its max.message.bytes above that",
         )
 
-    def check(self) -> str:
-        """Sees the topic, and that it takes what the source topic takes (where the broker tells)."""
+    def examine(self, items: Sequence[DeadLetter], deadline_seconds: float) -> None:
+        """No letter is ever blamed, so there is nothing to ask."""
+
+    def check(self) -> Report:
+        """Sees the topic, what it accepts, and whether we may write to it (where the broker says so)."""
         timeout_seconds = self._settings.sink_timeout_seconds
         try:
             admin = AdminClient({**kafka_options(self._settings), "log_level": LOG_LEVEL_NOTICE})
@@ -123,20 +139,38 @@ class DeadLetterSink:
                     f"topic {self._topic} is missing; run `replays-ingest migrate`", configuration=True
                 )
             source, ours = (
-                max_message_bytes(admin, topic, timeout_seconds)
-                for topic in (self._settings.kafka_topic, self._topic)
+                topic_config(admin, topic, timeout_seconds) for topic in (self._settings.kafka_topic, self._topic)
             )
+            allowed = may_write(admin, self._topic, timeout_seconds)
         except KafkaException as error:
-            trouble = sort(error)
-            brokers = self._settings.kafka_brokers
-            raise Trouble(trouble.kind, f"brokers {brokers}: {trouble.message}").error() from error
-        if source is not None and ours is not None and ours < source + HEADERS_BYTES:
+            raise sort(error).about(f"brokers {self._settings.kafka_brokers}").error() from error
+        self._refuse_too_small(source, ours)
+        if allowed is False:
             raise PermanentSinkError(
-                f"topic {self._topic}: max.message.bytes is {ours}, so the largest messages of "
-                f"{self._settings.kafka_topic} ({source}) do not fit; set it to {source + HEADERS_BYTES}",
+                f"topic {self._topic}: the account may not write to it; grant Write and IdempotentWrite",
                 configuration=True,
             )
-        return f"topic {self._topic} with {len(found.partitions)} partitions on {self._settings.kafka_brokers}"
+        replicas = min((len(partition.isrs) for partition in found.partitions.values()), default=0)
+        not_tested = ["storing a record: Kafka cannot delete a single one"]
+        if allowed is None:
+            not_tested.append("the right to write: the broker does not say")
+        if not ours:
+            not_tested.append("the topic's settings: the broker does not show them")
+        return Report(
+            f"topic {self._topic} with {len(found.partitions)} partitions on {self._settings.kafka_brokers}",
+            tuple(_doubts(self._topic, ours, replicas)),
+            tuple(not_tested),
+        )
+
+    def _refuse_too_small(self, source: Mapping[str, str], ours: Mapping[str, str]) -> None:
+        """Raises PermanentSinkError when the largest message of the source would not fit."""
+        wanted, have = (int(config.get(MAX_MESSAGE_BYTES) or 0) for config in (source, ours))
+        if wanted and have and have < wanted + HEADERS_BYTES:
+            raise PermanentSinkError(
+                f"topic {self._topic}: max.message.bytes is {have}, so the largest messages of "
+                f"{self._settings.kafka_topic} ({wanted}) do not fit; set it to {wanted + HEADERS_BYTES}",
+                configuration=True,
+            )
 
     def close(self) -> None:
         producer = self._producer.take()
@@ -144,26 +178,79 @@ class DeadLetterSink:
             producer.flush(min(5.0, self._settings.sink_timeout_seconds))
 
 
-def max_message_bytes(admin: AdminClient, topic: str, timeout_seconds: float) -> int | None:
-    """The topic's limit; None when the broker does not tell (embedded ones, or no right to describe)."""
+def producer_options(settings: Settings) -> dict[str, Any]:
+    """librdkafka's properties for dead letters. What keeps them safe cannot be overridden."""
+    return {
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "message.max.bytes": MESSAGE_BYTES_MAX,
+        "queue.buffering.max.kbytes": MESSAGE_BYTES_MAX // KiB + 1,
+        "queue.buffering.max.messages": QUEUED_MESSAGES_MAX,
+        "delivery.timeout.ms": int(settings.sink_timeout_seconds * 1000),
+        **kafka_options(settings),
+        "acks": "all",
+        "enable.idempotence": True,
+        # Statistics that nobody polls for pile up in an idle producer.
+        "statistics.interval.ms": 0,
+    }
+
+
+def topic_config(admin: AdminClient, topic: str, timeout_seconds: float) -> dict[str, str]:
+    """The topic's settings; empty when the broker does not show them (embedded ones, or no right to describe)."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
     try:
         answer = admin.describe_configs([resource], request_timeout=timeout_seconds)
-        entry = answer[resource].result(timeout_seconds).get("max.message.bytes")
-        return int(entry.value) if entry is not None and entry.value is not None else None
+        entries = answer[resource].result(timeout_seconds)
+        return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+    except (KafkaException, TimeoutError, ValueError):
+        return {}
+
+
+def max_message_bytes(admin: AdminClient, topic: str, timeout_seconds: float) -> int | None:
+    """The topic's limit; None when the broker does not show it."""
+    return int(topic_config(admin, topic, timeout_seconds).get(MAX_MESSAGE_BYTES) or 0) or None
+
+
+def may_write(admin: AdminClient, topic: str, timeout_seconds: float) -> bool | None:
+    """Whether the account may produce to the topic. None: the broker does not say."""
+    asked: Any = TopicCollection([topic])
+    try:
+        answer = admin.describe_topics(asked, include_authorized_operations=True, request_timeout=timeout_seconds)
+        operations = answer[topic].result(timeout_seconds).authorized_operations
     except (KafkaException, TimeoutError, ValueError):
         return None
+    return AclOperation.WRITE in operations if operations else None
+
+
+def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:
+    """One sentence for each setting of the topic under which letters may be refused or lost."""
+    if "compact" in config.get("cleanup.policy", "delete"):
+        yield (
+            f"topic {topic}: cleanup.policy is {config['cleanup.policy']}, so the broker refuses letters without "
+            "a key and drops letters whose keys repeat: set it to delete"
+        )
+    needed = int(config.get("min.insync.replicas") or 1)
+    if 0 < replicas < needed:
+        yield f"topic {topic}: {replicas} replicas are in sync, and min.insync.replicas is {needed}"
 
 
 def _recorder(
-    reports: dict[int, KafkaError | None], position: int
+    reports: dict[int, KafkaException | Trouble | None], position: int
 ) -> Callable[[KafkaError | None, Message], None]:
     """A delivery callback that knows which item it is about."""
 
     def report(error: KafkaError | None, message: Message) -> None:
-        reports[position] = error
+        reports[position] = unproven_delivery(message) if error is None else KafkaException(error)
 
     return report
+
+
+def unproven_delivery(message: Message) -> Trouble | None:
+    """What a delivery report without an error does not prove. None: the broker gave the record an offset."""
+    offset = message.offset()
+    if offset is not None and offset >= 0:
+        return None
+    return Trouble(Blame.NETWORK, f"acknowledged without an offset ({offset})", unproven=True)
 
 
 def _size_bytes(item: DeadLetter) -> int:

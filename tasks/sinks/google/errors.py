@@ -1,163 +1,212 @@
-"""Google's errors, sorted: of google-api-core, google-auth, and the HTTP clients below them.
+"""Whose fault Google's errors are: answers of its JSON APIs, and exceptions of its client libraries.
 
-Every exception class of those libraries stands in `KIND_OF_CLASS`, and a test fails when an upgrade brings one
-that does not. Where the class does not tell (403 is both a missing right and a spent quota), `sort` looks at
-what the server said.
+An answer that is a Google JSON error is judged by its reasons first and its status second; any other one (a
+proxy's page) by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients below
+them stands in `BLAME_OF_CLASS`, and a test fails when an upgrade brings one that does not.
 """
 
 from __future__ import annotations
 
-import email.utils
 import http.client
-import json
+import re
 import ssl
-import time
-from typing import Any
 
 import requests.exceptions as from_requests
 import urllib3.exceptions as from_urllib3
 from google.api_core import exceptions as from_api
 from google.auth import exceptions as from_auth
 
-from tasks.sinks.outcome import Kind, Trouble
+from tasks.sinks.http.answers import (
+    BLAME_OF_STATUS,
+    Answer,
+    blame_of_status,
+    described,
+    retry_after_seconds,
+    trouble_of_status,
+)
+from tasks.sinks.outcome import Blame, Trouble
 
-TRANSIENT, DATA, CONFIGURATION = Kind.TRANSIENT, Kind.DATA, Kind.CONFIGURATION
+BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
+TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
-KIND_OF_CLASS: dict[type[BaseException], Kind] = {
+BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     # google.api_core, by HTTP status
-    from_api.GoogleAPIError: TRANSIENT,
-    from_api.DuplicateCredentialArgs: CONFIGURATION,
-    from_api.RetryError: TRANSIENT,
-    from_api.GoogleAPICallError: TRANSIENT,
-    from_api.Redirection: CONFIGURATION,
-    from_api.MovedPermanently: CONFIGURATION,
-    from_api.NotModified: CONFIGURATION,
-    from_api.TemporaryRedirect: CONFIGURATION,
-    from_api.ResumeIncomplete: TRANSIENT,
-    from_api.ClientError: CONFIGURATION,
-    from_api.BadRequest: DATA,
-    from_api.InvalidArgument: DATA,
-    from_api.FailedPrecondition: DATA,
-    from_api.OutOfRange: DATA,
-    from_api.Unauthorized: CONFIGURATION,
-    from_api.Unauthenticated: CONFIGURATION,
-    from_api.Forbidden: CONFIGURATION,
-    from_api.PermissionDenied: CONFIGURATION,
-    from_api.NotFound: CONFIGURATION,
-    from_api.MethodNotAllowed: CONFIGURATION,
-    from_api.Conflict: TRANSIENT,
-    from_api.AlreadyExists: TRANSIENT,
-    from_api.Aborted: TRANSIENT,
-    from_api.LengthRequired: CONFIGURATION,
-    from_api.PreconditionFailed: CONFIGURATION,
-    from_api.RequestRangeNotSatisfiable: DATA,
-    from_api.TooManyRequests: TRANSIENT,
-    from_api.ResourceExhausted: TRANSIENT,
-    from_api.Cancelled: TRANSIENT,
-    from_api.ServerError: TRANSIENT,
-    from_api.InternalServerError: TRANSIENT,
-    from_api.Unknown: TRANSIENT,
-    from_api.DataLoss: TRANSIENT,
-    from_api.MethodNotImplemented: CONFIGURATION,
-    from_api.BadGateway: TRANSIENT,
-    from_api.ServiceUnavailable: TRANSIENT,
-    from_api.GatewayTimeout: TRANSIENT,
-    from_api.DeadlineExceeded: TRANSIENT,
-    from_api.AsyncRestUnsupportedParameterError: CONFIGURATION,
-    from_api.ResumableTransferError: TRANSIENT,
-    from_api.TransferStalledError: TRANSIENT,
-    from_api.UnseekableStreamError: TRANSIENT,
-    from_api.UploadCancelledError: TRANSIENT,
-    from_api.MissingStatusHeaderError: TRANSIENT,
+    from_api.GoogleAPIError: SERVER,
+    from_api.DuplicateCredentialArgs: CREDENTIALS,
+    from_api.RetryError: SERVER,
+    from_api.GoogleAPICallError: SERVER,
+    from_api.Redirection: REQUEST,
+    from_api.MovedPermanently: REQUEST,
+    from_api.NotModified: REQUEST,
+    from_api.TemporaryRedirect: REQUEST,
+    from_api.ResumeIncomplete: REQUEST,
+    from_api.ClientError: SERVER,
+    from_api.BadRequest: BATCH,
+    from_api.InvalidArgument: BATCH,
+    from_api.FailedPrecondition: BATCH,
+    from_api.OutOfRange: BATCH,
+    from_api.Unauthorized: CREDENTIALS,
+    from_api.Unauthenticated: CREDENTIALS,
+    from_api.Forbidden: CREDENTIALS,
+    from_api.PermissionDenied: CREDENTIALS,
+    from_api.NotFound: TABLE,
+    from_api.MethodNotAllowed: REQUEST,
+    from_api.Conflict: SERVER,
+    from_api.AlreadyExists: SERVER,
+    from_api.Aborted: SERVER,
+    from_api.LengthRequired: REQUEST,
+    from_api.PreconditionFailed: REQUEST,
+    from_api.RequestRangeNotSatisfiable: REQUEST,
+    from_api.TooManyRequests: SERVER,
+    from_api.ResourceExhausted: SERVER,
+    from_api.Cancelled: SERVER,
+    from_api.ServerError: SERVER,
+    from_api.InternalServerError: SERVER,
+    from_api.Unknown: SERVER,
+    from_api.DataLoss: SERVER,
+    from_api.MethodNotImplemented: REQUEST,
+    from_api.BadGateway: SERVER,
+    from_api.ServiceUnavailable: SERVER,
+    from_api.GatewayTimeout: SERVER,
+    from_api.DeadlineExceeded: SERVER,
+    from_api.AsyncRestUnsupportedParameterError: REQUEST,
+    from_api.ResumableTransferError: NETWORK,
+    from_api.TransferStalledError: NETWORK,
+    from_api.UnseekableStreamError: NETWORK,
+    from_api.UploadCancelledError: NETWORK,
+    from_api.MissingStatusHeaderError: NETWORK,
     # google.auth: the token could not be fetched now, or there is nothing to fetch it with
-    from_auth.GoogleAuthError: TRANSIENT,
-    from_auth.TransportError: TRANSIENT,
-    from_auth.RefreshError: CONFIGURATION,
-    from_auth.UserAccessTokenError: CONFIGURATION,
-    from_auth.DefaultCredentialsError: CONFIGURATION,
-    from_auth.MutualTLSChannelError: CONFIGURATION,
-    from_auth.ClientCertError: CONFIGURATION,
-    from_auth.OAuthError: CONFIGURATION,
-    from_auth.ReauthFailError: CONFIGURATION,
-    from_auth.ReauthSamlChallengeFailError: CONFIGURATION,
-    from_auth.MalformedError: CONFIGURATION,
-    from_auth.InvalidResource: CONFIGURATION,
-    from_auth.InvalidOperation: CONFIGURATION,
-    from_auth.InvalidValue: CONFIGURATION,
-    from_auth.InvalidType: CONFIGURATION,
-    from_auth.OSError: CONFIGURATION,
-    from_auth.TimeoutError: TRANSIENT,
-    from_auth.ResponseError: TRANSIENT,
+    from_auth.GoogleAuthError: NETWORK,
+    from_auth.TransportError: NETWORK,
+    from_auth.RefreshError: CREDENTIALS,
+    from_auth.UserAccessTokenError: CREDENTIALS,
+    from_auth.DefaultCredentialsError: CREDENTIALS,
+    from_auth.MutualTLSChannelError: CREDENTIALS,
+    from_auth.ClientCertError: CREDENTIALS,
+    from_auth.OAuthError: CREDENTIALS,
+    from_auth.ReauthFailError: CREDENTIALS,
+    from_auth.ReauthSamlChallengeFailError: CREDENTIALS,
+    from_auth.MalformedError: CREDENTIALS,
+    from_auth.InvalidResource: CREDENTIALS,
+    from_auth.InvalidOperation: CREDENTIALS,
+    from_auth.InvalidValue: CREDENTIALS,
+    from_auth.InvalidType: CREDENTIALS,
+    from_auth.OSError: CREDENTIALS,
+    from_auth.TimeoutError: NETWORK,
+    from_auth.ResponseError: NETWORK,
     # requests
-    from_requests.RequestException: TRANSIENT,
-    from_requests.InvalidJSONError: TRANSIENT,
-    from_requests.JSONDecodeError: TRANSIENT,
-    from_requests.HTTPError: TRANSIENT,
-    from_requests.ConnectionError: TRANSIENT,
-    from_requests.ProxyError: TRANSIENT,
-    from_requests.SSLError: TRANSIENT,
-    from_requests.Timeout: TRANSIENT,
-    from_requests.ConnectTimeout: TRANSIENT,
-    from_requests.ReadTimeout: TRANSIENT,
-    from_requests.URLRequired: CONFIGURATION,
-    from_requests.TooManyRedirects: CONFIGURATION,
-    from_requests.MissingSchema: CONFIGURATION,
-    from_requests.InvalidSchema: CONFIGURATION,
-    from_requests.InvalidURL: CONFIGURATION,
-    from_requests.InvalidHeader: CONFIGURATION,
-    from_requests.InvalidProxyURL: CONFIGURATION,
-    from_requests.ChunkedEncodingError: TRANSIENT,
-    from_requests.ContentDecodingError: TRANSIENT,
-    from_requests.StreamConsumedError: TRANSIENT,
-    from_requests.RetryError: TRANSIENT,
-    from_requests.UnrewindableBodyError: TRANSIENT,
+    from_requests.RequestException: NETWORK,
+    from_requests.InvalidJSONError: NETWORK,
+    from_requests.JSONDecodeError: NETWORK,
+    from_requests.HTTPError: NETWORK,
+    from_requests.ConnectionError: NETWORK,
+    from_requests.ProxyError: NETWORK,
+    from_requests.SSLError: NETWORK,
+    from_requests.Timeout: NETWORK,
+    from_requests.ConnectTimeout: NETWORK,
+    from_requests.ReadTimeout: NETWORK,
+    from_requests.URLRequired: REQUEST,
+    from_requests.TooManyRedirects: REQUEST,
+    from_requests.MissingSchema: REQUEST,
+    from_requests.InvalidSchema: REQUEST,
+    from_requests.InvalidURL: REQUEST,
+    from_requests.InvalidHeader: REQUEST,
+    from_requests.InvalidProxyURL: REQUEST,
+    from_requests.ChunkedEncodingError: NETWORK,
+    from_requests.ContentDecodingError: NETWORK,
+    from_requests.StreamConsumedError: NETWORK,
+    from_requests.RetryError: NETWORK,
+    from_requests.UnrewindableBodyError: NETWORK,
     # urllib3
-    from_urllib3.HTTPError: TRANSIENT,
-    from_urllib3.PoolError: TRANSIENT,
-    from_urllib3.RequestError: TRANSIENT,
-    from_urllib3.SSLError: TRANSIENT,
-    from_urllib3.ProxyError: TRANSIENT,
-    from_urllib3.DecodeError: TRANSIENT,
-    from_urllib3.ProtocolError: TRANSIENT,
-    from_urllib3.MaxRetryError: TRANSIENT,
-    from_urllib3.HostChangedError: CONFIGURATION,
-    from_urllib3.TimeoutStateError: TRANSIENT,
-    from_urllib3.TimeoutError: TRANSIENT,
-    from_urllib3.ReadTimeoutError: TRANSIENT,
-    from_urllib3.ConnectTimeoutError: TRANSIENT,
-    from_urllib3.NewConnectionError: TRANSIENT,
-    from_urllib3.NameResolutionError: TRANSIENT,
-    from_urllib3.EmptyPoolError: TRANSIENT,
-    from_urllib3.FullPoolError: TRANSIENT,
-    from_urllib3.ClosedPoolError: TRANSIENT,
-    from_urllib3.LocationValueError: CONFIGURATION,
-    from_urllib3.LocationParseError: CONFIGURATION,
-    from_urllib3.URLSchemeUnknown: CONFIGURATION,
-    from_urllib3.ResponseError: TRANSIENT,
-    from_urllib3.ResponseNotChunked: TRANSIENT,
-    from_urllib3.BodyNotHttplibCompatible: TRANSIENT,
-    from_urllib3.IncompleteRead: TRANSIENT,
-    from_urllib3.InvalidChunkLength: TRANSIENT,
-    from_urllib3.InvalidHeader: TRANSIENT,
-    from_urllib3.ProxySchemeUnknown: CONFIGURATION,
-    from_urllib3.ProxySchemeUnsupported: CONFIGURATION,
-    from_urllib3.HeaderParsingError: TRANSIENT,
-    from_urllib3.UnrewindableBodyError: TRANSIENT,
+    from_urllib3.HTTPError: NETWORK,
+    from_urllib3.PoolError: NETWORK,
+    from_urllib3.RequestError: NETWORK,
+    from_urllib3.SSLError: NETWORK,
+    from_urllib3.ProxyError: NETWORK,
+    from_urllib3.DecodeError: NETWORK,
+    from_urllib3.ProtocolError: NETWORK,
+    from_urllib3.MaxRetryError: NETWORK,
+    from_urllib3.HostChangedError: REQUEST,
+    from_urllib3.TimeoutStateError: NETWORK,
+    from_urllib3.TimeoutError: NETWORK,
+    from_urllib3.ReadTimeoutError: NETWORK,
+    from_urllib3.ConnectTimeoutError: NETWORK,
+    from_urllib3.NewConnectionError: NETWORK,
+    from_urllib3.NameResolutionError: NETWORK,
+    from_urllib3.EmptyPoolError: NETWORK,
+    from_urllib3.FullPoolError: NETWORK,
+    from_urllib3.ClosedPoolError: NETWORK,
+    from_urllib3.LocationValueError: REQUEST,
+    from_urllib3.LocationParseError: REQUEST,
+    from_urllib3.URLSchemeUnknown: REQUEST,
+    from_urllib3.ResponseError: NETWORK,
+    from_urllib3.ResponseNotChunked: NETWORK,
+    from_urllib3.BodyNotHttplibCompatible: NETWORK,
+    from_urllib3.IncompleteRead: NETWORK,
+    from_urllib3.InvalidChunkLength: NETWORK,
+    from_urllib3.InvalidHeader: NETWORK,
+    from_urllib3.ProxySchemeUnknown: REQUEST,
+    from_urllib3.ProxySchemeUnsupported: REQUEST,
+    from_urllib3.HeaderParsingError: NETWORK,
+    from_urllib3.UnrewindableBodyError: NETWORK,
     # the standard library's HTTP client and the sockets under it
-    ssl.SSLCertVerificationError: CONFIGURATION,
-    http.client.HTTPException: TRANSIENT,
-    http.client.InvalidURL: CONFIGURATION,
-    ConnectionError: TRANSIENT,
-    TimeoutError: TRANSIENT,
-    OSError: TRANSIENT,
+    ssl.SSLCertVerificationError: REQUEST,
+    http.client.HTTPException: NETWORK,
+    http.client.InvalidURL: REQUEST,
+    ConnectionError: NETWORK,
+    TimeoutError: NETWORK,
+    OSError: NETWORK,
 }
 
-# https://cloud.google.com/bigquery/docs/error-messages and the JSON API's errors of Cloud Storage: with these
-# a 403 (or 400) is about load, not about rights.
-TRANSIENT_REASONS = frozenset(
-    {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "backendError", "internalError", "timeout",
-     "tableUnavailable", "dailyLimitExceeded"}
-)  # fmt: skip
+# Reasons that say more than their status, in errors of a request and of single rows alike:
+# https://cloud.google.com/bigquery/docs/error-messages, https://cloud.google.com/storage/docs/json_api/v1/status-codes
+BLAME_OF_REASON: dict[str, Blame] = {
+    # With these a 403 (or a 400) is about load, not about rights.
+    "backendError": SERVER,
+    "blocked": SERVER,
+    "dailyLimitExceeded": SERVER,
+    "internalError": SERVER,
+    "jobBackendError": SERVER,
+    "jobInternalError": SERVER,
+    "quotaExceeded": SERVER,
+    "rateLimitExceeded": SERVER,
+    "resourceInUse": SERVER,
+    "resourcesExceeded": SERVER,
+    "stopped": SERVER,
+    "tableUnavailable": SERVER,
+    "timeout": SERVER,
+    "userRateLimitExceeded": SERVER,
+    # The account: rights, billing, or who pays for the request.
+    "accessDenied": CREDENTIALS,
+    "accountDisabled": CREDENTIALS,
+    "authError": CREDENTIALS,
+    "billingNotEnabled": CREDENTIALS,
+    "billingTierLimitExceeded": CREDENTIALS,
+    "forbidden": CREDENTIALS,
+    "insufficientPermissions": CREDENTIALS,
+    "userProjectAccountProblem": CREDENTIALS,
+    "userProjectInconsistent": CREDENTIALS,
+    "userProjectMissing": CREDENTIALS,
+    # The bucket, data set or table.
+    "notFound": TABLE,
+    # The form of the request, the same for whatever is in it.
+    "invalidAltValue": REQUEST,
+    "invalidParameter": REQUEST,
+    "invalidQuery": REQUEST,
+    "notImplemented": REQUEST,
+    "responseTooLarge": REQUEST,
+    "wrongUrlForUpload": REQUEST,
+    # Too large, whatever the status.
+    "requestTooLarge": Blame.SIZE,
+    "uploadTooLarge": Blame.SIZE,
+}
+_BLAME_OF_REASON = {reason.lower(): blame for reason, blame in BLAME_OF_REASON.items()}
+
+# A request over the front end's limit is a 400 without a reason that says so.
+_TOO_LARGE = re.compile(
+    r"payload size exceeds|request (?:entity )?(?:is )?too large|too many rows present in the request",
+    re.IGNORECASE,
+)
 
 
 def advice(error: BaseException, missing: str, denied: str) -> str:
@@ -167,56 +216,49 @@ def advice(error: BaseException, missing: str, denied: str) -> str:
     return f"; {denied}" if isinstance(error, from_api.Forbidden | from_api.Unauthorized) else ""
 
 
+def blame_of_reasons(reasons: list[str]) -> Blame | None:
+    """What the reasons of one error say; None when they say no more than its status. Load goes first."""
+    found = [_BLAME_OF_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_OF_REASON]
+    return SERVER if SERVER in found else found[0] if found else None
+
+
 def sort(error: BaseException) -> Trouble:
-    """Who acts on this exception. One of no known class is transient: bounded retries, then parked, never lost."""
-    kind = next((KIND_OF_CLASS[cls] for cls in type(error).__mro__ if cls in KIND_OF_CLASS), TRANSIENT)
+    """Whose fault this exception is. One of no known class is the server's: retried, then parked, never lost."""
+    blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
     text = f"{type(error).__name__}: {error}"
     retry_after = None
     if isinstance(error, from_api.GoogleAPICallError):
-        kind = _of_status(error.code, [str(entry.get("reason", "")) for entry in _entries(error)], kind)
+        reasons = [str(entry.get("reason", "")) for entry in error.errors or () if isinstance(entry, dict)]
+        blame = blame_of_reasons(reasons) or _of_status(error.code, text, blame)
         headers = getattr(error.response, "headers", None) or {}
         retry_after = retry_after_seconds(headers.get("Retry-After"))
     elif isinstance(error, from_auth.RefreshError) and getattr(error, "retryable", False):
-        kind = TRANSIENT
+        blame = SERVER
     elif "CERTIFICATE_VERIFY_FAILED" in text:
-        kind = CONFIGURATION
-    return Trouble(kind, text, retry_after)
+        blame = REQUEST
+    return Trouble(blame, text, retry_after)
 
 
-def sort_answer(status: int, body: bytes, asked_seconds: float | None) -> Trouble:
-    """Who acts on an HTTP answer of Google's JSON APIs that is not a success, and asked for so many seconds."""
-    reasons, text = [], body[:300].decode("utf-8", "replace")
-    try:
-        said = json.loads(body)["error"]
-        text = str(said.get("message", text))
-        reasons = [str(entry.get("reason", "")) for entry in said.get("errors", ())]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        pass  # a proxy's page, or nothing: the status alone has to do
-    cls: Any = type(from_api.from_http_status(status, text))  # type: ignore[no-untyped-call]
-    kind = next(KIND_OF_CLASS[base] for base in cls.__mro__ if base in KIND_OF_CLASS)
-    return Trouble(_of_status(status, reasons, kind), f"HTTP {status}: {text}", asked_seconds)
+def sort_answer(answer: Answer) -> Trouble:
+    """Whose fault an answer of Google's JSON APIs is that is no success."""
+    said = (answer.json_object() or {}).get("error")
+    if not isinstance(said, dict):
+        return trouble_of_status(answer)  # a proxy's page, or nothing: the status has to do
+    text = str(said.get("message") or described(answer))
+    entries = said.get("errors")
+    reasons = [
+        str(entry.get("reason", ""))
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict)
+    ]
+    blame = blame_of_reasons(reasons) or _of_status(answer.status, text, BATCH)
+    return Trouble(blame, f"HTTP {answer.status}: {text}", answer.retry_after_seconds)
 
 
-def retry_after_seconds(value: str | None) -> float | None:
-    """A Retry-After header, in seconds from now: it is a number or a date. None when it is neither."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        at = email.utils.parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError):
-        return None
-    return max(0.0, at - time.time())
-
-
-def _of_status(status: int | None, reasons: list[str], kind: Kind) -> Kind:
-    if TRANSIENT_REASONS.intersection(reasons) or status in (408, 429):
-        return TRANSIENT
-    if status is not None and status >= 500:
-        return CONFIGURATION if status == 501 else TRANSIENT
-    return DATA if status == 413 else kind
-
-
-def _entries(error: Any) -> list[dict[str, Any]]:
-    return [entry for entry in error.errors or () if isinstance(entry, dict)]
+def _of_status(status: int | None, text: str, of_bad_request: Blame) -> Blame:
+    """By the status of an error that Google itself made. `of_bad_request`: what a plain 400 is."""
+    if status == 400:
+        return Blame.SIZE if _TOO_LARGE.search(text) else of_bad_request
+    if status is None or status not in BLAME_OF_STATUS:
+        return SERVER
+    return blame_of_status(status)

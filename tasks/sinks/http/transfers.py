@@ -1,22 +1,27 @@
 """Many HTTP requests at once from one thread: libcurl's multi interface, driven by events of its sockets.
 
-Connections, TLS, proxies (the environment's, for https) and the parsing of answers are libcurl's. What is here
-says what is sent, how long it may take, and how an end that is no answer is sorted.
+Connections, TLS, proxies (the environment's) and the parsing of answers are libcurl's. What is here says what is
+sent, how long it may take in all, how much of an answer is read, and whose fault an end without an answer is.
+Redirects are not followed.
 """
 
 from __future__ import annotations
 
 import selectors
 import ssl
+import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import certifi
 import pycurl
 
-from tasks.sinks.outcome import Kind, Trouble
+from tasks.sinks.http.answers import Answer, blame_of_status
+from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Trouble
 from tasks.units import KiB, MiB
 
 ANSWER_BYTES_MAX = 64 * KiB
@@ -25,34 +30,41 @@ CONNECT_SECONDS_MAX = 10.0
 WHOLE_BYTES_MAX = 1 * MiB
 WAIT_SECONDS_MAX = 1.0
 
-# A person has to act on these. Any other end without an answer is transient: the network's or the server's.
-CONFIGURATION_CODES = frozenset(
-    (
-        pycurl.E_UNSUPPORTED_PROTOCOL,
-        pycurl.E_NOT_BUILT_IN,
-        pycurl.E_URL_MALFORMAT,
-        pycurl.E_BAD_FUNCTION_ARGUMENT,
-        pycurl.E_UNKNOWN_OPTION,
-        pycurl.E_PEER_FAILED_VERIFICATION,
-        pycurl.E_SSL_CACERT_BADFILE,
-        pycurl.E_SSL_CERTPROBLEM,
-        pycurl.E_SSL_CIPHER,
-        pycurl.E_SSL_ISSUER_ERROR,
-        pycurl.E_SSL_ENGINE_NOTFOUND,
-        pycurl.E_SSL_ENGINE_SETFAILED,
-        pycurl.E_SSL_INVALIDCERTSTATUS,
-        pycurl.E_SSL_PINNEDPUBKEYNOTMATCH,
-    )
-)
+# A person has to act on these. Any other end without an answer is the network's, or the server's: tried again.
+BLAME_OF_CODE: dict[int, Blame] = {
+    pycurl.E_UNSUPPORTED_PROTOCOL: Blame.REQUEST,
+    pycurl.E_NOT_BUILT_IN: Blame.REQUEST,
+    pycurl.E_URL_MALFORMAT: Blame.REQUEST,
+    pycurl.E_BAD_FUNCTION_ARGUMENT: Blame.REQUEST,
+    pycurl.E_UNKNOWN_OPTION: Blame.REQUEST,
+    pycurl.E_PEER_FAILED_VERIFICATION: Blame.REQUEST,
+    pycurl.E_SSL_CACERT_BADFILE: Blame.REQUEST,
+    pycurl.E_SSL_CIPHER: Blame.REQUEST,
+    pycurl.E_SSL_ISSUER_ERROR: Blame.REQUEST,
+    pycurl.E_SSL_ENGINE_NOTFOUND: Blame.REQUEST,
+    pycurl.E_SSL_ENGINE_SETFAILED: Blame.REQUEST,
+    pycurl.E_SSL_INVALIDCERTSTATUS: Blame.REQUEST,
+    pycurl.E_SSL_PINNEDPUBKEYNOTMATCH: Blame.REQUEST,
+    pycurl.E_SSL_CERTPROBLEM: Blame.CREDENTIALS,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server said. `retry_after_seconds`: None when it did not say."""
+CUT_OFF = Trouble(Blame.NETWORK, "the answer was cut off in its head")
 
-    status: int
-    body: bytes
-    retry_after_seconds: float | None = None
+
+class Method(Enum):
+    """What is asked for."""
+
+    POST = "POST"
+    GET = "GET"
+    DELETE = "DELETE"
+
+
+class Proxies(Enum):
+    """Whose requests go through the proxies that the environment names."""
+
+    HTTPS = "https only: an emulator on plain http is reached directly"
+    ALL = "http and https"
 
 
 @dataclass(slots=True)
@@ -61,10 +73,14 @@ class _Running:
 
     key: Hashable
     body: bytes | memoryview
+    wanted_headers: Collection[str]
+    reusable: bool
     read_bytes: int = 0
     answer: list[bytes] = field(default_factory=list)
     answer_bytes: int = 0
     endless: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    head_ended: bool = False
 
     def take(self, piece: bytes) -> int | None:
         """A part of the answer. An endless page of a proxy is cut off, which ends the request."""
@@ -74,6 +90,19 @@ class _Running:
             return 0
         self.answer.append(piece)
         return None
+
+    def take_header(self, line: bytes) -> None:
+        """One line of the head. A head that follows another one (after `100 Continue`) replaces it."""
+        if line.startswith(b"HTTP/"):
+            self.headers.clear()
+            self.head_ended = False
+            return
+        if not line.strip():
+            self.head_ended = True
+            return
+        name, _, value = line.decode("latin-1").partition(":")
+        if name.strip().lower() in self.wanted_headers:
+            self.headers[name.strip().lower()] = value.strip()
 
     def give(self, bytes_max: int) -> bytes:
         """The next part of the body."""
@@ -87,12 +116,12 @@ class _Running:
 
 
 class Transfers:
-    """At most `connections` POST requests at once, each on a connection of its own that is kept afterwards.
+    """At most `connections` requests at once, each on a connection of its own that is kept afterwards.
 
     Belongs to one thread of one process. Bodies are not changed while they are on their way.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, *, proxies: Proxies = Proxies.HTTPS, ca_file: Path | None = None) -> None:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
@@ -100,6 +129,8 @@ class Transfers:
         self._selector = selectors.DefaultSelector()
         self._due_at: float | None = None
         self._connections = connections
+        self._proxies = proxies
+        self._ca_file = ca_file
         self._idle: list[Any] = []
         self._running: dict[Any, _Running] = {}
 
@@ -113,25 +144,62 @@ class Transfers:
         """The keys of the requests on their way."""
         return [one.key for one in self._running.values()]
 
+    def send(
+        self,
+        url: str,
+        headers: Sequence[str],
+        body: bytes | memoryview,
+        seconds_max: float,
+        *,
+        method: Method = Method.POST,
+        wanted_headers: Collection[str] = (),
+    ) -> Answer | Trouble:
+        """One request from its start to its end, with nothing else on its way."""
+        assert not self._running
+        try:
+            self.start(0, url, headers, body, seconds_max, method=method, wanted_headers=wanted_headers)
+            while True:
+                for _, end in self.wait(seconds_max):
+                    return end
+        finally:
+            self.abandon()
+
     def start(
-        self, key: Hashable, url: str, headers: Sequence[str], body: bytes | memoryview, seconds_max: float
+        self,
+        key: Hashable,
+        url: str,
+        headers: Sequence[str],
+        body: bytes | memoryview,
+        seconds_max: float,
+        *,
+        method: Method = Method.POST,
+        wanted_headers: Collection[str] = (),
     ) -> None:
-        """Begins a POST; `wait` tells how it ended, under this key. There must be room."""
+        """Begins a request; `wait` says how it ended, under this key. There must be room.
+
+        `wanted_headers`: lower-case names of the headers that the answer keeps.
+        """
         assert self.room
-        one, size_bytes = _Running(key, body), len(body)
-        handle = self._idle.pop() if self._idle and size_bytes <= WHOLE_BYTES_MAX else _handle()
+        small = len(body) <= WHOLE_BYTES_MAX
+        one = _Running(key, body, wanted_headers, reusable=small and method is Method.POST)
+        handle = self._idle.pop() if self._idle and one.reusable else _handle(self._ca_file)
         handle.setopt(pycurl.URL, url)
-        if url.startswith("http:"):
+        if self._proxies is Proxies.HTTPS and url.startswith("http:"):
             handle.setopt(pycurl.PROXY, "")
         handle.setopt(pycurl.HTTPHEADER, headers)
         handle.setopt(pycurl.WRITEFUNCTION, one.take)
+        if wanted_headers:
+            handle.setopt(pycurl.HEADERFUNCTION, one.take_header)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, _milliseconds(min(seconds_max, CONNECT_SECONDS_MAX)))
         handle.setopt(pycurl.TIMEOUT_MS, _milliseconds(seconds_max))
-        if size_bytes <= WHOLE_BYTES_MAX:
+        if method is not Method.POST:
+            handle.setopt(pycurl.HTTPGET, 1)
+            handle.setopt(pycurl.CUSTOMREQUEST, method.value)
+        elif small:
             handle.setopt(pycurl.POSTFIELDS, bytes(body))
         else:
             handle.setopt(pycurl.POST, 1)
-            handle.setopt(pycurl.POSTFIELDSIZE_LARGE, size_bytes)
+            handle.setopt(pycurl.POSTFIELDSIZE_LARGE, len(body))
             handle.setopt(pycurl.READFUNCTION, one.give)
             handle.setopt(pycurl.SEEKFUNCTION, one.seek)
         self._running[handle] = one
@@ -171,30 +239,39 @@ class Transfers:
         while left:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
-                yield self._running[handle].key, self._answer(handle)
+                one = self._running[handle]
+                # libcurl takes a head that is cut off for a whole answer without a body.
+                cut_off = one.wanted_headers and not one.head_ended
+                yield one.key, CUT_OFF if cut_off else self._answer(handle)
                 self._release(handle)
             for handle, code, text in failed:
                 one = self._running[handle]
-                yield one.key, self._answer(handle) if one.endless else _trouble(code, text)
+                yield one.key, self._answer(handle) if one.endless else _trouble(handle, code, text)
                 self._release(handle)
 
     def _answer(self, handle: Any) -> Answer:
+        one = self._running[handle]
         asked_seconds = handle.getinfo(pycurl.RETRY_AFTER)
         return Answer(
             handle.getinfo(pycurl.RESPONSE_CODE),
-            b"".join(self._running[handle].answer),
-            float(asked_seconds) if asked_seconds > 0 else None,
+            b"".join(one.answer),
+            min(float(asked_seconds), RETRY_AFTER_SECONDS_MAX) if asked_seconds > 0 else None,
+            handle.getinfo(pycurl.CONTENT_TYPE) or "",
+            not one.endless,
+            one.headers,
         )
 
     def _release(self, handle: Any) -> None:
         self._multi.remove_handle(handle)
-        if len(self._running.pop(handle).body) <= WHOLE_BYTES_MAX:
-            handle.setopt(pycurl.POSTFIELDS, b"")  # lets go of the body
+        one = self._running.pop(handle)
+        one.body = b""  # the handle still knows `one` by its callbacks
+        if one.reusable:
+            handle.setopt(pycurl.POSTFIELDS, b"")
             self._idle.append(handle)
         else:
             handle.close()
 
-    # What libcurl wants to be told of
+    # Callbacks of libcurl
 
     def _on_socket(self, what: int, fd: int, multi: Any, data: Any) -> None:
         known = fd in self._selector.get_map()
@@ -214,13 +291,44 @@ class Transfers:
         self._due_at = None if milliseconds < 0 else time.monotonic() + milliseconds / 1000
 
 
-def _handle() -> Any:
+class Connections:
+    """The transfers of each thread of one process."""
+
+    def __init__(self, connections: int, *, proxies: Proxies = Proxies.HTTPS, ca_file: Path | None = None) -> None:
+        self._connections = connections
+        self._proxies = proxies
+        self._ca_file = ca_file
+        self._local = threading.local()
+        self._made: list[Transfers] = []
+
+    @property
+    def mine(self) -> Transfers:
+        """This thread's."""
+        found: Transfers | None = getattr(self._local, "transfers", None)
+        if found is None:
+            found = Transfers(self._connections, proxies=self._proxies, ca_file=self._ca_file)
+            self._local.transfers = found
+            self._made.append(found)
+        return found
+
+    def close(self) -> None:
+        """Closes the connections of all threads, which are at rest by then."""
+        for transfers in self._made:
+            transfers.close()
+        self._made.clear()
+
+
+def _handle(ca_file: Path | None) -> Any:
     """What all requests have in common."""
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
     handle.setopt(pycurl.TCP_KEEPALIVE, 1)
+    handle.setopt(pycurl.FOLLOWLOCATION, 0)
     handle.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+    if ca_file is not None:
+        handle.setopt(pycurl.CAINFO, str(ca_file))
+        return handle
     trusted = ssl.get_default_verify_paths()
     handle.setopt(pycurl.CAINFO, trusted.cafile or certifi.where())
     if trusted.capath:
@@ -233,7 +341,11 @@ def _milliseconds(seconds: float) -> int:
     return max(1, int(seconds * 1000))
 
 
-def _trouble(code: int, text: str) -> Trouble:
+def _trouble(handle: Any, code: int, text: str) -> Trouble:
     """An end without an answer. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
-    kind = Kind.CONFIGURATION if code in CONFIGURATION_CODES else Kind.TRANSIENT
-    return Trouble(kind, f"curl {code}: {text}")
+    tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
+    if tunnel_status and not 200 <= tunnel_status <= 299:
+        return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
+    # libcurl has one code for a URL that it cannot ask for and for an answer that is no HTTP.
+    blame = Blame.NETWORK if "HTTP/0.9" in text else BLAME_OF_CODE.get(code, Blame.NETWORK)
+    return Trouble(blame, f"curl {code}: {text}")

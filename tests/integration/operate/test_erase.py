@@ -37,7 +37,7 @@ from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.stored import read_replay
-from tasks.wire import DeadLetter, decode_items
+from tasks.wire import DeadLetter, SinkName, decode_items
 from tests.kit.scripted_server import Answer, Asked, answering
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
@@ -400,5 +400,7 @@ def write_facts(settings: Settings, which: Key) -> None:
     segments = [
         one for one in parsed(settings, int(time.time()) - OLD_SECONDS) if (one.project_id, one.replay_id) == which
     ]
-    only = settings.model_copy(update={"sinks": ("bigquery", "dead_letter"), "gcs_layout": "segment"})
+    only = settings.model_copy(
+        update={"sinks": (SinkName.BIGQUERY, SinkName.DEAD_LETTER), "gcs_layout": "segment"}
+    )
     write(only, batch_of(segments, 5000))

@@ -7,18 +7,29 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.delivery import OutOfTime, deliver
+from tasks.delivery import REFUSED_MIN, WRITES_MAX, OutOfTime, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
 
 class Server:
-    """Keeps positions; `poison` are refused, named or not; `away` fail once each for now."""
+    """Keeps positions; `poison` are refused, named or not; `away` fail once each for now.
 
-    def __init__(self, poison: Sequence[int] = (), away: Sequence[int] = (), named: bool = False) -> None:
+    `faults`: what `examine` raises, by the number of the call; None where the place is healthy.
+    """
+
+    def __init__(
+        self,
+        poison: Sequence[int] = (),
+        away: Sequence[int] = (),
+        named: bool = False,
+        faults: Sequence[Exception | None] = (),
+    ) -> None:
         self.poison, self.away, self.named = set(poison), set(away), named
+        self.faults = list(faults)
         self.kept: list[int] = []
         self.writes = 0
+        self.examined: list[list[int]] = []
 
     def write(self, positions: Sequence[int]) -> None:
         self.writes += 1
@@ -34,6 +45,18 @@ class Server:
             self.away.clear()
             raise TransientSinkError("503", failed=lost)
 
+    def examine(self, positions: Sequence[int]) -> None:
+        self.examined.append(list(positions))
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise fault
+
+    def deliver(self, progress: Progress, items: int) -> None:
+        deliver(self.write, self.examine, progress, items, always)
+
+
+ALTERED = PermanentSinkError("column x is REQUIRED", configuration=True)
+
 
 def always() -> bool:
     return True
@@ -44,12 +67,13 @@ def fresh(items: int) -> Progress:
 
 
 def test_all_items_in_one_write() -> None:
-    """The ordinary case."""
+    """The ordinary case: nothing is asked."""
     server, progress = Server(), fresh(64)
 
-    deliver(server.write, progress, 64, always)
+    server.deliver(progress, 64)
 
     assert (server.writes, server.kept, progress.left) == (1, list(range(64)), [])
+    assert server.examined == []
 
 
 def test_only_what_failed_is_tried_again() -> None:
@@ -57,9 +81,9 @@ def test_only_what_failed_is_tried_again() -> None:
     server, progress = Server(away=[5, 40]), fresh(64)
 
     with pytest.raises(TransientSinkError):
-        deliver(server.write, progress, 64, always)
+        server.deliver(progress, 64)
     assert progress.left == [5, 40]
-    deliver(server.write, progress, 64, always)
+    server.deliver(progress, 64)
 
     assert progress.left == []
     assert sorted(server.kept) == list(range(64))
@@ -68,21 +92,31 @@ def test_only_what_failed_is_tried_again() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 137, 255])
 def test_one_poison_item_is_found_by_halving(position: int) -> None:
-    """About two writes a halving; every other item is written once."""
+    """About two writes a halving; every other item is written once; the place is asked before and after."""
     server, progress = Server(poison=[position]), fresh(256)
 
-    deliver(server.write, progress, 256, always)
+    server.deliver(progress, 256)
 
     assert progress.refused == [(position, "something is bad")]
     assert sorted(server.kept) == [n for n in range(256) if n != position]
     assert server.writes <= 1 + 2 * math.log2(256)
+    assert server.examined == [list(range(256)), [position]]
+
+
+def test_one_poison_item_alone_in_its_batch_is_refused() -> None:
+    """No neighbour vouches for the table; the table itself does."""
+    server, progress = Server(poison=[0]), fresh(1)
+
+    server.deliver(progress, 1)
+
+    assert progress.refused == [(0, "something is bad")]
 
 
 def test_named_items_are_taken_out_at_once() -> None:
     """A server that names them has written the rest."""
     server, progress = Server(poison=[3, 9], named=True), fresh(20)
 
-    deliver(server.write, progress, 20, always)
+    server.deliver(progress, 20)
 
     assert (server.writes, progress.left) == (1, [])
     assert [position for position, _ in progress.refused] == [3, 9]
@@ -98,48 +132,161 @@ def test_named_items_that_kept_the_rest_out_are_followed_by_a_second_write() -> 
             raise PermanentSinkError("no", failed=((positions.index(1), "bad"),), all_refused=True)
 
     progress = fresh(4)
-    deliver(write, progress, 4, always)
+    deliver(write, Server().examine, progress, 4, always)
 
     assert writes == [[0, 1, 2, 3], [0, 2, 3]]
     assert progress.refused == [(1, "bad")]
 
 
-def test_an_interruption_in_the_middle_of_the_search_keeps_what_was_found() -> None:
-    """Poison that is known, and halves that are written, are not looked at again."""
-    server = Server(poison=[0])
+def test_only_those_that_the_refused_are_among_are_written_again() -> None:
+    """Another table's rows, written by the same call, are durable."""
+    writes: list[list[int]] = []
+
+    def write(positions: Sequence[int]) -> None:
+        writes.append(list(positions))
+        if 5 in positions:
+            among = tuple(place for place, position in enumerate(positions) if position >= 4)
+            raise PermanentSinkError("no", among=among)
+
+    progress = fresh(8)
+    deliver(write, Server().examine, progress, 8, always)
+
+    assert writes == [[*range(8)], [4, 5], [4], [5], [6, 7]]
+    assert progress.refused == [(5, "no")]
+    assert progress.left == []
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
+    """Asked before the first item is blamed: one write, one question, nothing refused."""
+    server, progress = Server(poison=range(8), named=named, faults=[ALTERED]), fresh(8)
+
+    with pytest.raises(PermanentSinkError, match="REQUIRED") as caught:
+        server.deliver(progress, 8)
+
+    assert caught.value.configuration
+    assert (server.writes, progress.refused, progress.left) == (1, [], list(range(8)))
+
+
+def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
+    """Healthy when the search began, altered when it ended: what was refused in between is forgotten."""
+    server, progress = Server(poison=[0, 1, 2], faults=[None, ALTERED]), fresh(16)
+
+    with pytest.raises(PermanentSinkError, match="REQUIRED"):
+        server.deliver(progress, 16)
+
+    assert progress.refused == []
+    assert progress.left == [0, 1, 2]
+
+
+def test_a_question_that_cannot_be_answered_now_blames_no_item() -> None:
+    """The next run asks again."""
+    away = TransientSinkError("503")
+    server, progress = Server(poison=[2], faults=[away]), fresh(4)
+
+    with pytest.raises(TransientSinkError):
+        server.deliver(progress, 4)
+    assert (progress.refused, progress.left) == ([], [0, 1, 2, 3])
+    server.deliver(progress, 4)
+
+    assert progress.refused == [(2, "something is bad")]
+
+
+def test_what_an_interrupted_search_refused_is_forgotten_and_what_it_wrote_is_not() -> None:
+    """The table was repaired between two runs: every row that it takes now is written."""
+    server = Server(poison=[0, 1])
     server.away = {12}
     progress = fresh(16)
 
     with pytest.raises(TransientSinkError):
-        deliver(server.write, progress, 16, always)
-    known = list(progress.refused)
-    deliver(server.write, progress, 16, always)
+        server.deliver(progress, 16)
+    refused_before, kept_before = list(progress.refused), list(server.kept)
+    server.poison.clear()
+    server.deliver(progress, 16)
 
-    assert known == [(0, "something is bad")] == progress.refused
-    assert sorted(server.kept) == list(range(1, 16))
+    assert (refused_before, progress.refused, progress.left) == ([], [], [])
+    assert kept_before
+    assert sorted(server.kept) == list(range(16))
 
 
 def test_a_wrong_table_is_not_poison() -> None:
-    """When most of many items are refused nobody is dead-lettered: a person mends the table."""
+    """When most of many items are refused nobody is dead-lettered: a person fixes the table, or our rows."""
     server, progress = Server(poison=range(100), named=True), fresh(100)
 
     with pytest.raises(PermanentSinkError) as caught:
-        deliver(server.write, progress, 100, always)
+        server.deliver(progress, 100)
 
     assert caught.value.configuration
+    assert (progress.refused, progress.left) == ([], list(range(100)))
+
+
+@pytest.mark.parametrize("items", [40, 120, 500])
+def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
+    """The table is found healthy and takes nothing: so it is our rows, and forty writes are enough to see it."""
+    server, progress = Server(poison=range(items)), fresh(items)
+
+    with pytest.raises(PermanentSinkError, match=f"{REFUSED_MIN} of {items}") as caught:
+        server.deliver(progress, items)
+
+    assert caught.value.configuration
+    assert server.writes <= 40
+    assert (progress.refused, progress.left) == ([], list(range(items)))
+
+
+def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
+    """One message may make thirty bad rows in a row; items from all over the batch show that the rest is fine."""
+    server, progress = Server(poison=range(30)), fresh(200)
+
+    server.deliver(progress, 200)
+
+    assert [position for position, _ in progress.refused] == list(range(30))
+    assert sorted(server.kept) == list(range(30, 200))
+
+
+def test_a_search_is_bounded_and_the_next_run_goes_on() -> None:
+    """Scattered poison in unnamed refusals costs many writes: what is certain by then is kept."""
+    poison = range(0, 600, 5)
+    server, progress = Server(poison=poison), fresh(600)
+
+    runs = 0
+    while progress.left:
+        runs += 1
+        before = server.writes
+        try:
+            server.deliver(progress, 600)
+        except OutOfTime:
+            assert progress.refused
+        assert server.writes - before <= WRITES_MAX
+
+    assert 1 < runs < 10
+    assert sorted(position for position, _ in progress.refused) == list(poison)
+    assert len(server.kept) == len(set(server.kept)) == 480
+
+
+def test_refusals_of_earlier_runs_count_when_most_is_refused() -> None:
+    """And nobody is blamed then, whenever it was refused."""
+    progress = Progress(left=list(range(25, 50)), refused=[(position, "bad") for position in range(25)])
+    server = Server(poison=range(50), named=True)
+
+    with pytest.raises(PermanentSinkError):
+        server.deliver(progress, 50)
+
+    assert (progress.refused, progress.left) == ([], list(range(50)))
 
 
 def test_a_missing_bucket_is_not_the_items_fault() -> None:
-    """configuration=True passes through, nothing is bisected."""
+    """configuration=True passes through, nothing is bisected or asked."""
     calls: list[int] = []
 
     def write(positions: Sequence[int]) -> None:
         calls.append(len(positions))
         raise PermanentSinkError("no such bucket", configuration=True)
 
+    server = Server()
     with pytest.raises(PermanentSinkError):
-        deliver(write, fresh(8), 8, always)
+        deliver(write, server.examine, fresh(8), 8, always)
     assert calls == [8]
+    assert server.examined == []
 
 
 def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
@@ -148,7 +295,7 @@ def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
     times = iter([True, True, False])
 
     with pytest.raises(OutOfTime):
-        deliver(server.write, progress, 8, lambda: next(times))
+        deliver(server.write, server.examine, progress, 8, lambda: next(times))
 
     assert server.writes == 2
     assert progress.left == list(range(8))

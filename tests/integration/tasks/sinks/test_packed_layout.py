@@ -20,7 +20,8 @@ from tasks.sinks.gcs.sink import GcsSink
 from tasks.stored import read_replay
 from tasks.wire import Blob, Row
 from tests.kit.batches import REPLAY, make_batch
-from tests.kit.scripted_server import Answer, answering
+from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.sink_answers import stored
 
 
 @pytest.fixture
@@ -69,15 +70,22 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
 
 def test_an_object_that_is_there_is_not_written_again(settings: Callable[..., Settings]) -> None:
-    """It is asked to be created only, and 412 is success. (Emulators overwrite: an answer of our own.)"""
+    """It is asked to be created only, and 412 is success if an equal one is stored. (Emulators overwrite.)"""
     blobs, _ = pack(make_batch(3))
+    kept: list[Answer] = []
 
-    with answering(lambda request: Answer(412, b"{}")) as (url, asked):
+    def refuse(asked: Asked) -> Answer:
+        if asked.method == "GET":
+            return kept[0]
+        kept.append(stored(asked))
+        return Answer(412, b"{}")
+
+    with answering(refuse) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write([Blob(blobs[0].name, blobs[0].content, 0)], "again", 20)
         sink.close()
 
-    assert ["ifGenerationMatch=0" in request.path for request in asked] == [True]
+    assert ["ifGenerationMatch=0" in request.path for request in asked] == [True, False]
 
 
 def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:

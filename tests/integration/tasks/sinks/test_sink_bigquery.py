@@ -15,6 +15,7 @@ from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
 from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.sink_answers import streamed
 
 NOON = 1_795_000_000
 
@@ -147,7 +148,7 @@ def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
         sink.check()
     list(migrate_tables(made, dry_run=False))
 
-    assert made.bigquery_dataset in sink.check()
+    assert made.bigquery_dataset in sink.check().text
 
 
 def test_migrating_makes_partitioned_and_clustered_tables_once(
@@ -168,7 +169,7 @@ def test_migrating_makes_partitioned_and_clustered_tables_once(
     assert table.time_partitioning.expiration_ms == 90 * 86_400_000
     assert table.clustering_fields == ["project_id", "event_type", "replay_id"]
     sink = BigQuerySink(made)
-    assert made.bigquery_dataset in sink.check()
+    assert made.bigquery_dataset in sink.check().text
     sink.close()
     sink.close()
 
@@ -208,7 +209,7 @@ def test_a_column_of_another_type_needs_a_person(
 
 
 def refusing(*entries: dict[str, Any]) -> Callable[[Asked], Answer]:
-    return lambda asked: Answer(200, json.dumps({"insertErrors": list(entries)}).encode())
+    return lambda asked: streamed(asked, insertErrors=list(entries))
 
 
 def entry(index: int, reason: str) -> dict[str, Any]:
@@ -258,10 +259,10 @@ def test_a_spent_quota_is_transient_and_a_missing_right_is_not(settings: Callabl
 
 def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
     """Requests stay below 10 MB, and each stands for itself."""
-    answers = iter([Answer(), Answer(503, b"later"), Answer()])
+    answers = iter([streamed, lambda asked: Answer(503, b"later"), streamed])
     items = [fact(number, padding="x" * 100_000) for number in range(250)]
 
-    with answering(lambda asked: next(answers)) as (url, asked):
+    with answering(lambda asked: next(answers)(asked)) as (url, asked):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write(items, "token", 20)

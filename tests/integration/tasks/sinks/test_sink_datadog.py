@@ -13,7 +13,7 @@ from ingest.local.servers.statsd import Statsd
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
 from tasks.sinks.datadog import DatadogSink
-from tasks.wire import Metric
+from tasks.wire import Metric, MetricKind
 
 COMPRESSED = "replays.usecases.ingest.size_compressed"
 
@@ -22,8 +22,11 @@ def test_distributions_and_counters_arrive(settings: Callable[..., Settings], st
     """Names, kinds, values and tags as they were given."""
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
-    items = [Metric("d", COMPRESSED, 1000.0 + n, ("sdk:web",)) for n in range(200)]
-    items += [Metric("c", "replay.rage_click_detected", 2, ()), Metric("d", "share", 0.25, ())]
+    items = [Metric(MetricKind.DISTRIBUTION, COMPRESSED, 1000.0 + n, ("sdk:web",)) for n in range(200)]
+    items += [
+        Metric(MetricKind.COUNTER, "replay.rage_click_detected", 2, ()),
+        Metric(MetricKind.DISTRIBUTION, "share", 0.25, ()),
+    ]
 
     sink.write(items, "token", 5)
     wait_until(lambda: statsd.count(COMPRESSED) == 200, 5, "200 samples")
@@ -41,7 +44,7 @@ def test_a_write_again_is_counted_again(settings: Callable[..., Settings], stats
     """Admitted: DogStatsD has no identity. The flush task's done mark is what prevents it."""
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
-    items = [Metric("c", "twice", 1, ())]
+    items = [Metric(MetricKind.COUNTER, "twice", 1, ())]
 
     sink.write(items, "token", 5)
     sink.write(items, "token", 5)
@@ -56,7 +59,10 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
         listener.bind(("127.0.0.1", 0))
         listener.settimeout(5)
         sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=listener.getsockname()[1]))
-        items = [Metric("d", COMPRESSED, 123456.789 * n, ("sdk:web", f"project:{n}")) for n in range(100)]
+        items = [
+            Metric(MetricKind.DISTRIBUTION, COMPRESSED, 123456.789 * n, ("sdk:web", f"project:{n}"))
+            for n in range(100)
+        ]
         sink.write(items, "token", 5)
         packets: list[bytes] = []
         while sum(packet.count(b"|d") for packet in packets) < 100:
@@ -72,9 +78,9 @@ def test_a_missing_agent_over_udp_is_not_known(settings: Callable[..., Settings]
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 
     for _ in range(5):
-        sink.write([Metric("c", "x", 1, ())], "token", 5)
+        sink.write([Metric(MetricKind.COUNTER, "x", 1, ())], "token", 5)
 
-    assert "UDP" in sink.check()
+    assert "UDP" in sink.check().text
     sink.close()
 
 
@@ -84,7 +90,7 @@ def test_a_missing_agent_behind_a_unix_socket_is_transient(
     """There the kernel does say so; nothing was sent, so everything is listed. With the agent back, it works."""
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))
-    items = [Metric("c", "x", 1, ()), Metric("c", "y", 1, ())]
+    items = [Metric(MetricKind.COUNTER, "x", 1, ()), Metric(MetricKind.COUNTER, "y", 1, ())]
 
     with pytest.raises(TransientSinkError) as failed:
         sink.write(items, "token", 5)
@@ -95,7 +101,7 @@ def test_a_missing_agent_behind_a_unix_socket_is_transient(
         listener.settimeout(5)
         sink.write(items, "token", 5)
         packet = listener.recv(65535)
-        assert path in sink.check()
+        assert path in sink.check().text
 
     assert failed.value.failed == (0, 1)
     assert packet.splitlines() == [b"x:1|c", b"y:1|c"]

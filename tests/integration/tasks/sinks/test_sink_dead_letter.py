@@ -43,7 +43,7 @@ def letter(offset: int, value: bytes = b"hello") -> DeadLetter:
 def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     """Settings whose dead-letter topic exists."""
     found = settings(kafka_brokers=kafka_brokers)
-    assert list(migrate_topics(found, dry_run=False, topics=False)) == [f"create topic {found.dlq_topic}"]
+    assert list(migrate_topics(found, dry_run=False, source=False)) == [f"create topic {found.dlq_topic}"]
     return found
 
 
@@ -152,13 +152,13 @@ def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: 
     with pytest.raises(PermanentSinkError, match="migrate"):
         sink.check()
 
-    told = list(migrate_topics(found, dry_run=True, topics=True))
-    done = list(migrate_topics(found, dry_run=False, topics=True))
-    again = list(migrate_topics(found, dry_run=False, topics=True))
+    told = list(migrate_topics(found, dry_run=True, source=True))
+    done = list(migrate_topics(found, dry_run=False, source=True))
+    again = list(migrate_topics(found, dry_run=False, source=True))
 
     assert told == done == [f"create topic {found.dlq_topic}", f"create topic {found.kafka_topic}"]
     assert [line for line in again if not line.startswith("=")] == []
-    assert found.dlq_topic in sink.check()
+    assert found.dlq_topic in sink.check().text
     sink.close()
 
 
@@ -189,7 +189,7 @@ def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
 
     assert refused.value.configuration
     assert [value for _, value, _ in records(found, 2)] == [item.value for item in items]
-    assert found.dlq_topic in sink.check()
+    assert found.dlq_topic in sink.check().text
     sink.close()
 
 
@@ -198,12 +198,14 @@ def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings],
     """The dead-letter topic takes the largest message of the source with its headers."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
 
-    list(migrate_topics(found, dry_run=False, topics=True))
+    list(migrate_topics(found, dry_run=False, source=True))
 
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
-    source, ours = (max_message_bytes(admin, name, 20) for name in (found.kafka_topic, found.dlq_topic))
-    assert (source, ours) == (15_000_000, 17 * MiB)
+    limits = {found.kafka_topic: 15_000_000, found.dlq_topic: 17 * MiB}
+    wait_until(  # a new topic is described once its metadata has reached the broker
+        lambda: limits == {name: max_message_bytes(admin, name, 20) for name in limits}, 20, "the limits"
+    )
     sink = DeadLetterSink(found)
-    assert found.dlq_topic in sink.check()
+    assert found.dlq_topic in sink.check().text
     sink.write([letter(1, os.urandom(16 * MiB))], "token", 20)
     sink.close()

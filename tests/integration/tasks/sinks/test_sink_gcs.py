@@ -12,11 +12,13 @@ import pytest
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.gcs import migrate_bucket
 from tasks.settings import Settings
-from tasks.sinks.gcs.sink import GcsSink, client, crc32c, pause_seconds
-from tasks.sinks.outcome import Kind, Trouble
+from tasks.sinks.gcs.sink import GcsSink, client, crc32c
+from tasks.sinks.gcs.uploads import pause_seconds
+from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tasks.wire import Blob
 from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.sink_answers import stored as stored_as
 
 NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
 
@@ -93,7 +95,7 @@ def test_a_missing_bucket_is_nobodys_recording(settings: Callable[..., Settings]
 
 def test_check_sees_the_bucket(stored: Settings) -> None:
     sink = GcsSink(stored)
-    assert stored.gcs_bucket in sink.check()
+    assert stored.gcs_bucket in sink.check().text
     sink.close()
     sink.close()
 
@@ -114,7 +116,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
     """Positions that are not durable, by name, whatever order they end in."""
 
     def answer(asked: Asked) -> Answer:
-        return Answer(503, NOW) if "bad" in asked.path else Answer()
+        return Answer(503, NOW) if "bad" in asked.path else stored_as(asked)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
     with answering(answer) as (url, asked):
@@ -136,7 +138,7 @@ def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[...
         if "abc%2F7" in asked.path and not first.is_set():
             first.set()
             return Answer(503, NOW)
-        return Answer()
+        return stored_as(asked)
 
     with answering(answer) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -155,7 +157,7 @@ def test_uploads_that_wait_for_their_next_try_keep_no_connection_from_the_others
     def answer(asked: Asked) -> Answer:
         first = "abc%2F0" in asked.path and asked.path not in asked_before
         asked_before.append(asked.path)
-        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else Answer()
+        return Answer(429, b"slow down", {"Retry-After": "1"}) if first else stored_as(asked)
 
     with answering(answer) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
@@ -170,7 +172,9 @@ def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callab
     """There is time for it, but a process that only waits is a process less: the task is put off."""
 
     def answer(asked: Asked) -> Answer:
-        return Answer(429, b"slow down", {"Retry-After": "20"}) if "abc%2F3" in asked.path else Answer()
+        if "abc%2F3" in asked.path:
+            return Answer(429, b"slow down", {"Retry-After": "20"})
+        return stored_as(asked)
 
     with answering(answer) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -185,9 +189,9 @@ def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callab
 
 def test_only_the_limit_of_one_name_costs_a_second() -> None:
     """A 429 about the bucket's load is tried again as a 503 is; one that names a time is not tried before it."""
-    asked = Trouble(Kind.TRANSIENT, "HTTP 429: slow down", retry_after_seconds=1.0)
-    load = Trouble(Kind.TRANSIENT, "HTTP 429: too many requests for this bucket")
-    name = Trouble(Kind.TRANSIENT, "HTTP 429: exceeded the rate limit for object mutation operations")
+    asked = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
+    load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
+    name = Trouble(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
 
     assert all(0 <= pause_seconds(load, tries=1) <= 0.1 for _ in range(100))
     assert all(0 <= pause_seconds(load, tries=3) <= 0.4 for _ in range(100))
@@ -224,7 +228,7 @@ def test_the_deadline_holds_when_the_server_hangs(settings: Callable[..., Settin
     never = threading.Event()
 
     def answer(asked: Asked) -> Answer:
-        return Answer(delay=never) if "hang" in asked.path else Answer()
+        return Answer(delay=never) if "hang" in asked.path else stored_as(asked)
 
     with answering(answer) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -240,7 +244,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callab
     """Kept connections die; an upload on a dead one is sent again at once on a new one."""
     cuts = iter([False, True, False])
 
-    with answering(lambda asked: Answer(cut=next(cuts))) as (url, asked):
+    with answering(lambda asked: Answer(cut=True) if next(cuts) else stored_as(asked)) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url, gcs_connections=1))
         sink.write([blob("30/1/a/0")], "token", 10)
         sink.write([blob("30/1/a/1")], "token", 10)
@@ -251,9 +255,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callab
 
 def test_the_checksum_travels_along_and_is_compared(settings: Callable[..., Settings]) -> None:
     """The server gets our CRC32C; when it says that it stored another one, the object counts as not stored."""
-    wrong = b'{"crc32c":"AAAAAA=="}'
-
-    with answering(lambda asked: Answer(200, wrong)) as (url, asked):
+    with answering(lambda asked: stored_as(asked, crc32c="AAAAAA==")) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):
             sink.write([blob("30/1/a/0", b"123456789")], "token", 10)

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingest.local.servers.tls import TlsProxy, make_certificates
-from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Answer, Transfers
-from tasks.sinks.outcome import Kind, Trouble
+from tasks.sinks.http.answers import Answer
+from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Transfers
+from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Said
 from tests.kit.scripted_server import Asked, answering
@@ -114,7 +115,7 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
         transfers.close()
 
     assert isinstance(end, Trouble)
-    assert end.kind is Kind.TRANSIENT
+    assert end.blame is Blame.NETWORK
 
 
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
@@ -132,7 +133,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
             (end,) = ends(transfers, 1).values()
             transfers.close()
             assert isinstance(end, Trouble)
-            assert end.kind is Kind.CONFIGURATION
+            assert end.blame is Blame.REQUEST
             assert asked == []
 
             monkeypatch.setenv("SSL_CERT_FILE", str(certificates.ca))

@@ -17,7 +17,8 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.dead_letter import errors as kafka_errors
 from tasks.sinks.google import errors as google_errors
-from tasks.sinks.outcome import Kind
+from tasks.sinks.http.answers import Answer, retry_after_seconds
+from tasks.sinks.outcome import Blame
 
 
 def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
@@ -37,14 +38,14 @@ def test_each_exception_of_google_and_its_http_clients_is_sorted(module: ModuleT
     found = exceptions_of(module)
 
     assert len(found) > 10
-    assert [cls.__name__ for cls in found if cls not in google_errors.KIND_OF_CLASS] == []
+    assert [cls.__name__ for cls in found if cls not in google_errors.BLAME_OF_CLASS] == []
 
 
 def test_each_exception_of_clickhouse_connect_is_sorted() -> None:
     found = exceptions_of(from_clickhouse)
 
     assert len(found) > 10
-    assert [cls.__name__ for cls in found if cls not in clickhouse_errors.KIND_OF_CLASS] == []
+    assert [cls.__name__ for cls in found if cls not in clickhouse_errors.BLAME_OF_CLASS] == []
 
 
 def test_each_error_code_of_confluent_kafka_is_sorted_once() -> None:
@@ -54,7 +55,10 @@ def test_each_error_code_of_confluent_kafka_is_sorted_once() -> None:
         for name in dir(KafkaError)
         if name.strip("_").isupper() and isinstance(getattr(KafkaError, name), int)
     }
-    sets = (kafka_errors.CONFIGURATION, kafka_errors.TRANSIENT, kafka_errors.NOT_OURS)
+    sets = (
+        *(kafka_errors.CREDENTIALS, kafka_errors.TABLE, kafka_errors.REQUEST),
+        *(kafka_errors.NETWORK, kafka_errors.SERVER, kafka_errors.NOT_OURS),
+    )
 
     assert len(names) > 150
     assert names == set().union(*sets)
@@ -68,35 +72,41 @@ def test_what_is_not_known_is_transient_everywhere() -> None:
         pass
 
     for sort in (google_errors.sort, clickhouse_errors.sort, kafka_errors.sort):
-        assert sort(FromTheFuture("?")).kind is Kind.TRANSIENT
+        assert sort(FromTheFuture("?")).blame is Blame.SERVER
     unknown_code = from_clickhouse.DatabaseError("Code: 99999", code=99999)
-    assert clickhouse_errors.sort(unknown_code).kind is Kind.TRANSIENT
+    assert clickhouse_errors.sort(unknown_code).blame is Blame.SERVER
 
 
 @pytest.mark.parametrize(
-    ("status", "reason", "kind"),
+    ("status", "reason", "blame"),
     [
-        (400, "invalid", Kind.DATA),
-        (401, "authError", Kind.CONFIGURATION),
-        (403, "forbidden", Kind.CONFIGURATION),
-        (403, "rateLimitExceeded", Kind.TRANSIENT),
-        (403, "quotaExceeded", Kind.TRANSIENT),
-        (404, "notFound", Kind.CONFIGURATION),
-        (408, "requestTimeout", Kind.TRANSIENT),
-        (412, "conditionNotMet", Kind.CONFIGURATION),
-        (413, "uploadTooLarge", Kind.DATA),
-        (418, "teapot", Kind.TRANSIENT),
-        (429, "rateLimitExceeded", Kind.TRANSIENT),
-        (500, "backendError", Kind.TRANSIENT),
-        (501, "notImplemented", Kind.CONFIGURATION),
-        (502, "badGateway", Kind.TRANSIENT),
-        (503, "backendError", Kind.TRANSIENT),
-        (504, "gatewayTimeout", Kind.TRANSIENT),
-        (599, "whatever", Kind.TRANSIENT),
+        (302, "redirect", Blame.REQUEST),
+        (400, "invalid", Blame.BATCH),
+        (400, "userProjectMissing", Blame.CREDENTIALS),
+        (401, "authError", Blame.CREDENTIALS),
+        (403, "forbidden", Blame.CREDENTIALS),
+        (403, "rateLimitExceeded", Blame.SERVER),
+        (403, "quotaExceeded", Blame.SERVER),
+        (404, "notFound", Blame.TABLE),
+        (407, "proxy", Blame.CREDENTIALS),
+        (408, "requestTimeout", Blame.SERVER),
+        (409, "conflict", Blame.SERVER),
+        (412, "conditionNotMet", Blame.REQUEST),
+        (413, "uploadTooLarge", Blame.SIZE),
+        (418, "teapot", Blame.SERVER),
+        (425, "tooEarly", Blame.SERVER),
+        (429, "rateLimitExceeded", Blame.SERVER),
+        (500, "backendError", Blame.SERVER),
+        (501, "notImplemented", Blame.REQUEST),
+        (502, "badGateway", Blame.SERVER),
+        (503, "backendError", Blame.SERVER),
+        (504, "gatewayTimeout", Blame.SERVER),
+        (511, "portal", Blame.CREDENTIALS),
+        (599, "whatever", Blame.SERVER),
     ],
 )
-def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, kind: Kind) -> None:
-    """Objects are uploaded without google-api-core, rows with it: both must mean the same."""
+def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, blame: Blame) -> None:
+    """Writes are judged without google-api-core, everything else with it: both must mean the same."""
     body = f'{{"error":{{"code":{status},"message":"m","errors":[{{"reason":"{reason}"}}]}}}}'.encode()
     response = requests.Response()
     response.status_code = status
@@ -104,10 +114,10 @@ def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, 
     response.request = requests.Request("POST", "http://x/").prepare()
     response.headers["Retry-After"] = "7"
 
-    from_bytes = google_errors.sort_answer(status, body, 7.0)
+    from_bytes = google_errors.sort_answer(Answer(status, body, 7.0))
     from_exception = google_errors.sort(from_api.from_http_response(response))  # type: ignore[no-untyped-call]
 
-    assert from_bytes.kind is from_exception.kind is kind
+    assert from_bytes.blame is from_exception.blame is blame
     assert from_bytes.retry_after_seconds == from_exception.retry_after_seconds == 7
 
 
@@ -115,35 +125,40 @@ def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, 
     "body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"error":{"errors":[1]}}', b"\xff"]
 )
 def test_an_answer_that_is_no_json_error_is_sorted_by_its_status(body: bytes) -> None:
-    assert google_errors.sort_answer(503, body, None).kind is Kind.TRANSIENT
-    assert google_errors.sort_answer(404, body, None).kind is Kind.CONFIGURATION
+    assert google_errors.sort_answer(Answer(503, body)).blame is Blame.SERVER
+    assert google_errors.sort_answer(Answer(404, body)).blame is Blame.TABLE
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, None), ("", None), ("12", 12.0), ("soon", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+    [
+        *((None, None), ("", None), ("12", 12.0), ("soon", None), ("-3", None), ("1.5", None)),
+        *(("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0)),
+        *(("9" * 400, 3600.0), ("٣", None)),
+    ],
 )
-def test_retry_after_is_seconds_or_a_date(value: str | None, expected: float | None) -> None:
-    assert google_errors.retry_after_seconds(value) == expected
+def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, expected: float | None) -> None:
+    assert retry_after_seconds(value) == expected
 
 
 def test_a_wrong_certificate_is_for_a_person() -> None:
     """It looks like a broken connection, but retrying never helps."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
-    assert google_errors.sort(requests.exceptions.SSLError(text)).kind is Kind.CONFIGURATION
-    assert clickhouse_errors.sort(from_clickhouse.OperationalError(text)).kind is Kind.CONFIGURATION
+    assert google_errors.sort(requests.exceptions.SSLError(text)).blame is Blame.REQUEST
+    assert clickhouse_errors.sort(from_clickhouse.OperationalError(text)).blame is Blame.REQUEST
 
 
 def test_clickhouse_errors_are_sorted_by_code() -> None:
     """Data, load, schema; and the URL with its host stays out of the text."""
 
-    def sort(code: int, text: str = "x") -> Kind:
-        return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).kind
+    def sort(code: int, text: str = "x") -> Blame:
+        return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame
 
-    assert (sort(41), sort(252), sort(60)) == (Kind.DATA, Kind.TRANSIENT, Kind.CONFIGURATION)
-    assert sort(117) is Kind.DATA
-    assert sort(117, "Unknown field found while parsing JSONEachRow format: a") is Kind.CONFIGURATION
+    assert (sort(41), sort(252), sort(60)) == (Blame.BATCH, Blame.SERVER, Blame.TABLE)
+    assert sort(117) is Blame.BATCH
+    assert sort(117, "Unknown field found while parsing JSONEachRow format: a") is Blame.TABLE
+    assert sort(376, "Cannot parse uuid: while pushing to view db.v (3f)") is Blame.TABLE
     error = from_clickhouse.DatabaseError("bad (for url http://host:1)", code=41)
     assert clickhouse_errors.sort(error).message == "bad"
 

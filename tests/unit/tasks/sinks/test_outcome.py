@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError, shortened
-from tasks.sinks.outcome import Kind, Outcome, Trouble
+from tasks.sinks.outcome import Blame, Outcome, Trouble
 
 
 def transient(text: str = "later", retry_after_seconds: float | None = None) -> Trouble:
-    return Trouble(Kind.TRANSIENT, text, retry_after_seconds)
+    return Trouble(Blame.SERVER, text, retry_after_seconds)
 
 
 def data(text: str = "bad") -> Trouble:
-    return Trouble(Kind.DATA, text)
+    return Trouble(Blame.ROW, text)
 
 
 def test_nothing_noted_is_success() -> None:
@@ -38,7 +38,7 @@ def test_refused_items_wait_for_the_transient_ones() -> None:
     """They are not durable either, so they are listed; the next write names them."""
     outcome = Outcome("sink")
     outcome.note(data(), [1])
-    outcome.note(data(), [5, 6], named=False)
+    outcome.note(Trouble(Blame.BATCH, "bad"), [5, 6])
     outcome.note(transient(), [3])
 
     with pytest.raises(TransientSinkError) as raised:
@@ -63,19 +63,20 @@ def test_items_that_nobody_can_name_ask_for_a_bisection() -> None:
     """Also when others could be named: what is cut in half finds both."""
     outcome = Outcome("sink")
     outcome.note(data(), [2])
-    outcome.note(data(), [4, 5], named=False)
+    outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])
 
     with pytest.raises(PermanentSinkError) as raised:
         outcome.raise_if_any()
 
     assert raised.value.failed is None
+    assert raised.value.among == (2, 4, 5)
 
 
 def test_a_wrong_configuration_goes_first() -> None:
     """The whole batch is parked and tried again in any case."""
     outcome = Outcome("sink")
     outcome.note(transient(), [1])
-    outcome.note(Trouble(Kind.CONFIGURATION, "no such bucket"), [2])
+    outcome.note(Trouble(Blame.TABLE, "no such bucket"), [2])
 
     with pytest.raises(PermanentSinkError, match="no such bucket") as raised:
         outcome.raise_if_any()

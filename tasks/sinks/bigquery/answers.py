@@ -1,0 +1,68 @@
+"""What an answer to tabledata.insertAll proves, and what it says about each row.
+
+The proof is BigQuery's own response resource, known by its `kind`. Rows that its `insertErrors` do not list are
+stored. https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.sinks.google.errors import blame_of_reasons, sort_answer
+from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.outcome import Blame, Trouble
+
+KIND = "bigquery#tableDataInsertAllResponse"
+# The neighbours of a bad row, in a request that was refused whole.
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One row that was not stored. `trouble` None: only because of others in its request."""
+
+    index: int
+    trouble: Trouble | None
+
+
+def judged(answer: Answer, rows: int) -> list[Refusal] | Trouble:
+    """The refused rows of a request of `rows` rows, none when all are stored; or what is wrong with all of it."""
+    if not answer.ok:
+        return sort_answer(answer)
+    if answer.status != 200:
+        return unproven(answer, "status")
+    said = answer.json_object()
+    if said is None or said.get("kind") != KIND:
+        return unproven(answer, f"it is no {KIND}")
+    errors = said.get("insertErrors") or []
+    if not isinstance(errors, list):
+        return unproven(answer, "insertErrors is no list")
+    found: dict[int, Refusal] = {}
+    for error in errors:
+        index = error.get("index", 0) if isinstance(error, dict) else None
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
+            return unproven(answer, f"insertErrors names row {index!r} of {rows}")
+        found[index] = Refusal(index, _trouble_of_row(error))
+    return list(found.values())
+
+
+def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
+    """Whose fault the refusal of one row is."""
+    given = error.get("errors")
+    entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
+    reasons = [str(entry.get("reason", "")) for entry in entries]
+    if reasons and set(reasons) == {STOPPED}:
+        return None
+    text = "; ".join(map(_described, entries)) or "refused without a reason"
+    if "no such field" in text.lower():
+        # The reader is newer than the table: every row has that field, and none is to blame.
+        return Trouble(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
+    blame = blame_of_reasons([reason for reason in reasons if reason != STOPPED])
+    return Trouble(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)
+
+
+def _described(error: Mapping[str, Any]) -> str:
+    place = f" at {error['location']}" if error.get("location") else ""
+    return f"{error.get('reason', '')}{place}: {error.get('message', '')}"

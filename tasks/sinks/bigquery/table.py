@@ -1,0 +1,103 @@
+"""Whether a table takes the rows of this release: its type, its columns, and a row that is known to be good.
+
+The good row is never stored. It travels with a row that no table takes, in a request that is refused whole if any
+row of it is bad (`skipInvalidRows` false): BigQuery then calls the good one `stopped` instead of `invalid`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.sinks.bigquery.answers import judged
+from tasks.sinks.google.errors import sort_answer
+from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.outcome import Blame, Trouble
+
+SCHEMA = Path(__file__).parents[1] / "schema" / "bigquery"
+NO_SUCH_COLUMN = "replays_ingest_check_no_such_column"
+CHECK_ID = "replays-ingest-check"
+
+SPELLING = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
+# Types that take every value of ours as well: https://cloud.google.com/bigquery/docs/managing-table-schemas
+ALSO_TAKES = {
+    "INTEGER": {"INTEGER", "NUMERIC", "BIGNUMERIC", "FLOAT"},
+    "JSON": {"JSON", "STRING"},
+}
+
+
+def columns_of(table: str) -> dict[str, dict[str, Any]]:
+    """The columns that this release writes, by name, as `schema/bigquery` describes them."""
+    description = json.loads((SCHEMA / f"{table}.json").read_text())
+    return {field["name"]: field for field in description["fields"]}
+
+
+def good_row(table: str, now: float) -> dict[str, Any]:
+    """A row with every column that this release writes, each with a value that its type takes."""
+    values = {"STRING": CHECK_ID, "INTEGER": 1, "TIMESTAMP": int(now), "JSON": "{}"}
+    return {name: values[field["type"]] for name, field in columns_of(table).items()}
+
+
+def dry_insert(table: str) -> bytes:
+    """The body of an insertAll that stores nothing, and says whether the good row would be taken."""
+    rows = [
+        {"insertId": CHECK_ID, "json": good_row(table, time.time())},
+        {"json": {NO_SUCH_COLUMN: True}},
+    ]
+    return json.dumps({"skipInvalidRows": False, "ignoreUnknownValues": False, "rows": rows}).encode()
+
+
+def fault_of_dry_insert(answer: Answer) -> Trouble | None:
+    """What the answer to `dry_insert` says against the table. None: it takes the good row."""
+    found = judged(answer, rows=2)
+    if isinstance(found, Trouble):
+        return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
+    trouble = next((refusal.trouble for refusal in found if refusal.index == 0), None)
+    if trouble is None:
+        return None
+    text = f"it refuses a row that is known to be good: {trouble.message}"
+    return Trouble(Blame.TABLE if trouble.blame.accuses_items else trouble.blame, text)
+
+
+def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
+    """What the table's own resource says against it. None: its columns fit."""
+    if not answer.ok:
+        return sort_answer(answer)
+    resource = answer.json_object()
+    if resource is None or resource.get("kind") != "bigquery#table":
+        return unproven(answer, "it is no bigquery#table")
+    problems = list(misfits(table, resource))
+    return Trouble(Blame.TABLE, "; ".join(problems)) if problems else None
+
+
+def misfits(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
+    """One phrase for each way in which a table (its JSON resource) does not fit the rows of this release."""
+    kind = str(resource.get("type", "TABLE"))
+    if kind != "TABLE":
+        yield f"it is a {kind}, rows can be streamed into a TABLE only"
+        return
+    wanted = columns_of(table)
+    present = {str(field["name"]).lower(): field for field in resource.get("schema", {}).get("fields", ())}
+    missing = [name for name in wanted if name.lower() not in present]
+    if missing:
+        yield f"it lacks {', '.join(f'{table}.{name}' for name in missing)}; run `replays-ingest migrate`"
+    for name, field in present.items():
+        given = next((column for column in wanted if column.lower() == name), None)
+        if given is not None:
+            yield from _misfits_of_column(wanted[given], field)
+        elif field.get("mode") == "REQUIRED":
+            yield f"column {field['name']} is REQUIRED and this release does not write it: make it NULLABLE"
+
+
+def _misfits_of_column(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[str]:
+    name, kind = wanted["name"], str(present.get("type", "")).upper()
+    kind = SPELLING.get(kind, kind)
+    if kind not in ALSO_TAKES.get(wanted["type"], {wanted["type"]}):
+        yield f"column {name} is {kind}, this release writes {wanted['type']}: copy the table into a new one"
+    if present.get("mode") == "REPEATED":
+        yield f"column {name} is REPEATED, this release writes one value"
+    if present.get("mode") == "REQUIRED" and wanted.get("mode") != "REQUIRED":
+        yield f"column {name} is REQUIRED and this release may leave it out: make it NULLABLE"

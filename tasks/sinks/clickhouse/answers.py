@@ -1,0 +1,74 @@
+"""What an answer to an INSERT proves, and whose fault it is when it proves nothing.
+
+The proof, with `wait_end_of_query`: status 200, an empty body, no exception code, and a summary whose
+`written_rows` is at least the number of rows that were sent. Rows of materialized views are counted on top of
+them; rows that a repeated token makes the server skip are counted as well, since it counts what enters the
+pipeline. https://clickhouse.com/docs/interfaces/http
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+from tasks.sinks.clickhouse.errors import trouble_of_code
+from tasks.sinks.http.answers import Answer, described, trouble_of_status, unproven
+from tasks.sinks.outcome import Blame, Trouble
+
+EXCEPTION_CODE = "x-clickhouse-exception-code"
+SUMMARY = "x-clickhouse-summary"
+WANTED_HEADERS = frozenset((EXCEPTION_CODE, SUMMARY))
+BODY_CHARACTERS_MAX = 4000
+
+# `Code: 241. DB::Exception: ...`, of old servers `Code: 60, e.displayText() = DB::Exception: ...`
+_EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL)
+
+
+def trouble_of(answer: Answer, rows: int) -> Trouble | None:
+    """What is wrong with this answer to an INSERT of `rows` rows. None: they are durable."""
+    exception = exception_of(answer)
+    if exception is not None:
+        return exception
+    if not answer.ok:
+        return trouble_of_status(answer)
+    if answer.status != 200:
+        return unproven(answer, "status")
+    if answer.body:
+        return unproven(answer, "an INSERT is answered with an empty body")
+    written = written_rows(answer)
+    if written is None:
+        return unproven(answer, f"{SUMMARY} is missing or unreadable")
+    if written < rows:
+        return unproven(answer, f"{SUMMARY} says {written} rows of {rows}")
+    return None
+
+
+def exception_of(answer: Answer) -> Trouble | None:
+    """The exception that the server names, in its header or its body, whatever the status. None: it names none."""
+    text = answer.body[:BODY_CHARACTERS_MAX].decode("utf-8", "replace")
+    found = _EXCEPTION.search(text)
+    code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
+    if not code.isdecimal():
+        return None
+    if answer.status == 413:  # whatever the code: the server means the request
+        return Trouble(Blame.SIZE, f"HTTP 413: {text}")
+    trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {described(answer)}")
+    if answer.ok:
+        text = f"HTTP {answer.status} with an exception: {trouble.message}"
+        trouble = replace(trouble, message=text, unproven=True)
+    return replace(trouble, retry_after_seconds=answer.retry_after_seconds)
+
+
+def written_rows(answer: Answer) -> int | None:
+    """What the summary says; None for one that is missing or is not ClickHouse's."""
+    try:
+        written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return int(written) if isinstance(written, str) and written.isdecimal() else None
+
+
+def says_nothing_was_new(answer: Answer) -> bool:
+    """Whether an otherwise perfect answer counts no row at all, as a server might that skips a repeated token."""
+    return answer.status == 200 and not answer.body and written_rows(answer) == 0

@@ -1,0 +1,227 @@
+"""Whether a table takes the rows of this release: its engine, its columns, and rows that are known to be good.
+
+The good rows are never stored. They lie in two partitions, and the insert allows one
+(`max_partitions_per_insert_block`): the server parses them, checks the table's constraints, and refuses the block
+as a whole before it writes anything. So TOO_MANY_PARTS is the good answer. Only a table that is partitioned as
+`migrate` makes it is asked like that.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.sinks.clickhouse.answers import exception_of, trouble_of
+from tasks.sinks.http.answers import Answer
+from tasks.sinks.outcome import Blame, Trouble
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+RETENTION_DAYS = 30
+TWO_WEEKS_SECONDS = 14 * 86_400
+PARTITIONS_SETTING = "max_partitions_per_insert_block"
+TOO_MANY_PARTS = "252"
+
+_Column = tuple[str, Any]
+"""ClickHouse's type, and a value that a row of ours may have."""
+
+_TEXT: _Column = ("String", "check")
+_SHORT: _Column = ("LowCardinality(String)", "check")
+_PLACE: dict[str, _Column] = {
+    "project_id": ("UInt64", 1),
+    "replay_id": ("UUID", NOBODY),
+    "segment_id": ("UInt64", 0),
+    "received": ("DateTime", 0),
+    "retention_days": ("UInt16", RETENTION_DAYS),
+    "object": ("String", "check"),
+}
+
+COLUMNS: dict[str, dict[str, _Column]] = {
+    "replays": {
+        "replay_id": ("UUID", NOBODY),
+        "replay_type": _SHORT,
+        "error_sample_rate": ("Nullable(Float64)", 0.5),
+        "session_sample_rate": ("Nullable(Float64)", 0.5),
+        "event_hash": ("UUID", NOBODY),
+        "segment_id": ("Nullable(UInt16)", 0),
+        "timestamp": ("DateTime", 0),
+        "replay_start_timestamp": ("Nullable(DateTime)", 0),
+        "trace_ids": ("Array(UUID)", [NOBODY]),
+        "error_ids": ("Array(UUID)", [NOBODY]),
+        **dict.fromkeys(("title", "url"), _TEXT),
+        "urls": ("Array(String)", ["check"]),
+        "org_id": ("UInt64", 1),
+        "project_id": ("UInt64", 1),
+        **dict.fromkeys(("platform", "environment"), _SHORT),
+        **dict.fromkeys(("release", "dist"), _TEXT),
+        "ip_address_v4": ("Nullable(IPv4)", "127.0.0.1"),
+        "ip_address_v6": ("Nullable(IPv6)", "::1"),
+        **dict.fromkeys(("user", "user_id", "user_name", "user_email"), _TEXT),
+        **dict.fromkeys(
+            (
+                *("user_geo_city", "user_geo_country_code", "user_geo_region", "user_geo_subdivision"),
+                *("os_name", "os_version", "browser_name", "browser_version"),
+                *("device_name", "device_brand", "device_family", "device_model"),
+                *("sdk_name", "sdk_version"),
+            ),
+            _SHORT,
+        ),
+        "tags.key": ("Array(String)", ["check"]),
+        "tags.value": ("Array(String)", ["check"]),
+        "click_node_id": ("UInt32", 0),
+        "click_tag": _SHORT,
+        "click_id": _TEXT,
+        "click_class": ("Array(String)", ["check"]),
+        "click_text": _TEXT,
+        "click_role": _SHORT,
+        **dict.fromkeys(
+            ("click_alt", "click_testid", "click_aria_label", "click_title", "click_component_name"), _TEXT
+        ),
+        "click_is_dead": ("UInt8", 0),
+        "click_is_rage": ("UInt8", 0),
+        **dict.fromkeys(("tap_message", "tap_view_class", "tap_view_id"), _TEXT),
+        "retention_days": ("UInt16", RETENTION_DAYS),
+        "partition": ("UInt16", 0),
+        "offset": ("UInt64", 0),
+    },
+    "replay_segments": {
+        "org_id": ("UInt64", 1),
+        **_PLACE,
+        "size_compressed": ("UInt64", 1),
+        "size_uncompressed": ("UInt64", 1),
+        "size_video": ("UInt64", 0),
+        "partition": ("UInt16", 0),
+        "offset": ("UInt64", 0),
+    },
+    "replay_outcomes": {
+        "org_id": ("UInt64", 1),
+        "project_id": ("UInt64", 1),
+        "replay_id": ("UUID", NOBODY),
+        "key_id": ("Nullable(UInt64)", 0),
+        "category": _SHORT,
+        "outcome": _SHORT,
+        "quantity": ("UInt32", 1),
+        "timestamp": ("DateTime", 0),
+    },
+    "replay_objects": {
+        **_PLACE,
+        "name": _TEXT,
+        "start_bytes": ("UInt64", 0),
+        "length_bytes": ("UInt64", 1),
+    },
+}
+# Filled by views: no row of ours goes there, but an insert fails when one of them is missing.
+VIEW_TABLES = ("replay_summaries", "replay_places")
+TIME_COLUMN = {"replays": "timestamp", "replay_segments": "received", "replay_objects": "received"}
+
+_WRAPPED = re.compile(r"(?:LowCardinality|Nullable)\((.*)\)\Z")
+_NUMBER = re.compile(r"(U?Int|Float)(\d+)\Z")
+_DATETIME = re.compile(r"DateTime(?:64\(\d+(?:, ?'[^']*')?\)|\('[^']*'\))?\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What the server says about one table. `columns`: (type, default kind) by name."""
+
+    engine: str
+    partition_key: str
+    columns: Mapping[str, tuple[str, str]]
+
+
+def facts_query(tables: Iterable[str]) -> str:
+    """One statement that answers `facts_of` for the tables named."""
+    names = ", ".join(f"'{table}'" for table in tables)
+    return (
+        "SELECT t.name, t.engine, t.partition_key, c.columns FROM system.tables AS t LEFT JOIN "
+        "(SELECT table, groupArray((name, type, default_kind)) AS columns FROM system.columns "
+        "WHERE database = currentDatabase() GROUP BY table) AS c ON c.table = t.name "
+        f"WHERE t.database = currentDatabase() AND t.name IN ({names}) FORMAT JSONCompact"
+    )
+
+
+def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
+    """By table; one that is missing is not there. None: this is no answer to `facts_query`."""
+    said = answer.json_object() if answer.status == 200 else None
+    try:
+        return {
+            table: TableFacts(engine, key, {name: (kind, default) for name, kind, default in columns})
+            for table, engine, key, columns in (said or {})["data"]
+        }
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
+    """One phrase for each way in which a table does not fit the rows of this release."""
+    if facts is None:
+        yield f"{table} is missing; run `replays-ingest migrate`"
+        return
+    if table in VIEW_TABLES:
+        return
+    missing = [name for name in COLUMNS[table] if name not in facts.columns]
+    if missing:
+        yield f"it lacks {', '.join(f'{table}.{name}' for name in missing)}; run `replays-ingest migrate`"
+    for name, (wanted, _) in COLUMNS[table].items():
+        if name in missing:
+            continue
+        kind, default = facts.columns[name]
+        if default in ("MATERIALIZED", "ALIAS"):
+            yield f"column {table}.{name} is {default}, and this release writes it"
+        elif not takes(kind, wanted):
+            yield f"column {table}.{name} is {kind}, and this release writes {wanted}: alter it back"
+
+
+def takes(kind: str, wanted: str) -> bool:
+    """Whether a column of type `kind` keeps every value of type `wanted`."""
+    nullable = "Nullable(" in wanted and "Nullable(" not in kind
+    if kind == wanted or nullable:
+        return kind == wanted
+    have, need = _plain(kind), _plain(wanted)
+    if have.startswith("Array(") and need.startswith("Array("):
+        return takes(have[6:-1], need[6:-1])
+    have_number, need_number = _NUMBER.match(have), _NUMBER.match(need)
+    if have_number and need_number:
+        wider = int(have_number[2]) >= int(need_number[2]) + (have_number[1] == "Int" and need_number[1] == "UInt")
+        return wider and (have_number[1] == need_number[1] or (have_number[1], need_number[1]) == ("Int", "UInt"))
+    if need == "DateTime":
+        return _DATETIME.match(have) is not None
+    return have == need
+
+
+def can_be_tried(table: str, facts: TableFacts) -> bool:
+    """Whether `dry_rows` are sure to be refused as two partitions."""
+    column = TIME_COLUMN.get(table)
+    key = facts.partition_key.replace(" ", "")
+    return facts.engine.endswith("MergeTree") and column is not None and f"toMonday({column})" in key
+
+
+def dry_rows(table: str, now: float) -> bytes:
+    """Two good rows of different weeks, as JSONEachRow."""
+    lines = []
+    for seconds in (int(now), int(now) - TWO_WEEKS_SECONDS):
+        row = {name: value for name, (_, value) in COLUMNS[table].items()}
+        lines.append(json.dumps(row | {TIME_COLUMN[table]: seconds}))
+    return "\n".join(lines).encode()
+
+
+def fault_of_dry_insert(answer: Answer) -> Trouble | None:
+    """What the answer to an insert of `dry_rows` says against the table. None: it takes them."""
+    exception = exception_of(answer)
+    if (
+        exception is not None
+        and f"Code: {TOO_MANY_PARTS}" in exception.message
+        and (PARTITIONS_SETTING in exception.message)
+    ):
+        return None
+    trouble = exception or trouble_of(answer, rows=2)
+    if trouble is None:
+        return None  # a server without that limit took them
+    text = f"it refuses rows that are known to be good: {trouble.message}"
+    return Trouble(Blame.TABLE if trouble.blame.accuses_items else trouble.blame, text)
+
+
+def _plain(kind: str) -> str:
+    found = _WRAPPED.match(kind)
+    return _plain(found[1]) if found else kind

@@ -1,0 +1,140 @@
+"""What proves that an object is stored, and what an object that is stored already says about a refusal.
+
+The proof is the object resource that Cloud Storage answers an upload with: name, bucket, size and CRC32C equal to
+what was sent, and a generation. https://cloud.google.com/storage/docs/json_api/v1/objects#resource
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.sinks.google.errors import sort_answer
+from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.outcome import Blame, Trouble
+
+# `fields` keeps the answer at two hundred bytes instead of a thousand.
+PROOF_FIELDS = "name,bucket,generation,size,crc32c"
+COMPARED_FIELDS = f"{PROOF_FIELDS},customTime,retentionExpirationTime,retention,temporaryHold,eventBasedHold"
+PROTECTIONS = ("retentionExpirationTime", "retention", "temporaryHold", "eventBasedHold")
+# How Cloud Storage words a refusal to overwrite, where the resource does not say why.
+_PROTECTED = re.compile(r"retention|\bhold\b", re.IGNORECASE)
+_TOO_OFTEN = "object mutation"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What should be stored. `crc32c`: base64, as Cloud Storage writes it."""
+
+    bucket: str
+    name: str
+    size_bytes: int
+    crc32c: str
+
+    @property
+    def is_packed(self) -> bool:
+        return is_packed(self.name)
+
+
+def is_packed(name: str) -> bool:
+    """Whether an object holds many recordings. Elsewhere the second part of a name is a project's number."""
+    return name.split("/", 2)[1:2] == ["packed"]
+
+
+def lacks(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
+    """What this object resource does not prove; None: it is the object that is wanted, stored."""
+    if resource is None:
+        return "it is no object resource"
+    generation = str(resource.get("generation"))
+    if not generation.isdecimal() or int(generation) < 1:
+        return "it has no generation"
+    for name, value in (
+        ("bucket", wanted.bucket),
+        ("name", wanted.name),
+        ("size", str(wanted.size_bytes)),
+        ("crc32c", wanted.crc32c),
+    ):
+        found = resource.get(name)
+        if str(found) != value:
+            return f"{'checksum' if name == 'crc32c' else name} is {found!r} instead of {value!r}"
+    return None
+
+
+def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
+    """What is wrong with this answer to an upload. None: the object is durable and its checksum is ours."""
+    if answer.ok:
+        why = "status" if answer.status != 200 else lacks(wanted, answer.json_object())
+        return None if why is None else unproven(answer, why).about(wanted.name)
+    trouble = sort_answer(answer).about(wanted.name)
+    if answer.status == 400 and "crc32c" in trouble.message.lower():
+        return Trouble(Blame.NETWORK, f"damaged on the way: {trouble.message}")
+    if trouble.blame is Blame.SIZE:
+        return _too_large(wanted, trouble)
+    if trouble.blame is Blame.BATCH:  # a request holds one object
+        return _of_object(wanted, trouble)
+    return trouble
+
+
+def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
+    """Whether the refusal may be about overwriting, so that what is stored has to be compared."""
+    return answer.status in (403, 412) and trouble.blame in (Blame.CREDENTIALS, Blame.REQUEST)
+
+
+def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
+    """The verdict on a refused upload, by what is stored under its name. None: an equal object is."""
+    if isinstance(found, Trouble):
+        return found.about(f"comparing {wanted.name}")
+    if not found.ok:
+        return _not_comparable(wanted, refused, trouble, found)
+    resource = found.json_object()
+    why = lacks(wanted, resource)
+    if why is None:
+        return None
+    if resource is None or resource.get("name") != wanted.name or resource.get("bucket") != wanted.bucket:
+        return unproven(found, why).about(f"comparing {wanted.name}")
+    if wanted.is_packed:
+        # `erase` overwrites parts of a packed object, and leaves a custom time. What it erased stays erased.
+        if resource.get("customTime") and str(resource.get("size")) == str(wanted.size_bytes):
+            return None
+        return Trouble(Blame.TABLE, f"another object is stored as {wanted.name}: {why}")
+    if any(resource.get(name) for name in PROTECTIONS) or _PROTECTED.search(trouble.message):
+        return Trouble(Blame.ROW, f"another recording is stored there and protected ({why}): {trouble.message}")
+    return Trouble(trouble.blame, f"{trouble.message}; another recording is stored there ({why})")
+
+
+def is_too_often(trouble: Trouble) -> bool:
+    """Whether it is the limit of about one write per second to one name."""
+    return _TOO_OFTEN in trouble.message
+
+
+def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
+    sorted_ = sort_answer(found)
+    if found.status == 404:
+        # 412 says that there is one; if there is none, it went meanwhile, or somebody else answers.
+        return (
+            Trouble(Blame.SERVER, f"{trouble.message}; but nothing is stored there")
+            if (refused.status == 412)
+            else trouble
+        )
+    if sorted_.blame is Blame.CREDENTIALS:
+        return Trouble(
+            trouble.blame,
+            f"{trouble.message}; what is stored there cannot be compared: grant storage.objects.get",
+        )
+    return sorted_.about(f"comparing {wanted.name}")
+
+
+def _too_large(wanted: Wanted, trouble: Trouble) -> Trouble:
+    text = f"object of {wanted.size_bytes} bytes is too large: {trouble.message}"
+    if wanted.is_packed:
+        advice = "raise the body limit of the proxy, or lower REPLAYS_BATCH_BYTES_MAX"
+        return Trouble(Blame.REQUEST, f"packed {text}; {advice}")
+    return Trouble(Blame.ROW, text)
+
+
+def _of_object(wanted: Wanted, trouble: Trouble) -> Trouble:
+    """A packed object holds many recordings, and a dead letter could not say which: it is held instead."""
+    if wanted.is_packed:
+        return Trouble(Blame.TABLE, f"packed object {trouble.message}")
+    return trouble.blamed(Blame.ROW)

@@ -1,0 +1,225 @@
+"""The uploads of one write: many at once, each tried again within the call where that is worth it.
+
+A refusal that may be about overwriting (403, 412) is followed by a look at what is stored under the name.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from enum import Enum
+from typing import cast
+from urllib.parse import quote
+
+import google_crc32c
+from google.auth.credentials import AnonymousCredentials
+from google.auth.transport.requests import Request
+from google.cloud import storage  # type: ignore[attr-defined]
+
+from tasks.settings import Settings
+from tasks.sinks.gcs.objects import (
+    COMPARED_FIELDS,
+    PROOF_FIELDS,
+    Wanted,
+    compared,
+    is_packed,
+    is_too_often,
+    may_be_stored,
+    trouble_of,
+)
+from tasks.sinks.http.answers import Answer
+from tasks.sinks.http.transfers import Connections, Method, Transfers
+from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
+from tasks.units import MiB
+from tasks.wire import Blob
+
+CONTENT_TYPE = "application/octet-stream"
+CHECKSUM_CHUNK_BYTES = 1 * MiB
+TRIES_MAX = 4
+BACKOFF_SECONDS = 0.1
+# A 429 about "object mutation" is about one name; any other is about load, and says when if it wants to.
+SAME_NAME_SECONDS = 1.0
+# With nothing but waiting uploads left, a write ends rather than hold its process: the task is put off instead.
+IDLE_SECONDS_MAX = 2.0
+
+# A few unlucky uploads are worth another try within the call. When more than a quarter of a write fails, the
+# service is sick, and trying at once only multiplies the load: then the task's backoff and the breaker act.
+RETRY_SHARE_MAX = 0.25
+RETRIES_MIN = 2
+
+
+class Step(Enum):
+    """What a request on its way is for."""
+
+    UPLOAD = "upload"
+    COMPARE = "compare"
+
+
+Key = tuple[Step, str]
+
+
+class Uploader:
+    """What one process needs: the official client, and connections for each thread that writes (mostly one)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.client = client(settings)
+        self.bucket = settings.gcs_bucket
+        self.connections = Connections(settings.gcs_connections)
+        self._fetch_token = Request()
+        self._base = self.client._connection.API_BASE_URL
+        self._bucket_path = f"storage/v1/b/{quote(self.bucket, safe='')}/o"
+
+    def headers(self) -> list[str]:
+        """For the requests of one write, with the authorisation; fetches a token when the old one is ending."""
+        headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "replays-ingest", "Expect": ""}
+        self.client._credentials.before_request(self._fetch_token, "POST", self._base, headers)
+        return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
+
+    def upload_url(self, name: str) -> str:
+        """Where an object is created; a packed one only where none is."""
+        url = f"{self._base}/upload/{self._bucket_path}?uploadType=media&fields={PROOF_FIELDS}"
+        condition = "&ifGenerationMatch=0" if is_packed(name) else ""
+        return f"{url}&name={quote(name, safe='')}{condition}"
+
+    def object_url(self, name: str, query: str = "") -> str:
+        """The object itself."""
+        return f"{self._base}/{self._bucket_path}/{quote(name, safe='')}{query}"
+
+    def close(self) -> None:
+        """Closes the connections of this process."""
+        self.connections.close()
+        self.client.close()
+
+
+class Uploads:
+    """One write's objects. What failed waits here for its next try, so the others go on meanwhile."""
+
+    def __init__(self, uploader: Uploader, headers: list[str], items: Mapping[str, Blob], ends_at: float) -> None:
+        self._uploader = uploader
+        self._transfers: Transfers = uploader.connections.mine
+        self._headers = headers
+        self._items = items
+        self._ends_at = ends_at
+        self._retries_left = max(RETRIES_MIN, int(len(items) * RETRY_SHARE_MAX))
+        self._ready: deque[Key] = deque((Step.UPLOAD, name) for name in items)
+        self._waiting: list[tuple[float, str]] = []
+        self._wanted: dict[str, Wanted] = {}
+        self._refusals: dict[str, tuple[Answer, Trouble]] = {}
+        self._tries: Counter[str] = Counter()
+        self._troubles: dict[str, Trouble] = {}
+        self._idle_until = 0.0
+
+    def run(self) -> dict[str, Trouble]:
+        """What befell those that are not durable, by name. Returns soon after the deadline at the latest."""
+        try:
+            while self._ready or self._waiting or self._transfers.running:
+                now = time.monotonic()
+                if now >= self._ends_at or not self._worth_going_on(now):
+                    break
+                while self._waiting and self._waiting[0][0] <= now:
+                    self._ready.append((Step.UPLOAD, heapq.heappop(self._waiting)[1]))
+                while self._ready and self._transfers.room:
+                    self._start(*self._ready.popleft())
+                next_at = min(self._ends_at, self._waiting[0][0] if self._waiting else self._ends_at)
+                for key, end in self._transfers.wait(max(0.0, next_at - now)):
+                    self._ended(*cast(Key, key), end)
+            for _, name in (*self._ready, *(cast(Key, key) for key in self._transfers.running)):
+                late = Trouble(Blame.NETWORK, f"{name}: not stored within the deadline")
+                self._troubles.setdefault(name, late)
+        finally:
+            self._transfers.abandon()
+        return self._troubles
+
+    def _worth_going_on(self, now: float) -> bool:
+        """Not to wait for the next try with nothing else to do for long: that keeps a process from other tasks."""
+        if self._ready or self._transfers.running:
+            return True
+        self._idle_until = self._idle_until or now + IDLE_SECONDS_MAX
+        return self._waiting[0][0] <= self._idle_until
+
+    def _start(self, step: Step, name: str) -> None:
+        left_seconds, key = remaining_seconds(self._ends_at), (step, name)
+        if step is Step.COMPARE:
+            url = self._uploader.object_url(name, f"?fields={COMPARED_FIELDS}")
+            self._transfers.start(key, url, self._headers, b"", left_seconds, method=Method.GET)
+            return
+        content = self._items[name].content
+        if name not in self._wanted:
+            self._wanted[name] = Wanted(self._uploader.bucket, name, len(content), crc32c(content))
+        self._tries[name] += 1
+        headers = [*self._headers, f"X-Goog-Hash: crc32c={self._wanted[name].crc32c}"]
+        self._transfers.start(key, self._uploader.upload_url(name), headers, content, left_seconds)
+
+    def _ended(self, step: Step, name: str, end: Answer | Trouble) -> None:
+        wanted = self._wanted[name]
+        if step is Step.COMPARE:
+            trouble = compared(wanted, *self._refusals.pop(name), end)
+        elif isinstance(end, Trouble):
+            trouble = end.about(name)
+        else:
+            trouble = trouble_of(wanted, end)
+            if trouble is not None and may_be_stored(end, trouble):
+                self._refusals[name] = (end, trouble)
+                self._ready.appendleft((Step.COMPARE, name))
+                return
+        self._troubles.pop(name, None)
+        if trouble is not None:
+            self._failed(name, trouble)
+
+    def _failed(self, name: str, trouble: Trouble) -> None:
+        """Notes it, and lets the object wait for another try if that may help."""
+        self._troubles[name] = trouble
+        if trouble.blame.action is Action.HOLD:  # it holds for the others too
+            self._retries_left = 0
+            self._drop(Trouble(Blame.SERVER, "not tried, the write is over"))
+        if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
+            return
+        again_at = time.monotonic() + pause_seconds(trouble, self._tries[name])
+        if again_at < self._ends_at and self._retries_left > 0:
+            self._retries_left -= 1
+            heapq.heappush(self._waiting, (again_at, name))
+
+    def _drop(self, trouble: Trouble) -> None:
+        """Starts nothing more; what is on its way may still end well."""
+        for _, name in self._ready:
+            self._troubles.setdefault(name, trouble)
+        self._ready.clear()
+        self._waiting.clear()
+
+
+def client(settings: Settings) -> storage.Client:
+    """The official client for these settings; opens no connection. Also for migrations and readers."""
+    if settings.gcs_endpoint:
+        return storage.Client(
+            project=settings.gcs_project,
+            credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+            client_options={"api_endpoint": settings.gcs_endpoint.rstrip("/")},
+        )
+    options = None
+    if settings.google_credentials_file:
+        options = {"credentials_file": str(settings.google_credentials_file)}
+    return storage.Client(project=settings.gcs_project, client_options=options)
+
+
+def crc32c(content: bytes | memoryview) -> str:
+    """CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
+    if isinstance(content, bytes):
+        value = google_crc32c.value(content)
+    else:  # the C code takes bytes only: copied piece by piece, so that 15 MB do not become 30
+        value = 0
+        for start in range(0, content.nbytes, CHECKSUM_CHUNK_BYTES):
+            value = google_crc32c.extend(value, bytes(content[start : start + CHECKSUM_CHUNK_BYTES]))
+    return base64.b64encode(value.to_bytes(4, "big")).decode()
+
+
+def pause_seconds(trouble: Trouble, tries: int) -> float:
+    """How long an upload waits after so many tries: jitter below a doubling ceiling, above what was asked for."""
+    ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
+    asked_seconds = trouble.retry_after_seconds or 0.0
+    if is_too_often(trouble):
+        asked_seconds = max(asked_seconds, SAME_NAME_SECONDS)
+    return asked_seconds + random.uniform(0, ceiling_seconds)

@@ -1,0 +1,162 @@
+"""HTTP answers: what came, whose fault a status is, and how to say that an answer proves nothing.
+
+A status is the weakest evidence. Where the server itself speaks (ClickHouse's exception code, Google's JSON
+errors) its words go first, in the sink's own module; the table here is for the rest: proxies, gateways, portals.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.errors import shortened
+from tasks.sinks.outcome import RETRY_AFTER_SECONDS_MAX, Blame, Trouble
+
+DESCRIBED_CHARACTERS_MAX = 160
+DESCRIBED_BYTES_MAX = 2048
+
+BLAME_OF_STATUS: dict[int, Blame] = {
+    # The address, or what stands in front of it. Followed redirects turn a POST into a GET, so none is followed.
+    300: Blame.REQUEST,
+    301: Blame.REQUEST,
+    302: Blame.REQUEST,
+    303: Blame.REQUEST,
+    304: Blame.REQUEST,
+    305: Blame.REQUEST,
+    307: Blame.REQUEST,
+    308: Blame.REQUEST,
+    400: Blame.REQUEST,  # of a proxy; servers that mean an item say so in their own words
+    401: Blame.CREDENTIALS,
+    402: Blame.CREDENTIALS,
+    403: Blame.CREDENTIALS,
+    404: Blame.TABLE,
+    405: Blame.REQUEST,
+    406: Blame.REQUEST,
+    407: Blame.CREDENTIALS,
+    408: Blame.SERVER,
+    409: Blame.SERVER,
+    410: Blame.TABLE,
+    411: Blame.REQUEST,
+    412: Blame.REQUEST,
+    413: Blame.SIZE,
+    414: Blame.REQUEST,
+    415: Blame.REQUEST,
+    416: Blame.REQUEST,
+    417: Blame.REQUEST,
+    421: Blame.NETWORK,
+    422: Blame.REQUEST,
+    423: Blame.SERVER,
+    424: Blame.SERVER,
+    425: Blame.SERVER,
+    426: Blame.REQUEST,
+    428: Blame.REQUEST,
+    429: Blame.SERVER,
+    431: Blame.REQUEST,
+    451: Blame.CREDENTIALS,
+    499: Blame.NETWORK,
+    500: Blame.SERVER,
+    501: Blame.REQUEST,
+    502: Blame.SERVER,
+    503: Blame.SERVER,
+    504: Blame.SERVER,
+    505: Blame.REQUEST,
+    506: Blame.REQUEST,
+    507: Blame.SERVER,
+    508: Blame.REQUEST,
+    510: Blame.REQUEST,
+    511: Blame.CREDENTIALS,
+}
+
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back.
+
+    `retry_after_seconds`: None when the server did not say. `whole`: False when more came than is read.
+    `headers`: lower-case names, only those that the request asked to keep, the last one of a name.
+    """
+
+    status: int
+    body: bytes
+    retry_after_seconds: float | None = None
+    content_type: str = ""
+    whole: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Success by its status, which proves nothing."""
+        return 200 <= self.status <= 299
+
+    def json_object(self) -> dict[str, Any] | None:
+        """The body as a JSON object; None for anything else, half an object included."""
+        if not self.whole:
+            return None
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
+
+
+def blame_of_status(status: int) -> Blame:
+    """Whose fault a status is. One that is not known is retried: bounded, then parked, nothing lost."""
+    if status in BLAME_OF_STATUS:
+        return BLAME_OF_STATUS[status]
+    return Blame.SERVER if 400 <= status <= 599 else Blame.NETWORK
+
+
+def trouble_of_status(answer: Answer) -> Trouble:
+    """For an answer in which the server itself does not say what is wrong."""
+    assert not answer.ok, answer
+    return Trouble(
+        blame_of_status(answer.status),
+        f"HTTP {answer.status} with {described(answer)}",
+        answer.retry_after_seconds,
+    )
+
+
+def unproven(answer: Answer, why: str) -> Trouble:
+    """For a success that does not prove the write: `why` says what is missing."""
+    text = f"HTTP {answer.status} does not prove the write: {why}; it came with {described(answer)}"
+    return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
+
+
+def described(answer: Answer) -> str:
+    """What came, for a person: short, printable, without markup."""
+    if not answer.body:
+        return "an empty body"
+    text = answer.body[:DESCRIBED_BYTES_MAX].decode("utf-8", "replace")
+    size = f"{len(answer.body)} bytes" if answer.whole else f"more than {len(answer.body)} bytes"
+    kind = answer.content_type.partition(";")[0].strip().lower()
+    if "html" in kind or text.lstrip()[:1] == "<":
+        title = _TITLE.search(text)
+        shown, what = title[1] if title else _TAG.sub(" ", text), "a web page" if "html" in kind else "markup"
+    elif text.lstrip()[:1] in ("{", "["):
+        shown, what = text, "JSON"
+    else:
+        shown, what = text, "the text"
+    quoted = shortened(shown, DESCRIBED_CHARACTERS_MAX)
+    return f"{what} ({size}): {quoted}" if quoted else f"{what} of {size}"
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """A Retry-After header, in seconds from now: it is a number or a date. None when it is neither."""
+    if not value:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:12]), RETRY_AFTER_SECONDS_MAX)
+    try:
+        at = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(0.0, at - time.time()), RETRY_AFTER_SECONDS_MAX)

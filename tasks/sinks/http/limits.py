@@ -1,0 +1,33 @@
+"""How large a request's body may be, as servers and the proxies in front of them let us know."""
+
+from __future__ import annotations
+
+import time
+
+LEARNED_SECONDS = 600.0
+BODY_BYTES_MIN = 1024
+
+
+class BodyLimit:
+    """At most `bytes_max`; half of what was refused, for ten minutes after the last refusal.
+
+    So a limit is met once and not in every write, and one that somebody raised is found again. May be used by
+    several threads: the worst that a race does is one more refused request.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._learned_bytes = bytes_max
+        self._learned_until = 0.0
+
+    @property
+    def bytes_max(self) -> int:
+        """What a body may have now."""
+        if time.monotonic() >= self._learned_until:
+            self._learned_bytes = self._bytes_max
+        return self._learned_bytes
+
+    def refused(self, size_bytes: int) -> None:
+        """A body of that size was too large."""
+        self._learned_bytes = max(BODY_BYTES_MIN, min(self.bytes_max, size_bytes // 2))
+        self._learned_until = time.monotonic() + LEARNED_SECONDS

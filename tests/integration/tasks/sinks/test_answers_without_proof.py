@@ -1,0 +1,111 @@
+"""Every 2xx that proves nothing, to every sink: nothing may count as durable, and the message says what came."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tasks.errors import TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks import build
+from tasks.wire import Blob, Row
+from tests.kit.scripted_server import Answer, answering, in_turn
+from tests.kit.sink_answers import PORTAL, PROOFS, lies
+
+ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
+CASES = [pytest.param(sink, name, id=f"{sink}: {name}") for sink in PROOFS for name in lies(sink)]
+
+
+def items_of(sink: str) -> list[Any]:
+    if sink == "gcs":
+        return [Blob(f"30/1/abc/{n}", b"recording %d" % n, n) for n in range(4)]
+    table = {"clickhouse": "replays", "bigquery": "replay_events"}[sink]
+    return [Row(table, f"row-{n}", b'{"n":%d}' % n, n) for n in range(4)]
+
+
+@pytest.mark.parametrize(("sink", "lie"), CASES)
+def test_an_answer_without_proof_is_no_success(
+    sink: str, lie: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """All items stay to be written, by the machine, and a person can read what came instead."""
+    with answering(lies(sink)[lie]) as (url, _):
+        made = build(sink, settings(**{ADDRESS[sink]: url}))
+        with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
+            made.write(items_of(sink), "token", 5)
+        made.close()
+
+    assert failed.value.failed == (0, 1, 2, 3)
+    message = str(failed.value)
+    assert message.startswith(f"{sink}: ")
+    assert message.isprintable()
+    assert len(message) <= 500
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_the_proof_is_believed(sink: str, settings: Callable[..., Settings]) -> None:
+    """The other half of the matter: what the servers answer in health is a success at once."""
+    with answering(PROOFS[sink]) as (url, asked):
+        made = build(sink, settings(**{ADDRESS[sink]: url}))
+        made.write(items_of(sink), "token", 5)
+        made.close()
+
+    assert len(asked) == (4 if sink == "gcs" else 1)
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_after_a_lie_the_same_write_works(
+    sink: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is held against the server; the warning names the page that came."""
+    portal = True
+    with answering(lambda asked: PORTAL if portal else PROOFS[sink](asked)) as (url, _):
+        made = build(sink, settings(**{ADDRESS[sink]: url}))
+        with pytest.raises(TransientSinkError, match="Sign in to Wi-Fi"):
+            made.write(items_of(sink), "token", 5)
+        portal = False
+        made.write(items_of(sink), "token", 5)
+        made.close()
+
+    assert any("Sign in to Wi-Fi" in record.getMessage() for record in caplog.records)
+
+
+def test_a_count_of_zero_is_asked_again_under_another_token(settings: Callable[..., Settings]) -> None:
+    """Some server may count nothing when it skips a repeated token. Only a write that is counted is proof."""
+    zero = PROOFS["clickhouse"]
+    with answering(in_turn([lambda asked: zero(asked, written_rows="0"), PROOFS["clickhouse"]])) as (url, asked):
+        sink = build("clickhouse", settings(clickhouse_url=url))
+        sink.write(items_of("clickhouse"), "token", 5)
+        sink.close()
+
+    tokens = [request.path.split("insert_deduplication_token=")[1].split("&")[0] for request in asked]
+    assert len(asked) == 2
+    assert tokens[0] != tokens[1]
+
+
+def test_an_insert_is_answered_only_when_it_is_over(settings: Callable[..., Settings]) -> None:
+    """No progress headers that would begin the answer before its end."""
+    with answering(PROOFS["clickhouse"]) as (url, asked):
+        sink = build("clickhouse", settings(clickhouse_url=url))
+        sink.write(items_of("clickhouse"), "token", 5)
+        sink.close()
+
+    assert "wait_end_of_query=1" in asked[0].path
+    assert "send_progress_in_http_headers=0" in asked[0].path
+    assert "async_insert=0" in asked[0].path
+
+
+def test_a_sign_of_life_is_no_answer(settings: Callable[..., Settings]) -> None:
+    """`100 Continue` before the answer belongs to no proof."""
+
+    def continued(asked: Any) -> Answer:
+        body = PROOFS["bigquery"](asked).body
+        early = b"HTTP/1.1 100 Continue\r\nX-Early: 1\r\n\r\n"
+        return Answer(raw=early + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with answering(continued) as (url, _):
+        sink = build("bigquery", settings(bigquery_endpoint=url))
+        sink.write(items_of("bigquery"), "token", 5)
+        sink.close()

@@ -1,0 +1,229 @@
+"""What the servers behind the sinks answer when a write is durable, and answers with a 2xx that prove nothing.
+
+`PROOFS` has the good answer by sink. `lies(sink)` are all the others: name and script, to be tried one by one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import google_crc32c
+import lz4.frame  # type: ignore[import-untyped]
+
+from tests.kit.scripted_server import Answer, Asked, Script, half
+
+HTML = {"Content-Type": "text/html; charset=utf-8"}
+JSON = {"Content-Type": "application/json; charset=UTF-8"}
+PORTAL = Answer(
+    200, b"<!doctype html><html><head><title>Sign in to Wi-Fi</title></head><body>Hello</body></html>", HTML
+)
+EXCEPTION = (
+    b"Code: 241. DB::Exception: Memory limit (total) exceeded: would use 28.11 GiB, maximum: 28.00 GiB. "
+    b"(MEMORY_LIMIT_EXCEEDED) (version 25.8.1.1)\n"
+)
+GENERATION = "1795765370548467"
+
+
+def object_resource(asked: Asked) -> dict[str, Any]:
+    """The resource of the object that an upload makes."""
+    url = urlsplit(asked.path)
+    checksum = base64.b64encode(google_crc32c.value(asked.body).to_bytes(4, "big")).decode()
+    return {
+        "name": parse_qs(url.query)["name"][0],
+        "bucket": unquote(url.path.split("/b/")[1].split("/")[0]),
+        "generation": GENERATION,
+        "size": str(len(asked.body)),
+        "crc32c": checksum,
+    }
+
+
+def stored(asked: Asked, **other: Any) -> Answer:
+    """Cloud Storage stored the object; `other` replaces fields of its resource, None leaves one out."""
+    found = {name: value for name, value in (object_resource(asked) | other).items() if value is not None}
+    return Answer(200, json.dumps(found).encode(), JSON)
+
+
+def rows_of(asked: Asked) -> int:
+    """How many lines an INSERT brings."""
+    body = asked.body
+    if asked.headers.get("Content-Encoding") == "lz4":
+        body = lz4.frame.decompress(body)
+    return len(body.splitlines())
+
+
+def inserted(asked: Asked, **other: Any) -> Answer:
+    """ClickHouse wrote the rows; `other` replaces fields of the summary, None leaves one out."""
+    summary: dict[str, Any] = {
+        "read_rows": str(rows_of(asked)),
+        "read_bytes": "1",
+        "written_rows": str(rows_of(asked)),
+        "written_bytes": "1",
+        "total_rows_to_read": "0",
+        "result_rows": "0",
+        "result_bytes": "0",
+        "elapsed_ns": "1",
+    } | other
+    told = {name: value for name, value in summary.items() if value is not None}
+    headers = {
+        "X-ClickHouse-Summary": json.dumps(told),
+        "X-ClickHouse-Query-Id": "q",
+        "X-ClickHouse-Timezone": "UTC",
+    }
+    return Answer(200, b"", {"Content-Type": "text/plain; charset=UTF-8", **headers})
+
+
+def streamed(asked: Asked, **other: Any) -> Answer:
+    """BigQuery stored the rows; `other` replaces or adds fields of the answer, None leaves one out."""
+    found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
+    found = {name: value for name, value in found.items() if value is not None}
+    return Answer(200, json.dumps(found).encode(), JSON)
+
+
+PROOFS: dict[str, Callable[..., Answer]] = {"gcs": stored, "clickhouse": inserted, "bigquery": streamed}
+
+
+def lies(sink: str) -> dict[str, Script]:
+    """Answers whose status is a success and that prove nothing about a write to this sink, by name."""
+    return {**_of_any_sink(sink), **_OF_SINK[sink]()}
+
+
+def always(answer: Answer) -> Script:
+    """The same answer to whatever is asked."""
+    return lambda asked: answer
+
+
+def changed(sink: str, **other: Any) -> Script:
+    """The proof with other fields; see the functions above."""
+    return lambda asked: PROOFS[sink](asked, **other)
+
+
+def altered(sink: str, alter: Callable[[Answer], Answer]) -> Script:
+    """The proof, altered as a whole."""
+    return lambda asked: alter(PROOFS[sink](asked))
+
+
+def head_of(answer: Answer) -> bytes:
+    """An answer up to its last header, without the line that ends the head."""
+    lines = [f"HTTP/1.1 {answer.status} OK", *(f"{name}: {value}" for name, value in answer.headers.items())]
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _of_any_sink(sink: str) -> dict[str, Script]:
+    answers = {
+        "a portal's page": PORTAL,
+        "a page without a content type": Answer(200, PORTAL.body),
+        "nothing": Answer(200, b""),
+        "white space": Answer(200, b" \r\n"),
+        "OK": Answer(200, b"OK\n", {"Content-Type": "text/plain"}),
+        "an empty object": Answer(200, b"{}", JSON),
+        "an empty list": Answer(200, b"[]", JSON),
+        "null": Answer(200, b"null", JSON),
+        "a number": Answer(200, b"4", JSON),
+        "deep nesting": Answer(200, b"[" * 60_000, JSON),
+        "bytes that are no text": Answer(200, bytes(range(128, 256)) * 8),
+        "an endless page": Answer(200, b"x" * 300_000),
+        "terminal codes": Answer(200, b"\x1b[31mred\x1b]0;title\x07\x00"),
+        "an error with 200": Answer(200, b'{"error":{"code":503,"message":"backend error"}}', JSON),
+        "a failure with 200": Answer(200, b'{"status":"error","message":"upstream is away"}', JSON),
+        "an exception of ClickHouse": Answer(200, EXCEPTION),
+        "a page that stops in the middle": half(PORTAL),
+        "no content": Answer(204, b""),
+        "a head that stops": Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"),
+        "no HTTP": Answer(raw=b"SSH-2.0-OpenSSH_9.6\r\n"),
+    }
+    found = {name: always(answer) for name, answer in answers.items()}
+    for status in (201, 202, 203, 204, 205, 206, 207, 226):
+        found[f"the proof with {status}"] = altered(sink, partial(replace, status=status))
+    found["the proof, and more than is read"] = altered(
+        sink, lambda proof: replace(proof, body=proof.body + b" " * 300_000)
+    )
+    found["a proof whose head stops"] = altered(sink, lambda proof: Answer(raw=head_of(proof)))
+    for other in PROOFS.keys() - {sink}:
+        found[f"the proof of {other}"] = partial(_proof_of_another, other)
+    return found
+
+
+def _proof_of_another(sink: str, asked: Asked) -> Answer:
+    """For a request that was meant for somebody else."""
+    return PROOFS[sink](replace(asked, path="/upload/storage/v1/b/bucket/o?name=object"))
+
+
+def _half_as_if_whole(proof: Answer) -> Answer:
+    return replace(proof, body=proof.body[: len(proof.body) // 2])
+
+
+def _of_gcs() -> dict[str, Script]:
+    fields: dict[str, dict[str, Any]] = {
+        "another object": {"name": "30/1/another/0"},
+        "another bucket": {"bucket": "another"},
+        "a shorter object": {"size": "1"},
+        "no size": {"size": None},
+        "another checksum": {"crc32c": "AAAAAA=="},
+        "no checksum": {"crc32c": None},
+        "a checksum of zero": {"crc32c": 0},
+        "no generation": {"generation": None},
+        "generation 0": {"generation": "0"},
+        "a negative generation": {"generation": "-1"},
+        "no name": {"name": None},
+        "no bucket": {"bucket": None},
+    }
+    return {name: changed("gcs", **other) for name, other in fields.items()} | {
+        "half of the proof": altered("gcs", half),
+        "half of the proof as if it were all": altered("gcs", _half_as_if_whole),
+        "a list of objects": altered("gcs", lambda proof: replace(proof, body=b'{"items":[%b]}' % proof.body)),
+    }
+
+
+def _of_clickhouse() -> dict[str, Script]:
+    fields: dict[str, dict[str, Any]] = {
+        "no row written": {"written_rows": "0"},
+        "one row too few": {"written_rows": "3"},
+        "a negative number of rows": {"written_rows": "-4"},
+        "rows as a number": {"written_rows": 4},
+        "no number of rows": {"written_rows": None},
+        "all rows, in words": {"written_rows": "all"},
+    }
+    summaries = {"broken": '{"written_rows":"4"', "a number": "4", "empty": ""}
+    tagged = b"\r\n__exception__\r\nrumfyutuqkncbgau\r\n%b150 rumfyutuqkncbgau\r\n__exception__\r\n" % EXCEPTION
+    return (
+        {name: changed("clickhouse", **other) for name, other in fields.items()}
+        | {
+            f"a summary that is {name}": _with_header("X-ClickHouse-Summary", text)
+            for name, text in summaries.items()
+        }
+        | {
+            "an exception's code": _with_header("X-ClickHouse-Exception-Code", "241"),
+            "progress, then an exception": altered("clickhouse", partial(replace, body=EXCEPTION)),
+            "an exception in a block of its own": altered("clickhouse", partial(replace, body=tagged)),
+            "a result": altered("clickhouse", partial(replace, body=b"1\n")),
+        }
+    )
+
+
+def _with_header(name: str, value: str) -> Script:
+    return altered("clickhouse", lambda proof: replace(proof, headers={**proof.headers, name: value}))
+
+
+def _of_bigquery() -> dict[str, Script]:
+    fields: dict[str, dict[str, Any]] = {
+        "another kind": {"kind": "bigquery#tableDataList"},
+        "no kind": {"kind": None},
+        "errors that are no list": {"insertErrors": {"index": 0}},
+        "errors that are no objects": {"insertErrors": ["bad"]},
+        "a row that was not sent": {"insertErrors": [{"index": 400, "errors": [{"reason": "invalid"}]}]},
+        "a row before the first": {"insertErrors": [{"index": -1, "errors": [{"reason": "invalid"}]}]},
+        "a row without a number": {"insertErrors": [{"index": "x", "errors": [{"reason": "invalid"}]}]},
+    }
+    return {name: changed("bigquery", **other) for name, other in fields.items()} | {
+        "half of the proof": altered("bigquery", half),
+        "half of the proof as if it were all": altered("bigquery", _half_as_if_whole),
+    }
+
+
+_OF_SINK = {"gcs": _of_gcs, "clickhouse": _of_clickhouse, "bigquery": _of_bigquery}
