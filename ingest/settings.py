@@ -19,13 +19,25 @@ class Settings(FleetSettings):
     # Kafka consumer group
     kafka_group: str = Field("replays-ingest", min_length=1, description="Consumer group.")
     kafka_instance_id: str = Field(
-        "", description="group.instance.id: static membership, so that a rolling restart moves no partition."
+        "",
+        description="group.instance.id: static membership, so that a rolling restart moves no partition. A reader "
+        "that dies in a rebalance can leave a partition without an owner for "
+        "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX, and the partitions of one that does not come back wait for the "
+        "session time-out.",
     )
     kafka_session_timeout_seconds: float = Field(
         30.0, ge=1, le=1800, description="session.timeout.ms. The drain deadline must be shorter."
     )
     kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
         "earliest", description="Where to start without a committed offset, or with one that is not in the log."
+    )
+    kafka_unowned_seconds_max: float = Field(
+        30.0,
+        ge=1,
+        le=3600,
+        description="A partition without an owner for this long, in a group that does not rebalance, makes a "
+        "reader join the group again. It can only happen to static members (REPLAYS_KAFKA_INSTANCE_ID) under the "
+        "classic protocol.",
     )
     kafka_queued_bytes_max: int = Field(
         32 * MiB, ge=1 * MiB, le=1024 * MiB, description="What librdkafka may prefetch."

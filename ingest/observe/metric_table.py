@@ -178,6 +178,19 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("kind",),
     ),
     Definition(
+        _R + "partitions_unowned",
+        Kind.GAUGE,
+        "partitions",
+        "Partitions of the topic that no member of the group owns, as its coordinator says; 0 during a rebalance.",
+        across_processes=Across.LIVE_MAX,
+    ),
+    Definition(
+        _R + "group_rejoins",
+        Kind.COUNTER,
+        "events",
+        "Rebalances that this reader forced because a partition had no owner for too long.",
+    ),
+    Definition(
         _R + "offsets_out_of_range",
         Kind.COUNTER,
         "events",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,8 @@ class KafkaSource:
     ) -> None:
         self.topic = topic
         self.rebalances = 0
+        self.member_id = ""
+        self._member_known_at = 0
         self._reset = offset_reset
         self._inbox = inbox
         self._epoch = 0
@@ -74,6 +77,7 @@ class KafkaSource:
         self._put_off: KafkaMessage | None = None
         self._rebalancing = False
         self._leaving = False
+        self._must_rejoin = threading.Event()
         self._emit: Callable[[on.Event], None] = inbox.put
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
         self._consumer = Consumer(
@@ -95,14 +99,28 @@ class KafkaSource:
     ) -> None:
         """Joins the group. `drain` must return within the session time-out, once the partitions are released."""
         self._emit, self._drain = emit, drain
+        self._join()
+
+    def _join(self) -> None:
         self._consumer.subscribe(
             [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+
+    def rejoin(self) -> None:
+        """The next poll gives all partitions back, drained, and joins the group again. Any thread."""
+        self._must_rejoin.set()
 
     # What the runtime asks for
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         """At most POLL_MESSAGES_MAX messages or about POLL_BYTES_MAX bytes, whichever comes first."""
+        if self._must_rejoin.is_set():
+            self._must_rejoin.clear()
+            self._consumer.unsubscribe()
+            self._join()
+        if self.rebalances != self._member_known_at:
+            # On this thread only: the client answers nobody else while it polls, and the question blocks them all.
+            self._member_known_at, self.member_id = self.rebalances, self._consumer.memberid() or ""
         messages: list[Message] = []
         size_bytes = 0
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:

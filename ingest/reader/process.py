@@ -25,6 +25,7 @@ from ingest.observe.stuck import StuckDetector
 from ingest.observe.tracing import Tracing
 from ingest.reader.configuration import consumer_config, limits_of, rules_of
 from ingest.reader.dispatch import Dispatcher
+from ingest.reader.group_watch import GroupWatch
 from ingest.reader.kafka import ConsumerFailed, KafkaSource
 from ingest.reader.parsing.inline import InlineParser, ProcessParser
 from ingest.reader.runtime import Runtime
@@ -76,6 +77,7 @@ class Reader:
         self.metrics.watch(self.pipeline, self.source)
         self.tracing = Tracing()
         self.watch = FleetWatch(settings, self.metrics)
+        self.group_watch = GroupWatch(settings, self.metrics, self.source)
         self.heartbeat = HeartbeatSource(settings, self.metrics)
         self.dispatcher = Dispatcher(
             settings, reader_id(settings), self.inbox, heartbeat=self.heartbeat, trace=self.tracing.begin
@@ -109,6 +111,7 @@ class Reader:
             self.watch.start()
             self.dispatcher.start()
             self.source.subscribe(self.runtime.feed, self.runtime.drain)
+            self.group_watch.start()
             log.info(
                 "reader_started",
                 topic=self.settings.kafka_topic,
@@ -120,6 +123,7 @@ class Reader:
         except ConsumerFailed as failure:
             raise ReaderFailed(str(failure)) from failure
         finally:
+            self.group_watch.stop()
             refresh.stop()
             self.watch.stop()
             stuck.stop()

@@ -341,6 +341,12 @@ MUTANTS = (
         "length > 10 * bytes_max",
     ),
     Mutant(
+        "leaves a partition without an owner alone",
+        "core/ownership.py",
+        "        self._since = {}\n        return True",
+        "        self._since = {}\n        return False",
+    ),
+    Mutant(
         "returns from a drain before the release",
         RUNTIME,
         "while self.stopped is None and not self._released.issuperset(sources):",

@@ -13,12 +13,14 @@ from ingest.core import record as cut_record
 from ingest.core.flight import Phase
 from ingest.core.model import CutReason, TopicPartition
 from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Kind, Log
-from ingest.testing.simulation.reader import Reader
+from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, Reader
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = 300
+# The members' own bound, their turns, and the longest time in which all of them may be frozen.
+UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
 class Durability:
@@ -274,6 +276,22 @@ class SameCut:
             raise Violation("same_cut", f"{reader.name} commits {command} and forgets the ends {forgotten}")
 
 
+class OwnedInTime:
+    """No partition is without an owner for long while the group is stable."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._since: dict[int, float] = {}
+
+    def look(self, now: float) -> None:
+        view = self._broker.group.view()
+        unowned = view.unowned if view.members else ()
+        self._since = {partition: self._since.get(partition, now) for partition in unowned}
+        late = [partition for partition, since in self._since.items() if now - since > UNOWNED_SECONDS_BOUND]
+        if late:
+            raise Violation("owned_in_time", f"nobody owns the partitions {late} of {dict(view.members)}")
+
+
 class Checkers:
     """All of them, where the world calls."""
 
@@ -285,6 +303,7 @@ class Checkers:
         self._bounded = Bounded(shape)
         self._recorded = RecordedFirst()
         self._same_cut = SameCut(broker, story)
+        self.owned = OwnedInTime(broker)
         self._story = story
 
     def about_to_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:

@@ -46,6 +46,7 @@ class Fault(StrEnum):
     OPERATOR_RETRY = "operator_retry"
     OPERATOR_ABANDON = "operator_abandon"
     REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
+    KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # in the callback that takes partitions back
 
 
 RATES: dict[Fault, float] = {
@@ -81,6 +82,7 @@ RATES: dict[Fault, float] = {
     Fault.SINK_MISCONFIGURED: 0.03,
     Fault.OPERATOR_RETRY: 0.2,
     Fault.OPERATOR_ABANDON: 0.05,
+    Fault.KILLED_AMID_REBALANCE: 0.7,
     Fault.REPLICA_BEHIND: 0.5,
 }
 """Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""

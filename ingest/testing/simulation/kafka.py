@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
+from ingest.core.ownership import GroupView
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.story import Story
@@ -192,6 +193,11 @@ class Group:
         for partition in free:
             min(wanted.values(), key=len).append(partition)
 
+    def view(self) -> GroupView:
+        """As an admin client sees it."""
+        members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
+        return GroupView(self.partitions, members, self.preparing_since is None)
+
     def commit(self, member_id: str, generation: int, partition: int, offset: int, record: str) -> str:
         """Stores it, or says why not. Like the real one it asks for the generation, not for the partition."""
         member = self.members.get(member_id)
@@ -226,6 +232,7 @@ class SimulatedSource:
         self.inbox: Callable[[on.Event], None] = lambda event: None
         self.emit: Callable[[on.Event], None] = lambda event: None
         self.drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
+        self.die: Callable[[], None] = lambda: None
         self.member_id = member_id
         self._instance = instance
         self._broker = broker
@@ -237,6 +244,7 @@ class SimulatedSource:
         self._epoch = 0
         self._generation = -1
         self._rebalancing = False
+        self._must_rejoin = False
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
         self._ends: dict[int, on.EndReached] = {}
@@ -324,6 +332,10 @@ class SimulatedSource:
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
         self._paused.difference_update(source.partition for source in sources)
 
+    def rejoin(self) -> None:
+        """Gives everything back and joins again, which makes the group assign all partitions."""
+        self._must_rejoin = True
+
     def close(self) -> None:
         """Leaves the group, unless static: then the coordinator waits for this instance to come back."""
         if not self._instance:
@@ -341,6 +353,12 @@ class SimulatedSource:
             self._lives += 1
             self.member_id = f"{self.member_id.split('#')[0]}#{self._lives}"
             group.enter(self.member_id, self._instance)
+        elif self._must_rejoin:
+            self._must_rejoin = False
+            self._story.mark("rejoined")
+            self._revoke(tuple(self.epochs))
+            if self.member_id in group.members:
+                group.rebalance()
         elif group.preparing_since is not None:
             if not member.joined:
                 if not group.cooperative:
@@ -388,6 +406,8 @@ class SimulatedSource:
     def _revoke(self, partitions: tuple[int, ...]) -> None:
         if not partitions:
             return
+        if self._dice.strikes(Fault.KILLED_AMID_REBALANCE):
+            self.die()
         self._rebalancing = True
         self.drain(self._named(partitions))
         self._rebalancing = False

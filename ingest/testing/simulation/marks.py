@@ -28,6 +28,7 @@ MARKS = {
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
     "drain_deadline_passed": "And they did not settle in time.",
     "lost": "Partitions were lost without asking.",
+    "rejoined": "A partition had no owner in a stable group: a member joined again.",
     "stale_completion": "A completion of a former assignment, or a second one, was ignored.",
     "out_of_range": "Messages had expired before they were read.",
     "halted": "Too many rejects.",

@@ -29,6 +29,7 @@ from ingest.core.model import (
     Segment,
     TopicPartition,
 )
+from ingest.core.ownership import GroupView, Ownership
 from ingest.core.pipeline import Pipeline
 from ingest.reader.runtime import Runtime
 from ingest.testing.simulation.celery import Chord, Fleet
@@ -41,6 +42,8 @@ from ingest.testing.simulation.story import Story
 from tasks.wire import batch_key
 
 STEP_SECONDS = 0.2
+UNOWNED_SECONDS_MAX = 4.0
+TURN_SECONDS = 1.0
 POISONED = "poison"
 
 
@@ -211,6 +214,7 @@ class Reader:
         self.pipeline = Pipeline(limits)
         self.stopping = False
         self.frozen_until = 0.0
+        self._ownership = Ownership(UNOWNED_SECONDS_MAX, TURN_SECONDS)
         self._dice = dice
         self._timeline = timeline
         self._story = story
@@ -228,6 +232,7 @@ class Reader:
         source.inbox = self.put
         source.emit = self._runtime.feed
         source.drain = self._drain
+        source.die = self._die
 
     @property
     def frozen(self) -> bool:
@@ -256,6 +261,15 @@ class Reader:
     def kill(self) -> None:
         """Takes effect at once, or as soon as the process runs again."""
         self.alive = False
+
+    def watch_ownership(self, view: GroupView) -> None:
+        """Another thread looks at the group from time to time."""
+        if self._ownership.must_rejoin(view, self.source.member_id, self._timeline.now):
+            self.source.rejoin()
+
+    def _die(self) -> None:
+        self.alive = False
+        raise Killed
 
     def ask_to_stop(self) -> None:
         """SIGTERM."""

@@ -73,6 +73,7 @@ class World:
         self.timeline.after(TROUBLE_SECONDS, self._trouble)
         while True:
             self.timeline.run_until(self.timeline.now + 0.5)
+            self.checkers.owned.look(self.timeline.now)
             now = self.timeline.now
             lag = self.checkers.durability.lag()
             if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
@@ -149,6 +150,7 @@ class World:
         """One step of the loop and one heartbeat, over and over; when it died, the next life."""
         if reader.alive and not reader.frozen:
             self.broker.group.beat(reader.source.member_id)
+            reader.watch_ownership(self.broker.group.view())
             if not reader.busy:
                 reader.turn()
         if reader.alive or reader.busy:

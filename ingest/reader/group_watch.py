@@ -1,0 +1,89 @@
+"""A thread that looks at the consumer group, and makes this reader join again when a partition has no owner.
+
+How a stable group can leave a partition to nobody is in `ingest.core.ownership`, which decides; this asks the
+coordinator, keeps the gauge for the alert, and tells the consumer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+import structlog
+
+from ingest.core.ownership import GroupView, Ownership
+from ingest.observe.metrics import Metrics
+from ingest.settings import Settings
+from tasks.kafka.cluster import Cluster, ClusterError
+
+LOOKS_PER_BOUND = 3
+LOOK_SECONDS_MAX = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Membership(Protocol):
+    """The consumer, as far as its group is concerned."""
+
+    @property
+    def member_id(self) -> str:
+        """As the coordinator knows it; empty before the first assignment. Any thread."""
+
+    def rejoin(self) -> None:
+        """Asks the loop to give everything back and to join again. Returns at once; any thread."""
+
+
+class GroupWatch:
+    """Looks several times per `kafka_unowned_seconds_max`. It never blocks the loop."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, membership: Membership) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._membership = membership
+        self._cluster = Cluster(settings)
+        self._ownership = Ownership(settings.kafka_unowned_seconds_max)
+        self._reported: tuple[int, ...] = ()
+        self._trouble = ""
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="group-watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread. The brokers need not answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread, unless a call to the brokers holds it up; then it ends with the process."""
+        self._stopped.set()
+        self._thread.join(timeout=1.0)
+
+    def look(self) -> None:
+        """Once. What the brokers refuse to say is logged when it changes, never raised."""
+        topic = self._settings.kafka_topic
+        try:
+            partitions = self._cluster.topic(topic).partitions
+            group = self._cluster.group(self._settings.kafka_group, topic)
+        except ClusterError as failure:
+            if str(failure) != self._trouble:
+                self._trouble = str(failure)
+                log.warning("group_not_described", error=self._trouble)
+            return
+        self._trouble = ""
+        view = GroupView(partitions, {member.id: member.partitions for member in group.members}, group.stable)
+        self._metrics.meters.set("replays.reader.partitions_unowned", len(view.unowned))
+        if view.unowned != self._reported:
+            self._reported = view.unowned
+            if view.unowned:
+                log.error("partitions_without_owner", topic=topic, partitions=list(view.unowned))
+        if self._ownership.must_rejoin(view, self._membership.member_id, time.monotonic()):
+            log.error("rejoining_group", reason="partitions without an owner", partitions=list(view.unowned))
+            self._metrics.meters.count("replays.reader.group_rejoins")
+            self._membership.rejoin()
+
+    def _run(self) -> None:
+        seconds = min(LOOK_SECONDS_MAX, self._settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
+        while not self._stopped.wait(seconds):
+            try:
+                self.look()
+            except Exception:  # whatever it is, the next look may succeed
+                log.exception("group_watch_broken")

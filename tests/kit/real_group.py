@@ -1,0 +1,208 @@
+"""Real reader processes in one consumer group on Apache Kafka: a test's fleet, its load, what the group did."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.core import record
+from ingest.local.compare.metrics import read_metrics
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.compare.report import Report
+from ingest.local.fleet import Fleet, is_up, isolated, said
+from ingest.local.launch import temporary_files_in_memory
+from ingest.local.load.expectation import SIZES, Expectation
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.servers import java_kafka
+from ingest.local.servers.processes import Child, wait_until
+from ingest.local.servers.statsd import Statsd
+from ingest.local.stack import Stack
+from tasks.connection import connect
+from tasks.migrate.kafka import SOURCE_PARTITIONS
+
+SETTLE_SECONDS_MAX = 60.0
+UP_SECONDS_MAX = 30.0
+numbers = itertools.count(1)
+
+
+@contextmanager
+def apache_stack() -> Iterator[Stack]:
+    """Everything, with Apache Kafka as the broker. Skips, and says why, where it cannot run; in CI it must run."""
+    reason = java_kafka.available()
+    if reason and not os.environ.get("CI"):
+        pytest.skip(reason)
+    with temporary_files_in_memory(wanted=True), Stack(kafka="apache") as running:
+        yield running.start()
+
+
+@contextmanager
+def made(stack: Stack, settings: dict[str, str]) -> Iterator[Fleet]:
+    number = next(numbers)
+    statsd = stack.servers["statsd"]
+    assert isinstance(statsd, Statsd)
+    statsd.reset()
+    own = isolated(f"test{number}", stack.addresses["redis"], number)
+    fleet = Fleet(stack, {**own, "REPLAYS_BATCH_MESSAGES_MAX": "20", **settings}, tag=f"test{number}-")
+    fleet.migrate()
+    try:
+        yield fleet
+    finally:
+        for child in fleet.children.values():
+            stack.children.release(child)
+            child.kill()
+
+
+class Load:
+    """Messages at a steady rate from a thread, and afterwards the account."""
+
+    def __init__(self, fleet: Fleet, directory: Path, count: int, rate: float | None = None) -> None:
+        self.fleet, self.manifest = fleet, directory / "manifest.jsonl"
+        self.produced: Produced | None = None
+        self._count, self._rate = count, rate
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> Load:
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        self.produced = produce(
+            self.fleet.settings,
+            PROFILES["small"],
+            self._count,
+            3,
+            manifest_path=self.manifest,
+            rate=self._rate,
+        )
+
+    def end(self) -> Produced:
+        """When every message is acknowledged."""
+        self._thread.join()
+        assert self.produced is not None
+        return self.produced
+
+    def settle(self) -> None:
+        """Until every message is committed."""
+        self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
+
+    def account(self, *, exactly: bool = False) -> Report:
+        """`exactly`: nothing was done twice, metrics included."""
+        settings = self.fleet.settings
+        expected = Expectation.of_manifest(self.manifest, settings=settings)
+        statsd_url = self.fleet.stack.addresses["statsd_query"]
+        return reconcile(settings, expected, statsd_url=statsd_url, metrics_exactly=exactly)
+
+    def share_twice(self) -> float:
+        """Of the segments, by the one sink that cannot tell a repetition."""
+        expected = Expectation.of_manifest(self.manifest, settings=self.fleet.settings)
+        sent = read_metrics(self.fleet.stack.addresses["statsd_query"])
+        return sent[SIZES + "size_compressed"].count / expected.metrics[SIZES + "size_compressed"].count - 1
+
+
+def stored(fleet: Fleet) -> dict[int, tuple[int, str]]:
+    """What the group committed by partition: the offset, and the record of cuts that came with it."""
+    consumer = Consumer(
+        {"bootstrap.servers": fleet.settings.kafka_brokers, "group.id": fleet.settings.kafka_group}
+    )
+    try:
+        asked = [KafkaPartition(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
+        return {p.partition: (p.offset, p.metadata or "") for p in consumer.committed(asked, timeout=10)}
+    finally:
+        consumer.close()
+
+
+def recorded_batches(fleet: Fleet) -> set[str]:
+    """The ids of the batches that a new owner would cut first, from the commit metadata alone."""
+    topic, found = fleet.settings.kafka_topic, set()
+    for partition, (offset, text) in stored(fleet).items():
+        start = offset
+        for stop in record.decode(offset, text) if offset >= 0 else ():
+            found.add(f"{topic}-{partition}-{start}-{stop}")
+            start = stop
+    return found
+
+
+def staged_batches(fleet: Fleet) -> set[str]:
+    """The ids of the batches whose bytes lie in Redis: those that a reader has dispatched."""
+    client = connect(fleet.settings)
+    pattern = f"{fleet.settings.key_prefix}:batch:*"
+    return {key.decode().split("{")[1].split("}")[0] for key in client.scan_iter(pattern, count=1000)}
+
+
+def overlapping(batches: set[str]) -> list[tuple[str, str]]:
+    """Neighbours that hold the same messages: a range was cut in two ways."""
+    ranges = []
+    for batch in batches:
+        source, start, stop = batch.rsplit("-", 2)
+        ranges.append((source, int(start), int(stop), batch))
+    pairs = itertools.pairwise(sorted(ranges))
+    return [(one[3], other[3]) for one, other in pairs if one[0] == other[0] and other[1] < one[2]]
+
+
+def up(child: Child) -> Child:
+    wait_until(lambda: is_up(child), UP_SECONDS_MAX, f"{child.name} to be up")
+    return child
+
+
+def owned(child: Child) -> set[int]:
+    """The partitions that a reader has, by its own log."""
+    found: set[int] = set()
+    for line in said_in_order(child):
+        match line["event"]:
+            case "partitions_assigned":
+                found |= {int(partition) for partition in line["partitions"]}
+            case "partitions_revoked" | "partitions_lost":
+                found -= {int(partition) for partition in line["partitions"]}
+            case "reader_started":
+                found = set()
+    return found
+
+
+def said_in_order(child: Child) -> list[dict[str, Any]]:
+    events = ("reader_started", "partitions_assigned", "partitions_revoked", "partitions_lost")
+    lines = [line for event in events for line in said(child, event)]
+    return sorted(lines, key=lambda line: line["timestamp"])
+
+
+@contextmanager
+def commits_never_fall(fleet: Fleet) -> Iterator[None]:
+    """Looks all the time; fails when a committed offset is lower than it was."""
+    over, falls = threading.Event(), []
+    sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
+
+    def watch() -> None:
+        asking, highest = Committed(fleet.settings), dict.fromkeys(sources, 0)
+        while not over.wait(0.1):
+            for source, offset in asking.of(sources).items():
+                if offset < highest[source]:
+                    falls.append((source, highest[source], offset))
+                highest[source] = offset
+        asking.close()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert falls == []
+
+
+def covers_all(fleet: Fleet, produced: Produced) -> bool:
+    """Whether the staged batches hold every offset."""
+    reached = dict.fromkeys(produced.ends, 0)
+    for batch_id in staged_batches(fleet):
+        partition, start, stop = map(int, batch_id.rsplit("-", 3)[1:])
+        reached[partition] += stop - start
+    return reached == produced.ends

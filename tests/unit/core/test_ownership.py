@@ -1,0 +1,69 @@
+"""Which partitions have no owner, and whose turn it is to make the group assign them."""
+
+from __future__ import annotations
+
+from ingest.core.ownership import GroupView, Ownership
+
+ORPHANED = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset()}, stable=True)
+WHOLE = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset({2})}, stable=True)
+MOVING = GroupView(3, {"a": frozenset({0, 1}), "b": frozenset()}, stable=False)
+
+
+def watch() -> Ownership:
+    return Ownership(unowned_seconds_max=30.0, turn_seconds=10.0)
+
+
+def test_partitions_that_no_member_owns_are_named() -> None:
+    """Of a group that is stable; while it rebalances partitions are on their way."""
+    assert ORPHANED.unowned == (2,)
+    assert WHOLE.unowned == ()
+    assert MOVING.unowned == ()
+    assert GroupView(2, {}, stable=True).unowned == (0, 1)
+
+
+def test_a_member_joins_again_when_a_partition_had_no_owner_for_too_long() -> None:
+    """Not before, and once."""
+    b = watch()
+
+    assert not b.must_rejoin(ORPHANED, "b", 100.0)
+    assert not b.must_rejoin(ORPHANED, "b", 129.9)
+    assert b.must_rejoin(ORPHANED, "b", 130.0)
+    assert not b.must_rejoin(ORPHANED, "b", 131.0)
+
+
+def test_if_that_did_not_help_it_joins_again_after_the_same_time() -> None:
+    """A group that stays broken is not left alone."""
+    b = watch()
+    for now in (0.0, 30.0, 31.0):
+        b.must_rejoin(ORPHANED, "b", now)
+
+    assert not b.must_rejoin(ORPHANED, "b", 60.0)
+    assert b.must_rejoin(ORPHANED, "b", 61.0)
+
+
+def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
+    """It has the least to give back; the others follow only if that did not help."""
+    a = watch()
+    a.must_rejoin(ORPHANED, "a", 0.0)
+
+    assert not a.must_rejoin(ORPHANED, "a", 39.0)
+    assert a.must_rejoin(ORPHANED, "a", 40.0)
+
+
+def test_a_partition_that_found_an_owner_starts_anew() -> None:
+    """Two short gaps are no long one; neither is a gap with a rebalance in it."""
+    for between in (WHOLE, MOVING):
+        b = watch()
+        b.must_rejoin(ORPHANED, "b", 0.0)
+        b.must_rejoin(between, "b", 20.0)
+        b.must_rejoin(ORPHANED, "b", 25.0)
+
+        assert not b.must_rejoin(ORPHANED, "b", 50.0)
+
+
+def test_who_is_no_member_does_nothing() -> None:
+    """Before its first join, and after it was fenced."""
+    stranger = watch()
+    stranger.must_rejoin(ORPHANED, "c", 0.0)
+
+    assert not stranger.must_rejoin(ORPHANED, "c", 1000.0)
