@@ -93,8 +93,9 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 def test_a_member_with_an_instance_id_comes_back_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
     """kill -9 and a restart within the session: the other reader keeps its partitions and hears of nothing."""
     fleet.worker("worker-1")
-    static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one"))
-    other = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two"))
+    session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # a busy machine starts a process in several seconds
+    static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
+    other = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two", **session))
     wait_until(lambda: len(owned(static)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
     partitions, heard = owned(static), len(said_in_order(other))
     load = Load(fleet, tmp_path, 200, rate=100).start()
