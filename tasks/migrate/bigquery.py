@@ -97,11 +97,20 @@ def _exact_view(server: Any, table: Any, timeout: dict[str, Any], *, dry_run: bo
     view: Any = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_exact")
     view.view_query = (
         f"SELECT * FROM `{table.project}.{table.dataset_id}.{table.table_id}` "
-        "WHERE TRUE QUALIFY ROW_NUMBER() OVER (PARTITION BY row_id ORDER BY timestamp) = 1"
+        "WHERE TRUE QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1"
     )
+    name = f"{table.dataset_id}.{view.table_id}"
     try:
-        server.get_table(view.reference, **timeout)
+        present = server.get_table(view.reference, **timeout)
     except NotFound:
-        yield f"create view {table.dataset_id}.{view.table_id}"
+        yield f"create view {name}"
         if not dry_run:
             server.create_table(view, exists_ok=True, **timeout)
+        return
+    if present.view_query == view.view_query:
+        yield f"= view {name} is up to date"
+        return
+    yield f"change the query of view {name}"
+    if not dry_run:
+        present.view_query = view.view_query
+        server.update_table(present, ["view_query"], **timeout)

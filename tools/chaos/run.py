@@ -264,7 +264,12 @@ def _stored_twice(settings: Settings) -> dict[str, float]:
     try:
         table = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.replay_events`"
         row = next(
-            iter(connected.query_and_wait(f"SELECT COUNT(*) AS n, COUNT(DISTINCT row_id) AS d FROM {table}"))
+            iter(
+                connected.query_and_wait(
+                    "SELECT COUNT(*) AS n, COUNT(DISTINCT CONCAT(CAST(project_id AS STRING), '-', row_id)) AS d "
+                    f"FROM {table}"
+                )
+            )
         )
         found["BigQuery rows, hidden by the view"] = row["n"] / max(1, row["d"]) - 1
     finally:

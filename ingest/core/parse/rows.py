@@ -60,7 +60,9 @@ def hashed(text: str) -> str:
 
 def coin(identity: Identity, salt: str, share: float) -> bool:
     """The same answer for the same segment on every delivery; True for about that share of them."""
-    return crc32(f"{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32
+    return (
+        crc32(f"{identity.project_id}/{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32
+    )
 
 
 class _ClickColumns(msgspec.Struct, gc=False):
@@ -180,7 +182,8 @@ class Writer:
     def fact(self, fact: Fact, index: int) -> Row:
         """Table replay_events: one fact. `index` is the event's place in the segment, -1 for the segment itself.
 
-        The column `attributes` is JSON in a text, hence encoded twice.
+        The column `attributes` is JSON in a text, hence encoded twice. The insert id begins with the project: two
+        projects may use one replay id (docs/decisions/020-project-in-identity.md).
         """
         this = self.identity
         row_id = f"{self._fact_id}{index}-{fact.kind}"
@@ -195,7 +198,7 @@ class Writer:
             this.retention_days,
             _encode(fact.attributes).decode(),
         )
-        return Row("replay_events", row_id, _encode(row), this.offset)
+        return Row("replay_events", f"{this.project_id}-{row_id}", _encode(row), this.offset)
 
 
 # DataDog

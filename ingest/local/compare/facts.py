@@ -14,7 +14,8 @@ def read_facts(settings: Settings) -> Counter[str]:
     connected = client(settings)
     try:
         answer = connected.query_and_wait(
-            f"SELECT event_type, COUNT(DISTINCT row_id) AS n FROM {table} GROUP BY event_type"
+            "SELECT event_type, COUNT(DISTINCT CONCAT(CAST(project_id AS STRING), '-', row_id)) AS n "
+            f"FROM {table} GROUP BY event_type"
         )
         return Counter({row["event_type"]: row["n"] for row in answer})
     finally:

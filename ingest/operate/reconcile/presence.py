@@ -1,9 +1,9 @@
 """What the sinks hold of a batch: asks each of them, by identity, and answers with what is not there.
 
 Objects are asked for by name and compared by checksum; rows of ClickHouse by the key under which they replace each
-other, clicks also by how much they say; rows of BigQuery by `row_id`. DataDog cannot be asked. Each question is
-bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not found there, some
-days around them.
+other, clicks also by how much they say; rows of BigQuery by `project_id` and `row_id`. DataDog cannot be asked.
+Each question is bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not
+found there, some days around them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from tasks.sinks.google import errors as google_errors
 from tasks.wire import Blob, Row, chunks
 
 KEYS_MAX = 1000
+# (project_id, row_id): a replay_id, and with it the text of a row_id, may occur in several projects.
+FactKey = tuple[int, str]
 THREADS = 32
 DAY_SECONDS = 86_400
 DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
@@ -161,6 +163,11 @@ def _decoded(item: Row) -> dict[str, Any]:
     return row
 
 
+def _fact_key(item: Row) -> FactKey:
+    row = _decoded(item)
+    return int(row["project_id"]), str(row["row_id"])
+
+
 def _outlived(row: dict[str, Any]) -> bool:
     """Whether the table's TTL may have taken it: an event can be older than the segment that tells of it."""
     moment = row.get("received", row.get("timestamp", 0))
@@ -235,7 +242,7 @@ class Facts:
         self._client = bigquery.client(settings)
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
-        """By `row_id`."""
+        """By `project_id` and `row_id`."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -243,35 +250,38 @@ class Facts:
                 tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
             for some in chunks(positions, 10 * KEYS_MAX):
-                last = {items[position].id: position for position in some}
+                last = {_fact_key(items[position]): position for position in some}
                 stored = self._stored(table, [items[position] for position in some], 1)
-                if around := [items[place] for row_id, place in last.items() if row_id not in stored]:
+                if around := [items[place] for key, place in last.items() if key not in stored]:
                     stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
-                found |= {position: Problem.MISSING for row_id, position in last.items() if row_id not in stored}
+                found |= {position: Problem.MISSING for key, position in last.items() if key not in stored}
         return found
 
     def _expired(self, item: Row) -> bool:
         limit = self._expiration_seconds
         return bool(limit) and float(_decoded(item)["timestamp"]) + limit < time.time()
 
-    def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[str]:
-        """Ids of those that are there at the times of these rows, or so far around them: a second at least, since
+    def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
+        """Keys of those that are there at the times of these rows, or so far around them: a second at least, since
         how a fraction is rounded is the server's affair."""
         times = [float(_decoded(item)["timestamp"]) for item in items]
+        keys = [_fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(
             query_parameters=[
-                google_bigquery.ArrayQueryParameter("ids", "STRING", [item.id for item in items]),
+                google_bigquery.ArrayQueryParameter("projects", "INT64", sorted({project for project, _ in keys})),
+                google_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
                 google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", _moment(min(times) - around_seconds)),
                 google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", _moment(max(times) + around_seconds)),
             ]
         )
         query = (
-            f"SELECT DISTINCT row_id FROM `{self._dataset}.{table}` "
-            "WHERE timestamp BETWEEN @low AND @high AND row_id IN UNNEST(@ids)"
+            f"SELECT DISTINCT project_id, row_id FROM `{self._dataset}.{table}` "
+            "WHERE timestamp BETWEEN @low AND @high "
+            "AND project_id IN UNNEST(@projects) AND row_id IN UNNEST(@ids)"
         )
         try:
             answer = self._client.query_and_wait(query, job_config=config, wait_timeout=10 * self._seconds)
-            return {row["row_id"] for row in answer}
+            return {(int(row["project_id"]), str(row["row_id"])) for row in answer}
         except Exception as error:
             raise google_errors.sort(error).error() from error
 

@@ -1,10 +1,10 @@
 """Facts into BigQuery, streamed with tabledata.insertAll, of rows that the reader has encoded.
 
 Each row carries its identity as insertId. BigQuery drops a row whose id it saw within about a minute, best
-effort; later repetitions are stored again. The column `row_id` holds the same identity, so exact numbers are one
-clause away, at any time:
+effort; later repetitions are stored again. The columns `project_id` and `row_id` hold the same identity, so exact
+numbers are one clause away, at any time:
 
-    SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY row_id ORDER BY timestamp) = 1
+    SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
 and the view `<table>_exact` that migrations create is that query. The request's body is put together from the
 rows' bytes as they are; nothing is decoded or encoded again. Rows are judged one by one (skipInvalidRows), so a

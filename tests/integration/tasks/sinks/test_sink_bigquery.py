@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from google.cloud import bigquery
 
+from ingest.testing.messages import recording
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.migrate.bigquery import migrate_tables
 from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
+from tests.kit.parsing import parsed
 from tests.kit.scripted_server import Answer, Asked, answering
 from tests.kit.sink_answers import streamed
 
@@ -76,6 +79,37 @@ def test_a_write_again_within_the_window_leaves_one_copy(sink: BigQuerySink, mig
     sink.write(items, "token", 20)
 
     assert rows(migrated, "COUNT(*)") == [(100,)]
+
+
+def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink, migrated: Settings) -> None:
+    """given two recordings that differ in their project alone, when both are written within the window of insert
+    ids, in either order of their timestamps, then the table and the exact view hold the facts of both"""
+    events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
+    for earlier, later in ((21, 22), (24, 23)):
+        for project, received in ((earlier, NOON), (later, NOON + 90)):
+            segment = parsed(recording(events, project_id=project, received=received))
+            sink.write(segment.bigquery, f"token-{project}", 20)
+
+    for table in ("replay_events", "replay_events_exact"):
+        counted = Counter(project for (project,) in rows(migrated, "project_id", table))
+        assert counted == {21: 2, 22: 2, 23: 2, 24: 2}, table
+
+
+def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> None:
+    """given the view that de-duplicated by row_id alone, when migrations run, then its query is today's, and a
+    second run finds nothing to do"""
+    server: Any = client(migrated)
+    name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.replay_events"
+    view = server.get_table(f"{name}_exact")
+    today = view.view_query
+    view.view_query = f"SELECT * FROM `{name}` WHERE TRUE QUALIFY ROW_NUMBER() OVER (PARTITION BY row_id) = 1"
+    server.update_table(view, ["view_query"])
+
+    lines = list(migrate_tables(migrated, dry_run=False))
+
+    assert any("change the query of view" in line for line in lines)
+    assert server.get_table(f"{name}_exact").view_query == today
+    assert all(line.startswith("=") for line in migrate_tables(migrated, dry_run=False))
 
 
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(

@@ -55,13 +55,13 @@ def test_no_two_rows_of_a_table_share_an_identity():
     assert len(sessions) - len(set(sessions)) == 2  # the tap, thrice the same
 
 
-def test_an_identity_is_made_of_replay_segment_event_and_kind():
+def test_an_identity_is_made_of_project_replay_segment_event_and_kind():
     """As docs/rows.md has it, for those who look a fact up."""
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 
     assert [row.id for row in segment.bigquery] == [
-        f"{REPLAY_ID}-6--1-rrweb_event_count",
-        f"{REPLAY_ID}-6-1-viewport",
+        f"11-{REPLAY_ID}-6--1-rrweb_event_count",
+        f"11-{REPLAY_ID}-6-1-viewport",
     ]
     assert {row.table for row in segment.bigquery} == {"replay_events"}
     assert json.loads(segment.bigquery[1].json) == {
