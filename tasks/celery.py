@@ -1,8 +1,9 @@
-"""The Celery app of the flush fleet, nothing else: `celery -A tasks worker` finds it here."""
+"""The Celery app of the flush fleet, which `celery -A tasks worker` and `celery -A tasks flower` find here."""
 
 from __future__ import annotations
 
 import gc
+import sys
 from typing import Any
 
 from celery import Celery
@@ -34,4 +35,8 @@ def preload(**_: Any) -> None:
     gc.freeze()  # a collection in a child would write to every page that holds an object
 
 
+if "flower.command" in sys.modules:  # `celery` loads its commands before it looks for an app
+    from tasks.flower import guard
+
+    guard()
 watch.connect()

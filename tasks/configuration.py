@@ -44,7 +44,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_url": redis_url,
         # Counts chords, keeps no results.
         "result_backend": f"{BACKEND}+{redis_url}",
-        "imports": ("tasks.flush", "tasks.operate"),
+        "imports": ("tasks.flush", "tasks.control"),
         # JSON and nothing else: a message is data, never code.
         "task_serializer": "json",
         "result_serializer": "json",

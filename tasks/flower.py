@@ -3,8 +3,9 @@
 Flower itself knows no retry, and sending a flush task again would help nobody: it would be in no chord. So the
 page of a failed flush task gets a button that asks the batch's reader to try the batch now.
 
-Handlers are added to Flower's own list before it starts, which Flower does not promise to support: it is pinned
-(2.2), and a test presses the button. `tasks/flowerconfig.py` makes `celery -A tasks flower` use all of this too.
+`celery -A tasks flower` and `replays-ingest flower` both end in `ClosedFlower`: whatever its options, environment
+and configuration file say, it has our handlers, and it does not start open. Flower does not promise to support
+this: it is pinned (2.2), and a test presses the button.
 Why so: docs/decisions/026-flower-extension.md.
 """
 
@@ -14,10 +15,13 @@ import ast
 import base64
 import re
 import sys
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flower.command
 import flower.urls
+from celery import Celery
+from flower.app import Flower
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from flower.views.tasks import TaskView
@@ -29,7 +33,7 @@ from tornado.web import url
 
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.loading import load_fleet
+from tasks.loading import SettingsError, load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
 from tasks.settings import Settings
@@ -44,27 +48,53 @@ PROVIDERS = {
 ACTIONS = b'<div class="detail-actions">'
 
 
-class FlowerRefused(Exception):
+class FlowerRefused(SettingsError):
     """Flower would start open, or cannot start. The text says which setting is missing."""
 
 
-def launch(settings: Settings, arguments: tuple[str, ...] = ()) -> None:
-    """Runs Flower until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
+def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
+    """Runs Flower for this app until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
     found = options(settings)
-    from tasks.celery import app
-
+    guard()
     if not any(argument.startswith(("--port", "--address")) for argument in arguments):
         print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
-    config = Path(__file__).with_name("flowerconfig.py")
-    app.start(["flower", f"--conf={config}", *arguments])
+    app.start(["flower", *arguments])
+
+
+def guard() -> None:
+    """From here on the command `flower` has our settings as its defaults, and runs a ClosedFlower. Twice is once.
+
+    The command raises SettingsError, FlowerRefused among them.
+    """
+    if flower.command.Flower is ClosedFlower:
+        return
+    flower.command.Flower = ClosedFlower
+    theirs: Callable[..., None] = flower.command.flower.callback
+
+    def ours(**arguments: Any) -> None:
+        for name, value in options(load_fleet()).items():
+            setattr(flower.command.options, name, value)
+        theirs(**arguments)
+
+    flower.command.flower.callback = ours
+
+
+class ClosedFlower(Flower):  # type: ignore[misc]
+    """Flower with our handlers. Raises FlowerRefused when its options, from wherever they came, let anybody in."""
+
+    def __init__(self, options: Any, **others: Any) -> None:
+        if options.auth:
+            _refuse_everybody(options.auth)
+        else:
+            _refuse_open(options.basic_auth or ())
+        _extend()
+        super().__init__(options=options, **others)
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Flower's options, and its handlers extended. Raises FlowerRefused when anybody could enter."""
-    found = _authentication(settings)
-    _extend()
+    """Flower's options. Raises FlowerRefused when anybody could enter."""
     return {
-        **found,
+        **_authentication(settings),
         "address": settings.flower_host,
         "port": settings.flower_port,
         "tasks_columns": "name,state,kwargs,received,started,runtime,retries,exception,worker,uuid",
@@ -75,21 +105,10 @@ def options(settings: Settings) -> dict[str, Any]:
 
 def _authentication(settings: Settings) -> dict[str, Any]:
     people = [part.strip() for part in settings.flower_basic_auth.get_secret_value().split(",") if part.strip()]
-    if people:
-        for person in people:
-            user, _, password = person.partition(":")
-            if not user or len(password) < BASIC_AUTH_PASSWORD_MIN:
-                raise FlowerRefused(
-                    "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
-                    f"{BASIC_AUTH_PASSWORD_MIN} characters"
-                )
-        return {"basic_auth": people}
     provider = settings.flower_oauth_provider
-    if not provider:
-        raise FlowerRefused(
-            "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
-            "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
-        )
+    if people or not provider:
+        _refuse_open(people)
+        return {"basic_auth": people}
     needed = {
         "auth": settings.flower_oauth_emails,
         "oauth2_key": settings.flower_oauth_key,
@@ -99,9 +118,32 @@ def _authentication(settings: Settings) -> dict[str, Any]:
     missing = [name for name, value in needed.items() if not value]
     if missing:
         raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_PROVIDER={provider} also needs values for {', '.join(missing)}")
-    if re.match(needed["auth"], "somebody@anywhere.invalid"):
-        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS lets everybody in")
+    _refuse_everybody(needed["auth"])
     return {**needed, "auth_provider": PROVIDERS[provider]}
+
+
+def _refuse_open(people: Sequence[str]) -> None:
+    if not people:
+        raise FlowerRefused(
+            "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
+            "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
+        )
+    for person in people:
+        user, _, password = person.partition(":")
+        if not user or len(password) < BASIC_AUTH_PASSWORD_MIN:
+            raise FlowerRefused(
+                "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
+                f"{BASIC_AUTH_PASSWORD_MIN} characters"
+            )
+
+
+def _refuse_everybody(emails: str) -> None:
+    try:
+        everybody = re.match(emails, "somebody@anywhere.invalid")
+    except re.error as error:
+        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is no regular expression: {error}") from error
+    if everybody:
+        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS lets everybody in")
 
 
 def _extend() -> None:
@@ -171,7 +213,7 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         )
 
     def _retry(self, batch_id: str, by: str) -> tuple[int, str]:
-        settings = load()
+        settings = load_fleet()
         client = connect(settings)
         try:
             return 200, retry(Coordination(client, settings), batch_id, by)
@@ -202,8 +244,3 @@ class GuardedMetrics(Metrics):  # type: ignore[misc]
     async def get(self) -> None:
         """The same text, for those who may enter."""
         await super().get()
-
-
-def load() -> Settings:
-    """The fleet's settings as they are now."""
-    return load_fleet()

@@ -10,17 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Task
-from celery.utils.log import get_task_logger
 
 from tasks.celery import app
-from tasks.names import ControlTask, flush_task
-from tasks.observe import metrics
+from tasks.names import flush_task
 from tasks.run import run
-from tasks.tools import tools
-from tasks.wire import ChordName, SinkName, batch_id_of
-
-log = get_task_logger(__name__)
-NOBODY = "nobody"
+from tasks.wire import SinkName
 
 # Bounded by `put_off`, which knows the deadline; Celery's own counter must not cut in.
 OPTIONS: dict[str, Any] = {
@@ -60,28 +54,3 @@ def flush_datadog(self: Task[Any, Any], *, batch: str, task: str, until: int) ->
 def flush_dead_letter(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
     """Rejected messages to the dead-letter topic."""
     return run(self, batch, task, until)
-
-
-@app.task(name=ControlTask.COMPLETE.value, bind=True, ignore_result=True, acks_late=True)
-def complete(self: Task[Any, Any]) -> str:
-    """All tasks of the chord returned: tells the reader, if their marks say so too."""
-    return tell(str(self.request.id), unexplained="has no done mark")
-
-
-@app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
-def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """A task of the chord gave up, or Celery lost its answer: the marks say which."""
-    return tell(chord_id, unexplained="ended without an error message")
-
-
-def tell(chord_id: str, *, unexplained: str) -> str:
-    """Tells the batch's reader how the stage stands; the marks decide, not who asks."""
-    mine, chord = tools.get(), ChordName.parse(chord_id)
-    report = mine.staging.report(chord, unexplained=unexplained)
-    if report is None:
-        metrics.observe_completion(NOBODY)
-        log.warning("no reader waits for %s of %s any more", chord.stage, batch_id_of(chord.batch))
-        return NOBODY
-    mine.coordination.tell(report.reader, report.completion)
-    metrics.observe_completion(report.completion.kind)
-    return report.completion.kind.value

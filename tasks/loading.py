@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin
 
+import click
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError as UnreadableSetting
@@ -25,8 +27,17 @@ from tasks.units import MiB
 OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
 
 
-class SettingsError(Exception):
-    """Settings that cannot be used. The text has one line a mistake: the name, the value, what is allowed."""
+class SettingsError(click.ClickException):
+    """Settings that cannot be used. The text has one line per mistake: the name, the value, what is allowed.
+
+    Commands let it pass, ours and those of `celery`: click prints the text alone and exits with 2.
+    """
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Called by click, at the end of the command."""
+        click.echo(self.message, file=file or sys.stderr)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -47,6 +58,9 @@ def load_strictly(kind: type[SettingsT]) -> SettingsT:
 
 
 def _load(kind: type[SettingsT], mistakes: list[str]) -> SettingsT:
+    path = os.environ.get(FILE_VARIABLE)
+    if path and not Path(path).is_file():
+        raise SettingsError(f"wrong settings:\n  {FILE_VARIABLE}={path}: there is no such file")
     try:
         loaded = cast("Callable[[], SettingsT]", kind)()
     except ValidationError as error:

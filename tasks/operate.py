@@ -1,32 +1,25 @@
 """What an operator does to a parked batch, from Flower, its API or the command line: retry it, or give it up.
 
-    POST /api/task/async-apply/retry_batch     {"args": ["<batch id>"], "kwargs": {"by": "me"}}
-    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"], "kwargs": {"reason": "...", "by": "me"}}
-
 The batch belongs to its reader: both only tell it what the operator wants, on its stream. Each deed is in the
 audit stream `{prefix}:audit`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from celery.utils.log import get_task_logger
-
-from tasks.celery import app
 from tasks.coordination import Coordination
+from tasks.kafka.letters import ABANDONED, Label, Origin
 from tasks.kafka.ranges import Bounds, Range, RangeReader
 from tasks.kafka.records import Record
-from tasks.names import ControlTask
 from tasks.settings import Settings
 from tasks.sinks.base import Sink
-from tasks.tools import tools
 from tasks.units import MiB
-from tasks.wire import Completion, CompletionKind, DeadLetter, SinkName
+from tasks.wire import Completion, CompletionKind, DeadLetter
 
-log = get_task_logger(__name__)
-REASON = "abandoned"
+log = logging.getLogger(__name__)
 READ = Bounds(seconds_max=60.0)
 LETTERS_BYTES_MAX = 8 * MiB
 SILENT_SECONDS_MAX = 60.0
@@ -38,19 +31,6 @@ class NotParked(Exception):
 
 class ReaderGone(Exception):
     """The batch's reader is not heard of. The partition's next owner parks the batch anew if it fails again."""
-
-
-@app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
-def retry_batch(batch_id: str, by: str = "unknown") -> str:
-    """Asks the batch's reader to try it now instead of at its next backoff."""
-    return retry(tools.get().coordination, batch_id, by)
-
-
-@app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
-def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
-    """Moves the batch's messages to the dead letters and tells its reader to go on without it."""
-    mine = tools.get()
-    return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 
 
 def retry(coordination: Coordination, batch_id: str, by: str) -> str:
@@ -108,22 +88,19 @@ def _reader_of(coordination: Coordination, batch_id: str) -> str:
 
 
 def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
-    """The original message with headers that say what became of it."""
-    ours = {
-        "reason": REASON,
-        "error": error,
-        "topic": record.topic,
-        "partition": str(record.partition),
-        "offset": str(record.offset),
-        "batch_id": batch_id,
-        "first_seen": str(record.timestamp_ms),
-    }
-    originals = tuple(pair for pair in record.headers if pair[0] not in ours)
-    encoded = tuple((name, text.encode()) for name, text in ours.items())
-    return DeadLetter(record.key, record.value, originals + encoded, record.offset)
+    """The original message, labelled with what became of it."""
+    label = Label(
+        reason=ABANDONED,
+        error=error,
+        origin=Origin(record.topic, record.partition, record.offset),
+        batch_id=batch_id,
+        first_seen_ms=record.timestamp_ms,
+        originals=record.headers,
+    )
+    return DeadLetter(record.key, record.value, label.encode(), record.offset)
 
 
 def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]) -> None:
     if letters:
-        token = f"{batch_id}:{REASON}:{letters[0].offset}"
+        token = f"{batch_id}:{ABANDONED}:{letters[0].offset}"
         dead_letters.write(letters, token, settings.sink_timeout_seconds)

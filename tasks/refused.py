@@ -1,60 +1,108 @@
 """An item that its sink refused, as a dead letter, and back again for a replay.
 
-Headers: reason `sink_refused`, sink, error, kind (blob, row, metric), item (the item's own name within the sink),
-topic, partition, offset (of the message it was made from; -1 for metrics, which are made of a whole batch),
-batch_id. Nothing of the clock is in it, so that the same refusal is the same record.
+Nothing of the clock is in such a letter, so that the same refusal is the same record. What a letter names is data
+from a topic: `revive` takes only the sinks, kinds, tables and forms of names that this code writes itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 
 import msgspec
 
 from tasks.errors import shortened
-from tasks.wire import Blob, DeadLetter, Item, Manifest, Metric, Row
+from tasks.kafka.letters import NO_OFFSET, REFUSED, Kind, Label, Origin, Refusal
+from tasks.wire import TABLES_OF_SINK, Blob, DeadLetter, Item, Manifest, Metric, Row, SinkName
 
-REASON = "sink_refused"
-NO_OFFSET = -1
+KIND_OF_SINK = {
+    SinkName.GCS: Kind.BLOB,
+    SinkName.CLICKHOUSE: Kind.ROW,
+    SinkName.BIGQUERY: Kind.ROW,
+    SinkName.DATADOG: Kind.METRIC,
+}
+OBJECT = re.compile(r"[0-9]{1,5}/[0-9]{1,20}/[0-9a-f]{32}/[0-9]{1,20}")
+PACKED = re.compile(r"[0-9]{1,5}/packed/(?P<batch>[^/]+)/[0-9]{1,10}-[0-9a-f]{32}")
+ROW_ID_CHARACTERS_MAX = 1024
 
 
 def dead_letter(item: Item, manifest: Manifest, sink: str, error: str) -> DeadLetter:
     """The record for the dead-letter topic. A refused dead letter has no other place to go: not accepted here."""
     assert not isinstance(item, DeadLetter), item.offset
     if isinstance(item, Blob):
-        kind, name, value, offset = "blob", item.name, bytes(item.content), item.offset
+        kind, value, offset = Kind.BLOB, bytes(item.content), item.offset
     elif isinstance(item, Row):
-        kind, name, value, offset = "row", f"{item.table}/{item.id}", bytes(item.json), item.offset
+        kind, value, offset = Kind.ROW, bytes(item.json), item.offset
     else:
-        kind, name, value, offset = "metric", item.name, msgspec.json.encode(item), NO_OFFSET
-    headers = {
-        "reason": REASON,
-        "sink": sink,
-        "error": shortened(error),
-        "kind": kind,
-        "item": name,
-        "topic": manifest.topic,
-        "partition": str(manifest.partition),
-        "offset": str(offset),
-        "batch_id": manifest.batch_id,
-    }
-    encoded = tuple((name, text.encode()) for name, text in headers.items())
-    return DeadLetter(None, value, encoded, offset)
+        kind, value, offset = Kind.METRIC, msgspec.json.encode(item), NO_OFFSET
+    label = Label(
+        reason=REFUSED,
+        error=shortened(error),
+        origin=Origin(manifest.topic, manifest.partition, offset),
+        batch_id=manifest.batch_id,
+        refusal=Refusal(sink, kind, name_of(item)),
+    )
+    return DeadLetter(None, value, label.encode(), offset)
 
 
-def revive(sink: str, value: bytes, headers: Mapping[str, bytes | None]) -> Item:
-    """The item again, to be written to `sink`. Raises ValueError for a letter that is no refused item."""
+def name_of(item: Item) -> str:
+    """An item's name within its sink. Rows of one batch and table have different ones."""
+    if isinstance(item, Blob | Metric):
+        return item.name
+    return f"{item.table}/{item.id}" if isinstance(item, Row) else f"offset {item.offset}"
 
-    def text(name: str) -> str:
-        return (headers.get(name) or b"").decode("utf-8", "replace")
 
-    kind, name = text("kind"), text("item")
-    offset = int(text("offset") or NO_OFFSET)
-    if kind == "blob":
-        return Blob(name, value, offset)
-    if kind == "row" and "/" in name:
-        table, row_id = name.split("/", 1)
-        return Row(table, row_id, value, offset)
-    if kind == "metric":
-        return msgspec.json.decode(value, type=Metric)
-    raise ValueError(f"not an item that {sink} refused: kind {kind!r}, item {name!r}")
+def revive(label: Label, value: bytes) -> tuple[SinkName, Item]:
+    """The sink, and the item as the letter has it. Raises ValueError for what this code cannot have written."""
+    refusal, offset = label.refusal, label.origin.offset
+    if refusal is None:
+        raise ValueError(f"not an item that a sink refused, but a message ({label.reason})")
+    sink = next((sink for sink in KIND_OF_SINK if sink == refusal.sink), None)
+    if sink is None or refusal.kind != KIND_OF_SINK[sink]:
+        raise ValueError(f"no sink {refusal.sink!r} takes items of the kind {refusal.kind!r}")
+    match KIND_OF_SINK[sink]:
+        case Kind.BLOB:
+            return sink, Blob(_object_name(refusal.item, label.batch_id), value, offset)
+        case Kind.ROW:
+            table, row_id = _row_name(sink, refusal.item)
+            return sink, Row(table, row_id, _json_object(value), offset)
+        case Kind.METRIC:
+            return sink, _metric(refusal, value)
+
+
+def _object_name(name: str, batch_id: str) -> str:
+    packed = PACKED.fullmatch(name)
+    if not OBJECT.fullmatch(name) and (packed is None or packed["batch"] != batch_id):
+        raise ValueError(f"{name!r} is not the name of an object of batch {batch_id!r}")
+    return name
+
+
+def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
+    """Table and id. The table is the constant of that name, not the letter's text."""
+    named, _, row_id = item.partition("/")
+    table = next((table for table in TABLES_OF_SINK[sink] if table == named), None)
+    if table is None:
+        raise ValueError(f"{sink} has no table {named!r}")
+    if not 0 < len(row_id) <= ROW_ID_CHARACTERS_MAX:
+        raise ValueError(f"a row's id has 1 to {ROW_ID_CHARACTERS_MAX} characters, not {len(row_id)}")
+    return table, row_id
+
+
+def _json_object(value: bytes) -> bytes:
+    """One object on one line: a second one would be a second row."""
+    try:
+        msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"the row is not a JSON object: {error}") from None
+    if b"\n" in value or b"\r" in value:
+        raise ValueError("the row is not on one line")
+    return value
+
+
+def _metric(refusal: Refusal, value: bytes) -> Metric:
+    try:
+        metric = msgspec.json.decode(value, type=Metric)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"not a metric: {error}") from None
+    if metric.name != refusal.item:
+        raise ValueError(f"the metric is called {metric.name!r}, its letter names {refusal.item!r}")
+    return metric

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
@@ -213,6 +215,34 @@ class Settings(BaseSettings):
         return (
             tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_is_an_address(cls, value: SecretStr) -> SecretStr:
+        form = "redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+        try:
+            url = urlsplit(value.get_secret_value())
+            well_formed = url.scheme in ("redis", "rediss") and url.port != 0
+        except (
+            ValueError
+        ):  # a port that is no number, a bracket that is not closed; the text may hold the password
+            well_formed = False
+        if not well_formed or not re.fullmatch(r"/?\d*", url.path):
+            raise ValueError(f"is not of the form {form}")
+        return value
+
+    @model_validator(mode="after")
+    def _files_of_redis_and_celery_are_there(self) -> Self:
+        signing = (self.task_security_key_file, self.task_security_certificate_file, self.task_security_store)
+        if any(signing) and not all(signing):
+            raise ValueError(
+                "task_security_key_file, task_security_certificate_file, task_security_store: set all or none"
+            )
+        for name in ("redis_tls_ca_file", "task_security_key_file", "task_security_certificate_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not os.access(path, os.R_OK):
+                raise ValueError(f"{ENV_PREFIX}{name.upper()}={path}: there is no such file, or it cannot be read")
+        return self
 
     @model_validator(mode="after")
     def _packed_objects_have_an_index(self) -> Self:

@@ -71,6 +71,13 @@ class SinkName(StrEnum):
         return Stage.BLOBS if self is SinkName.GCS else Stage.ROWS
 
 
+TABLES_OF_SINK = {
+    SinkName.CLICKHOUSE: ("replays", "replay_segments", "replay_outcomes", "replay_objects"),
+    SinkName.BIGQUERY: ("replay_events",),
+}
+"""The tables that rows are written to. A sink takes rows of no other: such a name never is data from outside."""
+
+
 # ------------------------------------------------------------------------------------------------------ Items
 
 

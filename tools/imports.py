@@ -65,7 +65,7 @@ TABLE: tuple[Package, ...] = (
     Package(
         ("tasks.loading", "tasks.settings"),
         ours=("tasks.units", "tasks.wire"),
-        libraries={EVERYWHERE: ("pydantic", "pydantic_settings")},
+        libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
     ),
     Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
     Package(
@@ -159,7 +159,6 @@ TABLE: tuple[Package, ...] = (
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
             "check": ("confluent_kafka",),
-            "dlq": ("confluent_kafka",),
             "erase": ("google", "urllib3"),
             "reconcile": ("google", "redis"),
             "status": ("redis",),

@@ -12,8 +12,10 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ingest.cli.common import as_json, by_option, coordination_of, fail, redis_answers, settings
+from ingest.operate.text import cleaned
 
 
 @click.group()
@@ -51,16 +53,10 @@ def dlq_ls(
             counts[letter.reason, letter.sink] += 1
             if len(rows) < limit:
                 rows.append(letter.as_dict())
-                topic, partition, offset = letter.origin
-                place = f"{topic}-{partition}-{offset}"
-                table.add_row(
-                    letter.id,
-                    letter.reason,
-                    letter.sink,
-                    place,
-                    "yes" if letter.replayed else "",
-                    letter.error[:80],
-                )
+                shown = (letter.reason, letter.sink, str(letter.label.origin))
+                error = Text(cleaned(letter.label.error[:80]))
+                texts = [Text(cleaned(text)) for text in shown]
+                table.add_row(letter.id, *texts, "yes" if letter.replayed else "", error)
     except DeadLettersUnavailable as error:
         fail(str(error))
     if as_json:
@@ -70,7 +66,7 @@ def dlq_ls(
     console = Console()
     console.print(table)
     for (name, sink_name), count in counts.most_common():
-        console.print(f"{count:>8}  {name}{f' by {sink_name}' if sink_name else ''}", highlight=False)
+        click.echo(f"{count:>8}  {cleaned(name)}{f' by {cleaned(sink_name)}' if sink_name else ''}")
 
 
 @dlq.command("show")
@@ -99,9 +95,9 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         click.echo(json.dumps({**letter.as_dict(), "content": content}))
         return
     for name, value in letter.as_dict().items():
-        click.echo(f"{name:<12} {value}")
+        click.echo(f"{name:<13} {cleaned(str(value))}")
     if content is None:
-        click.echo(letter.value[:2000].decode("utf-8", "replace"))
+        click.echo(cleaned(letter.value[:2000].decode("utf-8", "replace")))
     else:
         Console().print(render(content))
 
@@ -111,6 +107,11 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Without any other choice: really all of them.")
 @click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 100_000), help="A second.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
+@click.option(
+    "--unverified",
+    is_flag=True,
+    help="Also items whose original message is no longer in its topic, as their letters have them.",
+)
 @by_option
 @as_json
 def dlq_replay(
@@ -121,10 +122,14 @@ def dlq_replay(
     everything: bool,
     rate: float,
     dry_run: bool,
+    unverified: bool,
     by: str,
     as_json: bool,
 ) -> None:
-    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them."""
+    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them.
+
+    An item is written as its original message makes it today, so that a forged letter cannot touch other data.
+    """
     from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
 
     if not (reason or sink or ids or everything):
@@ -133,13 +138,15 @@ def dlq_replay(
 
     def told(letter: Letter, outcome: str) -> None:
         if not as_json:
-            click.echo(f"{letter.id}  {letter.reason}  {outcome}")
+            click.echo(f"{letter.id}  {cleaned(letter.reason)}  {cleaned(outcome)}")
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     with redis_answers():
         coordination = coordination_of(loaded)
         try:
-            summary = replay(loaded, selection, per_second_max=rate, dry_run=dry_run, done=told)
+            summary = replay(
+                loaded, selection, per_second_max=rate, dry_run=dry_run, unverified=unverified, done=told
+            )
         except DeadLettersUnavailable as error:
             fail(str(error))
         if not dry_run:

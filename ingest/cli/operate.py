@@ -109,12 +109,10 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
     """Flower with a retry button, never without a password. Further ARGUMENTS are Flower's own."""
-    from tasks.flower import FlowerRefused, launch
+    from tasks.celery import app
+    from tasks.flower import launch
 
-    try:
-        launch(settings(), arguments)
-    except FlowerRefused as refused:
-        fail(str(refused))
+    launch(app, settings(), arguments)
 
 
 # Parked batches

@@ -1,4 +1,4 @@
-"""Numbers and times as people read and type them: one way each, for every command and page."""
+"""Numbers, times and text from outside as people read them, ages as they type them: one way each, everywhere."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def clock_text(seconds: float) -> str:
 def utc_text(seconds: float | None) -> str:
     """Unix seconds as UTC: `2026-05-01 12:00:03`, nothing for None."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def cleaned(text: str) -> str:
+    """Text from outside, fit for a terminal: no control characters, escapes or changes of direction."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def runs_text(numbers: Iterable[int]) -> str:

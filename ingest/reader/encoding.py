@@ -14,6 +14,7 @@ import xxhash
 
 from ingest.core.model import Batch, Reject, Stage
 from ingest.core.packing import pack
+from tasks.kafka.letters import Label, Origin
 from tasks.wire import DeadLetter, Item, Manifest, SinkName, TaskEntry, TaskName, chunks, encode_items
 
 
@@ -102,16 +103,13 @@ def items_of(batch: Batch, sink: SinkName) -> list[Item]:
 
 
 def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:
-    """The original record with headers that say what became of it. Ours come last and win."""
-    ours = {
-        "reason": reject.reason,
-        "error": reject.error,
-        "topic": batch.source.topic,
-        "partition": str(batch.source.partition),
-        "offset": str(reject.offset),
-        "batch_id": batch.id,
-        "first_seen": str(reject.first_seen_ms),
-    }
-    originals = tuple((name, value) for name, value in reject.headers if name not in ours)
-    encoded = tuple((name, text.encode()) for name, text in ours.items())
-    return DeadLetter(reject.key, reject.value, originals + encoded, reject.offset)
+    """The original record, labelled with what became of it."""
+    label = Label(
+        reason=reject.reason,
+        error=reject.error,
+        origin=Origin(batch.source.topic, batch.source.partition, reject.offset),
+        batch_id=batch.id,
+        first_seen_ms=reject.first_seen_ms,
+        originals=reject.headers,
+    )
+    return DeadLetter(reject.key, reject.value, label.encode(), reject.offset)

@@ -53,10 +53,7 @@ def reader_id(settings: Settings) -> str:
 def run(settings: Settings) -> int:
     """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted."""
     logs.configure(settings)
-    try:
-        telemetry.configure(settings, service="replays-reader")
-    except telemetry.TelemetryMissing as missing:
-        raise ReaderFailed(str(missing)) from missing
+    telemetry.configure(settings, service="replays-reader")
     reader = Reader(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reader.shut_down())

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.settings import Settings
+from tasks.units import KiB, MiB
 
 CLIENT_ID = "replays-ingest"
 SECRET_WORDS = ("password", "secret", "key.pem", "jaas", "token", "oauthbearer.config")
 REDACTED = "***"
+PRODUCED_BYTES_MAX = 64 * MiB
+QUEUED_MESSAGES_MAX = 10_000
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
@@ -38,6 +41,23 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
     }
     options |= {name: str(value) for name, value in wanted.items() if value}
     return options | settings.kafka_options
+
+
+def producer_options(settings: Settings) -> dict[str, Any]:
+    """librdkafka's properties for dead letters and their replay. What keeps them safe cannot be overridden."""
+    return {
+        "linger.ms": 5,
+        "compression.type": "lz4",
+        "message.max.bytes": PRODUCED_BYTES_MAX,
+        "queue.buffering.max.kbytes": PRODUCED_BYTES_MAX // KiB + 1,
+        "queue.buffering.max.messages": QUEUED_MESSAGES_MAX,
+        "delivery.timeout.ms": int(settings.sink_timeout_seconds * 1000),
+        **kafka_options(settings),
+        "acks": "all",
+        "enable.idempotence": True,
+        # Statistics that nobody polls for pile up in an idle producer.
+        "statistics.interval.ms": 0,
+    }
 
 
 def without_secrets(options: dict[str, Any]) -> dict[str, Any]:

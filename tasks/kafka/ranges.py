@@ -217,6 +217,9 @@ class RangeReader:
         self._seek(wanted.partition, position)
         while position < wanted.stop:
             message = self._next(wanted, position, budget)
+            if message is None:
+                self.gone[wanted.partition] += wanted.stop - position
+                return
             error, offset = message.error(), message.offset() or 0
             if error is None:
                 if wanted.stop == END:
@@ -234,8 +237,9 @@ class RangeReader:
             else:
                 position = self._skip_what_is_gone(wanted, position)
 
-    def _next(self, wanted: Range, position: int, budget: _Budget) -> Message:
-        """The next record, the end of the log, or the answer that `position` is not in it."""
+    def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
+        """The next record, the end of the log, or the answer that `position` is not in it; None when nothing says
+        so, but the log ends below it."""
         silent_seconds = 0.0
         while True:
             began = time.monotonic()
@@ -252,6 +256,8 @@ class RangeReader:
             if error is not None:
                 self._hear(error)
             self._raise_if_refused()
+            if silent_seconds > 2 * POLL_SECONDS and self._is_beyond_the_end(wanted.partition, position):
+                return None
             if silent_seconds > self._bounds.silent_seconds_max:
                 heard = f" ({self._heard})" if self._heard else ""
                 raise KafkaAway(
@@ -269,6 +275,10 @@ class RangeReader:
         if first < wanted.stop:
             self._seek(wanted.partition, first)
         return first
+
+    def _is_beyond_the_end(self, partition: int, position: int) -> bool:
+        """The embedded broker answers a fetch beyond its log with nothing, as if more were to come."""
+        return 0 <= self._end(partition) < position and self.held(partition).stop < position
 
     def _end(self, partition: int) -> int:
         """The end of the partition as the last fetch saw it."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tasks.loading import SettingsError
 from tasks.observe.logs import clean
 from tasks.settings import Settings
 
@@ -17,7 +18,7 @@ HEADER = "traceparent"
 SCOPE = "replays-ingest"
 
 
-class TelemetryMissing(Exception):
+class TelemetryMissing(SettingsError):
     """A setting asks for a package that is not installed. The text says which extra has it."""
 
 

@@ -120,7 +120,11 @@ def _on_logging(**_: Any) -> None:
 
 def _on_worker(**_: Any) -> None:
     """In the main process, and again in each process of the pool: exporters have threads, which do not fork."""
-    telemetry.configure(load_fleet(), service="replays-worker")
+    try:
+        telemetry.configure(load_fleet(), service="replays-worker")
+    except telemetry.TelemetryMissing as missing:
+        missing.show()
+        raise SystemExit(missing.exit_code) from missing  # Celery would log any other exception, and go on
 
 
 def _on_end(**_: Any) -> None:

@@ -66,7 +66,7 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple
     (letter,) = letters(system, "bigquery")
 
     assert "outside the allowed bounds" in letter["error"]
-    assert letter["headers"]["item"].startswith(f"replay_events/{OLD_ID}")
+    assert letter["item"].startswith(f"replay_events/{OLD_ID}")
     assert_is_about(letter, old)
     assert objects_named(system, OLD_ID) == 1
 
@@ -83,7 +83,7 @@ def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_get
     system, _, banned = poisoned
     (letter,) = letters(system, "clickhouse")
     assert "banned" in letter["error"]
-    assert letter["headers"]["item"].startswith("replay_segments/")
+    assert letter["item"].startswith("replay_segments/")
     assert_is_about(letter, banned)
     assert rows_of_banned(system, "replays") == 1  # the same message's row in the other table
     assert rows_of_banned(system, "replay_segments") == 0
@@ -119,11 +119,10 @@ def letters(system: System, sink: str) -> list[dict[str, Any]]:
 
 def assert_is_about(letter: dict[str, Any], where: Place) -> None:
     """The letter names its message, and its batch held many others."""
-    headers = letter["headers"]
     assert letter["reason"] == "sink_refused"
-    assert (int(headers["partition"]), int(headers["offset"])) == tuple(where)
-    start, stop = headers["batch_id"].split("-")[-2:]
-    assert int(stop) - int(start) > 20, headers["batch_id"]
+    assert tuple(int(number) for number in letter["origin"].split("-")[-2:]) == tuple(where)
+    start, stop = letter["batch_id"].split("-")[-2:]
+    assert int(stop) - int(start) > 20, letter["batch_id"]
 
 
 def committed(system: System, where: Place) -> int:

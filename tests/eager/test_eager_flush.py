@@ -11,6 +11,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.kafka.letters import decode
 from tasks.wire import SinkName
 from tests.kit.batches import make_batch
 from tests.kit.eager_fleet import Eager
@@ -31,13 +32,16 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
 
 
 def test_a_dead_letter_says_what_became_of_the_message(eager: Eager) -> None:
-    """The original record, its own headers, then ours."""
+    """The original record, with headers of ours alone: its own are inside one of them."""
     eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
 
     (letter,) = eager.sink("dead_letter").dead_letters
     assert (letter.key, bytes(letter.value)) == (b"k", b"not msgpack")
-    assert dict(letter.headers) == {
-        "traceparent": b"00-1",
+    label = decode(letter.headers)
+    assert label is not None
+    assert label.originals == (("traceparent", b"00-1"),)
+    assert {name: value for name, value in letter.headers if name != "originals"} == {
+        "version": b"2",
         "reason": b"not_msgpack",
         "error": b"bad",
         "topic": b"ingest-replay-recordings",
@@ -93,6 +97,7 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
     (letter,) = eager.sink("dead_letter").dead_letters
     headers = {name: (value or b"").decode() for name, value in letter.headers}
     assert headers == {
+        "version": "2",
         "reason": "sink_refused",
         "sink": "bigquery",
         "error": "no such field: x",

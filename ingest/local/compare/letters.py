@@ -7,6 +7,7 @@ import hashlib
 from ingest.local.compare.report import ReconcileError
 from ingest.local.load.expectation import Letter, Place
 from ingest.settings import Settings
+from tasks.kafka.letters import decode
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader
 
 
@@ -17,12 +18,12 @@ def read_letters(settings: Settings, deadline_seconds: float = 60.0) -> tuple[di
     try:
         with RangeReader(settings, settings.dlq_topic, bounds=Bounds(seconds_max=deadline_seconds)) as topic:
             for record in topic.read_all():
-                headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-                if "sink" in headers or "reason" not in headers:
+                label = decode(record.headers)
+                if label is None or label.refusal is not None:
                     continue
-                place = (headers["topic"], int(headers["partition"]), int(headers["offset"]))
+                place = (label.origin.topic, label.origin.partition, label.origin.offset)
                 repeats += place in found
-                found[place] = Letter(headers["reason"], hashlib.sha256(record.value).hexdigest())
+                found[place] = Letter(label.reason, hashlib.sha256(record.value).hexdigest())
     except RangeError as error:
         raise ReconcileError(str(error)) from error
     return found, repeats

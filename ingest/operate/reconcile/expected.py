@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from ingest.core.model import Batch, CutReason, Message, OffsetRange, Outcome, Reject, Segment
+from ingest.core.model import Batch, Message, OffsetRange, Outcome, Segment
 from ingest.core.parse import parse
 from ingest.core.parse.rows import believable
 from ingest.operate.dlq import Selection, letters
 from ingest.operate.reconcile.account import Account, ReconcileFailed
 from ingest.operate.reconcile.topic import Span
+from ingest.operate.remake import batch_of
 from ingest.reader.configuration import rules_of
 from ingest.reader.encoding import items_of
 from ingest.reader.parsing.inline import shed
@@ -26,6 +27,7 @@ from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.reader.tenant_rules import TenantStore
 from ingest.settings import Settings
 from tasks.connection import connect
+from tasks.refused import name_of
 from tasks.wire import Blob, DeadLetter, Item, Row, SinkName
 
 LETTERS_MAX = 1_000_000
@@ -43,15 +45,14 @@ class GivenUp:
         self.items: set[tuple[str, str]] = set()
         limits = {span.partition: (span.start, span.stop) for span in spans}
         for letter in letters(settings, Selection(include_replayed=True)):
-            topic, partition, offset = letter.origin
-            start, stop = limits.get(partition, (0, 0))
-            if topic != settings.kafka_topic or (not start <= offset < stop and not letter.sink):
+            origin = letter.label.origin
+            start, stop = limits.get(origin.partition, (0, 0))
+            if origin.topic != settings.kafka_topic or (not start <= origin.offset < stop and not letter.sink):
                 continue
             if letter.sink:
-                item = dict(letter.headers).get("item") or b""
-                self.items.add((letter.sink, item.decode("utf-8", "replace")))
+                self.items.add((letter.sink, letter.item))
             else:
-                self.messages.add((partition, offset))
+                self.messages.add((origin.partition, origin.offset))
             if len(self.messages) + len(self.items) > LETTERS_MAX:
                 raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: take a smaller range")
 
@@ -82,15 +83,8 @@ class Expected:
         """What these messages, of one partition and in order, should have become."""
         outcomes = [(message.offset, self._outcome(message)) for message in messages]
         segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
-        batch = Batch(
-            messages[0].source,
-            0,
-            OffsetRange(messages[0].offset, messages[-1].offset + 1),
-            tuple(segments.values()),
-            tuple(outcome for _, outcome in outcomes if isinstance(outcome, Reject)),
-            0,
-            CutReason.COUNT,
-        )
+        offsets = OffsetRange(messages[0].offset, messages[-1].offset + 1)
+        batch = batch_of(messages[0].source, offsets, (outcome for _, outcome in outcomes))
         self._account.messages += len(messages)
         self._account.segments += len(batch.segments)
         self._account.rejects += len(batch.rejects)
@@ -122,15 +116,6 @@ class Expected:
                 account.expired += 1
                 return None
         return outcome
-
-
-def name_of(item: Item) -> str:
-    """As dead letters name it."""
-    if isinstance(item, Blob):
-        return item.name
-    if isinstance(item, Row):
-        return f"{item.table}/{item.id}"
-    return f"offset {offset_of(item)}"
 
 
 def offset_of(item: Item) -> int:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from ingest.operate.dlq import DeadLettersUnavailable
 from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, Missing, ReconcileFailed, Tally
-from ingest.operate.reconcile.expected import Chunk, Expected, name_of, offset_of
+from ingest.operate.reconcile.expected import Chunk, Expected, offset_of
 from ingest.operate.reconcile.presence import PRESENCES, Presence, Problem
 from ingest.operate.reconcile.repair import Repair
 from ingest.operate.reconcile.topic import RecordingsTopic, Scope
@@ -21,6 +21,7 @@ from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.errors import SinkError
 from tasks.kafka.ranges import RangeError
+from tasks.refused import name_of
 from tasks.wire import Item
 
 AUDIT_READ_MAX = 1000

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ingest.core.model import Message, TopicPartition
+from ingest.core.model import Message
+from ingest.operate.remake import message_of
 from ingest.settings import Settings
 from tasks.kafka.ranges import Bounds, Range, RangeReader
-from tasks.kafka.records import Record
 from tasks.units import MiB
 
 CHUNK_MESSAGES_MAX = 1000
@@ -117,7 +117,7 @@ class RecordingsTopic:
         for record in self._reader.read([Range(span.partition, span.start, span.stop)]):
             if not self._scope.holds(record.timestamp_ms):
                 continue
-            chunk.append(_message(record))
+            chunk.append(message_of(record))
             size_bytes += len(record.value)
             if len(chunk) >= CHUNK_MESSAGES_MAX or size_bytes >= CHUNK_BYTES_MAX:
                 yield chunk
@@ -125,15 +125,3 @@ class RecordingsTopic:
         span.gone += self._reader.gone.pop(span.partition, 0)
         if chunk:
             yield chunk
-
-
-def _message(record: Record) -> Message:
-    return Message(
-        source=TopicPartition(record.topic, record.partition),
-        epoch=0,
-        offset=record.offset,
-        value=record.value,
-        key=record.key,
-        headers=record.headers,
-        timestamp_ms=record.timestamp_ms,
-    )

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
@@ -39,9 +40,9 @@ from tasks.sinks.http.transfers import Connections, Method
 from tasks.sinks.outcome import Action, Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import MiB
-from tasks.wire import Row
+from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
-TABLES = ("replay_events",)
+TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
 
 # https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
 REQUEST_BYTES_MAX = 9 * MiB
@@ -99,7 +100,7 @@ class BigQuerySink:
     ) -> list[list[int]]:
         """One insertAll; notes what it did not take. Returns the halves of a request that was too large."""
         body = body_of(items, positions)
-        end = service.send(Method.POST, f"{table}/insertAll", body, ends_at)
+        end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
         found = end if isinstance(end, Trouble) else judged(end, len(positions))
         if not isinstance(found, Trouble):
             _note_refusals(table, positions, found, outcome)
@@ -135,7 +136,7 @@ class BigQuerySink:
         # Who may not look at the table may still write, and the good row says the most.
         if trouble is not None and trouble.blame is not Blame.CREDENTIALS:
             return trouble
-        end = service.send(Method.POST, f"{table}/insertAll", dry_insert(table), ends_at)
+        end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_insert(table), ends_at)
         return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
 
     def check(self) -> Report:

@@ -52,7 +52,7 @@ from tasks.sinks.http.transfers import Connections, Proxies
 from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.units import KiB, MiB
-from tasks.wire import Row
+from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
 COMPRESSION = "lz4"
 COMPRESS_FROM_BYTES = 4 * KiB
@@ -103,7 +103,10 @@ class ClickHouseSink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            write.table(table, positions)
+            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # its name goes into the statement
+                write.table(table, positions)
+            else:
+                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:

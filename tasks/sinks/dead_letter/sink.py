@@ -26,17 +26,15 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from tasks.errors import PermanentSinkError
-from tasks.kafka.options import kafka_options
+from tasks.kafka.options import kafka_options, producer_options
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
 from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
-from tasks.units import KiB, MiB
+from tasks.units import KiB
 from tasks.wire import DeadLetter
 
-MESSAGE_BYTES_MAX = 64 * MiB
-QUEUED_MESSAGES_MAX = 10_000
 POLL_SECONDS = 0.05
 LOG_LEVEL_NOTICE = 5  # of syslog; below it librdkafka tells standard error how it cleans up
 # Room for the headers that a dead letter has more than its original.
@@ -176,23 +174,6 @@ class DeadLetterSink:
         producer = self._producer.take()
         if producer is not None:
             producer.flush(min(5.0, self._settings.sink_timeout_seconds))
-
-
-def producer_options(settings: Settings) -> dict[str, Any]:
-    """librdkafka's properties for dead letters. What keeps them safe cannot be overridden."""
-    return {
-        "linger.ms": 5,
-        "compression.type": "lz4",
-        "message.max.bytes": MESSAGE_BYTES_MAX,
-        "queue.buffering.max.kbytes": MESSAGE_BYTES_MAX // KiB + 1,
-        "queue.buffering.max.messages": QUEUED_MESSAGES_MAX,
-        "delivery.timeout.ms": int(settings.sink_timeout_seconds * 1000),
-        **kafka_options(settings),
-        "acks": "all",
-        "enable.idempotence": True,
-        # Statistics that nobody polls for pile up in an idle producer.
-        "statistics.interval.ms": 0,
-    }
 
 
 def topic_config(admin: AdminClient, topic: str, timeout_seconds: float) -> dict[str, str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import subprocess
 import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,15 +31,21 @@ PASSWORD = "operator:correct-horse"
 Ask = Callable[..., tuple[int, str]]
 
 
+COMMANDS = {
+    "celery": [sys.executable, "-m", "celery", "-A", "tasks", "flower"],
+    "replays-ingest": [sys.executable, "-m", "ingest.cli", "flower"],
+}
+
+
 @pytest.fixture
-def flower(fleet: Fleet) -> Ask:
-    """A running Flower; `ask(path, body, **headers)` returns status and text."""
+def flower(fleet: Fleet, request: pytest.FixtureRequest) -> Ask:
+    """A running Flower, started by one of COMMANDS; `ask(path, body, **headers)` returns status and text."""
     port = free_port()
     environment = fleet.environment | {
         "REPLAYS_FLOWER_PORT": str(port),
         "REPLAYS_FLOWER_BASIC_AUTH": PASSWORD,
     }
-    command = [sys.executable, "-m", "celery", "-A", "tasks", "flower"]
+    command = COMMANDS[getattr(request, "param", "celery")]
     fleet.children.start("flower", command, env=environment, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     fleet.wait(lambda: answers_http(f"{address}/healthcheck"), "flower")
@@ -117,13 +126,50 @@ def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -
     assert fleet.next_event() == on.RetryRequested("ingest-replay-recordings-0-0-3")
 
 
+@pytest.mark.parametrize("flower", COMMANDS, indirect=True)
 def test_strangers_see_nothing(flower: Ask) -> None:
     """Pages, API and metrics ask for the password; the health check says OK to a probe."""
     for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
         assert flower(path, password=None)[0] == 401
         assert flower(path, password="operator:wrong-password")[0] == 401
     assert flower("/metrics")[0] == 200
+    assert flower("/retry-batch")[0] == 405  # ours is there; it takes a POST only
     assert flower("/healthcheck", password=None) == (200, "OK")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "environment", "file"),
+    [
+        ("celery", [], {"REPLAYS_FLOWER_BASIC_AUTH": ""}, ""),
+        ("replays-ingest", [], {"REPLAYS_FLOWER_BASIC_AUTH": ""}, ""),
+        ("celery", ["--basic_auth="], {}, ""),
+        ("replays-ingest", ["--basic_auth=me:short"], {}, ""),
+        ("celery", ["--basic_auth=operator:correct-horse,guest:"], {}, ""),
+        ("celery", [], {"FLOWER_BASIC_AUTH": ""}, ""),
+        ("celery", [], {}, "basic_auth = []"),
+    ],
+)
+def test_no_way_of_starting_it_leaves_it_open(
+    command: str, arguments: list[str], environment: dict[str, str], file: str, tmp_path: Path
+) -> None:
+    """given options that let anybody in, from settings, arguments, environment or a file, then it exits with 2"""
+    if file:
+        (tmp_path / "flowerconfig.py").write_text(file)
+    environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}
+
+    done = subprocess.run(
+        [*COMMANDS[command], *arguments],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stderr
+    assert "REPLAYS_FLOWER_" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingest.core import commands as do
@@ -14,6 +14,9 @@ from ingest.core.model import OffsetRange, Stage
 from ingest.settings import Settings
 from tasks.coordination import Coordination
 from tasks.errors import TransientSinkError
+from tasks.kafka.letters import Origin, decode
+from tasks.kafka.ranges import RangeReader
+from tasks.kafka.records import Headers
 from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
 from tests.kit.batches import make_batch
@@ -64,12 +67,13 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
 
     assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 were gone from the topic"
     assert fleet.next_event() == on.BatchAbandoned(batch_id, OffsetRange(1, 4), "schema is gone")
-    letters = consume(kafka_brokers, f"{topic}-dlq", 3)
+    letters = consume(settings, f"{topic}-dlq")
     assert [value for value, _ in letters] == [b"message 1", b"message 2", b"message 3"]
-    headers = letters[0][1]
-    assert (headers["reason"], headers["error"]) == (b"abandoned", b"schema is gone (by ann)")
-    assert (headers["topic"], headers["partition"], headers["offset"]) == (topic.encode(), b"0", b"1")
-    assert (headers["batch_id"], headers["trace"]) == (batch_id.encode(), b"t")
+    label = decode(letters[0][1])
+    assert label is not None
+    assert (label.reason, label.error) == ("abandoned", "schema is gone (by ann)")
+    assert (label.origin, label.batch_id) == (Origin(topic, 0, 1), batch_id)
+    assert label.originals == (("trace", b"t"),)
     (deed,) = coordination.audited()
     assert (deed["what"], deed["by"], deed["reason"], deed["messages"]) == (
         "abandon",
@@ -124,19 +128,7 @@ def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
     assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def consume(brokers: str, topic: str, count: int) -> list[tuple[bytes, dict[str, bytes]]]:
-    """The first `count` records of partition 0: values and headers."""
-    options = {"bootstrap.servers": brokers, "group.id": "test", "auto.offset.reset": "earliest"}
-    consumer = Consumer(options)
-    from confluent_kafka import TopicPartition
-
-    consumer.assign([TopicPartition(topic, 0, 0)])
-    found: list[tuple[bytes, dict[str, bytes]]] = []
-    for _ in range(200):
-        message = consumer.poll(0.2)
-        if message is not None and message.error() is None:
-            found.append((message.value(), dict(message.headers())))  # type: ignore[arg-type]
-        if len(found) == count:
-            break
-    consumer.close()
-    return found
+def consume(settings: Settings, topic: str) -> list[tuple[bytes, Headers]]:
+    """Value and headers of every record."""
+    with RangeReader(settings, topic) as reader:
+        return [(record.value, record.headers) for record in reader.read_all()]

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 
+from tasks.kafka.letters import REFUSED, Label, Origin, Refusal, decode
 from tasks.refused import dead_letter, revive
-from tasks.wire import Blob, Item, Manifest, Metric, Row
+from tasks.wire import Blob, DeadLetter, Item, Manifest, Metric, Row
 
 MANIFEST = Manifest("recordings-3-10-20", "digest", "recordings", 3, 10, 20, "reader", 1, ())
+REPLAY = "0123456789abcdef0123456789abcdef"
+METRIC = msgspec.json.encode(Metric("d", "size", 2.5, ()))
+
+
+def label_of(letter: DeadLetter) -> Label:
+    label = decode(letter.headers)
+    assert label is not None
+    return label
+
+
+def forged(sink: str, kind: str, item: str) -> Label:
+    """What somebody who can write the topic may put into a letter's headers."""
+    return Label(
+        REFUSED, "no", Origin("recordings", 3, 12), "recordings-3-10-20", refusal=Refusal(sink, kind, item)
+    )
 
 
 @pytest.mark.parametrize(
     ("sink", "item"),
     [
         ("clickhouse", Row("replays", "a/b/c", b'{"n": 1}', 12)),
-        ("gcs", Blob("30/2/abc/0", b"\x00\xff", 13)),
+        ("bigquery", Row("replay_events", "abc-0--1-rrweb_event_count", b'{"n": 1}', 12)),
+        ("gcs", Blob(f"30/2/{REPLAY}/0", b"\x00\xff", 13)),
+        ("gcs", Blob(f"30/packed/recordings-3-10-20/0-{REPLAY}", b"\x00\xff", 13)),
         ("datadog", Metric("d", "size", 2.5, ("a:b",))),
     ],
 )
@@ -22,13 +43,12 @@ def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
     """`revive` makes the same item of the letter's value and headers."""
     letter = dead_letter(item, MANIFEST, sink, "Cannot\nparse")
 
-    headers = dict(letter.headers)
+    label = label_of(letter)
 
-    assert revive(sink, bytes(letter.value), headers) == item
-    assert headers["reason"] == b"sink_refused"
-    assert headers["error"] == b"Cannot parse"
-    assert (headers["topic"], headers["partition"]) == (b"recordings", b"3")
-    assert headers["batch_id"] == b"recordings-3-10-20"
+    assert revive(label, bytes(letter.value)) == (sink, item)
+    assert (label.reason, label.error) == ("sink_refused", "Cannot parse")
+    assert (label.origin.topic, label.origin.partition) == ("recordings", 3)
+    assert label.batch_id == "recordings-3-10-20"
 
 
 def test_the_same_refusal_is_the_same_letter() -> None:
@@ -38,7 +58,36 @@ def test_the_same_refusal_is_the_same_letter() -> None:
     assert dead_letter(item, MANIFEST, "bigquery", "no") == dead_letter(item, MANIFEST, "bigquery", "no")
 
 
-def test_another_letter_is_not_an_item() -> None:
-    """A reject has no kind; whoever asks is told what was there."""
-    with pytest.raises(ValueError, match="not an item"):
-        revive("gcs", b"", {"reason": b"bad_header", "offset": b"4"})
+def test_a_kept_message_is_not_an_item() -> None:
+    """Whoever asks learns what was there."""
+    with pytest.raises(ValueError, match="bad_header"):
+        revive(replace(forged("gcs", "blob", "x"), reason="bad_header", refusal=None), b"")
+
+
+@pytest.mark.parametrize(
+    ("sink", "kind", "item", "value"),
+    [
+        ("gcs", "row", f"30/2/{REPLAY}/0", b"{}"),
+        ("gcs", "blob", f"../2/{REPLAY}/0", b""),
+        ("gcs", "blob", f"30/2/{REPLAY}/0/more", b""),
+        ("gcs", "blob", f"30/2/{REPLAY}/0\n", b""),
+        ("gcs", "blob", f"30/packed/recordings-0-0-9/0-{REPLAY}", b""),
+        ("clickhouse", "row", "secret SELECT concat(user, password) FROM replay_segments --/1", b"{}"),
+        ("clickhouse", "row", "replay_summaries/1", b"{}"),
+        ("clickhouse", "row", "replay_events/1", b"{}"),
+        ("clickhouse", "row", "replays/", b"{}"),
+        ("clickhouse", "row", "replays/1", b"{}\n{}"),
+        ("clickhouse", "row", "replays/1", b"[]"),
+        ("clickhouse", "row", "replays/1", b"\xff"),
+        ("bigquery", "row", "replays/1", b"{}"),
+        ("datadog", "metric", "other", METRIC),
+        ("datadog", "metric", "size", b"{}"),
+        ("dead_letter", "row", "replays/1", b"{}"),
+        ("/etc/passwd", "row", "replays/1", b"{}"),
+        ("", "", "", b""),
+    ],
+)
+def test_a_letter_names_only_what_this_code_writes(sink: str, kind: str, item: str, value: bytes) -> None:
+    """Sinks, kinds, tables and forms of names are ours; anything else is refused before a sink sees it."""
+    with pytest.raises(ValueError, match=r"\w"):
+        revive(forged(sink, kind, item), value)

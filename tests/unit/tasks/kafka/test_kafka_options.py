@@ -9,8 +9,7 @@ from confluent_kafka import Consumer
 
 from ingest.reader.configuration import consumer_config
 from ingest.settings import Settings
-from tasks.kafka.options import REDACTED, kafka_options, without_secrets
-from tasks.sinks.dead_letter.sink import producer_options
+from tasks.kafka.options import REDACTED, kafka_options, producer_options, without_secrets
 
 
 def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
-from tasks.kafka.options import kafka_options, without_secrets
+from tasks.kafka.options import kafka_options, producer_options, without_secrets
 from tasks.migrate.clickhouse import migrations, rendered
 from tasks.settings import Settings
 from tasks.sinks import build, check_all, memory
 from tasks.sinks.bigquery.sink import REQUEST_BYTES_MAX, body_of, requests
-from tasks.sinks.dead_letter.sink import producer_options
 from tasks.sinks.gcs.sink import crc32c
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Blob, DeadLetter, Item, Metric, Row, SinkName

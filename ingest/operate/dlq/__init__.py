@@ -1,0 +1,11 @@
+"""The dead-letter topic as operators see it: list, show, replay.
+
+letters.py    reads the topic: letters, which of them were replayed, selections
+originals.py  what a refused item's original message makes of itself today
+replay.py     sends letters where they belong, and marks them
+"""
+
+from ingest.operate.dlq.letters import DeadLettersUnavailable, Letter, Selection, letters, mentioning
+from ingest.operate.dlq.replay import Replayed, replay
+
+__all__ = ["DeadLettersUnavailable", "Letter", "Replayed", "Selection", "letters", "mentioning", "replay"]

@@ -1,0 +1,191 @@
+"""Reads the dead-letter topic: its letters, and which of them were replayed.
+
+A replayed letter is marked by another record in the same topic, so the mark is as durable as the letter. A
+replayed message that fails once more comes back as another letter. It counts as replayed too, as long as its bytes
+are those that the mark vouches for: its headers alone prove nothing, since any producer can send them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingest.settings import Settings
+from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, decode, decode_mark, digest
+from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
+from tasks.kafka.records import Record
+
+SCAN_SECONDS_MAX = 600.0
+MARKS_MAX = 1_000_000
+FOREIGN = Label("unknown", "", Origin("", -1, -1), "")
+"""Of a record that is no letter: somebody else wrote it."""
+
+
+class DeadLettersUnavailable(Exception):
+    """The dead-letter topic could not be read or written. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One dead letter. `partition` and `offset` are its place in the dead-letter topic, its label has the rest.
+
+    `timestamp_ms` is when it was written there, unix milliseconds. `replayed`: it was sent again already, or is
+    what came back of such a message: neither is sent again unless asked for.
+    """
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    label: Label
+    replayed: bool
+    key: bytes | None = field(repr=False)
+    value: bytes = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """How operators name it."""
+        return f"{self.partition}-{self.offset}"
+
+    @property
+    def reason(self) -> str:
+        """Why it is here, a stable name."""
+        return self.label.reason
+
+    @property
+    def sink(self) -> str:
+        """Which sink refused the item; empty for a message."""
+        return self.label.refusal.sink if self.label.refusal else ""
+
+    @property
+    def item(self) -> str:
+        """The refused item's name within its sink; empty for a message."""
+        return self.label.refusal.item if self.label.refusal else ""
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What equal letters share: one message, or one item that one sink refused.
+
+        A metric is made of a whole batch, and several of it may have one name.
+        """
+        label = self.label
+        whole = (label.batch_id, digest(self.key, self.value)) if label.origin.offset < 0 else ()
+        return (label.origin, self.sink, self.item, whole)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything but the bytes, which are counted. `headers`: the message's own."""
+        label = self.label
+        return {
+            "id": self.id,
+            "partition": self.partition,
+            "offset": self.offset,
+            "timestamp_ms": self.timestamp_ms,
+            "reason": label.reason,
+            "sink": self.sink,
+            "kind": label.refusal.kind if label.refusal else "message",
+            "item": self.item,
+            "error": label.error,
+            "batch_id": label.batch_id,
+            "first_seen_ms": label.first_seen_ms,
+            "replayed": self.replayed,
+            "origin": str(label.origin),
+            "value_bytes": len(self.value),
+            "headers": {name: (value or b"").decode("utf-8", "replace") for name, value in label.originals},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters: each given field must match; `ids` are `partition-offset` in the dead-letter topic."""
+
+    reason: str | None = None
+    sink: str | None = None
+    ids: frozenset[str] = frozenset()
+    include_replayed: bool = False
+
+    def takes(self, letter: Letter) -> bool:
+        """Whether it is one of them."""
+        return (
+            (self.reason is None or letter.reason == self.reason)
+            and (self.sink is None or letter.sink == self.sink)
+            and (not self.ids or letter.id in self.ids)
+            and (self.include_replayed or not letter.replayed)
+        )
+
+
+def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
+    """All selected letters, a partition after the other, in the order they were written.
+
+    The topic is read twice, for the marks first, so that memory grows with the marks (MARKS_MAX at most) and not
+    with the letters. Raises DeadLettersUnavailable.
+    """
+    marks = _marks(settings)
+    for record in _scan(settings):
+        letter = _letter(record, marks, settings.dlq_topic)
+        if letter is not None and selection.takes(letter):
+            yield letter
+
+
+def mentioning(settings: Settings, text: bytes) -> Iterator[Letter]:
+    """All letters, replayed ones too, that hold `text` anywhere. Reads the topic once.
+
+    Whether a letter was replayed is not known here. Raises DeadLettersUnavailable.
+    """
+    for record in _scan(settings):
+        parts = (record.value, record.key or b"", *(value or b"" for _, value in record.headers))
+        if any(text in part for part in parts):
+            letter = _letter(record, {}, settings.dlq_topic)
+            if letter is not None:
+                yield letter
+
+
+def _marks(settings: Settings) -> dict[str, str]:
+    """The digest of each replayed letter by its id; empty where the mark has none."""
+    marks: dict[str, str] = {}
+    for record in _scan(settings):
+        mark = decode_mark(record.headers, record.key, record.value)
+        if mark is not None:
+            marks[mark.letter_id] = mark.digest
+            if len(marks) > MARKS_MAX:
+                raise DeadLettersUnavailable(
+                    f"topic {settings.dlq_topic} has more than {MARKS_MAX} marks of replayed letters: "
+                    "shorten its retention"
+                )
+    return marks
+
+
+def _letter(record: Record, marks: Mapping[str, str], dlq_topic: str) -> Letter | None:
+    """None for a mark."""
+    if decode_mark(record.headers, record.key, record.value) is not None:
+        return None
+    label = decode(record.headers) or FOREIGN
+    return Letter(
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp_ms,
+        label=label,
+        replayed=_is_replayed(record, label, marks, dlq_topic),
+        key=record.key,
+        value=record.value,
+    )
+
+
+def _is_replayed(record: Record, label: Label, marks: Mapping[str, str], dlq_topic: str) -> bool:
+    mark = marks.get(f"{record.partition}-{record.offset}")
+    if mark is not None:
+        return mark in ("", digest(record.key, record.value))
+    came_from = (dict(label.originals).get(REPLAYED_FROM) or b"").decode("utf-8", "replace")
+    mark = marks.get(came_from.removeprefix(f"{dlq_topic}-"))
+    return mark is not None and mark == digest(record.key, record.value)
+
+
+def _scan(settings: Settings) -> Iterator[Record]:
+    """Every record of the dead-letter topic up to its end as of now, a partition after the other."""
+    topic, group = settings.dlq_topic, f"{settings.kafka_group}-dlq-browser"
+    try:
+        with RangeReader(settings, topic, group=group, bounds=Bounds(seconds_max=SCAN_SECONDS_MAX)) as reader:
+            yield from reader.read_all()
+    except TopicMissing as error:
+        raise DeadLettersUnavailable(f"{error}; run `replays-ingest migrate`") from error
+    except RangeError as error:
+        raise DeadLettersUnavailable(str(error)) from error

@@ -1,0 +1,104 @@
+"""What the message that a refused item was made from makes of itself today.
+
+A letter names an item, and whoever can write the topic can write a letter. So a replay writes what the original
+message makes under that name, by today's code, and never the letter's own bytes: a letter can neither reach
+another project's replay nor change what is in one. That holds as long as the message is in its topic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ingest.core.model import OffsetRange, TopicPartition
+from ingest.core.packing import INDEX_TABLE
+from ingest.core.parse import parse
+from ingest.operate.remake import batch_of, message_of
+from ingest.reader.configuration import rules_of
+from ingest.reader.encoding import Encoder, items_of
+from ingest.settings import Settings
+from tasks.kafka.letters import Label
+from tasks.kafka.ranges import Bounds, Range, RangeReader
+from tasks.refused import PACKED, name_of
+from tasks.units import MiB
+from tasks.wire import Blob, Item, Metric, Row, SinkName, TaskName, decode_items
+
+BATCH = re.compile(r"(?P<topic>.+)-(?P<partition>[0-9]{1,9})-(?P<start>[0-9]{1,18})-(?P<stop>[0-9]{1,18})")
+PACKED_SINKS = (SinkName.GCS, SinkName.CLICKHOUSE)
+READ = Bounds(messages_max=100_000, bytes_max=512 * MiB, seconds_max=120.0)
+
+
+class OriginalGone(Exception):
+    """The message is not in its topic any more."""
+
+
+class NotMade(Exception):
+    """The message is there, and makes no such item."""
+
+
+class Originals:
+    """Reads the recordings' topic. Remembers what the last range made: letters of one batch lie side by side.
+
+    Memory: the items of one batch.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rules = rules_of(settings)
+        self._reader: RangeReader | None = None
+        self._known: tuple[object, list[Item]] = (None, [])
+
+    def remade(self, label: Label, sink: SinkName, named: Item) -> Item:
+        """The item that the letter names, as its original makes it. Raises OriginalGone, NotMade or RangeError."""
+        topic = self._settings.kafka_topic
+        if label.origin.topic != topic:
+            raise NotMade(f"it comes from topic {label.origin.topic!r}, this deployment reads {topic}")
+        wanted, packed = self._range(label, named)
+        if self._known[0] != (wanted, sink, packed):
+            self._known = ((wanted, sink, packed), list(self._items(wanted, sink, packed=packed)))
+        for item in self._known[1]:
+            same = item == named if isinstance(named, Metric) else name_of(item) == name_of(named)
+            if same:
+                return item
+        raise NotMade(f"its original, {topic} {wanted}, makes no such item")
+
+    def _range(self, label: Label, named: Item) -> tuple[Range, bool]:
+        """What has to be read again, and whether the item depends on how recordings lie in packed objects."""
+        origin = label.origin
+        packed = (isinstance(named, Blob) and PACKED.fullmatch(named.name) is not None) or (
+            isinstance(named, Row) and named.table == INDEX_TABLE
+        )
+        if not packed and not isinstance(named, Metric):
+            if origin.partition < 0 or origin.offset < 0:
+                raise NotMade("it does not say which message it was made from")
+            return Range(origin.partition, origin.offset, origin.offset + 1), False
+        batch = BATCH.fullmatch(label.batch_id)
+        if batch is None or (batch["topic"], int(batch["partition"])) != (origin.topic, origin.partition):
+            raise NotMade(f"{label.batch_id!r} is not a batch of {origin.topic}-{origin.partition}")
+        start, stop = int(batch["start"]), int(batch["stop"])
+        if not start < stop:
+            raise NotMade(f"{label.batch_id!r} holds no message")
+        return Range(origin.partition, start, stop), packed
+
+    def _items(self, wanted: Range, sink: SinkName, *, packed: bool) -> Iterator[Item]:
+        topic = self._settings.kafka_topic
+        if self._reader is None:
+            group = f"{self._settings.kafka_group}-dlq-browser"
+            self._reader = RangeReader(self._settings, topic, group=group, bounds=READ)
+        outcomes = [parse(message_of(record), self._rules) for record in self._reader.read([wanted])]
+        if self._reader.gone.pop(wanted.partition, 0) or not outcomes:
+            raise OriginalGone(f"its original, {topic} {wanted}, is not in the topic any more")
+        source = TopicPartition(topic, wanted.partition)
+        batch = batch_of(source, OffsetRange(wanted.start, wanted.stop), outcomes)
+        if not packed:
+            yield from items_of(batch, sink)
+            return
+        encoded = Encoder(PACKED_SINKS, self._settings.blobs_per_task, "", packed=True).encode(batch)
+        for name, data in encoded.payloads.items():
+            if TaskName.parse(name).sink is sink:
+                yield from decode_items(sink, data)
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._reader is not None:
+            self._reader.close()

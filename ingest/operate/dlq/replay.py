@@ -1,0 +1,148 @@
+"""Sends dead letters where they belong, and marks them.
+
+A message is produced to the topic that it came from; an item is written to the sink that refused it alone, since
+all others have it. A mark is written only after the broker acknowledged the message, or the sink took the item, so
+a second replay skips the letter. Equal letters (a batch may be flushed twice) are replayed once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ingest.operate.dlq.letters import FOREIGN, DeadLettersUnavailable, Letter, Selection, letters
+from ingest.operate.dlq.originals import NotMade, OriginalGone, Originals
+from ingest.settings import Settings
+from tasks.errors import SinkError
+from tasks.kafka.letters import REPLAYED_FROM, Mark, digest
+from tasks.kafka.producing import AcknowledgedProducer, NotProduced
+from tasks.kafka.ranges import RangeError
+from tasks.refused import revive
+from tasks.sinks import build
+from tasks.sinks.base import Sink
+from tasks.wire import Item
+
+
+@dataclass(slots=True)
+class Replayed:
+    """What a replay did. `failed` holds (letter id, error)."""
+
+    produced: int = 0
+    written: int = 0
+    repeats: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+class NotReplayed(Exception):
+    """This letter is not sent anywhere. The text says why, and what to do if it should be."""
+
+
+def replay(
+    settings: Settings,
+    selection: Selection,
+    *,
+    per_second_max: float,
+    dry_run: bool = False,
+    unverified: bool = False,
+    done: Callable[[Letter, str], None] = lambda letter, outcome: None,
+) -> Replayed:
+    """Sends every selected letter, at most `per_second_max` a second, and marks it; `done` gets what came of each.
+
+    `unverified`: an item whose original message is gone is written as its letter has it. Raises
+    DeadLettersUnavailable when the letters cannot be read; what fails for one letter is in the result.
+    """
+    summary = Replayed()
+    sent: set[tuple[object, ...]] = set()
+    sender = _Sender(settings, unverified=unverified)
+    next_at = time.monotonic()
+    try:
+        for letter in letters(settings, selection):
+            repeat = letter.identity in sent
+            if not dry_run and not repeat:
+                time.sleep(max(0.0, next_at - time.monotonic()))
+                next_at = max(next_at, time.monotonic()) + 1.0 / per_second_max
+            outcome = _replay_one(sender, letter, summary, repeat=repeat, dry_run=dry_run)
+            if outcome is not None:
+                sent.add(letter.identity)
+            done(letter, outcome or f"failed: {summary.failed[-1][1]}")
+    finally:
+        sender.close()
+    return summary
+
+
+def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
+    """What was done; None when it failed, which the summary has."""
+    try:
+        item = None if repeat else sender.prepared(letter)
+        if not dry_run:
+            if not repeat:
+                sender.send(letter, item)
+            sender.mark(letter)
+    except (SinkError, NotProduced, RangeError, NotReplayed, DeadLettersUnavailable) as failure:
+        summary.failed.append((letter.id, str(failure)))
+        return None
+    if repeat:
+        summary.repeats += 1
+        return "repeat"
+    if item is None:
+        summary.produced += 1
+        return f"produced to {letter.label.origin.topic}"
+    summary.written += 1
+    return f"written to {letter.sink}"
+
+
+class _Sender:
+    """Produces messages and marks, and writes items to sinks; each call returns when it is durable."""
+
+    def __init__(self, settings: Settings, *, unverified: bool) -> None:
+        self._settings = settings
+        self._unverified = unverified
+        self._producer = AcknowledgedProducer(settings)
+        self._originals = Originals(settings)
+        self._sinks: dict[str, Sink[Item]] = {}
+
+    def prepared(self, letter: Letter) -> Item | None:
+        """The item to be written, None for a message to be produced. Raises NotReplayed, or RangeError."""
+        if letter.label is FOREIGN:
+            raise NotReplayed("it is not a letter of this system")
+        if letter.label.refusal is None:
+            topic, ours = letter.label.origin.topic, self._settings.kafka_topic
+            if topic != ours:
+                raise NotReplayed(f"it comes from topic {topic!r}, this deployment reads {ours}")
+            return None
+        if letter.sink not in self._settings.sinks:
+            raise NotReplayed(f"the sink {letter.sink!r} is not switched on")
+        try:
+            sink, named = revive(letter.label, letter.value)
+            return self._originals.remade(letter.label, sink, named)
+        except (ValueError, NotMade) as error:
+            raise NotReplayed(str(error)) from error
+        except OriginalGone as error:
+            if self._unverified:
+                return named
+            raise NotReplayed(
+                f"{error}: nothing vouches for this item; --unverified writes it as the letter has it"
+            ) from error
+
+    def send(self, letter: Letter, item: Item | None) -> None:
+        """To its sink, or to its topic."""
+        token = f"{self._settings.dlq_topic}-{letter.id}"
+        if item is None:
+            kept = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)
+            headers = (*kept, (REPLAYED_FROM, token.encode()))
+            self._producer.produce(letter.label.origin.topic, letter.key, letter.value, headers)
+            return
+        if letter.sink not in self._sinks:
+            self._sinks[letter.sink] = build(letter.sink, self._settings)
+        self._sinks[letter.sink].write([item], token, self._settings.sink_timeout_seconds)
+
+    def mark(self, letter: Letter) -> None:
+        """In the dead-letter topic itself."""
+        mark = Mark(letter.id, digest(letter.key, letter.value))
+        self._producer.produce(self._settings.dlq_topic, None, b"", mark.encode())
+
+    def close(self) -> None:
+        self._originals.close()
+        for sink in self._sinks.values():
+            sink.close()

@@ -1,0 +1,37 @@
+"""Messages read again and made into a batch as the reader would: for whoever asks what they should become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ingest.core.model import Batch, CutReason, Message, OffsetRange, Outcome, Reject, Segment, TopicPartition
+from tasks.kafka.records import Record
+
+NO_EPOCH = 0
+
+
+def message_of(record: Record) -> Message:
+    """A record as the core knows it."""
+    return Message(
+        source=TopicPartition(record.topic, record.partition),
+        epoch=NO_EPOCH,
+        offset=record.offset,
+        value=record.value,
+        key=record.key,
+        headers=record.headers,
+        timestamp_ms=record.timestamp_ms,
+    )
+
+
+def batch_of(source: TopicPartition, offsets: OffsetRange, outcomes: Iterable[Outcome | None]) -> Batch:
+    """What became of the messages of a range, in their order; None is left out."""
+    kept: Sequence[Outcome | None] = tuple(outcomes)
+    return Batch(
+        source,
+        NO_EPOCH,
+        offsets,
+        tuple(outcome for outcome in kept if isinstance(outcome, Segment)),
+        tuple(outcome for outcome in kept if isinstance(outcome, Reject)),
+        0,
+        CutReason.COUNT,
+    )

@@ -1,0 +1,209 @@
+"""A dead letter's headers: built and read here, nowhere else.
+
+A letter is an original message that was kept, or an item (a blob, a row, a metric) that one sink refused. A *mark*
+is a third kind of record in the same topic: it says that a letter was replayed.
+
+    version      FORMAT
+    reason       why it is here, a stable name
+    error        the same for people
+    topic, partition, offset   the message that it is, or was made from; offset -1 for what a whole batch made
+    batch_id     the batch that it travelled in
+    first_seen   of a message: its Kafka timestamp, unix milliseconds
+    originals    of a message: its own headers, encoded
+    sink, kind, item   of a refused item: who refused it, what it is, its name within the sink
+
+A message's own headers are whatever its producer chose, so they travel inside one value and never beside ours.
+Letters of the first format carried them at the top level. Its `reason` always was ours, though, and says which
+kind a letter is: so of a kept message nothing is ever taken for a refused item's sink, kind or name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from tasks.kafka.records import Headers
+
+FORMAT: Final = b"2"
+
+VERSION: Final = "version"
+REASON: Final = "reason"
+ERROR: Final = "error"
+TOPIC: Final = "topic"
+PARTITION: Final = "partition"
+OFFSET: Final = "offset"
+BATCH_ID: Final = "batch_id"
+FIRST_SEEN: Final = "first_seen"
+ORIGINALS: Final = "originals"
+SINK: Final = "sink"
+KIND: Final = "kind"
+ITEM: Final = "item"
+NAMES: Final = frozenset(
+    (VERSION, REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN, ORIGINALS, SINK, KIND, ITEM)
+)
+FIRST_FORMAT_OURS: Final = frozenset((REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN))
+"""What the first format replaced among a message's own headers. Only these were ever ours in its letters."""
+
+MARK: Final = "replayed"
+DIGEST: Final = "digest"
+REPLAYED_FROM: Final = "replayed_from"
+"""Not a letter's header: a replayed message carries it, so that it is known should it come back."""
+
+REFUSED: Final = "sink_refused"
+"""The reason of every refused item."""
+ABANDONED: Final = "abandoned"
+"""The reason of a message whose batch an operator gave up."""
+NO_OFFSET: Final = -1
+
+
+class Kind(StrEnum):
+    """What a sink refused."""
+
+    BLOB = "blob"
+    ROW = "row"
+    METRIC = "metric"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The message that a letter is, or was made from."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}-{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The item that a sink refused. Texts as they came; `tasks.refused.revive` checks them."""
+
+    sink: str
+    kind: str
+    item: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a letter says of itself. `refusal` None: it is a message, with its own headers in `originals`."""
+
+    reason: str
+    error: str
+    origin: Origin
+    batch_id: str
+    first_seen_ms: int | None = None
+    originals: Headers = ()
+    refusal: Refusal | None = None
+
+    def encode(self) -> Headers:
+        """The record's headers, complete."""
+        texts = {
+            REASON: self.reason,
+            ERROR: self.error,
+            TOPIC: self.origin.topic,
+            PARTITION: str(self.origin.partition),
+            OFFSET: str(self.origin.offset),
+            BATCH_ID: self.batch_id,
+        }
+        if self.first_seen_ms is not None:
+            texts[FIRST_SEEN] = str(self.first_seen_ms)
+        if self.refusal is not None:
+            texts |= {SINK: self.refusal.sink, KIND: self.refusal.kind, ITEM: self.refusal.item}
+        ours = ((VERSION, FORMAT), *((name, text.encode("utf-8", "replace")) for name, text in texts.items()))
+        return (*ours, (ORIGINALS, _packed(self.originals))) if self.originals else ours
+
+
+def decode(headers: Headers) -> Label | None:
+    """The label of a letter of either format; None for a record that is no letter."""
+    named = dict(headers)
+    if _text(named.get(REASON)) == "":
+        return None
+    if named.get(VERSION) == FORMAT and len(named) == len(headers) and NAMES.issuperset(named):
+        originals = _unpacked(named.get(ORIGINALS))
+        if originals is not None:
+            return _label(named, originals)
+    return _label(named, tuple(pair for pair in headers if pair[0] not in FIRST_FORMAT_OURS))
+
+
+def _label(named: dict[str, bytes | None], originals: Headers) -> Label:
+    reason = _text(named.get(REASON))
+    refused = reason == REFUSED
+    refusal = Refusal(_text(named.get(SINK)), _text(named.get(KIND)), _text(named.get(ITEM)))
+    return Label(
+        reason=reason,
+        error=_text(named.get(ERROR)),
+        origin=Origin(_text(named.get(TOPIC)), _number(named.get(PARTITION)), _number(named.get(OFFSET))),
+        batch_id=_text(named.get(BATCH_ID)),
+        first_seen_ms=_number(named[FIRST_SEEN]) if FIRST_SEEN in named and not refused else None,
+        originals=() if refused else originals,
+        refusal=refusal if refused else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A letter was replayed. `letter_id`: its place in the topic, `partition-offset`; `digest`: of its bytes,
+    empty in marks of the first format."""
+
+    letter_id: str
+    digest: str = ""
+
+    def encode(self) -> Headers:
+        """The headers of its record, which has neither key nor value."""
+        return ((MARK, self.letter_id.encode()), (DIGEST, self.digest.encode()))
+
+
+def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
+    """None for every other record: a letter has more headers than a mark, whatever its message's own are."""
+    named = dict(headers)
+    if key or value or MARK not in named or len(named) != len(headers) or not {MARK, DIGEST}.issuperset(named):
+        return None
+    return Mark(_text(named[MARK]), _text(named.get(DIGEST)))
+
+
+def digest(key: bytes | None, value: bytes) -> str:
+    """What a message that comes back shares with the letter that was replayed."""
+    sum_ = hashlib.blake2b(key or b"", digest_size=16, person=b"key" if key is not None else b"no key")
+    sum_.update(len(key or b"").to_bytes(8, "big"))
+    sum_.update(value)
+    return sum_.hexdigest()
+
+
+# [name, value, name, value, ...]: two bytes more per header than Kafka itself takes, since what came through one
+# topic has to fit into another.
+
+
+def _packed(originals: Headers) -> bytes:
+    parts: list[bytes | None] = []
+    for name, value in originals:
+        parts += (name.encode("utf-8", "replace"), value)
+    return msgspec.msgpack.encode(parts)
+
+
+def _unpacked(packed: bytes | None) -> Headers | None:
+    """None for what `_packed` did not make."""
+    if packed is None:
+        return ()
+    try:
+        parts = msgspec.msgpack.decode(packed, type=list[bytes | None])
+    except msgspec.MsgspecError:
+        return None
+    names, values = parts[::2], parts[1::2]
+    if len(names) != len(values) or None in names:
+        return None
+    return tuple((_text(name), value) for name, value in zip(names, values, strict=True))
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
+
+
+def _number(value: bytes | None) -> int:
+    text = _text(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else NO_OFFSET

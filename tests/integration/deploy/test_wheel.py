@@ -1,0 +1,109 @@
+"""What is installed: our packages and nothing that could be somebody else's."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import ROOT
+
+OURS = {"ingest", "tasks", "celeryconfig.py"}
+# Packages of the index, or of the team that installs us. The last three are also directories of this repository.
+THEIRS = ("web", "local", "tools", "benchmarks", "tests")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as the image builds it: without a network, by the backend that is installed here."""
+    if importlib.util.find_spec("hatchling") is None and not os.environ.get("CI"):
+        pytest.skip("needs hatchling: run `make setup`")
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A virtual environment with the wheel in it, and a directory that is not the repository."""
+
+    python: Path
+    elsewhere: Path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command of the environment."""
+        command = [str(self.python.with_name(words[0])), *words[1:]]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        return subprocess.run(
+            command, cwd=self.elsewhere, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel beside THEIRS; what we depend on is borrowed from the environment of this test."""
+    root = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True, timeout=120)
+    python = root / "venv" / "bin" / "python"
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(root / "venv"), "platbase": str(root / "venv")}))
+    for name in THEIRS:
+        (site / name).mkdir()
+        (site / name / "__init__.py").write_text(f"OWNER = 'whoever installed {name}'\n")
+    # A plain path: what its own .pth files add, our checkout among it, is not borrowed.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, *install], check=True, timeout=120)
+    (root / "elsewhere").mkdir()
+    return Installed(python, root / "elsewhere")
+
+
+def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path) -> None:
+    """given the repository, when the wheel is built, then nothing of it goes by another top-level name"""
+    names = zipfile.ZipFile(wheel).namelist()
+
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == OURS
+    assert len(tops) == len(OURS) + 1
+    assert "tasks/sinks/schema/clickhouse/0001_replays.sql" in names
+    assert "ingest/web/static/list.html" in names
+
+
+def test_packages_of_others_stay_theirs(installed: Installed) -> None:
+    """given packages named like our directories, when ours is installed, then each import still finds theirs"""
+    owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
+
+    done = installed.run("python", "-c", owners)
+
+    assert done.stdout.splitlines() == [f"whoever installed {name}" for name in THEIRS], done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["web", "--help"], ["local", "--help"], ["check", "--help"]], ids=" ".join
+)
+def test_our_commands_run_beside_them(installed: Installed, words: list[str]) -> None:
+    """given the same, when a command of ours is run elsewhere, then it is the installed one, and it works"""
+    done = installed.run("replays-ingest", *words)
+
+    assert done.returncode == 0, done.stderr
+    assert "Usage: replays-ingest" in done.stdout
+
+
+def test_the_fleet_is_found_where_it_is_installed(installed: Installed) -> None:
+    """given the same, when Celery is asked elsewhere, then it has our app, our configuration and our tasks"""
+    where = installed.run("python", "-c", "import celeryconfig, ingest, tasks; print(celeryconfig.__file__)")
+
+    report = installed.run("python", "-m", "celery", "-A", "tasks", "report")
+
+    assert str(installed.python.parents[1]) in where.stdout, where.stderr
+    assert report.returncode == 0, report.stderr
+    assert "task_default_queue: 'control'" in report.stdout

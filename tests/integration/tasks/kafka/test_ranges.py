@@ -1,0 +1,179 @@
+"""Ranges of a topic, read from brokers: half-open, gaps and all, and never without an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import wait_until
+from tasks.kafka.ranges import BoundReached, Bounds, KafkaAway, Range, RangeReader, TopicMissing
+from tasks.settings import Settings
+
+
+def topic_of(settings: Settings, partitions: int = 1) -> Settings:
+    """Makes the topic of these settings."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
+    admin.create_topics([NewTopic(settings.kafka_topic, partitions)])[settings.kafka_topic].result(20)
+
+    def known() -> bool:
+        return settings.kafka_topic in admin.list_topics(timeout=10).topics
+
+    wait_until(known, 20, "the topic")
+    return settings
+
+
+@pytest.fixture
+def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
+    """A topic of three partitions on the embedded broker."""
+    return topic_of(settings(kafka_brokers=kafka_brokers), 3)
+
+
+@pytest.fixture
+def made_on_apache(settings: Callable[..., Settings], apache_kafka: JavaKafka) -> Settings:
+    """A topic of one partition on Apache Kafka."""
+    return topic_of(settings(kafka_brokers=apache_kafka.address))
+
+
+def produce(settings: Settings, values: list[bytes], partition: int = 0) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka_brokers})
+    for value in values:
+        producer.produce(
+            settings.kafka_topic, value, key=b"k", headers=[("h", b"v"), ("n", None)], partition=partition
+        )
+    assert producer.flush(20) == 0
+
+
+def transact(producer: Producer, topic: str, values: list[bytes], *, commit: bool = True) -> None:
+    """One transaction: its records, and a marker behind them."""
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(topic, value, partition=0)
+    producer.flush(20)
+    if commit:
+        producer.commit_transaction(20)
+    else:
+        producer.abort_transaction(20)
+
+
+def values(reader: RangeReader, *wanted: Range) -> list[tuple[int, int, bytes]]:
+    return [(record.partition, record.offset, record.value) for record in reader.read(wanted)]
+
+
+def test_a_range_holds_its_start_and_not_its_stop(made: Settings) -> None:
+    """Ranges come in the order they are asked for; an empty one holds nothing, and headers are as they were."""
+    for partition in (0, 2):
+        produce(made, [b"%d" % number for number in range(10)], partition)
+
+    with RangeReader(made, made.kafka_topic) as reader:
+        found = values(reader, Range(2, 3, 5), Range(0, 9, 10), Range(1, 0, 0), Range(0, 4, 4))
+        (record,) = reader.read([Range(0, 0, 1)])
+
+    assert found == [(2, 3, b"3"), (2, 4, b"4"), (0, 9, b"9")]
+    assert (record.topic, record.key, record.headers) == (made.kafka_topic, b"k", (("h", b"v"), ("n", None)))
+    assert record.timestamp_ms > 0
+
+
+def test_all_of_a_topic_is_what_it_held_when_the_read_began(made: Settings) -> None:
+    """Each partition from its beginning; what is written in between is not chased."""
+    for partition in (0, 1):
+        produce(made, [b"%d" % number for number in range(40)], partition)
+    found = []
+
+    with RangeReader(made, made.kafka_topic) as reader:
+        for record in reader.read_all():
+            found.append((record.partition, record.value))
+            if len(found) == 5:
+                produce(made, [b"late"] * 40, 0)
+
+    assert found == [(partition, b"%d" % number) for partition in (0, 1) for number in range(40)]
+
+
+def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
+    """A topic that was made anew holds less than what was asked for."""
+    produce(made, [b"0", b"1"])
+
+    with RangeReader(made, made.kafka_topic) as reader:
+        found = values(reader, Range(0, 1, 7), Range(0, 50, 60), Range(1, 0, 4))
+
+        assert found == [(0, 1, b"1")]
+        assert reader.gone == {0: 5 + 10, 1: 4}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"),
+    [
+        (Bounds(messages_max=3), "more than 3 messages"),
+        (Bounds(bytes_max=10), "more than 10 bytes"),
+        (Bounds(seconds_max=0.0), "within 0 s"),
+    ],
+)
+def test_a_read_ends_at_its_bounds(made: Settings, bounds: Bounds, told: str) -> None:
+    """And says which of them, and where."""
+    produce(made, [b"four"] * 10)
+
+    with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=told):
+        values(reader, Range(0, 0, 10))
+
+
+def test_a_topic_that_is_not_there_is_one_error(made: Settings) -> None:
+    with RangeReader(made, "nowhere") as reader, pytest.raises(TopicMissing, match="nowhere"):
+        reader.partitions()
+    with RangeReader(made, made.kafka_topic) as reader, pytest.raises(TopicMissing, match=made.kafka_topic):
+        values(reader, Range(17, 0, 5))
+
+
+def test_brokers_that_are_away_are_another(made: Settings) -> None:
+    """The read ends by the silence it was given, and says what the client heard."""
+    away = made.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
+
+    with (
+        RangeReader(away, made.kafka_topic, bounds=Bounds(silent_seconds_max=1.5)) as reader,
+        pytest.raises(KafkaAway, match=r"nothing came .* for 1.5 s .*127.0.0.1:1"),
+    ):
+        values(reader, Range(0, 0, 5))
+
+
+@pytest.mark.kafka
+def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None:
+    """A range that ends with a marker ends, and so does one that holds nothing else."""
+    topic = made_on_apache.kafka_topic
+    producer = Producer({"bootstrap.servers": made_on_apache.kafka_brokers, "transactional.id": topic})
+    producer.init_transactions(30)
+    transact(producer, topic, [b"0", b"1"])  # the marker has offset 2
+    transact(producer, topic, [b"3"], commit=False)  # and 4
+    transact(producer, topic, [b"5"])  # and 6
+
+    with RangeReader(made_on_apache, topic) as reader:
+        everything = values(reader, Range(0, 0, 7))
+        ends_with_marker = values(reader, Range(0, 1, 3))
+        nothing_but_gaps = values(reader, Range(0, 2, 5))
+        held = reader.held(0)
+
+        assert everything == [(0, 0, b"0"), (0, 1, b"1"), (0, 5, b"5")]
+        assert ends_with_marker == [(0, 1, b"1")]
+        assert nothing_but_gaps == []
+        assert held == Range(0, 0, 7)
+        assert not reader.gone.total()
+        assert [record.offset for record in reader.read_all()] == [0, 1, 5]
+
+
+@pytest.mark.kafka
+def test_what_retention_took_is_skipped_and_counted(made_on_apache: Settings) -> None:
+    """Before the read, and in the middle of it; the rest is read."""
+    topic = made_on_apache.kafka_topic
+    produce(made_on_apache, [b"%d" % number for number in range(10)])
+    admin = AdminClient({"bootstrap.servers": made_on_apache.kafka_brokers})
+    for future in admin.delete_records([TopicPartition(topic, 0, 4)]).values():
+        future.result(20)
+
+    with RangeReader(made_on_apache, topic) as reader:
+        found = values(reader, Range(0, 1, 6))
+        left = values(reader, Range(0, 0, 3))
+
+        assert found == [(0, 4, b"4"), (0, 5, b"5")]
+        assert left == []
+        assert reader.gone == {0: 3 + 3}

@@ -1,0 +1,74 @@
+"""A batch of a newer reader at a worker of this release: it is written as the reader meant it, or not at all."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from ingest.core import events as on
+from ingest.core.model import Batch, Stage
+from ingest.reader.encoding import Encoder
+from tasks import chord
+from tasks.staging import Staging
+from tasks.wire import MANIFEST, ChordName, SinkName, reference
+from tests.kit.batches import make_batch
+from tests.kit.fleet import Fleet
+
+CLICKHOUSE = "rows/clickhouse/0"
+
+
+def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None:
+    """Starts the chord of the rows after fields of the staged hash were given other contents."""
+    manifest = Encoder(tuple(SinkName), 128, "reader-1").encode(batch).manifest
+    tasks = [entry.name for entry in manifest.of_stage(Stage.ROWS)]
+    name = ChordName(reference(manifest), Stage.ROWS, 1, chord.new_token())
+    staging = Staging(fleet.client, fleet.settings)
+    payloads = Encoder(tuple(SinkName), 128, "reader-1").payloads(batch, Stage.ROWS, tasks)
+    staging.stage(manifest, name, payloads)
+    written = msgspec.json.encode({**msgspec.to_builtins(manifest), **changed.pop(MANIFEST, {})})
+    fleet.client.hset(staging.key(name.batch), mapping={MANIFEST: written, **changed})
+    until = int(time.time()) + 60
+    chord.start(chord.publisher(fleet.settings), chord.FanOut(name, tuple(tasks), until))
+
+
+def test_a_batch_of_a_newer_version_is_refused_and_its_reader_told_what_to_upgrade(fleet: Fleet) -> None:
+    """given a manifest of version 2, when a worker takes its tasks, then no sink is called; its reader knows"""
+    dispatcher, batch = fleet.dispatcher(), make_batch()
+    fleet.worker()
+
+    dispatch_as_newer_reader(fleet, batch, manifest={"version": 2})
+    event = fleet.next_event()
+
+    assert isinstance(event, on.FlushFailed)
+    assert (event.batch_id, event.stage, event.attempt) == (batch.id, Stage.ROWS, 1)
+    assert "version 2" in event.error
+    assert "upgrade the workers" in event.error
+    assert fleet.calls("clickhouse", "began") == []
+    assert fleet.settle(dispatcher, batch, attempt=2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def test_an_item_with_more_than_the_worker_knows_is_not_written_in_part(fleet: Fleet) -> None:
+    """given rows with one element more, when a worker reads them, then none is written, and the error says why"""
+    fleet.dispatcher()
+    fleet.worker()
+    rows = msgspec.msgpack.encode([["replays", "click-0", b"{}", 0, "a column for the newer table"]])
+
+    dispatch_as_newer_reader(fleet, make_batch(), **{CLICKHOUSE: rows})
+    event = fleet.next_event()
+
+    assert isinstance(event, on.FlushFailed)
+    assert "upgrade the workers" in event.error
+    assert fleet.calls("clickhouse", "began") == []
+
+
+def test_what_a_newer_release_adds_to_a_manifest_is_no_obstacle(fleet: Fleet) -> None:
+    """given a manifest with a field that nobody here knows, when its tasks run, then the stage is done"""
+    fleet.dispatcher()
+    fleet.worker()
+    batch = make_batch()
+
+    dispatch_as_newer_reader(fleet, batch, manifest={"region": "eu"})
+
+    assert fleet.next_event() == on.FlushSucceeded(batch.id, 1, Stage.ROWS)

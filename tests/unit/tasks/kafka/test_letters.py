@@ -1,0 +1,152 @@
+"""A letter's headers say what it is, and nothing that a producer sends is taken for them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.kafka.letters import (
+    ABANDONED,
+    NAMES,
+    REFUSED,
+    REPLAYED_FROM,
+    Label,
+    Mark,
+    Origin,
+    Refusal,
+    decode,
+    decode_mark,
+    digest,
+)
+from tasks.kafka.records import Headers
+
+ORIGIN = Origin("recordings", 3, 12)
+FORGED: Headers = (
+    ("sink", b"gcs"),
+    ("kind", b"blob"),
+    ("item", b"30/777/0123456789abcdef0123456789abcdef/0"),
+    ("replayed", b"0-0"),
+    ("version", b"2"),
+    ("originals", b"\x90"),
+    (REPLAYED_FROM, b"recordings-dlq-0-0"),
+)
+HEADERS = st.lists(
+    st.tuples(st.sampled_from(sorted(NAMES)) | st.text(max_size=20), st.none() | st.binary(max_size=50)),
+    max_size=30,
+)
+
+
+def message(originals: Headers, reason: str = "not_msgpack") -> Label:
+    return Label(reason, "why", ORIGIN, "recordings-3-10-20", first_seen_ms=5, originals=originals)
+
+
+def first_format(originals: Headers) -> Headers:
+    """What the first release wrote for a message: its headers at the top level, seven of ours behind them."""
+    ours = {
+        "reason": "not_msgpack",
+        "error": "why",
+        "topic": "recordings",
+        "partition": "3",
+        "offset": "12",
+        "batch_id": "recordings-3-10-20",
+        "first_seen": "5",
+    }
+    kept = tuple(pair for pair in originals if pair[0] not in ours)
+    return kept + tuple((name, text.encode()) for name, text in ours.items())
+
+
+@given(HEADERS)
+def test_a_message_keeps_its_own_headers_whatever_they_are(originals: list[tuple[str, bytes | None]]) -> None:
+    """In their order, twice the same name included; none of them stands beside ours."""
+    label = message(tuple(originals))
+
+    encoded = label.encode()
+
+    assert decode(encoded) == label
+    assert len({name for name, _ in encoded}) == len(encoded)
+    assert NAMES.issuperset(name for name, _ in encoded)
+
+
+@pytest.mark.parametrize("reason", ["not_msgpack", ABANDONED])
+def test_a_kept_message_is_never_taken_for_a_refused_item(reason: str) -> None:
+    """Its producer sent headers that look like ours."""
+    label = decode(message(FORGED, reason).encode())
+
+    assert label == message(FORGED, reason)
+    assert label.refusal is None
+
+
+def test_neither_is_a_letter_of_the_first_format() -> None:
+    """There the forged headers stand beside ours, but the reason is ours."""
+    label = decode(first_format(FORGED))
+
+    assert label == message(FORGED)
+
+
+@given(HEADERS)
+def test_ours_win_in_the_first_format_too(originals: list[tuple[str, bytes | None]]) -> None:
+    """Where it came from and why is what we wrote, whatever the producer sent."""
+    label = decode(first_format(tuple(originals)))
+
+    assert label is not None
+    assert (label.reason, label.origin, label.refusal) == ("not_msgpack", ORIGIN, None)
+
+
+@pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x91\xc4\x01a", b"\x92\xc0\xc0", b"\x92\x01\x02", b"x" * 100])
+def test_broken_originals_are_no_originals(packed: bytes) -> None:
+    """A record that is not quite of the second format is read like the first, and nothing raises."""
+    headers = (*message(()).encode(), ("originals", packed))
+
+    label = decode(headers)
+
+    assert label is not None
+    assert label.refusal is None
+    assert label.origin == ORIGIN
+
+
+def test_a_refused_item_carries_no_message() -> None:
+    """Both formats have the same headers for it, but for the version."""
+    label = Label(REFUSED, "no", ORIGIN, "recordings-3-10-20", refusal=Refusal("gcs", "blob", "30/1/a/0"))
+
+    assert decode(label.encode()) == label
+    assert decode(tuple(pair for pair in label.encode() if pair[0] != "version")) == label
+
+
+def test_a_record_without_a_reason_is_no_letter() -> None:
+    assert decode(()) is None
+    assert decode((("reason", None),)) is None
+    assert decode((("sink", b"gcs"), ("item", b"30/1/a/0"))) is None
+
+
+@pytest.mark.parametrize("number", [b"", b"x", b"-1", b"1.0", "١".encode(), b"9" * 30, None])
+def test_a_place_that_is_no_number_is_none(number: bytes | None) -> None:
+    """Readers of the topic meet records that others wrote."""
+    label = decode((("reason", b"r"), ("topic", b"t"), ("partition", number), ("offset", number)))
+
+    assert label is not None
+    assert label.origin == Origin("t", -1, -1)
+
+
+def test_a_mark_is_nothing_but_a_mark() -> None:
+    """A message with such a header is a letter once it is in the topic."""
+    mark = Mark("3-12", digest(b"k", b"v"))
+
+    assert decode_mark(mark.encode(), None, b"") == mark
+    assert decode_mark((("replayed", b"3-12"),), None, b"") == Mark("3-12")
+    assert decode_mark(message((("replayed", b"3-12"),)).encode(), None, b"") is None
+    assert decode_mark(first_format((("replayed", b"3-12"),)), None, b"") is None
+    assert decode_mark(mark.encode(), None, b"value") is None
+    assert decode_mark(mark.encode(), b"key", b"") is None
+    assert decode_mark((*mark.encode(), *mark.encode()), None, b"") is None
+
+
+def test_a_digest_tells_key_from_value() -> None:
+    digests = {
+        digest(b"a", b"bc"),
+        digest(b"ab", b"c"),
+        digest(None, b"abc"),
+        digest(b"", b"abc"),
+        digest(b"abc", b""),
+    }
+    assert len(digests) == 5

@@ -1,0 +1,135 @@
+"""What Celery is told, when it is told, and what a wrong setting looks like."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import celeryconfig
+from tasks.configuration import configuration, current
+from tasks.loading import SettingsError, load_fleet
+from tasks.settings import Settings
+from tests.kit.paths import ROOT
+
+WRONG = {"REPLAYS_REDIS_TIMEOUT_SECONDS": "soon"}
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python process at the root of the repository."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower"]
+)
+def test_an_import_reads_no_settings(module: str) -> None:
+    """given a wrong setting, when a module is imported, then nothing fails: nobody asked for a value yet"""
+    done = run("-c", f"import {module}", **WRONG)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["worker"], ["inspect", "ping"], ["report"], ["flower"], ["beat"]],
+    ids=" ".join,
+)
+def test_a_celery_command_with_a_wrong_setting_says_which_and_exits_with_2(words: list[str]) -> None:
+    """given a wrong setting, when `celery -A tasks` starts, then it prints the mistake, without a traceback"""
+    done = run("-m", "celery", "-A", "tasks", *words, **WRONG)
+
+    assert done.returncode == 2, done.stderr
+    first, *mistakes = done.stderr.strip().splitlines()
+    assert first == "wrong settings:"
+    assert [line.split("=")[0].strip() for line in mistakes] == ["REPLAYS_REDIS_TIMEOUT_SECONDS"]
+    assert "0.1 to 60" in mistakes[0]
+    assert done.stdout == ""
+
+
+def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given settings, when Celery lists the file and reads it, then it finds exactly what was computed"""
+    monkeypatch.setenv("REPLAYS_KEY_PREFIX", "mine")
+    current.cache_clear()
+    try:
+        values = {name: getattr(celeryconfig, name) for name in dir(celeryconfig)}
+    finally:
+        current.cache_clear()
+
+    assert values == configuration(Settings(key_prefix="mine"))
+
+
+def test_what_celery_does_not_find_is_absent() -> None:
+    """given a name that is no setting of Celery's, when it is asked for, then the file has no such attribute"""
+    assert not hasattr(celeryconfig, "task_always_eager")
+    assert not hasattr(celeryconfig, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"REPLAYS_REDIS_URL": "nonsense"}, "redis://"),
+        ({"REPLAYS_REDIS_URL": "http://redis:6379"}, "redis://"),
+        ({"REPLAYS_REDIS_URL": "redis://user:hunter2@redis:port/0"}, "redis://"),
+        ({"REPLAYS_REDIS_URL": "redis://user:hunter2@redis:6379/first"}, "redis://"),
+        ({"REPLAYS_REDIS_URL": ""}, "redis://"),
+        ({"REPLAYS_REDIS_TLS_CA_FILE": "/nowhere/ca.pem"}, "/nowhere/ca.pem"),
+        ({"REPLAYS_TASK_SECURITY_KEY_FILE": "pyproject.toml"}, "set all or none"),
+        (
+            {
+                "REPLAYS_TASK_SECURITY_KEY_FILE": "/nowhere/fleet.key",
+                "REPLAYS_TASK_SECURITY_CERTIFICATE_FILE": "/nowhere/fleet.pem",
+                "REPLAYS_TASK_SECURITY_STORE": "/nowhere/*.pem",
+            },
+            "/nowhere/fleet.key",
+        ),
+        ({"REPLAYS_SETTINGS_FILE": "/nowhere/replays.toml"}, "/nowhere/replays.toml"),
+        ({"REPLAYS_SINKS": "gcs,kafka,dead_letter"}, "any of gcs, clickhouse, bigquery, datadog, dead_letter"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_what_to_do(
+    environment: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given settings with which no worker could start, when they are read, then no secret is in the refusal"""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError) as refused:
+        load_fleet()
+
+    assert told in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1", "redis://:secret@redis:6379/1", "redis://[::1]:6379", "redis:///2"]
+)
+def test_addresses_of_redis_that_clients_accept_are_accepted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """given a form that both redis-py and kombu take, when it is read, then nothing is refused"""
+    monkeypatch.setenv("REPLAYS_REDIS_URL", url)
+
+    assert load_fleet().redis_url.get_secret_value() == url
+
+
+def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path: Path) -> None:
+    """given tracing without the extra, when a worker starts, then it says what to install, and does not run on"""
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text("")
+
+    done = run("-m", "celery", "-A", "tasks", "worker", REPLAYS_TRACING="true", PYTHONPATH=str(tmp_path))
+
+    assert done.returncode == 2, done.stderr
+    assert "install replays-ingest[otel]" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,126 @@
+"""Readers and workers of different releases: what each takes from the other, and what it refuses."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tasks.wire import (
+    VERSION,
+    Blob,
+    ChordName,
+    Completion,
+    CompletionKind,
+    DeadLetter,
+    Incompatible,
+    Item,
+    Manifest,
+    Metric,
+    MetricKind,
+    Row,
+    SinkName,
+    Stage,
+    TaskEntry,
+    TaskName,
+    decode_completion,
+    decode_items,
+    decode_manifest,
+    decode_manifest_head,
+    encode_items,
+)
+
+ITEMS: dict[SinkName, Item] = {
+    SinkName.GCS: Blob("30/1/a/0", b"recording", 7),
+    SinkName.CLICKHOUSE: Row("replays", "click-1", b'{"n":1}', 7),
+    SinkName.BIGQUERY: Row("replay_events", "fact-1", b'{"n":1}', 7),
+    SinkName.DATADOG: Metric(MetricKind.COUNTER, "clicks", 1.0, ("sdk:js",)),
+    SinkName.DEAD_LETTER: DeadLetter(b"key", b"value", (("reason", b"not_msgpack"),), 7),
+}
+MANIFEST = Manifest(
+    "recordings-0-0-3", "digest", "recordings", 0, 0, 3, "reader-1", 1, (TaskEntry("rows/clickhouse/0", 3, 100),)
+)
+
+
+def as_json(value: Manifest | Completion, **more: object) -> bytes:
+    """What a release writes that knows further fields, or gives these other values."""
+    return msgspec.json.encode({**msgspec.to_builtins(value), **more})
+
+
+@pytest.mark.parametrize("sink", SinkName)
+def test_items_come_out_as_they_went_in(sink: SinkName) -> None:
+    """given an item of each sink, when it is staged and read, then it is equal"""
+    assert decode_items(sink, encode_items([ITEMS[sink]])) == [ITEMS[sink]]
+
+
+@pytest.mark.parametrize("sink", SinkName)
+def test_an_item_with_an_unknown_element_is_refused_and_not_cut_short(sink: SinkName) -> None:
+    """given a newer reader's item with one element more, when a worker reads it, then it says what to upgrade"""
+    longer = [[*msgspec.to_builtins(ITEMS[sink], builtin_types=(bytes, memoryview)), "content-type"]]
+
+    with pytest.raises(Incompatible, match="upgrade the workers before the readers"):
+        decode_items(sink, msgspec.msgpack.encode(longer))
+
+
+def test_an_older_readers_item_without_the_last_element_takes_its_default() -> None:
+    """given an item of a release that did not know the tags, when it is read, then there are none"""
+    assert decode_items("datadog", msgspec.msgpack.encode([["c", "clicks", 1.0]])) == [
+        Metric(MetricKind.COUNTER, "clicks", 1.0)
+    ]
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode([["d"]]), msgspec.msgpack.encode({"a": 1})])
+def test_bytes_that_are_no_items_are_refused(data: bytes) -> None:
+    """given anything else under a task's name, when it is read, then the same error says so"""
+    with pytest.raises(Incompatible):
+        decode_items("gcs", data)
+
+
+def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
+    """given a newer release that only adds, when the older one reads it, then all that it knows is there"""
+    completion = Completion(CompletionKind.DONE, "recordings-0-0-3", 1, "rows", 2)
+
+    assert decode_manifest(as_json(MANIFEST, compression="zstd")) == MANIFEST
+    assert decode_completion(as_json(completion, worker="w1")) == completion
+
+
+def test_a_missing_version_is_the_first() -> None:
+    """given what a release wrote that knew no versions of completions, when it is read, then it is version 1"""
+    fields = msgspec.to_builtins(Completion(CompletionKind.RETRY, "recordings-0-0-3"))
+    del fields["version"]
+
+    assert decode_completion(msgspec.json.encode(fields)).version == 1
+
+
+@pytest.mark.parametrize("version", [0, VERSION + 1])
+def test_another_version_is_refused_with_both_numbers(version: int) -> None:
+    """given a version that is not read here, when it comes, then the error names it and those that are"""
+    completion = Completion(CompletionKind.DONE, "recordings-0-0-3")
+
+    with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*reads 1 to {VERSION}"):
+        decode_manifest(as_json(MANIFEST, version=version))
+    with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*upgrade the reader"):
+        decode_completion(as_json(completion, version=version))
+
+
+def test_whoever_refuses_a_manifest_still_knows_whom_to_tell() -> None:
+    """given a manifest of a version whose other fields changed, when its head is read, then the reader is there"""
+    data = msgspec.json.encode(
+        {"version": 9, "batch_id": "recordings-0-0-3", "reader": "reader-1", "epoch": 4, "tasks": "elsewhere"}
+    )
+
+    head = decode_manifest_head(data)
+
+    assert (head.reader, head.batch_id, head.epoch) == ("reader-1", "recordings-0-0-3", 4)
+
+
+def test_names_are_read_as_they_were_written() -> None:
+    """given the names of a task and of a chord, when their text is parsed, then the parts are the same"""
+    chord = ChordName("recordings-0-0-3:digest", Stage.ROWS, 2, "token")
+    task = TaskName(Stage.BLOBS, SinkName.GCS, 12)
+
+    assert ChordName.parse(str(chord)) == chord
+    assert TaskName.parse(str(task)) == task
+    assert str(task) == "blobs/gcs/12"
+    for wrong in ("blobs/gcs", "blobs/s3/0", "cells/gcs/0", "blobs/gcs/x"):
+        with pytest.raises(ValueError):
+            TaskName.parse(wrong)
