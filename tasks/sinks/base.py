@@ -35,7 +35,7 @@ class Sink(Protocol[ItemT]):
 
     def write(self, items: Sequence[ItemT], token: str, deadline_seconds: float) -> None:
         """Returns when every item is durable, within `deadline_seconds`: when the answer proves it, by the proof
-        that docs/sinks.md names for this sink. A status of success proves nothing.
+        that docs/decisions/016-durable-means-proven.md names. A status of success proves nothing.
 
         `token` identifies exactly these items (same items, same token). Raises TransientSinkError or
         PermanentSinkError, nothing else, for whatever the server or the network does.

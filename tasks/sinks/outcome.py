@@ -30,7 +30,7 @@ class Action(Enum):
 
 
 class Blame(Enum):
-    """What is at fault. docs/sinks.md lists every status and code."""
+    """What is at fault."""
 
     ROW = "row"
     BATCH = "batch"
