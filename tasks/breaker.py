@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from redis import Redis
@@ -87,7 +88,7 @@ end
 redis.call('HINCRBY', key, worked and 'worked' or 'failed', 1)
 local failed = field('failed')
 if failed >= failures_min and failed > field('worked') then
-  keep('cool', tostring(cool), 'opened_until', tostring(now + cool), 'opened_at', tostring(now))
+  keep('cool', tostring(cool), 'opened_until', tostring(now + cool))
   return 'open'
 end
 return 'closed'
@@ -95,32 +96,43 @@ return 'closed'
 )
 
 
+class PermitKind(StrEnum):
+    """What the breaker answers to whoever wants to call its sink."""
+
+    CLOSED = "closed"
+    PROBE = "probe"
+    OPEN = "open"
+
+
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """`kind` is "closed", "probe" or "open"; an open one asks to come back in `wait_seconds`, and has the sink's
-    last error."""
+    """Whether a sink may be called. An open one asks to come back in `wait_seconds`, and has its last error."""
 
-    kind: str
+    kind: PermitKind
     wait_seconds: float = 0.0
     error: str = ""
 
     @property
     def granted(self) -> bool:
-        return self.kind != "open"
+        return self.kind is not PermitKind.OPEN
+
+
+class BreakerPhase(StrEnum):
+    """Where a breaker stands, as operators see it."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """What an operator sees. `state`: closed, open or half_open. `failures`: in the current window.
-
-    `cool_seconds`: until the next probe; 0 when closed. `open_seconds`: how long it has not been closed.
-    """
+    """What an operator sees. `failures` are those of the window, `cool_seconds` the time until the next probe."""
 
     sink: str
-    state: str
+    state: BreakerPhase
     failures: int
     cool_seconds: float
-    open_seconds: float
 
 
 class Breaker:
@@ -140,14 +152,14 @@ class Breaker:
             kind, wait_seconds, error = self._ask(keys=[self._key(sink)], args=[lease_seconds])
         except RedisError as failure:
             log.warning("breaker of %s cannot be asked, letting the call through: %s", sink, failure)
-            return Permit("closed")
-        return Permit(_text(kind), float(wait_seconds), _text(error))
+            return Permit(PermitKind.CLOSED)
+        return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
     def tell(self, sink: str, permit: Permit, *, worked: bool, error: str = "") -> None:
         """How the call ended. `worked`: the sink answered, whatever it thought of the items; else `error`."""
         s = self._settings
         args: list[Any] = [
-            permit.kind,
+            permit.kind.value,
             "1" if worked else "0",
             s.breaker_window_seconds,
             s.breaker_failures_min,
@@ -160,14 +172,14 @@ class Breaker:
         except RedisError as failure:
             log.warning("breaker of %s cannot be told: %s", sink, failure)
             return
-        if state == "open":
+        if state == BreakerPhase.OPEN:
             log.warning("breaker of %s is open", sink)
-        elif permit.kind == "probe":
+        elif permit.kind is PermitKind.PROBE:
             log.warning("breaker of %s is closed again", sink)
 
     def give_back(self, sink: str, permit: Permit) -> None:
         """The permit was not used. A probe may be made by somebody else."""
-        if permit.kind == "probe":
+        if permit.kind is PermitKind.PROBE:
             with contextlib.suppress(RedisError):  # its lease ends, that will do
                 self._client.hset(self._key(sink), "probe_until", "0")
 
@@ -193,9 +205,9 @@ def _state(sink: str, found: dict[bytes, bytes], now: float) -> BreakerState:
     opened_until = number("opened_until")
     failures = int(number("failed"))
     if not opened_until:
-        return BreakerState(sink, "closed", failures, 0.0, 0.0)
-    state = "open" if now < opened_until else "half_open"
-    return BreakerState(sink, state, failures, max(0.0, opened_until - now), now - number("opened_at"))
+        return BreakerState(sink, BreakerPhase.CLOSED, failures, 0.0)
+    phase = BreakerPhase.OPEN if now < opened_until else BreakerPhase.HALF_OPEN
+    return BreakerState(sink, phase, failures, max(0.0, opened_until - now))
 
 
 def _key(prefix: str, sink: str) -> str:

@@ -36,7 +36,7 @@ def preload(**_: Any) -> None:
 
 
 if "flower.command" in sys.modules:  # `celery` loads its commands before it looks for an app
-    from tasks.flower import guard
+    from tasks.flower.start import guard
 
     guard()
 watch.connect()

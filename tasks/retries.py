@@ -14,7 +14,7 @@ from celery import Task
 from celery.exceptions import Reject, Retry
 from celery.utils.log import get_task_logger
 
-from tasks.observe.metrics import RunOutcome
+from tasks.observe.metric_table import RunOutcome
 from tasks.settings import Settings
 from tasks.staging import Progress, Staging
 

@@ -22,7 +22,7 @@ from ingest.observe.metric_table import DEFINITIONS as READER
 from ingest.settings import Settings
 from tasks.loading import allowed, number
 from tasks.observe.meters import Definition
-from tasks.observe.metrics import DEFINITIONS as WORKER
+from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 from tools import imports

@@ -110,7 +110,7 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 def flower(arguments: tuple[str, ...]) -> None:
     """Flower with a retry button, never without a password. Further ARGUMENTS are Flower's own."""
     from tasks.celery import app
-    from tasks.flower import launch
+    from tasks.flower.start import launch
 
     launch(app, settings(), arguments)
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
-from tasks.breaker import read_states
+from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
 from tasks.connection import connect
 from tasks.errors import shortened
@@ -23,7 +23,7 @@ from tasks.names import CONTROL_QUEUE, flush_queue
 
 log = structlog.get_logger(__name__)
 
-BREAKER_LEVELS = {"closed": 0, "half_open": 1, "open": 2}
+BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhase.OPEN: 2}
 
 
 class RedisMemory(msgspec.Struct, frozen=True):

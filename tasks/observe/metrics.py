@@ -1,4 +1,4 @@
-"""Every metric of a flush worker, named and explained once, and the worker's /livez, /readyz and /metrics.
+"""What feeds the metrics of a flush worker, and the worker's /livez, /readyz and /metrics.
 
 Functions here do nothing until a worker has called `install`, so flush code may call them anywhere. The pool's
 processes write their numbers into files of one directory (the Prometheus client's own way); the worker's main
@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,88 +21,13 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from tasks.loading import load_fleet
 from tasks.names import sink_of
-from tasks.observe.meters import BYTES, COUNTS, SECONDS, Definition, Kind, Meters, dogstatsd
+from tasks.observe.meters import Meters, dogstatsd
+from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
 from tasks.observe.probes import Probes
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
 
-_W = "replays.worker."
 READY_SILENT_SECONDS_MAX = 15.0  # a worker shows itself to the broker every two seconds
-
-
-class RunOutcome(StrEnum):
-    """How a run of a flush task ended."""
-
-    DONE = "done"
-    ALREADY_DONE = "already_done"  # its mark was set: a repetition
-    PUT_OFF = "put_off"  # tried again later
-    GAVE_UP = "gave_up"  # the reader parks the batch
-    FAILED = "failed"  # an error that no retry cures
-
-
-DEFINITIONS: tuple[Definition, ...] = (
-    Definition(
-        _W + "flushes",
-        Kind.COUNTER,
-        "runs",
-        "Runs of flush tasks, by sink and outcome: done, already_done (its mark was set: a repetition), put_off "
-        "(tried again later), gave_up (the reader parks the batch), failed (an error that no retry mends).",
-        ("sink", "outcome"),
-    ),
-    Definition(
-        _W + "flush_seconds",
-        Kind.HISTOGRAM,
-        "seconds",
-        "Runs that got as far as calling the sink: from the start of the run to its end.",
-        ("sink",),
-        SECONDS,
-    ),
-    Definition(_W + "flush_items", Kind.HISTOGRAM, "items", "Items of a run that was done.", ("sink",), COUNTS),
-    Definition(
-        _W + "flush_bytes", Kind.HISTOGRAM, "bytes", "Staged bytes of a run that was done.", ("sink",), BYTES
-    ),
-    Definition(
-        _W + "retries",
-        Kind.COUNTER,
-        "runs",
-        "Runs that ended with Celery's retry (backoff with full jitter).",
-        ("sink",),
-    ),
-    Definition(
-        _W + "breaker_refusals",
-        Kind.COUNTER,
-        "runs",
-        "Runs put off without a call, since the sink's circuit breaker was open.",
-        ("sink",),
-    ),
-    Definition(
-        _W + "items_refused",
-        Kind.COUNTER,
-        "items",
-        "Items that a sink will never take; they became dead letters with the sink's error.",
-        ("sink",),
-    ),
-    Definition(
-        _W + "completions",
-        Kind.COUNTER,
-        "chords",
-        "Ends of chords told to a reader: done, failed, or nobody (an older chord, or a batch that is gone).",
-        ("kind",),
-    ),
-    Definition(
-        _W + "busy_processes",
-        Kind.GAUGE,
-        "processes",
-        "Pool processes (or threads) that run a flush task now, by sink.",
-        ("sink",),
-    ),
-    Definition(
-        _W + "heartbeat_seconds",
-        Kind.GAUGE,
-        "seconds",
-        "Since the worker last showed itself to the broker. Over 15: it lost Redis.",
-    ),
-)
 
 
 class _Worker:
@@ -149,32 +73,32 @@ def observe_flush(
     meters = _Worker.meters
     if meters is None:
         return
-    meters.count(_W + "flushes", 1, sink, outcome)
+    meters.count(WORKER + "flushes", 1, sink, outcome)
     if outcome is RunOutcome.PUT_OFF:
-        meters.count(_W + "retries", 1, sink)
+        meters.count(WORKER + "retries", 1, sink)
     if seconds:
-        meters.observe(_W + "flush_seconds", seconds, sink)
+        meters.observe(WORKER + "flush_seconds", seconds, sink)
     if outcome is RunOutcome.DONE:
-        meters.observe(_W + "flush_items", items, sink)
-        meters.observe(_W + "flush_bytes", size_bytes, sink)
+        meters.observe(WORKER + "flush_items", items, sink)
+        meters.observe(WORKER + "flush_bytes", size_bytes, sink)
 
 
 def observe_breaker_refusal(sink: str) -> None:
     """A run was put off since the sink's breaker was open."""
     if _Worker.meters is not None:
-        _Worker.meters.count(_W + "breaker_refusals", 1, sink)
+        _Worker.meters.count(WORKER + "breaker_refusals", 1, sink)
 
 
 def observe_refused(sink: str, items: int) -> None:
     """So many items became dead letters with the sink's error."""
     if _Worker.meters is not None:
-        _Worker.meters.count(_W + "items_refused", items, sink)
+        _Worker.meters.count(WORKER + "items_refused", items, sink)
 
 
 def observe_completion(kind: str) -> None:
     """The end of a chord was told: done, failed, nobody."""
     if _Worker.meters is not None:
-        _Worker.meters.count(_W + "completions", 1, kind)
+        _Worker.meters.count(WORKER + "completions", 1, kind)
 
 
 # What is answered to probes
@@ -183,7 +107,7 @@ def observe_completion(kind: str) -> None:
 def registry() -> CollectorRegistry:
     """The numbers of all processes of this worker, added up now."""
     if _Worker.meters is not None:
-        _Worker.meters.set(_W + "heartbeat_seconds", time.monotonic() - _Worker.seen_at)
+        _Worker.meters.set(WORKER + "heartbeat_seconds", time.monotonic() - _Worker.seen_at)
     collected = CollectorRegistry()
     if _Worker.directory is not None:
         MultiProcessCollector(collected, path=str(_Worker.directory))  # type: ignore[no-untyped-call]
@@ -235,9 +159,9 @@ def _on_ready(**_: Any) -> None:
         return
     for sink in SinkName:
         for outcome in RunOutcome:
-            meters.touch(_W + "flushes", sink, outcome)
+            meters.touch(WORKER + "flushes", sink, outcome)
         for name in ("retries", "breaker_refusals", "items_refused"):
-            meters.touch(_W + name, sink)
+            meters.touch(WORKER + name, sink)
     if settings.worker_http_port >= 0:
         _Worker.probes = Probes(settings.worker_http_host, settings.worker_http_port, live, ready, registry)
 
@@ -267,4 +191,4 @@ def _on_postrun(task: Any = None, **_: Any) -> None:
 def _busy(task: Any, amount: int) -> None:
     sink = sink_of(getattr(task, "name", ""))
     if _Worker.meters is not None and sink:
-        _Worker.meters.add(_W + "busy_processes", amount, sink)
+        _Worker.meters.add(WORKER + "busy_processes", amount, sink)

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from tasks.loading import load_fleet
 from tasks.observe import logs, metrics, telemetry
-from tasks.observe.metrics import RunOutcome
+from tasks.observe.metric_table import RunOutcome
 from tasks.settings import Settings
 from tasks.staging import Staging
 from tasks.wire import TaskName, batch_id_of
@@ -77,9 +77,7 @@ def sinks_key(settings: Settings) -> str:
 
 
 @contextmanager
-def watched(
-    request: Any, batch: str, name: str, staging: Staging | None = None, settings: Settings | None = None
-) -> Iterator[Watch]:
+def watched(request: Any, batch: str, name: str, staging: Staging, settings: Settings) -> Iterator[Watch]:
     """Around one run. How it ends says which outcome is counted; what it raises goes on unchanged."""
     sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
     outcome = RunOutcome.FAILED
@@ -100,7 +98,7 @@ def watched(
     finally:
         seconds = time.perf_counter() - started_at if watch.called else 0.0
         metrics.observe_flush(sink, outcome, seconds, watch.items, watch.size_bytes)
-        if seconds and staging is not None and settings is not None:
+        if seconds:
             _recent.add(sink, seconds, staging, settings)
 
 

@@ -55,7 +55,14 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["ingest.reader.process", "ingest.cli", "tasks.celery", "tasks.flower", "celeryconfig", "ingest.cli.replays"],
+    [
+        "ingest.reader.process",
+        "ingest.cli",
+        "tasks.celery",
+        "tasks.flower.start",
+        "celeryconfig",
+        "ingest.cli.replays",
+    ],
 )
 def test_what_runs_in_production_needs_no_extra(module: str) -> None:
     """given only the packages that production has, when its programs are imported, then nothing is missing"""

@@ -7,7 +7,7 @@ import pytest
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
-from tasks.breaker import Breaker, Permit, read_states
+from tasks.breaker import Breaker, Permit, PermitKind, read_states
 from tasks.connection import connect
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
@@ -53,11 +53,11 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
     """A sink that fails now and then is not sick."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for _ in range(20):
-        breaker.tell("gcs", Permit("closed"), worked=False)
+        breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=False)
         if state(fleet, "gcs") == "open":
             break
         for _ in range(2):
-            breaker.tell("gcs", Permit("closed"), worked=True)
+            breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=True)
 
     assert state(fleet, "gcs") == "closed"
 
@@ -67,7 +67,7 @@ def test_an_answer_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.ask("clickhouse")
     for _ in range(3):
-        breaker.tell("clickhouse", Permit("closed"), worked=False)
+        breaker.tell("clickhouse", Permit(PermitKind.CLOSED), worked=False)
 
     breaker.tell("clickhouse", early, worked=True)
 

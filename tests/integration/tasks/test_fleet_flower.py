@@ -21,7 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Stage
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import free_port
-from tasks.flower import FlowerRefused, options
+from tasks.flower.start import FlowerRefused, options
 from tasks.settings import Settings
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet

@@ -13,7 +13,7 @@ import yaml
 
 from ingest.observe.metric_table import DEFINITIONS as READER
 from tasks.observe.meters import Kind
-from tasks.observe.metrics import DEFINITIONS as WORKER
+from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tests.kit.paths import ROOT
 
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"

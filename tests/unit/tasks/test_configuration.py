@@ -33,7 +33,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower"]
+    "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower.start"]
 )
 def test_an_import_reads_no_settings(module: str) -> None:
     """given a wrong setting, when a module is imported, then nothing fails: nobody asked for a value yet"""

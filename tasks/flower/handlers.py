@@ -1,27 +1,16 @@
-"""Flower for this fleet: never without a password, and with a button that retries a failed task's batch.
+"""Our handlers in Flower: the retry button on a failed task's page, what it posts to, and closed metrics.
 
 Flower itself knows no retry, and sending a flush task again would help nobody: it would be in no chord. So the
 page of a failed flush task gets a button that asks the batch's reader to try the batch now.
-
-`celery -A tasks flower` and `replays-ingest flower` both end in `ClosedFlower`: whatever its options, environment
-and configuration file say, it has our handlers, and it does not start open. Flower does not promise to support
-this: it is pinned (2.2), and a test presses the button.
-Why so: docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
-import re
-import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import flower.command
 import flower.urls
-from celery import Celery
-from flower.app import Flower
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from flower.views.tasks import TaskView
@@ -33,120 +22,14 @@ from tornado.web import url
 
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.loading import SettingsError, load_fleet
+from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
-from tasks.settings import Settings
 
-BASIC_AUTH_PASSWORD_MIN = 8
-PROVIDERS = {
-    "google": "flower.views.auth.GoogleAuth2LoginHandler",
-    "github": "flower.views.auth.GithubLoginHandler",
-    "gitlab": "flower.views.auth.GitLabLoginHandler",
-    "okta": "flower.views.auth.OktaLoginHandler",
-}
 ACTIONS = b'<div class="detail-actions">'
 
 
-class FlowerRefused(SettingsError):
-    """Flower would start open, or cannot start. The text says which setting is missing."""
-
-
-def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
-    """Runs Flower for this app until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
-    found = options(settings)
-    guard()
-    if not any(argument.startswith(("--port", "--address")) for argument in arguments):
-        print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
-    app.start(["flower", *arguments])
-
-
-def guard() -> None:
-    """From here on the command `flower` has our settings as its defaults, and runs a ClosedFlower. Twice is once.
-
-    The command raises SettingsError, FlowerRefused among them.
-    """
-    if flower.command.Flower is ClosedFlower:
-        return
-    flower.command.Flower = ClosedFlower
-    theirs: Callable[..., None] = flower.command.flower.callback
-
-    def ours(**arguments: Any) -> None:
-        for name, value in options(load_fleet()).items():
-            setattr(flower.command.options, name, value)
-        theirs(**arguments)
-
-    flower.command.flower.callback = ours
-
-
-class ClosedFlower(Flower):  # type: ignore[misc]
-    """Flower with our handlers. Raises FlowerRefused when its options, from wherever they came, let anybody in."""
-
-    def __init__(self, options: Any, **others: Any) -> None:
-        if options.auth:
-            _refuse_everybody(options.auth)
-        else:
-            _refuse_open(options.basic_auth or ())
-        _extend()
-        super().__init__(options=options, **others)
-
-
-def options(settings: Settings) -> dict[str, Any]:
-    """Flower's options. Raises FlowerRefused when anybody could enter."""
-    return {
-        **_authentication(settings),
-        "address": settings.flower_host,
-        "port": settings.flower_port,
-        "tasks_columns": "name,state,kwargs,received,started,runtime,retries,exception,worker,uuid",
-        "max_tasks": 20_000,
-        "purge_offline_workers": 600,
-    }
-
-
-def _authentication(settings: Settings) -> dict[str, Any]:
-    people = [part.strip() for part in settings.flower_basic_auth.get_secret_value().split(",") if part.strip()]
-    provider = settings.flower_oauth_provider
-    if people or not provider:
-        _refuse_open(people)
-        return {"basic_auth": people}
-    needed = {
-        "auth": settings.flower_oauth_emails,
-        "oauth2_key": settings.flower_oauth_key,
-        "oauth2_secret": settings.flower_oauth_secret.get_secret_value(),
-        "oauth2_redirect_uri": settings.flower_oauth_redirect_uri,
-    }
-    missing = [name for name, value in needed.items() if not value]
-    if missing:
-        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_PROVIDER={provider} also needs values for {', '.join(missing)}")
-    _refuse_everybody(needed["auth"])
-    return {**needed, "auth_provider": PROVIDERS[provider]}
-
-
-def _refuse_open(people: Sequence[str]) -> None:
-    if not people:
-        raise FlowerRefused(
-            "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
-            "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
-        )
-    for person in people:
-        user, _, password = person.partition(":")
-        if not user or len(password) < BASIC_AUTH_PASSWORD_MIN:
-            raise FlowerRefused(
-                "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
-                f"{BASIC_AUTH_PASSWORD_MIN} characters"
-            )
-
-
-def _refuse_everybody(emails: str) -> None:
-    try:
-        everybody = re.match(emails, "somebody@anywhere.invalid")
-    except re.error as error:
-        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is no regular expression: {error}") from error
-    if everybody:
-        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS lets everybody in")
-
-
-def _extend() -> None:
+def extend() -> None:
     """Ours go first: Tornado takes the first handler that matches. Twice is once."""
     handlers = flower.urls.handlers
     if any(getattr(handler, "handler_class", None) is RetryBatch for handler in handlers):
