@@ -85,7 +85,9 @@ def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | Non
             return b""
         span = {"start": place.start_bytes, "end": place.start_bytes + place.length_bytes - 1}
     try:
-        content: bytes = bucket.blob(place.object).download_as_bytes(timeout=timeout_seconds, **span)
+        content: bytes = bucket.blob(place.object).download_as_bytes(
+            raw_download=True, timeout=timeout_seconds, **span
+        )
     except NotFound:
         return None
     return content

@@ -172,8 +172,11 @@ TABLE: tuple[Package, ...] = (
             EVERYWHERE: ("msgspec",),
             "desk": ("redis",),
             "journey": ("redis",),
-            "reads": ("clickhouse_connect", "google", "requests", "urllib3"),
+            "base": ("tornado",),
+            "operator": ("tornado",),
+            "pages": ("tornado",),
             "server": ("tornado",),
+            "stores": ("clickhouse_connect", "google", "requests", "urllib3"),
         },
     ),
     Package(

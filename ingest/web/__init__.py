@@ -1,14 +1,18 @@
-"""What was ingested, to look at: reads, commands over them, and pages on the loopback interface.
+"""What was ingested, to look at: reads, and pages on the loopback interface.
 
     blobs.py     one stored object -> its rrweb events and its video
     timeline.py  rrweb events -> marks, memory, when it can be played from
     model.py     what the reads return
-    reads.py     ClickHouse and Cloud Storage -> a list of replays, one replay, its segments
+    stores.py    the connections to ClickHouse and Cloud Storage
+    replays.py   ClickHouse -> a list of replays, one replay
+    segments.py  ClickHouse and Cloud Storage -> its segments in order
+    recordings.py  their bytes, and the timeline in them
+    reads.py     all reads as one library
+    present.py   what the reads return, as JSON
     journey.py   Redis -> the batch that a segment travelled in, as far as Redis still knows
-    desk.py      what an operator sees and does (the only door to ingest and to tasks.operate)
-    server.py    all of it over HTTP, for a browser on this machine
-    commands.py  replays, events, fetch, web
+    desk.py      what an operator sees and does, over ingest.operate and tasks.operate
+    server.py    all of it over HTTP; base.py, pages.py, api.py and operator.py are its handlers
     static/      the pages; static/vendor is rrweb-player, built by player/
 
-Nothing here writes to a sink, and nothing but the command line imports it.
+Nothing here writes to a sink but the operator's part, and nothing but the command line imports it.
 """

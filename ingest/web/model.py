@@ -6,8 +6,11 @@ Times are unix seconds unless a name ends with another unit. A replay's id is 32
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from tasks.stored import Place
 
 REPLAY_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -115,10 +118,14 @@ class SegmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """All of a replay's segments in order, holes included. What comes after the last one cannot be known."""
+    """All of a replay's segments in order, holes included. What comes after the last one cannot be known.
+
+    `places`: where the bytes are of those that are stored, by number.
+    """
 
     all: tuple[SegmentFacts, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    places: Mapping[int, Place] = field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import msgspec
 
 from ingest.web.journey import Journeys, flower_url
 from ingest.web.model import Replay, Segments
-from ingest.web.reads import Page
+from ingest.web.replays import Page
 from ingest.web.timeline import Timeline
 from tasks.settings import Settings
 

@@ -48,6 +48,14 @@ def segment_row(number: int) -> Row:
     return Row("replay_segments", f"{REPLAY}/{number}", json.encode(), number)
 
 
+def session_row() -> Row:
+    json = (
+        f'{{"event_hash":"{REPLAY}","replay_id":"{REPLAY}","segment_id":0,"org_id":1,"project_id":2,'
+        '"timestamp":4000000000,"retention_days":30,"partition":0,"offset":0}'
+    )
+    return Row("replays", REPLAY, json.encode(), 0)
+
+
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
     """Packed twice under two tokens (the second upload meets 412), one more segment as an object of its own."""
     batch = of_the_future(make_batch(4))
@@ -58,13 +66,14 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
 
     for token in ("first", "second"):
         gcs.write(objects, token, 20)
-        server.write([*index, *map(segment_row, range(5))], token, 20)
+        server.write([*index, session_row(), *map(segment_row, range(5))], token, 20)
     gcs.write([Blob(f"30/2/{REPLAY}/4", b"alone", 4)], "alone", 20)
 
     found = [stored.content for stored in read_replay(stores, REPLAY, 2)]
     assert found == [segment.blobs[0].content for segment in batch.segments] + [b"alone"]
     reads = Reads(stores)
-    assert [reads.stored(f"30/2/{REPLAY}/{number}") for number in range(5)] == found
+    segments = reads.segments(reads.replay(REPLAY, 2))
+    assert [content for _, content in reads.recordings(segments)] == found
     gcs.close()
     server.close()
 

@@ -1,0 +1,137 @@
+"""What the pages about replays ask for: the list, one replay, its timeline, its recordings and videos."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ingest.web.base import Handler
+from ingest.web.blobs import playable
+from ingest.web.journey import journeys
+from ingest.web.model import Filter, NotFound
+from ingest.web.present import page_dict, replay_dict, segments_dict, timeline_dict
+
+
+class ProjectsHandler(Handler):
+    """The choices of the list's filters."""
+
+    async def get(self) -> None:
+        project = self.number("project", 0, 2**64 - 1)
+        reads = self.state.reads
+        projects = await self.run(reads.projects)
+        releases = await self.run(lambda: reads.releases(project))
+        self.answer(
+            {
+                "projects": [
+                    {"project_id": str(one.project_id), "replays": one.replays, "last_at": one.last_at}
+                    for one in projects
+                ],
+                "releases": releases,
+            }
+        )
+
+
+class ReplaysHandler(Handler):
+    """The list."""
+
+    async def get(self) -> None:
+        seconds = self.number("last_seconds", 1, 10 * 365 * 86400)
+        chosen = Filter(
+            project_id=self.number("project", 0, 2**64 - 1),
+            rage=self.flag("rage"),
+            dead=self.flag("dead"),
+            errors=self.flag("errors"),
+            release=self.get_query_argument("release", ""),
+            text=self.get_query_argument("text", ""),
+            since=time.time() - seconds if seconds else self.number("since", 0, 2**32 - 1),
+            until=self.number("until", 0, 2**32 - 1),
+            limit=self.number("limit", 1, 500) or 50,
+            offset=self.number("offset", 0, 1_000_000) or 0,
+        )
+        self.answer(_for_javascript(page_dict(await self.run(lambda: self.state.reads.replays(chosen)))))
+
+
+class ReplayHandler(Handler):
+    """One replay: what it is, its segments, the facts of its ingestion."""
+
+    async def get(self, project: str, replay_id: str) -> None:
+        state = self.state
+        replay, segments = await self.run(lambda: state.look_up(int(project), replay_id, fresh=True))
+        places = [
+            (o.partition, o.offset) for o in segments.all if o.partition is not None and o.offset is not None
+        ]
+        known = await self.run(lambda: journeys(state.settings, places))
+        self.answer(
+            _for_javascript(
+                {"replay": replay_dict(replay), "ingestion": segments_dict(state.settings, segments, known)}
+            )
+        )
+
+
+class TimelineHandler(Handler):
+    """What happened in it."""
+
+    async def get(self, project: str, replay_id: str) -> None:
+        _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
+        self.answer(timeline_dict(await self.run(lambda: self.state.reads.timeline(segments))))
+
+
+class SegmentHandler(Handler):
+    """One segment's recording: what a player draws of it, or all of it as it was sent (`?raw=1`)."""
+
+    async def get(self, project: str, replay_id: str, segment: str) -> None:
+        raw = self.flag("raw")
+
+        def work() -> bytes:
+            recording = self.state.recording(int(project), replay_id, int(segment)).recording
+            return recording if raw else playable(recording)
+
+        content = await self.run(work)
+        self.set_header("Content-Type", "application/json")
+        if raw:
+            self.set_header("Content-Disposition", f'attachment; filename="{replay_id}-{segment}.json"')
+        self.finish(content)
+
+
+class VideoHandler(Handler):
+    """One segment's video, whole or a range of it."""
+
+    async def get(self, project: str, replay_id: str, segment: str) -> None:
+        def work() -> bytes:
+            video = self.state.recording(int(project), replay_id, int(segment)).video
+            if video is None:
+                raise NotFound(f"segment {segment} has no video")
+            return video
+
+        video = await self.run(work)
+        self.set_header("Content-Type", "video/mp4")
+        self.set_header("Accept-Ranges", "bytes")
+        asked = byte_range(self.request.headers.get("Range", ""), len(video))
+        if asked is not None:
+            start, stop = asked
+            self.set_status(206)
+            self.set_header("Content-Range", f"bytes {start}-{stop - 1}/{len(video)}")
+            video = video[start:stop]
+        self.finish(video)
+
+
+def _for_javascript(value: Any) -> Any:
+    """The same with project ids as text: JavaScript's numbers end at 2**53."""
+    if isinstance(value, dict):
+        return {k: str(v) if k == "project_id" else _for_javascript(v) for k, v in value.items()}
+    return [_for_javascript(v) for v in value] if isinstance(value, list) else value
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """The one byte range that is asked for, half-open; None for the whole."""
+    unit, _, asked = header.partition("=")
+    first, dash, last = asked.partition("-")
+    if unit != "bytes" or not dash or not size:
+        return None
+    if first.isdecimal() and (not last or last.isdecimal()):
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+    elif not first and last.isdecimal():
+        start, stop = max(0, size - int(last)), size
+    else:
+        return None
+    return (start, stop) if start < stop else None

@@ -1,0 +1,242 @@
+"""Replays as ClickHouse has them: which match a filter, and all that is known of each.
+
+Exact under duplicates. Which replays match is decided by least and greatest values, which a row that is there
+twice cannot change; what is counted is counted with FINAL, over the chosen replays only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.web.model import Filter, NotFound, Replay, replay_id_of
+from ingest.web.stores import Stores
+
+# So that a query's parameters fit into its address, which proxies and the embedded server bound.
+KEYS_MAX = 40
+LIMIT_MAX = 500
+RELEASES_MAX = 200
+START_SECONDS_MAX = 7200  # a session lasts an hour at most: an earlier start is a clock that is wrong
+
+CLICK = "(click_node_id > 0 OR click_tag != '')"
+TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
+SEARCHED = (
+    "concat(user, ' ', user_id, ' ', user_name, ' ', user_email, ' ', url, ' ', arrayStringConcat(urls, ' '))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some replays, the latest first. `more`: there are others after them."""
+
+    replays: tuple[Replay, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project with replays: its id, how many, and when its last one ended."""
+
+    project_id: int
+    replays: int
+    last_at: float
+
+
+class Replays:
+    """Methods raise ReadError or NotFound."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+
+    def projects(self) -> tuple[Project, ...]:
+        """Every project that has replays, the one with the latest first."""
+        rows = self._stores.query(
+            "SELECT project_id, uniqExact(replay_id), toUnixTimestamp(max(received)) AS last_at "
+            "FROM replay_segments GROUP BY project_id ORDER BY last_at DESC, project_id LIMIT 1000"
+        )
+        return tuple(Project(*row) for row in rows)
+
+    def releases(self, project_id: int | None) -> tuple[str, ...]:
+        """Releases seen in replays, the latest first."""
+        where, given = (
+            ("project_id = {project:UInt64} AND", {"project": project_id}) if project_id is not None else ("", {})
+        )
+        rows = self._stores.query(
+            f"SELECT release FROM replays WHERE {where} release != '' "
+            f"GROUP BY release ORDER BY max(timestamp) DESC, release LIMIT {RELEASES_MAX}",
+            given,
+        )
+        return tuple(row[0] for row in rows)
+
+    def find(self, chosen: Filter) -> Page:
+        """The replays that match, the one that ended last first."""
+        limit = max(1, min(chosen.limit, LIMIT_MAX))
+        where, having, given = _conditions(chosen)
+        found = self._stores.query(
+            "SELECT project_id, lower(replaceAll(toString(replay_id), '-', '')) AS id, max(timestamp) AS ended_at "
+            f"FROM replays WHERE {where} GROUP BY project_id, replay_id HAVING {having} "
+            f"ORDER BY ended_at DESC, id LIMIT {limit + 1} OFFSET {max(0, chosen.offset)}",
+            given,
+        )
+        keys = [(row[0], row[1]) for row in found[:limit]]
+        some = (keys[start : start + KEYS_MAX] for start in range(0, len(keys), KEYS_MAX))
+        facts = {(one.project_id, one.replay_id): one for part in some for one in self._facts(part)}
+        return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
+
+    def one(self, replay_id: str, project_id: int | None = None) -> Replay:
+        """One replay. Without a project it is looked for in all of them, which takes longer."""
+        replay_id = replay_id_of(replay_id)
+        if project_id is None:
+            project_id = self._project_of(replay_id)
+        found = self._facts([(project_id, replay_id)])
+        if not found:
+            raise NotFound(f"no replay {replay_id} in project {project_id}")
+        return found[0]
+
+    def _project_of(self, replay_id: str) -> int:
+        rows = self._stores.query(
+            "SELECT DISTINCT project_id FROM replay_segments WHERE replay_id = {id:UUID} LIMIT 10",
+            {"id": replay_id},
+        )
+        if not rows:
+            raise NotFound(f"no replay {replay_id} in any project")
+        if len(rows) > 1:
+            raise NotFound(
+                f"replay {replay_id} is in several projects, choose one: {sorted(row[0] for row in rows)}"
+            )
+        return int(rows[0][0])
+
+    def _facts(self, keys: Sequence[tuple[int, str]]) -> list[Replay]:
+        """All there is to know about these replays, two queries whatever their number."""
+        if not keys:
+            return []
+        given = {"projects": sorted({key[0] for key in keys}), "ids": [key[1] for key in keys]}
+        stored = {
+            (row[0], row[1]): row[2:]
+            for row in self._stores.query(
+                "SELECT project_id, lower(replaceAll(toString(replay_id), '-', '')), count(), max(segment_id), "
+                "sum(size_compressed), sum(size_uncompressed), max(size_video) > 0, max(retention_days), "
+                "toUnixTimestamp(min(received)) "
+                f"FROM replay_segments FINAL WHERE {_AMONG} GROUP BY project_id, replay_id",
+                given,
+            )
+        }
+        rows = self._stores.query(
+            f"SELECT {_FACTS} FROM replays FINAL WHERE {_AMONG_DAYS} GROUP BY project_id, replay_id", given
+        )
+        wanted = set(keys)
+        return [_replay(row, stored.get((row[0], row[1]))) for row in rows if (row[0], row[1]) in wanted]
+
+
+_AMONG = "project_id IN {projects:Array(UInt64)} AND replay_id IN {ids:Array(UUID)}"
+# The hash is part of the sorting key: with it the server skips what it need not read.
+_AMONG_DAYS = f"{_AMONG} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJoin({{ids:Array(UUID)}})))"
+
+
+def _latest(column: str) -> str:
+    """The value of the latest row that has one."""
+    return f"argMaxIf({column}, timestamp, {column} != '')"
+
+
+_FACTS = ", ".join(
+    (
+        "project_id",
+        "lower(replaceAll(toString(replay_id), '-', ''))",
+        "toUnixTimestamp(min(timestamp))",
+        "toUnixTimestamp(max(timestamp))",
+        "ifNull(toUnixTimestamp(min(replay_start_timestamp)), 0)",
+        "uniqExact(segment_id)",
+        "max(segment_id)",
+        "arrayFlatten(arrayMap(visit -> visit.2, "
+        "arraySort(groupArrayIf((ifNull(segment_id, 65535), urls), notEmpty(urls)))))",
+        f"countIf({CLICK})",
+        "sum(click_is_dead)",
+        "sum(click_is_rage)",
+        f"countIf({TAP})",
+        "uniqExactArray(error_ids)",
+        _latest("user"),
+        _latest("user_email"),
+        _latest("user_name"),
+        _latest("release"),
+        _latest("environment"),
+        _latest("platform"),
+        f"trim(concat({_latest('browser_name')}, ' ', {_latest('browser_version')}))",
+        f"trim(concat({_latest('os_name')}, ' ', {_latest('os_version')}))",
+        _latest("user_geo_country_code"),
+        _latest("replay_type"),
+        "max(retention_days)",
+    )
+)
+
+
+def _replay(row: tuple[Any, ...], stored: tuple[Any, ...] | None) -> Replay:
+    """A row of _FACTS, and what replay_segments says."""
+    project_id, replay_id, first_at, last_at, start_at, segments, highest, pages = row[:8]
+    clicks, dead, rage, taps, errors = row[8:13]
+    user, email, name, release, environment, platform, browser, system, country, kind, retention = row[13:24]
+    count, segment_id_max, compressed, inflated, has_video, _, received_at = stored or (
+        (segments, highest or 0, 0, 0, False, 0, first_at)
+    )
+    starts = [at for at in (start_at, received_at) if 0 <= first_at - at <= START_SECONDS_MAX]
+    return Replay(
+        project_id=project_id,
+        replay_id=replay_id,
+        started_at=float(min([first_at, *starts])),
+        ended_at=float(last_at),
+        segments=int(count),
+        segment_id_max=int(segment_id_max),
+        pages=tuple(pages),
+        clicks=int(clicks),
+        dead_clicks=int(dead),
+        rage_clicks=int(rage),
+        taps=int(taps),
+        errors=int(errors),
+        user=email or name or user,
+        release=release,
+        environment=environment,
+        platform=platform,
+        browser=browser,
+        system=system,
+        country=country,
+        replay_type=kind,
+        is_video=bool(has_video),
+        bytes_stored=int(compressed),
+        bytes_inflated=int(inflated),
+        retention_days=int(retention),
+    )
+
+
+def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
+    """WHERE, HAVING and the parameters of a filter."""
+    where, having = ["1"], ["1"]
+    given: dict[str, Any] = {}
+    if chosen.project_id is not None:
+        where.append("project_id = {project:UInt64}")
+        given["project"] = chosen.project_id
+    if chosen.since is not None:
+        where.append("timestamp >= toDateTime({since:UInt32})")
+        given["since"] = _uint32(chosen.since)
+    if chosen.until is not None:
+        having.append("ended_at <= toDateTime({until:UInt32})")
+        given["until"] = _uint32(chosen.until)
+    if chosen.rage:
+        having.append("max(click_is_rage) = 1")
+    if chosen.dead:
+        having.append("max(click_is_dead) = 1")
+    if chosen.errors:
+        having.append("max(notEmpty(error_ids)) = 1")
+    if chosen.release:
+        having.append("max(release = {release:String}) = 1")
+        given["release"] = chosen.release
+    if chosen.text:
+        having.append(
+            f"(max(positionCaseInsensitiveUTF8({SEARCHED}, {{text:String}})) > 0 "
+            "OR startsWith(id, {prefix:String}))"
+        )
+        given |= {"text": chosen.text, "prefix": chosen.text.replace("-", "").lower()}
+    return " AND ".join(where), " AND ".join(having), given
+
+
+def _uint32(seconds: float) -> int:
+    return max(0, min(int(seconds), 2**32 - 1))

@@ -1,0 +1,76 @@
+"""The two stores that replays are read back from: connections, and what goes wrong with them as one error each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import Error as ClickHouseError
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
+from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
+
+from ingest.web.model import NotFound, ReadError
+from tasks.settings import Settings
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.per_process import PerProcess
+from tasks.stored import Place, read_place
+
+QUERY_SECONDS_MAX = 20
+OBJECTS_MAX = 5000
+ERROR_CHARACTERS_MAX = 400
+_GCS_ERRORS = (GoogleAPIError, GoogleAuthError, RequestException, HTTPError, OSError)
+
+
+class Stores:
+    """ClickHouse and Cloud Storage. Methods block and may be called from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._clickhouse = PerProcess(lambda: clickhouse.client(settings))
+        self._gcs = PerProcess(lambda: gcs.client(settings))
+
+    def query(self, sql: str, given: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Rows of a query that only reads. Raises ReadError."""
+        try:
+            answer = self._clickhouse.get().query(
+                sql, parameters=given or {}, settings={"max_execution_time": QUERY_SECONDS_MAX, "readonly": 2}
+            )
+        except (ClickHouseError, HTTPError, OSError) as error:
+            raise ReadError(f"clickhouse: {' '.join(str(error).split())[:ERROR_CHARACTERS_MAX]}") from error
+        return [tuple(row) for row in answer.result_rows]
+
+    def objects(self, prefix: str) -> list[Any]:
+        """The first OBJECTS_MAX objects of a prefix. Raises ReadError."""
+        settings = self._settings
+        try:
+            return list(
+                self._gcs.get().list_blobs(
+                    settings.gcs_bucket,
+                    prefix=prefix,
+                    max_results=OBJECTS_MAX,
+                    timeout=settings.sink_timeout_seconds,
+                    retry=None,
+                )
+            )
+        except _GCS_ERRORS as error:
+            raise ReadError(f"cloud storage: {error}") from error
+
+    def content(self, place: Place) -> bytes:
+        """The bytes of one segment as they are stored. Raises NotFound or ReadError."""
+        settings = self._settings
+        try:
+            bucket = self._gcs.get().bucket(settings.gcs_bucket)
+            content = read_place(bucket, place, settings.sink_timeout_seconds)
+        except _GCS_ERRORS as error:
+            raise ReadError(f"cloud storage: {error}") from error
+        if content is None:
+            raise NotFound(f"no object {place.object} in {settings.gcs_bucket}")
+        return content
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for client in (self._clickhouse.take(), self._gcs.take()):
+            if client is not None:
+                client.close()
