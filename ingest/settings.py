@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.loading import SettingsError, load_strictly
+from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 from tasks.units import KiB, MiB
 
 __all__ = ["Settings", "SettingsError", "load"]
+
+
+CLASSIC_OPTIONS = frozenset(("heartbeat.interval.ms",))
+"""librdkafka's properties that the protocol consumer has no use for, and refuses."""
+
+
+class GroupProtocol(StrEnum):
+    """How the consumer group agrees on who reads what."""
+
+    CLASSIC = "classic"
+    CONSUMER = "consumer"
 
 
 class Settings(FleetSettings):
@@ -25,8 +38,30 @@ class Settings(FleetSettings):
         "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX, and the partitions of one that does not come back wait for the "
         "session time-out.",
     )
+    kafka_group_protocol: GroupProtocol = Field(
+        GroupProtocol.CLASSIC,
+        description="group.protocol. consumer is KIP-848, for Apache Kafka 4 and later: the brokers assign "
+        "partitions, and the session time-out is theirs (group.consumer.session.timeout.ms).",
+    )
     kafka_session_timeout_seconds: float = Field(
-        30.0, ge=1, le=1800, description="session.timeout.ms. The drain deadline must be shorter."
+        30.0,
+        ge=1,
+        le=1800,
+        description="session.timeout.ms, under the protocol classic. The drain deadline must be shorter.",
+    )
+    kafka_max_poll_interval_seconds: float = Field(
+        300.0,
+        ge=10,
+        le=86_400,
+        description="max.poll.interval.ms: a loop that does not poll for this long loses its partitions. Under "
+        "the protocol consumer the drain deadline must be shorter; under classic it is at least the session "
+        "time-out.",
+    )
+    kafka_metadata_refresh_seconds: float = Field(
+        30.0,
+        ge=1,
+        le=240,
+        description="topic.metadata.refresh.interval.ms: how soon partitions that were added are noticed.",
     )
     kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
         "earliest", description="Where to start without a committed offset, or with one that is not in the log."
@@ -151,6 +186,34 @@ class Settings(FleetSettings):
         le=3600,
         description="A loop that stands still for this long fails /livez, stacks are logged.",
     )
+
+    @model_validator(mode="after")
+    def _partitions_are_drained_before_they_move(self) -> Self:
+        if self.kafka_group_protocol is GroupProtocol.CLASSIC:
+            name, seconds = "kafka_session_timeout_seconds", self.kafka_session_timeout_seconds
+        else:
+            name, seconds = "kafka_max_poll_interval_seconds", self.kafka_max_poll_interval_seconds
+        if self.drain_deadline_seconds >= seconds:
+            raise ValueError(
+                f"{_variable('drain_deadline_seconds')}={self.drain_deadline_seconds:g} is not shorter than "
+                f"{_variable(name)}={seconds:g}: the group would take partitions away before they are drained; "
+                "lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kafka_options_fit_the_protocol(self) -> Self:
+        conflicts = sorted(CLASSIC_OPTIONS & self.kafka_options.keys())
+        if self.kafka_group_protocol is GroupProtocol.CONSUMER and conflicts:
+            raise ValueError(
+                f"{_variable('kafka_options')}: {', '.join(conflicts)} cannot be set with "
+                f"{_variable('kafka_group_protocol')}=consumer: the brokers decide on it"
+            )
+        return self
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
 
 
 def load() -> Settings:

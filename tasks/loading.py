@@ -138,7 +138,7 @@ def _mistake(kind: type[Settings], detail: Any) -> str:
     field = kind.model_fields.get(name)
     if field is None:
         return str(detail["msg"]).removeprefix("Value error, ")
-    secret = field.annotation is SecretStr
+    secret = field.annotation is SecretStr or name == "kafka_options"  # which may hold a password
     value = "(secret)" if secret else repr(detail["input"])
     range_ = allowed(field)
     text = f"{ENV_PREFIX}{name.upper()}={value}: {str(detail['msg']).removeprefix('Value error, ')}"

@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tasks.guarded import refusal
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
@@ -71,7 +72,8 @@ class Settings(BaseSettings):
     kafka_ssl_key_file: Path | None = Field(None, description="Key of the client certificate.")
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
-        description="Further librdkafka properties as a JSON object (OAUTHBEARER endpoints, tuning); they win.",
+        description="Further librdkafka properties as a JSON object (OAUTHBEARER endpoints, tuning); they win. "
+        "Those that at-least-once rests on are refused (tasks/guarded.py lists them).",
     )
 
     # Sinks
@@ -244,6 +246,22 @@ class Settings(BaseSettings):
                 raise ValueError(f"{ENV_PREFIX}{name.upper()}={path}: there is no such file, or it cannot be read")
         return self
 
+    @field_validator("kafka_options", mode="before")
+    @classmethod
+    def _as_librdkafka_writes_it(cls, value: object) -> object:
+        """JSON has numbers and booleans, librdkafka has text."""
+        if not isinstance(value, dict):
+            return value
+        return {name: _property_text(entry) for name, entry in value.items()}
+
+    @model_validator(mode="after")
+    def _kafka_options_leave_the_guarantee_alone(self) -> Self:
+        refusals = [(name, refusal(name)) for name in sorted(self.kafka_options)]
+        texts = [f"{name} cannot be set: {reason}" for name, reason in refusals if reason is not None]
+        if texts:
+            raise ValueError(f"{ENV_PREFIX}KAFKA_OPTIONS: {'; '.join(texts)}")
+        return self
+
     @model_validator(mode="after")
     def _packed_objects_have_an_index(self) -> Self:
         if self.gcs_layout == "packed" and SinkName.CLICKHOUSE not in self.sinks:
@@ -255,6 +273,12 @@ class Settings(BaseSettings):
         if SinkName.DEAD_LETTER not in self.sinks:
             raise ValueError("sinks: dead_letter cannot be switched off, rejects would be lost")
         return self
+
+
+def _property_text(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
 
 
 def share_metrics_directory(directory: Path) -> None:

@@ -75,14 +75,6 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 def deadlines(settings: Settings) -> Iterable[Finding]:
     """Settings that are each allowed and do not fit together."""
-    if settings.drain_deadline_seconds >= settings.kafka_session_timeout_seconds:
-        yield Finding(
-            "drain deadline",
-            "warning",
-            f"{settings.drain_deadline_seconds} s is not shorter than the session time-out "
-            f"({settings.kafka_session_timeout_seconds} s)",
-            "lower REPLAYS_DRAIN_DEADLINE_SECONDS or raise REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS",
-        )
     if settings.flush_deadline_seconds >= settings.staged_ttl_seconds:
         yield Finding(
             "staged bytes",

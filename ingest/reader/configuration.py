@@ -9,7 +9,7 @@ from typing import Any
 
 from ingest.core.limits import Limits
 from ingest.core.parse import ParseRules
-from ingest.settings import Settings
+from ingest.settings import GroupProtocol, Settings
 from tasks.kafka.options import kafka_options
 from tasks.units import KiB, MiB
 
@@ -30,13 +30,22 @@ def consumer_config(settings: Settings) -> dict[str, Any]:
     """The librdkafka properties of the reader's consumer. May hold the password: never log it."""
     config: dict[str, Any] = {
         "group.id": settings.kafka_group,
-        "session.timeout.ms": int(settings.kafka_session_timeout_seconds * 1000),
-        "heartbeat.interval.ms": max(100, int(settings.kafka_session_timeout_seconds * 1000 / 10)),
-        "max.poll.interval.ms": max(300_000, int(settings.kafka_session_timeout_seconds * 1000)),
+        "group.protocol": settings.kafka_group_protocol.value,
+        "topic.metadata.refresh.interval.ms": int(settings.kafka_metadata_refresh_seconds * 1000),
         "queued.max.messages.kbytes": settings.kafka_queued_bytes_max // KiB,
         "fetch.message.max.bytes": 1 * MiB,
         "fetch.wait.max.ms": 100,
     }
+    poll_ms = int(settings.kafka_max_poll_interval_seconds * 1000)
+    if settings.kafka_group_protocol is GroupProtocol.CLASSIC:  # under the other one the brokers have these
+        session_ms = int(settings.kafka_session_timeout_seconds * 1000)
+        poll_ms = max(poll_ms, session_ms)
+        config |= {
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": session_ms,
+            "heartbeat.interval.ms": max(100, session_ms // 10),
+        }
+    config["max.poll.interval.ms"] = poll_ms
     if settings.kafka_instance_id:
         config["group.instance.id"] = settings.kafka_instance_id
     return {**config, **kafka_options(settings)}

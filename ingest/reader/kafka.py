@@ -82,14 +82,13 @@ class KafkaSource:
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
         self._consumer = Consumer(
             {
+                "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
+                **config,
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
-                "partition.assignment.strategy": "cooperative-sticky",
                 "auto.offset.reset": "error",
-                "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
                 "on_commit": self._on_commit,
-                **config,
             },
             logger=_LibraryLog(),
         )

@@ -45,7 +45,6 @@ def test_the_defaults_fit_together() -> None:
     ("changes", "named", "level"),
     [
         ({"task_visibility_seconds": 180, "sink_timeout_seconds": 30}, "visibility of tasks", "warning"),
-        ({"drain_deadline_seconds": 30}, "drain deadline", "warning"),
         ({"staged_ttl_seconds": 600, "flush_deadline_seconds": 600}, "staged bytes", "bad"),
     ],
 )

