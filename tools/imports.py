@@ -104,7 +104,6 @@ TABLE: tuple[Package, ...] = (
             "configuration": ("kombu",),
             "flower": ("flower", "redis", "tornado"),
             "migrate": ("google",),
-            "migrate.kafka": ("confluent_kafka",),
             "run": ("xxhash",),
             "stored": ("google",),
         },
@@ -160,7 +159,6 @@ TABLE: tuple[Package, ...] = (
         ("ingest.operate",),
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
-            "check": ("confluent_kafka",),
             "erase": ("google", "urllib3"),
             "reconcile": ("google", "redis"),
             "status": ("redis",),

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 from urllib.parse import urlsplit
-
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 
 from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.connection import connect
-from tasks.kafka.options import kafka_options
+from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.sinks import Level
 from tasks.sinks import check as check_sink
 
 CALL_SECONDS_MAX = 10.0
-ASK_SECONDS = 2.0
-ERRORS_TOLD_MAX = 3
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
@@ -124,51 +117,20 @@ def _links(settings: Settings) -> Iterable[Finding]:
 
 
 def _kafka(settings: Settings) -> Iterable[Finding]:
-    heard, lines = list[KafkaError](), _LibraryLines()
     try:
-        options: dict[str, Any] = {**kafka_options(settings), "error_cb": heard.append}
-        cluster = _metadata(AdminClient(options, logger=lines), heard)
-    except (KafkaException, ValueError) as failure:
-        told = [str(failure.args[0]), *(error.str() for error in heard), *lines.found]
-        said = "; ".join(list(dict.fromkeys(told))[:ERRORS_TOLD_MAX])
-        yield Finding("kafka", "bad", said, "check REPLAYS_KAFKA_BROKERS and the security settings")
+        cluster = Topics(settings).inventory(CALL_SECONDS_MAX)
+    except ClusterUnreachable as failure:
+        yield Finding("kafka", "bad", str(failure), "check REPLAYS_KAFKA_BROKERS and the security settings")
         return
-    yield Finding("kafka", "ok", f"{len(cluster.brokers)} brokers")
+    yield Finding("kafka", "ok", f"{cluster.brokers} brokers")
     for topic in (settings.kafka_topic, settings.dlq_topic):
         found = cluster.topics.get(topic)
-        if found is None or found.error is not None:
+        if found is None:
             yield Finding(
                 f"topic {topic}", "bad", "not there", "create it, or run `replays-ingest migrate --topics`"
             )
         else:
-            yield Finding(f"topic {topic}", "ok", f"{len(found.partitions)} partitions")
-
-
-class _LibraryLines:
-    """Keeps what the client library logs: often the only word on why, and no line to print between findings."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def log(self, level: int, text: str, *arguments: Any) -> None:
-        line = text % arguments if arguments else text
-        self.found.append(line.rpartition("]: ")[2])
-
-
-def _metadata(admin: AdminClient, heard: list[KafkaError]) -> Any:
-    """The cluster's metadata. Raises KafkaException after CALL_SECONDS_MAX, or once the broker refused us.
-
-    A refused password or certificate is only told on the side (`heard`): the call itself runs out of time.
-    """
-    ends_at = time.monotonic() + CALL_SECONDS_MAX
-    while True:
-        try:
-            return admin.list_topics(timeout=ASK_SECONDS)
-        except KafkaException:
-            admin.poll(0)
-            refused = any(error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) for error in heard)
-            if refused or time.monotonic() >= ends_at:
-                raise
+            yield Finding(f"topic {topic}", "ok", f"{found.partitions} partitions")
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:

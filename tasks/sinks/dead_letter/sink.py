@@ -17,16 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicCollection
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclOperation,
-    AdminClient,
-    ConfigResource,
-    ResourceType,
-)
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from tasks.errors import PermanentSinkError
-from tasks.kafka.options import kafka_options, producer_options
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.kafka.options import producer_options
+from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.dead_letter.errors import TOO_LARGE, sort
@@ -36,10 +31,8 @@ from tasks.units import KiB
 from tasks.wire import DeadLetter
 
 POLL_SECONDS = 0.05
-LOG_LEVEL_NOTICE = 5  # of syslog; below it librdkafka tells standard error how it cleans up
 # Room for the headers that a dead letter has more than its original.
 HEADERS_BYTES = 64 * KiB
-MAX_MESSAGE_BYTES = "max.message.bytes"
 
 
 class DeadLetterSink:
@@ -130,39 +123,41 @@ class DeadLetterSink:
         """Sees the topic, what it accepts, and whether we may write to it (where the broker says so)."""
         timeout_seconds = self._settings.sink_timeout_seconds
         try:
-            admin = AdminClient({**kafka_options(self._settings), "log_level": LOG_LEVEL_NOTICE})
-            found = admin.list_topics(timeout=timeout_seconds).topics.get(self._topic)
-            if found is None or found.error is not None:
-                raise PermanentSinkError(
-                    f"topic {self._topic} is missing; run `replays-ingest migrate`", configuration=True
-                )
-            source, ours = (
-                topic_config(admin, topic, timeout_seconds) for topic in (self._settings.kafka_topic, self._topic)
+            topics = Topics(self._settings)
+            found = topics.inventory(timeout_seconds).topics.get(self._topic)
+        except ClusterUnreachable as failure:
+            text = f"brokers {self._settings.kafka_brokers}: {failure}"
+            if failure.refused:
+                raise PermanentSinkError(text, configuration=True) from failure
+            raise TransientSinkError(text) from failure
+        if found is None:
+            raise PermanentSinkError(
+                f"topic {self._topic} is missing; run `replays-ingest migrate`", configuration=True
             )
-            allowed = may_write(admin, self._topic, timeout_seconds)
-        except KafkaException as error:
-            raise sort(error).about(f"brokers {self._settings.kafka_brokers}").error() from error
+        source, ours = (
+            topics.config(topic, timeout_seconds) for topic in (self._settings.kafka_topic, self._topic)
+        )
+        allowed = topics.may_write(self._topic, timeout_seconds)
         self._refuse_too_small(source, ours)
         if allowed is False:
             raise PermanentSinkError(
                 f"topic {self._topic}: the account may not write to it; grant Write and IdempotentWrite",
                 configuration=True,
             )
-        replicas = min((len(partition.isrs) for partition in found.partitions.values()), default=0)
         not_tested = ["storing a record: Kafka cannot delete a single one"]
         if allowed is None:
             not_tested.append("the right to write: the broker does not say")
         if not ours:
             not_tested.append("the topic's settings: the broker does not show them")
         return Report(
-            f"topic {self._topic} with {len(found.partitions)} partitions on {self._settings.kafka_brokers}",
-            tuple(_doubts(self._topic, ours, replicas)),
+            f"topic {self._topic} with {found.partitions} partitions on {self._settings.kafka_brokers}",
+            tuple(_doubts(self._topic, ours, found.in_sync)),
             tuple(not_tested),
         )
 
     def _refuse_too_small(self, source: Mapping[str, str], ours: Mapping[str, str]) -> None:
         """Raises PermanentSinkError when the largest message of the source would not fit."""
-        wanted, have = (int(config.get(MAX_MESSAGE_BYTES) or 0) for config in (source, ours))
+        wanted, have = (int(config.get(MESSAGE_BYTES_MAX) or 0) for config in (source, ours))
         if wanted and have and have < wanted + HEADERS_BYTES:
             raise PermanentSinkError(
                 f"topic {self._topic}: max.message.bytes is {have}, so the largest messages of "
@@ -174,33 +169,6 @@ class DeadLetterSink:
         producer = self._producer.take()
         if producer is not None:
             producer.flush(min(5.0, self._settings.sink_timeout_seconds))
-
-
-def topic_config(admin: AdminClient, topic: str, timeout_seconds: float) -> dict[str, str]:
-    """The topic's settings; empty when the broker does not show them (embedded ones, or no right to describe)."""
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    try:
-        answer = admin.describe_configs([resource], request_timeout=timeout_seconds)
-        entries = answer[resource].result(timeout_seconds)
-        return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
-    except (KafkaException, TimeoutError, ValueError):
-        return {}
-
-
-def max_message_bytes(admin: AdminClient, topic: str, timeout_seconds: float) -> int | None:
-    """The topic's limit; None when the broker does not show it."""
-    return int(topic_config(admin, topic, timeout_seconds).get(MAX_MESSAGE_BYTES) or 0) or None
-
-
-def may_write(admin: AdminClient, topic: str, timeout_seconds: float) -> bool | None:
-    """Whether the account may produce to the topic. None: the broker does not say."""
-    asked: Any = TopicCollection([topic])
-    try:
-        answer = admin.describe_topics(asked, include_authorized_operations=True, request_timeout=timeout_seconds)
-        operations = answer[topic].result(timeout_seconds).authorized_operations
-    except (KafkaException, TimeoutError, ValueError):
-        return None
-    return AclOperation.WRITE in operations if operations else None
 
 
 def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:

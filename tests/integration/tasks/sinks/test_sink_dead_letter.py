@@ -19,9 +19,10 @@ from confluent_kafka.admin import (
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.kafka.topics import Topics
 from tasks.migrate.kafka import migrate_topics
 from tasks.settings import Settings
-from tasks.sinks.dead_letter.sink import DeadLetterSink, max_message_bytes
+from tasks.sinks.dead_letter.sink import DeadLetterSink
 from tasks.units import MiB
 from tasks.wire import DeadLetter
 
@@ -146,7 +147,7 @@ def test_properties_that_librdkafka_refuses_are_configuration(settings: Callable
 
 
 def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
-    """A dry run only tells; with `topics` the source is made as well; `check` sees the dead-letter topic."""
+    """A dry run only tells; with `source` the source is made as well; `check` sees the dead-letter topic."""
     found = settings(kafka_brokers=kafka_brokers)
     sink = DeadLetterSink(found)
     with pytest.raises(PermanentSinkError, match="migrate"):
@@ -200,10 +201,10 @@ def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings],
 
     list(migrate_topics(found, dry_run=False, source=True))
 
-    admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
+    topics = Topics(found)
     limits = {found.kafka_topic: 15_000_000, found.dlq_topic: 17 * MiB}
     wait_until(  # a new topic is described once its metadata has reached the broker
-        lambda: limits == {name: max_message_bytes(admin, name, 20) for name in limits}, 20, "the limits"
+        lambda: limits == {name: topics.message_bytes_max(name, 20) for name in limits}, 20, "the limits"
     )
     sink = DeadLetterSink(found)
     assert found.dlq_topic in sink.check().text

@@ -1,0 +1,138 @@
+"""The topics of a cluster: which there are, how they are set up, and how to create one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclOperation,
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from tasks.kafka.options import kafka_options
+from tasks.settings import Settings
+
+MESSAGE_BYTES_MAX = "max.message.bytes"
+ASK_SECONDS = 2.0
+REASONS_MAX = 3
+REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+
+class ClusterUnreachable(Exception):
+    """The brokers did not answer, or `refused` us. The text says why, as far as the client knows."""
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """`in_sync`: replicas in sync of the partition that has the fewest; 0 where the broker does not say."""
+
+    partitions: int
+    in_sync: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The cluster at one moment."""
+
+    brokers: int
+    topics: Mapping[str, Topic]
+
+
+class Topics:
+    """One admin client, for one thread. Raises ClusterUnreachable when no client can be made of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._heard: list[KafkaError] = []
+        self._lines = _LibraryLines()
+        options: dict[str, Any] = {**kafka_options(settings), "error_cb": self._heard.append}
+        try:
+            self._admin = AdminClient(options, logger=self._lines)
+        except (KafkaException, ValueError) as failure:
+            raise ClusterUnreachable(self._reasons(failure), refused=True) from failure
+
+    def inventory(self, seconds_max: float) -> Inventory:
+        """What there is. Raises ClusterUnreachable after `seconds_max`, or as soon as the broker refused us.
+
+        A refused password or certificate is only reported on the side: the call itself runs out of time.
+        """
+        ends_at = time.monotonic() + seconds_max
+        while True:
+            try:
+                found = self._admin.list_topics(timeout=min(ASK_SECONDS, seconds_max))
+                break
+            except KafkaException as failure:
+                self._admin.poll(0)
+                refused = any(error.code() in REFUSALS for error in self._heard)
+                if refused or time.monotonic() >= ends_at:
+                    raise ClusterUnreachable(self._reasons(failure), refused=refused) from failure
+        topics = {
+            name: Topic(
+                len(topic.partitions), min((len(one.isrs) for one in topic.partitions.values()), default=0)
+            )
+            for name, topic in found.topics.items()
+            if topic.error is None
+        }
+        return Inventory(len(found.brokers), topics)
+
+    def config(self, topic: str, timeout_seconds: float) -> dict[str, str]:
+        """The topic's settings; empty when the broker does not show them (embedded, or no right to describe)."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        try:
+            answer = self._admin.describe_configs([resource], request_timeout=timeout_seconds)
+            entries = answer[resource].result(timeout_seconds)
+            return {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+        except (KafkaException, TimeoutError, ValueError):
+            return {}
+
+    def message_bytes_max(self, topic: str, timeout_seconds: float) -> int | None:
+        """The largest message that the topic takes; None when the broker does not show it."""
+        return int(self.config(topic, timeout_seconds).get(MESSAGE_BYTES_MAX) or 0) or None
+
+    def may_write(self, topic: str, timeout_seconds: float) -> bool | None:
+        """Whether the account may produce to the topic. None: the broker does not say."""
+        asked: Any = TopicCollection([topic])
+        try:
+            answer = self._admin.describe_topics(
+                asked, include_authorized_operations=True, request_timeout=timeout_seconds
+            )
+            operations = answer[topic].result(timeout_seconds).authorized_operations
+        except (KafkaException, TimeoutError, ValueError):
+            return None
+        return AclOperation.WRITE in operations if operations else None
+
+    def create(self, name: str, partitions: int, config: Mapping[str, str], timeout_seconds: float) -> None:
+        """Creates the topic unless it is there. Raises KafkaException."""
+        topic = NewTopic(name, num_partitions=partitions, config=dict(config))
+        try:
+            self._admin.create_topics([topic], request_timeout=timeout_seconds)[name].result(timeout_seconds)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
+
+    def _reasons(self, failure: Exception) -> str:
+        cause = failure.args[0] if failure.args else failure
+        first = cause.str() if isinstance(cause, KafkaError) else str(cause)
+        told = [first, *(error.str() for error in self._heard), *self._lines.found]
+        return "; ".join(list(dict.fromkeys(told))[:REASONS_MAX])
+
+
+class _LibraryLines:
+    """Keeps what the client library logs: often the only stated cause."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def log(self, level: int, text: str, *arguments: Any) -> None:
+        line = text % arguments if arguments else text
+        self.found.append(line.rpartition("]: ")[2])
