@@ -107,8 +107,8 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
-    """The coin of docs/rows.md: CRC-32 of replay, segment and salt, below that share of its range."""
-    return crc32(f"{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
+    """The coin of docs/rows.md: CRC-32 of project, replay, segment and salt, below that share of its range."""
+    return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 
 @dataclass(slots=True)
