@@ -31,7 +31,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
-from tasks.kafka.records import as_bytes
+from tasks.kafka.records import UNREADABLE, Headers, as_bytes, headers_of
 from tasks.units import MiB
 
 POLL_MESSAGES_MAX = 200
@@ -39,6 +39,7 @@ POLL_BYTES_MAX = 8 * MiB
 CALL_SECONDS_MAX = 10.0
 COMMITS_REMEMBERED_MAX = 16
 LIBRARY_LINE_SECONDS = 10.0
+UNREADABLE_LOG_SECONDS = 60.0
 LIBRARY_LINES_REMEMBERED_MAX = 1000
 _NUMBER = re.compile(r"\d+")
 Reset = Literal["earliest", "latest", "error"]
@@ -67,6 +68,7 @@ class KafkaSource:
         self.topic = topic
         self.rebalances = 0
         self.member_id = ""
+        self._unreadable_logged_at = -UNREADABLE_LOG_SECONDS
         self._member_known_at = 0
         self._reset = offset_reset
         self._inbox = inbox
@@ -227,9 +229,17 @@ class KafkaSource:
             offset=offset,
             value=as_bytes(polled.value()) or b"",
             key=as_bytes(polled.key()),
-            headers=tuple((pair[0], as_bytes(pair[1])) for pair in polled.headers() or ()),
+            headers=self._headers(polled),
             timestamp_ms=timestamp[1] if timestamp[0] else 0,
         )
+
+    def _headers(self, polled: KafkaMessage) -> Headers:
+        headers = headers_of(polled)
+        now = time.monotonic()
+        if headers is UNREADABLE and now - self._unreadable_logged_at >= UNREADABLE_LOG_SECONDS:
+            self._unreadable_logged_at = now
+            log.warning("headers_unreadable", partition=polled.partition(), offset=polled.offset())
+        return headers
 
     # What the group does
 

@@ -13,6 +13,10 @@ Headers = tuple[tuple[str, bytes | None], ...]
 """In their order; a name may occur more than once."""
 
 
+UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
+"""Stands for the headers of a message of which the client cannot read one name; then it hands out none of them."""
+
+
 class Record(msgspec.Struct, frozen=True, gc=False):
     """`timestamp_ms`: the broker's or the producer's, 0 when there is none. A tombstone has an empty value."""
 
@@ -34,9 +38,22 @@ def record_of(message: Message) -> Record:
         offset=message.offset() or 0,
         value=as_bytes(message.value()) or b"",
         key=as_bytes(message.key()),
-        headers=tuple((pair[0], as_bytes(pair[1])) for pair in message.headers() or ()),
+        headers=headers_of(message),
         timestamp_ms=timestamp_ms if kind else 0,
     )
+
+
+def headers_of(message: Message) -> Headers:
+    """Never raises: a message with any headers is a message.
+
+    Of a name that is not UTF-8 the client makes a null pointer and raises SystemError. It must not be asked again:
+    then it hands the null pointer out, and touching that ends the process.
+    """
+    try:
+        found = message.headers() or ()
+    except (SystemError, UnicodeError):
+        return UNREADABLE
+    return tuple((pair[0], as_bytes(pair[1])) for pair in found)
 
 
 def as_bytes(value: str | bytes | None) -> bytes | None:

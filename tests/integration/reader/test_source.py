@@ -21,7 +21,9 @@ from ingest.core.pipeline import Pipeline
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.reader.kafka import ConsumerFailed, KafkaSource
 from ingest.reader.runtime import Runtime
+from tasks.kafka.records import UNREADABLE
 from tests.kit.batches import segment
+from tests.kit.raw_producer import RawProducer
 
 DEADLINE_SECONDS = 60.0
 
@@ -29,7 +31,11 @@ DEADLINE_SECONDS = 60.0
 class PlainParser:
     """Every message is a segment."""
 
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        self.messages += messages
         return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset, rows=False)) for m in messages]
 
 
@@ -70,8 +76,9 @@ class Reader:
         }
         self.source = KafkaSource(settings, topic, self.inbox, reset)  # type: ignore[arg-type]
         self.pipeline = Pipeline(limits)
+        self.parser = PlainParser()
         self.runtime = Runtime(
-            self.pipeline, self.source, self.fleet, PlainParser(), self.inbox, time.monotonic, self.observe
+            self.pipeline, self.source, self.fleet, self.parser, self.inbox, time.monotonic, self.observe
         )
         self.source.subscribe(self.runtime.feed, self.runtime.drain)
 
@@ -363,4 +370,24 @@ def test_the_end_behind_transaction_markers_is_committed(apache_kafka: JavaKafka
 
     assert len(reader.blobs()) == 4
     assert {p.partition: reader.source.ask_log_ranges()[p][1] for p in reader.pipeline.sources} == {0: 6, 1: 6}
+    reader.source.close()
+
+
+def test_a_header_name_that_is_no_text_stops_nobody(brokers: str, topic: str) -> None:
+    """Other languages' clients send any bytes. The message is ingested without its headers, and so is the next."""
+    producer = RawProducer(brokers)
+    producer.produce(topic, b"before", [(b"name", b"value")])
+    for name in (b"\xff\xfe", b"caf\xe9"):
+        producer.produce(topic, b"bad", [(b"name", b"value"), (name, b"value")])
+    producer.produce(topic, b"after", [])
+    producer.close()
+    reader = Reader(brokers, topic, LIMITS)
+
+    reader.turn_until(
+        lambda: (0, 4) in {(e.source.partition, e.offset) for e in reader.seen(on.Committed)}  # type: ignore[attr-defined]
+    )
+
+    assert reader.blobs() == [f"{topic}-0/{offset}" for offset in range(4)]
+    headers = {message.value: message.headers for message in reader.parser.messages}
+    assert headers == {b"before": (("name", b"value"),), b"bad": UNREADABLE, b"after": ()}
     reader.source.close()

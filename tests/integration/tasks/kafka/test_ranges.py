@@ -11,7 +11,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import wait_until
 from tasks.kafka.ranges import BoundReached, Bounds, KafkaAway, Range, RangeReader, TopicMissing
+from tasks.kafka.records import UNREADABLE
 from tasks.settings import Settings
+from tests.kit.raw_producer import RawProducer
 
 
 def topic_of(settings: Settings, partitions: int = 1) -> Settings:
@@ -177,3 +179,16 @@ def test_what_retention_took_is_skipped_and_counted(made_on_apache: Settings) ->
         assert found == [(0, 4, b"4"), (0, 5, b"5")]
         assert left == []
         assert reader.gone == {0: 3 + 3}
+
+
+def test_a_record_whose_headers_the_client_cannot_read_is_a_record(made: Settings) -> None:
+    """A name that is not UTF-8 costs the record its headers, and the reading nothing."""
+    producer = RawProducer(made.kafka_brokers)
+    producer.produce(made.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
+    producer.produce(made.kafka_topic, b"after", [(b"name", b"1")])
+    producer.close()
+
+    with RangeReader(made, made.kafka_topic) as topic:
+        found = [(record.value, record.headers) for record in topic.read_all()]
+
+    assert found == [(b"bad", UNREADABLE), (b"after", (("name", b"1"),))]
