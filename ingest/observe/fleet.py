@@ -6,11 +6,9 @@ functions of this module.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import msgspec
-import structlog
 from redis.exceptions import RedisError
 
 from ingest.observe.metrics import Metrics
@@ -20,8 +18,7 @@ from tasks.configuration import configuration
 from tasks.connection import connect
 from tasks.errors import shortened
 from tasks.names import CONTROL_QUEUE, flush_queue
-
-log = structlog.get_logger(__name__)
+from tasks.observe.loops import Loop
 
 BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhase.OPEN: 2}
 
@@ -66,17 +63,15 @@ class FleetWatch:
         self._metrics = metrics
         self._client: Any = connect(settings, retries=0)
         self._trouble = "not asked yet"
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self.loop = Loop("fleet-watch", self.look, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
         """Starts the thread. Redis need not be there."""
-        self._thread.start()
+        self.loop.start()
 
     def stop(self) -> None:
         """Ends the thread, within a time-out of Redis."""
-        self._stopped.set()
-        self._thread.join(timeout=self._settings.redis_timeout_seconds)
+        self.loop.stop(self._settings.redis_timeout_seconds)
 
     def dependencies(self) -> dict[str, str]:
         """What is wrong with Redis; "" when it answered the last time."""
@@ -100,12 +95,3 @@ class FleetWatch:
         meters.set("replays.reader.redis_up", not self._trouble)
         if self._metrics.snapshot.paused:
             self._metrics.ask_log_ends()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception:  # metrics must not end because one of them could not be read
-                log.exception("watch_broken")
-            if self._stopped.wait(self._settings.heartbeat_seconds):
-                return

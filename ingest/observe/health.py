@@ -61,4 +61,6 @@ def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
 def serve(health: Health) -> Probes:
     """Starts the HTTP server of the settings. `.port` is where it listens, `.close()` ends it."""
     settings = health.settings
-    return Probes(settings.http_host, settings.http_port, health.live, health.ready, health.registry)
+    return Probes(
+        settings.http_host, settings.http_port, health.live, health.ready, health.registry, setting="REPLAYS_HTTP"
+    )

@@ -219,6 +219,20 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         _R + "stuck", Kind.COUNTER, "events", "Times that the loop stood still and all stacks were logged."
     ),
+    Definition(
+        _R + "loop_failures",
+        Kind.COUNTER,
+        "failures",
+        "Failed steps of background loops, by loop. Each is retried; one that keeps failing makes /readyz fail.",
+        ("loop",),
+    ),
+    Definition(
+        _R + "observer_failures",
+        Kind.COUNTER,
+        "failures",
+        "Exceptions in metrics, tracing or logging code, by observer. They never stop ingestion.",
+        ("observer",),
+    ),
     # What the reader sees of the fleet, every heartbeat
     Definition(
         _R + "redis_up",

@@ -294,6 +294,14 @@ class Metrics:
         """The loop stood still and its stacks were logged."""
         self.meters.count(_R + "stuck")
 
+    def loop_failed(self, loop: str) -> None:
+        """A background loop's step raised. Any thread."""
+        self.meters.count(_R + "loop_failures", 1, loop)
+
+    def observer_failed(self, observer: str) -> None:
+        """An observer raised. Any thread."""
+        self.meters.count(_R + "observer_failures", 1, observer)
+
     # What the parser tells
 
     def polled(self, messages: Sequence[Message]) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import structlog
 
+from tasks.observe.loops import Loop
+
 LINES_MAX = 200
 CHECK_SECONDS_MAX = 1.0
 log = structlog.get_logger(__name__)
@@ -47,21 +49,18 @@ class StuckDetector:
         self._turned_seconds = turned_seconds
         self._silent_seconds_max = silent_seconds_max
         self._on_stuck = on_stuck
-        self._check_seconds = min(CHECK_SECONDS_MAX, silent_seconds_max / 4)
         self._reported = False
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stuck-detector", daemon=True)
+        self.loop = Loop("stuck-detector", self.check, min(CHECK_SECONDS_MAX, silent_seconds_max / 4))
 
     def start(self, *, signal_dumps: bool = False) -> None:
         """Starts watching. Call from the main thread when `signal_dumps` is set."""
         if signal_dumps:
             faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
-        self._thread.start()
+        self.loop.start()
 
     def stop(self) -> None:
         """Ends the thread."""
-        self._stopped.set()
-        self._thread.join(timeout=2.0)
+        self.loop.stop(deadline_seconds=2.0)
 
     def check(self) -> bool:
         """Looks once; True when the loop stands still."""
@@ -77,7 +76,3 @@ class StuckDetector:
             log.error("loop_stuck", silent_seconds=round(silent_seconds, 1), stacks=found)
             self._on_stuck(found)
         return True
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._check_seconds):
-            self.check()

@@ -8,7 +8,6 @@ smaller ids, is read from its beginning.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from ingest.core.model import OffsetRange, Stage
 from ingest.observe.heartbeat import Heartbeat, HeartbeatWriter
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.errors import shortened
+from tasks.observe.loops import Loop, OnFailure, ignore
 from tasks.settings import Settings
 from tasks.wire import Completion, CompletionKind, Incompatible, decode_completion, reader_stream
 
@@ -28,11 +27,13 @@ log = structlog.get_logger(__name__)
 
 BLOCK_SECONDS_MAX = 1.0
 COMPLETIONS_MAX = 512
-RETRY_SECONDS = 0.2  # between two attempts while Redis does not answer
+# Between two attempts while Redis does not answer.
+RETRY_SECONDS = 0.2
+RETRY_SECONDS_MAX = 1.0
 
 
 class CompletionReader:
-    """Reads one reader's stream and calls `deliver` with each event, until `stopping` is set.
+    """Reads one reader's stream and calls `deliver` with each event, in `loop`.
 
     It also writes the heartbeat, so a reader that is listed is a reader that can be told of completions.
     """
@@ -42,39 +43,42 @@ class CompletionReader:
         settings: Settings,
         reader: str,
         deliver: Callable[[on.Event], None],
-        stopping: threading.Event,
         heartbeat: Callable[[], Heartbeat] = Heartbeat,
+        on_failure: OnFailure = ignore,
     ) -> None:
         self._deliver = deliver
-        self._stopping = stopping
         self._stream = reader_stream(reader, settings.key_prefix)
         self._coordination = Coordination(connect(settings, retries=0), settings)
         self._heartbeat = HeartbeatWriter(self._coordination, reader, settings.heartbeat_seconds, heartbeat)
         self._last_id = "0-0"
         # The server must answer before the socket gives up on it.
         self._block_ms = max(1, int(1000 * min(BLOCK_SECONDS_MAX, settings.redis_timeout_seconds / 2)))
+        self._healthy = True
+        self.loop = Loop(
+            "completions",
+            self.step,
+            0.0,
+            retry_seconds=RETRY_SECONDS,
+            retry_seconds_max=RETRY_SECONDS_MAX,
+            expected=(RedisError, OSError),
+            on_failure=on_failure,
+        )
 
-    def run(self) -> None:
-        """Reads until `stopping` is set, then removes the heartbeat. Raises nothing."""
-        healthy = True
-        while not self._stopping.is_set():
-            try:
-                if not healthy:
-                    self._find_beginning()
-                if not self.read_once():
-                    self._find_beginning()
-                # Last: a Redis that is full takes no heartbeat, but its stream can still be read.
-                self._heartbeat.write_if_due()
-                healthy = True
-            except (RedisError, OSError) as error:
-                if healthy:
-                    log.warning("completions_unreadable", error=shortened(str(error)))
-                healthy = False
-                self._stopping.wait(RETRY_SECONDS)
-            except Exception:  # the reader must go on hearing whatever one entry did
-                log.exception("completions_broken")
-                self._stopping.wait(RETRY_SECONDS)
-        with contextlib.suppress(RedisError, OSError):  # its heartbeat stops, that says it as well
+    def step(self) -> None:
+        """Waits for entries once, delivers them, and writes the heartbeat when due. Raises RedisError."""
+        healthy, self._healthy = self._healthy, False
+        if not healthy:
+            self._find_beginning()
+        if not self.read_once():
+            self._find_beginning()
+        # Last: a Redis that is full takes no heartbeat, but its stream can still be read.
+        self._heartbeat.write_if_due()
+        self._healthy = True
+
+    def stop(self, deadline_seconds: float) -> None:
+        """Ends the loop and removes the heartbeat."""
+        self.loop.stop(deadline_seconds)
+        with contextlib.suppress(RedisError, OSError):  # the heartbeat expires in any case
             self._heartbeat.remove()
 
     def read_once(self) -> int:

@@ -8,7 +8,6 @@ failure is an event, and the core decides.
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 
@@ -28,6 +27,7 @@ from tasks import chord
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.errors import shortened
+from tasks.observe.loops import Loop, LoopEnded, OnFailure, ignore
 from tasks.settings import Settings
 from tasks.staging import RedisFull, Staging
 from tasks.units import MiB
@@ -54,6 +54,7 @@ class Dispatcher:
     themselves only while their command waits.
     `heartbeat()` makes what each heartbeat says, on the thread that reads completions; `trace(batch)` the W3C
     traceparent that the batch's tasks carry ("": none), on the dispatch thread.
+    `on_failure(name)` is called for each failure of one of its loops.
     `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
     """
 
@@ -65,6 +66,7 @@ class Dispatcher:
         heartbeat: Callable[[], Heartbeat] = Heartbeat,
         trace: Callable[[Batch], str] = lambda batch: "",
         app: Celery | None = None,
+        on_failure: OnFailure = ignore,
     ) -> None:
         self.reader = reader
         self._trace = trace
@@ -78,21 +80,22 @@ class Dispatcher:
         self._unsent: dict[tuple[str, int], dict[str, bytes]] = {}
         self._down_until = 0.0
         self._down_error = ""
-        self._stopping = threading.Event()
         self._app = app or chord.publisher(settings)
         client = connect(settings)
         self._staging = Staging(client, settings)
         self._coordination = Coordination(client, settings)
-        self._completions = CompletionReader(settings, reader, inbox.put, self._stopping, heartbeat)
-        self._threads = [
-            threading.Thread(target=self._perform_all, name="dispatch", daemon=True),
-            threading.Thread(target=self._completions.run, name="completions", daemon=True),
-        ]
+        self._completions = CompletionReader(settings, reader, inbox.put, heartbeat, on_failure)
+        self._loop = Loop("dispatch", self._perform_next, 0.0, on_failure=on_failure)
 
     def start(self) -> None:
         """Starts both threads. Redis need not be there."""
-        for thread in self._threads:
-            thread.start()
+        self._loop.start()
+        self._completions.loop.start()
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The two loops, for readiness."""
+        return self._loop, self._completions.loop
 
     def submit(self, command: Command) -> None:
         """Returns at once. A queue that is full, which the in-flight bounds prevent, is a failed dispatch."""
@@ -109,27 +112,27 @@ class Dispatcher:
             self._commands.put(None, timeout=deadline_seconds)
         except queue.Full:
             log.warning("dispatch_stopped_with_commands", waiting=self._commands.qsize())
-        self._threads[0].join(max(0.0, ends_at - time.monotonic()))
-        self._stopping.set()
-        self._threads[1].join(max(0.1, ends_at - time.monotonic()))
+        self._loop.join(ends_at - time.monotonic())
+        self._loop.request_stop()
+        self._completions.stop(max(0.1, ends_at - time.monotonic()))
 
     # The dispatch thread
 
-    def _perform_all(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                command = self._commands.get(timeout=1.0)
-            except queue.Empty:
-                continue
-            if command is None:
-                return
-            try:
-                self._perform(command)
-            except (RedisError, OperationalError, OSError) as error:
-                self._failed(command, error)
-            except Exception as error:  # a batch must never be forgotten because of our own mistake
-                log.exception("dispatch_broken", command=type(command).__name__, batch=command.batch.id)
-                self._failed(command, error)
+    def _perform_next(self) -> None:
+        """The next command, if one comes within a second. Every failure is answered: no batch is forgotten."""
+        try:
+            command = self._commands.get(timeout=1.0)
+        except queue.Empty:
+            return
+        if command is None:
+            raise LoopEnded
+        try:
+            self._perform(command)
+        except (RedisError, OperationalError, OSError) as error:
+            self._failed(command, error)
+        except Exception as error:
+            log.exception("dispatch_broken", command=type(command).__name__, batch=command.batch.id)
+            self._failed(command, error)
 
     def _perform(self, command: Command) -> None:
         if time.monotonic() < self._down_until:

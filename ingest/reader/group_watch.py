@@ -6,7 +6,6 @@ coordinator, keeps the gauge for the alert, and tells the consumer.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from ingest.core.ownership import GroupView, Ownership
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.kafka.cluster import Cluster, ClusterError
+from tasks.observe.loops import Loop
 
 LOOKS_PER_BOUND = 3
 LOOK_SECONDS_MAX = 10.0
@@ -45,17 +45,16 @@ class GroupWatch:
         self._ownership = Ownership(settings.kafka_unowned_seconds_max)
         self._reported: tuple[int, ...] = ()
         self._trouble = ""
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="group-watch", daemon=True)
+        seconds = min(LOOK_SECONDS_MAX, settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
+        self.loop = Loop("group-watch", self.look, seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
         """Starts the thread. The brokers need not answer."""
-        self._thread.start()
+        self.loop.start()
 
     def stop(self) -> None:
         """Ends the thread, unless a call to the brokers holds it up; then it ends with the process."""
-        self._stopped.set()
-        self._thread.join(timeout=1.0)
+        self.loop.stop(deadline_seconds=1.0)
 
     def look(self) -> None:
         """Once. What the brokers refuse to say is logged when it changes, never raised."""
@@ -79,11 +78,3 @@ class GroupWatch:
             log.error("rejoining_group", reason="partitions without an owner", partitions=list(view.unowned))
             self._metrics.meters.count("replays.reader.group_rejoins")
             self._membership.rejoin()
-
-    def _run(self) -> None:
-        seconds = min(LOOK_SECONDS_MAX, self._settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
-        while not self._stopped.wait(seconds):
-            try:
-                self.look()
-            except Exception:  # whatever it is, the next look may succeed
-                log.exception("group_watch_broken")

@@ -8,17 +8,19 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.model import Batch
 from ingest.core.parse import REASONS, WARNINGS
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
 from ingest.observe.health import Health, serve, turned_seconds
-from ingest.observe.heartbeat import HeartbeatSource
+from ingest.observe.heartbeat import Heartbeat, HeartbeatSource
 from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
 from ingest.observe.stuck import StuckDetector
@@ -35,6 +37,8 @@ from ingest.reader.tenant_rules import TenantRefresh, TenantStore
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.observe import logs, telemetry
+from tasks.observe.loops import Guard, Loop
+from tasks.observe.probes import CannotListen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3
@@ -76,8 +80,14 @@ class Reader:
         self.watch = FleetWatch(settings, self.metrics)
         self.group_watch = GroupWatch(settings, self.metrics, self.source)
         self.heartbeat = HeartbeatSource(settings, self.metrics)
+        self.guard = Guard(self.metrics.observer_failed)
         self.dispatcher = Dispatcher(
-            settings, reader_id(settings), self.inbox, heartbeat=self.heartbeat, trace=self.tracing.begin
+            settings,
+            reader_id(settings),
+            self.inbox,
+            heartbeat=self._heartbeat,
+            trace=self._trace,
+            on_failure=self.metrics.loop_failed,
         )
         self.gate = TenantGate()
         self.parser = parser_of(settings, self.gate)
@@ -85,10 +95,11 @@ class Reader:
             self.pipeline,
             self.source,
             self.dispatcher,
-            TimedParser(self.parser, self.metrics, also=self.tracing.polled),
+            TimedParser(self.parser, self.metrics, also=self.tracing.polled, guard=self.guard),
             self.inbox,
             time.monotonic,
             self._observe,
+            self.guard,
         )
 
     def shut_down(self) -> None:
@@ -96,18 +107,31 @@ class Reader:
         self.inbox.put(on.ShutdownRequested())
 
     def run(self) -> int:
-        """Until shut down. Returns the exit code."""
+        """Runs until shut down. Returns the exit code. Whatever ends it, everything that was started is closed."""
+        with ExitStack() as closing:
+            closing.callback(self._close, "telemetry", telemetry.flush)
+            closing.callback(self._close, "parser", self.parser.close)
+            closing.callback(self._close, "runtime", self.runtime.close)
+            return self._run(closing)
+
+    def _run(self, closing: ExitStack) -> int:
         silent = turned_seconds(lambda: self.runtime.turned_at)
-        probes = serve(Health(self.settings, self.metrics, silent, self.watch.dependencies))
-        self.heartbeat.http = f"{probes.host}:{probes.port}"
         stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.stuck)
-        refresh = TenantRefresh(TenantStore(connect(self.settings), self.settings.key_prefix), self.gate)
+        store = TenantStore(connect(self.settings), self.settings.key_prefix)
+        refresh = TenantRefresh(store, self.gate, self.metrics.loop_failed)
+        loops = (stuck.loop, refresh.loop, self.watch.loop, self.group_watch.loop, *self.dispatcher.loops)
         try:
+            probes = serve(Health(self.settings, self.metrics, silent, self._dependencies(loops)))
+            closing.callback(self._close, "probes", probes.close)
+            self.heartbeat.http = f"{probes.host}:{probes.port}"
+            for name, part in (("tenant_rules", refresh), ("fleet_watch", self.watch), ("stuck_detector", stuck)):
+                closing.callback(self._close, name, part.stop)
             stuck.start(signal_dumps=True)
             refresh.start()
             self.watch.start()
             self.dispatcher.start()
             self.source.subscribe(self.runtime.feed, self.runtime.drain)
+            closing.callback(self._close, "group_watch", self.group_watch.stop)
             self.group_watch.start()
             log.info(
                 "reader_started",
@@ -117,22 +141,33 @@ class Reader:
                 http=self.heartbeat.http,
             )
             stop = self.runtime.run()
-        except ConsumerFailed as failure:
+        except (ConsumerFailed, CannotListen) as failure:
             raise ReaderFailed(str(failure)) from failure
-        finally:
-            self.group_watch.stop()
-            refresh.stop()
-            self.watch.stop()
-            stuck.stop()
-            self.parser.close()
-            probes.close()
-            telemetry.flush()
         log.info("reader_stopped", clean=stop.clean, halted=self.pipeline.halted)
         return EXIT_HALTED if self.pipeline.halted else 0
 
+    def _close(self, part: str, close: Callable[[], object]) -> None:
+        """Closes one part; its error is logged and keeps nothing else open."""
+        try:
+            close()
+        except Exception:
+            log.exception("close_failed", part=part)
+
+    def _dependencies(self, loops: Sequence[Loop]) -> Callable[[], dict[str, str]]:
+        return lambda: {**self.watch.dependencies(), **{f"loop {loop.name}": loop.trouble() for loop in loops}}
+
+    def _heartbeat(self) -> Heartbeat:
+        return self.guard.call("heartbeat", self.heartbeat) or Heartbeat()
+
+    def _trace(self, batch: Batch) -> str:
+        return self.guard.call("tracing", self.tracing.begin, batch) or ""
+
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        self.metrics.observe(event, commands, now)
-        self.tracing.observe(event, commands, now)
+        self.guard.call("metrics", self.metrics.observe, event, commands, now)
+        self.guard.call("tracing", self.tracing.observe, event, commands, now)
+        self.guard.call("log", self._log, commands)
+
+    def _log(self, commands: Sequence[do.Command]) -> None:
         for command in commands:
             if isinstance(command, do.Halt):
                 log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#replayshalted")

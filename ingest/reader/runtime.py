@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import queue
 
+import structlog
+
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import TopicPartition
 from ingest.core.pipeline import Pipeline
 from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, Source
+from tasks.observe.loops import Guard
 
 IDLE_SECONDS = 0.05
 TICK_SECONDS = 0.05
 INBOX_EVENTS_MAX = 256
+STOP_SECONDS_MAX = 2.0
+
+log = structlog.get_logger(__name__)
 
 
 class Runtime:
     """Owns the pipeline and turns it.
 
     `observe` sees every event with the commands that followed, after they were performed: metrics and logs
-    are views over that. `turned_at` is when the loop last went round, for the liveness probe.
+    are views over that. What it raises is logged and counted in `guard`, and never stops the loop. `turned_at` is
+    when the loop last went round, for the liveness probe.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class Runtime:
         inbox: Inbox,
         clock: Clock,
         observe: Observer = lambda event, commands, now: None,
+        guard: Guard | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.stopped: do.Stop | None = None
@@ -45,16 +53,37 @@ class Runtime:
         self._inbox = inbox
         self._clock = clock
         self._observe = observe
+        self.guard = guard or Guard()
+        self._closing = False
         self._ticked_at = clock()
         self._released: set[TopicPartition] = set()
 
     def run(self) -> do.Stop:
-        """Turns until the pipeline says stop, then closes the shells. Returns how it ended."""
-        while self.stopped is None:
-            self.step()
-        self._dispatcher.stop(deadline_seconds=2.0)
-        self._source.close()
-        return self.stopped
+        """Runs until the pipeline says stop. Returns how it ended.
+
+        However it ends, the dispatcher is stopped and the source closed: the group learns at once that this member
+        is gone. After an exception nothing more is committed and no partition is drained.
+        """
+        try:
+            while self.stopped is None:
+                self.step()
+            return self.stopped
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Closes the shells. An error of one is logged and does not keep the other open. May be called twice."""
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            self._dispatcher.stop(deadline_seconds=STOP_SECONDS_MAX)
+        except Exception:
+            log.exception("close_failed", part="dispatcher")
+        try:
+            self._source.close()
+        except Exception:
+            log.exception("close_failed", part="source")
 
     def step(self) -> None:
         """Once round: what came in, the time, then messages if there is room for them."""
@@ -71,12 +100,14 @@ class Runtime:
             self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not for long enough to pause the consumer
 
     def feed(self, event: on.Event) -> None:
-        """One event through the pipeline, and its commands performed."""
+        """One event through the pipeline, and its commands performed. Ignored while closing."""
+        if self._closing:
+            return
         now = self._clock()
         commands = self.pipeline.handle(event, now)
         for command in commands:
             self._perform(command)
-        self._observe(event, commands, now)
+        self.guard.call("observe", self._observe, event, commands, now)
 
     def drain(self, sources: tuple[TopicPartition, ...]) -> None:
         """The group takes these partitions back: returns once the core released them.
@@ -86,7 +117,7 @@ class Runtime:
         """
         self._released.difference_update(sources)
         self.feed(on.PartitionsRevoked(sources))
-        while self.stopped is None and not self._released.issuperset(sources):
+        while self.stopped is None and not self._closing and not self._released.issuperset(sources):
             self.turned_at = self._clock()
             self._take_in(wait_seconds=IDLE_SECONDS)
             self._tick()

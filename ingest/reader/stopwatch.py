@@ -9,6 +9,7 @@ from ingest.core import events as on
 from ingest.core.model import Message
 from ingest.observe.metrics import Metrics
 from ingest.reader.ports import Parser
+from tasks.observe.loops import Guard
 
 
 class TimedParser:
@@ -22,15 +23,17 @@ class TimedParser:
         parser: Parser,
         metrics: Metrics,
         also: Callable[[Sequence[Message]], None] = lambda messages: None,
+        guard: Guard | None = None,
     ) -> None:
         self._parser = parser
         self._metrics = metrics
         self._also = also
+        self._guard = guard or Guard()
 
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
         """The events of the other parser. An empty poll counts as a poll."""
-        self._metrics.polled(messages)
-        self._also(messages)
+        self._guard.call("metrics", self._metrics.polled, messages)
+        self._guard.call("tracing", self._also, messages)
         return self._measured(messages) if messages else ()
 
     def _measured(self, messages: Sequence[Message]) -> Iterator[on.MessageParsed]:
@@ -42,4 +45,4 @@ class TimedParser:
                 yield event
                 started_at = clock()
         finally:
-            self._metrics.parsed_for(busy_seconds)
+            self._guard.call("metrics", self._metrics.parsed_for, busy_seconds)

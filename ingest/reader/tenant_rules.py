@@ -8,17 +8,15 @@ for Redis, and when Redis does not answer the gate opens.
 from __future__ import annotations
 
 import json
-import threading
 import time
 from typing import Any
 
-import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
 from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
+from tasks.observe.loops import Loop, OnFailure, ignore
 
-log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0
 
 # KEYS[1] bucket; ARGV: per_second, burst, wanted. Returns the tokens granted, as text (Lua truncates numbers).
@@ -79,19 +77,20 @@ class TenantStore:
 class TenantRefresh:
     """The thread that keeps a gate's rules and tokens fresh."""
 
-    def __init__(self, store: TenantStore, gate: TenantGate) -> None:
+    def __init__(self, store: TenantStore, gate: TenantGate, on_failure: OnFailure = ignore) -> None:
         self._store = store
         self._gate = gate
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="tenants", daemon=True)
+        self.loop = Loop(
+            "tenant-rules", self.refresh, REFRESH_SECONDS, expected=(RedisError, OSError), on_failure=on_failure
+        )
 
     def start(self) -> None:
-        self._thread.start()
+        """Starts the thread. While Redis does not answer nothing new is shed."""
+        self.loop.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5.0)
+        """Ends the thread."""
+        self.loop.stop(deadline_seconds=5.0)
 
     def refresh(self) -> None:
         """One round: the rules, and as many tokens as the last second wanted. Raises RedisError or ValueError."""
@@ -103,14 +102,3 @@ class TenantRefresh:
             if project in wanted or project not in self._gate.rules.limits
         }
         self._gate.grant(rules, tokens, time.monotonic())
-
-    def _run(self) -> None:
-        failing = False
-        while not self._stopping.wait(REFRESH_SECONDS):
-            try:
-                self.refresh()
-                failing = False
-            except (RedisError, ValueError, TypeError) as failure:
-                if not failing:
-                    log.warning("tenant_rules_unavailable", error=str(failure), consequence="nothing is shed")
-                failing = True

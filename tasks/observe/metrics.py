@@ -163,7 +163,14 @@ def _on_ready(**_: Any) -> None:
         for name in ("retries", "breaker_refusals", "items_refused"):
             meters.touch(WORKER + name, sink)
     if settings.worker_http_port >= 0:
-        _Worker.probes = Probes(settings.worker_http_host, settings.worker_http_port, live, ready, registry)
+        _Worker.probes = Probes(
+            settings.worker_http_host,
+            settings.worker_http_port,
+            live,
+            ready,
+            registry,
+            setting="REPLAYS_WORKER_HTTP",
+        )
 
 
 def _on_heartbeat(**_: Any) -> None:

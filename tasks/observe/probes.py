@@ -16,13 +16,19 @@ from prometheus_client.exposition import choose_encoder
 
 REQUEST_SECONDS_MAX = 10.0
 
+
+class CannotListen(Exception):
+    """The address is in use or not ours. The text says which and what to do."""
+
+
 Checks = Mapping[str, str]  # name of what was looked at -> "" when well, else what is wrong
 
 
 class Probes:
     """Serves until `close`. `live` and `ready` return their checks; any wrong one makes the answer 503.
 
-    `registry` is called at each scrape. Answers are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
+    `setting` names the settings of host and port for errors (CannotListen). `registry` is called at each scrape.
+    Answers are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
     """
 
     def __init__(
@@ -32,6 +38,8 @@ class Probes:
         live: Callable[[], Checks],
         ready: Callable[[], Checks],
         registry: Callable[[], CollectorRegistry],
+        *,
+        setting: str,
     ) -> None:
         probes = self
 
@@ -55,7 +63,13 @@ class Probes:
                 """A probe every few seconds is not worth a line."""
 
         self._live, self._ready, self._registry = live, ready, registry
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise CannotListen(
+                f"cannot serve probes and metrics on {host}:{port} ({error}): set {setting}_PORT and "
+                f"{setting}_HOST to a free address of this machine, or stop the process that uses it"
+            ) from error
         self._server.daemon_threads = True
         self.host = host
         self.port = int(self._server.server_address[1])

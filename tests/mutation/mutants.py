@@ -349,7 +349,7 @@ MUTANTS = (
     Mutant(
         "returns from a drain before the release",
         RUNTIME,
-        "while self.stopped is None and not self._released.issuperset(sources):",
+        "while self.stopped is None and not self._closing and not self._released.issuperset(sources):",
         "while False:",
     ),
     Mutant(

@@ -6,6 +6,8 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import pytest
+
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
@@ -188,3 +190,55 @@ def test_a_halt_keeps_the_loop_turning() -> None:
 
     assert bench.did.count("poll") == 3
     assert bench.runtime.stopped is None
+
+
+def test_an_observer_that_raises_does_not_stop_ingestion() -> None:
+    """given an observer that always raises, when messages arrive, then batches are dispatched"""
+    bench = Bench(batch_messages_max=2)
+
+    def broken(event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        raise RuntimeError("no such metric")
+
+    runtime = Runtime(bench.pipeline, bench, bench, bench, bench, lambda: bench.now, broken)
+    runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append([Message(PARTITION, 1, offset, b"") for offset in (0, 1)])
+    runtime.step()
+    runtime.step()
+
+    assert len(bench.took(do.Dispatch)) == 1
+    assert runtime.guard.failures["observe"] >= 4
+
+
+def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() -> None:
+    """given a batch in flight, when a step raises, then the dispatcher stops, the source closes, and a revocation
+    that arrives meanwhile waits for nothing and commits nothing"""
+    bench = bench_with_a_batch_in_flight(drain_deadline_seconds=1000.0)
+    commits = len(bench.took(do.Commit))
+
+    def poll(timeout_seconds: float) -> Sequence[Message]:
+        raise RuntimeError("the client is broken")
+
+    def close() -> None:
+        bench.runtime.drain((PARTITION,))
+        bench.did.append("source closed")
+
+    bench.poll, bench.close = poll, close  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="the client is broken"):
+        bench.runtime.run()
+
+    assert bench.did[-2:] == ["dispatcher stopped", "source closed"]
+    assert len(bench.took(do.Commit)) == commits
+    assert bench.now < 1000.0
+
+
+def test_a_shell_that_fails_to_close_keeps_the_other_one_open_no_longer() -> None:
+    """given a dispatcher whose stop raises, when the loop ends, then the source is closed all the same"""
+    bench = Bench()
+
+    def stop(deadline_seconds: float) -> None:
+        raise RuntimeError("cannot stop")
+
+    bench.stop = stop  # type: ignore[method-assign]
+    bench.runtime.close()
+
+    assert bench.did == ["source closed"]

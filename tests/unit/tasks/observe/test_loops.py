@@ -1,0 +1,121 @@
+"""Background loops outlive what their steps raise; observers keep their exceptions to themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tasks.observe import loops
+from tasks.observe.loops import Guard, Loop, LoopEnded
+
+DEADLINE_SECONDS = 20.0
+
+
+class Steps:
+    """A step that does what its script says, then succeeds for ever, and lets a test wait for the n-th call."""
+
+    def __init__(self, *script: BaseException | None) -> None:
+        self.calls = 0
+        self._script = list(script)
+        self._called = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._called:
+            self.calls += 1
+            self._called.notify_all()
+            error = self._script.pop(0) if self._script else None
+        if error is not None:
+            raise error
+
+    def wait_for(self, calls: int) -> None:
+        with self._called:
+            assert self._called.wait_for(lambda: self.calls >= calls, DEADLINE_SECONDS)
+
+
+def loop_of(steps: Callable[[], object], on_failure: Callable[[str], None] = loops.ignore) -> Loop:
+    return Loop("sample", steps, 0.001, retry_seconds=0.001, retry_seconds_max=0.002, on_failure=on_failure)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), OSError("away"), MemoryError(), AssertionError()], ids=repr)
+def test_a_loop_goes_on_after_whatever_its_step_raised(error: Exception) -> None:
+    """given a step that fails three times, when the loop runs, then it is called again, and each failure counts"""
+    failed: list[str] = []
+    steps = Steps(error, error, error)
+    loop = loop_of(steps, failed.append)
+
+    loop.start()
+    steps.wait_for(5)
+
+    assert loop.running
+    assert failed == ["sample"] * 3
+    assert loop.failures == 0
+    assert loop.stop(DEADLINE_SECONDS)
+
+
+def test_a_loop_survives_a_broken_failure_counter() -> None:
+    """given a metric that raises, when a step fails, then the loop still goes on"""
+
+    def broken(name: str) -> None:
+        raise RuntimeError(name)
+
+    steps = Steps(ValueError("odd"))
+    loop = loop_of(steps, broken)
+
+    loop.start()
+    steps.wait_for(3)
+
+    assert loop.stop(DEADLINE_SECONDS)
+
+
+def test_a_loop_that_has_nothing_left_to_do_ends() -> None:
+    """given a step that raises LoopEnded, when the loop runs, then its thread ends, without a failure"""
+    failed: list[str] = []
+    loop = loop_of(Steps(None, LoopEnded()), failed.append)
+
+    loop.start()
+
+    assert loop.join(DEADLINE_SECONDS)
+    assert failed == []
+
+
+def test_a_loop_that_keeps_failing_is_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given no patience, when a step keeps failing, then the loop says how often and why, until it succeeds"""
+    monkeypatch.setattr(loops, "FAILING_SECONDS_MAX", 0.0)
+    gate = threading.Event()
+    failing = threading.Semaphore(0)
+
+    def step() -> None:
+        failing.release()
+        if not gate.is_set():
+            raise OSError("server away")
+
+    loop = loop_of(step)
+    assert loop.trouble() == ""
+    loop.start()
+    for _ in range(3):
+        assert failing.acquire(timeout=DEADLINE_SECONDS)
+
+    assert "server away" in loop.trouble()
+    gate.set()
+    for _ in range(3):
+        assert failing.acquire(timeout=DEADLINE_SECONDS)
+    assert loop.trouble() == ""
+    assert loop.stop(DEADLINE_SECONDS)
+
+
+def test_stopping_a_loop_that_never_started_is_harmless() -> None:
+    """given a loop that was only made, when it is stopped, then nothing is waited for"""
+    assert loop_of(Steps()).stop(0.0)
+
+
+def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
+    """given an observer that works and one that raises, when both are called, then only the result comes out"""
+    failed: list[str] = []
+    guard = Guard(failed.append)
+
+    assert guard.call("adds", lambda a, b: a + b, 1, 2) == 3
+    assert guard.call("breaks", {}.__getitem__, "missing") is None
+    assert guard.failures == {"breaks": 1}
+    assert failed == ["breaks"]
