@@ -129,7 +129,7 @@ TABLE: tuple[Package, ...] = (
     ),
     Package(
         ("ingest.reader.kafka", "ingest.reader.ports", "ingest.reader.runtime"),
-        ours=("ingest.core", "tasks.kafka.records", "tasks.units"),
+        ours=("ingest.core", "tasks.kafka.records", "tasks.observe.loops", "tasks.units"),
         libraries={EVERYWHERE: ("structlog",), "ingest.reader.kafka": ("confluent_kafka",)},
     ),
     Package(
