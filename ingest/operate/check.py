@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from urllib.parse import urlsplit
 
 from ingest.operate.text import size_text
@@ -18,40 +19,52 @@ CALL_SECONDS_MAX = 10.0
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
+class Severity(StrEnum):
+    """WARNING: it works, and somebody should look. BAD: it does not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+MARKS = {Severity.OK: "[green]ok     [/]", Severity.WARNING: "[yellow]warning[/]", Severity.BAD: "[red]BAD    [/]"}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `level` is ok, warning or bad; `advice` says what to do when it is not ok."""
+    """One thing that was looked at. `advice` says what to do when it is not OK."""
 
     name: str
-    level: str
+    level: Severity
     said: str
     advice: str = ""
 
     @property
     def bad(self) -> bool:
-        return self.level == "bad"
+        return self.level is Severity.BAD
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
     def line(self) -> str:
         """For a terminal, in rich markup."""
-        mark = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "bad": "[red]BAD    [/]"}[self.level]
         said = self.said.replace("[", r"\[")
         advice = f"\n        → {self.advice}".replace("[", r"\[") if self.advice else ""
-        return f"{mark} {self.name}: {said}{advice}"
+        return f"{MARKS[self.level]} {self.name}: {said}{advice}"
 
 
 def run(settings: Settings) -> list[Finding]:
     """Looks at settings, links, Kafka, Redis and every sink that is on. Takes seconds, changes nothing."""
-    findings = [Finding("settings", "ok", "valid")]
+    findings = [Finding("settings", Severity.OK, "valid")]
     findings += deadlines(settings)
     findings += _links(settings)
     kafka = _guarded("kafka", lambda: _kafka(settings))
     findings += kafka + _guarded("redis", lambda: _redis(settings))
     for name in settings.sinks:
         if name == "dead_letter" and kafka[0].bad:
-            findings.append(Finding(name, "bad", "its topic is on the Kafka that does not answer", "see kafka"))
+            findings.append(
+                Finding(name, Severity.BAD, "its topic is on the Kafka that does not answer", "see kafka")
+            )
             continue
         findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
     return findings
@@ -62,7 +75,12 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return list(look())
     except Exception as failure:  # whatever it is, the operator must still see the other findings
         return [
-            Finding(name, "bad", f"{type(failure).__name__}: {failure}", "see the message; is the address right?")
+            Finding(
+                name,
+                Severity.BAD,
+                f"{type(failure).__name__}: {failure}",
+                "see the message; is the address right?",
+            )
         ]
 
 
@@ -71,7 +89,7 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
     if settings.flush_deadline_seconds >= settings.staged_ttl_seconds:
         yield Finding(
             "staged bytes",
-            "bad",
+            Severity.BAD,
             "they expire before the flush deadline",
             "raise REPLAYS_STAGED_TTL_SECONDS far above REPLAYS_FLUSH_DEADLINE_SECONDS",
         )
@@ -80,7 +98,7 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
     if settings.task_visibility_seconds <= run_seconds_max:
         yield Finding(
             "visibility of tasks",
-            "warning",
+            Severity.WARNING,
             f"{settings.task_visibility_seconds} s is not longer than the longest run of a flush task "
             f"({RUN_CALLS_MAX} times the sink time-out, {run_seconds_max:g} s): running tasks would be "
             "delivered again",
@@ -113,24 +131,23 @@ def _links(settings: Settings) -> Iterable[Finding]:
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             plain.append((name, f"use https:// in REPLAYS_{name.upper()}"))
     for name, advice in plain:
-        yield Finding(f"link to {name}", "warning", "plain text, and it leaves this machine", advice)
+        yield Finding(f"link to {name}", Severity.WARNING, "plain text, and it leaves this machine", advice)
 
 
 def _kafka(settings: Settings) -> Iterable[Finding]:
     try:
         cluster = Topics(settings).inventory(CALL_SECONDS_MAX)
     except ClusterUnreachable as failure:
-        yield Finding("kafka", "bad", str(failure), "check REPLAYS_KAFKA_BROKERS and the security settings")
+        yield Finding("kafka", Severity.BAD, str(failure), "check REPLAYS_KAFKA_BROKERS and the security settings")
         return
-    yield Finding("kafka", "ok", f"{cluster.brokers} brokers")
+    yield Finding("kafka", Severity.OK, f"{cluster.brokers} brokers")
     for topic in (settings.kafka_topic, settings.dlq_topic):
         found = cluster.topics.get(topic)
         if found is None:
-            yield Finding(
-                f"topic {topic}", "bad", "not there", "create it, or run `replays-ingest migrate --topics`"
-            )
+            advice = "create it, or run `replays-ingest migrate --topics`"
+            yield Finding(f"topic {topic}", Severity.BAD, "not there", advice)
         else:
-            yield Finding(f"topic {topic}", "ok", f"{found.partitions} partitions")
+            yield Finding(f"topic {topic}", Severity.OK, f"{found.partitions} partitions")
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:
@@ -139,20 +156,22 @@ def _redis(settings: Settings) -> Iterable[Finding]:
     policy = info.get("maxmemory_policy", "unknown")
     limit = int(info.get("maxmemory", 0))
     used = int(info.get("used_memory", 0))
-    yield Finding("redis", "ok", f"version {client.info('server').get('redis_version')}, {size_text(used)} used")
+    yield Finding(
+        "redis", Severity.OK, f"version {client.info('server').get('redis_version')}, {size_text(used)} used"
+    )
     if policy != "noeviction":
         yield Finding(
             "redis eviction",
-            "bad",
+            Severity.BAD,
             f"maxmemory-policy is {policy}: Redis may throw queues and chords away",
             "set maxmemory-policy noeviction",
         )
     else:
-        yield Finding("redis eviction", "ok", "noeviction")
+        yield Finding("redis eviction", Severity.OK, "noeviction")
     if limit and limit < 2 * settings.in_flight_bytes_max:
         yield Finding(
             "redis memory",
-            "warning",
+            Severity.WARNING,
             f"maxmemory is {size_text(limit)}",
             f"one reader may stage {size_text(settings.in_flight_bytes_max)}; give it at least twice that",
         )
@@ -163,9 +182,9 @@ def _sink(settings: Settings, name: str) -> Iterable[Finding]:
     if checked.level is Level.ERROR:
         advice = "" if "`" in checked.text else "see the message"
         advice = "it did not answer: is it up, is the address right?" if checked.transient else advice
-        yield Finding(name, "bad", checked.text, advice)
+        yield Finding(name, Severity.BAD, checked.text, advice)
         return
     left_out = f" (not tested: {'; '.join(checked.not_tested)})" if checked.not_tested else ""
-    yield Finding(name, "ok", checked.text + left_out)
+    yield Finding(name, Severity.OK, checked.text + left_out)
     for warning in checked.warnings:
-        yield Finding(name, "warning", warning)
+        yield Finding(name, Severity.WARNING, warning)

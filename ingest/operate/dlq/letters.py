@@ -7,7 +7,7 @@ are those that the mark vouches for: its headers alone prove nothing, since any 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,14 +126,15 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
             yield letter
 
 
-def mentioning(settings: Settings, text: bytes) -> Iterator[Letter]:
-    """All letters, replayed ones too, that hold `text` anywhere. Reads the topic once.
+def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
+    """All letters, replayed ones too, that hold one of the texts anywhere. Reads the topic once.
 
     Whether a letter was replayed is not known here. Raises DeadLettersUnavailable.
     """
+    wanted = tuple(text.encode() for text in texts)
     for record in _scan(settings):
         parts = (record.value, record.key or b"", *(value or b"" for _, value in record.headers))
-        if any(text in part for part in parts):
+        if any(text in part for text in wanted for part in parts):
             letter = _letter(record, {}, settings.dlq_topic)
             if letter is not None:
                 yield letter

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
 from confluent_kafka import Producer
@@ -302,6 +303,9 @@ def test_letters_that_mention_a_replay_are_found_wherever_they_do(topics: Topics
     topics.write(refusal(topics, "gcs", items_of(batch(topics), SinkName.GCS)[0]))
     topics.write(forged(topics, "gcs", "blob", topics.theirs.blobs[0].name, b""))
 
-    found = mentioning(topics.settings, MINE.encode())
+    row = f'{{"replay_id":"{UUID(MINE)}"}}'.encode()
+    topics.write(forged(topics, "clickhouse", "row", "replays/1", row))
 
-    assert [letter.id for letter in found] == ["0-0", "0-1", "0-2"]
+    found = mentioning(topics.settings, (MINE, str(UUID(MINE))))
+
+    assert [letter.id for letter in found] == ["0-0", "0-1", "0-2", "0-4"]

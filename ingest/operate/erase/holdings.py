@@ -1,0 +1,94 @@
+"""What there is of one replay, and where; and what goes wrong when somebody looks or erases."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.errors import shortened
+
+
+class EraseFailed(Exception):
+    """A server did not answer, or refused. What was erased until then stays so; the next run goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One generation of an object."""
+
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What there is of one replay, and where.
+
+    `ranges`: (first byte, length) by packed object, also those that are overwritten already. `rows`: by ClickHouse
+    table. `facts`: rows in BigQuery. `newest_at`: when its newest segment arrived at Relay, unix seconds.
+    `letters`: dead letters with something of it. `elsewhere`: other projects with a replay of this id. `parked`:
+    batches that wait. `notes`: what could not be looked at.
+    """
+
+    project_id: int
+    replay_id: str
+    objects: tuple[Generation, ...] = ()
+    ranges: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    facts: int = 0
+    newest_at: float | None = None
+    letters: tuple[str, ...] = ()
+    billed: bool = False
+    elsewhere: tuple[int, ...] = ()
+    parked: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def erasable(self) -> bool:
+        """Whether there is anything that an erasure would delete."""
+        return bool(self.objects or self.ranges or self.facts or any(self.rows.values()))
+
+    def counts(self) -> dict[str, int]:
+        """For people and machines."""
+        return {
+            "objects": len(self.objects),
+            "packed_objects": len(self.ranges),
+            "packed_bytes": sum(length for spans in self.ranges.values() for _, length in spans),
+            "clickhouse_rows": sum(self.rows.values()),
+            "bigquery_rows": self.facts,
+        }
+
+
+def plain_id(text: str) -> str:
+    """32 hex digits, small letters, without dashes. Raises ValueError for what is no replay's id."""
+    plain = text.strip().replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{32}", plain):
+        raise ValueError(f"{text!r} is no replay id: 32 hex digits, with or without dashes")
+    return plain
+
+
+def remains(found: Holdings) -> list[str]:
+    """What no erasure reaches: one line each."""
+    left = list(found.notes)
+    if found.letters:
+        shown = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")
+        left.append(f"dead letters hold something of it until the topic's retention: do not replay them ({shown})")
+    if found.parked:
+        left.append(f"parked batches ({found.parked}) may write more of it: run this again once they settled")
+    return left
+
+
+@contextlib.contextmanager
+def asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+    """Any error of a client as EraseFailed, in one line that names the server."""
+    try:
+        yield
+    except EraseFailed:
+        raise
+    except Exception as error:
+        text = shortened(sort(error).message)
+        todo = "; run `replays-ingest migrate`" if "replay_places" in text and "UNKNOWN_TABLE" in text else ""
+        raise EraseFailed(f"{what}: {text}{todo}") from error

@@ -1,0 +1,136 @@
+"""A replay's bytes in Cloud Storage: its own objects are deleted, its ranges of packed ones overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed
+
+from ingest.operate.erase.holdings import EraseFailed, Generation, Holdings
+from ingest.operate.text import utc_text
+from ingest.settings import Settings
+from tasks.sinks.gcs import sink as gcs
+
+GENERATIONS_MAX = 50_000
+RACES_MAX = 5
+
+
+class Objects:
+    """Finds objects, deletes them, and overwrites ranges of packed ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._timeout_seconds = settings.sink_timeout_seconds
+
+    def generations(self, project_id: int, replay_id: str, days: set[int]) -> Iterator[Generation]:
+        """Of the objects that are the replay's own, noncurrent ones too, whether rows know them or not."""
+        settings = self._settings
+        with contextlib.closing(gcs.client(settings)) as server:
+            for number in sorted(days):
+                for blob in server.list_blobs(
+                    settings.gcs_bucket,
+                    prefix=f"{number}/{project_id}/{replay_id}/",
+                    versions=True,
+                    max_results=GENERATIONS_MAX,
+                    timeout=settings.sink_timeout_seconds,
+                ):
+                    yield Generation(blob.name, int(blob.generation))
+
+    def erase(self, found: Holdings) -> list[str]:
+        """All of the replay's bytes; one that is gone is as good as deleted. Says what the bucket keeps."""
+        with contextlib.closing(gcs.client(self._settings)) as server:
+            bucket = server.bucket(self._settings.gcs_bucket)
+            for one in found.objects:
+                self._delete(bucket, one)
+            for name, spans in found.ranges.items():
+                live = self._blank(bucket, name, spans)
+                for blob in list(bucket.list_blobs(prefix=name, versions=True, timeout=self._timeout_seconds)):
+                    if blob.name == name and (live is None or int(blob.generation) < live):
+                        self._delete(bucket, Generation(name, int(blob.generation)))
+            return self._kept_by(server) if found.objects or found.ranges else []
+
+    def _delete(self, bucket: Any, one: Generation) -> None:
+        with contextlib.suppress(NotFound):
+            bucket.delete_blob(one.name, generation=one.number, timeout=self._timeout_seconds)
+
+    def _blank(self, bucket: Any, name: str, spans: Sequence[tuple[int, int]]) -> int | None:
+        """Overwrites the spans with zeros. Returns the generation that has them, None when there is no object.
+
+        Length and name stay, so the other segments' index rows stay true. The condition on the generation keeps
+        two erasures from undoing each other; the one that comes second reads again.
+        """
+        for _ in range(RACES_MAX):
+            old = bucket.get_blob(name, timeout=self._timeout_seconds)
+            if old is None:
+                return None
+            generation = int(old.generation)
+            try:
+                content = bytearray(
+                    old.download_as_bytes(
+                        raw_download=True, if_generation_match=generation, timeout=self._timeout_seconds
+                    )
+                )
+                if not blank(content, spans, name):
+                    return generation
+                new = rewritten(bucket, old)
+                new.upload_from_string(
+                    bytes(content),
+                    content_type=old.content_type,
+                    if_generation_match=generation,
+                    checksum="crc32c",
+                    timeout=self._timeout_seconds,
+                )
+                return int(new.generation)
+            except (PreconditionFailed, NotFound):
+                continue
+        raise EraseFailed(f"{name} was written by somebody else {RACES_MAX} times meanwhile; run this again")
+
+    def _kept_by(self, server: Any) -> list[str]:
+        """What the bucket keeps of deleted objects. It may be forbidden to ask: then that is said."""
+        name = self._settings.gcs_bucket
+        try:
+            bucket = server.get_bucket(name, timeout=self._timeout_seconds)
+        except Forbidden:
+            return [f"not allowed to see whether gs://{name} has soft delete: look with storage.buckets.get"]
+        seconds = int(bucket.soft_delete_policy.retention_duration_seconds or 0)
+        if not seconds:
+            return []
+        return [f"soft delete of gs://{name} keeps the bytes until {utc_text(time.time() + seconds)} UTC"]
+
+
+def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:
+    """Zeros in every span (first byte, length), in place. Whether there was anything else. Raises EraseFailed."""
+    changed = False
+    for start, length in spans:
+        if start + length > len(content):
+            raise EraseFailed(
+                f"{name} has {len(content)} bytes, its index says {start + length}: look at it first"
+            )
+        zeros = bytes(length)
+        if content[start : start + length] != zeros:
+            content[start : start + length] = zeros
+            changed = True
+    return changed
+
+
+def rewritten(bucket: Any, old: Any) -> Any:
+    """A new generation of an object, with all that its writer said of the old one.
+
+    The custom time is the first generation's birth: the bucket's rules count from it, so that the neighbours are
+    not kept for longer than their retention because somebody else was erased.
+    """
+    new = bucket.blob(old.name)
+    for attribute in (
+        *("cache_control", "content_disposition", "content_encoding", "content_language", "content_type"),
+        *("metadata", "storage_class"),
+    ):
+        value = getattr(old, attribute)
+        if value:
+            setattr(new, attribute, value)
+    born = old.custom_time or old.time_created
+    if born is not None:
+        new.custom_time = born
+    return new

@@ -1,0 +1,77 @@
+"""A replay's rows in ClickHouse: how many there are in which table, where its bytes lie, and their deletion."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from uuid import UUID
+
+from urllib3 import Timeout
+
+from ingest.operate.erase.holdings import EraseFailed, Holdings
+from ingest.settings import Settings
+from tasks.sinks.clickhouse import sink as clickhouse
+
+# In the order of their deletion; the last is what a second run needs to find the rest.
+TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
+DELETE_SECONDS_MAX = 300.0
+
+
+class Rows:
+    """Methods raise what clickhouse-connect raises."""
+
+    def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
+        self._settings = settings
+        self._project_id, self._replay_id = int(project_id), UUID(replay_id)
+        # Numbers, whatever they were made of, so they may stand in a statement; mutations take no parameters on
+        # old servers.
+        self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
+
+    def look(self, found: dict[str, Any]) -> set[int]:
+        """Fills in fields of Holdings; returns the retentions, in days, that the replay's segments have."""
+        with contextlib.closing(clickhouse.client(self._settings)) as server:
+            found["rows"] = {table: self._count(server, table) for table in TABLES}
+            places = server.query(
+                "SELECT DISTINCT object, start_bytes, length_bytes FROM (SELECT object, start_bytes, length_bytes "
+                f"FROM replay_places WHERE {self._which} UNION ALL SELECT object, start_bytes, length_bytes "
+                f"FROM replay_objects WHERE {self._which}) ORDER BY object, start_bytes"
+            ).result_rows
+            ranges: dict[str, list[tuple[int, int]]] = {}
+            for name, start, length in places:
+                ranges.setdefault(name, []).append((start, length))
+            found["ranges"] = {name: tuple(spans) for name, spans in ranges.items()}
+            days, newest = set[int](), 0
+            for table in ("replay_segments", "replay_places"):
+                (seen, at) = server.query(
+                    "SELECT groupUniqArray(retention_days), toUnixTimestamp(max(received)) "
+                    f"FROM {table} WHERE {self._which}"
+                ).result_rows[0]
+                days |= set(seen)
+                newest = max(newest, at)
+            found["newest_at"] = float(newest) if days else None
+            found["billed"] = bool(self._count(server, "replay_outcomes"))
+            others = server.query(
+                "SELECT DISTINCT project_id FROM replay_segments WHERE replay_id = toUUID({replay:String}) "
+                "AND project_id != {project:UInt64} ORDER BY project_id LIMIT 10",
+                parameters={"replay": str(self._replay_id), "project": self._project_id},
+            ).result_rows
+            found["elsewhere"] = tuple(row[0] for row in others)
+        return days
+
+    def _count(self, server: Any, table: str) -> int:
+        return int(server.query(f"SELECT count() FROM {table} WHERE {self._which}").result_rows[0][0])
+
+    def delete(self, found: Holdings) -> None:
+        """A mutation a table, waited for on every replica; unlike masked rows, the bytes leave the disk."""
+        with contextlib.closing(clickhouse.client(self._settings)) as server:
+            server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=DELETE_SECONDS_MAX)
+            for table in TABLES:
+                if not found.rows.get(table) and not self._count(server, table):
+                    continue
+                where = self._which
+                if table == "replays":  # its primary key has the hash: parts without it are not rewritten
+                    where += f" AND cityHash64(replay_id) = cityHash64(toUUID('{self._replay_id}'))"
+                server.command(f"ALTER TABLE {table} DELETE WHERE {where} SETTINGS mutations_sync = 2")
+                rows = self._count(server, table)
+                if rows:
+                    raise EraseFailed(f"{table} has {rows} rows of it again: it is still written; run this later")
