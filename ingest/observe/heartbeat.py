@@ -52,6 +52,7 @@ class HeartbeatSource:
         self._messages = self._bytes = 0.0
 
     def __call__(self) -> Heartbeat:
+        """The next heartbeat, without what the writer adds: host, process and times."""
         metrics, now = self._metrics, time.monotonic()
         messages = metrics.total("replays.reader.messages_consumed")
         size_bytes = metrics.total("replays.reader.bytes_consumed")

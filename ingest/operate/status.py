@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 from redis import Redis
 
+from ingest.core.model import Stage
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
 from ingest.observe.heartbeat import Heartbeat
 from ingest.settings import Settings
-from tasks.breaker import read_states
+from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.names import CONTROL_QUEUE, flush_queue
@@ -37,7 +38,7 @@ class SinkStatus(msgspec.Struct, frozen=True):
     sink: str
     switched_on: bool
     queue_depth: int = 0
-    breaker: str = "closed"
+    breaker: BreakerPhase = BreakerPhase.CLOSED
     failures: int = 0
     probe_in_seconds: float = 0.0
     flush_p50_seconds: float | None = None
@@ -48,7 +49,7 @@ class ParkedStatus(msgspec.Struct, frozen=True):
     """One parked batch: unix seconds, and the error of its last attempt."""
 
     batch_id: str
-    stage: str
+    stage: Stage
     attempt: int
     messages: int
     size_bytes: int

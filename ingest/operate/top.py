@@ -16,15 +16,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ingest.core.flight import Phase
 from ingest.operate.status import ReaderStatus, Status, collect
 from ingest.operate.text import seconds_text, size_text
 from ingest.settings import Settings
+from tasks.breaker import BreakerPhase
 from tasks.errors import shortened
 
 PICTURE_COLUMNS = 110
 ROWS_MAX = 20  # partitions, batches and reasons shown; the rest is counted
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
-BREAKER_STYLE = {"closed": "green", "half_open": "yellow", "open": "bold red"}
+BREAKER_STYLE = {BreakerPhase.CLOSED: "green", BreakerPhase.HALF_OPEN: "yellow", BreakerPhase.OPEN: "bold red"}
 
 
 def page(status: Status) -> RenderableType:
@@ -130,9 +132,9 @@ def _sinks(status: Status) -> RenderableType:
         table.add_row(
             sink.sink,
             f"{sink.queue_depth:,}",
-            Text(sink.breaker, style=BREAKER_STYLE.get(sink.breaker, "")),
+            Text(sink.breaker, style=BREAKER_STYLE[sink.breaker]),
             str(sink.failures),
-            f"{sink.probe_in_seconds:.0f} s" if sink.breaker != "closed" else "",
+            f"{sink.probe_in_seconds:.0f} s" if sink.breaker is not BreakerPhase.CLOSED else "",
             seconds_text(sink.flush_p50_seconds),
             seconds_text(sink.flush_max_seconds),
         )
@@ -147,7 +149,7 @@ def _flights(status: Status) -> RenderableType:
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
             flight.batch_id.removeprefix(f"{reader.topic}-"),  # so that a terminal of 80 columns has room for it
-            Text(flight.phase, style="red" if flight.phase == "parked" else ""),
+            Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,
             str(flight.attempt),
             str(flight.messages),

@@ -186,9 +186,11 @@ class KafkaSource:
         return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        """Stops fetching from those of them that are still assigned."""
         self._consumer.pause(self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        """Fetches again from those of them that are still assigned."""
         self._consumer.resume(self._assigned(sources))
 
     def close(self) -> None:

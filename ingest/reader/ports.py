@@ -16,7 +16,9 @@ from ingest.core.model import Message, TopicPartition
 class Clock(Protocol):
     """Monotonic seconds; the only clock that decisions are made by."""
 
-    def __call__(self) -> float: ...
+    def __call__(self) -> float:
+        """Now."""
+        ...
 
 
 class Source(Protocol):

@@ -95,6 +95,7 @@ class BlobBeforeRows:
         self._sinks = sinks
 
     def about_to_write(self, sink: str, items: Sequence[Item]) -> None:
+        """A worker calls the sink with these items. Raises Violation."""
         if sink not in ("clickhouse", "bigquery", "datadog"):
             return
         for item in items:
@@ -116,6 +117,7 @@ class NothingTwice:
         self._sinks = sinks
 
     def at_end(self) -> None:
+        """Compares what is stored with what was sent. Raises Violation."""
         known = {record.identity for log in self._broker.logs for record in log.records.values()}
         for sink, stored in self._sinks.stored.items():
             strangers = sorted(stored - {f"{sink}/{identity}" for identity in known})
@@ -136,6 +138,7 @@ class CommitsRise:
         self._refused_at: dict[tuple[str, TopicPartition, int], float] = {}
 
     def ordered(self, reader: Reader, command: do.Commit, now: float) -> None:
+        """A reader orders a commit. Raises Violation."""
         key = (reader.name, command.source, command.epoch)
         if reader.source.epochs.get(command.source.partition) != command.epoch:
             raise Violation("commits_rise", f"{reader.name} commits {command}, which is not assigned to it")
@@ -151,6 +154,7 @@ class CommitsRise:
         self._last[key], self._sent_at[key] = command, now
 
     def answered(self, reader: Reader, event: on.Committed | on.CommitFailed, now: float) -> None:
+        """A reader received the answer to a commit."""
         key = (reader.name, event.source, event.epoch)
         last = self._last.get(key)
         if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
@@ -174,6 +178,7 @@ class Bounded:
         self._shape = shape
 
     def look(self, reader: Reader) -> None:
+        """After a decision of the reader. Raises Violation."""
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
         flushing = sum(flight.phase is Phase.FLUSHING for flight in flights)
@@ -205,14 +210,17 @@ class RecordedFirst:
         self._stored: dict[tuple[str, TopicPartition], set[int]] = {}
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
+        """The ends that the predecessor stored count as stored."""
         ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
+        """The broker stored these ends."""
         ends = self._stored.setdefault((reader.name, event.source), set())
         ends.update(cut_record.decode(event.offset, event.record))
 
     def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
+        """A reader starts a chord. Raises Violation."""
         batch = command.batch
         ends = self._stored.get((reader.name, batch.source), set())
         waited = now - batch.cut_at >= reader.pipeline.limits.cut_record_seconds_max - 1e-9
@@ -234,6 +242,7 @@ class SameCut:
         self._story = story
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
+        """A new owner received a plan."""
         ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
         self._plans[reader.name, given.source] = ends
         self._ended_early.pop((reader.name, given.source), None)
@@ -243,6 +252,7 @@ class SameCut:
             self._ended_early.setdefault((reader.name, event.source), now)
 
     def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
+        """A reader starts a chord: its range fits the plan. Raises Violation."""
         batch = command.batch
         plan = self._plans[reader.name, batch.source]
         if not plan or command.attempt > 1:
@@ -265,6 +275,7 @@ class SameCut:
         return waited or end - 1 < self._broker.logs[source.partition].low
 
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
+        """A reader orders a commit: it keeps the ends of the plan. Raises Violation."""
         plan = self._plans[reader.name, command.source]
         kept = cut_record.decode(command.offset, command.record)
         forgotten = [

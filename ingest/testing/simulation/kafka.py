@@ -327,9 +327,11 @@ class SimulatedSource:
         return on.CommitFailed(*said, error) if error else on.Committed(*said)
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
+        """Nothing is fetched from these until `resume`."""
         self._paused.update(source.partition for source in sources if source.partition in self.epochs)
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
+        """Fetches from these again."""
         self._paused.difference_update(source.partition for source in sources)
 
     def rejoin(self) -> None:

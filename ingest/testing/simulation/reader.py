@@ -54,7 +54,8 @@ class Killed(BaseException):
 class Watcher(Protocol):
     """Sees what a reader was told and what it decided."""
 
-    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None: ...
+    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+        """After each decision."""
 
 
 class Parser:
@@ -70,6 +71,7 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        """One event per message."""
         for message in messages:
             yield on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
 
@@ -133,6 +135,7 @@ class SimulatedDispatcher:
         self._timeline = timeline
 
     def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+        """Performed a little later, unless the process is killed first."""
         self._reader.may_be_killed()
         seconds = self._dice.between(0.005, 0.05)
         match command:
@@ -285,6 +288,7 @@ class Reader:
     # The inbox of the runtime
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
+        """The next event; simulated time passes while it waits. Raises queue.Empty, or Killed."""
         if block and not self._events:
             self._timeline.run_until(self._timeline.now + (timeout or 0.0))
         while self.alive and self.frozen:
