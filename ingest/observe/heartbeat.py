@@ -44,8 +44,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 class HeartbeatSource:
     """Makes the next heartbeat from the metrics each time it is called. One thread calls it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, http: str = "") -> None:
-        self.http = http  # set once the probes listen
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.http = ""  # set once the probes listen
         self._settings = settings
         self._metrics = metrics
         self._at = time.monotonic()

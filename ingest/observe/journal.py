@@ -73,8 +73,15 @@ class Journey:
             "failures": self.failures,
             "open_seconds": round(self.cut_at - self.opened_at, 4),
         }
-        for milestone in ("recorded", "dispatched", "blobs", "rows", "settled", "committed"):
-            at = getattr(self, f"{milestone}_at")
+        milestones = {
+            "recorded": self.recorded_at,
+            "dispatched": self.dispatched_at,
+            "blobs": self.blobs_at,
+            "rows": self.rows_at,
+            "settled": self.settled_at,
+            "committed": self.committed_at,
+        }
+        for milestone, at in milestones.items():
             if at is not None:
                 line[f"{milestone}_seconds"] = round(at - self.cut_at, 4)
         if self.error:

@@ -216,7 +216,8 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
     """Everything that an operator asks for first, from Redis alone."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
-    heartbeat = HeartbeatSource(fleet.settings, metrics, "127.0.0.1:9464")
+    heartbeat = HeartbeatSource(fleet.settings, metrics)
+    heartbeat.http = "127.0.0.1:9464"
     dispatcher = Dispatcher(fleet.settings, "reader-7", fleet.inbox, heartbeat=heartbeat)
     dispatcher.start()
     try:

@@ -1,0 +1,101 @@
+"""The public MockRuntime, as somebody who builds on the core would use it: whole messages in, the real parser."""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.core.limits import Limits
+from ingest.core.model import CutReason, OffsetRange, Stage
+from ingest.testing.messages import REJECTED, recording
+from ingest.testing.runtime import PARTITION, MockRuntime
+
+LETTER = REJECTED[0][2]
+
+
+def started(**limits: int) -> MockRuntime:
+    """A runtime that owns PARTITION."""
+    runtime = MockRuntime(Limits(**limits))
+    runtime.assign(PARTITION)
+    return runtime
+
+
+def test_the_example_of_its_docstring_holds() -> None:
+    """given batches of two, when two recordings arrive and all settles, then the offset behind them is stored"""
+    runtime = started(batch_messages_max=2)
+
+    runtime.submit(recording(segment_id=0))
+    assert runtime.take(do.Commit) == []
+    runtime.submit(recording(segment_id=1))
+    runtime.settle()
+
+    assert runtime.committed == {PARTITION: 2}
+
+
+def test_a_gap_in_the_log_lies_inside_a_range() -> None:
+    """given a log with a gap, when the message behind it arrives, then the batch's range covers the gap"""
+    runtime = started(batch_messages_max=2)
+    runtime.submit(recording(segment_id=0))
+
+    runtime.submit(recording(segment_id=1), offset=7)
+    runtime.acknowledge_commits()
+
+    (dispatch,) = runtime.take(do.Dispatch)
+    assert dispatch.batch.offsets == OffsetRange(0, 8)
+    assert len(dispatch.batch.segments) == 2
+
+
+def test_a_message_that_never_parses_travels_as_a_dead_letter() -> None:
+    """given garbage, when its batch is due, then the batch has a reject and only rows to write"""
+    runtime = started(batch_messages_max=1)
+
+    runtime.submit(LETTER)
+    runtime.acknowledge_commits()
+
+    (dispatch,) = runtime.take(do.Dispatch)
+    assert dispatch.stage is Stage.ROWS
+    assert [reject.value for reject in dispatch.batch.rejects] == [LETTER]
+
+
+def test_the_test_chooses_how_a_chord_ends() -> None:
+    """given a batch, when its chord gives up it is parked; when it cannot be started it is not; both are retried"""
+    runtime = started(batch_messages_max=1)
+    runtime.submit(recording())
+    runtime.acknowledge_commits()
+
+    runtime.fail(runtime.take(do.Dispatch)[0], "503")
+    assert [park.error for park in runtime.take(do.Park)] == ["503"]
+    runtime.advance(runtime.pipeline.limits.retry_backoff_seconds)
+    runtime.fail_dispatch(runtime.take(do.Dispatch)[0])
+    assert runtime.take(do.Park) == []
+    runtime.advance(runtime.pipeline.limits.undispatched_seconds_max)
+
+    assert [dispatch.attempt for dispatch in runtime.take(do.Dispatch)] == [3]
+
+
+def test_a_crash_is_another_runtime_that_knows_what_was_stored() -> None:
+    """given a reader that died with a cut recorded, when the next one reads on, then it cuts the same range"""
+    runtime = started(batch_messages_max=2)
+    runtime.submit(recording(segment_id=0))
+    runtime.submit(recording(segment_id=1))
+    runtime.acknowledge_commits()
+
+    successor = MockRuntime(Limits(batch_messages_max=100))
+    successor.committed, successor.records = runtime.committed, runtime.records
+    successor.assign(PARTITION)
+    successor.submit(recording(segment_id=0))
+    successor.submit(recording(segment_id=1))
+    successor.advance(0.0)
+
+    (dispatch,) = successor.take(do.Dispatch)
+    assert dispatch.batch.offsets == OffsetRange(0, 2)
+    assert dispatch.batch.cut_by is CutReason.PLANNED
+
+
+def test_joining_flushes_what_is_open() -> None:
+    """given an open batch, when the runtime joins, then its message is committed and the reader stops clean"""
+    runtime = started()
+    runtime.submit(recording())
+
+    runtime.join()
+
+    assert runtime.committed == {PARTITION: 1}
+    assert [stop.clean for stop in runtime.take(do.Stop)] == [True]
