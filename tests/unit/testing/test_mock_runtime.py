@@ -56,7 +56,7 @@ def test_a_message_that_never_parses_travels_as_a_dead_letter() -> None:
 
 
 def test_the_test_chooses_how_a_chord_ends() -> None:
-    """given a batch, when its chord gives up it is parked; when it cannot be started it is not; both are retried"""
+    """given a batch, when its chord gives up it is parked, and when it cannot start it is not; both retry"""
     runtime = started(batch_messages_max=1)
     runtime.submit(recording())
     runtime.acknowledge_commits()
