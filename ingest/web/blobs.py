@@ -9,10 +9,12 @@ The JSON is an array of rrweb events, or was not valid JSON when it came: it is 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from ingest.core.parse.scan import elements
 from tasks.units import MiB
 
 INFLATED_BYTES_MAX = 128 * MiB  # the reader refuses 100 MiB by default, a video comes on top
@@ -62,11 +64,14 @@ def unpack(content: bytes) -> Unpacked:
     return Unpacked(raw[end:], raw[VIDEO_HEADER_BYTES:end])
 
 
-def split(recording: bytes) -> list[msgspec.Raw]:
-    """The events of a recording, undecoded. Raises BlobError when it is not a JSON array."""
+def split(recording: bytes) -> Sequence[msgspec.Raw | bytes | bytearray]:
+    """The events of a recording, undecoded, as the reader sees them. Raises BlobError when it is no JSON array.
+
+    An emoji that the SDK cut in half is a replacement character in them, since nothing else reads it.
+    """
     try:
-        return msgspec.json.decode(recording, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return elements(recording)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
 
 

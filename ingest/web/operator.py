@@ -29,7 +29,7 @@ class OperatorHandler(Handler):
                 403,
                 reason="the operator's page has Flower's password: set REPLAYS_FLOWER_BASIC_AUTH=user:password",
             )
-        given = _credentials(self.request.headers.get("Authorization", ""))
+        given = credentials(self.request.headers.get("Authorization", ""))
         matches = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
         if not any(matches):
             raise web.HTTPError(401, reason="name and password, as for Flower")
@@ -112,7 +112,7 @@ class LettersHandler(OperatorHandler):
         self.answer(await self.run(lambda: self.state.desk.replay_letters(ids, self.user)))
 
 
-def _credentials(header: str) -> str:
+def credentials(header: str) -> str:
     """`user:password` of a Basic authorisation, "" without one."""
     kind, _, rest = header.partition(" ")
     if kind.lower() != "basic":

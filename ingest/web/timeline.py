@@ -116,7 +116,7 @@ class _Reader:
         self._clicks: dict[tuple[int, int], Mark] = {}
         self._pointer: list[Mark] = []
 
-    def take(self, raw: msgspec.Raw) -> None:
+    def take(self, raw: msgspec.Raw | bytes | bytearray) -> None:
         try:
             head = msgspec.json.decode(raw, type=_Head)
             at_ms = _milliseconds(head.timestamp)
@@ -160,7 +160,7 @@ class _Reader:
         else:
             self.marks.append(mark)
 
-    def _incremental(self, raw: msgspec.Raw, at_ms: int) -> None:
+    def _incremental(self, raw: msgspec.Raw | bytes | bytearray, at_ms: int) -> None:
         pointer = msgspec.json.decode(raw, type=_Incremental).data
         if pointer.source == MOUSE_INTERACTION and pointer.type == MOUSE_CLICK and len(self._pointer) < MARKS_MAX:
             detail: Detail = {"node": pointer.id, "x": pointer.x, "y": pointer.y}

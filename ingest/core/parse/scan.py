@@ -12,7 +12,7 @@ slower pass, and at most what it is found in.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Union
 
 import msgspec
@@ -187,6 +187,25 @@ def scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
         if b"\\ud" not in raw and b"\\uD" not in raw:
             raise
     return _scan(without_lone_surrogates(raw), canvas)
+
+
+def elements(raw: bytes | bytearray) -> Sequence[msgspec.Raw | bytes | bytearray]:
+    """Every element of the array, undecoded, within the bounds of the slow way where that is needed.
+
+    Raises msgspec.DecodeError when `raw` is no JSON array.
+    """
+    try:
+        return _decode_raws(raw)
+    except RecursionError:
+        return [element for element in _taken_apart(raw) if element is not None]
+    except msgspec.DecodeError:
+        if b"\\ud" not in raw and b"\\uD" not in raw:
+            raise
+    raw = without_lone_surrogates(raw)
+    try:
+        return _decode_raws(raw)
+    except RecursionError:
+        return [element for element in _taken_apart(raw) if element is not None]
 
 
 def _scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
