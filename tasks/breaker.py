@@ -24,6 +24,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tasks.settings import Settings
+from tasks.wire import SinkName
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class BreakerPhase(StrEnum):
 class BreakerState:
     """What an operator sees. `failures` are those of the window, `cool_seconds` the time until the next probe."""
 
-    sink: str
+    sink: SinkName
     state: BreakerPhase
     failures: int
     cool_seconds: float
@@ -144,7 +145,7 @@ class Breaker:
         self._ask = client.register_script(_ASK)
         self._tell = client.register_script(_TELL)
 
-    def ask(self, sink: str) -> Permit:
+    def ask(self, sink: SinkName) -> Permit:
         """Whether this sink may be called now."""
         # A probe that never reports (its worker died) may be followed by another one after this.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
@@ -155,7 +156,7 @@ class Breaker:
             return Permit(PermitKind.CLOSED)
         return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
-    def tell(self, sink: str, permit: Permit, *, worked: bool, error: str = "") -> None:
+    def tell(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
         """How the call ended. `worked`: the sink answered, whatever it thought of the items; else `error`."""
         s = self._settings
         args: list[Any] = [
@@ -177,17 +178,17 @@ class Breaker:
         elif permit.kind is PermitKind.PROBE:
             log.warning("breaker of %s is closed again", sink)
 
-    def give_back(self, sink: str, permit: Permit) -> None:
+    def give_back(self, sink: SinkName, permit: Permit) -> None:
         """The permit was not used. A probe may be made by somebody else."""
         if permit.kind is PermitKind.PROBE:
             with contextlib.suppress(RedisError):  # its lease ends, that will do
                 self._client.hset(self._key(sink), "probe_until", "0")
 
-    def _key(self, sink: str) -> str:
+    def _key(self, sink: SinkName) -> str:
         return _key(self._settings.key_prefix, sink)
 
 
-def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[str]) -> dict[str, BreakerState]:
+def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) -> dict[SinkName, BreakerState]:
     """The breakers of these sinks, one round trip. Raises redis.exceptions.RedisError."""
     sinks = list(sinks)
     pipe: Any = client.pipeline(transaction=False)
@@ -198,7 +199,7 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[str]) -> dict
     return {sink: _state(sink, found, seconds + micros / 1e6) for sink, found in zip(sinks, hashes, strict=True)}
 
 
-def _state(sink: str, found: dict[bytes, bytes], now: float) -> BreakerState:
+def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerState:
     def number(name: str) -> float:
         return float(found.get(name.encode(), b"0"))
 
@@ -210,7 +211,7 @@ def _state(sink: str, found: dict[bytes, bytes], now: float) -> BreakerState:
     return BreakerState(sink, phase, failures, max(0.0, opened_until - now))
 
 
-def _key(prefix: str, sink: str) -> str:
+def _key(prefix: str, sink: SinkName) -> str:
     return f"{prefix}:breaker:{sink}"
 
 

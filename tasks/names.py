@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from tasks.wire import SinkName
+
 CONTROL_QUEUE = "control"
 FLUSH = "flush_"
 
@@ -17,16 +19,17 @@ class ControlTask(StrEnum):
     ABANDON_BATCH = "abandon_batch"
 
 
-def flush_task(sink: str) -> str:
+def flush_task(sink: SinkName) -> str:
     """The task that writes to this sink."""
     return f"{FLUSH}{sink}"
 
 
-def sink_of(task: str) -> str:
-    """The sink of a flush task, by the task's name; empty for any other task."""
-    return task.removeprefix(FLUSH) if task.startswith(FLUSH) else ""
+def sink_of(task: str) -> SinkName | None:
+    """The sink of a flush task, by the task's name; None for any other task."""
+    name = task.removeprefix(FLUSH)
+    return SinkName(name) if task.startswith(FLUSH) and name in set(SinkName) else None
 
 
-def flush_queue(sink: str) -> str:
+def flush_queue(sink: SinkName) -> str:
     """The queue of one sink: fleets scale and fail apart."""
     return f"flush.{sink}"

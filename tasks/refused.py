@@ -25,7 +25,7 @@ PACKED = re.compile(r"[0-9]{1,5}/packed/(?P<batch>[^/]+)/[0-9]{1,10}-[0-9a-f]{32
 ROW_ID_CHARACTERS_MAX = 1024
 
 
-def dead_letter(item: Item, manifest: Manifest, sink: str, error: str) -> DeadLetter:
+def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> DeadLetter:
     """The record for the dead-letter topic. A refused dead letter has no other place to go: not accepted here."""
     assert not isinstance(item, DeadLetter), item.offset
     if isinstance(item, Blob):

@@ -75,17 +75,18 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
 
 def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     """Writes one task's items, dead letters of the refused ones included. Raises Later, or what it failed with."""
-    sink = mine.sink(TaskName.parse(name).sink)
-    permit = mine.breaker.ask(sink.name)
+    target = TaskName.parse(name).sink
+    sink = mine.sink(target)
+    permit = mine.breaker.ask(target)
     if not permit.granted:
-        metrics.observe_breaker_refusal(sink.name)
-        error = permit.error or f"{sink.name}: its calls fail"
+        metrics.observe_breaker_refusal(target)
+        error = permit.error or f"{target}: its calls fail"
         raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
         payload = mine.staging.payload(batch, name)
-        items = decode_items(sink.name, payload)
+        items = decode_items(target, payload)
     except Exception:
-        mine.breaker.give_back(sink.name, permit)  # the sink was not called: this says nothing about it
+        mine.breaker.give_back(target, permit)  # the sink was not called: this says nothing about it
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
@@ -96,7 +97,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     worked, last_error = True, ""
     try:
         deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
-        _bury(mine, begun.manifest, sink.name, items, progress)
+        _bury(mine, begun.manifest, target, items, progress)
     except PermanentSinkError as error:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
@@ -110,10 +111,10 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     except OutOfTime as error:
         raise Later(str(error), 0.0, progress, counts=False) from error
     except SoftTimeLimitExceeded as error:
-        worked, last_error = False, f"{sink.name}: did not return within the time limit"
+        worked, last_error = False, f"{target}: did not return within the time limit"
         raise Later(last_error, None, progress) from error
     finally:
-        mine.breaker.tell(sink.name, permit, worked=worked, error=last_error)
+        mine.breaker.tell(target, permit, worked=worked, error=last_error)
 
 
 def _write(
@@ -130,11 +131,11 @@ def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, po
     sink.examine([items[position] for position in positions], deadline_seconds)
 
 
-def _bury(mine: Tools, manifest: Manifest, sink: str, items: Sequence[Item], progress: Progress) -> None:
+def _bury(mine: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress) -> None:
     """Refused items become dead letters, durably, before the task may count as done."""
     if not progress.refused:
         return
-    if sink == SinkName.DEAD_LETTER:
+    if sink is SinkName.DEAD_LETTER:
         raise PermanentSinkError(f"dead letters are refused: {progress.refused[0][1]}", configuration=True)
     batch = reference(manifest)
     letters = [dead_letter(items[position], manifest, sink, error) for position, error in progress.refused]

@@ -13,6 +13,7 @@ from tasks.sinks import build
 from tasks.sinks.base import Sink
 from tasks.sinks.per_process import PerProcess
 from tasks.staging import Staging
+from tasks.wire import SinkName
 
 # A finished write is worth more patience with Redis than anything else: without its mark it is done again.
 REDIS_RETRIES = 6
@@ -27,9 +28,9 @@ class Tools:
         self.staging = Staging(patient, settings)
         self.coordination = Coordination(patient, settings)
         self.breaker = Breaker(connect(settings, retries=0), settings)
-        self._sinks: dict[str, Sink[Any]] = {}
+        self._sinks: dict[SinkName, Sink[Any]] = {}
 
-    def sink(self, name: str) -> Sink[Any]:
+    def sink(self, name: SinkName) -> Sink[Any]:
         """The one sink of that name."""
         if name not in self._sinks:
             self._sinks[name] = build(name, self.settings)

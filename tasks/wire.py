@@ -139,7 +139,7 @@ _ITEM_OF_SINK: dict[SinkName, type[Item]] = {
     SinkName.DEAD_LETTER: DeadLetter,
 }
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
+_decoders: dict[SinkName, msgspec.msgpack.Decoder[Any]] = {
     sink: msgspec.msgpack.Decoder(list[item])  # type: ignore[valid-type]
     for sink, item in _ITEM_OF_SINK.items()
 }
@@ -151,7 +151,7 @@ def encode_items(items: Sequence[Item]) -> bytes:
     return _encoder.encode(items)
 
 
-def decode_items(sink: str, data: bytes) -> list[Item]:
+def decode_items(sink: SinkName, data: bytes) -> list[Item]:
     """The items of one flush task; blobs and dead letters are views on `data`, not copies.
 
     Raises Incompatible when `data` is not what `encode_items` of this release, or of an older one, made.
@@ -205,6 +205,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
     @property
     def stage(self) -> str:
+        """A text, as `sink` is: a newer reader may have some that are not known here."""
         return self.name.split("/", 1)[0]
 
     @property

@@ -27,7 +27,7 @@ from ingest.reader.runtime import Runtime
 from ingest.reader.tenant_gate import TenantGate
 from ingest.settings import Settings
 from tasks.sinks.memory import MemorySink
-from tasks.wire import decode_items
+from tasks.wire import TaskName, decode_items
 
 SILENT_SECONDS = 5.0
 
@@ -86,7 +86,7 @@ class DryRun:
         for name, data in self._encoder.encode(batch).payloads.items():
             if not name.startswith(f"{stage}/"):
                 continue
-            sink = name.split("/")[1]
+            sink = TaskName.parse(name).sink
             items = decode_items(sink, data)
             self.tasks.append((sink, len(items), len(data)))
             self.sinks[sink].write(items, name, self.settings.sink_timeout_seconds)

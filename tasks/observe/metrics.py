@@ -7,6 +7,7 @@ process adds them up when it is scraped.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -23,10 +24,12 @@ from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.observe.meters import Meters, dogstatsd
 from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
-from tasks.observe.probes import Probes
+from tasks.observe.probes import CannotListen, Probes
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
 
+log = logging.getLogger(__name__)
+EXIT_FAILED = 1
 READY_SILENT_SECONDS_MAX = 15.0  # a worker shows itself to the broker every two seconds
 
 
@@ -67,7 +70,7 @@ def uninstall() -> None:
 
 
 def observe_flush(
-    sink: str, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
+    sink: SinkName, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
 ) -> None:
     """One run of a flush task ended. `seconds` 0: the sink was not called."""
     meters = _Worker.meters
@@ -83,13 +86,13 @@ def observe_flush(
         meters.observe(WORKER + "flush_bytes", size_bytes, sink)
 
 
-def observe_breaker_refusal(sink: str) -> None:
+def observe_breaker_refusal(sink: SinkName) -> None:
     """A run was put off since the sink's breaker was open."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "breaker_refusals", 1, sink)
 
 
-def observe_refused(sink: str, items: int) -> None:
+def observe_refused(sink: SinkName, items: int) -> None:
     """So many items became dead letters with the sink's error."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "items_refused", items, sink)
@@ -163,14 +166,16 @@ def _on_ready(**_: Any) -> None:
         for name in ("retries", "breaker_refusals", "items_refused"):
             meters.touch(WORKER + name, sink)
     if settings.worker_http_port >= 0:
-        _Worker.probes = Probes(
-            settings.worker_http_host,
-            settings.worker_http_port,
-            live,
-            ready,
-            registry,
-            setting="REPLAYS_WORKER_HTTP",
-        )
+        _Worker.probes = _serve(settings)
+
+
+def _serve(settings: Settings) -> Probes:
+    host, port = settings.worker_http_host, settings.worker_http_port
+    try:
+        return Probes(host, port, live, ready, registry, setting="REPLAYS_WORKER_HTTP")
+    except CannotListen as error:
+        log.critical("%s", error)
+        raise SystemExit(EXIT_FAILED) from error  # Celery would log any other exception, and run on unobserved
 
 
 def _on_heartbeat(**_: Any) -> None:
@@ -197,5 +202,5 @@ def _on_postrun(task: Any = None, **_: Any) -> None:
 
 def _busy(task: Any, amount: int) -> None:
     sink = sink_of(getattr(task, "name", ""))
-    if _Worker.meters is not None and sink:
+    if _Worker.meters is not None and sink is not None:
         _Worker.meters.add(WORKER + "busy_processes", amount, sink)

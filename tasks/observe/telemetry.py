@@ -13,6 +13,7 @@ from typing import Any
 from tasks.loading import SettingsError
 from tasks.observe.logs import clean
 from tasks.settings import Settings
+from tasks.wire import SinkName
 
 HEADER = "traceparent"
 SCOPE = "replays-ingest"
@@ -108,7 +109,7 @@ def traceparent_of(span: Any) -> str:
 
 
 @contextmanager
-def sink_span(request: Any, sink: str, **attributes: Any) -> Iterator[None]:
+def sink_span(request: Any, sink: SinkName, **attributes: Any) -> Iterator[None]:
     """The work of one flush task on its sink, below its batch's span. `request` is the Celery task's."""
     if _State.tracer is None:
         yield

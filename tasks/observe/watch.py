@@ -22,7 +22,7 @@ from tasks.observe import logs, metrics, telemetry
 from tasks.observe.metric_table import RunOutcome
 from tasks.settings import Settings
 from tasks.staging import Staging
-from tasks.wire import TaskName, batch_id_of
+from tasks.wire import SinkName, TaskName, batch_id_of
 
 RECENT_RUNS = 100
 TOLD_SECONDS = 5.0
@@ -46,10 +46,10 @@ class Recent:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[str, deque[float]] = {}
-        self._told_at: dict[str, float] = {}
+        self._seconds: dict[SinkName, deque[float]] = {}
+        self._told_at: dict[SinkName, float] = {}
 
-    def add(self, sink: str, seconds: float, staging: Staging, settings: Settings) -> None:
+    def add(self, sink: SinkName, seconds: float, staging: Staging, settings: Settings) -> None:
         """One run that called its sink. Never raises for Redis."""
         runs = self._seconds.setdefault(sink, deque(maxlen=RECENT_RUNS))
         runs.append(seconds)

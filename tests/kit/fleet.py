@@ -51,10 +51,16 @@ class Fleet:
         self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
     ) -> Child:
         """A running worker, once it says that it is ready."""
-        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"{name}@%h"]
-        child = self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
+        child = self.start_worker(name, app=app, options=options)
         wait_until(lambda: b" ready." in child.log_path.read_bytes(), 30, f"{name} to be ready")
         return child
+
+    def start_worker(
+        self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
+    ) -> Child:
+        """A worker that was started."""
+        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"{name}@%h"]
+        return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
         """From its next call on the sink does this."""

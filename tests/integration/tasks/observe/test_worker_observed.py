@@ -148,6 +148,19 @@ def test_a_worker_without_its_broker_is_not_ready_but_lives(fleet: Fleet, port: 
     assert get(port, "/livez")[0] == 200
 
 
+def test_a_worker_whose_port_is_taken_ends_and_says_so(fleet: Fleet, port: int):
+    """given another process on its port, when a worker is ready, then it does not run on without probes"""
+    with socket.create_server(("127.0.0.1", port)):
+        worker = fleet.start_worker()
+        fleet.wait(lambda: not worker.alive, "the worker to end")
+
+    log = worker.log_path.read_text()
+    assert worker.returncode == 1
+    assert f"127.0.0.1:{port}" in log
+    assert "set REPLAYS_WORKER_HTTP_PORT" in log
+    assert "Traceback" not in log
+
+
 def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector: Collector):
     """The header's trace id, the batch's span below it, each sink's span below that."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
