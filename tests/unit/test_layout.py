@@ -1,0 +1,70 @@
+"""Tests lie where the code that they test lies, so that either is found from the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import ROOT
+
+TESTS = ROOT / "tests"
+MIRRORS = ("unit", "integration")
+FLAT = ("eager", "e2e", "security", "simulation", "mutation")
+# Directly in a mirror: about the repository as a whole, or about a module that lies directly in ingest/.
+WHOLE = {
+    "test_architecture.py",
+    "test_citations.py",
+    "test_import_cycles.py",
+    "test_imports.py",
+    "test_layout.py",
+    "test_production_install.py",
+    "test_settings_fit.py",
+}
+
+
+def misplaced(path: Path) -> str:
+    """What is wrong with the place of a test file; empty when nothing is."""
+    *folders, name = path.relative_to(TESTS).parts
+    kind = folders.pop(0) if folders else ""
+    if kind in FLAT:
+        return "" if not folders else f"{kind} has no folders"
+    if kind not in MIRRORS:
+        return f"not in one of {', '.join((*MIRRORS, *FLAT))}"
+    if not folders:
+        return "" if name in WHOLE else "in no package's folder"
+    mirrored = Path(*folders)
+    if (ROOT / "ingest" / mirrored).is_dir() or (ROOT / mirrored).is_dir():
+        return ""
+    return f"neither ingest/{mirrored} nor {mirrored} is a package"
+
+
+def test_every_test_file_mirrors_a_package() -> None:
+    """tests/unit/reader/parsing tests ingest/reader/parsing, tests/integration/tasks/sinks tests tasks/sinks."""
+    found = {path.relative_to(ROOT).as_posix(): misplaced(path) for path in TESTS.rglob("test_*.py")}
+
+    assert {path: why for path, why in found.items() if why} == {}
+    assert len(found) > 50
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "test_new.py",
+        "unit/test_new.py",
+        "unit/sinks/test_new.py",
+        "integration/fleet/test_new.py",
+        "e2e/web/test_new.py",
+    ],
+)
+def test_a_file_in_no_packages_place_is_found(place: str) -> None:
+    """The old folders, none at all, and folders where there are none."""
+    assert misplaced(TESTS / place)
+
+
+def test_every_folder_is_a_package_and_helpers_are_no_tests() -> None:
+    """Helpers are imported by name, so every folder needs an __init__.py; nothing in `kit` is collected."""
+    folders = {path.parent for path in TESTS.rglob("*.py")}
+
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+    assert list((TESTS / "kit").rglob("test_*.py")) == []
