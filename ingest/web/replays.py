@@ -76,7 +76,7 @@ class Replays:
         found = self._stores.query(
             "SELECT project_id, lower(replaceAll(toString(replay_id), '-', '')) AS id, max(timestamp) AS ended_at "
             f"FROM replays WHERE {where} GROUP BY project_id, replay_id HAVING {having} "
-            f"ORDER BY ended_at DESC, id LIMIT {limit + 1} OFFSET {max(0, chosen.offset)}",
+            f"ORDER BY ended_at DESC, id, project_id LIMIT {limit + 1} OFFSET {max(0, chosen.offset)}",
             given,
         )
         keys = [(row[0], row[1]) for row in found[:limit]]

@@ -52,7 +52,7 @@ class Fleet:
     ) -> Child:
         """A running worker, once it says that it is ready."""
         child = self.start_worker(name, app=app, options=options)
-        wait_until(lambda: b" ready." in child.log_path.read_bytes(), 30, f"{name} to be ready")
+        wait_until(lambda: b" ready." in child.log_path.read_bytes(), 90, f"{name} to be ready")
         return child
 
     def start_worker(

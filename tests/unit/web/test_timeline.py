@@ -1,19 +1,46 @@
-"""What happened in a replay, told from its own events: every kind of them, and nothing that stops the rest."""
+"""The timeline says what happened in a replay, from its own events; a wrong event costs itself alone."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.testing import messages
-from ingest.web.timeline import MARKS_MAX, Timeline, read
-from tests.kit.recordings import RECORDINGS, Recording
+from ingest.testing.messages import (
+    MALFORMED_EVENTS,
+    RECEIVED,
+    RRwebEvent,
+    asset_event,
+    breadcrumb,
+    click_event,
+    console_event,
+    custom_event,
+    dead_click_event,
+    fetch_event,
+    hydration_error_event,
+    memory_event,
+    multi_click_event,
+    mutations_event,
+    options_event,
+    rage_click_event,
+    slow_click_event,
+    snapshot_event,
+    span_event,
+    tap_event,
+    video_event,
+    viewport_event,
+    vital_event,
+)
+from ingest.web.timeline import MARKS_MAX, TEXT_MAX, Timeline, read
+from tests.kit.recordings import RECORDINGS, Recording, inflated
 
+AT_MS = RECEIVED * 1000
+CRUMB_MS = AT_MS + 500
+each = pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(max_size=8),
@@ -22,93 +49,210 @@ JSON = st.recursive(
 )
 
 
-def of(*events: Any, segment_id: int = 0) -> Timeline:
-    return read([(segment_id, json.dumps(events).encode())])
+def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
+    """Of these segments' events."""
+    return read(enumerate(json.dumps(events).encode() for events in segments))
 
 
-@pytest.mark.parametrize("recorded", RECORDINGS, ids=lambda recorded: recorded.name)
-def test_a_real_sessions_timeline_is_whole(recorded: Recording) -> None:
-    """In order of time, nothing malformed; it can be drawn from its first snapshot on."""
-    timeline = read([(0, json.dumps(recorded.events).encode())])
-
-    times = [mark.at_ms for mark in timeline.marks]
-    assert times == sorted(times)
-    assert timeline.malformed == 0
-    assert timeline.snapshots
-    assert timeline.start_ms <= timeline.snapshots[0] <= timeline.end_ms
-    assert not timeline.truncated
+def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
+    """What rrweb itself records of the mouse: `kind` 2 is a click."""
+    return {"type": 3, "timestamp": at_ms, "data": {"source": 2, "type": kind, "id": node_id, "x": 4, "y": 5}}
 
 
 @pytest.mark.parametrize(
-    ("event", "kind", "level"),
+    ("event", "kind", "level", "title"),
     [
-        (messages.viewport_event(), "page", ""),
-        (messages.click_event(), "click", ""),
-        (messages.dead_click_event(), "dead_click", "warn"),
-        (messages.rage_click_event(), "rage_click", "bad"),
-        (messages.multi_click_event(), "multi_click", ""),
-        (messages.tap_event(), "tap", ""),
-        (messages.hydration_error_event(), "hydration_error", "bad"),
-        (messages.mutations_event(), "mutations", "warn"),
-        (messages.console_event(), "console", "bad"),
-        (messages.fetch_event(), "network", ""),
-        (messages.asset_event(), "asset", ""),
-        (messages.vital_event(), "vital", ""),
-        (messages.options_event(), "options", ""),
-        (messages.video_event(), "video", ""),
+        (viewport_event("https://shop.example/a"), "page", "", "https://shop.example/a"),
+        (click_event(), "click", "", "div > button.buy"),
+        (slow_click_event(), "slow_click", "", "div > button.buy"),
+        (dead_click_event(), "dead_click", "warn", "div > button.buy"),
+        (dead_click_event(tag="div"), "slow_click", "", "div > button.buy"),
+        (rage_click_event(), "rage_click", "bad", "div > button.buy"),
+        (multi_click_event(), "multi_click", "", "div > button.buy"),
+        (tap_event(), "tap", "", "add_item"),
+        (console_event("it broke", "error"), "console", "bad", "it broke"),
+        (console_event("mind", "warning"), "console", "warn", "mind"),
+        (console_event("so it goes", "log"), "console", "", "so it goes"),
+        (hydration_error_event(), "hydration_error", "bad", "https://shop.example/cart"),
+        (mutations_event(1738), "mutations", "warn", "1738 mutations at once"),
+        (breadcrumb("navigation", {"from": "/a", "to": "/b"}), "navigation", "", "/b"),
+        (breadcrumb("sentry.feedback", {"feedbackId": "f1"}), "feedback", "", "feedback f1"),
+        (breadcrumb("ui.focus"), "state", "", "ui.focus"),
+        (breadcrumb("device.battery", {"level": 42}), "state", "", "device.battery"),
+        (fetch_event(), "network", "", "https://api.shop.example/cart"),
+        (fetch_event({"method": "PUT", "statusCode": 404}), "network", "warn", "https://api.shop.example/cart"),
+        (fetch_event({"statusCode": 503}, op="resource.xhr"), "network", "bad", "https://api.shop.example/cart"),
+        (asset_event(), "asset", "", "https://shop.example/app.js"),
+        (asset_event(statusCode=404), "asset", "warn", "https://shop.example/app.js"),
+        (span_event("navigation.push", "/cart"), "navigation", "", "/cart"),
+        (vital_event(), "vital", "", "largest-contentful-paint"),
+        (vital_event(rating="needs-improvement"), "vital", "warn", "largest-contentful-paint"),
+        (vital_event(rating="poor"), "vital", "bad", "largest-contentful-paint"),
+        (options_event(), "options", "", "SDK options"),
+        (video_event(), "video", "", "video"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_kind_of_event_is_a_mark(event: Any, kind: str, level: str) -> None:
-    (mark,) = of(event, segment_id=3).marks
+def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: str, title: str):
+    """A kind, how bad it is, and a title that a person reads."""
+    (mark,) = timeline([event]).marks
 
-    assert (mark.kind, mark.level, mark.segment_id) == (kind, level, 3)
-
-
-def test_a_click_and_its_later_report_are_one_mark() -> None:
-    """The identity of the row: the same second and node."""
-    (mark,) = of(messages.click_event(), messages.dead_click_event()).marks
-
-    assert (mark.kind, mark.times) == ("dead_click", 1)
+    assert (mark.kind, mark.level, mark.title) == (kind, level, title)
+    assert mark.at_ms in (AT_MS, CRUMB_MS)
 
 
-def test_memory_is_a_line_and_not_a_mark() -> None:
-    timeline = of(messages.memory_event(), messages.memory_event(nested=False))
+def test_details_say_what_the_event_says():
+    """Sizes of both generations of SDKs, the element, the rating; a span has its length."""
+    marks = timeline(
+        [
+            fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 7}, "response": {"size": "11"}}),
+            fetch_event({"requestBodySize": 5, "request": {"size": 7}, "responseBodySize": None}),
+            click_event(3, attributes={"id": "buy", "class": "big", "href": "/x"}),
+            vital_event(value=None, size=12),
+        ]
+    ).marks
+    new, old, click, vital = marks
 
-    assert len(timeline.memory) == 2
-    assert timeline.marks == []
+    assert new.duration_ms == 250
+    assert (new.detail["method"], new.detail["request bytes"], new.detail["response bytes"]) == ("POST", 7, 11)
+    assert (old.detail["method"], old.detail["request bytes"], old.detail["response bytes"]) == ("GET", 5, None)
+    assert click.detail == {"element": "button", "text": "Buy now", "id": "buy", "class": "big"}
+    assert vital.detail == {"value": 12, "rating": "good"}
 
 
-def test_one_unreadable_segment_is_named_and_the_others_are_read() -> None:
-    whole = json.dumps([messages.click_event()]).encode()
+def test_a_click_and_what_became_of_it_are_one_mark():
+    """In any order the worst of them stays; a second click on the node within the second is counted."""
+    for events in ([click_event(7), rage_click_event(7)], [rage_click_event(7), click_event(7)]):
+        (mark,) = timeline(events).marks
+        assert mark.kind == "rage_click"
+        assert mark.detail["clicks"] == 5
 
-    timeline = read([(0, whole), (1, b"{"), (2, b"\xff"), (3, whole)])
-
-    assert [mark.segment_id for mark in timeline.marks] == [0]
-    assert [mark.times for mark in timeline.marks] == [2]
-    assert set(timeline.unreadable) == {1, 2}
+    twice, other = timeline([click_event(7), click_event(7), click_event(8)]).marks
+    assert (twice.times, other.times) == (2, 1)
 
 
-def test_a_flood_of_marks_is_cut_and_says_so() -> None:
-    events = [messages.console_event(str(number)) for number in range(MARKS_MAX + 5)]
+def test_without_the_sdks_clicks_the_mouse_says_where_it_clicked():
+    """With them its clicks would be there twice; other uses of the mouse are none."""
+    mouse = [pointer_event(AT_MS), pointer_event(AT_MS + 1, kind=1)]
 
-    timeline = of(*events)
+    (mark,) = timeline(mouse).marks
+    assert (mark.kind, mark.title, mark.detail) == ("click", "mouse click", {"node": 9, "x": 4, "y": 5})
+    assert [mark.title for mark in timeline([*mouse, click_event()]).marks] == ["div > button.buy"]
 
-    assert len(timeline.marks) == MARKS_MAX
-    assert timeline.truncated
-    assert timeline.counts() == Counter(console=MARKS_MAX)
+
+def test_marks_are_in_the_order_of_time_over_all_segments():
+    """Segments overlap: a span is sent when it ended."""
+    found = timeline([console_event("later")], [viewport_event()])
+
+    assert [(mark.segment_id, mark.kind) for mark in found.marks] == [(1, "page"), (0, "console")]
+    assert (found.start_ms, found.end_ms) == (AT_MS, AT_MS)
+
+
+def test_a_recording_of_breadcrumbs_alone_has_their_times():
+    """Nothing can be played, and it still began and ended."""
+    found = timeline([console_event()])
+
+    assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])
+    assert timeline([]).start_ms == 0
+
+
+def test_snapshots_are_where_the_player_can_begin():
+    """Sorted; one in seconds is no time of a player's."""
+    late = {**snapshot_event(), "timestamp": AT_MS + 9000}
+
+    assert timeline([late], [snapshot_event()]).snapshots == [AT_MS, AT_MS + 9000]
+
+
+def test_memory_is_sampled_from_old_and_new_sdks():
+    """Used and total bytes, in order."""
+    samples = timeline([memory_event(), memory_event(nested=False)]).memory
+
+    assert [(sample.used_bytes, sample.total_bytes) for sample in samples] == [(17_000_000, 21_000_000)] * 2
+
+
+@pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=lambda event: json.dumps(event)[:60])
+def test_a_malformed_event_costs_at_most_itself(event: Any):
+    """The marks around it are there."""
+    found = timeline([viewport_event(), event, console_event("after")])
+
+    assert {"page", "console"} <= {mark.kind for mark in found.marks}
+    assert found.malformed + len(found.marks) >= 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        breadcrumb("ui.click", {"node": {"id": -1}}),
+        breadcrumb("navigation", {}, timestamp="soon"),
+        slow_click_event(clickCount="5"),
+        span_event("memory", "memory", {"usedJSHeapSize": "much"}),
+        custom_event("breadcrumb", "text"),
+        {"type": 3, "timestamp": AT_MS, "data": {}},
+    ],
+)
+def test_what_is_malformed_is_counted(event: Any):
+    """So that an empty timeline is not taken for a quiet session."""
+    found = timeline([event])
+
+    assert (found.malformed, found.marks) == (1, [])
+
+
+def test_a_segment_that_is_no_json_is_named():
+    """The next one is read."""
+    found = read([(0, b"{"), (1, b'{"type":4}'), (2, json.dumps([console_event()]).encode())])
+
+    assert found.unreadable.keys() == {0, 1}
+    assert all("not a JSON array" in why for why in found.unreadable.values())
+    assert found.counts() == {"console": 1}
+
+
+def test_a_hostile_recording_is_bounded():
+    """As many marks as a page can show, texts of a length that it can show, and it says that there was more."""
+    found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
+
+    assert (len(found.marks), found.truncated) == (MARKS_MAX, True)
+    assert len(found.marks[0].title) == TEXT_MAX
+    assert not timeline([console_event()] * MARKS_MAX).truncated
+
+
+@each
+def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
+    """Counted from the SDK's events themselves; what is clicked again within a second shares its mark."""
+    found = read(enumerate(inflated(body) for body in recorded.bodies))
+    crumbs = [
+        crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
+    ]
+    ops = [span["op"] for span in recorded.payloads("performanceSpan")]
+    counts = found.counts()
+
+    assert counts.get("console", 0) == crumbs.count("console")
+    assert counts.get("network", 0) == sum(op in ("resource.fetch", "resource.xhr") for op in ops)
+    assert len(found.memory) == ops.count("memory")
+    assert len(found.snapshots) == sum(event["type"] == 2 for event in recorded.events)
+    clicks = [mark for mark in found.marks if mark.kind in ("click", "slow_click", "dead_click", "rage_click")]
+    assert sum(mark.times for mark in clicks) == crumbs.count("ui.click")
+    assert found.start_ms == min(event["timestamp"] for event in recorded.events if event["type"] != 5)
+
+
+@each
+def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
+    """From its first snapshot on; nothing of it is malformed but the breadcrumb that was made odd."""
+    found = read(enumerate(inflated(body) for body in recorded.bodies))
+
+    times = [mark.at_ms for mark in found.marks]
+    assert times == sorted(times)
+    assert found.start_ms <= found.snapshots[0] <= found.end_ms
+    assert (found.malformed, found.unreadable, found.truncated) == (0, {}, False)
 
 
 @given(st.lists(JSON, max_size=6))
-def test_any_json_is_read(values: list[Any]) -> None:
+def test_any_json_is_read(values: list[Any]):
     """A wrong shape costs its event alone, and is counted or skipped."""
-    timeline = of(*values, messages.console_event("still here"))
+    found = timeline([*values, console_event("still here")])
 
-    assert [mark.title for mark in timeline.marks if mark.kind == "console"][-1:] == ["still here"]
+    assert [mark.title for mark in found.marks if mark.kind == "console"][-1:] == ["still here"]
 
 
 @given(st.sampled_from(["breadcrumb", "performanceSpan", "options", "video"]), JSON)
-def test_any_payload_of_a_known_event_is_read(tag: str, payload: Any) -> None:
-    timeline = of(messages.custom_event(tag, payload))
-
-    assert timeline.malformed <= 1
+def test_any_payload_of_a_known_event_is_read(tag: str, payload: Any):
+    """Whatever is in it."""
+    assert timeline([custom_event(tag, payload)]).malformed <= 1

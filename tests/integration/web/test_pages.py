@@ -1,0 +1,192 @@
+"""The pages and what they ask for, over a real socket: replays, segments, videos, and errors as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.web.api import byte_range
+from tests.kit.library import (
+    HOLED,
+    MOBILE,
+    OTHER_PROJECT,
+    PROJECT,
+    RECORDED_PROJECT,
+    SHARED,
+    SPOILED,
+    VIDEO,
+    Library,
+)
+from tests.kit.recordings import inflated
+from tests.kit.web_pages import Client, served
+
+
+@pytest.fixture(scope="module")
+def client(library: Library) -> Iterator[Client]:
+    """The library's pages."""
+    with served(library.settings) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html; charset=utf-8"),
+        (f"/replay/{PROJECT}/{MOBILE}", "text/html; charset=utf-8"),
+        ("/static/app.css", "text/css"),
+        ("/static/list.js", "text/javascript"),
+    ],
+)
+def test_pages_come_with_a_policy_that_lets_nothing_foreign_run(client: Client, path: str, kind: str):
+    """Recorded pages are strangers' pages."""
+    seen = client.get(path)
+
+    assert (seen.status, seen.headers["Content-Type"]) == (200, kind)
+    assert "default-src 'none'" in seen.headers["Content-Security-Policy"]
+    assert seen.headers["X-Content-Type-Options"] == "nosniff"
+    assert "Server" not in seen.headers
+    assert seen.body
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.css", "/api/projects"])
+def test_no_other_name_is_answered_to(client: Client, path: str):
+    """A page elsewhere that points a name of its own here gets nothing."""
+    assert client.get(path, Host="rebound.example").status == 421
+    assert client.get(path, Host="localhost").status == 200
+
+
+def test_the_list_offers_what_there_is_to_choose(client: Client):
+    """Project ids are texts: JavaScript's numbers end at 2**53."""
+    seen = client.get("/api/projects").json
+
+    assert {one["project_id"]: one["replays"] for one in seen["projects"]} == {
+        str(PROJECT): 4,
+        str(OTHER_PROJECT): 1,
+        str(RECORDED_PROJECT): 2,
+    }
+    assert client.get(f"/api/projects?project={OTHER_PROJECT}").json["releases"] == ["shop@new"]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (f"project={PROJECT}", {MOBILE, HOLED, SPOILED, SHARED}),
+        (f"project={PROJECT}&last_seconds=86400", {MOBILE, HOLED, SHARED}),
+        (f"project={OTHER_PROJECT}&rage=1", set()),
+        ("release=shop%40old", {SPOILED}),
+        ("text=shop.example%2F3&errors=true", {HOLED}),
+        (f"project={PROJECT}&since=&until=", {MOBILE, HOLED, SPOILED, SHARED}),
+    ],
+)
+def test_a_query_chooses_replays(client: Client, query: str, expected: set[str]):
+    """Every filter of the list, and empty ones are none."""
+    seen = client.get(f"/api/replays?{query}").json
+
+    assert {one["replay_id"] for one in seen["replays"]} == expected
+    assert all(isinstance(one["project_id"], str) for one in seen["replays"])
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("project=seven", "project must be a number from 0 to 18446744073709551615"),
+        ("limit=501", "limit must be a number from 1 to 500"),
+        ("offset=-1", "offset must be a number from 0 to 1000000"),
+    ],
+)
+def test_a_wrong_query_says_what_would_be_right(client: Client, query: str, said: str):
+    """400, and one line."""
+    seen = client.get(f"/api/replays?{query}")
+
+    assert (seen.status, seen.error) == (400, said)
+
+
+def test_a_replay_comes_with_the_facts_of_its_ingestion(client: Client):
+    """Each segment with its state and place; what is missing is named."""
+    seen = client.get(f"/api/replays/{PROJECT}/{HOLED}").json
+
+    assert (seen["replay"]["replay_id"], seen["replay"]["project_id"]) == (HOLED, str(PROJECT))
+    states = [one["state"] for one in seen["ingestion"]["segments"]]
+    assert states == ["stored", "stored", "missing", "no_object", "no_row"]
+    assert (seen["ingestion"]["missing"], seen["ingestion"]["duplicates"]) == ([2, 3], [0])
+
+
+def test_a_timeline_is_sent(client: Client, library: Library):
+    """Marks, their counts, and where the player can begin."""
+    seen = client.get(f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/timeline").json
+
+    assert seen["counts"]["rage_click"] == 1
+    assert sum(seen["counts"].values()) == len(seen["marks"])
+    assert seen["snapshots"]
+
+
+def test_a_segment_is_sent_for_the_player_or_as_it_came(client: Client, library: Library):
+    """Raw is a download with its own name."""
+    path = f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/segments/0"
+    whole = inflated(library.shop.bodies[0])
+
+    played, raw = client.get(path), client.get(f"{path}?raw=1")
+
+    assert played.json == [event for event in json.loads(whole) if event["type"] != 5]
+    assert raw.body == whole
+    assert raw.headers["Content-Disposition"] == f'attachment; filename="{library.shop_id}-0.json"'
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "body", "content_range"),
+    [
+        ("", 200, VIDEO, None),
+        ("bytes=4-7", 206, b"ftyp", f"bytes 4-7/{len(VIDEO)}"),
+        ("bytes=4-", 206, VIDEO[4:], f"bytes 4-{len(VIDEO) - 1}/{len(VIDEO)}"),
+        ("bytes=-4", 206, b"rest of it"[-4:], f"bytes {len(VIDEO) - 4}-{len(VIDEO) - 1}/{len(VIDEO)}"),
+        ("bytes=0-99999", 206, VIDEO, f"bytes 0-{len(VIDEO) - 1}/{len(VIDEO)}"),
+        ("bytes=7-4", 200, VIDEO, None),
+        ("lines=1-2", 200, VIDEO, None),
+    ],
+)
+def test_a_video_is_sent_whole_or_in_part(
+    client: Client, asked: str, status: int, body: bytes, content_range: str | None
+):
+    """Browsers seek in it."""
+    seen = client.get(f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": asked} if asked else {}))
+
+    assert (seen.status, seen.body) == (status, body)
+    assert seen.headers.get("Content-Range") == content_range
+
+
+@pytest.mark.parametrize("header", ["bytes=", "bytes=a-b", "bytes=1", "bytes=-", "bytes=1-2,4-5", "bytes=9-"])
+def test_a_range_that_is_none_means_the_whole(header: str):
+    """Of nine bytes."""
+    assert byte_range(header, 9) is None
+    assert byte_range("bytes=0-1", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        ("/nowhere", 404, "there is nothing at this address"),
+        (f"/api/replays/{PROJECT}/{'e' * 32}", 404, "no replay"),
+        (f"/api/replays/{PROJECT}/{MOBILE}/segments/9", 404, "segment 9"),
+        (f"/api/replays/{PROJECT}/{HOLED}/segments/3", 404, "segment 3"),
+        (f"/api/replays/{PROJECT}/{HOLED}/segments/0/video", 404, "segment 0 has no video"),
+        (f"/api/replays/{PROJECT}/{SPOILED}/segments/1", 422, "not a zlib stream"),
+    ],
+)
+def test_what_cannot_be_shown_says_why(client: Client, path: str, status: int, said: str):
+    """As JSON, for the page to show."""
+    seen = client.get(path)
+
+    assert seen.status == status
+    assert said in seen.error
+
+
+def test_a_server_that_is_away_is_named_on_the_page(library: Library):
+    """503, and which one."""
+    settings = library.settings.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
+    with served(settings) as client:
+        seen = client.get("/api/replays")
+
+    assert seen.status == 503
+    assert seen.error.startswith("clickhouse: ")

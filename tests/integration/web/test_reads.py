@@ -1,0 +1,190 @@
+"""Replays are read back as they were ingested: which match, what is known of each, which segments are there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ingest.web.model import Filter, NotFound, ReadError, SegmentState
+from ingest.web.reads import Reads
+from tests.kit.library import (
+    HOLED,
+    MOBILE,
+    OLD_SECONDS,
+    OTHER_PROJECT,
+    PROJECT,
+    RECORDED_PROJECT,
+    SHARED,
+    SPOILED,
+    VIDEO,
+    Library,
+)
+from tests.kit.recordings import inflated
+
+
+def found(reads: Reads, **chosen: object) -> set[str]:
+    """Ids of the replays that match."""
+    return {one.replay_id for one in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
+
+
+def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
+    """A replay that lost a row or an object is still one."""
+    counts = {one.project_id: one.replays for one in reads.projects()}
+
+    assert counts == {PROJECT: 4, OTHER_PROJECT: 1, RECORDED_PROJECT: 2}
+
+
+def test_releases_are_those_of_a_project_or_of_all(reads: Reads):
+    """The latest first."""
+    assert reads.releases(OTHER_PROJECT) == ("shop@new",)
+    assert set(reads.releases(None)) >= {"shop@new", "shop@old", "shop@1.2.3+45"}
+
+
+def test_each_filter_chooses_its_replays(reads: Reads, library: Library):
+    """By what was done in them, by release, by words, by time; all that are given must match."""
+    shops = {library.shop_id, library.old_shop_id}
+
+    assert found(reads) == {*shops, MOBILE, HOLED, SPOILED, SHARED}
+    assert found(reads, project_id=RECORDED_PROJECT) == shops
+    assert found(reads, rage=True) == found(reads, dead=True) == shops
+    assert found(reads, errors=True, project_id=PROJECT) == {HOLED, MOBILE}
+    assert found(reads, release="shop@old") == {SPOILED}
+    assert found(reads, text="SHOP.EXAMPLE/3") == {HOLED}
+    assert found(reads, text=library.shop_id[:8]) == {library.shop_id}
+    assert SPOILED not in found(reads, since=library.now - OLD_SECONDS / 2)
+    assert found(reads, until=library.now - OLD_SECONDS / 2, project_id=PROJECT) == {SPOILED}
+    assert found(reads, rage=True, release="shop@old") == set()
+
+
+def test_pages_of_one_replay_make_the_whole_list(reads: Reads):
+    """In the same order, and only the last page says that nothing follows."""
+    whole = [(one.project_id, one.replay_id) for one in reads.replays(Filter()).replays]
+    pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]
+
+    assert [(one.project_id, one.replay_id) for page in pages for one in page.replays] == whole
+    assert [page.more for page in pages] == [True] * (len(whole) - 1) + [False]
+
+
+def test_a_replay_says_what_was_done_in_it(reads: Reads, library: Library):
+    """Nine elements were clicked, two of them without effect, one in rage; each page visit is there."""
+    replay = reads.replay(library.shop_id)
+
+    assert (replay.project_id, replay.segments, replay.segment_id_max) == (RECORDED_PROJECT, 8, 7)
+    assert (replay.clicks, replay.dead_clicks, replay.rage_clicks) == (9, 2, 1)
+    assert [page.rpartition("/")[2] for page in replay.pages] == ["shop.html", "cart?step=1", "home#top"]
+    assert (replay.user, replay.release) == ("ada@example.org", "shop@1.2.3+45")
+    assert 0 <= replay.started_at - library.shop.facts["start"] / 1000 + 1 <= 2
+    assert 40 < replay.duration_seconds < 50
+    assert replay.bytes_stored == sum(len(body) for body in library.shop.bodies)
+    assert replay.bytes_inflated == sum(len(inflated(body)) for body in library.shop.bodies)
+
+
+def test_an_id_in_two_projects_needs_the_project(reads: Reads):
+    """Ids are made by browsers; the error names the choices."""
+    with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
+        reads.replay(SHARED)
+
+    assert reads.replay(SHARED, OTHER_PROJECT).project_id == OTHER_PROJECT
+
+
+@pytest.mark.parametrize(
+    ("replay_id", "project", "said"),
+    [
+        ("e" * 32, None, "no replay e{32} in any project"),
+        ("e" * 32, PROJECT, "no replay e{32} in project 7"),
+        ("not-an-id", None, "'not-an-id' is no replay id"),
+    ],
+)
+def test_what_is_not_there_is_not_found(reads: Reads, replay_id: str, project: int | None, said: str):
+    """The error says where it was looked for."""
+    with pytest.raises(NotFound, match=said):
+        reads.replay(replay_id, project)
+
+
+def test_an_id_may_be_written_with_dashes(reads: Reads):
+    """As UUIDs are."""
+    assert reads.replay("AAAAAAAA-aaaa-aaaa-aaaa-aaaaaaaaaaaa").replay_id == MOBILE
+
+
+def test_each_segment_says_what_is_missing_of_it(reads: Reads):
+    """A hole, an object without a row, a row without its object, a second delivery, and what is no segment."""
+    segments = reads.segments(reads.replay(HOLED))
+
+    assert [one.state for one in segments.all] == [
+        SegmentState.STORED,
+        SegmentState.STORED,
+        SegmentState.MISSING,
+        SegmentState.NO_OBJECT,
+        SegmentState.NO_ROW,
+    ]
+    assert (segments.missing, segments.duplicates) == ((2, 3), (0,))
+    assert [one.segment_id for one in segments.readable] == [0, 1, 4]
+    assert segments.notes == (f"30/{PROJECT}/{HOLED}/notes is no segment",)
+
+
+def test_a_segment_says_when_it_was_durable_where(reads: Reads, library: Library):
+    """By the servers' own clocks, after it was received; two deliveries lie at two places."""
+    first = reads.segments(reads.replay(HOLED)).all[0]
+
+    assert first.received_at == library.now
+    assert first.durable_gcs_at is not None
+    assert first.durable_clickhouse_at is not None
+    assert min(first.durable_gcs_at, first.durable_clickhouse_at) >= library.now - 1
+    assert len({(copy.partition, copy.offset) for copy in first.copies}) == 2
+
+
+def test_recordings_come_back_to_the_byte(reads: Reads, library: Library):
+    """Whole sessions, in order, and one segment alone."""
+    segments = reads.segments(reads.replay(library.shop_id))
+
+    assert [(one.segment_id, content) for one, content in reads.recordings(segments)] == list(
+        enumerate(library.shop.bodies)
+    )
+    assert reads.recording(segments, 4).recording == inflated(library.shop.bodies[4])
+    with pytest.raises(NotFound, match="segment 8 is not stored"):
+        reads.recording(segments, 8)
+
+
+def test_a_video_comes_back_beside_its_events(reads: Reads):
+    """A mobile segment holds both."""
+    replay = reads.replay(MOBILE)
+    unpacked = reads.recording(reads.segments(replay), 0)
+
+    assert replay.is_video
+    assert unpacked.video == VIDEO
+    assert json.loads(unpacked.recording)[0]["data"]["tag"] == "video"
+
+
+def test_a_timeline_names_the_segment_that_cannot_be_read(reads: Reads):
+    """The others are told."""
+    timeline = reads.timeline(reads.segments(reads.replay(SPOILED)))
+
+    assert timeline.unreadable.keys() == {1}
+    assert "not a zlib stream" in timeline.unreadable[1]
+    assert timeline.counts() == {"page": 1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"clickhouse_url": "http://127.0.0.1:1"}, "clickhouse: "),
+        ({"gcs_endpoint": "http://127.0.0.1:1"}, "cloud storage: "),
+    ],
+)
+def test_a_server_that_is_away_is_named(library: Library, changed: dict[str, str], said: str):
+    """One kind of error, whatever the client library raises."""
+    reads = Reads(library.settings.model_copy(update=changed))
+
+    with pytest.raises(ReadError, match=said):
+        reads.segments(reads.replay(library.shop_id))
+    reads.close()
+
+
+def test_a_bucket_that_is_gone_is_named(library: Library):
+    """It is not taken for a replay without objects."""
+    reads = Reads(library.settings.model_copy(update={"gcs_bucket": "no-such-bucket"}))
+
+    with pytest.raises(ReadError, match="no-such-bucket"):
+        reads.segments(reads.replay(library.shop_id))
+    reads.close()

@@ -1,0 +1,104 @@
+"""A bucket and tables that hold a few replays of every kind, for tests of what reads replays back.
+
+shop      a session of SDK 11 with clicks, a rage click, requests; whole
+old_shop  the same page with SDK 7, in the same project
+mobile    a mobile replay with a video
+holed     segment 2 was never stored, 3 lost its object, 4 its row, 0 was delivered twice
+spoiled   segment 1's object holds something else
+shared    one id in two projects
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.settings import Settings
+from ingest.testing.messages import video_recording, viewport_event
+from tasks.migrate import migrate
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tests.kit.recordings import RECORDINGS, Recording
+from tests.kit.stored_replays import ingest, message
+
+PROJECT, OTHER_PROJECT, RECORDED_PROJECT = 7, 8, 42
+MOBILE, HOLED, SPOILED, SHARED = "a" * 32, "b" * 32, "c" * 32, "d" * 32
+VIDEO = b"\x00\x00\x00\x18ftypmp42 and the rest of it"
+OLD_SECONDS = 3 * 86_400
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where the replays are, and when they were received (unix seconds)."""
+
+    settings: Settings
+    now: int
+    shop: Recording
+    old_shop: Recording
+
+    @property
+    def shop_id(self) -> str:
+        return str(self.shop.facts["replayId"])
+
+    @property
+    def old_shop_id(self) -> str:
+        return str(self.old_shop.facts["replayId"])
+
+
+def fill(settings: Settings) -> Library:
+    """Creates bucket and tables of these settings and writes every replay."""
+    for _ in migrate(settings):
+        pass
+    now = int(time.time())
+    shops = {recorded.name: recorded for recorded in RECORDINGS if recorded.name.endswith("-shop")}
+    library = Library(settings, now, shops["v11-shop"], shops["v7-shop"])
+    first_offset = 0
+
+    def write(values: list[bytes]) -> None:
+        nonlocal first_offset
+        ingest(settings, values, first_offset=first_offset)
+        first_offset += 100
+
+    write(library.shop.values)
+    write(library.old_shop.values)
+    write([video_recording(VIDEO, project_id=PROJECT, replay_id=MOBILE, received=now)])
+    holed = [_segment(HOLED, number, now, error_ids=["d" * 32] if number == 0 else []) for number in (0, 1, 3, 4)]
+    write(holed)
+    write(holed[:1])
+    write([_segment(SPOILED, number, now - OLD_SECONDS, release="shop@old") for number in (0, 1)])
+    write([_segment(SHARED, 0, now - 60, project_id=project) for project in (PROJECT, OTHER_PROJECT)])
+    _damage(settings)
+    return library
+
+
+def _segment(replay_id: str, segment_id: int, at: int, *, project_id: int = PROJECT, **document: Any) -> bytes:
+    """One segment with a page visit; `document` is added to its replay_event."""
+    event = {**viewport_event(), "timestamp": at * 1000}
+    about = {"urls": [f"https://shop.example/{segment_id}"], "timestamp": at, "segment_id": segment_id, **document}
+    about.setdefault("release", "shop@new")
+    return message(replay_id, segment_id, [event], project_id=project_id, at=at, document=about)
+
+
+def _damage(settings: Settings) -> None:
+    """What storage loses in the life of a bucket."""
+    client = gcs.client(settings)
+    try:
+        bucket = client.bucket(settings.gcs_bucket)
+        bucket.blob(f"30/{PROJECT}/{HOLED}/3").delete()
+        bucket.blob(f"30/{PROJECT}/{HOLED}/notes").upload_from_string(b"not ours")
+        bucket.blob(f"30/{PROJECT}/{SPOILED}/1").upload_from_string(b"no zlib stream")
+    finally:
+        client.close()
+    _forget_row(settings, HOLED, 4)
+
+
+def _forget_row(settings: Settings, replay_id: str, segment_id: int) -> None:
+    server = clickhouse.client(settings)
+    try:
+        server.command(
+            "DELETE FROM replay_segments WHERE replay_id = {id:UUID} AND segment_id = {segment:UInt64}",
+            parameters={"id": replay_id, "segment": segment_id},
+        )
+    finally:
+        server.close()
