@@ -25,6 +25,7 @@ import clickhouse_connect
 from clickhouse_connect.driver.compression import get_compressor
 
 from tasks.errors import PermanentSinkError
+from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.clickhouse.answers import (
@@ -131,7 +132,7 @@ class ClickHouseSink:
                 return facts
             trouble = unproven(end, "it is no result") if end.ok else trouble_of_status(end)
         assert trouble is not None
-        raise trouble.about(self._settings.clickhouse_url).error()
+        raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
         """What is wrong with the table itself. None: it takes what it should take, as far as can be tried."""
@@ -152,7 +153,7 @@ class ClickHouseSink:
         missing = [table for table in TABLES if table not in facts]
         if missing:
             raise PermanentSinkError(
-                f"{settings.clickhouse_url}: database {settings.clickhouse_database} lacks "
+                f"{without_secrets(settings.clickhouse_url)}: database {settings.clickhouse_database} lacks "
                 f"{', '.join(missing)}; run `replays-ingest migrate`",
                 configuration=True,
             )
@@ -160,7 +161,7 @@ class ClickHouseSink:
         for table in TABLES:
             trouble = self._fault(table, facts[table], ends_at)
             if trouble is not None:
-                raise trouble.about(f"{settings.clickhouse_url}: table {table}").error()
+                raise trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
             if table in COLUMNS and not can_be_tried(table, facts[table]):
                 not_tested.append(f"whether {table} takes a row: it is not partitioned by week")
         warnings = [
@@ -169,8 +170,8 @@ class ClickHouseSink:
             if (why := _doubt(facts[table].engine))
         ]
         return Report(
-            f"{settings.clickhouse_url}, database {settings.clickhouse_database}: {len(TABLES)} tables in place, "
-            "they would take rows of this release",
+            f"{without_secrets(settings.clickhouse_url)}, database {settings.clickhouse_database}: "
+            f"{len(TABLES)} tables in place, they would take rows of this release",
             tuple(warnings),
             tuple(not_tested),
         )
