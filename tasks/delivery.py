@@ -101,6 +101,8 @@ class _Delivery:
             else:
                 self._durable(rest)
             self._suspect(named)
+            if len(positions) == 1:
+                self._spread_out()
             return
         if error.among is not None:
             among = [positions[place] for place in error.among]

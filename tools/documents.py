@@ -26,6 +26,7 @@ from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 from tools import imports
+from tools.sinks_page import sinks_page
 
 ROOT = Path(__file__).parents[1]
 MADE = "<!-- Made by `python -m tools.documents`. Change the code it comes from, not this page. -->"
@@ -154,6 +155,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/settings.md": settings_page,
     "docs/reasons.md": reasons_page,
     "docs/commands.md": commands_page,
+    "docs/sinks.md": sinks_page,
 }
 
 

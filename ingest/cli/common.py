@@ -1,7 +1,4 @@
-"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away.
-
-What commands print goes through `echo`, `echo_json`, `fail` or a Terminal: text from outside is never printed raw.
-"""
+"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 from packaging.requirements import Requirement
@@ -19,7 +16,6 @@ from redis.exceptions import RedisError
 from ingest.settings import Settings, SettingsError, load
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.printed import ascii_json, printable, without_secrets
 
 PACKAGE = "replays-ingest"
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
@@ -30,19 +26,9 @@ by_option = click.option(
 )
 
 
-def echo(line: object, *, err: bool = False) -> None:
-    """Prints one line, whatever is in it."""
-    click.echo(printable(str(line)), err=err)
-
-
-def echo_json(value: Any) -> None:
-    """Prints JSON values as one line of printable ASCII."""
-    click.echo(ascii_json(value))
-
-
 def fail(text: str) -> NoReturn:
     """Says on one line of standard error why nothing was done, and exits with 1."""
-    echo(f"replays-ingest: {without_secrets(text)}", err=True)
+    click.echo(f"replays-ingest: {text}", err=True)
     sys.exit(EXIT_FAILED)
 
 
@@ -74,7 +60,7 @@ def settings() -> Settings:
     try:
         return load()
     except SettingsError as error:
-        click.echo(error.printed, err=True)
+        click.echo(str(error), err=True)
         sys.exit(EXIT_SETTINGS)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any
 
 import click
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings
 from ingest.operate.text import utc_text
 
 
@@ -117,11 +118,11 @@ def _tell(found: Any, left: list[str], done: str, as_json: bool, *, dry_run: boo
             "left": left,
             "ok": not left,
         }
-        echo_json(about)
+        click.echo(json.dumps(about))
         return
-    echo(done)
+    click.echo(done)
     for line in left:
-        echo(f"left: {line}")
+        click.echo(f"left: {line}")
 
 
 COMMANDS = (erase,)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
-from ingest.operate.terminal import Terminal
+from ingest.cli.common import as_json, by_option, fail, redis_answers, settings
 from ingest.operate.text import moment
 
 EXIT_MISSING = 1
@@ -67,7 +68,7 @@ def reconcile(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     loaded = settings()
-    console = Terminal(stderr=True)
+    console = Console(stderr=True)
     columns = (TextColumn("{task.completed} messages read again"), TimeElapsedColumn())
     with redis_answers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reconcile", total=None)
@@ -83,9 +84,9 @@ def reconcile(
         except ReconcileFailed as error:
             fail(str(error))
     if as_json:
-        echo_json(account.as_dict())
+        click.echo(json.dumps(account.as_dict()))
     else:
-        Terminal().print(render(account))
+        Console().print(render(account))
     sys.exit(0 if account.ok else EXIT_MISSING)
 
 

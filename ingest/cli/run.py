@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from ingest.cli.common import echo_json, fail
-from ingest.operate.terminal import Terminal
+import json
+
+import click
+from rich.console import Console
+
+from ingest.cli.common import fail
 from ingest.settings import Settings
 
 
@@ -30,7 +34,7 @@ def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
     except ConsumerFailed as failure:
         fail(str(failure))
     if as_json:
-        echo_json(run.as_dict())
+        click.echo(json.dumps(run.as_dict()))
     else:
-        Terminal().print(run.render())
+        Console().print(run.render())
     return 0

@@ -26,16 +26,22 @@ class AcknowledgedProducer:
         """Returns when the record is durable. Raises NotProduced."""
         if self._producer is None:
             self._producer = Producer(producer_options(self._settings))
-        reports: list[KafkaError | None] = []
+        reports: list[str] = []
 
-        def delivered(error: KafkaError | None, _message: Message) -> None:
-            reports.append(error)
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            reports.append(error.str() if error is not None else unproven(message) or "")
 
         try:
             self._producer.produce(topic, value, key, headers=list(headers), on_delivery=delivered)
-        except (KafkaException, BufferError, ValueError) as failure:
-            raise NotProduced(f"could not produce to {topic}: {failure}") from failure
+        except (KafkaException, BufferError, ValueError) as error:
+            raise NotProduced(f"could not produce to {topic}: {error}") from error
         self._producer.flush(CALL_SECONDS_MAX)
-        if not reports or reports[0] is not None:
-            told = reports[0].str() if reports and reports[0] else f"no answer in {CALL_SECONDS_MAX:g} s"
-            raise NotProduced(f"{topic} did not take the message: {told}")
+        failure = reports[0] if reports else f"no answer in {CALL_SECONDS_MAX:g} s"
+        if failure:
+            raise NotProduced(f"{topic} did not take the message: {failure}")
+
+
+def unproven(message: Message) -> str | None:
+    """What a delivery report without an error lacks. None: the broker gave the record an offset, so it has it."""
+    offset = message.offset()
+    return None if offset is not None and offset >= 0 else f"acknowledged without an offset ({offset})"

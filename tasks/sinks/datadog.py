@@ -29,13 +29,17 @@ from tasks.wire import Metric, MetricKind
 # `:`, `|c`, `|#`, the newline, and the longest text of a float (24 characters).
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
+PROOF = (
+    "None, by design of DogStatsD: the kernel took the packet. Over a Unix socket it also says that an "
+    "agent is there."
+)
 # How long a host may take to report that nothing listens on the port (it does so at once, or never).
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
 
 
 class DatadogSink:
-    """Writes MetricItems: counters and distributions, packed into packets that fit an Ethernet frame."""
+    """Writes metrics: counters and distributions, packed into packets that fit an Ethernet frame."""
 
     name = "datadog"
 

@@ -61,6 +61,7 @@ ACTION_OF = {
     Blame.SERVER: Action.RETRY,
     Blame.NETWORK: Action.RETRY,
 }
+# For people: docs/sinks.md.
 MEANING_OF = {
     Blame.ROW: "The server names this item, or refused it alone.",
     Blame.BATCH: "The server refused a request for something in it, without naming the item.",

@@ -10,6 +10,7 @@ import pytest
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Stage
+from tasks.breaker import Breaker, Permit, PermitKind
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.letters import decode
 from tasks.wire import SinkName
@@ -240,3 +241,65 @@ def test_whatever_fails_everything_is_durable_once_when_it_succeeds(eager: Eager
         assert kept | letters == offsets
         assert not kept & letters
         assert letters <= bad
+
+
+def test_a_batch_that_was_not_tried_shows_what_the_sink_said_last(eager: Eager) -> None:
+    """Its sink's breaker is open: the batch parks with the sink's error."""
+    breaker = Breaker(eager.client, eager.settings)
+    for _ in range(eager.settings.breaker_failures_min):
+        error = "clickhouse: HTTP 413 with a web page: Request Entity Too Large"
+        breaker.tell("clickhouse", Permit(PermitKind.CLOSED), worked=False, error=error)
+    batch = make_batch()
+
+    eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 1.0))
+    event = eager.inbox.get(timeout=20)
+
+    assert isinstance(event, on.DispatchFailed)
+    assert "Request Entity Too Large" in event.error
+    assert "breaker is open" in event.error
+    assert eager.sink("clickhouse").calls == []
+
+
+def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> None:
+    """Every row is refused, and so is one that is known to be good; after the repair all are written."""
+    sink = eager.sink("bigquery")
+    sink.refuse(lambda item: "Missing required field: team")
+    sink.fault(PermanentSinkError("bigquery: column team is REQUIRED", configuration=True))
+    batch = make_batch(messages=8)
+
+    parked = eager.settle(batch)
+    sink.refuse(lambda item: None)
+    sink.fault(None)
+    repaired = eager.settle(batch, attempt=2)
+
+    assert isinstance(parked, on.DispatchFailed)
+    assert "column team is REQUIRED" in parked.error
+    assert isinstance(repaired, on.FlushSucceeded)
+    assert len(sink.rows) == 8
+    assert eager.sink("dead_letter").dead_letters == []
+
+
+def test_what_was_written_before_the_table_was_found_at_fault_stays_written(eager: Eager) -> None:
+    """The next attempt writes the rest only, and what an unfinished search refused is forgotten."""
+    sink = eager.sink("clickhouse")
+    sink.refuse(lambda item: "no" if item.offset >= 6 else None, named=False)
+    healthy_once = iter([None, PermanentSinkError("clickhouse: a constraint", configuration=True)])
+    batch = make_batch(messages=8)
+    examine = sink.examine
+
+    def examine_in_turn(items: object, deadline_seconds: float) -> None:
+        sink.fault(next(healthy_once, None))
+        examine([], deadline_seconds)
+
+    sink.examine = examine_in_turn  # type: ignore[method-assign]
+    parked = eager.settle(batch)
+    del sink.examine  # type: ignore[attr-defined]
+    sink.refuse(lambda item: None)
+    calls_before = len(sink.calls)
+    repaired = eager.settle(batch, attempt=2)
+
+    assert isinstance(parked, on.DispatchFailed)
+    assert isinstance(repaired, on.FlushSucceeded)
+    assert [count for _, count in sink.calls[calls_before:]] == [2]
+    assert len(sink.rows) == 8
+    assert eager.sink("dead_letter").dead_letters == []

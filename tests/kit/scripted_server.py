@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -63,6 +65,21 @@ def half(whole: Answer) -> Answer:
     return replace(whole, sent_bytes_max=len(whole.body) // 2)
 
 
+def relay_to(url: str) -> Script:
+    """Hands every request on to a server, and its answer back."""
+
+    def answer(asked: Asked) -> Answer:
+        headers = {name: value for name, value in asked.headers.items() if name.lower() != "host"}
+        request = urllib.request.Request(url + asked.path, asked.body or None, headers, method=asked.method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as got:
+                return Answer(got.status, got.read(), dict(got.headers.items()))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.read(), dict(error.headers.items()))
+
+    return answer
+
+
 @contextmanager
 def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Asked]]]:
     """The server's URL, and the list that all requests are noted in.
@@ -89,7 +106,7 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
             asked.append(request)
             self._send(answer(request))
 
-        do_GET = do_DELETE = do_POST
+        do_GET = do_DELETE = do_CONNECT = do_POST
 
         def _send(self, said: Answer) -> None:
             if said.delay is not None:

@@ -14,6 +14,10 @@ from tasks.sinks.google.errors import blame_of_reasons, sort_answer
 from tasks.sinks.http.answers import Answer, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
+PROOF = (
+    "Status 200 with `insertAll`'s own response in JSON, known by its `kind`. A row is stored when it is "
+    "not among the `insertErrors`, which may only name rows that were sent."
+)
 KIND = "bigquery#tableDataInsertAllResponse"
 # The neighbours of a bad row, in a request that was refused whole.
 STOPPED = "stopped"

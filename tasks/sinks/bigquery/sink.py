@@ -53,7 +53,7 @@ BODY_END = b"]}"
 
 
 class BigQuerySink:
-    """Writes RowItems. Memory: one request's body at a time, at most 9 MiB (or one row, if that is larger)."""
+    """Writes rows. Memory: one request's body at a time, at most 9 MiB (or one row, if that is larger)."""
 
     name = "bigquery"
 

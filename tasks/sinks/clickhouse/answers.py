@@ -16,6 +16,11 @@ from tasks.sinks.clickhouse.errors import trouble_of_code
 from tasks.sinks.http.answers import Answer, described, trouble_of_status, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
+PROOF = (
+    "Status 200 after the end of the insert (`wait_end_of_query`), a complete head, an empty body, no "
+    "`X-ClickHouse-Exception-Code`, and an `X-ClickHouse-Summary` whose `written_rows` is at least the "
+    "number of rows sent. An answer that counts no row at all is asked for again under another token."
+)
 EXCEPTION_CODE = "x-clickhouse-exception-code"
 SUMMARY = "x-clickhouse-summary"
 WANTED_HEADERS = frozenset((EXCEPTION_CODE, SUMMARY))

@@ -7,7 +7,6 @@ FINAL. And the materialised view counts distinct identities, so it does not coun
 
 An insert is one block: the server parses all of it before it writes, so a refused one left nothing behind. It
 answers when the write is over (`wait_end_of_query`), and no progress headers begin the answer before that.
-The driver's pool and its parsing are not needed for that; inserts are libcurl's, as uploads are.
 """
 
 from __future__ import annotations
@@ -15,26 +14,21 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from base64 import b64encode
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import clickhouse_connect
-from clickhouse_connect.driver.compression import get_compressor
 
 from tasks.errors import PermanentSinkError
-from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.clickhouse.answers import (
-    WANTED_HEADERS,
-    exception_of,
-    says_nothing_was_new,
-    trouble_of,
-)
+from tasks.sinks.clickhouse.answers import says_nothing_was_new, trouble_of
 from tasks.sinks.clickhouse.errors import row_of
+from tasks.sinks.clickhouse.probe import TABLE as PROBE_TABLE
+from tasks.sinks.clickhouse.probe import probe, trouble_of_query
+from tasks.sinks.clickhouse.server import COMPRESSION, Server
 from tasks.sinks.clickhouse.table import (
     COLUMNS,
     PARTITIONS_SETTING,
@@ -47,43 +41,20 @@ from tasks.sinks.clickhouse.table import (
     fault_of_dry_insert,
     misfits,
 )
-from tasks.sinks.http.answers import Answer, trouble_of_status, unproven
-from tasks.sinks.http.limits import BodyLimit
-from tasks.sinks.http.transfers import Connections, Proxies
-from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
+from tasks.sinks.http.answers import Answer, unproven
+from tasks.sinks.outcome import Blame, Outcome, Trouble
 from tasks.sinks.per_process import PerProcess
-from tasks.units import KiB, MiB
 from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
-COMPRESSION = "lz4"
-COMPRESS_FROM_BYTES = 4 * KiB
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
-BODY_BYTES_MAX = 256 * MiB
+# When it is the first of the remaining rows so many times in a row, the server probably refuses all of them.
+NAMED_FIRST_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
-
-INSERT_SETTINGS: dict[str, Any] = {
-    # The answer has to mean durable: here, on the shards of a Distributed table, and not before the end.
-    "async_insert": 0,
-    "insert_distributed_sync": 1,
-    "wait_end_of_query": 1,
-    "send_progress_in_http_headers": 0,
-    "date_time_input_format": "best_effort",
-    "input_format_allow_errors_num": 0,  # nothing silent: a row is written or named
-    "input_format_allow_errors_ratio": 0,
-    "input_format_skip_unknown_fields": 0,
-    "input_format_null_as_default": 1,
-    "input_format_defaults_for_omitted_fields": 1,
-    "input_format_parallel_parsing": 0,  # rows are numbered from the start of the insert only without it
-    "max_partitions_per_insert_block": 0,  # one client with a wild clock must not block everybody's batch
-    "insert_deduplicate": 1,
-    # Without it, an insert that died between table and view would be skipped for both when it comes again.
-    "deduplicate_blocks_in_dependent_materialized_views": 1,
-}
 
 
 class ClickHouseSink:
-    """Writes RowItems. Memory: one encoded copy of a table's rows, and a compressed one."""
+    """Writes rows. Memory: one encoded copy of a table's rows, and a compressed one."""
 
     name = "clickhouse"
 
@@ -125,14 +96,14 @@ class ClickHouseSink:
     def _facts(self, tables: Sequence[str], ends_at: float) -> dict[str, TableFacts]:
         """What the server says about these tables. Raises SinkError."""
         end = self._server.get().query(facts_query(tables), ends_at)
-        trouble = end if isinstance(end, Trouble) else exception_of(end)
+        trouble = trouble_of_query(end)
         if trouble is None and isinstance(end, Answer):
             facts = facts_of(end)
             if facts is not None:
                 return facts
-            trouble = unproven(end, "it is no result") if end.ok else trouble_of_status(end)
+            trouble = unproven(end, "it is no result")
         assert trouble is not None
-        raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
+        raise trouble.about(self._settings.clickhouse_url).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
         """What is wrong with the table itself. None: it takes what it should take, as far as can be tried."""
@@ -153,27 +124,33 @@ class ClickHouseSink:
         missing = [table for table in TABLES if table not in facts]
         if missing:
             raise PermanentSinkError(
-                f"{without_secrets(settings.clickhouse_url)}: database {settings.clickhouse_database} lacks "
+                f"{settings.clickhouse_url}: database {settings.clickhouse_database} lacks "
                 f"{', '.join(missing)}; run `replays-ingest migrate`",
                 configuration=True,
             )
-        not_tested = []
+        not_tested: list[str] = []
         for table in TABLES:
             trouble = self._fault(table, facts[table], ends_at)
             if trouble is not None:
-                raise trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
+                raise trouble.about(f"{settings.clickhouse_url}: table {table}").error()
             if table in COLUMNS and not can_be_tried(table, facts[table]):
                 not_tested.append(f"whether {table} takes a row: it is not partitioned by week")
         warnings = [
-            f"table {table} has the engine {facts[table].engine}: {why}"
+            f"table {table} has the engine {facts[table].engine}: repeated rows may not replace each other there"
             for table in TABLES
-            if (why := _doubt(facts[table].engine))
+            if not facts[table].engine.endswith("MergeTree")
         ]
+        server = self._server.get()
+        probed = probe(
+            lambda table, block: server.insert(table, block, {}, ends_at), lambda sql: server.query(sql, ends_at)
+        )
+        if probed.trouble is not None:
+            raise probed.trouble.about(f"{settings.clickhouse_url}: table {PROBE_TABLE}").error()
         return Report(
-            f"{without_secrets(settings.clickhouse_url)}, database {settings.clickhouse_database}: "
-            f"{len(TABLES)} tables in place, they would take rows of this release",
-            tuple(warnings),
-            tuple(not_tested),
+            f"{settings.clickhouse_url}, database {settings.clickhouse_database}: {len(TABLES)} tables in place; "
+            f"a row was {', '.join(probed.steps)}",
+            (*warnings, *probed.warnings),
+            (*not_tested, *probed.not_tested),
         )
 
     def close(self) -> None:
@@ -220,10 +197,12 @@ class _Write:
 
     def _without_named(self, table: str, positions: list[int], trouble: Trouble) -> None:
         """Takes out the rows that the server names, one after another, and writes the others."""
-        wanted, refused = list(positions), 0
+        wanted, refused, first = list(positions), 0, 0
         while wanted:
             row = row_of(trouble.message)
-            if row is None or row >= len(wanted) or refused >= NAMED_ROWS_MAX:
+            first = first + 1 if row == 0 else 0
+            too_many = refused >= NAMED_ROWS_MAX or first > NAMED_FIRST_MAX
+            if row is None or row >= len(wanted) or too_many:
                 self._outcome.note(self._of_one(trouble, wanted), wanted)
                 return
             suspect = wanted[row]
@@ -259,60 +238,6 @@ class _Write:
                 break
             # Perhaps a token that the server knows, perhaps nothing was written: another token tells.
         return trouble and trouble.about(f"table {table}")
-
-
-class Server:
-    """ClickHouse's HTTP interface, for one process."""
-
-    def __init__(self, settings: Settings) -> None:
-        url = urlsplit(settings.clickhouse_url)
-        port = url.port or (8443 if url.scheme == "https" else 8123)
-        self._url = f"{url.scheme}://{_host(url.hostname or '')}:{port}/{url.path.lstrip('/')}"
-        self._database = settings.clickhouse_database
-        user = f"{settings.clickhouse_user}:{settings.clickhouse_password.get_secret_value()}"
-        self._headers = [
-            f"Authorization: Basic {b64encode(user.encode()).decode()}",
-            "Content-Type: application/octet-stream",
-            "User-Agent: replays-ingest",
-            "Expect:",
-        ]
-        self._connections = Connections(1, proxies=Proxies.ALL, ca_file=settings.clickhouse_tls_ca_file)
-        self.limit = BodyLimit(BODY_BYTES_MAX)
-
-    def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Trouble:
-        """One INSERT of JSONEachRow lines."""
-        left_seconds = remaining_seconds(ends_at)
-        if left_seconds <= 0:
-            return Trouble(Blame.NETWORK, "no time left for the insert")
-        headers = self._headers
-        if len(block) >= COMPRESS_FROM_BYTES:
-            block = bytes(get_compressor(COMPRESSION).compress_block(block))
-            headers = [*headers, f"Content-Encoding: {COMPRESSION}"]
-        return self._send(
-            {
-                "query": f"INSERT INTO `{table}` FORMAT JSONEachRow",
-                "max_execution_time": math.ceil(left_seconds),
-                **INSERT_SETTINGS,
-                **settings,
-            },
-            headers,
-            block,
-            left_seconds,
-        )
-
-    def query(self, sql: str, ends_at: float) -> Answer | Trouble:
-        """A statement whose result fits into one answer."""
-        return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), remaining_seconds(ends_at))
-
-    def _send(
-        self, parameters: Mapping[str, Any], headers: list[str], body: bytes, left_seconds: float
-    ) -> Answer | Trouble:
-        url = f"{self._url}?{urlencode({'database': self._database, **parameters})}"
-        return self._connections.mine.send(url, headers, body, left_seconds, wanted_headers=WANTED_HEADERS)
-
-    def close(self) -> None:
-        """Closes the connections of this process."""
-        self._connections.close()
 
 
 def client(settings: Settings, *, database: str | None = None) -> Any:
@@ -362,19 +287,6 @@ def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> It
 def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
     """Of the rows as they are; compressed they are smaller, in about the same proportion."""
     return sum(len(items[position].json) + 1 for position in positions)
-
-
-def _doubt(engine: str) -> str:
-    """Why a table of this engine does not keep rows as it should; empty when it does."""
-    if engine.endswith("MergeTree"):
-        return ""
-    if engine in ("Null", "Memory", "Buffer"):
-        return "rows that it took are not durable"
-    return "repeated rows are not known to replace each other there"
-
-
-def _host(name: str) -> str:
-    return f"[{name}]" if ":" in name else name
 
 
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:

@@ -112,6 +112,7 @@ COLUMNS: dict[str, dict[str, _Column]] = {
         "length_bytes": ("UInt64", 1),
     },
 }
+FORGETFUL_ENGINES = ("Null", "Memory", "Buffer")
 # Filled by views: no row of ours goes there, but an insert fails when one of them is missing.
 VIEW_TABLES = ("replay_summaries", "replay_places")
 TIME_COLUMN = {"replays": "timestamp", "replay_segments": "received", "replay_objects": "received"}
@@ -158,6 +159,8 @@ def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
     if facts is None:
         yield f"{table} is missing; run `replays-ingest migrate`"
         return
+    if facts.engine in FORGETFUL_ENGINES:
+        yield f"{table} has the engine {facts.engine}, which does not keep what it takes"
     if table in VIEW_TABLES:
         return
     missing = [name for name in COLUMNS[table] if name not in facts.columns]

@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.options import producer_options
+from tasks.kafka.producing import unproven
 from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
 from tasks.settings import Settings
 from tasks.sinks.base import Report
@@ -33,10 +34,11 @@ from tasks.wire import DeadLetter
 POLL_SECONDS = 0.05
 # Room for the headers that a dead letter has more than its original.
 HEADERS_BYTES = 64 * KiB
+PROOF = "The broker's delivery report for each record, with `acks=all`: no error, and the offset that it got."
 
 
 class DeadLetterSink:
-    """Writes DeadLetterItems. Memory: librdkafka's queue, at most 64 MiB."""
+    """Writes dead letters. Memory: librdkafka's queue, at most 64 MiB."""
 
     name = "dead_letter"
 
@@ -189,17 +191,13 @@ def _recorder(
     """A delivery callback that knows which item it is about."""
 
     def report(error: KafkaError | None, message: Message) -> None:
-        reports[position] = unproven_delivery(message) if error is None else KafkaException(error)
+        if error is not None:
+            reports[position] = KafkaException(error)
+            return
+        lack = unproven(message)
+        reports[position] = Trouble(Blame.NETWORK, lack, unproven=True) if lack else None
 
     return report
-
-
-def unproven_delivery(message: Message) -> Trouble | None:
-    """What a delivery report without an error does not prove. None: the broker gave the record an offset."""
-    offset = message.offset()
-    if offset is not None and offset >= 0:
-        return None
-    return Trouble(Blame.NETWORK, f"acknowledged without an offset ({offset})", unproven=True)
 
 
 def _size_bytes(item: DeadLetter) -> int:

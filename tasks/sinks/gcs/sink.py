@@ -27,8 +27,8 @@ from google.api_core import exceptions as from_api
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.gcs.bucket import hindrances, missing_rules
-from tasks.sinks.gcs.objects import Wanted, is_packed, trouble_of
-from tasks.sinks.gcs.uploads import Uploader, Uploads, client, crc32c
+from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compared, is_packed, may_be_stored, trouble_of
+from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
 from tasks.sinks.google.errors import advice, sort, sort_answer
 from tasks.sinks.http.answers import Answer, described
 from tasks.sinks.http.transfers import Method
@@ -36,15 +36,14 @@ from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
 from tasks.wire import Blob
 
-# Below the shortest retention, so that a rule of the bucket deletes a probe that we may not delete.
-PROBE_PREFIX = "30/replays-ingest-check/"
 PROBE = b"replays-ingest check"
+COMPARED = f"?fields={COMPARED_FIELDS}"
 
 __all__ = ["GcsSink", "client", "crc32c", "is_packed"]
 
 
 class GcsSink:
-    """Writes BlobItems. Memory: the items, and of each that is on its way at most 1 MiB again."""
+    """Writes blobs. Memory: the items, and of each that is on its way at most 1 MiB again."""
 
     name = "gcs"
 
@@ -79,9 +78,13 @@ class GcsSink:
             raise sort(error).error() from error
 
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
-        """Stores and deletes a small object: a bucket that refuses that one as well is at fault itself."""
+        """Stores and deletes a small object: a bucket that refuses that one as well is at fault itself.
+
+        Its name is the same in all of a process's life, so that a bucket that forbids to delete keeps one of them.
+        """
         ends_at = time.monotonic() + deadline_seconds
-        probe = _Probe(*self._ready(), ends_at)
+        uploader, headers = self._ready()
+        probe = _Probe(uploader, headers, ends_at, uploader.probe_name)
         trouble = probe.store()
         if trouble is None:
             probe.delete()
@@ -94,7 +97,7 @@ class GcsSink:
         settings = self._settings
         ends_at = time.monotonic() + settings.sink_timeout_seconds
         properties, not_tested = self._properties()
-        probe = _Probe(*self._ready(), ends_at)
+        probe = _Probe(*self._ready(), ends_at, f"{PROBE_PREFIX}{uuid.uuid4().hex}")
         for step in (probe.store, probe.read_back):
             trouble = step()
             if trouble is not None:
@@ -141,11 +144,11 @@ class GcsSink:
 
 
 class _Probe:
-    """One small object that is nobody's recording. Its name is random: two checks at once must not meet."""
+    """One small object that is nobody's recording. Two processes give it two names: they must not meet."""
 
-    def __init__(self, uploader: Uploader, headers: list[str], ends_at: float) -> None:
+    def __init__(self, uploader: Uploader, headers: list[str], ends_at: float, name: str) -> None:
         self.uploader = uploader
-        self.name = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+        self.name = name
         self._headers = headers
         self._ends_at = ends_at
 
@@ -154,7 +157,13 @@ class _Probe:
         wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)
-        return end if isinstance(end, Trouble) else trouble_of(wanted, end)
+        if isinstance(end, Trouble):
+            return end
+        trouble = trouble_of(wanted, end)
+        if trouble is None or not may_be_stored(end, trouble):
+            return trouble
+        stored = self._send(self.uploader.object_url(self.name, COMPARED), Method.GET, self._headers)
+        return compared(wanted, end, trouble, stored)
 
     def read_back(self) -> Trouble | None:
         """None: the bytes are what was stored."""

@@ -9,6 +9,7 @@ import base64
 import heapq
 import random
 import time
+import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from enum import Enum
@@ -37,6 +38,8 @@ from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
 from tasks.units import MiB
 from tasks.wire import Blob
 
+# Below the shortest retention, so that a rule of the bucket deletes a probe that we may not delete.
+PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 TRIES_MAX = 4
@@ -68,10 +71,13 @@ class Uploader:
     def __init__(self, settings: Settings) -> None:
         self.client = client(settings)
         self.bucket = settings.gcs_bucket
+        self.probe_name = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
         self.connections = Connections(settings.gcs_connections)
         self._fetch_token = Request()
         self._base = self.client._connection.API_BASE_URL
-        self._bucket_path = f"storage/v1/b/{quote(self.bucket, safe='')}/o"
+        path = f"storage/v1/b/{quote(self.bucket, safe='')}/o"
+        self._objects = f"{self._base}/{path}/"
+        self._uploads = f"{self._base}/upload/{path}?uploadType=media&fields={PROOF_FIELDS}&name="
 
     def headers(self) -> list[str]:
         """For the requests of one write, with the authorisation; fetches a token when the old one is ending."""
@@ -81,13 +87,12 @@ class Uploader:
 
     def upload_url(self, name: str) -> str:
         """Where an object is created; a packed one only where none is."""
-        url = f"{self._base}/upload/{self._bucket_path}?uploadType=media&fields={PROOF_FIELDS}"
-        condition = "&ifGenerationMatch=0" if is_packed(name) else ""
-        return f"{url}&name={quote(name, safe='')}{condition}"
+        url = self._uploads + quote(name, safe="")
+        return f"{url}&ifGenerationMatch=0" if is_packed(name) else url
 
     def object_url(self, name: str, query: str = "") -> str:
         """The object itself."""
-        return f"{self._base}/{self._bucket_path}/{quote(name, safe='')}{query}"
+        return f"{self._objects}{quote(name, safe='')}{query}"
 
     def close(self) -> None:
         """Closes the connections of this process."""

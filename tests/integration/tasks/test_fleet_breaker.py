@@ -109,3 +109,16 @@ def test_a_dead_sink_costs_probes_and_the_others_go_on(fleet: Fleet) -> None:
         batch.id for batch in batches
     }
     assert len(fleet.calls("clickhouse")) == 20
+
+
+def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
+    """What a batch shows that was not tried because of it: the sink's own words, not the breaker's."""
+    breaker = Breaker(connect(fleet.settings), fleet.settings)
+    for number in range(3):
+        breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")
+
+    assert breaker.ask("gcs").error == "gcs: HTTP 503 number 2"
+    assert breaker.ask("clickhouse").error == ""
+    fleet.wait(lambda: state(fleet, "gcs") == "half_open", "the cool-down")
+    breaker.tell("gcs", breaker.ask("gcs"), worked=True)
+    assert breaker.ask("gcs").error == ""

@@ -12,6 +12,7 @@ from ingest.local.servers.processes import wait_until
 from ingest.local.servers.statsd import Statsd
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
+from tasks.sinks import Level, check
 from tasks.sinks.datadog import DatadogSink
 from tasks.wire import Metric, MetricKind
 
@@ -115,3 +116,20 @@ def test_a_host_that_does_not_exist_is_found_by_check(settings: Callable[..., Se
         sink.check()
 
     assert refused.value.configuration
+
+
+def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], statsd: Statsd) -> None:
+    """A host reports a closed port; more than that cannot be known over UDP, and the report says so."""
+    host, _, port = statsd.address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        closed = free.getsockname()[1]
+
+    listens = check("datadog", settings(datadog_host=host, datadog_port=int(port)))
+    silent = check("datadog", settings(datadog_host="127.0.0.1", datadog_port=closed))
+
+    assert (listens.level, listens.warnings) == (Level.OK, ())
+    assert silent.level is Level.WARNING
+    assert f"nothing listens on 127.0.0.1:{closed}" in silent.warnings[0]
+    assert listens.not_tested == silent.not_tested == ("delivery: DogStatsD confirms no packet",)
+    assert statsd.metrics() == []

@@ -22,6 +22,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.topics import Topics
 from tasks.migrate.kafka import migrate_topics
 from tasks.settings import Settings
+from tasks.sinks import Level, check
 from tasks.sinks.dead_letter.sink import DeadLetterSink
 from tasks.units import MiB
 from tasks.wire import DeadLetter
@@ -210,3 +211,32 @@ def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings],
     assert found.dlq_topic in sink.check().text
     sink.write([letter(1, os.urandom(16 * MiB))], "token", 20)
     sink.close()
+
+
+@pytest.mark.kafka
+def test_check_warns_about_a_topic_that_loses_letters(
+    settings: Callable[..., Settings], apache_kafka: JavaKafka
+) -> None:
+    """A compacted topic refuses letters without a key, and more replicas are asked for than there are."""
+    found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
+    admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
+    config = {"cleanup.policy": "compact", "max.message.bytes": "17825792", "min.insync.replicas": "2"}
+    admin.create_topics([NewTopic(found.dlq_topic, num_partitions=1, config=config)])[found.dlq_topic].result(20)
+    wait_until(lambda: Topics(found).config(found.dlq_topic, 20), 20, "the topic's settings")
+
+    checked = check("dead_letter", found)
+
+    said = "\n".join(checked.warnings)
+    assert checked.level is Level.WARNING
+    assert "cleanup.policy is compact" in said
+    assert "1 replicas are in sync, and min.insync.replicas is 2" in said
+    assert "storing a record: Kafka cannot delete a single one" in checked.not_tested
+
+
+def test_check_says_what_a_broker_does_not_show(made: Settings) -> None:
+    """The embedded broker shows no settings: that is no error, and no silence either."""
+    checked = check("dead_letter", made)
+
+    assert checked.level is Level.OK
+    assert made.dlq_topic in checked.text
+    assert any("storing a record" in line for line in checked.not_tested)

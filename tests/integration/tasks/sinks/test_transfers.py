@@ -12,7 +12,7 @@ import pytest
 
 from ingest.local.servers.tls import TlsProxy, make_certificates
 from tasks.sinks.http.answers import Answer
-from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Transfers
+from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxies, Transfers
 from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Said
@@ -162,3 +162,32 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
     assert isinstance(found["secure"], Trouble)
     assert "proxy" in found["secure"].message.lower() or "CONNECT" in found["secure"].message
     assert len(asked) == 1
+
+
+def test_plain_http_goes_through_the_proxy_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClickHouse on plain http may be reached by the environment's proxy, as its official client does it."""
+    with answering(lambda asked: Said(body=asked.path.encode())) as (proxy, asked):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        transfers = Transfers(1, proxies=Proxies.ALL)
+        end = transfers.send("http://clickhouse.invalid:8123/?a=b", HEADERS, b"body", 20)
+        transfers.close()
+
+    assert end == Answer(200, b"http://clickhouse.invalid:8123/?a=b")
+    assert len(asked) == 1
+
+
+def test_a_proxy_that_wants_a_login_is_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """407 to CONNECT is no answer of the sink, and trying again does not help."""
+    with answering(lambda asked: Said(407)) as (proxy, _):
+        monkeypatch.setenv("https_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        transfers = Transfers(1)
+        end = transfers.send("https://storage.invalid/", HEADERS, b"body", 20)
+        transfers.close()
+
+    assert isinstance(end, Trouble)
+    assert end.blame is Blame.CREDENTIALS
+    assert "407" in end.message

@@ -1,0 +1,103 @@
+"""A row of nobody's replay: written, read back and deleted by `check`, in a partition that only such rows have.
+
+It has the shortest retention that the schema allows, one day, so one that may not be deleted expires by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tasks.sinks.clickhouse.answers import exception_of, trouble_of
+from tasks.sinks.clickhouse.table import COLUMNS, NOBODY
+from tasks.sinks.http.answers import Answer, trouble_of_status, unproven
+from tasks.sinks.outcome import Blame, Trouble
+
+TABLE = "replay_segments"
+# No project has the number 0, and no recording a retention of a day.
+PROJECT_ID = 0
+RETENTION_DAYS = 1
+
+Insert = Callable[[str, bytes], Answer | Trouble]
+"""(table, JSONEachRow lines)"""
+Query = Callable[[str], Answer | Trouble]
+
+
+@dataclass(slots=True)
+class Probed:
+    """What became of the probe. `trouble`: it could not be written."""
+
+    trouble: Trouble | None = None
+    steps: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    not_tested: list[str] = field(default_factory=list)
+
+
+def probe(insert: Insert, query: Query) -> Probed:
+    """Writes one row and undoes it, as far as the account may."""
+    found, number = Probed(), random.getrandbits(53)
+    end = insert(TABLE, _row(number))
+    found.trouble = end if isinstance(end, Trouble) else trouble_of(end, rows=1)
+    if found.trouble is not None:
+        return found
+    found.steps.append("written")
+    where = f"project_id = {PROJECT_ID} AND replay_id = '{NOBODY}' AND segment_id = {number}"
+    partition = _read_back(found, query(f"SELECT DISTINCT _partition_id FROM {TABLE} WHERE {where} FORMAT JSON"))
+    if partition is not None:
+        deletion = f"ALTER TABLE {TABLE} DELETE IN PARTITION ID '{partition}' WHERE {where}"
+        _delete(found, query(f"{deletion} SETTINGS mutations_sync = 1"))
+    return found
+
+
+def _row(number: int) -> bytes:
+    """One row, which `number` tells from the probes of other checks."""
+    row = {name: value for name, (_, value) in COLUMNS[TABLE].items()}
+    ours = {"project_id": PROJECT_ID, "segment_id": number, "retention_days": RETENTION_DAYS}
+    return json.dumps(row | ours | {"received": int(time.time())}).encode()
+
+
+def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
+    """The partition that the row is in; None when it cannot be read."""
+    trouble = trouble_of_query(end)
+    if trouble is not None and trouble.blame is Blame.CREDENTIALS:
+        found.not_tested.append(f"reading a row back and deleting it: grant SELECT on {TABLE} ({trouble.message})")
+        return None
+    if trouble is not None:
+        found.warnings.append(f"a row that was written could not be read back: {trouble.message}")
+        return None
+    assert isinstance(end, Answer)
+    rows = (end.json_object() or {}).get("data")
+    if not rows:
+        found.warnings.append("a row that was written is not found: does a balancer lead to replicas that lag?")
+        return None
+    found.steps.append("read back")
+    return str(rows[0]["_partition_id"])
+
+
+def _delete(found: Probed, end: Answer | Trouble) -> None:
+    trouble = trouble_of_query(end)
+    if trouble is None:
+        found.steps.append("deleted")
+        return
+    left = f"a row of project {PROJECT_ID} is left in {TABLE}, where it expires within a day"
+    if trouble.blame is Blame.CREDENTIALS:
+        found.not_tested.append(f"deleting a row: grant ALTER DELETE on {TABLE}; {left}")
+    else:
+        found.warnings.append(f"{left}: {trouble.message}")
+
+
+def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
+    """What is wrong with the answer to a statement. None: it is ClickHouse's."""
+    if isinstance(end, Trouble):
+        return end
+    trouble = exception_of(end)
+    if trouble is not None:
+        return trouble
+    if not end.ok:
+        return trouble_of_status(end)
+    if end.status != 200 or (end.body and end.json_object() is None):
+        return unproven(end, "it is no result")
+    return None

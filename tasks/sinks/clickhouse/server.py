@@ -1,0 +1,103 @@
+"""ClickHouse's HTTP interface as inserts and checks use it, through libcurl.
+
+The driver is not needed for that: a statement goes out as it is, and the whole answer is judged (`answers.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from clickhouse_connect.driver.compression import get_compressor
+
+from tasks.settings import Settings
+from tasks.sinks.clickhouse.answers import WANTED_HEADERS
+from tasks.sinks.http.answers import Answer
+from tasks.sinks.http.limits import BodyLimit
+from tasks.sinks.http.transfers import Connections, Proxies
+from tasks.sinks.outcome import Blame, Trouble, remaining_seconds
+from tasks.units import KiB, MiB
+
+COMPRESSION = "lz4"
+COMPRESS_FROM_BYTES = 4 * KiB
+BODY_BYTES_MAX = 256 * MiB
+
+INSERT_SETTINGS: dict[str, Any] = {
+    # The answer has to mean durable: here, on the shards of a Distributed table, and not before the end.
+    "async_insert": 0,
+    "insert_distributed_sync": 1,
+    "wait_end_of_query": 1,
+    "send_progress_in_http_headers": 0,
+    "date_time_input_format": "best_effort",
+    "input_format_allow_errors_num": 0,  # nothing silent: a row is written or named
+    "input_format_allow_errors_ratio": 0,
+    "input_format_skip_unknown_fields": 0,
+    "input_format_null_as_default": 1,
+    "input_format_defaults_for_omitted_fields": 1,
+    "input_format_parallel_parsing": 0,  # rows are numbered from the start of the insert only without it
+    "max_partitions_per_insert_block": 0,  # one client with a wild clock must not block everybody's batch
+    "insert_deduplicate": 1,
+    # Without it, an insert that died between table and view would be skipped for both when it comes again.
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+}
+
+
+class Server:
+    """ClickHouse's HTTP interface, for one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = urlsplit(settings.clickhouse_url)
+        port = url.port or (8443 if url.scheme == "https" else 8123)
+        self._url = f"{url.scheme}://{_host(url.hostname or '')}:{port}/{url.path.lstrip('/')}"
+        self._database = settings.clickhouse_database
+        user = f"{settings.clickhouse_user}:{settings.clickhouse_password.get_secret_value()}"
+        self._headers = [
+            f"Authorization: Basic {b64encode(user.encode()).decode()}",
+            "Content-Type: application/octet-stream",
+            "User-Agent: replays-ingest",
+            "Expect:",
+        ]
+        self._connections = Connections(1, proxies=Proxies.ALL, ca_file=settings.clickhouse_tls_ca_file)
+        self.limit = BodyLimit(BODY_BYTES_MAX)
+
+    def insert(self, table: str, block: bytes, settings: Mapping[str, Any], ends_at: float) -> Answer | Trouble:
+        """One INSERT of JSONEachRow lines."""
+        left_seconds = remaining_seconds(ends_at)
+        if left_seconds <= 0:
+            return Trouble(Blame.NETWORK, "no time left for the insert")
+        headers = self._headers
+        if len(block) >= COMPRESS_FROM_BYTES:
+            block = bytes(get_compressor(COMPRESSION).compress_block(block))
+            headers = [*headers, f"Content-Encoding: {COMPRESSION}"]
+        return self._send(
+            {
+                "query": f"INSERT INTO `{table}` FORMAT JSONEachRow",
+                "max_execution_time": math.ceil(left_seconds),
+                **INSERT_SETTINGS,
+                **settings,
+            },
+            headers,
+            block,
+            left_seconds,
+        )
+
+    def query(self, sql: str, ends_at: float) -> Answer | Trouble:
+        """A statement whose result fits into one answer."""
+        return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), remaining_seconds(ends_at))
+
+    def _send(
+        self, parameters: Mapping[str, Any], headers: list[str], body: bytes, left_seconds: float
+    ) -> Answer | Trouble:
+        url = f"{self._url}?{urlencode({'database': self._database, **parameters})}"
+        return self._connections.mine.send(url, headers, body, left_seconds, wanted_headers=WANTED_HEADERS)
+
+    def close(self) -> None:
+        """Closes the connections of this process."""
+        self._connections.close()
+
+
+def _host(name: str) -> str:
+    return f"[{name}]" if ":" in name else name

@@ -1,0 +1,269 @@
+"""A bucket that forbids overwriting: equal is done, different is a dead letter, and rights are rights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks import Level, check
+from tasks.sinks.gcs.sink import GcsSink
+from tasks.wire import Blob
+from tests.kit.delivering import deliver_to
+from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.sink_answers import JSON, object_resource, stored
+
+RETENTION = (
+    "retentionPolicyNotMet",
+    "Object 'b/o' is subject to bucket's retention policy or object retention and cannot be overwritten",
+)
+HOLD = ("forbidden", "Object 'b/o' is under active Temporary hold and cannot be deleted, overwritten or archived")
+NO_DELETE = ("forbidden", "worker does not have storage.objects.delete access to the Google Cloud Storage object.")
+PACKED = "30/packed/t-0-0-3/0-abc"
+
+
+def error(status: int, reason: str, message: str) -> Answer:
+    body = {"error": {"code": status, "message": message, "errors": [{"reason": reason, "message": message}]}}
+    return Answer(status, json.dumps(body).encode(), JSON)
+
+
+@dataclass
+class Bucket:
+    """Stores an object once; another upload of its name ends with `refusal`. Its resource gets `properties`."""
+
+    refusal: Answer
+    properties: dict[str, Any] = field(default_factory=dict)
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    readable: bool = True
+
+    def __call__(self, asked: Asked) -> Answer:
+        if asked.method == "GET":
+            return self._look(asked.path)
+        if asked.method == "DELETE":
+            return Answer(204)
+        resource = object_resource(asked)
+        if resource["name"] in self.objects:
+            return self.refusal
+        self.objects[resource["name"]] = resource
+        return stored(asked)
+
+    def _look(self, path: str) -> Answer:
+        if not self.readable:
+            return error(403, "forbidden", "worker does not have storage.objects.get access")
+        name = path.split("/o/")[1].split("?")[0].replace("%2F", "/")
+        found = self.objects.get(name)
+        return (
+            Answer(200, json.dumps(found | self.properties).encode(), JSON)
+            if found
+            else error(404, "notFound", "no")
+        )
+
+
+def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
+    return [Blob(name.format(place), content, place) for place, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+    "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
+)
+def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settings]) -> None:
+    """Whatever forbids to write it again: what should be there is there, by size and checksum."""
+    bucket = Bucket(refusal)
+    with answering(bucket) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write(blobs(b"one", b"two"), "token", 5)
+        sink.write(blobs(b"one", b"two", b"three"), "again", 5)
+        sink.close()
+
+    assert len(bucket.objects) == 3
+    assert [request.method for request in asked].count("GET") == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "properties"),
+    [
+        (error(403, *RETENTION), {}),
+        (error(403, *HOLD), {}),
+        (error(403, "forbidden", "Access denied."), {"retentionExpirationTime": "2027-01-01T00:00:00Z"}),
+        (error(403, "forbidden", "Access denied."), {"temporaryHold": True}),
+        (error(403, "forbidden", "Access denied."), {"eventBasedHold": True}),
+        (error(403, "forbidden", "Access denied."), {"retention": {"mode": "Locked"}}),
+    ],
+)
+def test_another_recording_under_a_protected_name_is_a_dead_letter(
+    refusal: Answer, properties: dict[str, Any], settings: Callable[..., Settings]
+) -> None:
+    """A segment that the SDK sent twice with other content: the rest is stored, the batch goes on."""
+    bucket = Bucket(refusal, properties)
+    with answering(bucket) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write(blobs(b"one", b"two"), "token", 5)
+        progress = deliver_to(sink, blobs(b"one", b"other", b"three"))
+        progress_again = deliver_to(sink, blobs(b"one", b"yet another", b"three"))
+        sink.close()
+
+    ((position, reason),) = progress.refused
+    assert position == 1
+    assert "protected" in reason
+    assert "30/1/abc/1" in reason
+    assert [position for position, _ in progress_again.refused] == [1]
+    assert sum("check" in name for name in bucket.objects) == 1
+
+
+def test_a_missing_right_to_overwrite_is_held(settings: Callable[..., Settings]) -> None:
+    """Nothing protects the object, so a person grants the right, and the later recording is stored."""
+    with answering(Bucket(error(403, *NO_DELETE))) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write(blobs(b"one"), "token", 5)
+        with pytest.raises(PermanentSinkError, match=r"storage\.objects\.delete") as refused:
+            sink.write(blobs(b"other"), "again", 5)
+        sink.close()
+
+    assert refused.value.configuration
+
+
+def test_what_may_not_be_compared_is_held(settings: Callable[..., Settings]) -> None:
+    """And the right that is needed is named."""
+    with answering(Bucket(error(403, *RETENTION), readable=False)) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write(blobs(b"one"), "token", 5)
+        with pytest.raises(PermanentSinkError, match=r"grant storage\.objects\.get") as refused:
+            sink.write(blobs(b"one"), "again", 5)
+        sink.close()
+
+    assert refused.value.configuration
+
+
+def test_a_refusal_with_nothing_stored_is_about_rights(settings: Callable[..., Settings]) -> None:
+    """403 to a new name."""
+
+    def refuse(asked: Asked) -> Answer:
+        return error(404, "notFound", "No such object") if asked.method == "GET" else error(403, *NO_DELETE)
+
+    with answering(refuse) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(PermanentSinkError) as refused:
+            sink.write(blobs(b"one"), "token", 5)
+        sink.close()
+
+    assert refused.value.configuration
+
+
+@pytest.mark.parametrize("name", ["30/1/abc/{}", PACKED])
+def test_a_precondition_that_no_object_explains_is_tried_again(
+    name: str, settings: Callable[..., Settings]
+) -> None:
+    """412 to everything, and nothing is there: nobody's proof."""
+
+    def refuse(asked: Asked) -> Answer:
+        return error(404, "notFound", "No such object") if asked.method == "GET" else Answer(412)
+
+    with answering(refuse) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(TransientSinkError, match="nothing is stored"):
+            sink.write(blobs(b"one", name=name), "token", 5)
+        sink.close()
+
+
+def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., Settings]) -> None:
+    """`erase` overwrote a range: same size, another checksum, a custom time. Delivered again, it is done."""
+    bucket = Bucket(Answer(412))
+    with answering(bucket) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        sink.write(blobs(b"recording", name=PACKED), "token", 5)
+        bucket.objects[PACKED] |= {"crc32c": "AAAAAA=="}
+        with pytest.raises(PermanentSinkError, match="another object") as refused:
+            sink.write(blobs(b"recording", name=PACKED), "again", 5)
+        bucket.objects[PACKED] |= {"customTime": "2026-11-01T00:00:00Z"}
+        sink.write(blobs(b"recording", name=PACKED), "again", 5)
+        sink.close()
+
+    assert refused.value.configuration
+
+
+def test_an_object_that_is_too_large_alone_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
+    """A proxy's body limit: the others are stored. A packed one is held, with what to do about it."""
+    with answering(stored, body_bytes_max=5000) as (url, _):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(PermanentSinkError, match=r"9000 bytes is too large.*413") as refused:
+            sink.write(blobs(b"one", b"x" * 9000, b"three"), "token", 5)
+        with pytest.raises(PermanentSinkError, match="REPLAYS_BATCH_BYTES_MAX") as held:
+            sink.write(blobs(b"x" * 9000, name=PACKED), "token", 5)
+        sink.close()
+
+    assert refused.value.failed is not None
+    assert [position for position, _ in refused.value.failed] == [1]
+    assert held.value.configuration
+
+
+def test_a_bucket_that_refuses_everything_is_at_fault_itself(settings: Callable[..., Settings]) -> None:
+    """400 to each of three objects, and to a probe: nobody's recording becomes a dead letter."""
+    refusal = error(400, "invalid", "The bucket's default encryption key is disabled.")
+    with answering(lambda asked: refusal) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        with pytest.raises(PermanentSinkError, match="refuses a probe too") as held:
+            deliver_to(sink, blobs(b"one", b"two", b"three"))
+        sink.close()
+
+    assert held.value.configuration
+    assert len(asked) == 4
+
+
+def test_one_object_that_is_refused_alone_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
+    """The bucket takes a probe, so it was this object; the probe is deleted."""
+
+    def refuse(asked: Asked) -> Answer:
+        if asked.method == "DELETE":
+            return Answer(204)
+        return error(400, "invalid", "No.") if "abc%2F0" in asked.path else stored(asked)
+
+    with answering(refuse) as (url, asked):
+        sink = GcsSink(settings(gcs_endpoint=url))
+        progress = deliver_to(sink, blobs(b"one"))
+        sink.close()
+
+    assert [position for position, _ in progress.refused] == [0]
+    assert [request.method for request in asked].count("DELETE") == 2
+
+
+def test_check_warns_about_what_protects_objects(settings: Callable[..., Settings]) -> None:
+    """A retention policy, holds, versions: writes work, and somebody should know before a segment comes twice."""
+    about = {
+        "kind": "storage#bucket",
+        "retentionPolicy": {"retentionPeriod": "2592000"},
+        "defaultEventBasedHold": True,
+        "versioning": {"enabled": True},
+        "softDeletePolicy": {"retentionDurationSeconds": "604800"},
+        "lifecycle": {
+            "rule": [{"action": {"type": "Delete"}, "condition": {"age": 30, "matchesPrefix": ["30/"]}}]
+        },
+    }
+    bucket, contents = Bucket(error(403, *RETENTION)), dict[str, bytes]()
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "GET" and "/o/" not in asked.path:
+            return Answer(200, json.dumps(about | {"name": "b"}).encode(), JSON)
+        if asked.method == "POST":
+            contents["probe"] = asked.body
+        if "alt=media" in asked.path:
+            return Answer(200, contents["probe"])
+        if asked.method == "DELETE":
+            return error(403, *RETENTION)
+        return bucket(asked)
+
+    with answering(answer) as (url, _):
+        checked = check("gcs", settings(gcs_endpoint=url))
+
+    said = "\n".join(checked.warnings)
+    assert checked.level is Level.WARNING
+    assert "retention policy of 30 days" in said
+    assert "event-based hold" in said
+    assert "versioning" in said
+    assert "soft delete keeps erased bytes for 7 days" in said
+    assert "nothing deletes 60/, 90/" in said
+    assert "could not be deleted" in said

@@ -1,0 +1,196 @@
+"""A failed write is blamed on whoever is at fault: a status, a table, a size, or one row among healthy ones."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from ingest.local.servers.tls import TlsProxy, make_certificates
+from tasks.errors import PermanentSinkError, SinkError, TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks import build
+from tasks.sinks.http.answers import BLAME_OF_STATUS
+from tasks.sinks.outcome import Action
+from tasks.wire import Blob, Row
+from tests.kit.scripted_server import Answer, answering, half
+from tests.kit.sink_answers import HTML, PORTAL, PROOFS
+
+ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
+PAGE = b"<html><head><title>%d from a proxy</title></head><body>\x1b[2J</body></html>"
+
+
+def items_of(sink: str, count: int = 3) -> list[Any]:
+    if sink == "gcs":
+        return [Blob(f"30/1/abc/{n}", b"recording %d" % n, n) for n in range(count)]
+    table = {"clickhouse": "replays", "bigquery": "replay_events"}[sink]
+    return [Row(table, f"row-{n}", b'{"n":%d}' % n, n) for n in range(count)]
+
+
+def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -> None:
+    made = build(sink, settings)
+    try:
+        made.write(items_of(sink, count), "token", seconds)
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+@pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
+def test_a_status_of_a_proxy_says_who_acts(sink: str, status: int, settings: Callable[..., Settings]) -> None:
+    """Nothing of it is ever an item's fault, but its size; the page's title is what a person reads."""
+    said = Answer(status, PAGE % status, HTML)
+    with answering(lambda asked: said) as (url, asked), pytest.raises(SinkError) as failed:
+        written(sink, settings(**{ADDRESS[sink]: url}), count=1)
+
+    error = failed.value
+    blame = BLAME_OF_STATUS.get(status)
+    action = blame.action if blame is not None else Action.RETRY
+    if action is Action.RETRY:
+        assert isinstance(error, TransientSinkError)
+        assert error.failed == (0,)
+    elif action is Action.SPLIT:
+        assert isinstance(error, PermanentSinkError)
+        assert error.failed is not None
+        assert "too large" in str(error)
+    else:
+        assert isinstance(error, PermanentSinkError)
+        assert error.configuration
+    assert str(error).isprintable()
+    if status != 304:
+        assert f"{status} from a proxy" in str(error)
+    assert asked
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[..., Settings]) -> None:
+    """A followed POST becomes a GET, and whoever answers there is not the sink, even with a proof."""
+    with (
+        answering(PROOFS[sink]) as (elsewhere, asked_elsewhere),
+        answering(lambda asked: Answer(status, b"", {"Location": elsewhere + asked.path})) as (url, _),
+        pytest.raises(PermanentSinkError) as refused,
+    ):
+        written(sink, settings(**{ADDRESS[sink]: url}))
+
+    assert refused.value.configuration
+    assert asked_elsewhere == []
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+@pytest.mark.parametrize(
+    ("status", "value", "seconds"),
+    [
+        (429, "7", 7.0),
+        (503, "7", 7.0),
+        (503, "Thu, 01 Jan 1970 00:00:00 GMT", None),
+        (503, "Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+        (429, "99999999999", 3600.0),
+        (429, "soon", None),
+    ],
+)
+def test_what_the_server_asks_for_is_kept_and_bounded(
+    sink: str, status: int, value: str, seconds: float | None, settings: Callable[..., Settings]
+) -> None:
+    """Retry-After is a number of seconds or a date. Nobody puts a batch off for days."""
+    said = Answer(status, b"later", {"Retry-After": value})
+    with answering(lambda asked: said) as (url, _), pytest.raises(TransientSinkError) as failed:
+        written(sink, settings(**{ADDRESS[sink]: url}), seconds=3)
+
+    assert failed.value.retry_after_seconds == seconds
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_a_name_that_does_not_resolve_is_the_networks_fault(sink: str, settings: Callable[..., Settings]) -> None:
+    with pytest.raises(TransientSinkError) as failed:
+        written(sink, settings(**{ADDRESS[sink]: "http://no-such-host.invalid:8123"}))
+
+    assert failed.value.failed == (0, 1, 2)
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_a_reset_in_the_middle_of_the_answer_is_the_networks_fault(
+    sink: str, settings: Callable[..., Settings]
+) -> None:
+    with answering(lambda asked: half(PORTAL)) as (url, _), pytest.raises(TransientSinkError) as failed:
+        written(sink, settings(**{ADDRESS[sink]: url}))
+
+    assert failed.value.failed == (0, 1, 2)
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
+    sink: str, settings: Callable[..., Settings]
+) -> None:
+    """The server closes without reading: no answer, nothing proven."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def refuse() -> None:
+        while not ended.is_set():
+            listener.settimeout(0.1)
+            try:
+                accepted, _ = listener.accept()
+            except TimeoutError:
+                continue
+            accepted.close()
+
+    thread = threading.Thread(target=refuse, daemon=True)
+    thread.start()
+    with closing(listener):
+        with pytest.raises(TransientSinkError) as failed:
+            written(sink, settings(**{ADDRESS[sink]: f"http://127.0.0.1:{listener.getsockname()[1]}"}))
+        ended.set()
+        thread.join(5)
+
+    assert failed.value.failed == (0, 1, 2)
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_a_certificate_of_a_stranger_is_for_a_person(
+    sink: str, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Trying again never helps, and nothing is sent to whoever that is."""
+    with answering(PROOFS[sink]) as (url, asked):
+        port = urlsplit(url).port
+        assert port is not None
+        with TlsProxy(port, make_certificates(tmp_path)) as proxy, pytest.raises(PermanentSinkError) as refused:
+            written(sink, settings(**{ADDRESS[sink]: f"https://127.0.0.1:{proxy.port}"}))
+
+    assert refused.value.configuration
+    assert asked == []
+
+
+@pytest.mark.parametrize("sink", PROOFS)
+def test_a_server_that_drips_its_answer_costs_the_deadline(sink: str, settings: Callable[..., Settings]) -> None:
+    """One byte now and then is a sign of life to a read time-out; the call as a whole has an end."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def drip() -> None:
+        listener.settimeout(10)
+        try:
+            accepted, _ = listener.accept()
+            with closing(accepted):
+                accepted.sendall(b"HTTP/1.1 200 OK\r\n")
+                while not ended.wait(0.05):
+                    accepted.sendall(b"X-ClickHouse-Progress: {}\r\n")
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    with closing(listener):
+        with pytest.raises(TransientSinkError):
+            written(sink, settings(**{ADDRESS[sink]: f"http://127.0.0.1:{listener.getsockname()[1]}"}), 1, 1.0)
+        still_dripping = thread.is_alive()
+        ended.set()
+        thread.join(5)
+
+    assert still_dripping or not thread.is_alive()

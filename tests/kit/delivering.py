@@ -1,0 +1,27 @@
+"""Items into one sink as a run of a flush task brings them there, without Celery and Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tasks.delivery import deliver
+from tasks.sinks.base import Sink
+from tasks.staging import Progress
+from tasks.wire import Item
+
+SECONDS_MAX = 20.0
+
+
+def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None = None) -> Progress:
+    """What became of the items: none are left, some are refused. Raises what the delivery raises."""
+    progress = progress or Progress(left=list(range(len(items))))
+    deliver(
+        lambda positions: sink.write([items[place] for place in positions], f"t{positions}", SECONDS_MAX),
+        lambda positions: sink.examine([items[place] for place in positions], SECONDS_MAX),
+        progress,
+        len(items),
+        lambda: True,
+    )
+    assert not progress.left
+    return progress

@@ -1,0 +1,219 @@
+"""What an answer, a table or a bucket is worth, without a server: descriptions, types, columns, rules."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from tasks.kafka.producing import unproven
+from tasks.sinks.bigquery import table as bigquery
+from tasks.sinks.clickhouse import table as clickhouse
+from tasks.sinks.clickhouse.answers import exception_of
+from tasks.sinks.gcs.bucket import expires, hindrances, missing_rules
+from tasks.sinks.http.answers import Answer, described
+from tasks.sinks.http.limits import BODY_BYTES_MIN, BodyLimit
+from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "shown"),
+    [
+        (b"", "text/html", "an empty body"),
+        (
+            b"<html><head><title>\n Sign\tin </title><p>x",
+            "text/html; charset=utf-8",
+            "a web page (41 bytes): Sign in",
+        ),
+        (
+            b"<html><style>p{}</style><p>No way <b>through</b>",
+            "text/html",
+            "a web page (48 bytes): No way through",
+        ),
+        (b"<?xml version='1.0'?><Error><Code>NoSuchBucket</Code></Error>", "", "markup (61 bytes): NoSuchBucket"),
+        (b'{"a": "\x1b[31m"}', "application/json", 'JSON (14 bytes): {"a": " [31m"}'),
+        (b"upstream\r\nconnect error", "text/plain", "the text (23 bytes): upstream connect error"),
+        (b"\x00\x01\x02", "", "the text of 3 bytes"),
+        (b"\xff\xfe" * 3, "", "the text (6 bytes): ������"),
+    ],
+)
+def test_an_answer_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
+    """Short and printable: it goes into logs, Flower and terminals."""
+    assert described(Answer(200, body, content_type=content_type)) == shown
+
+
+def test_a_long_answer_is_described_in_one_short_line() -> None:
+    """Whatever came, and says so when not all of it was read."""
+    text = described(Answer(200, b"x" * 50_000, whole=False))
+
+    assert text.startswith("the text (more than 50000 bytes): xxx")
+    assert len(text) < 250
+    assert text.isprintable()
+
+
+def test_every_culprit_has_a_meaning_and_an_action() -> None:
+    assert set(ACTION_OF) == set(MEANING_OF) == set(Blame)
+    assert {blame.action for blame in Blame} == set(Action)
+    assert {blame for blame in Blame if blame.accuses_items} == {Blame.ROW, Blame.BATCH, Blame.SIZE}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "blame"),
+    [
+        (b"Code: 241. DB::Exception: Memory limit", "", Blame.SERVER),
+        (b"Code: 60, e.displayText() = DB::Exception: Table x does not exist", "", Blame.TABLE),
+        (b"something before\nCode: 27. DB::ParsingException: Cannot parse input", "", None),
+        (b"something before\nCode: 27. DB::Exception: Cannot parse input: (at row 1)", "", Blame.BATCH),
+        (b"", "497", Blame.CREDENTIALS),
+        (b"", "99999", Blame.SERVER),
+        (b"", "not a number", None),
+        (b"Code: nothing", "", None),
+        (b"Ok.\n", "", None),
+    ],
+)
+def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: str, blame: Blame | None) -> None:
+    """Whatever the status: ClickHouse may have sent 200 before it failed."""
+    headers = {"x-clickhouse-exception-code": code} if code else {}
+
+    found = exception_of(Answer(200, body, headers=headers))
+
+    assert (found and found.blame) == blame
+    assert found is None or found.unproven
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "fits"),
+    [
+        ("UInt64", "UInt16", True),
+        ("UInt8", "UInt16", False),
+        ("Int64", "UInt32", True),
+        ("Int32", "UInt32", False),
+        ("UInt32", "Int32", False),
+        ("Float64", "UInt16", False),
+        ("Float32", "Float64", False),
+        ("String", "LowCardinality(String)", True),
+        ("LowCardinality(Nullable(String))", "String", True),
+        ("FixedString(8)", "String", False),
+        ("Enum8('a' = 1)", "LowCardinality(String)", False),
+        ("Nullable(UInt16)", "Nullable(UInt16)", True),
+        ("Nullable(UInt64)", "Nullable(UInt16)", True),
+        ("UInt16", "Nullable(UInt16)", False),
+        ("Array(UUID)", "Array(UUID)", True),
+        ("Array(LowCardinality(String))", "Array(String)", True),
+        ("Array(UInt8)", "Array(String)", False),
+        ("DateTime64(3)", "DateTime", True),
+        ("DateTime64(3, 'UTC')", "DateTime", True),
+        ("DateTime('UTC')", "DateTime", True),
+        ("Date", "DateTime", False),
+        ("String", "UUID", False),
+    ],
+)
+def test_a_column_fits_when_it_keeps_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
+    """Wider is fine, narrower is not: ClickHouse cuts a number that does not fit without an error."""
+    assert clickhouse.takes(kind, wanted) is fits
+
+
+def test_good_rows_lie_in_two_partitions_and_have_every_column() -> None:
+    """So that an insert that may make one partition refuses them, after everything else was checked."""
+    for name in clickhouse.TIME_COLUMN:
+        first, second = map(json.loads, clickhouse.dry_rows(name, now=1_800_000_000).splitlines())
+        assert first.keys() == second.keys() == clickhouse.COLUMNS[name].keys()
+        column = clickhouse.TIME_COLUMN[name]
+        assert first[column] - second[column] == 14 * 86_400
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "tried"),
+    [
+        ("ReplacingMergeTree", "(retention_days, toMonday(timestamp))", True),
+        ("SharedReplacingMergeTree", "(retention_days,toMonday(timestamp))", True),
+        ("ReplacingMergeTree", "retention_days", False),
+        ("ReplacingMergeTree", "", False),
+        ("Distributed", "(retention_days, toMonday(timestamp))", False),
+    ],
+)
+def test_only_a_table_that_is_sure_to_refuse_good_rows_is_asked(engine: str, key: str, tried: bool) -> None:
+    """Otherwise they would be stored."""
+    facts = clickhouse.TableFacts(engine, key, {})
+
+    assert clickhouse.can_be_tried("replays", facts) is tried
+
+
+def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
+    """The table as `migrate` makes it; a column is replaced, added, or left out with None."""
+    fields = {name: dict(field) for name, field in bigquery.columns_of("replay_events").items()}
+    for name, field in changed.items():
+        if field is None:
+            del fields[name]
+        else:
+            fields[name] = {"name": name, **field}
+    return {"kind": "bigquery#table", "type": "TABLE", "schema": {"fields": list(fields.values())}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "problems"),
+    [
+        ({}, 0),
+        ({"theirs": {"type": "STRING"}}, 0),
+        ({"theirs": {"type": "STRING", "mode": "REQUIRED"}}, 1),
+        ({"theirs": {"type": "STRING", "mode": "REPEATED"}}, 0),
+        ({"org_id": {"type": "INT64", "mode": "REQUIRED"}}, 0),
+        ({"org_id": {"type": "NUMERIC"}}, 0),
+        ({"org_id": {"type": "STRING"}}, 1),
+        ({"attributes": {"type": "STRING"}}, 0),
+        ({"attributes": {"type": "RECORD"}}, 1),
+        ({"attributes": {"type": "JSON", "mode": "REQUIRED"}}, 1),
+        ({"timestamp": {"type": "DATETIME"}}, 1),
+        ({"segment_id": {"type": "INTEGER", "mode": "REPEATED"}}, 1),
+        ({"segment_id": None}, 1),
+    ],
+)
+def test_a_table_of_bigquery_fits_or_says_why_not(
+    changed: dict[str, dict[str, Any] | None], problems: int
+) -> None:
+    found = list(bigquery.misfits("replay_events", resource(**changed)))
+
+    assert len(found) == problems, found
+
+
+def test_the_good_row_of_bigquery_has_every_column() -> None:
+    assert bigquery.good_row("replay_events", 1.0).keys() == bigquery.columns_of("replay_events").keys()
+
+
+def test_lifecycle_rules_are_known_by_what_they_delete() -> None:
+    def rule(age: int, *prefixes: str, action: str = "Delete") -> dict[str, Any]:
+        condition: dict[str, Any] = {"age": age} | ({"matchesPrefix": list(prefixes)} if prefixes else {})
+        return {"action": {"type": action}, "condition": condition}
+
+    assert expires([rule(30, "30/")], 30)
+    assert expires([rule(10)], 30)
+    assert not expires([rule(60, "30/")], 30)
+    assert not expires([rule(30, "60/")], 30)
+    assert not expires([rule(30, "30/", action="SetStorageClass")], 30)
+    assert list(missing_rules([rule(30)], "segment")) == []
+    assert [line[:7] for line in missing_rules([rule(30)], "packed")] == ["no rule"]
+    assert "60/, 90/" in next(missing_rules([rule(30, "30/")], "segment"))
+
+
+def test_a_plain_bucket_hinders_nothing() -> None:
+    assert list(hindrances({"kind": "storage#bucket", "name": "b"})) == []
+    assert len(list(hindrances({"objectRetention": {"mode": "Enabled"}, "billing": {"requesterPays": True}}))) == 2
+
+
+def test_a_body_limit_halves_what_was_refused_and_never_reaches_nothing() -> None:
+    limit = BodyLimit(9_000_000)
+
+    limit.refused(8_000_000)
+    assert limit.bytes_max == 4_000_000
+    limit.refused(6_000_000)  # by a thread that had begun before
+    assert limit.bytes_max == 3_000_000
+    for _ in range(40):
+        limit.refused(limit.bytes_max)
+    assert limit.bytes_max == BODY_BYTES_MIN
+
+
+def test_a_delivery_report_proves_a_record_by_its_offset() -> None:
+    """A record that was never sent has none."""
+    assert unproven(Message()) is not None
