@@ -169,6 +169,12 @@ class Settings(FleetSettings):
         le=100_000,
         description="BigQuery facts kept of a segment: bounds what one hostile recording can make of rows.",
     )
+    rows_bytes_max: int = Field(
+        4 * MiB,
+        ge=64 * 1024,
+        le=256 * MiB,
+        description="Bytes of rows and metrics kept of a segment; the rest is left out (warning rows_over_limit).",
+    )
     sample_segment_rate: float = Field(
         1 / 500, ge=0, le=1, description="Share of segments whose canvas, mutation and option facts are kept."
     )

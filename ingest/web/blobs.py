@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ingest.core.parse.scan import elements
+from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.elements import undecoded
 from tasks.units import MiB
 
 INFLATED_BYTES_MAX = 128 * MiB  # the reader refuses 100 MiB by default, a video comes on top
+# What taking one recording apart may cost, in the parser's units of about a microsecond.
+VIEWER_UNITS = 2_000_000.0
 VIDEO_MARK = 1
 VIDEO_HEADER_BYTES = 5
 
@@ -70,9 +73,11 @@ def split(recording: bytes) -> Sequence[msgspec.Raw | bytes | bytearray]:
     An emoji that the SDK cut in half is a replacement character in them, since nothing else reads it.
     """
     try:
-        return elements(recording)
+        return undecoded(recording, Budget(VIEWER_UNITS))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
+    except Spent:
+        raise BlobError("too costly to take apart: it is nested too deeply in too many places") from None
 
 
 def playable(recording: bytes) -> bytes:

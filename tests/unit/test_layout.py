@@ -10,7 +10,7 @@ from tests.kit.paths import ROOT
 
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
-FLAT = ("eager", "e2e", "security", "simulation", "mutation")
+FLAT = ("eager", "e2e", "security", "simulation", "mutation", "cost")
 # Directly in a mirror: about the repository as a whole, or about a module that lies directly in ingest/.
 WHOLE = {
     "test_architecture.py",

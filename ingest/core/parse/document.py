@@ -1,7 +1,8 @@
 """What the replay_event, a JSON document of a segment's session, says: columns of the table replays.
 
-Relay has checked it, so a typed decode mostly does. A document of any other shape is read field by field: what
-has the wrong type is left out, and the other fields are not lost with it. Both ways give the same columns.
+Relay has checked it, so a typed decode mostly does. A document of any other shape, and a long one, is read field
+by field: what has the wrong type is left out, and the other fields are not lost with it. Both ways give the same
+columns.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ from typing import Any
 
 import msgspec
 
-from ingest.core.parse.scan import without_lone_surrogates
-from ingest.core.parse.shapes import SHORT_MAX, Number, Short, fitted
+from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.picked import picked
+from ingest.core.parse.shapes import SHORT_MAX, Number, Short
+from ingest.core.parse.surrogates import without_lone_surrogates
 
 UINT32_MAX = 2**32 - 1
 LIST_MAX, TAGS_MAX = 100, 128
+# Relay sends a few kilobytes. What a document of this size holds may all be built.
+DOCUMENT_BYTES_USUAL = 16 * 1024
+VALUES_MAX = 200_000
+# Of a document with lone surrogates.
+REPAIRED_BYTES_MAX = 1024 * 1024
+REPAIR_UNITS = 2000.0
+UUID_CHARACTERS_MAX = 64
 
 
 class Columns(
@@ -118,20 +128,56 @@ class Document(msgspec.Struct, gc=False):
 
 
 _decode = msgspec.json.Decoder(Document).decode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def open_document(text: bytes | memoryview) -> Document | None:
-    """What is of use in the document; None when it is not a JSON object."""
+class Unread(Exception):
+    """The document cannot be read; `warning` is a key of WARNINGS."""
+
+    def __init__(self, warning: str) -> None:
+        super().__init__(warning)
+        self.warning = warning
+
+
+def open_document(text: memoryview) -> Document:
+    """What is of use in the document. Raises Unread."""
+    if len(text) <= DOCUMENT_BYTES_USUAL:
+        try:
+            return _decode(text)
+        except _WRONG_SHAPE:
+            pass
+    elif _values_max(bytes(text)) > VALUES_MAX:
+        raise Unread("replay_event_over_limit")
     try:
-        return _decode(text)
+        return _field_by_field(text)
     except _WRONG_SHAPE:
-        pass
+        raise Unread("replay_event_not_json") from None
+    except Spent:
+        raise Unread("replay_event_over_limit") from None
+
+
+def _values_max(text: bytes) -> int:
+    """A bound on what costs more than its bytes: keys, texts and arrays."""
+    return text.count(b'"') + text.count(b"[")
+
+
+def _field_by_field(text: memoryview) -> Document:
     try:
-        return fitted(Document, _decode_object(without_lone_surrogates(bytes(text))))
-    except _WRONG_SHAPE:
-        return None
+        return picked(Document, text)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if len(text) > REPAIRED_BYTES_MAX:
+            raise Unread("replay_event_over_limit") from None
+        changed = without_lone_surrogates(bytes(text), Budget(REPAIR_UNITS))
+        if changed is None:
+            raise
+    return picked(Document, changed)
+
+
+def without_lists(document: Document) -> Document:
+    """All but what there may be any number of."""
+    return msgspec.structs.replace(document, urls=None, error_ids=None, trace_ids=None, tags=None)
 
 
 EMPTY = Document()
@@ -154,40 +200,41 @@ def columns_of(document: Document) -> Columns:
     start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
     v4, v6 = _address(user.ip_address)
+    # By place, which is four times as fast as by name: in the order of the struct.
     return Columns(
-        replay_type=document.replay_type or None,
-        replay_start_timestamp=int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
-        urls=[url[:SHORT_MAX] for url in (document.urls or ())[:LIST_MAX] if isinstance(url, str)],
-        error_ids=_uuids(document.error_ids),
-        trace_ids=_uuids(document.trace_ids),
-        platform=document.platform or None,
-        release=document.release or None,
-        environment=document.environment or None,
-        dist=document.dist or None,
-        user=user.id or user.username or user.email or v4 or v6,
-        user_id=user.id or None,
-        user_name=user.username or None,
-        user_email=user.email or None,
-        ip_address_v4=v4,
-        ip_address_v6=v6,
-        user_geo_city=geo.city or None,
-        user_geo_country_code=geo.country_code or None,
-        user_geo_region=geo.region or None,
-        user_geo_subdivision=geo.subdivision or None,
-        os_name=system.name or None,
-        os_version=system.version or None,
-        browser_name=browser.name or None,
-        browser_version=browser.version or None,
-        device_name=device.name or None,
-        device_brand=device.brand or None,
-        device_family=device.family or None,
-        device_model=device.model or None,
-        sdk_name=sdk.name or None,
-        sdk_version=sdk.version or None,
-        error_sample_rate=rates.error_sample_rate,
-        session_sample_rate=rates.session_sample_rate,
-        tag_keys=[_text(tag[0]) for tag in tags],
-        tag_values=[_text(tag[1]) for tag in tags],
+        document.replay_type or None,
+        int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
+        [url[:SHORT_MAX] for url in (document.urls or ())[:LIST_MAX] if isinstance(url, str)],
+        _uuids(document.error_ids),
+        _uuids(document.trace_ids),
+        document.platform or None,
+        document.release or None,
+        document.environment or None,
+        document.dist or None,
+        user.id or user.username or user.email or v4 or v6,
+        user.id or None,
+        user.username or None,
+        user.email or None,
+        v4,
+        v6,
+        geo.city or None,
+        geo.country_code or None,
+        geo.region or None,
+        geo.subdivision or None,
+        system.name or None,
+        system.version or None,
+        browser.name or None,
+        browser.version or None,
+        device.name or None,
+        device.brand or None,
+        device.family or None,
+        device.model or None,
+        sdk.name or None,
+        sdk.version or None,
+        rates.error_sample_rate,
+        rates.session_sample_rate,
+        [key[:SHORT_MAX] if type(key) is str else _text(key) for key, _ in tags],
+        [value[:SHORT_MAX] if type(value) is str else _text(value) for _, value in tags],
     )
 
 
@@ -224,9 +271,12 @@ def _address(value: str | None) -> tuple[str | None, str | None]:
 
 def _uuids(values: list[Any] | None) -> list[str]:
     """Those that are UUIDs, with dashes."""
+    if not values:
+        return []
     found = []
-    for value in (values or ())[:LIST_MAX]:
-        digits = value.replace("-", "").lower() if isinstance(value, str) else ""
+    for value in values[:LIST_MAX]:
+        is_short = isinstance(value, str) and len(value) <= UUID_CHARACTERS_MAX
+        digits = value.replace("-", "").lower() if is_short else ""
         if _digits(digits):
             found.append(uuid_text(digits))
     return found

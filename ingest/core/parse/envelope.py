@@ -11,6 +11,14 @@ from ingest.core.parse.rules import Rejected
 
 INT64_MAX = 2**63 - 1
 UINT16_MAX = 2**16 - 1
+# Relay writes a dozen. A key that comes twice is decoded twice.
+KEYS_MAX = 1000
+
+NAME_BYTES_MAX = 256
+LONG_BYTES_MIN = 1024 * 1024
+
+# The first byte of a map of more than 15 keys, and the bytes that count them.
+_MANY_KEYS = {b"\xde": 2, b"\xdf": 4}
 
 _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
@@ -34,17 +42,27 @@ class Envelope(msgspec.Struct, gc=False):
     version: int = 0
 
 
+class _Names(msgspec.Struct, gc=False):
+    """The two texts, still as msgpack: in a long message they may be as long as it is."""
+
+    type: msgspec.Raw = msgspec.Raw(b"\xc0")
+    replay_id: msgspec.Raw = msgspec.Raw(b"\xc0")
+
+
 class _Project(msgspec.Struct, gc=False):
     project_id: int
 
 
 _decode = msgspec.msgpack.Decoder(Envelope).decode
+_decode_names = msgspec.msgpack.Decoder(_Names).decode
 _decode_project = msgspec.msgpack.Decoder(_Project).decode
 
 
 def open_envelope(value: bytes) -> Envelope:
     """The fields of one message. Raises Rejected: not_msgpack, schema."""
     try:
+        if len(value) > LONG_BYTES_MIN or bytes(value[:1]) in _MANY_KEYS:
+            _check_names(value)
         envelope = _decode(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None
@@ -64,9 +82,26 @@ def open_envelope(value: bytes) -> Envelope:
     return envelope
 
 
+def _check_names(value: bytes) -> None:
+    """Refuses a long message whose cost is not in its three byte fields. Raises Rejected and what msgspec
+    raises."""
+    if _keys(value) > KEYS_MAX:
+        raise Rejected("schema", f"more than {KEYS_MAX} keys")
+    names = _decode_names(value)
+    for name, text in (("type", names.type), ("replay_id", names.replay_id)):
+        if memoryview(text).nbytes > NAME_BYTES_MAX:
+            raise Rejected("schema", f"{name} is too long")
+
+
+def _keys(value: bytes) -> int:
+    """How many keys the map says that it has; 0 when it is a small one, or none."""
+    size_bytes = _MANY_KEYS.get(bytes(value[:1]), 0)
+    return int.from_bytes(value[1 : 1 + size_bytes], "big")
+
+
 def project_of(value: bytes) -> int | None:
     """The project of a message, for rules that come before parsing; None when it cannot be told."""
     try:
-        return _decode_project(value).project_id
+        return _decode_project(value).project_id if _keys(value) <= KEYS_MAX else None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None

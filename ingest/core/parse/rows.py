@@ -18,6 +18,12 @@ from ingest.core.parse.rrweb import Click, Fact, Size, Tap
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
+# Tables forget a row at its timestamp plus its retention, and count both in 32 bits of seconds: what does not fit
+# wraps around into the past, and is deleted as soon as it is written. 40 years fit after any time until 2066.
+RETENTION_DAYS_MAX = 14_600
+AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
+# About what a row takes beside its bytes, and a metric.
+ROW_BYTES, METRIC_BYTES = 32, 64
 OVERSIZED_BYTES = 20_000_000
 
 _encode = msgspec.json.Encoder().encode
@@ -44,8 +50,18 @@ def believable(received: int, timestamp_ms: int) -> int:
     """
     kafka = timestamp_ms // 1000
     if kafka > 0:
-        return received if abs(received - kafka) <= TRUSTED_SECONDS else min(kafka, UINT32_MAX)
-    return received if received <= UINT32_MAX else 0
+        return received if abs(received - kafka) <= TRUSTED_SECONDS and received <= AT_MAX else min(kafka, AT_MAX)
+    return received if received <= AT_MAX else 0
+
+
+def expressible_days(retention_days: int) -> int:
+    """The retention, or the nearest that the tables can express: from 1 day to RETENTION_DAYS_MAX."""
+    return min(max(retention_days, 1), RETENTION_DAYS_MAX)
+
+
+def size_bytes(row: Row) -> int:
+    """About what it takes in Redis and in the reader's memory."""
+    return len(row.json) + len(row.id) + ROW_BYTES
 
 
 def near(seconds: float, at: int) -> float:

@@ -8,11 +8,13 @@ body of a captured response are skipped, not built.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
 
-from ingest.core.parse.scan import (
+from ingest.core.parse.budget import Budget
+from ingest.core.parse.events import (
     WRONG_DATA,
     Canvas,
     Crumb,
@@ -27,6 +29,8 @@ from ingest.core.parse.scan import (
     SpanData,
     SpanPayload,
 )
+from ingest.core.parse.shapes import NULL
+from ingest.core.parse.values import built, fields
 
 __all__ = ["Click", "Fact", "Malformed", "Meaning", "Size", "Tap", "meanings"]
 
@@ -34,10 +38,15 @@ DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
 TEXT_MAX, TITLE_MAX, ROLE_MAX, MESSAGE_MAX, CLASSES_MAX = 1024, 64, 32, 1024, 10
+# Room for ten names and as many spaces again.
+CLASSES_CHARACTERS_MAX = 2 * CLASSES_MAX * (TEXT_MAX + 1)
 SCALAR_MAX = 2048
+# No number of bytes takes more characters.
+SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
-# Above this a number of an event's own timestamp is milliseconds: as seconds it would be the year 5138.
+NUMBER_MAX = 2**63
+# Above this a time is in milliseconds: as seconds it would be the year 5138.
 MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
@@ -185,7 +194,7 @@ class ClickFact(msgspec.Struct, frozen=True, gc=False):
 class ClicksFact(ClickFact, frozen=True, gc=False):
     """multi_click, rage_click"""
 
-    click_count: float
+    click_count: float | None
 
 
 class TapFact(msgspec.Struct, frozen=True, gc=False):
@@ -211,12 +220,11 @@ class Page(msgspec.Struct, frozen=True, gc=False):
     height: float | None
 
 
-_decode_any = msgspec.json.Decoder().decode
 _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def meanings(event: Event) -> Meanings:
-    """What this event means, nothing for kinds that are not extracted. Raises Malformed."""
+def meanings(event: Event, budget: Budget) -> Meanings:
+    """What this event means, nothing for kinds that are not extracted. Raises Malformed and Spent."""
     if isinstance(event, Custom):
         data = event.data
         if isinstance(data, Span):
@@ -224,13 +232,14 @@ def meanings(event: Event) -> Meanings:
         try:
             if isinstance(data, Crumb):
                 crumb = _CRUMBS.get(data.payload.category)
-                return crumb(data.payload, event) if crumb is not None else ()
-            found = _dict(_decode_any(data.payload))
+                return crumb(data.payload, event, budget) if crumb is not None else ()
+            if isinstance(data, Options):
+                found = fields(data.payload, budget, OPTION_KEYS)
+                attributes = {key: _scalar(found[key]) for key in OPTION_KEYS if key in found}
+                return (Fact("sdk_options", _own_seconds(event), attributes, "segment"),)
+            found = fields(data.payload, budget, VIDEO_KEYS)
         except _WRONG_SHAPE as error:
             raise Malformed(str(error)) from None
-        if isinstance(data, Options):
-            attributes = {key: _scalar(found[key]) for key in OPTION_KEYS if key in found}
-            return (Fact("sdk_options", _own_seconds(event), attributes, "segment"),)
         return (Fact("mobile_event", _own_seconds(event), {key: _scalar(found.get(key)) for key in VIDEO_KEYS}),)
     if isinstance(event, Meta):
         page = event.data
@@ -242,25 +251,25 @@ def meanings(event: Event) -> Meanings:
 # Breadcrumbs
 
 
-def _click(payload: CrumbPayload, event: Custom) -> Meanings:
-    click = _click_row(payload, _dict(_decode_any(payload.data)), 0, 0)
+def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    click = _click_row(payload, _dict(built(payload.data, budget)), 0, 0)
     if isinstance(click, Fact):
         return (click,)
     return click, Fact("ui.click", click.timestamp_exact, ClickFact(*_said(click)))
 
 
-def _slow_click(payload: CrumbPayload, event: Custom) -> Meanings:
+def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     """Dead: nothing answered for seven seconds. Rage: and it was clicked five times or more meanwhile."""
-    data = _dict(_decode_any(payload.data))
+    data = _dict(built(payload.data, budget))
     node = _dict(data.get("node"))
     count = _amount(data, "clickCount", "clickcount")
     dead = (
-        _amount(data, "timeAfterClickMs", "timeafterclickms") >= DEAD_CLICK_MS_MIN
+        (_amount(data, "timeAfterClickMs", "timeafterclickms") or 0) >= DEAD_CLICK_MS_MIN
         and data.get("endReason") == "timeout"
         and isinstance(node.get("tagName"), str)
         and node["tagName"] in DEAD_CLICK_TAGS
     )
-    rage = dead and count >= RAGE_CLICKS_MIN
+    rage = dead and (count or 0) >= RAGE_CLICKS_MIN
     click = _click_row(payload, data, int(dead), int(rage))
     if isinstance(click, Fact):
         return (click,)
@@ -274,8 +283,8 @@ def _slow_click(payload: CrumbPayload, event: Custom) -> Meanings:
     return click, Fact("ui.deadClick" if dead else "ui.slowClickDetected", seconds, fact)
 
 
-def _multi_click(payload: CrumbPayload, event: Custom) -> Meanings:
-    data = _dict(_decode_any(payload.data))
+def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    data = _dict(built(payload.data, budget))
     click = _click_row(payload, data, 0, 0)
     if isinstance(click, Fact):
         return (click,)
@@ -283,12 +292,16 @@ def _multi_click(payload: CrumbPayload, event: Custom) -> Meanings:
     return (Fact("multi_click", click.timestamp_exact, clicks, "event"),)
 
 
-def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
-    """A number by its name or, as some SDKs and Relays wrote it, in small letters; 0 when it is absent."""
+def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
+    """A number by its name or, as some SDKs and Relays wrote it, in small letters; 0 when it is absent.
+
+    None when no sink could hold it.
+    """
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:
         raise Malformed(f"{name} is not a number")
-    return value
+    held: float | None = _scalar(value)
+    return held
 
 
 def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
@@ -297,9 +310,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
     node_id = node.get("id")
     if type(node_id) is not int or node_id > UINT32_MAX:
         raise Malformed("the node of a click has no id")
-    timestamp = payload.timestamp
-    if timestamp is None:
-        raise Malformed("a click or tap without a timestamp, which is part of its identity")
+    timestamp = _identifying_seconds(payload)
     if node_id < 0:
         return Fact("negative-click-node-id", timestamp, {"node_id": max(node_id, -(2**63))})
     attributes = node.get("attributes")
@@ -329,7 +340,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
 
 def _classes(names: str) -> list[str]:
     """The first ten, each bounded like any text: a page may have made up what it likes."""
-    return [name[:TEXT_MAX] for name in names.split(" ") if name][:CLASSES_MAX]
+    return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
 
 
 def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int]:
@@ -346,11 +357,9 @@ def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int]:
     )
 
 
-def _tap(payload: CrumbPayload, event: Custom) -> Meanings:
-    data = _dict(_decode_any(payload.data))
-    timestamp = payload.timestamp
-    if timestamp is None:
-        raise Malformed("a click or tap without a timestamp, which is part of its identity")
+def _tap(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    data = fields(payload.data, budget, ("view.class", "view.id"))
+    timestamp = _identifying_seconds(payload)
     tap = Tap(
         timestamp=int(timestamp),
         message=_cut(payload.message, TEXT_MAX),
@@ -360,37 +369,42 @@ def _tap(payload: CrumbPayload, event: Custom) -> Meanings:
     return tap, Fact("ui.tap", timestamp, TapFact(tap.message, tap.view_class, tap.view_id))
 
 
-_Make = Callable[[CrumbPayload, Custom], Meanings]
+_Make = Callable[[CrumbPayload, Custom, Budget], Meanings]
 
 
 def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _Make:
     """A breadcrumb whose attributes are fields of its data, by other names; the data may be absent."""
 
-    def make(payload: CrumbPayload, event: Custom) -> Meanings:
-        data = _decode_any(payload.data) if names else None
-        found = {} if data is None else _dict(data)
+    def make(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+        found = {} if payload.data is NULL or not names else fields(payload.data, budget, names)
         attributes = {name: _scalar(found.get(field)) for field, name in names.items()}
         return (Fact(kind, _seconds(payload.timestamp, event), attributes, sampled),)
 
     return make
 
 
-def _console(payload: CrumbPayload, event: Custom) -> Meanings:
+def _console(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     line = Line(_cut(payload.level, ROLE_MAX), _cut(payload.message, MESSAGE_MAX))
     return (Fact("console", _seconds(payload.timestamp, event), line),)
 
 
-def _hydration(payload: CrumbPayload, event: Custom) -> Meanings:
-    data = _decode_any(payload.data)
-    url = _text(data.get("url"), TEXT_MAX) if isinstance(data, dict) else ""
+def _hydration(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    url = _text(_if_object(payload, budget, ("url",)).get("url"), TEXT_MAX)
     return (Fact("hydration_error", _seconds(payload.timestamp, event), {"url": url}),)
 
 
-def _state(payload: CrumbPayload, event: Custom) -> Meanings:
-    data = _decode_any(payload.data)
-    fields = list(data.items())[:FIELDS_MAX] if isinstance(data, dict) else []
-    attributes = {key[:TITLE_MAX]: _scalar(value) for key, value in fields}
+def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
+    attributes = {key[:TITLE_MAX]: _scalar(value) for key, value in found}
     return (Fact(payload.category or "", _seconds(payload.timestamp, event), attributes),)
+
+
+def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
+    """Fields of the data; none of data of another shape, which these categories may have."""
+    try:
+        return fields(payload.data, budget, names)
+    except Malformed:
+        return {}
 
 
 _CRUMBS: dict[str | None, _Make] = {
@@ -415,8 +429,15 @@ _CRUMBS: dict[str | None, _Make] = {
 def _span(payload: SpanPayload, event: Custom) -> Meanings:
     op, data = payload.op or "", payload.data
     start, end = payload.startTimestamp, payload.endTimestamp
-    seconds = _own_seconds(event) if start is None else start
-    duration = None if start is None or end is None else round(end - start, 6)
+    if start is None:
+        seconds, duration = _own_seconds(event), None
+    else:
+        seconds = start if start <= MILLISECONDS_MIN else start / 1000
+        duration = None
+        if end is not None:
+            duration = round((end if end <= MILLISECONDS_MIN else end / 1000) - seconds, 6)
+            if not -NUMBER_MAX < duration < NUMBER_MAX:
+                duration = None
     if op in REQUESTS:
         return _request(payload, data or NO_DATA, seconds, duration)
     if op.startswith("navigation"):
@@ -491,6 +512,8 @@ _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Me
 def _size(value: Any) -> int | None:
     """What `int()` makes of it, or None: sizes come as numbers and as text."""
     if type(value) is not int:
+        if isinstance(value, str) and len(value) > SIZE_CHARACTERS_MAX:
+            return None
         try:
             value = int(value)
         except (TypeError, ValueError, OverflowError):
@@ -526,14 +549,24 @@ def _scalar(value: Any) -> Any:
     return value if isinstance(value, float) and -1e300 < value < 1e300 else None
 
 
-def _seconds(payload_seconds: float | None, event: Custom) -> float:
-    """Unix seconds: what the payload says, or its event does."""
-    return _own_seconds(event) if payload_seconds is None else payload_seconds
+def _seconds(payload_time: float | None, event: Custom) -> float:
+    """Unix seconds: what the payload says, or its event does. Some SDKs and pages count milliseconds."""
+    if payload_time is None:
+        return _own_seconds(event)
+    return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
+
+
+def _identifying_seconds(payload: CrumbPayload) -> float:
+    """Unix seconds of a click or tap. Raises Malformed without: they are part of its identity."""
+    time = payload.timestamp
+    if time is None:
+        raise Malformed("a click or tap without a timestamp, which is part of its identity")
+    return time / 1000 if time > MILLISECONDS_MIN else time
 
 
 def _own_seconds(event: Event) -> float:
     """Unix seconds of an event, which counts milliseconds, except on spans; 0 when it says nothing."""
-    number = event.timestamp
-    if number is None:
+    time = event.timestamp
+    if time is None:
         return 0.0
-    return number / 1000 if number > MILLISECONDS_MIN else number
+    return time / 1000 if time > MILLISECONDS_MIN else time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-MiB = 1024 * 1024
+from tasks.units import MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class ParseRules:
     clicks_per_segment_max: int = 20
     taps_per_segment_max: int = 20
     facts_per_segment_max: int = 2000
+    rows_bytes_max: int = 4 * MiB
     sample_segment_rate: float = 1 / 500
     sample_event_rate: float = 0.002
 
@@ -35,12 +36,17 @@ REASONS: Mapping[str, str] = {
 
 WARNINGS: Mapping[str, str] = {
     "recording_not_json": "The body is not a JSON array: stored as received, billed, no events.",
-    "event_malformed": "One rrweb event has a wrong shape: it alone is left out (counted up to 1000 a segment).",
+    "event_malformed": "One rrweb event has a wrong shape or holds too much: it alone is left out "
+    "(counted up to 1000 per segment).",
     "event_too_deep": "One rrweb event is nested deeper than the JSON decoder goes: it alone is left out.",
-    "events_over_limit": "More facts than facts_per_segment_max, or too many odd events: the rest is left out.",
+    "events_over_limit": "More facts than facts_per_segment_max: the rest is left out.",
+    "rows_over_limit": "Rows and metrics of more bytes than rows_bytes_max: the rest is left out.",
+    "cost_over_limit": "Reading on would cost too much for the segment's size: stored, its rest is not read.",
     "replay_event_missing": "The message carries no replay_event.",
     "replay_event_not_json": "The replay_event is not a JSON object: rows without its fields.",
+    "replay_event_over_limit": "The replay_event exceeds 1 MiB or has too many values: rows without its fields.",
     "negative_click_node_id": "A click names a node below 0: no click row.",
+    "retention_clamped": "retention_days is outside 1 to 14600, what the tables can express: the nearest is used.",
     "oversized_segment": "The segment inflates to more than 20 MB, which no SDK should send.",
 }
 

@@ -1,395 +1,344 @@
 """The events of a recording that can say something, decoded in one pass.
 
-`scan` walks the JSON array once and builds only Sentry's custom events (type 5) and viewports (type 4), of these
-only the fields that are read, and, when asked, canvas mutations (type 3, source 9). The decoder checks everything
-else and builds nothing of it, at about the price of skipping white space.
+Iterating a `Scan` walks the JSON array once and builds only Sentry's custom events (type 5) and viewports (type
+4),
+of these only the fields that are read, and, when asked, canvas mutations (type 3, source 9). The decoder checks
+everything else and builds nothing of it, at about the price of skipping white space.
 
-Recordings are odd now and then: an event that is no object, a type that nobody knows, a number where a text should
-be, a document nested deeper than the decoder goes, an emoji that was cut in half. Each of these costs a second,
-slower pass, and at most what it is found in.
+A long recording is read in pieces. Recordings are odd now and then: an event that is no object, a type that nobody
+knows, a number where a text should be, a document nested deeper than the decoder goes, a NaN, an emoji that was
+cut in half. Each of these costs a slower pass over the piece that it is found in, paid from the budget.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Union
 
 import msgspec
 
-from ingest.core.parse.shapes import Number, Text, fitted
+from ingest.core.parse import odd
+from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.elements import elements
+from ingest.core.parse.events import (
+    CANVAS_MUTATION,
+    CUSTOM,
+    INCREMENTAL,
+    META,
+    Canvas,
+    Custom,
+    Event,
+    Malformed,
+    Meta,
+)
+from ingest.core.parse.picked import number_of
+from ingest.core.parse.pieces import WHOLE_BYTES_MAX, piece, stops
+from ingest.core.parse.shapes import NULL
+from ingest.core.parse.surrogates import without_lone_surrogates
 
-CUSTOM, META, INCREMENTAL = 5, 4, 3
-CANVAS_MUTATION = 9
 # Every type of rrweb that is not looked into: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Bounds of the slow way. A list of raw slices takes 64 bytes an event, and an event can be as short as `0,`;
-# a token takes 0.2 microseconds.
-RAWS_MAX = 2_000_000
-TOKENS_MAX = 2_000_000
-SCALARS_BYTES_MAX = 1024 * 1024
-# An exception takes a microsecond: a recording of nothing else but rubbish is given up after this much of it.
-MALFORMED_MAX = 10_000
-
-_NULL = msgspec.Raw(b"null")
-
-
-class Side(msgspec.Struct, gc=False):
-    """The request or the response of a fetch. Sizes come as numbers and as text."""
-
-    size: Any = None
-
-
-class Heap(msgspec.Struct, gc=False):
-    """Bytes."""
-
-    jsHeapSizeLimit: Number = None
-    totalJSHeapSize: Number = None
-    usedJSHeapSize: Number = None
-
-
-class SpanData(msgspec.Struct, gc=False):
-    """All that is read of the data of any span. The bodies that a request may carry are skipped."""
-
-    method: Text = None
-    statusCode: Number = None
-    requestBodySize: Any = None
-    responseBodySize: Any = None
-    request: Side | None = None
-    response: Side | None = None
-    size: Number = None
-    encodedBodySize: Number = None
-    decodedBodySize: Number = None
-    rating: Text = None
-    value: Number = None
-    memory: Heap | None = None
-    jsHeapSizeLimit: Number = None
-    totalJSHeapSize: Number = None
-    usedJSHeapSize: Number = None
-
-
-WRONG_DATA = SpanData()
-"""Stands for data that are no object: some spans say enough without."""
-
-
-class SpanPayload(msgspec.Struct, gc=False):
-    """Times in unix seconds."""
-
-    op: Text = None
-    description: Text = None
-    startTimestamp: Number = None
-    endTimestamp: Number = None
-    data: SpanData | None = None
-
-
-class CrumbPayload(msgspec.Struct, gc=False):
-    """`timestamp` in unix seconds; `data` is JSON, and decoded only for categories that need it."""
-
-    category: Text = None
-    message: Text = None
-    level: Text = None
-    timestamp: Number = None
-    data: msgspec.Raw = _NULL
-
-
-class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
-    """Something that took time."""
-
-    payload: SpanPayload
-
-
-class Crumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
-    """Something that happened."""
-
-    payload: CrumbPayload
-
-
-class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
-    """How the SDK is set up: a JSON object."""
-
-    payload: msgspec.Raw
-
-
-class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
-    """What the segment's video is like: a JSON object."""
-
-    payload: msgspec.Raw
-
-
-class Custom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
-    """An event of the SDK, by its own clock: milliseconds, on spans seconds."""
-
-    data: Span | Crumb | Options | Video
-    timestamp: Number = None
-
-
-class Viewport(msgspec.Struct, gc=False):
-    """The page and the size of its window, in pixels."""
-
-    href: Text = None
-    width: Number = None
-    height: Number = None
-
-
-class Meta(msgspec.Struct, gc=False, tag_field="type", tag=META):
-    """A viewport, in milliseconds."""
-
-    data: Viewport
-    timestamp: Number = None
-
-
-class Canvas(msgspec.Struct, gc=False):
-    """A canvas mutation: how many bytes its whole event takes as JSON."""
-
-    size_bytes: int
-    timestamp: Number = None
-
-
-Event = Custom | Meta | Canvas
-
-
-class Scanned(msgspec.Struct, gc=False):
-    """What was found: (index in the array, event) in order, how many events there are in all, and what was wrong.
-
-    cut: there was more than the slow way takes apart.
-    """
-
-    events: list[tuple[int, Event]]
-    count: int
-    malformed: int = 0
-    too_deep: int = 0
-    cut: bool = False
-
-
-class Malformed(Exception):
-    """This event has not the shape that its kind has."""
-
-
-_unread: Any = tuple(
-    msgspec.defstruct(f"Unread{number}", [], gc=False, tag_field="type", tag=number) for number in _UNREAD_TYPES
-)
-_known: Any = Union[(Custom, Meta, *_unread)]
-_decode_events: Callable[[bytes | bytearray], list[Any]] = msgspec.json.Decoder(list[_known]).decode
-_decode_event: Callable[[Any], Any] = msgspec.json.Decoder(_known).decode
-_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_READ = frozenset((Custom, Meta))
-
-
-def scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
-    """The events worth a look. Canvas mutations, for which every event has to be looked at, only if `canvas`.
-
-    Raises msgspec.DecodeError when `raw` is no JSON array.
-    """
-    try:
-        return _scan(raw, canvas)
-    except msgspec.DecodeError:
-        if b"\\ud" not in raw and b"\\uD" not in raw:
-            raise
-    return _scan(without_lone_surrogates(raw), canvas)
-
-
-def elements(raw: bytes | bytearray) -> Sequence[msgspec.Raw | bytes | bytearray]:
-    """Every element of the array, undecoded, within the bounds of the slow way where that is needed.
-
-    Raises msgspec.DecodeError when `raw` is no JSON array.
-    """
-    try:
-        return _decode_raws(raw)
-    except RecursionError:
-        return [element for element in _taken_apart(raw) if element is not None]
-    except msgspec.DecodeError:
-        if b"\\ud" not in raw and b"\\uD" not in raw:
-            raise
-    raw = without_lone_surrogates(raw)
-    try:
-        return _decode_raws(raw)
-    except RecursionError:
-        return [element for element in _taken_apart(raw) if element is not None]
-
-
-def _scan(raw: bytes | bytearray, canvas: bool) -> Scanned:
-    try:
-        events = _decode_events(raw)
-    except (msgspec.ValidationError, UnicodeDecodeError, RecursionError):
-        elements_max = raw.count(b",") + 1  # some event is odd
-    else:
-        elements_max = len(events)
-        if not canvas or elements_max > RAWS_MAX:
-            return Scanned(
-                [(index, event) for index, event in enumerate(events) if type(event) in _READ], len(events)
-            )
-        del events
-    if elements_max <= RAWS_MAX:
-        try:
-            return _sort(_decode_raws(raw), canvas)
-        except RecursionError:
-            pass  # some event is nested too deeply
-    return _sort(_taken_apart(raw), canvas)
-
-
-def _sort(items: Iterable[Any], canvas: bool) -> Scanned:
-    """Decodes event by event. `items` yields slices, and None last when there were more."""
-    scanned = Scanned([], 0)
-    for index, item in enumerate(items):
-        if item is None or scanned.malformed >= MALFORMED_MAX:
-            scanned.cut = True
-            break
-        scanned.count += 1
-        try:
-            event = _one(item, canvas)
-        except RecursionError:
-            scanned.too_deep += 1
-        except (msgspec.MsgspecError, UnicodeDecodeError, Malformed):
-            scanned.malformed += 1
-        else:
-            if event is not None:
-                scanned.events.append((index, event))
-    return scanned
-
-
-# One event, whatever it may be
-
-
-class _Any(msgspec.Struct, gc=False):
-    type: Any = None
-    timestamp: Any = None
-    data: msgspec.Raw = _NULL
-
-
-class _AnyData(msgspec.Struct, gc=False):
-    tag: Any = None
-    payload: msgspec.Raw = _NULL
-
-
-class _AnyCrumb(msgspec.Struct, gc=False):
-    category: Any = None
-    message: Any = None
-    level: Any = None
-    timestamp: Any = None
-    data: msgspec.Raw = _NULL
+# Events that are decoded together, where some event of a piece is odd: those beside it then cost little.
+CHUNK_EVENTS = 64
+# A list of events takes up to 5 times their bytes: of a shorter piece it may be built without a look.
+LONG_BYTES_MIN = 10 * 1024 * 1024
+# In a longer one, and where an event may be as short as `0,`, there may be this many: of 112 and 72 bytes each.
+OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
+SCALARS_BYTES_MAX = 64 * 1024
+# Measured: an element of the array, a byte that is decoded again, an event that is read, an exception.
+_UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.08, 0.001, 1.0, 3.0
+_UNITS_INCREMENTAL = 0.7
+
+
+class _LeanCustom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
+    data: msgspec.Raw = NULL
+    timestamp: msgspec.Raw = NULL
+
+
+class _LeanMeta(msgspec.Struct, gc=False, tag_field="type", tag=META):
+    data: msgspec.Raw = NULL
+    timestamp: msgspec.Raw = NULL
 
 
 class _Source(msgspec.Struct, gc=False):
-    source: Any = None
+    source: msgspec.Raw = NULL
 
 
-_decode_any_event = msgspec.json.Decoder(_Any).decode
-_decode_any_data = msgspec.json.Decoder(_AnyData).decode
-_decode_any_crumb = msgspec.json.Decoder(_AnyCrumb).decode
-_decode_source = msgspec.json.Decoder(_Source).decode
-_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
+class _LeanIncremental(msgspec.Struct, gc=False, tag_field="type", tag=INCREMENTAL):
+    data: _Source | None = None
+    timestamp: msgspec.Raw = NULL
 
 
-def _one(item: Any, canvas: bool) -> Event | None:
-    """The event, if it is one that is read. Raises Malformed and what msgspec raises: it has the wrong shape."""
-    loose = _decode_any_event(item)
-    kind = loose.type
-    if type(kind) is not int:
-        raise Malformed("the type of an event is a number")
-    if kind == CUSTOM:
-        try:
-            custom: Custom = _decode_event(item)
-        except msgspec.ValidationError:
-            data = _odd_data(loose.data)
-            return None if data is None else Custom(data, _number(loose.timestamp))
-        return custom
-    if kind == META:
-        return Meta(fitted(Viewport, _decode_object(loose.data)), _number(loose.timestamp))
-    if canvas and kind == INCREMENTAL and _source(loose.data) == CANVAS_MUTATION:
-        return Canvas(len(memoryview(item)), _number(loose.timestamp))
-    return None
-
-
-def _odd_data(raw: msgspec.Raw) -> Span | Crumb | Options | Video | None:
-    """What fits of the data of a custom event; None when nobody knows its tag."""
-    data = _decode_any_data(raw)
-    if data.tag == "breadcrumb":
-        crumb = _decode_any_crumb(data.payload)
-        fields = {name: getattr(crumb, name) for name in ("category", "message", "level", "timestamp")}
-        payload = fitted(CrumbPayload, fields)
-        payload.data = crumb.data
-        return Crumb(payload)
-    if data.tag == "performanceSpan":
-        found = _decode_object(data.payload)
-        span = fitted(SpanPayload, found)
-        if span.data is None and found.get("data") is not None:
-            span.data = WRONG_DATA
-        return Span(span)
-    if data.tag == "options":
-        return Options(data.payload)
-    return Video(data.payload) if data.tag == "video" else None
-
-
-def _number(value: Any) -> Any:
-    """The number, or None for what is none."""
-    try:
-        return msgspec.convert(value, Number)
-    except msgspec.ValidationError:
-        return None
-
-
-def _source(data: msgspec.Raw) -> Any:
-    try:
-        return _decode_source(data).source
-    except _WRONG_SHAPE:
-        return None
-
-
-# The slow way: brackets and strings are all that it knows of JSON, so no depth is too deep for it.
-
-_tokens = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL).finditer
-_QUOTE, _OPENING = b'"', b"[{"
-
-
-def _taken_apart(raw: bytes | bytearray) -> Iterator[bytes | bytearray | None]:
-    """Slices of the array's elements; None last when there were more than the bounds allow.
-
-    Raises msgspec.DecodeError when the array does not end.
-    """
-    depth = start = 0
-    end = raw.find(b"[") + 1
-    for number, token in enumerate(_tokens(raw, end)):
-        first = token[0][:1]
-        if number >= TOKENS_MAX:
-            yield None
-            return
-        if first in _OPENING:
-            depth += 1
-            if depth == 1:
-                start = token.start()
-                yield from _scalars(raw, end, start)
-        elif first != _QUOTE:
-            depth -= 1
-            if depth < 0:
-                yield from _scalars(raw, end, token.start())
-                return
-            if depth == 0:
-                end = token.end()
-                yield raw[start:end]
-        elif depth == 0:
-            yield from _scalars(raw, end, token.start())
-            end = token.end()
-            yield token[0]
-    raise msgspec.DecodeError("the array does not end")
-
-
-def _scalars(raw: bytes | bytearray, start: int, stop: int) -> Iterator[bytes | bytearray | None]:
-    """The elements between two others: each is a malformed event, so only their number matters."""
-    for part in raw[start : min(stop, start + SCALARS_BYTES_MAX)].split(b","):
-        if part.strip():
-            yield part
-    if stop > start + SCALARS_BYTES_MAX:
-        yield None
-
-
-# Lone surrogates: a text that was cut within an emoji. JavaScript writes "\ud83d", which the decoder refuses.
-
-_escapes = re.compile(
-    rb"(\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+_unread: dict[int, Any] = {
+    number: msgspec.defstruct(f"Unread{number}", [], gc=False, tag_field="type", tag=number)
+    for number in _UNREAD_TYPES
+}
+_Decode = Callable[[Any], list[Any]]
+_usual: Any = Union[(Custom, Meta, *_unread.values())]
+_lean: Any = Union[(_LeanCustom, _LeanMeta, *_unread.values())]
+_canvas: Any = Union[(_LeanCustom, _LeanMeta, *(_unread | {INCREMENTAL: _LeanIncremental}).values())]
+# An array of at most this many elements, or it does not decode.
+_FEW = 4
+_few: Any = msgspec.defstruct(
+    "Few",
+    [(f"element{number}", msgspec.Raw, NULL) for number in range(_FEW)],
+    array_like=True,
+    forbid_unknown_fields=True,
+    gc=False,
 )
+_decode_usual: _Decode = msgspec.json.Decoder(list[_usual]).decode
+_decode_lean: _Decode = msgspec.json.Decoder(list[_lean]).decode
+_decode_canvas: _Decode = msgspec.json.Decoder(list[_canvas]).decode
+_decode_few: Callable[[Any], Any] = msgspec.json.Decoder(_few).decode
+_decode_raws: _Decode = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_READ = frozenset((Custom, Meta))
+_LEAN_READ = frozenset((_LeanCustom, _LeanMeta, _LeanIncremental))
+_ODD = (msgspec.ValidationError, UnicodeDecodeError)
+
+_not_a_number = re.compile(rb"NaN|Infinity").search
+_array = re.compile(rb"[ \t\r\n]*+\[").match
+_comma = re.compile(rb"[ \t\r\n]*+,").match
+_blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
-def without_lone_surrogates(text: bytes | bytearray) -> bytes:
-    """JSON with the replacement character for each half of a surrogate pair, of the same length."""
-    return _escapes.sub(lambda match: match[1] or rb"\ufffd", text)
+class _TooOdd(Exception):
+    """The decoder cannot tell the elements of this piece apart, or there are too many to keep."""
+
+
+class Scan:
+    """Iterating yields (index in the array, event) in order, and counts what it passes.
+
+    Raises msgspec.DecodeError when `raw` is no JSON array; what was yielded before then means nothing. Raises
+    Spent when reading on would cost more than the budget allows.
+    """
+
+    def __init__(self, raw: bytes | bytearray, canvas: bool, budget: Budget) -> None:
+        self.count = 0
+        self.malformed = 0
+        self.too_deep = 0
+        self._raw = raw
+        self._canvas = canvas
+        self._budget = budget
+        self._decode = _decode_canvas if canvas else _decode_lean
+
+    def __iter__(self) -> Iterator[tuple[int, Event]]:
+        if not self._canvas and len(self._raw) <= WHOLE_BYTES_MAX:
+            try:
+                found = _decode_usual(self._raw)
+            except (*_ODD, RecursionError, msgspec.DecodeError):
+                pass  # something is odd, or all of it is no JSON
+            else:
+                return self._usual(found)
+        return self._in_pieces()
+
+    def _usual(self, found: list[Any]) -> Iterator[tuple[int, Event]]:
+        """All at once, where it can be afforded: this is what nearly every message goes through."""
+        self.count = len(found)
+        read = [(index, event) for index, event in enumerate(found) if type(event) in _READ]
+        self._budget.earn(len(self._raw))
+        units = _UNITS_ELEMENT * len(found) + _UNITS_EVENT * len(read)
+        if units > self._budget.left:
+            return self._spending(read, units)
+        self._budget.left -= units
+        return iter(read)
+
+    def _spending(self, read: list[tuple[int, Event]], units: float) -> Iterator[tuple[int, Event]]:
+        for event in read:
+            self._budget.spend(units / len(read))
+            yield event
+        self._budget.spend(units)
+
+    def _in_pieces(self) -> Iterator[tuple[int, Event]]:
+        start = yield from self._piece(0)
+        while start < len(self._raw):
+            start = yield from self._piece(start)
+
+    def _piece(self, start: int) -> Generator[tuple[int, Event], None, int]:
+        """The events of the piece that begins here. Returns where the next one does."""
+        stop = start
+        for stop in stops(self._raw, start):
+            try:
+                found = self._decoded(start, stop)
+            except (RecursionError, _TooOdd):
+                break
+            except msgspec.DecodeError:
+                if _not_a_number(self._raw, start, stop):
+                    break
+                if stop == len(self._raw):
+                    raise
+                self._budget.spend(_UNITS_AGAIN * (stop - start))  # it ends within an event: a longer one is tried
+            else:
+                yield from found
+                return stop + 1
+        return (yield from self._by_element(start, stop))
+
+    def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, Event]]:
+        """The events of that piece. Raises, before it yields anything, RecursionError, _TooOdd,
+        msgspec.DecodeError."""
+        text = piece(self._raw, start, stop)
+        try:
+            return self._found_in(text, stop)
+        except msgspec.DecodeError:
+            self._budget.earn(stop)
+            changed = without_lone_surrogates(text, self._budget)
+            if changed is None:
+                raise
+        self._budget.spend(_UNITS_AGAIN * len(changed))
+        return self._found_in(changed, stop)
+
+    def _found_in(self, text: bytes | bytearray, stop: int) -> Iterator[tuple[int, Event]]:
+        if len(text) >= LONG_BYTES_MIN:
+            few = _few_of(text)
+            if few:
+                self._budget.earn(stop)
+                return self._one_by_one(few)
+        if not self._canvas and (len(text) < LONG_BYTES_MIN or text.count(b"{") <= OBJECTS_MAX):
+            try:
+                found = _decode_lean(text)
+            except _ODD:
+                self._budget.earn(stop)
+                self._budget.spend(_UNITS_AGAIN * len(text))
+            else:
+                self._budget.earn(stop)
+                return self._all(found)
+        if text.count(b",") > COMMAS_MAX:
+            raise _TooOdd
+        items = _decode_raws(text)
+        self._budget.earn(stop)
+        return self._by_chunk(items)
+
+    def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
+        """Of these, those that are read. `items` is their JSON, where canvas mutations count."""
+        self._budget.spend(_UNITS_ELEMENT * len(found))
+        first = self.count
+        self.count += len(found)
+        for place, lean in enumerate(found):
+            if type(lean) in _LEAN_READ:
+                event = self._read(lean, items[place] if items else None)
+                if event is not None:
+                    yield first + place, event
+
+    def _by_chunk(self, items: Sequence[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
+        """Some at a time, so that an odd one costs little more than those beside it."""
+        for start in range(0, len(items), CHUNK_EVENTS):
+            chunk = items[start : start + CHUNK_EVENTS]
+            text = b",".join(chunk)
+            self._budget.spend(_UNITS_AGAIN * len(text))
+            try:
+                found = self._decode(b"[" + text + b"]")
+            except _ODD:
+                yield from self._one_by_one(chunk)
+            else:
+                yield from self._all(found, chunk)
+
+    def _one_by_one(self, items: Iterable[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
+        for item in items:
+            event = self._odd(item)
+            self.count += 1
+            if event is not None:
+                yield self.count - 1, event
+
+    def _by_element(self, start: int, stop: int) -> Generator[tuple[int, Event], None, int]:
+        """One after the other, up to the first that ends at `stop` or later. Returns where the next piece
+        begins."""
+        raw = self._raw
+        if start == 0:
+            opened = _array(raw)
+            if opened is None:
+                raise msgspec.DecodeError("not an array")
+            start = opened.end()
+        after, is_first = start, True
+        for begin, end in elements(raw, start, self._budget):
+            self._scalars(after, begin, is_first=is_first, is_last=end < 0)
+            if end < 0:
+                if _blank(raw, begin + 1) is None:
+                    raise msgspec.DecodeError("characters behind the array")
+                break
+            event = self._odd(memoryview(raw)[begin:end])
+            self.count += 1
+            if event is not None:
+                yield self.count - 1, event
+            after, is_first = end, False
+            comma = _comma(raw, end) if end >= stop else None
+            if comma is not None:
+                return comma.end()
+        return len(raw)
+
+    def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
+        """Counts the elements between two others: each is a malformed event. Raises Spent when they are many."""
+        if stop - start > SCALARS_BYTES_MAX:
+            raise Spent
+        text = bytes(self._raw[start:stop]).strip(b" \t\r\n")
+        if not is_first:
+            if not text.startswith(b",") and not (is_last and not text):
+                raise msgspec.DecodeError("a comma is missing")
+            text = text[1:].strip(b" \t\r\n")
+        if not text:
+            return
+        if not is_last:
+            if not text.endswith(b","):
+                raise msgspec.DecodeError("a comma is missing")
+            text = text[:-1]
+        count = len(_decode_raws(b"[" + text + b"]"))
+        self._budget.spend(_UNITS_AGAIN * len(text) + _UNITS_ELEMENT * count)
+        self.count += count
+        self.malformed += count
+
+    # One event
+
+    def _read(self, lean: Any, item: msgspec.Raw | None = None) -> Event | None:
+        """What is read of an event whose outer shape is right. `item` is its JSON, where canvas mutations
+        count."""
+        if isinstance(lean, _LeanIncremental):
+            self._budget.spend(_UNITS_INCREMENTAL)
+            if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:
+                return None
+            self._budget.spend(_UNITS_EVENT)
+            return Canvas(memoryview(item).nbytes, number_of(lean.timestamp))
+        try:
+            if isinstance(lean, _LeanMeta):
+                return Meta(odd.viewport_of(lean.data, self._budget), number_of(lean.timestamp))
+            data = odd.data_of(lean.data, self._budget)
+        except (msgspec.MsgspecError, UnicodeDecodeError, Malformed):
+            self._count_malformed()
+            return None
+        return None if data is None else Custom(data, number_of(lean.timestamp))
+
+    def _odd(self, item: msgspec.Raw | memoryview) -> Event | None:
+        """What is read of an event of any shape. Raises msgspec.DecodeError when it is no JSON at all."""
+        try:
+            return self._odd_or_repaired(item)
+        except RecursionError:
+            self.too_deep += 1
+        except (msgspec.ValidationError, UnicodeDecodeError, Malformed):
+            self._count_malformed()
+        except msgspec.DecodeError:
+            if not _not_a_number(item):
+                raise
+            self._count_malformed()
+        return None
+
+    def _odd_or_repaired(self, item: msgspec.Raw | memoryview) -> Event | None:
+        try:
+            return odd.event_of(item, self._canvas, self._budget)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            changed = without_lone_surrogates(bytes(item), self._budget)
+            if changed is None:
+                raise
+        return odd.event_of(changed, self._canvas, self._budget)
+
+    def _count_malformed(self) -> None:
+        self.malformed += 1
+        self._budget.spend(_UNITS_MALFORMED)
+
+
+def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
+    """The elements of a long piece that is mostly one long event; none when there are more than a few."""
+    try:
+        few = msgspec.structs.astuple(_decode_few(text))
+    except msgspec.ValidationError:
+        return ()
+    return [item for item in few if item is not NULL]

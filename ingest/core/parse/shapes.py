@@ -1,56 +1,31 @@
-"""Shapes of what browsers send, and what is saved of a value that has another shape.
+"""Shapes of the values that browsers send. All that has one of these is of bounded size when it was decoded.
 
 The structs of this package are decoded strictly, which costs nothing when all is as it should be. When it is not,
-`fitted` goes through the same struct field by field and leaves out only what does not fit.
+`ingest.core.parse.picked` goes through the same struct field by field and leaves out only what does not fit.
 """
 
 from __future__ import annotations
 
-import typing
-from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import msgspec
 
+_Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Float = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+
 # A number that BigQuery's JSON and a double can hold.
-Number = (
-    Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-    | Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
-    | None
-)
+Number = _Integer | _Float | None
 Text = str | None
-# For columns: texts of bounded length. `fitted` cuts longer ones and writes numbers out, since Relay lets numbers
-# through where texts are usual, as a user's id.
+# The size of a request's or a response's body: browsers write numbers and texts.
+SizeValue = _Integer | _Float | bool | str | None
+# For columns: texts of bounded length.
 SHORT_MAX = 2048
 Short = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)] | None
 
-Shape = TypeVar("Shape", bound=msgspec.Struct)
+NULL = msgspec.Raw(b"null")
+"""Stands for a field that is not there."""
 
 
-def fitted(shape: type[Shape], found: dict[str, Any]) -> Shape:
-    """The struct with those fields that fit; the others keep their default, which all of them have."""
-    values = {}
-    for name, kind, inner in _fields(shape):
-        if name not in found:
-            continue
-        value = found[name]
-        try:
-            values[name] = msgspec.convert(value, kind)
-        except (msgspec.ValidationError, RecursionError):
-            if inner is not None and isinstance(value, dict):
-                values[name] = fitted(inner, value)
-            elif kind == Short and isinstance(value, str | int | float) and not isinstance(value, bool):
-                values[name] = str(value)[:SHORT_MAX]
-    return shape(**values)
-
-
-@cache
-def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.Struct] | None]]:
-    """(name, type, the struct among the alternatives of that type) of each field."""
-    made = []
-    for field in msgspec.structs.fields(shape):
-        structs = [
-            one for one in typing.get_args(field.type) if isinstance(one, type) and issubclass(one, msgspec.Struct)
-        ]
-        made.append((field.name, field.type, structs[0] if structs else None))
-    return made
+def is_null(text: msgspec.Raw) -> bool:
+    """Whether it is JSON's null, or absent."""
+    return bytes(memoryview(text)[:5]) == b"null"

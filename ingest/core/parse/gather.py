@@ -1,0 +1,121 @@
+"""What the events of one recording say, within the bounds of the rules: numbers of rows, and their bytes."""
+
+from __future__ import annotations
+
+from ingest.core.model import Row
+from ingest.core.parse import rows
+from ingest.core.parse.budget import Budget
+from ingest.core.parse.events import Malformed
+from ingest.core.parse.rrweb import Click, Count, Fact, Meaning, Size, meanings
+from ingest.core.parse.rules import ParseRules
+from ingest.core.parse.scan import Scan
+
+SAME_WARNINGS_MAX = 1000
+# Measured: a fact made and encoded, and an event that turns out to be malformed here.
+_UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
+
+
+class Gathered:
+    """Rows, sizes and counters of one recording: `take` a scan, then `close`."""
+
+    def __init__(self, writer: rows.Writer, rules: ParseRules, budget: Budget, taken_bytes: int) -> None:
+        self.clickhouse: list[Row] = []
+        self.facts: list[Row] = []
+        self.sizes: list[Size] = []
+        self.size_bytes = 0
+        """What rows, and the metrics that sizes become, take in Redis and in the reader's memory; once closed,
+        all."""
+        self.warnings: list[str] = []
+        self.rage = 0
+        self.hydration = 0
+        self.is_sampled = rows.coin(writer.identity, "segment", rules.sample_segment_rate)
+        self._writer = writer
+        self._rules = rules
+        self._budget = budget
+        self._clicks = 0
+        self._taps = 0
+        self._negative = 0
+        self._malformed = 0
+        self._rows_bytes_max = rules.rows_bytes_max - taken_bytes
+        self._facts_max = rules.facts_per_segment_max - 1  # beside the one that counts events
+        self._is_over_number = False
+        self._is_over_bytes = False
+
+    def take(self, scan: Scan) -> None:
+        """All that the events mean. Raises msgspec.DecodeError and Spent."""
+        for index, event in scan:
+            try:
+                for meaning in meanings(event, self._budget):
+                    self._take(meaning, index)
+            except Malformed:
+                self._malformed += 1
+                self._budget.spend(_UNITS_MALFORMED)
+
+    def close(self, scan: Scan) -> None:
+        """What is known only at the end: how many events there were, and what was wrong with them."""
+        writer = self._writer
+        count = writer.fact(Fact("rrweb_event_count", writer.identity.at, Count(scan.count)), -1)
+        self.facts.insert(0, count)
+        self.size_bytes += rows.size_bytes(count)
+        malformed = self._malformed + scan.malformed
+        if self._negative or malformed or scan.too_deep:
+            self.warnings += ["negative_click_node_id"] * min(self._negative, SAME_WARNINGS_MAX)
+            self.warnings += ["event_malformed"] * min(malformed, SAME_WARNINGS_MAX)
+            self.warnings += ["event_too_deep"] * min(scan.too_deep, SAME_WARNINGS_MAX)
+        if self._is_over_number:
+            self.warnings.append("events_over_limit")
+        if self._is_over_bytes:
+            self.warnings.append("rows_over_limit")
+
+    def _take(self, meaning: Meaning, index: int) -> None:
+        if isinstance(meaning, Fact):
+            self._fact(meaning, index)
+        elif isinstance(meaning, Size):
+            if len(self.sizes) < self._rules.facts_per_segment_max and self._has_room(2 * rows.METRIC_BYTES):
+                self.sizes.append(meaning)
+        elif isinstance(meaning, Click):
+            self.rage += meaning.is_rage
+            if self._clicks < self._rules.clicks_per_segment_max and not self._is_over_bytes:
+                self._clicks += 1
+                self._keep(self._writer.click(meaning))
+        elif self._taps < self._rules.taps_per_segment_max and not self._is_over_bytes:
+            self._taps += 1
+            self._keep(self._writer.tap(meaning))
+
+    def _fact(self, fact: Fact, index: int) -> None:
+        if fact.kind == "hydration_error":
+            self.hydration += 1
+        elif fact.kind == "negative-click-node-id":
+            self._negative += 1
+        if self._is_over_bytes or (fact.sampled and not self._is_wanted(fact, index)):
+            return
+        if len(self.facts) >= self._facts_max:
+            self._is_over_number = True
+            return
+        self._budget.left -= _UNITS_FACT
+        row = self._writer.fact(fact, index)
+        size_bytes = self.size_bytes + len(row.json) + len(row.id) + rows.ROW_BYTES
+        if size_bytes <= self._rows_bytes_max:
+            self.size_bytes = size_bytes
+            self.facts.append(row)
+        else:
+            self._is_over_bytes = True
+
+    def _is_wanted(self, fact: Fact, index: int) -> bool:
+        if fact.sampled == "segment":
+            return self.is_sampled
+        return rows.coin(self._writer.identity, f"{index}", self._rules.sample_event_rate)
+
+    def _keep(self, row: Row) -> None:
+        if self._has_room(rows.size_bytes(row)):
+            self.clickhouse.append(row)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Takes it. What comes after the first that does not fit is left out too, so that the rows of a segment
+        are
+        a beginning and not a choice."""
+        if self._is_over_bytes or self.size_bytes + size_bytes > self._rows_bytes_max:
+            self._is_over_bytes = True
+            return False
+        self.size_bytes += size_bytes
+        return True

@@ -1,0 +1,159 @@
+"""A struct picked out of a JSON object field by field, however long the object and whatever its fields are.
+
+The fields stay JSON until it is known what they are, so nothing is built of what does not fit or goes beyond the
+bounds: texts are cut to SHORT_MAX characters, lists to LIST_MAX elements, and long inner objects are left out.
+What does not fit costs its field alone.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+
+from ingest.core.parse.shapes import NULL, SHORT_MAX, Number, Short, Text
+
+LIST_MAX = 256
+INNER_BYTES_MAX = 1024 * 1024
+NUMBER_BYTES_MAX = 64
+# The longest way to write one character is a pair of escaped surrogates.
+ESCAPED_BYTES = 12
+TEXT_BYTES_MAX = SHORT_MAX * ESCAPED_BYTES
+
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+
+_QUOTE, _TRUE, _FALSE, _BRACKET, _BRACE = b'"tf[{'
+_NUMERIC = b"-0123456789"
+
+_WRONG = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_decode = msgspec.json.Decoder().decode
+_decode_number = msgspec.json.Decoder(Number).decode
+_decode_pair = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw]).decode
+_first_elements: Any = msgspec.defstruct(
+    "First", [(f"element{number}", msgspec.Raw, NULL) for number in range(LIST_MAX)], array_like=True, gc=False
+)
+_decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).decode
+
+
+def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
+    """The struct with those fields that fit; the others keep their default. Raises what msgspec raises."""
+    return picked_from(shape, _decoder(shape)(text))
+
+
+def picked_from(shape: type[Shape], found: Any) -> Shape:
+    """The same of an object that was decoded as `unpicked(shape)`."""
+    values = {}
+    for name, kind, inner in _fields(shape):
+        raw = getattr(found, name)
+        if raw is not NULL:
+            try:
+                values[name] = _value(raw, kind, inner)
+            except _WRONG:
+                continue
+    return shape(**values)
+
+
+@cache
+def unpicked(shape: type[msgspec.Struct]) -> Any:
+    """A struct of the same fields, which stay JSON; NULL where there is none."""
+    names = [field.name for field in msgspec.structs.fields(shape)]
+    return msgspec.defstruct(shape.__name__, [(name, msgspec.Raw, NULL) for name in names], gc=False)
+
+
+@cache
+def _decoder(shape: type[msgspec.Struct]) -> Callable[[Any], Any]:
+    return msgspec.json.Decoder(unpicked(shape)).decode
+
+
+@cache
+def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.Struct] | None]]:
+    """(name, type, the struct among the alternatives of that type) of each field."""
+    made = []
+    for field in msgspec.structs.fields(shape):
+        structs = [
+            one for one in typing.get_args(field.type) if isinstance(one, type) and issubclass(one, msgspec.Struct)
+        ]
+        made.append((field.name, field.type, structs[0] if structs else None))
+    return made
+
+
+def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> Any:
+    """None, or raises what msgspec raises, when it is not of that kind."""
+    if kind is msgspec.Raw:
+        return raw
+    if inner is not None:
+        return picked(inner, raw) if memoryview(raw).nbytes <= INNER_BYTES_MAX else None
+    if kind == Short:
+        return _short(raw)
+    if kind == Text:
+        return text_of(raw)
+    if kind == Number:
+        return number_of(raw)
+    if kind == list[Any] | None:
+        elements = msgspec.structs.astuple(_decode_first(raw))
+        return [_element(element) for element in elements if element is not NULL]
+    return scalar_of(raw)
+
+
+def scalar_of(raw: msgspec.Raw) -> str | float | bool | None:
+    """A text, a number that sinks can hold, true or false; None for anything else."""
+    first = memoryview(raw)[0]
+    if first == _QUOTE:
+        return text_of(raw)
+    if first in (_TRUE, _FALSE):
+        return bool(_decode(raw))
+    return None if first in (_BRACKET, _BRACE) else number_of(raw)
+
+
+def number_of(raw: msgspec.Raw) -> float | None:
+    """A number that sinks can hold; None for anything else."""
+    if memoryview(raw).nbytes > NUMBER_BYTES_MAX:
+        return None
+    try:
+        number: float | None = _decode_number(raw)
+    except msgspec.ValidationError:
+        return None
+    return number
+
+
+def text_of(raw: msgspec.Raw) -> str | None:
+    """A text of at most SHORT_MAX characters; None for anything else."""
+    view = memoryview(raw)
+    if view[0] != _QUOTE:
+        return None
+    text: str = _decode(raw) if view.nbytes <= TEXT_BYTES_MAX else _head(bytes(view[:TEXT_BYTES_MAX]))
+    return text[:SHORT_MAX]
+
+
+def _short(raw: msgspec.Raw) -> str | None:
+    """A text, also of a number: Relay lets those through where texts are usual, as a user's id."""
+    view = memoryview(raw)
+    if view[0] == _QUOTE:
+        return text_of(raw)
+    if view[0] not in _NUMERIC or view.nbytes > SHORT_MAX:
+        return None
+    return str(_decode(raw))
+
+
+def _element(raw: msgspec.Raw) -> Any:
+    """A text, or a pair of texts; None for anything else."""
+    if memoryview(raw)[0] != _BRACKET:
+        return text_of(raw)
+    try:
+        return [_short(side) for side in _decode_pair(raw)]
+    except _WRONG:
+        return None
+
+
+def _head(text: bytes) -> str:
+    """The beginning of a long text, which may be cut within an escape or a character."""
+    for stop in range(len(text), len(text) - ESCAPED_BYTES, -1):
+        try:
+            head: str = _decode(text[:stop] + b'"')
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+        return head
+    raise msgspec.DecodeError("not a text")

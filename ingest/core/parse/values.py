@@ -1,0 +1,76 @@
+"""JSON of any shape, built only when the budget has room for what it may become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from ingest.core.parse.budget import Budget
+from ingest.core.parse.events import Malformed
+from ingest.core.parse.picked import scalar_of
+
+# Below this the bytes bound the values well enough.
+SMALL_BYTES = 512
+# The texts of a document may take four times its bytes, and each value a hundred bytes or so.
+DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
+# Measured: a small document and its bytes, bytes and values of a larger one, bytes and fields where only those are
+# built.
+_UNITS_SMALL, _UNITS_SMALL_BYTE = 0.5, 0.01
+_UNITS_BYTE, _UNITS_VALUE = 0.006, 0.12
+_UNITS_FLAT_BYTE, _UNITS_FIELD = 0.0015, 0.25
+
+_decode = msgspec.json.Decoder().decode
+_decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def built(text: msgspec.Raw, budget: Budget) -> Any:
+    """The whole value. Raises Malformed when it holds too much, Spent, and what msgspec raises."""
+    size_bytes = memoryview(text).nbytes
+    if size_bytes <= SMALL_BYTES:
+        budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
+        return _decode(text)
+    if size_bytes > DOCUMENT_BYTES_MAX:
+        raise Malformed("the data of an event are too long")
+    budget.spend(_UNITS_BYTE * size_bytes)
+    document = bytes(text)
+    values_max = document.count(b",") + document.count(b"[") + document.count(b"{") + 1
+    if values_max > VALUES_MAX:
+        raise Malformed("the data of an event hold too many values")
+    budget.spend(_UNITS_VALUE * values_max)
+    return _decode(text)
+
+
+def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> dict[str, Any]:
+    """An object's fields: at least those of these names, or the first, as many as that.
+
+    In a long object texts are cut, and inner values None. Raises Malformed when it is no object or has too many
+    fields, Spent, and what msgspec raises.
+    """
+    size_bytes = memoryview(text).nbytes
+    if size_bytes > SMALL_BYTES:
+        return _fields_of_long(text, size_bytes, budget, names)
+    budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
+    found = _decode(text)
+    if not isinstance(found, dict):
+        raise Malformed("an object was expected")
+    return found
+
+
+def _fields_of_long(
+    text: msgspec.Raw, size_bytes: int, budget: Budget, names: Collection[str] | int
+) -> dict[str, Any]:
+    budget.spend(_UNITS_FLAT_BYTE * size_bytes)
+    fields_max = bytes(text).count(b":")
+    if fields_max > VALUES_MAX:
+        raise Malformed("the data of an event have too many fields")
+    budget.spend(_UNITS_FIELD * fields_max)
+    try:
+        found = _decode_fields(text)
+    except msgspec.ValidationError:
+        raise Malformed("an object was expected") from None
+    if isinstance(names, int):
+        return {name: scalar_of(value) for name, value in islice(found.items(), names)}
+    return {name: scalar_of(found[name]) for name in names if name in found}

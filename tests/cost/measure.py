@@ -1,0 +1,134 @@
+"""What one message costs, and the floor under that: CPU seconds of this process, and memory in a process of its
+own.
+
+    python -m tests.cost.measure FILE     one message, measured in this process, as JSON
+
+CPU time and not the clock, the least of several times, and cost and floor by turns: so a busy machine changes
+both.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from isal import igzip_lib, isal_zlib
+
+from ingest.core.model import Message, TopicPartition
+from ingest.core.parse import ParseRules, parse
+from ingest.core.parse.envelope import open_envelope
+from ingest.core.parse.recording import inflate, split
+from ingest.core.parse.rules import Rejected
+
+RULES = ParseRules()
+RATIO_MAX, CPU_SECONDS_BASE = 4.0, 0.050
+MEMORY_RATIO_MAX, MEMORY_BYTES_BASE = 2.5, 64 * 1024 * 1024
+ROUNDS = 3
+
+_skip = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU seconds, bytes."""
+
+    message_bytes: int
+    raw_bytes: int
+    floor_seconds: float
+    seconds: float
+    memory_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Times the floor, beyond what every message may cost."""
+        return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
+
+    @property
+    def memory_ratio(self) -> float:
+        """Times the recording's size, beyond what every message may take."""
+        return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, 1)
+
+
+def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
+    """(work, bytes of the recording): inflating and scanning what is in the message, with the inflater and the
+    scanner of the parser, and nothing else. What is no JSON all the way through counts as as much white space.
+    """
+    try:
+        envelope = open_envelope(value)
+        body = split(envelope.payload)[1]
+    except Rejected:
+        spaces = _scannable(value)
+        return lambda: _skip(spaces), 0
+    document = _scannable(envelope.replay_event or b"0")
+    try:
+        text = _scannable(inflate(body, RULES.inflated_bytes_max))
+    except Rejected:
+        return lambda: _inflated(body), len(_inflated(body))
+    return lambda: (_skip(document), inflate(body, RULES.inflated_bytes_max), _skip(text)), len(text)
+
+
+def _scannable(text: Any) -> Any:
+    try:
+        _skip(text)
+    except (msgspec.DecodeError, RecursionError):
+        return b" " * (len(text) - 1) + b"0"
+    return text
+
+
+def _inflated(body: memoryview) -> bytes:
+    try:
+        raw: bytes = isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max)
+    except igzip_lib.IsalError:
+        return b""
+    return raw
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """CPU seconds of one call."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
+    """(floor, cost, bytes of the recording) of a message, CPU seconds."""
+    message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
+    floor, raw_bytes = floor_of(value)
+    floors, costs = [], []
+    for _ in range(rounds):
+        floors.append(seconds_of(floor))
+        costs.append(seconds_of(lambda: parse(message, RULES)))
+    return min(floors), min(costs), raw_bytes
+
+
+def memory(value: bytes) -> int:
+    """Peak of this process' resident memory while it parses, beyond what it had before: once, and first of all."""
+    message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    parse(message, RULES)
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
+    """All of it, in this process."""
+    taken = memory(value)
+    floor_seconds, cost_seconds, raw_bytes = cpu(value, rounds)
+    return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Path(sys.argv[1]).read_bytes()))))

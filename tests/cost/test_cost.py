@@ -1,0 +1,36 @@
+"""No message costs more than a multiple of inflating and scanning it. `python -m tests.cost` prints the table."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cost.__main__ import measured
+from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, Cost, cpu
+from tests.cost.shapes import SHAPES, Shape
+
+RAW_BYTES = 4_000_000
+LARGE_RAW_BYTES = 60_000_000
+# What is measured twice is CPU time of this process; a third look is for a core whose caches others use.
+ATTEMPTS = 3
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
+    """given a recording made to be costly, when it is parsed, then its CPU time is at most 4 times that of
+    inflating and scanning it, plus 50 ms"""
+    value = shape.make(RAW_BYTES)
+    for _ in range(ATTEMPTS):
+        floor_seconds, seconds, raw_bytes = cpu(value, rounds=2)
+        cost = Cost(len(value), raw_bytes, floor_seconds, seconds, 0)
+        if cost.ratio <= RATIO_MAX:
+            return
+    pytest.fail(f"{cost.ratio:.1f} times the floor of {cost.floor_seconds:.3f} s")
+
+
+@pytest.mark.parametrize("shape", SHAPES[:6], ids=lambda shape: shape.name)
+def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
+    """given the shapes that have stopped a reader, when they are parsed in a process of their own, then its memory
+    grows by at most 2.5 times the inflated size plus 64 MiB"""
+    cost = measured(shape, LARGE_RAW_BYTES)
+
+    assert cost.memory_ratio <= MEMORY_RATIO_MAX
