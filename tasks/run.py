@@ -18,7 +18,7 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
-from tasks.delivery import OutOfTime, deliver
+from tasks.bisection import OutOfTime, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.observe import metrics
 from tasks.observe.watch import Watch, watched

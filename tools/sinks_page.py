@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pycurl
 
-from tasks.delivery import REFUSED_MIN, REFUSED_SHARE, WRITES_MAX
+from tasks.bisection import REFUSED_MIN, REFUSED_SHARE, WRITES_MAX
 from tasks.sinks import datadog
 from tasks.sinks.bigquery import answers as bigquery
 from tasks.sinks.clickhouse import answers as clickhouse

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
-from ingest.core import record
 from ingest.core.limits import Limits
 from ingest.core.model import TopicPartition
 
@@ -54,7 +54,7 @@ class Commits:
         self, epoch: int, offset: int, stops: Sequence[int], taken_until: int, now: float
     ) -> do.Commit | None:
         """The commit of this offset with the ends `stops` above it; None when the broker has just that."""
-        text = record.encode(offset, stops, self._limits.cut_record_bytes_max)
+        text = cut_record.encode(offset, stops, self._limits.cut_record_bytes_max)
         self.recorded_until = taken_until
         if self._stored == (offset, text):
             return None

@@ -7,8 +7,8 @@ It knows nothing of the other partitions. What concerns them all (slots, bounds,
 from __future__ import annotations
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
-from ingest.core import record
 from ingest.core.batching import Builder
 from ingest.core.commits import Commits
 from ingest.core.flight import Flight, Phase
@@ -27,7 +27,7 @@ class Partition:
 
     def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger) -> None:
         committed = given.committed
-        plan = record.decode(committed, given.record) if committed is not None else ()
+        plan = cut_record.decode(committed, given.record) if committed is not None else ()
         self.source = given.source
         self.epoch = given.epoch
         self.builder = Builder(given.source, given.epoch, limits, plan)

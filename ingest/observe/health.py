@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
-from tasks.observe.probes import Probes
+from tasks.observe.probe_server import Probes
 
 
 @dataclass

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
-from ingest.core import record
 from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
 SETTLED_MAX = 4096  # batches that settled behind a parked one and still wait for their commit
@@ -176,7 +176,7 @@ class Journal:
 
     def _committed(self, event: on.Committed, now: float) -> Iterable[Journey]:
         partition = self._partitions.setdefault(event.source, _Partition())
-        stops = record.decode(event.offset, event.record)
+        stops = cut_record.decode(event.offset, event.record)
         if stops:
             partition.recorded.append((stops[-1], now))
         still: deque[Journey] = deque()

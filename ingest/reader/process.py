@@ -38,7 +38,7 @@ from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.observe import logs, telemetry
 from tasks.observe.loops import Guard, Loop
-from tasks.observe.probes import CannotListen
+from tasks.observe.probe_server import CannotListen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3

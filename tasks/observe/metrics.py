@@ -24,7 +24,7 @@ from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.observe.meters import Meters, dogstatsd
 from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
-from tasks.observe.probes import CannotListen, Probes
+from tasks.observe.probe_server import CannotListen, Probes
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
 

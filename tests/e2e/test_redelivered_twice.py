@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from ingest.core import record
+from ingest.core import cut_record
 from ingest.local.compare.letters import read_letters
 from ingest.local.load.expectation import Expectation
 from ingest.local.servers import java_kafka
@@ -182,7 +182,7 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
             topic,
             partition,
             0,
-            record.encode(0, stops.get(partition, []), limits_of(system.settings).cut_record_bytes_max),
+            cut_record.encode(0, stops.get(partition, []), limits_of(system.settings).cut_record_bytes_max),
         )
         for _, partition in system.ends
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.delivery import deliver
+from tasks.bisection import deliver
 from tasks.sinks.base import Sink
 from tasks.staging import Progress
 from tasks.wire import Item

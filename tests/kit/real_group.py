@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 
-from ingest.core import record
+from ingest.core import cut_record
 from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
@@ -126,7 +126,7 @@ def recorded_batches(fleet: Fleet) -> set[str]:
     topic, found = fleet.settings.kafka_topic, set()
     for partition, (offset, text) in stored(fleet).items():
         start = offset
-        for stop in record.decode(offset, text) if offset >= 0 else ():
+        for stop in cut_record.decode(offset, text) if offset >= 0 else ():
             found.add(f"{topic}-{partition}-{start}-{stop}")
             start = stop
     return found

@@ -19,7 +19,8 @@ class Mutant(NamedTuple):
 
 LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
 COMMITS, FLIGHT, PARTITION = "core/commits.py", "core/flight.py", "core/partition.py"
-PRESSURE, RETRY, RECORD, RUNTIME = "core/backpressure.py", "core/retry.py", "core/record.py", "reader/runtime.py"
+PRESSURE, RETRY = "core/backpressure.py", "core/retry.py"
+RECORD, RUNTIME = "core/cut_record.py", "reader/runtime.py"
 
 MUTANTS = (
     Mutant(
@@ -169,7 +170,7 @@ MUTANTS = (
     Mutant(
         "ignores the record of the former owner",
         PARTITION,
-        "plan = record.decode(committed, given.record) if committed is not None else ()",
+        "plan = cut_record.decode(committed, given.record) if committed is not None else ()",
         "plan = ()",
     ),
     Mutant(

@@ -57,7 +57,7 @@ def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
         ("ingest/core/pipeline.py", "import time"),
         ("ingest/core/ledger.py", "from os import environ"),
         ("ingest/core/retry.py", "import random"),
-        ("ingest/core/record.py", "import logging"),
+        ("ingest/core/cut_record.py", "import logging"),
         ("ingest/core/parse/scan.py", "import socket"),
         ("ingest/core/packing.py", "from uuid import uuid4"),
         ("ingest/core/model.py", "import importlib"),

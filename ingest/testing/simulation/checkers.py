@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
-from ingest.core import record as cut_record
 from ingest.core.flight import Phase
 from ingest.core.model import CutReason, TopicPartition
 from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Kind, Log

@@ -13,8 +13,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from structlog.testing import capture_logs
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
-from ingest.core import record
 from ingest.core.limits import Limits
 from ingest.core.model import Message
 from ingest.core.pipeline import Pipeline
@@ -187,7 +187,7 @@ def test_the_longest_record_is_one_that_a_broker_stores_by_default(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
     """To the last byte; one that Kafka refuses would take the offset with it."""
-    longest = record.encode(0, range(40, 100_000, 40), Limits().cut_record_bytes_max)
+    longest = cut_record.encode(0, range(40, 100_000, 40), Limits().cut_record_bytes_max)
     assert len(longest) == Limits().cut_record_bytes_max
     consumer = Consumer(
         {

@@ -13,7 +13,7 @@ import pytest
 from ingest.observe.health import Health, serve
 from ingest.observe.stuck import StuckDetector, stacks
 from ingest.settings import Settings
-from tasks.observe.probes import Probes
+from tasks.observe.probe_server import Probes
 from tests.kit.batches import reject
 from tests.kit.observed_reader import Driver
 

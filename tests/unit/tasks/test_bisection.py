@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.delivery import REFUSED_MIN, WRITES_MAX, OutOfTime, deliver
+from tasks.bisection import REFUSED_MIN, WRITES_MAX, OutOfTime, deliver
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 

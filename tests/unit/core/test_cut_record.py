@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.core import record
+from ingest.core import cut_record
 from ingest.core.limits import Limits
 
 BYTES_MAX = Limits().cut_record_bytes_max
@@ -20,9 +20,9 @@ def test_what_is_encoded_is_decoded(committed: int, steps: list[int]) -> None:
     """Any ends above any offset, as far as they fit."""
     stops = [committed + step for step in steps]
 
-    text = record.encode(committed, stops, BYTES_MAX)
+    text = cut_record.encode(committed, stops, BYTES_MAX)
 
-    assert record.decode(committed, text) == tuple(stops)
+    assert cut_record.decode(committed, text) == tuple(stops)
 
 
 @given(count=st.integers(0, 3_000), step=st.integers(1, 2**40))
@@ -30,22 +30,22 @@ def test_a_record_never_outgrows_what_kafka_stores(count: int, step: int) -> Non
     """The broker refuses a commit with more than 4096 bytes of metadata: the last ends are left out instead."""
     stops = [step * (n + 1) for n in range(count)]
 
-    text = record.encode(0, stops, BYTES_MAX)
+    text = cut_record.encode(0, stops, BYTES_MAX)
 
     assert len(text.encode()) <= 4096
-    assert list(record.decode(0, text)) == stops[: len(record.decode(0, text))]
+    assert list(cut_record.decode(0, text)) == stops[: len(cut_record.decode(0, text))]
 
 
 @pytest.mark.parametrize("foreign", ["", "hello", "2,5", "1,-3", "1,0", "1,x!", "1,,", '{"json": 1}', "1;2"])
 def test_a_record_of_somebody_else_is_empty(foreign: str) -> None:
     """Other tools may commit for the group, with their own metadata: nothing is planned, nothing breaks."""
-    assert record.decode(10, foreign) == ()
+    assert cut_record.decode(10, foreign) == ()
 
 
 @given(st.text(max_size=50))
 def test_no_text_breaks_the_decoder(foreign: str) -> None:
     """Whatever the broker hands us, ends rise from the committed offset."""
-    stops = record.decode(7, foreign)
+    stops = cut_record.decode(7, foreign)
 
     assert list(stops) == sorted(set(stops))
     assert all(stop > 7 for stop in stops)
@@ -55,20 +55,20 @@ def test_a_record_holds_a_thousand_batches() -> None:
     """Far more than a reader may have in flight: with 500 messages each, an end takes three bytes."""
     stops = [500 * (n + 1) for n in range(1_300)]
 
-    assert record.decode(0, record.encode(0, stops, BYTES_MAX)) == tuple(stops)
+    assert cut_record.decode(0, cut_record.encode(0, stops, BYTES_MAX)) == tuple(stops)
 
 
 def test_a_record_that_grew_too_long_leaves_the_last_ends_out() -> None:
     """Two thousand do not fit: the first ones do."""
     stops = [500 * (n + 1) for n in range(2_000)]
 
-    text = record.encode(0, stops, BYTES_MAX)
+    text = cut_record.encode(0, stops, BYTES_MAX)
 
     assert len(text) <= 4096
-    assert record.decode(0, text) == tuple(stops[: len(record.decode(0, text))])
+    assert cut_record.decode(0, text) == tuple(stops[: len(cut_record.decode(0, text))])
 
 
 def test_ends_must_rise() -> None:
     """A range that ends before it begins is ours to get right."""
     with pytest.raises(AssertionError):
-        record.encode(5, [5], BYTES_MAX)
+        cut_record.encode(5, [5], BYTES_MAX)
