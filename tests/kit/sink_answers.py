@@ -144,7 +144,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
         sink, lambda proof: replace(proof, body=proof.body + b" " * 300_000)
     )
     found["a proof whose head stops"] = altered(sink, lambda proof: Answer(raw=head_of(proof)))
-    for other in PROOFS.keys() - {sink}:
+    for other in sorted(PROOFS.keys() - {sink}):
         found[f"the proof of {other}"] = partial(_proof_of_another, other)
     return found
 
