@@ -25,7 +25,7 @@ def test_there_is_a_bug_of_every_kind() -> None:
     """Every decision of the core has somebody who gets it wrong."""
     assert len({mutant.bug for mutant in MUTANTS}) == len(MUTANTS) >= 20
     assert {mutant.file for mutant in MUTANTS} >= {
-        f"core/{name}.py" for name in ("ledger", "pipeline", "batching", "backpressure", "retry", "record")
+        f"core/{name}.py" for name in ("ledger", "pipeline", "batching", "backpressure", "retry", "cut_record")
     }
 
 

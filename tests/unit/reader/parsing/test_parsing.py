@@ -179,10 +179,10 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
 
 
 def test_a_message_that_ends_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """One that needs more memory than a process may have: its neighbours are parsed, its bytes are kept."""
+    """One that inflates to more memory than a process may have: its neighbours are parsed, its bytes are kept."""
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
-    parser = start(2, memory_bytes_max=100 * MiB)
+    parser = start(2, memory_bytes_max=40 * MiB)
 
     first, second, third = outcomes(parser, messages([good, costly, good]))
 
