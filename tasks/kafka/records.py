@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,11 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
 """Stands for the headers of a message of which the client cannot read one name; then it hands out none of them."""
+
+
+# For a name that it cannot decode the client returns a list with an exception set. A call that the interpreter has
+# specialized does not look for that, and the exception surfaces somewhere later; this one raises SystemError.
+_headers = methodcaller("headers")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -46,11 +52,11 @@ def record_of(message: Message) -> Record:
 def headers_of(message: Message) -> Headers:
     """Never raises: a message with any headers is a message.
 
-    Of a name that is not UTF-8 the client makes a null pointer and raises SystemError. It must not be asked again:
-    then it hands the null pointer out, and touching that ends the process.
+    Of a name that is not UTF-8 the client makes a null pointer. It must not be asked twice: then it hands the null
+    pointer out, and touching that ends the process.
     """
     try:
-        found = message.headers() or ()
+        found = _headers(message) or ()
     except (SystemError, UnicodeError):
         return UNREADABLE
     return tuple((pair[0], as_bytes(pair[1])) for pair in found)
