@@ -100,7 +100,6 @@ NOT_RUN = {
     "python -m tools.imports": "test_imports.py runs what it runs",
     "python -m tests.cost": "minutes; tests/cost/test_cost.py runs the same shapes with smaller recordings",
     "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py starts it",
-    "replays-ingest dlq replay": "without a selection it refuses; test_sick_sinks.py replays letters",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }
 # These start processes or publish tasks, for which this process has not the right environment.
