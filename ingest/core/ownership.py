@@ -28,8 +28,12 @@ class GroupView:
 
     @property
     def unowned(self) -> tuple[int, ...]:
-        """Partitions that no member owns, ascending. While the group rebalances nothing can be said: empty."""
-        if not self.stable:
+        """Partitions that no member owns, ascending; empty where the description proves nothing.
+
+        That is while the group rebalances, and when it is said to be stable without members: Kafka calls such a
+        group EMPTY, so that a server which answers so does not describe members at all (Tansu).
+        """
+        if not self.stable or not self.members:
             return ()
         owned = frozenset[int]().union(*self.members.values())
         return tuple(partition for partition in range(self.partitions) if partition not in owned)

@@ -65,10 +65,11 @@ def fill(settings: Settings) -> Library:
     write([video_recording(VIDEO, project_id=PROJECT, replay_id=MOBILE, received=now)])
     holed = [_segment(HOLED, number, now, error_ids=["d" * 32] if number == 0 else []) for number in (0, 1, 3, 4)]
     write(holed)
-    write(holed[:1])
     write([_segment(SPOILED, number, now - OLD_SECONDS, release="shop@old") for number in (0, 1)])
     write([_segment(SHARED, 0, now - 60, project_id=project) for project in (PROJECT, OTHER_PROJECT)])
     _damage(settings)
+    _keep_copies(settings)
+    write(holed[:1])
     return library
 
 
@@ -91,6 +92,15 @@ def _damage(settings: Settings) -> None:
     finally:
         client.close()
     _forget_row(settings, HOLED, 4)
+
+
+def _keep_copies(settings: Settings) -> None:
+    """A merge would make one row of two deliveries, at a moment of the server's choice."""
+    server = clickhouse.client(settings)
+    try:
+        server.command("SYSTEM STOP MERGES replay_segments")
+    finally:
+        server.close()
 
 
 def _forget_row(settings: Settings, replay_id: str, segment_id: int) -> None:

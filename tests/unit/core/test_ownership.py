@@ -18,7 +18,16 @@ def test_partitions_that_no_member_owns_are_named() -> None:
     assert ORPHANED.unowned == (2,)
     assert WHOLE.unowned == ()
     assert MOVING.unowned == ()
-    assert GroupView(2, {}, stable=True).unowned == (0, 1)
+    assert GroupView(2, {"a": frozenset()}, stable=True).unowned == (0, 1)
+
+
+def test_a_stable_group_without_members_is_no_evidence() -> None:
+    """Kafka calls a group without members EMPTY; a server that says otherwise does not describe its members."""
+    nobody = GroupView(2, {}, stable=True)
+    a = watch()
+
+    assert nobody.unowned == ()
+    assert not any(a.must_rejoin(nobody, "a", now) for now in (0.0, 100.0, 1000.0))
 
 
 def test_a_member_joins_again_when_a_partition_had_no_owner_for_too_long() -> None:
