@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.settings import Settings
-from tasks.wire import MANIFEST, Manifest, batch_key, done_field
+from tasks.wire import MANIFEST, Incompatible, batch_key, decode_manifest, done_field
 
 SCAN_SECONDS_MAX = 3.0
 SCAN_COUNT = 2000
@@ -116,7 +116,10 @@ def _journey(client: Any, key: bytes, parked: Mapping[str, str]) -> Journey | No
     manifest_json, blobs, rows = client.hmget(key, [MANIFEST, "chord/blobs", "chord/rows"])
     if manifest_json is None:
         return None
-    manifest = msgspec.json.decode(manifest_json, type=Manifest)
+    try:
+        manifest = decode_manifest(manifest_json)
+    except Incompatible:  # of a newer release; its reader reports it
+        return None
     marks = client.hmget(key, [done_field(entry.name) for entry in manifest.tasks]) if manifest.tasks else []
     sinks: dict[str, tuple[int, int]] = {}
     for entry, mark in zip(manifest.tasks, marks, strict=True):
