@@ -1,15 +1,24 @@
-"""A fleet of real workers, and settings with names that no other test uses."""
+"""A fleet of real workers, a library of replays, an operator's office, and settings with names of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from ingest.local.fleet import isolated
+from ingest.local.stack import Stack
+from ingest.settings import Settings as ReaderSettings
 from tasks.settings import Settings
 from tests.kit.fleet import fleet, fleet_options
+from tests.kit.library import Library, fill
+from tests.kit.office import Office, furnish, opened
 
-__all__ = ["fleet", "fleet_options", "settings"]
+__all__ = ["fleet", "fleet_options", "library", "office", "office_env", "office_settings", "settings"]
+LIBRARY_DATABASE, OFFICE_DATABASE = 9, 10
+SINKS = "gcs,clickhouse,dead_letter"
+LOGINS = "bob:other, ann:a-long-password"
 
 
 @pytest.fixture
@@ -27,3 +36,35 @@ def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
         return Settings(**{**fresh, **given})  # type: ignore[arg-type]
 
     return make
+
+
+def variables(stack: Stack, name: str, database: int) -> dict[str, str]:
+    """REPLAYS_* variables of the session's servers, with names of their own."""
+    stack.start(["gcs", "clickhouse", "redis", "kafka"])
+    names = isolated(f"{name}{uuid.uuid4().hex[:8]}", stack.addresses["redis"], database)
+    return {**stack.settings(), **names, "REPLAYS_SINKS": SINKS}
+
+
+@pytest.fixture(scope="session")
+def library(stack: Stack) -> Library:
+    """The replays of `tests.kit.library`, for everyone: reading changes nothing."""
+    return fill(variables(stack, "library", LIBRARY_DATABASE))
+
+
+@pytest.fixture(scope="session")
+def office_env(stack: Stack) -> dict[str, str]:
+    """Variables of the office, whose pages have the passwords of LOGINS."""
+    return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
+
+
+@pytest.fixture(scope="session")
+def office_settings(office_env: dict[str, str]) -> ReaderSettings:
+    """The office's settings; its topics, bucket and tables are there."""
+    return furnish(office_env)
+
+
+@pytest.fixture
+def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
+    """A reader lives, nothing is parked, no rule, nothing in the audit trail. Dead letters of other tests stay."""
+    with opened(office_env, office_settings) as running:
+        yield running

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ingest.local.launch import settings_of
 from ingest.settings import Settings
 from ingest.testing.messages import video_recording, viewport_event
 from tasks.migrate import migrate
@@ -30,8 +31,9 @@ OLD_SECONDS = 3 * 86_400
 
 @dataclass(frozen=True)
 class Library:
-    """Where the replays are, and when they were received (unix seconds)."""
+    """Where the replays are (`env`: as REPLAYS_* variables), and when they were received (unix seconds)."""
 
+    env: dict[str, str]
     settings: Settings
     now: int
     shop: Recording
@@ -46,13 +48,14 @@ class Library:
         return str(self.old_shop.facts["replayId"])
 
 
-def fill(settings: Settings) -> Library:
-    """Creates bucket and tables of these settings and writes every replay."""
+def fill(env: dict[str, str]) -> Library:
+    """Creates the bucket and the tables that these variables name, and writes every replay."""
+    settings = settings_of(env)
     for _ in migrate(settings):
         pass
     now = int(time.time())
     shops = {recorded.name: recorded for recorded in RECORDINGS if recorded.name.endswith("-shop")}
-    library = Library(settings, now, shops["v11-shop"], shops["v7-shop"])
+    library = Library(env, settings, now, shops["v11-shop"], shops["v7-shop"])
     first_offset = 0
 
     def write(values: list[bytes]) -> None:

@@ -1,0 +1,235 @@
+"""What operators type: state, parked batches, dead letters, rules for projects, schema and checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest.core import events as on
+from ingest.core.model import OffsetRange
+from tests.kit.commands import Done, command
+from tests.kit.office import MESSAGES, READER, Office
+
+AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
+
+
+def failed(done: Done) -> str:
+    """The one line that a command failed with."""
+    assert done.code == 1
+    return done.err.splitlines()[-1]
+
+
+# State
+
+
+def test_the_state_of_the_system_is_one_page(office: Office):
+    """Readers, sinks, parked batches: as text, as JSON, as a picture."""
+    batch = office.park(0, 2)
+    page = command(office.env, "status")
+    told = command(office.env, "status", "--json").json
+    live = command(office.env, "top", "--once")
+
+    assert [reader["reader"] for reader in told["readers"]] == [READER]
+    assert [parked["batch_id"] for parked in told["parked"]] == [batch.id]
+    assert {sink["sink"]: sink["switched_on"] for sink in told["sinks"]}["gcs"] is True
+    for text in (page.out, live.out):
+        assert READER in text
+        assert "clickhouse is away" in text
+
+
+def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
+    """An SVG file, nothing on the terminal."""
+    done = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
+
+    assert (done.code, done.out) == (0, "")
+    assert (tmp_path / "top.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("top", "--once"),
+        ("batches", "ls"),
+        ("batches", "show", "b"),
+        ("batches", "retry", "b"),
+        ("tenants", "ls"),
+        ("tenants", "kill", "7"),
+    ],
+    ids=" ".join,
+)
+def test_without_redis_each_command_says_what_to_check(office: Office, arguments: tuple[str, ...]):
+    """One line and exit code 1."""
+    done = command(office.env | AWAY, *arguments)
+
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "is REPLAYS_REDIS_URL right?" in done.err
+
+
+def test_wrong_settings_are_exit_code_2(office: Office):
+    """With the setting's name, its value and what is allowed."""
+    done = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
+
+    assert done.code == 2
+    assert "batch_messages_max" in done.err.lower()
+
+
+# Parked batches
+
+
+def test_parked_batches_are_listed_and_shown(office: Office):
+    """With their error; nothing parked is said so."""
+    assert "nothing is parked" in command(office.env, "batches", "ls").out
+    batch = office.park(0, 2)
+
+    listed = command(office.env, "batches", "ls")
+    told = command(office.env, "batches", "ls", "--json").json
+    shown = command(office.env, "batches", "show", batch.id)
+
+    assert batch.id in listed.out
+    assert told[batch.id]["error"] == "clickhouse is away"
+    assert "error        clickhouse is away" in shown.out
+    assert command(office.env, "batches", "show", batch.id, "--json").json == told[batch.id]
+    assert "batches ls` shows what is" in failed(command(office.env, "batches", "show", "none-0-0-1"))
+
+
+def test_a_parked_batch_is_retried(office: Office):
+    """Its reader hears of it, and who asked is kept."""
+    batch = office.park(0, 2)
+
+    done = command(office.env, "batches", "retry", batch.id, "--by", "ann")
+
+    assert done.out.strip() == f"{READER} was asked to retry {batch.id}"
+    assert office.next_event() == on.RetryRequested(batch.id)
+    assert office.coordination.audited()[0]["by"] == "ann"
+
+
+def test_a_parked_batch_is_given_up(office: Office):
+    """Its messages are dead letters first; without a reason nothing is done."""
+    batch = office.park(2, 4)
+
+    unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
+    done = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone")
+
+    assert "say why" in failed(unexplained)
+    assert "2 messages are dead letters" in done.out
+    assert office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
+
+
+def test_a_batch_of_a_reader_that_is_gone_is_left_alone(office: Office):
+    """Nobody could be asked."""
+    batch = office.park(0, 2)
+    office.leave()
+
+    assert READER in failed(command(office.env, "batches", "retry", batch.id))
+    assert READER in failed(command(office.env, "batches", "abandon", batch.id, "--reason", "why not"))
+    assert office.coordination.audited() == []
+
+
+# Projects
+
+
+def test_rules_for_projects_are_set_and_removed(office: Office):
+    """Each is in the audit trail with who did it."""
+    env = office.env
+    assert "no rules" in command(env, "tenants", "ls").out
+
+    for arguments in (
+        ("kill", "7"),
+        ("limit", "8", "--per-second", "5"),
+        ("limit", "9", "--per-second", "1", "--burst", "3"),
+    ):
+        assert command(env, "tenants", *arguments, "--by", "ann").code == 0
+    told = command(env, "tenants", "ls", "--json").json
+    text = command(env, "tenants", "ls").out
+    for arguments in (("revive", "7"), ("limit", "8", "--remove"), ("limit", "9", "--remove")):
+        assert command(env, "tenants", *arguments, "--by", "bob").code == 0
+
+    assert told == {
+        "killed": [7],
+        "limits": {"8": {"per_second": 5.0, "burst": 50.0}, "9": {"per_second": 1.0, "burst": 3.0}},
+    }
+    assert "project 7: off" in text
+    assert "project 9: 1 messages a second, bursts of 3" in text
+    assert command(env, "tenants", "ls", "--json").json == {"killed": [], "limits": {}}
+    deeds = [(deed["what"], deed["project"], deed["by"]) for deed in office.coordination.audited()]
+    assert deeds[-1] == ("tenant_kill", "7", "ann")
+    assert deeds[0] == ("tenant_limit", "9", "bob")
+
+
+@pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
+def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
+    """Exit code 2."""
+    done = command(office.env, "tenants", "limit", "8", *options)
+
+    assert (done.code, "give --per-second, or --remove" in done.err) == (2, True)
+
+
+# Dead letters
+
+
+def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
+    """By reason or id, dry first; a second replay finds nothing; the deed is kept."""
+    office.bury(MESSAGES - 1, "no_header")
+    env = office.env
+
+    listed = command(env, "dlq", "ls", "--reason", "no_header", "--json").json
+    (letter,) = listed["letters"]
+    text = command(env, "dlq", "ls", "--reason", "no_header")
+    shown = command(env, "dlq", "show", letter["id"])
+    told = command(env, "dlq", "show", letter["id"], "--json").json
+    dry = command(env, "dlq", "replay", "--id", letter["id"], "--dry-run", "--json").json
+    done = command(env, "dlq", "replay", "--reason", "no_header", "--by", "ann")
+    again = command(env, "dlq", "replay", "--reason", "no_header", "--json").json
+
+    assert listed["counts"] == [{"reason": "no_header", "sink": "", "count": 1}]
+    assert "no_header" in text.out
+    assert "it never parses" in shown.out
+    assert told["content"]["reject"]
+    assert (dry["produced"], dry["dry_run"]) == (1, True)
+    assert "1 were produced again" in done.out
+    assert again["produced"] == 0
+    assert office.coordination.audited()[-1]["what"] == "dlq_replay"
+    assert office.coordination.audited()[-1]["by"] == "ann"
+
+
+def test_replaying_needs_a_choice(office: Office):
+    """Exit code 2: really all of them is an option of its own."""
+    done = command(office.env, "dlq", "replay")
+
+    assert (done.code, "--all" in done.err) == (2, True)
+    assert "dlq ls` lists them" in failed(command(office.env, "dlq", "show", "0-999999"))
+
+
+# Schema and checks
+
+
+def test_schema_and_topics_are_there_already(office: Office):
+    """A second `migrate` changes nothing, and a dry run says what it would do elsewhere."""
+    again = command(office.env, "migrate", "--topics")
+    elsewhere = command(office.env | {"REPLAYS_GCS_BUCKET": "elsewhere-bucket"}, "migrate", "--dry-run")
+
+    assert (again.code, elsewhere.code) == (0, 0)
+    assert "gcs: would" in elsewhere.out
+    away = office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1", "REPLAYS_SINK_TIMEOUT_SECONDS": "1"}
+    assert "clickhouse" in failed(command(away, "migrate"))
+
+
+def test_a_check_names_every_server_and_what_is_wrong(office: Office):
+    """All well: exit code 0. One away: exit code 1, and its line says what to do."""
+    good = command(office.env, "check", "--json")
+    bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
+
+    assert {finding["name"] for finding in good.json} >= {"redis", "clickhouse", "gcs"}
+    assert good.code == 0, good.out
+    assert bad.code == 1
+    assert "clickhouse" in bad.out
+
+
+def test_a_dry_run_reads_and_commits_nothing(office: Office):
+    """Every message of the topic is read, none of them parses, and the group has no offset afterwards."""
+    done = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
+
+    assert done.code == 0
+    assert done.json["messages"] >= MESSAGES

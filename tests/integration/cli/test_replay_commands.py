@@ -1,0 +1,140 @@
+"""`replays`, `events` and `fetch`: replays read back, as text for people and as JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kit.commands import Done, command
+from tests.kit.library import (
+    HOLED,
+    MOBILE,
+    OTHER_PROJECT,
+    PROJECT,
+    RECORDED_PROJECT,
+    SHARED,
+    SPOILED,
+    VIDEO,
+    Library,
+)
+from tests.kit.recordings import inflated
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--project", str(PROJECT)], {MOBILE, HOLED, SPOILED, SHARED}),
+        (["--project", str(PROJECT), "--since", "1d"], {MOBILE, HOLED, SHARED}),
+        (["--release", "shop@old"], {SPOILED}),
+        (["--text", "shop.example/3", "--errors"], {HOLED}),
+        (["--rage", "--project", str(PROJECT)], set()),
+    ],
+)
+def test_replays_are_listed(library: Library, options: list[str], expected: set[str]):
+    """The same ones as text and as JSON."""
+    text = command(library.env, "replays", "ls", *options)
+    listed = command(library.env, "replays", "ls", *options, "--json").json
+
+    assert {one["replay_id"] for one in listed["replays"]} == expected
+    assert not listed["more"]
+    assert {line.split()[0] for line in text.out.splitlines()[1:] if line.strip()} == expected
+
+
+def test_a_list_that_is_cut_says_so(library: Library):
+    """There are more."""
+    done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
+    cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
+
+    assert "there are more" not in done.out
+    assert "there are more: --limit, or narrow it down" in cut.out
+
+
+def test_one_replay_is_shown_with_its_segments(library: Library):
+    """Facts, then a line per segment with what is missing of it, then what is odd."""
+    shown = command(library.env, "replays", "show", HOLED)
+    told = command(library.env, "replays", "show", HOLED, "--json").json
+
+    assert shown.code == 0
+    assert "missing        2-3" in shown.out
+    assert "duplicates     0" in shown.out
+    for state in ("stored", "missing", "no_object", "no_row"):
+        assert f" {state} " in shown.out
+    assert f"30/{PROJECT}/{HOLED}/notes is no segment" in shown.out
+    assert [one["state"] for one in told["ingestion"]["segments"]][2:] == ["missing", "no_object", "no_row"]
+    assert told["replay"]["segments"] == 3
+
+
+def test_events_tell_what_happened(library: Library):
+    """A line per mark, kinds on request; segments that cannot be told are named."""
+    everything = command(library.env, "events", library.shop_id, "--json").json
+    rage = command(library.env, "events", library.shop_id, "--kind", "rage_click")
+    spoiled = command(library.env, "events", SPOILED)
+
+    assert everything["counts"]["network"] == 6
+    (line,) = [line for line in rage.out.splitlines() if "rage_click" in line]
+    assert "button#rage.btn" in line
+    assert "unreadable segments: 1" in spoiled.out
+    assert "missing segments: 2-3" in command(library.env, "events", HOLED).out
+
+
+def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
+    """Its events as they were sent, its videos; what is gone or unreadable is named."""
+    shop = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path), "--json").json
+    mobile = command(library.env, "fetch", MOBILE, "--output", str(tmp_path))
+    part = command(library.env, "fetch", SPOILED, "--segment", "0", "--segment", "1", "--output", str(tmp_path))
+    holed = command(library.env, "fetch", HOLED, "--output", str(tmp_path))
+
+    for number, body in enumerate(library.shop.bodies):
+        assert (tmp_path / f"{library.shop_id}-{number:04}.json").read_bytes() == inflated(body)
+    assert [file["segment_id"] for file in shop["written"]] == list(range(8))
+    assert (tmp_path / f"{MOBILE}-0000.mp4").read_bytes() == VIDEO
+    assert len(mobile.out.splitlines()) == 2
+    assert "segment 1 is unreadable: not a zlib stream" in part.out
+    assert (part.code, (tmp_path / f"{SPOILED}-0001.json").exists()) == (0, False)
+    assert "missing segments: 2-3" in holed.out
+
+
+def failed(done: Done) -> str:
+    """The one line that a command failed with."""
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    return line
+
+
+def test_what_is_not_there_is_one_line(library: Library, tmp_path: Path):
+    """And exit code 1: no such replay, no such id, several projects, nothing to download, a server away."""
+    env = library.env
+
+    assert "no replay" in failed(command(env, "replays", "show", "e" * 32))
+    assert "is no replay id" in failed(command(env, "events", "nonsense"))
+    assert "choose one: [7, 8]" in failed(command(env, "replays", "show", SHARED))
+    assert command(env, "replays", "show", SHARED, "--project", str(OTHER_PROJECT)).code == 0
+    assert "nothing of it is stored" in failed(
+        command(env, "fetch", MOBILE, "--segment", "7", "--output", str(tmp_path))
+    )
+    away = {**env, "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}
+    assert "clickhouse: " in failed(command(away, "replays", "ls"))
+
+
+def test_a_wrong_option_is_a_wrong_usage(library: Library):
+    """Exit code 2, and examples of what is right."""
+    done = command(library.env, "replays", "ls", "--since", "yesterday")
+
+    assert done.code == 2
+    assert "7d" in done.err
+
+
+def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_path: Path):
+    """What it would make; a reject is exit code 1."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    good.write_bytes(library.shop.values[4])
+    bad.write_bytes(b"\xc1")
+
+    told = command(library.env, "inspect", str(good), "--json")
+    refused = command(library.env, "inspect", str(bad))
+
+    assert told.code == 0
+    assert str(RECORDED_PROJECT) in json.dumps(told.json)
+    assert (refused.code, "not_msgpack" in refused.out) == (1, True)

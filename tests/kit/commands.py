@@ -1,0 +1,31 @@
+"""`replays-ingest COMMAND` in this process, with variables of its own: exit code, output, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from click.testing import CliRunner
+
+from ingest.cli.main import main
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def command(env: Mapping[str, str], *arguments: str) -> Done:
+    """Runs it. An exception that the command did not turn into a line is raised."""
+    result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
+    return Done(result.exit_code, result.stdout, result.stderr)

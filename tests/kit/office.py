@@ -1,0 +1,103 @@
+"""What an operator works with: a topic with messages, its dead letters, and a reader that has parked batches."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Producer
+from redis import Redis
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Batch, OffsetRange, Stage, TopicPartition
+from ingest.local.launch import settings_of
+from ingest.local.servers.processes import wait_until
+from ingest.reader.dispatch import Dispatcher
+from ingest.settings import Settings
+from tasks.coordination import Coordination
+from tasks.kafka.letters import Label, Origin
+from tasks.migrate import migrate
+from tasks.sinks import build
+from tasks.wire import DeadLetter
+from tests.kit.batches import batch_of, segment
+
+READER = "reader-1"
+MESSAGES = 5
+DEADLINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Office:
+    """`env`: the REPLAYS_* variables. The topic holds `message 0` to `message 4`, on partition 0."""
+
+    env: dict[str, str]
+    settings: Settings
+    reader: Dispatcher
+    inbox: queue.SimpleQueue[on.Event] = field(default_factory=queue.SimpleQueue)
+
+    @property
+    def redis(self) -> Any:
+        return Redis.from_url(self.settings.redis_url.get_secret_value())
+
+    @property
+    def coordination(self) -> Coordination:
+        return Coordination(self.redis, self.settings)
+
+    def next_event(self) -> on.Event:
+        """What the reader hears next."""
+        return self.inbox.get(timeout=DEADLINE_SECONDS)
+
+    def park(self, start: int, stop: int) -> Batch:
+        """A batch of that range waits for its retry."""
+        held = [segment(offset) for offset in range(start, stop)]
+        source = TopicPartition(self.settings.kafka_topic, 0)
+        batch = batch_of(held, [], OffsetRange(start, stop), source=source)
+        self.reader.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 300.0))
+        wait_until(lambda: batch.id in self.coordination.parked(), DEADLINE_SECONDS, "the batch to be parked")
+        wait_until(lambda: READER in self.coordination.readers(), DEADLINE_SECONDS, "the reader's heartbeat")
+        return batch
+
+    def leave(self) -> None:
+        """The reader is gone, without a goodbye."""
+        self.reader.stop(1.0)
+        self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
+
+    def bury(self, offset: int, reason: str) -> None:
+        """The message at that offset becomes a dead letter."""
+        label = Label(reason, "it never parses", Origin(self.settings.kafka_topic, 0, offset), "")
+        sink = build("dead_letter", self.settings)
+        try:
+            letter = DeadLetter(None, b"message %d" % offset, label.encode(), offset)
+            sink.write([letter], f"letter-{offset}", DEADLINE_SECONDS)
+        finally:
+            sink.close()
+
+
+def furnish(env: dict[str, str]) -> Settings:
+    """Creates topics, bucket and tables, and produces the messages. The Redis database is emptied."""
+    settings = settings_of(env)
+    Redis.from_url(settings.redis_url.get_secret_value()).flushdb()
+    for _ in migrate(settings, topics=True):
+        pass
+    producer = Producer({"bootstrap.servers": settings.kafka_brokers})
+    for number in range(MESSAGES):
+        producer.produce(settings.kafka_topic, b"message %d" % number, partition=0)
+    assert producer.flush(20) == 0
+    return settings
+
+
+@contextmanager
+def opened(env: dict[str, str], settings: Settings) -> Iterator[Office]:
+    """A living reader; Redis is emptied afterwards."""
+    inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
+    office = Office(env, settings, Dispatcher(settings, READER, inbox), inbox)
+    office.reader.start()
+    try:
+        yield office
+    finally:
+        office.reader.stop(1.0)
+        office.redis.flushdb()
