@@ -91,6 +91,8 @@ NOT_RUN = {
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
     "python -m tools.gameday.page": "it reads what a game day left; tests/unit/tools/gameday has one",
     "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
+    "python -m tools.imports": "tests/unit/test_imports.py calls what it calls",
+    "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py runs it",
     "python -m tools.audit": "it asks a server of others; tests/unit/tools/test_audit.py has one of its own",
     "python -m benchmarks.dispatch": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
@@ -188,6 +190,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system that has ingested, with some batches parked that will not be tried again by their own clock."""
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
+    # A call that is slow because the machine is busy would be parked just so, and stay parked.
+    patience |= {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
         running.load(60, seed=1)
         running.wait_committed()
