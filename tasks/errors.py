@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from tasks.printed import printable, without_secrets
+
 MESSAGE_CHARACTERS_MAX = 500
 
 
 def shortened(text: str, characters_max: int = MESSAGE_CHARACTERS_MAX) -> str:
-    """One printable line: errors travel through Redis, logs, terminals and Flower."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text[: 8 * characters_max]).split())
+    """One printable line without secrets: errors travel through Redis, logs, terminals and Flower."""
+    line = " ".join(printable(without_secrets(text[: 8 * characters_max]), " ").split())
     return line if len(line) <= characters_max else line[: characters_max - 3] + "..."
 
 

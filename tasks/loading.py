@@ -20,6 +20,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError as UnreadableSetting
 
+from tasks.printed import printable, without_secrets
 from tasks.settings import ENV_PREFIX, FILE_VARIABLE, Settings
 from tasks.units import MiB
 
@@ -37,7 +38,12 @@ class SettingsError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Called by click, at the end of the command."""
-        click.echo(self.message, file=file or sys.stderr)
+        click.echo(self.printed, file=file or sys.stderr)
+
+    @property
+    def printed(self) -> str:
+        """The text as a terminal may get it."""
+        return "\n".join(printable(line) for line in self.message.split("\n"))
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -139,7 +145,7 @@ def _mistake(kind: type[Settings], detail: Any) -> str:
     if field is None:
         return str(detail["msg"]).removeprefix("Value error, ")
     secret = field.annotation is SecretStr or name == "kafka_options"  # which may hold a password
-    value = "(secret)" if secret else repr(detail["input"])
+    value = "(secret)" if secret else without_secrets(repr(detail["input"]))
     range_ = allowed(field)
     text = f"{ENV_PREFIX}{name.upper()}={value}: {str(detail['msg']).removeprefix('Value error, ')}"
     return f"{text}; allowed: {range_}" if range_ else text

@@ -60,13 +60,13 @@ CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "o
 
 TABLE: tuple[Package, ...] = (
     Package(
-        ("tasks.errors", "tasks.guarded", "tasks.names", "tasks.units", "tasks.wire"),
+        ("tasks.errors", "tasks.guarded", "tasks.names", "tasks.printed", "tasks.units", "tasks.wire"),
         ours=(),
         libraries={EVERYWHERE: ("msgspec",)},
     ),
     Package(
         ("tasks.loading", "tasks.settings"),
-        ours=("tasks.guarded", "tasks.units", "tasks.wire"),
+        ours=("tasks.guarded", "tasks.printed", "tasks.units", "tasks.wire"),
         libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
     ),
     Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),

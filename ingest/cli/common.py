@@ -1,4 +1,7 @@
-"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away."""
+"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away.
+
+What commands print goes through `echo`, `echo_json`, `fail` or a Terminal: text from outside is never printed raw.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from packaging.requirements import Requirement
@@ -16,6 +19,7 @@ from redis.exceptions import RedisError
 from ingest.settings import Settings, SettingsError, load
 from tasks.connection import connect
 from tasks.coordination import Coordination
+from tasks.printed import ascii_json, printable, without_secrets
 
 PACKAGE = "replays-ingest"
 EXIT_FAILED, EXIT_SETTINGS = 1, 2
@@ -26,9 +30,19 @@ by_option = click.option(
 )
 
 
+def echo(line: object, *, err: bool = False) -> None:
+    """Prints one line, whatever is in it."""
+    click.echo(printable(str(line)), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Prints JSON values as one line of printable ASCII."""
+    click.echo(ascii_json(value))
+
+
 def fail(text: str) -> NoReturn:
     """Says on one line of standard error why nothing was done, and exits with 1."""
-    click.echo(f"replays-ingest: {text}", err=True)
+    echo(f"replays-ingest: {without_secrets(text)}", err=True)
     sys.exit(EXIT_FAILED)
 
 
@@ -60,7 +74,7 @@ def settings() -> Settings:
     try:
         return load()
     except SettingsError as error:
-        click.echo(str(error), err=True)
+        click.echo(error.printed, err=True)
         sys.exit(EXIT_SETTINGS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -10,12 +9,12 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ingest.cli.common import as_json, by_option, coordination_of, fail, redis_answers, settings
-from ingest.operate.text import cleaned
+from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_answers, settings
+from ingest.operate.terminal import Terminal
+from tasks.printed import printable
 
 
 @click.group()
@@ -54,19 +53,19 @@ def dlq_ls(
             if len(rows) < limit:
                 rows.append(letter.as_dict())
                 shown = (letter.reason, letter.sink, str(letter.label.origin))
-                error = Text(cleaned(letter.label.error[:80]))
-                texts = [Text(cleaned(text)) for text in shown]
+                error = Text(printable(letter.label.error[:80]))
+                texts = [Text(printable(text)) for text in shown]
                 table.add_row(letter.id, *texts, "yes" if letter.replayed else "", error)
     except DeadLettersUnavailable as error:
         fail(str(error))
     if as_json:
         summary = [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()]
-        click.echo(json.dumps({"letters": rows, "counts": summary}))
+        echo_json({"letters": rows, "counts": summary})
         return
-    console = Console()
+    console = Terminal()
     console.print(table)
     for (name, sink_name), count in counts.most_common():
-        click.echo(f"{count:>8}  {cleaned(name)}{f' by {cleaned(sink_name)}' if sink_name else ''}")
+        echo(f"{count:>8}  {printable(name)}{f' by {printable(sink_name)}' if sink_name else ''}")
 
 
 @dlq.command("show")
@@ -92,14 +91,14 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
     if as_json:
-        click.echo(json.dumps({**letter.as_dict(), "content": content}))
+        echo_json({**letter.as_dict(), "content": content})
         return
     for name, value in letter.as_dict().items():
-        click.echo(f"{name:<13} {cleaned(str(value))}")
+        echo(f"{name:<13} {printable(str(value))}")
     if content is None:
-        click.echo(cleaned(letter.value[:2000].decode("utf-8", "replace")))
+        echo(printable(letter.value[:2000].decode("utf-8", "replace")))
     else:
-        Console().print(render(content))
+        Terminal().print(render(content))
 
 
 @dlq.command("replay")
@@ -138,7 +137,7 @@ def dlq_replay(
 
     def told(letter: Letter, outcome: str) -> None:
         if not as_json:
-            click.echo(f"{letter.id}  {cleaned(letter.reason)}  {cleaned(outcome)}")
+            echo(f"{letter.id}  {printable(letter.reason)}  {printable(outcome)}")
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
     with redis_answers():
@@ -160,10 +159,10 @@ def dlq_replay(
             counts = {"produced": summary.produced, "written": summary.written, "failed": len(summary.failed)}
             coordination.audit({**deed, **counts})
     if as_json:
-        click.echo(json.dumps({**msgspec.to_builtins(summary), "dry_run": dry_run}))
+        echo_json({**msgspec.to_builtins(summary), "dry_run": dry_run})
     else:
         verb = "would be" if dry_run else "were"
-        click.echo(
+        echo(
             f"{summary.produced} {verb} produced again, {summary.written} written to their sink, "
             f"{summary.repeats} were repeats, {len(summary.failed)} failed"
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
 import click
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, fail, redis_answers, settings
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_answers, settings
 from ingest.operate.text import utc_text
 
 
@@ -118,11 +117,11 @@ def _tell(found: Any, left: list[str], done: str, as_json: bool, *, dry_run: boo
             "left": left,
             "ok": not left,
         }
-        click.echo(json.dumps(about))
+        echo_json(about)
         return
-    click.echo(done)
+    echo(done)
     for line in left:
-        click.echo(f"left: {line}")
+        echo(f"left: {line}")
 
 
 COMMANDS = (erase,)

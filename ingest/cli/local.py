@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from ingest.cli.common import as_json, fail, needs_extra, settings
+from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
+from ingest.operate.terminal import Terminal
 
 
 @click.command()
@@ -75,7 +74,7 @@ def load_command(count: int, seed: int, rate: float | None, profile: str, manife
 
     from ingest.local.load.produce import PROFILES, LoadError, produce, summary
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("produced", total=count)
 
@@ -89,9 +88,9 @@ def load_command(count: int, seed: int, rate: float | None, profile: str, manife
         except LoadError as error:
             fail(str(error))
     if as_json:
-        click.echo(json.dumps(summary(made)))
+        echo_json(summary(made))
     else:
-        click.echo(f"{made.messages} messages, {made.rejects} of them malformed; the manifest is {manifest}")
+        echo(f"{made.messages} messages, {made.rejects} of them malformed; the manifest is {manifest}")
 
 
 @click.group("local")
@@ -115,15 +114,16 @@ def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
     from ingest.local.servers.processes import LocalError
 
     try:
-        state = up(directory, kafka=kafka, progress=lambda line: click.echo(line, err=True))
+        state = up(directory, kafka=kafka, progress=lambda line: echo(line, err=True))
     except LocalError as error:
         fail(str(error))
     if as_json:
-        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        echo_json({"addresses": state.addresses, "settings": state.settings})
         return
     for name, address in state.addresses.items():
-        click.echo(f"# {name:<14} {address}")
-    click.echo(state.exports())
+        echo(f"# {name:<14} {address}")
+    for line in state.exports().splitlines():
+        echo(line)
 
 
 @local_group.command("down")
@@ -134,7 +134,7 @@ def local_down(directory: Path | None) -> None:
     from ingest.local.servers.processes import LocalError
 
     try:
-        click.echo("stopped" if down(directory) else "nothing was running")
+        echo("stopped" if down(directory) else "nothing was running")
     except LocalError as error:
         fail(str(error))
 
@@ -150,10 +150,10 @@ def local_status(directory: Path | None, as_json: bool) -> None:
     if state is None:
         fail("no stack is running; `replays-ingest local up` starts one")
     if as_json:
-        click.echo(json.dumps({"addresses": state.addresses, "settings": state.settings}))
+        echo_json({"addresses": state.addresses, "settings": state.settings})
         return
     for name, address in state.addresses.items():
-        click.echo(f"{name:<14} {address}")
+        echo(f"{name:<14} {address}")
 
 
 COMMANDS = (demo, load_command, local_group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,10 +9,21 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
-from ingest.cli.common import EXIT_FAILED, as_json, by_option, coordination_of, fail, redis_answers, settings
+from ingest.cli.common import (
+    EXIT_FAILED,
+    as_json,
+    by_option,
+    coordination_of,
+    echo,
+    echo_json,
+    fail,
+    redis_answers,
+    settings,
+)
+from ingest.operate.terminal import Terminal
+from tasks.printed import without_secrets
 
 # Before anything runs
 
@@ -28,7 +38,7 @@ def migrate(dry_run: bool, topics: bool) -> None:
 
     try:
         for line in run(settings(), dry_run=dry_run, topics=topics):
-            click.echo(line)
+            echo(without_secrets(line))
     except SinkError as error:
         fail(str(error))
 
@@ -41,9 +51,9 @@ def check(as_json: bool) -> None:
 
     findings = run(settings())
     if as_json:
-        click.echo(json.dumps([finding.as_dict() for finding in findings]))
+        echo_json([finding.as_dict() for finding in findings])
     else:
-        console = Console()
+        console = Terminal()
         for finding in findings:
             console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
     sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
@@ -59,9 +69,9 @@ def inspect(file: Any, as_json: bool) -> None:
 
     description = describe(file.read(), rules_of(settings()))
     if as_json:
-        click.echo(json.dumps(description))
+        echo_json(description)
     else:
-        Console().print(render(description))
+        Terminal().print(render(description))
     sys.exit(EXIT_FAILED if description.get("reject") else 0)
 
 
@@ -78,9 +88,9 @@ def status(as_json: bool) -> None:
     with redis_answers():
         found = collect(settings())
     if as_json:
-        click.echo(msgspec.json.encode(found))
+        echo_json(msgspec.to_builtins(found))
     else:
-        Console().print(page(found))
+        Terminal().print(page(found))
 
 
 @click.command()
@@ -100,7 +110,7 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
             if svg is not None:
                 svg.write_text(picture(settings()))
                 return
-            run(settings(), Console(), once=once, seconds=seconds)
+            run(settings(), Terminal(), once=once, seconds=seconds)
         except KeyboardInterrupt:
             sys.exit(0)
 
@@ -130,7 +140,7 @@ def batches_ls(as_json: bool) -> None:
     with redis_answers():
         parked = coordination_of(settings()).parked()
     if as_json:
-        click.echo(json.dumps(parked))
+        echo_json(parked)
         return
     table = Table("batch", "stage", "attempt", "messages", "retry in", "error")
     for batch_id, about in sorted(parked.items()):
@@ -140,9 +150,9 @@ def batches_ls(as_json: bool) -> None:
             str(about.get("attempt", "")),
             str(about.get("messages", "")),
             f"{max(0.0, float(about.get('retry_at', 0)) - time.time()):.0f} s",
-            str(about.get("error", ""))[:120],
+            without_secrets(str(about.get("error", "")))[:120],
         )
-    Console().print(table if parked else "nothing is parked")
+    Terminal().print(table if parked else "nothing is parked")
 
 
 @batches.command("show")
@@ -155,10 +165,10 @@ def batches_show(batch_id: str, as_json: bool) -> None:
     if about is None:
         fail(f"no batch {batch_id} is parked; `replays-ingest batches ls` shows what is")
     elif as_json:
-        click.echo(json.dumps(about))
+        echo_json(about)
     else:
         for name, value in about.items():
-            click.echo(f"{name:<12} {value}")
+            echo(f"{name:<12} {without_secrets(str(value))}")
 
 
 @batches.command("retry")
@@ -170,7 +180,7 @@ def batches_retry(batch_id: str, by: str) -> None:
 
     with redis_answers():
         try:
-            click.echo(retry(coordination_of(settings()), batch_id, by))
+            echo(retry(coordination_of(settings()), batch_id, by))
         except (NotParked, ReaderGone) as refused:
             fail(str(refused))
 
@@ -190,7 +200,7 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
     sink = build("dead_letter", loaded)
     with redis_answers():
         try:
-            click.echo(abandon(loaded, coordination_of(loaded), sink, batch_id, reason, by))
+            echo(abandon(loaded, coordination_of(loaded), sink, batch_id, reason, by))
         except (NotParked, ReaderGone, SinkError, RangeError, ValueError) as refused:
             fail(str(refused))
         finally:

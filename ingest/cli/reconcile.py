@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from ingest.cli.common import as_json, by_option, fail, redis_answers, settings
+from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
+from ingest.operate.terminal import Terminal
 from ingest.operate.text import moment
 
 EXIT_MISSING = 1
@@ -68,7 +67,7 @@ def reconcile(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     loaded = settings()
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} messages read again"), TimeElapsedColumn())
     with redis_answers(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("reconcile", total=None)
@@ -84,9 +83,9 @@ def reconcile(
         except ReconcileFailed as error:
             fail(str(error))
     if as_json:
-        click.echo(json.dumps(account.as_dict()))
+        echo_json(account.as_dict())
     else:
-        Console().print(render(account))
+        Terminal().print(render(account))
     sys.exit(0 if account.ok else EXIT_MISSING)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from ingest.cli.common import as_json, fail, settings
+from ingest.cli.common import as_json, echo, echo_json, fail, settings
+from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
+from tasks.printed import printable
+
+if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.web.model import Replay, Segments
+    from ingest.web.timeline import Timeline
 
 WEB_PORT = 8077
+LINES = "\n"
 
 project_option = click.option("--project", type=click.IntRange(0), help="Project id.")
 
@@ -92,31 +97,36 @@ def replays_ls(
     with reading() as reads:
         page = reads.replays(chosen)
     if as_json:
-        click.echo(json.dumps(page_dict(page)))
+        echo_json(page_dict(page))
         return
+    console = Terminal()
+    if not console.is_terminal:
+        console.width = 220
+    console.print(replays_table(page.replays))
+    if page.more:
+        console.print("there are more: --limit, or narrow it down", style="dim")
+
+
+def replays_table(replays: Iterable[Replay]) -> Table:
+    """One line a replay."""
     table = Table(box=None, pad_edge=False)
     for name in ("replay", "project", "started (UTC)", "user", "browser", "release"):
         table.add_column(name, no_wrap=name == "replay", overflow="ellipsis")
     for name in ("length", "segments", "pages", "clicks", "dead", "rage", "errors"):
         table.add_column(name, justify="right")
-    for one in page.replays:
+    for one in replays:
         counts = (one.segments, len(one.pages), one.clicks, one.dead_clicks, one.rage_clicks, one.errors)
         table.add_row(
             one.replay_id,
             str(one.project_id),
             utc_text(one.started_at),
-            escape(one.user),
-            escape(one.browser),
-            escape(one.release),
+            printable(one.user),
+            printable(one.browser),
+            printable(one.release),
             clock_text(one.duration_seconds),
             *(str(count) if count else "·" for count in counts),
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 220
-    console.print(table)
-    if page.more:
-        console.print("there are more: --limit, or narrow it down", style="dim")
+    return table
 
 
 @replays_group.command("show")
@@ -135,9 +145,19 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
     places = [(o.partition, o.offset) for o in segments.all if o.partition is not None and o.offset is not None]
     found = segments_dict(loaded, segments, journeys(loaded, places))
     if as_json:
-        click.echo(json.dumps({"replay": replay_dict(replay), "ingestion": found}))
+        echo_json({"replay": replay_dict(replay), "ingestion": found})
         return
-    facts = {
+    console = Terminal(highlight=False)
+    console.print(facts_text(replay, segments))
+    console.print()
+    console.print(segments_table(found["segments"]))
+    for note in found["notes"]:
+        console.print(printable(note), style="yellow")
+
+
+def facts_text(replay: Replay, segments: Segments) -> Text:
+    """What is known of a replay, a fact a line; a page a line."""
+    facts: dict[str, Any] = {
         "replay": replay.replay_id,
         "project": replay.project_id,
         "started (UTC)": utc_text(replay.started_at),
@@ -147,19 +167,25 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
         "browser": f"{replay.browser} on {replay.system}" if replay.browser else replay.system,
         "clicks": f"{replay.clicks}, {replay.dead_clicks} dead, {replay.rage_clicks} rage",
         "errors": replay.errors,
-        "pages": "\n".join(replay.pages),
+        "pages": replay.pages,
         "stored": f"{size_text(replay.bytes_stored)}, {size_text(replay.bytes_inflated)} inflated",
         "retention": f"{replay.retention_days} days",
         "missing": runs_text(segments.missing) or "none",
         "duplicates": runs_text(segments.duplicates) or "none",
     }
-    console = Console(highlight=False)
+    told = []
     for name, value in facts.items():
-        console.print(f"[bold]{name:<14}[/] {escape(str(value))}".replace("\n", "\n" + " " * 15))
+        lines = map(printable, value if isinstance(value, tuple) else (str(value),))
+        told.append(Text.assemble((f"{name:<14}", "bold"), f" {(LINES + ' ' * 15).join(lines)}"))
+    return Text(LINES).join(told)
+
+
+def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
+    """One line a segment."""
     table = Table(
         "segment", "state", "place", "received (UTC)", "stored", "in gcs (UTC)", "batch", box=None, pad_edge=False
     )
-    for one in found["segments"]:
+    for one in segments:
         place = f"{one['partition']}/{one['offset']}" if one["partition"] is not None else ""
         again = f" (+{len(one['copies']) - 1})" if len(one["copies"]) > 1 else ""
         table.add_row(
@@ -169,12 +195,9 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
             utc_text(one["received_at"]),
             size_text(one["bytes_stored"]) if one["bytes_stored"] else "",
             utc_text(one["durable_gcs_at"]),
-            escape(one["batch"]["batch_id"]) if one["batch"] else "committed" if one["committed"] else "",
+            one["batch"]["batch_id"] if one["batch"] else "committed" if one["committed"] else "",
         )
-    console.print()
-    console.print(table)
-    for note in found["notes"]:
-        console.print(escape(note), style="yellow")
+    return table
 
 
 @click.command("events")
@@ -192,11 +215,19 @@ def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], 
     if kinds:
         timeline.marks = [mark for mark in timeline.marks if mark.kind in kinds]
     if as_json:
-        click.echo(json.dumps({**timeline_dict(timeline), "missing": list(segments.missing)}))
+        echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
         return
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 200
+    console.print(events_table(timeline))
+    for name, found in (("missing", segments.missing), ("unreadable", tuple(timeline.unreadable))):
+        if found:
+            console.print(f"{name} segments: {runs_text(found)}", style="yellow")
+
+
+def events_table(timeline: Timeline) -> Table:
+    """One line a mark."""
     styles = {"bad": "red", "warn": "yellow", "": ""}
     table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
     for mark in timeline.marks:
@@ -211,14 +242,11 @@ def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], 
         table.add_row(
             f"{seconds:9.3f}",
             mark.kind,
-            escape(mark.title[:120]),
-            escape(", ".join(told)[:160]),
+            printable(mark.title[:120]),
+            printable(", ".join(told)[:160]),
             style=styles[mark.level],
         )
-    console.print(table)
-    for name, found in (("missing", segments.missing), ("unreadable", tuple(timeline.unreadable))):
-        if found:
-            console.print(f"{name} segments: {runs_text(found)}", style="yellow")
+    return table
 
 
 @click.command("fetch")
@@ -260,14 +288,14 @@ def fetch_command(
                     written.append({"segment_id": one.segment_id, "path": str(path), "bytes": len(data)})
     gone = [number for number in segments.missing if not wanted or number in wanted]
     if as_json:
-        click.echo(json.dumps({"written": written, "missing": gone, "unreadable": unreadable}))
+        echo_json({"written": written, "missing": gone, "unreadable": unreadable})
     else:
         for file in written:
-            click.echo(f"{file['path']}  {size_text(file['bytes'])}")
+            echo(f"{file['path']}  {size_text(file['bytes'])}")
         if gone:
-            click.echo(f"missing segments: {runs_text(gone)}")
+            echo(f"missing segments: {runs_text(gone)}")
         for number, reason in unreadable.items():
-            click.echo(f"segment {number} is unreadable: {reason}")
+            echo(f"segment {number} is unreadable: {reason}")
     if not written:
         fail("nothing of it is stored")
 
@@ -281,9 +309,9 @@ def web_command(port: int) -> None:
     loaded = settings()
 
     def ready(address: str) -> None:
-        click.echo(f"replays          {address}/")
+        echo(f"replays          {address}/")
         locked = "" if loaded.flower_basic_auth.get_secret_value() else "  (needs REPLAYS_FLOWER_BASIC_AUTH)"
-        click.echo(f"operator's page  {address}/operate{locked}")
+        echo(f"operator's page  {address}/operate{locked}")
 
     try:
         run(loaded, port, ready)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
-import click
-from rich.console import Console
-
-from ingest.cli.common import fail
+from ingest.cli.common import echo_json, fail
+from ingest.operate.terminal import Terminal
 from ingest.settings import Settings
 
 
@@ -34,7 +30,7 @@ def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
     except ConsumerFailed as failure:
         fail(str(failure))
     if as_json:
-        click.echo(json.dumps(run.as_dict()))
+        echo_json(run.as_dict())
     else:
-        Console().print(run.render())
+        Terminal().print(run.render())
     return 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ingest.cli.common import as_json, by_option, coordination_of, redis_answers, settings
+from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, redis_answers, settings
 from ingest.settings import Settings
 from tasks.connection import connect
 
@@ -32,16 +31,14 @@ def tenants_ls(as_json: bool) -> None:
         rules = _store(settings()).rules()
     limits = {str(p): {"per_second": r.per_second, "burst": r.burst} for p, r in rules.limits.items()}
     if as_json:
-        click.echo(json.dumps({"killed": sorted(rules.killed), "limits": limits}))
+        echo_json({"killed": sorted(rules.killed), "limits": limits})
         return
     for project in sorted(rules.killed):
-        click.echo(f"project {project}: off")
+        echo(f"project {project}: off")
     for project_id, limit in limits.items():
-        click.echo(
-            f"project {project_id}: {limit['per_second']:g} messages a second, bursts of {limit['burst']:g}"
-        )
+        echo(f"project {project_id}: {limit['per_second']:g} messages a second, bursts of {limit['burst']:g}")
     if not (rules.killed or limits):
-        click.echo("no rules")
+        echo("no rules")
 
 
 @tenants.command("kill")
@@ -81,7 +78,7 @@ def _rule(act: Callable[[Any], None], what: str, project: int, by: str, **more: 
     with redis_answers():
         act(_store(loaded))
         coordination_of(loaded).audit({"what": what, "project": project, "by": by, **more})
-    click.echo("done; readers follow within a second or two")
+    echo("done; readers follow within a second or two")
 
 
 COMMANDS = (tenants,)

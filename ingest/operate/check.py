@@ -6,16 +6,21 @@ import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from rich.text import Text
 
 from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.connection import connect
+from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
+from tasks.printed import printable, without_secrets
 from tasks.sinks import Level
 from tasks.sinks import check as check_sink
 
 CALL_SECONDS_MAX = 10.0
+SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leave nothing to read
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
@@ -27,7 +32,11 @@ class Severity(StrEnum):
     BAD = "bad"
 
 
-MARKS = {Severity.OK: "[green]ok     [/]", Severity.WARNING: "[yellow]warning[/]", Severity.BAD: "[red]BAD    [/]"}
+MARKS = {
+    Severity.OK: ("ok     ", "green"),
+    Severity.WARNING: ("warning", "yellow"),
+    Severity.BAD: ("BAD    ", "red"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +55,15 @@ class Finding:
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
 
-    def line(self) -> str:
-        """For a terminal, in rich markup."""
-        said = self.said.replace("[", r"\[")
-        advice = f"\n        → {self.advice}".replace("[", r"\[") if self.advice else ""
-        return f"{MARKS[self.level]} {self.name}: {said}{advice}"
+    def line(self) -> Text:
+        """For a terminal."""
+        advice = f"\n        → {printable(self.advice)}" if self.advice else ""
+        return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
+
+    def hiding(self, secrets: Iterable[str]) -> Finding:
+        """The same without these values, and without what looks like a secret."""
+        name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
+        return Finding(name, self.level, said, advice)
 
 
 def run(settings: Settings) -> list[Finding]:
@@ -67,7 +80,24 @@ def run(settings: Settings) -> list[Finding]:
             )
             continue
         findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
-    return findings
+    secrets = secret_values(settings)
+    return [finding.hiding(secrets) for finding in findings]
+
+
+def secret_values(settings: Settings) -> frozenset[str]:
+    """The secrets that these settings hold, also those inside addresses, as servers and clients may quote them."""
+    found: set[str] = set()
+    for value in dict(settings).values():
+        uncover = getattr(value, "get_secret_value", None)
+        text = uncover() if uncover else value
+        if uncover:
+            found |= {text, text.partition(":")[2] if "://" not in text else ""}
+        if isinstance(text, str) and "://" in text:
+            found.add(text.partition("://")[2].rpartition("@")[0].partition(":")[2])
+    options = settings.kafka_options
+    found |= {options[name] for name, shown in without_option_secrets(options).items() if shown != options[name]}
+    found |= {unquote(value) for value in found}
+    return frozenset(value for value in found if len(value) >= SECRET_CHARACTERS_MIN)
 
 
 def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:

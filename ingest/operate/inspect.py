@@ -19,7 +19,7 @@ from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
 from ingest.core.parse.envelope import Envelope, open_envelope
 from ingest.core.parse.recording import inflate, is_plain, split
 from ingest.core.parse.rules import Rejected
-from ingest.operate.text import cleaned
+from tasks.printed import printable
 
 SOURCE = TopicPartition("file", 0)
 EVENT_TYPES = (
@@ -217,4 +217,4 @@ def _short(value: Any) -> str:
 
 
 def _plain(text: str) -> Text:
-    return Text(cleaned(text))
+    return Text(printable(text))

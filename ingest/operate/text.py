@@ -40,11 +40,6 @@ def utc_text(seconds: float | None) -> str:
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def cleaned(text: str) -> str:
-    """Text from outside, fit for a terminal: no control characters, escapes or changes of direction."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def runs_text(numbers: Iterable[int]) -> str:
     """`3, 5-7`."""
     runs: list[list[int]] = []

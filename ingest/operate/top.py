@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ingest.core.flight import Phase
 from ingest.operate.status import ReaderStatus, Status, collect
+from ingest.operate.terminal import Terminal
 from ingest.operate.text import seconds_text, size_text
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase
@@ -54,7 +55,7 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
 
 def picture(settings: Settings) -> str:
     """The page as it is now, as an SVG document: for a report, and for the README."""
-    console = Console(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
+    console = Terminal(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(page(collect(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
 

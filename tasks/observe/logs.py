@@ -14,17 +14,12 @@ from typing import IO, Any
 import structlog
 from pydantic import SecretStr
 
+from tasks.printed import HIDDEN, ascii_json, printable, without_secrets
 from tasks.settings import Settings
 
-HIDDEN = "***"
 TEXT_CHARACTERS_MAX = 2000  # longer texts are cut: errors of servers may quote what they were sent
 _SECRET_NAME = re.compile(
     r"(^|_|\.|-)(password|passwd|secret|dsn|authorization|credentials?|api_?key|access_token|private_key)($|_|\.|-)",
-    re.IGNORECASE,
-)
-_URL_PASSWORD = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/]+)@", re.IGNORECASE)
-_ASSIGNED = re.compile(
-    r"(?P<name>(?:[\w.]*password|api_?key|access_token|secret)[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s\"',;&]+)",
     re.IGNORECASE,
 )
 
@@ -43,13 +38,27 @@ def clean(value: Any) -> Any:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
     if isinstance(value, str):
-        text = _ASSIGNED.sub(rf"\g<name>{HIDDEN}", _URL_PASSWORD.sub(rf"\g<scheme>:{HIDDEN}@", value))
+        text = without_secrets(value)
         return text if len(text) <= TEXT_CHARACTERS_MAX else text[:TEXT_CHARACTERS_MAX] + "…"
     if isinstance(value, Mapping):
         return {key: HIDDEN if _SECRET_NAME.search(str(key)) else clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [clean(item) for item in value]
     return value
+
+
+def for_terminal(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: text that a terminal shows and does not obey. Tracebacks keep their lines."""
+    for key, value in line.items():
+        if key in ("exception", "stack") and isinstance(value, str):
+            line[key] = "\n".join(map(printable, value.split("\n")))
+        elif isinstance(value, str):
+            line[key] = printable(value)
+    return line
+
+
+def _json_line(line: Any, **options: Any) -> str:
+    return ascii_json(line, options.get("default"))
 
 
 def configure(settings: Settings, stream: IO[str] | None = None) -> None:
@@ -76,16 +85,16 @@ def configure(settings: Settings, stream: IO[str] | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    renderer: Any = (
-        structlog.processors.JSONRenderer(default=str)
+    rendering: list[Any] = (
+        [structlog.processors.JSONRenderer(_json_line, default=str)]
         if as_json
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        else [for_terminal, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.PositionalArgumentsFormatter(), *common],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
     root = logging.getLogger()

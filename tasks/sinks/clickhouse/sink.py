@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import clickhouse_connect
 
 from tasks.errors import PermanentSinkError
+from tasks.printed import without_secrets
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 from tasks.sinks.clickhouse.answers import says_nothing_was_new, trouble_of
@@ -103,7 +104,7 @@ class ClickHouseSink:
                 return facts
             trouble = unproven(end, "it is no result")
         assert trouble is not None
-        raise trouble.about(self._settings.clickhouse_url).error()
+        raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
         """What is wrong with the table itself. None: it takes what it should take, as far as can be tried."""
@@ -124,7 +125,7 @@ class ClickHouseSink:
         missing = [table for table in TABLES if table not in facts]
         if missing:
             raise PermanentSinkError(
-                f"{settings.clickhouse_url}: database {settings.clickhouse_database} lacks "
+                f"{without_secrets(settings.clickhouse_url)}: database {settings.clickhouse_database} lacks "
                 f"{', '.join(missing)}; run `replays-ingest migrate`",
                 configuration=True,
             )
@@ -132,7 +133,7 @@ class ClickHouseSink:
         for table in TABLES:
             trouble = self._fault(table, facts[table], ends_at)
             if trouble is not None:
-                raise trouble.about(f"{settings.clickhouse_url}: table {table}").error()
+                raise trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {table}").error()
             if table in COLUMNS and not can_be_tried(table, facts[table]):
                 not_tested.append(f"whether {table} takes a row: it is not partitioned by week")
         warnings = [
@@ -145,10 +146,10 @@ class ClickHouseSink:
             lambda table, block: server.insert(table, block, {}, ends_at), lambda sql: server.query(sql, ends_at)
         )
         if probed.trouble is not None:
-            raise probed.trouble.about(f"{settings.clickhouse_url}: table {PROBE_TABLE}").error()
+            raise probed.trouble.about(f"{without_secrets(settings.clickhouse_url)}: table {PROBE_TABLE}").error()
         return Report(
-            f"{settings.clickhouse_url}, database {settings.clickhouse_database}: {len(TABLES)} tables in place; "
-            f"a row was {', '.join(probed.steps)}",
+            f"{without_secrets(settings.clickhouse_url)}, database {settings.clickhouse_database}: "
+            f"{len(TABLES)} tables in place; a row was {', '.join(probed.steps)}",
             (*warnings, *probed.warnings),
             (*not_tested, *probed.not_tested),
         )

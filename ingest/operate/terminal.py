@@ -1,0 +1,29 @@
+"""What commands draw on: a console that shows text from outside and never obeys it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from tasks.printed import printable
+
+LINE_END = "\n"
+
+
+class Terminal(Console):
+    """Text is text: no markup in strings, and no character that steers the terminal. Styles come from `Text`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Everything that is drawn passes here, the cells of tables too."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable() or segment.text == LINE_END:
+                yield segment
+            else:
+                lines = segment.text.split(LINE_END)
+                yield Segment(LINE_END.join(map(printable, lines)), segment.style, segment.control)

@@ -1,0 +1,61 @@
+"""Text as it may be printed: nothing in it that steers a terminal, and no secret. Every door out uses these."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Any
+
+HIDDEN = "***"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+DELETE = "\x7f"  # the one control character that JSON in ASCII leaves as it is
+_BLANKS = "\t\n\r"
+# Up to the last @ before a blank or a quote: a password may hold /, : and @ that nobody encoded.
+_SCHEME = r"[a-z][a-z0-9+.-]{0,19}://"
+_URL_PASSWORD = re.compile(
+    rf"(?P<start>{_SCHEME}[^\s:/@\"'<>]{{0,200}}):(?P<password>[^\s\"'<>]{{1,500}})@", re.IGNORECASE
+)
+_URL_TOKEN = re.compile(rf"(?P<start>{_SCHEME})(?P<token>[^\s:/?#@\"'<>*]{{1,500}})@", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    r"(?P<start>(?:password|passwd|api_?key|access_token|secret)[\"']?\s*[=:]\s*[\"']?)(?P<value>[^\s\"',;&]+)",
+    re.IGNORECASE,
+)
+_IN_QUERY = re.compile(
+    r"(?P<start>[?&](?:[\w.-]{0,40}token|[\w.-]{0,40}signature|sig|key|pwd|auth)=)(?P<value>[^\s\"'&#]+)",
+    re.IGNORECASE,
+)
+_AUTHORIZED = re.compile(
+    r"(?P<start>authorization[\"']?\s*[=:]\s*[\"']?(?:(?:basic|bearer)\s+)?)(?P<value>[^\s\"',;&]+)", re.IGNORECASE
+)
+
+
+def printable(text: str, instead: str = REPLACEMENT) -> str:
+    """One line without controls, escapes, changes of direction, line separators or what has no width.
+
+    Blanks of any kind become a space, everything else that is not printable becomes `instead`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _replaced(each, instead) for each in text)
+
+
+def _replaced(letter: str, instead: str) -> str:
+    return " " if letter in _BLANKS or unicodedata.category(letter) == "Zs" else instead
+
+
+def ascii_json(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON of printable ASCII only: everything else is escaped."""
+    return json.dumps(value, default=default).replace(DELETE, "\\u007f")
+
+
+def without_secrets(text: str, known: Iterable[str] = ()) -> str:
+    """Hides passwords in URLs, in queries, in assignments and in authorizations, and the values in `known`."""
+    for value in sorted(known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    text = _URL_PASSWORD.sub(rf"\g<start>:{HIDDEN}@", text)
+    text = _URL_TOKEN.sub(rf"\g<start>{HIDDEN}@", text)
+    for shape in (_ASSIGNED, _IN_QUERY, _AUTHORIZED):
+        text = shape.sub(rf"\g<start>{HIDDEN}", text)
+    return text

@@ -1,0 +1,141 @@
+"""No password that a setting holds is ever printed, whatever fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ingest.operate.check import run
+from ingest.settings import Settings, SettingsError, load
+from tasks.errors import shortened
+from tasks.printed import without_secrets
+
+PASSWORD = "hunter-2-Planted"
+PLANTED = {
+    "REPLAYS_REDIS_URL": f"redis://reader:{PASSWORD}@127.0.0.1:1/0",
+    "REPLAYS_CLICKHOUSE_URL": f"http://writer:{PASSWORD}@127.0.0.1:1",
+    "REPLAYS_CLICKHOUSE_PASSWORD": PASSWORD,
+    "REPLAYS_GCS_ENDPOINT": f"http://writer:{PASSWORD}@127.0.0.1:1",
+    "REPLAYS_BIGQUERY_ENDPOINT": f"http://writer:{PASSWORD}@127.0.0.1:1",
+    "REPLAYS_KAFKA_BROKERS": "127.0.0.1:1",
+    "REPLAYS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+    "REPLAYS_KAFKA_SASL_MECHANISM": "PLAIN",
+    "REPLAYS_KAFKA_SASL_USERNAME": "reader",
+    "REPLAYS_KAFKA_SASL_PASSWORD": PASSWORD,
+    "REPLAYS_FLOWER_BASIC_AUTH": f"operator:{PASSWORD}",
+    "REPLAYS_SENTRY_DSN": f"https://{PASSWORD}@127.0.0.1:1/1",
+    "REPLAYS_SINK_TIMEOUT_SECONDS": "1",
+    "REPLAYS_REDIS_TIMEOUT_SECONDS": "1",
+}
+
+
+def printed(*arguments: str, **more: str) -> str:
+    """All that a command prints, where no server answers."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", *arguments],
+        env={**environ, **PLANTED, **more},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (1, 2), done.stderr
+    return (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check",),
+        ("check", "--json"),
+        ("status",),
+        ("replays", "ls"),
+        ("dlq", "ls"),
+        ("migrate",),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
+    """Given passwords in every setting that can hold one, when nothing answers, then none is printed."""
+    told = printed(*arguments)
+
+    assert told.strip()
+    assert PASSWORD not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REPLAYS_CLICKHOUSE_URL", f"http://writer:{PASSWORD}@[::1"),
+        ("REPLAYS_CLICKHOUSE_URL", f"http://writer:{PASSWORD}/x@127.0.0.1:port"),
+        ("REPLAYS_GCS_ENDPOINT", f"http://writer:{PASSWORD}@127.0.0.1:port"),
+        ("REPLAYS_REDIS_URL", f"http://reader:{PASSWORD}@h"),
+        ("REPLAYS_KAFKA_OPTIONS", f'{{"sasl.password": "{PASSWORD}"'),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: str, value: str):
+    """Given an address that is none, when it is checked, then what is printed says so without the password."""
+    assert PASSWORD not in printed("check", **{name: value})
+
+
+def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest.MonkeyPatch):
+    """Given a client that quotes a password decoded, when `check` fails, then it is hidden all the same."""
+    monkeypatch.setenv("REPLAYS_CLICKHOUSE_URL", "http://w:p%40ss%2Fword-1@127.0.0.1:1")
+    monkeypatch.setenv("REPLAYS_GCS_BUCKET", "p@ss/word-1")
+    for name in (
+        "REPLAYS_REDIS_URL",
+        "REPLAYS_KAFKA_BROKERS",
+        "REPLAYS_GCS_ENDPOINT",
+        "REPLAYS_BIGQUERY_ENDPOINT",
+    ):
+        monkeypatch.setenv(name, PLANTED[name].replace(PASSWORD, "x"))
+    monkeypatch.setenv("REPLAYS_SINK_TIMEOUT_SECONDS", "1")
+
+    findings = run(Settings())
+
+    assert any(finding.bad for finding in findings)
+    assert not any("word-1" in text for finding in findings for text in finding.as_dict().values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"cannot connect to redis://:{PASSWORD}@h:6379/0",
+        f"http://user:{PASSWORD}/with/slashes:and@signs@h/",
+        f"https://{PASSWORD}@sentry.example/1",
+        f"http://h/?user=x&password={PASSWORD}&query=1",
+        f"http://h/?X-Goog-Signature={PASSWORD}",
+        f"http://h/?token={PASSWORD}",
+        f"sasl.password={PASSWORD}",
+        f"{{'clickhouse_password': '{PASSWORD}'}}",
+        f"Authorization: Basic {PASSWORD}",
+        f"'authorization': 'Bearer {PASSWORD}'",
+    ],
+)
+def test_what_looks_like_a_secret_is_hidden_in_any_text(text: str):
+    """Given a text of a client or a server with a secret in it, when it is an error, then the rest is left."""
+    for told in (without_secrets(text), shortened(text)):
+        assert PASSWORD not in told
+        assert "***" in told
+
+
+def test_what_holds_no_secret_is_left_as_it_is():
+    """Given ordinary errors, when they are printed, then nothing is missing from them."""
+    for text in (
+        "http://127.0.0.1:8123: refused",
+        "mail a@b.example",
+        "https://medium.example/@who",
+        "Basic rules",
+    ):
+        assert without_secrets(text) == text
+
+
+def test_a_wrong_setting_is_told_in_printable_text(monkeypatch: pytest.MonkeyPatch):
+    """Given a value with escapes in it, when it is refused, then its message is fit for a terminal."""
+    monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert all(letter.isprintable() or letter == "\n" for letter in refused.value.printed)
