@@ -20,7 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ingest.local.servers.processes import LocalError, ending_on_signals, wait_until
+from ingest.local.servers.processes import (
+    PRIVATE_UMASK,
+    LocalError,
+    ending_on_signals,
+    private_folder,
+    private_opener,
+    wait_until,
+)
 from ingest.local.stack import PARTS, KafkaKind, Part, Progress, Stack
 
 DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
@@ -74,9 +81,11 @@ def up(
     if running is not None:
         progress("already up")
         return running
-    place.mkdir(parents=True, exist_ok=True)
+    private_folder(place)
+    if (place / "lock").exists():
+        place.chmod(0o700)  # made by a release that left it open
     _state_path(place).unlink(missing_ok=True)
-    with (place / "supervisor.log").open("wb") as log:
+    with open(place / "supervisor.log", "wb", opener=private_opener) as log:
         supervisor = subprocess.Popen(
             [
                 sys.executable,
@@ -92,6 +101,7 @@ def up(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            umask=PRIVATE_UMASK,
         )
     told = 0
 

@@ -24,7 +24,7 @@ from ingest.local.servers.clickhouse import ClickHouse
 from ingest.local.servers.gcs import CloudStorage
 from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.kafka import Kafka
-from ingest.local.servers.processes import Children, LocalError
+from ingest.local.servers.processes import Children, LocalError, private_folder
 from ingest.local.servers.redis import Redis
 from ingest.local.servers.statsd import Statsd
 
@@ -67,7 +67,7 @@ class Stack:
     ) -> None:
         self._is_temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="replays-")) if directory is None else directory.absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        private_folder(self.directory)
         self.children = Children(self.directory / "logs")
         self.servers: dict[str, Server] = {}
         self.external: dict[str, str] = {}

@@ -11,7 +11,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ingest.local.servers.processes import HOST, Child, Children, LocalError, free_port, wait_until
+from ingest.local.servers.processes import HOST, Child, Children, LocalError, free_port, private_folder, wait_until
 
 START_TRIES = 3
 # How servers say that somebody took the port between our look and their bind.
@@ -60,7 +60,7 @@ class Server(ABC):
 
     def start(self) -> None:
         """Runs it and waits until it answers; tries other ports if one is taken and none was asked for."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        private_folder(self.directory)
         for attempt in range(START_TRIES):
             if not self.port:
                 self.port = free_port()

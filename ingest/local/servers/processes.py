@@ -31,6 +31,8 @@ POLL_SECONDS = 0.01
 # It removes a stack's data, which takes its time on a slow disk.
 WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
+# Recordings are personal data: what we and our children write is for this user alone.
+PRIVATE_UMASK = 0o077
 
 # Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port of a
 # server while it restarts.
@@ -39,6 +41,18 @@ PORTS = range(15000, 32000)
 
 class LocalError(RuntimeError):
     """A local process did not do what it should. The text says which, and ends with the tail of its log."""
+
+
+def private_folder(path: Path) -> None:
+    """Makes the folder and its missing parents, for this user alone. Existing ones stay as they are."""
+    for each in reversed((path, *path.parents)):
+        if not each.exists():
+            each.mkdir(0o777 & ~PRIVATE_UMASK, exist_ok=True)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file that is made is for this user alone."""
+    return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
 
 
 def free_port() -> int:
@@ -131,8 +145,8 @@ class Child:
         with self._lock:
             if self.alive:
                 return
-            self.log_path.parent.mkdir(parents=True, exist_ok=True)
-            with self.log_path.open("ab") as log:
+            private_folder(self.log_path.parent)
+            with open(self.log_path, "ab", opener=private_opener) as log:
                 process = subprocess.Popen(
                     [*GATE, *self.command],
                     stdin=subprocess.PIPE,
@@ -141,6 +155,7 @@ class Child:
                     env={**os.environ, **self.env},
                     cwd=self.cwd,
                     start_new_session=True,
+                    umask=PRIVATE_UMASK,
                 )
             self._owner.watch(process.pid)
             assert process.stdin is not None

@@ -90,6 +90,35 @@ def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
     assert background.down(tmp_path)
 
 
+def test_what_a_background_stack_keeps_is_for_its_user_alone(tmp_path: Path):
+    """given a user whose umask hides nothing, when a stack runs, then no folder or file of it is open to others"""
+    place = tmp_path / "new" / "stack"
+    before = os.umask(0)
+    try:
+        background.up(place, parts=["redis", "gcs", "clickhouse", "statsd"])
+    finally:
+        os.umask(before)
+    try:
+        found = {path: path.stat().st_mode & 0o777 for path in (place.parent, place, *place.rglob("*"))}
+    finally:
+        background.down(place)
+
+    assert {path: oct(mode) for path, mode in found.items() if mode & 0o077} == {}
+    assert place / "state.json" in found
+
+
+def test_a_background_stack_of_an_older_release_is_closed(tmp_path: Path):
+    """given a folder that others can read, when its stack starts again, then they cannot"""
+    background.up(tmp_path, parts=["statsd"])
+    background.down(tmp_path)
+    tmp_path.chmod(0o755)
+
+    background.up(tmp_path, parts=["statsd"])
+    background.down(tmp_path)
+
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
     """A killed server comes back at its address; a killed supervisor takes all along, and up works again."""
     state = background.up(tmp_path, parts=["redis"])
