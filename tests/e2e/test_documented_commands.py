@@ -99,9 +99,7 @@ NOT_RUN = {
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.rebalance": "minutes; tests/unit/benchmarks/test_rebalance_figures.py has its figures",
     "python -m benchmarks.uploads": "minutes; test_benchmarks.py asks it for help",
-    "python -m tools.imports": "test_imports.py runs what it runs",
     "python -m tests.cost": "minutes; tests/cost/test_cost.py runs the same shapes with smaller recordings",
-    "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py starts it",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }
 # These start processes or publish tasks, for which this process has not the right environment.
