@@ -173,6 +173,7 @@ TABLE: tuple[Package, ...] = (
             "desk": ("redis",),
             "journey": ("redis",),
             "base": ("tornado",),
+            "login": ("structlog",),
             "operator": ("tornado",),
             "pages": ("tornado",),
             "server": ("tornado",),

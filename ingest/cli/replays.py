@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -302,19 +303,38 @@ def fetch_command(
 
 @click.command("web")
 @click.option("--port", default=WEB_PORT, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
-def web_command(port: int) -> None:
-    """Look at replays in a browser on this machine: the list, each recording played, and an operator's page."""
+@click.option(
+    "--no-login",
+    is_flag=True,
+    help="Show recordings to every user of this machine, without the link or a password.",
+)
+def web_command(port: int, no_login: bool) -> None:
+    """Look at replays in a browser on this machine: the list, each recording played, and an operator's page.
+
+    Open the link that is printed: it signs one browser in and works once. Names and passwords of
+    REPLAYS_FLOWER_BASIC_AUTH sign in too; where they are set, the operator's page wants one of them.
+    """
     from ingest.web.server import run
+    from tasks.observe.logs import configure
 
     loaded = settings()
+    configure(loaded)
+    links = itertools.count()
 
-    def ready(address: str) -> None:
-        echo(f"replays          {address}/")
-        locked = "" if loaded.flower_basic_auth.get_secret_value() else "  (needs REPLAYS_FLOWER_BASIC_AUTH)"
+    def ready(address: str, path: str) -> None:
+        if next(links):
+            echo(f"another browser  {address}{path}")
+            return
+        echo(f"replays          {address}{path}")
+        locked = (
+            "" if loaded.flower_basic_auth.get_secret_value() or not no_login else "  (closed without a login)"
+        )
         echo(f"operator's page  {address}/operate{locked}")
+        if no_login:
+            echo("every user of this machine can see the recordings", err=True)
 
     try:
-        run(loaded, port, ready)
+        run(loaded, port, ready, login=not no_login)
     except OSError as error:
         fail(f"cannot listen on port {port}: {error}")
 

@@ -11,6 +11,7 @@
     present.py   what the reads return, as JSON
     journey.py   Redis -> the batch that a segment travelled in, as far as Redis still knows
     desk.py      what an operator sees and does, over ingest.operate and tasks.operate
+    login.py     who is let in: the printed link, passwords, sessions, the delay after wrong attempts
     server.py    all of it over HTTP; base.py, pages.py, api.py and operator.py are its handlers
     static/      the pages; static/vendor is rrweb-player, built by player/
 

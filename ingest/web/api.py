@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ingest.web.base import Handler
+from ingest.web.base import Handler, is_number
 from ingest.web.blobs import playable
 from ingest.web.journey import journeys
 from ingest.web.model import Filter, NotFound
@@ -41,8 +41,8 @@ class ReplaysHandler(Handler):
             rage=self.flag("rage"),
             dead=self.flag("dead"),
             errors=self.flag("errors"),
-            release=self.get_query_argument("release", ""),
-            text=self.get_query_argument("text", ""),
+            release=self.text("release"),
+            text=self.text("text"),
             since=time.time() - seconds if seconds else self.number("since", 0, 2**32 - 1),
             until=self.number("until", 0, 2**32 - 1),
             limit=self.number("limit", 1, 500) or 50,
@@ -128,9 +128,9 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     first, dash, last = asked.partition("-")
     if unit != "bytes" or not dash or not size:
         return None
-    if first.isdecimal() and (not last or last.isdecimal()):
+    if is_number(first) and (not last or is_number(last)):
         start, stop = int(first), min(int(last) + 1, size) if last else size
-    elif not first and last.isdecimal():
+    elif not first and is_number(last):
         start, stop = max(0, size - int(last)), size
     else:
         return None

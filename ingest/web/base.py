@@ -22,6 +22,7 @@ from tornado import web
 from ingest.settings import Settings
 from ingest.web.blobs import BlobError, Unpacked
 from ingest.web.desk import Desk, Refused
+from ingest.web.login import SESSION_SECONDS, Login, Throttled, Visitor, Way
 from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.reads import Reads
 
@@ -29,26 +30,39 @@ NAMES = frozenset(("127.0.0.1", "localhost"))
 KNOWN_REPLAYS_MAX = 64
 KNOWN_SECONDS_MAX = 20.0
 TOKEN_HEADER = "X-Replays-Token"
+TEXT_CHARACTERS_MAX = 200
+NUMBER_DIGITS_MAX = 20
 
-# Recorded pages bring inline styles, and images and fonts as data; nothing of them may load, run or send.
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self' 'unsafe-inline'",
-        "img-src data: blob:",
-        "font-src data:",
-        "media-src 'self' data: blob:",
-        "connect-src 'self'",
-        "frame-src 'none'",
-        "form-action 'none'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
-)
+_ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
+
+
+def policy(*, elsewhere: bool = False) -> str:
+    """The content security policy. Recorded pages bring inline styles, and images and fonts as data; nothing of
+    them may load, run or send. `elsewhere`: images, styles, fonts and media of other servers may load."""
+    rules = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self' 'unsafe-inline'",
+        "img-src": "data: blob:",
+        "font-src": "data:",
+        "media-src": "'self' data: blob:",
+        "connect-src": "'self'",
+        "frame-src": "'none'",
+        "worker-src": "'none'",
+        "object-src": "'none'",
+        "form-action": "'none'",
+        "base-uri": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    if elsewhere:
+        rules |= {name: f"{rules[name]} https: http:" for name in _ELSEWHERE}
+    return "; ".join(f"{name} {sources}" for name, sources in rules.items())
+
+
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": policy(),
     "X-Content-Type-Options": "nosniff",
+    "X-DNS-Prefetch-Control": "off",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -65,6 +79,8 @@ class State:
     reads: Reads
     desk: Desk
     pool: ThreadPoolExecutor
+    login: Login
+    port: int
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
@@ -87,9 +103,10 @@ class State:
 
 
 class Handler(web.RequestHandler):
-    """Headers, the check of the host's name, errors as JSON, work in threads."""
+    """Headers, the check of the host's name, the login, errors as JSON, work in threads."""
 
     state: State
+    visitor: Visitor
 
     def initialize(self, state: State) -> None:
         self.state = state
@@ -100,8 +117,55 @@ class Handler(web.RequestHandler):
             self.set_header(name, value)
 
     def prepare(self) -> None:
+        self.expect_own_name()
+        self.let_in()
+
+    def expect_own_name(self) -> None:
+        """A page elsewhere cannot ask through a name of its own that points here, nor from its own address."""
         if self.request.host_name not in NAMES:
             raise web.HTTPError(421, reason="this server answers to 127.0.0.1 and localhost only")
+        if (
+            self.request.headers.get("Sec-Fetch-Site") == "cross-site"
+            and self.request.headers.get("Sec-Fetch-Mode") != "navigate"
+        ):
+            raise web.HTTPError(403, reason="this request does not come from a page of this server")
+
+    def let_in(self) -> None:
+        """Whoever has a session, or a password, which starts one."""
+        login = self.state.login
+        visitor = Visitor("", Way.OPEN) if login.is_open else login.by_cookie(self.get_cookie(self._cookie) or "")
+        if visitor is None or not self.is_enough(visitor):
+            by_password = login.by_password(self.request.headers.get("Authorization", ""))
+            if by_password is not None:
+                visitor = by_password
+                self.start_session(visitor)
+        if visitor is None or not self.is_enough(visitor):
+            self.refuse()
+        else:
+            self.visitor = visitor
+
+    def is_enough(self, visitor: Visitor) -> bool:
+        """Whether this handler answers them."""
+        return True
+
+    def refuse(self) -> None:
+        """Raises for whoever may not see this."""
+        raise web.HTTPError(401, reason="sign in: open the link that replays-ingest web printed")
+
+    def start_session(self, visitor: Visitor) -> None:
+        self.set_cookie(
+            self._cookie,
+            self.state.login.cookie(visitor),
+            path="/",
+            httponly=True,
+            samesite="Strict",
+            max_age=SESSION_SECONDS,
+        )
+
+    @property
+    def _cookie(self) -> str:
+        """Browsers keep one set of cookies for all ports of a host."""
+        return f"replays_{self.state.port}"
 
     async def run(self, work: Callable[[], T]) -> T:
         """Does this in a thread."""
@@ -112,19 +176,29 @@ class Handler(web.RequestHandler):
         self.finish(json.dumps(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None, None))[1]
+        """An error's own headers: those set before it are gone by now."""
+        status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
+        self.set_status(status)
+        self.answer({"error": text})
+
+    def trouble(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
+        """Status and text of an error; sets the headers that belong to it."""
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
             if isinstance(error, kind):
                 status_code, text = status, str(error)
         if isinstance(error, Refused):
             status_code, text = error.status, str(error)
-        self.set_status(status_code)
-        self.answer({"error": text})
+        if isinstance(error, Throttled):
+            status_code, text = 429, f"too many wrong attempts: try again in {error.seconds:.0f} s"
+            self.set_header("Retry-After", str(max(1, round(error.seconds + 0.5))))
+        if status_code == 401 and self.state.login.has_passwords:
+            self.set_header("WWW-Authenticate", 'Basic realm="replays-ingest operator", charset="UTF-8"')
+        return status_code, text
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """What the page is told anyway is not logged with a traceback."""
-        if not isinstance(value, (NotFound, BlobError, ReadError, Refused)):
+        if not isinstance(value, (NotFound, BlobError, ReadError, Refused, Throttled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
     def flag(self, name: str) -> bool:
@@ -135,9 +209,21 @@ class Handler(web.RequestHandler):
         text = self.get_query_argument(name, "")
         if not text:
             return None
-        if not text.isdecimal() or not low <= int(text) <= high:
+        if not is_number(text) or not low <= int(text) <= high:
             raise web.HTTPError(400, reason=f"{name} must be a number from {low} to {high}")
         return int(text)
+
+    def text(self, name: str) -> str:
+        """A query argument, "" when it is absent. A longer one than TEXT_CHARACTERS_MAX is a 400."""
+        text: str = self.get_query_argument(name, "")
+        if len(text) > TEXT_CHARACTERS_MAX:
+            raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
+        return text
+
+
+def is_number(text: str) -> bool:
+    """Decimal digits, few enough to convert."""
+    return text.isascii() and text.isdecimal() and len(text) <= NUMBER_DIGITS_MAX
 
 
 class NothingHandler(Handler):

@@ -1,40 +1,42 @@
-"""The operator's page and its buttons: behind Flower's password, and a token where they change something."""
+"""The operator's page and its buttons: behind the login, and a token where they change something."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
-import json
 from typing import Any
 
+import msgspec
 from tornado import web
 
 from ingest.web.base import TOKEN_HEADER, Handler
-from ingest.web.pages import STATIC
+from ingest.web.login import Visitor, Way
+from ingest.web.pages import STATIC, BrowserHandler
+
+IDS_MAX = 1000
+ID_CHARACTERS_MAX = 400
+REASON_CHARACTERS_MAX = 1000
 
 
 class OperatorHandler(Handler):
-    """Behind Flower's password. What changes something needs the token too."""
+    """For who signed in: with a password where there are passwords. What changes something needs the token too."""
 
-    user = ""
+    def is_enough(self, visitor: Visitor) -> bool:
+        return visitor.way is Way.PASSWORD or (visitor.way is Way.LINK and not self.state.login.has_passwords)
+
+    def refuse(self) -> None:
+        if self.state.login.has_passwords:
+            raise web.HTTPError(401, reason="name and password, as for Flower")
+        if self.state.login.is_open:
+            raise web.HTTPError(
+                403,
+                reason="without a login the operator's page has Flower's password: set "
+                "REPLAYS_FLOWER_BASIC_AUTH=user:password",
+            )
+        super().refuse()
 
     def prepare(self) -> None:
         super().prepare()
-        people = [
-            p.strip() for p in self.state.settings.flower_basic_auth.get_secret_value().split(",") if p.strip()
-        ]
-        if not people:
-            raise web.HTTPError(
-                403,
-                reason="the operator's page has Flower's password: set REPLAYS_FLOWER_BASIC_AUTH=user:password",
-            )
-        given = credentials(self.request.headers.get("Authorization", ""))
-        matches = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
-        if not any(matches):
-            raise web.HTTPError(401, reason="name and password, as for Flower")
-        self.user = given.partition(":")[0]
-        if self.request.method != "GET":
+        if self.request.method not in ("GET", "HEAD"):
             self._expect_own_page()
 
     def _expect_own_page(self) -> None:
@@ -42,39 +44,33 @@ class OperatorHandler(Handler):
         token = self.request.headers.get(TOKEN_HEADER, "")
         if site != "same-origin" or not hmac.compare_digest(token.encode(), self.state.token.encode()):
             raise web.HTTPError(403, reason="this request does not come from the operator's page; load it again")
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """An error's own headers: those set before it are gone by now."""
-        self._ask_who(status_code)
-        super().write_error(status_code, **kwargs)
-
-    def _ask_who(self, status_code: int) -> None:
-        if status_code == 401:
-            self.set_header("WWW-Authenticate", 'Basic realm="replays-ingest operator", charset="UTF-8"')
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise web.HTTPError(415, reason="the body must be application/json")
 
     def body(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.request.body or b"{}")
-        except ValueError:
+            found = msgspec.json.decode(self.request.body or b"{}")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = None
         if not isinstance(found, dict):
             raise web.HTTPError(400, reason="a JSON object was expected")
         return found
 
+    def text_of(self, body: dict[str, Any], name: str, characters_max: int) -> str:
+        """A text of the body, "" when it is absent."""
+        text = body.get(name, "")
+        if not isinstance(text, str) or len(text) > characters_max:
+            raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")
+        return text
 
-class OperatorPageHandler(OperatorHandler):
+
+class OperatorPageHandler(OperatorHandler, BrowserHandler):
     """The page itself."""
 
     def get(self) -> None:
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish((STATIC / "operate.html").read_bytes())
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """A browser shows this, so it is text."""
-        self._ask_who(status_code)
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.finish(error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason)
 
 
 class LookHandler(OperatorHandler):
@@ -82,7 +78,7 @@ class LookHandler(OperatorHandler):
 
     async def get(self) -> None:
         found = await self.run(self.state.desk.look)
-        self.answer({**found, "token": self.state.token, "user": self.user})
+        self.answer({**found, "token": self.state.token, "user": self.visitor.name})
 
 
 class BatchHandler(OperatorHandler):
@@ -90,11 +86,12 @@ class BatchHandler(OperatorHandler):
 
     async def post(self, what: str) -> None:
         body, desk = self.body(), self.state.desk
-        batch_id, reason = str(body.get("batch_id", "")), str(body.get("reason", ""))
+        batch_id = self.text_of(body, "batch_id", ID_CHARACTERS_MAX)
+        reason = self.text_of(body, "reason", REASON_CHARACTERS_MAX)
         if what == "retry":
-            said = await self.run(lambda: desk.retry_batch(batch_id, self.user))
+            said = await self.run(lambda: desk.retry_batch(batch_id, self.visitor.name))
         else:
-            said = await self.run(lambda: desk.abandon_batch(batch_id, reason, self.user))
+            said = await self.run(lambda: desk.abandon_batch(batch_id, reason, self.visitor.name))
         self.answer({"said": said})
 
 
@@ -107,17 +104,8 @@ class LettersHandler(OperatorHandler):
 
     async def post(self) -> None:
         ids = self.body().get("ids")
-        if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        if not isinstance(ids, list) or not all(
+            isinstance(one, str) and len(one) <= ID_CHARACTERS_MAX for one in ids[:IDS_MAX]
+        ):
             raise web.HTTPError(400, reason="ids must be a list of letter ids")
-        self.answer(await self.run(lambda: self.state.desk.replay_letters(ids, self.user)))
-
-
-def credentials(header: str) -> str:
-    """`user:password` of a Basic authorisation, "" without one."""
-    kind, _, rest = header.partition(" ")
-    if kind.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(rest, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
+        self.answer(await self.run(lambda: self.state.desk.replay_letters(ids, self.visitor.name)))

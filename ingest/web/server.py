@@ -1,7 +1,7 @@
 """All of it over HTTP, for a browser on this machine.
 
 It listens on the loopback interface only, and answers to no other name, so that a page elsewhere cannot reach it
-through a name of its own that points here.
+through a name of its own that points here. Other users of this machine reach it, so it answers only who signed in.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from ingest.settings import Settings
 from ingest.web import api, operator, pages
 from ingest.web.base import NothingHandler, State
 from ingest.web.desk import Desk
+from ingest.web.login import Login
 from ingest.web.reads import Reads
 from tasks.units import KiB
 
 HOST = "127.0.0.1"
 THREADS = 6
 BODY_BYTES_MAX = 256 * KiB
-PATH = r"/api/replays/(\d{1,20})/([0-9a-fA-F-]{32,36})"
+HEADER_BYTES_MAX = 32 * KiB
+PATH = r"/api/replays/([0-9]{1,20})/([0-9a-fA-F-]{32,36})"
 
 
 def application(state: State) -> web.Application:
@@ -33,15 +35,16 @@ def application(state: State) -> web.Application:
     return web.Application(
         [
             (r"/", pages.PageHandler, {**given, "page": "list.html"}),
-            (r"/replay/\d{1,20}/[0-9a-f]{32}", pages.PageHandler, {**given, "page": "replay.html"}),
+            (r"/replay/[0-9]{1,20}/[0-9a-f]{32}", pages.PageHandler, {**given, "page": "replay.html"}),
             (r"/operate", operator.OperatorPageHandler, given),
-            (r"/static/(.+)", pages.StaticHandler, {"path": str(pages.STATIC)}),
+            (r"/login", pages.LoginHandler, given),
+            (r"/static/([a-zA-Z/.-]{1,64})", pages.StaticHandler, given),
             (r"/api/projects", api.ProjectsHandler, given),
             (r"/api/replays", api.ReplaysHandler, given),
             (PATH, api.ReplayHandler, given),
             (PATH + r"/timeline", api.TimelineHandler, given),
-            (PATH + r"/segments/(\d{1,18})", api.SegmentHandler, given),
-            (PATH + r"/segments/(\d{1,18})/video", api.VideoHandler, given),
+            (PATH + r"/segments/([0-9]{1,18})", api.SegmentHandler, given),
+            (PATH + r"/segments/([0-9]{1,18})/video", api.VideoHandler, given),
             (r"/api/operate", operator.LookHandler, given),
             (r"/api/operate/batches/(retry|abandon)", operator.BatchHandler, given),
             (r"/api/operate/letters", operator.LettersHandler, given),
@@ -52,14 +55,25 @@ def application(state: State) -> web.Application:
     )
 
 
-async def serve(settings: Settings, port: int, ready: Callable[[str], None], stop: asyncio.Event) -> None:
-    """Listens until `stop` is set; `ready` is called once with the address. Raises OSError (port in use)."""
+async def serve(
+    settings: Settings, port: int, ready: Callable[[str, str], None], stop: asyncio.Event, *, login: bool = True
+) -> None:
+    """Listens until `stop` is set. Raises OSError (port in use).
+
+    `ready` is called with the address and with the path that lets a browser in once: at start, and with a new path
+    whenever one was used.
+    """
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
+    port = sockets[0].getsockname()[1]
+    address = f"http://{HOST}:{port}"
+    doors = Login(settings, is_open=not login, relinked=lambda path: ready(address, path))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
-        state = State(settings, Reads(settings), Desk(settings), pool)
-        server = httpserver.HTTPServer(application(state), max_body_size=BODY_BYTES_MAX)
+        state = State(settings, Reads(settings), Desk(settings), pool, doors, port)
+        server = httpserver.HTTPServer(
+            application(state), max_body_size=BODY_BYTES_MAX, max_header_size=HEADER_BYTES_MAX
+        )
         server.add_sockets(sockets)
-        ready(f"http://{HOST}:{sockets[0].getsockname()[1]}")
+        ready(address, doors.link)
         try:
             await stop.wait()
         finally:
@@ -69,14 +83,14 @@ async def serve(settings: Settings, port: int, ready: Callable[[str], None], sto
             state.desk.close()
 
 
-def run(settings: Settings, port: int, ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises OSError when the port is taken."""
+def run(settings: Settings, port: int, ready: Callable[[str, str], None], *, login: bool = True) -> None:
+    """Serves until SIGTERM or Ctrl-C; `ready` as in `serve`. Raises OSError when the port is taken."""
 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await serve(settings, port, ready, stop)
+        await serve(settings, port, ready, stop, login=login)
 
     asyncio.run(main())

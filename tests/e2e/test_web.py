@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, TimeoutError, sync_playwright
 
-from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import Pass, Refuse
-from ingest.local.servers.processes import free_port
+from ingest.local.servers.processes import free_port, is_listening
 from tests.kit.stored_replays import message, recorded_session
 from tests.kit.whole_system import System, until
 
@@ -33,7 +32,7 @@ def browser(system: System) -> Iterator[Page]:
     command = [sys.executable, "-m", "ingest.cli", "web", "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     system.stack.children.start("web", command, env=system.env, keep=True)
-    until(lambda: answers_http(f"{address}/"), 60, "the web server")
+    until(lambda: is_listening(port), 60, "the web server")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         context = chromium.new_context(

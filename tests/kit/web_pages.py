@@ -40,17 +40,19 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks one server, as `login` ("user:password") if that is given."""
+    """Asks one server, as `login` ("user:password") or in the session of `cookie` if that is given."""
 
     address: str
     login: str = ""
+    cookie: str = ""
 
     def get(self, path: str, **headers: str) -> Seen:
         return self.ask("GET", path, b"", headers)
 
     def post(self, path: str, body: Any, **headers: str) -> Seen:
         """`body` is sent as JSON, bytes as they are."""
-        return self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.ask("POST", path, sent, {"Content-Type": "application/json", **headers})
 
     def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Seen:
         """Underscores in the names of headers become hyphens."""
@@ -59,6 +61,8 @@ class Client:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.login:
             sent["Authorization"] = "Basic " + base64.b64encode(self.login.encode()).decode()
+        if self.cookie:
+            sent["Cookie"] = self.cookie
         try:
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
@@ -67,21 +71,37 @@ class Client:
             connection.close()
 
 
+def signed_in(address: str, link: str) -> Client:
+    """A client in the session that the link starts."""
+    seen = Client(address).get(link)
+    return Client(address, cookie=(seen.headers["Set-Cookie"] or "").partition(";")[0])
+
+
 @contextmanager
-def served(settings: Settings) -> Iterator[Client]:
-    """A running server with these settings."""
-    addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
+def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQueue[tuple[str, str]]]:
+    """A running server with these settings: what it announces, (address, link)."""
+    announced: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    def announce(address: str, link: str) -> None:
+        announced.put((address, link))
 
     def work() -> None:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(serve(settings, 0, addresses.put, stop))
+        loop.run_until_complete(serve(settings, 0, announce, stop, login=login))
         loop.close()
 
     thread = threading.Thread(target=work, name="web", daemon=True)
     thread.start()
     try:
-        yield Client(addresses.get(timeout=START_SECONDS_MAX))
+        yield announced
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(START_SECONDS_MAX)
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[Client]:
+    """A running server with these settings, for a client that is signed in by its link."""
+    with running(settings) as announced:
+        yield signed_in(*announced.get(timeout=START_SECONDS_MAX))

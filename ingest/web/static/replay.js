@@ -1,6 +1,7 @@
 // One replay: the recording played, what happened beside it, and how it came here.
 
 import { ask, byId, complain, length, make, moment, size, table } from "./common.js";
+import { defuse } from "./safe.js";
 import { Player } from "./vendor/rrweb-player.js";
 
 const [, , project, replayId] = location.pathname.split("/");
@@ -154,12 +155,27 @@ async function play(ingestion) {
     return;
   }
   const drawn = events.slice(Math.max(0, first));
+  const taken = defuse(drawn);
+  if (taken) notice(`${taken} attributes that would open connections (frames, prefetching) are taken out.`);
+  elsewhere();
   state.origin = drawn[0].timestamp;
   stage.replaceChildren();
   const width = Math.max(320, stage.clientWidth - 24);
   const props = { events: drawn, width, height: Math.round(width * 0.56), autoPlay: false, skipInactive: true };
   state.player = new Player({ target: stage, props });
   state.player.addEventListener("ui-update-current-time", (event) => passed(event.payload));
+}
+
+/** Images, styles and fonts that the recorded page had from other servers stay away until the viewer wants them. */
+function elsewhere() {
+  const allowed = new URLSearchParams(location.search).has("elsewhere");
+  byId("notices").append(
+    allowed
+      ? make("p", { class: "notice" }, "Images, styles and fonts of other servers may load for this recording. ",
+          make("a", { href: location.pathname }, "Block them"))
+      : make("p", { class: "notice" }, "Nothing of other servers is loaded. ",
+          make("a", { href: `${location.pathname}?elsewhere=1` }, "Load images, styles and fonts for this recording")),
+  );
 }
 
 function film(ingestion) {

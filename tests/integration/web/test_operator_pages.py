@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from ingest.operate.dlq import Selection, letters
 from ingest.settings import Settings
 from ingest.web.base import TOKEN_HEADER
 from tests.kit.office import READER, Office
-from tests.kit.web_pages import Client, Seen, served
+from tests.kit.web_pages import Client, Seen, running, served
 
 LOGIN = "ann:a-long-password"
 
@@ -53,16 +54,37 @@ def test_nobody_gets_in_without_flowers_password(pages: Pages, login: str):
         assert seen.status == 401
         assert seen.headers["WWW-Authenticate"].startswith('Basic realm="replays-ingest operator"')
     assert stranger.post("/api/operate/batches/retry", {"batch_id": "x"}).status == 401
-    assert stranger.get("/").status == 200
+    assert stranger.get("/").status == 401
 
 
-def test_without_a_password_the_part_is_closed(office_settings: Settings):
+def test_where_there_are_passwords_the_link_alone_is_not_enough(office_settings: Settings):
+    """The audit trail shall name a person; a password lets into everything."""
+    with served(office_settings) as client:
+        seen, page = client.get("/api/operate"), client.get("/")
+        ann = Client(client.address, LOGIN).get("/")
+
+    assert (seen.status, page.status, ann.status) == (401, 200, 200)
+    assert seen.error == "name and password, as for Flower"
+
+
+def test_without_a_password_the_link_is_enough(office_settings: Settings):
+    """Whoever started the server is the operator."""
+    plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
+    with served(plain) as client:
+        look, stranger = client.get("/api/operate"), Client(client.address).get("/api/operate")
+
+    assert (look.status, look.json["user"]) == (200, getpass.getuser())
+    assert (stranger.status, stranger.headers["WWW-Authenticate"]) == (401, None)
+
+
+def test_without_any_login_the_part_is_closed(office_settings: Settings):
     """403, which says what to set."""
-    open_to_all = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
-    with served(open_to_all) as client:
-        page, look = client.get("/operate"), client.get("/api/operate")
+    plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
+    with running(plain, login=False) as announced:
+        client = Client(announced.get(timeout=30)[0])
+        page, look, listed = client.get("/operate"), client.get("/api/operate"), client.get("/")
 
-    assert (page.status, look.status) == (403, 403)
+    assert (page.status, look.status, listed.status) == (403, 403, 200)
     assert b"REPLAYS_FLOWER_BASIC_AUTH=user:password" in page.body
     assert "REPLAYS_FLOWER_BASIC_AUTH" in look.error
 
@@ -90,7 +112,7 @@ def test_another_sites_page_presses_no_button(pages: Pages, headers: dict[str, s
         seen = pages.client.post("/api/operate/batches/retry", {"batch_id": "x"}, **headers)
 
     assert seen.status == 403
-    assert "does not come from the operator's page" in seen.error
+    assert "does not come from" in seen.error
 
 
 def test_a_parked_batch_is_retried(pages: Pages):

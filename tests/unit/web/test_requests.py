@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from ingest.web.api import byte_range
-from ingest.web.operator import credentials
+from ingest.web.login import credentials
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+// What a recorded page may not have when it is drawn: anything that opens a connection on its own.
+//
+// The content security policy keeps content of other servers out, but a browser connects before it asks the policy
+// for some of these (preconnect), or for all that follows (frames). So they are taken out of the events.
+
+const DEAD = new Set(["iframe", "frame", "embed", "object", "portal", "fencedframe", "applet"]);
+const SOURCES = ["src", "rr_src", "srcdoc", "data", "code", "codebase", "archive"];
+const KEPT_LINKS = new Set(["stylesheet", "alternate"]);
+const FULL_SNAPSHOT = 2, INCREMENTAL = 3, MUTATION = 0;
+
+/** Takes out of rrweb events, in place, what would connect. Returns how many attributes that were. */
+export function defuse(events) {
+  const tags = new Map(); // node id -> every tag that it has had: ids are the recording's own words
+  let count = 0;
+  for (const event of events)
+    for (const root of roots(event)) for (const node of within(root)) count += node_(node, tags);
+  for (const event of events)
+    if (event.type === INCREMENTAL && event.data?.source === MUTATION)
+      for (const change of list(event.data.attributes))
+        if (change?.attributes && typeof change.attributes === "object")
+          for (const tag of tags.get(change.id) ?? [""]) count += strip(tag, change.attributes);
+  return count;
+}
+
+function roots(event) {
+  if (event?.type === FULL_SNAPSHOT) return [event.data?.node];
+  if (event?.type === INCREMENTAL && event.data?.source === MUTATION)
+    return list(event.data.adds).map((add) => add?.node);
+  return [];
+}
+
+/** Every node below this one: with a list of its own, since recordings may be nested deeper than calls. */
+function* within(root) {
+  const waiting = [root];
+  while (waiting.length) {
+    const node = waiting.pop();
+    if (!node || typeof node !== "object") continue;
+    yield node;
+    for (const child of list(node.childNodes)) waiting.push(child);
+  }
+}
+
+function node_(node, tags) {
+  if (typeof node.tagName !== "string") return 0;
+  const tag = node.tagName.toLowerCase();
+  if (!tags.has(node.id)) tags.set(node.id, new Set());
+  tags.get(node.id).add(tag);
+  if (!node.attributes || typeof node.attributes !== "object") return 0;
+  return strip(tag, node.attributes);
+}
+
+function strip(tag, attributes) {
+  const before = Object.keys(attributes).length;
+  for (const name of Object.keys(attributes)) if (forbidden(tag, name.toLowerCase(), attributes)) delete attributes[name];
+  return before - Object.keys(attributes).length;
+}
+
+function forbidden(tag, name, attributes) {
+  if (DEAD.has(tag) && SOURCES.includes(name)) return true;
+  if (["rr_src", "srcdoc", "ping", "http-equiv", "manifest", "action", "formaction"].includes(name)) return true;
+  if (tag === "base") return name === "href";
+  if (tag === "link" && ["href", "imagesrcset"].includes(name)) {
+    const words = String(attributes.rel ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+    return !words.length || !words.every((word) => KEPT_LINKS.has(word));
+  }
+  // `rel` alone may turn a link that is drawn already into one that connects.
+  return tag === "link" && name === "rel" && !attributes.href && !attributes._cssText;
+}
+
+const list = (value) => (Array.isArray(value) ? value : []);

@@ -1,0 +1,32 @@
+"""A bucket and a database of their own for attacks on what reads replays back."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
+from ingest.local.stack import Stack
+from ingest.settings import Settings
+from tasks.migrate import migrate
+
+DATABASE = 11
+
+
+@pytest.fixture(scope="session")
+def env(stack: Stack) -> dict[str, str]:
+    """REPLAYS_* variables of running servers, with names of their own; topics, bucket and tables are there."""
+    stack.start(["gcs", "clickhouse", "redis", "kafka"])
+    names = isolated(f"attacked{uuid.uuid4().hex[:8]}", stack.addresses["redis"], DATABASE)
+    made = {**stack.settings(), **names, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
+    for _ in migrate(settings_of(made), topics=True):
+        pass
+    return made
+
+
+@pytest.fixture(scope="session")
+def stored(env: dict[str, str]) -> Settings:
+    """The settings of `env`."""
+    return settings_of(env)

@@ -1,0 +1,204 @@
+"""Looking at a hostile recording connects to nobody: a server that every trick points to hears nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from ingest.settings import Settings
+from tests.kit.stored_replays import ingest, message
+from tests.kit.web_pages import running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+AT_MS = 1_780_000_000_000
+REPLAY, PROJECT = "5" * 32, 7
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's package is called chromium")
+
+
+class Listener:
+    """A server that only counts who connects."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.heard: list[bytes] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(0.5)
+                try:
+                    self.heard.append(connection.recv(200))
+                except OSError:
+                    self.heard.append(b"")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def element(number: int, tag: str, **attributes: object) -> dict[str, object]:
+    """A recorded element; underscores at the end of names are cut, others become hyphens."""
+    named = {name.rstrip("_").replace("__", "-"): value for name, value in attributes.items()}
+    return {"type": 2, "id": number, "tagName": tag, "attributes": named, "childNodes": []}
+
+
+def tricks(target: str, first: int) -> list[dict[str, object]]:
+    """Elements of which each would connect to the target, were it allowed to."""
+    made = [
+        element(0, "iframe", src=f"{target}/iframe"),
+        element(0, "iframe", rr_src=f"{target}/rr_src"),
+        element(0, "IFRAME", SRC=f"{target}/upper"),
+        element(0, "iframe", srcdoc=f"<img src={target}/srcdoc>"),
+        element(0, "frame", src=f"{target}/frame"),
+        element(0, "embed", src=f"{target}/embed"),
+        element(0, "object", data=f"{target}/object"),
+        element(0, "img", src=f"{target}/img", srcset=f"{target}/srcset 2x"),
+        element(0, "video", src=f"{target}/video", poster=f"{target}/poster", preload="auto"),
+        element(0, "audio", src=f"{target}/audio", preload="auto", autoplay=True),
+        element(0, "script", src=f"{target}/script"),
+        element(0, "meta", http__equiv="refresh", content=f"0;url={target}/refresh"),
+        element(0, "base", href=f"{target}/base/"),
+        element(0, "div", style=f"background:url({target}/background)"),
+        element(0, "input", type="image", src=f"{target}/input"),
+        element(0, "a", href=f"{target}/a", ping=f"{target}/ping"),
+        element(0, "body", background=f"{target}/body"),
+    ]
+    for rel in (
+        "preconnect",
+        "dns-prefetch",
+        "prefetch",
+        "preload",
+        "modulepreload",
+        "prerender",
+        "icon",
+        "manifest",
+    ):
+        made.append(element(0, "link", rel=rel, href=f"{target}/{rel}", as_="image"))
+    made.append(element(0, "link", rel="stylesheet", href=f"{target}/stylesheet"))
+    made.append(element(0, "link", rel="stylesheet preconnect", href=f"{target}/both"))
+    for number, node in enumerate(made):
+        node["id"] = first + number
+    return made
+
+
+def recording(target: str) -> list[dict[str, object]]:
+    """A page with every trick in its snapshot, again in a mutation, and by attributes of harmless elements."""
+    style = element(5, "style")
+    style["childNodes"] = [
+        {
+            "type": 3,
+            "id": 6,
+            "textContent": f"@import url({target}/import); @font-face{{font-family:f;"
+            f"src:url({target}/font)}} body{{font-family:f}}",
+            "isStyle": True,
+        }
+    ]
+    harmless = [
+        element(300, "iframe"),
+        element(301, "link"),
+        element(302, "img"),
+        element(303, "link", rel="preconnect"),
+    ]
+    head, body = element(3, "head"), element(4, "body")
+    head["childNodes"], body["childNodes"] = [style], [*tricks(target, 100), *harmless]
+    page = element(2, "html")
+    page["childNodes"] = [head, body]
+    document = {"type": 0, "id": 1, "childNodes": [page]}
+    adds = [{"parentId": 4, "nextId": None, "node": node} for node in tricks(target, 200)]
+    later = [
+        {"id": 300, "attributes": {"src": f"{target}/later-iframe"}},
+        {"id": 301, "attributes": {"rel": "preconnect", "href": f"{target}/later-link"}},
+        {"id": 302, "attributes": {"src": f"{target}/later-img"}},
+        {"id": 303, "attributes": {"href": f"{target}/later-href"}},
+    ]
+    mutation = {"source": 0, "texts": [], "removes": [], "adds": adds, "attributes": []}
+    return [
+        {"type": 4, "timestamp": AT_MS, "data": {"href": f"{target}/page", "width": 800, "height": 600}},
+        {"type": 2, "timestamp": AT_MS + 1, "data": {"node": document, "initialOffset": {"top": 0, "left": 0}}},
+        {"type": 3, "timestamp": AT_MS + 200, "data": mutation},
+        {"type": 3, "timestamp": AT_MS + 300, "data": {**mutation, "adds": [], "attributes": later}},
+        {
+            "type": 3,
+            "timestamp": AT_MS + 900,
+            "data": {**mutation, "adds": [], "attributes": [{"id": 2, "attributes": {"data-over": "yes"}}]},
+        },
+    ]
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    """What a hostile recording points to."""
+    made = Listener()
+    yield made
+    made.close()
+
+
+@contextmanager
+def browser(settings: Settings) -> Iterator[Page]:
+    """A page of Chromium that the printed link signed in. It must not look ahead by itself."""
+    with running(settings) as announced, sync_playwright() as playwright:
+        address, link = announced.get(timeout=30)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_context(base_url=address).new_page()
+        page.set_default_timeout(30_000)
+        page.goto(link)
+        yield page
+        chromium.close()
+
+
+def test_a_hostile_recording_connects_to_nobody(stored: Settings, listener: Listener):
+    """Given every trick that we know, when it is played to its end, then nobody hears of it."""
+    ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
+    with browser(stored) as page:
+        page.goto(f"/replay/{PROJECT}/{REPLAY}")
+        frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
+        page.locator(".rr-controller__btns button").first.click()
+        page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
+        assert frame.locator("iframe").count() >= 1  # it is drawn, and goes nowhere
+        assert listener.heard == []
+
+        page.get_by_text("Load images, styles and fonts").click()
+        page.locator(".rr-controller__btns button").first.click()
+        page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
+    paths = {one.split(b" ")[1].decode() for one in listener.heard if one}
+    assert "/img" in paths or "/srcset" in paths
+    assert not paths & {
+        f"/{name}"
+        for name in (
+            "iframe",
+            "rr_src",
+            "upper",
+            "frame",
+            "embed",
+            "object",
+            "script",
+            "refresh",
+            "later-iframe",
+            "srcdoc",
+            "preconnect",
+            "prefetch",
+        )
+    }
+
+
+def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
+    """Given a link with the viewer's permission in it, when it comes from elsewhere, then it permits nothing."""
+    ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
+    with browser(stored) as page:
+        answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere=1")
+
+    assert answer is not None
+    assert "http:" not in answer.headers["content-security-policy"]
+    assert json.dumps(listener.heard, default=repr) == "[]"

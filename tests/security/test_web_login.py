@@ -1,0 +1,182 @@
+"""Other users of the machine reach the pages' port: they see nothing, and cannot guess their way in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import structlog.testing
+from pydantic import SecretStr
+
+from ingest.settings import Settings
+from ingest.web.login import (
+    DELAY_SECONDS_MAX,
+    FORGIVEN_SECONDS,
+    FREE_FAILURES,
+    Login,
+    Throttle,
+    Throttled,
+    Visitor,
+    Way,
+)
+from tests.kit.web_pages import Client, running, signed_in
+
+REPLAY = f"7/{'a' * 32}"
+PATHS = (
+    "/",
+    f"/replay/{REPLAY}",
+    "/operate",
+    "/static/list.js",
+    "/static/vendor/rrweb-player.js",
+    "/api/projects",
+    "/api/replays",
+    f"/api/replays/{REPLAY}",
+    f"/api/replays/{REPLAY}/timeline",
+    f"/api/replays/{REPLAY}/segments/0",
+    f"/api/replays/{REPLAY}/segments/0?raw=1",
+    f"/api/replays/{REPLAY}/segments/0/video",
+    "/api/operate",
+    "/api/operate/letters",
+    "/nowhere",
+)
+LOGIN = "ann:a-long-password"
+
+
+@contextmanager
+def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]]]:
+    """The address of running pages whose servers are away, and the links that were announced so far."""
+    with running(Settings(flower_basic_auth=SecretStr(passwords)), **options) as announced:
+        address, link = announced.get(timeout=30)
+        links = [link]
+        yield address, links
+        while not announced.empty():
+            links.append(announced.get()[1])
+
+
+@pytest.mark.parametrize("passwords", ["", LOGIN])
+def test_a_stranger_sees_nothing(passwords: str):
+    """No page, no script, no answer of the API; and no address that tells whether something is there."""
+    with pages(passwords) as (address, _):
+        stranger = Client(address)
+        answers = {path: stranger.get(path).status for path in PATHS}
+        posted = stranger.post("/api/operate/batches/retry", {"batch_id": "x"}).status
+        forged = Client(address, cookie=f"replays_{address.rpartition(':')[2]}=link.9999999999.x.726f6f74.00")
+
+        assert set(answers.values()) == {401}
+        assert (posted, forged.get("/").status) == (401, 401)
+
+
+def test_the_link_works_once_and_is_followed_by_another():
+    """What a shell's history keeps is worth nothing once it was used."""
+    with pages() as (address, links):
+        first = Client(address).get(links[0])
+        again = Client(address).get(links[0])
+
+        assert (first.status, first.headers["Location"], again.status) == (303, "/", 401)
+        assert signed_in(address, links[0]).get("/").status == 401
+    with pages() as (address, links):
+        me = signed_in(address, links[0])
+        assert [me.get(path).status for path in ("/", "/operate", "/static/list.js")] == [200, 200, 200]
+    assert len(set(links)) == 2
+
+
+def test_the_session_is_this_servers_alone():
+    """The cookie is out of reach of scripts and other sites, and ends with the process."""
+    with pages() as (address, links):
+        cookie = Client(address).get(links[0]).headers["Set-Cookie"]
+        mine = cookie.partition(";")[0]
+    with pages() as (address, _):
+        name = f"replays_{address.rpartition(':')[2]}"
+        other = Client(address, cookie=f"{name}={mine.partition('=')[2]}").get("/")
+
+    flags = {part.strip().lower() for part in cookie.split(";")[1:]}
+    assert {"httponly", "samesite=strict", "path=/"} <= flags
+    assert other.status == 401
+
+
+def test_passwords_cannot_be_guessed_at_speed():
+    """Past the first few, nothing is checked for a while, the right one neither; whoever is in stays in."""
+    with structlog.testing.capture_logs() as logged, pages(LOGIN) as (address, links):
+        inside = signed_in(address, links[0])
+        guesses = [Client(address, f"ann:guess-{number}").get("/") for number in range(60)]
+        right = Client(address, LOGIN).get("/")
+        others = inside.get("/").status, Client(address).get("/").status
+
+    checked = [seen for seen in guesses if seen.status == 401]
+    refused = [seen for seen in guesses if seen.status == 429]
+    assert FREE_FAILURES <= len(checked) < FREE_FAILURES + 5
+    assert len(checked) + len(refused) == 60
+    assert all(int(seen.headers["Retry-After"]) >= 1 for seen in refused)
+    assert right.status == 429
+    assert others == (200, 401)
+    lines = [line["event"] for line in logged]
+    assert lines.count("sign_in_refused") == len(checked)
+    assert 1 <= lines.count("sign_in_throttled") <= 5
+    assert "guess-" not in str(logged)
+
+
+def test_a_wrong_link_is_throttled_and_the_right_one_never():
+    """Otherwise whoever guesses could keep everybody out."""
+    with pages() as (address, links):
+        guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
+
+        assert guesses.count(429) >= 20 - FREE_FAILURES - 3
+        assert signed_in(address, links[0]).get("/").status == 200
+
+
+def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
+    """By a clock of our own."""
+    now = [0.0]
+    throttle = Throttle(lambda: now[0])
+    delays = []
+    for _ in range(FREE_FAILURES + 10):
+        throttle.pass_or_raise()
+        throttle.failed(Way.PASSWORD)
+        delays.append(throttle.delay_seconds)
+        if throttle.delay_seconds:
+            with pytest.raises(Throttled):
+                throttle.pass_or_raise()
+        now[0] += throttle.delay_seconds
+
+    assert delays[: FREE_FAILURES + 3] == [0.0] * (FREE_FAILURES - 1) + [1.0, 2.0, 4.0, 8.0]
+    assert delays[-1] == DELAY_SECONDS_MAX
+    now[0] += FORGIVEN_SECONDS
+    throttle.pass_or_raise()
+    throttle.failed(Way.PASSWORD)
+    assert throttle.delay_seconds == 0.0
+
+
+def test_a_session_ends():
+    """After half a day, by the same process's clock."""
+    now = [0.0]
+    login = Login(Settings(), clock=lambda: now[0])
+    cookie = login.cookie(Visitor("ann", Way.LINK))
+
+    assert login.by_cookie(cookie) == Visitor("ann", Way.LINK)
+    assert login.by_cookie(cookie.replace("link", "password", 1)) is None
+    now[0] = 13 * 3600.0
+    assert login.by_cookie(cookie) is None
+
+
+@pytest.mark.parametrize(
+    "host", ["rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example", "[::1]"]
+)
+def test_no_other_name_is_answered_to(host: str):
+    """A page elsewhere that points a name of its own here gets nothing, the link's session neither."""
+    with pages() as (address, links):
+        me = signed_in(address, links[0])
+
+        assert {me.get(path, Host=host).status for path in (*PATHS, "/login")} == {421}
+
+
+def test_without_a_login_only_when_asked_for():
+    """The option is explicit; a page of another site still reads nothing."""
+    with pages(login=False) as (address, links):
+        stranger = Client(address)
+
+        assert (stranger.get("/").status, links) == (200, ["/"])
+        assert stranger.get("/operate").status == 403
+        assert stranger.get("/api/projects", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors").status == 403
+        assert re.search("frame-ancestors 'none'", stranger.get("/").headers["Content-Security-Policy"])
