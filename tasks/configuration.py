@@ -7,21 +7,18 @@ docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md have the meas
 
 from __future__ import annotations
 
-import os
 import ssl
 from functools import cache
 from typing import Any
 
 from kombu import Queue
 
+from tasks.cores import processes
 from tasks.loading import load_fleet
 from tasks.names import CONTROL_QUEUE, flush_queue, flush_task
 from tasks.publish_only import BACKEND
 from tasks.settings import Settings
 from tasks.wire import SinkName
-
-# Flush tasks mostly wait. One sink that hangs must not take every process before its breaker opens.
-PROCESSES_MIN = 8
 
 
 def time_limits(settings: Settings) -> tuple[float, float]:
@@ -76,7 +73,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": True,
         "task_send_sent_event": False,
         "worker_enable_remote_control": True,
-        "worker_concurrency": settings.worker_processes or max(PROCESSES_MIN, os.cpu_count() or 1),
+        "worker_concurrency": processes(settings),
         "worker_hijack_root_logger": False,
         "worker_soft_shutdown_timeout": min(settings.sink_timeout_seconds, 30.0),
         "broker_connection_retry_on_startup": True,

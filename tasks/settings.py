@@ -120,9 +120,15 @@ class Settings(BaseSettings):
     )
     bigquery_endpoint: str = Field("", description="Another endpoint (emulator); credentials then anonymous.")
 
-    datadog_host: str = Field("127.0.0.1", description="DogStatsD host of product metrics.")
+    datadog_host: str = Field(
+        "127.0.0.1", description="DogStatsD host of product metrics; in Kubernetes the node's address."
+    )
     datadog_port: int = Field(8125, ge=1, le=65535, description="DogStatsD port.")
-    datadog_socket: str = Field("", description="Unix datagram socket of DogStatsD; wins over host and port.")
+    datadog_socket: str = Field(
+        "",
+        description="Unix socket of DogStatsD, as a path or as unix://, unixgram:// or "
+        "unixstream:// before it; wins over host and port.",
+    )
 
     metrics_dogstatsd: bool = Field(
         False, description="Send the metrics of docs/metrics.md to DogStatsD too, under the same names."
@@ -161,7 +167,18 @@ class Settings(BaseSettings):
         description="Starts of one flush task that end without a word; then it fails: it kills workers.",
     )
     worker_processes: int = Field(
-        0, ge=0, le=256, description="Processes of a flush worker; 0: one a core, at least 8 (they mostly wait)."
+        0,
+        ge=0,
+        le=256,
+        description="Processes of a flush worker. 0: one per core of the container's CPU quota, at least 8 (they "
+        "mostly wait) and at most REPLAYS_WORKER_PROCESSES_MAX.",
+    )
+    worker_processes_max: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="Maximum processes of a flush worker when REPLAYS_WORKER_PROCESSES is 0. Each needs about "
+        "28 MiB under load, their parent 100 MiB.",
     )
     breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="A sink's calls are judged over this.")
     breaker_failures_min: int = Field(

@@ -65,7 +65,7 @@ TABLE: tuple[Package, ...] = (
         libraries={EVERYWHERE: ("msgspec",)},
     ),
     Package(
-        ("tasks.loading", "tasks.settings"),
+        ("tasks.cores", "tasks.loading", "tasks.settings"),
         ours=("tasks.guarded", "tasks.printed", "tasks.units", "tasks.wire"),
         libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
     ),

@@ -18,6 +18,7 @@ from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.printed import printable, without_secrets
 from tasks.sinks import Level
 from tasks.sinks import check as check_sink
+from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 10.0
 SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leave nothing to read
@@ -80,6 +81,8 @@ def run(settings: Settings) -> list[Finding]:
             )
             continue
         findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
+    if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
+        findings += _guarded("metrics to dogstatsd", lambda: _sink(settings, SinkName.DATADOG))
     secrets = secret_values(settings)
     return [finding.hiding(secrets) for finding in findings]
 

@@ -13,16 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import structlog
 from celery import signals
 from celery.exceptions import Ignore, Reject, Retry
 from redis.exceptions import RedisError
 
+from tasks import cores
 from tasks.loading import load_fleet
 from tasks.observe import logs, metrics, telemetry
 from tasks.observe.metric_table import RunOutcome
 from tasks.settings import Settings
 from tasks.staging import Staging
+from tasks.units import MiB
 from tasks.wire import SinkName, TaskName, batch_id_of
+
+log = structlog.get_logger(__name__)
 
 RECENT_RUNS = 100
 TOLD_SECONDS = 5.0
@@ -107,6 +112,7 @@ def connect() -> None:
     signals.setup_logging.connect(_on_logging, weak=False)
     signals.worker_init.connect(_on_worker, weak=False)
     signals.worker_process_init.connect(_on_worker, weak=False)
+    signals.worker_ready.connect(_on_ready, weak=False)
     signals.worker_process_shutdown.connect(_on_end, weak=False)
     signals.worker_shutdown.connect(_on_end, weak=False)
     metrics.connect()
@@ -123,6 +129,24 @@ def _on_worker(**_: Any) -> None:
     except telemetry.TelemetryMissing as missing:
         missing.show()
         raise SystemExit(missing.exit_code) from missing  # Celery would log any other exception, and go on
+
+
+def _on_ready(sender: Any = None, **_: Any) -> None:
+    """`sender` is Celery's consumer: it knows the pool that was started, whichever options chose it."""
+    pool = getattr(sender, "pool", None)
+    forks = type(pool).__module__.endswith("prefork")
+    report_size(int(getattr(pool, "limit", 0) or 0) if forks else 0, cores.memory_limit_bytes())
+
+
+def report_size(processes: int, limit_bytes: int | None) -> None:
+    """Logs what a worker needs under load; a warning when its container has less. 0: a pool without processes."""
+    needed = cores.memory_needed_bytes(processes)
+    about: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}
+    if limit_bytes is not None:
+        about["memory_limit_mib"] = limit_bytes // MiB
+    log.info("worker_ready", **about)
+    if limit_bytes is not None and needed > limit_bytes:
+        log.warning("worker_memory_short", **about, advice="lower REPLAYS_WORKER_PROCESSES or raise the limit")
 
 
 def _on_end(**_: Any) -> None:

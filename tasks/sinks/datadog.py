@@ -12,15 +12,14 @@ fork), no telemetry and no origin detection (they change the size of packets tha
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 from datadog.dogstatsd.base import UDP_OPTIMAL_PAYLOAD_LENGTH, UDS_OPTIMAL_PAYLOAD_LENGTH, DogStatsd
 
-from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.settings import Settings
+from tasks.sinks import agent
 from tasks.sinks.base import Report
 from tasks.sinks.outcome import Blame, Outcome, Trouble, remaining_seconds
 from tasks.sinks.per_process import PerProcess
@@ -33,9 +32,6 @@ PROOF = (
     "None, by design of DogStatsD: the kernel took the packet. Over a Unix socket it also says that an "
     "agent is there."
 )
-# How long a host may take to report that nothing listens on the port (it does so at once, or never).
-REFUSAL_SECONDS = 0.2
-NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
 
 
 class DatadogSink:
@@ -104,50 +100,13 @@ class DatadogSink:
         """No metric is ever refused, so there is nothing to ask."""
 
     def check(self) -> Report:
-        """Connects to the Unix socket, or sends an empty datagram and waits for a refusal."""
-        settings = self._settings
-        if not self._over_udp:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-                try:
-                    probe.connect(settings.datadog_socket)
-                except OSError as error:
-                    raise TransientSinkError(
-                        f"{settings.datadog_socket}: {error}; is the agent running, and the socket mounted?"
-                    ) from error
-            return Report(f"agent listens on {settings.datadog_socket}", not_tested=(NOT_CONFIRMED,))
-        place = f"{settings.datadog_host}:{settings.datadog_port}"
-        try:
-            refused = _refuses(settings.datadog_host, settings.datadog_port)
-        except OSError as error:
-            raise PermanentSinkError(f"{settings.datadog_host}: {error}", configuration=True) from error
-        if refused:
-            return Report(
-                f"sends to {place} over UDP",
-                (f"nothing listens on {place}: metrics are lost; is the agent running, is the address right?",),
-                (NOT_CONFIRMED,),
-            )
-        return Report(f"sends to {place} over UDP, which is not refused", not_tested=(NOT_CONFIRMED,))
+        """Whether an agent listens, as far as that can be known."""
+        return agent.report(self._settings)
 
     def close(self) -> None:
         statsd = self._statsd.take()
         if statsd is not None:
             statsd.stop()
-
-
-def _refuses(host: str, port: int) -> bool:
-    """Whether the host reports that nothing listens there. Raises OSError for a name that does not resolve."""
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        probe.settimeout(REFUSAL_SECONDS)
-        try:
-            probe.send(b"")
-            probe.recv(1)
-        except TimeoutError:
-            return False
-        except ConnectionRefusedError:
-            return True
-    return False
 
 
 def _number(value: float) -> float | int:

@@ -114,6 +114,39 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
     assert scaled["replays-reader"]["metadata"]["topic"] == Settings().kafka_topic
 
 
+def test_no_workload_resets_the_replicas_that_keda_chose():
+    """`kubectl apply` during a backlog would scale everything back."""
+    scaled = {
+        (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
+        for d in documents()
+        if d["kind"] == "ScaledObject"
+    }
+
+    assert ("StatefulSet", "replays-reader") in scaled
+    for workload in workloads():
+        assert "replicas" not in workload["spec"], workload["metadata"]["name"]
+
+
+def test_readers_are_dynamic_members_with_cooperative_hand_over():
+    """A static member that is scaled away keeps its partitions for the session time-out."""
+    assert Settings().kafka_instance_id == ""
+    for path in KUBERNETES.rglob("*.yaml"):
+        set_there = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
+        assert "REPLAYS_KAFKA_INSTANCE_ID" not in "\n".join(set_there), path.name
+        assert "REPLAYS_KAFKA_GROUP_PROTOCOL" not in "\n".join(set_there), path.name
+
+
+def test_metrics_go_to_the_agent_of_the_node():
+    """The default host is the pod itself, where nobody listens; the policy lets the packets out."""
+    for workload in workloads():
+        for container in workload["spec"]["template"]["spec"]["containers"]:
+            (host,) = [entry for entry in container["env"] if entry["name"] == "REPLAYS_DATADOG_HOST"]
+            assert host["valueFrom"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    (policy,) = (d for d in documents() if d["kind"] == "NetworkPolicy")
+    port = {"protocol": "UDP", "port": Settings().datadog_port}
+    assert {"ports": [port]} in policy["spec"]["egress"]
+
+
 def test_secrets_are_only_named():
     """The example's values say that they are examples, and it is not part of what is applied."""
     kustomization = (KUBERNETES / "kustomization.yaml").read_text()
@@ -167,6 +200,62 @@ def test_compose_has_every_part_and_opens_nothing_to_others():
         assert not image.endswith(":latest"), name
 
 
+def _listens_on(service: str) -> set[int]:
+    """Ports with metrics of a service of docker-compose.yml, from its settings or its image's documentation."""
+    environment = COMPOSE["services"][service].get("environment", {})
+    if service == "statsd":
+        return {9102}
+    if service == "flower":
+        return {Settings().flower_port}
+    return {
+        int(environment[name]) for name in ("REPLAYS_HTTP_PORT", "REPLAYS_WORKER_HTTP_PORT") if name in environment
+    }
+
+
+def test_prometheus_scrapes_what_its_file_says_and_what_compose_has():
+    """Each target is a service that listens there; each service with metrics is a target and in the comment."""
+    path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+    targets = set()
+    for job in yaml.safe_load(path.read_text())["scrape_configs"]:
+        for found in job.get("dns_sd_configs", []):
+            targets |= {(name, found["port"]) for name in found["names"]}
+        for found in job.get("static_configs", []):
+            targets |= {(target.split(":")[0], int(target.split(":")[1])) for target in found["targets"]}
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().split("global:")[0].splitlines())
+
+    assert {service for service, _ in targets} == {"reader", "worker", "flower", "statsd"}
+    for service, port in targets:
+        assert port in _listens_on(service), service
+        assert re.search(rf"\b{service}\b", comment), service
+
+
+def test_prometheus_has_the_password_of_flower():
+    """Flower's metrics are closed; its password reaches Prometheus through a file that only its container has."""
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "replays-flower")
+    user, _, password = COMPOSE["services"]["flower"]["environment"]["REPLAYS_FLOWER_BASIC_AUTH"].partition(":")
+
+    assert job["basic_auth"]["username"] == user
+    assert f"> {job['basic_auth']['password_file']} " in COMPOSE["services"]["prometheus"]["command"][0]
+    assert COMPOSE["services"]["prometheus"]["environment"]["FLOWER_PASSWORD"] == password
+
+
+def test_what_must_survive_down_and_up_is_written_into_a_volume():
+    """`down` keeps volumes and nothing else. A data directory beside its volume loses topics."""
+    kept = {
+        "kafka": COMPOSE["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"],
+        "redis": "/data",
+        "clickhouse": "/var/lib/clickhouse",
+        "gcs": "/storage",
+        "prometheus": "/prometheus",
+    }
+
+    assert set(kept) == set(COMPOSE["volumes"])
+    for service, directory in kept.items():
+        assert f"{service}:{directory}" in COMPOSE["services"][service]["volumes"], service
+    assert f"--storage.tsdb.path={kept['prometheus']}" in COMPOSE["services"]["prometheus"]["command"][0]
+
+
 def _compose() -> list[str] | None:
     if shutil.which("docker-compose"):
         return ["docker-compose"]
@@ -186,13 +275,13 @@ def test_compose_is_valid_and_asks_for_a_flower_password():
         capture_output=True,
         text=True,
         timeout=60,
-        env={**base, "REPLAYS_FLOWER_BASIC_AUTH": "someone:something-long"},
+        env={**base, "FLOWER_PASSWORD": "something-long"},
     )
     without = subprocess.run(command, capture_output=True, text=True, timeout=60, env=base)
 
     assert with_password.returncode == 0, with_password.stderr
     assert without.returncode != 0
-    assert "REPLAYS_FLOWER_BASIC_AUTH" in without.stderr
+    assert "set it, eight characters at least" in without.stderr
 
 
 def test_the_image_runs_as_nobody_and_holds_nothing_but_the_program():

@@ -133,3 +133,39 @@ def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], sta
     assert f"nothing listens on 127.0.0.1:{closed}" in silent.warnings[0]
     assert listens.not_tested == silent.not_tested == ("delivery: DogStatsD confirms no packet",)
     assert statsd.metrics() == []
+
+
+@pytest.mark.parametrize("form", ["{}", "unix://{}", "unixgram://{}", "unixstream://{}"])
+def test_check_connects_to_the_socket_that_the_client_writes_to(
+    form: str, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A path, or the address that DataDog's documentation writes, of either kind of socket."""
+    path = str(tmp_path / "dsd.sock")
+    kind = socket.SOCK_STREAM if "stream" in form else socket.SOCK_DGRAM
+    place = form.format(path)
+    sink = DatadogSink(settings(datadog_socket=place))
+    with socket.socket(socket.AF_UNIX, kind) as listener:
+        listener.bind(path)
+        if kind is socket.SOCK_STREAM:
+            listener.listen()
+        assert sink.check().text == f"agent listens on {place}"
+        sink.write([Metric(MetricKind.COUNTER, "x", 1, ())], "token", 5)
+    sink.close()
+
+    with pytest.raises(TransientSinkError, match="agent"):
+        sink.check()
+
+
+def test_in_a_pod_a_closed_port_of_the_loopback_is_the_pod_itself(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default host, where no sidecar listens: the warning says which address to use instead."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        closed = free.getsockname()[1]
+
+    (warning,) = check("datadog", settings(datadog_host="127.0.0.1", datadog_port=closed)).warnings
+
+    assert "this pod itself" in warning
+    assert "status.hostIP" in warning

@@ -1,0 +1,88 @@
+"""Whether a DogStatsD agent listens where the settings say, as far as that can be known. Sends no metric.
+
+Over a Unix socket the kernel knows. Over UDP a host may report that a port is closed, and nothing else is ever
+known: an agent confirms no packet.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.settings import Settings
+from tasks.sinks.base import Report
+
+# How long a host may take to report that nothing listens on the port (it does so at once, or never).
+REFUSAL_SECONDS = 0.2
+NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
+# The forms in which the client and DataDog's documentation write a socket, and the kinds that each may have.
+SOCKETS = {
+    "unixgram://": (socket.SOCK_DGRAM,),
+    "unixstream://": (socket.SOCK_STREAM,),
+    "unix://": (socket.SOCK_DGRAM, socket.SOCK_STREAM),
+    "": (socket.SOCK_DGRAM, socket.SOCK_STREAM),
+}
+# Kubernetes sets it in every container.
+POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
+
+
+def report(settings: Settings) -> Report:
+    """Connects to the Unix socket, or sends an empty datagram and waits for a refusal.
+
+    Raises TransientSinkError when nobody listens on the socket, PermanentSinkError for a host without an address.
+    """
+    if settings.datadog_socket:
+        _connect(settings.datadog_socket)
+        return Report(f"agent listens on {settings.datadog_socket}", not_tested=(NOT_CONFIRMED,))
+    host, place = settings.datadog_host, f"{settings.datadog_host}:{settings.datadog_port}"
+    try:
+        refused = _refuses(host, settings.datadog_port)
+    except OSError as error:
+        raise PermanentSinkError(f"{host}: {error}", configuration=True) from error
+    if not refused:
+        return Report(f"sends to {place} over UDP, which is not refused", not_tested=(NOT_CONFIRMED,))
+    lost = f"nothing listens on {place}: metrics are lost; is the agent running, is the address right?"
+    if POD_VARIABLE in os.environ and _is_loopback(host):
+        lost = (
+            f"nothing listens on {place}, which is this pod itself: metrics are lost; set REPLAYS_DATADOG_HOST to "
+            "the node's address (status.hostIP), or mount the agent's socket and set REPLAYS_DATADOG_SOCKET"
+        )
+    return Report(f"sends to {place} over UDP", (lost,), (NOT_CONFIRMED,))
+
+
+def _connect(place: str) -> None:
+    """Raises TransientSinkError when no socket of a kind that the client tries accepts a connection."""
+    prefix = next(prefix for prefix in SOCKETS if place.startswith(prefix))
+    path, failure = place.removeprefix(prefix), OSError()
+    for kind in SOCKETS[prefix]:
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            try:
+                return probe.connect(path)
+            except OSError as error:
+                failure = error
+    raise TransientSinkError(f"{place}: {failure}; is the agent running, and the socket mounted?") from failure
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Whether the host reports that nothing listens there. Raises OSError for a name that does not resolve."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        probe.settimeout(REFUSAL_SECONDS)
+        try:
+            probe.send(b"")
+            probe.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
