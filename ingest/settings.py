@@ -80,7 +80,15 @@ class Settings(FleetSettings):
 
     # Batches
     batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Messages in a batch.")
-    batch_bytes_max: int = Field(16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes of a batch.")
+    batch_bytes_max: int = Field(16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes that end a batch.")
+    staged_bytes_max: int = Field(
+        32 * MiB,
+        ge=64 * KiB,
+        le=256 * MiB,
+        description="Staged bytes that no batch exceeds, a single message aside: recordings, rows, and the keys "
+        "and headers of dead letters. A recorded batch that would exceed it is cut again, smaller. Keep it below "
+        "a fifth of Redis' maxmemory.",
+    )
     batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="How long a batch stays open.")
     in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Batches cut and not yet settled.")
     in_flight_bytes_max: int = Field(

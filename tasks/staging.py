@@ -49,6 +49,8 @@ from tasks.wire import (
 SETTLED_TTL_SECONDS = 3600
 # Above this share of maxmemory nothing is staged: what is left belongs to queues, chords and done marks.
 MEMORY_SHARE_MAX = 0.75
+# A batch that takes more than this of that share is too large for this Redis: others need room beside it.
+ONE_BATCH_SHARE_MAX = 0.5
 MEMORY_ASKED_SECONDS = 1.0
 
 
@@ -81,7 +83,11 @@ class StagingError(Exception):
 
 
 class RedisFull(RedisError):
-    """Redis is at, or too near to, its memory limit to stage anything."""
+    """Redis is at, or too near to, its memory limit to stage it. `too_large`: even an empty Redis would be."""
+
+    def __init__(self, text: str, *, too_large: bool = False) -> None:
+        super().__init__(text)
+        self.too_large = too_large
 
 
 class Progress(msgspec.Struct):
@@ -120,6 +126,7 @@ class Staging:
         self._mark = client.register_script(_MARK)
         self._memory_asked_at = -MEMORY_ASKED_SECONDS
         self._memory_left: int | None = None
+        self._memory_share = 0
 
     def key(self, batch: str) -> str:
         """The Redis key of this batch."""
@@ -171,14 +178,16 @@ class Staging:
             except NoPermissionError:
                 told = {}
             limit = int(told.get("maxmemory") or 0)
+            self._memory_share = int(limit * MEMORY_SHARE_MAX)
             if limit:
-                self._memory_left = int(limit * MEMORY_SHARE_MAX) - int(told.get("used_memory") or 0)
+                self._memory_left = self._memory_share - int(told.get("used_memory") or 0)
         if self._memory_left is None:
             return
         if size_bytes > self._memory_left:
             raise RedisFull(
                 f"redis is nearly full: {size_bytes} bytes to stage, {max(0, self._memory_left)} left "
-                f"below {MEMORY_SHARE_MAX:.0%} of maxmemory"
+                f"below {MEMORY_SHARE_MAX:.0%} of maxmemory",
+                too_large=size_bytes > self._memory_share * ONE_BATCH_SHARE_MAX,
             )
         self._memory_left -= size_bytes
 

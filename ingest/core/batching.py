@@ -1,5 +1,8 @@
 """When a batch is full (count, bytes), old (now), or must end because a predecessor ended it there.
 
+What is staged of a batch stays within `staged_bytes_max`, also in a planned range: a batch ends before the message
+that would exceed it. Only a single message may be larger, and is a batch of its own.
+
 docs/decisions/001-batch-is-an-offset-range.md, docs/decisions/014-same-cut.md
 """
 
@@ -18,7 +21,8 @@ class Builder:
     `plan` holds the ends of the batches that the previous owner had cut above its committed offset. While it
     is not empty, count, bytes and age do not cut: the same ranges under the same ids come first. A planned range
     whose last messages are missing is cut as it is when the log goes on behind it (`add`, `ended`), and given up
-    when the log ends before it for too long (`waited`).
+    when the log ends before it for too long (`waited`). One that would exceed `staged_bytes_max` is cut in
+    between, and its end stays planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -50,13 +54,15 @@ class Builder:
         return bool(self._messages and self._plan)
 
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
-        """Takes one message, in offset order, and returns the batches that it completes (none, one or two)."""
+        """Takes one message, in offset order, and returns the batches that it completes (none to three)."""
         assert offset >= self._stop, (self.source, offset, self._stop)
         cut: list[Batch] = []
         while self._plan and offset >= self._plan[0]:
             self._plan.popleft()  # the log no longer holds all of that range: end it at what is there
             if self._messages:
                 cut.append(self._cut(CutReason.PLANNED, now))
+        if self._messages and self.size_bytes + outcome.size_bytes > self._limits.staged_bytes_max:
+            cut.append(self._cut(CutReason.BYTES, now))
         if not self._messages:
             self._start, self._started_at = offset, now
         self._stop = offset + 1

@@ -64,6 +64,14 @@ class Discard:
 
 
 @dataclass(frozen=True, slots=True)
+class Recut:
+    """The batch could never be staged, and the batches `into` took its place: what is kept of it is not needed."""
+
+    batch: Batch
+    into: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """Nothing of these partitions is in flight any more (or the drain deadline passed): give them back."""
 
@@ -84,4 +92,4 @@ class Stop:
     clean: bool
 
 
-Command = Dispatch | Commit | Pause | Resume | Park | Discard | Release | Halt | Stop
+Command = Dispatch | Commit | Pause | Resume | Park | Discard | Recut | Release | Halt | Stop

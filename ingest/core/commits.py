@@ -61,6 +61,10 @@ class Commits:
         self._sent, self._sent_at = do.Commit(self._source, epoch, offset, text), now
         return self._sent
 
+    def record_again(self, start: int) -> None:
+        """The ends above `start` changed: they are in no record yet, and the next one is due at once."""
+        self.recorded_until = min(self.recorded_until, start)
+
     def acknowledge(self, event: on.Committed) -> bool:
         """The broker stored it. False: not the commit that is on its way.
 

@@ -104,13 +104,17 @@ class FlushFailed:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """The stage could not be started (Redis away or full); at most some of its tasks were. `error` as above."""
+    """The stage could not be started (Redis away or full); at most some of its tasks were. `error` as above.
+
+    `too_large`: Redis as it is configured leaves no room for it, however long one waits.
+    """
 
     batch_id: str
     epoch: int
     stage: Stage
     attempt: int
     error: str
+    too_large: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ Why it holds
        behind an unsettled one waits, however long.
     4. `pass_over` raises `committable` to the end of the log when no range is pending and no message lies before
        that end: there is nothing between to be durable.
-    5. `forget` drops a partition whole. What was not committed is read again by the next owner.
+    5. `split` replaces a range by two that hold the same messages.
+    6. `forget` drops a partition whole. What was not committed is read again by the next owner.
 
 There is no other place that decides on offsets, and nothing here looks at a clock, a batch or a sink.
 """
@@ -48,6 +49,16 @@ class Ledger:
         assert offsets.start >= line.taken_until, (source, offsets, line.taken_until)
         line.ranges.append(offsets)
         line.taken_until = offsets.stop
+
+    def split(self, source: TopicPartition, offsets: OffsetRange, first: OffsetRange, second: OffsetRange) -> None:
+        """This unsettled range is now two, with nothing between them that has to be durable."""
+        line = self._lines[source]
+        assert (first.start, second.stop) == (offsets.start, offsets.stop), (source, offsets, first, second)
+        assert first.stop <= second.start, (source, offsets, first, second)
+        assert offsets not in line.settled, (source, offsets)
+        index = line.ranges.index(offsets)
+        line.ranges[index] = first
+        line.ranges.insert(index + 1, second)
 
     def settle(self, source: TopicPartition, offsets: OffsetRange) -> bool:
         """Every message of this range is durable everywhere. True when `committable` rose.

@@ -13,6 +13,7 @@ class Limits:
 
     batch_messages_max: int = 1000
     batch_bytes_max: int = 16 * MiB
+    staged_bytes_max: int = 32 * MiB
     batch_age_seconds_max: float = 2.0
     in_flight_batches_max: int = 16
     in_flight_bytes_max: int = 128 * MiB

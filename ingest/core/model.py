@@ -7,8 +7,9 @@ fleet (`Blob`, `Row`, `Metric`, `Stage`) is defined in `tasks.wire`, and made he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from itertools import pairwise
 
 import msgspec
 
@@ -57,6 +58,21 @@ class OffsetRange:
         return f"[{self.start}, {self.stop})"
 
 
+# Of a header besides its name and value: the objects that hold them in memory, more than their framing in Redis.
+HEADER_BYTES = 128
+# Of a dead letter besides the record and the error: its labels.
+LETTER_BYTES = 512
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+def headers_bytes(headers: Headers) -> int:
+    """About what they take in memory; staged they take less."""
+    if not headers:
+        return 0
+    return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
+
+
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record as received.
 
@@ -69,8 +85,13 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     offset: int
     value: bytes
     key: bytes | None = None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
+    headers: Headers = ()
     timestamp_ms: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What it holds in memory, and what its dead letter would stage: value, key and headers."""
+        return len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
@@ -93,6 +114,12 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
     warnings: tuple[str, ...]
     size_bytes: int
 
+    @property
+    def offset(self) -> int:
+        """Of its message, as its items have it; -1 when it has none to write."""
+        items = self.blobs or self.clickhouse or self.bigquery
+        return items[0].offset if items else -1
+
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
     """A message that will never parse: the original record, and why. It becomes a dead letter with its batch.
@@ -106,7 +133,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     offset: int
     value: bytes
     key: bytes | None = None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
+    headers: Headers = ()
     first_seen_ms: int = 0
 
     @classmethod
@@ -124,8 +151,9 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes staged for it."""
-        return len(self.value) + 256
+        """Bytes staged for it: the whole record, its error and labels."""
+        record_bytes = len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
+        return record_bytes + 4 * len(self.error) + LETTER_BYTES
 
 
 class DropReason(StrEnum):
@@ -188,3 +216,34 @@ class Batch:
         blobs = any(segment.blobs for segment in self.segments)
         rows = bool(self.rejects) or any(s.clickhouse or s.bigquery or s.metrics for s in self.segments)
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
+
+    def halves(self) -> tuple[Batch, Batch] | None:
+        """Two batches of about the same bytes that hold the same messages; None: it is a single message.
+
+        Each begins and ends at a message, as every batch does. Pure: the same batch has the same halves.
+        """
+        both: list[Segment | Reject] = [*self.segments, *self.rejects]
+        held = sorted(both, key=lambda one: one.offset)
+        before_bytes, at = 0, None
+        for former, one in pairwise(held):
+            before_bytes += former.size_bytes
+            if self.offsets.start <= former.offset < one.offset:
+                at = former.offset + 1, one.offset
+                if 2 * before_bytes >= self.size_bytes:
+                    break
+        if at is None:
+            return None
+        return self._part(self.offsets.start, at[0]), self._part(at[1], self.offsets.stop)
+
+    def _part(self, start: int, stop: int) -> Batch:
+        segments = tuple(one for one in self.segments if start <= one.offset < stop)
+        rejects = tuple(one for one in self.rejects if start <= one.offset < stop)
+        size_bytes = sum(one.size_bytes for one in segments) + sum(one.size_bytes for one in rejects)
+        return replace(
+            self,
+            offsets=OffsetRange(start, stop),
+            segments=segments,
+            rejects=rejects,
+            size_bytes=size_bytes,
+            cut_by=CutReason.BYTES,
+        )

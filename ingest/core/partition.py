@@ -72,6 +72,25 @@ class Partition:
         until = now + self._limits.cut_record_seconds_max
         self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
 
+    def split(self, flight: Flight, now: float) -> do.Recut | None:
+        """The batch can never be staged: its halves take its place, recorded first. None: it has no halves."""
+        halves = flight.batch.halves()
+        if halves is None:
+            return None
+        first, second = halves
+        self._ledger.split(self.source, flight.batch.offsets, first.offsets, second.offsets)
+        self.commits.record_again(first.offsets.start)
+        flights, self.flights = self.flights, {}
+        self._flights_bytes += first.size_bytes + second.size_bytes - flight.batch.size_bytes
+        until = now + self._limits.cut_record_seconds_max
+        for other in flights.values():
+            parts = halves if other is flight else ()
+            for part in parts:
+                self.flights[part.id] = Flight(part, part.stages, Phase.RECORDING, since=now, until=until)
+            if not parts:
+                self.flights[other.batch.id] = other
+        return do.Recut(flight.batch, (first.id, second.id))
+
     def settle(self, flight: Flight) -> do.Discard:
         """The batch is durable in every sink, or was given up by an operator."""
         del self.flights[flight.batch.id]

@@ -15,6 +15,7 @@ The parts: `partition` (one of ours), with its `batching` (a batch until its cut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from typing import Any
 
 from ingest.core import commands as do
@@ -35,11 +36,20 @@ DEADLINE_MISSES_MAX = 3
 TICK_SECONDS_MAX = 0.5
 
 
+class Room(Enum):
+    """What the loop does with a message that was fetched."""
+
+    NOW = auto()  # parse it, hand it over
+    LATER = auto()  # keep it, and what follows it in its partition
+    NEVER = auto()  # drop it: its assignment is over or ends, or the reader takes nothing any more
+
+
 class Pipeline:
     """All decisions of one reader process. Deterministic: same events at the same times, same commands.
 
-    `has_room` tells the loop whether to take messages. Messages of partitions that are not ours, of older
-    epochs, or at offsets that were taken already are ignored: they are, or will be, handled elsewhere.
+    `has_room` tells the loop whether to poll for messages, `room` whether to take one. Messages of partitions that
+    are not ours, of older epochs, or at offsets that were taken already are ignored: they are, or will be, handled
+    elsewhere.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -49,6 +59,7 @@ class Pipeline:
         self.stopped = False
         self._ticked_at: float | None = None
         self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
+        self._room_bytes = limits.in_flight_bytes_max  # until the byte bound, as last counted
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
         self._backpressure = Backpressure(limits)
@@ -77,6 +88,16 @@ class Pipeline:
     def has_room(self) -> bool:
         """Whether messages may be taken now. While this is False the loop polls only what it must."""
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
+
+    def room(self, source: TopicPartition, epoch: int) -> Room:
+        """Whether a message of this assignment of a partition may be taken. To be asked before each one."""
+        owned = self._owned.get(source)
+        if owned is None or owned.epoch != epoch or owned.release_by is not None:
+            return Room.NEVER
+        if self.halted is not None or self.stopping_by is not None:
+            return Room.NEVER
+        free = self._backpressure.has_room or source == self._admitted
+        return Room.NOW if free and not owned.held else Room.LATER
 
     @property
     def paused(self) -> bool:
@@ -178,10 +199,13 @@ class Pipeline:
             return
         owned.position = event.offset + 1
         batches = owned.builder.add(event.offset, event.outcome, now)
+        self._room_bytes -= event.outcome.size_bytes
         if batches:
             for batch in batches:
                 owned.take(batch, now)
             yield from self._progress(now)
+        elif self._room_bytes <= 0:
+            yield from self._press(now)
 
     def _halt(self, reason: str) -> Iterable[do.Command]:
         self.halted = reason
@@ -218,12 +242,20 @@ class Pipeline:
             yield from self._progress(now)
 
     def _on_dispatch_failed(self, event: on.DispatchFailed, now: float) -> Iterable[do.Command]:
-        """It burdened no sink and operators can do nothing about it: retried soon, and not shown as parked."""
+        """It burdened no sink and operators can do nothing about it: retried soon, and not shown as parked.
+
+        One that can never be staged is cut again, smaller: docs/decisions/032-cut-again-smaller.md.
+        """
         flight = self._current(event)
-        if flight is not None:
+        if flight is None:
+            return
+        recut = self._owned[flight.batch.source].split(flight, now) if event.too_large else None
+        if recut is not None:
+            yield recut
+        else:
             flight.misses = 0
             self._park(flight, event.error, now, self.limits.undispatched_seconds_max)
-            yield from self._progress(now)
+        yield from self._progress(now)
 
     def _current(self, event: on.FlushFailed | on.DispatchFailed) -> Flight | None:
         """The batch whose chord failed; None for an older attempt, which says nothing about the current one."""
@@ -358,7 +390,9 @@ class Pipeline:
 
     def _press(self, now: float) -> Iterable[do.Command]:
         flights = sum(len(owned.flights) for owned in self._owned.values())
-        change = self._backpressure.update(flights, self.held_bytes, now)
+        held_bytes = self.held_bytes
+        self._room_bytes = self.limits.in_flight_bytes_max - held_bytes
+        change = self._backpressure.update(flights, held_bytes, now)
         if change is Change.PAUSE:
             yield do.Pause(self.sources)
         elif change is Change.RESUME and not self.paused:

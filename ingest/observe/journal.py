@@ -137,6 +137,8 @@ class Journal:
                     self._dispatched(command, now)
                 case do.Discard():
                     ended += self._settled(command.batch, now)
+                case do.Recut():
+                    self._open.pop(command.batch.id, None)
                 case do.Release():
                     ended += self._gone(command.sources, End.RELEASED)
                 case _:

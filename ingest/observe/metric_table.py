@@ -124,6 +124,9 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(_R + "batches_settled", Kind.COUNTER, "batches", "Batches durable in every sink."),
     Definition(_R + "batches_parked", Kind.COUNTER, "batches", "Times that a batch was parked after a failure."),
     Definition(_R + "batches_abandoned", Kind.COUNTER, "batches", "Batches that an operator gave up."),
+    Definition(
+        _R + "batches_recut", Kind.COUNTER, "batches", "Batches too large for Redis that were cut again, smaller."
+    ),
     Definition(_R + "batches_released", Kind.COUNTER, "batches", "Batches left to the next owner, unsettled."),
     Definition(_R + "retries_requested", Kind.COUNTER, "batches", "Retries that an operator asked for."),
     Definition(

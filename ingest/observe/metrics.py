@@ -253,6 +253,8 @@ class Metrics:
                 self._commits_sent[command.source] = now
             case do.Park():
                 self.meters.count(_R + "batches_parked")
+            case do.Recut():
+                self.meters.count(_R + "batches_recut")
             case do.Discard():
                 self.meters.count(_R + "batches_settled")
                 if not isinstance(event, on.BatchAbandoned):

@@ -58,6 +58,8 @@ class Tracing:
         for command in commands:
             if isinstance(command, do.Discard):
                 self._end(command.batch.id, "abandoned" if isinstance(event, on.BatchAbandoned) else "settled")
+            elif isinstance(command, do.Recut):
+                self._end(command.batch.id, "recut")
             elif isinstance(command, do.Park):
                 with self._lock:
                     span = self._spans.get((command.batch.id, command.batch.epoch))

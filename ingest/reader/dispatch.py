@@ -34,7 +34,7 @@ from tasks.units import MiB
 from tasks.wire import ChordName, Manifest, reference
 
 log = structlog.get_logger(__name__)
-Command = do.Dispatch | do.Park | do.Discard
+Command = do.Dispatch | do.Park | do.Discard | do.Recut
 
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
@@ -142,7 +142,7 @@ class Dispatcher:
                 self._dispatch(command)
             case do.Park():
                 self._park(command)
-            case do.Discard():
+            case do.Discard() | do.Recut():
                 manifest = self._manifest(command.batch)
                 self._forget((command.batch.id, command.batch.epoch))
                 self._staging.discard(manifest)
@@ -230,8 +230,8 @@ class Dispatcher:
         log.warning("dispatch_failed", command=type(command).__name__, batch=command.batch.id, error=text)
         if isinstance(command, do.Dispatch):
             self._unsent.pop((command.batch.id, command.batch.epoch), None)
-            self._fail(command, text)
+            self._fail(command, text, too_large=isinstance(error, RedisFull) and error.too_large)
 
-    def _fail(self, command: do.Dispatch, error: str) -> None:
+    def _fail(self, command: do.Dispatch, error: str, *, too_large: bool = False) -> None:
         batch = command.batch
-        self._inbox.put(on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, error))
+        self._inbox.put(on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, error, too_large))

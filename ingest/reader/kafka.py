@@ -142,7 +142,7 @@ class KafkaSource:
                 break
             message = self._message(polled)
             if message is not None:
-                size_bytes += len(message.value)
+                size_bytes += message.size_bytes
                 messages.append(message)
                 self._positions[message.source.partition] = message.offset + 1
         return messages

@@ -43,7 +43,7 @@ class Source(Protocol):
 class Dispatcher(Protocol):
     """The way to the flush fleet; answers are events in the inbox."""
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Discard | do.Recut) -> None:
         """Returns at once and never raises."""
 
     def stop(self, deadline_seconds: float) -> None:
@@ -53,8 +53,8 @@ class Dispatcher(Protocol):
 class Parser(Protocol):
     """Where parsing runs."""
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        """One event per message, in order within a partition."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        """One event per message, in order. Asks for the next messages once events of those before were taken."""
 
 
 class Inbox(Protocol):

@@ -15,7 +15,7 @@ import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Batch
+from ingest.core.model import Batch, Message
 from ingest.core.parse import REASONS, WARNINGS
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
@@ -95,11 +95,12 @@ class Reader:
             self.pipeline,
             self.source,
             self.dispatcher,
-            TimedParser(self.parser, self.metrics, also=self.tracing.polled, guard=self.guard),
+            TimedParser(self.parser, self.metrics, self.guard),
             self.inbox,
             time.monotonic,
             self._observe,
             self.guard,
+            self._polled,
         )
 
     def shut_down(self) -> None:
@@ -167,10 +168,16 @@ class Reader:
         self.guard.call("tracing", self.tracing.observe, event, commands, now)
         self.guard.call("log", self._log, commands)
 
+    def _polled(self, messages: Sequence[Message]) -> None:
+        self.guard.call("metrics", self.metrics.polled, messages)
+        self.guard.call("tracing", self.tracing.polled, messages)
+
     def _log(self, commands: Sequence[do.Command]) -> None:
         for command in commands:
             if isinstance(command, do.Halt):
                 log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#replayshalted")
+            elif isinstance(command, do.Recut):
+                log.warning("batch_recut", batch=command.batch.id, into=command.into)
             elif isinstance(command, do.Park):
                 log.warning(
                     "batch_parked",

@@ -7,13 +7,17 @@ inbox; what the consumer group wants arrives through the source's callbacks, ins
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import cast
 
 import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import TopicPartition
-from ingest.core.pipeline import Pipeline
+from ingest.core.model import Message, TopicPartition
+from ingest.core.pipeline import Pipeline, Room
+from ingest.reader.kept import Kept, Waiting
 from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, Source
 from tasks.observe.loops import Guard
 
@@ -30,7 +34,7 @@ class Runtime:
 
     `observe` sees every event with the commands that followed, after they were performed: metrics and logs
     are views over that. What it raises is logged and counted in `guard`, and never stops the loop. `turned_at` is
-    when the loop last went round, for the liveness probe.
+    when the loop last went round, for the liveness probe. `polled` sees what each poll brought.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Runtime:
         clock: Clock,
         observe: Observer = lambda event, commands, now: None,
         guard: Guard | None = None,
+        polled: Callable[[Sequence[Message]], None] = lambda messages: None,
     ) -> None:
         self.pipeline = pipeline
         self.stopped: do.Stop | None = None
@@ -53,6 +58,8 @@ class Runtime:
         self._inbox = inbox
         self._clock = clock
         self._observe = observe
+        self._polled = polled
+        self._kept = Kept()
         self.guard = guard or Guard()
         self._closing = False
         self._ticked_at = clock()
@@ -92,17 +99,60 @@ class Runtime:
         self._tick()
         if self.stopped is not None:
             return
+        for waiting in self._kept.take_all():
+            self._take(waiting)
         if self.pipeline.has_room or self.pipeline.paused:
             messages = self._source.poll(IDLE_SECONDS)
-            for parsed in self._parser.parse(messages):
-                self.feed(parsed)
+            self.guard.call("polled", self._polled, messages)
+            self._take(messages)
         else:
             self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not for long enough to pause the consumer
 
+    def _take(self, fetched: Iterable[Waiting]) -> None:
+        """Parses and hands over what there is room for, in order; keeps the rest."""
+        for unparsed, run in groupby(fetched, key=lambda one: isinstance(one, Message)):
+            for event in self._parser.parse(self._messages(run)) if unparsed else self._takeable(run):
+                self._hand_over(cast(on.MessageParsed | on.OffsetOutOfRange, event))
+
+    def _messages(self, run: Iterable[Waiting]) -> Iterator[Message]:
+        return cast(Iterator[Message], self._takeable(run))
+
+    def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
+        """Those that may be taken, judged one by one: what the ones before came to counts."""
+        for one in run:
+            if self._waits(one):
+                self._kept.add(one)
+            elif isinstance(one, on.OffsetOutOfRange) or self._room(one) is Room.NOW:
+                yield one
+
+    def _waits(self, one: Waiting) -> bool:
+        """Whether something before it waits, or there is no room for it. The end of an assignment needs none."""
+        if self._kept.holds(one.source):
+            return True
+        return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER
+
+    def _room(self, one: Message | on.MessageParsed) -> Room:
+        return self.pipeline.room(one.source, one.epoch)
+
+    def _hand_over(self, event: on.MessageParsed | on.OffsetOutOfRange) -> None:
+        """What a parser made while something before it came to wait is kept as well."""
+        if self._kept.holds(event.source):
+            self._kept.add(event)
+        else:
+            self.feed(event)
+
     def feed(self, event: on.Event) -> None:
-        """One event through the pipeline, and its commands performed. Ignored while closing."""
+        """One event through the pipeline, and its commands performed. Ignored while closing.
+
+        Where the log goes on elsewhere, what was fetched before is taken first.
+        """
         if self._closing:
             return
+        if isinstance(event, on.OffsetOutOfRange) and self._kept.holds(event.source):
+            self._kept.add(event)
+            return
+        if isinstance(event, on.PartitionsLost):
+            self._kept.forget(event.sources)
         now = self._clock()
         commands = self.pipeline.handle(event, now)
         for command in commands:
@@ -139,7 +189,7 @@ class Runtime:
 
     def _perform(self, command: do.Command) -> None:
         match command:
-            case do.Dispatch() | do.Park() | do.Discard():
+            case do.Dispatch() | do.Park() | do.Discard() | do.Recut():
                 self._dispatcher.submit(command)
             case do.Commit():
                 self._source.commit(command)
@@ -149,6 +199,7 @@ class Runtime:
                 self._source.resume(command.sources)
             case do.Release():
                 self._released.update(command.sources)
+                self._kept.forget(command.sources)
             case do.Halt():
                 pass  # the pipeline takes nothing more; the observer makes the noise
             case do.Stop():

@@ -1,9 +1,9 @@
-"""A parser with a stopwatch around it: what each poll brought, and how long parsing took."""
+"""A parser with a stopwatch around it: how long parsing took."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from ingest.core import events as on
 from ingest.core.model import Message
@@ -13,30 +13,20 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Measures another parser. What the consumer of its events does in between is not counted.
-
-    `also` sees each poll's messages, too.
-    """
+    """Measures another parser. What the consumer of its events does in between is not counted."""
 
     def __init__(
         self,
         parser: Parser,
         metrics: Metrics,
-        also: Callable[[Sequence[Message]], None] = lambda messages: None,
         guard: Guard | None = None,
     ) -> None:
         self._parser = parser
         self._metrics = metrics
-        self._also = also
         self._guard = guard or Guard()
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        """The events of the other parser. An empty poll counts as a poll."""
-        self._guard.call("metrics", self._metrics.polled, messages)
-        self._guard.call("tracing", self._also, messages)
-        return self._measured(messages) if messages else ()
-
-    def _measured(self, messages: Sequence[Message]) -> Iterator[on.MessageParsed]:
+    def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed]:
+        """The events of the other parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:
             started_at = clock()

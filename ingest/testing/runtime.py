@@ -107,10 +107,12 @@ class MockRuntime:
         batch = dispatch.batch
         return self.publish(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
 
-    def fail_dispatch(self, dispatch: do.Dispatch, error: str = "redis is away") -> list[do.Command]:
+    def fail_dispatch(
+        self, dispatch: do.Dispatch, error: str = "redis is away", *, too_large: bool = False
+    ) -> list[do.Command]:
         """The chord of that stage could not be started."""
-        batch = dispatch.batch
-        return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
+        batch, attempt = dispatch.batch, dispatch.attempt
+        return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
 
     def settle(self) -> list[do.Command]:
         """Everything that is out succeeds, and what follows from it, until nothing is left to answer."""

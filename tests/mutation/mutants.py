@@ -282,6 +282,36 @@ MUTANTS = (
         "pass",
     ),
     Mutant(
+        "cuts a batch after the message that Redis cannot take with it",
+        BATCHING,
+        "if self._messages and self.size_bytes + outcome.size_bytes > self._limits.staged_bytes_max:",
+        "if self._messages and self.size_bytes > self._limits.staged_bytes_max:",
+    ),
+    Mutant(
+        "flushes the halves of a batch before their boundary is stored",
+        COMMITS,
+        "self.recorded_until = min(self.recorded_until, start)",
+        "pass",
+    ),
+    Mutant(
+        "takes what is fetched of a partition that is held",
+        PIPELINE,
+        "return Room.NOW if free and not owned.held else Room.LATER",
+        "return Room.NOW if free else Room.LATER",
+    ),
+    Mutant(
+        "notices the byte bound when a batch is cut",
+        PIPELINE,
+        "elif self._room_bytes <= 0:",
+        "elif False:",
+    ),
+    Mutant(
+        "lets the log go on elsewhere before what was fetched is taken",
+        RUNTIME,
+        "if isinstance(event, on.OffsetOutOfRange) and self._kept.holds(event.source):",
+        "if False:",
+    ),
+    Mutant(
         "counts a batch's age from its last message",
         BATCHING,
         "        self._stop = offset + 1\n",

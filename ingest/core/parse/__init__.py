@@ -29,6 +29,7 @@ from ingest.core.parse.scan import Scan
 __all__ = ["REASONS", "WARNINGS", "ParseRules", "parse"]
 
 ERROR_CHARACTERS_MAX = 500
+VIEW_BYTES_MAX = 64 * 1024
 
 
 def parse(message: Message, rules: ParseRules) -> Segment | Reject:
@@ -73,7 +74,7 @@ def _segment(
 
     video = envelope.replay_video if envelope.replay_video else None
     name = f"{identity.retention_days}/{envelope.project_id}/{envelope.replay_id}/{segment_id}"
-    blob = Blob(name, stored(body, raw, video), message.offset)
+    blob = Blob(name, _kept(stored(body, raw, video), message), message.offset)
     size_stored, size_video = len(blob.content), len(video) if video else 0
     clickhouse = [writer.segment(name, size_stored, len(raw), size_video), replay]
     if segment_id == 0:
@@ -104,6 +105,14 @@ def _segment(
         warnings=tuple(warnings),
         size_bytes=size_stored + own_bytes + gathered.size_bytes + rows.METRIC_BYTES * len(metrics),
     )
+
+
+def _kept(content: bytes | memoryview, message: Message) -> bytes | memoryview:
+    """A view keeps the whole message in memory, which no bound counts: a small part of a long one is copied."""
+    whole_bytes = len(message.value)
+    if whole_bytes > VIEW_BYTES_MAX and 2 * len(content) < whole_bytes:
+        return bytes(content)
+    return content
 
 
 def _identity(message: Message, envelope: Envelope, segment_id: int, warnings: list[str]) -> rows.Identity:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 
 import msgspec
 import structlog
@@ -30,6 +31,9 @@ CLOSE_SECONDS_MAX = 0.5
 # Beyond what the bound on inflated segments makes likely; a process that wants more is ended by the kernel.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
+# Per process: enough that asking costs little, few enough that what they come to fits beside the in-flight bound.
+MESSAGES_AT_ONCE = 16
+
 Clock = Callable[[], float]
 
 
@@ -41,8 +45,8 @@ class InlineParser:
         self._gate = gate
         self._clock = clock
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        """One event a message, in order."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        """One event per message, in order, before it asks for the next message."""
         for message in messages:
             outcome = shed(message, self._gate, self._clock) or parse(message, self._rules)
             yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
@@ -82,8 +86,14 @@ class ProcessParser:
         """Of the children that there are now."""
         return [child.process_id for child in self._children]
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        """One event a message, in order. Waits for all children, a bounded time for each."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        """One event per message, in order. Takes as many messages at once as keep all children busy."""
+        coming = iter(messages)
+        while some := list(islice(coming, MESSAGES_AT_ONCE * len(self._children))):
+            yield from self._parse(some)
+
+    def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+        """Waits for all children, a bounded time for each."""
         outcomes: list[Outcome | None] = []
         for message in messages:
             outcomes.append(shed(message, self._gate, self._clock))

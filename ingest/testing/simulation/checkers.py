@@ -11,14 +11,15 @@ from ingest.core import commands as do
 from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.flight import Phase
-from ingest.core.model import CutReason, TopicPartition
-from ingest.testing.simulation.kafka import POLL_MESSAGES_MAX, Broker, Kind, Log
+from ingest.core.model import LETTER_BYTES, CutReason, TopicPartition
+from ingest.testing.simulation.kafka import Broker, Kind, Log
 from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, Reader
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story, Violation
 
-MESSAGE_BYTES_MAX = 300
+MESSAGE_BYTES_MAX = LETTER_BYTES + 50
+CUT_AT_ONCE_MAX = 3
 # The members' own bound, their turns, and the longest time in which all of them may be frozen.
 UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
@@ -184,19 +185,18 @@ class Bounded:
         flushing = sum(flight.phase is Phase.FLUSHING for flight in flights)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
-        slack = self._shape.partitions + POLL_MESSAGES_MAX
+        slack = self._shape.partitions + CUT_AT_ONCE_MAX  # those that the clock cuts, and one message
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         batch_bytes_max = min(limits.batch_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
-        polled_bytes_max = MESSAGE_BYTES_MAX * (POLL_MESSAGES_MAX + 1)
-        most = limits.in_flight_bytes_max + batch_bytes_max + polled_bytes_max
+        most = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX
         if pipeline.held_bytes > most:
             raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
 
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range."""
         ends = len(cut_record.decode(command.offset, command.record))
-        if ends > reader.pipeline.limits.pending_ranges_max + POLL_MESSAGES_MAX + 1:
+        if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
 
@@ -231,6 +231,8 @@ class RecordedFirst:
 class SameCut:
     """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle.
 
+    One that is too large to be staged by now is cut in between.
+
     A range may be given up only when its last message has expired, or when fetching ended before it for long
     enough; however long the reader was paused, held, frozen or draining. docs/decisions/014-same-cut.md
     """
@@ -238,6 +240,7 @@ class SameCut:
     def __init__(self, broker: Broker, story: Story) -> None:
         self._plans: dict[tuple[str, TopicPartition], tuple[int, ...]] = {}
         self._ended_early: dict[tuple[str, TopicPartition], float] = {}
+        self._recut: set[str] = set()
         self._broker = broker
         self._story = story
 
@@ -255,7 +258,7 @@ class SameCut:
         """A reader starts a chord: its range fits the plan. Raises Violation."""
         batch = command.batch
         plan = self._plans[reader.name, batch.source]
-        if not plan or command.attempt > 1:
+        if not plan or command.attempt > 1 or batch.id in self._recut:
             return
         start, stop = batch.offsets.start, batch.offsets.stop
         if batch.cut_by is CutReason.PLANNED:
@@ -263,10 +266,19 @@ class SameCut:
         if start >= plan[-1] or stop in plan:
             return
         end = min(end for end in plan if end > start)
+        full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
+        if batch.cut_by is CutReason.BYTES and stop < end and full:
+            self._story.mark("cut_again")
+            return
         if not self._gone(reader, batch.source, end, now) or (end < stop and batch.cut_by is CutReason.PLANNED):
             raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
         if batch.cut_by is CutReason.AGE:
             self._story.mark("plan_given_up")
+
+    def recut(self, command: do.Recut) -> None:
+        """A batch could not be staged: others cover its range."""
+        self._recut.update(command.into)
+        self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
         """Whether the last message of the range that ends here could not be fetched any more, or not for long."""
@@ -350,6 +362,8 @@ class Checkers:
                     self._rise.ordered(reader, command, now)
                     self._bounded.ordered(reader, command)
                     self._same_cut.committed(reader, command, now)
+                case do.Recut():
+                    self._same_cut.recut(command)
                 case do.Dispatch():
                     self._recorded.ordered(reader, command, now)
                     self._same_cut.ordered(reader, command, now)

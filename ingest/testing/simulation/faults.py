@@ -28,6 +28,7 @@ class Fault(StrEnum):
     REDIS_WIPED = "redis_wiped"  # restarted empty
     REDIS_DOWN = "redis_down"  # away for a while, nothing lost
     STAGING_REFUSED = "staging_refused"  # out of memory
+    STAGING_TOO_LARGE = "staging_too_large"  # for this Redis, for ever
     STAGED_EVICTED = "staged_evicted"  # one batch's hash disappears, marks and all
     PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
     TASK_LOST = "task_lost"
@@ -65,6 +66,7 @@ RATES: dict[Fault, float] = {
     Fault.REDIS_WIPED: 0.03,
     Fault.REDIS_DOWN: 0.04,
     Fault.STAGING_REFUSED: 0.1,
+    Fault.STAGING_TOO_LARGE: 0.05,
     Fault.STAGED_EVICTED: 0.05,
     Fault.PUBLISHED_HALF: 0.05,
     Fault.TASK_LOST: 0.03,

@@ -23,6 +23,8 @@ MARKS = {
     "commit_fenced": "A commit of a former member or generation was refused by the broker.",
     "assigned_with_plan": "A new owner found recorded cuts.",
     "cut_as_planned": "It cut the same ranges.",
+    "cut_again": "One that was too large to be staged by now was cut in between.",
+    "recut": "Redis could never hold a batch: its halves took its place.",
     "plan_given_up": "A planned range did not come to its end in time.",
     "passed_over": "The end of the log held no message and was committed.",
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",

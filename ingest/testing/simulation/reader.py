@@ -70,7 +70,7 @@ class Parser:
         self._bad = bad
         self._sheds = sheds
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
         """One event per message."""
         for message in messages:
             yield on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
@@ -134,7 +134,7 @@ class SimulatedDispatcher:
         self._dice = dice
         self._timeline = timeline
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Discard | do.Recut) -> None:
         """Performed a little later, unless the process is killed first."""
         self._reader.may_be_killed()
         seconds = self._dice.between(0.005, 0.05)
@@ -143,7 +143,7 @@ class SimulatedDispatcher:
                 self._timeline.after(seconds, self._dispatch, command)
             case do.Park():
                 self._timeline.after(seconds, self._park, command)
-            case do.Discard():
+            case do.Discard() | do.Recut():
                 self._timeline.after(seconds, self._discard, command)
 
     def stop(self, deadline_seconds: float) -> None:
@@ -156,6 +156,9 @@ class SimulatedDispatcher:
             self._timeline.after(0.3, self._dispatch, command)
             return
         batch = command.batch
+        if self._dice.strikes(Fault.STAGING_TOO_LARGE):
+            self._answer_undispatched(command, too_large=True)
+            return
         if self._redis.away or self._dice.strikes(Fault.STAGING_REFUSED):
             self._answer_undispatched(command)
             return
@@ -174,15 +177,17 @@ class SimulatedDispatcher:
         else:
             self._fleet.start(chord)
 
-    def _answer_undispatched(self, command: do.Dispatch) -> None:
+    def _answer_undispatched(self, command: do.Dispatch, *, too_large: bool = False) -> None:
         batch = command.batch
-        self._reader.put(on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis"))
+        self._reader.put(
+            on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", too_large)
+        )
 
     def _park(self, command: do.Park) -> None:
         if self._reader.alive and not self._redis.away:
             self._redis.parked[command.batch.id] = (self._reader, command.batch)
 
-    def _discard(self, command: do.Discard) -> None:
+    def _discard(self, command: do.Discard | do.Recut) -> None:
         if not self._reader.alive or self._redis.away:
             return
         self._redis.parked.pop(command.batch.id, None)

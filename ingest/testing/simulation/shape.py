@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ingest.core.limits import Limits
+from ingest.core.model import LETTER_BYTES
 from ingest.testing.simulation.faults import Fault
 
 SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
@@ -35,7 +36,8 @@ class Shape:
     def settle_seconds_max(self) -> float:
         """How long everything may take to become durable and committed once the faults stopped."""
         limits = self.limits
-        batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100)
+        staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
+        batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100, staged_messages)
         abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
         return 60.0 + 2.0 * self.messages / (batch_messages * abreast)
 
@@ -46,9 +48,10 @@ class Shape:
         limits = Limits(
             batch_messages_max=random.choice((1, 2, 3, 5, 8)),
             batch_bytes_max=random.choice((200, 400, 1_000, 10_000)),
+            staged_bytes_max=random.choice((300, 600, 1_200, 100_000)),
             batch_age_seconds_max=random.choice((0.3, 1.0, 2.0)),
             in_flight_batches_max=random.choice((1, 2, 4, 8)),
-            in_flight_bytes_max=random.choice((600, 2_000, 100_000)),
+            in_flight_bytes_max=random.choice((1_200, 4_000, 100_000)),
             pending_ranges_max=random.choice((4, 6, 12)),
             flush_deadline_seconds=random.choice((2.0, 5.0)),
             drain_deadline_seconds=random.choice((0.5, 1.5, 3.0)),

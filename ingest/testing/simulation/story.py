@@ -9,8 +9,11 @@ from collections import Counter
 from typing import Any
 
 
-class Violation(Exception):
-    """An invariant does not hold. `checker` is its stable name."""
+class Violation(BaseException):
+    """An invariant does not hold. `checker` is its stable name.
+
+    No Exception: checkers look on as observers of the loop, whose exceptions the loop survives.
+    """
 
     def __init__(self, checker: str, text: str) -> None:
         super().__init__(f"{checker}: {text}")

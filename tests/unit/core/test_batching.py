@@ -6,16 +6,19 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ingest.core.batching import Builder
-from ingest.core.model import Batch, CutReason, Stage
+from ingest.core.limits import Limits
+from ingest.core.model import Batch, CutReason, OffsetRange, Reject, Stage
 from ingest.testing.runtime import PARTITION
+from tasks.units import MiB
 from tests.kit.batches import drop, reject, segment
 from tests.kit.core_reader import limits
 
 
 def builder(plan: tuple[int, ...] = (), **changed: float) -> Builder:
-    return Builder(PARTITION, 1, limits(batch_messages_max=100, **changed), plan)
+    return Builder(PARTITION, 1, limits(**{"batch_messages_max": 100, **changed}), plan)
 
 
 def only(batches: list[Batch]) -> Batch:
@@ -51,6 +54,101 @@ def test_a_message_larger_than_the_bytes_is_a_batch_of_its_own() -> None:
     open_batch = builder(batch_bytes_max=250)
 
     assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
+
+
+def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
+    """What is staged at once stays within what Redis takes; the message begins the next batch."""
+    open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
+
+    assert open_batch.add(0, segment(0), now=0.0) == []
+    assert open_batch.add(1, segment(1), now=0.0) == []
+    batch = only(open_batch.add(2, segment(2), now=0.0))
+
+    assert (batch.offsets, batch.size_bytes, batch.cut_by) == (OffsetRange(0, 2), 200, CutReason.BYTES)
+    assert len(open_batch) == 1
+
+
+def test_a_message_that_is_too_large_by_itself_shares_its_batch_with_none() -> None:
+    """Neither those before it nor those behind."""
+    open_batch = builder(batch_bytes_max=250, staged_bytes_max=250)
+    open_batch.add(0, segment(0), now=0.0)
+
+    before, alone = open_batch.add(1, segment(1, size_bytes=9_999), now=0.0)
+    open_batch.add(2, segment(2), now=0.0)
+
+    assert (before.offsets, alone.offsets) == (OffsetRange(0, 1), OffsetRange(1, 2))
+    assert len(open_batch) == 1
+
+
+def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
+    """Another release makes more rows of it: the recorded range can no longer be staged at once."""
+    open_batch = builder(plan=(4, 9), batch_bytes_max=100, staged_bytes_max=250)
+
+    cut = [batch for offset in range(4) for batch in open_batch.add(offset, segment(offset), now=0.0)]
+
+    assert [(batch.offsets, batch.cut_by) for batch in cut] == [
+        (OffsetRange(0, 2), CutReason.BYTES),
+        (OffsetRange(2, 4), CutReason.PLANNED),
+    ]
+    assert open_batch.planned == (9,)
+
+
+def test_records_with_long_headers_are_many_batches() -> None:
+    """Forty-eight records with 12 MB of headers each were one batch of 576 MB that Redis never took."""
+    blown_up = Reject("schema", "bad", 0, b"", None, (("h", bytes(12 * MiB)),))
+    open_batch = Builder(PARTITION, 1, Limits())
+
+    cut = [
+        batch
+        for offset in range(48)
+        for batch in open_batch.add(offset, replace(blown_up, offset=offset), now=0.0)
+    ]
+
+    assert len(cut) >= 23
+    assert max(batch.size_bytes for batch in cut) <= Limits().staged_bytes_max
+
+
+def test_keys_and_headers_of_a_dead_letter_count() -> None:
+    """They are staged with it."""
+    small = Reject("schema", "bad", 0, b"v")
+    key, headers = bytes(1000), (("n" * 500, bytes(2000)), ("none", None))
+
+    assert replace(small, key=key, headers=headers).size_bytes - small.size_bytes >= 3500
+
+
+def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
+    """Each begins and ends at a message, so that the same log is cut there again."""
+    open_batch = builder(batch_messages_max=5)
+    outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
+    whole = only([batch for at, one in enumerate(outcomes, 10) for batch in open_batch.add(at, one, now=0.0)])
+
+    halves = whole.halves()
+
+    assert halves is not None
+    first, second = halves
+    assert (first.offsets, second.offsets) == (OffsetRange(10, 14), OffsetRange(14, 15))
+    assert first.segments + second.segments == whole.segments
+    assert first.rejects + second.rejects == whole.rejects
+    assert first.size_bytes + second.size_bytes == whole.size_bytes
+    assert whole.halves() == halves
+
+
+def test_halves_leave_out_the_gap_between_them() -> None:
+    """A recorded end that lies behind a gap would be cut before it the next time."""
+    open_batch = builder(batch_messages_max=2)
+    open_batch.add(10, segment(10), now=0.0)
+
+    halves = only(open_batch.add(20, segment(20), now=0.0)).halves()
+
+    assert halves is not None
+    assert [half.offsets for half in halves] == [OffsetRange(10, 11), OffsetRange(20, 21)]
+
+
+def test_a_single_message_has_no_halves() -> None:
+    """It goes alone, or not at all."""
+    open_batch = builder(batch_messages_max=1)
+
+    assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
 
 
 def test_age_counts_from_the_first_message_of_the_batch() -> None:

@@ -38,6 +38,19 @@ def test_a_batch_commits_only_after_the_one_before_it() -> None:
     assert ledger.committable(P) == 3
 
 
+def test_the_parts_of_a_split_range_settle_each_on_its_own_and_in_order() -> None:
+    """What lies behind waits for both."""
+    ledger = ledger_with((0, 4), (4, 6))
+
+    ledger.split(P, OffsetRange(0, 4), OffsetRange(0, 1), OffsetRange(2, 4))
+
+    assert ledger.pending(P) == (OffsetRange(0, 1), OffsetRange(2, 4), OffsetRange(4, 6))
+    ledger.settle(P, OffsetRange(4, 6))
+    assert not ledger.settle(P, OffsetRange(2, 4))
+    assert ledger.settle(P, OffsetRange(0, 1))
+    assert ledger.committable(P) == 6
+
+
 def test_what_kafka_commits_is_one_past_the_last_offset() -> None:
     """The stop of a half-open range is the next offset to read."""
     ledger = ledger_with((7, 9))

@@ -7,6 +7,7 @@ import pytest
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import CutReason, OffsetRange, Stage
+from ingest.core.pipeline import Room
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import drop, reject, segment
 from tests.kit.core_reader import OTHER, Reader, ids, limits, reader
@@ -455,6 +456,70 @@ def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None
     assert len(runtime.take(do.Dispatch)) == 1
 
 
+def test_a_batch_that_redis_can_never_hold_is_cut_again_and_recorded_first() -> None:
+    """Waiting for room would be waiting for ever; the halves flush once their boundary is stored."""
+    runtime = reader(batch_messages_max=4)
+    runtime.segments(4)
+    (dispatch,) = runtime.dispatches()
+
+    runtime.fail_dispatch(dispatch, "redis is nearly full", too_large=True)
+
+    (recut,) = runtime.take(do.Recut)
+    assert (recut.batch, recut.into) == (dispatch.batch, ("ingest-replay-recordings-0-0-2", recut.into[1]))
+    assert runtime.take(do.Dispatch) == []
+    halves = runtime.dispatches()
+    assert ids(halves) == ["0-2/blobs#1", "2-4/blobs#1"]
+    assert runtime.records[PARTITION] == "1,2,2"
+    assert runtime.pipeline.held_bytes == dispatch.batch.size_bytes
+    runtime.flush(halves[1])
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 0
+    runtime.flush(halves[0])
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 4
+    assert runtime.pipeline.held_bytes == 0
+
+
+def test_a_crash_after_a_batch_was_cut_again_cuts_the_same_halves() -> None:
+    """The record has their boundary; the end of the whole batch is still in it."""
+    runtime = reader(batch_messages_max=4)
+    runtime.segments(4)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail_dispatch(dispatch, too_large=True)
+    before = ids(runtime.dispatches())
+
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.assign(PARTITION)
+    runtime.segments(4)
+
+    assert ids(runtime.dispatches()) == before
+
+
+def test_what_settles_late_of_a_batch_that_was_cut_again_is_ignored() -> None:
+    """An earlier chord of it may still complete; the halves are written all the same, under identities of their
+    messages."""
+    runtime = reader(batch_messages_max=2)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail_dispatch(dispatch, too_large=True)
+
+    runtime.succeed(dispatch)
+
+    assert ids(runtime.dispatches()) == ["0-1/blobs#1", "1-2/blobs#1"]
+
+
+def test_a_single_message_that_redis_can_never_hold_is_tried_again() -> None:
+    """It cannot be cut; an operator gives Redis more memory."""
+    runtime = reader(batch_messages_max=1)
+    runtime.segments(1)
+    (dispatch,) = runtime.dispatches()
+
+    runtime.fail_dispatch(dispatch, too_large=True)
+    runtime.advance(60.0)
+
+    assert ids(runtime.dispatches()) == ["0-1/blobs#2"]
+
+
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
     """Without waiting for the backoff."""
     runtime = reader()
@@ -846,6 +911,44 @@ def test_a_log_that_went_back_is_another_log() -> None:
 
     assert runtime.committed[PARTITION] == 2
     assert runtime.pipeline.in_flight == ()
+
+
+# Room
+
+
+def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
+    """Nothing has to be cut or ticked for it to be noticed."""
+    runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
+
+    runtime.parsed(segment(0, size_bytes=999))
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.NOW
+    runtime.parsed(segment(1, size_bytes=1))
+
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
+
+
+def test_a_held_partition_has_no_room_and_the_others_do() -> None:
+    """What was fetched of it waits."""
+    runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
+    runtime.assign(OTHER)
+    runtime.segments(8)
+
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
+    assert runtime.pipeline.room(OTHER, runtime.epoch(OTHER)) is Room.NOW
+
+
+def test_there_is_never_room_for_what_will_be_read_again() -> None:
+    """A former assignment, a partition that is given back, a reader that stops."""
+    runtime = reader()
+    runtime.assign(OTHER)
+    here, there = runtime.epoch(), runtime.epoch(OTHER)
+
+    assert runtime.pipeline.room(PARTITION, here - 1) is Room.NEVER
+    runtime.segments(2)
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+    assert runtime.pipeline.room(PARTITION, here) is Room.NEVER
+    runtime.publish(on.ShutdownRequested())
+    assert runtime.pipeline.room(OTHER, there) is Room.NEVER
 
 
 # Halt and shutdown

@@ -39,8 +39,8 @@ class Bench:
         self.now += timeout_seconds
         return self.fetched.popleft() if self.fetched else []
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset)) for m in messages]
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        return (on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset)) for m in messages)
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         if block and not self.events:
@@ -242,3 +242,99 @@ def test_a_shell_that_fails_to_close_keeps_the_other_one_open_no_longer() -> Non
     bench.runtime.close()
 
     assert bench.did == ["source closed"]
+
+
+# More than there is room for
+
+
+def messages(*offsets: int, epoch: int = 1, source: TopicPartition = PARTITION) -> list[Message]:
+    return [Message(source, epoch, offset, b"") for offset in offsets]
+
+
+def parsed_offsets(bench: Bench) -> list[int]:
+    return [event.offset for event in bench.seen if isinstance(event, on.MessageParsed)]
+
+
+def test_a_poll_is_taken_only_as_far_as_there_is_room_and_the_rest_later_in_order() -> None:
+    """Six messages of 100 bytes against a bound of 250: three are held at once, never six."""
+    bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
+    most = 0
+
+    bench.runtime.step()
+    assert parsed_offsets(bench) == [0, 1, 2]
+    for _ in range(100):
+        most = max(most, bench.pipeline.held_bytes)
+        for flight in bench.pipeline.in_flight:
+            bench.events.extend(on.FlushSucceeded(flight.batch.id, 1, stage) for stage in flight.stages)
+        bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 1, 2, 3, 4, 5]
+    assert most == 300
+
+
+def test_what_waits_is_parsed_when_its_turn_comes_and_not_before() -> None:
+    """What it would become is not in memory meanwhile."""
+    bench = Bench(in_flight_bytes_max=250, batch_messages_max=100)
+    asked: list[int] = []
+
+    def lazily(fetched: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        for one in fetched:
+            asked.append(one.offset)
+            yield on.MessageParsed(one.source, one.epoch, one.offset, segment(one.offset))
+
+    bench.parse = lazily  # type: ignore[method-assign, assignment]
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
+
+    bench.runtime.step()
+
+    assert asked == [0, 1, 2]
+
+
+def test_a_partition_that_is_held_keeps_its_messages_and_the_others_go_on() -> None:
+    """Each partition has its own queue."""
+    other = TopicPartition(PARTITION.topic, 1)
+    bench = Bench(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1), on.Assignment(other, 2))))
+    bench.fetched.append([*messages(*range(10)), *messages(0, 1, epoch=2, source=other)])
+
+    bench.runtime.step()
+
+    assert bench.pipeline.position(PARTITION) == (8, None)
+    assert bench.pipeline.position(other) == (2, None)
+
+
+def test_the_log_going_on_elsewhere_waits_for_what_was_fetched_before() -> None:
+    """Those messages are gone from the log: what we hold of them is the only copy."""
+    bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
+    bench.runtime.step()
+
+    bench.runtime.feed(on.OffsetOutOfRange(PARTITION, 2, wanted=6, resumed_at=9))
+    bench.fetched.append(messages(9, epoch=2))
+    for _ in range(100):
+        for flight in bench.pipeline.in_flight:
+            epoch = flight.batch.epoch
+            bench.events.extend(on.FlushSucceeded(flight.batch.id, epoch, stage) for stage in flight.stages)
+        bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 1, 2, 3, 4, 5, 9]
+
+
+def test_what_waits_of_a_partition_that_went_away_is_dropped() -> None:
+    """Its next owner reads it again; if that is us, from the committed offset on."""
+    bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
+    bench.runtime.step()
+
+    bench.runtime.feed(on.PartitionsLost((PARTITION,)))
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 2, committed=1),)))
+    bench.fetched.append(messages(1, epoch=2))
+    bench.runtime.step()
+    bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 1, 2, 1]

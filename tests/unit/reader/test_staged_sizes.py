@@ -1,0 +1,75 @@
+"""What a batch is counted as covers what is staged of it, and what it keeps in memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.core.limits import Limits
+from ingest.core.model import Message, Reject, Segment
+from ingest.core.parse import ParseRules, parse
+from ingest.reader.encoding import Encoder
+from ingest.testing import messages as make
+from ingest.testing.runtime import PARTITION
+from tasks.units import KiB, MiB
+from tasks.wire import SinkName
+from tests.kit.core_reader import Reader
+
+RULES = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
+JUNK = bytes(range(256)) * 40
+HEADERS = tuple((f"name-{number}", JUNK[:100]) for number in range(300))
+SHAPES = {
+    "small": Message(PARTITION, 1, 0, make.recording()),
+    "many clicks": Message(PARTITION, 1, 0, make.recording([make.rage_click_event(n) for n in range(300)])),
+    "many facts": Message(PARTITION, 1, 0, make.recording([make.hydration_error_event()] * 5000)),
+    "escaped twice": Message(PARTITION, 1, 0, make.recording([make.breadcrumb("x", {"m": '"\\' * 5000})] * 50)),
+    "a video": Message(PARTITION, 1, 0, make.video_recording(JUNK * 20)),
+    "plain": Message(PARTITION, 1, 0, make.recording([make.mutation_event(3000)], compressed=False)),
+    "garbage": Message(PARTITION, 1, 0, JUNK),
+    "headers": Message(PARTITION, 1, 0, JUNK, JUNK, HEADERS),
+    "long error": Message(PARTITION, 1, 0, make.recording(project_id="\N{SNOWMAN}" * 5000)),
+}
+
+
+@pytest.mark.parametrize("layout", ["packed", "objects"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
+    """The bound on a batch is kept in what Redis receives, framing included; a packed object's index aside."""
+    runtime = Reader(Limits(batch_messages_max=1))
+    runtime.assign(PARTITION)
+    runtime.parsed(parse(SHAPES[name], RULES))
+    (dispatch,) = runtime.dispatches()
+
+    encoder = Encoder(tuple(SinkName), 8, "reader", packed=layout == "packed")
+    staged = sum(map(len, encoder.encode(dispatch.batch).payloads.values()))
+
+    assert staged <= dispatch.batch.size_bytes + (512 if layout == "packed" else 0)
+
+
+@pytest.mark.parametrize("padding", ["unread", "replay_event"])
+def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
+    """Its blob would be a view on all of it, which no bound counts."""
+    long = bytes(1 * MiB)
+    value = make.recording([make.mutation_event()], **{padding: long})
+
+    outcome = parse(Message(PARTITION, 1, 0, value), RULES)
+
+    assert isinstance(outcome, Segment)
+    assert outcome.size_bytes < 64 * KiB
+    assert not isinstance(outcome.blobs[0].content, memoryview)
+
+
+def test_a_large_recording_is_not_copied() -> None:
+    """Most of its message is what is stored."""
+    value = make.recording([make.mutation_event()], replay_event=b"{}") + b""
+    outcome = parse(Message(PARTITION, 1, 0, value), RULES)
+
+    assert isinstance(outcome, Segment)
+    assert isinstance(outcome.blobs[0].content, memoryview)
+
+
+def test_the_record_of_a_reject_counts_whole() -> None:
+    """Value, key and headers are kept until its dead letter is durable."""
+    outcome = parse(SHAPES["headers"], RULES)
+
+    assert isinstance(outcome, Reject)
+    assert outcome.size_bytes >= 2 * len(JUNK) + 300 * 100
