@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format docs simulate mutants chaos gameday bench bench-uploads bench-peers clean
+.PHONY: help setup demo test coverage check format docs simulate mutants chaos gameday bench bench-uploads bench-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,7 +30,16 @@ demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and pro
 	$(BIN)/replays-ingest demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+coverage: $(STAMP) ## what the tests run of each package, branches and child processes included, against the floors
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder -q -m "not chaos" $(COVERED) || echo "a test failed: make test judges it"
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m tools.coverage_floors
+
+# Without what measures cost and time, what repeats the same code for minutes, and the slowest of the real systems.
+COVERED := tests/unit tests/eager tests/integration tests/security
 
 check: $(STAMP) ## formatting, lint, types, stale documents, known vulnerabilities
 	$(BIN)/ruff format --check .

@@ -1,4 +1,9 @@
-"""Running servers for every test that asks for one; see `tests.kit.servers`."""
+"""Running servers for every test that asks for one; see `tests.kit.servers`.
+
+Tests run with the longest files first: several processes take whole files, and the run ends with the last of them.
+"""
+
+import pytest
 
 from tests.kit.seeds import VARIABLE, simulation_start
 from tests.kit.servers import (
@@ -28,6 +33,18 @@ __all__ = [
     "statsd",
     "statsd_server",
 ]
+
+# Folders and files by the time of their longest test, the longest first; whatever is not listed comes after.
+LONG = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "cost", "integration/tasks", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders files, and leaves the order within a file as it is."""
+    items.sort(key=lambda item: _rank(item.nodeid.removeprefix("tests/")))
+
+
+def _rank(node: str) -> int:
+    return next((rank for rank, start in enumerate(LONG) if node.startswith(start)), len(LONG))
 
 
 def pytest_report_header() -> str:

@@ -1,0 +1,55 @@
+"""Coverage is added up by package, and every file belongs to one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.coverage_floors import REPOSITORY, by_package, floors
+
+FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
+
+
+def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
+    """One file of coverage's report."""
+    return {
+        "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
+    }
+
+
+def test_a_file_counts_for_the_deepest_package():
+    """Lines and branches together."""
+    files = {
+        "ingest/settings.py": measured(8, 0),
+        "ingest/core/a.py": measured(8, 8),
+        "ingest/core/b/c.py": measured(8, 4),
+    }
+
+    shares = by_package(files, FLOORS)
+
+    assert (shares["ingest"].total, shares["ingest"].ran) == (10, 1)
+    assert (shares["ingest/core"].total, shares["ingest/core"].ran) == (20, 14)
+    assert shares["ingest/core"].per_cent == 70.0
+
+
+def test_a_package_of_which_nothing_was_measured_is_at_zero():
+    """So that a floor cannot be met by not running."""
+    assert by_package({}, FLOORS)["ingest/core"].per_cent == 0.0
+
+
+def test_a_file_of_no_package_is_an_error():
+    """A new package needs a floor."""
+    with pytest.raises(KeyError, match=r"web/page\.py belongs to no package"):
+        by_package({"web/page.py": measured(1, 1)}, FLOORS)
+
+
+def test_the_repository_has_a_floor_for_every_package():
+    """And none of them is zero."""
+    listed = floors(REPOSITORY / "pyproject.toml")
+    files = [
+        path.relative_to(REPOSITORY) for top in ("ingest", "tasks") for path in (REPOSITORY / top).rglob("*.py")
+    ]
+
+    assert set(by_package({str(path): measured(1, 1) for path in files}, listed)) == set(listed)
+    assert all((REPOSITORY / Path(package)).is_dir() and floor > 0 for package, floor in listed.items())

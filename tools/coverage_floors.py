@@ -1,0 +1,103 @@
+"""Compares the coverage of each package with its floor, and prints both.
+
+    python -m tools.coverage_floors [--data .coverage/data]
+
+Reads what `coverage run` and `coverage combine` left, and the table `[tool.coverage_floors]` in pyproject.toml:
+package directory -> least per cent of lines and branches. A file counts for the deepest package that is listed
+above it, and every package must be listed. Exit code 1: a package is below its floor, or was not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import coverage
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Statements and branches together: how many there are and how many ran."""
+
+    total: int = 0
+    ran: int = 0
+
+    @property
+    def per_cent(self) -> float:
+        """0 to 100; 0 where nothing was measured."""
+        return 100 * self.ran / self.total if self.total else 0.0
+
+    def plus(self, summary: Mapping[str, int]) -> Share:
+        """With one file of coverage's JSON report."""
+        return Share(
+            self.total + summary["num_statements"] + summary.get("num_branches", 0),
+            self.ran + summary["covered_lines"] + summary.get("covered_branches", 0),
+        )
+
+
+def floors(pyproject: Path) -> dict[str, float]:
+    """Package directory -> least per cent."""
+    return dict(tomllib.loads(pyproject.read_text())["tool"]["coverage_floors"])
+
+
+def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[str, Share]:
+    """What ran of each package. `files`: coverage's JSON report by path.
+
+    Raises KeyError for a file of no package.
+    """
+    shares = dict.fromkeys(packages, Share())
+    for path, measured in files.items():
+        above = [package for package in packages if path.startswith(f"{package}/")]
+        if not above:
+            raise KeyError(f"{path} belongs to no package in [tool.coverage_floors]")
+        package = max(above, key=len)
+        shares[package] = shares[package].plus(measured["summary"])
+    return shares
+
+
+def report(data: Path) -> dict[str, Any]:
+    """Coverage's JSON report: path from the repository's root -> its figures."""
+    measured = coverage.Coverage(data_file=str(data), config_file=str(REPOSITORY / "pyproject.toml"))
+    measured.load()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        measured.json_report(outfile=file.name)
+        return dict(json.loads(Path(file.name).read_text())["files"])
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=REPOSITORY / ".coverage" / "data")
+    packages = floors(REPOSITORY / "pyproject.toml")
+    shares = by_package(report(parser.parse_args().data), packages)
+    table = Table("package", "lines and branches", "ran", "per cent", "floor", "")
+    below = 0
+    for package, floor in sorted(packages.items()):
+        share = shares[package]
+        failed = share.per_cent < floor
+        below += failed
+        table.add_row(
+            package,
+            f"{share.total:,}",
+            f"{share.ran:,}",
+            f"{share.per_cent:.1f}",
+            f"{floor:g}",
+            "BELOW" if failed else "ok",
+        )
+    Console(width=110).print(table)
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
