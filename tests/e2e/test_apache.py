@@ -134,22 +134,24 @@ def test_a_second_reader_takes_its_share_under_load_and_nothing_is_done_twice(
     assert report.ok, report.failures()
 
 
-def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(fleet: Fleet, tmp_path: Path) -> None:
+def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(stack: Stack, tmp_path: Path) -> None:
     """Within the drain deadline; the next reader goes on where it ended, so nothing is done twice."""
-    fleet.worker("worker-1")
-    reader = up(fleet.reader("reader-1", keep=False))
-    load = Load(fleet, tmp_path, 500, rate=100).start()
-    wait_until(lambda: sum(fleet.committed().values()) > 100, UP_SECONDS_MAX, "some commits")
+    settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
+    with made(stack, settings) as fleet:
+        fleet.worker("worker-1")
+        reader = up(fleet.reader("reader-1", keep=False))
+        load = Load(fleet, tmp_path, 500, rate=100).start()
+        wait_until(lambda: sum(fleet.committed().values()) > 100, UP_SECONDS_MAX, "some commits")
 
-    code = fleet.stop(reader)
+        code = fleet.stop(reader)
 
-    assert code == 0
-    assert said(reader, "reader_stopped")[-1]["clean"] is True
-    assert recorded_batches(fleet) == set()
-    up(fleet.reader("reader-1"))
-    load.settle()
-    report = load.account(exactly=True)
-    assert report.ok, report.failures()
+        assert code == 0
+        assert said(reader, "reader_stopped")[-1]["clean"] is True
+        assert recorded_batches(fleet) == set()
+        up(fleet.reader("reader-1"))
+        load.settle()
+        report = load.account(exactly=True)
+        assert report.ok, report.failures()
 
 
 def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_deadline(
