@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check format docs simulate mutants chaos gameday bench bench-uploads bench-peers clean
+.PHONY: help setup demo test coverage check format docs simulate mutants cost-search chaos gameday bench bench-uploads bench-peers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ clean: ## remove the virtual environment and caches
 
 simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START))
+
+cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
+	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)

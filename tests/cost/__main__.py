@@ -6,27 +6,12 @@ Each shape is measured in a process of its own. Exit code 1 when one is beyond t
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, Cost
-from tests.cost.shapes import SHAPES, Shape
+from tests.cost.committed import ALL
+from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, measured
 
 RAW_BYTES = 95_000_000
-MEASURE_SECONDS_MAX = 300
-
-
-def measured(shape: Shape, raw_bytes: int) -> Cost:
-    """CPU and memory of one shape, in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "message"
-        path.write_bytes(shape.make(raw_bytes))
-        command = [sys.executable, "-m", "tests.cost.measure", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_SECONDS_MAX, check=True)
-    return Cost(**json.loads(done.stdout))
 
 
 def main() -> int:
@@ -38,10 +23,10 @@ def main() -> int:
     print("| shape | message, kB | inflated, MB | floor, s | parse, s | times floor | memory, times inflated |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     beyond = 0
-    for shape in SHAPES:
+    for shape in ALL:
         if arguments.name not in shape.name:
             continue
-        cost = measured(shape, arguments.raw_bytes)
+        cost = measured(shape.make(arguments.raw_bytes))
         beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX
         print(
             f"| {shape.name} | {cost.message_bytes / 1e3:,.0f} | {cost.raw_bytes / 1e6:.1f} "

@@ -10,7 +10,9 @@ both.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,6 +32,7 @@ RULES = ParseRules()
 RATIO_MAX, CPU_SECONDS_BASE = 4.0, 0.050
 MEMORY_RATIO_MAX, MEMORY_BYTES_BASE = 2.5, 64 * 1024 * 1024
 ROUNDS = 3
+MEASURE_SECONDS_MAX = 300
 
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 
@@ -128,6 +131,16 @@ def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
     taken = memory(value)
     floor_seconds, cost_seconds, raw_bytes = cpu(value, rounds)
     return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
+
+
+def measured(value: bytes) -> Cost:
+    """The same in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "message"
+        path.write_bytes(value)
+        command = [sys.executable, "-m", "tests.cost.measure", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MEASURE_SECONDS_MAX, check=True)
+    return Cost(**json.loads(done.stdout))
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ NOT_RUN = {
     "make bench-uploads": "minutes; test_sick_sinks.py has uploads that fail",
     "make simulate": "minutes; tests/simulation runs it with fewer seeds",
     "make coverage": "minutes; test_coverage_floors.py adds its figures up",
+    "make cost-search": "minutes; test_search.py runs it for a second",
     "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make gameday": "an hour nearly; test_gameday.py plays some of its faults",

@@ -1,0 +1,262 @@
+"""A recording as a short recipe that can be changed at random, and written down when it turned out to be costly.
+
+A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, as long as `event_bytes` asks
+for, repeated for its share of the recording. With empty `before` and `after` the part itself is the event.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from ingest.testing.messages import (
+    click_event,
+    console_event,
+    options_event,
+    rage_click_event,
+    tap_event,
+    video_event,
+)
+from tests.cost.shapes import Shape, filled, packed, sampled_segment_id, text
+from tests.kit.recordings import RECORDINGS, inflated
+
+PIECES_MAX = 4
+PART_BYTES_MAX = 2_000
+EVENT_BYTES = (0, 200, 3_000, 60_000, 1_000_000_000)
+TOKENS = re.compile(rb'\\u[0-9a-f]{4}|\\.|"(?:type|data|tag|payload|category|op|message)"|\w+|[^\w]')
+WORDS = (
+    *(
+        rb"\\",
+        rb"\ud800",
+        rb"\udc00",
+        rb"\ud83d\ude00",
+        rb"\u0000",
+        rb"\u001b",
+        rb"\"",
+        rb"\/",
+        rb"\x",
+        b"\x01",
+        b"\xff",
+    ),
+    *(
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b",",
+        b":",
+        b'"',
+        b" ",
+        b"\n",
+        b"0",
+        b"1e999",
+        b"-0.0",
+        b"1" * 400,
+        b"NaN",
+        b"null",
+        b"true",
+    ),
+    *(
+        b'"a":1,',
+        b'"":"",',
+        b'"type":5,',
+        b'"data":{},',
+        b'"payload":{},',
+        b'"timestamp":1e18,',
+        b"[],",
+        b"{},",
+        b'"",',
+    ),
+    *(
+        b"a",
+        b"a ",
+        "é".encode(),
+        "😀".encode(),
+        b"\xed\xa0\x80",
+        b'{"type":0},',
+        b'{"type":3,"data":{"source":5}},',
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One event, or one run of them: bytes of JSON, or of what claims to be JSON."""
+
+    before: bytes
+    part: bytes
+    after: bytes
+    event_bytes: int = 0
+
+    def made(self, share_bytes: int) -> bytes:
+        """This event over and over, without the commas at the ends, at most about so many bytes."""
+        if not self.before and not self.after:
+            return filled(b"", self.part + b",", b"", share_bytes)[:-1]
+        event = filled(self.before, self.part, self.after, min(self.event_bytes, share_bytes))
+        return filled(b"", event + b",", b"", share_bytes)[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`is_sampled`: under a segment number whose canvas mutations and options are read."""
+
+    pieces: tuple[Piece, ...]
+    is_sampled: bool = False
+
+    def value(self, raw_bytes: int) -> bytes:
+        """The Kafka value whose recording inflates to about so many bytes."""
+        share_bytes = raw_bytes // len(self.pieces)
+        raw = b"[" + b",".join(piece.made(share_bytes) for piece in self.pieces) + b"]"
+        return packed(raw, sampled_segment_id() if self.is_sampled else 0)
+
+    def dumped(self) -> dict[str, Any]:
+        """As JSON: one character per byte."""
+        return {
+            "is_sampled": self.is_sampled,
+            "pieces": [
+                [
+                    piece.before.decode("latin-1"),
+                    piece.part.decode("latin-1"),
+                    piece.after.decode("latin-1"),
+                    piece.event_bytes,
+                ]
+                for piece in self.pieces
+            ],
+        }
+
+    @classmethod
+    def loaded(cls, found: dict[str, Any]) -> Recipe:
+        """The other way round."""
+        pieces = [
+            Piece(before.encode("latin-1"), part.encode("latin-1"), after.encode("latin-1"), event_bytes)
+            for before, part, after, event_bytes in found["pieces"]
+        ]
+        return cls(tuple(pieces), found["is_sampled"])
+
+    def shape(self, name: str) -> Shape:
+        """As a member of the committed set."""
+        return Shape(name, self.value)
+
+
+@cache
+def events() -> tuple[bytes, ...]:
+    """Events to begin with: one of each kind in our recordings, and those that no recording has."""
+    found: dict[tuple[Any, ...], bytes] = {}
+    for recording in RECORDINGS:
+        for body in recording.bodies:
+            for event in _events_of(body):
+                data = event.get("data") if isinstance(event.get("data"), dict) else {}
+                payload = data.get("payload") if isinstance(data.get("payload"), dict) else {}
+                kind = (
+                    event.get("type"),
+                    data.get("source"),
+                    data.get("tag"),
+                    payload.get("category"),
+                    payload.get("op"),
+                )
+                written = json.dumps(event, separators=(",", ":")).encode()
+                if len(written) < PART_BYTES_MAX:
+                    found.setdefault(kind, written)
+    made = (click_event(), rage_click_event(), console_event(), options_event(), tap_event(), video_event())
+    return (*found.values(), *(text(event) for event in made))
+
+
+def _events_of(body: bytes) -> Iterator[dict[str, Any]]:
+    yield from json.loads(inflated(body))
+
+
+def _one(before: bytes, part: bytes, after: bytes) -> Recipe:
+    return Recipe((Piece(before, part, after, EVENT_BYTES[-1]),))
+
+
+# Those of the committed shapes that were the dearest of their kind before there was a bound.
+STOPPED_A_READER = (
+    _one(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
+    _one(
+        b'{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"ui.scroll","data":{"a":[', b"[],", b"0]}}}}"
+    ),
+    Recipe(
+        (Piece(b"", b'{"type":5,"data":{"tag":"performanceSpan","payload":{"op":7,"data":{"method":1}}}}', b""),)
+    ),
+    _one(
+        b'{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"ui.click","data":{"node":{"attributes":{"class":"',
+        b"a ",
+        b'"}}}}}}',
+    ),
+    Recipe((Piece(b"", b'{"type":0}', b""),)),
+)
+
+
+def fresh(chance: random.Random) -> Recipe:
+    """A shape that stopped a reader, or an event with a run of something in one of its values."""
+    if chance.random() < 0.2:
+        return chance.choice(STOPPED_A_READER)
+    return Recipe((_stuffed(chance),), chance.random() < 0.2)
+
+
+def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
+    """A child: one or a few changes to `recipe`, sometimes a piece of `other`."""
+    pieces = list(recipe.pieces)
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
+        at = chance.randrange(len(pieces))
+        kind = chance.random()
+        if kind < 0.06 and len(pieces) < PIECES_MAX:
+            pieces.insert(at, chance.choice(other.pieces))
+        elif kind < 0.10 and len(pieces) > 1:
+            del pieces[at]
+        elif kind < 0.16:
+            pieces[at] = _stuffed(chance)
+        elif kind < 0.26:
+            pieces[at] = replace(pieces[at], event_bytes=chance.choice(EVENT_BYTES))
+        elif kind < 0.80:
+            pieces[at] = replace(pieces[at], part=_mutated(pieces[at].part, chance))
+        elif kind < 0.90:
+            pieces[at] = replace(pieces[at], before=_mutated(pieces[at].before, chance))
+        else:
+            pieces[at] = replace(pieces[at], after=_mutated(pieces[at].after, chance))
+    return Recipe(tuple(pieces), recipe.is_sampled ^ (chance.random() < 0.05))
+
+
+def _stuffed(chance: random.Random) -> Piece:
+    """An event of a recording in which one value is a run; or that event as a run."""
+    event = chance.choice(events())
+    if chance.random() < 0.2:
+        return Piece(b"", event, b"")
+    values = list(re.finditer(rb'(?<=:)("(?:[^"\\]|\\.)*"|-?[\d.]+|true|false|null|\[\]|\{\})', event))
+    if not values:
+        return Piece(b"", event, b"")
+    value = chance.choice(values)
+    opening, part, closing = chance.choice(
+        (
+            (b'"', b"a", b'"'),
+            (b'"', rb"\\", b'"'),
+            (b"[", b"[],", b"0]"),
+            (b"{", b'"a":1,', b'"b":2}'),
+            (b"[", b"[", b""),
+        )
+    )
+    return Piece(
+        event[: value.start()] + opening, part, closing + event[value.end() :], chance.choice(EVENT_BYTES)
+    )
+
+
+def _mutated(part: bytes, chance: random.Random) -> bytes:
+    """One token more, less, doubled or moved; never empty."""
+    tokens = TOKENS.findall(part) or [b"a"]
+    at, kind = chance.randrange(len(tokens)), chance.random()
+    if kind < 0.45:
+        tokens.insert(at, chance.choice(WORDS))
+    elif kind < 0.65:
+        del tokens[at : at + chance.choice((1, 1, 2, 8))]
+    elif kind < 0.75:
+        tokens[at:at] = tokens[at : at + chance.choice((1, 2, 8, 64))]
+    elif kind < 0.9:
+        tokens[at] = chance.choice(WORDS)
+    else:
+        tokens.insert(chance.randrange(len(tokens)), tokens.pop(at))
+    return b"".join(tokens)[:PART_BYTES_MAX] or b"a"

@@ -1,0 +1,47 @@
+"""The search for costly messages breeds, reports and repeats."""
+
+from __future__ import annotations
+
+import random
+
+from ingest.core.model import Segment
+from tests.cost.genes import STOPPED_A_READER, Recipe, changed, fresh
+from tests.cost.search import KINDS, bred
+from tests.kit.parsing import parsed
+
+
+def test_a_recipe_comes_back_as_it_was_written_down() -> None:
+    """Whatever bytes are in it."""
+    chance = random.Random(1)
+    for _ in range(200):
+        recipe = changed(fresh(chance), fresh(chance), chance)
+        assert Recipe.loaded(recipe.dumped()) == recipe
+        assert recipe.value(20_000) == Recipe.loaded(recipe.dumped()).value(20_000)
+
+
+def test_the_same_seed_breeds_the_same_messages() -> None:
+    """So that what a search found can be looked at again."""
+
+    def children(seed: int) -> list[Recipe]:
+        chance = random.Random(seed)
+        return [changed(fresh(chance), fresh(chance), chance) for _ in range(50)]
+
+    assert children(7) == children(7)
+    assert children(7) != children(8)
+
+
+def test_what_it_starts_from_is_read_by_the_parser() -> None:
+    """A message that is refused at the door costs nothing, and would teach nothing."""
+    for recipe in STOPPED_A_READER:
+        assert isinstance(parsed(recipe.value(50_000)), Segment)
+
+
+def test_breeding_makes_messages_dearer() -> None:
+    """Rows, which are counted and not timed: the best child costs more than every ancestor."""
+    chance = random.Random(3)
+    first = max(KINDS["rows"](fresh(chance).value(1_500_000)) for _ in range(10))
+
+    tried, best = bred("rows", recipes_max=150, seconds=60.0, chance=random.Random(3), say=lambda line: None)
+
+    assert tried == 150
+    assert best[0].share > first
