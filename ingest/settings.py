@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tasks.loading import SettingsError, load_strictly
-from tasks.settings import ENV_PREFIX
+from tasks.settings import ENV_PREFIX, not_above
 from tasks.settings import Settings as FleetSettings
 from tasks.units import KiB, MiB
 
@@ -212,6 +212,18 @@ class Settings(FleetSettings):
                 f"{_variable('drain_deadline_seconds')}={self.drain_deadline_seconds:g} is not shorter than "
                 f"{_variable(name)}={seconds:g}: the group would take partitions away before they are drained; "
                 "lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_fit_together(self) -> Self:
+        not_above(self, "retry_backoff_seconds", "retry_backoff_seconds_max")
+        not_above(self, "batch_bytes_max", "in_flight_bytes_max")
+        if self.flush_deadline_seconds >= self.staged_ttl_seconds:
+            raise ValueError(
+                f"{_variable('flush_deadline_seconds')}={self.flush_deadline_seconds:g} is not below "
+                f"{_variable('staged_ttl_seconds')}={self.staged_ttl_seconds}: staged bytes would expire before "
+                "their batch is tried again; lower the first or raise the second far above it"
             )
         return self
 

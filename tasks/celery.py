@@ -10,7 +10,8 @@ from celery import Celery
 from celery.signals import worker_init
 
 from tasks import messages as messages
-from tasks.loading import load_fleet
+from tasks.configuration import secure
+from tasks.loading import SettingsError, load_fleet
 from tasks.observe import watch
 from tasks.sinks import build
 
@@ -22,7 +23,11 @@ app.config_from_object("celeryconfig")
 def verify(sender: Celery, **_: Any) -> None:
     """With `task_security_*` set, only signed messages are read from here on, and ours are signed."""
     if sender.conf.task_serializer == "auth":
-        sender.setup_security()
+        try:
+            secure(sender)
+        except SettingsError as error:
+            error.show()
+            raise SystemExit(error.exit_code) from error  # Celery would log any other exception, and go on
 
 
 @worker_init.connect(weak=False)

@@ -19,7 +19,7 @@ from typing import Any
 from celery import Celery, chord
 
 from tasks import messages as messages
-from tasks.configuration import configuration
+from tasks.configuration import configuration, secure
 from tasks.names import ControlTask, flush_task
 from tasks.settings import Settings
 from tasks.wire import ChordName, TaskName
@@ -54,7 +54,7 @@ def publisher(settings: Settings) -> Celery:
     app = Celery("replays-ingest", set_as_current=False)
     app.conf.update(configuration(settings), imports=())
     if settings.task_security_key_file is not None:
-        app.setup_security()
+        secure(app)
     return app
 
 

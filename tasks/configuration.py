@@ -11,10 +11,14 @@ import ssl
 from functools import cache
 from typing import Any
 
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured, SecurityError
 from kombu import Queue
 
 from tasks.cores import processes
-from tasks.loading import load_fleet
+from tasks.kafka.options import producer_options
+from tasks.kafka.usable import is_plain, verify_producer
+from tasks.loading import SettingsError, load_fleet
 from tasks.names import CONTROL_QUEUE, flush_queue, flush_task
 from tasks.publish_only import BACKEND
 from tasks.settings import Settings
@@ -117,6 +121,17 @@ def configuration(settings: Settings) -> dict[str, Any]:
     return config
 
 
+def secure(app: Celery) -> None:
+    """Messages are signed and verified from here on. Raises SettingsError for certificates that cannot be used."""
+    try:
+        app.setup_security()
+    except (SecurityError, ImproperlyConfigured, OSError) as error:
+        raise SettingsError(
+            f"wrong setting: REPLAYS_TASK_SECURITY_*: messages cannot be signed ({' '.join(str(error).split())}): "
+            "name a key, its certificate, and a glob of trusted certificates in PEM that are valid today"
+        ) from error
+
+
 def signed(settings: Settings) -> dict[str, Any]:
     """Messages are signed with our key and taken only from certificates in the store."""
     return {
@@ -132,4 +147,7 @@ def signed(settings: Settings) -> dict[str, Any]:
 @cache
 def current() -> dict[str, Any]:
     """The configuration of this process, from its environment. Raises SettingsError."""
-    return configuration(load_fleet())
+    settings = load_fleet()
+    if not is_plain(settings):
+        verify_producer(producer_options(settings))
+    return configuration(settings)

@@ -10,7 +10,7 @@ import difflib
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast, get_args, get_origin
@@ -20,7 +20,9 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import SettingsError as UnreadableSetting
 
+from tasks.errors import shortened
 from tasks.printed import printable, without_secrets
+from tasks.reader_settings import READER_SETTINGS
 from tasks.settings import ENV_PREFIX, FILE_VARIABLE, Settings
 from tasks.units import MiB
 
@@ -46,38 +48,68 @@ class SettingsError(click.ClickException):
         return "\n".join(printable(line) for line in self.message.split("\n"))
 
 
+VALUE_CHARACTERS_MAX = 100
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def load_fleet() -> Settings:
     """The fleet's settings from environment and file. Raises SettingsError.
 
-    A REPLAYS_* name that is not among them is ignored: reader and fleet may share one environment, and the fleet
-    does not know the reader's names.
+    Reader and fleet may share one environment: the reader's settings are known by name, and their values are left
+    to the reader.
     """
-    return _load(Settings, [])
+    return _load(Settings, [*_unknown(Settings.model_fields.keys() | READER_SETTINGS, os.environ)])
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """The same for any kind of settings, but an unknown REPLAYS_* name is a mistake too."""
-    return _load(kind, [*_unknown(kind, os.environ)])
+    """The same for any kind of settings, whose names are the only known ones."""
+    return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
 
 def _load(kind: type[SettingsT], mistakes: list[str]) -> SettingsT:
     path = os.environ.get(FILE_VARIABLE)
-    if path and not Path(path).is_file():
-        raise SettingsError(f"wrong settings:\n  {FILE_VARIABLE}={path}: there is no such file")
+    if path:
+        unreadable = _unreadable(path)
+        if unreadable:
+            raise _refusal([f"{FILE_VARIABLE}={path}: {unreadable}"])
     try:
         loaded = cast("Callable[[], SettingsT]", kind)()
     except ValidationError as error:
         mistakes += [_mistake(kind, detail) for detail in error.errors(include_url=False)]
-    except UnreadableSetting as error:  # kafka_options that is not JSON, say
-        mistakes.append(f"{error}: {error.__cause__}")
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        mistakes.append(f"{FILE_VARIABLE}={os.environ.get(FILE_VARIABLE)}: {error}")
+    except UnreadableSetting as error:
+        mistakes.append(_undecoded(kind, error))
     if mistakes:
-        raise SettingsError("wrong settings:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+        raise _refusal(mistakes)
     return loaded
+
+
+def _refusal(mistakes: Iterable[str]) -> SettingsError:
+    return SettingsError("\n".join(f"wrong setting: {' '.join(mistake.split())}" for mistake in mistakes))
+
+
+def _unreadable(path: str) -> str:
+    """Why the settings file cannot be used; empty when it can."""
+    try:
+        with Path(path).open("rb") as file:
+            tomllib.load(file)
+    except FileNotFoundError:
+        return "there is no such file: correct the path"
+    except UnicodeDecodeError:
+        return "it is not UTF-8: save it as UTF-8"
+    except tomllib.TOMLDecodeError as error:
+        return f"it is not TOML, correct it: {error}"
+    except (OSError, ValueError) as error:
+        return (
+            f"it cannot be read ({getattr(error, 'strerror', None) or error}): correct the path or its permissions"
+        )
+    return ""
+
+
+def _undecoded(kind: type[Settings], error: Exception) -> str:
+    """A setting whose text is no JSON. The text is not repeated: it may hold a password."""
+    names = [name for name in kind.model_fields if f'"{name}"' in str(error)]
+    name = f"{ENV_PREFIX}{names[0].upper()}" if names else str(error)
+    return f'{name}: not a JSON object ({error.__cause__}): write it as {{"name": "value"}}'
 
 
 def allowed(field: FieldInfo) -> str:
@@ -116,26 +148,23 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
     return tuple(value for part in get_args(annotation) for value in _literals(part))
 
 
-def _unknown(kind: type[Settings], environ: Mapping[str, str]) -> Iterable[str]:
-    """One line a REPLAYS_* variable or key of the file that is no setting, with the nearest right name."""
-    names = {ENV_PREFIX + name.upper() for name in kind.model_fields}
+def _unknown(known: Set[str], environ: Mapping[str, str]) -> Iterable[str]:
+    """One line per unknown REPLAYS_* variable or key of the file, with the nearest known name."""
+    names = {ENV_PREFIX + name.upper() for name in known}
     for variable in sorted(environ):
         name = variable.upper()
         if name.startswith(ENV_PREFIX) and name not in names and not name.startswith(OTHER_PREFIXES):
-            yield f"{variable} is no setting{_nearest(name, names)}"
+            yield f"{variable} is an unknown setting; {_nearest(name, names)}"
     path = environ.get(FILE_VARIABLE)
-    if path and Path(path).is_file():
-        try:
-            keys = tomllib.loads(Path(path).read_text())
-        except tomllib.TOMLDecodeError:
-            return  # told when the file is read for good
-        for key in sorted(set(keys) - set(kind.model_fields)):
-            yield f"{key} in {path} is no setting{_nearest(key, kind.model_fields)}"
+    if path and not _unreadable(path):
+        keys = tomllib.loads(Path(path).read_text("utf-8"))
+        for key in sorted(set(keys) - known):
+            yield f"{key} in {path} is an unknown setting; {_nearest(key, known)}"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"did you mean {close[0]}?" if close else "remove it (docs/settings.md lists them all)"
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:
@@ -144,8 +173,10 @@ def _mistake(kind: type[Settings], detail: Any) -> str:
     field = kind.model_fields.get(name)
     if field is None:
         return str(detail["msg"]).removeprefix("Value error, ")
-    secret = field.annotation is SecretStr or name == "kafka_options"  # which may hold a password
-    value = "(secret)" if secret else without_secrets(repr(detail["input"]))
+    text = without_secrets(repr(detail["input"]))
+    # Options and addresses may hold a password.
+    secret = field.annotation is SecretStr or name == "kafka_options" or "@" in text
+    value = "(secret)" if secret else shortened(text, VALUE_CHARACTERS_MAX)
     range_ = allowed(field)
     text = f"{ENV_PREFIX}{name.upper()}={value}: {str(detail['msg']).removeprefix('Value error, ')}"
     return f"{text}; allowed: {range_}" if range_ else text

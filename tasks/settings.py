@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,11 +21,15 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tasks.addresses import brokers, http_url
+from tasks.credential_files import certificate_store, certificates, content, google_credentials, key_pair
 from tasks.guarded import refusal
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
 FILE_VARIABLE = "REPLAYS_SETTINGS_FILE"
+CLICKHOUSE_LOGIN = "set REPLAYS_CLICKHOUSE_USER and REPLAYS_CLICKHOUSE_PASSWORD instead"
+KEY_PASSWORD = "ssl.key.password"
 
 
 class Settings(BaseSettings):
@@ -255,12 +260,105 @@ class Settings(BaseSettings):
         signing = (self.task_security_key_file, self.task_security_certificate_file, self.task_security_store)
         if any(signing) and not all(signing):
             raise ValueError(
-                "task_security_key_file, task_security_certificate_file, task_security_store: set all or none"
+                f"{ENV_PREFIX}TASK_SECURITY_KEY_FILE, {ENV_PREFIX}TASK_SECURITY_CERTIFICATE_FILE, "
+                f"{ENV_PREFIX}TASK_SECURITY_STORE: set all or none"
             )
-        for name in ("redis_tls_ca_file", "task_security_key_file", "task_security_certificate_file"):
-            path: Path | None = getattr(self, name)
-            if path is not None and not os.access(path, os.R_OK):
-                raise ValueError(f"{ENV_PREFIX}{name.upper()}={path}: there is no such file, or it cannot be read")
+        if self.task_security_key_file is not None and self.task_security_certificate_file is not None:
+            _named(
+                "task_security_key_file",
+                key_pair,
+                self.task_security_certificate_file,
+                self.task_security_key_file,
+            )
+        return self
+
+    @field_validator("redis_tls_ca_file", "kafka_ssl_ca_file", "clickhouse_tls_ca_file")
+    @classmethod
+    def _is_a_ca_file(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            certificates(value)
+        return value
+
+    @field_validator(
+        "kafka_ssl_certificate_file",
+        "kafka_ssl_key_file",
+        "task_security_key_file",
+        "task_security_certificate_file",
+    )
+    @classmethod
+    def _is_readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            content(value)
+        return value
+
+    @field_validator("task_security_store")
+    @classmethod
+    def _holds_certificates(cls, value: str) -> str:
+        if value:
+            certificate_store(value)
+        return value
+
+    @field_validator("google_credentials_file")
+    @classmethod
+    def _is_a_key_of_googles(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            google_credentials(value)
+        return value
+
+    @field_validator("clickhouse_url", "gcs_endpoint", "bigquery_endpoint", "flower_oauth_redirect_uri")
+    @classmethod
+    def _is_an_http_address(cls, value: str, info: ValidationInfo) -> str:
+        if value or info.field_name == "clickhouse_url":
+            http_url(value, credentials=CLICKHOUSE_LOGIN if info.field_name == "clickhouse_url" else "")
+        return value
+
+    @field_validator("kafka_brokers")
+    @classmethod
+    def _are_brokers(cls, value: str) -> str:
+        brokers(value)
+        return value
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _is_a_dsn(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if text and not re.fullmatch(r"https?://[^@/\s]+@[^@/\s]+/\S*\d+", text):
+            raise ValueError("is not of the form https://key@host/project")
+        return value
+
+    @model_validator(mode="after")
+    def _kafka_encryption_is_whole(self) -> Self:
+        encrypted, signed_in = "SSL" in self.kafka_security_protocol, "SASL" in self.kafka_security_protocol
+        pair = (self.kafka_ssl_certificate_file, self.kafka_ssl_key_file)
+        protocol = f"{ENV_PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol}"
+        if any(pair) and not all(pair):
+            raise ValueError(
+                f"{ENV_PREFIX}KAFKA_SSL_CERTIFICATE_FILE and {ENV_PREFIX}KAFKA_SSL_KEY_FILE: set both or none"
+            )
+        if pair[0] is not None and pair[1] is not None:
+            _named("kafka_ssl_key_file", key_pair, *pair, self.kafka_options.get(KEY_PASSWORD, ""))
+        if not encrypted and (self.kafka_ssl_ca_file is not None or any(pair)):
+            raise ValueError(f"{protocol} encrypts nothing, so the certificates are not used: set SSL or SASL_SSL")
+        if self.kafka_sasl_mechanism and not signed_in:
+            raise ValueError(
+                f"{ENV_PREFIX}KAFKA_SASL_MECHANISM={self.kafka_sasl_mechanism} is not used with {protocol}: "
+                "set SASL_SSL or SASL_PLAINTEXT, or leave the mechanism out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _first_waits_are_not_above_the_longest(self) -> Self:
+        not_above(self, "task_backoff_seconds", "task_backoff_seconds_max")
+        not_above(self, "breaker_cool_seconds", "breaker_cool_seconds_max")
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_of_clickhouse_are_used(self) -> Self:
+        if self.clickhouse_tls_ca_file is not None and not self.clickhouse_url.startswith("https:"):
+            raise ValueError(
+                f"{ENV_PREFIX}CLICKHOUSE_TLS_CA_FILE is not used with http://: use https:// in "
+                f"{ENV_PREFIX}CLICKHOUSE_URL, or leave the file out"
+            )
         return self
 
     @field_validator("kafka_options", mode="before")
@@ -282,14 +380,37 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _packed_objects_have_an_index(self) -> Self:
         if self.gcs_layout == "packed" and SinkName.CLICKHOUSE not in self.sinks:
-            raise ValueError("gcs_layout: packed needs the sink clickhouse, which holds the index")
+            raise ValueError(
+                f"{ENV_PREFIX}GCS_LAYOUT=packed needs the sink clickhouse, which holds the index: "
+                f"add it to {ENV_PREFIX}SINKS"
+            )
         return self
 
     @model_validator(mode="after")
     def _dead_letters_stay_on(self) -> Self:
         if SinkName.DEAD_LETTER not in self.sinks:
-            raise ValueError("sinks: dead_letter cannot be switched off, rejects would be lost")
+            raise ValueError(
+                f"{ENV_PREFIX}SINKS: dead_letter cannot be switched off, rejects would be lost: add it"
+            )
         return self
+
+
+def not_above(settings: Settings, low: str, high: str) -> None:
+    """Raises ValueError, with both names, when the first setting is above the second."""
+    first, second = getattr(settings, low), getattr(settings, high)
+    if first > second:
+        raise ValueError(
+            f"{ENV_PREFIX}{low.upper()}={first:g} is above {ENV_PREFIX}{high.upper()}={second:g}: "
+            "lower the first or raise the second"
+        )
+
+
+def _named(name: str, check: Callable[..., None], *arguments: object) -> None:
+    """Runs the check; its error begins with the setting's name."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{ENV_PREFIX}{name.upper()}: {error}") from None
 
 
 def _property_text(value: object) -> object:

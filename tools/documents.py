@@ -1,4 +1,5 @@
-"""Writes what the documents say because the code says it: pages of docs/, and the import table of ARCHITECTURE.md.
+"""Writes what the documents say because the code says it: pages of docs/, the import table of ARCHITECTURE.md,
+and the reader's names that the fleet knows.
 
 `python -m tools.documents` writes them, `--check` tells which are stale and exits with 1 if any is.
 """
@@ -66,7 +67,7 @@ def settings_page() -> Iterator[str]:
     yield (
         "Each is a variable of the environment, or a key (lower case, without `REPLAYS_`) of the TOML file that "
         "REPLAYS_SETTINGS_FILE names; the environment wins. Units are in the names. A value out of its range, and "
-        "a REPLAYS_* name that is no setting, stop the start with a message that says what is right. "
+        "an unknown REPLAYS_* name, stop the start with a message that says what is right. "
         "`replays-ingest check` looks at how they fit together, and at the servers."
     )
     shared = list(FleetSettings.model_fields.items())
@@ -157,15 +158,37 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/commands.md": commands_page,
     "docs/sinks.md": sinks_page,
 }
+READER_SETTINGS = "tasks/reader_settings.py"
 
 
 # Parts of pages that are written by hand: page -> name -> text.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {"ARCHITECTURE.md": {"imports": imports.table}}
 
 
+def reader_settings() -> str:
+    """tasks/reader_settings.py."""
+    names = sorted(Settings.model_fields.keys() - FleetSettings.model_fields.keys())
+    lines = [
+        '"""The names of the settings that only the reader has, so that workers know them too.',
+        "",
+        "Made by `python -m tools.documents`. Change ingest/settings.py, not this file.",
+        '"""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "READER_SETTINGS = frozenset(",
+        "    (",
+        *(f'        "{name}",' for name in names),
+        "    )",
+        ")",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def rendered() -> dict[str, str]:
     """Each page's path and its text."""
     pages = {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
+    pages[READER_SETTINGS] = reader_settings()
     for path, parts in PARTS.items():
         pages[path] = (ROOT / path).read_text()
         for name, make in parts.items():

@@ -60,13 +60,32 @@ CORE_BUILTINS_REFUSED = ("__import__", "breakpoint", "eval", "exec", "input", "o
 
 TABLE: tuple[Package, ...] = (
     Package(
-        ("tasks.errors", "tasks.guarded", "tasks.names", "tasks.printed", "tasks.units", "tasks.wire"),
+        (
+            "tasks.addresses",
+            "tasks.credential_files",
+            "tasks.errors",
+            "tasks.guarded",
+            "tasks.names",
+            "tasks.printed",
+            "tasks.reader_settings",
+            "tasks.units",
+            "tasks.wire",
+        ),
         ours=(),
         libraries={EVERYWHERE: ("msgspec",)},
     ),
     Package(
         ("tasks.cores", "tasks.loading", "tasks.settings"),
-        ours=("tasks.guarded", "tasks.printed", "tasks.units", "tasks.wire"),
+        ours=(
+            "tasks.addresses",
+            "tasks.credential_files",
+            "tasks.errors",
+            "tasks.guarded",
+            "tasks.printed",
+            "tasks.reader_settings",
+            "tasks.units",
+            "tasks.wire",
+        ),
         libraries={EVERYWHERE: ("click", "pydantic", "pydantic_settings")},
     ),
     Package(("tasks.kafka",), libraries={EVERYWHERE: ("confluent_kafka", "msgspec")}),
@@ -128,7 +147,7 @@ TABLE: tuple[Package, ...] = (
         },
     ),
     Package(
-        ("ingest.reader.kafka", "ingest.reader.ports", "ingest.reader.runtime"),
+        ("ingest.reader.kafka", "ingest.reader.kept", "ingest.reader.ports", "ingest.reader.runtime"),
         ours=("ingest.core", "tasks.kafka.records", "tasks.observe.loops", "tasks.units"),
         libraries={EVERYWHERE: ("structlog",), "ingest.reader.kafka": ("confluent_kafka",)},
     ),

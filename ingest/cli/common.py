@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -16,13 +17,14 @@ import click
 from packaging.requirements import Requirement
 from redis.exceptions import RedisError
 
-from ingest.settings import Settings, SettingsError, load
+from ingest.settings import Settings, load
 from tasks.connection import connect
 from tasks.coordination import Coordination
+from tasks.kafka.options import producer_options
 from tasks.printed import ascii_json, printable, without_secrets
 
 PACKAGE = "replays-ingest"
-EXIT_FAILED, EXIT_SETTINGS = 1, 2
+EXIT_FAILED = 1
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
 by_option = click.option(
@@ -70,12 +72,37 @@ def needs_extra(name: str) -> None:
 
 
 def settings() -> Settings:
-    """The settings, or exit code 2 with what is wrong and what is allowed."""
-    try:
-        return load()
-    except SettingsError as error:
-        click.echo(error.printed, err=True)
-        sys.exit(EXIT_SETTINGS)
+    """The settings of this command. Raises SettingsError, which click prints; the exit code is 2 then."""
+    context = click.get_current_context().find_root()
+    if not isinstance(context.obj, Settings):
+        loaded = load()
+        _verify_kafka(loaded)
+        context.obj = loaded
+    return context.obj
+
+
+def _verify_kafka(loaded: Settings) -> None:
+    from tasks.kafka.usable import is_plain, verify_consumer, verify_producer
+
+    if not is_plain(loaded):
+        from ingest.reader.configuration import consumer_config
+
+        verify_producer(producer_options(loaded))
+        verify_consumer(consumer_config(loaded))
+
+
+def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which begins by reading its settings: a wrong one is reported before anything is done.
+
+    That includes commands that use none of them: what they start inherits the same environment.
+    """
+
+    @wraps(command)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        settings()
+        return command(*arguments, **options)
+
+    return checked
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from ingest.cli import dlq, erase, local, operate, reconcile, replays, run, tenants
-from ingest.cli.common import as_json, settings
+from ingest.cli.common import as_json, settings, with_settings
 from tasks.settings import FILE_VARIABLE
 
 GROUPS = (operate, dlq, tenants, reconcile, erase, replays, local)
@@ -23,7 +24,7 @@ GROUPS = (operate, dlq, tenants, reconcile, erase, replays, local)
 @click.option(
     "--settings",
     "settings_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="TOML file of settings; REPLAYS_* variables win over it.",
 )
 @click.option("--dry-run", is_flag=True, help="Read, parse and batch, write to memory only, commit nothing, end.")
@@ -47,6 +48,22 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
         sys.exit(run.dry_run(loaded, messages, as_json) if dry_run else run.reader(loaded))
 
 
+def _add(group: click.Group, command: click.Command) -> None:
+    """Adds the command. It and those below it read their settings first, after `--help` had its turn."""
+    group.add_command(command)
+    for leaf in _leaves(command):
+        assert leaf.callback is not None, leaf.name
+        leaf.callback = with_settings(leaf.callback)
+
+
+def _leaves(command: click.Command) -> Iterator[click.Command]:
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            yield from _leaves(below)
+    else:
+        yield command
+
+
 for module in GROUPS:
     for command in module.COMMANDS:
-        main.add_command(command)
+        _add(main, command)

@@ -16,6 +16,7 @@ from rich.text import Text
 from ingest.cli.common import as_json, echo, echo_json, fail, settings
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
+from ingest.settings import SettingsError
 from tasks.printed import printable
 
 if TYPE_CHECKING:  # commands import what they run when they run
@@ -336,7 +337,9 @@ def web_command(port: int, no_login: bool) -> None:
     try:
         run(loaded, port, ready, login=not no_login)
     except OSError as error:
-        fail(f"cannot listen on port {port}: {error}")
+        raise SettingsError(
+            f"cannot listen on port {port} ({error}): choose another with --port, or stop the process that uses it"
+        ) from error
 
 
 COMMANDS = (replays_group, events_command, fetch_command, web_command)

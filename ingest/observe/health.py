@@ -16,6 +16,8 @@ from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.observe.probe_server import Probes
 
+HTTP_SETTING = "REPLAYS_HTTP"
+
 
 @dataclass
 class Health:
@@ -62,5 +64,5 @@ def serve(health: Health) -> Probes:
     """Starts the HTTP server of the settings. `.port` is where it listens, `.close()` ends it."""
     settings = health.settings
     return Probes(
-        settings.http_host, settings.http_port, health.live, health.ready, health.registry, setting="REPLAYS_HTTP"
+        settings.http_host, settings.http_port, health.live, health.ready, health.registry, setting=HTTP_SETTING
     )

@@ -118,15 +118,7 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def deadlines(settings: Settings) -> Iterable[Finding]:
-    """Settings that are each allowed and do not fit together."""
-    if settings.flush_deadline_seconds >= settings.staged_ttl_seconds:
-        yield Finding(
-            "staged bytes",
-            Severity.BAD,
-            "they expire before the flush deadline",
-            "raise REPLAYS_STAGED_TTL_SECONDS far above REPLAYS_FLUSH_DEADLINE_SECONDS",
-        )
-
+    """Settings that work together, and not well."""
     run_seconds_max = RUN_CALLS_MAX * settings.sink_timeout_seconds
     if settings.task_visibility_seconds <= run_seconds_max:
         yield Finding(

@@ -19,7 +19,7 @@ from ingest.core.model import Batch, Message
 from ingest.core.parse import REASONS, WARNINGS
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
-from ingest.observe.health import Health, serve, turned_seconds
+from ingest.observe.health import HTTP_SETTING, Health, serve, turned_seconds
 from ingest.observe.heartbeat import Heartbeat, HeartbeatSource
 from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
@@ -38,7 +38,7 @@ from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.observe import logs, telemetry
 from tasks.observe.loops import Guard, Loop
-from tasks.observe.probe_server import CannotListen
+from tasks.observe.probe_server import ensure_probes_can_listen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3
@@ -55,7 +55,11 @@ def reader_id(settings: Settings) -> str:
 
 
 def run(settings: Settings) -> int:
-    """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted."""
+    """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted.
+
+    Raises CannotListen when the port of the probes is in use, before anything is connected to.
+    """
+    ensure_probes_can_listen(settings.http_host, settings.http_port, setting=HTTP_SETTING)
     logs.configure(settings)
     telemetry.configure(settings, service="replays-reader")
     reader = Reader(settings)
@@ -108,7 +112,10 @@ class Reader:
         self.inbox.put(on.ShutdownRequested())
 
     def run(self) -> int:
-        """Runs until shut down. Returns the exit code. Whatever ends it, everything that was started is closed."""
+        """Runs until shut down. Returns the exit code. Whatever ends it, everything that was started is closed.
+
+        Raises ReaderFailed, or CannotListen when the port of the probes is in use.
+        """
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
             closing.callback(self._close, "parser", self.parser.close)
@@ -142,7 +149,7 @@ class Reader:
                 http=self.heartbeat.http,
             )
             stop = self.runtime.run()
-        except (ConsumerFailed, CannotListen) as failure:
+        except ConsumerFailed as failure:
             raise ReaderFailed(str(failure)) from failure
         log.info("reader_stopped", clean=stop.clean, halted=self.pipeline.halted)
         return EXIT_HALTED if self.pipeline.halted else 0

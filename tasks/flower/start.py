@@ -17,8 +17,10 @@ import flower.command
 from celery import Celery
 from flower.app import Flower
 
+from tasks.configuration import current
 from tasks.flower.handlers import extend
 from tasks.loading import SettingsError, load_fleet
+from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
 
 BASIC_AUTH_PASSWORD_MIN = 8
@@ -36,10 +38,8 @@ class FlowerRefused(SettingsError):
 
 def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
     """Runs Flower for this app until SIGTERM. `arguments` are Flower's own. Raises FlowerRefused."""
-    found = options(settings)
+    options(settings)
     guard()
-    if not any(argument.startswith(("--port", "--address")) for argument in arguments):
-        print(f"Flower listens on http://{found['address']}:{found['port']}", file=sys.stderr, flush=True)
     app.start(["flower", *arguments])
 
 
@@ -54,6 +54,7 @@ def guard() -> None:
     theirs: Callable[..., None] = flower.command.flower.callback
 
     def ours(**arguments: Any) -> None:
+        current()  # wrong settings are refused before Flower does anything
         for name, value in options(load_fleet()).items():
             setattr(flower.command.options, name, value)
         theirs(**arguments)
@@ -62,15 +63,27 @@ def guard() -> None:
 
 
 class ClosedFlower(Flower):  # type: ignore[misc]
-    """Flower with our handlers. Raises FlowerRefused when its options, from wherever they came, let anybody in."""
+    """Flower with our handlers.
+
+    Raises FlowerRefused when its options, from wherever they came, let anybody in, or name a port that is in use.
+    """
 
     def __init__(self, options: Any, **others: Any) -> None:
         if options.auth:
             _refuse_everybody(options.auth)
         else:
             _refuse_open(options.basic_auth or ())
+        if not options.unix_socket:
+            _ensure_free(options.address, options.port)
         extend()
         super().__init__(options=options, **others)
+
+    def start_http_server(self) -> int | None:
+        """Listens, and says where."""
+        port: int | None = super().start_http_server()
+        if port is not None:
+            print(f"Flower listens on http://{self.options.address or '*'}:{port}", file=sys.stderr, flush=True)
+        return port
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -102,6 +115,16 @@ def _authentication(settings: Settings) -> dict[str, Any]:
         raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_PROVIDER={provider} also needs values for {', '.join(missing)}")
     _refuse_everybody(needed["auth"])
     return {**needed, "auth_provider": PROVIDERS[provider]}
+
+
+def _ensure_free(host: str, port: int) -> None:
+    try:
+        ensure_free(host, port)
+    except (OSError, OverflowError) as error:
+        raise FlowerRefused(
+            f"Flower cannot listen on {host}:{port} ({error}): set REPLAYS_FLOWER_PORT and REPLAYS_FLOWER_HOST to "
+            "a free address of this machine, or stop the process that uses it"
+        ) from error
 
 
 def _refuse_open(people: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import prometheus_client.values
 from celery import signals
@@ -24,12 +24,12 @@ from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.observe.meters import Meters, dogstatsd
 from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
-from tasks.observe.probe_server import CannotListen, Probes
+from tasks.observe.probe_server import CannotListen, Probes, ensure_probes_can_listen
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
 
 log = logging.getLogger(__name__)
-EXIT_FAILED = 1
+HTTP_SETTING = "REPLAYS_WORKER_HTTP"
 READY_SILENT_SECONDS_MAX = 15.0  # a worker shows itself to the broker every two seconds
 
 
@@ -139,6 +139,7 @@ def ready() -> dict[str, str]:
 
 def connect() -> None:
     """Ties this module to the life of a worker. Importing it does nothing."""
+    signals.celeryd_init.connect(_on_start, weak=False)
     signals.worker_init.connect(_on_init, weak=False)
     signals.worker_ready.connect(_on_ready, weak=False)
     signals.heartbeat_sent.connect(_on_heartbeat, weak=False)
@@ -146,6 +147,16 @@ def connect() -> None:
     signals.worker_shutdown.connect(_on_shutdown, weak=False)
     signals.task_prerun.connect(_on_prerun, weak=False)
     signals.task_postrun.connect(_on_postrun, weak=False)
+
+
+def _on_start(**_: Any) -> None:
+    """Before the banner and the first line. `_serve` may still find a port that was taken meanwhile."""
+    settings = load_fleet()
+    if settings.worker_http_port > 0:
+        try:
+            ensure_probes_can_listen(settings.worker_http_host, settings.worker_http_port, setting=HTTP_SETTING)
+        except CannotListen as error:
+            _end(error)
 
 
 def _on_init(**_: Any) -> None:
@@ -172,10 +183,14 @@ def _on_ready(**_: Any) -> None:
 def _serve(settings: Settings) -> Probes:
     host, port = settings.worker_http_host, settings.worker_http_port
     try:
-        return Probes(host, port, live, ready, registry, setting="REPLAYS_WORKER_HTTP")
+        return Probes(host, port, live, ready, registry, setting=HTTP_SETTING)
     except CannotListen as error:
-        log.critical("%s", error)
-        raise SystemExit(EXIT_FAILED) from error  # Celery would log any other exception, and run on unobserved
+        _end(error)
+
+
+def _end(error: CannotListen) -> NoReturn:
+    error.show()
+    raise SystemExit(error.exit_code) from error  # Celery would log any other exception, and run on unobserved
 
 
 def _on_heartbeat(**_: Any) -> None:

@@ -5,6 +5,7 @@ Loopback unless told otherwise, no other path, GET and HEAD only, a few threads 
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,11 +15,36 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from tasks.loading import SettingsError
+
 REQUEST_SECONDS_MAX = 10.0
 
 
-class CannotListen(Exception):
+class CannotListen(SettingsError):
     """The address is in use or not ours. The text says which and what to do."""
+
+    def __init__(self, host: str, port: int, setting: str, error: Exception) -> None:
+        super().__init__(
+            f"cannot serve probes and metrics on {host}:{port} ({error}): set {setting}_PORT and "
+            f"{setting}_HOST to a free address of this machine, or stop the process that uses it"
+        )
+
+
+def ensure_free(host: str, port: int) -> None:
+    """Raises OSError or OverflowError when nothing can listen there now. Keeps nothing open; port 0 is free."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:1]:
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+            tried.listen(1)
+
+
+def ensure_probes_can_listen(host: str, port: int, *, setting: str) -> None:
+    """Raises CannotListen when `Probes` could not listen there now: known before anything else is started."""
+    try:
+        ensure_free(host, port)
+    except (OSError, OverflowError) as error:
+        raise CannotListen(host, port, setting, error) from error
 
 
 Checks = Mapping[str, str]  # name of what was looked at -> "" when well, else what is wrong
@@ -66,10 +92,7 @@ class Probes:
         try:
             self._server = ThreadingHTTPServer((host, port), Handler)
         except (OSError, OverflowError) as error:
-            raise CannotListen(
-                f"cannot serve probes and metrics on {host}:{port} ({error}): set {setting}_PORT and "
-                f"{setting}_HOST to a free address of this machine, or stop the process that uses it"
-            ) from error
+            raise CannotListen(host, port, setting, error) from error
         self._server.daemon_threads = True
         self.host = host
         self.port = int(self._server.server_address[1])

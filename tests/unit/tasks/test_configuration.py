@@ -52,10 +52,9 @@ def test_a_celery_command_with_a_wrong_setting_says_which_and_exits_with_2(words
     done = run("-m", "celery", "-A", "tasks", *words, **WRONG)
 
     assert done.returncode == 2, done.stderr
-    first, *mistakes = done.stderr.strip().splitlines()
-    assert first == "wrong settings:"
-    assert [line.split("=")[0].strip() for line in mistakes] == ["REPLAYS_REDIS_TIMEOUT_SECONDS"]
-    assert "0.1 to 60" in mistakes[0]
+    (mistake,) = done.stderr.strip().splitlines()
+    assert mistake.startswith("wrong setting: REPLAYS_REDIS_TIMEOUT_SECONDS=")
+    assert "0.1 to 60" in mistake
     assert done.stdout == ""
 
 

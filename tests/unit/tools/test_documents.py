@@ -37,7 +37,7 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
 
     with pytest.raises(
-        SettingsError, match="REPLAYS_BATCH_BYTE_MAX is no setting; did you mean REPLAYS_BATCH_BYTES_MAX"
+        SettingsError, match="REPLAYS_BATCH_BYTE_MAX is an unknown setting; did you mean REPLAYS_BATCH_BYTES_MAX"
     ):
         load()
 

@@ -149,13 +149,13 @@ def test_a_worker_without_its_broker_is_not_ready_but_lives(fleet: Fleet, port: 
 
 
 def test_a_worker_whose_port_is_taken_ends_and_says_so(fleet: Fleet, port: int):
-    """given another process on its port, when a worker is ready, then it does not run on without probes"""
+    """given another process on its port, when a worker starts, then it ends before it takes a task"""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")
 
     log = worker.log_path.read_text()
-    assert worker.returncode == 1
+    assert worker.returncode == 2
     assert f"127.0.0.1:{port}" in log
     assert "set REPLAYS_WORKER_HTTP_PORT" in log
     assert "Traceback" not in log

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer
 
+from ingest.local.servers.tls import make_certificates
 from ingest.reader.configuration import consumer_config
 from ingest.settings import Settings
 from tasks.kafka.options import REDACTED, kafka_options, producer_options, without_secrets
@@ -42,21 +44,22 @@ def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
     }
 
 
-def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch):
+def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The authority, our certificate and its key, as paths: librdkafka reads them."""
+    made = make_certificates(tmp_path)
     options = kafka_options(
         settings(
             monkeypatch,
             kafka_security_protocol="SSL",
-            kafka_ssl_ca_file="/tls/ca.pem",
-            kafka_ssl_certificate_file="/tls/client.pem",
-            kafka_ssl_key_file="/tls/client.key",
+            kafka_ssl_ca_file=str(made.ca),
+            kafka_ssl_certificate_file=str(made.client_certificate),
+            kafka_ssl_key_file=str(made.client_key),
         )
     )
 
-    assert options["ssl.ca.location"] == "/tls/ca.pem"
-    assert options["ssl.certificate.location"] == "/tls/client.pem"
-    assert options["ssl.key.location"] == "/tls/client.key"
+    assert options["ssl.ca.location"] == str(made.ca)
+    assert options["ssl.certificate.location"] == str(made.client_certificate)
+    assert options["ssl.key.location"] == str(made.client_key)
     assert "sasl.mechanism" not in options
 
 

@@ -1,0 +1,45 @@
+"""The forms of addresses that settings hold.
+
+Each function raises ValueError with the form that is right. The text never repeats the address, which may hold a
+password.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, urlsplit
+
+PORT_MAX = 65_535
+BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes them before a broker
+
+
+def http_url(text: str, *, credentials: str = "") -> SplitResult:
+    """`http://host[:port][/path]`, or https. `credentials`: what to set instead of user and password in it."""
+    url = _split(text)
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("is not of the form http://host[:port][/path], or https:// for TLS")
+    if url.username is not None or url.password is not None:
+        raise ValueError(f"holds a user or a password, which is ignored there: {credentials or 'remove them'}")
+    if url.query or url.fragment:
+        raise ValueError("holds options after ? or #, which are ignored there: remove them")
+    return url
+
+
+def brokers(text: str) -> None:
+    """`host[:port]`, several with commas."""
+    for entry in text.split(","):
+        scheme, separator, rest = entry.strip().rpartition("://")
+        url = _split(f"kafka://{rest}")
+        wrong_scheme = separator and scheme.lower() not in BROKER_SCHEMES
+        if wrong_scheme or url is None or not url.hostname or url.path or url.username is not None:
+            raise ValueError("is not of the form host:port, several with commas")
+
+
+def _split(text: str) -> SplitResult | None:
+    """None: a port that is no number, a bracket that is not closed, a space."""
+    if any(character.isspace() or not character.isprintable() for character in text):
+        return None
+    try:
+        url = urlsplit(text)
+        return None if url.port is not None and not 0 < url.port <= PORT_MAX else url
+    except ValueError:
+        return None

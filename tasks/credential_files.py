@@ -1,0 +1,70 @@
+"""What has to be in the files that settings name: certificates, keys, a service account.
+
+Each function raises ValueError that says what is wrong with the file. A wrong file is then reported at the start,
+not by the first connection.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from glob import glob
+from pathlib import Path
+
+
+def content(path: Path) -> bytes:
+    """The bytes of the file."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError("there is no such file: correct the path or mount the file") from None
+    except (OSError, ValueError) as error:  # a directory, no permission, a path with a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"the file cannot be read ({reason}): correct the path or its permissions") from None
+
+
+def certificates(path: Path) -> None:
+    """At least one certificate in PEM."""
+    content(path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except (ssl.SSLError, OSError):
+        raise ValueError("holds no certificate in PEM: name a file with -----BEGIN CERTIFICATE-----") from None
+
+
+def certificate_store(pattern: str) -> None:
+    """A glob of files that each hold a certificate in PEM; at least one."""
+    found = glob(pattern)
+    if not found:
+        raise ValueError("matches no file: correct the pattern, or mount the certificates")
+    for path in found:
+        try:
+            certificates(Path(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def key_pair(certificate: Path, key: Path, password: str = "") -> None:
+    """A certificate in PEM and the private key that belongs to it. `password` decrypts the key."""
+    content(certificate)
+    content(key)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: password)
+    except (ssl.SSLError, OSError) as error:
+        reason = getattr(error, "reason", None) or "unreadable"
+        raise ValueError(
+            f"the files are no certificate and its private key in PEM ({str(reason).lower().replace('_', ' ')}): "
+            "name a pair that belongs together"
+        ) from None
+
+
+def google_credentials(path: Path) -> None:
+    """Credentials as Google's client libraries read them: a JSON object with a `type`."""
+    try:
+        found = json.loads(content(path))
+    except ValueError as error:
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise ValueError("holds no JSON: name a key file of a service account") from None
+        raise
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise ValueError("holds no credentials of Google's (no `type`): name a key file of a service account")

@@ -1,0 +1,321 @@
+"""Every command with every kind of wrong setting: one line that names the setting and what to do, exit code 2.
+
+Commands are found in the command line itself, so a new one is included. Ours run in this process; those of
+`celery`, and whatever listens, in forks of one process that has loaded everything (`tests.kit.forked_commands`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli.main import main
+from ingest.local.servers.tls import make_certificates
+from tests.kit.forked_commands import Ended, ForkedCommands
+
+SECRET = "hunter2-of-this-test"
+SIBLING_COMMANDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """One wrong setting. `names`: all of them have to be in the line. `reader`: workers do not read it.
+
+    `kind`: the first of its kind, which every command meets; siblings are met by some commands each.
+    """
+
+    id: str
+    variables: dict[str, str]
+    names: tuple[str, ...]
+    reader: bool = False
+    kind: bool = False
+
+
+def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> Broken:
+    """Values by lower-case names; without `names` the line has to name each of them."""
+    variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
+    return Broken(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
+
+
+# {folder}, {pem} (a CA), {key} (a private key of another certificate) and {text} (no PEM) are filled in.
+BROKEN = (
+    broken("no number", kind=True, redis_timeout_seconds="soon"),
+    broken("no number, of the reader", reader=True, batch_messages_max="many"),
+    broken("no integer", gcs_connections="1.5"),
+    broken("no boolean", tracing="perhaps"),
+    broken("empty number", sink_timeout_seconds=""),
+    broken("not a number", sink_timeout_seconds="nan"),
+    broken("out of range", kind=True, sink_timeout_seconds="0"),
+    broken("out of range, of the reader", reader=True, http_port="65536"),
+    broken("infinite", sink_timeout_seconds="inf"),
+    broken("port out of range", flower_port="70000"),
+    broken("no choice", kind=True, log_level="loud"),
+    broken("no sink", sinks="gcs,kafka,dead_letter"),
+    broken("no dead letters", sinks="gcs"),
+    broken("pattern", key_prefix="Not Allowed"),
+    broken("empty text", kafka_topic=""),
+    broken("unknown setting", kind=True, redis_ulr="redis://127.0.0.1"),
+    broken("unknown setting like no other", wxyz="1"),
+    broken("no TOML", "REPLAYS_SETTINGS_FILE", kind=True, settings_file="{folder}/broken.toml"),
+    broken("TOML in another encoding", settings_file="{folder}/latin.toml"),
+    broken("no settings file", kind=True, settings_file="/nowhere/replays.toml"),
+    broken("settings file is a folder", settings_file="{folder}"),
+    broken("unknown key", ["redis_ulr", "REPLAYS_SETTINGS_FILE"][0], settings_file="{folder}/unknown.toml"),
+    broken("wrong value in the file", "REPLAYS_REDIS_TIMEOUT_SECONDS", settings_file="{folder}/wrong.toml"),
+    broken("table in the file", "REPLAYS_REDIS_TIMEOUT_SECONDS", settings_file="{folder}/table.toml"),
+    *(
+        broken(f"{name}: {id}", f"REPLAYS_{name.upper()}", kind=id == "missing", **{**more, name: path})
+        for name, more in {
+            "redis_tls_ca_file": {"redis_url": "rediss://127.0.0.1"},
+            "kafka_ssl_ca_file": {"kafka_security_protocol": "SSL"},
+            "clickhouse_tls_ca_file": {"clickhouse_url": "https://127.0.0.1"},
+        }.items()
+        for id, path in {"missing": "/nowhere/ca.pem", "a folder": "{folder}", "no PEM": "{text}"}.items()
+    ),
+    broken("certificate without key", "REPLAYS_KAFKA_SSL_CERTIFICATE_FILE", kafka_security_protocol="SSL",
+           kafka_ssl_certificate_file="{pem}"),
+    broken("no pair", "REPLAYS_KAFKA_SSL_KEY_FILE", kafka_security_protocol="SSL",
+           kafka_ssl_certificate_file="{pem}", kafka_ssl_key_file="{key}"),
+    broken("certificates without encryption", "REPLAYS_KAFKA_SECURITY_PROTOCOL", kafka_ssl_ca_file="{pem}"),
+    broken("certificates for plain text", clickhouse_tls_ca_file="{pem}"),
+    broken("no credentials of Google's", google_credentials_file="/nowhere/key.json"),
+    broken("credentials that are no JSON", kind=True, google_credentials_file="{text}"),
+    broken("signing key without the rest", kind=True, task_security_key_file="{key}"),
+    broken("trusted by nobody", "REPLAYS_TASK_SECURITY_STORE", task_security_key_file="{key}",
+           task_security_certificate_file="{pem}", task_security_store="/nowhere/*.pem"),
+    broken("redis over http", kind=True, redis_url="http://127.0.0.1:6379"),
+    broken("redis without a scheme", redis_url="127.0.0.1:6379"),
+    broken("clickhouse over its own protocol", kind=True, clickhouse_url="clickhouse://127.0.0.1:9000"),
+    broken("clickhouse without a host", clickhouse_url="http://"),
+    broken("clickhouse with a wrong port", clickhouse_url="http://127.0.0.1:port"),
+    broken("clickhouse with a password", "REPLAYS_CLICKHOUSE_URL REPLAYS_CLICKHOUSE_PASSWORD",
+           clickhouse_url=f"http://default:{SECRET}@127.0.0.1:8123"),
+    broken("clickhouse with options", clickhouse_url="http://127.0.0.1:8123/?database=mine"),
+    broken("cloud storage over gs", gcs_endpoint="gs://replays"),
+    broken("bigquery without a scheme", bigquery_endpoint="127.0.0.1:9050"),
+    broken("brokers over http", kind=True, kafka_brokers="http://127.0.0.1:9092"),
+    broken("brokers with a wrong port", kafka_brokers="127.0.0.1:9092,127.0.0.1:many"),
+    broken("no address of sentry", sentry_dsn=f"sentry.example.com/{SECRET}"),
+    broken("options that are no JSON", kafka_options="{fetch"),
+    broken("options that are a list", kafka_options='["fetch.min.bytes"]'),
+    broken("guarded option", kafka_options='{"enable.auto.commit": "true"}'),
+    broken("unknown option", kind=True, kafka_options='{"no.such.property": "1"}'),
+    broken("option out of range", kafka_options='{"socket.timeout.ms": "-5"}'),
+    broken("no mechanism", "REPLAYS_KAFKA_", kafka_security_protocol="SASL_PLAINTEXT"),
+    broken("mechanism without a protocol", "REPLAYS_KAFKA_SASL_MECHANISM", kafka_sasl_mechanism="PLAIN"),
+    broken("drain after the session", reader=True, drain_deadline_seconds="40",
+           kafka_session_timeout_seconds="30"),
+    broken("batch above what may be in flight", reader=True, batch_bytes_max="2097152",
+           in_flight_bytes_max="1048576"),
+    broken("first retry above the longest", reader=True, retry_backoff_seconds="20",
+           retry_backoff_seconds_max="10"),
+    broken("bytes that expire before the deadline", "REPLAYS_STAGED_TTL_SECONDS", reader=True,
+           staged_ttl_seconds="600", flush_deadline_seconds="600"),
+    broken("first backoff above the longest", kind=True, task_backoff_seconds="20", task_backoff_seconds_max="10"),
+    broken("cool-down above the longest", breaker_cool_seconds="20", breaker_cool_seconds_max="10"),
+    broken("packed without an index", "REPLAYS_GCS_LAYOUT", gcs_layout="packed", sinks="gcs,dead_letter"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What placeholders stand for."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "broken.toml").write_text("kafka_topic = \n")
+    (folder / "latin.toml").write_bytes('kafka_topic = "gr\xfcn"\n'.encode("latin-1"))
+    (folder / "unknown.toml").write_text('redis_ulr = "redis://127.0.0.1"\n')
+    (folder / "wrong.toml").write_text('redis_timeout_seconds = "soon"\n')
+    (folder / "table.toml").write_text("[redis_timeout_seconds]\nseconds = 5\n")
+    (folder / "text").write_text("this is no certificate\n")
+    made = make_certificates(folder / "made")
+    return {
+        "folder": str(folder),
+        "text": str(folder / "text"),
+        "pem": str(made.ca),
+        "key": str(made.client_key),
+    }
+
+
+@pytest.fixture(autouse=True)
+def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is set but what a test sets."""
+    for name in list(os.environ):
+        if name.startswith("REPLAYS_"):
+            monkeypatch.delenv(name)
+
+
+def filled(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
+    """The variables with placeholders replaced."""
+    for name, value in files.items():
+        variables = {variable: text.replace(f"{{{name}}}", value) for variable, text in variables.items()}
+    return variables
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every command that does something, by its words: the reader, which has none, too."""
+    if isinstance(command, click.Group):
+        if command.invoke_without_command:
+            yield path
+        for name, below in command.commands.items():
+            yield from leaves(below, (*path, name))
+    else:
+        yield path
+
+
+def words(path: tuple[str, ...], folder: str) -> list[str]:
+    """The command with something for everything that it requires."""
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    given = [*path]
+    for parameter in command.params if path else ():
+        if parameter.required:
+            value = _value(parameter.type, folder)
+            given += [parameter.opts[0], value] if isinstance(parameter, click.Option) else [value]
+    return given
+
+
+def _value(kind: Any, folder: str) -> str:
+    if isinstance(kind, click.File | click.Path):
+        return f"{folder}/text"
+    return "1" if isinstance(kind, click.IntRange | click.FloatRange) else "a" * 32
+
+
+COMMANDS = list(leaves(main))
+LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
+CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
+
+
+def meeting(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """All commands for the first of a kind; a few for each sibling, other ones each time."""
+    if case.kind:
+        return list(commands)
+    first = BROKEN.index(case)
+    return [commands[(first * SIBLING_COMMANDS + number) % len(commands)] for number in range(SIBLING_COMMANDS)]
+
+
+def expect_one_line(ended: Ended, names: tuple[str, ...], who: str) -> None:
+    """Exit code 2, nothing on standard output, and one line that helps."""
+    assert ended.exit_code == 2, (who, ended)
+    assert len(ended.stderr.splitlines()) == 1, (who, ended)
+    for name in names:
+        assert name in ended.stderr, (who, ended)
+    assert "Traceback" not in ended.stderr, (who, ended)
+    assert SECRET not in ended.stderr, (who, ended)
+    assert any(word in ended.stderr for word in WHAT_TO_DO), (who, ended)
+    assert ended.stdout == "", (who, ended)
+
+
+WHAT_TO_DO = (
+    "allowed", "set ", "correct", "remove", "did you mean", "is not of the form", "write it as", "save it",
+    "lower", "add it", "name a", "choose",  "use ", "cannot be set", "Input should be",
+)  # fmt: skip
+
+
+def test_the_commands_were_found() -> None:
+    """The reader, single commands and commands of groups."""
+    assert {(), ("check",), ("batches", "retry"), ("local", "up"), ("demo",)} <= set(COMMANDS)
+    assert len(COMMANDS) > 25
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.id)
+def test_every_command_refuses_it_in_one_line(
+    case: Broken, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given a wrong setting, when any command starts, then it says which and what to do, and does nothing"""
+    for name, value in filled(case.variables, files).items():
+        monkeypatch.setenv(name, value)
+    for path in meeting(case, COMMANDS):
+        found = CliRunner().invoke(main, words(path, files["folder"]))
+
+        assert not isinstance(found.exception, Exception), (path, found.exception)
+        ended = Ended(found.exit_code, found.stdout, found.stderr)
+        expect_one_line(ended, case.names, " ".join(path) or "the reader")
+
+
+def test_a_settings_file_that_is_named_on_the_command_line(files: dict[str, str]) -> None:
+    """given --settings with each file that is none, then it is refused as the variable's would be"""
+    for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("REPLAYS_SETTINGS_FILE", "")
+            found = CliRunner().invoke(main, ["--settings", f"{files['folder']}/{name}", "status"])
+        expect_one_line(Ended(found.exit_code, found.stdout, found.stderr), (name,), name)
+
+
+def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given a wrong setting, when help is asked for, then it is given"""
+    monkeypatch.setenv("REPLAYS_REDIS_TIMEOUT_SECONDS", "soon")
+    for path in COMMANDS:
+        assert CliRunner().invoke(main, [*path, "--help"]).exit_code == 0, path
+
+
+def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given three wrong settings, then each is told at once"""
+    for name, value in {"REDIS_TIMEOUT_SECONDS": "soon", "LOG_LEVEL": "loud", "REDIS_ULR": "x"}.items():
+        monkeypatch.setenv(f"REPLAYS_{name}", value)
+
+    found = CliRunner().invoke(main, ["status"])
+
+    assert found.exit_code == 2
+    assert [line.split("REPLAYS_")[0] for line in found.stderr.splitlines()] == ["wrong setting: "] * 3
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[ForkedCommands]:
+    """Runs commands in forks of one process that has imported them all."""
+    with ForkedCommands() as running:
+        yield running
+
+
+@pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
+def test_celerys_commands_refuse_it_in_one_line(
+    case: Broken, files: dict[str, str], forked: ForkedCommands
+) -> None:
+    """given a wrong setting, when a worker or Flower starts, then it says which and what to do, and ends"""
+    variables = LOCKED | filled(case.variables, files)
+    for command in CELERY[:2] if case.kind else meeting(case, CELERY)[:1]:
+        ended = forked.run("celery", "-A", "tasks", *command, **variables)
+
+        expect_one_line(ended, case.names, " ".join(command))
+
+
+def test_the_readers_values_are_left_to_the_reader(forked: ForkedCommands) -> None:
+    """given an environment that reader and workers share, when a worker's configuration is read, then no name of
+    the reader's is unknown to it"""
+    ended = forked.run("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
+
+    assert ended.exit_code == 0, ended
+
+
+LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("replays-ingest",), "REPLAYS_HTTP_PORT"),
+    (("replays-ingest", "web", "--port"), ""),
+    (("replays-ingest", "flower"), "REPLAYS_FLOWER_PORT"),
+    (("celery", "-A", "tasks", "flower"), "REPLAYS_FLOWER_PORT"),
+    (("celery", "-A", "tasks", "worker"), "REPLAYS_WORKER_HTTP_PORT"),
+)
+
+
+@pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
+def test_a_port_in_use_is_refused_in_one_line(
+    command: tuple[str, ...], setting: str, forked: ForkedCommands
+) -> None:
+    """given a port that another process listens on, when something wants it, then it says how to choose another"""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}
+        if setting:
+            variables[setting] = port
+        else:
+            command = (*command, port)
+        ended = forked.run(*command, **variables)
+
+    expect_one_line(ended, (setting or "--port", port), " ".join(command))
