@@ -67,7 +67,7 @@ cost-search: $(STAMP) ## messages grown to cost as much as possible, against the
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu)
 
-gameday: $(STAMP) ## fourteen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
+gameday: $(STAMP) ## seventeen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json
 
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test

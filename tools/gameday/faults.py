@@ -27,6 +27,11 @@ BANNED_SEGMENT = 60_606
 TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
 BEYOND_THE_END = 100_000
 BY = ("--by", "gameday")
+WRONG_LOGIN = {
+    "REPLAYS_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+    "REPLAYS_KAFKA_SASL_USERNAME": "replays-ingest",
+    "REPLAYS_KAFKA_SASL_PASSWORD": "not-the-password",
+}
 
 # Readers and workers
 
@@ -75,6 +80,41 @@ def outlive_session(game: Game) -> None:
 
 def nothing_to_do(game: Game) -> None:
     game.step("nothing: it happened once")
+
+
+# Kafka
+
+
+def kill_kafka(game: Game) -> None:
+    game.stack.servers["kafka"].kill()
+
+
+def start_kafka(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("Kafka is started again, with its data")
+    game.stack.servers["kafka"].restart(kill=True)
+
+
+def refuse_login(game: Game) -> None:
+    """The readers are deployed with a protocol that the brokers do not speak: no login ever succeeds."""
+    restart_readers(game, wait=False, REPLAYS_KAFKA_SECURITY_PROTOCOL="SASL_PLAINTEXT", **WRONG_LOGIN)
+
+
+def correct_login(game: Game) -> None:
+    game.step("the Secret is corrected and the readers are restarted")
+    restart_readers(game)
+
+
+def stop_producers(game: Game) -> None:
+    game.load.silent = True
+
+
+def start_producers(game: Game) -> None:
+    ends = dict(game.load.ends)
+    game.step(
+        f"kafka-get-offsets: the log ends at {sum(ends.values())} and does not grow; the producers start again"
+    )
+    game.load.silent = False
 
 
 # Redis
@@ -240,12 +280,13 @@ def ordinary_ratio(game: Game) -> None:
     restart_readers(game)
 
 
-def restart_readers(game: Game, **settings: str) -> None:
+def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
     for name in READERS:
         child = game.fleet.children[name]
         game.fleet.stop(child)
         game.run(name, **settings)
-        game.until(lambda child=child: is_up(child), 60, f"{name} to be up")  # type: ignore[misc]
+        if wait:
+            game.until(lambda child=child: is_up(child), 60, f"{name} to be up")  # type: ignore[misc]
 
 
 def commit_beyond_the_end(game: Game) -> None:
@@ -278,6 +319,8 @@ def execute(game: Game, sql: str) -> None:
 
 
 TWO_READERS = 'count(up{job="replays-reader"} == 1) == 2'
+ALL_ASSIGNED = "sum(replays_reader_partitions_assigned) == 4"
+CONSUMING = "sum(rate(replays_reader_messages_consumed_total[5s])) > 0"
 COMPLETING = "sum(rate(replays_worker_completions_total[5s])) > 0"
 NOTHING_PARKED = "max(replays_reader_parked_oldest_seconds) == 0"
 ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max_bytes > 0)) < 0.7"
@@ -297,8 +340,11 @@ FAULTS = (
         "ReplaysPartitionsLost",
         outlive_session,
         nothing_to_do,
-        "sum(replays_reader_partitions_assigned) == 4",
+        ALL_ASSIGNED,
     ),
+    Fault("Kafka killed", "ReplaysNothingAssigned", kill_kafka, start_kafka, ALL_ASSIGNED),
+    Fault("readers cannot log in to Kafka", "ReplaysNothingAssigned", refuse_login, correct_login, ALL_ASSIGNED),
+    Fault("the producers stop", "ReplaysNothingConsumed", stop_producers, start_producers, CONSUMING),
     Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
     Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, ROOM_IN_REDIS),
     Fault(

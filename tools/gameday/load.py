@@ -21,13 +21,14 @@ GARBAGE_PROJECT = 4242
 class Load(threading.Thread):
     """A steady stream of segments that Relay received just now, until `close`.
 
-    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed. `ends`: log end by
-    partition, of what was acknowledged.
+    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed. `silent`: none is sent.
+    `ends`: log end by partition, of what was acknowledged.
     """
 
     def __init__(self, settings: Settings, rate: float) -> None:
         super().__init__(name="load", daemon=True)
         self.garbage_share, self.garbage_project = 0.0, GARBAGE_PROJECT
+        self.silent = False
         self.ends: dict[int, int] = {}
         self.messages = 0
         self.error = ""
@@ -44,6 +45,8 @@ class Load(threading.Thread):
                 self._producer.poll(min(left, 0.1))
             if self._over.is_set():
                 return
+            if self.silent:
+                continue
             self.send(received_at(value, int(time.time())))
             owed += self.garbage_share
             while owed >= 1:

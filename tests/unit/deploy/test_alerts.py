@@ -17,7 +17,7 @@ from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tests.kit.paths import ROOT
 
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-TESTS = ROOT / "deploy" / "prometheus" / "alerts_test.yml"
+TESTS = [ROOT / "deploy" / "prometheus" / name for name in ("alerts_test.yml", "objective_test.yml")]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 METRIC = re.compile(r"\breplays_[a-z_]+\b")
 KNOWN = {name for definition in (*READER, *WORKER) for name in definition.prometheus_names}
@@ -26,7 +26,7 @@ LABELS = {
     for definition in (*READER, *WORKER)
     for name in definition.prometheus_names
 }
-TARGET_LABELS = {"job", "instance"}
+TARGET_LABELS = {"job", "instance", "namespace", "topic"}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 
@@ -91,6 +91,8 @@ def test_the_runbook_names_only_what_exists():
     anchors = {line[4:].strip().lower() for line in text.splitlines() if line.startswith("### ")}
     for link in re.findall(r"\]\(#([a-z0-9-]+)\)", text):
         assert link in anchors, link
+    for panel in re.findall(r'[Pp]anels? ("[^."]+"(?:(?:,| and) "[^."]+")*)', text):
+        assert set(re.findall(r'"([^"]+)"', panel)) <= {each["title"] for each in panels()}, panel
     for fault in range(1, 13):
         assert f"### Fault {fault}: " in text
 
@@ -99,7 +101,8 @@ def test_every_alert_has_a_test_that_provokes_it():
     """alerts_test.yml is run by promtool below; this one needs no promtool."""
     provoked = {
         expected["alertname"]
-        for test in yaml.safe_load(TESTS.read_text())["tests"]
+        for path in TESTS
+        for test in yaml.safe_load(path.read_text())["tests"]
         for expected in test.get("alert_rule_test", [])
         if expected["exp_alerts"]
     }
@@ -110,7 +113,7 @@ def test_every_alert_has_a_test_that_provokes_it():
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
     """Prometheus' own rule tester on recorded series."""
-    for arguments in (["check", "rules", ALERTS], ["test", "rules", TESTS]):
+    for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
         done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -138,6 +141,27 @@ def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
     }
 
     assert alerted - shown - not_drawn == set()
+
+
+def test_every_expression_of_the_dashboard_follows_its_variables():
+    """Data source, namespace, topic and instance are chosen at the top, for each series of each panel."""
+    variables = [each["name"] for each in json.loads(DASHBOARD.read_text())["templating"]["list"]]
+    scope = 'namespace=~"$namespace", topic=~"$topic", instance=~"$instance"'
+
+    assert variables == ["datasource", "namespace", "topic", "instance"]
+    for panel in panels():
+        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}", panel["title"]
+            for selector in re.findall(r"\breplays_[a-z_]+(.{0,200})", target["expr"]):
+                assert selector.startswith("{" + scope), panel["title"]
+
+
+def test_the_variables_find_what_is_scraped():
+    """Their values come from labels of `up`. Without such a label "All" still matches."""
+    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
+        assert re.fullmatch(rf"label_values\(up\{{.*\}}, {variable['name']}\)", variable["definition"])
+        assert variable["allValue"] == ".*"
 
 
 def test_panels_do_not_overlap_and_have_descriptions():
