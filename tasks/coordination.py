@@ -2,15 +2,15 @@
 
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader
-    <prefix>:parked            hash: batches that wait for their retry
+    <prefix>:parked            hash: batches that wait for their retry, each a lease that its reader renews
     <prefix>:audit             stream: what operators did
 
-Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again.
+Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again. All times are Redis' own,
+in unix seconds, so that no two machines' clocks are compared. Every key expires, except the audit.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +23,10 @@ from tasks.wire import Completion, reader_stream
 STREAM_ENTRIES_MAX = 10_000
 AUDIT_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
+# Renewed every few seconds (`Limits.parked_renew_seconds`); outlives a Redis that is away for a moment.
+PARKED_LEASE_SECONDS = 30.0
+# What a release without leases parked counts until its retry is overdue by this.
+UNLEASED_SECONDS = 120.0
 
 
 class Coordination:
@@ -35,12 +39,16 @@ class Coordination:
         self._parked = f"{self._prefix}:parked"
         self._readers = f"{self._prefix}:readers"
 
+    def now(self) -> float:
+        """Unix seconds by Redis' clock."""
+        return redis_now(self.client)
+
     # Completions
 
     def tell(self, reader: str, completion: Completion) -> None:
         """One entry on the reader's stream."""
         stream = reader_stream(reader, self._prefix)
-        pipe = self.client.pipeline(transaction=False)
+        pipe = self.client.pipeline(transaction=True)  # no stream without its expiry
         pipe.xadd(stream, {"c": msgspec.json.encode(completion)}, maxlen=STREAM_ENTRIES_MAX, approximate=True)
         pipe.expire(stream, self._ttl_seconds)
         pipe.execute()
@@ -49,12 +57,15 @@ class Coordination:
 
     def hello(self, reader: str, about: str) -> None:
         """A heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
-        pipe = self.client.pipeline(transaction=False)
+        pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, about)
+        pipe.expire(self._readers, READER_FORGOTTEN_SECONDS)
         pipe.hgetall(self._readers)
         pipe.expire(reader_stream(reader, self._prefix), self._ttl_seconds)
-        _, found, _ = pipe.execute()
-        silent = [name for name, text in found.items() if _silent_seconds(text) > READER_FORGOTTEN_SECONDS]
+        pipe.time()
+        _, _, found, _, clock = pipe.execute()
+        now = seconds_of(clock)
+        silent = [name for name, text in found.items() if _silent_seconds(text, now) > READER_FORGOTTEN_SECONDS]
         if silent:
             self.client.hdel(self._readers, *silent)
 
@@ -64,32 +75,51 @@ class Coordination:
 
     def readers(self) -> dict[str, dict[str, Any]]:
         """The last heartbeat of each reader, with `silent_seconds` since it came."""
-        found = self.client.hgetall(self._readers)
+        found, now = self._all_of(self._readers)
         return {
-            name.decode(): {**msgspec.json.decode(text), "silent_seconds": _silent_seconds(text)}
+            name.decode(): {**msgspec.json.decode(text), "silent_seconds": _silent_seconds(text, now)}
             for name, text in sorted(found.items())
         }
 
     # Parked batches
 
     def park(self, batch_id: str, about: Mapping[str, Any]) -> None:
-        """Shows a batch that is waiting for its retry."""
-        self.client.hset(self._parked, batch_id, msgspec.json.encode(about))
+        """Shows a batch that is waiting for its retry, for PARKED_LEASE_SECONDS; repeating it renews the lease."""
+        text = msgspec.json.encode({**about, "leased_until": self.now() + PARKED_LEASE_SECONDS})
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hset(self._parked, batch_id, text)
+        pipe.expire(self._parked, int(UNLEASED_SECONDS))
+        pipe.execute()
 
     def unpark(self, batch_id: str) -> None:
         """It is not parked (any more)."""
         self.client.hdel(self._parked, batch_id)
 
     def parked(self) -> dict[str, dict[str, Any]]:
-        """What `park` was given, by batch id; the oldest first."""
-        found = [msgspec.json.decode(about) for about in self.client.hvals(self._parked)]
-        return {about["batch_id"]: about for about in sorted(found, key=lambda about: about["parked_at"])}
+        """What `park` was given, by batch id; the oldest first. Without those whose lease is over."""
+        texts, now = self._all_of(self._parked)
+        found = [msgspec.json.decode(text) for text in texts.values()]
+        over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
+        if over:  # well after their end, so that a renewal is not removed
+            self.client.hdel(self._parked, *over)
+        live = sorted(
+            (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
+        )
+        return {about["batch_id"]: about for about in live}
+
+    def _all_of(self, key: str) -> tuple[dict[bytes, bytes], float]:
+        """A hash, and the time."""
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hgetall(key)
+        pipe.time()
+        found, clock = pipe.execute()
+        return found, seconds_of(clock)
 
     # The audit trail
 
     def audit(self, action: Mapping[str, Any]) -> None:
         """Keeps what an operator did, with the time; the last `AUDIT_ENTRIES_MAX` actions are kept."""
-        fields = {name: str(value) for name, value in {"at": time.time(), **action}.items()}
+        fields = {name: str(value) for name, value in {"at": self.now(), **action}.items()}
         self.client.xadd(f"{self._prefix}:audit", fields, maxlen=AUDIT_ENTRIES_MAX, approximate=True)
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
@@ -98,5 +128,19 @@ class Coordination:
         return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
 
 
-def _silent_seconds(about: bytes) -> float:
-    return max(0.0, time.time() - float(msgspec.json.decode(about)["seen_at"]))
+def redis_now(client: Any) -> float:
+    """Unix seconds by the clock of Redis."""
+    return seconds_of(client.time())
+
+
+def seconds_of(clock: tuple[int, int]) -> float:
+    """Unix seconds of an answer to TIME."""
+    return clock[0] + clock[1] / 1e6
+
+
+def _silent_seconds(about: bytes, now: float) -> float:
+    return max(0.0, now - float(msgspec.json.decode(about)["seen_at"]))
+
+
+def _leased_until(about: Mapping[str, Any]) -> float:
+    return float(about.get("leased_until") or float(about["retry_at"]) + UNLEASED_SECONDS)

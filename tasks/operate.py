@@ -26,7 +26,7 @@ SILENT_SECONDS_MAX = 60.0
 
 
 class NotParked(Exception):
-    """There is nothing to do: no batch of that id is parked. It may have settled meanwhile."""
+    """There is nothing to do: no reader says (any more) that it holds this batch. It may have settled."""
 
 
 class ReaderGone(Exception):
@@ -61,8 +61,10 @@ def abandon(
             size_bytes += len(group[-1].value)
             count += 1
             if size_bytes >= LETTERS_BYTES_MAX:
+                _reader_of(coordination, batch_id)
                 _bury(settings, dead_letters, batch_id, group)
                 group, size_bytes = [], 0
+    _reader_of(coordination, batch_id)  # reading took its time; durable messages are no dead letters
     _bury(settings, dead_letters, batch_id, group)
     # Less than the reader had: retention took them in the meantime. They cannot be kept any more, so say it.
     gone = max(0, int(about.get("messages", count)) - count)
@@ -79,7 +81,10 @@ def abandon(
 def _reader_of(coordination: Coordination, batch_id: str) -> str:
     about = coordination.parked().get(batch_id)
     if about is None:
-        raise NotParked(f"no batch {batch_id} is parked; `replays-ingest batches ls` shows what is")
+        raise NotParked(
+            f"no reader holds a parked batch {batch_id}: it settled, or its reader is gone and the next owner of "
+            "the partition tries it again; `replays-ingest batches ls` shows what is parked"
+        )
     reader = str(about["reader"])
     alive = coordination.readers().get(reader)
     if alive is None or alive["silent_seconds"] > SILENT_SECONDS_MAX:

@@ -7,7 +7,6 @@ chord, and the reader parks the batch.
 from __future__ import annotations
 
 import random
-import time
 from typing import Any, NoReturn
 
 from celery import Task
@@ -54,7 +53,7 @@ def put_off(
     """Ends the run: Celery's Retry, or GaveUp when the retries or the batch's time are used up."""
     tries = int(task.request.retries or 0)
     wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
-    over = (later.counts and tries >= settings.task_retries_max) or time.time() + wait_seconds > until
+    over = (later.counts and tries >= settings.task_retries_max) or staging.now() + wait_seconds > until
     error = f"{later} (gave up after {tries + 1} runs)" if over else str(later)
     staging.put_off(batch, name, str(task.request.id), error, later.progress)
     if over:

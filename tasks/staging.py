@@ -27,6 +27,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from tasks.coordination import redis_now
 from tasks.errors import shortened
 from tasks.settings import Settings
 from tasks.wire import (
@@ -74,6 +75,13 @@ _MARK = """#!lua flags=allow-oom
 redis.call('HSET', KEYS[1], ARGV[2], '1')
 redis.call('HDEL', KEYS[1], unpack(ARGV, 3))
 redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')
+return 1
+"""
+# One step: between a look and a write the key may expire, and the write would make it anew, without expiry.
+_PUT_OFF = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('HDEL', KEYS[1], ARGV[2])
 return 1
 """
 
@@ -124,6 +132,7 @@ class Staging:
         self._ttl_seconds = settings.staged_ttl_seconds
         self._begin = client.register_script(_BEGIN)
         self._mark = client.register_script(_MARK)
+        self._put_off = client.register_script(_PUT_OFF)
         self._memory_asked_at = -MEMORY_ASKED_SECONDS
         self._memory_left: int | None = None
         self._memory_share = 0
@@ -132,6 +141,10 @@ class Staging:
         """The Redis key of this batch."""
         batch_id, digest = batch.rsplit(":", 1)
         return batch_key(batch_id, digest, self._prefix)
+
+    def now(self) -> float:
+        """Unix seconds by Redis' clock: the deadline of a task is set on one machine and met on another."""
+        return redis_now(self.client)
 
     # The reader's side
 
@@ -155,7 +168,7 @@ class Staging:
         }
         stale = [f"error/{name}" for name in payloads]
         stale += [entry.name for entry in manifest.tasks if entry.stage != chord.stage]
-        pipe = self.client.pipeline(transaction=False)
+        pipe = self.client.pipeline(transaction=True)  # a connection that breaks leaves no key without expiry
         pipe.hset(key, mapping=fields)
         pipe.hdel(key, *stale)
         pipe.expire(key, self._ttl_seconds)
@@ -235,16 +248,10 @@ class Staging:
 
     def put_off(self, batch: str, task: str, task_id: str, error: str, progress: Progress | None) -> None:
         """The run ended without the mark. What it reached and why it stopped is kept, if the batch still is."""
-        key = self.key(batch)
-        if not self.client.hexists(key, MANIFEST):
-            return
-        fields: dict[str, Any] = {f"error/{task}": shortened(error)}
+        fields: list[Any] = [f"error/{task}", shortened(error)]
         if progress is not None:
-            fields[f"left/{task}"] = msgspec.json.encode(progress)
-        pipe = self.client.pipeline(transaction=False)
-        pipe.hset(key, mapping=fields)
-        pipe.hdel(key, f"starts/{task}/{task_id}")
-        pipe.execute()
+            fields += [f"left/{task}", msgspec.json.encode(progress)]
+        self._put_off(keys=[self.key(batch)], args=[MANIFEST, f"starts/{task}/{task_id}", *fields])
 
     # The end of a chord
 

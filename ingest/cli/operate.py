@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,8 @@ def batches() -> None:
 def batches_ls(as_json: bool) -> None:
     """Every parked batch, with its error and when it is tried again."""
     with redis_answers():
-        parked = coordination_of(settings()).parked()
+        coordination = coordination_of(settings())
+        parked, now = coordination.parked(), coordination.now()
     if as_json:
         echo_json(parked)
         return
@@ -149,7 +149,7 @@ def batches_ls(as_json: bool) -> None:
             str(about.get("stage", "")),
             str(about.get("attempt", "")),
             str(about.get("messages", "")),
-            f"{max(0.0, float(about.get('retry_at', 0)) - time.time()):.0f} s",
+            f"{max(0.0, float(about.get('retry_at', 0)) - now):.0f} s",
             without_secrets(str(about.get("error", "")))[:120],
         )
     Terminal().print(table if parked else "nothing is parked")

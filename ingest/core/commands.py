@@ -57,6 +57,22 @@ class Park:
 
 
 @dataclass(frozen=True, slots=True)
+class Renew:
+    """The batch of this Park is still ours and unsettled: what operators see of it stays valid a while longer.
+
+    `age_seconds` ago it was parked; `park.retry_seconds` is what is left of its wait.
+    """
+
+    park: Park
+    age_seconds: float
+
+    @property
+    def batch(self) -> Batch:
+        """The batch that is parked."""
+        return self.park.batch
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """The batch settled (or was abandoned): its staged bytes are no longer needed, its done marks are."""
 
@@ -92,4 +108,4 @@ class Stop:
     clean: bool
 
 
-Command = Dispatch | Commit | Pause | Resume | Park | Discard | Recut | Release | Halt | Stop
+Command = Dispatch | Commit | Pause | Resume | Park | Renew | Discard | Recut | Release | Halt | Stop

@@ -7,7 +7,7 @@ RECORDING ─▶ WAITING ─▶ FLUSHING ─▶ settled
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ingest.core import commands as do
@@ -28,7 +28,8 @@ class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
     `since` is when its phase began, `until` when the clock ends it. `attempt` counts its chords, `failures` those
-    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion.
+    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion. `shown` is
+    what operators see of it since `shown_at`, from its first Park until its stage is durable.
     """
 
     batch: Batch
@@ -40,6 +41,8 @@ class Flight:
     failures: int = 0
     error: str = ""
     misses: int = 0
+    shown: do.Park | None = None
+    shown_at: float = 0.0
 
     @property
     def stage(self) -> Stage:
@@ -56,7 +59,7 @@ class Flight:
         """Its stage is durable: turns to the next one. False: that was the last."""
         if len(self.stages) > 1:
             self.stages = self.stages[1:]
-            self.failures, self.misses, self.error = 0, 0, ""
+            self.failures, self.misses, self.error, self.shown = 0, 0, "", None
             return True
         return False
 
@@ -65,3 +68,16 @@ class Flight:
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
+
+    def show(self, park: do.Park, now: float) -> do.Park:
+        """Operators see it from now on."""
+        self.shown, self.shown_at = park, now
+        return park
+
+    def renew(self, now: float) -> do.Renew | None:
+        """Keeps it visible; None when nothing of it is shown."""
+        if self.shown is None:
+            return None
+        age_seconds = now - self.shown_at
+        left_seconds = max(0.0, self.shown.retry_seconds - age_seconds)
+        return do.Renew(replace(self.shown, retry_seconds=left_seconds), age_seconds)

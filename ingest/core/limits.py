@@ -23,6 +23,7 @@ class Limits:
     retry_backoff_seconds: float = 5.0
     retry_backoff_seconds_max: float = 300.0
     undispatched_seconds_max: float = 15.0
+    parked_renew_seconds: float = 5.0
     commit_interval_seconds: float = 0.5
     commit_answer_seconds_max: float = 10.0
     cut_record_seconds_max: float = 5.0

@@ -58,6 +58,7 @@ class Pipeline:
         self.stopping_by: float | None = None
         self.stopped = False
         self._ticked_at: float | None = None
+        self._renewed_at = -limits.parked_renew_seconds
         self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
         self._room_bytes = limits.in_flight_bytes_max  # until the byte bound, as last counted
         self._owned: dict[TopicPartition, Partition] = {}
@@ -238,7 +239,8 @@ class Pipeline:
         flight = self._current(event)
         if flight is not None:
             flight.misses = 0
-            yield self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)
+            park = self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)
+            yield flight.show(park, now)
             yield from self._progress(now)
 
     def _on_dispatch_failed(self, event: on.DispatchFailed, now: float) -> Iterable[do.Command]:
@@ -321,7 +323,14 @@ class Pipeline:
                     owned.take(batch, now)
                 owned.take_end(now)
             owned.commits.give_up(now)
+        yield from self._renew(now)
         yield from self._progress(now)
+
+    def _renew(self, now: float) -> Iterable[do.Command]:
+        """What operators see of parked batches is a lease: nobody has to take it back when its reader is gone."""
+        if now - self._renewed_at >= self.limits.parked_renew_seconds:
+            self._renewed_at = now
+            yield from filter(None, (flight.renew(now) for flight in self.in_flight))
 
     def _count_waiting(self, now: float) -> None:
         """Adds the time since the last tick to each partition that was fetched at the end of its log all along.
@@ -348,7 +357,8 @@ class Pipeline:
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING
             if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
-                yield self._park(flight, self._silence(flight), now, self.limits.retry_backoff_seconds_max)
+                park = self._park(flight, self._silence(flight), now, self.limits.retry_backoff_seconds_max)
+                yield flight.show(park, now)
             else:
                 flight.phase = Phase.WAITING
 

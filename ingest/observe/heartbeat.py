@@ -102,7 +102,7 @@ class HeartbeatWriter:
             host=socket.gethostname(),
             pid=os.getpid(),
             started_at=self._started_at,
-            seen_at=time.time(),
+            seen_at=self._coordination.now(),
         )
         self._coordination.hello(self._reader, msgspec.json.encode(beat).decode())
         self._written_at = now

@@ -78,7 +78,7 @@ class DryRun:
 
     # What stands where the fleet is
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard | do.Recut) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
         """Writes a stage to memory, through the same encoding as for the fleet."""
         if not isinstance(command, do.Dispatch):
             return

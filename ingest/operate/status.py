@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgspec
@@ -100,7 +99,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
         for reason, messages in reader.rejects.items():
             rejects[reason] = rejects.get(reason, 0) + messages
     return Status(
-        at=time.time(),
+        at=coordination.now(),
         readers=readers,
         sinks=tuple(
             SinkStatus(

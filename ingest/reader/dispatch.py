@@ -34,7 +34,7 @@ from tasks.units import MiB
 from tasks.wire import ChordName, Manifest, reference
 
 log = structlog.get_logger(__name__)
-Command = do.Dispatch | do.Park | do.Discard | do.Recut
+Command = do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut
 
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
@@ -141,7 +141,9 @@ class Dispatcher:
             case do.Dispatch():
                 self._dispatch(command)
             case do.Park():
-                self._park(command)
+                self._show(command)
+            case do.Renew():
+                self._show(command.park, command.age_seconds)
             case do.Discard() | do.Recut():
                 manifest = self._manifest(command.batch)
                 self._forget((command.batch.id, command.batch.epoch))
@@ -160,11 +162,11 @@ class Dispatcher:
             return
         this = ChordName(name, stage, command.attempt, chord.new_token())
         self._staging.stage(manifest, this, self._payloads(batch, stage, tasks))
-        until = int(time.time() + command.deadline_seconds * DEADLINE_SHARE)
+        until = int(self._staging.now() + command.deadline_seconds * DEADLINE_SHARE)
         chord.start(self._app, chord.FanOut(this, tuple(tasks), until, self._trace(batch)))
 
-    def _park(self, command: do.Park) -> None:
-        batch, now = command.batch, time.time()
+    def _show(self, command: do.Park, age_seconds: float = 0.0) -> None:
+        batch, now = command.batch, self._coordination.now()
         self._coordination.park(
             batch.id,
             {
@@ -180,7 +182,7 @@ class Dispatcher:
                 "error": command.error,
                 "size_bytes": batch.size_bytes,
                 "messages": len(batch.segments) + len(batch.rejects),
-                "parked_at": now,
+                "parked_at": now - age_seconds,
                 "retry_at": now + command.retry_seconds,
             },
         )

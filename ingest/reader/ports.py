@@ -43,7 +43,7 @@ class Source(Protocol):
 class Dispatcher(Protocol):
     """The way to the flush fleet; answers are events in the inbox."""
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard | do.Recut) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
         """Returns at once and never raises."""
 
     def stop(self, deadline_seconds: float) -> None:

@@ -189,7 +189,7 @@ class Runtime:
 
     def _perform(self, command: do.Command) -> None:
         match command:
-            case do.Dispatch() | do.Park() | do.Discard() | do.Recut():
+            case do.Dispatch() | do.Park() | do.Renew() | do.Discard() | do.Recut():
                 self._dispatcher.submit(command)
             case do.Commit():
                 self._source.commit(command)

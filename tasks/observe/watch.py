@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 RECENT_RUNS = 100
 TOLD_SECONDS = 5.0
+SHOWN_SECONDS = 86_400
 
 
 @dataclass(slots=True)
@@ -63,14 +64,17 @@ class Recent:
             return
         self._told_at[sink] = now
         ordered = sorted(runs)
-        about = {
+        about: dict[str, float] = {
             "p50_seconds": round(ordered[len(ordered) // 2], 4),
             "max_seconds": round(ordered[-1], 4),
             "runs": len(ordered),
-            "at": time.time(),
         }
         with suppress(RedisError, OSError):
-            staging.client.hset(sinks_key(settings), sink, msgspec.json.encode(about))
+            about["at"] = staging.now()
+            pipe = staging.client.pipeline(transaction=True)
+            pipe.hset(sinks_key(settings), sink, msgspec.json.encode(about))
+            pipe.expire(sinks_key(settings), SHOWN_SECONDS)
+            pipe.execute()
 
 
 _recent = Recent()

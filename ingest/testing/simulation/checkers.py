@@ -5,21 +5,25 @@ They look at the broker, the sinks and the commands, never into the pipeline's p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ingest.core import commands as do
 from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.flight import Phase
-from ingest.core.model import LETTER_BYTES, CutReason, TopicPartition
+from ingest.core.model import LETTER_BYTES, Batch, CutReason, TopicPartition
 from ingest.testing.simulation.kafka import Broker, Kind, Log
 from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, Reader
+from ingest.testing.simulation.redis import PARKED_LEASE_SECONDS
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Item, Sinks
 from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUT_AT_ONCE_MAX = 3
+# The lease, a renewal that was on its way, and the step between two looks.
+UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
 # The members' own bound, their turns, and the longest time in which all of them may be frozen.
 UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
@@ -315,6 +319,30 @@ class OwnedInTime:
             raise Violation("owned_in_time", f"nobody owns the partitions {late} of {dict(view.members)}")
 
 
+class ParkedIsTrue:
+    """What operators see as parked is unsettled, in a reader that lives, or its lease is about to end."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+        self._since: dict[str, float] = {}
+
+    def look(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
+        """`parked`: by batch id its reader and batch. Raises Violation."""
+        untrue = {batch_id for batch_id, (reader, batch) in parked.items() if not _holds(reader, batch)}
+        for batch_id in self._since:
+            if batch_id not in parked:
+                self._story.mark("lease_expired")
+        self._since = {batch_id: self._since.get(batch_id, now) for batch_id in sorted(untrue)}
+        late = [batch_id for batch_id, since in self._since.items() if now - since > UNTRUE_SECONDS_MAX]
+        if late:
+            raise Violation("parked_is_true", f"{late} are shown as parked, and no reader holds them")
+
+
+def _holds(reader: Reader, batch: Batch) -> bool:
+    flying = ((flight.batch.id, flight.batch.epoch) for flight in reader.pipeline.in_flight)
+    return reader.alive and (batch.id, batch.epoch) in flying
+
+
 class Checkers:
     """All of them, where the world calls."""
 
@@ -327,6 +355,7 @@ class Checkers:
         self._recorded = RecordedFirst()
         self._same_cut = SameCut(broker, story)
         self.owned = OwnedInTime(broker)
+        self.parked = ParkedIsTrue(story)
         self._story = story
 
     def about_to_write(self, sink: str, items: tuple[Item, ...], key: str, name: str) -> None:

@@ -48,6 +48,7 @@ class Fault(StrEnum):
     OPERATOR_ABANDON = "operator_abandon"
     REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
     KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # in the callback that takes partitions back
+    DISCARD_LOST = "discard_lost"  # Redis was away when a batch settled: nobody takes back what it shows
 
 
 RATES: dict[Fault, float] = {
@@ -75,6 +76,7 @@ RATES: dict[Fault, float] = {
     Fault.WORKER_ZOMBIE: 0.02,
     Fault.BODY_LOST: 0.06,
     Fault.BODY_EARLY: 0.15,
+    Fault.DISCARD_LOST: 0.2,
     Fault.COMPLETION_LOST: 0.05,
     Fault.COMPLETION_LATE: 0.1,
     Fault.COMPLETION_DOUBLED: 0.1,

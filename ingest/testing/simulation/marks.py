@@ -16,6 +16,7 @@ MARKS = {
     "released_hold": "It settled, the partition goes on.",
     "parked": "A chord failed: the batch waits for its retry.",
     "retried": "A parked batch was dispatched again.",
+    "lease_expired": "A settled batch was still shown as parked, until its lease ended.",
     "undispatched": "A batch could not be staged.",
     "deadline": "A chord was not heard of and was started again.",
     "commit_refused": "A commit was refused.",

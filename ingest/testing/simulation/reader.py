@@ -134,14 +134,14 @@ class SimulatedDispatcher:
         self._dice = dice
         self._timeline = timeline
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard | do.Recut) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
         """Performed a little later, unless the process is killed first."""
         self._reader.may_be_killed()
         seconds = self._dice.between(0.005, 0.05)
         match command:
             case do.Dispatch():
                 self._timeline.after(seconds, self._dispatch, command)
-            case do.Park():
+            case do.Park() | do.Renew():
                 self._timeline.after(seconds, self._park, command)
             case do.Discard() | do.Recut():
                 self._timeline.after(seconds, self._discard, command)
@@ -183,12 +183,12 @@ class SimulatedDispatcher:
             on.DispatchFailed(batch.id, batch.epoch, command.stage, command.attempt, "redis", too_large)
         )
 
-    def _park(self, command: do.Park) -> None:
+    def _park(self, command: do.Park | do.Renew) -> None:
         if self._reader.alive and not self._redis.away:
-            self._redis.parked[command.batch.id] = (self._reader, command.batch)
+            self._redis.park(command.batch.id, self._reader, command.batch)
 
     def _discard(self, command: do.Discard | do.Recut) -> None:
-        if not self._reader.alive or self._redis.away:
+        if not self._reader.alive or self._redis.away or self._dice.strikes(Fault.DISCARD_LOST):
             return
         self._redis.parked.pop(command.batch.id, None)
         for key, fields in self._redis.batches.items():

@@ -1,5 +1,7 @@
 """Simulated Redis: staged batches with their done marks, and what is parked. It may vanish at any moment.
 
+A parked entry is a lease: (reader, batch, until when).
+
 `generation` counts restarts that lost everything: whatever was queued under an older one is gone.
 """
 
@@ -9,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.testing.simulation.clock import Timeline
+
+PARKED_LEASE_SECONDS = 3.0
 
 
 class RedisAway(Exception):
@@ -24,6 +28,15 @@ class Redis:
     parked: dict[str, Any] = field(default_factory=dict)
     down_until: float = 0.0
     generation: int = 0
+
+    def park(self, batch_id: str, reader: Any, batch: Any) -> None:
+        """Shows a batch, until PARKED_LEASE_SECONDS passed without a renewal."""
+        self.parked[batch_id] = (reader, batch, self.timeline.now + PARKED_LEASE_SECONDS)
+
+    def live(self) -> dict[str, tuple[Any, Any]]:
+        """Batch id -> (reader, batch) of the leases that are not over."""
+        now = self.timeline.now
+        return {key: (reader, batch) for key, (reader, batch, until) in self.parked.items() if until >= now}
 
     @property
     def away(self) -> bool:

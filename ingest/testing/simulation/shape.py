@@ -58,6 +58,7 @@ class Shape:
             retry_backoff_seconds=0.5,
             retry_backoff_seconds_max=4.0,
             undispatched_seconds_max=1.0,
+            parked_renew_seconds=1.0,
             commit_interval_seconds=0.5,
             commit_answer_seconds_max=1.5,
             cut_record_seconds_max=1.0,

@@ -14,7 +14,7 @@ from random import Random
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.testing.simulation.celery import Fleet
-from ingest.testing.simulation.checkers import Checkers
+from ingest.testing.simulation.checkers import UNTRUE_SECONDS_MAX, Checkers
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.kafka import Broker, Group, Kind, Log, Record, SimulatedSource
@@ -74,6 +74,7 @@ class World:
         while True:
             self.timeline.run_until(self.timeline.now + 0.5)
             self.checkers.owned.look(self.timeline.now)
+            self.checkers.parked.look(self.redis.live(), self.timeline.now)
             now = self.timeline.now
             lag = self.checkers.durability.lag()
             if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
@@ -82,10 +83,18 @@ class World:
                 if lag == 0:
                     break
                 raise Violation("settles_in_time", f"{lag} offsets uncommitted {now:.0f} s into the run")
+        self._outlast_leases()
         self.checkers.at_end()
         for fault in self.dice.struck:
             self.story.mark(f"fault:{fault.value}")
         return self.timeline.now
+
+    def _outlast_leases(self) -> None:
+        """What is shown as parked of a settled batch must be gone when its lease is over. Raises Violation."""
+        ends_at = self.timeline.now + UNTRUE_SECONDS_MAX + 1.0
+        while self.redis.live() and self.timeline.now < ends_at:
+            self.timeline.run_until(self.timeline.now + 0.5)
+            self.checkers.parked.look(self.redis.live(), self.timeline.now)
 
     # Messages
 
@@ -233,7 +242,7 @@ class World:
         """An operator looks at what is parked."""
         if self.redis.away:
             return
-        for batch_id, (reader, batch) in list(self.redis.parked.items()):
+        for batch_id, (reader, batch) in self.redis.live().items():
             if self.dice.strikes(Fault.OPERATOR_RETRY):
                 self.timeline.after(0.1, reader.put, on.RetryRequested(batch_id))
             elif self.dice.strikes(Fault.OPERATOR_ABANDON):

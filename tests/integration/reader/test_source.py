@@ -47,7 +47,7 @@ class Fleet:
         self.open = True
         self.dispatched: list[do.Dispatch] = []
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard) -> None:
         if isinstance(command, do.Dispatch):
             self.dispatched.append(command)
             if self.open:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -99,6 +100,47 @@ def test_nothing_is_given_up_while_dead_letters_cannot_be_kept(
     assert batch_id in coordination.parked()
     assert coordination.audited() == []
     assert fleet.inbox.empty()
+
+
+@pytest.mark.parametrize("operate", ["retry", "abandon"])
+def test_what_no_reader_renews_is_not_parked(fleet: Fleet, kafka_brokers: str, topic: str, operate: str) -> None:
+    """given a batch whose Discard was lost, when its lease is over, then nobody can retry or abandon it"""
+    fleet.dispatcher()
+    batch_id = park(fleet, topic, 0, 2)
+    coordination = Coordination(fleet.client, fleet.settings)
+    about = coordination.parked()[batch_id]
+    over = {**about, "leased_until": coordination.now() - 1}
+    fleet.client.hset(f"{fleet.settings.key_prefix}:parked", batch_id, json.dumps(over))
+    settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
+
+    letters = build("dead_letter", settings)
+    deeds = {
+        "retry": lambda: retry(coordination, batch_id, "ann"),
+        "abandon": lambda: abandon(settings, coordination, letters, batch_id, "why not", "ann"),
+    }
+
+    with pytest.raises(NotParked, match="no reader holds a parked batch"):
+        deeds[operate]()
+
+    assert coordination.parked() == {}
+    assert consume(settings, f"{topic}-dlq") == []
+    assert fleet.inbox.empty()
+
+
+def test_a_renewal_brings_back_what_a_flushed_redis_showed(fleet: Fleet, topic: str) -> None:
+    """The lease carries all that operators see, so that FLUSHALL hides a parked batch for seconds only."""
+    batch, dispatcher = make_batch(), fleet.dispatcher()
+    coordination = Coordination(fleet.client, fleet.settings)
+    parked = do.Park(batch, Stage.BLOBS, 2, "bucket is gone", 25.0)
+    fleet.client.flushall()
+
+    dispatcher.submit(do.Renew(parked, 35.0))
+
+    fleet.wait(lambda: batch.id in coordination.parked(), "the batch")
+    shown = coordination.parked()[batch.id]
+    assert (shown["error"], shown["attempt"]) == ("bucket is gone", 2)
+    assert shown["retry_at"] - shown["parked_at"] == pytest.approx(60.0)
+    assert fleet.client.ttl(f"{fleet.settings.key_prefix}:parked") > 0
 
 
 def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) -> None:

@@ -532,6 +532,41 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#2"]
 
 
+def test_what_is_shown_as_parked_is_renewed_until_its_stage_is_durable() -> None:
+    """A Discard that gets lost leaves nothing behind: the lease ends, because nobody renews it."""
+    runtime = reader(parked_renew_seconds=5.0, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail(dispatch, "bucket is gone")
+    (park,) = runtime.take(do.Park)
+
+    runtime.advance(5.0)
+    (renewed,) = runtime.take(do.Renew)
+    runtime.publish(on.RetryRequested(dispatch.batch.id))
+    (again,) = runtime.dispatches()
+    runtime.advance(5.0)
+    (flying,) = runtime.take(do.Renew)
+    runtime.flush(again)
+    runtime.advance(30.0)
+
+    assert (renewed.park.error, renewed.batch, renewed.age_seconds) == ("bucket is gone", dispatch.batch, 5.0)
+    assert renewed.park.retry_seconds == pytest.approx(park.retry_seconds - 5.0)
+    assert flying.age_seconds == 10.0
+    assert runtime.take(do.Renew) == []
+
+
+def test_a_batch_that_was_not_shown_is_not_renewed() -> None:
+    """One that could not be staged is retried without an operator."""
+    runtime = reader(parked_renew_seconds=5.0)
+    runtime.segments(2)
+    (dispatch,) = runtime.dispatches()
+    runtime.fail_dispatch(dispatch)
+
+    runtime.advance(6.0)
+
+    assert runtime.take(do.Renew) == []
+
+
 def test_a_retry_of_what_is_not_parked_changes_nothing() -> None:
     """A second click, or a batch that is not ours."""
     runtime = reader()

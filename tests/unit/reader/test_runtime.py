@@ -50,7 +50,7 @@ class Bench:
             raise queue.Empty
         return self.events.popleft()
 
-    def submit(self, command: do.Dispatch | do.Park | do.Discard) -> None:
+    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard) -> None:
         self.did.append(command)
 
     def commit(self, command: do.Commit) -> None:
