@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "parks without telling anybody",
         PIPELINE,
-        "yield self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)",
-        "self._park(flight, event.error, now, self.limits.retry_backoff_seconds_max)",
+        "yield flight.show(park, now)\n            yield from self._progress(now)",
+        "yield from self._progress(now)",
     ),
     Mutant(
         "never parks what is never heard of",
@@ -140,8 +140,20 @@ MUTANTS = (
     Mutant(
         "counts missed deadlines over both stages",
         FLIGHT,
+        'self.failures, self.misses, self.error, self.shown = 0, 0, "", None',
+        'self.failures, self.error, self.shown = 0, "", None',
+    ),
+    Mutant(
+        "goes on showing a batch whose stage is durable",
+        FLIGHT,
+        'self.failures, self.misses, self.error, self.shown = 0, 0, "", None',
         'self.failures, self.misses, self.error = 0, 0, ""',
-        'self.failures, self.error = 0, ""',
+    ),
+    Mutant(
+        "never renews what operators see",
+        PIPELINE,
+        "if now - self._renewed_at >= self.limits.parked_renew_seconds:",
+        "if now < self._renewed_at:",
     ),
     Mutant(
         "ignores the bound on chords in flight",

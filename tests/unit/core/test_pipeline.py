@@ -546,12 +546,14 @@ def test_what_is_shown_as_parked_is_renewed_until_its_stage_is_durable() -> None
     (again,) = runtime.dispatches()
     runtime.advance(5.0)
     (flying,) = runtime.take(do.Renew)
-    runtime.flush(again)
+    runtime.succeed(again)
+    (rows,) = runtime.take(do.Dispatch)
     runtime.advance(30.0)
 
     assert (renewed.park.error, renewed.batch, renewed.age_seconds) == ("bucket is gone", dispatch.batch, 5.0)
     assert renewed.park.retry_seconds == pytest.approx(park.retry_seconds - 5.0)
     assert flying.age_seconds == 10.0
+    assert rows.stage is Stage.ROWS
     assert runtime.take(do.Renew) == []
 
 
