@@ -49,7 +49,14 @@ class SettingsError(click.ClickException):
 
 
 VALUE_CHARACTERS_MAX = 100
+# Kubernetes sets it in every container.
+POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def in_pod() -> bool:
+    """Whether this process runs in a Kubernetes pod, where loopback is the pod itself."""
+    return POD_VARIABLE in os.environ
 
 
 def load_fleet() -> Settings:

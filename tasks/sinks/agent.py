@@ -6,11 +6,11 @@ known: an agent confirms no packet.
 
 from __future__ import annotations
 
-import os
 import socket
 from ipaddress import ip_address
 
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.loading import in_pod
 from tasks.settings import Settings
 from tasks.sinks.base import Report
 
@@ -24,8 +24,6 @@ SOCKETS = {
     "unix://": (socket.SOCK_DGRAM, socket.SOCK_STREAM),
     "": (socket.SOCK_DGRAM, socket.SOCK_STREAM),
 }
-# Kubernetes sets it in every container.
-POD_VARIABLE = "KUBERNETES_SERVICE_HOST"
 
 
 def report(settings: Settings) -> Report:
@@ -44,7 +42,7 @@ def report(settings: Settings) -> Report:
     if not refused:
         return Report(f"sends to {place} over UDP, which is not refused", not_tested=(NOT_CONFIRMED,))
     lost = f"nothing listens on {place}: metrics are lost; is the agent running, is the address right?"
-    if POD_VARIABLE in os.environ and _is_loopback(host):
+    if in_pod() and _is_loopback(host):
         lost = (
             f"nothing listens on {place}, which is this pod itself: metrics are lost; set REPLAYS_DATADOG_HOST to "
             "the node's address (status.hostIP), or mount the agent's socket and set REPLAYS_DATADOG_SOCKET"
