@@ -11,6 +11,7 @@ from celery.signals import worker_init
 
 from tasks import messages as messages
 from tasks.configuration import secure
+from tasks.connection import RedisRefused, refuse_unsupported
 from tasks.loading import SettingsError, load_fleet
 from tasks.observe import watch
 from tasks.sinks import build
@@ -32,8 +33,16 @@ def verify(sender: Celery, **_: Any) -> None:
 
 @worker_init.connect(weak=False)
 def preload(**_: Any) -> None:
-    """Loads the client libraries once, in the parent, so that all processes share their pages. Opens nothing."""
+    """Loads the client libraries once, in the parent, so that all processes share their pages.
+
+    Exits with 2 if Redis is of a kind that the fleet cannot work with.
+    """
     settings = load_fleet()
+    try:
+        refuse_unsupported(settings)
+    except RedisRefused as refused:
+        refused.show()
+        raise SystemExit(refused.exit_code) from refused  # Celery would log any other exception, and go on
     for name in settings.sinks:
         build(name, settings)
     gc.collect()

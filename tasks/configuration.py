@@ -7,7 +7,6 @@ docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md have the meas
 
 from __future__ import annotations
 
-import ssl
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,8 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured, SecurityError
 from kombu import Queue
 
+from tasks.broker import LINK_OPTION, TRANSPORT
+from tasks.connection import link_of
 from tasks.cores import processes
 from tasks.kafka.options import producer_options
 from tasks.kafka.usable import is_plain, verify_producer
@@ -39,12 +40,13 @@ def time_limits(settings: Settings) -> tuple[float, float]:
 def configuration(settings: Settings) -> dict[str, Any]:
     """Everything that Celery is told, for a worker as for the reader's publisher."""
     soft, hard = time_limits(settings)
-    redis_url = settings.redis_url.get_secret_value()
-    timeout = settings.redis_timeout_seconds
+    link = link_of(settings)
     config: dict[str, Any] = {
-        "broker_url": redis_url,
+        # Labels. The connections are made from the link, which alone has a password (docs/redis.md).
+        "broker_url": link.address.label,
+        "broker_transport": TRANSPORT,
         # Counts chords, keeps no results.
-        "result_backend": f"{BACKEND}+{redis_url}",
+        "result_backend": f"{BACKEND}+{link.address.label}",
         "imports": ("tasks.flush", "tasks.control"),
         # JSON and nothing else: a message is data, never code.
         "task_serializer": "json",
@@ -90,20 +92,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "unacked_restore_interval": max(1, min(5, settings.task_visibility_seconds // 4)),
             "unacked_restore_throttle": 1,
             "unacked_mutex_expire": 30,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": min(3.0, timeout),
-            "socket_keepalive": True,
-            "health_check_interval": 25,
+            "health_check_interval": link.address.health_check_seconds,
+            LINK_OPTION: link,
             # Base64 would make the message a third longer, and unreadable in redis-cli.
             "body_encoding": "utf-8",
         },
-        "redis_socket_timeout": timeout,
-        "redis_socket_connect_timeout": min(3.0, timeout),
-        "redis_socket_keepalive": True,
-        "redis_backend_health_check_interval": 25,
-        "redis_retry_on_timeout": True,
         "result_backend_transport_options": {
             "global_keyprefix": f"{settings.key_prefix}:chord:",
+            LINK_OPTION: link,
             "retry_policy": {"max_retries": 5, "interval_start": 0, "interval_step": 0.2, "interval_max": 1},
         },
         # A publisher that cannot reach Redis says so within seconds; the core tries the batch again.
@@ -111,11 +107,6 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5,
         },
     }  # fmt: skip
-    if redis_url.startswith("rediss://"):
-        tls: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
-        if settings.redis_tls_ca_file is not None:
-            tls["ssl_ca_certs"] = str(settings.redis_tls_ca_file)
-        config |= {"broker_use_ssl": tls, "redis_backend_use_ssl": tls}
     if settings.task_security_key_file is not None:
         config |= signed(settings)
     return config

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
@@ -24,6 +23,7 @@ from pydantic_settings import (
 from tasks.addresses import brokers, http_url
 from tasks.credential_files import certificate_store, certificates, content, google_credentials, key_pair
 from tasks.guarded import refusal
+from tasks.redis_address import TLS_OPTIONS, RedisAddress, Scheme, parse
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
@@ -40,10 +40,25 @@ class Settings(BaseSettings):
     # Redis: broker of the tasks, staging area of the batches
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis for queues, chords, staged batches and completions. rediss:// means TLS; "
-        "may hold a user name and a password. Its maxmemory-policy must be noeviction.",
+        description="Redis for queues, chords, staged batches and completions: redis://, rediss:// (TLS), "
+        "redis+socket:///path, or sentinel://host:26379;sentinel://host:26379/0. May hold Redis' user name and "
+        "password. Its maxmemory-policy must be noeviction. docs/redis.md lists the options it takes.",
     )
-    redis_tls_ca_file: Path | None = Field(None, description="CA bundle for rediss://; system default if unset.")
+    redis_tls_ca_file: Path | None = Field(
+        None, description="CA bundle for TLS to Redis and Sentinel; system default if unset."
+    )
+    redis_sentinel_master: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.-]{0,128}$",
+        description="Name of the primary that the Sentinels of a sentinel:// URL watch. Required with such a URL.",
+    )
+    redis_sentinel_username: str = Field("", description="User name for the Sentinels themselves.")
+    redis_sentinel_password: SecretStr = Field(
+        SecretStr(""), description="Password for the Sentinels themselves; the one in the URL is for Redis."
+    )
+    redis_sentinel_tls: Literal["off", "redis", "all"] = Field(
+        "off", description="TLS behind a sentinel:// URL: to Redis alone, or to the Sentinels as well."
+    )
     redis_timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="Socket time-out of every Redis call.")
     key_prefix: str = Field("replays", pattern=r"^[a-z0-9_.-]{1,32}$", description="Prefix of all Redis keys.")
     staged_ttl_seconds: int = Field(
@@ -215,6 +230,16 @@ class Settings(BaseSettings):
     task_security_store: str = Field("", description="Glob of the certificates that are trusted.")
 
     @property
+    def redis_address(self) -> RedisAddress:
+        """`redis_url`, read. Never log its password."""
+        return parse(self.redis_url.get_secret_value())
+
+    @property
+    def redis_tls(self) -> bool:
+        """Whether the link to Redis itself is encrypted."""
+        return self.redis_address.scheme is Scheme.TLS or self.redis_sentinel_tls != "off"
+
+    @property
     def dlq_topic(self) -> str:
         """The dead-letter topic's name."""
         return self.dead_letter_topic or f"{self.kafka_topic}-dlq"
@@ -243,17 +268,37 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_is_an_address(cls, value: SecretStr) -> SecretStr:
-        form = "redis://[user:password@]host[:port][/database], or rediss:// for TLS"
-        try:
-            url = urlsplit(value.get_secret_value())
-            well_formed = url.scheme in ("redis", "rediss") and url.port != 0
-        except (
-            ValueError
-        ):  # a port that is no number, a bracket that is not closed; the text may hold the password
-            well_formed = False
-        if not well_formed or not re.fullmatch(r"/?\d*", url.path):
-            raise ValueError(f"is not of the form {form}")
+        parse(value.get_secret_value())
         return value
+
+    @model_validator(mode="after")
+    def _sentinel_is_named_and_no_option_is_idle(self) -> Self:
+        address = self.redis_address
+        sentinel = ("redis_sentinel_username", "redis_sentinel_password", "redis_sentinel_tls")
+        if address.scheme is Scheme.SENTINEL:
+            if not self.redis_sentinel_master:
+                raise ValueError(f"{ENV_PREFIX}REDIS_SENTINEL_MASTER: a sentinel:// URL needs the primary's name")
+            idle = [name for name in address.options if name in TLS_OPTIONS]
+            if idle and self.redis_sentinel_tls == "off":
+                raise ValueError(f"{ENV_PREFIX}REDIS_URL: {idle[0]} needs {ENV_PREFIX}REDIS_SENTINEL_TLS")
+            return self._redis_files()
+        changed = [name for name in sentinel if getattr(self, name) != type(self).model_fields[name].default]
+        for name in [*(["redis_sentinel_master"] if self.redis_sentinel_master else []), *changed]:
+            raise ValueError(f"{ENV_PREFIX}{name.upper()}: is for a sentinel:// URL in {ENV_PREFIX}REDIS_URL")
+        return self._redis_files()
+
+    def _redis_files(self) -> Self:
+        address = self.redis_address
+        if bool(address.certificate_file) != bool(address.key_file):
+            raise ValueError(f"{ENV_PREFIX}REDIS_URL: ssl_certfile and ssl_keyfile: set both or none")
+        if address.certificate_file:
+            _named("redis_url", key_pair, Path(address.certificate_file), Path(address.key_file))
+        if self.redis_tls_ca_file is not None and not self.redis_tls:
+            raise ValueError(
+                f"{ENV_PREFIX}REDIS_TLS_CA_FILE is not used without TLS: use rediss:// in {ENV_PREFIX}REDIS_URL "
+                f"(or {ENV_PREFIX}REDIS_SENTINEL_TLS), or leave the file out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _files_of_redis_and_celery_are_there(self) -> Self:

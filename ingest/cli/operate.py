@@ -22,6 +22,7 @@ from ingest.cli.common import (
     settings,
 )
 from ingest.operate.terminal import Terminal
+from tasks.connection import RedisRefused
 from tasks.printed import without_secrets
 
 # Before anything runs
@@ -46,7 +47,7 @@ def migrate(dry_run: bool, topics: bool) -> None:
 @as_json
 def check(as_json: bool) -> None:
     """Are the settings valid, every server reachable, topics, bucket and tables there? Says what to do if not."""
-    from ingest.operate.check import run
+    from ingest.operate.check import REDIS_KIND, run
 
     findings = run(settings())
     if as_json:
@@ -55,7 +56,8 @@ def check(as_json: bool) -> None:
         console = Terminal()
         for finding in findings:
             console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
-    sys.exit(EXIT_FAILED if any(finding.bad for finding in findings) else 0)
+    bad = [finding.name for finding in findings if finding.bad]
+    sys.exit(RedisRefused.exit_code if REDIS_KIND in bad else EXIT_FAILED if bad else 0)
 
 
 @click.command()

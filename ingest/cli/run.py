@@ -5,13 +5,15 @@ from __future__ import annotations
 from ingest.cli.common import echo_json, fail
 from ingest.operate.terminal import Terminal
 from ingest.settings import Settings
+from tasks.connection import refuse_unsupported
 
 
 def reader(loaded: Settings) -> int:
-    """Consumes until SIGTERM; its exit code."""
+    """Consumes until SIGTERM; its exit code. Raises RedisRefused, which click prints; the exit code is 2 then."""
     from ingest.reader import process
 
     try:
+        refuse_unsupported(loaded)
         return process.run(loaded)
     except process.ReaderFailed as error:
         fail(str(error))

@@ -26,10 +26,12 @@ from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.kafka import Kafka
 from ingest.local.servers.processes import Children, LocalError, private_folder
 from ingest.local.servers.redis import Redis
+from ingest.local.servers.sentinel import RedisGroup
 from ingest.local.servers.statsd import Statsd
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 KafkaKind = Literal["tansu", "apache"]
+RedisKind = Literal["single", "sentinel"]
 EXTERNAL_PREFIX = "REPLAYS_LOCAL_"
 
 # Tansu's group joins take half the session time-out; the drain deadline has to be shorter than the session.
@@ -52,6 +54,7 @@ class Stack:
     """Starts parts at once and stops them at the end, whatever happens in between.
 
     `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
+    `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels.
     `progress` is called with one line a part. `ports` are wishes, by part; free ones are taken otherwise.
     Servers are in `servers` by part, for kill() and restart().
     """
@@ -61,6 +64,7 @@ class Stack:
         directory: Path | None = None,
         *,
         kafka: KafkaKind = "tansu",
+        redis: RedisKind = "single",
         progress: Progress = lambda line: None,
         environ: Mapping[str, str] = os.environ,
         ports: Mapping[str, int] | None = None,
@@ -72,6 +76,7 @@ class Stack:
         self.servers: dict[str, Server] = {}
         self.external: dict[str, str] = {}
         self._kafka: KafkaKind = kafka
+        self._redis: RedisKind = redis
         self._progress = progress
         self._environ = environ
         self._ports = dict(ports or {})
@@ -137,13 +142,16 @@ class Stack:
         found = dict(TANSU_SETTINGS) if isinstance(self.servers.get("kafka"), Kafka) else {}
         for name, address in self.addresses.items():
             found |= settings_of(name, address)
-        return found
+        group = self.servers.get("redis")
+        return found | group.variables if isinstance(group, RedisGroup) else found
 
     def _make(self, name: str) -> Server:
         directory = self.directory / name
         match name:
             case "kafka":
                 kind: type[Server] = JavaKafka if self._kafka == "apache" else Kafka
+            case "redis" if self._redis == "sentinel":
+                kind = RedisGroup
             case "redis":
                 return Redis(self.children, directory, appendonly=not self._is_temporary)
             case "gcs":

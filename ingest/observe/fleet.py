@@ -15,7 +15,7 @@ from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
-from tasks.connection import connect
+from tasks.connection import connect, prove_writable, refusal
 from tasks.errors import shortened
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
@@ -63,6 +63,7 @@ class FleetWatch:
         self._metrics = metrics
         self._client: Any = connect(settings, retries=0)
         self._trouble = "not asked yet"
+        self._kind_is_known = False
         self.loop = Loop("fleet-watch", self.look, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
@@ -79,19 +80,34 @@ class FleetWatch:
 
     def look(self) -> None:
         """Updates the metrics once. Redis trouble is kept for `dependencies`, never raised."""
-        meters = self._metrics.meters
         try:
-            for queue, depth in queue_depths(self._settings, self._client).items():
-                meters.set("replays.reader.queue_depth", depth, queue)
-            states = read_states(self._client, self._settings.key_prefix, self._settings.sinks)
-            for sink, state in states.items():
-                meters.set("replays.reader.breaker_state", BREAKER_LEVELS[state.state], sink)
-            memory = redis_memory(self._client)
-            meters.set("replays.reader.redis_used_bytes", memory.used_bytes)
-            meters.set("replays.reader.redis_max_bytes", memory.max_bytes)
-            self._trouble = ""
+            self._trouble = self._unusable() or self._measure()
         except (RedisError, OSError) as error:
             self._trouble = shortened(f"{type(error).__name__}: {error}")
-        meters.set("replays.reader.redis_up", not self._trouble)
+            self._kind_is_known = False  # the next one to answer may be another server
+        self._metrics.meters.set("replays.reader.redis_up", not self._trouble)
         if self._metrics.snapshot.paused:
             self._metrics.ask_log_ends()
+
+    def _unusable(self) -> str:
+        """Why Redis cannot be worked with although it answers; "" if it can. Writes: a replica answers as well."""
+        if not self._kind_is_known:
+            text = refusal(self._client)
+            if text:
+                return text
+            self._kind_is_known = True
+        prove_writable(self._client, f"{self._settings.key_prefix}:probe")
+        return ""
+
+    def _measure(self) -> str:
+        """Queues, breakers and memory as metrics. Nothing is wrong if it returns."""
+        meters = self._metrics.meters
+        for queue, depth in queue_depths(self._settings, self._client).items():
+            meters.set("replays.reader.queue_depth", depth, queue)
+        states = read_states(self._client, self._settings.key_prefix, self._settings.sinks)
+        for sink, state in states.items():
+            meters.set("replays.reader.breaker_state", BREAKER_LEVELS[state.state], sink)
+        memory = redis_memory(self._client)
+        meters.set("replays.reader.redis_used_bytes", memory.used_bytes)
+        meters.set("replays.reader.redis_max_bytes", memory.max_bytes)
+        return ""

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ingest.operate.text import size_text
 from ingest.settings import Settings
-from tasks.connection import connect
+from tasks.connection import connect, prove_writable, refusal
 from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.printed import printable, without_secrets
@@ -21,6 +21,7 @@ from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 10.0
+REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leave nothing to read
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
@@ -97,6 +98,7 @@ def secret_values(settings: Settings) -> frozenset[str]:
             found |= {text, text.partition(":")[2] if "://" not in text else ""}
         if isinstance(text, str) and "://" in text:
             found.add(text.partition("://")[2].rpartition("@")[0].partition(":")[2])
+    found.add(settings.redis_address.password)
     options = settings.kafka_options
     found |= {options[name] for name, shown in without_option_secrets(options).items() if shown != options[name]}
     found |= {unquote(value) for value in found}
@@ -143,10 +145,13 @@ def is_loopback(host: str) -> bool:
 
 def _links(settings: Settings) -> Iterable[Finding]:
     """A warning for each link that is not encrypted and leaves the machine."""
-    redis = urlsplit(settings.redis_url.get_secret_value())
+    redis = settings.redis_address
     plain = []
-    if redis.scheme == "redis" and not is_loopback(redis.hostname or ""):
-        plain.append(("redis", "use rediss:// in REPLAYS_REDIS_URL"))
+    if not settings.redis_tls and not all(is_loopback(host) for host, _ in redis.hosts):
+        plain.append(("redis", "use rediss:// in REPLAYS_REDIS_URL, or set REPLAYS_REDIS_SENTINEL_TLS"))
+    if settings.redis_tls and redis.verification == "none":
+        advice = "remove ssl_cert_reqs from REPLAYS_REDIS_URL and set REPLAYS_REDIS_TLS_CA_FILE"
+        yield Finding("link to redis", Severity.WARNING, "whoever answers is believed to be Redis", advice)
     if "SSL" not in settings.kafka_security_protocol:
         hosts = [broker.rsplit(":", 1)[0] for broker in settings.kafka_brokers.split(",")]
         if not all(is_loopback(host.strip()) for host in hosts):
@@ -177,6 +182,11 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
 
 def _redis(settings: Settings) -> Iterable[Finding]:
     client = connect(settings)
+    refused = refusal(client)
+    if refused:
+        yield Finding(REDIS_KIND, Severity.BAD, refused)
+        return
+    prove_writable(client, f"{settings.key_prefix}:probe")
     info = client.info("memory")
     policy = info.get("maxmemory_policy", "unknown")
     limit = int(info.get("maxmemory", 0))

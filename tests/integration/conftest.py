@@ -11,11 +11,20 @@ from ingest.local.fleet import isolated
 from ingest.local.stack import Stack
 from ingest.settings import Settings as ReaderSettings
 from tasks.settings import Settings
-from tests.kit.fleet import fleet, fleet_options
+from tests.kit.fleet import fleet, fleet_options, fleet_redis
 from tests.kit.library import Library, fill
 from tests.kit.office import Office, furnish, opened
 
-__all__ = ["fleet", "fleet_options", "library", "office", "office_env", "office_settings", "settings"]
+__all__ = [
+    "fleet",
+    "fleet_options",
+    "fleet_redis",
+    "library",
+    "office",
+    "office_env",
+    "office_settings",
+    "settings",
+]
 LIBRARY_DATABASE, OFFICE_DATABASE = 9, 10
 SINKS = "gcs,clickhouse,dead_letter"
 LOGINS = "bob:other, ann:a-long-password"

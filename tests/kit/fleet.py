@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import queue
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from ingest.core import events as on
 from ingest.core.model import Batch, Stage
 from ingest.local.servers.processes import Child, Children, wait_until
 from ingest.local.servers.redis import Redis
+from ingest.local.servers.sentinel import MASTER, RedisGroup
 from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
+from tasks.connection import connect
 from tests.kit.paths import ROOT
 
 
@@ -28,7 +32,7 @@ class Fleet:
     """What a test asks and tells."""
 
     settings: Settings
-    redis: Redis
+    redis: Redis | RedisGroup
     children: Children
     sinks: Path
     environment: dict[str, str]
@@ -38,6 +42,8 @@ class Fleet:
 
     @property
     def client(self) -> Any:
+        if isinstance(self.redis, RedisGroup):
+            return connect(self.settings, retries=6)
         return Client.from_url(self.redis.address)
 
     def dispatcher(self, reader: str = "reader-1") -> Dispatcher:
@@ -96,6 +102,35 @@ class Fleet:
             if not (isinstance(event, on.FlushFailed) and event.attempt < attempt):
                 return event
 
+    def settle_all(
+        self, dispatcher: Dispatcher, batches: Sequence[Batch], deadline_seconds: float = 90.0
+    ) -> dict[str, int]:
+        """Dispatches as the core does, again after a failure or a deadline, until all succeeded.
+
+        Returns the number of attempts by batch id.
+        """
+        open_, attempts = {batch.id: batch for batch in batches}, dict.fromkeys((b.id for b in batches), 0)
+        due = dict.fromkeys(open_, 0.0)
+        ends_at = time.monotonic() + deadline_seconds
+        while open_:
+            now = time.monotonic()
+            assert now < ends_at, f"not settled: {sorted(open_)}\n{self.events[-5:]}"
+            for batch_id in [each for each in open_ if due[each] <= now]:
+                attempts[batch_id] += 1
+                due[batch_id] = now + self.settings.flush_deadline_seconds
+                dispatcher.submit(
+                    do.Dispatch(
+                        open_[batch_id], Stage.ROWS, attempts[batch_id], self.settings.flush_deadline_seconds
+                    )
+                )
+            with suppress(queue.Empty):
+                event = self.next_event(0.2)
+                if isinstance(event, on.FlushSucceeded):
+                    open_.pop(event.batch_id, None)
+                elif isinstance(event, on.DispatchFailed | on.FlushFailed) and event.batch_id in open_:
+                    due[event.batch_id] = now + 0.5
+        return attempts
+
     def close(self) -> None:
         """Ends everything, roughly: what a warm shutdown takes is not what a test waits for."""
         for made in self._dispatchers:
@@ -111,16 +146,27 @@ def fleet_options() -> dict[str, str]:
 
 
 @pytest.fixture
+def fleet_redis(tmp_path: Path, children: Children) -> Redis | RedisGroup:
+    """Overridden by a test module that needs another one."""
+    return Redis(children, tmp_path / "redis")
+
+
+@pytest.fixture
 def fleet(
-    tmp_path: Path, children: Children, fleet_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    children: Children,
+    fleet_redis: Redis | RedisGroup,
+    fleet_options: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Fleet]:
     """Redis runs, workers do not yet."""
-    redis = Redis(children, tmp_path / "redis")
+    redis = fleet_redis
     redis.start()
     sinks = tmp_path / "sinks"
     sinks.mkdir()
     options = {
         "REDIS_URL": redis.address,
+        **({"REDIS_SENTINEL_MASTER": MASTER} if isinstance(redis, RedisGroup) else {}),
         "REDIS_TIMEOUT_SECONDS": "2",
         "TASK_VISIBILITY_SECONDS": "5",
         "TASK_BACKOFF_SECONDS": "0.2",

@@ -310,7 +310,7 @@ def test_redis_is_only_believed_with_its_certificate(redis: GuardedRedis, kafka:
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     strangers = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
     forgetful = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}
-    plain = {**good, "REPLAYS_REDIS_URL": redis.url.replace("rediss://", "redis://")}
+    plain = {**strangers, "REPLAYS_REDIS_URL": redis.url.replace("rediss://", "redis://")}
 
     assert connect(settings_of(good)).ping()
     with pytest.raises(RedisError, match="certificate verify failed"):

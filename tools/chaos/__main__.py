@@ -20,11 +20,12 @@ from tools.chaos.run import MESSAGES_PER_SECOND, run
 
 
 def main() -> int:
-    """python -m tools.chaos [--minutes 10] [--seed 1] [--kafka apache|tansu] [--json]"""
+    """python -m tools.chaos [--minutes 10] [--seed 1] [--kafka apache|tansu] [--redis sentinel]"""
     parser = argparse.ArgumentParser(description="Kills real processes at random, then reconciles every sink.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
+    parser.add_argument("--redis", choices=("single", "sentinel"), default="single", help="behind Sentinel?")
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages a second")
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")

@@ -12,6 +12,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes
 from ingest.local.servers.fault_proxy import (
@@ -25,8 +26,9 @@ from ingest.local.servers.fault_proxy import (
     Refuse,
     Reset,
 )
-from ingest.local.servers.processes import Child, LocalError, wait_until
+from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
 from ingest.local.servers.redis import Redis
+from ingest.local.servers.sentinel import RedisGroup
 from ingest.local.stack import KafkaKind
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
@@ -50,8 +52,8 @@ SINK_FAULTS: dict[str, Callable[[], Fault]] = {
 class ProcessFaults:
     """The faults of processes. Each returns whom it hit, when all of it is over."""
 
-    def __init__(self, fleet: Fleet, redis_proxy: FaultProxy, calm: threading.Event) -> None:
-        """`calm` ends every wait of a fault early."""
+    def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
+        """`calm` ends every wait of a fault early. `redis_proxy` None: Redis is behind Sentinel."""
         self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
         self._servers = fleet.stack.servers
 
@@ -65,15 +67,32 @@ class ProcessFaults:
             "worker: kill -9": self.kill_worker,
             "worker: one pool process killed": self.kill_pool_process,
             "worker: SIGSTOP": self.stop_worker,
-            "redis: kill -9, comes back empty": self.empty_redis,
-            "redis: kill -9, comes back with its data": self.restart_redis,
             "redis: SIGSTOP": self.stop_redis,
-            "redis: connections reset": self.reset_redis,
+            "redis: read-only (READONLY), and its connections live": self.demote_redis,
+            **self._of_single_redis(),
+            **self._of_sentinel(),
             "broker: kill -9, comes back with its data": self.restart_broker,
             "broker: SIGSTOP": self.stop_broker,
             "flower: kill -9": self.kill_flower,
         }
         return {name: do for name, do in found.items() if kafka == "apache" or name not in NEEDS_APACHE}
+
+    def _of_single_redis(self) -> dict[str, Inflict]:
+        if self._redis_proxy is None:
+            return {}
+        return {
+            "redis: kill -9, comes back empty": self.empty_redis,
+            "redis: kill -9, comes back with its data": self.restart_redis,
+            "redis: connections reset": self.reset_redis,
+        }
+
+    def _of_sentinel(self) -> dict[str, Inflict]:
+        if self._redis_proxy is not None:
+            return {}
+        return {
+            "redis: Sentinel failover": self.fail_over,
+            "redis: primary killed (-9), Sentinel replaces it": self.kill_primary,
+        }
 
     def kill_reader(self, rng: random.Random) -> str:
         return self._kill(rng, READERS)
@@ -129,7 +148,35 @@ class ProcessFaults:
     def stop_redis(self, rng: random.Random) -> str:
         return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
 
+    def demote_redis(self, rng: random.Random) -> str:
+        """A replica of nobody for a while: as the old primary after a failover that no client noticed."""
+        server = self._primary()
+        server.ask("REPLICAOF", HOST, str(free_port()))
+        self._calm.wait(rng.uniform(1, 4))
+        with contextlib.suppress(OSError):  # the other hand killed it, or Sentinel put it right meanwhile
+            if server is self._primary():
+                server.ask("REPLICAOF", "NO", "ONE")
+        return ""
+
+    def fail_over(self, rng: random.Random) -> str:
+        self._group().failover()
+        return ""
+
+    def kill_primary(self, rng: random.Random) -> str:
+        self._group().kill_primary()
+        return ""
+
+    def _group(self) -> RedisGroup:
+        group = self._servers["redis"]
+        assert isinstance(group, RedisGroup)
+        return group
+
+    def _primary(self) -> Redis:
+        server = self._servers["redis"]
+        return server.primary if isinstance(server, RedisGroup) else cast("Redis", server)
+
     def reset_redis(self, rng: random.Random) -> str:
+        assert self._redis_proxy is not None
         self._redis_proxy.set(Reset())
         self._calm.wait(rng.uniform(0.5, 3))
         self._redis_proxy.set(Pass())

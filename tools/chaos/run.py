@@ -26,7 +26,8 @@ from ingest.local.load.produce import PROFILES, LoadError, produce
 from ingest.local.servers import java_kafka
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import LocalError, ending_on_signals
-from ingest.local.stack import KafkaKind, Stack
+from ingest.local.servers.redis import Redis
+from ingest.local.stack import KafkaKind, RedisKind, Stack
 from ingest.settings import Settings
 from tasks.errors import SinkError
 from tasks.migrate.kafka import SOURCE_PARTITIONS
@@ -56,6 +57,7 @@ def run(
     seed: int = 1,
     *,
     kafka: KafkaKind | None = None,
+    redis: RedisKind = "single",
     rate: float = MESSAGES_PER_SECOND,
     directory: Path | None = None,
     layout: str = "segment",
@@ -63,7 +65,8 @@ def run(
 ) -> int:
     """Chaos for `minutes`, then the account. 0: everything held; 1: something did not; 130: interrupted.
 
-    `kafka` None: Apache Kafka where it can run, Tansu elsewhere. `rate`: messages a second. `directory` keeps data
+    `kafka` None: Apache Kafka where it can run, Tansu elsewhere. `redis`: one server, or a primary and a
+    replica behind Sentinels. `rate`: messages a second. `directory` keeps data
     and logs there; a temporary one, in memory where there is some, is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
@@ -73,7 +76,9 @@ def run(
     result = Result(seed, chosen, minutes * 60)
     began = time.monotonic()
     with _place(directory) as place, _ending() as ending:
-        chaos = _Chaos(place, chosen, seed, rate, console, result, ending, layout, is_temporary=directory is None)
+        chaos = _Chaos(
+            place, chosen, redis, seed, rate, console, result, ending, layout, is_temporary=directory is None
+        )
         try:
             chaos.run(minutes * 60)
         except (LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -99,6 +104,7 @@ class _Chaos:
         self,
         directory: Path,
         kafka: KafkaKind,
+        redis: RedisKind,
         seed: int,
         rate: float,
         console: Console,
@@ -115,7 +121,9 @@ class _Chaos:
         self.began = time.monotonic()
         self._open = ExitStack()
         # A directory of its own makes the stack's Redis keep an append-only file, which it may lose on purpose.
-        self.stack = self._open.enter_context(Stack(directory / "stack", kafka=kafka, progress=self.say))
+        self.stack = self._open.enter_context(
+            Stack(directory / "stack", kafka=kafka, redis=redis, progress=self.say)
+        )
         if is_temporary:
             self.stack.children.remove_at_end(directory)
         self.proxies: dict[str, FaultProxy] = {}
@@ -136,7 +144,7 @@ class _Chaos:
         """All of it. Raises what went wrong with the experiment itself; `result` has the rest."""
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
-        processes = ProcessFaults(fleet, self.proxies["redis"], self.calm).by_name(self.kafka)
+        processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)
         sinks = sink_faults(self.proxies, self.calm)
         threads = [
             threading.Thread(target=self._load, args=(fleet.settings, manifest), name="load"),
@@ -164,7 +172,9 @@ class _Chaos:
 
     def _start(self) -> Fleet:
         stack = self.stack.start()
-        for part in (*SINKS, "redis"):
+        # Clients follow the address that the Sentinels give, past a proxy.
+        single = isinstance(stack.servers["redis"], Redis)
+        for part in (*SINKS, *(["redis"] if single else [])):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
             self.proxies[part] = self._open.enter_context(proxy)
         fleet = self.fleet = Fleet(stack, {**IMPATIENT, "REPLAYS_GCS_LAYOUT": self.layout}, proxies=self.proxies)

@@ -129,6 +129,11 @@ class FaultProxy:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))
 
+    def aim(self, target: str) -> None:
+        """New connections go there, open ones stay where they are: as when the name of a service moves."""
+        host, _, port = target.rpartition(":")
+        self._target = (host, int(port))
+
     def __enter__(self) -> Self:
         self._thread.start()
         self._call(self._listen())

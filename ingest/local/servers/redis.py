@@ -11,11 +11,12 @@ import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ingest.local.servers.base import HOST, Server
-from ingest.local.servers.processes import Children
+from ingest.local.servers.processes import Children, LocalError
 
 
 class Redis(Server):
@@ -33,11 +34,14 @@ class Redis(Server):
         appendonly: bool = False,
         memory_bytes_max: int = 0,
         acl_file: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
+        """`options`: further arguments of the server."""
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly
         self.memory_bytes_max = memory_bytes_max
         self.acl_file = acl_file
+        self.options = tuple(options)
 
     def command(self) -> list[str]:
         """Loopback only; no snapshots, an append-only file if asked for."""
@@ -53,6 +57,7 @@ class Redis(Server):
             *("--daemonize", "no"),
             *("--loglevel", "warning"),
             *(("--aclfile", str(self.acl_file)) if self.acl_file else ()),
+            *self.options,
         ]
 
     def is_ready(self) -> bool:
@@ -63,6 +68,10 @@ class Redis(Server):
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
+
+    def ask(self, *words: str) -> Any:
+        """The answer to one command. Raises OSError, or LocalError for an error."""
+        return ask(self.port, words)
 
     @property
     def address(self) -> str:
@@ -76,6 +85,32 @@ class Redis(Server):
             for path in self.directory.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         super().restart(kill=kill)
+
+
+def ask(port: int, words: Sequence[str], password: str = "") -> Any:
+    """The answer to one command: text, number, list or None. Raises OSError, or LocalError for an error.
+
+    Ten lines of the protocol, so that the embedded stack needs no client that follows or retries anything.
+    """
+    with socket.create_connection((HOST, port), timeout=5) as connection, connection.makefile("rwb") as stream:
+        for command in ([["AUTH", password]] if password else []) + [list(words)]:
+            parts = b"".join(b"$%d\r\n%b\r\n" % (len(word.encode()), word.encode()) for word in command)
+            stream.write(b"*%d\r\n%b" % (len(command), parts))
+            stream.flush()
+            answer = _read(stream)
+    return answer
+
+
+def _read(stream: Any) -> Any:
+    line = stream.readline().decode().rstrip("\r\n")
+    kind, text = line[:1], line[1:]
+    if kind == "*":
+        return [_read(stream) for _ in range(int(text))] if int(text) >= 0 else None
+    if kind == "$":
+        return stream.read(int(text) + 2)[:-2].decode() if int(text) >= 0 else None
+    if kind == "-" or not kind:
+        raise LocalError(f"redis answered {text or 'nothing'}")
+    return int(text) if kind == ":" else text
 
 
 def binary() -> Path:

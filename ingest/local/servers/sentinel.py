@@ -1,0 +1,230 @@
+"""Redis behind Sentinel: a primary, a replica, and three Sentinels that replace the one by the other.
+
+Valkey's server is also its Sentinel. Nothing is written to disk, so a primary that was killed and comes back has
+nothing; by then it is a replica of the other. Times are shorter than in production: a failover takes 2 to 4 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ingest.local.servers.base import HOST, Server
+from ingest.local.servers.processes import Child, Children, LocalError, wait_until
+from ingest.local.servers.redis import Redis, ask, binary
+
+MASTER = "replays"
+SENTINELS = 3
+QUORUM = 2
+DOWN_MS = 1000
+FAILOVER_MS = 3000
+READY_SECONDS_MAX = 30.0
+
+
+class Sentinel(Server):
+    """One Sentinel that watches the primary at `primary_port`."""
+
+    name: ClassVar[str] = "sentinel"
+
+    def __init__(
+        self,
+        children: Children,
+        directory: Path,
+        primary_port: Callable[[], int],
+        *,
+        name: str = "",
+        password: str = "",
+        sentinel_password: str = "",
+        quorum: int = QUORUM,
+    ) -> None:
+        """`password`: of the Redis servers. `sentinel_password`: of the Sentinels, among themselves too."""
+        super().__init__(children, directory, name=name)
+        self._primary_port = primary_port
+        self._password, self._sentinel_password, self._quorum = password, sentinel_password, quorum
+
+    def command(self) -> list[str]:
+        """The configuration file is Sentinel's own memory: written once, then left to it."""
+        file = self.directory / "sentinel.conf"
+        if not file.exists() or f"port {self.port}\n" not in file.read_text():
+            file.write_text(self._configuration())
+        return [str(binary()), str(file), "--sentinel"]
+
+    def _configuration(self) -> str:
+        lines = [
+            f"port {self.port}",
+            f"bind {HOST}",
+            f"dir {self.directory}",
+            "loglevel notice",
+            f"sentinel monitor {MASTER} {HOST} {self._primary_port()} {self._quorum}",
+            f"sentinel down-after-milliseconds {MASTER} {DOWN_MS}",
+            f"sentinel failover-timeout {MASTER} {FAILOVER_MS}",
+        ]
+        if self._password:
+            lines.append(f"sentinel auth-pass {MASTER} {self._password}")
+        if self._sentinel_password:
+            lines += [
+                f"requirepass {self._sentinel_password}",
+                f"sentinel sentinel-pass {self._sentinel_password}",
+            ]
+        return "\n".join(lines) + "\n"
+
+    def ask(self, *words: str) -> Any:
+        """The answer to one command. Raises OSError, or LocalError for an error."""
+        return ask(self.port, words, self._sentinel_password)
+
+    def is_ready(self) -> bool:
+        """Whether it knows the primary."""
+        try:
+            return bool(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
+        except (OSError, LocalError):
+            return False
+
+    @property
+    def address(self) -> str:
+        """One part of a sentinel:// URL, without a password."""
+        return f"sentinel://{HOST}:{self.port}"
+
+
+class RedisGroup(Server):
+    """All five as one server; `kill`, `pause` and `child` mean the primary of the moment."""
+
+    name: ClassVar[str] = "redis"
+
+    def __init__(
+        self, children: Children, directory: Path, *, password: str = "", sentinel_password: str = ""
+    ) -> None:
+        super().__init__(children, directory)
+        self.password, self.sentinel_password = password, sentinel_password
+        secrets = ("--requirepass", password, "--masterauth", password) if password else ()
+        quick = ("--repl-diskless-sync-delay", "0", *secrets)
+        self.servers = [
+            Redis(children, directory / f"redis-{number}", name=f"redis-{number}", options=quick)
+            for number in (1, 2)
+        ]
+        self.sentinels = [
+            Sentinel(
+                children,
+                directory / f"sentinel-{number}",
+                lambda: self.servers[0].port,
+                name=f"sentinel-{number}",
+                password=password,
+                sentinel_password=sentinel_password,
+            )
+            for number in range(1, SENTINELS + 1)
+        ]
+
+    def start(self) -> None:
+        """Starts all that do not run, and returns once the Sentinels could replace the primary."""
+        for server in self.servers:
+            if not self._runs(server):
+                server.start()
+        if not self._runs(self.sentinels[0]):
+            first, second = self.servers
+            ask(second.port, ["REPLICAOF", HOST, str(first.port)], self.password)
+            for sentinel in self.sentinels:
+                sentinel.start()
+        self._child = self.primary.child
+        self.port = self.sentinels[0].port
+        self.wait_settled()
+
+    @staticmethod
+    def _runs(server: Server) -> bool:
+        return server._child is not None and server.child.alive
+
+    def wait_settled(self) -> None:
+        """Until every Sentinel sees the same primary, a replica that follows it, and the other Sentinels."""
+        wait_until(self.settled, READY_SECONDS_MAX, "the Sentinels to agree")
+
+    def settled(self) -> bool:
+        """Whether a failover could succeed now."""
+        try:
+            seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
+            return len(seen) == 1 and all(self._sees_all(sentinel) for sentinel in self.sentinels)
+        except (OSError, LocalError):
+            return False
+
+    def _sees_all(self, sentinel: Sentinel) -> bool:
+        master = _fields(sentinel.ask("SENTINEL", "MASTER", MASTER))
+        replicas = [_fields(each) for each in sentinel.ask("SENTINEL", "REPLICAS", MASTER)]
+        usable = [each for each in replicas if each["flags"] == "slave" and each["master-link-status"] == "ok"]
+        return (
+            master["flags"] == "master"
+            and len(usable) == 1
+            and int(master["num-other-sentinels"]) == SENTINELS - 1
+        )
+
+    @property
+    def primary(self) -> Redis:
+        """The server that the Sentinels name. Raises LocalError when none of them answers."""
+        for sentinel in self.sentinels:
+            with contextlib.suppress(OSError, LocalError, TypeError):
+                _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+                return next(server for server in self.servers if server.port == int(port))
+        raise LocalError("no Sentinel names a primary")
+
+    def failover(self) -> None:
+        """An orderly one, as for maintenance: the old primary lives on, read-only. Returns when it is done."""
+        old = self.primary
+        self.wait_settled()
+        wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
+        wait_until(lambda: self.primary is not old, READY_SECONDS_MAX, "another primary")
+        self._child = self.primary.child
+
+    def _failover_begins(self) -> bool:
+        try:
+            self.sentinels[0].ask("SENTINEL", "FAILOVER", MASTER)
+        except LocalError:  # one is under way, or the replica was away a moment ago
+            return False
+        return True
+
+    def kill_primary(self) -> None:
+        """SIGKILL; the Sentinels notice after a second. Returns when another leads and the old one is back."""
+        old = self.primary
+        self.wait_settled()
+        old.kill()
+        wait_until(lambda: self.primary is not old, READY_SECONDS_MAX, "another primary")
+        old.restart()
+        self._child = self.primary.child
+
+    @property
+    def child(self) -> Child:
+        """The primary's process."""
+        return self.primary.child
+
+    def command(self) -> list[str]:
+        """Of the primary."""
+        return self.primary.command()
+
+    def is_ready(self) -> bool:
+        """Whether the primary answers."""
+        return self.primary.is_ready()
+
+    @property
+    def address(self) -> str:
+        """A sentinel:// URL of database 0 with all hosts, and the password of Redis."""
+        first, *others = self.sentinels
+        secret = f":{self.password}@" if self.password else ""
+        return ";".join([f"sentinel://{secret}{HOST}:{first.port}", *(s.address for s in others)]) + "/0"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The REPLAYS_* variables that lead there."""
+        found = {"REPLAYS_REDIS_URL": self.address, "REPLAYS_REDIS_SENTINEL_MASTER": MASTER}
+        return found | (
+            {"REPLAYS_REDIS_SENTINEL_PASSWORD": self.sentinel_password} if self.sentinel_password else {}
+        )
+
+    def stop(self, grace_seconds: float = 10.0) -> None:
+        """Ends all five."""
+        for server in (*self.sentinels, *self.servers):
+            server.stop(grace_seconds)
+
+    def kill(self) -> None:
+        """SIGKILL to the primary alone."""
+        self.primary.kill()
+
+
+def _fields(answer: Any) -> dict[str, str]:
+    return dict(zip(answer[::2], answer[1::2], strict=True))

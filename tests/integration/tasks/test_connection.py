@@ -1,0 +1,257 @@
+"""Answers that mean "away", each from a real server in that state, and servers that are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis as Client
+from redis.exceptions import OutOfMemoryError
+
+from ingest.local.servers.processes import Children, free_port, wait_until
+from ingest.local.servers.redis import Redis
+from ingest.observe.fleet import FleetWatch
+from ingest.observe.metrics import Metrics
+from ingest.settings import Settings
+from tasks.broker import Channel
+from tasks.chord import publisher
+from tasks.connection import RedisAway, connect
+from tests.kit.fleet import Fleet
+from tests.kit.paths import ROOT
+
+
+@contextmanager
+def demoted(admin: Any) -> Iterator[None]:
+    """A replica of nobody: its connections live, and it takes no writes."""
+    admin.replicaof("127.0.0.1", free_port())
+    yield
+    admin.replicaof("NO", "ONE")
+
+
+@contextmanager
+def without_stale_data(admin: Any) -> Iterator[None]:
+    """A replica that lost its primary and says so to every reader."""
+    admin.config_set("replica-serve-stale-data", "no")
+    with demoted(admin):
+        yield
+
+
+@contextmanager
+def alone(admin: Any) -> Iterator[None]:
+    """A primary that must not write without a replica."""
+    admin.config_set("min-replicas-to-write", "1")
+    yield
+    admin.config_set("min-replicas-to-write", "0")
+
+
+@contextmanager
+def without_disk(admin: Any) -> Iterator[None]:
+    """A primary whose last snapshot failed."""
+    admin.config_set("save", "3600 1")
+    in_the_way = Path(admin.config_get("dir")["dir"]) / "dump.rdb"
+    in_the_way.mkdir()
+    admin.bgsave()
+    wait_until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err", 10, "the snapshot to fail")
+    yield
+    in_the_way.rmdir()
+    admin.config_set("save", "")
+
+
+@contextmanager
+def busy(admin: Any) -> Iterator[None]:
+    """A server in an endless script."""
+    admin.config_set("busy-reply-threshold", "10")
+    runner = Client.from_url(f"redis://127.0.0.1:{admin.connection_pool.connection_kwargs['port']}/0")
+    thread = threading.Thread(target=lambda: _quietly(lambda: runner.eval("while true do end", 0)))
+    thread.start()
+    wait_until(lambda: "BUSY" in _text(admin.get, "x"), 10, "the script to be busy")
+    yield
+    admin.script_kill()
+    thread.join()
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    _text(call)
+
+
+def _text(call: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        return str(call(*arguments))
+    except Exception as error:
+        return f"{error} {getattr(error, 'status_code', '')}"
+
+
+WRITE: Callable[[Any], Any] = lambda client: client.set("replays:x", 1)  # noqa: E731
+STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "READONLY": (demoted, WRITE),
+    "READONLY in a script": (demoted, lambda client: client.eval("return redis.call('SET', KEYS[1], 1)", 1, "x")),
+    "READONLY in a transaction": (demoted, lambda client: client.pipeline().set("x", 1).execute()),
+    "READONLY in a pipeline": (demoted, lambda client: client.pipeline(transaction=False).set("x", 1).execute()),
+    "MASTERDOWN": (without_stale_data, lambda client: client.get("replays:x")),
+    "NOREPLICAS": (alone, WRITE),
+    "MISCONF": (without_disk, WRITE),
+    "BUSY": (busy, lambda client: client.get("replays:x")),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_server_that_cannot_serve_is_away_and_the_same_client_goes_on_when_it_can(
+    fleet: Fleet, state: str
+) -> None:
+    """given a living connection, when the server cannot serve, then all of ours are closed, and later renewed"""
+    sick, call = STATES[state]
+    client: Any = connect(fleet.settings, retries=0)
+    reading: Any = connect(fleet.settings, retries=0)
+    before, reading_before = client.client_id(), reading.client_id()
+
+    with sick(fleet.client), pytest.raises(RedisAway, match=state.partition(" ")[0]):
+        call(client)
+    call(client)
+
+    assert client.client_id() != before
+    assert reading.client_id() != reading_before
+
+
+def test_a_call_that_waits_at_a_primary_that_is_demoted_is_away(fleet: Fleet) -> None:
+    """given a call that blocks, when the server becomes a replica, then UNBLOCKED is no answer but an absence"""
+    client: Any = connect(fleet.settings, retries=0)
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            client.blpop("replays:nothing", 1.5)
+        except RedisAway as error:
+            found.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    wait_until(lambda: fleet.client.info("clients")["blocked_clients"] == 1, 10, "the call to block")
+    with demoted(fleet.client):
+        thread.join()
+
+    assert [str(each).split()[0] for each in found] == ["UNBLOCKED"]
+
+
+def test_a_full_server_is_not_away(fleet: Fleet) -> None:
+    """given a primary at its memory limit, when it refuses, then the connection stays, and readiness does"""
+    client: Any = connect(fleet.settings, retries=0)
+    before = client.client_id()
+    watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
+
+    fleet.client.config_set("maxmemory", 1)
+    with pytest.raises(OutOfMemoryError):
+        client.set("replays:x", 1)
+    watch.look()
+
+    assert client.client_id() == before
+    assert watch.dependencies() == {"redis": ""}
+
+
+def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
+    """given a demoted primary, when the reader looks, then it is not ready, and is again when it can write"""
+    metrics = Metrics(fleet.settings)
+    watch = FleetWatch(fleet.settings, metrics)
+    watch.look()
+    before = watch.dependencies()["redis"]
+
+    with demoted(fleet.client):
+        watch.look()
+        meanwhile, up = watch.dependencies()["redis"], metrics.total("replays.reader.redis_up")
+    watch.look()
+
+    assert before == ""
+    assert "READONLY" in meanwhile
+    assert up == 0
+    assert watch.dependencies() == {"redis": ""}
+    assert 0 < fleet.client.ttl("replays:probe") <= 60
+
+
+def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
+    """given a demoted primary, when a worker would connect, then that is a connection error, no channel's"""
+    connection = publisher(fleet.settings).connection_for_write()
+
+    with demoted(fleet.client), pytest.raises(RedisAway) as refused:
+        connection.channel()
+
+    assert isinstance(refused.value, connection.connection_errors)
+    assert isinstance(connection.channel(), Channel)
+    connection.release()
+
+
+REFUSED = {
+    "Redis Cluster": ("--cluster-enabled", "yes"),
+    "Sentinel": ("--sentinel",),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("program", ["reader", "worker", "check"])
+def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
+    children: Children, tmp_path: Path, kind: str, program: str
+) -> None:
+    """given a Redis Cluster or a Sentinel, when a program starts, then one line says so, and the exit code is 2"""
+    server = Redis(children, tmp_path / "redis", options=REFUSED[kind])
+    if kind == "Sentinel":
+        server = _Bare(children, tmp_path / "redis")
+    server.start()
+    celery = [sys.executable, "-m", "celery", "-A", "tasks", "worker"]
+    ours = [sys.executable, "-m", "ingest.cli"]
+    command = {"reader": ours, "worker": celery, "check": [*ours, "check", "--json"]}[program]
+
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"PATH": "", "REPLAYS_REDIS_URL": server.address, "REPLAYS_SINKS": "dead_letter"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 2, done.stderr
+    text = done.stdout if program == "check" else done.stderr
+    (line,) = [line for line in text.splitlines() if kind in line]
+    assert "REPLAYS_REDIS_URL" in line
+    assert "Traceback" not in done.stderr
+
+
+class _Bare(Redis):
+    """A Sentinel that watches nothing."""
+
+    def command(self) -> list[str]:
+        file = self.directory / "sentinel.conf"
+        file.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self.directory}\n")
+        return [super().command()[0], str(file), "--sentinel"]
+
+
+def test_settings_are_read_alike_by_reader_and_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given an address with options, when each side makes its connections, then they are made alike"""
+    monkeypatch.setenv(
+        "REPLAYS_REDIS_URL", "rediss://me:p%40ss@redis:6380/3?ssl_cert_reqs=none&health_check_interval=9"
+    )
+    settings = Settings()
+    ours = connect(settings).connection_pool.connection_kwargs
+    app = publisher(settings)
+    backend = app.backend._get_pool().connection_kwargs
+    link = app.conf.broker_transport_options["link"]
+    broker = link.pool(0).connection_kwargs
+
+    for name in (
+        "host",
+        "port",
+        "db",
+        "username",
+        "password",
+        "ssl_cert_reqs",
+        "health_check_interval",
+        "socket_timeout",
+    ):
+        assert ours[name] == backend[name] == broker[name], name
+    assert (ours["db"], ours["password"], ours["ssl_cert_reqs"]) == (3, "p@ss", "none")
+    assert "p@ss" not in repr(app.conf.broker_transport_options)
