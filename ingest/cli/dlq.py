@@ -16,6 +16,8 @@ from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_js
 from ingest.operate.terminal import Terminal
 from tasks.printed import printable
 
+VALUE_CHARACTERS_MAX = 2000
+
 
 @click.group()
 def dlq() -> None:
@@ -87,6 +89,8 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
     letter: Letter = found
     if raw:
+        if sys.stdout.isatty():
+            fail("the original bytes may steer a terminal: send --raw to a pipe or a file")
         sys.stdout.buffer.write(letter.value)
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
@@ -94,9 +98,15 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         echo_json({**letter.as_dict(), "content": content})
         return
     for name, value in letter.as_dict().items():
-        echo(f"{name:<13} {printable(str(value))}")
+        text = str(value)
+        more = (
+            f" ... and {len(text) - VALUE_CHARACTERS_MAX} characters" if len(text) > VALUE_CHARACTERS_MAX else ""
+        )
+        echo(f"{name:<13} {printable(text[:VALUE_CHARACTERS_MAX])}{more}")
     if content is None:
-        echo(printable(letter.value[:2000].decode("utf-8", "replace")))
+        echo(printable(letter.value[:VALUE_CHARACTERS_MAX].decode("utf-8", "replace")))
+        if len(letter.value) > VALUE_CHARACTERS_MAX:
+            echo(f"... and {len(letter.value) - VALUE_CHARACTERS_MAX} bytes; --raw has all")
     else:
         Terminal().print(render(content))
 

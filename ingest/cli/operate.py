@@ -68,7 +68,8 @@ def inspect(file: Any, as_json: bool) -> None:
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
 
-    description = describe(file.read(), rules_of(settings()))
+    rules = rules_of(settings())
+    description = describe(file.read(rules.message_bytes_max + 1), rules)
     if as_json:
         echo_json(description)
     else:

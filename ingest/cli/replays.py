@@ -206,30 +206,55 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
 @click.argument("replay_id")
 @project_option
 @click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); may be repeated.")
+@click.option("--from-segment", default=0, type=click.IntRange(0), help="Only this segment and later ones.")
 @as_json
-def events_command(replay_id: str, project: int | None, kinds: tuple[str, ...], as_json: bool) -> None:
-    """The timeline of one replay, read from its own stored segments."""
+def events_command(
+    replay_id: str, project: int | None, kinds: tuple[str, ...], from_segment: int, as_json: bool
+) -> None:
+    """The timeline of one replay, read from its own stored segments.
+
+    A long one is read in pages: text shows all of them, JSON one, which names the `next_segment`.
+    """
     from ingest.web.present import timeline_dict
 
     with reading() as reads:
         segments = reads.segments(reads.replay(replay_id, project))
-        timeline = reads.timeline(segments)
+        timeline = _of_kinds(reads.timeline(segments, from_segment), kinds)
+        if as_json:
+            echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
+            return
+        console = Terminal(highlight=False)
+        if not console.is_terminal:
+            console.width = 200
+        start_ms = timeline.start_ms
+        while True:
+            console.print(events_table(timeline, start_ms))
+            _tell_left_out(console, timeline)
+            if timeline.next_segment is None:
+                break
+            timeline = _of_kinds(reads.timeline(segments, timeline.next_segment), kinds)
+    if segments.missing:
+        console.print(f"missing segments: {runs_text(segments.missing)}", style="yellow")
+
+
+def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
     if kinds:
         timeline.marks = [mark for mark in timeline.marks if mark.kind in kinds]
-    if as_json:
-        echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
-        return
-    console = Terminal(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(events_table(timeline))
-    for name, found in (("missing", segments.missing), ("unreadable", tuple(timeline.unreadable))):
+    return timeline
+
+
+def _tell_left_out(console: Terminal, timeline: Timeline) -> None:
+    """What is not in the page before."""
+    for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:
-            console.print(f"{name} segments: {runs_text(found)}", style="yellow")
+            console.print(f"{name}: {runs_text(found)}", style="yellow")
+    if timeline.truncated:
+        console.print("there are more events than are shown", style="yellow")
 
 
-def events_table(timeline: Timeline) -> Table:
-    """One line a mark."""
+def events_table(timeline: Timeline, start_ms: int | None = None) -> Table:
+    """One line a mark, at seconds from the start."""
+    start_ms = timeline.start_ms if start_ms is None else start_ms
     styles = {"bad": "red", "warn": "yellow", "": ""}
     table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
     for mark in timeline.marks:
@@ -240,7 +265,7 @@ def events_table(timeline: Timeline) -> Table:
         ]
         if mark.duration_ms is not None:
             told.insert(0, f"{mark.duration_ms} ms")
-        seconds = (mark.at_ms - timeline.start_ms) / 1000
+        seconds = (mark.at_ms - start_ms) / 1000
         table.add_row(
             f"{seconds:9.3f}",
             mark.kind,
@@ -279,6 +304,8 @@ def fetch_command(
             if wanted and one.segment_id not in wanted:
                 continue
             try:
+                if isinstance(content, BlobError):
+                    raise content
                 found = unpack(content)
             except BlobError as error:
                 unreadable[one.segment_id] = str(error)

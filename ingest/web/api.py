@@ -6,10 +6,12 @@ import time
 from typing import Any
 
 from ingest.web.base import Handler, is_number
-from ingest.web.blobs import playable
+from ingest.web.blobs import Playable, playable
 from ingest.web.journey import journeys
 from ingest.web.model import Filter, NotFound
 from ingest.web.present import page_dict, replay_dict, segments_dict, timeline_dict
+
+LEFT_OUT_HEADER = "X-Replays-Left-Out"
 
 
 class ProjectsHandler(Handler):
@@ -72,8 +74,11 @@ class TimelineHandler(Handler):
     """What happened in it."""
 
     async def get(self, project: str, replay_id: str) -> None:
+        first = self.number("from_segment", 0, 10**18) or 0
         _, segments = await self.run(lambda: self.state.look_up(int(project), replay_id))
-        self.answer(timeline_dict(await self.run(lambda: self.state.reads.timeline(segments))))
+        async with self.state.heavy:
+            self.answer(timeline_dict(await self.run(lambda: self.state.reads.timeline(segments, first))))
+            await self.sent()
 
 
 class SegmentHandler(Handler):
@@ -82,15 +87,19 @@ class SegmentHandler(Handler):
     async def get(self, project: str, replay_id: str, segment: str) -> None:
         raw = self.flag("raw")
 
-        def work() -> bytes:
+        def work() -> Playable:
             recording = self.state.recording(int(project), replay_id, int(segment)).recording
-            return recording if raw else playable(recording)
+            return Playable(recording) if raw else playable(recording)
 
-        content = await self.run(work)
-        self.set_header("Content-Type", "application/json")
-        if raw:
-            self.set_header("Content-Disposition", f'attachment; filename="{replay_id}-{segment}.json"')
-        self.finish(content)
+        async with self.state.heavy:
+            found = await self.run(work)
+            self.set_header("Content-Type", "application/json")
+            if raw:
+                self.set_header("Content-Disposition", f'attachment; filename="{replay_id}-{segment}.json"')
+            if found.left_out:
+                self.set_header(LEFT_OUT_HEADER, found.left_out)
+            self.finish(found.content)
+            await self.sent()
 
 
 class VideoHandler(Handler):
@@ -103,7 +112,12 @@ class VideoHandler(Handler):
                 raise NotFound(f"segment {segment} has no video")
             return video
 
-        video = await self.run(work)
+        async with self.state.heavy:
+            video = await self.run(work)
+            self._send(video)
+            await self.sent()
+
+    def _send(self, video: bytes) -> None:
         self.set_header("Content-Type", "video/mp4")
         self.set_header("Accept-Ranges", "bytes")
         asked = byte_range(self.request.headers.get("Range", ""), len(video))

@@ -32,6 +32,8 @@ KNOWN_SECONDS_MAX = 20.0
 TOKEN_HEADER = "X-Replays-Token"
 TEXT_CHARACTERS_MAX = 200
 NUMBER_DIGITS_MAX = 20
+HEAVY_MAX = 2
+SEND_SECONDS_MAX = 60.0
 
 _ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
 
@@ -81,6 +83,8 @@ class State:
     pool: ThreadPoolExecutor
     login: Login
     port: int
+    # Recordings that are in memory at a time, each inflated: one answer of a replay's bytes waits for another.
+    heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HEAVY_MAX))
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
@@ -170,6 +174,16 @@ class Handler(web.RequestHandler):
     async def run(self, work: Callable[[], T]) -> T:
         """Does this in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.state.pool, work)
+
+    async def sent(self) -> None:
+        """Waits until the browser has the answer, and hangs up on one that does not take it."""
+        connection: Any = self.request.connection
+        try:
+            async with asyncio.timeout(SEND_SECONDS_MAX):
+                while connection.stream is not None and connection.stream.writing():
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            connection.stream.close()
 
     def answer(self, value: Any) -> None:
         self.set_header("Content-Type", "application/json")

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from tasks.stored import Place
 
+PAGES_MAX = 200
 REPLAY_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -43,8 +44,8 @@ class Filter:
 class Replay:
     """One replay as ClickHouse has it, exact whatever was delivered twice.
 
-    `pages`: page visits, in the order of segments. `clicks` counts dead and rage clicks too; `dead_clicks` rage
-    clicks too. `bytes_stored`, `bytes_inflated`: of its segments.
+    `pages`: the first PAGES_MAX page visits, in the order of segments. `clicks` counts dead and rage clicks too;
+    `dead_clicks` rage clicks too. `bytes_stored`, `bytes_inflated`: of its segments.
     """
 
     project_id: int

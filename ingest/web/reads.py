@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ingest.web import recordings, segments
-from ingest.web.blobs import Unpacked
+from ingest.web.blobs import BlobError, Unpacked
 from ingest.web.model import Filter, Replay, SegmentFacts, Segments
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores
@@ -54,10 +54,13 @@ class Reads:
         """The recording, and the video, of one segment. Raises BlobError when the object is not one of ours."""
         return recordings.recording(self._stores, found, segment_id)
 
-    def recordings(self, found: Segments) -> Iterator[tuple[SegmentFacts, bytes]]:
+    def recordings(self, found: Segments) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
         """The stored bytes of every segment that can be read, in order, fetched some at a time."""
         return recordings.recordings(self._stores, found)
 
-    def timeline(self, found: Segments) -> Timeline:
-        """What happened in the replay, from its own segments. One that cannot be read is named, not fatal."""
-        return recordings.timeline(self._stores, found)
+    def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
+        """One page of what happened in the replay, from its own segments; `next_segment` is where the next begins.
+
+        A segment that cannot be read is named, not fatal.
+        """
+        return recordings.timeline(self._stores, found, from_segment)

@@ -1,55 +1,108 @@
-"""The recordings themselves: stored bytes of a replay's segments, unpacked, and the timeline that is in them."""
+"""The recordings themselves: stored bytes of a replay's segments, unpacked, and the timeline that is in them.
+
+All of it is read in pages of bounded size, with the reader's bounds, and says what it left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from ingest.web.blobs import Unpacked, unpack
+from ingest.core.parse.budget import Budget
+from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, BlobError, Unpacked, unpack
 from ingest.web.model import NotFound, SegmentFacts, Segments
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline, read
+from tasks.units import MiB
 
 DOWNLOADS_AT_ONCE = 8
+# Stored bytes that are fetched ahead, beside at least one segment.
+AHEAD_BYTES_MAX = 16 * MiB
+# One page of a timeline ends with the segment that goes beyond this.
+PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 
 def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
     """The recording, and the video, of one segment. Raises NotFound, ReadError or BlobError."""
-    place = segments.places.get(segment_id)
-    if place is None:
-        raise NotFound(f"segment {segment_id} is not stored")
-    return unpack(stores.content(place))
+    for one in segments.readable:
+        if one.segment_id == segment_id and segment_id in segments.places:
+            _expect_our_size(one)
+            return unpack(stores.content(segments.places[segment_id]))
+    raise NotFound(f"segment {segment_id} is not stored")
 
 
-def recordings(stores: Stores, segments: Segments) -> Iterator[tuple[SegmentFacts, bytes]]:
-    """The stored bytes of every segment that can be read, in order, fetched some at a time."""
+def recordings(
+    stores: Stores, segments: Segments, from_segment: int = 0
+) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
+    """The stored bytes of every segment that can be read, in order, fetched some at a time.
 
-    def content(one: SegmentFacts) -> bytes | None:
+    An error stands for an object that is larger than any that the reader writes: it is not fetched.
+    """
+
+    def content(one: SegmentFacts) -> bytes | BlobError | None:
         try:
+            _expect_our_size(one)
             return stores.content(segments.places[one.segment_id])
         except NotFound:  # deleted or expired since it was listed
             return None
+        except BlobError as error:
+            return error
 
-    readable = segments.readable
+    readable = [one for one in segments.readable if one.segment_id >= from_segment]
     with ThreadPoolExecutor(DOWNLOADS_AT_ONCE, thread_name_prefix="segments") as pool:
-        for start in range(0, len(readable), 4 * DOWNLOADS_AT_ONCE):
-            group = readable[start : start + 4 * DOWNLOADS_AT_ONCE]
+        for group in _groups(readable):
             for one, found in zip(group, pool.map(content, group), strict=True):
                 if found is not None:
                     yield one, found
 
 
-def timeline(stores: Stores, segments: Segments) -> Timeline:
-    """What happened in the replay, from its own segments. One that cannot be read is named, not fatal."""
+def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timeline:
+    """One page of what happened in the replay, from its own segments: from this one on, as far as the bounds go.
+
+    A segment that cannot be read is named, not fatal.
+    """
     unreadable: dict[int, str] = {}
+    budget = Budget(VIEWER_UNITS)
+    next_segment: int | None = None
 
     def readable() -> Iterator[tuple[int, bytes]]:
-        for one, content in recordings(stores, segments):
+        nonlocal next_segment
+        inflated_bytes = 0
+        for one, content in recordings(stores, segments, from_segment):
+            if inflated_bytes > PAGE_INFLATED_BYTES_MAX or budget.left <= 0:
+                next_segment = one.segment_id
+                return
             try:
-                yield one.segment_id, unpack(content).recording
-            except ValueError as error:
+                if isinstance(content, BlobError):
+                    raise content
+                unpacked = unpack(content).recording
+            except BlobError as error:
                 unreadable[one.segment_id] = str(error)
+                continue
+            inflated_bytes += len(unpacked)
+            yield one.segment_id, unpacked
+            del unpacked
 
-    found = read(readable())
+    found = read(readable(), budget)
     found.unreadable.update(unreadable)
+    found.next_segment = next_segment
     return found
+
+
+def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
+    """Segments that are fetched together."""
+    group: list[SegmentFacts] = []
+    size_bytes = 0
+    for one in readable:
+        if group and (size_bytes + one.bytes_stored > AHEAD_BYTES_MAX or len(group) == 4 * DOWNLOADS_AT_ONCE):
+            yield group
+            group, size_bytes = [], 0
+        group.append(one)
+        size_bytes += one.bytes_stored
+    if group:
+        yield group
+
+
+def _expect_our_size(one: SegmentFacts) -> None:
+    if one.bytes_stored > STORED_BYTES_MAX:
+        raise BlobError(f"its object has {one.bytes_stored} bytes, more than any that is written here")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ingest.web.model import Filter, NotFound, Replay, replay_id_of
+from ingest.web.model import PAGES_MAX, Filter, NotFound, Replay, replay_id_of
 from ingest.web.stores import Stores
 
 # So that a query's parameters fit into its address, which proxies and the embedded server bound.
@@ -148,8 +148,9 @@ _FACTS = ", ".join(
         "ifNull(toUnixTimestamp(min(replay_start_timestamp)), 0)",
         "uniqExact(segment_id)",
         "max(segment_id)",
-        "arrayFlatten(arrayMap(visit -> visit.2, "
-        "arraySort(groupArrayIf((ifNull(segment_id, 65535), urls), notEmpty(urls)))))",
+        "arraySlice(arrayFlatten(arrayMap(visit -> visit.2, "
+        "arraySort(groupArrayIf((ifNull(segment_id, 65535), urls), notEmpty(urls))))), "
+        f"1, {PAGES_MAX})",
         f"countIf({CLICK})",
         "sum(click_is_dead)",
         "sum(click_is_rage)",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.web.model import ReadError, Replay, SegmentCopy, SegmentFacts, Segments, SegmentState
-from ingest.web.stores import Stores
+from ingest.web.stores import OBJECTS_MAX, Stores
 from tasks.stored import Place
 
 SEGMENTS_MAX = 5000
@@ -41,6 +41,8 @@ def segments(stores: Stores, replay: Replay) -> Segments:
     ):
         copies.setdefault(segment_id, {}).setdefault(SegmentCopy(partition, offset), set()).add(part)
     objects, notes = _objects(stores, replay, {row[8] for row in rows})
+    if len(rows) == SEGMENTS_MAX or len(objects) >= OBJECTS_MAX:
+        notes.append(f"there are more than {SEGMENTS_MAX} segments: the rest is not listed")
     return _merge(rows, copies, objects, _part_times(stores), notes)
 
 

@@ -1,8 +1,8 @@
-"""The timeline of a replay: what its rrweb events say that a person wants to see beside the recording.
+"""What happened in a replay, from its own recordings: clicks, network, console, vitals, memory, navigation.
 
-Everything comes from the stored segments themselves, so it is there as soon as a segment can be played, and it
-needs no analytics. Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. A wrong
-shape anywhere costs that event alone; how many it cost is counted.
+Made from the stored segments themselves, so it is there as soon as a segment can be played, and it needs no
+analytics. It is read with bounds: of marks, of text, of work. Categories, field names and units are those of the
+Sentry JavaScript SDK and rrweb. A wrong shape anywhere costs that event alone; how many it cost is counted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,19 @@ from typing import Any
 
 import msgspec
 
-from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, BlobError, split
+from ingest.core.parse.budget import Budget, Spent
+from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BlobError, CutShort, split
+from tasks.units import MiB
 
 MARKS_MAX = 20_000
 TEXT_MAX = 400
 DETAILS_MAX = 12
+# Of all marks together. Each may hold several kilobytes.
+CHARACTERS_MAX = 12_000_000
+# An event that is built as a whole: a larger one counts as malformed. SDKs cut bodies of requests at 150 kB.
+EVENT_BYTES_MAX = 1 * MiB
+# Measured: an event that is built, and a byte of it.
+_UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
@@ -61,7 +69,9 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 class Timeline(msgspec.Struct):
     """`start_ms`, `end_ms`: of the recording, 0 when nothing has a time. `snapshots`: from where it can be drawn.
 
-    `unreadable`: segments whose JSON is none, with why. `truncated`: there was more than MARKS_MAX.
+    `unreadable`: segments whose JSON is none, with why. `cut`: those that were read in part, and why.
+    `truncated`: more than MARKS_MAX, or more text in them than CHARACTERS_MAX. `next_segment`: the first one that
+    is not in this page of the timeline, None when all are.
     """
 
     start_ms: int
@@ -72,6 +82,8 @@ class Timeline(msgspec.Struct):
     malformed: int
     unreadable: dict[int, str]
     truncated: bool
+    cut: dict[int, str] = {}
+    next_segment: int | None = None
 
     def counts(self) -> dict[str, int]:
         """Marks by kind."""
@@ -105,11 +117,14 @@ class _Incremental(msgspec.Struct):
 class _Reader:
     """Collects while events go by."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._characters = 0
         self.marks: list[Mark] = []
         self.memory: list[Memory] = []
         self.snapshots: list[int] = []
-        self.times: list[int] = []
+        self.start_ms: int | None = None
+        self.end_ms = 0
         self.malformed = 0
         self.truncated = False
         self.segment_id = 0
@@ -121,9 +136,13 @@ class _Reader:
             head = msgspec.json.decode(raw, type=_Head)
             at_ms = _milliseconds(head.timestamp)
             if head.type in PLAYED_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
-                self.times.append(at_ms)
+                self.start_ms = at_ms if self.start_ms is None else min(self.start_ms, at_ms)
+                self.end_ms = max(self.end_ms, at_ms)
+            if head.type in (META, CUSTOM):
+                self._expect_affordable(memoryview(raw).nbytes)
             if head.type == FULL_SNAPSHOT:
-                self.snapshots.append(at_ms)
+                if len(self.snapshots) < MARKS_MAX:
+                    self.snapshots.append(at_ms)
             elif head.type == INCREMENTAL:
                 self._incremental(raw, at_ms)
             elif head.type == META:
@@ -135,30 +154,43 @@ class _Reader:
         except (msgspec.DecodeError, Malformed, RecursionError, OverflowError):
             self.malformed += 1
 
-    def finish(self, unreadable: dict[int, str]) -> Timeline:
+    def _expect_affordable(self, size_bytes: int) -> None:
+        if size_bytes > EVENT_BYTES_MAX:
+            raise Malformed(f"an event of {size_bytes} bytes")
+        self._budget.spend(_UNITS_EVENT + _UNITS_BYTE * size_bytes)
+
+    def finish(self, unreadable: dict[int, str], cut: dict[int, str]) -> Timeline:
         if not self._clicks:
             # Recordings without the SDK's breadcrumbs still say where the mouse clicked.
             for mark in self._pointer:
                 self._add(mark)
         self.marks.sort(key=lambda mark: mark.at_ms)
         self.memory.sort(key=lambda sample: sample.at_ms)
-        times = self.times or [mark.at_ms for mark in self.marks]
+        if self.start_ms is None and self.marks:
+            self.start_ms, self.end_ms = self.marks[0].at_ms, self.marks[-1].at_ms
         return Timeline(
-            start_ms=min(times, default=0),
-            end_ms=max(times, default=0),
+            start_ms=self.start_ms or 0,
+            end_ms=self.end_ms,
             marks=self.marks,
             memory=self.memory,
             snapshots=sorted(self.snapshots),
             malformed=self.malformed,
             unreadable=unreadable,
             truncated=self.truncated,
+            cut=cut,
         )
 
-    def _add(self, mark: Mark) -> None:
-        if len(self.marks) >= MARKS_MAX:
+    def _add(self, mark: Mark) -> bool:
+        """Whether there was room for it."""
+        details = sum(
+            len(key) + (len(value) if isinstance(value, str) else 8) for key, value in mark.detail.items()
+        )
+        self._characters += len(mark.title) + details
+        if len(self.marks) >= MARKS_MAX or self._characters > CHARACTERS_MAX:
             self.truncated = True
-        else:
-            self.marks.append(mark)
+            return False
+        self.marks.append(mark)
+        return True
 
     def _incremental(self, raw: msgspec.Raw | bytes | bytearray, at_ms: int) -> None:
         pointer = msgspec.json.decode(raw, type=_Incremental).data
@@ -223,8 +255,8 @@ class _Reader:
         known = self._clicks.get((at_ms // 1000, node_id))
         if known is None:
             mark = Mark(at_ms, kind, self.segment_id, title, level, detail=detail)
-            self._clicks[at_ms // 1000, node_id] = mark
-            self._add(mark)
+            if self._add(mark):
+                self._clicks[at_ms // 1000, node_id] = mark
             return
         known.times += not slow
         if CLICK_RANKS[kind] > CLICK_RANKS[known.kind]:
@@ -243,9 +275,11 @@ class _Reader:
         if op == "memory":
             found = data.get("memory")
             heap = found if isinstance(found, dict) else data
-            self.memory.append(
-                Memory(at_ms, _integer(heap.get("usedJSHeapSize")), _integer(heap.get("totalJSHeapSize")))
-            )
+            sample = Memory(at_ms, _integer(heap.get("usedJSHeapSize")), _integer(heap.get("totalJSHeapSize")))
+            if len(self.memory) < MARKS_MAX:
+                self.memory.append(sample)
+            else:
+                self.truncated = True
         elif op in ("resource.fetch", "resource.xhr"):
             self._add(_request(op, url, data, at_ms, took, self.segment_id))
         elif op.startswith("resource."):
@@ -263,20 +297,28 @@ class _Reader:
             self._add(Mark(at_ms, "vital", self.segment_id, url, level, detail={"value": value, "rating": rating}))
 
 
-def read(segments: Iterable[tuple[int, bytes]]) -> Timeline:
-    """The timeline of these recordings: (segment id, JSON) in the order of segments."""
-    reader = _Reader()
+def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
+    """The timeline of these recordings: (segment id, JSON) in the order of segments. They share the budget.
+
+    Of one that ends amid an event, or when the budget is spent, what was read until then is in it.
+    """
+    budget = Budget(VIEWER_UNITS) if budget is None else budget
+    reader = _Reader(budget)
     unreadable: dict[int, str] = {}
+    cut: dict[int, str] = {}
     for segment_id, recording in segments:
         reader.segment_id = segment_id
         try:
-            events = split(recording)
+            for event in split(recording, budget):
+                reader.take(event)
+        except CutShort as error:
+            cut[segment_id] = str(error)
+        except Spent:
+            cut[segment_id] = "its rest is not read: it would cost too much"
         except BlobError as error:
             unreadable[segment_id] = str(error)
-            continue
-        for event in events:
-            reader.take(event)
-    return reader.finish(unreadable)
+        recording = b""
+    return reader.finish(unreadable, cut)
 
 
 Title = Callable[[dict[str, Any], dict[str, Any]], str]

@@ -5,6 +5,7 @@ recording.py   header line, bounded inflate, what is stored
 budget.py      what reading may cost beyond that
 scan.py        which events of the array are worth a look; with pieces.py, elements.py, surrogates.py, odd.py
 events.py      the shapes of events; with shapes.py and values.py
+undecoded.py   every event as it was sent, for those who look at recordings
 rrweb.py       what each event means
 gather.py      how much of that is kept
 document.py    what the replay_event says

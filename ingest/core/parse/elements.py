@@ -8,13 +8,12 @@ there is no step of Python per bracket or string.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from itertools import accumulate
 
 import msgspec
 
 from ingest.core.parse.budget import Budget
-from ingest.core.parse.surrogates import without_lone_surrogates
 
 BLOCK_BYTES = 32 * 1024
 # Brackets that are gone through one by one.
@@ -27,8 +26,6 @@ _OTHERS = bytes(set(range(256)) - set(_OPENING + _CLOSING + b'"'))
 _STEPS = [(code in _OPENING) - (code in _CLOSING) for code in range(256)]
 _bracket = re.compile(rb"[\[\]{}]")
 _NONE, _CLOSED = -1, -2
-_opening = re.compile(rb"[ \t\r\n]*+\[")
-_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tuple[int, int]]:
@@ -121,27 +118,3 @@ class _Places:
             if self._mark > mark:
                 break
         return self._offsets[self._part] + self._part + self._at - 1
-
-
-def undecoded(raw: bytes | bytearray, budget: Budget) -> Sequence[msgspec.Raw | bytes | bytearray]:
-    """Every element of a stored recording, as bytes, in order.
-
-    A lone surrogate is a replacement character in them. Where the array is nested too deeply for the decoder, its
-    scalars are left out. Raises msgspec.DecodeError when `raw` is no JSON array, and Spent.
-    """
-    try:
-        return _decode_raws(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        fitted = without_lone_surrogates(raw, budget)
-        if fitted is None:
-            raise
-        raw = fitted
-    except RecursionError:
-        pass
-    try:
-        return _decode_raws(raw)
-    except RecursionError:
-        opening = _opening.match(raw)
-        if opening is None:
-            raise msgspec.DecodeError("not a JSON array") from None
-        return [raw[begin:end] for begin, end in elements(raw, opening.end(), budget) if end >= 0]

@@ -2,8 +2,8 @@
 
 const ASK_MS_MAX = 20_000;
 
-/** GET or POST JSON. Throws an Error with the server's own words. */
-export async function ask(path, { body, headers } = {}) {
+/** GET or POST JSON. Throws an Error with the server's own words. `seen` is given the answer's headers. */
+export async function ask(path, { body, headers, seen } = {}) {
   const answer = await fetch(path, {
     method: body === undefined ? "GET" : "POST",
     headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...headers },
@@ -12,6 +12,7 @@ export async function ask(path, { body, headers } = {}) {
   });
   const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
   if (!answer.ok) throw new Error(found.error ?? `the server answered ${answer.status}`);
+  seen?.(answer.headers);
   return found;
 }
 

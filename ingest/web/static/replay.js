@@ -7,6 +7,7 @@ import { Player } from "./vendor/rrweb-player.js";
 const [, , project, replayId] = location.pathname.split("/");
 const api = `/api/replays/${project}/${replayId}`;
 const QUIET = new Set(["asset", "options", "state", "video"]);
+const MARKS_MAX = 20_000;
 const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [] };
 
 const notice = (text, kind = "") => byId("notices").append(make("p", { class: `notice ${kind}` }, text));
@@ -143,7 +144,11 @@ async function play(ingestion) {
   for (const one of ingestion.segments) {
     if (one.state !== "stored" && one.state !== "no_row") continue;
     try {
-      for (const event of await ask(`${api}/segments/${one.segment_id}`)) events.push(event);
+      const seen = (headers) => {
+        const why = headers.get("X-Replays-Left-Out");
+        if (why) notice(`Segment ${one.segment_id} is played in part: ${why}.`);
+      };
+      for (const event of await ask(`${api}/segments/${one.segment_id}`, { seen })) events.push(event);
     } catch (error) {
       notice(`Segment ${one.segment_id} cannot be read: ${error.message}`, "error");
     }
@@ -193,6 +198,26 @@ function film(ingestion) {
   byId("stage").replaceChildren(video, make("p", { class: "faint" }, `${parts.length} parts of video, played in order`));
 }
 
+/** The timeline, page by page, up to what one page of a browser can show. What is left out is said. */
+async function timeline() {
+  const whole = await ask(`${api}/timeline`);
+  for (let page = whole; page.next_segment !== null && whole.marks.length < MARKS_MAX; ) {
+    page = await ask(`${api}/timeline?from_segment=${page.next_segment}`);
+    whole.next_segment = page.next_segment;
+    for (const list of ["marks", "memory", "snapshots"]) for (const one of page[list]) whole[list].push(one);
+    for (const [kind, count] of Object.entries(page.counts)) whole.counts[kind] = (whole.counts[kind] ?? 0) + count;
+    whole.start_ms = Math.min(whole.start_ms || page.start_ms, page.start_ms || whole.start_ms);
+    whole.end_ms = Math.max(whole.end_ms, page.end_ms);
+    whole.truncated ||= page.truncated;
+    Object.assign(whole.cut, page.cut);
+    Object.assign(whole.unreadable, page.unreadable);
+  }
+  if (whole.truncated) notice("There are more events than the timeline shows.");
+  for (const [segment, why] of Object.entries(whole.cut)) notice(`Segment ${segment} is in the timeline in part: ${why}.`);
+  if (whole.next_segment !== null) notice(`Segment ${whole.next_segment} and later ones are not in the timeline.`);
+  return whole;
+}
+
 async function start() {
   try {
     const { replay, ingestion } = await ask(api);
@@ -200,7 +225,7 @@ async function start() {
     document.title = `Replay ${replay.replay_id.slice(0, 8)}`;
     facts(replay);
     segments(ingestion);
-    state.timeline = await ask(`${api}/timeline`);
+    state.timeline = await timeline();
     state.origin = state.timeline.start_ms;
     kinds();
     marks();

@@ -1,0 +1,96 @@
+"""Every event of a stored recording as it was sent, in bounded memory: for those who look at it, not for rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Sequence
+
+import msgspec
+
+from ingest.core.parse.budget import Budget
+from ingest.core.parse.elements import elements
+from ingest.core.parse.pieces import piece, stops
+from ingest.core.parse.surrogates import without_lone_surrogates
+
+# Events that are held at a time, of 112 bytes each beside their text: an event may be as short as `0,`.
+COMMAS_MAX = 400_000
+# Measured: a byte that is decoded again.
+_UNITS_AGAIN = 0.001
+
+_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_not_a_number = re.compile(rb"NaN|Infinity").search
+_array = re.compile(rb"[ \t\r\n]*+\[").match
+_comma = re.compile(rb"[ \t\r\n]*+,").match
+Undecoded = msgspec.Raw | bytes
+
+
+class _TooMany(Exception):
+    """More elements than may be held at a time."""
+
+
+def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
+    """The elements of the array as bytes, in order, some at a time.
+
+    A lone surrogate is a replacement character in them. Where the array is nested too deeply for the decoder, or
+    holds a NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError and UnicodeDecodeError
+    when `raw` is no JSON array, and Spent; what was yielded before then is as it was sent.
+    """
+    start = 0
+    while start < len(raw):
+        start = yield from _piece(raw, start, budget)
+
+
+def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Undecoded, None, int]:
+    """The events of the piece that begins here. Returns where the next one does."""
+    stop = start
+    for stop in stops(raw, start):
+        try:
+            found = _decoded(piece(raw, start, stop), budget)
+        except (RecursionError, _TooMany):
+            break
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if _not_a_number(raw, start, stop):
+                break
+            if stop == len(raw):
+                raise
+            budget.spend(_UNITS_AGAIN * (stop - start))  # it ends within an event: a longer one is tried
+        else:
+            budget.earn(stop)
+            yield from found
+            return stop + 1
+    return (yield from _by_element(raw, start, stop, budget))
+
+
+def _decoded(text: bytes | bytearray, budget: Budget) -> Sequence[msgspec.Raw]:
+    if text.count(b",") > COMMAS_MAX:
+        raise _TooMany
+    try:
+        return _decode_raws(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        changed = without_lone_surrogates(text, budget)
+        if changed is None:
+            raise
+    return _decode_raws(changed)
+
+
+def _by_element(raw: bytes | bytearray, start: int, stop: int, budget: Budget) -> Generator[Undecoded, None, int]:
+    """One after the other, up to the first that ends at `stop` or later. Returns where the next piece begins."""
+    if start == 0:
+        opened = _array(raw)
+        if opened is None:
+            raise msgspec.DecodeError("not an array")
+        start = opened.end()
+    for begin, end in elements(raw, start, budget):
+        if end < 0:
+            break
+        yield _whole(raw, begin, end, budget)
+        comma = _comma(raw, end) if end >= stop else None
+        if comma is not None:
+            return comma.end()
+    return len(raw)
+
+
+def _whole(raw: bytes | bytearray, begin: int, end: int, budget: Budget) -> bytes:
+    text = bytes(memoryview(raw)[begin:end])
+    changed = without_lone_surrogates(text, budget)
+    return text if changed is None else bytes(changed)

@@ -1,0 +1,137 @@
+"""A recording that inflates hugely costs its viewer a bounded amount of memory, and says what is left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ingest.settings import Settings
+from tasks.units import MiB
+from tests.kit.stored_replays import ingest, message
+from tests.kit.web_pages import Client, signed_in
+
+INFLATED_BYTES = 10 * MiB
+# An idle command has 110 to 150 MiB. Before, the first shape alone took 400 more.
+MEMORY_BYTES_MAX = 330 * MiB
+REPLAY, PROJECT, AT_MS = "6" * 32, 7, 1_780_000_000_000
+_BREADCRUMB = (
+    b'{"type":5,"timestamp":1780000000000,"data":{"tag":"breadcrumb","payload":{"category":"console","data":'
+)
+_MEMORY = (
+    b'{"type":5,"timestamp":1780000000000,"data":{"tag":"performanceSpan","payload":{"op":"memory",'
+    b'"data":{"memory":{"usedJSHeapSize":1,"totalJSHeapSize":2}}}}}'
+)
+SHAPES = (
+    b"[" + b"0," * (INFLATED_BYTES // 2) + b"0]",
+    b"[" + b"{}," * (INFLATED_BYTES // 3) + b"{}]",
+    b"[" + _BREADCRUMB + b"[" + b"[]," * (INFLATED_BYTES // 3) + b"[]]}}}]",
+    b"[" + b",".join([_MEMORY] * (INFLATED_BYTES // (len(_MEMORY) + 1))) + b"]",
+)
+MEASURED = """
+import resource, sys
+from ingest.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a command printed, and the most memory that it had."""
+
+    out: str
+    memory_bytes: int
+
+
+@pytest.fixture(scope="module")
+def bombs(stored: Settings) -> Settings:
+    """One segment per shape, and a harmless one behind them."""
+    last = json.dumps([{"type": 4, "timestamp": AT_MS, "data": {"href": "https://shop.example/", "width": 1}}])
+    bodies = [zlib.compress(shape) for shape in (*SHAPES, last.encode())]
+    assert max(map(len, bodies)) < 200_000
+    ingest(stored, [message(REPLAY, number, body, project_id=PROJECT) for number, body in enumerate(bodies)])
+    return stored
+
+
+def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
+    """One command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *arguments],
+        env={**os.environ, **env},
+        input=given,
+        capture_output=True,
+        check=False,
+    )
+    return Measured(done.stdout.decode(), int(done.stderr.split()[-1]) * 1024)
+
+
+@contextmanager
+def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
+    """The pages in a process of their own: a client that is signed in, and the process's id."""
+    command = [sys.executable, "-m", "ingest.cli", "web", "--port", "0"]
+    with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"(http://[^/]+)(/\S+)", process.stdout.readline())
+            assert found is not None
+            yield signed_in(found[1], found[2]), process.pid
+        finally:
+            process.terminate()
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that the process had so far."""
+    (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
+    """Given segments that inflate to 100 times their size, then what is behind them is still read."""
+    done = run(env, "events", REPLAY, "--json")
+
+    found = json.loads(done.out)
+    assert done.memory_bytes < MEMORY_BYTES_MAX
+    assert "0" not in found["unreadable"]
+    assert "1" in found["cut"]
+    assert found["next_segment"] == 2
+
+
+def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
+    """The elements are counted as far as it is affordable."""
+    for shape in SHAPES[:2]:
+        done = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
+        assert done.memory_bytes < MEMORY_BYTES_MAX
+        assert json.loads(done.out)["recording"]["json_bytes"] == len(shape)
+
+
+def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
+    """The timeline page by page, what the player gets, and the raw bytes."""
+    path = f"/api/replays/{PROJECT}/{REPLAY}"
+    with pages(env) as (client, pid):
+        first: int | None = 0
+        marks = []
+        while first is not None:
+            page = client.get(f"{path}/timeline?from_segment={first}").json
+            marks += page["marks"]
+            assert page["next_segment"] is None or page["next_segment"] > first
+            first = page["next_segment"]
+        played = [client.get(f"{path}/segments/{number}") for number in (0, 1, 4)]
+        raw = client.get(f"{path}/segments/0?raw=1")
+
+        assert peak_bytes(pid) < MEMORY_BYTES_MAX
+    assert [mark["kind"] for mark in marks] == ["page"]
+    assert [(seen.status, len(seen.json)) for seen in played] == [(200, 0), (200, 0), (200, 1)]
+    assert "too much" in played[1].headers["X-Replays-Left-Out"]
+    assert len(raw.body) == len(SHAPES[0])
