@@ -51,12 +51,12 @@ class Office:
         """What the reader hears next."""
         return self.inbox.get(timeout=DEADLINE_SECONDS)
 
-    def park(self, start: int, stop: int) -> Batch:
+    def park(self, start: int, stop: int, error: str = "clickhouse is away") -> Batch:
         """A batch of that range waits for its retry."""
         held = [segment(offset) for offset in range(start, stop)]
         source = TopicPartition(self.settings.kafka_topic, 0)
         batch = batch_of(held, [], OffsetRange(start, stop), source=source)
-        self.reader.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 300.0))
+        self.reader.submit(do.Park(batch, Stage.ROWS, 3, error, 300.0))
         wait_until(lambda: batch.id in self.coordination.parked(), DEADLINE_SECONDS, "the batch to be parked")
         wait_until(lambda: READER in self.coordination.readers(), DEADLINE_SECONDS, "the reader's heartbeat")
         return batch

@@ -1,0 +1,196 @@
+"""One hostile replay in real servers, and every command that reads: none prints what steers a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import pytest
+import structlog
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from ingest.cli.main import main
+from ingest.settings import Settings
+from ingest.testing.messages import breadcrumb, click_event, console_event, span_event, viewport_event
+from tasks.kafka.letters import Label, Origin
+from tasks.observe.logs import configure
+from tasks.sinks import build
+from tasks.wire import DeadLetter
+from tests.kit.commands import Done, command
+from tests.kit.office import Office, opened
+from tests.kit.stored_replays import ingest, message
+from tests.security.test_terminal import HOSTILE, unsafe
+
+REPLAY, PROJECT = "7" * 32, 7
+TEXT = " ".join(HOSTILE.values()) + "\nforged line"
+SENDABLE = TEXT.encode("utf-8", "replace").decode()  # half a character cannot leave as UTF-8
+# Commands that print nothing from outside, or that start or change something.
+NOT_READING = {
+    *("migrate", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
+    *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status"),
+}
+
+
+def hostile_value() -> bytes:
+    """A segment that says TEXT wherever a browser may choose the words."""
+    events = [
+        viewport_event(TEXT),
+        console_event(TEXT, TEXT),
+        click_event(3, TEXT, {"id": TEXT, "class": TEXT, "aria-label": TEXT, TEXT: TEXT}),
+        span_event("resource.fetch", TEXT, {"method": TEXT, "statusCode": 500}),
+        span_event("navigation.push", TEXT),
+        breadcrumb("navigation", {"from": TEXT, "to": TEXT}),
+        breadcrumb("ui.tap", {"view.id": TEXT, "view.class": TEXT}, message=TEXT),
+        breadcrumb("device.battery", {TEXT: TEXT}),
+    ]
+    people = {"id": TEXT, "username": TEXT, "email": TEXT, "ip_address": TEXT, "geo": {"country_code": TEXT}}
+    named = {"name": TEXT, "version": TEXT}
+    document = {
+        "urls": [TEXT, TEXT],
+        "user": people,
+        "release": TEXT,
+        "environment": TEXT,
+        "platform": TEXT,
+        "dist": TEXT,
+        "tags": {TEXT: TEXT},
+        "contexts": {"browser": named, "os": named, "device": {"model": TEXT}},
+        "sdk": named,
+        "trace_ids": [TEXT],
+        "error_ids": [TEXT],
+        "replay_type": TEXT,
+        "segment_id": 0,
+        "replay_id": REPLAY,
+    }
+    return message(REPLAY, 0, events, project_id=PROJECT, document=document)
+
+
+def bury(settings: Settings, value: bytes) -> None:
+    """A dead letter whose reason, error, batch and headers were chosen by somebody else."""
+    headers = ((SENDABLE, SENDABLE.encode()), ("x", b"\x1b]52;c;ZXZpbA==\x07\xff"))
+    label = Label(SENDABLE, SENDABLE, Origin(settings.kafka_topic, 0, 0), SENDABLE, originals=headers)
+    sink = build("dead_letter", settings)
+    try:
+        sink.write([DeadLetter(TEXT.encode("utf-8", "replace"), value, label.encode(), 0)], "hostile", 20)
+    finally:
+        sink.close()
+
+
+def produce(settings: Settings, value: bytes) -> None:
+    """The message lies in the topic, and its group has committed it."""
+    producer = Producer({"bootstrap.servers": settings.kafka_brokers})
+    producer.produce(
+        settings.kafka_topic,
+        value,
+        key=TEXT.encode("utf-8", "replace"),
+        partition=0,
+        headers=[("x", TEXT.encode("utf-8", "replace"))],
+    )
+    assert producer.flush(20) == 0
+    consumer = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
+    place = TopicPartition(settings.kafka_topic, 0)
+    _, end = consumer.get_watermark_offsets(place, timeout=20)
+    consumer.commit(offsets=[TopicPartition(settings.kafka_topic, 0, end)], asynchronous=False)
+    consumer.close()
+
+
+@pytest.fixture(scope="module")
+def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
+    """The hostile replay is everywhere: topic, bucket, tables, dead letters, a parked batch, a project's rule."""
+    value = hostile_value()
+    ingest(stored, [value])
+    produce(stored, value)
+    for content in (value, b"\x1b[2J\x1b]52;c;ZXZpbA==\x07" * 20):
+        bury(stored, content)
+    with opened(env, stored) as office:
+        office.coordination.audit({"what": SENDABLE, "by": SENDABLE})
+        yield office
+
+
+def commands(group: click.Group = main, *path: str) -> Iterator[str]:
+    """Every command by its words."""
+    for name, found in group.commands.items():
+        if isinstance(found, click.Group):
+            yield from commands(found, *path, name)
+        else:
+            yield " ".join((*path, name))
+
+
+def walk(office: Office, directory: str) -> dict[str, Done]:
+    """Every reading command on the hostile replay, as text and as JSON."""
+    letters = command(office.env, "dlq", "ls", "--json").json["letters"]
+    (batch,) = office.coordination.parked()
+    arguments: dict[str, list[list[str]]] = {
+        "check": [[]],
+        "inspect": [[f"{directory}/hostile"]],
+        "status": [[]],
+        "top": [["--once"]],
+        "batches ls": [[]],
+        "batches show": [[batch]],
+        "dlq ls": [[], ["--replayed", "--reason", SENDABLE]],
+        "dlq show": [[letter["id"]] for letter in letters],
+        "tenants ls": [[]],
+        "reconcile": [[]],
+        "erase": [[REPLAY, "--project", str(PROJECT), "--dry-run"]],
+        "replays ls": [[], ["--text", "\x1b[2J"]],
+        "replays show": [[REPLAY], ["\x1b[2J"]],
+        "events": [[REPLAY], [REPLAY, "--kind", "\x1b[2J"]],
+        "fetch": [[REPLAY, "--output", directory]],
+    }
+    assert arguments.keys() | NOT_READING == set(commands())
+    done = {}
+    for words, given in arguments.items():
+        for some in given:
+            for machine in ([], ["--json"]) if words != "top" else ([],):
+                done[" ".join([words, *some, *machine])] = command(office.env, *words.split(), *some, *machine)
+    return done
+
+
+def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
+    """Given a replay that is hostile in every word, then all that is printed or logged is printable text."""
+    office.park(0, 1, error=SENDABLE)
+    (tmp_path / "hostile").write_bytes(hostile_value())
+    root = logging.getLogger()
+    before, stream = root.handlers[:], io.StringIO()
+    try:
+        configure(Settings(log_format="text"), stream)
+        done = walk(office, str(tmp_path))
+    finally:
+        root.handlers[:] = before
+        structlog.reset_defaults()
+
+    steering = {words: unsafe(one.out + one.err) for words, one in done.items() if unsafe(one.out + one.err)}
+    assert steering == {}
+    assert unsafe(stream.getvalue()) == set()
+    # The hostile words arrived where they are read.
+    for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
+        assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words
+    for words, one in done.items():
+        if words.endswith("--json") and one.code == 0:
+            assert one.out.isascii(), words
+            json.loads(one.out)
+
+
+def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
+    """Given a letter whose bytes clear the screen, when they are asked for on a terminal, then it refuses."""
+    letters = command(office.env, "dlq", "ls", "--json").json["letters"]
+    wanted = [sys.executable, "-m", "ingest.cli", "dlq", "show", letters[-1]["id"], "--raw"]
+    env = {**os.environ, **office.env}
+    ours, theirs = pty.openpty()
+    try:
+        refused = subprocess.run(wanted, env=env, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    piped = subprocess.run(wanted, env=env, capture_output=True, check=True)
+
+    assert refused.returncode == 1
+    assert b"pipe or a file" in refused.stderr
+    assert piped.stdout.startswith(b"\x1b[2J")
