@@ -1,18 +1,23 @@
 # One image for reader, workers, Flower and the operator's commands; what runs is the command that it is given.
-FROM python:3.11-slim AS build
+# A tag can be moved, a digest cannot: SECURITY.md (Supply chain) says how to build on a digest.
+ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
+FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
-COPY constraints.txt pyproject.toml README.md LICENSE celeryconfig.py ./
+COPY deploy/image deploy/image
+# Only what has one of the listed hashes is installed, from whichever index pip is set up with.
+RUN python -m venv /build \
+ && /build/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/build.txt \
+ && python -m venv /venv \
+ && /venv/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/requirements.txt
+COPY pyproject.toml README.md LICENSE celeryconfig.py ./
 COPY ingest ingest
 COPY tasks tasks
-RUN python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt hatchling \
- && /venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
- && python -m venv --clear /venv \
- && /venv/bin/pip install --no-cache-dir --only-binary :all: --constraint constraints.txt \
-      "$(ls /wheels/*.whl)[otel,sentry]" \
+RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /venv/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl \
+ && /venv/bin/pip check \
  && /venv/bin/pip uninstall --yes pip setuptools
 
-FROM python:3.11-slim
+FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

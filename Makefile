@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check format docs simulate mutants cost-search chaos gameday bench bench-uploads bench-peers clean
+.PHONY: help setup demo test coverage check format docs simulate mutants cost-search chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,12 @@ format: $(STAMP) ## lay the code out
 
 docs: $(STAMP) ## write the generated pages of docs/ again
 	$(BIN)/python -m tools.documents
+
+COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+  --custom-compile-command 'make hashes' --python-version 3.11 --constraints constraints.txt
+hashes: ## what the image installs, with the hash of every file; after each change of constraints.txt (needs uv)
+	$(COMPILE) --universal --extra otel --extra sentry -o deploy/image/requirements.txt pyproject.toml
+	echo hatchling | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,12 +1,16 @@
 """A small HTTP server for /livez, /readyz and /metrics, the same in the reader and in a worker.
 
-Loopback unless told otherwise, no other path, GET and HEAD only, a few threads at most at a time.
+Loopback unless told otherwise, no other path, GET and HEAD only. Whoever reaches the port can neither use up
+threads nor keep probes out: at most CONNECTIONS_MAX are served at a time, each for REQUEST_SECONDS_MAX in all, and
+when all are taken the oldest is closed for the newest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,7 +21,11 @@ from prometheus_client.exposition import choose_encoder
 
 from tasks.loading import SettingsError
 
+# In all, however slowly its bytes come: Kubernetes gives a probe a second, Prometheus a scrape ten.
 REQUEST_SECONDS_MAX = 10.0
+CONNECTIONS_MAX = 16
+# How long a connection that was closed for a newer one may take to end its thread.
+ROOM_SECONDS_MAX = 1.0
 
 
 class CannotListen(SettingsError):
@@ -90,10 +98,9 @@ class Probes:
 
         self._live, self._ready, self._registry = live, ready, registry
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise CannotListen(host, port, setting, error) from error
-        self._server.daemon_threads = True
         self.host = host
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
@@ -118,3 +125,60 @@ class Probes:
         except Exception as failure:  # a probe that fails must say so, not hang up
             return 500, "text/plain; charset=utf-8", f"{type(failure).__name__}: {failure}\n".encode()
         return 404, "text/plain; charset=utf-8", b"/livez /readyz /metrics\n"
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread per connection, of which there is a bounded number, each with a deadline."""
+
+    daemon_threads = True
+    request_queue_size = CONNECTIONS_MAX
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.Semaphore(CONNECTIONS_MAX)
+        self._lock = threading.Lock()
+        self._began: dict[socket.socket, float] = {}  # in the order of arrival
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Called by the one thread that accepts."""
+        if not self._room.acquire(blocking=False):
+            self._hang_up(1)
+            if not self._room.acquire(timeout=ROOM_SECONDS_MAX):
+                self.shutdown_request(request)
+                return
+        with self._lock:
+            self._began[request] = time.monotonic()
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._ended(request)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._ended(request)
+
+    def service_actions(self) -> None:
+        """Between requests, and twice a second."""
+        begun_before = time.monotonic() - REQUEST_SECONDS_MAX
+        with self._lock:
+            late = sum(began < begun_before for began in self._began.values())
+        self._hang_up(late)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever hung up, or was hung up on, is not worth a line."""
+
+    def _hang_up(self, count: int) -> None:
+        """Ends what the oldest connections wait for; their threads follow."""
+        with self._lock:
+            for request in list(self._began)[:count]:
+                del self._began[request]
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def _ended(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+        self._room.release()

@@ -1,0 +1,73 @@
+"""Whoever reaches the probes' port cannot keep probes from being answered, nor use up threads."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ingest.local.servers.processes import wait_until
+from tasks.observe import probe_server
+from tasks.observe.probe_server import CONNECTIONS_MAX, Probes
+
+SLOW = 300
+
+
+@pytest.fixture
+def probes() -> Iterator[Probes]:
+    """Alive and ready."""
+    served = Probes(
+        "127.0.0.1", 0, lambda: {"x": ""}, lambda: {"x": ""}, CollectorRegistry, setting="REPLAYS_HTTP"
+    )
+    yield served
+    served.close()
+
+
+def slow(probes: Probes) -> socket.socket:
+    """A client that begins a request and never ends it."""
+    made = socket.create_connection(("127.0.0.1", probes.port), timeout=20)
+    made.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+    return made
+
+
+def answered(probes: Probes) -> bool:
+    with urllib.request.urlopen(f"http://127.0.0.1:{probes.port}/livez", timeout=10) as answer:
+        return bool(answer.status == 200)
+
+
+def threads() -> int:
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Probes):
+    """Given hundreds of them, then a probe is answered at once, and there are few threads."""
+    with ExitStack() as open_ones:
+        for _ in range(SLOW):
+            open_ones.enter_context(slow(probes))
+            assert threads() <= CONNECTIONS_MAX + 1
+        assert answered(probes)
+        assert threads() <= CONNECTIONS_MAX + 1
+    wait_until(lambda: threads() == 0, 20, "the threads to end")
+    assert answered(probes)
+
+
+def test_a_request_has_a_deadline_however_slowly_it_comes(probes: Probes, monkeypatch: pytest.MonkeyPatch):
+    """A byte now and then does not keep a connection."""
+    monkeypatch.setattr(probe_server, "REQUEST_SECONDS_MAX", 0.5)
+    gone = threading.Event()
+
+    def drip() -> bool:
+        try:
+            client.sendall(b"y")
+        except OSError:
+            gone.set()
+        return gone.is_set()
+
+    with slow(probes) as client:
+        wait_until(drip, 20, "the server to hang up")
+    assert answered(probes)
