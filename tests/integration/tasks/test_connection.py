@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis as Client
 from redis.exceptions import OutOfMemoryError
 
@@ -219,6 +220,18 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
     (line,) = [line for line in text.splitlines() if kind in line]
     assert "REPLAYS_REDIS_URL" in line
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_meets_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
+    """given a Redis that was away at the start, when it turns out to be a cluster, then readiness says so"""
+    server = Redis(children, tmp_path / "redis", options=REFUSED["Redis Cluster"])
+    server.start()
+    settings = Settings(redis_url=SecretStr(server.address))
+    watch = FleetWatch(settings, Metrics(settings))
+
+    watch.look()
+
+    assert "Redis Cluster, which is not supported" in watch.dependencies()["redis"]
 
 
 class _Bare(Redis):
