@@ -165,7 +165,8 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     tracing: bool = Field(
-        False, description="Spans from the Kafka headers to each sink; needs the extra otel and OTEL_* variables."
+        False,
+        description="Spans from the Kafka headers to each sink; needs the extra otel or otel-grpc, and OTEL_*.",
     )
     sentry_dsn: SecretStr = Field(
         SecretStr(""), description="Where errors go; needs the extra sentry. Empty: nowhere."

@@ -111,6 +111,7 @@ TABLE: tuple[Package, ...] = (
         ("tasks.observe",),
         libraries={
             EVERYWHERE: ("msgspec", "prometheus_client", "structlog"),
+            "exporters": ("opentelemetry",),
             "logs": ("pydantic",),
             "meters": ("datadog",),
             "metrics": ("celery",),

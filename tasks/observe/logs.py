@@ -61,10 +61,15 @@ def _json_line(line: Any, **options: Any) -> str:
     return ascii_json(line, options.get("default"))
 
 
+def as_json(settings: Settings, stream: IO[str]) -> bool:
+    """Whether lines to this stream are JSON."""
+    return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
+
+
 def configure(settings: Settings, stream: IO[str] | None = None) -> None:
     """Sets both structlog and the standard logging up, once a process. Lines go to standard error."""
     stream = stream or sys.stderr
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
+    json_lines = as_json(settings, stream)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     common: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -87,7 +92,7 @@ def configure(settings: Settings, stream: IO[str] | None = None) -> None:
     )
     rendering: list[Any] = (
         [structlog.processors.JSONRenderer(_json_line, default=str)]
-        if as_json
+        if json_lines
         else [for_terminal, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
     )
     handler = logging.StreamHandler(stream)

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from tasks.loading import SettingsError
+from tasks.observe import exporters
 from tasks.observe.logs import clean
 from tasks.settings import Settings
 from tasks.wire import SinkName
 
 HEADER = "traceparent"
 SCOPE = "replays-ingest"
+CELERY_ECHOES = ("celery.app.trace", "celery.backends.*")
 
 
 class TelemetryMissing(SettingsError):
@@ -33,7 +35,7 @@ class _State:
 def configure(settings: Settings, service: str, provider: Any = None) -> None:
     """Switches on what the settings ask for, once a process. `provider` is an SDK TracerProvider, for tests.
 
-    Exporters and sampling follow the standard OTEL_* variables. Raises TelemetryMissing.
+    Exporters, sampling and the service's name follow the standard OTEL_* variables. Raises TelemetryMissing.
     """
     if settings.tracing:
         _State.provider = provider or _provider(service)
@@ -47,26 +49,26 @@ def configure(settings: Settings, service: str, provider: Any = None) -> None:
 
 def _provider(service: str) -> Any:
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        return exporters.provider(service)
+    except exporters.NotExported as error:
+        raise TelemetryMissing(str(error)) from error
     except ImportError as error:
         raise TelemetryMissing(
             f"REPLAYS_TRACING is on, but {error.name} is not installed: install replays-ingest[otel]"
         ) from error
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider
 
 
 def _sentry(dsn: str, service: str) -> None:
     try:
         import sentry_sdk
+        from sentry_sdk.integrations.logging import ignore_logger
     except ImportError as error:
         raise TelemetryMissing(
             "REPLAYS_SENTRY_DSN is set, but sentry_sdk is not installed: install replays-ingest[sentry]"
         ) from error
+    # The failure of a task is an event with its traceback; Celery then logs it, and its chord's, as errors.
+    for echo in CELERY_ECHOES:
+        ignore_logger(echo)
     sentry_sdk.init(
         dsn=dsn,
         server_name=None,

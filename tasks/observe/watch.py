@@ -5,6 +5,8 @@ One run of a flush task is watched from here: its outcome and time in the metric
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -42,6 +44,7 @@ class Watch:
     called: bool = False
     items: int = 0
     size_bytes: int = 0
+    error: str = ""
 
 
 class Recent:
@@ -103,16 +106,37 @@ def watched(request: Any, batch: str, name: str, staging: Staging, settings: Set
         raise
     except Exception as error:
         outcome = getattr(error, "outcome", outcome)
+        watch.error = f"{type(error).__name__}: {error}"
         raise
     finally:
-        seconds = time.perf_counter() - started_at if watch.called else 0.0
+        run_seconds = time.perf_counter() - started_at
+        seconds = run_seconds if watch.called else 0.0
         metrics.observe_flush(sink, outcome, seconds, watch.items, watch.size_bytes)
         if seconds:
             _recent.add(sink, seconds, staging, settings)
+        run_line(batch, name, outcome, watch, run_seconds, int(getattr(request, "retries", 0) or 0))
+
+
+def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
+    """One line per run of a flush task; a warning when the run gave up or failed."""
+    about: dict[str, Any] = {
+        "batch": batch_id_of(batch),
+        "task": name,
+        "outcome": outcome.value,
+        "seconds": round(seconds, 4),
+        "items": watch.items,
+        "bytes": watch.size_bytes,
+        "retries": retries,
+    }
+    if watch.error:
+        about["error"] = watch.error
+    write = log.warning if outcome in (RunOutcome.GAVE_UP, RunOutcome.FAILED) else log.info
+    write("flush", **about)
 
 
 def connect() -> None:
     """Called once by `tasks.celery`. Only workers send these signals: a publisher is not touched."""
+    signals.celeryd_init.connect(_on_beginning, weak=False)
     signals.setup_logging.connect(_on_logging, weak=False)
     signals.worker_init.connect(_on_worker, weak=False)
     signals.worker_process_init.connect(_on_worker, weak=False)
@@ -122,8 +146,20 @@ def connect() -> None:
     metrics.connect()
 
 
+def _on_beginning(instance: Any = None, **_: Any) -> None:
+    """Before Celery prints its banner and its warnings, which are no lines for a collector of JSON."""
+    settings = load_fleet()
+    if logs.as_json(settings, sys.stderr):
+        instance.quiet = True
+        logs.configure(settings)
+        logging.captureWarnings(True)
+
+
 def _on_logging(**_: Any) -> None:
     logs.configure(load_fleet())
+    # A task received and a task done, without fields: `run_line` has them.
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _on_worker(**_: Any) -> None:

@@ -1,0 +1,96 @@
+"""Where spans go, as the standard OTEL_* variables say."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+
+from tasks.observe.exporters import NotExported, provider
+
+
+def processors(made: Any) -> list[str]:
+    """Names of the exporters of a provider."""
+    found = [type(each.span_exporter).__module__ for each in made._active_span_processor._span_processors]
+    made.shutdown()
+    return found
+
+
+OTLP_HTTP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+OTLP_GRPC = "opentelemetry.exporter.otlp.proto.grpc.trace_exporter"
+CONSOLE = "opentelemetry.sdk.trace.export"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, [OTLP_HTTP]),
+        ({"OTEL_TRACES_EXPORTER": ""}, [OTLP_HTTP]),
+        ({"OTEL_TRACES_EXPORTER": "none"}, []),
+        ({"OTEL_TRACES_EXPORTER": "console"}, [CONSOLE]),
+        ({"OTEL_TRACES_EXPORTER": "otlp, console"}, [OTLP_HTTP, CONSOLE]),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, [OTLP_GRPC]),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, [OTLP_HTTP]),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
+            [OTLP_GRPC],
+        ),
+    ],
+)
+def test_the_variables_choose_exporter_and_protocol(environ: dict[str, str], expected: list[str]):
+    """given OTEL_TRACES_EXPORTER and the protocol of OTLP, or neither"""
+    assert processors(provider("replays-worker", environ)) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, "replays-worker"),
+        ({"OTEL_SERVICE_NAME": "ours"}, "ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,team=replays"}, "theirs"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "team=replays"}, "replays-worker"),
+    ],
+)
+def test_the_service_has_the_name_that_it_was_given(
+    environ: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    """given a name in either variable, then ours is only the default"""
+    for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)  # the SDK reads them itself
+
+    made = provider("replays-worker", {**environ, "OTEL_TRACES_EXPORTER": "none"})
+
+    assert made.resource.attributes["service.name"] == expected
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OTEL_TRACES_EXPORTER": "zipkin"},
+        {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
+    ],
+)
+def test_what_is_not_there_is_refused_with_what_to_use(environ: dict[str, str]):
+    """given an exporter or a protocol that we do not have, then the text names the variable and the choices"""
+    with pytest.raises(NotExported, match="use ") as refused:
+        provider("replays-worker", environ)
+
+    assert str(refused.value).startswith("=".join(*environ.items()))
+
+
+def test_grpc_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    """given OTLP over gRPC, when its package is not installed"""
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.startswith(OTLP_GRPC):
+            raise ImportError(name, name="opentelemetry.exporter.otlp.proto.grpc")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+
+    with pytest.raises(NotExported, match=r"install replays-ingest\[otel-grpc\]"):
+        provider("replays-worker", {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
