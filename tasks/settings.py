@@ -468,3 +468,8 @@ def _property_text(value: object) -> object:
 def share_metrics_directory(directory: Path) -> None:
     """Tells the Prometheus client of this process, and of those it forks, where they meet."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+
+
+def telemetry_variables() -> dict[str, str]:
+    """The OTEL_* variables of the environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}

@@ -7,7 +7,6 @@ reads the others itself (endpoint, headers, sampler). https://opentelemetry.io/d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ class NotExported(Exception):
     """A variable asks for what is not there. The text names it and says what to do."""
 
 
-def provider(service: str, environ: Mapping[str, str] = os.environ) -> Any:
+def provider(service: str, environ: Mapping[str, str]) -> Any:
     """A TracerProvider with the exporters that the variables name. `service` is the name when they have none.
 
     Raises NotExported, and ImportError where the extra `otel` is not installed.

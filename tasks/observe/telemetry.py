@@ -13,7 +13,7 @@ from typing import Any
 from tasks.loading import SettingsError
 from tasks.observe import exporters
 from tasks.observe.logs import clean
-from tasks.settings import Settings
+from tasks.settings import Settings, telemetry_variables
 from tasks.wire import SinkName
 
 HEADER = "traceparent"
@@ -49,7 +49,7 @@ def configure(settings: Settings, service: str, provider: Any = None) -> None:
 
 def _provider(service: str) -> Any:
     try:
-        return exporters.provider(service)
+        return exporters.provider(service, telemetry_variables())
     except exporters.NotExported as error:
         raise TelemetryMissing(str(error)) from error
     except ImportError as error:
