@@ -58,7 +58,7 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
   --custom-compile-command 'make hashes' --python-version 3.11 --constraints constraints.txt
 hashes: ## what the image installs, with the hash of every file; after each change of constraints.txt (needs uv)
-	$(COMPILE) --universal --extra otel --extra sentry -o deploy/image/requirements.txt pyproject.toml
+	$(COMPILE) --universal --extra otel --extra otel-grpc --extra sentry -o deploy/image/requirements.txt pyproject.toml
 	echo hatchling | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches

@@ -94,6 +94,7 @@ NOT_RUN = {
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
     "python -m tools.gameday.page": "it reads what a game day left; tests/unit/tools/gameday has one",
     "python -m tools.documents": "it writes into the checkout; make check looks whether it would",
+    "python -m tools.manifests": "it writes into the checkout; tests/unit/deploy/test_chart.py has it",
     "python -m tools.imports": "tests/unit/test_imports.py calls what it calls",
     "celery -A tasks flower": "tests/integration/tasks/test_fleet_flower.py runs it",
     "python -m tools.audit": "it asks a server of others; tests/unit/tools/test_audit.py has one of its own",

@@ -15,7 +15,7 @@ from tests.kit.paths import ROOT
 
 IMAGE = ROOT / "deploy" / "image"
 LISTS = ("requirements.txt", "build.txt")
-EXTRAS = {"requirements.txt": ("", "otel", "sentry"), "build.txt": ("",)}
+EXTRAS = {"requirements.txt": ("", "otel", "otel-grpc", "sentry"), "build.txt": ("",)}
 ROOTS = {"requirements.txt": "replays-ingest", "build.txt": "hatchling"}
 PIN = re.compile(r"^([a-z0-9.\[\]-]+)==([^ ;\\]+)", re.MULTILINE)
 PRIVATE_GOOGLE_ACCESS = (ipaddress.ip_network("199.36.153.4/30"), ipaddress.ip_network("199.36.153.8/30"))

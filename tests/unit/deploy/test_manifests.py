@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ QUEUES = {CONTROL_QUEUE, *(flush_queue(sink) for sink in SinkName)}
 SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
 
 
+@cache
 def documents() -> list[dict[str, Any]]:
     """Every manifest, as it is written."""
     found: list[dict[str, Any]] = []
@@ -35,14 +37,24 @@ def workloads() -> list[dict[str, Any]]:
     return [document for document in documents() if document["kind"] in ("Deployment", "StatefulSet")]
 
 
-def names(kind: str) -> list[str]:
-    return [document["metadata"]["name"] for document in documents() if document["kind"] == kind]
+def named(kind: str) -> dict[str, dict[str, Any]]:
+    return {document["metadata"]["name"]: document for document in documents() if document["kind"] == kind}
 
 
-@pytest.mark.parametrize("workload", workloads(), ids=lambda workload: workload["metadata"]["name"])
-def test_a_pod_has_no_more_rights_than_it_needs(workload: dict[str, Any]):
-    """No root, no writable image, no token, no capabilities, a memory limit, probes."""
-    pod = workload["spec"]["template"]["spec"]
+def pods() -> dict[str, dict[str, Any]]:
+    """The pod of everything that has one: workloads, Jobs, CronJobs. Name -> its spec."""
+    found = {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]
+        for each in (*workloads(), *named("Job").values())
+    }
+    for name, cron in named("CronJob").items():
+        found[name] = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    return found
+
+
+@pytest.mark.parametrize(("name", "pod"), pods().items(), ids=list(pods()))
+def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
+    """No root, no writable image, no token, no capabilities, a memory limit; probes where it is to run on."""
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -55,7 +67,8 @@ def test_a_pod_has_no_more_rights_than_it_needs(workload: dict[str, Any]):
         }
         assert container["resources"]["limits"]["memory"]
         assert "cpu" not in container["resources"]["limits"]  # throttling looks like a stuck loop
-        assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
+        if pod.get("restartPolicy") != "Never":
+            assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
         for variable in container["env"]:
             secret = re.search("PASSWORD|SECRET|REDIS_URL|DSN|USERNAME", variable["name"])
             assert not secret or "secretKeyRef" in variable["valueFrom"], variable["name"]
@@ -90,23 +103,25 @@ def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch
     assert Settings().kafka_sasl_mechanism == "SCRAM-SHA-512"
 
 
+def queues() -> dict[str, str]:
+    """Deployment -> the queue that its workers listen to."""
+    return {
+        name: each["spec"]["template"]["spec"]["containers"][0]["args"][1]
+        for name, each in named("Deployment").items()
+        if name.startswith("replays-worker")
+    }
+
+
 def test_each_queue_has_a_deployment_that_scales_on_its_depth():
     """A queue without workers stops everything; the list that KEDA watches is the one that Celery fills."""
-    overlays = {}
-    for path in (KUBERNETES / "worker").glob("*/kustomization.yaml"):
-        overlay = yaml.safe_load(path.read_text())
-        if "patches" in overlay:
-            (operation,) = yaml.safe_load(overlay["patches"][0]["patch"])
-            overlays[f"replays-worker{overlay['nameSuffix']}"] = operation["value"]
     prefix = configuration(Settings())["broker_transport_options"]["global_keyprefix"]
     scaled = {
         document["spec"]["scaleTargetRef"]["name"]: document["spec"]["triggers"][0]
-        for document in documents()
-        if document["kind"] == "ScaledObject"
+        for document in named("ScaledObject").values()
     }
 
-    assert set(overlays.values()) == QUEUES
-    for name, queue in overlays.items():
+    assert set(queues().values()) == QUEUES
+    for name, queue in queues().items():
         assert scaled[name]["type"] == "redis"
         assert scaled[name]["metadata"]["listName"] == prefix + queue
     assert scaled["replays-reader"]["type"] == "kafka"
@@ -118,13 +133,101 @@ def test_no_workload_resets_the_replicas_that_keda_chose():
     """`kubectl apply` during a backlog would scale everything back."""
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
-        for d in documents()
-        if d["kind"] == "ScaledObject"
+        for d in named("ScaledObject").values()
     }
 
     assert ("StatefulSet", "replays-reader") in scaled
     for workload in workloads():
-        assert "replicas" not in workload["spec"], workload["metadata"]["name"]
+        is_scaled = (workload["kind"], workload["metadata"]["name"]) in scaled
+        assert is_scaled != ("replicas" in workload["spec"]), workload["metadata"]["name"]
+
+
+def test_drains_and_upgrades_leave_somebody_at_work():
+    """A disruption budget and a spread over zones and nodes for readers and for the workers of each queue."""
+    budgets = [each["spec"] for each in named("PodDisruptionBudget").values()]
+    for name in ("replays-reader", *queues()):
+        (workload,) = (each for each in workloads() if each["metadata"]["name"] == name)
+        labels = workload["spec"]["selector"]["matchLabels"]
+        spread = workload["spec"]["template"]["spec"]["topologySpreadConstraints"]
+
+        assert {"maxUnavailable": 1, "selector": {"matchLabels": labels}} in budgets, name
+        keys = {each["topologyKey"] for each in spread}
+        assert keys == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+        assert all(each["labelSelector"] == {"matchLabels": labels} for each in spread), name
+
+
+def test_services_find_the_pods_that_they_are_for():
+    """The headless one that the StatefulSet names, and Flower's; by label and by port."""
+    reader = named("StatefulSet")["replays-reader"]
+    headless = named("Service")[reader["spec"]["serviceName"]]
+
+    assert headless["spec"]["clusterIP"] == "None"
+    for service, workload in (
+        (headless, reader),
+        (named("Service")["replays-flower"], named("Deployment")["replays-flower"]),
+    ):
+        template = workload["spec"]["template"]
+        assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+        ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_every_pod_with_metrics_is_scraped_and_may_be():
+    """A PodMonitor per component, by the label and the port that its pods have; the policy admits Prometheus."""
+    admitted = {
+        port["port"]
+        for rule in named("NetworkPolicy")["replays-ingest"]["spec"]["ingress"]
+        for port in rule["ports"]
+    }
+    for workload in workloads():
+        template = workload["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        monitors = [
+            each["spec"]
+            for each in named("PodMonitor").values()
+            if each["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        ]
+        (port,) = template["spec"]["containers"][0]["ports"]
+        (endpoint,) = (endpoint for spec in monitors for endpoint in spec["podMetricsEndpoints"])
+
+        assert endpoint["port"] == port["name"]
+        assert port["containerPort"] in admitted
+        assert {each["targetLabel"] for each in endpoint["relabelings"]} == {"job", "topic"}
+
+
+def test_check_and_migrate_have_all_that_the_system_needs():
+    """Run in a pod, they reach and log in to whatever readers and workers reach: settings, secrets, the policy."""
+    (migrate,) = (name for name in named("Job") if name.startswith("replays-migrate"))
+    settings = named("ConfigMap")["replays-settings"]["data"]
+    needed = {
+        entry["name"] for name, pod in pods().items() if "worker" in name for entry in pod["containers"][0]["env"]
+    }
+    for name in ("replays-check", migrate):
+        (container,) = pods()[name]["containers"]
+        given = {entry["name"]: entry for entry in container["env"]}
+
+        assert needed - {"REPLAYS_WORKER_HTTP_PORT"} <= set(given)
+        assert {
+            key: entry.get("value") for key, entry in given.items() if key in settings
+        }.items() <= settings.items()
+        assert set(settings) - set(given) == {"REPLAYS_HTTP_HOST", "REPLAYS_WORKER_HTTP_HOST"}
+    assert named("CronJob")["replays-check"]["spec"]["suspend"] is True
+
+
+def test_migrate_runs_before_the_pods_of_an_upgrade():
+    """Helm's hook. A Job cannot be changed, so its name follows what it runs."""
+    (job,) = named("Job").values()
+
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,pre-upgrade"
+    assert re.fullmatch(r"replays-migrate-[0-9a-f]{8}", job["metadata"]["name"])
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"] == ["replays-ingest", "migrate"]
+
+
+def test_spans_may_leave_for_a_collector():
+    """OTLP over gRPC and over HTTP."""
+    egress = named("NetworkPolicy")["replays-ingest"]["spec"]["egress"]
+
+    assert [{"protocol": "TCP", "port": port} for port in (4317, 4318)] in [rule["ports"] for rule in egress]
 
 
 def test_readers_are_dynamic_members_with_cooperative_hand_over():
@@ -138,8 +241,10 @@ def test_readers_are_dynamic_members_with_cooperative_hand_over():
 
 def test_metrics_go_to_the_agent_of_the_node():
     """The default host is the pod itself, where nobody listens; the policy lets the packets out."""
-    for workload in workloads():
-        for container in workload["spec"]["template"]["spec"]["containers"]:
+    for name, pod in pods().items():
+        if name == "replays-flower":
+            continue
+        for container in pod["containers"]:
             (host,) = [entry for entry in container["env"] if entry["name"] == "REPLAYS_DATADOG_HOST"]
             assert host["valueFrom"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
     (policy,) = (d for d in documents() if d["kind"] == "NetworkPolicy")
@@ -159,21 +264,23 @@ def test_secrets_are_only_named():
         for match in re.findall(r"name: replays-secrets, key: ([a-z-]+)", path.read_text())
     }
     assert wanted == set(example["stringData"])
-    assert names("NetworkPolicy") == ["replays-ingest"]
+    assert list(named("NetworkPolicy")) == ["replays-ingest"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize_builds_it():
-    """Overlays, suffixes and labels fit together."""
+    """kubectl's reading of the files, into one namespace."""
     done = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     built = [document for document in yaml.safe_load_all(done.stdout) if document]
-    deployments = {d["metadata"]["name"]: d for d in built if d["kind"] == "Deployment"}
+    deployments = [
+        d for d in built if d["kind"] == "Deployment" and "args" in d["spec"]["template"]["spec"]["containers"][0]
+    ]
 
-    assert len(deployments) == len(QUEUES)
-    queues = {d["spec"]["template"]["spec"]["containers"][0]["args"][1] for d in deployments.values()}
-    assert queues == QUEUES
-    selectors = [tuple(sorted(d["spec"]["selector"]["matchLabels"].items())) for d in deployments.values()]
+    assert len(built) == len([d for d in documents() if d["kind"] not in ("Kustomization", "Secret")])
+    assert {d["metadata"]["namespace"] for d in built} == {"replays"}
+    assert {d["spec"]["template"]["spec"]["containers"][0]["args"][1] for d in deployments} == QUEUES
+    selectors = [tuple(sorted(d["spec"]["selector"]["matchLabels"].items())) for d in deployments]
     assert len(set(selectors)) == len(selectors)
 
 

@@ -1,0 +1,235 @@
+"""The Helm chart: what its values change, and that deploy/kubernetes is what it renders by default."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kit.kubernetes import documents_of, mistakes
+from tools.manifests import CHART, HEADER, MANIFESTS, files, helm, rendered, stale
+
+VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+ALERTS = CHART.parents[1] / "prometheus" / "alerts.yml"
+
+needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
+
+
+def by_name(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {each["metadata"]["name"]: each for each in documents if each["kind"] == kind}
+
+
+@pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_manifests_keep_to_the_schemas_of_their_kinds(path: Path):
+    """Core kinds strictly, custom resources by the fields that we use: an unknown field is a mistake."""
+    for document in documents_of(path.read_text()):
+        assert mistakes(document) == ""
+
+
+@pytest.mark.parametrize(
+    ("manifest", "field"),
+    [
+        (
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"clusterIp": "None"}},
+            "clusterIp",
+        ),
+        (
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "x"},
+                "data": {"REPLAYS_HTTP_PORT": 9464},
+            },
+            "9464",
+        ),
+        (
+            {
+                "apiVersion": "keda.sh/v1alpha1",
+                "kind": "ScaledObject",
+                "metadata": {"name": "x"},
+                "spec": {"scaleTargetRef": {"name": "x"}, "triggers": [{"type": "redis", "metadata": {"n": 16}}]},
+            },
+            "16",
+        ),
+        (
+            {
+                "apiVersion": "monitoring.coreos.com/v1",
+                "kind": "PodMonitor",
+                "metadata": {"name": "x"},
+                "spec": {"selector": {"matchLabels": {}}, "podMetricsEndpoint": []},
+            },
+            "podMetricsEndpoint",
+        ),
+        ({"apiVersion": "apps/v2", "kind": "Deployment", "metadata": {"name": "x"}}, "Deployment"),
+    ],
+)
+def test_a_wrong_field_type_or_kind_is_a_mistake(manifest: dict[str, Any], field: str):
+    """So that the test above can fail."""
+    assert field in mistakes(manifest)
+
+
+def test_the_rule_object_holds_the_deployed_alerts():
+    """PrometheusRule and deploy/prometheus/alerts.yml are the same rules."""
+    (rule,) = by_name(documents_of((MANIFESTS / "monitoring.yaml").read_text()), "PrometheusRule").values()
+
+    assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
+
+
+def test_every_file_says_that_it_is_rendered_and_is_applied():
+    """Who edits one of them would lose it at the next rendering."""
+    kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
+    templates = {path.name for path in (CHART / "templates").glob("*.yaml")}
+
+    assert set(kustomization["resources"]) == templates
+    for name in templates:
+        assert (MANIFESTS / name).read_text().startswith(HEADER)
+
+
+def test_documents_are_split_by_their_template():
+    """What `helm template` prints, with a comment before a document and an empty one."""
+    printed = (
+        "---\n# Source: replays-ingest/templates/a.yaml\n# why\nkind: A\n\nspec: 1  \n"
+        "---\n# Source: replays-ingest/templates/b.yaml\nkind: B\n"
+        "---\n# Source: replays-ingest/templates/a.yaml\nkind: C\n"
+        "---\n# Source: replays-ingest/templates/c.yaml\n# nothing left\n"
+    )
+
+    assert files(printed) == {
+        "a.yaml": HEADER + "# why\nkind: A\nspec: 1\n---\nkind: C\n",
+        "b.yaml": HEADER + "kind: B\n",
+    }
+
+
+@needs_helm
+def test_the_manifests_are_what_the_chart_renders():
+    """One source: `python -m tools.manifests` writes them again."""
+    assert stale() == []
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
+
+
+# Each combination is rendered once: helm takes a while to start.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "without keda": ("keda.enabled=false", "reader.replicas=5", "worker.replicas=2"),
+    "nothing optional": (
+        "keda.enabled=false",
+        "migrate.enabled=false",
+        "check.enabled=false",
+        "flower.enabled=false",
+        "networkPolicy.enabled=false",
+        "monitoring.podMonitors=false",
+        "monitoring.prometheusRule=false",
+    ),
+    "everything": (
+        "image.repository=example.org/ours",
+        "image.tag=9.9",
+        "image.pullSecrets[0].name=pull",
+        "datadog.socketDirectory=/var/run/datadog",
+        "telemetry.OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318",
+        "migrate.topics=true",
+        "monitoring.dashboard=true",
+        "monitoring.labels.release=prometheus",
+        "settings.REPLAYS_KEY_PREFIX=mine",
+        "reader.nodeSelector.pool=replays",
+        "worker.tolerations[0].key=replays",
+        "worker.tolerations[0].operator=Exists",
+        "worker.queues.gcs.resources.limits.memory=2Gi",
+        "secret=ours",
+        "extraVolumes[0].name=ca",
+        "extraVolumes[0].secret.secretName=our-ca",
+        "extraVolumeMounts[0].name=ca",
+        "extraVolumeMounts[0].mountPath=/ca",
+        "extraEnv[0].name=REPLAYS_SENTRY_DSN",
+        "extraEnv[0].valueFrom.secretKeyRef.name=ours",
+        "extraEnv[0].valueFrom.secretKeyRef.key=sentry-dsn",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def charts() -> dict[str, list[dict[str, Any]]]:
+    """What the chart renders, by the name of its options."""
+    return {
+        name: documents_of(rendered(*(word for option in options for word in ("--set", option))))
+        for name, options in OPTIONS.items()
+    }
+
+
+@needs_helm
+def test_whatever_is_chosen_is_valid(charts: dict[str, list[dict[str, Any]]]):
+    """Each combination against the schemas."""
+    for name, documents in charts.items():
+        assert documents
+        for document in documents:
+            assert mistakes(document) == "", name
+
+
+@needs_helm
+def test_without_keda_the_replicas_are_ours(charts: dict[str, list[dict[str, Any]]]):
+    """Nobody else would set them."""
+    documents = charts["without keda"]
+    deployments = by_name(documents, "Deployment")
+
+    assert not by_name(documents, "ScaledObject")
+    assert by_name(documents, "StatefulSet")["replays-reader"]["spec"]["replicas"] == 5
+    workers = [each for name, each in deployments.items() if "worker" in name]
+    assert [each["spec"]["replicas"] for each in workers] == [2] * len(VALUES["worker"]["queues"])
+
+
+@needs_helm
+def test_what_is_switched_off_is_absent(charts: dict[str, list[dict[str, Any]]]):
+    """Readers and workers are what is left."""
+    kinds = {document["kind"] for document in charts["nothing optional"]}
+
+    assert kinds == {"ConfigMap", "ServiceAccount", "StatefulSet", "Deployment", "Service", "PodDisruptionBudget"}
+
+
+@needs_helm
+def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
+    """Image, socket, collector, prefix, place, memory, the name of the Secret."""
+    documents = charts["everything"]
+    worker = by_name(documents, "Deployment")["replays-worker-gcs"]["spec"]["template"]["spec"]
+    (container,) = worker["containers"]
+    environment = {entry["name"]: entry for entry in container["env"]}
+    scaled = by_name(documents, "ScaledObject")["replays-worker-gcs"]["spec"]["triggers"][0]
+    (job,) = by_name(documents, "Job").values()
+
+    assert container["image"] == "example.org/ours:9.9"
+    assert worker["imagePullSecrets"] == [{"name": "pull"}]
+    assert environment["REPLAYS_DATADOG_SOCKET"]["value"] == "/var/run/datadog/dsd.socket"
+    assert "REPLAYS_DATADOG_HOST" not in environment
+    assert environment["OTEL_EXPORTER_OTLP_ENDPOINT"]["value"] == "http://collector:4318"
+    assert environment["REPLAYS_REDIS_URL"]["valueFrom"]["secretKeyRef"]["name"] == "ours"
+    assert worker["tolerations"] == [{"key": "replays", "operator": "Exists"}]
+    assert container["resources"]["limits"]["memory"] == "2Gi"
+    assert {"name": "ca", "mountPath": "/ca"} in container["volumeMounts"]
+    assert {"name": "ca", "secret": {"secretName": "our-ca"}} in worker["volumes"]
+    assert environment["REPLAYS_SENTRY_DSN"]["valueFrom"]["secretKeyRef"]["key"] == "sentry-dsn"
+    assert scaled["metadata"]["listName"] == "mine:celery:flush.gcs"
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][-1] == "--topics"
+    assert by_name(documents, "PodMonitor")["replays-reader"]["metadata"]["labels"]["release"] == "prometheus"
+    assert "replays-dashboard" in by_name(documents, "ConfigMap")
+    reader = by_name(documents, "StatefulSet")["replays-reader"]["spec"]["template"]["spec"]
+    assert reader["nodeSelector"] == {"pool": "replays"}
+
+
+def test_the_schema_of_the_values_takes_the_defaults_and_no_other_name():
+    """helm holds values against it: a misspelt one, or a secret among the settings, is refused at once."""
+    import json
+
+    import jsonschema
+
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    jsonschema.validate(VALUES, schema)
+    assert set(schema["properties"]) - {"global"} == set(VALUES)
+    for wrong in (
+        {"readers": {}},
+        {"keda": {"enable": True}},
+        {"settings": {"REPLAYS_CLICKHOUSE_PASSWORD": "x"}},
+        {"settings": {"KAFKA_BROKERS": "x"}},
+        {"worker": {"queues": {"gcs": {"queue": "flush.gsc", "scale": {"min": 1, "max": 1}}}}},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
