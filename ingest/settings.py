@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ingest.core.limits import RejectPolicy
 from tasks.loading import SettingsError, load_strictly
 from tasks.settings import ENV_PREFIX, not_above
 from tasks.settings import Settings as FleetSettings
@@ -160,9 +161,31 @@ class Settings(FleetSettings):
 
     # Dead letters
     reject_ratio_max: float = Field(
-        0.1, gt=0, le=1, description="More rejects than this among the last reject_window messages: halt."
+        0.1,
+        gt=0,
+        le=1,
+        description="Share of the projects among the last reject_window messages. When the messages of more "
+        "projects than this are mostly rejects, the reader halts: a deploy is bad. 1: never.",
     )
-    reject_window: int = Field(1000, ge=10, le=1_000_000, description="Messages that the ratio is taken over.")
+    reject_projects_min: int = Field(
+        3,
+        ge=1,
+        le=100_000,
+        description="Fewer projects than this never halt a reader by reject_ratio_max, so that no single project "
+        "can halt it for the others. 1 suits an installation with one project.",
+    )
+    reject_unattributed_ratio_max: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="More rejects than this share of the last reject_window messages that name no project: halt.",
+    )
+    reject_window: int = Field(1000, ge=10, le=1_000_000, description="Messages that rejects are counted over.")
+    reject_policy: RejectPolicy = Field(
+        RejectPolicy.DEAD_LETTER,
+        description="What becomes of the rejects of a project that is shed because most of its messages are "
+        "rejects: dead_letter keeps them, drop counts them and loses them.",
+    )
 
     # Parsing
     message_bytes_max: int = Field(16 * MiB, ge=1 * KiB, le=256 * MiB, description="A larger message: reject.")

@@ -102,10 +102,20 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class Shed:
+    """Report that this project is mostly rejects from now on (`shed`), or no longer."""
+
+    project_id: int
+    messages: int
+    rejects: int
+    shed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Drained (`clean`) or out of time: leave the group and exit."""
 
     clean: bool
 
 
-Command = Dispatch | Commit | Pause | Resume | Park | Renew | Discard | Recut | Release | Halt | Stop
+Command = Dispatch | Commit | Pause | Resume | Park | Renew | Discard | Recut | Release | Halt | Shed | Stop

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tasks.units import MiB
+
+
+class RejectPolicy(StrEnum):
+    """What becomes of the rejects of a project that is shed."""
+
+    DEAD_LETTER = "dead_letter"
+    DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,4 +39,7 @@ class Limits:
     plan_seconds_max: float = 30.0
     pause_after_seconds: float = 0.5
     reject_ratio_max: float = 0.1
+    reject_projects_min: int = 3
+    reject_unattributed_ratio_max: float = 0.1
+    reject_policy: RejectPolicy = RejectPolicy.DEAD_LETTER
     reject_window: int = 1000

@@ -125,7 +125,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     """A message that will never parse: the original record, and why. It becomes a dead letter with its batch.
 
     `reason` is one of `ingest.core.parse.REASONS`, and stable (a metric's label); `error` is for a person.
-    `first_seen_ms` is the Kafka timestamp.
+    `first_seen_ms` is the Kafka timestamp, `project_id` None when the message names no project.
     """
 
     reason: str
@@ -135,9 +135,10 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None = None
     headers: Headers = ()
     first_seen_ms: int = 0
+    project_id: int | None = None
 
     @classmethod
-    def of(cls, message: Message, reason: str, error: str) -> Reject:
+    def of(cls, message: Message, reason: str, error: str, project_id: int | None = None) -> Reject:
         """The reject that keeps this message."""
         return cls(
             reason,
@@ -147,6 +148,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
             key=message.key,
             headers=message.headers,
             first_seen_ms=message.timestamp_ms,
+            project_id=project_id,
         )
 
     @property
@@ -160,11 +162,12 @@ class DropReason(StrEnum):
     """Why a message was dropped on purpose. Stable: labels of `replays_reader_drops_total`."""
 
     KILLED = "killed"  # an operator switched the project off (`replays-ingest tenants kill`)
+    SHED = "shed"  # a reject of a project that is shed, by the policy on rejects
     RATE_LIMITED = "rate_limited"  # the project sent more than its limit (`replays-ingest tenants limit`)
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False):
-    """A message that the tenant rules dropped on purpose: counted, never written."""
+    """A message that a rule dropped on purpose: counted, never written."""
 
     reason: DropReason
     project_id: int

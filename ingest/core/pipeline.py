@@ -24,9 +24,10 @@ from ingest.core.backpressure import Backpressure, Change
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
-from ingest.core.model import Reject, TopicPartition
+from ingest.core.model import Drop, DropReason, Reject, TopicPartition
 from ingest.core.partition import Partition
-from ingest.core.retry import RejectRatio, retry_seconds
+from ingest.core.rejects import Rejects
+from ingest.core.retry import retry_seconds
 
 # Consecutive missed deadlines before a batch is parked; from then on each one parks it.
 DEADLINE_MISSES_MAX = 3
@@ -64,7 +65,7 @@ class Pipeline:
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
         self._backpressure = Backpressure(limits)
-        self._rejects = RejectRatio(limits)
+        self.rejects = Rejects(limits)
         self._handlers: dict[type, Callable[[Any, float], Iterable[do.Command]]] = {
             on.MessageParsed: self._on_message,
             on.PartitionsAssigned: self._on_assigned,
@@ -123,7 +124,7 @@ class Pipeline:
     @property
     def reject_ratio(self) -> float:
         """Rejects among the last `reject_window` messages, 0 to 1."""
-        return self._rejects.ratio
+        return self.rejects.ratio
 
     def position(self, source: TopicPartition) -> tuple[int, int | None]:
         """(next offset to take, last offset that Kafka acknowledged as committed or None) of a partition."""
@@ -193,25 +194,37 @@ class Pipeline:
             return
         if self.halted is not None or self.stopping_by is not None or owned.release_by is not None:
             return
-        if self._rejects.exceeded(isinstance(event.outcome, Reject)):
-            yield from self._halt(
-                f"{self._rejects.ratio:.0%} of the last {self.limits.reject_window} messages are rejects"
-            )
-            return
+        outcome = event.outcome
+        rejected = isinstance(outcome, Reject)
+        for changed in self.rejects.count(outcome.project_id, rejected=rejected):
+            if changed.project_id is not None:
+                yield do.Shed(changed.project_id, changed.messages, changed.rejects, changed.shed)
+        if rejected and self.rejects.drops(outcome.project_id):
+            self.rejects.dropped += 1
+            outcome = Drop(DropReason.SHED, outcome.project_id or 0)
         owned.position = event.offset + 1
-        batches = owned.builder.add(event.offset, event.outcome, now)
-        self._room_bytes -= event.outcome.size_bytes
+        batches = owned.builder.add(event.offset, outcome, now)
+        self._room_bytes -= outcome.size_bytes
         if batches:
             for batch in batches:
                 owned.take(batch, now)
             yield from self._progress(now)
         elif self._room_bytes <= 0:
             yield from self._press(now)
+        reason = self.rejects.verdict() if rejected else None
+        if reason is not None:
+            yield from self._halt(reason, now)
 
-    def _halt(self, reason: str) -> Iterable[do.Command]:
+    def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
+        """What was taken becomes durable, dead letters included: they say what is wrong, and restarts get on."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)
+        for owned in self._owned.values():
+            batch = owned.builder.halt(now) if owned.release_by is None else None
+            if batch is not None:
+                owned.take(batch, now)
+        yield from self._progress(now)
 
     # Chords end
 

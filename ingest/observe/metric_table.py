@@ -38,15 +38,35 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("warning",),
     ),
     Definition(
-        _R + "drops", Kind.COUNTER, "messages", "Messages shed on purpose by a tenant rule, by rule.", ("reason",)
+        _R + "drops",
+        Kind.COUNTER,
+        "messages",
+        "Messages dropped on purpose, by rule: tenant rules, and the policy on rejects (shed).",
+        ("reason",),
     ),
     Definition(
         _R + "reject_ratio",
         Kind.GAUGE,
         "ratio",
-        "Rejects among the last reject_window messages; past reject_ratio_max the reader halts.",
+        "Rejects among the last reject_window messages, of all projects.",
         across_processes=Across.LIVE_MAX,
     ),
+    Definition(
+        _R + "project_rejects",
+        Kind.GAUGE,
+        "messages",
+        "Rejects among the last reject_window messages: of the five projects with the most, of all others "
+        "(other), and of messages that name no project (none).",
+        ("project",),
+    ),
+    Definition(
+        _R + "project_shed",
+        Kind.GAUGE,
+        "bool",
+        "Most messages of this project, one of the five with the most rejects, are rejects.",
+        ("project",),
+    ),
+    Definition(_R + "projects_shed", Kind.GAUGE, "projects", "Projects whose messages are mostly rejects."),
     # Lag
     Definition(
         _R + "lag_messages",

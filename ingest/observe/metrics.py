@@ -22,7 +22,7 @@ from ingest.core.pipeline import Pipeline
 from ingest.observe.journal import End, Journal, Journey
 from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
-from ingest.observe.snapshot import Snapshot, take
+from ingest.observe.snapshot import RejectState, Snapshot, take
 from ingest.settings import Settings
 from tasks.observe.meters import Kind, Meters, dogstatsd
 
@@ -116,6 +116,8 @@ class Metrics:
         self._polled_at: float | None = None
         self._commits_sent: dict[TopicPartition, float] = {}
         self._known_partitions: set[int] = set()
+        self._known_projects: set[str] = set()
+        self._dropped = 0
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._prepare(reasons, warnings)
@@ -375,6 +377,23 @@ class Metrics:
         set_(_R + "paused", snapshot.paused)
         set_(_R + "halted", snapshot.halted is not None)
         set_(_R + "reject_ratio", snapshot.reject_ratio)
+        self._reject_gauges(snapshot.rejects)
+
+    def _reject_gauges(self, rejects: RejectState) -> None:
+        """A bounded set of series: the few projects with the most rejects, and the others in one."""
+        named = {str(one.project_id): one for one in rejects.worst}
+        for project, one in named.items():
+            self.meters.set(_R + "project_rejects", one.rejects, project)
+            self.meters.set(_R + "project_shed", one.shed, project)
+        for project in self._known_projects - named.keys():
+            self.meters.forget(_R + "project_rejects", project)
+            self.meters.forget(_R + "project_shed", project)
+        self._known_projects = set(named)
+        self.meters.set(_R + "project_rejects", rejects.other, "other")
+        self.meters.set(_R + "project_rejects", rejects.unattributed, "none")
+        self.meters.set(_R + "projects_shed", rejects.shed)
+        self.meters.count(_R + "drops", rejects.dropped - self._dropped, DropReason.SHED)
+        self._dropped = rejects.dropped
 
     def _forget_partitions(self, ours: set[int]) -> None:
         for partition in self._known_partitions - ours:

@@ -10,6 +10,7 @@ import msgspec
 from ingest.core.flight import Phase
 from ingest.core.model import Stage
 from ingest.core.pipeline import Pipeline
+from ingest.core.rejects import Rejects
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -40,6 +41,28 @@ class FlightState(msgspec.Struct, frozen=True):
     error: str
 
 
+class RejectsOf(msgspec.Struct, frozen=True):
+    """Rejects of one project among the last reject_window messages. `shed`: most of its messages are rejects."""
+
+    project_id: int
+    messages: int
+    rejects: int
+    shed: bool
+
+
+class RejectState(msgspec.Struct, frozen=True):
+    """Rejects among the last reject_window messages: of the projects with the most, of others, of none.
+
+    `shed`: how many projects are mostly rejects; `dropped`: rejects dropped by policy, since the start.
+    """
+
+    worst: tuple[RejectsOf, ...] = ()
+    other: int = 0
+    unattributed: int = 0
+    shed: int = 0
+    dropped: int = 0
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """The whole reader. `now` is monotonic; `held_bytes` counts open and unsettled batches."""
 
@@ -52,6 +75,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     stopping: bool = False
     halted: str | None = None
     reject_ratio: float = 0.0
+    rejects: RejectState = RejectState()
 
     def in_phase(self, phase: Phase) -> tuple[FlightState, ...]:
         """The batches in one phase."""
@@ -88,4 +112,20 @@ def take(pipeline: Pipeline, now: float) -> Snapshot:
         stopping=pipeline.stopping_by is not None,
         halted=pipeline.halted,
         reject_ratio=pipeline.reject_ratio,
+        rejects=_rejects(pipeline.rejects),
+    )
+
+
+def _rejects(rejects: Rejects) -> RejectState:
+    worst = tuple(
+        RejectsOf(one.project_id, one.messages, one.rejects, one.shed)
+        for one in rejects.worst()
+        if one.project_id is not None
+    )
+    return RejectState(
+        worst=worst,
+        other=rejects.total - rejects.unattributed - sum(one.rejects for one in worst),
+        unattributed=rejects.unattributed,
+        shed=rejects.shed,
+        dropped=rejects.dropped,
     )

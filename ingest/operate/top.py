@@ -107,7 +107,12 @@ def _reader_line(reader: ReaderStatus) -> Text:
             f"   durable p50 <{reader.end_to_end_p50_seconds:g} s, p99 <{reader.end_to_end_p99_seconds:g} s"
         )
     held = f"   {len(snapshot.flights)} in flight, {size_text(snapshot.held_bytes)}{quantiles}"
-    return Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
+    line = Text.assemble((f"{reader.reader}  ", "bold"), (state, style), held)
+    shed = [str(one.project_id) for one in snapshot.rejects.worst if one.shed]
+    if shed:
+        more = ", ..." if snapshot.rejects.shed > len(shed) else ""
+        line.append(f"   SHED, mostly rejects: project {', '.join(shed)}{more}", style="bold red")
+    return line
 
 
 def _partitions(status: Status) -> RenderableType:

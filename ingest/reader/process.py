@@ -183,6 +183,17 @@ class Reader:
         for command in commands:
             if isinstance(command, do.Halt):
                 log.error("reader_halted", reason=command.reason, what_to_do="docs/runbook.md#replayshalted")
+            elif isinstance(command, do.Shed) and command.shed:
+                log.warning(
+                    "project_shed",
+                    project=command.project_id,
+                    rejects=command.rejects,
+                    messages=command.messages,
+                    policy=self.settings.reject_policy,
+                    what_to_do="docs/runbook.md#replaysprojectshed",
+                )
+            elif isinstance(command, do.Shed):
+                log.info("project_no_longer_shed", project=command.project_id)
             elif isinstance(command, do.Recut):
                 log.warning("batch_recut", batch=command.batch.id, into=command.into)
             elif isinstance(command, do.Park):

@@ -202,5 +202,7 @@ class Runtime:
                 self._kept.forget(command.sources)
             case do.Halt():
                 pass  # the pipeline takes nothing more; the observer makes the noise
+            case do.Shed():
+                pass  # likewise
             case do.Stop():
                 self.stopped = command

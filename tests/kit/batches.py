@@ -52,10 +52,15 @@ def segment(
     )
 
 
-def reject(offset: int = 0, reason: str = "not_msgpack", value: bytes = b"not msgpack") -> Reject:
+def reject(
+    offset: int = 0,
+    reason: str = "not_msgpack",
+    value: bytes = b"not msgpack",
+    project_id: int | None = None,
+) -> Reject:
     """The message at that offset, which will never parse."""
     headers = (("traceparent", b"00-1"),)
-    return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5)
+    return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5, project_id=project_id)
 
 
 def drop() -> Drop:

@@ -19,7 +19,7 @@ class Mutant(NamedTuple):
 
 LEDGER, PIPELINE, BATCHING = "core/ledger.py", "core/pipeline.py", "core/batching.py"
 COMMITS, FLIGHT, PARTITION = "core/commits.py", "core/flight.py", "core/partition.py"
-PRESSURE, RETRY = "core/backpressure.py", "core/retry.py"
+PRESSURE, RETRY, REJECTS = "core/backpressure.py", "core/retry.py", "core/rejects.py"
 RECORD, RUNTIME = "core/cut_record.py", "reader/runtime.py"
 
 MUTANTS = (
@@ -253,9 +253,27 @@ MUTANTS = (
     ),
     Mutant(
         "never halts, however many rejects come",
-        RETRY,
-        "return self._seen >= len(self._window) and",
-        "return self._seen < 0 and",
+        REJECTS,
+        "if self._seen < len(self._window):",
+        "if self._seen >= 0:",
+    ),
+    Mutant(
+        "halts for the garbage of a single project",
+        REJECTS,
+        "if self._bad >= limits.reject_projects_min and",
+        "if self._bad and",
+    ),
+    Mutant(
+        "halts without making what it took durable",
+        PIPELINE,
+        "batch = owned.builder.halt(now) if owned.release_by is None else None",
+        "batch = None",
+    ),
+    Mutant(
+        "drops the rejects of projects that are not shed",
+        REJECTS,
+        "return counted is not None and counted.shed",
+        "return counted is not None",
     ),
     Mutant(
         "retries without backing off",

@@ -249,10 +249,16 @@ def send_garbage(game: Game) -> None:
     game.load.garbage_share = 0.04
 
 
+def send_one_projects_garbage(game: Game) -> None:
+    """As much garbage as there are good messages. Nobody halts."""
+    game.load.garbage_project = GARBAGE_PROJECT + 100  # the other one is switched off
+    game.load.garbage_share = 1.0
+
+
 def shed_project(game: Game) -> None:
     letters = game.json("dlq", "ls")["letters"]
     game.command("dlq", "show", letters[-1]["id"])
-    game.command("tenants", "kill", str(GARBAGE_PROJECT), *BY)
+    game.command("tenants", "kill", str(game.load.garbage_project), *BY)
 
 
 def mend_sdk(game: Game) -> None:
@@ -262,7 +268,9 @@ def mend_sdk(game: Game) -> None:
 
 
 def send_mostly_garbage(game: Game) -> None:
+    """Of many projects: a single one would be shed alone."""
     game.load.garbage_project = GARBAGE_PROJECT + 1  # the other one is switched off
+    game.load.garbage_projects = 50
     game.load.garbage_share = 1.0
 
 
@@ -272,7 +280,7 @@ def roll_producer_back(game: Game) -> None:
     game.step("the producer is rolled back")
     game.load.garbage_share = 0.0
     game.step("the readers are restarted, with REPLAYS_REJECT_RATIO_MAX=1 for what lies in the topic")
-    restart_readers(game, REPLAYS_REJECT_RATIO_MAX="1")
+    restart_readers(game, REPLAYS_REJECT_RATIO_MAX="1", REPLAYS_REJECT_UNATTRIBUTED_RATIO_MAX="1")
 
 
 def ordinary_ratio(game: Game) -> None:
@@ -385,6 +393,14 @@ FAULTS = (
         send_garbage,
         shed_project,
         "sum(rate(replays_reader_rejects_total[10s])) == 0",
+        mend_sdk,
+    ),
+    Fault(
+        "half of all is one project's garbage",
+        "ReplaysProjectShed",
+        send_one_projects_garbage,
+        shed_project,
+        "max(replays_reader_projects_shed) == 0",
         mend_sdk,
     ),
     Fault(

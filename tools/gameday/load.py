@@ -21,13 +21,14 @@ GARBAGE_PROJECT = 4242
 class Load(threading.Thread):
     """A steady stream of segments that Relay received just now, until `close`.
 
-    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed. `silent`: none is sent.
-    `ends`: log end by partition, of what was acknowledged.
+    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed; with `garbage_projects`,
+    of so many projects from that one on. `silent`: none is sent. `ends`: log end by partition, of what was
+    acknowledged.
     """
 
     def __init__(self, settings: Settings, rate: float) -> None:
         super().__init__(name="load", daemon=True)
-        self.garbage_share, self.garbage_project = 0.0, GARBAGE_PROJECT
+        self.garbage_share, self.garbage_project, self.garbage_projects = 0.0, GARBAGE_PROJECT, 1
         self.silent = False
         self.ends: dict[int, int] = {}
         self.messages = 0
@@ -51,11 +52,8 @@ class Load(threading.Thread):
             owed += self.garbage_share
             while owed >= 1:
                 owed -= 1
-                self.send(
-                    recording(
-                        b"hello", compressed=False, project_id=self.garbage_project, received=int(time.time())
-                    )
-                )
+                project_id = self.garbage_project + number % self.garbage_projects
+                self.send(recording(b"hello", compressed=False, project_id=project_id, received=int(time.time())))
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> None:
         """Queues one message. `timestamp_ms`: Kafka's own, unix milliseconds; 0 is now."""

@@ -21,7 +21,7 @@ from ingest.core.model import Blob, Message, Reject, Row, Segment
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget, Spent, units_of
 from ingest.core.parse.document import EMPTY, Document, Unread, open_document, without_lists
-from ingest.core.parse.envelope import Envelope, open_envelope
+from ingest.core.parse.envelope import Envelope, open_envelope, project_of
 from ingest.core.parse.gather import Gathered
 from ingest.core.parse.recording import inflate, split, stored
 from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected
@@ -53,7 +53,7 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 def _reject(message: Message, rejected: Rejected) -> Reject:
     error = str(rejected)[:ERROR_CHARACTERS_MAX]
-    return Reject.of(message, rejected.reason, error)
+    return Reject.of(message, rejected.reason, error, project_of(message.value))
 
 
 def _segment(

@@ -102,6 +102,7 @@ def _keys(value: bytes) -> int:
 def project_of(value: bytes) -> int | None:
     """The project of a message, for rules that come before parsing; None when it cannot be told."""
     try:
-        return _decode_project(value).project_id if _keys(value) <= KEYS_MAX else None
+        project_id = _decode_project(value).project_id if _keys(value) <= KEYS_MAX else -1
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
+    return project_id if 0 <= project_id <= INT64_MAX else None

@@ -194,7 +194,7 @@ class _Child:
             return self._receive()[0]
         except ChildFailed as failure:
             error = f"the message ended the parsing process: {failure}"
-            return Reject.of(message, "parser_failed", error)
+            return Reject.of(message, "parser_failed", error, project_of(message.value))
 
     def _stop(self) -> None:
         self._socket.close()

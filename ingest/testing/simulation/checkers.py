@@ -181,6 +181,11 @@ class Bounded:
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
+        self._recut = 0
+
+    def recut(self) -> None:
+        """Two ranges took the place of one."""
+        self._recut += 1
 
     def look(self, reader: Reader) -> None:
         """After a decision of the reader. Raises Violation."""
@@ -189,10 +194,13 @@ class Bounded:
         flushing = sum(flight.phase is Phase.FLUSHING for flight in flights)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
-        slack = self._shape.partitions + CUT_AT_ONCE_MAX  # those that the clock cuts, and one message
+        slack = (
+            self._shape.partitions + CUT_AT_ONCE_MAX + self._recut
+        )  # those that the clock cuts, and one message
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
-        batch_bytes_max = min(limits.batch_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
+        # One planned range may be completed over the bound, and only what can be staged limits its bytes.
+        batch_bytes_max = min(limits.staged_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
         most = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX
         if pipeline.held_bytes > most:
             raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
@@ -200,7 +208,7 @@ class Bounded:
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range."""
         ends = len(cut_record.decode(command.offset, command.record))
-        if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX:
+        if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
 
@@ -235,7 +243,7 @@ class RecordedFirst:
 class SameCut:
     """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle.
 
-    One that is too large to be staged by now is cut in between.
+    One that is too large to be staged by now is cut in between, and so is one in which the reader halts.
 
     A range may be given up only when its last message has expired, or when fetching ended before it for long
     enough; however long the reader was paused, held, frozen or draining. docs/decisions/014-same-cut.md
@@ -269,6 +277,8 @@ class SameCut:
             self._story.mark("cut_as_planned")
         if start >= plan[-1] or stop in plan:
             return
+        if batch.cut_by is CutReason.DRAIN and reader.pipeline.halted is not None:
+            return  # what it took has to be durable before a person looks
         end = min(end for end in plan if end > start)
         full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
         if batch.cut_by is CutReason.BYTES and stop < end and full:
@@ -393,6 +403,7 @@ class Checkers:
                     self._same_cut.committed(reader, command, now)
                 case do.Recut():
                     self._same_cut.recut(command)
+                    self._bounded.recut()
                 case do.Dispatch():
                     self._recorded.ordered(reader, command, now)
                     self._same_cut.ordered(reader, command, now)

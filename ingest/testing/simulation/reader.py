@@ -45,6 +45,7 @@ STEP_SECONDS = 0.2
 UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
 POISONED = "poison"
+PROJECTS = 5
 
 
 class Killed(BaseException):
@@ -78,18 +79,23 @@ class Parser:
     def _outcome(self, message: Message) -> Outcome:
         record = self._broker.logs[message.source.partition].records[message.offset]
         if self._bad or record.kind is Kind.REJECT:
-            return Reject("simulated", "", message.offset, b"?")
+            return Reject("simulated", "", message.offset, b"?", project_id=project_of(message.offset))
         if record.kind is Kind.SHEDDABLE and self._sheds:
             self._broker.shed.add((message.source.partition, message.offset))
             return Drop(DropReason.KILLED, 1)
         return segment(record.identity, message.offset, with_blob=record.kind is not Kind.ROWS_ONLY)
 
 
+def project_of(offset: int) -> int | None:
+    """Every eleventh message names none."""
+    return offset % PROJECTS if offset % 11 else None
+
+
 def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:
     """The smallest segment that reaches every sink."""
     return Segment(
         org_id=1,
-        project_id=1,
+        project_id=project_of(offset) or 0,
         replay_id=identity,
         segment_id=0,
         retention_days=30,
@@ -342,4 +348,4 @@ class Reader:
 
 def with_ratio_off(limits: Limits) -> Limits:
     """What an operator sets to get a topic past its bad messages."""
-    return replace(limits, reject_ratio_max=1.0)
+    return replace(limits, reject_ratio_max=1.0, reject_unattributed_ratio_max=1.0)

@@ -65,6 +65,7 @@ class Shape:
             plan_seconds_max=1.0,
             pause_after_seconds=0.5,
             reject_ratio_max=0.6,
+            reject_unattributed_ratio_max=0.6,
             reject_window=random.choice((10, 20)),
         )
         return cls(

@@ -6,6 +6,7 @@ import pytest
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.limits import RejectPolicy
 from ingest.core.model import CutReason, OffsetRange, Stage
 from ingest.core.pipeline import Room
 from ingest.testing.runtime import PARTITION
@@ -993,7 +994,7 @@ def test_there_is_never_room_for_what_will_be_read_again() -> None:
 
 def test_too_many_rejects_halt_the_reader() -> None:
     """A bad deploy must not send a whole topic to the dead letters."""
-    runtime = reader(batch_messages_max=100, reject_window=10, reject_ratio_max=0.5)
+    runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.segments(5)
     for offset in range(5, 10):
         runtime.parsed(reject(offset))
@@ -1004,14 +1005,60 @@ def test_too_many_rejects_halt_the_reader() -> None:
     assert len(runtime.take(do.Halt)) == 1
     assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
     assert not runtime.pipeline.has_room
+    (dispatch,) = runtime.dispatches()
+    assert dispatch.batch.offsets == OffsetRange(0, 11)
+    assert len(dispatch.batch.rejects) == 6
+    runtime.settle_stages(dispatch)
     runtime.segments(50)
     runtime.advance(60.0)
-    assert runtime.take(do.Dispatch) == []
+    runtime.settle()
+    assert runtime.committed[PARTITION] == 11
+
+
+def test_a_halt_in_a_planned_range_makes_its_first_part_durable() -> None:
+    """Otherwise no restart would ever get further, and no letter would say why."""
+    runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
+    runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.assign(PARTITION)
+
+    runtime.parsed(*[reject(offset) for offset in range(10)])
+
+    assert runtime.pipeline.halted
+    runtime.settle()
+    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (10, "1,2i")
+
+
+def test_garbage_of_one_project_is_reported_and_everything_goes_on() -> None:
+    """Half of all is its garbage: its letters are written, the others' segments too."""
+    runtime = reader(batch_messages_max=10, reject_window=20)
+    for offset in range(0, 200, 2):
+        runtime.parsed(reject(offset, project_id=7), segment(offset + 1))
+
+    runtime.settle()
+
+    assert runtime.pipeline.halted is None
+    assert runtime.committed[PARTITION] == 200
+    assert [(shed.project_id, shed.shed) for shed in runtime.take(do.Shed)] == [(7, True)]
+
+
+def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> None:
+    """The first ones, before it is shed, are letters; the offsets of all are committed."""
+    runtime = Reader(limits(batch_messages_max=10, reject_window=20, reject_policy=RejectPolicy.DROP))  # type: ignore[arg-type]
+    runtime.assign(PARTITION)
+    runtime.parsed(*[reject(offset, project_id=7) for offset in range(50)])
+
+    dispatches = runtime.settle()
+
+    letters = {letter for dispatch in dispatches for letter in dispatch.batch.rejects}  # type: ignore[attr-defined]
+    assert len(letters) == 9
+    assert runtime.pipeline.rejects.dropped == 41
+    assert runtime.committed[PARTITION] == 50
 
 
 def test_a_halted_reader_settles_what_is_in_flight_and_pauses_what_it_is_given() -> None:
     """It stays up, keeps its partitions, and consumes nothing."""
-    runtime = reader(reject_window=10, reject_ratio_max=0.5)
+    runtime = reader(reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.parsed(*[reject(offset) for offset in range(10)])
     assert runtime.pipeline.halted
 
@@ -1020,7 +1067,7 @@ def test_a_halted_reader_settles_what_is_in_flight_and_pauses_what_it_is_given()
     runtime.advance(1.0)
     runtime.settle()
 
-    assert runtime.committed[PARTITION] == 8
+    assert runtime.committed[PARTITION] == 10
     assert runtime.take(do.Resume) == []
 
 

@@ -1,12 +1,8 @@
-"""How long a batch waits, and when the share of rejects is no accident."""
+"""How long a batch waits before it is tried again."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from ingest.core.retry import RejectRatio, retry_seconds
-from tests.kit.core_reader import limits
+from ingest.core.retry import retry_seconds
 
 
 def test_the_wait_doubles_up_to_its_cap() -> None:
@@ -22,32 +18,3 @@ def test_batches_that_failed_together_do_not_come_back_together() -> None:
 
     assert len(waits) > 40
     assert retry_seconds("t-0-1-2", 3, 5.0, 300.0) == retry_seconds("t-0-1-2", 3, 5.0, 300.0)
-
-
-def test_a_window_must_be_full_before_it_judges() -> None:
-    """One bad message at start-up is not a bad deploy."""
-    ratio = RejectRatio(limits(reject_window=10, reject_ratio_max=0.5))
-
-    assert not any(ratio.exceeded(True) for _ in range(9))
-    assert ratio.exceeded(True)
-
-
-def test_exactly_the_limit_is_still_allowed() -> None:
-    """More than, not as much as."""
-    ratio = RejectRatio(limits(reject_window=10, reject_ratio_max=0.5))
-
-    verdicts = [ratio.exceeded(n % 2 == 0) for n in range(40)]
-
-    assert not any(verdicts)
-    assert ratio.ratio == 0.5
-
-
-@given(st.lists(st.booleans(), max_size=80))
-def test_the_ratio_is_that_of_the_last_messages(rejected: list[bool]) -> None:
-    """A sliding window, message by message."""
-    ratio = RejectRatio(limits(reject_window=10, reject_ratio_max=0.3))
-
-    for n, reject in enumerate(rejected, start=1):
-        window = rejected[max(0, n - 10) : n]
-        assert ratio.exceeded(reject) == (n >= 10 and sum(window) > 3)
-        assert ratio.ratio == sum(window) / len(window)

@@ -22,7 +22,7 @@ class Reader:
     """A driver with probes; `silent_seconds` is how long its loop has not turned."""
 
     def __init__(self) -> None:
-        self.driver = Driver(reject_window=10, reject_ratio_max=0.1)
+        self.driver = Driver(reject_window=10, reject_unattributed_ratio_max=0.1)
         self.silent_seconds = 0.0
         self.trouble: dict[str, str] = {}
         settings = Settings(http_port=0, loop_silent_seconds_max=60)

@@ -234,3 +234,38 @@ def test_dogstatsd_hears_the_same_names():
     ]
     assert meters.registry.get_sample_value("replays_reader_rejects_total", {"reason": "oversize"}) == 2
     assert meters.registry.get_sample_value("replays_reader_commit_seconds_count") == 3
+
+
+def test_the_projects_with_the_most_rejects_are_named_and_the_others_are_one_series() -> None:
+    """However many projects there are; one that recovered is no series any more."""
+    driver = Driver(reject_window=100)
+    driver.assign()
+    for project in range(1, 10):
+        for _ in range(project):
+            driver.message(reject(driver._offsets[PARTITION], project_id=project))
+    driver.message(reject(driver._offsets[PARTITION]))
+    driver.advance(2.0)
+
+    rejects = series(driver, "replays_reader_project_rejects")
+    assert rejects == {"9": 9, "8": 8, "7": 7, "6": 6, "5": 5, "other": 10, "none": 1}
+    assert series(driver, "replays_reader_project_shed") == {"9": 0, "8": 0, "7": 0, "6": 0, "5": 0}
+
+    for _ in range(20):
+        driver.message(reject(driver._offsets[PARTITION], project_id=4242))
+    driver.advance(2.0)
+    assert series(driver, "replays_reader_project_shed")["4242"] == 1
+    assert driver.metrics.snapshot.rejects.shed == 1
+
+    for _ in range(100):
+        driver.message()
+    driver.advance(2.0)
+    assert series(driver, "replays_reader_project_rejects") == {"other": 0, "none": 0}
+
+
+def series(driver: Driver, name: str) -> dict[str, float]:
+    """The values of a gauge by project."""
+    return {
+        sample.labels["project"]: sample.value
+        for metric in driver.metrics.registry.restricted_registry([name]).collect()
+        for sample in metric.samples
+    }

@@ -181,7 +181,7 @@ def test_run_ends_with_the_shells_closed() -> None:
 
 def test_a_halt_keeps_the_loop_turning() -> None:
     """The process stays up and in its group, and takes nothing."""
-    bench = Bench(reject_window=10, reject_ratio_max=0.01)
+    bench = Bench(reject_window=10, reject_unattributed_ratio_max=0.01)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.pipeline.halted = "by a test"
 

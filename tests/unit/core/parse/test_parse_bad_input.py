@@ -9,6 +9,7 @@ import pytest
 from ingest.core.model import Message, Reject
 from ingest.core.parse import REASONS, WARNINGS, ParseRules, parse
 from ingest.testing.messages import (
+    LEFT_OUT,
     MALFORMED_EVENTS,
     REJECTED,
     body,
@@ -149,3 +150,22 @@ def test_unknown_keys_are_ignored():
 
     assert segment.segment_id == 4
     assert segment.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "project_id"),
+    [
+        (envelope(frame(b"neither zlib nor JSON"), project_id=42), 42),
+        (envelope(b"no newline", project_id=42), 42),
+        (envelope(LEFT_OUT, project_id=42), 42),
+        (envelope(frame(b"x"), project_id=-1), None),
+        (envelope(frame(b"x"), project_id=2**63), None),
+        (envelope(frame(b"x"), project_id="42"), None),
+        (envelope(frame(b"x"), project_id=LEFT_OUT), None),
+        (b"garbage", None),
+        (b"", None),
+    ],
+)
+def test_a_reject_names_its_project_where_the_envelope_does(value: bytes, project_id: int | None) -> None:
+    """What is counted per project must not be counted for another one."""
+    assert rejected(value).project_id == project_id

@@ -1,0 +1,132 @@
+"""Whose messages never parse, and when that is no project's doing.
+
+Counted over the last `reject_window` messages. One project whose messages are bad costs only itself: its rejects
+become dead letters (or are dropped, by `reject_policy`), and everything else goes on. When many projects are bad
+at once, or many messages name no project, then a deploy is bad and not messages: the reader halts.
+
+docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/033-rejects-per-project.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ingest.core.limits import Limits, RejectPolicy
+
+# A project is shed when so many of its messages in the window are rejects and they are more than half of them, and
+# no longer once they are less than a quarter.
+SHED_REJECTS_MIN = 10
+NAMED_MAX = 5
+
+UNATTRIBUTED = -1
+
+
+@dataclass(slots=True)
+class ProjectCount:
+    """One project's messages in the window. `project_id` is None for messages that name none."""
+
+    project_id: int | None
+    messages: int = 0
+    rejects: int = 0
+    shed: bool = False
+
+    @property
+    def bad(self) -> bool:
+        """Most of its messages are rejects."""
+        return self.project_id is not None and 2 * self.rejects > self.messages
+
+
+class Rejects:
+    """The window. Memory: one number per message of it, and one count per project in it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._window = [0] * limits.reject_window
+        self._seen = 0
+        self._total = 0
+        self._bad = 0
+        self._projects: dict[int, ProjectCount] = {}
+        self.dropped = 0
+        """Rejects that were dropped by policy, since the start."""
+
+    def count(self, project_id: int | None, *, rejected: bool) -> Iterator[ProjectCount]:
+        """Counts one message. Yields the projects that are shed from now on, or no longer."""
+        key = UNATTRIBUTED if project_id is None else project_id
+        slot = self._seen % len(self._window)
+        if self._seen >= len(self._window):
+            code = self._window[slot]
+            former = self._projects[(code >> 1) - 1]
+            self._change(former, -1, -(code & 1))
+            if former.shed and 4 * former.rejects < max(1, former.messages):
+                former.shed = False
+                yield former
+            if not former.messages:
+                del self._projects[(code >> 1) - 1]
+        self._window[slot] = (key + 1) << 1 | rejected
+        self._seen += 1
+        counted = self._projects.get(key)
+        if counted is None:
+            counted = self._projects[key] = ProjectCount(project_id)
+        self._change(counted, 1, rejected)
+        if rejected and not counted.shed and counted.bad and counted.rejects >= SHED_REJECTS_MIN:
+            counted.shed = True
+            yield counted
+
+    def _change(self, counted: ProjectCount, messages: int, rejects: int) -> None:
+        self._bad -= counted.bad
+        counted.messages += messages
+        counted.rejects += rejects
+        self._total += rejects
+        self._bad += counted.bad
+
+    def drops(self, project_id: int | None) -> bool:
+        """Whether a reject of this project is dropped instead of kept as a dead letter."""
+        if self._limits.reject_policy is not RejectPolicy.DROP or project_id is None:
+            return False
+        counted = self._projects.get(project_id)
+        return counted is not None and counted.shed
+
+    def verdict(self) -> str | None:
+        """Why the reader has to halt, naming projects; None: it need not. Never before the window is full."""
+        if self._seen < len(self._window):
+            return None
+        limits, size = self._limits, len(self._window)
+        nobodys = self._projects.get(UNATTRIBUTED)
+        unattributed = nobodys.rejects if nobodys else 0
+        if unattributed > limits.reject_unattributed_ratio_max * size:
+            return f"{unattributed / size:.0%} of the last {size} messages are rejects that name no project"
+        projects = len(self._projects) - (nobodys is not None)
+        if self._bad >= limits.reject_projects_min and self._bad > limits.reject_ratio_max * projects:
+            named = ", ".join(str(one.project_id) for one in self.worst() if one.bad)
+            return (
+                f"most messages of {self._bad} of {projects} projects are rejects, among the last {size} messages "
+                f"(projects {named}{', ...' if self._bad > NAMED_MAX else ''})"
+            )
+        return None
+
+    def worst(self, count: int = NAMED_MAX) -> list[ProjectCount]:
+        """The projects with the most rejects in the window, at most `count` of them."""
+        guilty = [one for one in self._projects.values() if one.rejects and one.project_id is not None]
+        return sorted(guilty, key=lambda one: (-one.rejects, one.project_id))[:count]
+
+    @property
+    def shed(self) -> int:
+        """How many projects are shed."""
+        return sum(one.shed for one in self._projects.values())
+
+    @property
+    def unattributed(self) -> int:
+        """Rejects in the window that name no project."""
+        nobodys = self._projects.get(UNATTRIBUTED)
+        return nobodys.rejects if nobodys else 0
+
+    @property
+    def total(self) -> int:
+        """Rejects in the window."""
+        return self._total
+
+    @property
+    def ratio(self) -> float:
+        """Rejects among the last messages, 0 to 1."""
+        return self._total / max(1, min(self._seen, len(self._window)))

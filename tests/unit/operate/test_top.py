@@ -1,0 +1,33 @@
+"""What the page of `status` and `top` says of a reader."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from ingest.observe.snapshot import RejectsOf, RejectState, Snapshot
+from ingest.operate.status import ReaderStatus
+from ingest.operate.top import _reader_line
+
+
+def line(rejects: RejectState) -> str:
+    reader = ReaderStatus(
+        reader="r1", silent=False, silent_seconds=0.0, snapshot=Snapshot(now=0.0, rejects=rejects)
+    )
+    drawn = io.StringIO()
+    Console(file=drawn, width=200).print(_reader_line(reader))
+    return drawn.getvalue()
+
+
+def test_projects_that_are_shed_are_named() -> None:
+    """Those that are not are not, however many of their messages are rejects."""
+    worst = (
+        RejectsOf(42, 100, 90, shed=True),
+        RejectsOf(43, 900, 80, shed=False),
+        RejectsOf(44, 50, 40, shed=True),
+    )
+
+    assert "SHED, mostly rejects: project 42, 44\n" in line(RejectState(worst, shed=2))
+    assert "project 42, 44, ..." in line(RejectState(worst, shed=9))
+    assert "SHED" not in line(RejectState(worst[1:2]))
