@@ -21,8 +21,8 @@ GARBAGE_PROJECT = 4242
 class Load(threading.Thread):
     """A steady stream of segments that Relay received just now, until `close`.
 
-    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed; with `garbage_projects`,
-    of so many projects from that one on. `silent`: none is sent. `ends`: log end by partition, of what was
+    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed; `garbage_projects`: of
+    so many projects from that one on. `silent`: none is sent. `ends`: log end by partition, of what was
     acknowledged.
     """
 
