@@ -4,7 +4,7 @@ Counted over the last `reject_window` messages. One project whose messages are b
 become dead letters (or are dropped, by `reject_policy`), and everything else goes on. When many projects are bad
 at once, or many messages name no project, then a deploy is bad and not messages: the reader halts.
 
-docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/033-rejects-per-project.md
+docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/034-rejects-per-project.md
 """
 
 from __future__ import annotations
