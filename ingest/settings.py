@@ -7,7 +7,6 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ingest.core.limits import RejectPolicy
 from tasks.loading import SettingsError, load_strictly
 from tasks.settings import ENV_PREFIX, not_above
 from tasks.settings import Settings as FleetSettings
@@ -181,8 +180,8 @@ class Settings(FleetSettings):
         description="More rejects than this share of the last reject_window messages that name no project: halt.",
     )
     reject_window: int = Field(1000, ge=10, le=1_000_000, description="Messages that rejects are counted over.")
-    reject_policy: RejectPolicy = Field(
-        RejectPolicy.DEAD_LETTER,
+    reject_policy: Literal["dead_letter", "drop"] = Field(
+        "dead_letter",
         description="What becomes of the rejects of a project that is shed because most of its messages are "
         "rejects: dead_letter keeps them, drop counts them and loses them.",
     )

@@ -82,7 +82,7 @@ class Rejects:
 
     def drops(self, project_id: int | None) -> bool:
         """Whether a reject of this project is dropped instead of kept as a dead letter."""
-        if self._limits.reject_policy is not RejectPolicy.DROP or project_id is None:
+        if self._limits.reject_policy != RejectPolicy.DROP or project_id is None:
             return False
         counted = self._projects.get(project_id)
         return counted is not None and counted.shed
