@@ -11,11 +11,13 @@ in unix seconds, so that no two machines' clocks are compared. Every key expires
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from tasks.settings import Settings
 from tasks.wire import Completion, reader_stream
@@ -101,7 +103,8 @@ class Coordination:
         found = [msgspec.json.decode(text) for text in texts.values()]
         over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
         if over:  # well after their end, so that a renewal is not removed
-            self.client.hdel(self._parked, *over)
+            with contextlib.suppress(NoPermissionError):  # a viewer's user only reads
+                self.client.hdel(self._parked, *over)
         live = sorted(
             (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
         )

@@ -41,7 +41,7 @@ AUTHORIZED = {
     "super.users": "User:ANONYMOUS",
 }
 
-# What SECURITY.md tells to grant: (resource, name, operations).
+# What docs/hardening.md tells to grant: (resource, name, operations).
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
 GROUP_RIGHTS = ("READ",)
@@ -61,7 +61,7 @@ def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict
 
 
 def grant(server: JavaKafka, topic: str, group: str) -> None:
-    """Gives the user the rights that SECURITY.md names, and no others."""
+    """Gives the user the rights that docs/hardening.md names, and no others."""
     admin = AdminClient({"bootstrap.servers": server.address})
     wanted: list[tuple[Any, str, Any, tuple[str, ...]]]
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]

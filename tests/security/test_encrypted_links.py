@@ -1,4 +1,4 @@
-"""Servers that demand encryption and a name: the system gets in, with the rights that SECURITY.md lists.
+"""Servers that demand encryption and a name: the system gets in, with the rights that docs/hardening.md lists.
 
 Kafka is Apache's, with SASL over TLS and access lists. Redis has the deployed access list; it and ClickHouse have
 TLS in front of them, since the embedded ones are built without.

@@ -1,8 +1,9 @@
-"""The access list of deploy/redis is enough for reader and fleet, and not more than their own keys."""
+"""The access list of deploy/redis is enough for reader, fleet and viewer, and not more than the keys of each."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import pytest
@@ -24,24 +25,36 @@ USERS = ROOT / "deploy" / "redis" / "users.acl"
 PASSWORD = "CHANGE-ME"
 
 
+# Subcommands that users are given by name. Redis 7.0 has them; it does not start with one that it does not know.
+SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
+
+
 def guard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    """Redis as it is deployed; returns an administrator's client, the fleet gets the user of the file."""
+    """Redis as it is deployed, a user for workers and one for the reader. Returns an administrator's client."""
     keeper: Any = fleet.client
     keeper.execute_command("ACL", "SETUSER", "keeper", "on", "nopass", "~*", "&*", "+@all")
     admin = Redis.from_url(fleet.redis.address.replace("redis://", "redis://keeper:x@"))
     for line in USERS.read_text().splitlines():
         _, name, *rules = line.split()
         admin.execute_command("ACL", "SETUSER", name, "reset" if name != "default" else "resetpass", *rules)
-    url = fleet.redis.address.replace("redis://", f"redis://replays:{PASSWORD}@")
-    monkeypatch.setenv("REPLAYS_REDIS_URL", url)
-    fleet.environment["REPLAYS_REDIS_URL"] = url
-    fleet.settings = Settings()
+    fleet.environment["REPLAYS_REDIS_URL"] = url_of(fleet, "replays-worker")
+    fleet.settings = settings_as(fleet, "replays-reader", monkeypatch)
     return admin
+
+
+def url_of(fleet: Fleet, user: str) -> str:
+    return fleet.redis.address.replace("redis://", f"redis://{user}:{PASSWORD}@")
+
+
+def settings_as(fleet: Fleet, user: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("REPLAYS_REDIS_URL", url_of(fleet, user))
+    return Settings()
 
 
 def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
     """Chords, retries, parking, heartbeats, status: Redis refused no command."""
     admin = guard(fleet, monkeypatch)
+    viewer = settings_as(fleet, "replays-viewer", monkeypatch)
     fleet.worker()
     dispatcher = fleet.dispatcher()
     batch = make_batch(rejects=1)
@@ -49,9 +62,9 @@ def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypa
     assert isinstance(fleet.settle(dispatcher, batch, Stage.BLOBS), on.FlushSucceeded)
     assert isinstance(fleet.settle(dispatcher, batch, Stage.ROWS), on.FlushSucceeded)
     dispatcher.submit(do.Park(batch, Stage.ROWS, 1, "x", 1.0))
-    fleet.wait(lambda: bool(status.collect(fleet.settings).parked), "the batch to be parked")
+    fleet.wait(lambda: bool(status.collect(viewer).parked), "the batch to be parked")
     dispatcher.submit(do.Discard(batch))
-    fleet.wait(lambda: not status.collect(fleet.settings).parked, "it to be gone")
+    fleet.wait(lambda: not status.collect(viewer).parked, "it to be gone")
     fleet.script("gcs", "transient")
     assert isinstance(fleet.settle(dispatcher, make_batch(start=100), Stage.BLOBS), on.FlushFailed)
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
@@ -61,14 +74,61 @@ def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypa
     assert admin.execute_command("ACL", "LOG") == []
 
 
-def test_other_keys_and_dangerous_commands_are_out_of_reach(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A stolen password opens nothing but this system's own keys."""
-    guard(fleet, monkeypatch)
-    ours = Redis.from_url(fleet.settings.redis_url.get_secret_value())
+USERS_OF_THE_FILE = ("replays", "replays-reader", "replays-worker", "replays-viewer")
 
-    for command in (["GET", "other:key"], ["FLUSHALL"], ["CONFIG", "SET", "maxmemory", "1"], ["KEYS", "*"]):
-        with pytest.raises(NoPermissionError):
-            ours.execute_command(*command)
+
+def test_other_keys_and_dangerous_commands_are_out_of_reach(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """A stolen password opens nothing but this system's own keys, and no connection of another client."""
+    guard(fleet, monkeypatch)
+
+    for user in USERS_OF_THE_FILE:
+        ours = Redis.from_url(url_of(fleet, user))
+        for command in (
+            ["GET", "other:key"],
+            ["FLUSHALL"],
+            ["CONFIG", "SET", "maxmemory", "1"],
+            ["KEYS", "*"],
+            ["CLIENT", "KILL", "ID", "1"],
+            ["CLIENT", "LIST"],
+            ["CLIENT", "PAUSE", "1"],
+        ):
+            with pytest.raises(NoPermissionError):
+                ours.execute_command(*command)
+
+
+def test_each_program_writes_the_keys_of_its_own_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """A worker switches no project off and parks nothing, a reader resets no breaker, a viewer writes nothing."""
+    guard(fleet, monkeypatch)
+    refused = {
+        "replays-worker": ("replays:tenants:killed", "replays:parked", "replays:readers"),
+        "replays-reader": ("replays:breaker:gcs", "replays:audit", "replays:sinks"),
+        "replays-viewer": ("replays:reader:reader-1", "replays:batch:{t-0-0-9}:d", "replays:celery:control"),
+    }
+
+    for user, keys in refused.items():
+        client = Redis.from_url(url_of(fleet, user))
+        for key in keys:
+            with pytest.raises(NoPermissionError):
+                client.set(key, "forged")
+
+
+def test_a_viewer_sees_what_is_parked_beside_what_only_others_may_remove(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+):
+    """A lease that ended long ago is left for somebody who may write."""
+    guard(fleet, monkeypatch)
+    Redis.from_url(url_of(fleet, "replays")).hset(
+        "replays:parked", "t-0-0-9", '{"batch_id":"t-0-0-9","leased_until":1,"parked_at":1,"retry_at":1}'
+    )
+
+    assert list(status.collect(settings_as(fleet, "replays-viewer", monkeypatch)).parked) == []
+
+
+def test_the_file_names_nothing_that_redis_7_0_does_not_know():
+    """`client|setinfo` came with 7.2: a 7.0 refuses the whole file, and does not start."""
+    named = set(re.findall(r"[+-](\S+\|\S+)", USERS.read_text()))
+
+    assert named <= SUBCOMMANDS_OF_7_0
 
 
 def test_the_password_of_the_example_is_the_one_that_says_change_me():

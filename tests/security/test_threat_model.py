@@ -1,0 +1,76 @@
+"""SECURITY.md claims nothing without a test: every test that it names exists, and each attacker has some."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+
+import pytest
+
+from tests.kit.paths import ROOT
+
+PAGE = (ROOT / "SECURITY.md").read_text()
+NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
+ATTACKERS = (
+    "A tenant, by its bytes",
+    "A producer, by its headers and envelope",
+    "A network neighbour",
+    "A writer of Redis",
+    "An operator's browser",
+    "A local user",
+)
+WORDS_MAX = 1500
+
+
+@cache
+def names_of(path: str) -> frozenset[str]:
+    """Names of the test functions of a file; none of a file that is not there."""
+    file = ROOT / path
+    if not file.is_file():
+        return frozenset()
+    found = ast.walk(ast.parse(file.read_text()))
+    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def missing(text: str) -> list[str]:
+    """What the text names that is no test."""
+    return [
+        f"{path}::{name}"
+        for path, name in NAMED.findall(text)
+        if not name.startswith("test_") or name not in names_of(path)
+    ]
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    """A claim whose test was renamed or removed is a claim that nobody checks."""
+    assert missing(PAGE) == []
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "tests/security/test_threat_model.py::test_that_there_is_not",
+        "tests/security/test_gone.py::test_x",
+        "tests/security/test_threat_model.py",
+    ],
+)
+def test_a_name_that_is_no_test_is_found(named: str):
+    """A file without a test's name shows nothing in particular."""
+    assert len(missing(f"shown by {named}, among others")) == 1
+
+
+@pytest.mark.parametrize("attacker", ATTACKERS)
+def test_each_attacker_has_a_table_of_limits(attacker: str):
+    """Every row names the test that shows it; what is left is said."""
+    section = re.split(r"\n### ", PAGE.partition(f"{attacker}\n")[2])[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+
+    assert rows
+    assert [row for row in rows if not NAMED.search(row)] == []
+    assert "\nLeft: " in section
+
+
+def test_the_threat_model_is_two_pages():
+    """Long enough to attack from, short enough to be read; names of tests do not count."""
+    assert len(NAMED.sub("", PAGE).split()) <= WORDS_MAX
