@@ -212,15 +212,24 @@ class Settings(FleetSettings):
         0.002, ge=0, le=1, description="Share of multi clicks and rage clicks that become BigQuery facts."
     )
     parse_processes: int = Field(0, ge=0, le=64, description="Processes that parse; 0: in the reader itself.")
+    parse_usual_bytes_max: int = Field(
+        8 * MiB,
+        ge=64 * KiB,
+        le=1024 * MiB,
+        description="A segment that inflates to more, or that takes more than a few milliseconds to read, is "
+        "parsed in a child process with limits on memory and CPU time; the reader goes on with other partitions.",
+    )
 
     # Surface
     http_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics.")
     http_port: int = Field(9464, ge=0, le=65535, description="Its port; 0: a free one.")
     loop_silent_seconds_max: float = Field(
         60.0,
-        ge=1,
+        ge=6,
         le=3600,
-        description="A loop that stands still for this long fails /livez, stacks are logged.",
+        description="A loop that stands still for this long fails /livez, stacks are logged. A message is "
+        "rejected when parsing it in a child process takes a sixth of this in CPU time, or twice 40 % of it by "
+        "the clock.",
     )
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ READER_SETTINGS = frozenset(
         "loop_silent_seconds_max",
         "message_bytes_max",
         "parse_processes",
+        "parse_usual_bytes_max",
         "pause_after_seconds",
         "pending_ranges_max",
         "plan_seconds_max",

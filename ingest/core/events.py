@@ -83,6 +83,19 @@ class MessageParsed:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageDeferred:
+    """One message is parsed beside the loop. Its MessageParsed follows; until then its partition waits.
+
+    `size_bytes` is what it holds meanwhile.
+    """
+
+    source: TopicPartition
+    epoch: int
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class FlushSucceeded:
     """Every flush task of this stage of this batch is durable."""
 
@@ -171,6 +184,7 @@ Event = (
     | OffsetOutOfRange
     | EndReached
     | MessageParsed
+    | MessageDeferred
     | FlushSucceeded
     | FlushFailed
     | DispatchFailed

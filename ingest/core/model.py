@@ -189,6 +189,7 @@ class CutReason(StrEnum):
     AGE = "age"
     PLANNED = "planned"  # a predecessor had recorded this boundary
     DRAIN = "drain"
+    DEFERRED = "deferred"  # the next message is parsed beside the loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ class Partition:
 
     `position` is the next offset to take. `release_by`: the group wants it back and waits until then. `end`: the
     log's end as last reported. `held`: too many ranges wait behind an unsettled one, so nothing more of it is
-    fetched. `waiting`: at the last tick it was fetched, and at the end of its log.
+    fetched. `deferred`: this message is parsed beside the loop, and what follows it waits. `waiting`: at the last
+    tick it was fetched, and at the end of its log.
     """
 
     def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger) -> None:
@@ -37,6 +38,7 @@ class Partition:
         self.release_by: float | None = None
         self.end: on.EndReached | None = None
         self.held = False
+        self.deferred: on.MessageDeferred | None = None
         self.waiting = False
         self._limits = limits
         self._ledger = ledger
@@ -44,8 +46,14 @@ class Partition:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of its unsettled batches and of its open one."""
-        return self._flights_bytes + self.builder.size_bytes
+        """Bytes of its unsettled batches, of its open one, and of a message that is parsed beside the loop."""
+        deferred_bytes = self.deferred.size_bytes if self.deferred is not None else 0
+        return self._flights_bytes + self.builder.size_bytes + deferred_bytes
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing of it can be taken, whatever room there is elsewhere."""
+        return self.held or self.deferred is not None
 
     @property
     def at_end(self) -> bool:

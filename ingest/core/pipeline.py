@@ -68,6 +68,7 @@ class Pipeline:
         self.rejects = Rejects(limits)
         self._handlers: dict[type, Callable[[Any, float], Iterable[do.Command]]] = {
             on.MessageParsed: self._on_message,
+            on.MessageDeferred: self._on_deferred,
             on.PartitionsAssigned: self._on_assigned,
             on.PartitionsRevoked: self._on_revoked,
             on.PartitionsLost: self._on_lost,
@@ -99,7 +100,16 @@ class Pipeline:
         if self.halted is not None or self.stopping_by is not None:
             return Room.NEVER
         free = self._backpressure.has_room or source == self._admitted
-        return Room.NOW if free and not owned.held else Room.LATER
+        return Room.NOW if free and not owned.blocked else Room.LATER
+
+    def failed_starts(self, source: TopicPartition) -> int:
+        """Starts of readers on this partition without its committed offset moving; 0 while nobody counts."""
+        return 0
+
+    def is_deferred(self, source: TopicPartition) -> bool:
+        """Whether a message of this partition is parsed beside the loop."""
+        owned = self._owned.get(source)
+        return owned is not None and owned.deferred is not None
 
     @property
     def paused(self) -> bool:
@@ -170,7 +180,7 @@ class Pipeline:
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
             owned.resume_at(event)
-            if self.paused or owned.held:
+            if self.paused or owned.blocked:
                 yield do.Pause((event.source,))
             return
         self._forget(event.source)
@@ -189,11 +199,14 @@ class Pipeline:
     # Messages become batches
 
     def _on_message(self, event: on.MessageParsed, now: float) -> Iterable[do.Command]:
-        owned = self._owned.get(event.source)
-        if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
+        owned = self._taking(event)
+        if owned is None:
             return
-        if self.halted is not None or self.stopping_by is not None or owned.release_by is not None:
-            return
+        if owned.deferred is not None:
+            assert event.offset == owned.deferred.offset, (event, owned.deferred)
+            owned.deferred = None
+            if not owned.held and (not self.paused or event.source == self._admitted):
+                yield do.Resume((event.source,))
         outcome = event.outcome
         rejected = isinstance(outcome, Reject)
         for changed in self.rejects.count(outcome.project_id, rejected=rejected):
@@ -214,6 +227,28 @@ class Pipeline:
         reason = self.rejects.verdict() if rejected else None
         if reason is not None:
             yield from self._halt(reason, now)
+
+    def _taking(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
+        """The partition, when this message of it is to be taken."""
+        owned = self._owned.get(event.source)
+        if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
+            return None
+        if self.halted is not None or self.stopping_by is not None or owned.release_by is not None:
+            return None
+        return owned
+
+    def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
+        """What was taken before it need not wait for it: the open batch ends. What follows it waits."""
+        owned = self._taking(event)
+        if owned is None:
+            return
+        assert owned.deferred is None, (event, owned.deferred)
+        owned.deferred = event
+        yield do.Pause((event.source,))
+        batch = owned.builder.defer(now)
+        if batch is not None:
+            owned.take(batch, now)
+        yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
         """What was taken becomes durable, dead letters included: they say what is wrong, and restarts get on."""
@@ -419,7 +454,7 @@ class Pipeline:
         if change is Change.PAUSE:
             yield do.Pause(self.sources)
         elif change is Change.RESUME and not self.paused:
-            yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.held))
+            yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.blocked))
         for source, owned in self._owned.items():
             yield from self._hold(source, owned)
         yield from self._admit(stuck=self._backpressure.paused and not flights and self.halted is None)
@@ -433,7 +468,11 @@ class Pipeline:
         waiting = [
             (owned.builder.size_bytes, source)
             for source, owned in self._owned.items()
-            if stuck and self.stopping_by is None and owned.release_by is None and owned.builder.waits_for_plan
+            if stuck
+            and self.stopping_by is None
+            and owned.release_by is None
+            and owned.builder.waits_for_plan
+            and not owned.blocked
         ]
         if any(source == self._admitted for _, source in waiting):
             return
@@ -451,7 +490,7 @@ class Pipeline:
             yield do.Pause((source,))
         elif owned.held and behind <= self.limits.pending_ranges_max // 2:
             owned.held = False
-            if not self.paused:
+            if not self.paused and not owned.blocked:
                 yield do.Resume((source,))
 
     def _stop(self, now: float) -> Iterable[do.Command]:

@@ -31,6 +31,12 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "rejects", Kind.COUNTER, "messages", "Messages that will never parse, by reason.", ("reason",)
     ),
     Definition(
+        _R + "messages_deferred",
+        Kind.COUNTER,
+        "messages",
+        "Messages that are not plainly cheap, parsed in a child process with limits while their partition waits.",
+    ),
+    Definition(
         _R + "warnings",
         Kind.COUNTER,
         "warnings",
@@ -120,7 +126,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "batches_cut",
         Kind.COUNTER,
         "batches",
-        "Batches cut and dispatched, by why: count, bytes, age, planned (a predecessor's boundary), drain.",
+        "Batches cut and dispatched, by why: count, bytes, age, planned (a predecessor's boundary), drain, "
+        "deferred (the next message is parsed in a child process).",
         ("reason",),
     ),
     Definition(_R + "batch_age_seconds", Kind.HISTOGRAM, "seconds", "First message of a batch to its cut."),

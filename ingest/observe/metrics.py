@@ -216,6 +216,8 @@ class Metrics:
                 if now >= self._snapshot_due:
                     self._snapshot_due = now + SNAPSHOT_SECONDS
                     self._take_snapshot(now)
+            case on.MessageDeferred():
+                count(_R + "messages_deferred")
             case on.FlushSucceeded():
                 journey = self._journal.get(event.batch_id)
                 if journey is not None and journey.epoch == event.epoch and journey.stage_started_at is not None:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
+from ingest.reader.ports import Unusual
 
-Waiting = Message | on.MessageParsed | on.OffsetOutOfRange
-"""A message, one that was parsed already, or that the log goes on elsewhere behind them."""
+Waiting = Message | on.MessageParsed | Unusual | on.OffsetOutOfRange
+"""A message, what a parser made of one already, or that the log goes on elsewhere behind them."""
 
 
 class Kept:

@@ -6,6 +6,7 @@ Production, tests and the simulation implement them; every protocol of the reade
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ingest.core import commands as do
@@ -50,11 +51,35 @@ class Dispatcher(Protocol):
         """Performs what was submitted, at most until the deadline."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unusual:
+    """A message that is not plainly cheap to parse: it belongs on the second line."""
+
+    message: Message
+
+    @property
+    def source(self) -> TopicPartition:
+        """Of the message."""
+        return self.message.source
+
+    @property
+    def epoch(self) -> int:
+        """Of the message."""
+        return self.message.epoch
+
+
+class SecondLine(Protocol):
+    """Where unusual messages are parsed, beside the loop. Each answer is a MessageParsed in the inbox."""
+
+    def submit(self, message: Message) -> None:
+        """Returns at once and never raises."""
+
+
 class Parser(Protocol):
     """Where parsing runs."""
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        """One event per message, in order. Asks for the next messages once events of those before were taken."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+        """One answer per message, in order. Asks for the next messages once the answers before were taken."""
 
 
 class Inbox(Protocol):

@@ -15,8 +15,8 @@ import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Batch, Message
-from ingest.core.parse import REASONS, WARNINGS
+from ingest.core.model import Batch, Message, TopicPartition
+from ingest.core.parse import REASONS, WARNINGS, Usual
 from ingest.core.pipeline import Pipeline
 from ingest.observe.fleet import FleetWatch
 from ingest.observe.health import HTTP_SETTING, Health, serve, turned_seconds
@@ -29,7 +29,9 @@ from ingest.reader.configuration import consumer_config, limits_of, rules_of
 from ingest.reader.dispatch import Dispatcher
 from ingest.reader.group_watch import GroupWatch
 from ingest.reader.kafka import ConsumerFailed, KafkaSource
-from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.parsing.deadlines import Deadlines
+from ingest.reader.parsing.inline import InlineParser, ProcessParser, Wary
+from ingest.reader.parsing.second_line import SecondLine
 from ingest.reader.runtime import Runtime
 from ingest.reader.stopwatch import TimedParser
 from ingest.reader.tenant_gate import TenantGate
@@ -42,6 +44,8 @@ from tasks.observe.probe_server import ensure_probes_can_listen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3
+# Starts of readers on a partition whose committed offset did not move; then its messages are parsed in the child.
+FAILED_STARTS_MAX = 3
 
 
 class ReaderFailed(Exception):
@@ -94,7 +98,10 @@ class Reader:
             on_failure=self.metrics.loop_failed,
         )
         self.gate = TenantGate()
-        self.parser = parser_of(settings, self.gate)
+        self.parser = parser_of(settings, self.gate, self._is_wary)
+        self.second_line = SecondLine(
+            rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put
+        )
         self.runtime = Runtime(
             self.pipeline,
             self.source,
@@ -105,6 +112,7 @@ class Reader:
             self._observe,
             self.guard,
             self._polled,
+            self.second_line,
         )
 
     def shut_down(self) -> None:
@@ -119,6 +127,7 @@ class Reader:
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
             closing.callback(self._close, "parser", self.parser.close)
+            closing.callback(self._close, "second_line", self.second_line.close)
             closing.callback(self._close, "runtime", self.runtime.close)
             return self._run(closing)
 
@@ -175,6 +184,10 @@ class Reader:
         self.guard.call("tracing", self.tracing.observe, event, commands, now)
         self.guard.call("log", self._log, commands)
 
+    def _is_wary(self, source: TopicPartition) -> bool:
+        """Readers died here repeatedly, and no offset moved: one of its messages may be the cause."""
+        return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX
+
     def _polled(self, messages: Sequence[Message]) -> None:
         self.guard.call("metrics", self.metrics.polled, messages)
         self.guard.call("tracing", self.tracing.polled, messages)
@@ -207,9 +220,20 @@ class Reader:
                 )
 
 
-def parser_of(settings: Settings, gate: TenantGate) -> InlineParser | ProcessParser:
-    """Where parsing runs, by the setting."""
-    rules = rules_of(settings)
+def parser_of(
+    settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
+) -> InlineParser | ProcessParser:
+    """Where usual messages are parsed, by the setting; the others go to the second line."""
+    rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
-        return ProcessParser(rules, settings.parse_processes, gate, time.monotonic)
-    return InlineParser(rules, gate, time.monotonic)
+        seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds
+        return ProcessParser(
+            rules,
+            settings.parse_processes,
+            gate,
+            time.monotonic,
+            answer_seconds_max=seconds,
+            usual=usual,
+            wary=wary,
+        )
+    return InlineParser(rules, gate, time.monotonic, usual, wary)

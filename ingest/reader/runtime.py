@@ -18,7 +18,7 @@ from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.pipeline import Pipeline, Room
 from ingest.reader.kept import Kept, Waiting
-from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, Source
+from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, SecondLine, Source, Unusual
 from tasks.observe.loops import Guard
 
 IDLE_SECONDS = 0.05
@@ -48,6 +48,7 @@ class Runtime:
         observe: Observer = lambda event, commands, now: None,
         guard: Guard | None = None,
         polled: Callable[[Sequence[Message]], None] = lambda messages: None,
+        second_line: SecondLine | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.stopped: do.Stop | None = None
@@ -59,6 +60,7 @@ class Runtime:
         self._clock = clock
         self._observe = observe
         self._polled = polled
+        self._second_line = second_line
         self._kept = Kept()
         self.guard = guard or Guard()
         self._closing = False
@@ -112,7 +114,7 @@ class Runtime:
         """Parses and hands over what there is room for, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda one: isinstance(one, Message)):
             for event in self._parser.parse(self._messages(run)) if unparsed else self._takeable(run):
-                self._hand_over(cast(on.MessageParsed | on.OffsetOutOfRange, event))
+                self._hand_over(cast(on.MessageParsed | Unusual | on.OffsetOutOfRange, event))
 
     def _messages(self, run: Iterable[Waiting]) -> Iterator[Message]:
         return cast(Iterator[Message], self._takeable(run))
@@ -127,19 +129,28 @@ class Runtime:
 
     def _waits(self, one: Waiting) -> bool:
         """Whether something before it waits, or there is no room for it. The end of an assignment needs none."""
-        if self._kept.holds(one.source):
+        if self._must_wait(one.source):
             return True
         return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER
 
-    def _room(self, one: Message | on.MessageParsed) -> Room:
+    def _must_wait(self, source: TopicPartition) -> bool:
+        """Whether something that came before in this partition was not taken yet."""
+        return self._kept.holds(source) or self.pipeline.is_deferred(source)
+
+    def _room(self, one: Message | on.MessageParsed | Unusual) -> Room:
         return self.pipeline.room(one.source, one.epoch)
 
-    def _hand_over(self, event: on.MessageParsed | on.OffsetOutOfRange) -> None:
+    def _hand_over(self, one: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
         """What a parser made while something before it came to wait is kept as well."""
-        if self._kept.holds(event.source):
-            self._kept.add(event)
+        if self._must_wait(one.source):
+            self._kept.add(one)
+        elif isinstance(one, Unusual):
+            message = one.message
+            self.feed(on.MessageDeferred(message.source, message.epoch, message.offset, message.size_bytes))
+            assert self._second_line is not None, "a parser without a second line finds nothing unusual"
+            self._second_line.submit(message)
         else:
-            self.feed(event)
+            self.feed(one)
 
     def feed(self, event: on.Event) -> None:
         """One event through the pipeline, and its commands performed. Ignored while closing.
@@ -148,7 +159,7 @@ class Runtime:
         """
         if self._closing:
             return
-        if isinstance(event, on.OffsetOutOfRange) and self._kept.holds(event.source):
+        if isinstance(event, on.OffsetOutOfRange) and self._must_wait(event.source):
             self._kept.add(event)
             return
         if isinstance(event, on.PartitionsLost):

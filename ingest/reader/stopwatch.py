@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from ingest.core import events as on
 from ingest.core.model import Message
 from ingest.observe.metrics import Metrics
-from ingest.reader.ports import Parser
+from ingest.reader.ports import Parser, Unusual
 from tasks.observe.loops import Guard
 
 
@@ -25,8 +25,8 @@ class TimedParser:
         self._metrics = metrics
         self._guard = guard or Guard()
 
-    def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed]:
-        """The events of the other parser."""
+    def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
+        """The answers of the other parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:
             started_at = clock()

@@ -236,8 +236,8 @@ MUTANTS = (
     Mutant(
         "never lets a held partition go on",
         PIPELINE,
-        "            owned.held = False\n            if not self.paused:",
-        "            owned.held = False\n            if self.paused:",
+        "            owned.held = False\n            if not self.paused and",
+        "            owned.held = False\n            if self.paused and",
     ),
     Mutant(
         "takes a new partition unpaused while paused",
@@ -326,7 +326,7 @@ MUTANTS = (
     Mutant(
         "takes what is fetched of a partition that is held",
         PIPELINE,
-        "return Room.NOW if free and not owned.held else Room.LATER",
+        "return Room.NOW if free and not owned.blocked else Room.LATER",
         "return Room.NOW if free else Room.LATER",
     ),
     Mutant(
@@ -336,9 +336,33 @@ MUTANTS = (
         "elif False:",
     ),
     Mutant(
+        "lets messages overtake one that is parsed beside the loop",
+        RUNTIME,
+        "return self._kept.holds(source) or self.pipeline.is_deferred(source)",
+        "return self._kept.holds(source)",
+    ),
+    Mutant(
+        "lets the end of an assignment overtake what waits",
+        RUNTIME,
+        "return self._kept.holds(source) or self.pipeline.is_deferred(source)",
+        "return self.pipeline.is_deferred(source)",
+    ),
+    Mutant(
+        "fetches a partition whose message is parsed beside the loop",
+        PIPELINE,
+        "for source, owned in self._owned.items() if not owned.blocked))",
+        "for source, owned in self._owned.items() if not owned.held))",
+    ),
+    Mutant(
+        "cuts a planned range for a message that takes long",
+        BATCHING,
+        "return self._cut(CutReason.DEFERRED, now) if self._messages and not self._plan else None",
+        "return self._cut(CutReason.DEFERRED, now) if self._messages else None",
+    ),
+    Mutant(
         "lets the log go on elsewhere before what was fetched is taken",
         RUNTIME,
-        "if isinstance(event, on.OffsetOutOfRange) and self._kept.holds(event.source):",
+        "if isinstance(event, on.OffsetOutOfRange) and self._must_wait(event.source):",
         "if False:",
     ),
     Mutant(
@@ -356,8 +380,8 @@ MUTANTS = (
     Mutant(
         "cuts a part of a planned range at shutdown",
         BATCHING,
-        "if self._messages and not self._plan else None",
-        "if self._messages else None",
+        "return self._cut(CutReason.DRAIN, now) if self._messages and not self._plan else None",
+        "return self._cut(CutReason.DRAIN, now) if self._messages else None",
     ),
     Mutant(
         "waits for ever for a planned end",

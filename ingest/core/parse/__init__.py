@@ -24,10 +24,10 @@ from ingest.core.parse.document import EMPTY, Document, Unread, open_document, w
 from ingest.core.parse.envelope import Envelope, open_envelope, project_of
 from ingest.core.parse.gather import Gathered
 from ingest.core.parse.recording import inflate, split, stored
-from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected
+from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected, Usual
 from ingest.core.parse.scan import Scan
 
-__all__ = ["REASONS", "WARNINGS", "ParseRules", "parse"]
+__all__ = ["REASONS", "WARNINGS", "ParseRules", "Usual", "parse", "parse_usual"]
 
 ERROR_CHARACTERS_MAX = 500
 VIEW_BYTES_MAX = 64 * 1024
@@ -38,6 +38,33 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
     Costs at most a few times what inflating and scanning the message costs: docs/cost.md states the bound.
     """
+    return _parse(message, rules, rules.inflated_bytes_max, units_of(rules))
+
+
+def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
+    """The same outcome, while it is plainly cheap to come by; None: it is not, and was given up early."""
+    inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
+    try:
+        outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)
+    except _Unusual:
+        return None
+    if inflated_bytes_max < rules.inflated_bytes_max and isinstance(outcome, Reject):
+        return None if outcome.reason == "body_too_large" else outcome
+    return outcome
+
+
+class _Unusual(Exception):
+    """The message is not plainly cheap."""
+
+
+def _parse(
+    message: Message,
+    rules: ParseRules,
+    inflated_bytes_max: int,
+    units: float,
+    spent: type[_Unusual] | None = None,
+) -> Segment | Reject:
+    """With this much room and budget. A budget that is spent raises `spent`, if given."""
     try:
         if len(message.value) > rules.message_bytes_max:
             raise Rejected(
@@ -45,10 +72,10 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
             )
         envelope = open_envelope(message.value)
         segment_id, body = split(envelope.payload)
-        raw = inflate(body, rules.inflated_bytes_max)
+        raw = inflate(body, inflated_bytes_max)
     except Rejected as rejected:
         return _reject(message, rejected)
-    return _segment(message, envelope, segment_id, body, raw, rules)
+    return _segment(message, envelope, segment_id, body, raw, rules, units, spent)
 
 
 def _reject(message: Message, rejected: Rejected) -> Reject:
@@ -63,6 +90,8 @@ def _segment(
     body: memoryview,
     raw: bytes | bytearray,
     rules: ParseRules,
+    units: float,
+    spent: type[_Unusual] | None,
 ) -> Segment:
     warnings: list[str] = []
     identity = _identity(message, envelope, segment_id, warnings)
@@ -70,7 +99,7 @@ def _segment(
     # Whatever relay_snuba_publish_disabled says: true, which Relay always writes by now, asks us for this row, and
     # where Relay has published the event itself, it went to another table than ours.
     replay = _replay_row(writer, _document(envelope, warnings), rules, warnings)
-    gathered = _gathered(writer, raw, rules, len(replay.json))
+    gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings
 
     video = envelope.replay_video if envelope.replay_video else None
@@ -153,9 +182,15 @@ def _replay_row(writer: rows.Writer, document: Document, rules: ParseRules, warn
     return writer.replay(without_lists(document))
 
 
-def _gathered(writer: rows.Writer, raw: bytes | bytearray, rules: ParseRules, taken_bytes: int) -> Gathered:
+def _gathered(
+    writer: rows.Writer,
+    raw: bytes | bytearray,
+    rules: ParseRules,
+    taken_bytes: int,
+    budget: Budget,
+    spent: type[_Unusual] | None,
+) -> Gathered:
     """What the recording says; nothing, with a warning, when it is no JSON array."""
-    budget = Budget(units_of(rules))
     gathered = Gathered(writer, rules, budget, taken_bytes)
     scan = Scan(raw, gathered.is_sampled, budget)
     try:
@@ -165,6 +200,8 @@ def _gathered(writer: rows.Writer, raw: bytes | bytearray, rules: ParseRules, ta
         gathered.warnings.append("recording_not_json")
         return gathered
     except Spent:
+        if spent is not None:
+            raise spent from None
         gathered.warnings.append("cost_over_limit")
     gathered.close(scan)
     return gathered

@@ -22,6 +22,14 @@ class ParseRules:
     sample_event_rate: float = 0.002
 
 
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What is plainly cheap: a recording of at most so many bytes, inflated, that is read within so many units."""
+
+    inflated_bytes_max: int = 8 * MiB
+    units_max: float = 5_000.0
+
+
 REASONS: Mapping[str, str] = {
     "message_too_large": "The Kafka value is larger than message_bytes_max.",
     "not_msgpack": "The value is not one msgpack document, or it was cut off.",
@@ -31,7 +39,7 @@ REASONS: Mapping[str, str] = {
     "body_not_zlib": "The body is neither a zlib stream nor a JSON array.",
     "body_truncated": "The zlib stream of the body ends too early.",
     "body_too_large": "The body inflates to more than inflated_bytes_max.",
-    "parser_failed": "The message ended the parsing process, twice.",
+    "parser_failed": "The message met a limit of its parsing process, which the error names, or ended it twice.",
 }
 
 WARNINGS: Mapping[str, str] = {

@@ -5,6 +5,7 @@ Parsing is a pure function of a message and the rules, so nothing else of the ap
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import msgspec
 import structlog
 
 from ingest.core import events as on
-from ingest.core.model import Drop, Message, Outcome, Reject
-from ingest.core.parse import ParseRules, parse
+from ingest.core.model import Drop, Message, Outcome, Reject, TopicPartition
+from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from ingest.core.parse.envelope import project_of
-from ingest.reader.parsing.link import Arena, Hello, ask, hear, send_frame
+from ingest.reader.parsing.link import EXIT_MEMORY, Arena, Hello, ask, hear, send_frame
+from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
 from tasks.units import MiB
 
@@ -35,21 +37,37 @@ MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 MESSAGES_AT_ONCE = 16
 
 Clock = Callable[[], float]
+Wary = Callable[[TopicPartition], bool]
+"""Whether a partition may hold a message that ends readers: then all of its messages go to the second line."""
 
 
 class InlineParser:
     """Parses in the calling thread, after the tenant gate: what is shed is not inflated."""
 
-    def __init__(self, rules: ParseRules, gate: TenantGate, clock: Clock) -> None:
+    def __init__(
+        self,
+        rules: ParseRules,
+        gate: TenantGate,
+        clock: Clock,
+        usual: Usual | None = None,
+        wary: Wary = lambda source: False,
+    ) -> None:
         self._rules = rules
         self._gate = gate
         self._clock = clock
+        self._usual = usual
+        self._wary = wary
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        """One event per message, in order, before it asks for the next message."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+        """One answer per message, in order, before it asks for the next message."""
         for message in messages:
-            outcome = shed(message, self._gate, self._clock) or parse(message, self._rules)
-            yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
+            outcome = shed(message, self._gate, self._clock) or self._parse(message)
+            yield answer(message, outcome)
+
+    def _parse(self, message: Message) -> Outcome | None:
+        if self._usual is None:
+            return parse(message, self._rules)
+        return None if self._wary(message.source) else parse_usual(message, self._rules, self._usual)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -59,8 +77,9 @@ class ProcessParser:
     """Parses in `processes` children; each poll's messages are split among them by bytes, order is kept.
 
     Values lie in shared memory, no pickle is involved. A child that dies, hangs, or wants more than
-    `memory_bytes_max` (by default what the rules make likely) is replaced, and its messages are parsed one by one:
-    the one that costs a child again becomes a reject, kept as a dead letter.
+    `memory_bytes_max` (by default what the rules make likely) is replaced. Its messages go to the second line.
+    Where there is none (`usual` is None), they are parsed one by one, and one that costs a child again becomes a
+    reject.
     """
 
     def __init__(
@@ -72,43 +91,51 @@ class ProcessParser:
         *,
         memory_bytes_max: int | None = None,
         answer_seconds_max: float = ANSWER_SECONDS_MAX,
+        usual: Usual | None = None,
+        wary: Wary = lambda source: False,
     ) -> None:
         assert processes > 0
+        self._has_second_line = usual is not None
+        self._wary = wary
         self._gate = gate
         self._clock = clock
         if memory_bytes_max is None:
             memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO_MAX * rules.inflated_bytes_max
-        hello = Hello(asdict(rules), memory_bytes_max)
-        self._children = [_Child(hello, answer_seconds_max) for _ in range(processes)]
+        hello = Hello(asdict(rules), memory_bytes_max, usual=asdict(usual) if usual is not None else None)
+        self._children = [Child(hello, answer_seconds_max) for _ in range(processes)]
 
     @property
     def process_ids(self) -> list[int]:
         """Of the children that there are now."""
         return [child.process_id for child in self._children]
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        """One event per message, in order. Takes as many messages at once as keep all children busy."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+        """One answer per message, in order. Takes as many messages at once as keep all children busy."""
         coming = iter(messages)
         while some := list(islice(coming, MESSAGES_AT_ONCE * len(self._children))):
             yield from self._parse(some)
 
-    def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
+    def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed | Unusual]:
         """Waits for all children, a bounded time for each."""
         outcomes: list[Outcome | None] = []
         for message in messages:
             outcomes.append(shed(message, self._gate, self._clock))
-        wanted = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        wanted = [
+            index
+            for index, outcome in enumerate(outcomes)
+            if outcome is None and not (self._has_second_line and self._wary(messages[index].source))
+        ]
         shares = self._shares(messages, wanted)
         for child, share in zip(self._children, shares, strict=True):
             if share:
                 child.send([messages[index] for index in share])
         for child, share in zip(self._children, shares, strict=True):
             if share:
-                for index, outcome in zip(share, child.receive(), strict=True):
+                received = child.receive_or_none() if self._has_second_line else child.receive()
+                for index, outcome in zip(share, received, strict=True):
                     outcomes[index] = outcome
         for message, settled in zip(messages, outcomes, strict=True):
-            assert settled is not None
-            yield on.MessageParsed(message.source, message.epoch, message.offset, settled)
+            yield answer(message, settled)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
         """Contiguous runs of about the same number of bytes, one a child."""
@@ -139,15 +166,30 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
     return Drop(reason, project_id) if reason else None
 
 
+def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
+    """What the loop is given for a message; without an outcome it is not usual."""
+    if outcome is None:
+        return Unusual(message)
+    return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
+
+
 class ChildFailed(Exception):
-    """A parsing process died or did not answer in time."""
+    """A parsing process died or did not answer in time. `limit`: the one that it met, "" if none is known."""
+
+    def __init__(self, text: str, limit: str = "") -> None:
+        super().__init__(f"{limit} ({text})" if limit else text)
+        self.limit = limit
 
 
-class _Child:
+class Child:
     """One parsing process, the socket to it and the memory shared with it."""
 
     def __init__(self, hello: Hello, answer_seconds_max: float) -> None:
         self._hello = msgspec.msgpack.encode(hello)
+        self._limits = {
+            -signal.SIGXCPU: f"limit of {hello.cpu_seconds_max} s of CPU time",
+            EXIT_MEMORY: f"limit of {hello.memory_bytes_max // MiB} MiB of memory",
+        }
         self._answer_seconds_max = answer_seconds_max
         self._arena = Arena()
         self._sent: Sequence[Message] = ()
@@ -172,26 +214,40 @@ class _Child:
         with suppress(OSError):  # `receive` finds out, and knows what to do
             ask(self._socket, self._arena, messages)
 
-    def receive(self) -> list[Outcome]:
-        """The outcomes of what was sent last."""
+    def receive(self) -> list[Outcome | None]:
+        """The outcomes of what was sent last. After a failure each message is parsed alone."""
         try:
-            return self._receive()
+            return self.answers()
         except ChildFailed as failure:
             log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
         return [self._alone(message) for message in self._sent]
 
-    def _receive(self) -> list[Outcome]:
+    def receive_or_none(self) -> list[Outcome | None]:
+        """The outcomes of what was sent last. After a failure there are none."""
+        try:
+            return self.answers()
+        except ChildFailed as failure:
+            log.error("parser_process_failed", error=str(failure), messages=len(self._sent))
+        return [None for _ in self._sent]
+
+    def answers(self) -> list[Outcome | None]:
+        """The outcomes of what was sent last. Raises ChildFailed; the process was replaced then."""
         try:
             return hear(self._socket, self._sent)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
             self._stop()
             self._start()
-            raise ChildFailed(f"{type(failure).__name__}: {failure} (exit status {self._ended})") from failure
+            limit = self._limits.get(self._ended or 0, "")
+            raise ChildFailed(
+                f"{type(failure).__name__}: {failure}, exit status {self._ended}", limit
+            ) from failure
 
     def _alone(self, message: Message) -> Outcome:
         self.send([message])
         try:
-            return self._receive()[0]
+            (outcome,) = self.answers()
+            assert outcome is not None
+            return outcome
         except ChildFailed as failure:
             error = f"the message ended the parsing process: {failure}"
             return Reject.of(message, "parser_failed", error, project_of(message.value))
@@ -204,6 +260,10 @@ class _Child:
             self._process.kill()
             self._process.wait()
         self._ended = self._process.returncode
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does. Any thread; to be closed by its own."""
+        self._process.kill()
 
     def close(self) -> None:
         """Ends the process."""

@@ -19,20 +19,28 @@ from typing import Any
 import msgspec
 
 from ingest.core.model import Blob, Message, Outcome, Reject, Segment, TopicPartition
-from ingest.core.parse import ParseRules, parse
+from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from tasks.units import MiB
 
 ARENA_BYTES_MIN = 1 * MiB
 FRAME_BYTES_MAX = 1 << 31
 NEEDLE_BYTES = 64
+EXIT_MEMORY = 77
+"""Exit status of a process that met its limit on memory."""
 _LENGTH = struct.Struct("<Q")
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """The first frame: the rules, and how much memory the process may have (0: as much as there is)."""
+    """The first frame: the rules, and the process's limits (0: none).
+
+    `memory_bytes_max` is what it may take beyond what it has at its start, `cpu_seconds_max` what each frame of
+    work may take. `usual`: what is not plainly cheap by this is left to the second line.
+    """
 
     rules: dict[str, Any]
     memory_bytes_max: int
+    cpu_seconds_max: int = 0
+    usual: dict[str, Any] | None = None
 
 
 class Item(msgspec.Struct, array_like=True, gc=False):
@@ -56,7 +64,10 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
-    """An outcome: exactly one of the two. `blob_at`: the first blob is this slice of the message's value."""
+    """An outcome: one of the two, or none for a message that is not usual.
+
+    `blob_at`: the first blob is this slice of the message's value.
+    """
 
     segment: Segment | None
     reject: Reject | None
@@ -119,17 +130,21 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
     send_frame(link, _encode(Work(arena.size_bytes, items)))
 
 
-def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome]:
-    """The outcomes of these messages. Raises EOFError, OSError (also on time out), msgspec.MsgspecError."""
+def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
+    """The outcomes of these messages, None for one that is not usual.
+
+    Raises EOFError, OSError (also on time out), msgspec.MsgspecError.
+    """
     answers = _decode_answers(receive_frame(link))
     if len(answers) != len(messages):
         raise EOFError(f"{len(answers)} answers to {len(messages)} messages")
     return [_whole(answer, message) for answer, message in zip(answers, messages, strict=True)]
 
 
-def _whole(answer: Answer, message: Message) -> Outcome:
+def _whole(answer: Answer, message: Message) -> Outcome | None:
     if answer.segment is None:
-        assert answer.reject is not None
+        if answer.reject is None:
+            return None
         return msgspec.structs.replace(answer.reject, value=message.value)
     if answer.blob_at is None:
         return answer.segment
@@ -145,8 +160,9 @@ def _whole(answer: Answer, message: Message) -> Outcome:
 class Parser:
     """Answers work, parsing values where they lie."""
 
-    def __init__(self, rules: ParseRules, arena_fd: int) -> None:
+    def __init__(self, rules: ParseRules, arena_fd: int, usual: Usual | None = None) -> None:
         self._rules = rules
+        self._usual = usual
         self._fd = arena_fd
         self._map = mmap.mmap(-1, 1)
         self._size_bytes = 0
@@ -161,10 +177,10 @@ class Parser:
 
     def _one(self, item: Item) -> Answer:
         value: Any = memoryview(self._map)[item.start : item.stop]
-        outcome = parse(
-            Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms),
-            self._rules,
-        )
+        message = Message(item.source, item.epoch, item.offset, value, item.key, item.headers, item.timestamp_ms)
+        outcome = parse_usual(message, self._rules, self._usual) if self._usual else parse(message, self._rules)
+        if outcome is None:
+            return Answer(None, None)
         if isinstance(outcome, Reject):
             return Answer(None, msgspec.structs.replace(outcome, value=b""))
         (blob,) = outcome.blobs

@@ -26,6 +26,7 @@ MARKS = {
     "cut_as_planned": "It cut the same ranges.",
     "cut_again": "One that was too large to be staged by now was cut in between.",
     "recut": "Redis could never hold a batch: its halves took its place.",
+    "deferred": "A message was parsed beside the loop while its partition waited.",
     "plan_given_up": "A planned range did not come to its end in time.",
     "passed_over": "The end of the log held no message and was committed.",
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
@@ -85,7 +86,10 @@ class Marks:
             case on.FlushSucceeded() if not commands:
                 mark("stale_completion")
         for command in commands:
-            self._ordered(reader, command, now)
+            waits = isinstance(event, on.MessageDeferred) and isinstance(command, do.Pause)
+            goes_on = isinstance(event, on.MessageParsed) and isinstance(command, do.Resume)
+            if not waits and not goes_on:  # those are of one message's partition, no bound was reached
+                self._ordered(reader, command, now)
 
     def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:
         mark, name = self._story.mark, reader.name

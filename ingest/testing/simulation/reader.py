@@ -31,6 +31,7 @@ from ingest.core.model import (
 )
 from ingest.core.ownership import GroupView, Ownership
 from ingest.core.pipeline import Pipeline
+from ingest.reader.ports import Unusual
 from ingest.reader.runtime import Runtime
 from ingest.testing.simulation.celery import Chord, Fleet
 from ingest.testing.simulation.clock import Timeline
@@ -46,6 +47,7 @@ UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
 POISONED = "poison"
 PROJECTS = 5
+UNUSUAL_EVERY = 9
 
 
 class Killed(BaseException):
@@ -71,10 +73,14 @@ class Parser:
         self._bad = bad
         self._sheds = sheds
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        """One event per message."""
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+        """One answer per message. Some take long; the second line parses those."""
         for message in messages:
-            yield on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
+            yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
+
+    def parsed(self, message: Message) -> on.MessageParsed:
+        """What becomes of this message."""
+        return on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
 
     def _outcome(self, message: Message) -> Outcome:
         record = self._broker.logs[message.source.partition].records[message.offset]
@@ -242,6 +248,7 @@ class Reader:
             inbox=self,
             clock=lambda: timeline.now,
             observe=self._observe,
+            second_line=self,
         )
         source.inbox = self.put
         source.emit = self._runtime.feed
@@ -309,6 +316,17 @@ class Reader:
         if not self._events:
             raise queue.Empty
         return self._events.popleft()
+
+    # The second line of the runtime
+
+    def submit(self, message: Message) -> None:
+        """Answered a little later, out of step with everything else."""
+        self._story.mark("deferred")
+        self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
+
+    def _answer(self, message: Message) -> None:
+        if self.alive:
+            self.put(self.parser.parsed(message))
 
     # The source of the runtime, with the chance to die before each call
 

@@ -7,7 +7,7 @@ import pytest
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.limits import RejectPolicy
-from ingest.core.model import CutReason, OffsetRange, Stage
+from ingest.core.model import CutReason, OffsetRange, Stage, TopicPartition
 from ingest.core.pipeline import Room
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import drop, reject, segment
@@ -987,6 +987,118 @@ def test_there_is_never_room_for_what_will_be_read_again() -> None:
     assert runtime.pipeline.room(PARTITION, here) is Room.NEVER
     runtime.publish(on.ShutdownRequested())
     assert runtime.pipeline.room(OTHER, there) is Room.NEVER
+
+
+# Messages that are parsed beside the loop
+
+
+def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, size_bytes: int = 0) -> None:
+    runtime.publish(on.MessageDeferred(source, runtime.epoch(source), offset, size_bytes))
+
+
+def test_what_was_taken_before_a_deferred_message_does_not_wait_for_it() -> None:
+    """The open batch ends there; nothing of the message is committed."""
+    runtime = reader(batch_messages_max=10)
+    runtime.segments(3)
+
+    deferred(runtime, 3)
+
+    (dispatch,) = runtime.dispatches()
+    assert (dispatch.batch.offsets, dispatch.batch.cut_by) == (OffsetRange(0, 3), CutReason.DEFERRED)
+    runtime.flush(dispatch)
+    runtime.acknowledge_commits()
+    assert runtime.committed[PARTITION] == 3
+
+
+def test_a_partition_with_a_deferred_message_waits_and_the_others_go_on() -> None:
+    """It is paused until the answer, which goes into a batch like any other."""
+    runtime = reader(batch_messages_max=2)
+    runtime.assign(OTHER)
+
+    deferred(runtime, 0)
+    assert runtime.take(do.Pause) == [do.Pause((PARTITION,))]
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
+    assert runtime.pipeline.room(OTHER, runtime.epoch(OTHER)) is Room.NOW
+    runtime.segments(2, source=OTHER)
+    runtime.settle()
+    assert runtime.committed[OTHER] == 2
+
+    runtime.segments(1)
+    assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.NOW
+    runtime.segments(1)
+    runtime.settle()
+    assert runtime.committed[PARTITION] == 2
+
+
+def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
+    """The same cut comes first."""
+    runtime = reader(batch_messages_max=4)
+    runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,4"}
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.assign(PARTITION)
+    runtime.segments(2)
+
+    deferred(runtime, 2)
+    assert runtime.dispatches() == []
+    runtime.segments(2)
+
+    assert ids(runtime.dispatches()) == ["0-4/blobs#1"]
+
+
+def test_a_deferred_message_counts_towards_the_bytes_that_are_held() -> None:
+    """It is in memory, here and in the child."""
+    runtime = reader(in_flight_bytes_max=1000)
+
+    deferred(runtime, 0, size_bytes=1000)
+
+    assert runtime.pipeline.held_bytes == 1000
+    assert not runtime.pipeline.has_room
+    runtime.segments(1)
+    assert runtime.pipeline.held_bytes == 100
+
+
+def test_an_answer_for_a_former_assignment_is_ignored() -> None:
+    """The next owner reads the message again, if that is us."""
+    runtime = reader()
+    deferred(runtime, 0)
+    former = runtime.epoch()
+    runtime.publish(on.PartitionsLost((PARTITION,)))
+    runtime.assign(PARTITION)
+
+    runtime.publish(on.MessageParsed(PARTITION, former, 0, segment(0)))
+
+    assert runtime.pipeline.position(PARTITION) == (0, None)
+    assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.NOW
+
+
+def test_giving_a_partition_back_does_not_wait_for_a_deferred_message() -> None:
+    """It is read again."""
+    runtime = reader()
+    runtime.segments(1)
+    deferred(runtime, 1)
+    runtime.publish(on.PartitionsRevoked((PARTITION,)))
+
+    runtime.settle()
+
+    assert runtime.take(do.Release) == [do.Release((PARTITION,))]
+    assert runtime.committed[PARTITION] == 1
+
+
+def test_a_reader_that_resumes_leaves_a_partition_with_a_deferred_message_paused() -> None:
+    """What comes behind it has nowhere to go."""
+    runtime = reader(batch_messages_max=1, in_flight_batches_max=1, pause_after_seconds=0.1)
+    runtime.assign(OTHER)
+    deferred(runtime, 0)
+    runtime.segments(1, source=OTHER)
+    runtime.dispatches()
+    runtime.advance(0.2)
+    runtime.take(do.Pause)
+
+    for stage in (Stage.BLOBS, Stage.ROWS):
+        runtime.publish(on.FlushSucceeded(f"{OTHER}-0-1", runtime.epoch(OTHER), stage))
+
+    assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
 
 
 # Halt and shutdown

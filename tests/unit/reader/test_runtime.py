@@ -12,10 +12,15 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.pipeline import Pipeline
+from ingest.reader.ports import Unusual
 from ingest.reader.runtime import IDLE_SECONDS, Runtime
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import segment
 from tests.kit.core_reader import limits
+
+
+def parsed(message: Message) -> on.MessageParsed:
+    return on.MessageParsed(message.source, message.epoch, message.offset, segment(message.offset))
 
 
 class Bench:
@@ -29,7 +34,10 @@ class Bench:
         self.seen: list[on.Event] = []
         self.while_waiting: Callable[[], None] = lambda: None
         self.pipeline = Pipeline(limits(**bounds))
-        self.runtime = Runtime(self.pipeline, self, self, self, self, lambda: self.now, self._observe)
+        self.unusual: set[int] = set()
+        self.deferred: list[Message] = []
+        clock = lambda: self.now  # noqa: E731
+        self.runtime = Runtime(self.pipeline, self, self, self, self, clock, self._observe, second_line=self)
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         self.seen.append(event)
@@ -39,8 +47,8 @@ class Bench:
         self.now += timeout_seconds
         return self.fetched.popleft() if self.fetched else []
 
-    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
-        return (on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset)) for m in messages)
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
+        return (Unusual(m) if m.offset in self.unusual else parsed(m) for m in messages)
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         if block and not self.events:
@@ -50,8 +58,11 @@ class Bench:
             raise queue.Empty
         return self.events.popleft()
 
-    def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard) -> None:
-        self.did.append(command)
+    def submit(self, given: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut | Message) -> None:
+        if isinstance(given, Message):
+            self.deferred.append(given)
+        else:
+            self.did.append(given)
 
     def commit(self, command: do.Commit) -> None:
         self.did.append(command)
@@ -338,3 +349,58 @@ def test_what_waits_of_a_partition_that_went_away_is_dropped() -> None:
     bench.runtime.step()
 
     assert parsed_offsets(bench) == [0, 1, 2, 1]
+
+
+def test_what_follows_an_unusual_message_waits_and_other_partitions_go_on() -> None:
+    """The loop keeps turning; once the answer is there, the rest comes in order."""
+    other = TopicPartition(PARTITION.topic, 1)
+    bench = Bench(batch_messages_max=100)
+    bench.unusual = {1}
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1), on.Assignment(other, 2))))
+    bench.fetched.append([*messages(0, 1, 2, 3), *messages(4, 5, epoch=2, source=other)])
+
+    bench.runtime.step()
+    bench.fetched.append(messages(6, epoch=2, source=other))
+    bench.runtime.step()
+    assert parsed_offsets(bench) == [0, 4, 5, 6]
+    assert [one.offset for one in bench.deferred] == [1]
+    bench.events.append(parsed(bench.deferred[0]))
+    bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 4, 5, 6, 1, 2, 3]
+
+
+def test_what_a_parser_made_of_messages_behind_an_unusual_one_is_kept_in_order() -> None:
+    """Parsing processes answer for a whole run of messages at once; two of these are unusual."""
+    bench = Bench(batch_messages_max=100)
+    bench.unusual = {1, 3}
+    lazily = bench.parse
+    bench.parse = lambda fetched: list(lazily(list(fetched)))  # type: ignore[method-assign]
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1, 2, 3, 4))
+
+    bench.runtime.step()
+    for answered in range(2):
+        bench.events.append(parsed(bench.deferred[answered]))
+        bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 1, 2, 3, 4]
+    assert [one.offset for one in bench.deferred] == [1, 3]
+
+
+def test_the_log_going_on_elsewhere_waits_for_an_unusual_message() -> None:
+    """It may be the only copy."""
+    bench = Bench(batch_messages_max=100)
+    bench.unusual = {1}
+    bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
+    bench.fetched.append(messages(0, 1))
+    bench.runtime.step()
+
+    bench.runtime.feed(on.OffsetOutOfRange(PARTITION, 2, wanted=2, resumed_at=9))
+    bench.fetched.append(messages(9, epoch=2))
+    bench.runtime.step()
+    bench.events.append(parsed(bench.deferred[0]))
+    bench.runtime.step()
+    bench.runtime.step()
+
+    assert parsed_offsets(bench) == [0, 1, 9]

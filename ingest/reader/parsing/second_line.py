@@ -1,0 +1,121 @@
+"""The second line: messages that are not plainly cheap, parsed one at a time in a child process with limits.
+
+The loop goes on meanwhile; each answer is an event in its inbox. A message that ends the child, takes too long or
+takes more than its limits becomes a reject that names the limit. Why so: docs/decisions/035-second-line.md.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+
+import structlog
+
+from ingest.core import events as on
+from ingest.core.model import Message, Outcome, Reject
+from ingest.core.parse import ParseRules
+from ingest.core.parse.envelope import project_of
+from ingest.reader.parsing.deadlines import Deadlines
+from ingest.reader.parsing.inline import Child, ChildFailed
+from ingest.reader.parsing.link import Hello
+from tasks.units import MiB
+
+log = structlog.get_logger(__name__)
+
+# Beyond what the child has when it starts. docs/cost.md states what a message may take: 2.5 times its inflated
+# size and 64 MiB, besides the message itself and its answer.
+MEMORY_BYTES_BASE, MEMORY_RATIO = 128 * MiB, 3
+ATTEMPTS_MAX = 2
+CLOSE_SECONDS_MAX = 2.0
+
+
+class SecondLine:
+    """One child and one thread, both started with the first message. `answer` is called on that thread.
+
+    At most one message per partition is here at a time, since its partition waits for it.
+    """
+
+    def __init__(
+        self,
+        rules: ParseRules,
+        deadlines: Deadlines,
+        answer: Callable[[on.MessageParsed], None],
+        *,
+        memory_bytes_max: int | None = None,
+    ) -> None:
+        if memory_bytes_max is None:
+            memory_bytes_max = MEMORY_BYTES_BASE + MEMORY_RATIO * rules.inflated_bytes_max
+        self._hello = Hello(asdict(rules), memory_bytes_max, cpu_seconds_max=deadlines.cpu_seconds)
+        self._deadlines = deadlines
+        self._answer = answer
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._child: Child | None = None
+        self._closing = threading.Event()
+
+    def submit(self, message: Message) -> None:
+        """Never blocks. Answered by MessageParsed, unless closed before."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="second-line", daemon=True)
+            self._thread.start()
+        self._messages.put(message)
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the child that there is now."""
+        return self._child.process_id if self._child is not None else None
+
+    def close(self) -> None:
+        """Ends child and thread; what waits is not answered."""
+        self._closing.set()
+        self._messages.put(None)
+        if self._child is not None:
+            self._child.kill()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS_MAX)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while (message := self._messages.get()) is not None and not self._closing.is_set():
+                outcome = self._surely(message)
+                if self._closing.is_set():
+                    break
+                self._answer(on.MessageParsed(message.source, message.epoch, message.offset, outcome))
+        finally:
+            if self._child is not None:
+                self._child.close()
+
+    def _surely(self, message: Message) -> Outcome:
+        """An answer in any case: without one the partition would wait for ever."""
+        try:
+            return self._outcome(message)
+        except Exception as error:
+            log.exception("second_line_broken", source=str(message.source), offset=message.offset)
+            return Reject.of(
+                message, "parser_failed", f"{type(error).__name__}: {error}", project_of(message.value)
+            )
+
+    def _outcome(self, message: Message) -> Outcome:
+        """Retried once, unless a limit of its own was met: whatever else ended the child may not be its doing."""
+        error = ""
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                if self._child is None:
+                    self._child = Child(self._hello, self._deadlines.answer_seconds)
+                self._child.send([message])
+                (outcome,) = self._child.answers()
+                assert outcome is not None
+                return outcome
+            except (ChildFailed, OSError) as failure:
+                error = str(failure)
+                if self._closing.is_set():
+                    break
+                log.error("second_line_failed", source=str(message.source), offset=message.offset, error=error)
+                if isinstance(failure, ChildFailed) and failure.limit:
+                    break
+        text = f"the message could not be parsed within the limits of its process: {error}"
+        return Reject.of(message, "parser_failed", text, project_of(message.value))

@@ -1,0 +1,262 @@
+"""Messages that are not plainly cheap: parsed in a child with limits, each answered whatever becomes of it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ingest.core import events as on
+from ingest.core.model import Message, Reject, Segment
+from ingest.core.parse import ParseRules, Usual, parse, parse_usual
+from ingest.reader.parsing.deadlines import Deadlines
+from ingest.reader.parsing.inline import InlineParser, ProcessParser
+from ingest.reader.parsing.second_line import SecondLine
+from ingest.reader.ports import Unusual
+from ingest.reader.tenant_gate import TenantGate
+from ingest.testing import messages as make
+from ingest.testing.runtime import PARTITION
+from tasks.units import KiB, MiB
+
+RULES = ParseRules()
+USUAL = Usual()
+UNHURRIED = Deadlines(cpu_seconds=30, answer_seconds=60.0, probe_seconds=600.0)
+MANY_EVENTS = zlib.compress(b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]", 1)
+
+
+def message(value: bytes, offset: int = 0) -> Message:
+    return Message(PARTITION, 1, offset, value, b"k", (("h", b"1"),))
+
+
+class Bench:
+    """A second line whose answers are waited for."""
+
+    def __init__(self, deadlines: Deadlines = UNHURRIED, **more: Any) -> None:
+        self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
+        self.line = SecondLine(RULES, deadlines, self.answers.put, **more)
+
+    def parsed(self, *sent: Message) -> list[on.MessageParsed]:
+        for one in sent:
+            self.line.submit(one)
+        return [self.answers.get(timeout=120) for _ in sent]
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Bench]]:
+    benches: list[Bench] = []
+
+    def made(*arguments: Any, **more: Any) -> Bench:
+        benches.append(Bench(*arguments, **more))
+        return benches[-1]
+
+    yield made
+    for bench in benches:
+        bench.line.close()
+
+
+def test_it_finds_what_the_parser_finds(start: Callable[..., Bench]) -> None:
+    """Segments and rejects, in the order in which they came."""
+    sent = [
+        message(make.recording([make.click_event()]), 0),
+        message(b"garbage", 1),
+        message(make.recording([make.mutation_event(1000)]), 2),
+    ]
+
+    answers = start().parsed(*sent)
+
+    assert [answer.offset for answer in answers] == [0, 1, 2]
+    assert [answer.outcome for answer in answers] == [parse(one, RULES) for one in sent]
+
+
+def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
+    """Most readers never need it."""
+    assert start().line.process_id is None
+
+
+def test_a_message_that_wants_too_much_memory_is_a_letter_that_says_so(start: Callable[..., Bench]) -> None:
+    """The next one is parsed by the next child."""
+    bench = start(memory_bytes_max=40 * MiB)
+    costly = message(make.envelope(make.frame(MANY_EVENTS)))
+
+    first, second = bench.parsed(costly, message(make.recording(), 1))
+
+    assert isinstance(first.outcome, Reject)
+    assert first.outcome.reason == "parser_failed"
+    assert "limit of 40 MiB of memory" in first.outcome.error
+    assert first.outcome.project_id == 11
+    assert (first.outcome.value, first.outcome.key) == (costly.value, b"k")
+    assert isinstance(second.outcome, Segment)
+
+
+def test_a_message_that_takes_too_much_cpu_time_is_a_letter_that_says_so(start: Callable[..., Bench]) -> None:
+    """And the next one is parsed."""
+    bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
+    bench.parsed(message(make.recording()))
+    spinning = bench.line.process_id
+    assert spinning is not None
+
+    (answer,) = spend_cpu_in(bench, spinning)
+
+    assert isinstance(answer.outcome, Reject)
+    assert "limit of 1 s of CPU time" in answer.outcome.error
+    assert isinstance(bench.parsed(message(make.recording()))[0].outcome, Segment)
+
+
+def test_the_limit_on_cpu_time_counts_anew_for_each_message(start: Callable[..., Bench]) -> None:
+    """The kernel counts per process: what earlier messages took must not be held against later ones."""
+    bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
+    bench.parsed(message(make.recording()))
+    process_id = bench.line.process_id
+    assert process_id is not None
+    first, _ = resource.prlimit(process_id, resource.RLIMIT_CPU)
+
+    for offset in range(30):
+        (answer,) = bench.parsed(message(make.envelope(make.frame(MANY_EVENTS)), offset))
+        assert isinstance(answer.outcome, Segment)
+        if resource.prlimit(process_id, resource.RLIMIT_CPU)[0] > first:
+            return
+    pytest.fail(f"the limit is still {first} s")
+
+
+def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
+    """The kernel's signal, sent by us: no message within the rules takes a second."""
+    os.kill(process_id, signal.SIGXCPU)
+    return bench.parsed(message(make.recording([make.click_event()]), 7))
+
+
+def test_a_child_that_is_killed_costs_nothing_the_first_time(start: Callable[..., Bench]) -> None:
+    """The kernel's choice need not be the message's doing."""
+    bench = start()
+    bench.parsed(message(make.recording()))
+    victim = bench.line.process_id
+    assert victim is not None
+
+    os.kill(victim, signal.SIGKILL)
+
+    (answer,) = bench.parsed(message(make.recording([make.click_event()]), 1))
+    assert isinstance(answer.outcome, Segment)
+    assert bench.line.process_id != victim
+
+
+def test_a_child_that_is_late_twice_costs_its_message_a_letter(start: Callable[..., Bench]) -> None:
+    """Nobody waits longer than the deadline says."""
+    bench = start(Deadlines(cpu_seconds=30, answer_seconds=0.001, probe_seconds=600.0))
+
+    (answer,) = bench.parsed(message(make.envelope(make.frame(MANY_EVENTS))))
+
+    assert isinstance(answer.outcome, Reject)
+    assert answer.outcome.reason == "parser_failed"
+    assert "TimeoutError" in answer.outcome.error or "timed out" in answer.outcome.error
+
+
+def test_close_ends_the_child_and_answers_nothing_more(start: Callable[..., Bench]) -> None:
+    """Also while it parses."""
+    bench = start()
+    bench.parsed(message(make.recording()))
+    process_id = bench.line.process_id
+    assert process_id is not None
+    bench.line.submit(message(make.envelope(make.frame(MANY_EVENTS))))
+
+    bench.line.close()
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+    assert bench.answers.empty()
+
+
+def test_child_reject_and_probe_have_this_order() -> None:
+    """Whatever the probe is set to."""
+    for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
+        deadlines = Deadlines.before(probe_seconds)
+        assert deadlines.cpu_seconds >= 1
+        assert deadlines.cpu_seconds + 1 <= deadlines.answer_seconds
+        assert 2 * deadlines.answer_seconds < deadlines.probe_seconds
+
+
+# What is usual
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        make.recording([make.click_event(), make.hydration_error_event()]),
+        make.recording([make.mutation_event(2000)]),
+        make.video_recording(bytes(100_000)),
+        make.recording(b"not json"),
+        b"garbage",
+        make.envelope(make.frame(b"x")),
+    ],
+    ids=["clicks", "mutations", "video", "no json", "garbage", "no zlib"],
+)
+def test_a_usual_message_is_parsed_to_the_same_outcome(value: bytes) -> None:
+    """The bound changes where parsing runs, never what comes of it."""
+    assert parse_usual(message(value), RULES, USUAL) == parse(message(value), RULES)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_recording_that_inflates_to_more_is_not_usual(compressed: bool) -> None:
+    """Compressed or not."""
+    value = make.recording([make.mutation_event(5000)], compressed=compressed)
+
+    assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
+    assert isinstance(parse(message(value), RULES), Segment)
+
+
+def test_a_recording_that_is_too_large_for_the_rules_is_a_reject_at_once_when_they_are_tighter() -> None:
+    """Nobody else would find anything else."""
+    value = make.recording([make.mutation_event(5000)])
+    rules = ParseRules(inflated_bytes_max=64 * KiB)
+
+    assert isinstance(parse_usual(message(value), rules, USUAL), Reject)
+
+
+def test_a_recording_whose_reading_takes_long_is_not_usual() -> None:
+    """Wrong types in each field are looked at one by one."""
+    event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
+    value = make.recording([event] * 3000)
+
+    assert parse_usual(message(value), RULES, USUAL) is None
+
+
+def test_both_parsers_hand_on_what_is_not_usual() -> None:
+    """And nothing else."""
+    good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
+    usual = Usual(inflated_bytes_max=64 * KiB)
+    processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
+    try:
+        for parser in (InlineParser(RULES, TenantGate(), lambda: 0.0, usual), processes):
+            first, second, third = parser.parse([message(good, 0), message(long, 1), message(good, 2)])
+            assert isinstance(first, on.MessageParsed)
+            assert second == Unusual(message(long, 1))
+            assert isinstance(third, on.MessageParsed)
+    finally:
+        processes.close()
+
+
+def test_what_ended_a_parsing_process_goes_to_the_second_line() -> None:
+    """The loop does not wait for each message alone."""
+    parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
+    try:
+        (before,) = parser.parse([message(make.recording())])
+        os.kill(parser.process_ids[0], signal.SIGKILL)
+        (after,) = parser.parse([message(make.recording())])
+    finally:
+        parser.close()
+
+    assert isinstance(before, on.MessageParsed)
+    assert isinstance(after, Unusual)
+
+
+def test_where_readers_died_everything_goes_to_the_second_line() -> None:
+    """Which message it was need not be known."""
+    parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
+
+    (answer,) = parser.parse([message(make.recording())])
+
+    assert isinstance(answer, Unusual)
