@@ -270,6 +270,7 @@ class Game:
             if not self.ending.is_set():
                 self._force()
         played.others = sorted(self.prometheus.fired(began_unix, time.time()) - {fault.alert})
+        played.segments, played.late_segments = self.prometheus.durable(time.time() - began_unix)
         return played
 
     def calm(self) -> str:

@@ -39,10 +39,25 @@ def seconds(number: float | None) -> str:
     return "never" if number is None else f"{number:.1f}"
 
 
+def spent(played: Mapping[str, Any]) -> str:
+    """Late segments of those that became durable; empty for a record that is older than the objective."""
+    return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
+
+
 def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """One row a fault."""
-    yield "| # | fault | alert, runbook | fired after, s | steps | seen mended by | gone, s | committed, s |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    heads = (
+        "#",
+        "fault",
+        "alert, runbook",
+        "fired after, s",
+        "steps",
+        "seen mended by",
+        "gone, s",
+        "committed, s",
+    )
+    yield f"| {' | '.join((*heads, 'over 30 s'))} |"
+    yield f"| {' | '.join('---' for _ in (*heads, 'over 30 s'))} |"
     for number, each in enumerate(played, 1):
         section = f"[{each['alert']}](runbook.md#{each['alert'].lower()})"
         others = ", ".join(each["others"])
@@ -58,6 +73,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             "; ".join(seen + [f"**not mended:** {cell(text)}" for text in trouble]),
             seconds(each["resolved_seconds"]),
             seconds(each["drained_seconds"]),
+            spent(each),
         )
         yield f"| {' | '.join(cells)} |"
 

@@ -175,6 +175,17 @@ class Prometheus(Server):
         found: list[dict[str, Any]] = self._ask("query_range", **asked)["result"]
         return found
 
+    def durable(self, seconds: float) -> tuple[int, int]:
+        """Segments that became durable in the last seconds, and how many of them were late for the objective."""
+        window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
+        counted = {"count": "", "bucket": '{le="30.0"}'}
+        found = []
+        for part, label in counted.items():
+            series = self.query(f"sum(increase(replays_reader_end_to_end_seconds_{part}{label}{window}))")
+            found.append(round(float(series[0]["value"][1])) if series else 0)
+        every, on_time = found
+        return every, max(0, every - on_time)
+
     def fired(self, start: float, end: float) -> set[str]:
         """Names of the alerts that fired at any second between."""
         series = self.history('ALERTS{alertstate="firing"}', start, end)

@@ -19,7 +19,8 @@ class Played:
     """One fault. `steps`: what was done to mend it; seconds are None where it did not come to that.
 
     `fired_seconds` are from the injection; `resolved_seconds` and `drained_seconds` from the last step: until the
-    alert was gone, and until all that had been produced by then was committed.
+    alert was gone, and until all that had been produced by then was committed. `late_segments` of `segments` took
+    longer than the objective's 30 s: what the fault spent of the error budget.
     """
 
     fault: str
@@ -32,7 +33,14 @@ class Played:
     seen: list[str] = field(default_factory=list)
     resolved_seconds: float | None = None
     drained_seconds: float | None = None
+    segments: int = 0
+    late_segments: int = 0
     trouble: str = ""
+
+    @property
+    def spent(self) -> str:
+        """`120 of 800`."""
+        return f"{self.late_segments:,} of {self.segments:,}"
 
 
 @dataclass(slots=True)
@@ -65,6 +73,7 @@ def show(console: Console, result: Result) -> None:
         table.add_column(name, justify="right" if name.endswith(" s") else "left")
     table.add_column("gone after s", justify="right")
     table.add_column("lag zero after s", justify="right")
+    table.add_column("segments over 30 s", justify="right")
     for each in result.played:
         table.add_row(
             each.fault,
@@ -75,6 +84,7 @@ def show(console: Console, result: Result) -> None:
             "\n".join(each.steps) + (f"\nFAILED: {each.trouble.splitlines()[0]}" if each.trouble else ""),
             seconds(each.resolved_seconds),
             seconds(each.drained_seconds),
+            each.spent,
         )
     console.print(table)
     empty = [asked for asked in result.panels if not asked.values]

@@ -61,6 +61,8 @@ def test_the_page_has_a_row_a_fault_and_says_what_was_not_mended():
         "fired_seconds": 4.56,
         "resolved_seconds": 2.0,
         "drained_seconds": None,
+        "segments": 1200,
+        "late_segments": 36,
         "trouble": "not committed within 120 s\nand more",
     }
 
@@ -68,7 +70,10 @@ def test_the_page_has_a_row_a_fault_and_says_what_was_not_mended():
 
     assert "[ReplaysRedisDown](runbook.md#replaysredisdown); also ReplaysLag" in row
     assert "| 4.6 | Redis is started again; `replays-ingest check` |" in row
-    assert "min(up) == 1 \\| x: it is 1; **not mended:** not committed within 120 s | 2.0 | never |" in row
+    assert (
+        "min(up) == 1 \\| x: it is 1; **not mended:** not committed within 120 s | 2.0 | never | 36 of 1,200 |"
+        in row
+    )
 
 
 def test_the_page_names_the_panels_expressions_without_data():
