@@ -60,7 +60,9 @@ class Cluster:
     """One admin client. Any thread may call."""
 
     def __init__(self, settings: Settings) -> None:
-        self._admin = AdminClient(kafka_options(settings))
+        # Its calls raise what failed. The library would print twenty lines per second to standard error while the
+        # brokers are away, none of them JSON; the consumer beside it logs the same at a bounded rate.
+        self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 
     def topic(self, name: str) -> Topic:
         """Raises ClusterError also when there is no such topic."""

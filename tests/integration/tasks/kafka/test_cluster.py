@@ -1,0 +1,25 @@
+"""The cluster's description, asked of brokers that are away."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tasks.kafka import cluster
+from tasks.settings import Settings
+
+
+def test_brokers_that_are_away_are_an_error_and_no_lines_of_the_library(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """given a closed port, when a topic is asked for, then it raises and prints nothing to standard error"""
+    monkeypatch.setattr(cluster, "CALL_SECONDS_MAX", 1.5)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{free.getsockname()[1]}"
+
+    with pytest.raises(cluster.ClusterError):
+        cluster.Cluster(Settings(kafka_brokers=away)).topic("any")
+
+    assert capfd.readouterr().err == ""
