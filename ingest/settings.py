@@ -64,7 +64,10 @@ class Settings(FleetSettings):
         description="topic.metadata.refresh.interval.ms: how soon partitions that were added are noticed.",
     )
     kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
-        "earliest", description="Where to start without a committed offset, or with one that is not in the log."
+        "earliest",
+        description="Where to start when the committed offset was lost or is not in the log, and where a group "
+        "without commits begins. A partition that is new to its group, or whose topic was created again, starts "
+        "at its beginning whatever this says.",
     )
     kafka_unowned_seconds_max: float = Field(
         30.0,
@@ -147,8 +150,8 @@ class Settings(FleetSettings):
         4000,
         ge=64,
         le=65_536,
-        description="Longest cut record, an end taking about three bytes. Must stay below the brokers' "
-        "offset.metadata.max.bytes (4096 unless set), or they refuse every commit.",
+        description="Longest cut record, an end taking about three bytes; what does not fit is left out. A record "
+        "that the brokers refuse (offset.metadata.max.bytes, 4096 unless set) is followed by a shorter one.",
     )
     plan_seconds_max: float = Field(
         30.0,

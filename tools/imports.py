@@ -152,9 +152,19 @@ TABLE: tuple[Package, ...] = (
         },
     ),
     Package(
-        ("ingest.reader.kafka", "ingest.reader.kept", "ingest.reader.ports", "ingest.reader.runtime"),
+        (
+            "ingest.reader.assignment",
+            "ingest.reader.kafka",
+            "ingest.reader.kept",
+            "ingest.reader.ports",
+            "ingest.reader.runtime",
+        ),
         ours=("ingest.core", "tasks.kafka.records", "tasks.observe.loops", "tasks.units"),
-        libraries={EVERYWHERE: ("structlog",), "ingest.reader.kafka": ("confluent_kafka",)},
+        libraries={
+            EVERYWHERE: ("structlog",),
+            "ingest.reader.assignment": ("confluent_kafka",),
+            "ingest.reader.kafka": ("confluent_kafka",),
+        },
     ),
     Package(
         ("ingest.reader",),

@@ -22,7 +22,7 @@ def reader(loaded: Settings) -> int:
 def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
     """Reads, parses and batches, writes to memory only; its exit code."""
     from ingest.operate.dry_run import DryRun
-    from ingest.reader.kafka import ConsumerFailed
+    from ingest.reader.assignment import ConsumerFailed
     from tasks.observe import logs
 
     logs.configure(loaded)

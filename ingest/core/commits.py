@@ -6,11 +6,9 @@ something new. It decides when to send; what may be committed is decided by `ing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ingest.core import commands as do
-from ingest.core import cut_record
 from ingest.core import events as on
+from ingest.core.cut_record import Budget, Record, encode
 from ingest.core.limits import Limits
 from ingest.core.model import TopicPartition
 
@@ -22,11 +20,14 @@ class Commits:
     stored is known once nothing is on its way.
     """
 
-    def __init__(self, source: TopicPartition, limits: Limits, committed: int | None, text: str) -> None:
+    def __init__(
+        self, source: TopicPartition, limits: Limits, budget: Budget, committed: int | None, text: str
+    ) -> None:
         self.committed = committed
         self.recorded_until = 0
         self._source = source
         self._limits = limits
+        self._budget = budget
         self._stored = (committed, text) if committed is not None else None
         self._sent: do.Commit | None = None
         self._sent_at = 0.0
@@ -50,11 +51,9 @@ class Commits:
         """Whether the last commit was sent at least one interval ago."""
         return now - self._sent_at >= self._limits.commit_interval_seconds
 
-    def send(
-        self, epoch: int, offset: int, stops: Sequence[int], taken_until: int, now: float
-    ) -> do.Commit | None:
-        """The commit of this offset with the ends `stops` above it; None when the broker has just that."""
-        text = cut_record.encode(offset, stops, self._limits.cut_record_bytes_max)
+    def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
+        """The commit of this offset with its record; None when the broker has just that."""
+        text = encode(offset, record, self._budget.bytes_max)
         self.recorded_until = taken_until
         if self._stored == (offset, text):
             return None
@@ -79,10 +78,17 @@ class Commits:
         return True
 
     def refuse(self, event: on.CommitFailed, now: float) -> bool:
-        """The broker refused it. False: not the commit that is on its way."""
+        """The broker refused it. False: not the commit that is on its way.
+
+        One whose record was too long is followed at once by one with at most half of it, in the end with none.
+        """
         if not self._answered(event):
             return False
-        self._refused_at = now
+        if event.record_too_long and event.record:
+            self._budget.refused(event.record)
+            self.recorded_until = 0
+        else:
+            self._refused_at = now
         return True
 
     def give_up(self, now: float) -> None:

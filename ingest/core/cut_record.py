@@ -1,33 +1,82 @@
-"""The cut record: batch boundaries above the committed offset, as the metadata string of an offset commit.
+"""The cut record: what a reader leaves for the next owner of a partition, as the metadata of its offset commits.
 
-Kafka stores up to 4095 bytes of it, unless told otherwise, and hands it to the next owner. Format: `1` then, for
-each batch in order, `,` and its end minus the previous end (the first: minus the committed offset) in base 36.
-docs/decisions/014-same-cut.md says why it is kept there.
+Kafka stores up to 4095 bytes of it, unless told otherwise, and hands it over with the offset. The text is a
+version and fields, separated by `;`:
+
+    2;t=<topic id>;p=<partitions>;s=<starts>;c=<cuts>
+
+`p` and `s` are numbers in base 36, as is each cut: the end of a batch minus the end before it (the first: minus
+the committed offset). A field without a value is left out, and one with another name is passed over, so that later
+releases may add some. Another meaning takes another version; one that this release does not know is not read.
+docs/decisions/014-same-cut.md says why it is kept there, 033-where-a-partition-starts.md what the fields are for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-VERSION = "1"
+VERSION = "2"
+CUTS_ONLY_VERSION = "1"  # of releases that recorded nothing else: `1,<cut>,<cut>`
+TOPIC_ID_BYTES_MAX = 36
+NUMBER_MAX = 36**4 - 1
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def encode(committed: int, stops: Sequence[int], bytes_max: int) -> str:
-    """The record of these ends, ascending and above `committed`; without any it is empty.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a commit says beside its offset.
 
-    Ends that do not fit into `bytes_max` are left out, the last ones first.
+    `topic_id`: the topic that the offset belongs to; empty: unknown. `partitions`: how many partitions the topic
+    had when its group began; 0: unknown. `starts`: readers that started here since the offset last moved.
+    `stops`: ends of the batches above the committed offset, ascending.
     """
-    if not stops:
+
+    topic_id: str = ""
+    partitions: int = 0
+    starts: int = 0
+    stops: tuple[int, ...] = ()
+
+
+class Budget:
+    """Longest record to write, in bytes. One for all partitions, because they have the same brokers."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+
+    def refused(self, text: str) -> None:
+        """The broker does not store metadata of this length."""
+        self.bytes_max = min(self.bytes_max, len(text) // 2)
+
+
+def encode(committed: int, record: Record, bytes_max: int) -> str:
+    """The text of this record; empty when it says nothing.
+
+    Ends that do not fit into `bytes_max` are left out, the last ones first. Where not even the other fields fit,
+    the text is empty.
+    """
+    fields = [VERSION]
+    if record.topic_id:
+        fields.append(f"t={record.topic_id}")
+    if record.partitions:
+        fields.append(f"p={_digits(min(record.partitions, NUMBER_MAX))}")
+    if record.starts:
+        fields.append(f"s={_digits(min(record.starts, NUMBER_MAX))}")
+    head = ";".join(fields)
+    if len(head) > bytes_max:
         return ""
-    parts = [VERSION]
-    length, previous = len(VERSION), committed
+    cuts = _cuts(committed, record.stops, bytes_max - len(head) - len(";c="))
+    if cuts:
+        return f"{head};c={cuts}"
+    return head if len(fields) > 1 else ""
+
+
+def _cuts(committed: int, stops: Sequence[int], bytes_max: int) -> str:
+    parts: list[str] = []
+    length, previous = -1, committed
     for stop in stops:
         assert stop > previous, (committed, stops)
-        digits, rest = "", stop - previous
-        while rest:
-            rest, digit = divmod(rest, 36)
-            digits = _DIGITS[digit] + digits
+        digits = _digits(stop - previous)
         length += 1 + len(digits)
         if length > bytes_max:
             break
@@ -36,13 +85,51 @@ def encode(committed: int, stops: Sequence[int], bytes_max: int) -> str:
     return ",".join(parts)
 
 
-def decode(committed: int, record: str) -> tuple[int, ...]:
-    """The ends again. A record that is not ours (another tool's, a later version's) is empty: nothing is lost."""
-    version, *parts = record.split(",")
+def _digits(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits
+
+
+def decode(committed: int, text: str) -> Record:
+    """The record again. Nothing is known from a text that is not ours, or of a later version (`refusal`)."""
+    if text.startswith(CUTS_ONLY_VERSION + ","):
+        return Record(stops=_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
+    version, *fields = text.split(";")
     if version != VERSION:
-        return ()
+        return Record()
+    values = dict(field.split("=", 1) for field in fields if "=" in field)
+    topic_id = values.get("t", "")
+    return Record(
+        topic_id if len(topic_id) <= TOPIC_ID_BYTES_MAX else "",
+        _number(values.get("p", "")),
+        _number(values.get("s", "")),
+        _stops(committed, values.get("c", "")),
+    )
+
+
+def refusal(text: str) -> str:
+    """Why `decode` reads nothing from this text, for a log line; empty where it does, or where there is none."""
+    version = text.split(";")[0]
+    if not text or version == VERSION or text.startswith(CUTS_ONLY_VERSION + ","):
+        return ""
+    if version.isdecimal() and len(version) <= 4:
+        return f"version {version} of the cut record, this release reads {VERSION} and {CUTS_ONLY_VERSION}"
+    return "the commit's metadata was written by another tool"
+
+
+def _number(digits: str) -> int:
+    try:
+        return min(max(int(digits, 36), 0), NUMBER_MAX)
+    except ValueError:
+        return 0
+
+
+def _stops(committed: int, cuts: str) -> tuple[int, ...]:
     stops, previous = [], committed
-    for part in parts:
+    for part in cuts.split(",") if cuts else ():
         try:
             step = int(part, 36)
         except ValueError:

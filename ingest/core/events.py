@@ -11,15 +11,20 @@ from ingest.core.model import OffsetRange, Outcome, Stage, TopicPartition
 class Assignment:
     """One partition that is ours from now on.
 
-    `committed` is the group's committed offset (None: there is none, consumption starts where the reset
-    policy says). `record` is the metadata string stored with it: the cuts of the previous owner
-    (docs/decisions/014-same-cut.md).
+    `committed` is the group's committed offset and `record` the metadata string stored with it: what the previous
+    owner left (docs/decisions/014-same-cut.md). Without a committed offset for the topic as it is now (None),
+    consumption starts at `start`. `topic_id` (empty: unknown) and `began_with` (0: unknown) are to be recorded.
+    `replaced`: the id of the topic that was deleted and created again since the last commit.
     """
 
     source: TopicPartition
     epoch: int
     committed: int | None = None
     record: str = ""
+    start: int | None = None
+    topic_id: str = ""
+    began_with: int = 0
+    replaced: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +147,14 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
-    """The broker refused or did not answer."""
+    """The broker refused or did not answer. `record_too_long`: because of the length of the record."""
 
     source: TopicPartition
     epoch: int
     offset: int
     record: str
     error: str
+    record_too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,34 +6,42 @@ It knows nothing of the other partitions. What concerns them all (slots, bounds,
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ingest.core import commands as do
-from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.batching import Builder
 from ingest.core.commits import Commits
+from ingest.core.cut_record import Budget, Record, decode
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
 from ingest.core.model import Batch
+from ingest.core.starting import first_record
 
 
 class Partition:
     """From its assignment to its release. Times are monotonic seconds.
 
-    `position` is the next offset to take. `release_by`: the group wants it back and waits until then. `end`: the
+    `position` is the next offset to take. `began_at`: where consumption began, None while that is unknown.
+    `failed_starts`: readers that started here before this one since the committed offset last moved, and did not
+    end in an orderly way. `release_by`: the group wants it back and waits until then. `end`: the
     log's end as last reported. `held`: too many ranges wait behind an unsettled one, so nothing more of it is
     fetched. `deferred`: this message is parsed beside the loop, and what follows it waits. `waiting`: at the last
     tick it was fetched, and at the end of its log.
     """
 
-    def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger) -> None:
+    def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger, budget: Budget) -> None:
         committed = given.committed
-        plan = cut_record.decode(committed, given.record) if committed is not None else ()
+        found = decode(committed, given.record) if committed is not None else Record()
         self.source = given.source
         self.epoch = given.epoch
-        self.builder = Builder(given.source, given.epoch, limits, plan)
-        self.commits = Commits(given.source, limits, committed, given.record)
-        self.position = committed or 0
+        self.builder = Builder(given.source, given.epoch, limits, found.stops)
+        self.commits = Commits(given.source, limits, budget, committed, given.record)
+        self.began_at = given.start if committed is None else committed
+        self.position = self.began_at or 0
+        self.record = first_record(found, given.topic_id, given.began_with)
+        self.failed_starts = found.starts
         self.flights: dict[str, Flight] = {}
         self.release_by: float | None = None
         self.end: on.EndReached | None = None
@@ -43,6 +51,7 @@ class Partition:
         self._limits = limits
         self._ledger = ledger
         self._flights_bytes = 0
+        self._gap_until = 0
 
     @property
     def held_bytes(self) -> int:
@@ -122,6 +131,14 @@ class Partition:
         """Messages before `resumed_at` expired: a gap in the log. What we hold of them stays ours."""
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
+        self._gap_until = event.resumed_at
+        self.pass_gap()
+
+    def pass_gap(self) -> None:
+        """Commits the end of a gap once nothing before it is ours: a crash must not look for another way out."""
+        if self._gap_until and not len(self.builder) and not self.flights:
+            self._ledger.pass_over(self.source, self._gap_until)
+            self._gap_until = 0
 
     # Commits
 
@@ -142,14 +159,25 @@ class Partition:
         if offset is None:
             offset = self.commits.committed
         if offset is None:
+            offset = self.began_at
+        if offset is None:
             if not pending:
                 return None
-            offset = pending[0].start  # nothing was ever committed here: this is where consumption began
-        stops = [offsets.stop for offsets in pending] + [*self.builder.planned]
-        command = self.commits.send(self.epoch, offset, stops, taken_until, now)
+            offset = self.began_at = pending[0].start
+        planned = (stop for stop in self.builder.planned if stop > offset)  # others lie in a gap that was passed
+        stops = (*(offsets.stop for offsets in pending), *planned)
+        record = replace(self.record, starts=self._starts(offset, stopping=stopping), stops=stops)
+        command = self.commits.send(self.epoch, offset, record, taken_until, now)
         if command is None:
             self.unblock_recorded()  # a predecessor recorded just these ends
         return command
+
+    def _starts(self, offset: int, *, stopping: bool) -> int:
+        """Starts to record. An orderly end is no failure of this one, whether the offset moved or not."""
+        if offset != self.began_at:
+            return 0
+        orderly = stopping or self.release_by is not None
+        return self.failed_starts if orderly else self.record.starts
 
     def unblock_recorded(self) -> None:
         """What was sent is stored: batches whose ends are in it need not wait for their record any more."""

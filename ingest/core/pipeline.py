@@ -15,12 +15,14 @@ The parts: `partition` (one of ours), with its `batching` (a batch until its cut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.backpressure import Backpressure, Change
+from ingest.core.cut_record import Budget
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
@@ -64,6 +66,7 @@ class Pipeline:
         self._room_bytes = limits.in_flight_bytes_max  # until the byte bound, as last counted
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
+        self._budget = Budget(limits.cut_record_bytes_max)
         self._backpressure = Backpressure(limits)
         self.rejects = Rejects(limits)
         self._handlers: dict[type, Callable[[Any, float], Iterable[do.Command]]] = {
@@ -141,6 +144,17 @@ class Pipeline:
         owned = self._owned[source]
         return owned.position, owned.commits.committed
 
+    def failed_starts(self, source: TopicPartition) -> int:
+        """How many readers in a row started on a partition and ended before its committed offset moved.
+
+        Those that ended in an orderly way do not count. 0 after the first progress, and for partitions of others.
+        """
+        owned = self._owned.get(source)
+        if owned is None:
+            return 0
+        moved = owned.commits.committed not in (None, owned.began_at)
+        return 0 if moved else owned.failed_starts
+
     # What happens
 
     def handle(self, event: on.Event, now: float) -> list[do.Command]:
@@ -154,7 +168,13 @@ class Pipeline:
     def _on_assigned(self, event: on.PartitionsAssigned, now: float) -> Iterable[do.Command]:
         for given in event.assignments:
             assert given.source not in self._owned, given
-            self._owned[given.source] = Partition(given, self.limits, self._ledger)
+            owned = Partition(given, self.limits, self._ledger, self._budget)
+            self._owned[given.source] = owned
+            commit = owned.commit(
+                now, stopping=False
+            )  # where it starts, before anything is read that could end us
+            if commit is not None:
+                yield commit
         if self.paused:
             yield do.Pause(tuple(given.source for given in event.assignments))
 
@@ -182,9 +202,13 @@ class Pipeline:
             owned.resume_at(event)
             if self.paused or owned.blocked:
                 yield do.Pause((event.source,))
+            yield from self._progress(now)
             return
         self._forget(event.source)
-        yield from self._on_assigned(on.PartitionsAssigned((on.Assignment(event.source, event.epoch),)), now)
+        given = on.Assignment(event.source, event.epoch, start=event.resumed_at)
+        if owned is not None:
+            given = replace(given, topic_id=owned.record.topic_id, began_with=owned.record.partitions)
+        yield from self._on_assigned(on.PartitionsAssigned((given,)), now)
 
     def _on_end_reached(self, event: on.EndReached, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
@@ -370,6 +394,7 @@ class Pipeline:
                 if batch is not None:
                     owned.take(batch, now)
                 owned.take_end(now)
+            owned.pass_gap()
             owned.commits.give_up(now)
         yield from self._renew(now)
         yield from self._progress(now)

@@ -178,7 +178,7 @@ class Journal:
 
     def _committed(self, event: on.Committed, now: float) -> Iterable[Journey]:
         partition = self._partitions.setdefault(event.source, _Partition())
-        stops = cut_record.decode(event.offset, event.record)
+        stops = cut_record.decode(event.offset, event.record).stops
         if stops:
             partition.recorded.append((stops[-1], now))
         still: deque[Journey] = deque()

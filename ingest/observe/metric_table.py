@@ -218,7 +218,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "group_rejoins",
         Kind.COUNTER,
         "events",
-        "Rebalances that this reader forced because a partition had no owner for too long.",
+        "Rebalances that this reader forced: a partition had no owner, or the topic was created again.",
     ),
     Definition(
         _R + "offsets_out_of_range",
@@ -226,6 +226,13 @@ DEFINITIONS: tuple[Definition, ...] = (
         "events",
         "The offset to read was not in the log any more (retention) or not yet (topic made anew).",
         ("partition",),
+    ),
+    Definition(
+        _R + "partitions_recreated",
+        Kind.COUNTER,
+        "partitions",
+        "Partitions whose committed offset belonged to a topic that was deleted and created again since; they are "
+        "read from their beginning.",
     ),
     Definition(
         _R + "messages_expired",

@@ -232,6 +232,7 @@ class Metrics:
                 self._commit_answered(event.source, now)
             case on.PartitionsAssigned():
                 count(_R + "rebalances", 1, Rebalance.ASSIGNED)
+                count(_R + "partitions_recreated", sum(bool(given.replaced) for given in event.assignments))
                 self._snapshot_due = now
             case on.PartitionsRevoked():
                 count(_R + "rebalances", 1, Rebalance.REVOKED)

@@ -1,7 +1,8 @@
-"""A thread that looks at the consumer group, and makes this reader join again when a partition has no owner.
+"""A thread that looks at the topic and its consumer group, and makes this reader join again when it has to.
 
-How a stable group can leave a partition to nobody is in `ingest.core.ownership`, which decides; this asks the
-coordinator, keeps the gauge for the alert, and tells the consumer.
+That is when a partition has no owner (how a stable group can leave one to nobody is in `ingest.core.ownership`,
+which decides), and when the topic was deleted and created again while this reader had partitions of it, which the
+group may never notice. This asks the brokers, keeps the gauge for the alert, and orders the consumer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from ingest.core.ownership import GroupView, Ownership
+from ingest.core.starting import TopicView
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.kafka.cluster import Cluster, ClusterError
@@ -29,6 +31,10 @@ class Membership(Protocol):
     @property
     def member_id(self) -> str:
         """As the coordinator knows it; empty before the first assignment. Any thread."""
+
+    @property
+    def topic_id(self) -> str:
+        """Of the topic whose partitions it reads; empty before the first assignment. Any thread."""
 
     def rejoin(self) -> None:
         """Asks the loop to give everything back and to join again. Returns at once; any thread."""
@@ -60,7 +66,7 @@ class GroupWatch:
         """Once. What the brokers refuse to say is logged when it changes, never raised."""
         topic = self._settings.kafka_topic
         try:
-            partitions = self._cluster.topic(topic).partitions
+            described = self._cluster.topic(topic)
             group = self._cluster.group(self._settings.kafka_group, topic)
         except ClusterError as failure:
             if str(failure) != self._trouble:
@@ -68,7 +74,10 @@ class GroupWatch:
                 log.warning("group_not_described", error=self._trouble)
             return
         self._trouble = ""
-        view = GroupView(partitions, {member.id: member.partitions for member in group.members}, group.stable)
+        self._compare(described.id)
+        view = GroupView(
+            described.partitions, {member.id: member.partitions for member in group.members}, group.stable
+        )
         self._metrics.meters.set("replays.reader.partitions_unowned", len(view.unowned))
         if view.unowned != self._reported:
             self._reported = view.unowned
@@ -78,3 +87,32 @@ class GroupWatch:
             log.error("rejoining_group", reason="partitions without an owner", partitions=list(view.unowned))
             self._metrics.meters.count("replays.reader.group_rejoins")
             self._membership.rejoin()
+
+    def _compare(self, topic_id: str) -> None:
+        """Joining again makes the consumer find out where to start, and `topic_recreated` says where."""
+        read = self._membership.topic_id
+        if read and topic_id and topic_id != read:
+            log.error("rejoining_group", reason="the topic was created again", former=read, now=topic_id)
+            self._metrics.meters.count("replays.reader.group_rejoins")
+            self._membership.rejoin()
+
+
+class TopicDescriber:
+    """What the brokers say about the topic now. A view without content when they do not answer."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._cluster = Cluster(settings)
+        self._topic = settings.kafka_topic
+        self._trouble = ""
+
+    def __call__(self) -> TopicView:
+        """One request, bounded. A refusal is logged when it changes."""
+        try:
+            found = self._cluster.topic(self._topic)
+        except ClusterError as failure:
+            if str(failure) != self._trouble:
+                self._trouble = str(failure)
+                log.warning("topic_not_described", error=self._trouble)
+            return TopicView()
+        self._trouble = ""
+        return TopicView(found.id, found.partitions)

@@ -1,8 +1,12 @@
 """The Kafka shell: polls, pauses, commits, and turns what the consumer group does into events.
 
 Offsets are committed explicitly, one past the last settled message, with the cut record as metadata; nothing
-is ever stored or committed by the client on its own. Starting offsets are always explicit too, so that an
-offset that is no longer in the log is an event and a log line instead of a silent jump.
+is ever stored or committed by the client on its own. Starting offsets are always explicit too
+(`ingest.reader.assignment` finds them), so that an offset that is no longer in the log is an event and a log line
+instead of a silent jump.
+
+No call to the client may end the loop by an error: each is answered by an event, repeated, or followed by joining
+the group again. Only what a person has to decide raises, as `ConsumerFailed`.
 """
 
 from __future__ import annotations
@@ -14,12 +18,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
     OFFSET_INVALID,
     Consumer,
     KafkaError,
@@ -31,24 +33,23 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
+from ingest.core.starting import TopicView
+from ingest.reader.assignment import CALL_SECONDS_MAX, ConsumerFailed, Found, Offsets, Reset, Unanswered
 from tasks.kafka.records import UNREADABLE, Headers, as_bytes, headers_of
 from tasks.units import MiB
 
 POLL_MESSAGES_MAX = 200
 POLL_BYTES_MAX = 8 * MiB
-CALL_SECONDS_MAX = 10.0
 COMMITS_REMEMBERED_MAX = 16
 LIBRARY_LINE_SECONDS = 10.0
 UNREADABLE_LOG_SECONDS = 60.0
+REJOIN_SECONDS = 1.0
+RENEW_SECONDS = 1.0
+REPEAT_SECONDS = 1.0
 LIBRARY_LINES_REMEMBERED_MAX = 1000
 _NUMBER = re.compile(r"\d+")
-Reset = Literal["earliest", "latest", "error"]
 
 log = structlog.get_logger(__name__)
-
-
-class ConsumerFailed(Exception):
-    """The client cannot go on: fatal error, or an expired offset under the policy `error`. Says what to do."""
 
 
 class KafkaSource:
@@ -64,13 +65,23 @@ class KafkaSource:
         topic: str,
         inbox: queue.SimpleQueue[on.Event],
         offset_reset: Reset = "earliest",
+        describe: Callable[[], TopicView] = TopicView,
     ) -> None:
+        """`describe` asks the brokers about the topic; a view without content when they do not answer."""
         self.topic = topic
         self.rebalances = 0
         self.member_id = ""
+        self.topic_id = ""
         self._unreadable_logged_at = -UNREADABLE_LOG_SECONDS
         self._member_known_at = 0
         self._reset = offset_reset
+        self._describe = describe
+        self._record_refused_logged = False
+        self._unresolved: dict[int, tuple[int, float]] = {}
+        self._starting = False
+        self._renew_at: float | None = None
+        self._instance_wait_logged = False
+        self._rejoin_at = 0.0
         self._inbox = inbox
         self._epoch = 0
         self._epochs: dict[int, int] = {}
@@ -82,18 +93,17 @@ class KafkaSource:
         self._must_rejoin = threading.Event()
         self._emit: Callable[[on.Event], None] = inbox.put
         self._drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
-        self._consumer = Consumer(
-            {
-                "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
-                **config,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "on_commit": self._on_commit,
-            },
-            logger=_LibraryLog(),
-        )
+        self._config = {
+            "socket.timeout.ms": int(CALL_SECONDS_MAX * 1000),
+            **config,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "on_commit": self._on_commit,
+        }
+        self._consumer = Consumer(self._config, logger=_LibraryLog())
+        self._offsets = Offsets(topic, offset_reset)
 
     def subscribe(
         self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
@@ -103,9 +113,13 @@ class KafkaSource:
         self._join()
 
     def _join(self) -> None:
-        self._consumer.subscribe(
-            [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        try:
+            self._consumer.subscribe(
+                [self.topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        except (KafkaException, RuntimeError) as failure:
+            log.warning("kafka_call_failed", call="subscribe", error=str(failure))
+            self._must_rejoin.set()
 
     def rejoin(self) -> None:
         """The next poll gives all partitions back, drained, and joins the group again. Any thread."""
@@ -115,13 +129,9 @@ class KafkaSource:
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         """At most POLL_MESSAGES_MAX messages or about POLL_BYTES_MAX bytes, whichever comes first."""
-        if self._must_rejoin.is_set():
-            self._must_rejoin.clear()
-            self._consumer.unsubscribe()
-            self._join()
-        if self.rebalances != self._member_known_at:
-            # On this thread only: the client answers nobody else while it polls, and the question blocks them all.
-            self._member_known_at, self.member_id = self.rebalances, self._consumer.memberid() or ""
+        if not self._is_member(timeout_seconds):
+            return ()
+        self._resume_lost_offsets()
         messages: list[Message] = []
         size_bytes = 0
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
@@ -147,6 +157,40 @@ class KafkaSource:
                 self._positions[message.source.partition] = message.offset + 1
         return messages
 
+    def _is_member(self, timeout_seconds: float) -> bool:
+        """Joins the group again if that is wanted. False while its instance id belongs to another member."""
+        now = time.monotonic()
+        if self._renew_at is not None:
+            if now < self._renew_at:
+                time.sleep(min(timeout_seconds, self._renew_at - now))
+                return False
+            self._renew()
+        elif self._must_rejoin.is_set() and now >= self._rejoin_at:
+            self._must_rejoin.clear()
+            self._rejoin_at = now + REJOIN_SECONDS
+            self._guarded("unsubscribe", self._consumer.unsubscribe)
+            self._join()
+        if self.rebalances != self._member_known_at:
+            # On this thread only: the client answers nobody else while it polls, and the question blocks them all.
+            self._member_known_at = self.rebalances
+            self.member_id = self._guarded("memberid", self._consumer.memberid) or ""
+        return True
+
+    def _renew(self) -> None:
+        """A client that met a fatal error can only be replaced."""
+        self._renew_at = None
+        self._guarded("close", self._consumer.close)
+        self._consumer = Consumer(self._config, logger=_LibraryLog())
+        self._join()
+
+    def _guarded(self, call: str, do_it: Callable[..., Any], *arguments: Any) -> Any:
+        """A call to the client whose failure the loop survives: it is logged, and None is returned."""
+        try:
+            return do_it(*arguments)
+        except (KafkaException, RuntimeError) as failure:
+            log.warning("kafka_call_failed", call=call, error=str(failure))
+            return None
+
     def commit(self, command: do.Commit) -> None:
         """Without waiting, except inside a rebalance callback, where nothing would serve the answer.
 
@@ -160,10 +204,13 @@ class KafkaSource:
                 self._on_commit(None, self._consumer.commit(offsets=[stored], asynchronous=False) or [])
             else:
                 self._consumer.commit(offsets=[stored], asynchronous=True)
-        except KafkaException as failure:
+        except (KafkaException, RuntimeError) as failure:
+            self._rebalancing = (
+                self._rebalancing and not self._starting
+            )  # or each partition would wait for as long
             self._on_commit(failure.args[0], [stored])
 
-    def _on_commit(self, error: KafkaError | None, partitions: list[KafkaPartition]) -> None:
+    def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:
         for stored in partitions:
             command = self._answered(stored)
             if command is None:
@@ -172,9 +219,23 @@ class KafkaSource:
             refusal = stored.error or error
             if refusal is None:
                 self._inbox.put(on.Committed(*said))
+            elif _is(refusal, KafkaError.OFFSET_METADATA_TOO_LARGE) and command.record:
+                self._log_refused_record(command)
+                self._inbox.put(on.CommitFailed(*said, str(refusal), record_too_long=True))
             else:
                 log.warning("commit_failed", source=str(command.source), offset=command.offset, error=str(refusal))
                 self._inbox.put(on.CommitFailed(*said, str(refusal)))
+
+    def _log_refused_record(self, command: do.Commit) -> None:
+        """Once: shorter ones follow until one is stored, on every partition."""
+        if not self._record_refused_logged:
+            self._record_refused_logged = True
+            log.error(
+                "commit_metadata_refused",
+                source=str(command.source),
+                bytes=len(command.record),
+                what_to_do="set REPLAYS_CUT_RECORD_BYTES_MAX below the brokers' offset.metadata.max.bytes",
+            )
 
     def _answered(self, stored: KafkaPartition) -> do.Commit | None:
         """The oldest commit that this answers; the core wants to know of one that it gave up waiting for, too."""
@@ -187,16 +248,16 @@ class KafkaSource:
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         """Stops fetching from those of them that are still assigned."""
-        self._consumer.pause(self._assigned(sources))
+        self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
         """Fetches again from those of them that are still assigned."""
-        self._consumer.resume(self._assigned(sources))
+        self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
     def close(self) -> None:
         """Leaves the group. A rebalance that nobody polled for yet is told in here, too."""
         self._leaving = True
-        self._consumer.close()
+        self._guarded("close", self._consumer.close)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """(low, high) watermark of each assigned partition, as of the last fetch. Makes no request."""
@@ -249,52 +310,72 @@ class KafkaSource:
         self.rebalances += 1
         if self._leaving:  # nothing will be read, and a group that is being left answers no question about offsets
             return
+        numbers = [partition.partition for partition in partitions]
+        topic = self._describe()
+        try:
+            found = self._offsets.find(consumer, numbers, topic, self.topic_id)
+        except Unanswered as failure:
+            self._assign_nothing(numbers, str(failure))
+            return
+        self._instance_wait_logged = False
+        self.topic_id = topic.id or self.topic_id
+        self._log_replaced(found)
         given, starts = [], []
-        for stored in self._stored(consumer, partitions):
+        for one in found:
             self._epoch += 1
-            self._epochs[stored.partition] = self._epoch
-            committed = stored.offset if stored.offset >= 0 else None
-            source = TopicPartition(self.topic, stored.partition)
-            given.append(on.Assignment(source, self._epoch, committed, stored.metadata or ""))
-            start = self._first_offset(source) if committed is None else committed
-            if committed is not None:
-                self._positions[stored.partition] = committed
-            starts.append(KafkaPartition(self.topic, stored.partition, start))
-        self._assign(starts)
+            self._epochs[one.partition] = self._epoch
+            self._positions[one.partition] = one.offset
+            given.append(
+                on.Assignment(
+                    TopicPartition(self.topic, one.partition),
+                    self._epoch,
+                    one.committed,
+                    one.text,
+                    None if one.committed is not None else one.offset,
+                    topic.id,
+                    one.start.began_with,
+                    one.start.replaced,
+                )
+            )
+            starts.append(KafkaPartition(self.topic, one.partition, one.offset))
+        if not self._assign(starts):
+            self._must_rejoin.set()
+            return
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
-        self._emit(on.PartitionsAssigned(tuple(given)))
+        # A start that was chosen is committed before anything is read, or a crash would choose again.
+        self._starting = self._rebalancing = any(assignment.committed is None for assignment in given)
+        try:
+            self._emit(on.PartitionsAssigned(tuple(given)))
+        finally:
+            self._starting = self._rebalancing = False
 
-    def _assign(self, starts: list[KafkaPartition]) -> None:
+    def _assign(self, starts: list[KafkaPartition]) -> bool:
         """Not paused, whatever was before: the client remembers a pause until it is told otherwise, also when the
         partition went away and came back in between. The core, which hears of it next, says what shall be now.
+        False: the client refused.
         """
-        self._consumer.incremental_assign(starts)
-        self._consumer.resume(starts)
+        try:
+            self._consumer.incremental_assign(starts)
+            self._consumer.resume(starts)
+        except (KafkaException, RuntimeError) as failure:
+            log.warning("kafka_call_failed", call="assign", error=str(failure))
+            self._forget(self._named(starts))
+            return False
+        return True
 
-    def _stored(self, consumer: Consumer, partitions: list[KafkaPartition]) -> list[KafkaPartition]:
-        """The group's committed offsets with their metadata. Without them we must not start anywhere."""
-        for _ in range(3):
-            try:
-                stored: list[KafkaPartition] = consumer.committed(partitions, timeout=CALL_SECONDS_MAX)
-            except KafkaException as failure:
-                log.warning("committed_offsets_unavailable", error=str(failure))
-                continue
-            bad = [str(p.error) for p in stored if p.error is not None]
-            if not bad:
-                return stored
-            log.warning("committed_offsets_unavailable", error=bad[0])
-        raise ConsumerFailed(
-            f"the broker did not tell the committed offsets of {len(partitions)} partitions of {self.topic}; "
-            "check the group coordinator, then start again"
-        )
+    def _assign_nothing(self, numbers: list[int], reason: str) -> None:
+        """The client insists on an assignment; without an epoch nothing of it is handed over. It joins again."""
+        log.warning("assignment_given_up", partitions=numbers, reason=reason)
+        idle = [KafkaPartition(self.topic, number, 0) for number in numbers]
+        self._guarded("assign", self._consumer.incremental_assign, idle)
+        self._guarded("pause", self._consumer.pause, idle)
+        self._must_rejoin.set()
 
-    def _first_offset(self, source: TopicPartition) -> int:
-        if self._reset == "error":
-            raise ConsumerFailed(
-                f"{source} has no committed offset and REPLAYS_KAFKA_OFFSET_RESET is error: "
-                "set it to earliest or latest once, or commit an offset for the group"
-            )
-        return OFFSET_BEGINNING if self._reset == "earliest" else OFFSET_END
+    def _log_replaced(self, found: list[Found]) -> None:
+        replaced = {one.partition: one.offset for one in found if one.start.replaced}
+        if replaced:
+            former = next(one.start.replaced for one in found if one.start.replaced)
+            log.error("topic_recreated", topic=self.topic, former=former, now=self.topic_id, starts=replaced)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
@@ -327,6 +408,7 @@ class KafkaSource:
     def _forget(self, sources: tuple[TopicPartition, ...]) -> None:
         for source in sources:
             self._epochs.pop(source.partition, None)
+            self._unresolved.pop(source.partition, None)
             self._positions.pop(source.partition, None)
 
     def _named(self, partitions: list[KafkaPartition]) -> tuple[TopicPartition, ...]:
@@ -347,23 +429,53 @@ class KafkaSource:
 
     def _on_error(self, error: KafkaError, polled: KafkaMessage) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._on_out_of_range(polled)
-        elif error.fatal():
-            raise ConsumerFailed(f"the Kafka client failed for good: {error.str()}")
+            partition, wanted = polled.partition(), polled.offset()
+            if partition is not None and partition in self._epochs:
+                self._resume_at_limit(partition, -1 if wanted is None or wanted == OFFSET_INVALID else wanted)
+        elif error.code() == KafkaError._FATAL or error.fatal():
+            self._on_fatal(error)
         elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED):
             log.error("topic_unavailable", topic=self.topic, error=error.str())
         else:
             log.warning("kafka_error", code=error.name(), error=error.str())
 
-    def _on_out_of_range(self, polled: KafkaMessage) -> None:
+    def _on_fatal(self, error: KafkaError) -> None:
+        """The one that time heals: a killed static member keeps its instance id until its session ends (KIP-848).
+
+        The client gives its code in words only.
+        """
+        if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in error.str():
+            raise ConsumerFailed(f"the Kafka client failed for good: {error.str()}")
+        if not self._instance_wait_logged:
+            self._instance_wait_logged = True
+            log.warning(
+                "instance_id_in_use",
+                instance=self._config.get("group.instance.id"),
+                what_happens="tried again until the session of its former member ends",
+            )
+        self._renew_at = time.monotonic() + RENEW_SECONDS
+
+    def _resume_lost_offsets(self) -> None:
+        """Of partitions whose limits the broker did not tell when their offset was found to be out of range."""
+        now = time.monotonic()
+        for partition, (wanted, at) in list(self._unresolved.items()):
+            if now >= at:
+                self._resume_at_limit(partition, wanted)
+
+    def _resume_at_limit(self, partition: int, wanted: int) -> None:
         """The offset is not in the log: messages expired before they were read, or the topic was made anew."""
-        partition, wanted = polled.partition(), polled.offset()
-        if partition is None or partition not in self._epochs:
-            return
         source = TopicPartition(self.topic, partition)
-        low, high = self._consumer.get_watermark_offsets(
-            KafkaPartition(self.topic, partition), timeout=CALL_SECONDS_MAX, cached=False
-        )
+        self._unresolved.pop(partition, None)
+        topic_id = self._describe().id
+        if self.topic_id and topic_id and topic_id != self.topic_id:
+            self._must_rejoin.set()  # every partition of it, drained, and then from its beginning
+            return
+        try:
+            low, high = self._offsets.log_range(self._consumer, partition)
+        except Unanswered as failure:
+            log.warning("log_range_unavailable", source=str(source), error=str(failure))
+            self._unresolved[partition] = (wanted, time.monotonic() + REPEAT_SECONDS)
+            return
         log.error("offset_out_of_range", source=str(source), wanted=wanted, low=low, high=high, policy=self._reset)
         if self._reset == "error":
             raise ConsumerFailed(
@@ -374,10 +486,16 @@ class KafkaSource:
         self._epoch += 1
         self._epochs[partition] = self._epoch
         self._positions[partition] = resumed_at
-        self._consumer.incremental_unassign([KafkaPartition(self.topic, partition)])
-        self._assign([KafkaPartition(self.topic, partition, resumed_at)])
-        wanted = -1 if wanted is None or wanted == OFFSET_INVALID else wanted
+        self._guarded("unassign", self._consumer.incremental_unassign, [KafkaPartition(self.topic, partition)])
+        if not self._assign([KafkaPartition(self.topic, partition, resumed_at)]):
+            self._must_rejoin.set()
+            self._emit(on.PartitionsLost((source,)))
+            return
         self._emit(on.OffsetOutOfRange(source, self._epoch, wanted, resumed_at))
+
+
+def _is(error: object, code: int) -> bool:
+    return isinstance(error, KafkaError) and error.code() == code
 
 
 class _LibraryLog:

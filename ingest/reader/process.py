@@ -25,10 +25,11 @@ from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
 from ingest.observe.stuck import StuckDetector
 from ingest.observe.tracing import Tracing
+from ingest.reader.assignment import ConsumerFailed
 from ingest.reader.configuration import consumer_config, limits_of, rules_of
 from ingest.reader.dispatch import Dispatcher
-from ingest.reader.group_watch import GroupWatch
-from ingest.reader.kafka import ConsumerFailed, KafkaSource
+from ingest.reader.group_watch import GroupWatch, TopicDescriber
+from ingest.reader.kafka import KafkaSource
 from ingest.reader.parsing.deadlines import Deadlines
 from ingest.reader.parsing.inline import InlineParser, ProcessParser, Wary
 from ingest.reader.parsing.second_line import SecondLine
@@ -80,7 +81,11 @@ class Reader:
         self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self.pipeline = Pipeline(limits_of(settings))
         self.source = KafkaSource(
-            consumer_config(settings), settings.kafka_topic, self.inbox, settings.kafka_offset_reset
+            consumer_config(settings),
+            settings.kafka_topic,
+            self.inbox,
+            settings.kafka_offset_reset,
+            TopicDescriber(settings),
         )
         self.metrics = Metrics(settings, REASONS, WARNINGS, batch_line)
         self.metrics.watch(self.pipeline, self.source)

@@ -182,7 +182,11 @@ def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> N
             topic,
             partition,
             0,
-            cut_record.encode(0, stops.get(partition, []), limits_of(system.settings).cut_record_bytes_max),
+            cut_record.encode(
+                0,
+                cut_record.Record(stops=tuple(stops.get(partition, ()))),
+                limits_of(system.settings).cut_record_bytes_max,
+            ),
         )
         for _, partition in system.ends
     ]

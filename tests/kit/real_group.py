@@ -126,7 +126,7 @@ def recorded_batches(fleet: Fleet) -> set[str]:
     topic, found = fleet.settings.kafka_topic, set()
     for partition, (offset, text) in stored(fleet).items():
         start = offset
-        for stop in cut_record.decode(offset, text) if offset >= 0 else ():
+        for stop in cut_record.decode(offset, text).stops if offset >= 0 else ():
             found.add(f"{topic}-{partition}-{start}-{stop}")
             start = stop
     return found

@@ -170,8 +170,8 @@ MUTANTS = (
     Mutant(
         "writes a record without the predecessor's remaining cuts",
         PARTITION,
-        "[offsets.stop for offsets in pending] + [*self.builder.planned]",
-        "[offsets.stop for offsets in pending]",
+        "(*(offsets.stop for offsets in pending), *planned)",
+        "tuple(offsets.stop for offsets in pending)",
     ),
     Mutant(
         "waits for the answer to a record that it does not send",
@@ -182,8 +182,8 @@ MUTANTS = (
     Mutant(
         "ignores the record of the former owner",
         PARTITION,
-        "plan = cut_record.decode(committed, given.record) if committed is not None else ()",
-        "plan = ()",
+        "found = decode(committed, given.record) if committed is not None else Record()",
+        "found = Record()",
     ),
     Mutant(
         "repeats a refused commit at once",
@@ -418,6 +418,30 @@ MUTANTS = (
         PARTITION,
         "self.end.position <= self.position <= self.end.end",
         "self.position <= self.end.end",
+    ),
+    Mutant(
+        "starts an added partition where the policy says",
+        "core/starting.py",
+        "Place.BEGINNING if partition >= began_with else Place.POLICY",
+        "Place.POLICY",
+    ),
+    Mutant(
+        "reads a topic that was created again from the old offset",
+        "core/starting.py",
+        "recorded != topic.id",
+        "recorded == ''",
+    ),
+    Mutant(
+        "counts no start",
+        "core/starting.py",
+        "starts=found.starts + 1",
+        "starts=found.starts",
+    ),
+    Mutant(
+        "repeats a record that is too long",
+        COMMITS,
+        "            self._budget.refused(event.record)",
+        "            pass",
     ),
     Mutant(
         "writes records that the broker refuses",

@@ -35,7 +35,10 @@ class Durability:
         self.announced: dict[int, list[tuple[int, int]]] = {}
         self._broker = broker
         self._sinks = sinks
-        self._checked = [0] * len(broker.logs)
+        self._checked: dict[int, int] = {}
+        self._skipped: dict[int, int] = {}
+        self._committed: set[int] = set()
+        self._first_partitions = len(broker.logs)
 
     def missing(self, log: Log, offset: int) -> list[str]:
         """The sinks in which this message is not durable."""
@@ -49,24 +52,38 @@ class Durability:
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def excused(self, log: Log, offset: int) -> bool:
-        """Expired, and somebody said so."""
+        """Expired, and somebody said so; or before the group's beginning, by policy."""
+        if offset < self._skipped.get(log.source.partition, 0):
+            return True
         spans = self.announced.get(log.source.partition, ())
         return offset < log.low and any(start <= offset < stop for start, stop in spans)
 
-    def begun(self, partition: int) -> None:
-        """A reader starts without a committed offset, at the oldest message."""
-        self.announced.setdefault(partition, []).append((0, self._broker.logs[partition].low))
+    def begun(self, partition: int, start: int) -> None:
+        """A reader starts without a committed offset: at the oldest message, or later if the group is new.
+
+        Raises Violation.
+        """
+        log = self._broker.logs[partition]
+        self.announced.setdefault(partition, []).append((0, log.low))
+        if start > log.low:
+            if partition in self._committed or partition >= self._first_partitions:
+                raise Violation(
+                    "durability", f"{log.source} starts at {start} although it is not new to the group"
+                )
+            self._skipped[partition] = max(start, self._skipped.get(partition, 0))
 
     def committed(self, partition: int, offset: int) -> None:
         """The broker stored this."""
         log = self._broker.logs[partition]
         if offset > log.high:
             raise Violation("durability", f"{log.source} committed {offset}, the log ends at {log.high}")
-        for at in log.between(self._checked[partition], offset):
+        checked = self._checked.get(partition, 0)
+        self._committed.add(partition)
+        for at in log.between(checked, offset):
             missing = self.missing(log, at)
             if missing and not self.excused(log, at):
                 raise Violation("durability", f"{log.source} committed {offset}, offset {at} is not in {missing}")
-        self._checked[partition] = max(self._checked[partition], offset)
+        self._checked[partition] = max(checked, offset)
 
     def at_end(self) -> None:
         """Everything is durable, or its loss was announced."""
@@ -168,6 +185,7 @@ class CommitsRise:
         self._refused_at.pop(key, None)
         if (
             isinstance(event, on.CommitFailed)
+            and not event.record_too_long  # followed at once by a shorter one
             and waited_seconds < reader.pipeline.limits.commit_answer_seconds_max
         ):
             self._refused_at[key] = now
@@ -207,7 +225,7 @@ class Bounded:
 
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range."""
-        ends = len(cut_record.decode(command.offset, command.record))
+        ends = len(cut_record.decode(command.offset, command.record).stops)
         if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
@@ -220,22 +238,30 @@ class RecordedFirst:
 
     def __init__(self) -> None:
         self._stored: dict[tuple[str, TopicPartition], set[int]] = {}
+        self._short: set[str] = set()
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
         """The ends that the predecessor stored count as stored."""
-        ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
+        ends = cut_record.decode(given.committed or 0, given.record).stops
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
         """The broker stored these ends."""
         ends = self._stored.setdefault((reader.name, event.source), set())
-        ends.update(cut_record.decode(event.offset, event.record))
+        ends.update(cut_record.decode(event.offset, event.record).stops)
+
+    def refused(self, reader: Reader, event: on.CommitFailed) -> None:
+        """The broker stores no record of this length: ends that do not fit need not be stored."""
+        if event.record_too_long:
+            self._short.add(reader.name)
 
     def ordered(self, reader: Reader, command: do.Dispatch, now: float) -> None:
         """A reader starts a chord. Raises Violation."""
         batch = command.batch
         ends = self._stored.get((reader.name, batch.source), set())
         waited = now - batch.cut_at >= reader.pipeline.limits.cut_record_seconds_max - 1e-9
+        if reader.name in self._short:
+            return
         if command.attempt == 1 and batch.offsets.stop not in ends and not waited:
             raise Violation("recorded_first", f"{reader.name} starts {batch} before its end was stored")
 
@@ -253,14 +279,20 @@ class SameCut:
         self._plans: dict[tuple[str, TopicPartition], tuple[int, ...]] = {}
         self._ended_early: dict[tuple[str, TopicPartition], float] = {}
         self._recut: set[str] = set()
+        self._short: set[str] = set()
         self._broker = broker
         self._story = story
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
         """A new owner received a plan."""
-        ends = cut_record.decode(given.committed, given.record) if given.committed is not None else ()
+        ends = cut_record.decode(given.committed or 0, given.record).stops
         self._plans[reader.name, given.source] = ends
         self._ended_early.pop((reader.name, given.source), None)
+
+    def refused(self, reader: Reader, event: on.CommitFailed) -> None:
+        """The broker stores no record of this length: it need not keep all ends."""
+        if event.record_too_long:
+            self._short.add(reader.name)
 
     def ended(self, reader: Reader, event: on.EndReached, now: float) -> None:
         if any(end > event.end for end in self._plans[reader.name, event.source]):
@@ -303,13 +335,13 @@ class SameCut:
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
         """A reader orders a commit: it keeps the ends of the plan. Raises Violation."""
         plan = self._plans[reader.name, command.source]
-        kept = cut_record.decode(command.offset, command.record)
+        kept = cut_record.decode(command.offset, command.record).stops
         forgotten = [
             end
             for end in plan
             if end > command.offset and end not in kept and not self._gone(reader, command.source, end, now)
         ]
-        if forgotten:
+        if forgotten and reader.name not in self._short:
             raise Violation("same_cut", f"{reader.name} commits {command} and forgets the ends {forgotten}")
 
 
@@ -383,8 +415,6 @@ class Checkers:
                 for given in event.assignments:
                     self._recorded.assigned(reader, given)
                     self._same_cut.assigned(reader, given)
-                    if given.committed is None:  # the documented reset policy: from the oldest message there is
-                        self.durability.begun(given.source.partition)
             case on.OffsetOutOfRange():
                 span = (event.wanted, event.resumed_at)
                 self.durability.announced.setdefault(event.source.partition, []).append(span)
@@ -395,6 +425,8 @@ class Checkers:
                 self._recorded.stored(reader, event)
             case on.CommitFailed():
                 self._rise.answered(reader, event, now)
+                self._recorded.refused(reader, event)
+                self._same_cut.refused(reader, event)
         for command in commands:
             match command:
                 case do.Commit():

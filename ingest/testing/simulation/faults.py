@@ -49,6 +49,10 @@ class Fault(StrEnum):
     REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
     KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # in the callback that takes partitions back
     DISCARD_LOST = "discard_lost"  # Redis was away when a batch settled: nobody takes back what it shows
+    COMMIT_STALE_EPOCH = "commit_stale_epoch"  # the member's epoch is not the group's any more, or not yet
+    FETCH_STALE_EPOCH = "fetch_stale_epoch"  # the same, when it asks for committed offsets
+    RECORD_REFUSED = "record_refused"  # the brokers store short metadata only
+    PARTITION_ADDED = "partition_added"
 
 
 RATES: dict[Fault, float] = {
@@ -88,6 +92,10 @@ RATES: dict[Fault, float] = {
     Fault.OPERATOR_ABANDON: 0.05,
     Fault.KILLED_AMID_REBALANCE: 0.7,
     Fault.REPLICA_BEHIND: 0.5,
+    Fault.COMMIT_STALE_EPOCH: 0.05,
+    Fault.FETCH_STALE_EPOCH: 0.2,
+    Fault.RECORD_REFUSED: 0.4,
+    Fault.PARTITION_ADDED: 0.05,
 }
 """Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""
 

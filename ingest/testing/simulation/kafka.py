@@ -19,6 +19,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.ownership import GroupView
+from ingest.core.starting import Place, Stored, TopicView, start
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.story import Story
@@ -27,6 +28,9 @@ TOPIC = "replays"
 REBALANCE_SECONDS_MAX = 6.0
 POLL_MESSAGES_MAX = 6
 REPLICA_MESSAGES_MAX = 8
+TOPIC_ID = "t1"
+SHORT_RECORD_BYTES_MAX = 12
+RECORD_TOO_LONG = "OFFSET_METADATA_TOO_LARGE"
 
 
 class Kind(StrEnum):
@@ -111,6 +115,7 @@ class Group:
     members: dict[str, Member] = field(default_factory=dict)
     assignment: dict[str, tuple[int, ...]] = field(default_factory=dict)
     committed: dict[int, tuple[int, str]] = field(default_factory=dict)
+    record_bytes_max: int = 4095
 
     def enter(self, member_id: str, instance: str) -> None:
         """A new member. A static one takes the place of its former self, whose id is fenced from now on."""
@@ -153,6 +158,11 @@ class Group:
             for member in self.members.values():
                 member.joined = False
         self._complete_if_all_joined()
+
+    def grow(self) -> None:
+        """The topic has one partition more, and the members' metadata says so."""
+        self.partitions += 1
+        self.rebalance()
 
     def join(self, member_id: str, owned: tuple[int, ...]) -> None:
         """The member is ready for the next generation and still holds `owned`."""
@@ -205,6 +215,8 @@ class Group:
             return "UNKNOWN_MEMBER_ID"
         if generation != self.generation:
             return "ILLEGAL_GENERATION"
+        if len(record) > self.record_bytes_max:
+            return RECORD_TOO_LONG
         self.committed[partition] = (offset, record)
         self.stored(partition, offset, record)
         return ""
@@ -217,6 +229,8 @@ class Broker:
     logs: list[Log]
     group: Group
     shed: set[tuple[int, int]] = field(default_factory=set)  # messages that some reader dropped on purpose
+    latest: bool = False  # the readers' reset policy
+    began: Callable[[int, int], None] = lambda partition, offset: None  # a reader chose where to start
 
 
 class SimulatedSource:
@@ -317,14 +331,16 @@ class SimulatedSource:
     def _store(self, command: do.Commit, generation: int) -> str:
         partition = command.source.partition
         record = "" if self._dice.strikes(Fault.RECORD_LOST) else command.record
+        if self._dice.strikes(Fault.COMMIT_STALE_EPOCH):
+            return "STALE_MEMBER_EPOCH"
         error = self._group.commit(self.member_id, generation, partition, command.offset, record)
-        if error:
+        if error and error != RECORD_TOO_LONG:
             self._story.mark("commit_fenced")
         return error
 
     def _answer(self, command: do.Commit, error: str) -> on.Event:
         said = (command.source, command.epoch, command.offset, command.record)
-        return on.CommitFailed(*said, error) if error else on.Committed(*said)
+        return on.CommitFailed(*said, error, error == RECORD_TOO_LONG) if error else on.Committed(*said)
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         """Nothing is fetched from these until `resume`."""
@@ -387,16 +403,36 @@ class SimulatedSource:
     def _assign(self, partitions: tuple[int, ...]) -> None:
         if not partitions:
             return
-        given = []
-        for partition in partitions:
-            self._epoch += 1
-            self.epochs[partition] = self._epoch
-            log = self._broker.logs[partition]
-            stored = self._group.committed.get(partition)
-            self._positions[partition] = stored[0] if stored else log.low
-            self._read_replica(log)
-            given.append(on.Assignment(log.source, self._epoch, *(stored or (None, ""))))
-        self.emit(on.PartitionsAssigned(tuple(given)))
+        if self._dice.strikes(Fault.FETCH_STALE_EPOCH):
+            self._story.mark("offsets_unknown")
+            self._must_rejoin = True
+            return
+        given = [self._start(partition) for partition in partitions]
+        self._rebalancing = any(assignment.committed is None for assignment in given)
+        try:
+            self.emit(on.PartitionsAssigned(tuple(given)))
+        finally:
+            self._rebalancing = False
+
+    def _start(self, partition: int) -> on.Assignment:
+        """As `ingest.reader.kafka` does it: at the committed offset, or where `ingest.core.starting` says."""
+        self._epoch += 1
+        self.epochs[partition] = self._epoch
+        log, topic = self._broker.logs[partition], TopicView(TOPIC_ID, self._group.partitions)
+        stored = {number: Stored(*found) for number, found in self._group.committed.items()}
+        begin = start(partition, stored, topic)
+        if begin.place is Place.COMMITTED:
+            offset, text = self._group.committed[partition]
+            given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.began_with)
+        else:
+            latest = begin.place is Place.POLICY and self._broker.latest
+            offset = log.high if latest else log.low
+            self._story.mark("began_at_end" if latest else "began_at_beginning")
+            self._broker.began(partition, offset)
+            given = on.Assignment(log.source, self._epoch, None, "", offset, topic.id, begin.began_with)
+        self._positions[partition] = offset
+        self._read_replica(log)
+        return given
 
     def _read_replica(self, log: Log) -> None:
         """A new owner may be served by a replica that lags behind the one its predecessor read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ingest.core import commands as do
+from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.testing.simulation.reader import Reader
 from ingest.testing.simulation.story import Story
@@ -27,6 +28,12 @@ MARKS = {
     "cut_again": "One that was too large to be staged by now was cut in between.",
     "recut": "Redis could never hold a batch: its halves took its place.",
     "deferred": "A message was parsed beside the loop while its partition waited.",
+    "record_refused": "The broker does not store so long a record: the next commit had a shorter one.",
+    "failed_start": "A reader ended before the offset moved, and its successor knows.",
+    "partition_added": "The topic got a partition, with messages before anybody knew of it.",
+    "began_at_beginning": "A partition that was new to the group was read from its beginning.",
+    "began_at_end": "A new group began at the end of a partition, by policy.",
+    "offsets_unknown": "Committed offsets were refused to a member of an old epoch: it joined again.",
     "plan_given_up": "A planned range did not come to its end in time.",
     "passed_over": "The end of the log held no message and was committed.",
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
@@ -62,8 +69,10 @@ class Marks:
         mark = self._story.mark
         match event:
             case on.PartitionsAssigned():
-                if any("," in given.record for given in event.assignments):
+                if any(cut_record.decode(given.committed or 0, given.record).stops for given in event.assignments):
                     mark("assigned_with_plan")
+                if any(reader.pipeline.failed_starts(given.source) for given in event.assignments):
+                    mark("failed_start")
             case on.PartitionsLost():
                 mark("lost")
             case on.OffsetOutOfRange():
@@ -71,6 +80,8 @@ class Marks:
             case on.CommitFailed():
                 self._unanswered.discard((reader.name, str(event.source), event.epoch))
                 mark("commit_refused")
+                if event.record_too_long:
+                    mark("record_refused")
             case on.EndReached() if event.end > event.position:
                 self._trailing.add((str(event.source), event.end))
             case on.Committed():

@@ -29,6 +29,7 @@ class Shape:
     calm_at: float
     faults: tuple[Fault, ...]
     limits: Limits
+    latest: bool = False
     session_seconds: float = 5.0
     visibility_seconds: float = 4.0
 
@@ -79,4 +80,5 @@ class Shape:
             calm_at=random.choice((6.0, 10.0, 16.0)),
             faults=tuple(fault for fault in Fault if random.random() < 0.4),
             limits=limits,
+            latest=Random(f"{seed}/reset").random() < 0.2,
         )

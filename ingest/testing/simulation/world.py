@@ -17,7 +17,15 @@ from ingest.testing.simulation.celery import Fleet
 from ingest.testing.simulation.checkers import UNTRUE_SECONDS_MAX, Checkers
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
-from ingest.testing.simulation.kafka import Broker, Group, Kind, Log, Record, SimulatedSource
+from ingest.testing.simulation.kafka import (
+    SHORT_RECORD_BYTES_MAX,
+    Broker,
+    Group,
+    Kind,
+    Log,
+    Record,
+    SimulatedSource,
+)
 from ingest.testing.simulation.marks import Marks
 from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, with_ratio_off
 from ingest.testing.simulation.redis import Redis
@@ -26,6 +34,8 @@ from ingest.testing.simulation.sinks import Sinks
 from ingest.testing.simulation.story import Story, Violation
 
 TROUBLE_SECONDS = 0.5
+ADDED_PARTITIONS_MAX = 2
+ADDED_MESSAGES = 5
 
 
 @dataclass(slots=True)
@@ -51,8 +61,11 @@ class World:
         group = Group(
             self.timeline, shape.partitions, shape.cooperative, shape.session_seconds, self._commit_stored
         )
-        self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group)
+        if self.dice.strikes(Fault.RECORD_REFUSED):
+            group.record_bytes_max = SHORT_RECORD_BYTES_MAX
+        self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group, latest=shape.latest)
         self.checkers = Checkers(shape, self.broker, self.sinks, self.story)
+        self.broker.began = self.checkers.durability.begun
         self.marks = Marks(self.story)
         self.fleet = Fleet(
             self.timeline,
@@ -217,7 +230,18 @@ class World:
                 until[sink] = min(self.shape.calm_at, now + self.dice.between(1.0, 6.0))
         if strikes(Fault.RETENTION):
             self._expire()
+        if len(self.broker.logs) < self.shape.partitions + ADDED_PARTITIONS_MAX and strikes(Fault.PARTITION_ADDED):
+            self._add_partition()
         self._operate()
+
+    def _add_partition(self) -> None:
+        """It has messages before the group hears of it."""
+        log = Log(len(self.broker.logs))
+        for n in range(ADDED_MESSAGES):
+            log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))
+        self.broker.logs.append(log)
+        self.story.mark("partition_added")
+        self.timeline.after(self.dice.between(0.1, 3.0), self.broker.group.grow)
 
     def _trouble_reader(self, reader: Reader) -> None:
         strikes = self.dice.strikes

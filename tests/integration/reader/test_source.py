@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import pytest
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from structlog.testing import capture_logs
 
 from ingest.core import commands as do
@@ -19,8 +19,12 @@ from ingest.core.limits import Limits
 from ingest.core.model import Message
 from ingest.core.pipeline import Pipeline
 from ingest.local.servers.java_kafka import JavaKafka
-from ingest.reader.kafka import ConsumerFailed, KafkaSource
+from ingest.local.servers.processes import Children
+from ingest.reader.assignment import ConsumerFailed
+from ingest.reader.group_watch import TopicDescriber
+from ingest.reader.kafka import KafkaSource
 from ingest.reader.runtime import Runtime
+from ingest.settings import Settings
 from tasks.kafka.records import UNREADABLE
 from tests.kit.batches import segment
 from tests.kit.raw_producer import RawProducer
@@ -71,10 +75,17 @@ class Reader:
             "group.id": f"{topic}-group",
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": 6000,
+            "topic.metadata.refresh.interval.ms": 500,
             "heartbeat.interval.ms": 500,
             **config,
         }
-        self.source = KafkaSource(settings, topic, self.inbox, reset)  # type: ignore[arg-type]
+        self.source = KafkaSource(
+            settings,
+            topic,
+            self.inbox,
+            reset,  # type: ignore[arg-type]
+            TopicDescriber(Settings(kafka_brokers=brokers, kafka_topic=topic)),
+        )
         self.pipeline = Pipeline(limits)
         self.parser = PlainParser()
         self.runtime = Runtime(
@@ -187,8 +198,9 @@ def test_the_longest_record_is_one_that_a_broker_stores_by_default(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
     """To the last byte; one that Kafka refuses would take the offset with it."""
-    longest = cut_record.encode(0, range(40, 100_000, 40), Limits().cut_record_bytes_max)
-    assert len(longest) == Limits().cut_record_bytes_max
+    stops = tuple(range(40, 100_000, 40))
+    longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)
+    assert len(longest) >= Limits().cut_record_bytes_max - 1
     consumer = Consumer(
         {
             "bootstrap.servers": apache_kafka.address,
@@ -346,8 +358,13 @@ def test_the_policy_error_refuses_to_jump(apache_kafka: JavaKafka, apache_topic:
 
 
 def commit_far_ahead(brokers: str, topic: str) -> None:
+    commit(brokers, topic, [KafkaPartition(topic, number, 5000) for number in (0, 1)])
+
+
+def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
+    """As a tool does it."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
-    consumer.commit(offsets=[KafkaPartition(topic, number, 5000) for number in (0, 1)], asynchronous=False)
+    consumer.commit(offsets=offsets, asynchronous=False)
     consumer.close()
 
 
@@ -391,3 +408,174 @@ def test_a_header_name_that_is_no_text_stops_nobody(brokers: str, topic: str) ->
     headers = {message.value: message.headers for message in reader.parser.messages}
     assert headers == {b"before": (("name", b"value"),), b"bad": UNREADABLE, b"after": ()}
     reader.source.close()
+
+
+# Where a partition starts
+
+
+def starts(reader: Reader) -> dict[int, int | None]:
+    """Where each partition began that had no commit."""
+    return {
+        given.source.partition: given.start
+        for event in reader.seen(on.PartitionsAssigned)
+        for given in event.assignments  # type: ignore[attr-defined]
+        if given.committed is None
+    }
+
+
+@pytest.mark.kafka
+def test_the_start_that_the_policy_chose_is_committed_before_anything_is_read(
+    apache_kafka: JavaKafka, apache_topic: str
+) -> None:
+    """A reader that dies before its first batch leaves its successor no choice: nothing in between is skipped."""
+    brokers, topic = apache_kafka.address, apache_topic
+    produce(brokers, topic, 20)
+    first = Reader(brokers, topic, LIMITS, reset="latest")
+    first.turn_until(lambda: len(first.pipeline.sources) == 2)
+    assert [p.offset for p in committed(brokers, topic)] == [10, 10]
+    first.crash()
+
+    produce(brokers, topic, 8)
+    second = Reader(brokers, topic, LIMITS, reset="latest")
+    second.turn_until(lambda: len(second.blobs()) == 8)
+
+    assert sorted(second.blobs()) == sorted(f"{topic}-{p}/{o}" for p in (0, 1) for o in range(10, 14))
+    second.source.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("reset", ["latest", "error"])
+def test_a_partition_that_is_added_is_read_from_its_beginning(
+    apache_kafka: JavaKafka, apache_topic: str, reset: str
+) -> None:
+    """Its messages arrive before the group knows of it. Under every policy: nothing of it was lost or skipped."""
+    brokers = apache_kafka.address
+    commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
+    reader = Reader(brokers, apache_topic, LIMITS, reset=reset)
+    reader.turn_until(lambda: len(reader.pipeline.sources) == 2)
+
+    admin = AdminClient({"bootstrap.servers": brokers})
+    admin.create_partitions([NewPartitions(apache_topic, 3)])[apache_topic].result(20)
+    produce(brokers, apache_topic, 30, partitions=3)
+    reader.turn_until(lambda: len(reader.blobs()) == 30)
+
+    assert starts(reader) == {2: 0}
+    assert {f"{apache_topic}-2/{offset}" for offset in range(10)} <= set(reader.blobs())
+    reader.source.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("reset", ["latest", "error"])
+def test_a_topic_that_was_created_again_is_read_from_its_beginning(
+    apache_kafka: JavaKafka, apache_topic: str, reset: str
+) -> None:
+    """The new log is longer than the committed offset, so that only the topic's id tells. Old cuts do not apply.
+
+    Apache Kafka deletes a topic's offsets with it; a member that commits once more brings them back.
+    """
+    brokers = apache_kafka.address
+    produce(brokers, apache_topic, 20)
+    first = Reader(brokers, apache_topic, LIMITS)
+    first.turn_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    first.source.close()
+    kept = committed(brokers, apache_topic)
+
+    recreate(brokers, apache_topic)
+    produce(brokers, apache_topic, 60)
+    commit(brokers, apache_topic, kept)
+    second = Reader(brokers, apache_topic, LIMITS, reset=reset)
+    with capture_logs() as logs:
+        second.turn_until(lambda: len(second.blobs()) == 60)
+
+    assert starts(second) == {0: 0, 1: 0}
+    assert len([line for line in logs if line["event"] == "topic_recreated"]) == 1
+    second.turn_until(lambda: [p.offset for p in committed(brokers, apache_topic)] == [30, 30])
+    second.source.close()
+    third = Reader(brokers, apache_topic, LIMITS, reset=reset)
+    third.turn_until(lambda: len(third.pipeline.sources) == 2)
+    assert starts(third) == {}, "the new topic's id is recorded with the offsets"
+    third.source.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("reset", ["latest", "error"])
+def test_a_topic_that_is_created_again_shorter_under_a_running_reader_is_read_from_its_beginning(
+    apache_kafka: JavaKafka, apache_topic: str, reset: str
+) -> None:
+    """The offset is out of range there, but no message was lost: the policy has no say."""
+    brokers = apache_kafka.address
+    produce(brokers, apache_topic, 40)
+    commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
+    reader = Reader(brokers, apache_topic, LIMITS, reset=reset)
+    reader.turn_until(lambda: sum(e.offset == 20 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+
+    recreate(brokers, apache_topic)
+    produce(brokers, apache_topic, 10)
+    reader.turn_until(lambda: len(reader.blobs()) == 50)
+
+    assert reader.seen(on.OffsetOutOfRange) == []
+    reader.source.close()
+
+
+def recreate(brokers: str, topic: str) -> None:
+    """Deletes the topic and creates it under the same name, as soon as the brokers allow that."""
+    admin = AdminClient({"bootstrap.servers": brokers})
+    described = TopicDescriber(Settings(kafka_brokers=brokers, kafka_topic=topic))
+    before = described().id
+    admin.delete_topics([topic])[topic].result(20)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while topic in admin.list_topics(timeout=10).topics:
+        assert time.monotonic() < deadline
+    create_topic(brokers, topic, partitions=2)
+    while described().id in ("", before):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.kafka
+def test_readers_that_die_before_the_offset_moves_are_counted(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """Kept with the offset, so that the count survives what kills them; an orderly end does not count."""
+    brokers = apache_kafka.address
+    produce(brokers, apache_topic, 20)
+    seen = []
+    for number in range(4):
+        reader = Reader(brokers, apache_topic, LIMITS)
+        reader.fleet.open = False
+        reader.turn_until(lambda: len(reader.pipeline.sources) == 2)  # noqa: B023
+        reader.turn_until(lambda: len({e.source for e in reader.seen(on.Committed)}) == 2)  # noqa: B023
+        seen.append(
+            {source.partition: reader.pipeline.failed_starts(source) for source in reader.pipeline.sources}
+        )
+        if number == 2:
+            reader.inbox.put(on.ShutdownRequested())
+            reader.runtime.run()
+        else:
+            reader.crash()
+
+    assert seen == [{0: 0, 1: 0}, {0: 1, 1: 1}, {0: 2, 1: 2}, {0: 2, 1: 2}]
+    last = Reader(brokers, apache_topic, LIMITS)
+    last.turn_until(lambda: sum(e.offset == 10 for e in last.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    assert [last.pipeline.failed_starts(source) for source in last.pipeline.sources] == [0, 0]
+    last.source.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("bytes_max", [30, 8])
+def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
+    children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
+) -> None:
+    """At once, down to none; the offsets are stored all the same, and it is logged once."""
+    options = {"offset.metadata.max.bytes": str(bytes_max)}
+    server = JavaKafka(children, tmp_path_factory.mktemp("kafka"), name=fresh_name("kafka"), options=options)
+    server.start()
+    topic = create_topic(server.address, fresh_name("recordings"), partitions=2)
+    produce(server.address, topic, 200)
+    reader = Reader(server.address, topic, LIMITS)
+
+    with capture_logs() as logs:
+        reader.turn_until(lambda: sum(e.offset == 100 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+
+    assert [p.offset for p in committed(server.address, topic)] == [100, 100]
+    told = [line["event"] for line in logs if line["event"] in ("commit_failed", "commit_metadata_refused")]
+    assert told == ["commit_metadata_refused"]
+    reader.source.close()
+    server.stop()

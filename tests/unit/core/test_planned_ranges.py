@@ -169,7 +169,7 @@ def test_a_record_with_another_owner_in_between_is_carried_on() -> None:
     lapse(runtime, 1.0)
     runtime.acknowledge_commits()
 
-    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (11, "1,5")
+    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (11, "2;c=5")
 
 
 # Planned ranges that fill the byte bound

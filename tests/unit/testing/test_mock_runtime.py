@@ -81,6 +81,7 @@ def test_a_crash_is_another_runtime_that_knows_what_was_stored() -> None:
     successor = MockRuntime(Limits(batch_messages_max=100))
     successor.committed, successor.records = runtime.committed, runtime.records
     successor.assign(PARTITION)
+    successor.acknowledge_commits()
     successor.submit(recording(segment_id=0))
     successor.submit(recording(segment_id=1))
     successor.advance(0.0)

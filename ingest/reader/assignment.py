@@ -1,0 +1,149 @@
+"""Where the partitions of an assignment start, asked of the brokers. `ingest.core.starting` has the rule.
+
+An offset that cannot be had is never taken for one that does not exist: `Unanswered` makes the reader join the
+group again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.core.cut_record import refusal
+from ingest.core.starting import Place, Start, Stored, TopicView, is_known, start
+
+CALL_SECONDS_MAX = 10.0
+ANSWER_SECONDS_MAX = 30.0
+EPOCH_SECONDS_MAX = 5.0
+REPEAT_SECONDS = 0.25
+Reset = Literal["earliest", "latest", "error"]
+
+# The epoch that the client knows is not the group's yet, or not any more: its next heartbeat may put that right.
+BEHIND = frozenset((KafkaError.STALE_MEMBER_EPOCH,))
+# The coordinator does not count this client among the members any more.
+FENCED = frozenset(
+    (
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.REBALANCE_IN_PROGRESS,
+    )
+)
+FORBIDDEN = frozenset((KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED))
+
+log = structlog.get_logger(__name__)
+
+
+class ConsumerFailed(Exception):
+    """Only a person can decide how to go on: a fatal error, a missing right, or an offset that is not in the log
+    under the policy `error`. The text says what to do."""
+
+
+class Unanswered(Exception):
+    """The brokers did not say where to start; nothing may be read. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where a partition starts. `committed` and `text` are the group's, None and empty without a usable commit."""
+
+    partition: int
+    offset: int
+    committed: int | None
+    text: str
+    start: Start
+
+
+class Offsets:
+    """Of one topic, under one reset policy."""
+
+    def __init__(self, topic: str, reset: Reset) -> None:
+        self._topic = topic
+        self._reset = reset
+
+    def find(self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str) -> list[Found]:
+        """Where these partitions start, in their order. Raises Unanswered or ConsumerFailed."""
+        group = self._stored(consumer, numbers)
+        if not all(is_known(group[number], topic) for number in numbers):
+            count = max(topic.partitions, *(number + 1 for number in numbers))
+            others = [number for number in range(count) if number not in group]
+            group |= self._stored(consumer, others)
+        return [
+            self._found(consumer, number, group[number], start(number, group, topic, former)) for number in numbers
+        ]
+
+    def _found(self, consumer: Consumer, number: int, stored: Stored, found: Start) -> Found:
+        if found.place is Place.COMMITTED and stored.offset is not None:
+            reason = refusal(stored.text)
+            if reason:
+                log.warning("cut_record_not_read", partition=number, reason=reason)
+            return Found(number, stored.offset, stored.offset, stored.text, found)
+        if found.place is Place.POLICY and self._reset == "error":
+            raise ConsumerFailed(
+                f"{self._topic}-{number} has no committed offset and REPLAYS_KAFKA_OFFSET_RESET is error: "
+                "set it to earliest or latest once, or commit an offset for the group"
+            )
+        low, high = self.log_range(consumer, number)
+        at_end = found.place is Place.POLICY and self._reset == "latest"
+        return Found(number, high if at_end else low, None, "", found)
+
+    def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:
+        """(oldest offset, end) of a partition, asked of its leader. Raises Unanswered."""
+        try:
+            low, high = consumer.get_watermark_offsets(
+                KafkaPartition(self._topic, number), timeout=CALL_SECONDS_MAX, cached=False
+            )
+        except (KafkaException, RuntimeError) as failure:
+            raise Unanswered(f"limits of {self._topic}-{number}: {failure}") from failure
+        if high < 0:
+            raise Unanswered(f"limits of {self._topic}-{number}: unknown")
+        return max(low, 0), high
+
+    def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
+        """What the group has committed on these partitions. Repeats the question within bounds."""
+        if not numbers:
+            return {}
+        return repeated(lambda: self._ask(consumer, numbers), time.monotonic, time.sleep)
+
+    def _ask(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
+        answers = consumer.committed([KafkaPartition(self._topic, n) for n in numbers], timeout=CALL_SECONDS_MAX)
+        found = {}
+        for answer in answers:
+            if answer.error is not None:
+                raise KafkaException(answer.error)
+            found[answer.partition] = (
+                Stored(answer.offset, answer.metadata or "") if answer.offset >= 0 else Stored()
+            )
+        return found
+
+
+def repeated(
+    ask: Callable[[], dict[int, Stored]], clock: Callable[[], float], wait: Callable[[float], None]
+) -> dict[int, Stored]:
+    """The first answer to `ask`, which raises KafkaException. Raises Unanswered or ConsumerFailed.
+
+    A member whose epoch is behind asks again for EPOCH_SECONDS_MAX, one that is fenced does not; any other error
+    is given ANSWER_SECONDS_MAX.
+    """
+    began = clock()
+    while True:
+        try:
+            return ask()
+        except (KafkaException, RuntimeError) as failure:
+            error = failure.args[0]
+            code = error.code() if isinstance(error, KafkaError) else None
+            log.warning("committed_offsets_unavailable", error=str(error))
+            if code in FORBIDDEN:
+                raise ConsumerFailed(
+                    f"the group may not read its committed offsets: {error.str()}; allow it, then start again"
+                ) from failure
+            seconds_max = EPOCH_SECONDS_MAX if code in BEHIND else 0.0 if code in FENCED else ANSWER_SECONDS_MAX
+            if clock() - began >= seconds_max:
+                raise Unanswered(f"committed offsets: {error}") from failure
+        wait(REPEAT_SECONDS)

@@ -1,0 +1,77 @@
+"""Where a partition starts: at its offset, at its beginning when it is new, by policy when the offset was lost."""
+
+from __future__ import annotations
+
+from ingest.core.cut_record import Record, encode
+from ingest.core.starting import Place, Start, Stored, TopicView, first_record, is_known, start
+
+NOW = TopicView("new", 4)
+
+
+def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
+    """A commit of ours."""
+    return Stored(offset, encode(offset, Record(topic_id, partitions, 1, (offset + 5,)), 4000))
+
+
+def test_a_committed_offset_of_this_topic_is_the_start() -> None:
+    """And the number of partitions that the group began with is handed on."""
+    assert start(0, {0: stored(7)}, NOW) == Start(Place.COMMITTED, 2)
+
+
+def test_a_group_without_commits_starts_where_the_policy_says() -> None:
+    """All partitions of the topic belong to that beginning."""
+    assert start(3, {}, NOW) == Start(Place.POLICY, 4)
+    assert start(3, {0: Stored(), 3: Stored()}, NOW) == Start(Place.POLICY, 4)
+
+
+def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
+    """The group began with two; its third partition cannot have been there."""
+    group = {0: stored(7), 1: stored(9)}
+
+    assert start(2, group, NOW) == Start(Place.BEGINNING, 2)
+    assert start(3, {**group, 2: stored(0)}, NOW) == Start(Place.BEGINNING, 2)
+
+
+def test_a_partition_of_the_groups_beginning_whose_offset_was_lost_follows_the_policy() -> None:
+    """Also when another reader of a new group has just chosen for its partitions: both choose alike."""
+    assert start(1, {0: stored(7)}, NOW) == Start(Place.POLICY, 2)
+
+
+def test_commits_that_say_nothing_make_every_other_partition_new() -> None:
+    """Of an older release, or a tool: reading too much loses nothing."""
+    for text in ("", "1,rs", "hello"):
+        assert start(1, {0: Stored(7, text)}, NOW) == Start(Place.BEGINNING, 0)
+        assert start(0, {0: Stored(7, text)}, NOW) == Start(Place.COMMITTED, 0)
+    assert start(1, {0: stored(7), 2: Stored(7)}, NOW) == Start(Place.BEGINNING, 0)
+
+
+def test_an_offset_of_a_topic_that_was_deleted_means_nothing() -> None:
+    """The new log is read from its beginning, whatever the policy, however long it is already."""
+    group = {0: stored(7, "old"), 1: stored(9, "old")}
+
+    assert start(0, group, NOW) == Start(Place.BEGINNING, 0, "old")
+    assert not is_known(group[0], NOW)
+    assert start(2, group, NOW) == Start(Place.BEGINNING, 0)
+    assert start(1, {0: stored(0, partitions=0), 1: Stored()}, NOW) == Start(Place.BEGINNING, 0)
+
+
+def test_a_topic_whose_offsets_were_deleted_with_it_is_known_by_who_read_it() -> None:
+    """Apache Kafka deletes them; the group does not begin anew because of that."""
+    assert start(0, {}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {}, NOW, former="new").place is Place.POLICY
+    assert start(0, {}, TopicView(), former="old").place is Place.POLICY
+    assert start(0, {0: stored(7)}, NOW, former="old").place is Place.COMMITTED
+
+
+def test_an_unknown_topic_id_contradicts_nothing() -> None:
+    """Brokers that do not tell it, or did not this time."""
+    assert start(0, {0: stored(7, "old")}, TopicView()).place is Place.COMMITTED
+    assert start(0, {0: stored(7, "")}, NOW).place is Place.COMMITTED
+
+
+def test_the_first_record_counts_the_start_and_keeps_what_is_not_known_better() -> None:
+    """A topic id that is unknown this time is not forgotten."""
+    found = Record("old", 2, 3, (5,))
+
+    assert first_record(found, "", 0) == Record("old", 2, 4)
+    assert first_record(Record(), "new", 4) == Record("new", 4, 1)

@@ -1,0 +1,149 @@
+"""What the first commit of an assignment says, and how starts without progress are counted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.cut_record import Record, decode
+from ingest.testing.runtime import PARTITION
+from tests.kit.core_reader import Reader, limits, reader
+
+
+def started(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
+    """A reader that was just given PARTITION."""
+    runtime = Reader(limits())
+    runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
+    assignment = on.Assignment(PARTITION, 1, committed, text, **given)  # type: ignore[arg-type]
+    runtime.publish(on.PartitionsAssigned((assignment,)))
+    return runtime
+
+
+def records(runtime: Reader) -> list[tuple[int, Record]]:
+    """The commits since the last call, acknowledged."""
+    found = []
+    while commits := runtime.take(do.Commit):
+        for commit in commits:
+            found.append((commit.offset, decode(commit.offset, commit.record)))
+            runtime.publish(on.Committed(commit.source, commit.epoch, commit.offset, commit.record))
+    return found
+
+
+def test_a_chosen_start_is_committed_before_any_message() -> None:
+    """With the topic's id, and how many partitions the group began with."""
+    runtime = started(committed=None, start=7, topic_id="now", began_with=4)
+
+    assert records(runtime) == [(7, Record("now", 4, 1))]
+    assert runtime.pipeline.position(PARTITION) == (7, 7)
+
+
+def test_each_start_without_progress_counts() -> None:
+    """The count is in the commit at the assignment, with the cuts that are still to be made."""
+    runtime = started("2;t=now;p=4;s=2;c=3,3", topic_id="now")
+
+    assert runtime.pipeline.failed_starts(PARTITION) == 2
+    assert records(runtime) == [(10, Record("now", 4, 3, (13, 16)))]
+
+
+def test_the_count_ends_when_the_offset_moves() -> None:
+    """Whatever killed the readers before is behind it."""
+    runtime = started("2;s=2")
+    records(runtime)
+    runtime.segments(2)
+    records(runtime)
+    for dispatch in runtime.take(do.Dispatch):
+        runtime.settle_stages(dispatch)
+
+    assert records(runtime) == [(12, Record())]
+    assert runtime.pipeline.failed_starts(PARTITION) == 0
+
+
+@pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
+def test_an_orderly_end_takes_its_start_back(end: on.Event) -> None:
+    """It waits until that is stored: a deployment is no failure."""
+    runtime = started("2;s=2")
+    records(runtime)
+
+    runtime.publish(end)
+    assert not runtime.take(do.Release) + runtime.take(do.Stop)  # type: ignore[operator]
+    assert records(runtime) == [(10, Record(starts=2))]
+
+    assert runtime.take(do.Release) + runtime.take(do.Stop)  # type: ignore[operator]
+
+
+def test_a_partition_of_somebody_else_has_no_failed_starts() -> None:
+    """Messages of it may still be on their way through the loop."""
+    assert Reader(limits()).pipeline.failed_starts(PARTITION) == 0
+
+
+def test_an_unknown_topic_id_leaves_the_recorded_one() -> None:
+    """The brokers did not answer this time."""
+    assert records(started("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
+
+
+def test_where_reading_goes_on_after_a_gap_is_committed_at_once() -> None:
+    """A crash must not choose again, under `latest` at a later end. Recorded ends in the gap are gone with it."""
+    runtime = started("2;c=5,2s")
+    records(runtime)
+
+    runtime.publish(on.OffsetOutOfRange(PARTITION, 2, 10, 50))
+
+    assert records(runtime) == [(50, Record(stops=(115,)))]
+
+
+def test_the_end_of_a_gap_waits_for_what_was_taken_before_it() -> None:
+    """The messages that we hold are the only copy."""
+    runtime = started()
+    records(runtime)
+    runtime.segments(3)
+    records(runtime)
+    first = runtime.take(do.Dispatch)
+
+    runtime.publish(on.OffsetOutOfRange(PARTITION, 2, 13, 50))
+    runtime.advance(1.0)
+    assert all(offset == 10 for offset, _ in records(runtime))
+
+    for _ in range(5):
+        for dispatch in first + runtime.take(do.Dispatch):
+            runtime.settle_stages(dispatch)
+        runtime.advance(2.0)
+        last = records(runtime)
+        first = []
+        if last and last[-1][0] == 50:
+            return
+    raise AssertionError("50 was never committed")
+
+
+def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> None:
+    """Of half the length, and then half of that, until it is stored."""
+    runtime = reader()
+    runtime.segments(4)
+    lengths = []
+    while commits := runtime.take(do.Commit):
+        (commit,) = commits
+        lengths.append(len(commit.record))
+        said = (commit.source, commit.epoch, commit.offset, commit.record)
+        if commit.record:
+            runtime.publish(on.CommitFailed(*said, "too large", record_too_long=True))
+        else:
+            runtime.publish(on.Committed(*said))
+
+    assert lengths[-1] == 0
+    assert all(after <= before // 2 for before, after in pairwise(lengths))
+    assert len(runtime.take(do.Dispatch)) == 2, "no batch waits for a record that cannot be stored"
+
+
+def test_a_broker_that_refuses_even_the_empty_record_is_asked_again_after_the_interval() -> None:
+    """That is another refusal: no hot loop."""
+    runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
+    runtime.segments(2)
+    (commit,) = runtime.take(do.Commit)
+    said = (commit.source, commit.epoch, commit.offset, commit.record)
+    assert commit.record == ""
+
+    runtime.publish(on.CommitFailed(*said, "too large", record_too_long=True))
+
+    assert runtime.take(do.Commit) == []

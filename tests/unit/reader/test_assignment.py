@@ -1,0 +1,66 @@
+"""How long the group's offsets are asked for, by what the broker answers. No answer is not "no offset"."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest.core.starting import Stored
+from ingest.reader.assignment import ANSWER_SECONDS_MAX, EPOCH_SECONDS_MAX, ConsumerFailed, Unanswered, repeated
+
+
+class Coordinator:
+    """Refuses `times` times, then answers; its clock runs only while one waits."""
+
+    def __init__(self, code: int, times: int) -> None:
+        self.now, self.asked = 0.0, 0
+        self._code, self._times = code, times
+
+    def ask(self) -> dict[int, Stored]:
+        self.asked += 1
+        if self.asked <= self._times:
+            raise KafkaException(KafkaError(self._code))
+        return {0: Stored(7)}
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def answer(self) -> dict[int, Stored]:
+        return repeated(self.ask, lambda: self.now, self.wait)
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_COORDINATOR, KafkaError._TIMED_OUT]
+)
+def test_what_passes_is_asked_again(code: int) -> None:
+    """A heartbeat brings the epoch up to date, a new coordinator is found."""
+    assert Coordinator(code, times=3).answer() == {0: Stored(7)}
+
+
+@pytest.mark.parametrize(
+    ("code", "seconds"),
+    [
+        (KafkaError.STALE_MEMBER_EPOCH, EPOCH_SECONDS_MAX),
+        (KafkaError.NOT_COORDINATOR, ANSWER_SECONDS_MAX),
+        (KafkaError._TIMED_OUT, ANSWER_SECONDS_MAX),
+        (KafkaError.FENCED_MEMBER_EPOCH, 0.0),
+        (KafkaError.UNKNOWN_MEMBER_ID, 0.0),
+        (KafkaError.ILLEGAL_GENERATION, 0.0),
+        (KafkaError.REBALANCE_IN_PROGRESS, 0.0),
+    ],
+)
+def test_what_does_not_pass_ends_without_an_answer(code: int, seconds: float) -> None:
+    """The reader joins the group again then."""
+    coordinator = Coordinator(code, times=10**6)
+
+    with pytest.raises(Unanswered):
+        coordinator.answer()
+
+    assert coordinator.now == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("code", [KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED])
+def test_a_missing_right_is_for_a_person(code: int) -> None:
+    """Joining again would not help."""
+    with pytest.raises(ConsumerFailed, match="may not read"):
+        Coordinator(code, times=10**6).answer()
