@@ -469,7 +469,7 @@ def test_a_batch_that_redis_can_never_hold_is_cut_again_and_recorded_first() -> 
     assert runtime.take(do.Dispatch) == []
     halves = runtime.dispatches()
     assert ids(halves) == ["0-2/blobs#1", "2-4/blobs#1"]
-    assert runtime.records[PARTITION] == "1,2,2"
+    assert runtime.records[PARTITION] == "2;s=1;c=2,2"
     assert runtime.pipeline.held_bytes == dispatch.batch.size_bytes
     runtime.flush(halves[1])
     runtime.acknowledge_commits()
