@@ -58,7 +58,7 @@ def abandon(
     with RangeReader(settings, about["topic"], bounds=READ) as topic:
         for record in topic.read([Range(about["partition"], about["start"], about["stop"])]):
             group.append(_letter(record, batch_id, f"{reason} (by {by})"))
-            size_bytes += len(group[-1].value)
+            size_bytes += len(group[-1].value or b"")
             count += 1
             if size_bytes >= LETTERS_BYTES_MAX:
                 _reader_of(coordination, batch_id)
@@ -102,7 +102,8 @@ def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
         first_seen_ms=record.timestamp_ms,
         originals=record.headers,
     )
-    return DeadLetter(record.key, record.value, label.encode(), record.offset)
+    value = None if record.tombstone else record.value
+    return DeadLetter(record.key, value, label.encode(), record.offset)
 
 
 def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]) -> None:

@@ -122,10 +122,10 @@ class Metric(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class DeadLetter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One record for the dead-letter topic, headers complete. `offset` as in `Blob`."""
+    """One record for the dead-letter topic, headers complete. `offset` as in `Blob`. A tombstone has no value."""
 
     key: bytes | None
-    value: Buffer
+    value: Buffer | None
     headers: tuple[tuple[str, bytes | None], ...]
     offset: int
 

@@ -77,7 +77,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record as received.
 
     `epoch` counts assignments of the partition in this process: what belongs to an older one is ignored.
-    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 when there is none.
+    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 when there is none. `tombstone`: the value is
+    null; `value` is empty then.
     """
 
     source: TopicPartition
@@ -87,6 +88,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None = None
     headers: Headers = ()
     timestamp_ms: int = 0
+    tombstone: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -125,7 +127,8 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     """A message that will never parse: the original record, and why. It becomes a dead letter with its batch.
 
     `reason` is one of `ingest.core.parse.REASONS`, and stable (a metric's label); `error` is for a person.
-    `first_seen_ms` is the Kafka timestamp, `project_id` None when the message names no project.
+    `first_seen_ms` is the Kafka timestamp, `project_id` None when the message names no project. `tombstone` as in
+    `Message`: the dead letter has a null value, too.
     """
 
     reason: str
@@ -136,6 +139,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     headers: Headers = ()
     first_seen_ms: int = 0
     project_id: int | None = None
+    tombstone: bool = False
 
     @classmethod
     def of(cls, message: Message, reason: str, error: str, project_id: int | None = None) -> Reject:
@@ -149,6 +153,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
             headers=message.headers,
             first_seen_ms=message.timestamp_ms,
             project_id=project_id,
+            tombstone=message.tombstone,
         )
 
     @property

@@ -20,6 +20,7 @@ def message_of(record: Record) -> Message:
         key=record.key,
         headers=record.headers,
         timestamp_ms=record.timestamp_ms,
+        tombstone=record.tombstone,
     )
 
 

@@ -112,4 +112,5 @@ def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:
         first_seen_ms=reject.first_seen_ms,
         originals=reject.headers,
     )
-    return DeadLetter(reject.key, reject.value, label.encode(), reject.offset)
+    value = None if reject.tombstone else reject.value
+    return DeadLetter(reject.key, value, label.encode(), reject.offset)

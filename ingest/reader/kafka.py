@@ -285,15 +285,16 @@ class KafkaSource:
         partition, offset = polled.partition(), polled.offset()
         if partition is None or offset is None or partition not in self._epochs:
             return None
-        timestamp = polled.timestamp()
+        timestamp, value = polled.timestamp(), as_bytes(polled.value())
         return Message(
             source=TopicPartition(self.topic, partition),
             epoch=self._epochs[partition],
             offset=offset,
-            value=as_bytes(polled.value()) or b"",
+            value=value or b"",
             key=as_bytes(polled.key()),
             headers=self._headers(polled),
             timestamp_ms=timestamp[1] if timestamp[0] else 0,
+            tombstone=value is None,
         )
 
     def _headers(self, polled: KafkaMessage) -> Headers:

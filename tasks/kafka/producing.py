@@ -22,7 +22,7 @@ class AcknowledgedProducer:
         self._settings = settings
         self._producer: Producer | None = None
 
-    def produce(self, topic: str, key: bytes | None, value: bytes, headers: Headers) -> None:
+    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         """Returns when the record is durable. Raises NotProduced."""
         if self._producer is None:
             self._producer = Producer(producer_options(self._settings))

@@ -24,7 +24,8 @@ _headers = methodcaller("headers")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. A tombstone has an empty value."""
+    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. `tombstone`: the value is null, and `value`
+    is empty then."""
 
     topic: str
     partition: int
@@ -33,19 +34,22 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None = None
     headers: Headers = ()
     timestamp_ms: int = 0
+    tombstone: bool = False
 
 
 def record_of(message: Message) -> Record:
     """A polled message that is not an error."""
     kind, timestamp_ms = message.timestamp()
+    value = as_bytes(message.value())
     return Record(
         topic=message.topic() or "",
         partition=message.partition() or 0,
         offset=message.offset() or 0,
-        value=as_bytes(message.value()) or b"",
+        value=value or b"",
         key=as_bytes(message.key()),
         headers=headers_of(message),
         timestamp_ms=timestamp_ms if kind else 0,
+        tombstone=value is None,
     )
 
 

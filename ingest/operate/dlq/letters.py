@@ -31,7 +31,7 @@ class Letter:
     """One dead letter. `partition` and `offset` are its place in the dead-letter topic, its label has the rest.
 
     `timestamp_ms` is when it was written there, unix milliseconds. `replayed`: it was sent again already, or is
-    what came back of such a message: neither is sent again unless asked for.
+    what came back of such a message: neither is sent again unless asked for. `tombstone`: the value is null.
     """
 
     partition: int
@@ -41,6 +41,7 @@ class Letter:
     replayed: bool
     key: bytes | None = field(repr=False)
     value: bytes = field(repr=False)
+    tombstone: bool = False
 
     @property
     def id(self) -> str:
@@ -89,7 +90,7 @@ class Letter:
             "first_seen_ms": label.first_seen_ms,
             "replayed": self.replayed,
             "origin": str(label.origin),
-            "value_bytes": len(self.value),
+            "value_bytes": None if self.tombstone else len(self.value),
             "headers": {name: (value or b"").decode("utf-8", "replace") for name, value in label.originals},
         }
 
@@ -168,6 +169,7 @@ def _letter(record: Record, marks: Mapping[str, str], dlq_topic: str) -> Letter 
         replayed=_is_replayed(record, label, marks, dlq_topic),
         key=record.key,
         value=record.value,
+        tombstone=record.tombstone,
     )
 
 

@@ -131,7 +131,8 @@ class _Sender:
         if item is None:
             kept = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)
             headers = (*kept, (REPLAYED_FROM, token.encode()))
-            self._producer.produce(letter.label.origin.topic, letter.key, letter.value, headers)
+            value = None if letter.tombstone else letter.value
+            self._producer.produce(letter.label.origin.topic, letter.key, value, headers)
             return
         if letter.sink not in self._sinks:
             self._sinks[letter.sink] = build(letter.sink, self._settings)

@@ -145,7 +145,7 @@ def _whole(answer: Answer, message: Message) -> Outcome | None:
     if answer.segment is None:
         if answer.reject is None:
             return None
-        return msgspec.structs.replace(answer.reject, value=message.value)
+        return msgspec.structs.replace(answer.reject, value=message.value, tombstone=message.tombstone)
     if answer.blob_at is None:
         return answer.segment
     (blob,) = answer.segment.blobs

@@ -89,11 +89,10 @@ class DeadLetterSink:
     ) -> None:
         """Queues one record, waiting for room. Raises BufferError when there is none until the deadline."""
         headers: Any = list(item.headers)
+        value = None if item.value is None else bytes(item.value)
         while True:
             try:
-                producer.produce(
-                    self._topic, value=bytes(item.value), key=item.key, headers=headers, on_delivery=report
-                )
+                producer.produce(self._topic, value=value, key=item.key, headers=headers, on_delivery=report)
                 producer.poll(0)
                 return
             except BufferError:
@@ -202,4 +201,4 @@ def _recorder(
 
 def _size_bytes(item: DeadLetter) -> int:
     headers = sum(len(name) + len(value or b"") for name, value in item.headers)
-    return len(item.key or b"") + len(item.value) + headers
+    return len(item.key or b"") + len(item.value or b"") + headers

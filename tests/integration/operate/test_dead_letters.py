@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from confluent_kafka import Producer
 
-from ingest.core.model import Batch, OffsetRange, Segment
+from ingest.core.model import Batch, OffsetRange, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
 from ingest.operate.dlq import Letter, Replayed, Selection, letters, mentioning, replay
 from ingest.operate.remake import batch_of, message_of
@@ -24,6 +24,7 @@ from tasks.kafka.ranges import RangeReader
 from tasks.kafka.records import Headers, Record
 from tasks.migrate import migrate
 from tasks.refused import dead_letter
+from tasks.sinks import build
 from tasks.sinks.clickhouse.sink import client as clickhouse_client
 from tasks.sinks.gcs.sink import client as gcs_client
 from tasks.wire import Blob, DeadLetter, Item, Manifest, Row, SinkName, decode_items
@@ -48,9 +49,10 @@ class Topics:
     def write(self, *items: DeadLetter) -> None:
         """Letters, as the dead-letter sink writes them."""
         for item in items:
-            self.produce(self.settings.dlq_topic, item.key, bytes(item.value), item.headers)
+            value = None if item.value is None else bytes(item.value)
+            self.produce(self.settings.dlq_topic, item.key, value, item.headers)
 
-    def produce(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> None:
+    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         producer = Producer({"bootstrap.servers": self.settings.kafka_brokers})
         producer.produce(topic, value, key, headers=list(headers), partition=0)
         assert producer.flush(20) == 0
@@ -309,3 +311,29 @@ def test_letters_that_mention_a_replay_are_found_wherever_they_do(topics: Topics
     found = mentioning(topics.settings, (MINE, str(UUID(MINE))))
 
     assert [letter.id for letter in found] == ["0-0", "0-1", "0-2", "0-4"]
+
+
+@pytest.mark.parametrize("value", [None, b""])
+def test_a_null_value_stays_null_and_an_empty_one_empty(topics: Topics, value: bytes | None) -> None:
+    """From the topic into a dead letter, from there back into the topic, and through what parses it again."""
+    source = topics.settings.kafka_topic
+    topics.produce(source, b"key", value)
+    record = topics.records()[-1]
+    outcome = parse(message_of(record), rules_of(topics.settings))
+    assert isinstance(outcome, Reject)
+    batch = batch_of(TopicPartition(source, 0), OffsetRange(record.offset, record.offset + 1), [outcome])
+    encoded = Encoder((SinkName.DEAD_LETTER,), blobs_per_task=1, reader="reader").encode(batch)
+    (payload,) = encoded.payloads.values()
+    items = decode_items(SinkName.DEAD_LETTER, payload)
+
+    sink = build(SinkName.DEAD_LETTER, topics.settings)
+    sink.write(items, batch.id, topics.settings.sink_timeout_seconds)
+    sink.close()
+    (letter,) = topics.letters()
+    assert letter.replayed is False
+    assert (letter.tombstone, letter.value, letter.key) == (value is None, b"", b"key")
+
+    assert topics.replay().produced == 1
+    (again,) = [found for found in topics.records() if dict(found.headers).get(REPLAYED_FROM)]
+    assert (again.tombstone, again.value, again.key) == (value is None, b"", b"key")
+    assert [found.replayed for found in topics.letters()] == [True]
