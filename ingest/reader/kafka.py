@@ -70,6 +70,7 @@ class KafkaSource:
         """`describe` asks the brokers about the topic; a view without content when they do not answer."""
         self.topic = topic
         self.rebalances = 0
+        self.renewals = 0
         self.member_id = ""
         self.topic_id = ""
         self._unreadable_logged_at = -UNREADABLE_LOG_SECONDS
@@ -179,6 +180,7 @@ class KafkaSource:
     def _renew(self) -> None:
         """A client that met a fatal error can only be replaced."""
         self._renew_at = None
+        self.renewals += 1
         self._guarded("close", self._consumer.close)
         self._consumer = Consumer(self._config, logger=_LibraryLog())
         self._join()

@@ -24,8 +24,10 @@ _headers = methodcaller("headers")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. `tombstone`: the value is null, and `value`
-    is empty then."""
+    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. `tombstone`: the value is null.
+
+    `value` is empty then.
+    """
 
     topic: str
     partition: int

@@ -59,3 +59,37 @@ def test_a_partition_that_a_static_member_left_to_nobody_is_found_and_read(stack
         load.settle()
         report = load.account()
         assert report.ok, report.failures()
+
+
+@pytest.mark.parametrize("instances", [("", ""), ("one", "two")], ids=["dynamic", "static"])
+def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
+    stack: Stack, tmp_path: Path, instances: tuple[str, str]
+) -> None:
+    """KIP-848: the brokers assign. A static member's successor waits for the session of its former self."""
+    settings = {
+        "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",
+        "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
+        # Longer than the session: under this protocol only the poll interval bounds it.
+        "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
+    }
+    with made(stack, settings) as fleet:
+        fleet.worker("worker-1")
+        readers = [
+            up(fleet.reader(f"reader-{number}", REPLAYS_KAFKA_INSTANCE_ID=instance))
+            for number, instance in enumerate(instances, start=1)
+        ]
+        wait_until(lambda: all(owned(reader) for reader in readers), UP_SECONDS_MAX, "both to own partitions")
+        load = Load(fleet, tmp_path, 200, rate=40).start()
+        wait_until(lambda: staged_batches(fleet) != set(), UP_SECONDS_MAX, "batches in flight")
+
+        fleet.kill(readers[0])
+        up(readers[0])
+        load.settle()
+        wait_until(lambda: owners(fleet) == list(range(SOURCE_PARTITIONS)), UP_SECONDS_MAX, "an owner for each")
+        wait_until(lambda: owned(readers[0]) != set(), UP_SECONDS_MAX, "the successor to own partitions")
+
+        assert fleet.own_ends() == {}
+        assert len(said(readers[0], "instance_id_in_use")) <= 1
+        assert [fleet.stop(reader) for reader in readers] == [0, 0]
+        report = load.account()
+        assert report.ok, report.failures()

@@ -6,15 +6,20 @@ raises LocalError.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
+
+from ingest.local.fleet import SESSION_SECONDS, Fleet, is_up, pool_processes, said
 from ingest.local.servers.fault_proxy import (
     Errors,
     Fault,
@@ -30,11 +35,21 @@ from ingest.local.servers.processes import HOST, Child, LocalError, free_port, w
 from ingest.local.servers.redis import Redis
 from ingest.local.servers.sentinel import RedisGroup
 from ingest.local.stack import KafkaKind
+from tasks.kafka.options import kafka_options
+from tasks.migrate.kafka import SOURCE_PARTITIONS
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
 GUEST = "reader-3"
-NEEDS_APACHE = frozenset({"broker: kill -9, comes back with its data"})
+REVOKED_SECONDS_MAX = 20.0
+ADDED_PARTITIONS_MAX = 4
+NEEDS_APACHE = frozenset(
+    {
+        "broker: kill -9, comes back with its data",
+        "topic: a partition more",
+        "reader: kill -9 while it gives partitions back",
+    }
+)
 
 Inflict = Callable[[random.Random], str]
 
@@ -56,6 +71,7 @@ class ProcessFaults:
         """`calm` ends every wait of a fault early. `redis_proxy` None: Redis is behind Sentinel."""
         self._fleet, self._redis_proxy, self._calm = fleet, redis_proxy, calm
         self._servers = fleet.stack.servers
+        self._added = 0
 
     def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
         """The faults that this broker survives with its data."""
@@ -64,6 +80,8 @@ class ProcessFaults:
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
             "reader: one more, then SIGTERM": self.add_and_remove_reader,
             "reader: SIGTERM and again": self.restart_reader,
+            "reader: kill -9 while it gives partitions back": self.kill_reader_amid_rebalance,
+            "topic: a partition more": self.add_partition,
             "worker: kill -9": self.kill_worker,
             "worker: one pool process killed": self.kill_pool_process,
             "worker: SIGSTOP": self.stop_worker,
@@ -131,6 +149,35 @@ class ProcessFaults:
             return self._ends_with_zero(child)
         finally:
             self._fleet.reader(child.name)
+
+    def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
+        """One more reader makes the others give partitions back; the first to do so dies in its callback."""
+        readers = [self._fleet.children[name] for name in READERS]
+        before = {child.name: len(said(child, "partitions_revoked")) for child in readers}
+        guest = self._fleet.reader(GUEST, keep=False)
+        killed = ""
+        ends_at = time.monotonic() + REVOKED_SECONDS_MAX
+        while not killed and time.monotonic() < ends_at and not self._calm.wait(0.02):
+            for child in readers:
+                if not killed and len(said(child, "partitions_revoked")) > before[child.name]:
+                    self._fleet.kill(child)
+                    killed = child.name
+        self._calm.wait(rng.uniform(1, 4))
+        self._ends_with_zero(guest)
+        return killed
+
+    def add_partition(self, rng: random.Random) -> str:
+        """The load reaches it within seconds, perhaps before the readers know of it."""
+        if self._added == ADDED_PARTITIONS_MAX:
+            return ""
+        self._added += 1
+        topic, count = self._fleet.settings.kafka_topic, SOURCE_PARTITIONS + self._added
+        admin = AdminClient(kafka_options(self._fleet.settings))
+        try:
+            admin.create_partitions([NewPartitions(topic, count)])[topic].result(timeout=REVOKED_SECONDS_MAX)
+        except (KafkaException, concurrent.futures.TimeoutError) as error:
+            raise LocalError(f"no partition could be added: {error}") from error
+        return f"{topic}-{count - 1}"
 
     def empty_redis(self, rng: random.Random) -> str:
         server = self._servers["redis"]

@@ -30,6 +30,7 @@ class Result:
     seed: int
     kafka: str
     fault_seconds: float
+    group_protocol: str = "classic"
     ok: bool = False
     error: str = ""
     faults: list[Done] = field(default_factory=list)
@@ -105,4 +106,6 @@ def show(console: Console, result: Result) -> None:
     if result.error:
         console.print(f"error: {result.error}", markup=False)
     verdict = "nothing was lost, nothing is there twice" if result.ok else "NOT everything holds, see above"
-    console.print(f"seed {result.seed}, {result.kafka}, {result.seconds:.0f} s: {verdict}")
+    console.print(
+        f"seed {result.seed}, {result.kafka}, {result.group_protocol}, {result.seconds:.0f} s: {verdict}"
+    )

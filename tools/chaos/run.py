@@ -28,12 +28,12 @@ from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import LocalError, ending_on_signals
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import KafkaKind, RedisKind, Stack
-from ingest.settings import Settings
+from ingest.settings import GroupProtocol, Settings
 from tasks.errors import SinkError
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
-from tools.chaos.faults import READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults
+from tools.chaos.faults import ADDED_PARTITIONS_MAX, READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults
 from tools.chaos.result import Done, Result, show
 
 MESSAGES_PER_SECOND = 40.0
@@ -49,7 +49,10 @@ IMPATIENT = {
     "REPLAYS_BREAKER_COOL_SECONDS": "1",
     "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
     "REPLAYS_BATCH_MESSAGES_MAX": "50",
+    "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
 }
+# So that the load reaches partitions that are added.
+LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 
 def run(
@@ -58,6 +61,7 @@ def run(
     *,
     kafka: KafkaKind | None = None,
     redis: RedisKind = "single",
+    group_protocol: GroupProtocol = GroupProtocol.CLASSIC,
     rate: float = MESSAGES_PER_SECOND,
     directory: Path | None = None,
     layout: str = "segment",
@@ -70,15 +74,19 @@ def run(
     and logs there; a temporary one, in memory where there is some, is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
+    if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
+        print(f"--group-protocol consumer needs Apache Kafka: {java_kafka.available() or 'use --kafka apache'}")
+        return 2
     console = Console(quiet=as_json, highlight=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    result = Result(seed, chosen, minutes * 60)
+    result = Result(seed, chosen, minutes * 60, group_protocol)
     began = time.monotonic()
     with _place(directory) as place, _ending() as ending:
         chaos = _Chaos(
             place, chosen, redis, seed, rate, console, result, ending, layout, is_temporary=directory is None
         )
+        chaos.settings["REPLAYS_KAFKA_GROUP_PROTOCOL"] = group_protocol.value
         try:
             chaos.run(minutes * 60)
         except (LocalError, LoadError, ReconcileError, SinkError) as error:
@@ -115,7 +123,7 @@ class _Chaos:
         is_temporary: bool,
     ) -> None:
         self.seed, self.rate, self.kafka, self.console, self.result = seed, rate, kafka, console, result
-        self.directory, self.layout = directory, layout
+        self.directory = directory
         self.over = ending
         self.calm = threading.Event()
         self.began = time.monotonic()
@@ -127,6 +135,7 @@ class _Chaos:
         if is_temporary:
             self.stack.children.remove_at_end(directory)
         self.proxies: dict[str, FaultProxy] = {}
+        self.settings = {**IMPATIENT, "REPLAYS_GCS_LAYOUT": layout}
         self.fleet: Fleet | None = None
 
     def say(self, line: str) -> None:
@@ -177,7 +186,7 @@ class _Chaos:
         for part in (*SINKS, *(["redis"] if single else [])):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
             self.proxies[part] = self._open.enter_context(proxy)
-        fleet = self.fleet = Fleet(stack, {**IMPATIENT, "REPLAYS_GCS_LAYOUT": self.layout}, proxies=self.proxies)
+        fleet = self.fleet = Fleet(stack, self.settings, proxies=self.proxies)
         fleet.migrate()
         for name in WORKERS:
             fleet.worker(name)
@@ -192,7 +201,7 @@ class _Chaos:
         count = int(self.rate * self.result.fault_seconds * 2) + 1
         try:
             self.result.load = produce(
-                settings,
+                settings.model_copy(update={"kafka_options": LOAD_OPTIONS}),
                 PROFILES["small"],
                 count,
                 self.seed,
@@ -208,7 +217,8 @@ class _Chaos:
         """No committed offset may ever fall, whoever commits."""
         highest: dict[int, int] = {}
         asking = Committed(fleet.settings)
-        sources = [(fleet.settings.kafka_topic, partition) for partition in range(SOURCE_PARTITIONS)]
+        partitions = SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX
+        sources = [(fleet.settings.kafka_topic, partition) for partition in range(partitions)]
         while not self.calm.wait(0.5):
             with contextlib.suppress(ReconcileError):
                 for (_, partition), offset in asking.of(sources).items():

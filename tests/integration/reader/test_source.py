@@ -38,9 +38,11 @@ class PlainParser:
     def __init__(self) -> None:
         self.messages: list[Message] = []
 
-    def parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed]:
-        self.messages += messages
-        return [on.MessageParsed(m.source, m.epoch, m.offset, segment(m.offset, rows=False)) for m in messages]
+    def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed]:
+        for message in messages:
+            self.messages.append(message)
+            outcome = segment(message.offset, rows=False)
+            yield on.MessageParsed(message.source, message.epoch, message.offset, outcome)
 
 
 class Fleet:
@@ -70,15 +72,18 @@ class Reader:
         self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self.fleet = Fleet(self.inbox)
         self.events: list[on.Event] = []
-        settings = {
+        settings: dict[str, str | int] = {
             "bootstrap.servers": brokers,
             "group.id": f"{topic}-group",
-            "partition.assignment.strategy": "cooperative-sticky",
-            "session.timeout.ms": 6000,
             "topic.metadata.refresh.interval.ms": 500,
-            "heartbeat.interval.ms": 500,
             **config,
         }
+        if settings.get("group.protocol") != "consumer":
+            settings |= {
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": 6000,
+                "heartbeat.interval.ms": 500,
+            }
         self.source = KafkaSource(
             settings,
             topic,
@@ -579,3 +584,44 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     assert told == ["commit_metadata_refused"]
     reader.source.close()
     server.stop()
+
+
+@pytest.mark.kafka
+def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """KIP-848 refuses a killed reader's successor until the session ends: one line, no exit, then it reads."""
+    static = {"group.protocol": "consumer", "group.instance.id": "one"}
+    produce(apache_kafka.address, apache_topic, 20)
+    first = Reader(apache_kafka.address, apache_topic, LIMITS, **static)
+    first.turn_until(lambda: len(first.pipeline.sources) == 2)
+    second = Reader(apache_kafka.address, apache_topic, LIMITS, **static)
+
+    with capture_logs() as logs:
+        first.turn_until(lambda: second.source.renewals >= 2, second)
+        assert second.pipeline.sources == ()
+        first.turn_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+        first.source.close()
+        produce(apache_kafka.address, apache_topic, 20)
+        second.turn_until(lambda: len(set(first.blobs()) | set(second.blobs())) == 40)
+
+    assert len([line for line in logs if line["event"] == "instance_id_in_use"]) == 1
+    second.source.close()
+
+
+@pytest.mark.kafka
+def test_two_readers_share_a_topic_under_the_consumer_protocol(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """The second takes over what the first one drained; every message once, and starts are recorded as ever."""
+    brokers = apache_kafka.address
+    produce(brokers, apache_topic, 200)
+    first = Reader(brokers, apache_topic, LIMITS, **{"group.protocol": "consumer"})
+    first.turn_until(lambda: len(first.blobs()) == 200)
+    second = Reader(brokers, apache_topic, LIMITS, **{"group.protocol": "consumer"})
+
+    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    produce(brokers, apache_topic, 200)
+    first.turn_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
+
+    assert len(set(first.blobs()) | set(second.blobs())) == 400
+    assert starts(first) == {0: 0, 1: 0}
+    assert starts(second) == {}
+    for reader in (first, second):
+        reader.source.close()
