@@ -71,12 +71,22 @@ class Offsets:
         """Where these partitions start, in their order. Raises Unanswered or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
-            count = max(topic.partitions, *(number + 1 for number in numbers))
-            others = [number for number in range(count) if number not in group]
+            topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))
+            others = [number for number in range(topic.partitions) if number not in group]
             group |= self._stored(consumer, others)
         return [
             self._found(consumer, number, group[number], start(number, group, topic, former)) for number in numbers
         ]
+
+    def _count(self, consumer: Consumer) -> int:
+        """How many partitions the topic has. Raises Unanswered."""
+        try:
+            found = consumer.list_topics(self._topic, timeout=CALL_SECONDS_MAX).topics[self._topic]
+        except (KafkaException, RuntimeError, KeyError) as failure:
+            raise Unanswered(f"partitions of {self._topic}: {failure}") from failure
+        if found.error is not None or not found.partitions:
+            raise Unanswered(f"partitions of {self._topic}: {found.error or 'none'}")
+        return len(found.partitions)
 
     def _found(self, consumer: Consumer, number: int, stored: Stored, found: Start) -> Found:
         if found.place is Place.COMMITTED and stored.offset is not None:

@@ -32,6 +32,7 @@ from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.cut_record import decode
 from ingest.core.model import Message, TopicPartition
 from ingest.core.starting import TopicView
 from ingest.reader.assignment import CALL_SECONDS_MAX, ConsumerFailed, Found, Offsets, Reset, Unanswered
@@ -138,7 +139,7 @@ class KafkaSource:
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
             polled, self._put_off = self._put_off, None
             if polled is None:
-                polled = self._consumer.poll(0 if messages else timeout_seconds)
+                polled = self._polled(0 if messages else timeout_seconds)
             if polled is None:
                 break
             error = polled.error()
@@ -157,6 +158,16 @@ class KafkaSource:
                 messages.append(message)
                 self._positions[message.source.partition] = message.offset + 1
         return messages
+
+    def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
+        """What a callback of ours raises comes out here, and so does what the client finds wrong with it."""
+        try:
+            return self._consumer.poll(timeout_seconds)
+        except (KafkaException, RuntimeError) as failure:
+            log.warning("kafka_call_failed", call="poll", error=str(failure))
+            self._must_rejoin.set()
+            time.sleep(timeout_seconds)
+            return None
 
     def _is_member(self, timeout_seconds: float) -> bool:
         """Joins the group again if that is wanted. False while its instance id belongs to another member."""
@@ -321,7 +332,9 @@ class KafkaSource:
             self._assign_nothing(numbers, str(failure))
             return
         self._instance_wait_logged = False
-        self.topic_id = topic.id or self.topic_id
+        # The recorded one, as long as the brokers did not tell: the watch of the group compares it.
+        recorded = next((decode(0, one.text).topic_id for one in found if one.text), "")
+        self.topic_id = topic.id or recorded or self.topic_id
         self._log_replaced(found)
         given, starts = [], []
         for one in found:

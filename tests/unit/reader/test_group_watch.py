@@ -1,0 +1,55 @@
+"""A topic that was created again under a running reader makes it join again; nothing else about the topic does."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.observe.metrics import Metrics
+from ingest.reader.group_watch import GroupWatch
+from ingest.settings import Settings
+from tasks.kafka.cluster import ClusterError, Group, Topic
+
+
+class Member:
+    """The consumer as the watch sees it."""
+
+    member_id = "m"
+
+    def __init__(self, topic_id: str) -> None:
+        self.topic_id = topic_id
+        self.rejoins = 0
+
+    def rejoin(self) -> None:
+        self.rejoins += 1
+
+
+class Brokers:
+    """Describes one topic, or does not answer."""
+
+    def __init__(self, topic_id: str | None) -> None:
+        self._topic_id = topic_id
+
+    def topic(self, name: str) -> Topic:
+        if self._topic_id is None:
+            raise ClusterError("no answer")
+        return Topic(self._topic_id, 4)
+
+    def group(self, name: str, topic: str) -> Group:
+        return Group("stable", True, ())
+
+
+@pytest.mark.parametrize(
+    ("read", "now", "rejoins"),
+    [("old", "new", 1), ("old", "old", 0), ("", "new", 0), ("old", "", 0), ("old", None, 0)],
+)
+def test_another_topic_id_makes_the_reader_join_again(read: str, now: str | None, rejoins: int) -> None:
+    """At the assignment that follows the new log is read from its beginning."""
+    settings, member = Settings(), Member(read)
+    metrics = Metrics(settings)
+    watch = GroupWatch(settings, metrics, member)
+    watch._cluster = Brokers(now)  # type: ignore[assignment]
+
+    watch.look()
+
+    assert member.rejoins == rejoins
+    assert metrics.total("replays.reader.group_rejoins") == rejoins
