@@ -1138,7 +1138,7 @@ def test_a_halt_in_a_planned_range_makes_its_first_part_durable() -> None:
 
     assert runtime.pipeline.halted
     runtime.settle()
-    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (10, "1,2i")
+    assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (10, "2;c=2i")
 
 
 def test_garbage_of_one_project_is_reported_and_everything_goes_on() -> None:
