@@ -8,7 +8,7 @@ version and fields, separated by `;`:
 `p` and `s` are numbers in base 36, as is each cut: the end of a batch minus the end before it (the first: minus
 the committed offset). A field without a value is left out, and one with another name is passed over, so that later
 releases may add some. Another meaning takes another version; one that this release does not know is not read.
-docs/decisions/014-same-cut.md says why it is kept there, 035-where-a-partition-starts.md what the fields are for.
+docs/decisions/014-same-cut.md says why it is kept there, 036-where-a-partition-starts.md what the fields are for.
 """
 
 from __future__ import annotations

@@ -105,10 +105,6 @@ class Pipeline:
         free = self._backpressure.has_room or source == self._admitted
         return Room.NOW if free and not owned.blocked else Room.LATER
 
-    def failed_starts(self, source: TopicPartition) -> int:
-        """Starts of readers on this partition without its committed offset moving; 0 while nobody counts."""
-        return 0
-
     def is_deferred(self, source: TopicPartition) -> bool:
         """Whether a message of this partition is parsed beside the loop."""
         owned = self._owned.get(source)

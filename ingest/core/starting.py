@@ -1,4 +1,4 @@
-"""Where consumption of a partition starts at its assignment: docs/decisions/035-where-a-partition-starts.md.
+"""Where consumption of a partition starts at its assignment: docs/decisions/036-where-a-partition-starts.md.
 
 At the group's committed offset, if that belongs to the topic as it is now. At the beginning, if the partition or
 its whole topic is new to the group: no message of it was ever the group's to skip. Where the reset policy says, if
