@@ -1,5 +1,5 @@
 """Writes what the documents say because the code says it: pages of docs/, the import table of ARCHITECTURE.md,
-and the reader's names that the fleet knows.
+the reader's names that the fleet knows, and the alert rules as an object of Kubernetes.
 
 `python -m tools.documents` writes them, `--check` tells which are stale and exits with 1 if any is.
 """
@@ -159,6 +159,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/sinks.md": sinks_page,
 }
 READER_SETTINGS = "tasks/reader_settings.py"
+ALERT_RULES = "deploy/kubernetes/alerts.yaml"
 
 
 # Parts of pages that are written by hand: page -> name -> text.
@@ -185,10 +186,32 @@ def reader_settings() -> str:
     return "\n".join(lines) + "\n"
 
 
+def alert_rules() -> str:
+    """deploy/kubernetes/alerts.yaml: the rules of Prometheus in the object that the Prometheus operator reads.
+
+    The Helm chart makes the same of them; this needs no helm, so whoever changes a rule needs none.
+    """
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+    lines = [
+        "# Made by `python -m tools.documents`. Change deploy/prometheus/alerts.yml, not this file.",
+        "apiVersion: monitoring.coreos.com/v1",
+        "kind: PrometheusRule",
+        "metadata:",
+        "  name: replays-ingest",
+        "  labels:",
+        "    app.kubernetes.io/name: replays-ingest",
+        "    app.kubernetes.io/component: alerts",
+        "spec:",
+        *(f"  {line}" if line else "" for line in rules.splitlines()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def rendered() -> dict[str, str]:
     """Each page's path and its text."""
     pages = {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
     pages[READER_SETTINGS] = reader_settings()
+    pages[ALERT_RULES] = alert_rules()
     for path, parts in PARTS.items():
         pages[path] = (ROOT / path).read_text()
         for name, make in parts.items():
