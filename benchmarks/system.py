@@ -395,6 +395,7 @@ def _settings(env: Mapping[str, str]) -> Settings:
 def _make_topic(settings: Settings, partitions: int) -> None:
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     topics = [NewTopic(settings.kafka_topic, partitions, 1), NewTopic(settings.dead_letter_topic, 1, 1)]
+    topics.append(NewTopic(settings.operators_topic, 1, 1, config={"cleanup.policy": "compact"}))
     for future in admin.create_topics(topics).values():
         try:
             future.result(30)

@@ -3,10 +3,10 @@
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader
     <prefix>:parked            hash: batches that wait for their retry, each a lease that its reader renews
-    <prefix>:audit             stream: what operators did
 
 Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again. All times are Redis' own,
-in unix seconds, so that no two machines' clocks are compared. Every key expires, except the audit.
+in unix seconds, so that no two machines' clocks are compared. Every key
+expires. What operators decide is in `tasks.operators`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from tasks.operators import Operators
 from tasks.settings import Settings
 from tasks.wire import Completion, reader_stream
 
 STREAM_ENTRIES_MAX = 10_000
-AUDIT_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
 # Renewed every few seconds (`Limits.parked_renew_seconds`); outlives a Redis that is away for a moment.
 PARKED_LEASE_SECONDS = 30.0
@@ -40,6 +40,7 @@ class Coordination:
         self._ttl_seconds = settings.staged_ttl_seconds
         self._parked = f"{self._prefix}:parked"
         self._readers = f"{self._prefix}:readers"
+        self.operators = Operators(client, settings)
 
     def now(self) -> float:
         """Unix seconds by Redis' clock."""
@@ -121,14 +122,12 @@ class Coordination:
     # The audit trail
 
     def audit(self, action: Mapping[str, Any]) -> None:
-        """Keeps what an operator did, with the time; the last `AUDIT_ENTRIES_MAX` actions are kept."""
-        fields = {name: str(value) for name, value in {"at": self.now(), **action}.items()}
-        self.client.xadd(f"{self._prefix}:audit", fields, maxlen=AUDIT_ENTRIES_MAX, approximate=True)
+        """Keeps what an operator did, with the time. Raises NotProduced."""
+        self.operators.audit(action)
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
-        """The last actions, the newest first."""
-        entries = self.client.xrevrange(f"{self._prefix}:audit", count=count_max)
-        return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in entries]
+        """The last actions, the newest first. Raises RangeError where Redis lost them and Kafka is away."""
+        return self.operators.audited(count_max)
 
 
 def redis_now(client: Any) -> float:

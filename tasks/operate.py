@@ -1,7 +1,7 @@
 """What an operator does to a parked batch, from Flower, its API or the command line: retry it, or give it up.
 
 The batch belongs to its reader: both only tell it what the operator wants, on its stream. Each deed is in the
-audit stream `{prefix}:audit`.
+audit trail (`tasks.operators`).
 """
 
 from __future__ import annotations

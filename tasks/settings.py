@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
     kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="The topic to read.")
     dead_letter_topic: str = Field("", description="Topic of the dead letters. Default: <kafka_topic>-dlq.")
+    kafka_operators_topic: str = Field(
+        "",
+        description="Compacted topic of operators' decisions: kill switches, limits, erasures, audit trail. "
+        "Default: <kafka_topic>-operators.",
+    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How to talk to the brokers."
     )
@@ -239,6 +244,11 @@ class Settings(BaseSettings):
     def redis_tls(self) -> bool:
         """Whether the link to Redis itself is encrypted."""
         return self.redis_address.scheme is Scheme.TLS or self.redis_sentinel_tls != "off"
+
+    @property
+    def operators_topic(self) -> str:
+        """Where operators' decisions are kept."""
+        return self.kafka_operators_topic or f"{self.kafka_topic}-operators"
 
     @property
     def dlq_topic(self) -> str:

@@ -104,7 +104,7 @@ TABLE: tuple[Package, ...] = (
         },
     ),
     Package(
-        ("tasks.breaker", "tasks.connection", "tasks.coordination", "tasks.staging"),
+        ("tasks.breaker", "tasks.connection", "tasks.coordination", "tasks.operators", "tasks.staging"),
         libraries={EVERYWHERE: ("msgspec", "redis")},
     ),
     Package(

@@ -107,9 +107,15 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def redis_answers() -> Iterator[None]:
-    """Turns a Redis that does not answer into one line."""
+    """Turns a Redis that does not answer, and decisions that cannot be kept or loaded, into one line."""
+    from tasks.kafka.decisions import DecisionsUnreadable
+    from tasks.kafka.producing import NotProduced
+    from tasks.kafka.ranges import RangeError
+
     try:
         yield
+    except (NotProduced, DecisionsUnreadable, RangeError) as error:
+        fail(f"operators' decisions: {error}")
     except RedisError as error:
         fail(f"redis: {error}; is REPLAYS_REDIS_URL right?")
 

@@ -1,4 +1,4 @@
-"""What operators type about the whole system: schema, servers, state, parked batches, Flower."""
+"""What operators type about the whole system: schema, servers, state, parked batches, Flower, the audit trail."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from ingest.cli.common import (
     settings,
 )
 from ingest.operate.terminal import Terminal
+from ingest.operate.text import utc_text
 from tasks.connection import RedisRefused
 from tasks.printed import without_secrets
+
+AUDIT_COLUMNS = frozenset(("at", "by", "what", "key", "version"))
 
 # Before anything runs
 
@@ -210,4 +213,22 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
             sink.close()
 
 
-COMMANDS = (migrate, check, inspect, status, top, flower, batches)
+# The audit trail
+
+
+@click.command()
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="How many.")
+@as_json
+def audit(limit: int, as_json: bool) -> None:
+    """What operators did, the latest first: kills, limits, retries, replays, erasures, and who."""
+    with redis_answers():
+        deeds = coordination_of(settings()).audited(limit)
+    if as_json:
+        echo_json(deeds)
+        return
+    for deed in deeds:
+        rest = ", ".join(f"{name} {value}" for name, value in deed.items() if name not in AUDIT_COLUMNS and value)
+        echo(f"{utc_text(float(deed['at']))}  {deed.get('by', ''):<12} {deed.get('what', '')}  {rest}")
+
+
+COMMANDS = (migrate, check, inspect, status, top, flower, batches, audit)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, redis_answers, settings
+from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings
 from ingest.settings import Settings
 from tasks.connection import connect
 
@@ -20,7 +20,7 @@ def tenants() -> None:
 def _store(loaded: Settings) -> Any:
     from ingest.reader.tenant_rules import TenantStore
 
-    return TenantStore(connect(loaded), loaded.key_prefix)
+    return TenantStore(connect(loaded), loaded)
 
 
 @tenants.command("ls")
@@ -46,7 +46,7 @@ def tenants_ls(as_json: bool) -> None:
 @by_option
 def tenants_kill(project: int, by: str) -> None:
     """Drop every message of PROJECT from now on. They are counted, and gone."""
-    _rule(lambda store: store.kill(project), "tenant_kill", project, by)
+    _rule(lambda store: store.kill(project, by))
 
 
 @tenants.command("revive")
@@ -54,7 +54,7 @@ def tenants_kill(project: int, by: str) -> None:
 @by_option
 def tenants_revive(project: int, by: str) -> None:
     """Take PROJECT's messages again."""
-    _rule(lambda store: store.revive(project), "tenant_revive", project, by)
+    _rule(lambda store: store.revive(project, by))
 
 
 @tenants.command("limit")
@@ -70,14 +70,12 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
     if remove == (per_second is not None):
         raise click.UsageError("give --per-second, or --remove")
     limit = None if per_second is None else Limit(per_second, burst or max(1.0, 10 * per_second))
-    _rule(lambda store: store.limit(project, limit), "tenant_limit", project, by, limit=str(limit))
+    _rule(lambda store: store.limit(project, limit, by))
 
 
-def _rule(act: Callable[[Any], None], what: str, project: int, by: str, **more: str) -> None:
-    loaded = settings()
+def _rule(act: Callable[[Any], None]) -> None:
     with redis_answers():
-        act(_store(loaded))
-        coordination_of(loaded).audit({"what": what, "project": project, "by": by, **more})
+        act(_store(settings()))
     echo("done; readers follow within a second or two")
 
 

@@ -168,6 +168,7 @@ class DropReason(StrEnum):
 
     KILLED = "killed"  # an operator switched the project off (`replays-ingest tenants kill`)
     SHED = "shed"  # a reject of a project that is shed, by the policy on rejects
+    ERASED = "erased"  # an operator erased its replay, user or project (`replays-ingest erase`)
     RATE_LIMITED = "rate_limited"  # the project sent more than its limit (`replays-ingest tenants limit`)
 
 

@@ -36,7 +36,7 @@ from ingest.reader.parsing.second_line import SecondLine
 from ingest.reader.runtime import Runtime
 from ingest.reader.stopwatch import TimedParser
 from ingest.reader.tenant_gate import TenantGate
-from ingest.reader.tenant_rules import TenantRefresh, TenantStore
+from ingest.reader.tenant_rules import NotLoaded, TenantRefresh
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.observe import logs, telemetry
@@ -79,6 +79,7 @@ class Reader:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
+        self._shut_down = False
         self.pipeline = Pipeline(limits_of(settings))
         self.source = KafkaSource(
             consumer_config(settings),
@@ -118,11 +119,21 @@ class Reader:
             self.guard,
             self._polled,
             self.second_line,
+            self.gate.screened,
         )
 
     def shut_down(self) -> None:
         """Safe to be called from a signal handler: settles what is in flight, commits, stops."""
+        self._shut_down = True
         self.inbox.put(on.ShutdownRequested())
+
+    def _stopping_within(self, seconds: float) -> bool:
+        """Waits before the loop runs; whether a shutdown was asked for meanwhile."""
+        ends_at = time.monotonic() + seconds
+        while not self._shut_down and time.monotonic() < ends_at:
+            self.runtime.turned_at = time.monotonic()
+            time.sleep(0.05)
+        return self._shut_down
 
     def run(self) -> int:
         """Runs until shut down. Returns the exit code. Whatever ends it, everything that was started is closed.
@@ -139,8 +150,7 @@ class Reader:
     def _run(self, closing: ExitStack) -> int:
         silent = turned_seconds(lambda: self.runtime.turned_at)
         stuck = StuckDetector(silent, self.settings.loop_silent_seconds_max, self.metrics.stuck)
-        store = TenantStore(connect(self.settings), self.settings.key_prefix)
-        refresh = TenantRefresh(store, self.gate, self.metrics.loop_failed)
+        refresh = TenantRefresh(connect(self.settings), self.settings, self.gate, self.metrics.loop_failed)
         loops = (stuck.loop, refresh.loop, self.watch.loop, self.group_watch.loop, *self.dispatcher.loops)
         try:
             probes = serve(Health(self.settings, self.metrics, silent, self._dependencies(loops)))
@@ -149,6 +159,9 @@ class Reader:
             for name, part in (("tenant_rules", refresh), ("fleet_watch", self.watch), ("stuck_detector", stuck)):
                 closing.callback(self._close, name, part.stop)
             stuck.start(signal_dumps=True)
+            if not refresh.load(self._stopping_within):
+                log.info("reader_stopped", clean=True, halted=None)
+                return 0
             refresh.start()
             self.watch.start()
             self.dispatcher.start()
@@ -163,7 +176,7 @@ class Reader:
                 http=self.heartbeat.http,
             )
             stop = self.runtime.run()
-        except ConsumerFailed as failure:
+        except (ConsumerFailed, NotLoaded) as failure:
             raise ReaderFailed(str(failure)) from failure
         log.info("reader_stopped", clean=stop.clean, halted=self.pipeline.halted)
         return EXIT_HALTED if self.pipeline.halted else 0

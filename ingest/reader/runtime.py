@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import cast
 
@@ -15,7 +16,7 @@ import structlog
 
 from ingest.core import commands as do
 from ingest.core import events as on
-from ingest.core.model import Message, TopicPartition
+from ingest.core.model import Message, Outcome, TopicPartition
 from ingest.core.pipeline import Pipeline, Room
 from ingest.reader.kept import Kept, Waiting
 from ingest.reader.ports import Clock, Dispatcher, Inbox, Observer, Parser, SecondLine, Source, Unusual
@@ -34,7 +35,8 @@ class Runtime:
 
     `observe` sees every event with the commands that followed, after they were performed: metrics and logs
     are views over that. What it raises is logged and counted in `guard`, and never stops the loop. `turned_at` is
-    when the loop last went round, for the liveness probe. `polled` sees what each poll brought.
+    when the loop last went round, for the liveness probe. `polled` sees what each poll brought,
+    `screen` may turn what a message became into a drop at the last moment.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Runtime:
         guard: Guard | None = None,
         polled: Callable[[Sequence[Message]], None] = lambda messages: None,
         second_line: SecondLine | None = None,
+        screen: Callable[[Outcome], Outcome] = lambda outcome: outcome,
     ) -> None:
         self.pipeline = pipeline
         self.stopped: do.Stop | None = None
@@ -61,6 +64,7 @@ class Runtime:
         self._observe = observe
         self._polled = polled
         self._second_line = second_line
+        self._screen = screen
         self._kept = Kept()
         self.guard = guard or Guard()
         self._closing = False
@@ -164,6 +168,10 @@ class Runtime:
             return
         if isinstance(event, on.PartitionsLost):
             self._kept.forget(event.sources)
+        if isinstance(event, on.MessageParsed):
+            outcome = self._screen(event.outcome)
+            if outcome is not event.outcome:
+                event = replace(event, outcome=outcome)
         now = self._clock()
         commands = self.pipeline.handle(event, now)
         for command in commands:

@@ -1,9 +1,9 @@
-"""Which projects' messages are dropped on purpose: a kill switch, and a token bucket per project.
+"""Which messages are dropped on purpose: a kill switch and a token bucket per project, and what was erased.
 
 One project's flood must not become everyone's lag. The gate stands in front of the parser, so that nothing is
 inflated for a message that is dropped; the core receives the drop as the message's outcome. The rules come from
-`ingest.reader.tenant_rules`, which keeps them in Redis for all readers. Without rules, or without an answer from
-Redis, everything is admitted.
+`ingest.reader.tenant_rules`, which follows operators' decisions. Without an answer from Redis no limit holds; kill
+switches and erasures do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ingest.core.model import DropReason
+from ingest.core.model import Drop, DropReason, Outcome, Reject
+from ingest.core.parse.envelope import identity_of
+from ingest.reader.erasures import Erasures
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,9 @@ class TenantGate:
 
     def __init__(self, stale_seconds: float = 10.0) -> None:
         self.rules = TenantRules()
+        self.erasures = Erasures()
+        self.decided_until = 0
+        """The offset after the last decision that is in force here."""
         self._stale_seconds = stale_seconds
         self._tokens: dict[int, float] = {}
         self._wanted: dict[int, int] = {}
@@ -49,8 +54,32 @@ class TenantGate:
 
     @property
     def active(self) -> bool:
-        """Whether there is any rule at all; without one nobody needs to look at the project."""
-        return bool(self.rules.killed or self.rules.limits)
+        """Whether there is any rule at all; without one nobody needs to look at the message."""
+        return bool(self.rules.killed or self.rules.limits or self.erasures)
+
+    @property
+    def limited(self) -> frozenset[int]:
+        """Projects that were granted tokens, however few."""
+        with self._lock:
+            return frozenset(self._tokens)
+
+    def decide(self, rules: TenantRules, erasures: Erasures, decided_until: int) -> None:
+        """Replaces the rules and erasures by those that hold at this offset of the decisions. Tokens stay."""
+        self.rules, self.erasures = rules, erasures
+        self.decided_until = decided_until
+
+    def screened(self, outcome: Outcome) -> Outcome:
+        """What may be made of a parsed message: the drop, where its user or, while it was parsed, its replay was
+        erased. The last look before it is batched, whichever way it was parsed."""
+        erasures = self.erasures
+        if not erasures or isinstance(outcome, Drop):
+            return outcome
+        if isinstance(outcome, Reject):
+            identity = identity_of(outcome.value)
+            held = identity is not None and erasures.holds(*identity)
+            return Drop(DropReason.ERASED, identity[0]) if identity is not None and held else outcome
+        held = erasures.holds(outcome.project_id, outcome.replay_id, outcome.received)
+        return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
         """Why this message is to be dropped; None: it is admitted, and its token is taken."""

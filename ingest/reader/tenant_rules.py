@@ -1,22 +1,37 @@
-"""Tenant rules in Redis: the kill switch and the shared token buckets, kept fresh for this reader's gate.
+"""Operators' decisions as this reader follows them: kill switches, limits with their shared buckets, erasures.
 
-Keys: `{prefix}:tenants:killed` (set of project ids), `{prefix}:tenants:limits` (hash: project id -> JSON),
-`{prefix}:tenants:bucket:{project}` (hash: tokens and when). A thread asks once a second; the loop never waits
-for Redis, and when Redis does not answer the gate opens.
+The topic of decisions is read to its end before the first message is taken, and followed from then on. A reader
+that cannot load it does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash: tokens
+and when), which all readers share. When Redis does not answer a limit opens; kill switches and erasures hold. The
+copy of the decisions in Redis is kept complete from here, so that an emptied Redis has it again within seconds.
 """
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from ingest.reader.erasures import erasures_of
 from ingest.reader.tenant_gate import Limit, TenantGate, TenantRules
+from ingest.settings import Settings
+from tasks.kafka.decisions import (
+    KILLED,
+    LIMIT,
+    DecisionReader,
+    DecisionsUnreadable,
+    missing_topic,
+    project_of,
+)
+from tasks.kafka.ranges import KafkaAway, RangeError
 from tasks.observe.loops import Loop, OnFailure, ignore
+from tasks.operators import Copy, Operators
 
+log = structlog.get_logger(__name__)
 REFRESH_SECONDS = 1.0
 
 # KEYS[1] bucket; ARGV: per_second, burst, wanted. Returns the tokens granted, as text (Lua truncates numbers).
@@ -33,23 +48,21 @@ return tostring(granted)
 """
 
 
-class TenantStore:
-    """Reads and writes the rules. Raises redis.exceptions.RedisError."""
+class NotLoaded(Exception):
+    """The decisions cannot be loaded, and waiting does not help. The text says what to do."""
 
-    def __init__(self, client: Redis[bytes], prefix: str) -> None:
-        self._client: Any = client
-        self._killed = f"{prefix}:tenants:killed"
-        self._limits = f"{prefix}:tenants:limits"
-        self._bucket = f"{prefix}:tenants:bucket:"
+
+class TenantStore:
+    """The rules for operators, and the buckets. Raises RedisError, and what `Operators` raises."""
+
+    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+        self._operators = Operators(client, settings)
+        self._bucket = f"{settings.key_prefix}:tenants:bucket:"
         self._take = client.register_script(_TAKE)
 
     def rules(self) -> TenantRules:
         """All rules as they stand."""
-        killed = frozenset(int(project) for project in self._client.smembers(self._killed))
-        limits = {
-            int(project): Limit(**json.loads(text)) for project, text in self._client.hgetall(self._limits).items()
-        }
-        return TenantRules(killed, limits)
+        return rules_of_decisions(self._operators.in_force())
 
     def take(self, project_id: int, limit: Limit, wanted: int) -> float:
         """Up to `wanted` tokens out of the project's shared bucket."""
@@ -57,48 +70,110 @@ class TenantStore:
             self._take(keys=[f"{self._bucket}{project_id}"], args=[limit.per_second, limit.burst, wanted])
         )
 
-    def kill(self, project_id: int) -> None:
+    def kill(self, project_id: int, by: str) -> None:
         """Every message of the project is dropped from now on, in all readers, within about a second."""
-        self._client.sadd(self._killed, project_id)
+        self._decide(f"{KILLED}/{project_id}", {}, "tenant_kill", by)
 
-    def revive(self, project_id: int) -> None:
+    def revive(self, project_id: int, by: str) -> None:
         """The kill switch of the project is off again."""
-        self._client.srem(self._killed, project_id)
+        self._decide(f"{KILLED}/{project_id}", None, "tenant_revive", by)
 
-    def limit(self, project_id: int, limit: Limit | None) -> None:
+    def limit(self, project_id: int, limit: Limit | None, by: str) -> None:
         """Sets the project's bucket; None removes it."""
-        if limit is None:
-            self._client.hdel(self._limits, project_id)
-        else:
-            text = json.dumps({"per_second": limit.per_second, "burst": limit.burst})
-            self._client.hset(self._limits, str(project_id), text)
+        value = None if limit is None else {"per_second": limit.per_second, "burst": limit.burst}
+        self._decide(f"{LIMIT}/{project_id}", value, "tenant_limit", by, limit=str(limit))
+
+    def _decide(self, key: str, value: Mapping[str, Any] | None, what: str, by: str, **more: str) -> None:
+        decided = None if value is None else {"at": time.time(), "by": by, **value}
+        self._operators.decide({key: decided}, {"what": what, "project": project_of(key), "by": by, **more})
+
+
+def rules_of_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> TenantRules:
+    """The kill switches and limits among decisions that are in force, by key."""
+    killed = frozenset(project_of(key) for key in decisions if key.startswith(f"{KILLED}/"))
+    limits = {
+        project_of(key): Limit(float(value["per_second"]), float(value["burst"]))
+        for key, value in decisions.items()
+        if key.startswith(f"{LIMIT}/")
+    }
+    return TenantRules(killed, limits)
 
 
 class TenantRefresh:
-    """The thread that keeps a gate's rules and tokens fresh."""
+    """Loads the decisions, then the thread that keeps a gate's rules, erasures and tokens fresh."""
 
-    def __init__(self, store: TenantStore, gate: TenantGate, on_failure: OnFailure = ignore) -> None:
-        self._store = store
+    def __init__(
+        self, client: Redis[bytes], settings: Settings, gate: TenantGate, on_failure: OnFailure = ignore
+    ) -> None:
+        self._settings = settings
+        self._store = TenantStore(client, settings)
+        self._copy = Copy(client, settings)
         self._gate = gate
+        self._rules = TenantRules()
+        self._reader: DecisionReader | None = None
         self.loop = Loop(
-            "tenant-rules", self.refresh, REFRESH_SECONDS, expected=(RedisError, OSError), on_failure=on_failure
+            "tenant-rules",
+            self.refresh,
+            REFRESH_SECONDS,
+            expected=(RedisError, RangeError, OSError),
+            on_failure=on_failure,
         )
 
+    def load(self, stopping: Callable[[float], bool]) -> bool:
+        """Reads all decisions, as long as it takes; `stopping` waits so many seconds, and says whether to give up.
+
+        Returns whether they are loaded. Raises NotLoaded.
+        """
+        while True:
+            try:
+                self._follow()
+            except KafkaAway as away:
+                log.warning("decisions_not_loaded", error=str(away))
+            except RangeError as failure:
+                raise NotLoaded(missing_topic(self._settings, failure)) from failure
+            except DecisionsUnreadable as failure:
+                raise NotLoaded(f"operators' decisions cannot be loaded: {failure}") from failure
+            else:
+                return True
+            if stopping(REFRESH_SECONDS):
+                return False
+
     def start(self) -> None:
-        """Starts the thread. While Redis does not answer nothing new is shed."""
+        """Starts the thread, after `load`."""
         self.loop.start()
 
     def stop(self) -> None:
         """Ends the thread."""
-        self.loop.stop(deadline_seconds=5.0)
+        if self.loop.stop(deadline_seconds=5.0) and self._reader is not None:
+            self._reader.close()
 
     def refresh(self) -> None:
-        """One round: the rules, and as many tokens as the last second wanted. Raises RedisError or ValueError."""
-        rules = self._store.rules()
-        wanted = self._gate.take_wanted()
+        """One round. Raises RangeError or DecisionsUnreadable, RedisError or ValueError; what is known holds."""
+        try:
+            self._follow()
+        finally:
+            self._take_tokens()
+        if self._reader is not None:
+            self._copy.follow(self._reader.decisions)
+
+    def _follow(self) -> None:
+        first = self._reader is None
+        if self._reader is None:
+            self._reader = DecisionReader(self._settings)
+        keys = self._reader.read()
+        known = self._reader.decisions
+        if keys or first:
+            in_force = {key: one.value for key, one in known.entries.items() if one.value is not None}
+            self._rules = rules_of_decisions(in_force)
+            self._gate.decide(self._rules, erasures_of(in_force, time.time()), known.position)
+
+    def _take_tokens(self) -> None:
+        """As many tokens as the last second wanted."""
+        rules, wanted = self._rules, self._gate.take_wanted()
+        known = self._gate.limited
         tokens = {
             project: self._store.take(project, limit, max(wanted.get(project, 0), 1))
             for project, limit in rules.limits.items()
-            if project in wanted or project not in self._gate.rules.limits
+            if project in wanted or project not in known
         }
         self._gate.grant(rules, tokens, time.monotonic())

@@ -19,6 +19,8 @@ from ingest.web.journey import flower_url
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.errors import SinkError
+from tasks.kafka.decisions import DecisionsUnreadable
+from tasks.kafka.producing import NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.operate import NotParked, ReaderGone, abandon, retry
 from tasks.sinks import build
@@ -53,6 +55,8 @@ class Desk:
         try:
             found = msgspec.to_builtins(status.collect(self._settings, self._client))
             deeds = self._coordination.audited(DEEDS_MAX)
+        except (RangeError, DecisionsUnreadable) as error:
+            raise Refused(503, f"operators' decisions: {error}") from error
         except RedisError as error:
             raise Refused(503, f"redis does not answer: {error}") from error
         for batch in found["parked"]:
@@ -73,6 +77,8 @@ class Desk:
             raise Refused(409, str(error)) from error
         except RedisError as error:
             raise Refused(503, f"redis does not answer: {error}") from error
+        except NotProduced as error:
+            raise Refused(503, str(error)) from error
 
     def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
         """Gives the batch up: its messages become dead letters first. Says what was done."""
@@ -85,7 +91,7 @@ class Desk:
             raise Refused(404, str(error)) from error
         except (ReaderGone, ValueError) as error:
             raise Refused(409, str(error)) from error
-        except (RedisError, SinkError, RangeError) as error:
+        except (RedisError, SinkError, RangeError, NotProduced) as error:
             raise Refused(503, str(error)) from error
         finally:
             sink.close()
@@ -132,6 +138,6 @@ class Desk:
             )
         except dlq.DeadLettersUnavailable as error:
             raise Refused(503, str(error)) from error
-        except RedisError as error:
+        except (RedisError, NotProduced) as error:
             raise Refused(503, f"replayed, but not noted in the audit: {error}") from error
         return {**msgspec.to_builtins(done), "outcomes": outcomes}

@@ -22,14 +22,16 @@ class AcknowledgedProducer:
         self._settings = settings
         self._producer: Producer | None = None
 
-    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        """Returns when the record is durable. Raises NotProduced."""
+    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> int:
+        """Returns the record's offset when it is durable. Raises NotProduced."""
         if self._producer is None:
             self._producer = Producer(producer_options(self._settings))
         reports: list[str] = []
+        offsets: list[int] = []
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             reports.append(error.str() if error is not None else unproven(message) or "")
+            offsets.append(message.offset() or 0)
 
         try:
             self._producer.produce(topic, value, key, headers=list(headers), on_delivery=delivered)
@@ -39,6 +41,7 @@ class AcknowledgedProducer:
         failure = reports[0] if reports else f"no answer in {CALL_SECONDS_MAX:g} s"
         if failure:
             raise NotProduced(f"{topic} did not take the message: {failure}")
+        return offsets[0]
 
 
 def unproven(message: Message) -> str | None:

@@ -1,10 +1,10 @@
-"""The dead-letter topic, and for development the topic that is read."""
+"""The dead-letter topic, the topic of operators' decisions, and for development the topic that is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from tasks.errors import TransientSinkError
+from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.migrate.step import DAY_MILLISECONDS
 from tasks.settings import Settings
@@ -20,7 +20,10 @@ DEAD_LETTER_RETENTION_DAYS = 14
 
 
 def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterator[str]:
-    """The dead-letter topic; with `source` the one that is read, too. Raises KafkaException, SinkError."""
+    """The topics of dead letters and decisions; with `source` the one that is read, too.
+
+    Raises KafkaException, SinkError.
+    """
     timeout_seconds = settings.sink_timeout_seconds
     try:
         topics = Topics(settings)
@@ -33,10 +36,22 @@ def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterat
     for name, (partitions, config) in _wanted(settings, source_bytes, source=source).items():
         if name in present:
             yield f"= topic {name} is there, {present[name].partitions} partitions"
+            if name == settings.operators_topic:
+                _expect_compaction(topics.config(name, timeout_seconds), name)
             continue
         yield f"create topic {name}"
         if not dry_run:
             topics.create(name, partitions, config, timeout_seconds)
+
+
+def _expect_compaction(config: Mapping[str, str], name: str) -> None:
+    """Decisions must not expire. Raises PermanentSinkError."""
+    policy = config.get("cleanup.policy", "compact")
+    if policy != "compact":
+        raise PermanentSinkError(
+            f"topic {name} has cleanup.policy={policy}, so decisions would expire: set it to compact",
+            configuration=True,
+        )
 
 
 def _wanted(settings: Settings, source_bytes: int, *, source: bool) -> dict[str, tuple[int, dict[str, str]]]:
@@ -49,7 +64,9 @@ def _wanted(settings: Settings, source_bytes: int, *, source: bool) -> dict[str,
                 "retention.ms": str(DEAD_LETTER_RETENTION_DAYS * DAY_MILLISECONDS),
                 "cleanup.policy": "delete",
             },
-        )
+        ),
+        # One partition: decisions have an order, and an offset names a state of them.
+        settings.operators_topic: (1, {"cleanup.policy": "compact", "max.message.bytes": str(MiB)}),
     }
     if source:
         wanted[settings.kafka_topic] = (

@@ -60,6 +60,7 @@ RUN: dict[str, str] = {
     "replays-ingest erase": "--dry-run",
     "replays-ingest reconcile": "",
     "replays-ingest batches ls": "",
+    "replays-ingest audit": "",
     "replays-ingest batches show": "",
     "replays-ingest batches retry": "",
     "replays-ingest batches abandon": "",

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from redis import Redis
 
 from ingest.local.compare.facts import read_facts
 from ingest.testing.messages import recording
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tasks.kafka.options import kafka_options
 from tasks.sinks.gcs.sink import client as gcs_client
 from tests.kit.whole_system import System
@@ -103,8 +104,8 @@ def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_get
     assert rows_of_banned(system, "replay_segments") == 1
     assert held_elsewhere(system) == before
     assert system.json("dlq", "replay", "--sink", "clickhouse")["written"] == 0
-    audit: Any = Redis.from_url(system.settings.redis_url.get_secret_value()).xrevrange("replays:audit")
-    assert any(deed[b"what"] == b"dlq_replay" and deed[b"sink"] == b"clickhouse" for _, deed in audit)
+    audit = Coordination(connect(system.settings), system.settings).audited()
+    assert any(deed["what"] == "dlq_replay" and deed["sink"] == "clickhouse" for deed in audit)
 
 
 def poison(replay_id: str, segment_id: int, received: int) -> bytes:

@@ -19,6 +19,8 @@ from ingest.local.compare.metrics import read_metrics
 from ingest.local.servers.fault_proxy import Errors, Hang, Pass, Refuse, SeveralErrors
 from ingest.local.servers.processes import free_port
 from ingest.testing.messages import recording
+from tasks.connection import connect
+from tasks.coordination import Coordination
 from tests.kit.whole_system import System, until
 
 pytestmark = pytest.mark.timeout(240 + float(os.environ.get("SICK_SECONDS", "0")))
@@ -245,5 +247,5 @@ def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None
             return sum("replayed_from" in letter["headers"] for letter in letters) == count
 
         until(came_back, 60, "the replayed messages, which are as bad as before, to be dead letters again")
-        audit = Redis.from_url(system.settings.redis_url.get_secret_value()).xrevrange("replays:audit", count=1)
-        assert audit[0][1][b"what"] == b"dlq_replay"  # type: ignore[index]
+        (deed,) = Coordination(connect(system.settings), system.settings).audited(1)
+        assert deed["what"] == "dlq_replay"

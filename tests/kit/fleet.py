@@ -24,6 +24,7 @@ from ingest.local.servers.sentinel import MASTER, RedisGroup
 from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
 from tasks.connection import connect
+from tasks.kafka.topics import Topics
 from tests.kit.paths import ROOT
 
 
@@ -158,8 +159,10 @@ def fleet(
     fleet_redis: Redis | RedisGroup,
     fleet_options: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
+    kafka_brokers: str,
+    fresh_name: Callable[[str], str],
 ) -> Iterator[Fleet]:
-    """Redis runs, workers do not yet."""
+    """Redis and the topic of operators' decisions are there, workers are not yet."""
     redis = fleet_redis
     redis.start()
     sinks = tmp_path / "sinks"
@@ -168,6 +171,8 @@ def fleet(
         "REDIS_URL": redis.address,
         **({"REDIS_SENTINEL_MASTER": MASTER} if isinstance(redis, RedisGroup) else {}),
         "REDIS_TIMEOUT_SECONDS": "2",
+        "KAFKA_BROKERS": kafka_brokers,
+        "KAFKA_OPERATORS_TOPIC": fresh_name("operators"),
         "TASK_VISIBILITY_SECONDS": "5",
         "TASK_BACKOFF_SECONDS": "0.2",
         "TASK_BACKOFF_SECONDS_MAX": "0.5",
@@ -182,5 +187,6 @@ def fleet(
         monkeypatch.setenv(name, value)
     environment |= {"REPLAYS_TEST_SINKS": str(sinks)}
     running = Fleet(Settings(), redis, children, sinks, environment)
+    Topics(running.settings).create(running.settings.operators_topic, 1, {"cleanup.policy": "compact"}, 20)
     yield running
     running.close()

@@ -19,6 +19,7 @@ from ingest.local.servers.processes import wait_until
 from ingest.reader.dispatch import Dispatcher
 from ingest.settings import Settings
 from tasks.coordination import Coordination
+from tasks.kafka.decisions import DecisionWriter, load
 from tasks.kafka.letters import Label, Origin
 from tasks.migrate import migrate
 from tasks.sinks import build
@@ -100,4 +101,5 @@ def opened(env: dict[str, str], settings: Settings) -> Iterator[Office]:
         yield office
     finally:
         office.reader.stop(1.0)
+        DecisionWriter(settings).write(dict.fromkeys(load(settings).entries))
         office.redis.flushdb()

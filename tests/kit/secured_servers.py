@@ -44,6 +44,7 @@ AUTHORIZED = {
 # What docs/hardening.md tells to grant: (resource, name, operations).
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
+DECISION_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE")
 GROUP_RIGHTS = ("READ",)
 
 
@@ -66,6 +67,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     wanted: list[tuple[Any, str, Any, tuple[str, ...]]]
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-dlq", ResourcePatternType.LITERAL, LETTER_TOPIC_RIGHTS)]
+    wanted += [(ResourceType.TOPIC, f"{topic}-operators", ResourcePatternType.LITERAL, DECISION_TOPIC_RIGHTS)]
     # A prefix: `dlq` and `reconcile` read in groups whose names begin like the readers'.
     wanted += [(ResourceType.GROUP, group, ResourcePatternType.PREFIXED, GROUP_RIGHTS)]
     bindings = [

@@ -53,6 +53,13 @@ class _Project(msgspec.Struct, gc=False):
     project_id: int
 
 
+class _Identity(msgspec.Struct, gc=False):
+    project_id: int
+    replay_id: str
+    received: int
+
+
+_decode_identity = msgspec.msgpack.Decoder(_Identity).decode
 _decode = msgspec.msgpack.Decoder(Envelope).decode
 _decode_names = msgspec.msgpack.Decoder(_Names).decode
 _decode_project = msgspec.msgpack.Decoder(_Project).decode
@@ -106,3 +113,14 @@ def project_of(value: bytes) -> int | None:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return None
     return project_id if 0 <= project_id <= INT64_MAX else None
+
+
+def identity_of(value: bytes) -> tuple[int, str, int] | None:
+    """(project, replay id, received) of a message, for erasures; None when it cannot be told: it is a reject."""
+    try:
+        if _keys(value) > KEYS_MAX:
+            return None
+        found = _decode_identity(value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+    return found.project_id, found.replay_id.lower(), found.received

@@ -14,8 +14,9 @@ from ingest.operate.erase.rows import Rows
 from ingest.operate.text import utc_text
 from ingest.settings import Settings
 from tasks.connection import connect
-from tasks.coordination import AUDIT_ENTRIES_MAX, Coordination
+from tasks.coordination import Coordination
 from tasks.migrate.kafka import SOURCE_RETENTION_HOURS
+from tasks.operators import AUDIT_ENTRIES_MAX
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.gcs.bucket import RETENTION_DAYS
 from tasks.sinks.google import errors as google_errors

@@ -69,6 +69,7 @@ class Account:
     given_up: int = 0
     """Segments and items that are dead letters."""
     shed: int = 0
+    erased: int = 0
     expired: int = 0
     sinks: dict[str, Tally] = field(default_factory=dict)
     examples: list[Missing] = field(default_factory=list)

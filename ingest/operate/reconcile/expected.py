@@ -1,8 +1,8 @@
 """What the sinks should hold of some messages: each is parsed as the reader would.
 
 What was given up on purpose is no loss: dead letters (rejects, abandoned batches, items that a sink refused),
-projects that are switched off, and what is older than its retention. A rate limit, though, leaves no trace: what
-it shed shows as missing from every sink.
+what was erased, projects that are switched off, and what is older than its retention. A rate limit, though, leaves
+no trace: what it shed shows as missing from every sink.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
-from ingest.core.model import Batch, Message, OffsetRange, Outcome, Segment
+from ingest.core.model import Batch, Drop, DropReason, Message, OffsetRange, Outcome, Segment
 from ingest.core.parse import parse
 from ingest.core.parse.rows import believable
 from ingest.operate.dlq import Selection, letters
@@ -22,11 +20,12 @@ from ingest.operate.reconcile.topic import Span
 from ingest.operate.remake import batch_of
 from ingest.reader.configuration import rules_of
 from ingest.reader.encoding import items_of
+from ingest.reader.erasures import erasures_of
 from ingest.reader.parsing.inline import shed
 from ingest.reader.tenant_gate import TenantGate, TenantRules
-from ingest.reader.tenant_rules import TenantStore
+from ingest.reader.tenant_rules import rules_of_decisions
 from ingest.settings import Settings
-from tasks.connection import connect
+from tasks.kafka.decisions import load
 from tasks.refused import name_of
 from tasks.wire import Blob, DeadLetter, Item, Row, SinkName
 
@@ -73,11 +72,9 @@ class Expected:
         self._rules = rules_of(settings)
         self._gate = TenantGate()
         self.given_up = GivenUp(settings, account.spans)
-        try:
-            killed = TenantStore(connect(settings), settings.key_prefix).rules().killed
-            self._gate.rules = TenantRules(killed)
-        except (RedisError, ValueError) as error:
-            account.notes.append(f"tenant rules are unknown, switched-off projects show as missing: {error}")
+        in_force = {key: one.value for key, one in load(settings).entries.items() if one.value is not None}
+        rules = TenantRules(rules_of_decisions(in_force).killed)  # a limit leaves no trace of what it dropped
+        self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:
         """What these messages, of one partition and in order, should have become."""
@@ -103,10 +100,14 @@ class Expected:
     def _outcome(self, message: Message) -> Outcome | None:
         """What the message should have become; None when nothing is expected of it."""
         account = self._account
-        if shed(message, self._gate, time.monotonic) is not None:
-            account.shed += 1
+        drop = shed(message, self._gate, time.monotonic)
+        outcome = drop or self._gate.screened(parse(message, self._rules))
+        if isinstance(outcome, Drop):
+            if outcome.reason is DropReason.ERASED:
+                account.erased += 1
+            else:
+                account.shed += 1
             return None
-        outcome = parse(message, self._rules)
         if isinstance(outcome, Segment):
             if (message.source.partition, message.offset) in self.given_up.messages:
                 account.given_up += 1

@@ -23,7 +23,8 @@ def render(account: Account) -> Group:
     ]
     about.append(
         f"{account.messages} messages: {account.segments} segments, {account.rejects} rejects, "
-        f"{account.given_up} given up as dead letters, {account.shed} shed, {account.expired} past their retention"
+        f"{account.given_up} given up as dead letters, {account.shed} shed, "
+        f"{account.erased} erased, {account.expired} past their retention"
     )
     table = Table("sink", "checked", "missing", "differs", *(["repaired"] if account.repairing else []), "")
     for name, tally in account.sinks.items():

@@ -20,6 +20,8 @@ from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.errors import SinkError
+from tasks.kafka.decisions import DecisionsUnreadable
+from tasks.kafka.producing import NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.refused import name_of
 from tasks.wire import Item
@@ -60,7 +62,14 @@ def run(
                     audit.note(by, scope, "ends")
             if not account.ok:
                 audit.name_past_rules()
-    except (RangeError, DeadLettersUnavailable, SinkError, RedisError) as failure:
+    except (
+        RangeError,
+        DecisionsUnreadable,
+        DeadLettersUnavailable,
+        NotProduced,
+        SinkError,
+        RedisError,
+    ) as failure:
         raise ReconcileFailed(str(failure)) from failure
     account.seconds = time.monotonic() - began
     return account

@@ -18,9 +18,9 @@ import msgspec
 import structlog
 
 from ingest.core import events as on
-from ingest.core.model import Drop, Message, Outcome, Reject, TopicPartition
+from ingest.core.model import Drop, DropReason, Message, Outcome, Reject, TopicPartition
 from ingest.core.parse import ParseRules, Usual, parse, parse_usual
-from ingest.core.parse.envelope import project_of
+from ingest.core.parse.envelope import identity_of, project_of
 from ingest.reader.parsing.link import EXIT_MEMORY, Arena, Hello, ask, hear, send_frame
 from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
@@ -156,9 +156,16 @@ class ProcessParser:
 
 
 def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
-    """The drop that the tenant rules ask for, if any. Costs nothing while there are no rules."""
+    """The drop that rules and erasures ask for, if any. Costs nothing while there are none.
+
+    What was erased is dropped first: it must not take a token, and a reject would keep its bytes as a dead letter.
+    """
     if not gate.active:
         return None
+    if gate.erasures:
+        identity = identity_of(message.value)
+        if identity is not None and gate.erasures.holds(*identity):
+            return Drop(DropReason.ERASED, identity[0])
     project_id = project_of(message.value)
     if project_id is None:
         return None

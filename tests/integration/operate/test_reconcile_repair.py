@@ -173,9 +173,9 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
     from ingest.reader.tenant_rules import TenantStore
 
     projects = {project for project, _, _ in system.expected.segments}
-    store = TenantStore(connect(system.settings), system.settings.key_prefix)
+    store = TenantStore(connect(system.settings), system.settings)
     for project in projects:
-        store.kill(project)
+        store.kill(project, "oncall")
 
     account = reconcile.run(system.settings, Scope())
 

@@ -45,7 +45,9 @@ def letter(offset: int, value: bytes = b"hello") -> DeadLetter:
 def made(settings: Callable[..., Settings], kafka_brokers: str) -> Settings:
     """Settings whose dead-letter topic exists."""
     found = settings(kafka_brokers=kafka_brokers)
-    assert list(migrate_topics(found, dry_run=False, source=False)) == [f"create topic {found.dlq_topic}"]
+    assert list(migrate_topics(found, dry_run=False, source=False)) == [
+        f"create topic {name}" for name in (found.dlq_topic, found.operators_topic)
+    ]
     return found
 
 
@@ -158,7 +160,11 @@ def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: 
     done = list(migrate_topics(found, dry_run=False, source=True))
     again = list(migrate_topics(found, dry_run=False, source=True))
 
-    assert told == done == [f"create topic {found.dlq_topic}", f"create topic {found.kafka_topic}"]
+    assert (
+        told
+        == done
+        == [f"create topic {name}" for name in (found.dlq_topic, found.operators_topic, found.kafka_topic)]
+    )
     assert [line for line in again if not line.startswith("=")] == []
     assert found.dlq_topic in sink.check().text
     sink.close()

@@ -1,0 +1,113 @@
+"""What was erased and must not be written again, as a reader looks it up per message.
+
+Built from the decisions of `tasks.kafka.decisions`. A replay is erased whatever arrives of it later; a project or
+a user is erased as far as it had arrived at Relay when that was decided, and what comes afterwards is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ingest.core.model import Segment
+from tasks.kafka.decisions import ERASED
+
+NEVER = 0
+ALL, REPLAY, USER = "all", "replay", "user"
+
+
+class _Users(msgspec.Struct):
+    """The columns of a row that name a user."""
+
+    user: str | None = None
+    user_id: str | None = None
+    user_name: str | None = None
+    user_email: str | None = None
+
+
+_users = msgspec.json.Decoder(_Users).decode
+
+
+@dataclass(frozen=True)
+class Erasures:
+    """Immutable, so that the loop's thread may look while another one replaces it.
+
+    `replays`: (project, replay id). `projects`: until when what arrived is erased, unix seconds by Relay's clock;
+    `users` the same by digest, per project.
+    """
+
+    replays: frozenset[tuple[int, str]] = frozenset()
+    projects: Mapping[int, float] = field(default_factory=dict)
+    users: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.replays or self.projects or self.users)
+
+    def holds(self, project_id: int, replay_id: str, received: float) -> bool:
+        """Whether a message of this replay, received at Relay then, was erased by its replay or its project."""
+        return (project_id, replay_id) in self.replays or received <= self.projects.get(project_id, -1.0)
+
+    def holds_user_of(self, segment: Segment) -> bool:
+        """Whether the user that a segment names was erased."""
+        users = self.users.get(segment.project_id)
+        if not users:
+            return False
+        return any(
+            segment.received <= users.get(user_digest(segment.project_id, name), -1.0)
+            for row in segment.clickhouse
+            for name in _names(row.json)
+        )
+
+
+def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasures:
+    """Those decisions that are erasures and not over at `now`, unix seconds."""
+    replays = set[tuple[int, str]]()
+    projects: dict[int, float] = {}
+    users: dict[int, dict[str, float]] = {}
+    for key, value in decisions.items():
+        if not key.startswith(f"{ERASED}/"):
+            continue
+        until = float(value.get("until", NEVER))
+        if until != NEVER and until < now:
+            continue
+        _, project, *rest = key.split("/")
+        project_id = int(project)
+        if rest[0] == REPLAY:
+            replays.add((project_id, rest[1]))
+        elif rest[0] == USER:
+            users.setdefault(project_id, {})[rest[1]] = float(value["at"])
+        else:
+            projects[project_id] = float(value["at"])
+    return Erasures(frozenset(replays), projects, users)
+
+
+def replay_key(project_id: int, replay_id: str) -> str:
+    """`replay_id`: 32 hex digits."""
+    return f"{ERASED}/{project_id}/{REPLAY}/{replay_id}"
+
+
+def user_key(project_id: int, user: str) -> str:
+    """The topic holds no user's name, only its digest."""
+    return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
+
+
+def project_key(project_id: int) -> str:
+    """Everything of a project."""
+    return f"{ERASED}/{project_id}/{ALL}"
+
+
+def user_digest(project_id: int, user: str) -> str:
+    """32 hex digits; differs per project."""
+    return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
+
+
+def _names(row: bytes) -> set[str]:
+    try:
+        found = _users(row)
+    except msgspec.MsgspecError:
+        return set()
+    return {name for name in (found.user, found.user_id, found.user_name, found.user_email) if name}

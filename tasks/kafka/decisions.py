@@ -1,0 +1,199 @@
+"""Operators' decisions: records of a compacted topic, written with acknowledgement and read to the end.
+
+    killed/<project>                   its messages are dropped
+    limit/<project>                    its token bucket: per_second, burst
+    erased/<project>/replay/<id>       a replay that was erased; nothing of it is written again
+    erased/<project>/user/<digest>     the replays of a user that arrived before the erasure
+    erased/<project>/all               everything of a project that arrived before the erasure
+    audit/<milliseconds>-<token>       one action of an operator
+
+The value is a JSON object; a record without one takes its decision back. Every decision says `at` (unix seconds)
+and `by`; an erasure also `until`, when its messages have left every topic (0: never). The topic has one partition,
+so that decisions have an order, and an offset names a state of them.
+Why so: docs/decisions/018-operators-decisions-in-kafka.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from tasks.kafka.producing import AcknowledgedProducer, NotProduced
+from tasks.kafka.ranges import END, Bounds, Range, RangeError, RangeReader, TopicMissing
+from tasks.kafka.records import Record
+from tasks.kafka.topics import ClusterUnreachable, Topics
+from tasks.settings import Settings
+
+VERSION = 1
+KILLED, LIMIT, ERASED, AUDIT = "killed", "limit", "erased", "audit"
+KINDS = frozenset((KILLED, LIMIT, ERASED, AUDIT))
+LOOK_SECONDS_MAX = 10.0
+SILENT_SECONDS_MAX = 20.0
+
+Values = Mapping[str, Mapping[str, Any] | None]
+"""By key; None takes a decision back."""
+
+
+class DecisionsUnreadable(Exception):
+    """The topic holds what this release does not understand, or is not set up for decisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The last record of one key. `value` None: it was taken back."""
+
+    offset: int
+    value: dict[str, Any] | None
+
+
+def audit_key(at: float) -> str:
+    """A new key; keys sort by time."""
+    return f"{AUDIT}/{int(at * 1000):013d}-{secrets.token_hex(4)}"
+
+
+def project_of(key: str) -> int:
+    """The project that a decision is about. Raises ValueError for an audit."""
+    return int(key.split("/")[1])
+
+
+class Decisions:
+    """What was decided, as far as it was read. `position`: the offset after the last record."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.entries: dict[str, Decision] = {}
+
+    def apply(self, record: Record) -> str | None:
+        """Takes one record in and returns its key; None for what is no decision. Raises DecisionsUnreadable."""
+        self.position = max(self.position, record.offset + 1)
+        key = (record.key or b"").decode("utf-8", "replace")
+        if not key:
+            return None
+        if key.split("/")[0] not in KINDS:
+            raise DecisionsUnreadable(f"{record.topic} holds {key!r}, written by a newer release: upgrade first")
+        value = None
+        if record.value:
+            try:
+                value = msgspec.json.decode(record.value, type=dict[str, Any])
+            except msgspec.MsgspecError as error:
+                raise DecisionsUnreadable(f"{record.topic} offset {record.offset}: {error}") from error
+            if int(value.get("version", VERSION)) > VERSION:
+                raise DecisionsUnreadable(f"{record.topic}: {key!r} is of a newer release: upgrade first")
+        self.entries[key] = Decision(record.offset, value)
+        return key
+
+    def since(self, offset: int) -> dict[str, Decision]:
+        """Those that were decided at this offset or later, in order."""
+        found = [(one.offset, key) for key, one in self.entries.items() if one.offset >= offset]
+        return {key: self.entries[key] for _, key in sorted(found)}
+
+    def of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """By key, what is in force of one kind."""
+        return {
+            key: one.value
+            for key, one in self.entries.items()
+            if one.value is not None and key.startswith(f"{kind}/")
+        }
+
+
+class DecisionReader:
+    """Reads the topic from its beginning, then what is new. Used by one thread; methods raise RangeError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.decisions = Decisions()
+        self._topic = settings.operators_topic
+        self._reader = RangeReader(settings, self._topic, bounds=Bounds(silent_seconds_max=SILENT_SECONDS_MAX))
+        self._checked = False
+
+    def read(self) -> list[str]:
+        """Everything that is new; its keys, in order. Raises DecisionsUnreadable as well."""
+        if not self._checked:
+            self._check()
+        held = self._reader.held(0)
+        if held.stop < self.decisions.position and held.start == 0:
+            self.decisions = Decisions()  # the topic was made anew
+        start = max(held.start, self.decisions.position)
+        wanted = Range(0, start, END)
+        if start >= held.stop:
+            return []
+        keys = [self.decisions.apply(record) for record in self._reader.read([wanted])]
+        self.decisions.position = max(self.decisions.position, held.stop)
+        return [key for key in keys if key is not None]
+
+    def _check(self) -> None:
+        partitions = self._reader.partitions()
+        if len(partitions) != 1:
+            raise DecisionsUnreadable(f"topic {self._topic} has {len(partitions)} partitions, it must have one")
+        self._checked = True
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._reader.close()
+
+
+def load(settings: Settings) -> Decisions:
+    """All decisions, once. Raises RangeError or DecisionsUnreadable."""
+    reader = DecisionReader(settings)
+    try:
+        reader.read()
+        return reader.decisions
+    finally:
+        reader.close()
+
+
+class DecisionWriter:
+    """Writes decisions. Used by one thread; the connection is made when it is first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer = AcknowledgedProducer(settings)
+        self._looked = False
+
+    def write(self, values: Values) -> dict[str, int]:
+        """Returns the offset of each when all of them are durable. Raises NotProduced; then some may be."""
+        self._expect_topic()
+        topic = self._settings.operators_topic
+        return {
+            key: self._producer.produce(topic, key.encode(), None if value is None else encode(value), ())
+            for key, value in values.items()
+        }
+
+    def _expect_topic(self) -> None:
+        """Producing to a topic that is missing may create it without compaction, and decisions would expire."""
+        if self._looked:
+            return
+        topic = self._settings.operators_topic
+        try:
+            topics = Topics(self._settings)
+            if topic not in topics.inventory(LOOK_SECONDS_MAX).topics:
+                raise NotProduced(f"topic {topic} is missing: run `replays-ingest migrate`")
+        except ClusterUnreachable as failure:
+            raise NotProduced(f"brokers {self._settings.kafka_brokers}: {failure}") from failure
+        self._looked = True
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """A record's value."""
+    return msgspec.json.encode({"version": VERSION, **value})
+
+
+def deed(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
+    """One action for the audit trail: texts by name, with the time."""
+    at = time.time() if at is None else at
+    return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}
+
+
+def missing_topic(settings: Settings, failure: RangeError) -> str:
+    """The line for a topic that cannot be read, with what to do."""
+    todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""
+    return f"operators' decisions cannot be loaded: {failure}{todo}"
+
+
+def keys_of(decisions: Decisions, keys: Iterable[str]) -> dict[str, Decision]:
+    """Those of these keys that there are."""
+    return {key: decisions.entries[key] for key in keys if key in decisions.entries}

@@ -1,0 +1,182 @@
+"""What operators decide: written to Kafka first, copied to Redis, where commands and pages look.
+
+    <prefix>:operators           hash: decisions that are in force, by key
+    <prefix>:operators:audit     sorted set: actions, by time
+    <prefix>:operators:copied    the offset up to which both are complete
+
+Redis may lose the copy at any moment: whoever misses `copied` rebuilds all of it from the topic. No other key of
+ours is without an expiry. Readers follow the topic itself and do not depend on the copy.
+Why so: docs/decisions/018-operators-decisions-in-kafka.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from redis import Redis
+from redis.exceptions import NoPermissionError, RedisError
+
+from tasks.kafka import decisions
+from tasks.kafka.decisions import AUDIT, Decision, Decisions, DecisionWriter, Values
+from tasks.kafka.producing import NotProduced
+from tasks.settings import Settings
+
+log = logging.getLogger(__name__)
+AUDIT_ENTRIES_MAX = 10_000
+AUDIT_PRUNED_AT_ONCE = 100
+
+
+class Copy:
+    """The copy in Redis. Raises redis.exceptions.RedisError."""
+
+    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+        self._client: Any = client
+        self.keys = names(settings.key_prefix)
+        self._decided, self._audit, self._copied = self.keys
+
+    def copied(self) -> int | None:
+        """The offset up to which the copy is complete; None: it is not there."""
+        found = self._client.get(self._copied)
+        return None if found is None else int(found)
+
+    def apply(self, entries: Mapping[str, Decision], position: int | None = None, *, anew: bool = False) -> None:
+        """Takes these in, in order; `position` is what the copy reaches then. `anew`: nothing else is left."""
+        pipe = self._client.pipeline(transaction=True)
+        if anew:
+            pipe.delete(self._decided, self._audit)
+        for key, one in entries.items():
+            text = None if one.value is None else msgspec.json.encode({**one.value, "key": key})
+            if key.startswith(f"{AUDIT}/"):
+                if text is None:
+                    at = int(key.split("/")[1].split("-")[0]) / 1000
+                    pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)  # a key has its milliseconds
+                else:
+                    pipe.zadd(self._audit, {text: float(one.value["at"])})  # type: ignore[index]
+            elif text is None:
+                pipe.hdel(self._decided, key)
+            else:
+                pipe.hset(self._decided, key, text)
+        if position is not None:
+            pipe.set(self._copied, position)
+        pipe.execute()
+
+    def follow(self, known: Decisions) -> None:
+        """Brings the copy up to what is known, if it is behind."""
+        reached = self.copied()
+        if reached is None:
+            self.apply(known.since(0), known.position, anew=True)
+        elif reached < known.position:
+            self.apply(known.since(reached), known.position)
+
+    def in_force(self) -> dict[str, dict[str, Any]]:
+        """Every decision but the audit trail, by key."""
+        found = self._client.hgetall(self._decided)
+        return {key.decode(): msgspec.json.decode(value) for key, value in found.items()}
+
+    def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
+        """The decisions of these keys."""
+        return [
+            None if value is None else msgspec.json.decode(value)
+            for value in self._client.hmget(self._decided, keys)
+        ]
+
+    def audited(self, count_max: int) -> list[dict[str, Any]]:
+        """The last actions, the newest first, each with its `key`."""
+        return [msgspec.json.decode(text) for text in self._client.zrevrange(self._audit, 0, count_max - 1)]
+
+    def oldest_audits(self) -> list[str]:
+        """Keys of the oldest actions, of those that are too many."""
+        too_many = int(self._client.zcard(self._audit)) - AUDIT_ENTRIES_MAX
+        if too_many < AUDIT_PRUNED_AT_ONCE:
+            return []
+        found = self._client.zrange(self._audit, 0, too_many - 1)
+        return [str(msgspec.json.decode(text)["key"]) for text in found]
+
+
+def names(prefix: str) -> tuple[str, str, str]:
+    """The keys of the copy, which do not expire."""
+    return f"{prefix}:operators", f"{prefix}:operators:audit", f"{prefix}:operators:copied"
+
+
+class Operators:
+    """Decides and looks up. Any thread. `decide` raises NotProduced; reading raises RedisError, RangeError or
+    DecisionsUnreadable."""
+
+    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+        self._settings = settings
+        self._writer = DecisionWriter(settings)
+        self._copy = Copy(client, settings)
+        self._lock = threading.Lock()
+
+    def decide(self, values: Values, action: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """Durable in the topic when this returns, the action before what it did; offsets by key.
+
+        A Redis that is away misses its copy and nothing else: a reader brings it.
+        """
+        both: Values = {**(decisions.deed(action) if action is not None else {}), **values}
+        with self._lock:
+            offsets = self._writer.write(both)
+        made = {key: Decision(offsets[key], None if value is None else dict(value)) for key, value in both.items()}
+        try:
+            self._copy.apply(made)
+        except (RedisError, OSError) as error:
+            log.warning("the copy of operators' decisions in redis is behind: %s", error)
+        else:
+            self._prune()
+        return offsets
+
+    def audit(self, action: Mapping[str, Any]) -> None:
+        """Keeps what an operator did, with the time. The last AUDIT_ENTRIES_MAX actions are kept."""
+        self.decide({}, action)
+
+    def _prune(self) -> None:
+        try:
+            keys = self._copy.oldest_audits()
+            if keys:
+                gone: Values = dict.fromkeys(keys)
+                with self._lock:
+                    offsets = self._writer.write(gone)
+                self._copy.apply({key: Decision(offset, None) for key, offset in offsets.items()})
+        except (RedisError, OSError, NotProduced) as error:
+            log.warning("the audit trail was not shortened: %s", error)
+
+    def _lost(self) -> Decisions | None:
+        """When Redis lost the copy: all decisions from the topic, after the copy is rebuilt as far as we may."""
+        if self._copy.copied() is not None:
+            return None
+        known = decisions.load(self._settings)
+        with contextlib.suppress(NoPermissionError):  # a viewer's user only reads
+            self._copy.follow(known)
+        return known
+
+    def in_force(self) -> dict[str, dict[str, Any]]:
+        """Every decision but the audit trail, by key."""
+        known = self._lost()
+        if known is None:
+            return self._copy.in_force()
+        return {
+            key: one.value
+            for key, one in known.entries.items()
+            if one.value is not None and not key.startswith(f"{AUDIT}/")
+        }
+
+    def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
+        """The decisions of these keys."""
+        known = self._lost()
+        if known is None:
+            return self._copy.get(keys)
+        return [one.value if (one := known.entries.get(key)) is not None else None for key in keys]
+
+    def audited(self, count_max: int = 100) -> list[dict[str, str]]:
+        """The last actions, the newest first."""
+        known = self._lost()
+        if known is None:
+            deeds = self._copy.audited(count_max)
+        else:
+            deeds = sorted(known.of(AUDIT).values(), key=lambda one: float(one["at"]), reverse=True)[:count_max]
+        return [{name: str(value) for name, value in one.items()} for one in deeds]

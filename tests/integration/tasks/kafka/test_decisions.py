@@ -1,0 +1,184 @@
+"""Operators' decisions on a real broker: durable in a topic, copied to Redis, and again when it lost them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis as Client
+
+from ingest.local.servers.processes import Children
+from ingest.local.servers.redis import Redis
+from ingest.reader.tenant_gate import Limit, TenantGate
+from ingest.reader.tenant_rules import NotLoaded, TenantRefresh, TenantStore
+from ingest.settings import Settings
+from tasks.errors import PermanentSinkError
+from tasks.kafka.decisions import DecisionReader, DecisionsUnreadable, DecisionWriter, load
+from tasks.kafka.producing import AcknowledgedProducer, NotProduced
+from tasks.kafka.topics import Topics
+from tasks.migrate.kafka import migrate_topics
+from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Operators, names
+
+
+def patiently(seconds: float) -> bool:
+    """Nobody asks the reader to stop."""
+    return False
+
+
+@pytest.fixture
+def settings(kafka_brokers: str, fresh_name: Callable[[str], str], tmp_path: Path, children: Children) -> Settings:
+    """A Redis of this test, and topics as `migrate` makes them."""
+    redis = Redis(children, tmp_path / "redis")
+    redis.start()
+    made = Settings(kafka_brokers=kafka_brokers, kafka_topic=fresh_name("decided"), redis_url=redis.address)  # type: ignore[arg-type]
+    list(migrate_topics(made, dry_run=False, source=False))
+    return made
+
+
+@pytest.fixture
+def client(settings: Settings) -> Any:
+    return Client.from_url(settings.redis_url.get_secret_value())
+
+
+def following(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGate]:
+    """A reader's gate that has loaded all decisions."""
+    gate = TenantGate()
+    refresh = TenantRefresh(client, settings, gate)
+    assert refresh.load(patiently)
+    return refresh, gate
+
+
+def test_a_reader_that_starts_finds_what_was_decided_although_redis_is_empty(
+    client: Any, settings: Settings
+) -> None:
+    """given kills and limits, when Redis is emptied, then a new reader has them, and so have commands"""
+    store = TenantStore(client, settings)
+    store.kill(7, "ann")
+    store.kill(8, "ann")
+    store.revive(8, "bob")
+    store.limit(9, Limit(5.0, 50.0), "bob")
+    client.flushall()
+
+    refresh, gate = following(client, settings)
+
+    assert gate.rules.killed == {7}
+    assert gate.rules.limits == {9: Limit(5.0, 50.0)}
+    assert TenantStore(client, settings).rules() == gate.rules
+    deeds = Operators(client, settings).audited()
+    assert [(deed["what"], deed["project"], deed["by"]) for deed in deeds] == [
+        ("tenant_limit", "9", "bob"),
+        ("tenant_revive", "8", "bob"),
+        ("tenant_kill", "8", "ann"),
+        ("tenant_kill", "7", "ann"),
+    ]
+    refresh.stop()
+
+
+def test_a_living_reader_keeps_what_it_knows_and_brings_the_copy_back(client: Any, settings: Settings) -> None:
+    """given a reader that follows, when Redis is emptied, then it stays killed, and the copy is whole"""
+    store = TenantStore(client, settings)
+    store.kill(7, "ann")
+    refresh, gate = following(client, settings)
+    refresh.refresh()
+    before = Copy(client, settings).in_force()
+    client.flushall()
+
+    refresh.refresh()
+
+    assert gate.rules.killed == {7}
+    assert Copy(client, settings).in_force() == before
+    assert len(Copy(client, settings).audited(10)) == 1
+    store.revive(7, "ann")
+    refresh.refresh()
+    assert not gate.active
+    assert Copy(client, settings).in_force() == {}
+    refresh.stop()
+
+
+def test_a_decision_holds_although_redis_was_away_when_it_was_taken(client: Any, settings: Settings) -> None:
+    """given a Redis that does not answer the command, then the reader follows the topic, and brings the copy"""
+    refresh, gate = following(client, settings)
+    refresh.refresh()
+    away = Client.from_url("redis://127.0.0.1:1")
+
+    Operators(away, settings).decide({"killed/7": {"at": 1.0, "by": "ann"}}, {"what": "tenant_kill", "by": "ann"})
+
+    refresh.refresh()
+    assert gate.rules.killed == {7}
+    assert set(Copy(client, settings).in_force()) == {"killed/7"}
+    refresh.stop()
+
+
+def test_nothing_is_decided_while_the_topic_cannot_keep_it(client: Any, settings: Settings) -> None:
+    """given brokers that are away, or no topic, then the command fails with what to do, and Redis is as it was"""
+    gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
+
+    with pytest.raises(NotProduced, match="no-such-topic is missing: run `replays-ingest migrate`"):
+        TenantStore(client, gone).kill(7, "ann")
+
+    assert client.keys("*") == []
+
+
+def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
+    """given a topic that is missing, or holds what a newer release decided, then the reader says what to do"""
+    gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
+    with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
+        TenantRefresh(client, gone, TenantGate()).load(patiently)
+
+    DecisionWriter(settings).write({"killed/7": {"version": 2}})
+    with pytest.raises(NotLoaded, match="upgrade first"):
+        TenantRefresh(client, settings, TenantGate()).load(patiently)
+    AcknowledgedProducer(settings).produce(settings.operators_topic, b"moved/7", b"{}", ())
+    with pytest.raises(DecisionsUnreadable):
+        load(settings)
+
+
+def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
+    """given a topic without compaction, when migrated, then it is refused by name"""
+    other = settings.model_copy(update={"kafka_operators_topic": f"{settings.kafka_topic}-deleted"})
+    Topics(other).create(other.operators_topic, 1, {"cleanup.policy": "delete"}, 20)
+    if Topics(other).config(other.operators_topic, 20).get("cleanup.policy") is None:
+        pytest.skip("this broker does not show a topic's settings")
+
+    with pytest.raises(PermanentSinkError, match="decisions would expire"):
+        list(migrate_topics(other, dry_run=False, source=False))
+
+
+def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Settings) -> None:
+    """given two readers that both rebuild, then no action is listed twice"""
+    first, _ = following(client, settings)
+    second, _ = following(client, settings)
+    Operators(client, settings).audit({"what": "retry", "by": "ann"})
+    for one in (first, second, first):
+        one.refresh()
+    client.flushall()
+    for one in (second, first):
+        one.refresh()
+
+    assert [deed["what"] for deed in Operators(client, settings).audited()] == ["retry"]
+    assert {key.decode() for key in client.keys("*")} <= set(names(settings.key_prefix))
+    first.stop()
+    second.stop()
+
+
+def test_the_audit_trail_is_bounded_in_the_topic_too(
+    client: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given more actions than are kept, then the oldest are taken back in the topic, and nothing else is"""
+    monkeypatch.setattr("tasks.operators.AUDIT_ENTRIES_MAX", 5)
+    monkeypatch.setattr("tasks.operators.AUDIT_PRUNED_AT_ONCE", 3)
+    operators = Operators(client, settings)
+    operators.decide({"killed/7": {"at": 1.0, "by": "ann"}})
+    for number in range(9):
+        operators.audit({"what": f"deed {number}"})
+
+    reader = DecisionReader(settings)
+    reader.read()
+    kept = [value["what"] for key, value in sorted(reader.decisions.of("audit").items())]
+    reader.close()
+    assert 5 <= len(kept) <= 8
+    assert kept[-1] == "deed 8"
+    assert list(reader.decisions.of("killed")) == ["killed/7"]
+    assert (AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE) == (10_000, 100)

@@ -1,0 +1,77 @@
+"""What was erased is dropped before it is written, whichever way its messages come back."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.core.events import MessageParsed
+from ingest.core.model import Drop, DropReason, Message, Segment, TopicPartition
+from ingest.core.parse import ParseRules
+from ingest.reader.erasures import Erasures, erasures_of, project_key, replay_key, user_digest, user_key
+from ingest.reader.parsing.inline import InlineParser
+from ingest.reader.tenant_gate import TenantGate, TenantRules
+from ingest.testing.messages import recording, replay_event
+
+SOURCE = TopicPartition("recordings", 0)
+REPLAY, OTHER = "a" * 32, "b" * 32
+RECEIVED = 1_790_000_000
+NOW = RECEIVED + 100.0
+
+
+def outcome(erasures: Erasures, replay_id: str = REPLAY, received: int = RECEIVED, **fields: object) -> object:
+    """What a message becomes under these erasures."""
+    gate = TenantGate()
+    gate.decide(TenantRules(), erasures, 1)
+    value = recording(replay_id=replay_id, project_id=11, received=received, **fields)
+    message = Message(SOURCE, 1, 0, value, timestamp_ms=received * 1000)
+    (event,) = InlineParser(ParseRules(), gate, lambda: 0.0).parse([message])
+    assert isinstance(event, MessageParsed)
+    return gate.screened(event.outcome)
+
+
+def dropped(found: object) -> bool:
+    return isinstance(found, Drop) and found.reason is DropReason.ERASED and found.project_id == 11
+
+
+def decided(key: str, at: float = NOW, until: float = 0.0) -> Erasures:
+    return erasures_of({key: {"at": at, "by": "ann", "until": until}}, NOW)
+
+
+def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() -> None:
+    """given an erased replay, then its id in capitals and a later segment are dropped, another replay is not"""
+    erasures = decided(replay_key(11, REPLAY))
+
+    assert dropped(outcome(erasures))
+    assert dropped(outcome(erasures, REPLAY.upper(), received=RECEIVED + 10_000))
+    assert isinstance(outcome(erasures, OTHER), Segment)
+    assert isinstance(outcome(decided(replay_key(12, REPLAY))), Segment)
+
+
+def test_a_project_is_dropped_as_far_as_it_had_arrived() -> None:
+    """given an erased project, then what arrives afterwards is a new replay"""
+    erasures = decided(project_key(11))
+
+    assert dropped(outcome(erasures))
+    assert isinstance(outcome(erasures, received=int(NOW) + 1), Segment)
+
+
+@pytest.mark.parametrize("name", ["id", "username", "email"])
+def test_a_user_is_known_by_any_of_the_names_and_not_written_down(name: str) -> None:
+    """given an erased user, then what names it is dropped; the decision holds a digest, another per project"""
+    theirs = {"replay_event": replay_event(user={"id": "someone", name: "ann@shop.example"})}
+    key = user_key(11, "ann@shop.example")
+
+    assert "ann" not in key
+    assert user_digest(11, "x") != user_digest(12, "x")
+    assert isinstance(outcome(Erasures(), **theirs), Segment)
+    assert dropped(outcome(decided(key), **theirs))
+    assert isinstance(outcome(decided(key), received=int(NOW) + 1, **theirs), Segment)
+    assert isinstance(outcome(decided(user_key(11, "bob@shop.example")), **theirs), Segment)
+
+
+def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
+    """given the end of an erasure, then it is forgotten; without an end it holds for ever"""
+    over = decided(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
+
+    assert not over
+    assert decided(replay_key(11, REPLAY), at=1.0)
