@@ -13,7 +13,7 @@ from tasks import messages as messages
 from tasks.configuration import secure
 from tasks.connection import RedisRefused, refuse_unsupported
 from tasks.loading import SettingsError, load_fleet
-from tasks.observe import watch
+from tasks.observe import presence, watch
 from tasks.sinks import build
 
 app = Celery("tasks")
@@ -54,3 +54,4 @@ if "flower.command" in sys.modules:  # `celery` loads its commands before it loo
 
     guard()
 watch.connect()
+presence.connect()

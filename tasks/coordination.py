@@ -2,11 +2,11 @@
 
     <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
     <prefix>:readers           hash: the last heartbeat of each reader
+    <prefix>:workers           hash: the last presence of each worker
     <prefix>:parked            hash: batches that wait for their retry, each a lease that its reader renews
 
 Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again. All times are Redis' own,
-in unix seconds, so that no two machines' clocks are compared. Every key
-expires. What operators decide is in `tasks.operators`.
+in unix seconds, so that no two machines' clocks are compared. Every key expires. What operators decide is in `tasks.operators`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tasks.wire import Completion, reader_stream
 
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
+WORKER_FORGOTTEN_SECONDS = 3600
 # Renewed every few seconds (`Limits.parked_renew_seconds`); outlives a Redis that is away for a moment.
 PARKED_LEASE_SECONDS = 30.0
 # What a release without leases parked counts until its retry is overdue by this.
@@ -41,6 +42,7 @@ class Coordination:
         self._parked = f"{self._prefix}:parked"
         self._readers = f"{self._prefix}:readers"
         self.operators = Operators(client, settings)
+        self._workers = f"{self._prefix}:workers"
 
     def now(self) -> float:
         """Unix seconds by Redis' clock."""
@@ -78,7 +80,33 @@ class Coordination:
 
     def readers(self) -> dict[str, dict[str, Any]]:
         """The last heartbeat of each reader, with `silent_seconds` since it came."""
-        found, now = self._all_of(self._readers)
+        return self._shown(self._readers)
+
+    # Workers
+
+    def worker_hello(self, worker: str, about: str) -> None:
+        """A worker shows itself: `about` is JSON with `seen_at` (unix seconds). Those long silent are removed."""
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hset(self._workers, worker, about)
+        pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)
+        pipe.hgetall(self._workers)
+        pipe.time()
+        _, _, found, clock = pipe.execute()
+        now = seconds_of(clock)
+        silent = [name for name, text in found.items() if _silent_seconds(text, now) > WORKER_FORGOTTEN_SECONDS]
+        if silent:
+            self.client.hdel(self._workers, *silent)
+
+    def worker_goodbye(self, worker: str) -> None:
+        """The worker ends."""
+        self.client.hdel(self._workers, worker)
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What each worker last showed, with `silent_seconds` since then."""
+        return self._shown(self._workers)
+
+    def _shown(self, key: str) -> dict[str, dict[str, Any]]:
+        found, now = self._all_of(key)
         return {
             name.decode(): {**msgspec.json.decode(text), "silent_seconds": _silent_seconds(text, now)}
             for name, text in sorted(found.items())

@@ -49,7 +49,12 @@ def migrate(dry_run: bool, topics: bool) -> None:
 @click.command()
 @as_json
 def check(as_json: bool) -> None:
-    """Are the settings valid, every server reachable, topics, bucket and tables there? Says what to do if not."""
+    """Try everything that reader and workers need, with their own clients, and say what to do where it fails.
+
+    It joins a consumer group of its own, commits, stages a batch, sends itself a task, and writes, reads back and
+    deletes a probe in each sink, as far as rights allow; it names what it could not test. Queues without a worker
+    and partitions without an owner are errors.
+    """
     from ingest.operate.check import REDIS_KIND, run
 
     findings = run(settings())

@@ -16,9 +16,11 @@ from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
 from tasks.connection import connect, prove_writable, refusal
+from tasks.coordination import Coordination
 from tasks.errors import shortened
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
+from tasks.observe.presence import consumers, workers
 
 BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhase.OPEN: 2}
 
@@ -107,6 +109,9 @@ class FleetWatch:
         states = read_states(self._client, self._settings.key_prefix, self._settings.sinks)
         for sink, state in states.items():
             meters.set("replays.reader.breaker_state", BREAKER_LEVELS[state.state], sink)
+        found = workers(Coordination(self._client, self._settings), self._settings)
+        for queue, count in consumers(found, self._settings.sinks).items():
+            meters.set("replays.reader.queue_consumers", count, queue)
         memory = redis_memory(self._client)
         meters.set("replays.reader.redis_used_bytes", memory.used_bytes)
         meters.set("replays.reader.redis_max_bytes", memory.max_bytes)

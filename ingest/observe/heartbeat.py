@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -17,6 +17,13 @@ from ingest.observe.metrics import Metrics
 from ingest.observe.snapshot import Snapshot
 from ingest.settings import Settings
 from tasks.coordination import Coordination
+
+
+class Unowned(msgspec.Struct, frozen=True):
+    """A partition that no member of the group owns. `lag_messages`: above its committed offset; -1: unknown."""
+
+    partition: int
+    lag_messages: int = -1
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +46,17 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_p99_seconds: float | None = None
     rejects: dict[str, int] = {}
     snapshot: Snapshot = Snapshot(now=0.0)
+    unowned: tuple[Unowned, ...] = ()
 
 
 class HeartbeatSource:
     """Makes the next heartbeat from the metrics each time it is called. One thread calls it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, unowned: Callable[[], Mapping[int, int]] = dict
+    ) -> None:
+        """`unowned`: partition without an owner -> its lag in messages, -1 where that is unknown."""
+        self._unowned = unowned
         self.http = ""  # set once the probes listen
         self._settings = settings
         self._metrics = metrics
@@ -67,6 +79,7 @@ class HeartbeatSource:
             end_to_end_p99_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
             rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
             snapshot=metrics.snapshot,
+            unowned=tuple(Unowned(*one) for one in sorted(self._unowned().items())),
         )
         self._at, self._messages, self._bytes = now, messages, size_bytes
         return beat

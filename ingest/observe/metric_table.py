@@ -282,6 +282,13 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "redis_used_bytes", Kind.GAUGE, "bytes", "used_memory of Redis: staged batches, queues, chords."
     ),
     Definition(_R + "redis_max_bytes", Kind.GAUGE, "bytes", "maxmemory of Redis; 0: unbounded."),
+    Definition(
+        _R + "queue_consumers",
+        Kind.GAUGE,
+        "workers",
+        "Workers that consume a queue and showed themselves within the last heartbeats. 0: its tasks wait.",
+        ("queue",),
+    ),
     Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue of the fleet.", ("queue",)),
     Definition(
         _R + "breaker_state",

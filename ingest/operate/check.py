@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from urllib.parse import unquote, urlsplit
 
-from rich.text import Text
-
+from ingest.operate import rehearsal
+from ingest.operate.finding import Finding, Severity
 from ingest.operate.text import size_text
 from ingest.settings import Settings
 from tasks.connection import connect, prove_writable, refusal
 from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
-from tasks.printed import printable, without_secrets
 from tasks.sinks import Level
 from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
@@ -26,55 +23,25 @@ SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leav
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
-class Severity(StrEnum):
-    """WARNING: it works, and somebody should look. BAD: it does not work."""
-
-    OK = "ok"
-    WARNING = "warning"
-    BAD = "bad"
-
-
-MARKS = {
-    Severity.OK: ("ok     ", "green"),
-    Severity.WARNING: ("warning", "yellow"),
-    Severity.BAD: ("BAD    ", "red"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at. `advice` says what to do when it is not OK."""
-
-    name: str
-    level: Severity
-    said: str
-    advice: str = ""
-
-    @property
-    def bad(self) -> bool:
-        return self.level is Severity.BAD
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-    def line(self) -> Text:
-        """For a terminal."""
-        advice = f"\n        → {printable(self.advice)}" if self.advice else ""
-        return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
-
-    def hiding(self, secrets: Iterable[str]) -> Finding:
-        """The same without these values, and without what looks like a secret."""
-        name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
-        return Finding(name, self.level, said, advice)
-
-
 def run(settings: Settings) -> list[Finding]:
-    """Looks at settings, links, Kafka, Redis and every sink that is on. Takes seconds, changes nothing."""
+    """Looks at settings, links, Kafka, Redis, the fleet and every sink, and does what reader and workers do there.
+
+    Takes seconds, and leaves nothing behind but what a finding names.
+    """
     findings = [Finding("settings", Severity.OK, "valid")]
     findings += deadlines(settings)
     findings += _links(settings)
     kafka = _guarded("kafka", lambda: _kafka(settings))
-    findings += kafka + _guarded("redis", lambda: _redis(settings))
+    findings += kafka
+    if not any(finding.bad for finding in kafka):
+        findings += _guarded("consumer group", lambda: rehearsal.group(settings))
+        findings += _guarded("partition owners", lambda: rehearsal.owners(settings))
+    redis = _guarded("redis", lambda: _redis(settings))
+    findings += redis
+    if not any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in redis):
+        findings += _guarded("staging", lambda: rehearsal.staging(settings))
+        findings += _guarded("tasks", lambda: rehearsal.task(settings))
+        findings += _guarded("workers", lambda: rehearsal.fleet(settings))
     for name in settings.sinks:
         if name == "dead_letter" and kafka[0].bad:
             findings.append(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -12,12 +13,13 @@ from redis import Redis
 
 from ingest.core.model import Stage
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
-from ingest.observe.heartbeat import Heartbeat
+from ingest.observe.heartbeat import Heartbeat, Unowned
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.names import CONTROL_QUEUE, flush_queue
+from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.observe.watch import sinks_key
 
 SILENT_HEARTBEATS_MAX = 3  # missed heartbeats after which a reader is shown as silent
@@ -32,7 +34,10 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: tasks that wait. Seconds are of recent runs, None when there were none."""
+    """One sink. `queue_depth`: tasks that wait. `workers`: those that consume its queue.
+
+    Seconds are of recent runs, None when there were none.
+    """
 
     sink: str
     switched_on: bool
@@ -42,6 +47,7 @@ class SinkStatus(msgspec.Struct, frozen=True):
     probe_in_seconds: float = 0.0
     flush_p50_seconds: float | None = None
     flush_max_seconds: float | None = None
+    workers: int = 0
 
 
 class ParkedStatus(msgspec.Struct, frozen=True):
@@ -66,7 +72,11 @@ class RedisStatus(RedisMemory, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Everything at one moment (`at`, unix seconds). `rejects`: by reason, since the readers started."""
+    """Everything at one moment (`at`, unix seconds). `rejects`: by reason, since the readers started.
+
+    `unowned`: partitions without an owner, as the readers last saw their group. `queues_without_worker`: queues of
+    sinks that are switched on, and `control`, that no worker consumes.
+    """
 
     at: float
     readers: tuple[ReaderStatus, ...]
@@ -74,6 +84,9 @@ class Status(msgspec.Struct, frozen=True):
     parked: tuple[ParkedStatus, ...]
     redis: RedisStatus
     rejects: dict[str, int]
+    workers: tuple[WorkerStatus, ...] = ()
+    unowned: tuple[Unowned, ...] = ()
+    queues_without_worker: tuple[str, ...] = ()
 
     @property
     def lag_messages(self) -> int:
@@ -98,6 +111,8 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
     for reader in readers:
         for reason, messages in reader.rejects.items():
             rejects[reason] = rejects.get(reason, 0) + messages
+    fleet = workers(coordination, settings)
+    consumed = consumers(fleet, settings.sinks)
     return Status(
         at=coordination.now(),
         readers=readers,
@@ -106,6 +121,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
                 sink=sink,
                 switched_on=sink in settings.sinks,
                 queue_depth=depths.get(flush_queue(sink), 0),
+                workers=consumed.get(flush_queue(sink), 0),
                 breaker=state.state,
                 failures=state.failures,
                 probe_in_seconds=round(state.cool_seconds, 1),
@@ -119,7 +135,16 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
         ),
         redis=_redis(settings, client, depths),
         rejects=rejects,
+        workers=fleet,
+        unowned=_unowned(readers),
+        queues_without_worker=tuple(queue for queue, count in consumed.items() if not count),
     )
+
+
+def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
+    """Each partition once: readers look at their group at different moments."""
+    found = {one.partition: one for reader in readers if not reader.silent for one in reader.unowned}
+    return tuple(found[partition] for partition in sorted(found))
 
 
 def _is_silent(about: dict[str, Any], settings: Settings) -> bool:

@@ -32,7 +32,7 @@ BREAKER_STYLE = {BreakerPhase.CLOSED: "green", BreakerPhase.HALF_OPEN: "yellow",
 
 def page(status: Status) -> RenderableType:
     """The whole page."""
-    parts: list[RenderableType] = [_headline(status), _partitions(status), _sinks(status)]
+    parts: list[RenderableType] = [_headline(status), _partitions(status), _sinks(status), _workers(status)]
     if any(reader.snapshot.flights for reader in status.readers):
         parts.append(_flights(status))
     if status.parked:
@@ -87,6 +87,15 @@ def _headline(status: Status) -> RenderableType:
         lines.append(_reader_line(reader))
     if not status.readers:
         lines.append(Text("no reader has shown itself", style="bold red"))
+    if status.unowned:
+        shown = ", ".join(
+            f"{one.partition} (lag {one.lag_messages:,})" if one.lag_messages >= 0 else str(one.partition)
+            for one in status.unowned[:ROWS_MAX]
+        )
+        lines.append(Text(f"partitions without an owner: {shown}", style="bold red"))
+    if status.queues_without_worker:
+        queues = ", ".join(status.queues_without_worker)
+        lines.append(Text(f"queues without a worker: {queues}", style="bold red"))
     return Panel(Group(*lines), border_style="blue")
 
 
@@ -133,11 +142,12 @@ def _partitions(status: Status) -> RenderableType:
 
 
 def _sinks(status: Status) -> RenderableType:
-    table = _table("sinks", "sink", "waiting", "breaker", "failures", "next probe", "p50", "slowest")
+    table = _table("sinks", "sink", "waiting", "workers", "breaker", "failures", "next probe", "p50", "slowest")
     for sink in status.sinks:
         table.add_row(
             sink.sink,
             f"{sink.queue_depth:,}",
+            Text(str(sink.workers), style="" if sink.workers or not sink.switched_on else "bold red"),
             Text(sink.breaker, style=BREAKER_STYLE[sink.breaker]),
             str(sink.failures),
             f"{sink.probe_in_seconds:.0f} s" if sink.breaker is not BreakerPhase.CLOSED else "",
@@ -145,6 +155,19 @@ def _sinks(status: Status) -> RenderableType:
             seconds_text(sink.flush_max_seconds),
         )
     return table
+
+
+def _workers(status: Status) -> Table:
+    table = _table("workers", "worker", "queues", "processes", "up", "seen")
+    for worker in status.workers[:ROWS_MAX]:
+        table.add_row(
+            Text(worker.worker, style="red" if worker.silent else ""),
+            Text(" ".join(worker.queues)),
+            str(worker.processes),
+            f"{max(0.0, status.at - worker.started_at):.0f} s",
+            Text(f"{worker.silent_seconds:.0f} s ago", style="bold red" if worker.silent else ""),
+        )
+    return _more(table, len(status.workers))
 
 
 def _flights(status: Status) -> RenderableType:
@@ -191,6 +214,8 @@ def _table(title: str, *columns: str) -> Table:
         numeric = column not in (
             "partition",
             "reader",
+            "worker",
+            "queues",
             "sink",
             "batch",
             "phase",

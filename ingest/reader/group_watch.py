@@ -8,6 +8,7 @@ group may never notice. This asks the brokers, keeps the gauge for the alert, an
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import structlog
@@ -51,6 +52,8 @@ class GroupWatch:
         self._ownership = Ownership(settings.kafka_unowned_seconds_max)
         self._reported: tuple[int, ...] = ()
         self._trouble = ""
+        # Partition without an owner, as last seen -> its lag in messages, -1 where that is unknown. Any thread.
+        self.unowned: Mapping[int, int] = {}
         seconds = min(LOOK_SECONDS_MAX, settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
         self.loop = Loop("group-watch", self.look, seconds, on_failure=metrics.loop_failed)
 
@@ -79,6 +82,7 @@ class GroupWatch:
             described.partitions, {member.id: member.partitions for member in group.members}, group.stable
         )
         self._metrics.meters.set("replays.reader.partitions_unowned", len(view.unowned))
+        self.unowned = self._cluster.lag(self._settings.kafka_group, topic, view.unowned)
         if view.unowned != self._reported:
             self._reported = view.unowned
             if view.unowned:

@@ -93,7 +93,7 @@ class Reader:
         self.tracing = Tracing()
         self.watch = FleetWatch(settings, self.metrics)
         self.group_watch = GroupWatch(settings, self.metrics, self.source)
-        self.heartbeat = HeartbeatSource(settings, self.metrics)
+        self.heartbeat = HeartbeatSource(settings, self.metrics, lambda: self.group_watch.unowned)
         self.guard = Guard(self.metrics.observer_failed)
         self.dispatcher = Dispatcher(
             settings,

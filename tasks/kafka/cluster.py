@@ -9,18 +9,27 @@ Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose text 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
-from confluent_kafka import ConsumerGroupState, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 
 CALL_SECONDS_MAX = 10.0
+BEGINNING: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+END: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 T = TypeVar("T")
 
 
@@ -89,6 +98,50 @@ class Cluster:
             for member in found.members
         )
         return Group(found.state.name.lower(), found.state is ConsumerGroupState.STABLE, members)
+
+    def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """Messages above the group's committed offset (the log's beginning without one), by partition.
+
+        -1 for a partition that the brokers do not answer for. Never raises; asks nothing without partitions.
+        """
+        asked = [TopicPartition(topic, partition) for partition in partitions]
+        if not asked:
+            return {}
+        try:
+            committed = self._committed(group, asked)
+            low, high = (self._offsets(asked, spec) for spec in (BEGINNING, END))
+        except ClusterError:
+            return {one.partition: -1 for one in asked}
+        return {
+            partition: max(0, high[partition] - max(low[partition], committed.get(partition, -1)))
+            for partition in high
+        }
+
+    def _committed(self, group: str, asked: list[TopicPartition]) -> dict[int, int]:
+        request = ConsumerGroupTopicPartitions(group, asked)
+        found = _answer(
+            f"list the offsets of group {group}",
+            lambda: self._admin.list_consumer_group_offsets([request], request_timeout=CALL_SECONDS_MAX)[group],
+        )
+        return {one.partition: one.offset for one in found.topic_partitions}
+
+    def _offsets(self, asked: list[TopicPartition], spec: Any) -> dict[int, int]:
+        futures = self._admin.list_offsets(dict.fromkeys(asked, spec), request_timeout=CALL_SECONDS_MAX)
+        return {
+            one.partition: _answer(f"list the offsets of {one}", partial(_same, f)).offset
+            for one, f in futures.items()
+        }
+
+    def delete_group(self, name: str) -> None:
+        """Deletes a group without members and its offsets. Raises ClusterError."""
+        _answer(
+            f"delete group {name}",
+            lambda: self._admin.delete_consumer_groups([name], request_timeout=CALL_SECONDS_MAX)[name],
+        )
+
+
+def _same(future: Future[Any]) -> Future[Any]:
+    return future
 
 
 def _answer(what: str, ask: Callable[[], Future[Any]]) -> Any:

@@ -23,12 +23,12 @@ def is_plain(settings: Settings) -> bool:
 
 def verify_producer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError when no producer can be made of the properties."""
-    _made(lambda: Producer(_offline(config), logger=_Silent()))
+    _made(lambda: Producer(_offline(config), logger=Silent()))
 
 
 def verify_consumer(config: Mapping[str, Any]) -> None:
     """Raises SettingsError when no consumer can be made of the properties."""
-    _made(lambda: Consumer(_offline(config), logger=_Silent()).close())
+    _made(lambda: Consumer(_offline(config), logger=Silent()).close())
 
 
 def _made(make: Callable[[], object]) -> None:
@@ -47,7 +47,7 @@ def _offline(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in BROKERS}
 
 
-class _Silent:
+class Silent:
     """What the library logs about a property is in its error too."""
 
     def log(self, level: int, text: str, *arguments: Any) -> None:

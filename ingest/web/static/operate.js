@@ -61,9 +61,24 @@ function draw(found) {
     ["breaker", (s) => make("span", { class: s.breaker === "closed" ? "good" : "bad" }, s.breaker)],
     ["failures", (s) => String(s.failures), "number"],
     ["waiting tasks", (s) => String(s.queue_depth), "number"],
+    ["workers", (s) => make("span", { class: s.workers || !s.switched_on ? "" : "bad" }, String(s.workers)), "number"],
     ["slowest flush", (s) => (s.flush_max_seconds === null ? "" : `${s.flush_max_seconds.toFixed(2)} s`), "number"],
   ];
   replace("sinks", table(sinks, found.sinks, "no sink is known"));
+  const workers = [
+    ["worker", (w) => make("span", { class: w.silent ? "bad mono" : "mono" }, w.worker)],
+    ["queues", (w) => w.queues.join(" "), "wrap"],
+    ["processes", (w) => String(w.processes), "number"],
+    ["up", (w) => length(found.at - w.started_at), "number"],
+    ["seen", (w) => `${length(w.silent_seconds)} ago`, "number"],
+  ];
+  replace("workers", table(workers, found.workers, "no worker has shown itself"));
+  const unowned = [
+    ["partition", (p) => String(p.partition), "number"],
+    ["lag", (p) => (p.lag_messages < 0 ? "unknown" : String(p.lag_messages)), "number"],
+  ];
+  replace("unowned", table(unowned, found.unowned, "none"));
+  replace("unconsumed", table([["queue", (queue) => make("span", { class: "bad" }, queue)]], found.queues_without_worker, "none"));
   const of = (name) => found.readers.flatMap((reader) => reader.snapshot[name].map((one) => ({ ...one, reader })));
   const partitions = [
     ["partition", (p) => String(p.partition), "number"],

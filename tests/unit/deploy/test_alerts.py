@@ -133,6 +133,7 @@ def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
     not_drawn = {
         "replays_reader_loop_turned_seconds",  # stuck readers answer scrapes, but a line says nothing more
         "replays_reader_partitions_assigned",
+        "replays_reader_queue_consumers",  # `status` names the workers and their queues
         "replays_reader_offsets_out_of_range_total",
         "replays_reader_messages_expired_total",
         "replays_reader_redis_up",

@@ -1,0 +1,53 @@
+"""One thing that `check` looked at, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from rich.text import Text
+
+from tasks.printed import printable, without_secrets
+
+
+class Severity(StrEnum):
+    """WARNING: it works, and somebody should look. BAD: it does not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+MARKS = {
+    Severity.OK: ("ok     ", "green"),
+    Severity.WARNING: ("warning", "yellow"),
+    Severity.BAD: ("BAD    ", "red"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `advice` says what to do when it is not OK."""
+
+    name: str
+    level: Severity
+    said: str
+    advice: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.level is Severity.BAD
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+    def line(self) -> Text:
+        """For a terminal."""
+        advice = f"\n        → {printable(self.advice)}" if self.advice else ""
+        return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
+
+    def hiding(self, secrets: Iterable[str]) -> Finding:
+        """The same without these values, and without what looks like a secret."""
+        name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
+        return Finding(name, self.level, said, advice)

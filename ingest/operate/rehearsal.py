@@ -1,0 +1,199 @@
+"""What reader and workers do with Kafka and Redis, done once by `check` with the same clients and undone again.
+
+A consumer group, a staged batch, a reader's stream and a queue are made under names of their own
+(`check-<random>`), so that nothing of production moves, and deleted at the end.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+
+from ingest.core.ownership import GroupView
+from ingest.operate.finding import Finding, Severity
+from ingest.reader.configuration import consumer_config
+from ingest.settings import Settings
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.kafka.cluster import Cluster, ClusterError
+from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
+from tasks.observe.presence import consumers, workers
+from tasks.round_trip import NotDelivered, publish_and_consume
+from tasks.staging import Staging
+from tasks.units import MiB
+from tasks.wire import ChordName, Completion, CompletionKind, Manifest, Stage, TaskEntry, reader_stream, reference
+
+JOIN_SECONDS_MAX = 20.0
+DELETE_SECONDS_MAX = 5.0
+TASK_SECONDS_MAX = 5.0
+STAGED_BYTES = MiB
+
+
+def group(settings: Settings) -> Iterable[Finding]:
+    """Joins a group of its own with the reader's options, and commits with metadata as long as a cut record."""
+    name = f"{settings.kafka_group}-check-{secrets.token_hex(4)}"
+    config = {**consumer_config(settings), "group.id": name}
+    config.pop("group.instance.id", None)  # a static member would stay behind until its session ends
+    metadata_bytes = settings.cut_record_bytes_max
+    refused: NoMember | None = None
+    partitions = 0
+    try:
+        partitions = join_and_commit(config, settings.kafka_topic, "x" * metadata_bytes, JOIN_SECONDS_MAX)
+    except NoMember as failure:
+        refused = failure
+    left = _deleted(settings, name)
+    if isinstance(refused, MetadataRefused):
+        yield Finding(
+            "consumer group",
+            Severity.BAD,
+            f"the brokers take no commit with {metadata_bytes} bytes of metadata: {refused}{left}",
+            "raise offset.metadata.max.bytes of the brokers, or lower REPLAYS_CUT_RECORD_BYTES_MAX",
+        )
+    elif isinstance(refused, MetadataDropped):
+        yield Finding(
+            "consumer group",
+            Severity.WARNING,
+            f"joined and committed as {settings.kafka_group_protocol}, but {refused}{left}",
+            "batches are cut elsewhere after a crash, and what was in flight is written again; use brokers that "
+            "keep the metadata of commits",
+        )
+    elif refused is not None:
+        yield Finding(
+            "consumer group",
+            Severity.BAD,
+            f"{name}: {refused}{left}",
+            f"grant READ on groups that begin with {settings.kafka_group} and on the topic; check the "
+            "REPLAYS_KAFKA_* settings",
+        )
+    else:
+        yield Finding(
+            "consumer group",
+            Severity.OK,
+            f"joined as {settings.kafka_group_protocol}, {partitions} partitions assigned, "
+            f"a commit with {metadata_bytes} bytes of metadata read back{left}",
+        )
+
+
+def _deleted(settings: Settings, name: str) -> str:
+    """Deletes the group. Returns what is left of it; empty when nothing is, or when there never was one."""
+    ends_at = time.monotonic() + DELETE_SECONDS_MAX
+    while True:
+        try:
+            Cluster(settings).delete_group(name)
+        except ClusterError as failure:
+            if time.monotonic() < ends_at and "not empty" in str(failure).lower():
+                time.sleep(0.2)
+                continue
+            if "does not exist" in str(failure).lower() or "not found" in str(failure).lower():
+                return ""
+            return f" (not tested: deleting a group; {name} stays until its offsets expire: {failure})"
+        return ""
+
+
+def owners(settings: Settings) -> Iterable[Finding]:
+    """Whether every partition of the topic is owned by a member of the production group."""
+    cluster, topic = Cluster(settings), settings.kafka_topic
+    try:
+        partitions = cluster.topic(topic).partitions
+        found = cluster.group(settings.kafka_group, topic)
+    except ClusterError as failure:
+        yield Finding("partition owners", Severity.OK, f"not tested: the brokers do not describe them ({failure})")
+        return
+    view = GroupView(partitions, {member.id: member.partitions for member in found.members}, found.stable)
+    if view.unowned:
+        lag = cluster.lag(settings.kafka_group, topic, view.unowned)
+        shown = ", ".join(
+            f"{one} (lag {lag[one] if lag.get(one, -1) >= 0 else 'unknown'})" for one in view.unowned
+        )
+        yield Finding(
+            "partition owners",
+            Severity.BAD,
+            f"partitions without an owner: {shown}",
+            "see ReplaysPartitionUnowned in docs/runbook.md",
+        )
+    elif not found.members and found.stable:  # Kafka would call it EMPTY
+        yield Finding("partition owners", Severity.OK, "not tested: the brokers do not describe members")
+    elif not found.members:
+        yield Finding(
+            "partition owners",
+            Severity.WARNING,
+            f"group {settings.kafka_group} has no member that the brokers describe",
+            "start a reader (`replays-ingest`)",
+        )
+    else:
+        state = "" if found.stable else f", which is {found.state}"
+        yield Finding(
+            "partition owners", Severity.OK, f"{len(found.members)} members of {settings.kafka_group}{state}"
+        )
+
+
+def staging(settings: Settings) -> Iterable[Finding]:
+    """Stages a batch and reports to a reader's stream, reads both back, and deletes them."""
+    client = connect(settings)
+    stage, coordination = Staging(client, settings), Coordination(client, settings)
+    token = secrets.token_hex(6)
+    reader, task = f"check-{token}", "rows/clickhouse/0"
+    payload = secrets.token_bytes(STAGED_BYTES)
+    entry = TaskEntry(task, 1, len(payload))
+    manifest = Manifest(f"check-{token}", token, settings.kafka_topic, 0, 0, 1, reader, 0, (entry,))
+    batch = reference(manifest)
+    try:
+        stage.stage(manifest, ChordName(batch, Stage.ROWS, 1, token), {task: payload})
+        begun = stage.begin(batch, task, token)
+        same = begun is not None and stage.payload(batch, task) == payload
+        stage.mark(batch, task, token)
+        coordination.tell(reader, Completion(CompletionKind.DONE, manifest.batch_id))
+        same = same and not stage.unmarked(batch, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
+    finally:
+        stage.client.delete(stage.key(batch), _stream(reader, settings))
+    if same:
+        yield Finding("staging", Severity.OK, "a batch of 1 MiB was staged, marked, reported and deleted")
+    else:
+        yield Finding(
+            "staging",
+            Severity.BAD,
+            "a staged batch is not read back as it was written",
+            "REPLAYS_REDIS_URL must name one primary, not a proxy or a replica",
+        )
+
+
+def _stream(reader: str, settings: Settings) -> str:
+    return reader_stream(reader, settings.key_prefix)
+
+
+def task(settings: Settings) -> Iterable[Finding]:
+    """Publishes a task and consumes it, with the fleet's broker configuration, on a queue of its own."""
+    try:
+        publish_and_consume(settings, TASK_SECONDS_MAX)
+    except NotDelivered as failure:
+        yield Finding("tasks", Severity.BAD, str(failure), "is REPLAYS_REDIS_URL one primary that all share?")
+    else:
+        yield Finding(
+            "tasks",
+            Severity.OK,
+            "a task was published and consumed (not tested: a chord through the workers)",
+        )
+
+
+def fleet(settings: Settings) -> Iterable[Finding]:
+    """Whether some worker consumes each queue."""
+    found = workers(Coordination(connect(settings), settings), settings)
+    for worker in found:
+        state = f"silent for {worker.silent_seconds:.0f} s" if worker.silent else "up"
+        age_seconds = max(0.0, worker.seen_at - worker.started_at)
+        yield Finding(
+            f"worker {worker.worker}",
+            Severity.WARNING if worker.silent else Severity.OK,
+            f"{state}, seen {worker.silent_seconds:.0f} s ago, {age_seconds:.0f} s old, consumes "
+            f"{', '.join(worker.queues)}",
+            "restart it, or ignore it if it was stopped" if worker.silent else "",
+        )
+    for queue, count in consumers(found, settings.sinks).items():
+        if not count:
+            yield Finding(
+                f"queue {queue}",
+                Severity.BAD,
+                "no worker consumes it: its tasks wait, and nothing is committed",
+                f"start `celery -A tasks worker -Q {queue}`; see ReplaysQueueWithoutWorker in docs/runbook.md",
+            )

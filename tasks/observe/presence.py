@@ -1,0 +1,140 @@
+"""A worker's presence in Redis: which queues it consumes and when it last said so.
+
+Its main process writes it from Celery's own heartbeat, so that a worker whose event loop stands still goes silent.
+`check`, `status`, `top`, the operator's page and the reader's metrics read it. A worker that is started with
+--without-heartbeat is not seen.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from celery import signals
+from redis.exceptions import RedisError
+
+from tasks.connection import connect as connect_redis
+from tasks.coordination import Coordination
+from tasks.loading import load_fleet
+from tasks.names import CONTROL_QUEUE, flush_queue
+from tasks.settings import Settings
+
+CELERY_HEARTBEAT_SECONDS = 2.0
+SILENT_HEARTBEATS_MAX = 3
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker as it last showed itself. Times are unix seconds by Redis' clock.
+
+    The process that reads it may run another release: fields are only ever added, each with a default.
+    """
+
+    host: str = ""
+    pid: int = 0
+    processes: int = 0
+    started_at: float = 0.0
+    seen_at: float = 0.0
+    queues: tuple[str, ...] = ()
+
+
+class WorkerStatus(Presence, frozen=True, kw_only=True):
+    """One worker by its last presence, which was written `silent_seconds` ago. `silent`: it counts as gone."""
+
+    worker: str
+    silent_seconds: float = 0.0
+    silent: bool = False
+
+
+def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatus, ...]:
+    """Every worker that showed itself and did not say goodbye. Raises redis.exceptions.RedisError."""
+    silent_seconds_max = SILENT_HEARTBEATS_MAX * max(settings.heartbeat_seconds, CELERY_HEARTBEAT_SECONDS)
+    return tuple(
+        msgspec.convert(
+            {**about, "worker": name, "silent": about["silent_seconds"] > silent_seconds_max},
+            type=WorkerStatus,
+            strict=False,
+        )
+        for name, about in coordination.workers().items()
+    )
+
+
+def queues_of(sinks: Iterable[str]) -> tuple[str, ...]:
+    """The queues that somebody has to consume when these sinks are switched on."""
+    return (*map(flush_queue, sinks), CONTROL_QUEUE)  # type: ignore[arg-type]
+
+
+def consumers(found: Collection[WorkerStatus], sinks: Iterable[str]) -> dict[str, int]:
+    """Queue -> how many workers that are not silent consume it."""
+    return {
+        queue: sum(queue in worker.queues for worker in found if not worker.silent) for queue in queues_of(sinks)
+    }
+
+
+class _Writer:
+    """Writes the presence of this worker, at most once per `heartbeat_seconds`."""
+
+    def __init__(self, worker: str, consumer: Any, settings: Settings) -> None:
+        self._worker, self._consumer, self._settings = worker, consumer, settings
+        self._coordination = Coordination(connect_redis(settings, retries=0), settings)
+        self._started_at = 0.0
+        self._written_at = -settings.heartbeat_seconds
+
+    def write_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._written_at < self._settings.heartbeat_seconds:
+            return
+        self._written_at = now
+        with suppress(RedisError, OSError):
+            self._write(self._coordination.now())
+
+    def _write(self, at: float) -> None:
+        self._started_at = self._started_at or at
+        presence = Presence(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            processes=int(getattr(self._consumer.pool, "num_processes", 0) or 0),
+            started_at=self._started_at,
+            seen_at=at,
+            queues=tuple(sorted(self._consumer.app.amqp.queues.consume_from)),
+        )
+        self._coordination.worker_hello(self._worker, msgspec.json.encode(presence).decode())
+
+    def remove(self) -> None:
+        with suppress(RedisError, OSError):
+            self._coordination.worker_goodbye(self._worker)
+
+
+class _State:
+    """The writer of this process; None before the worker is ready, and in every other process."""
+
+    writer: _Writer | None = None
+
+
+def connect() -> None:
+    """Called once by `tasks.celery`. Only workers send these signals."""
+    signals.worker_ready.connect(_on_ready, weak=False)
+    signals.heartbeat_sent.connect(_on_heartbeat, weak=False)
+    signals.worker_shutting_down.connect(_on_shutting_down, weak=False)
+    signals.worker_shutdown.connect(_on_shutting_down, weak=False)
+
+
+def _on_ready(sender: Any = None, **_: Any) -> None:
+    _State.writer = _Writer(str(sender.hostname), sender, load_fleet())
+    _State.writer.write_if_due()
+
+
+def _on_heartbeat(**_: Any) -> None:
+    if _State.writer is not None:
+        _State.writer.write_if_due()
+
+
+def _on_shutting_down(**_: Any) -> None:
+    """A worker that ends takes no further task, so its queues may have no consumer from here on."""
+    writer, _State.writer = _State.writer, None
+    if writer is not None:
+        writer.remove()

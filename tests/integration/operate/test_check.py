@@ -1,0 +1,189 @@
+"""`check` does what reader and workers do, on real servers, and leaves nothing of it behind."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from redis import Redis as Client
+from rich.console import Console
+
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.processes import wait_until
+from ingest.observe.heartbeat import Heartbeat, Unowned
+from ingest.operate import rehearsal, status
+from ingest.operate.finding import Finding, Severity
+from ingest.operate.top import page
+from ingest.settings import GroupProtocol, Settings
+from tasks.coordination import Coordination
+from tasks.kafka.cluster import Cluster, ClusterError
+from tasks.kafka.producing import AcknowledgedProducer
+from tasks.names import CONTROL_QUEUE
+from tasks.observe.presence import consumers, queues_of
+from tests.kit.fleet import Fleet
+
+GROUP_SECONDS_MAX = 10
+
+
+def only(findings: Iterable[Finding]) -> Finding:
+    (found,) = findings
+    return found
+
+
+@pytest.fixture
+def kafka(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
+    """Makes settings of a new topic with two partitions on Apache Kafka."""
+    topic = fresh_name("topic")
+    admin = AdminClient({"bootstrap.servers": apache_kafka.address})
+    for future in admin.create_topics(
+        [NewTopic(name, num_partitions=2) for name in (topic, f"{topic}-dlq")]
+    ).values():
+        future.result(20)
+
+    def make(**given: object) -> Settings:
+        fresh = {"kafka_brokers": apache_kafka.address, "kafka_topic": topic, "kafka_group": f"{topic}-group"}
+        return Settings.model_validate(fresh | given)
+
+    return make
+
+
+def groups(settings: Settings) -> list[str]:
+    """Consumer groups whose names begin like the production group's."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
+    found = admin.list_consumer_groups(request_timeout=GROUP_SECONDS_MAX).result(GROUP_SECONDS_MAX).valid
+    return [one.group_id for one in found if one.group_id.startswith(settings.kafka_group)]
+
+
+@pytest.mark.parametrize("protocol", list(GroupProtocol))
+def test_a_group_of_its_own_is_joined_committed_and_deleted(
+    kafka: Callable[..., Settings], protocol: GroupProtocol
+) -> None:
+    """given a topic, when the reader's group membership is tried, then both partitions are assigned, a commit with
+    the metadata of a long cut record is read back, and no group is left"""
+    settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
+
+    found = only(rehearsal.group(settings))
+
+    assert found.level is Severity.OK, found
+    assert "2 partitions assigned" in found.said
+    assert "4000 bytes of metadata" in found.said
+    assert "not tested" not in found.said
+    assert groups(settings) == []
+
+
+def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
+    """given metadata above what the brokers keep, then the setting of both sides is named and no group is left"""
+    settings = kafka(cut_record_bytes_max=8000)
+
+    found = only(rehearsal.group(settings))
+
+    assert found.bad
+    assert "offset.metadata.max.bytes" in found.advice
+    assert "REPLAYS_CUT_RECORD_BYTES_MAX" in found.advice
+    assert groups(settings) == []
+
+
+def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
+    """given a group without members, when its owners are asked for, then somebody is told to start a reader"""
+    found = only(rehearsal.owners(kafka()))
+
+    assert found.level is Severity.WARNING
+    assert "no member" in found.said
+
+
+def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
+    """given a stable group whose only member reads another topic, then each partition is named with its lag"""
+    settings = kafka()
+    producer = AcknowledgedProducer(settings)
+    for number in range(3):
+        producer.produce(settings.kafka_topic, b"one key", b"%d" % number, ())
+    other = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
+    try:
+        other.subscribe([settings.dlq_topic])
+
+        def is_member() -> bool:
+            other.poll(0.1)
+            try:
+                group = Cluster(settings).group(settings.kafka_group, settings.kafka_topic)
+            except ClusterError:  # the group's coordinator is still being chosen
+                return False
+            return group.stable and bool(group.members)
+
+        wait_until(is_member, 30, "the member to join")
+        found = only(rehearsal.owners(settings))
+    finally:
+        other.close()
+
+    assert found.bad
+    assert sorted(re.findall(r"\d \(lag \d\)", found.said)) in (
+        ["0 (lag 0)", "1 (lag 3)"],
+        ["0 (lag 3)", "1 (lag 0)"],
+    )
+
+
+def test_staging_and_tasks_are_tried_and_nothing_is_left(fleet: Fleet) -> None:
+    """given Redis, when a batch is staged and a task goes round, then both come back and no key stays"""
+    before = set(fleet.client.keys("*"))
+
+    for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
+        assert found.level is Severity.OK, found
+
+    assert set(fleet.client.keys("*")) - before == set()
+
+
+def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
+    """given no worker, when the fleet is looked at, then each queue is reported with what to start"""
+    found = list(rehearsal.fleet(fleet.settings))
+
+    assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
+    assert all(finding.bad for finding in found)
+    assert "celery -A tasks worker -Q control" in found[-1].advice
+
+
+def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
+    """given readers that saw some, one of them silent since, then those of the others are shown with their lag"""
+    coordination = Coordination(fleet.client, fleet.settings)
+    for name, seen_at, unowned in (
+        ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
+        ("silent", time.time() - 3000, (Unowned(7, 1),)),
+    ):
+        about = msgspec.json.encode(Heartbeat(seen_at=seen_at, unowned=unowned)).decode()
+        coordination.hello(name, about)
+
+    found = status.collect(fleet.settings)
+    console = Console(file=io.StringIO(), width=110)
+    console.print(page(found))
+
+    assert found.unowned == (Unowned(3, 41), Unowned(5))
+    assert "partitions without an owner: 3 (lag 41), 5" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "queues without a worker: flush.gcs" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
+    """given a worker of two queues, when it runs, then it is seen with them and the others have no consumer; when
+    it ends, then it is not seen any more"""
+    worker = fleet.worker("one", app="tasks", options=("-Q", f"{CONTROL_QUEUE},flush.gcs"))
+
+    fleet.wait(lambda: bool(status.collect(fleet.settings).workers), "the worker to show itself")
+    seen = status.collect(fleet.settings)
+    (shown,) = seen.workers
+    assert shown.worker.startswith("one@")
+    assert shown.queues == (CONTROL_QUEUE, "flush.gcs")
+    assert not shown.silent
+    assert shown.processes == 2
+    assert set(seen.queues_without_worker) == {
+        name for name, count in consumers(seen.workers, fleet.settings.sinks).items() if not count
+    }
+    assert {"flush.clickhouse", "flush.bigquery"} <= set(seen.queues_without_worker)
+    assert {sink.sink: sink.workers for sink in seen.sinks}["gcs"] == 1
+    assert 0 < Client.from_url(fleet.redis.address).ttl(f"{fleet.settings.key_prefix}:workers") <= 3600
+
+    worker.signal(signal.SIGTERM)
+    fleet.wait(lambda: not status.collect(fleet.settings).workers, "the worker to say goodbye")
