@@ -135,7 +135,9 @@ def test_staging_and_tasks_are_tried_and_nothing_is_left(fleet: Fleet) -> None:
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
         assert found.level is Severity.OK, found
 
-    assert set(fleet.client.keys("*")) - before == set()
+    # Clients prove that Redis takes writes with keys that expire within seconds.
+    left = {key for key in set(fleet.client.keys("*")) - before if not key.endswith(b":probe")}
+    assert left == set()
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
