@@ -6,7 +6,8 @@
     <prefix>:parked            hash: batches that wait for their retry, each a lease that its reader renews
 
 Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again. All times are Redis' own,
-in unix seconds, so that no two machines' clocks are compared. Every key expires. What operators decide is in `tasks.operators`.
+in unix seconds, so that no two machines' clocks are compared. Every key expires. What operators decide is
+in `tasks.operators`.
 """
 
 from __future__ import annotations
