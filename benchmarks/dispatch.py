@@ -82,7 +82,7 @@ def measure(
             tasks = [entry.name for entry in manifest.of_stage(stage)]
             if not tasks:
                 continue
-            tasks = staging.unmarked(name, tasks)
+            tasks = staging.unmarked(manifest, tasks)
             this = ChordName(name, stage, 1, chord.new_token())
             staging.stage(manifest, this, {task: encoded.payloads.pop(task) for task in tasks})
             at = _add(spent, "stage", at)

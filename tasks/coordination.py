@@ -21,6 +21,7 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from tasks.operators import Operators
+from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
 from tasks.wire import Completion, reader_stream
 
@@ -36,8 +37,10 @@ UNLEASED_SECONDS = 120.0
 class Coordination:
     """All of it behind one client. Raises redis.exceptions.RedisError."""
 
-    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+    def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
         self.client: Any = client  # redis-py types every answer as a union of sync and async
+        self._seals = settings.seals
+        self._unverified = unverified
         self._prefix = settings.key_prefix
         self._ttl_seconds = settings.staged_ttl_seconds
         self._parked = f"{self._prefix}:parked"
@@ -53,9 +56,12 @@ class Coordination:
 
     def tell(self, reader: str, completion: Completion) -> None:
         """One entry on the reader's stream."""
-        stream = reader_stream(reader, self._prefix)
+        stream, data = reader_stream(reader, self._prefix), msgspec.json.encode(completion)
+        entry = {"c": data}
+        if self._seals.active:
+            entry["s"] = self._seals.seal(Purpose.COMPLETION, stream, data)
         pipe = self.client.pipeline(transaction=True)  # no stream without its expiry
-        pipe.xadd(stream, {"c": msgspec.json.encode(completion)}, maxlen=STREAM_ENTRIES_MAX, approximate=True)
+        pipe.xadd(stream, entry, maxlen=STREAM_ENTRIES_MAX, approximate=True)
         pipe.expire(stream, self._ttl_seconds)
         pipe.execute()
 
@@ -117,7 +123,8 @@ class Coordination:
 
     def park(self, batch_id: str, about: Mapping[str, Any]) -> None:
         """Shows a batch that is waiting for its retry, for PARKED_LEASE_SECONDS; repeating it renews the lease."""
-        text = msgspec.json.encode({**about, "leased_until": self.now() + PARKED_LEASE_SECONDS})
+        leased = {**about, "leased_until": self.now() + PARKED_LEASE_SECONDS}
+        text = msgspec.json.encode(self._seals.seal_object(Purpose.PARKED, self._parked, leased))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._parked, batch_id, text)
         pipe.expire(self._parked, int(UNLEASED_SECONDS))
@@ -130,7 +137,7 @@ class Coordination:
     def parked(self) -> dict[str, dict[str, Any]]:
         """What `park` was given, by batch id; the oldest first. Without those whose lease is over."""
         texts, now = self._all_of(self._parked)
-        found = [msgspec.json.decode(text) for text in texts.values()]
+        found = [about for about in map(self._verified, texts.values()) if about is not None]
         over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
         if over:  # well after their end, so that a renewal is not removed
             with contextlib.suppress(NoPermissionError):  # a viewer's user only reads
@@ -139,6 +146,13 @@ class Coordination:
             (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
         )
         return {about["batch_id"]: about for about in live}
+
+    def _verified(self, text: bytes) -> dict[str, Any] | None:
+        """A parked entry; None for one that its reader did not write."""
+        about = self._seals.open_object(Purpose.PARKED, self._parked, text)
+        if about is None:
+            self._unverified(Purpose.PARKED)
+        return about
 
     def _all_of(self, key: str) -> tuple[dict[bytes, bytes], float]:
         """A hash, and the time."""

@@ -24,6 +24,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from tasks.kafka import decisions
 from tasks.kafka.decisions import AUDIT, Decision, Decisions, DecisionWriter, Values
 from tasks.kafka.producing import NotProduced
+from tasks.seals import Purpose, warn
 from tasks.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,13 +37,19 @@ class Copy:
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._client: Any = client
+        self._seals = settings.seals
         self.keys = names(settings.key_prefix)
         self._decided, self._audit, self._copied = self.keys
 
     def copied(self) -> int | None:
-        """The offset up to which the copy is complete; None: it is not there."""
+        """The offset up to which the copy is complete; None: it is not there, or not ours, and is made anew."""
         found = self._client.get(self._copied)
-        return None if found is None else int(found)
+        position, _, seal = (found or b"").partition(b" ")
+        if not position.isdigit() or not self._seals.verifies(
+            seal or None, Purpose.DECISION, self._copied, position
+        ):
+            return None
+        return int(position)
 
     def apply(self, entries: Mapping[str, Decision], position: int | None = None, *, anew: bool = False) -> None:
         """Takes these in, in order; `position` is what the copy reaches then. `anew`: nothing else is left."""
@@ -50,8 +57,11 @@ class Copy:
         if anew:
             pipe.delete(self._decided, self._audit)
         for key, one in entries.items():
-            text = None if one.value is None else msgspec.json.encode({**one.value, "key": key})
-            if key.startswith(f"{AUDIT}/"):
+            audit = key.startswith(f"{AUDIT}/")
+            text = None
+            if one.value is not None:
+                text = self._text(self._audit if audit else self._decided, {**one.value, "key": key})
+            if audit:
                 if text is None:
                     at = int(key.split("/")[1].split("-")[0]) / 1000
                     pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)  # a key has its milliseconds
@@ -62,7 +72,8 @@ class Copy:
             else:
                 pipe.hset(self._decided, key, text)
         if position is not None:
-            pipe.set(self._copied, position)
+            seal = self._seals.seal(Purpose.DECISION, self._copied, str(position))
+            pipe.set(self._copied, b"%d %b" % (position, seal) if seal else position)
         pipe.execute()
 
     def follow(self, known: Decisions) -> None:
@@ -75,19 +86,34 @@ class Copy:
 
     def in_force(self) -> dict[str, dict[str, Any]]:
         """Every decision but the audit trail, by key."""
-        found = self._client.hgetall(self._decided)
-        return {key.decode(): msgspec.json.decode(value) for key, value in found.items()}
+        found = {
+            key.decode(): self._opened(key.decode(), v) for key, v in self._client.hgetall(self._decided).items()
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
         """The decisions of these keys."""
         return [
-            None if value is None else msgspec.json.decode(value)
-            for value in self._client.hmget(self._decided, keys)
+            None if value is None else self._opened(key, value)
+            for key, value in zip(keys, self._client.hmget(self._decided, keys), strict=True)
         ]
 
     def audited(self, count_max: int) -> list[dict[str, Any]]:
         """The last actions, the newest first, each with its `key`."""
-        return [msgspec.json.decode(text) for text in self._client.zrevrange(self._audit, 0, count_max - 1)]
+        texts = self._client.zrevrange(self._audit, 0, count_max - 1)
+        found = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in texts]
+        return [one for one in found if one is not None]
+
+    def _text(self, place: str, value: dict[str, Any]) -> bytes:
+        return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
+
+    def _opened(self, key: str, text: bytes) -> dict[str, Any] | None:
+        """None for what no program with the shared key wrote under this key."""
+        found = self._seals.open_object(Purpose.DECISION, self._decided, text)
+        if found is None or found.get("key") != key:
+            warn(Purpose.DECISION)
+            return None
+        return found
 
     def oldest_audits(self) -> list[str]:
         """Keys of the oldest actions, of those that are too many."""
@@ -95,7 +121,8 @@ class Copy:
         if too_many < AUDIT_PRUNED_AT_ONCE:
             return []
         found = self._client.zrange(self._audit, 0, too_many - 1)
-        return [str(msgspec.json.decode(text)["key"]) for text in found]
+        opened = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in found]
+        return [str(one["key"]) for one in opened if one is not None]
 
 
 def names(prefix: str) -> tuple[str, str, str]:

@@ -59,7 +59,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
                     f"{name} of {batch} began {begun.starts - 1} times without an end: it kills its worker"
                 )
             flush(mine, batch, name, begun, watch)
-            mine.staging.mark(batch, name, task_id)
+            mine.staging.mark(batch, name, task_id, begun.content)
         except Later as later:
             put_off(task, mine.staging, mine.settings, batch, name, until, later)
         except Held as held:
@@ -83,7 +83,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         error = permit.error or f"{target}: its calls fail"
         raise Later(f"{error} (not called now, its breaker is open)", permit.wait_seconds, counts=False)
     try:
-        payload = mine.staging.payload(batch, name)
+        payload = mine.staging.payload(batch, name, begun.content)
         items = decode_items(target, payload)
     except Exception:
         mine.breaker.give_back(target, permit)  # the sink was not called: this says nothing about it

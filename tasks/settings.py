@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -24,6 +25,7 @@ from tasks.addresses import brokers, http_url
 from tasks.credential_files import certificate_store, certificates, content, google_credentials, key_pair
 from tasks.guarded import refusal
 from tasks.redis_address import TLS_OPTIONS, RedisAddress, Scheme, parse
+from tasks.seals import Seals, keys_of
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
@@ -66,6 +68,19 @@ class Settings(BaseSettings):
         ge=600,
         le=7 * 86400,
         description="How long staged bytes and done marks outlive their writer.",
+    )
+
+    shared_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key shared by readers, workers and operators' commands. It authenticates staged batches, "
+        "done marks, completions, parked batches and dead letters. Several keys, comma separated: the first "
+        "seals, all verify; at least 32 characters each. Empty: nothing is authenticated.",
+    )
+    shared_key_file: Path | None = Field(None, description="File to read the shared key from.")
+    shared_key_unsealed: Literal["refuse", "accept"] = Field(
+        "refuse",
+        description="Entries without a seal, where a shared key is set. `accept` while programs without the key "
+        "still run; a wrong seal is refused either way.",
     )
 
     heartbeat_seconds: float = Field(
@@ -240,6 +255,14 @@ class Settings(BaseSettings):
         """`redis_url`, read. Never log its password."""
         return parse(self.redis_url.get_secret_value())
 
+    @cached_property
+    def seals(self) -> Seals:
+        """What authenticates, by the shared key; inactive without one."""
+        text = self.shared_key.get_secret_value()
+        if self.shared_key_file is not None:
+            text = content(self.shared_key_file).decode("utf-8", "replace")
+        return Seals(keys_of(text), unsealed_accepted=self.shared_key_unsealed == "accept")
+
     @property
     def redis_tls(self) -> bool:
         """Whether the link to Redis itself is encrypted."""
@@ -400,6 +423,19 @@ class Settings(BaseSettings):
                 f"{ENV_PREFIX}KAFKA_SASL_MECHANISM={self.kafka_sasl_mechanism} is not used with {protocol}: "
                 "set SASL_SSL or SASL_PLAINTEXT, or leave the mechanism out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_key_is_a_key(self) -> Self:
+        if self.shared_key_file is not None and self.shared_key.get_secret_value():
+            raise ValueError(f"{ENV_PREFIX}SHARED_KEY, {ENV_PREFIX}SHARED_KEY_FILE: set one of the two")
+        name = "SHARED_KEY" if self.shared_key_file is None else "SHARED_KEY_FILE"
+        try:
+            active = self.seals.active
+        except ValueError as error:
+            raise ValueError(f"{ENV_PREFIX}{name}: {error}") from None
+        if self.shared_key_file is not None and not active:
+            raise ValueError(f"{ENV_PREFIX}{name}: {self.shared_key_file} holds no key")
         return self
 
     @model_validator(mode="after")

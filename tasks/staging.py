@@ -6,6 +6,7 @@ Besides the payloads and done marks of `tasks.wire`, the hash holds what must ou
     error/<task>       one line: why the task's last run failed
     starts/<task>/<id> how often the Celery task with that id began without ending in any way
     chord/<stage>      the token of the last chord that was started for the stage
+    seal/<field>       the seal of that field, with a shared key (`tasks.seals`); a done mark is its own seal
 
 Redis keeps a batch for `staged_ttl_seconds`. A done mark is written by a script that Redis runs even at its memory
 limit, together with the removal of the payload: otherwise a full Redis could not be emptied by finishing work.
@@ -18,7 +19,7 @@ docs/decisions/030-redis-memory-limit.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -29,6 +30,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from tasks.coordination import redis_now
 from tasks.errors import shortened
+from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
 from tasks.wire import (
     MANIFEST,
@@ -53,6 +55,9 @@ MEMORY_SHARE_MAX = 0.75
 # A batch that takes more than this of that share is too large for this Redis: others need room beside it.
 ONE_BATCH_SHARE_MAX = 0.5
 MEMORY_ASKED_SECONDS = 1.0
+SEAL = "seal/"
+# The mark of a worker without a shared key.
+UNSEALED_MARK = b"1"
 
 
 class _Begun(IntEnum):
@@ -63,17 +68,19 @@ class _Begun(IntEnum):
     GONE = 2
 
 
-# KEYS: the hash. ARGV: fields of the done mark, the starts, the progress, the payload and the manifest.
+# KEYS: the hash. ARGV: fields of the done mark, the starts, the progress, the payload, the manifest and both
+# seals; 1 if the mark was found to be forged and ends nothing.
 _BEGIN = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return {1, 0, false, false} end
-local manifest = redis.call('HGET', KEYS[1], ARGV[5])
-if not manifest or redis.call('HEXISTS', KEYS[1], ARGV[4]) == 0 then return {2, 0, false, false} end
+local got = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3], ARGV[5], ARGV[6], ARGV[7])
+local mark, progress, manifest = got[1], got[2], got[3]
+if mark and ARGV[8] == '0' then return {1, 0, progress, manifest, got[4], got[5], mark} end
+if not manifest or redis.call('HEXISTS', KEYS[1], ARGV[4]) == 0 then return {2} end
 local starts = redis.call('HINCRBY', KEYS[1], ARGV[2], 1)
-return {0, starts, redis.call('HGET', KEYS[1], ARGV[3]), manifest}
+return {0, starts, progress, manifest, got[4], got[5], mark}
 """
 _MARK = """#!lua flags=allow-oom
-redis.call('HSET', KEYS[1], ARGV[2], '1')
-redis.call('HDEL', KEYS[1], unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+redis.call('HDEL', KEYS[1], unpack(ARGV, 4))
 redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')
 return 1
 """
@@ -88,6 +95,10 @@ return 1
 
 class StagingError(Exception):
     """The batch's bytes are not in Redis (any more): the reader stages them again at its next attempt."""
+
+
+class Forged(StagingError):
+    """What is in Redis carries no seal of the shared key. The reader stages it again at its next attempt."""
 
 
 class RedisFull(RedisError):
@@ -108,11 +119,15 @@ class Progress(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a flush task that begins: for the `starts`-th time without an end, from `progress` on if any."""
+    """A run of a flush task that begins: for the `starts`-th time without an end, from `progress` on if any.
+
+    `content`: the digest that its payload has to have, "" without a shared key.
+    """
 
     manifest: Manifest
     starts: int
     progress: Progress | None
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +139,14 @@ class Report:
 
 
 class Staging:
-    """Staged batches behind one client. `batch` is always a `reference`. Raises redis.exceptions.RedisError."""
+    """Staged batches behind one client. `batch` is always a `reference`. Raises redis.exceptions.RedisError.
 
-    def __init__(self, client: Redis[bytes], settings: Settings) -> None:
+    `unverified(purpose)` is called for what counts as absent since it carries no seal of the shared key.
+    """
+
+    def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
+        self._seals = settings.seals
+        self._unverified = unverified
         self.client: Any = client  # redis-py types every answer as a union of sync and async
         self._prefix = settings.key_prefix
         self._ttl_seconds = settings.staged_ttl_seconds
@@ -146,13 +166,41 @@ class Staging:
         """Unix seconds by Redis' clock: the deadline of a task is set on one machine and met on another."""
         return redis_now(self.client)
 
+    def manifest(self, key: str) -> Manifest | None:
+        """The manifest at a key; None when there is none of ours. Raises Incompatible for a newer one."""
+        data, seal = self.client.hmget(key, [MANIFEST, SEAL + MANIFEST])
+        if data is None or not self._manifest_is_ours(key, data, seal):
+            return None
+        return decode_manifest(data)
+
     # The reader's side
 
-    def unmarked(self, batch: str, names: Iterable[str]) -> list[str]:
-        """Those of the tasks `names` whose writes are not known to be durable."""
-        names = list(names)
+    def unmarked(self, manifest: Manifest, names: Iterable[str]) -> list[str]:
+        """Those of the batch's tasks `names` whose writes are not known to be durable."""
+        names, batch = list(names), reference(manifest)
+        contents = {entry.name: entry.content for entry in manifest.tasks}
         marks = self.client.hmget(self.key(batch), [done_field(name) for name in names])
-        return [name for name, mark in zip(names, marks, strict=True) if mark is None]
+        return [
+            name
+            for name, mark in zip(names, marks, strict=True)
+            if not self._is_mark(mark, batch, name, contents.get(name, ""))
+        ]
+
+    def _is_mark(self, mark: bytes | None, batch: str, task: str, content: str) -> bool:
+        """Whether it vouches for these bytes of the task. Without a key `UNSEALED_MARK` is written."""
+        if mark is None:
+            return False
+        seal = None if mark == UNSEALED_MARK else mark
+        if self._seals.verifies(seal, Purpose.MARK, self.key(batch), task, content):
+            return True
+        self._unverified(Purpose.MARK)
+        return False
+
+    def _manifest_is_ours(self, key: str, data: bytes, seal: bytes | None) -> bool:
+        ours = self._seals.verifies(seal, Purpose.MANIFEST, key, data)
+        if not ours:
+            self._unverified(Purpose.MANIFEST)
+        return ours
 
     def stage(self, manifest: Manifest, chord: ChordName, payloads: Mapping[str, bytes]) -> None:
         """Puts the manifest, the chord's token and its payloads there; keeps marks and progress.
@@ -161,8 +209,10 @@ class Staging:
         """
         self._expect_room(sum(map(len, payloads.values())))
         key = self.key(chord.batch)
+        data = msgspec.json.encode(manifest)
         fields: dict[str, Any] = {
-            MANIFEST: msgspec.json.encode(manifest),
+            MANIFEST: data,
+            **self._seal(MANIFEST, Purpose.MANIFEST, key, data),
             f"chord/{chord.stage}": chord.token,
             **payloads,
         }
@@ -179,6 +229,10 @@ class Staging:
                 raise
             self._memory_asked_at = -MEMORY_ASKED_SECONDS
             raise RedisFull(f"redis is at its memory limit (maxmemory): {shortened(str(error))}") from error
+
+    def _seal(self, name: str, purpose: Purpose, *parts: bytes | str) -> dict[str, bytes]:
+        """The field that holds a field's seal; none without a key."""
+        return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
         """Asks at most once a second; a server that does not tell (ACL) or has no limit is taken to have room."""
@@ -208,7 +262,7 @@ class Staging:
         """The batch settled: only its done marks stay, for `SETTLED_TTL_SECONDS`."""
         key = self.key(reference(manifest))
         names = [entry.name for entry in manifest.tasks]
-        gone = [f"{kind}{name}" for name in names for kind in ("", "left/", "error/")]
+        gone = [f"{kind}{name}" for name in names for kind in ("", "left/", f"{SEAL}left/", "error/")]
         pipe = self.client.pipeline(transaction=False)
         if gone:
             pipe.hdel(key, *gone)
@@ -220,37 +274,72 @@ class Staging:
     def begin(self, batch: str, task: str, task_id: str) -> Run | None:
         """Notes a start; None when the task's mark is set: there is nothing to do.
 
-        Raises StagingError when there is neither mark nor payload, Incompatible for a batch of a newer release.
+        Raises StagingError when there is neither mark nor payload, Forged for a manifest without our seal,
+        Incompatible for a batch of a newer release.
         """
-        fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
-        found, starts, progress, manifest = self._begin(keys=[self.key(batch)], args=fields)
+        found, *got = self._start(batch, task, task_id)
         if found == _Begun.DONE:
-            return None
+            if not self._seals.active or self._done(batch, task, got):
+                return None
+            found, *got = self._start(batch, task, task_id, over_mark=True)
         if found == _Begun.GONE:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
-        return Run(
-            decode_manifest(manifest),
-            int(starts),
-            msgspec.json.decode(progress, type=Progress) if progress else None,
-        )
+        starts, left, data, seal, left_seal, _ = got
+        if not self._manifest_is_ours(self.key(batch), data, seal):
+            raise Forged(f"the manifest of {batch} is not sealed with the shared key")
+        manifest = decode_manifest(data)
+        return Run(manifest, int(starts), self._progress(batch, task, left, left_seal), _content(manifest, task))
 
-    def payload(self, batch: str, task: str) -> bytes:
-        """The bytes of one task. Raises StagingError when they are gone."""
+    def _start(self, batch: str, task: str, task_id: str, *, over_mark: bool = False) -> Any:
+        """What `_BEGIN` answers: its finding, starts, progress, manifest, the two seals, and the mark."""
+        fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
+        seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
+        return self._begin(keys=[self.key(batch)], args=[*fields, *seals, int(over_mark)])
+
+    def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
+        """Whether the mark is a worker's. Only the manifest says for which bytes it has to vouch."""
+        _, _, data, seal, _, mark = got
+        if data is None or not self._manifest_is_ours(self.key(batch), data, seal):
+            return False
+        return self._is_mark(mark, batch, task, _content(decode_manifest(data), task))
+
+    def _progress(self, batch: str, task: str, left: bytes | None, seal: bytes | None) -> Progress | None:
+        """Where the last run stopped. Forged progress would leave items out, so the task begins anew instead."""
+        if not left:
+            return None
+        if not self._seals.verifies(seal, Purpose.PROGRESS, self.key(batch), task, left):
+            self._unverified(Purpose.PROGRESS)
+            return None
+        return msgspec.json.decode(left, type=Progress)
+
+    def payload(self, batch: str, task: str, content: str = "") -> bytes:
+        """The bytes of one task, with the digest `content` if it says one.
+
+        Raises StagingError when they are gone, Forged when they are other bytes.
+        """
         data: bytes | None = self.client.hget(self.key(batch), task)
         if data is None:
             raise StagingError(f"the bytes of {task} of {batch} are not staged")
+        if content and self._seals.active and self._seals.content(data) != content:
+            self._unverified(Purpose.PAYLOAD)
+            raise Forged(f"the bytes of {task} of {batch} are not those that its reader staged")
         return data
 
-    def mark(self, batch: str, task: str, task_id: str) -> None:
+    def mark(self, batch: str, task: str, task_id: str, content: str = "") -> None:
         """The task's write is durable: its mark is set, the rest of it is no longer needed."""
-        gone = [task, f"left/{task}", f"error/{task}", f"starts/{task}/{task_id}"]
-        self._mark(keys=[self.key(batch)], args=[self._ttl_seconds, done_field(task), *gone])
+        gone = [task, f"left/{task}", f"{SEAL}left/{task}", f"error/{task}", f"starts/{task}/{task_id}"]
+        key = self.key(batch)
+        mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
+        self._mark(keys=[key], args=[self._ttl_seconds, done_field(task), mark, *gone])
 
     def put_off(self, batch: str, task: str, task_id: str, error: str, progress: Progress | None) -> None:
         """The run ended without the mark. What it reached and why it stopped is kept, if the batch still is."""
         fields: list[Any] = [f"error/{task}", shortened(error)]
         if progress is not None:
-            fields += [f"left/{task}", msgspec.json.encode(progress)]
+            left = msgspec.json.encode(progress)
+            fields += [f"left/{task}", left]
+            for sealed in self._seal(f"left/{task}", Purpose.PROGRESS, self.key(batch), task, left).items():
+                fields += sealed
         self._put_off(keys=[self.key(batch)], args=[MANIFEST, f"starts/{task}/{task_id}", *fields])
 
     # The end of a chord
@@ -262,16 +351,16 @@ class Staging:
         `unexplained` is said of a task that has neither a mark nor an error.
         """
         key = self.key(chord.batch)
-        data, current = self.client.hmget(key, [MANIFEST, f"chord/{chord.stage}"])
-        if data is None:
+        data, current, seal = self.client.hmget(key, [MANIFEST, f"chord/{chord.stage}", SEAL + MANIFEST])
+        if data is None or not self._manifest_is_ours(key, data, seal):
             return None
         head = decode_manifest_head(data)
         try:
-            names = [entry.name for entry in decode_manifest(data).of_stage(chord.stage)]
+            manifest = decode_manifest(data)
         except Incompatible as error:
             failure = str(error)
         else:
-            failure = self._failure(chord.batch, names, unexplained)
+            failure = self._failure(manifest, chord.stage, unexplained)
         if failure and (current or b"").decode() != chord.token:
             return None
         completion = Completion(
@@ -285,12 +374,17 @@ class Staging:
         )
         return Report(head.reader, completion)
 
-    def _failure(self, batch: str, names: list[str], unexplained: str) -> str:
-        """Which of the tasks are not done, and why; empty when all of them are."""
-        missing = self.unmarked(batch, names)
+    def _failure(self, manifest: Manifest, stage: str, unexplained: str) -> str:
+        """Which of the stage's tasks are not done, and why; empty when all of them are."""
+        missing = self.unmarked(manifest, [entry.name for entry in manifest.of_stage(stage)])
         if not missing:
             return ""
-        notes = self.client.hmget(self.key(batch), [f"error/{name}" for name in missing])
+        notes = self.client.hmget(self.key(reference(manifest)), [f"error/{name}" for name in missing])
         return "; ".join(
             f"{name}: {note.decode() if note else unexplained}" for name, note in zip(missing, notes, strict=True)
         )
+
+
+def _content(manifest: Manifest, task: str) -> str:
+    """The digest that a task's payload has to have; "" when the manifest has none, or no such task."""
+    return next((entry.content for entry in manifest.tasks if entry.name == task), "")

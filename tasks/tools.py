@@ -8,6 +8,7 @@ from tasks.breaker import Breaker
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.loading import load_fleet
+from tasks.observe import metrics
 from tasks.settings import Settings
 from tasks.sinks import build
 from tasks.sinks.base import Sink
@@ -25,8 +26,8 @@ class Tools:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         patient = connect(settings, retries=REDIS_RETRIES)
-        self.staging = Staging(patient, settings)
-        self.coordination = Coordination(patient, settings)
+        self.staging = Staging(patient, settings, metrics.observe_unverified)
+        self.coordination = Coordination(patient, settings, metrics.observe_unverified)
         self.breaker = Breaker(connect(settings, retries=0), settings)
         self._sinks: dict[SinkName, Sink[Any]] = {}
 

@@ -4,7 +4,7 @@ One Redis hash per batch, under `batch_key(batch_id, digest)`:
 
     manifest          JSON, `Manifest`
     <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
-    done/<task name>  "1" once that task's write is durable (the done mark)
+    done/<task name>  there once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
 The digest covers every item, so that a mark can never vouch for other bytes than those that were written:
 the same range with other content (another release of the parser, say) is another hash.
@@ -197,11 +197,15 @@ class TaskName(NamedTuple):
 
 
 class TaskEntry(msgspec.Struct, frozen=True):
-    """One flush task of the batch: its field's name, how many items and how many bytes it holds."""
+    """One flush task of the batch: its field's name, how many items and how many bytes it holds.
+
+    `content`: what `Seals.content` makes of the bytes; empty when the reader has no shared key.
+    """
 
     name: str
     items: int
     size_bytes: int
+    content: str = ""
 
     @property
     def stage(self) -> str:

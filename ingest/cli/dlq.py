@@ -119,7 +119,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
 @click.option(
     "--unverified",
     is_flag=True,
-    help="Also items whose original message is no longer in its topic, as their letters have them.",
+    help="Also letters without a seal of the shared key, and items whose original message is gone.",
 )
 @by_option
 @as_json

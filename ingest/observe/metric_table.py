@@ -264,6 +264,13 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("loop",),
     ),
     Definition(
+        _R + "unverified",
+        Kind.COUNTER,
+        "entries",
+        "What Redis held without a seal of the shared key, and was ignored, by purpose: completion, mark.",
+        ("purpose",),
+    ),
+    Definition(
         _R + "observer_failures",
         Kind.COUNTER,
         "failures",

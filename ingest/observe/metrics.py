@@ -25,6 +25,7 @@ from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
 from ingest.observe.snapshot import RejectState, Snapshot, take
 from ingest.settings import Settings
 from tasks.observe.meters import Kind, Meters, dogstatsd
+from tasks.seals import Purpose, warn
 
 SNAPSHOT_SECONDS = 1.0
 FUTURE_SECONDS_MAX = 86_400.0  # a `received` further ahead than that is a broken clock, not a latency
@@ -304,6 +305,11 @@ class Metrics:
     def loop_failed(self, loop: str) -> None:
         """A background loop's step raised. Any thread."""
         self.meters.count(_R + "loop_failures", 1, loop)
+
+    def unverified(self, purpose: Purpose) -> None:
+        """Something in Redis carries no seal of the shared key and is ignored. Any thread."""
+        warn(purpose)
+        self.meters.count(_R + "unverified", 1, purpose)
 
     def observer_failed(self, observer: str) -> None:
         """An observer raised. Any thread."""

@@ -135,16 +135,16 @@ def staging(settings: Settings) -> Iterable[Finding]:
     token = secrets.token_hex(6)
     reader, task = f"check-{token}", "rows/clickhouse/0"
     payload = secrets.token_bytes(STAGED_BYTES)
-    entry = TaskEntry(task, 1, len(payload))
+    entry = TaskEntry(task, 1, len(payload), settings.seals.content(payload))
     manifest = Manifest(f"check-{token}", token, settings.kafka_topic, 0, 0, 1, reader, 0, (entry,))
     batch = reference(manifest)
     try:
         stage.stage(manifest, ChordName(batch, Stage.ROWS, 1, token), {task: payload})
         begun = stage.begin(batch, task, token)
-        same = begun is not None and stage.payload(batch, task) == payload
-        stage.mark(batch, task, token)
+        same = begun is not None and stage.payload(batch, task, entry.content) == payload
+        stage.mark(batch, task, token, entry.content)
         coordination.tell(reader, Completion(CompletionKind.DONE, manifest.batch_id))
-        same = same and not stage.unmarked(batch, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
+        same = same and not stage.unmarked(manifest, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
     finally:
         stage.client.delete(stage.key(batch), _stream(reader, settings))
     if same:

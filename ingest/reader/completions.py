@@ -20,6 +20,7 @@ from ingest.observe.heartbeat import Heartbeat, HeartbeatWriter
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.observe.loops import Loop, OnFailure, ignore
+from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
 from tasks.wire import Completion, CompletionKind, Incompatible, decode_completion, reader_stream
 
@@ -45,10 +46,13 @@ class CompletionReader:
         deliver: Callable[[on.Event], None],
         heartbeat: Callable[[], Heartbeat] = Heartbeat,
         on_failure: OnFailure = ignore,
+        unverified: Unverified = warn,
     ) -> None:
         self._deliver = deliver
         self._stream = reader_stream(reader, settings.key_prefix)
-        self._coordination = Coordination(connect(settings, retries=0), settings)
+        self._seals = settings.seals
+        self._unverified = unverified
+        self._coordination = Coordination(connect(settings, retries=0), settings, unverified)
         self._heartbeat = HeartbeatWriter(self._coordination, reader, settings.heartbeat_seconds, heartbeat)
         self._last_id = "0-0"
         # The server must answer before the socket gives up on it.
@@ -86,13 +90,17 @@ class CompletionReader:
         answer = self._coordination.client.xread({self._stream: self._last_id}, COMPLETIONS_MAX, self._block_ms)
         entries: list[Any] = _entries(answer)
         for entry_id, fields in entries:
+            self._last_id = entry_id.decode()
             try:
-                event = as_event(decode_completion(fields[b"c"]))
+                completion = fields[b"c"]
+                if not self._seals.verifies(fields.get(b"s"), Purpose.COMPLETION, self._stream, completion):
+                    self._unverified(Purpose.COMPLETION)
+                    continue
+                event = as_event(decode_completion(completion))
             except (KeyError, ValueError, Incompatible):
                 log.exception("completion_unreadable", entry=entry_id)
             else:
                 self._deliver(event)
-            self._last_id = entry_id.decode()
         return len(entries)
 
     def _find_beginning(self) -> None:

@@ -28,6 +28,7 @@ from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.errors import shortened
 from tasks.observe.loops import Loop, LoopEnded, OnFailure, ignore
+from tasks.seals import Unverified, warn
 from tasks.settings import Settings
 from tasks.staging import RedisFull, Staging
 from tasks.units import MiB
@@ -54,7 +55,8 @@ class Dispatcher:
     themselves only while their command waits.
     `heartbeat()` makes what each heartbeat says, on the thread that reads completions; `trace(batch)` the W3C
     traceparent that the batch's tasks carry ("": none), on the dispatch thread.
-    `on_failure(name)` is called for each failure of one of its loops.
+    `on_failure(name)` is called for each failure of one of its loops, `unverified(purpose)` for what was ignored
+    since it does not carry a seal of the shared key.
     `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
     """
 
@@ -67,13 +69,18 @@ class Dispatcher:
         trace: Callable[[Batch], str] = lambda batch: "",
         app: Celery | None = None,
         on_failure: OnFailure = ignore,
+        unverified: Unverified = warn,
     ) -> None:
         self.reader = reader
         self._trace = trace
         self._settings = settings
         self._inbox = inbox
         self._encoder = Encoder(
-            settings.sinks, settings.blobs_per_task, reader, packed=settings.gcs_layout == "packed"
+            settings.sinks,
+            settings.blobs_per_task,
+            reader,
+            packed=settings.gcs_layout == "packed",
+            seals=settings.seals,
         )
         self._commands: queue.Queue[Command | None] = queue.Queue(COMMANDS_MAX)
         self._manifests: dict[tuple[str, int], Manifest] = {}
@@ -82,9 +89,9 @@ class Dispatcher:
         self._down_error = ""
         self._app = app or chord.publisher(settings)
         client = connect(settings)
-        self._staging = Staging(client, settings)
-        self._coordination = Coordination(client, settings)
-        self._completions = CompletionReader(settings, reader, inbox.put, heartbeat, on_failure)
+        self._staging = Staging(client, settings, unverified)
+        self._coordination = Coordination(client, settings, unverified)
+        self._completions = CompletionReader(settings, reader, inbox.put, heartbeat, on_failure, unverified)
         self._loop = Loop("dispatch", self._perform_next, 0.0, on_failure=on_failure)
 
     def start(self) -> None:
@@ -156,7 +163,7 @@ class Dispatcher:
         manifest = self._manifest(batch)
         name = reference(manifest)
         tasks = [entry.name for entry in manifest.of_stage(stage)]
-        tasks = self._staging.unmarked(name, tasks) if tasks else []
+        tasks = self._staging.unmarked(manifest, tasks) if tasks else []
         if not tasks:
             self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
             return

@@ -15,6 +15,7 @@ import xxhash
 from ingest.core.model import Batch, Reject, Stage
 from ingest.core.packing import pack
 from tasks.kafka.letters import Label, Origin
+from tasks.seals import UNSEALED, Seals
 from tasks.wire import DeadLetter, Item, Manifest, SinkName, TaskEntry, TaskName, chunks, encode_items
 
 
@@ -31,12 +32,14 @@ class Encoder:
     """`sinks`: those that are switched on. `blobs_per_task`: how many objects one task uploads.
 
     `packed`: the recordings of a batch lie end to end in few objects, and each gets an index row.
+    `seals`: with a shared key the manifest has the digest of each task's bytes.
     """
 
     sinks: tuple[SinkName, ...]
     blobs_per_task: int
     reader: str
     packed: bool = False
+    seals: Seals = UNSEALED
 
     def encode(self, batch: Batch) -> Encoded:
         """All tasks of the batch, and what it consists of."""
@@ -47,7 +50,7 @@ class Encoder:
             # Names and lengths as well, so that bytes cannot move from one task to another unnoticed.
             digest.update(f"{name}:{len(data)}:".encode())
             digest.update(data)
-            entries.append(TaskEntry(name, len(items), len(data)))
+            entries.append(TaskEntry(name, len(items), len(data), self.seals.content(data)))
             payloads[name] = data
         manifest = Manifest(
             batch_id=batch.id,

@@ -102,6 +102,7 @@ class Reader:
             heartbeat=self._heartbeat,
             trace=self._trace,
             on_failure=self.metrics.loop_failed,
+            unverified=self.metrics.unverified,
         )
         self.gate = TenantGate()
         self.parser = parser_of(settings, self.gate, self._is_wary)

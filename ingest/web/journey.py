@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.settings import Settings
-from tasks.wire import MANIFEST, Incompatible, batch_key, decode_manifest, done_field
+from tasks.staging import Staging
+from tasks.wire import Incompatible, batch_key
 
 SCAN_SECONDS_MAX = 3.0
 SCAN_COUNT = 2000
@@ -72,7 +73,8 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
         for partition in sorted({partition for partition, _ in places}):
             keys |= _keys(client, settings, partition, [o for p, o in places if p == partition])
         parked = {batch_id: str(about.get("error", "")) for batch_id, about in coordination.parked().items()}
-        found = [_journey(client, key, parked) for key in sorted(keys)]
+        staging = Staging(client, settings)
+        found = [_journey(staging, key, parked) for key in sorted(keys)]
         return Journeys(tuple(one for one in found if one is not None), committed)
     except (RedisError, OSError, msgspec.MsgspecError) as error:
         return Journeys(trouble=f"redis: {error}")
@@ -112,19 +114,20 @@ def _range(key: str) -> tuple[int, int]:
     return (int(start), int(stop)) if start.isdecimal() and stop.isdecimal() else (0, 0)
 
 
-def _journey(client: Any, key: bytes, parked: Mapping[str, str]) -> Journey | None:
-    manifest_json, blobs, rows = client.hmget(key, [MANIFEST, "chord/blobs", "chord/rows"])
-    if manifest_json is None:
-        return None
+def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey | None:
+    blobs, rows = staging.client.hmget(key, ["chord/blobs", "chord/rows"])
     try:
-        manifest = decode_manifest(manifest_json)
+        manifest = staging.manifest(key.decode())
     except Incompatible:  # of a newer release; its reader reports it
         return None
-    marks = client.hmget(key, [done_field(entry.name) for entry in manifest.tasks]) if manifest.tasks else []
+    if manifest is None:
+        return None
+    names = [entry.name for entry in manifest.tasks]
+    missing = set(staging.unmarked(manifest, names)) if names else set()
     sinks: dict[str, tuple[int, int]] = {}
-    for entry, mark in zip(manifest.tasks, marks, strict=True):
+    for entry in manifest.tasks:
         done, of = sinks.get(entry.sink, (0, 0))
-        sinks[entry.sink] = (done + (mark is not None), of + 1)
+        sinks[entry.sink] = (done + (entry.name not in missing), of + 1)
     tasks = [
         f"{token.decode()}-{number}"
         for stage, token in (("blobs", blobs), ("rows", rows))

@@ -10,6 +10,7 @@ is a third kind of record in the same topic: it says that a letter was replayed.
     batch_id     the batch that it travelled in
     first_seen   of a message: its Kafka timestamp, unix milliseconds
     originals    of a message: its own headers, encoded
+    seal         with a shared key: `sealed`, over everything else in the record
     sink, kind, item   of a refused item: who refused it, what it is, its name within the sink
 
 A message's own headers are whatever its producer chose, so they travel inside one value and never beside ours.
@@ -27,6 +28,7 @@ from typing import Final
 import msgspec
 
 from tasks.kafka.records import Headers
+from tasks.seals import Purpose, Seals
 
 FORMAT: Final = b"2"
 
@@ -39,11 +41,12 @@ OFFSET: Final = "offset"
 BATCH_ID: Final = "batch_id"
 FIRST_SEEN: Final = "first_seen"
 ORIGINALS: Final = "originals"
+SEAL: Final = "seal"
 SINK: Final = "sink"
 KIND: Final = "kind"
 ITEM: Final = "item"
 NAMES: Final = frozenset(
-    (VERSION, REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN, ORIGINALS, SINK, KIND, ITEM)
+    (VERSION, REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN, ORIGINALS, SEAL, SINK, KIND, ITEM)
 )
 FIRST_FORMAT_OURS: Final = frozenset((REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN))
 """What the first format replaced among a message's own headers. Only these were ever ours in its letters."""
@@ -162,9 +165,52 @@ class Mark:
 def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
     """None for every other record: a letter has more headers than a mark, whatever its message's own are."""
     named = dict(headers)
-    if key or value or MARK not in named or len(named) != len(headers) or not {MARK, DIGEST}.issuperset(named):
+    if (
+        key
+        or value
+        or MARK not in named
+        or len(named) != len(headers)
+        or not {MARK, DIGEST, SEAL}.issuperset(named)
+    ):
         return None
     return Mark(_text(named[MARK]), _text(named.get(DIGEST)))
+
+
+class Sealed(StrEnum):
+    """What the shared key says of a record of the dead-letter topic."""
+
+    YES = "yes"
+    UNKNOWN = "unknown"  # there is no key, or records without a seal are accepted
+    NO = "no"
+
+
+def sealed(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Headers:
+    """The headers as they are written to the dead-letter topic: with a seal where there is a shared key."""
+    if not seals.active:
+        return headers
+    return (*headers, (SEAL, seals.seal(Purpose.LETTER, *_sealed_parts(topic, key, value, headers))))
+
+
+def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Sealed:
+    """Whether a record of that topic is one that `sealed` made for it."""
+    found = [given for name, given in headers if name == SEAL]
+    seal = found[0] if len(found) == 1 else b"several" if found else None
+    rest = tuple(pair for pair in headers if pair[0] != SEAL)
+    if not seals.verifies(seal, Purpose.LETTER, *_sealed_parts(topic, key, value, rest)):
+        return Sealed.NO
+    return Sealed.YES if seals.active and seal else Sealed.UNKNOWN
+
+
+def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:
+    """Nothing and an empty text are different things."""
+    parts: list[bytes | str] = [topic]
+    for part in (
+        key,
+        value,
+        *(text for name, given in headers for text in (name.encode("utf-8", "replace"), given)),
+    ):
+        parts += ("0", b"") if part is None else ("1", part)
+    return parts
 
 
 def digest(key: bytes | None, value: bytes) -> str:

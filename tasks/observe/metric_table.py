@@ -74,6 +74,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("kind",),
     ),
     Definition(
+        WORKER + "unverified",
+        Kind.COUNTER,
+        "entries",
+        "What Redis held without a seal of the shared key, and was ignored, by purpose: manifest, payload, mark, "
+        "progress, parked.",
+        ("purpose",),
+    ),
+    Definition(
         WORKER + "busy_processes",
         Kind.GAUGE,
         "processes",

@@ -25,6 +25,7 @@ from tasks.names import sink_of
 from tasks.observe.meters import Meters, dogstatsd
 from tasks.observe.metric_table import DEFINITIONS, WORKER, RunOutcome
 from tasks.observe.probe_server import CannotListen, Probes, ensure_probes_can_listen
+from tasks.seals import Purpose, warn
 from tasks.settings import Settings, share_metrics_directory
 from tasks.wire import SinkName
 
@@ -102,6 +103,13 @@ def observe_completion(kind: str) -> None:
     """The end of a chord was told: done, failed, nobody."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
+
+
+def observe_unverified(purpose: Purpose) -> None:
+    """Something in Redis carries no seal of the shared key: logged, counted, ignored."""
+    warn(purpose)
+    if _Worker.meters is not None:
+        _Worker.meters.count(WORKER + "unverified", 1, purpose)
 
 
 # What is answered to probes

@@ -11,6 +11,7 @@ from ingest.local.launch import settings_of
 from ingest.local.stack import Stack
 from ingest.settings import Settings
 from tasks.migrate import migrate
+from tests.kit.eager_fleet import eager, eager_redis  # noqa: F401
 
 DATABASE = 11
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.settings import Settings
-from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, decode, decode_mark, digest
+from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, Sealed, decode, decode_mark, digest, examine
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
 from tasks.kafka.records import Record
 
@@ -32,6 +32,7 @@ class Letter:
 
     `timestamp_ms` is when it was written there, unix milliseconds. `replayed`: it was sent again already, or is
     what came back of such a message: neither is sent again unless asked for. `tombstone`: the value is null.
+    `sealed`: what the shared key says of it.
     """
 
     partition: int
@@ -39,6 +40,7 @@ class Letter:
     timestamp_ms: int
     label: Label
     replayed: bool
+    sealed: Sealed
     key: bytes | None = field(repr=False)
     value: bytes = field(repr=False)
     tombstone: bool = False
@@ -89,6 +91,7 @@ class Letter:
             "batch_id": label.batch_id,
             "first_seen_ms": label.first_seen_ms,
             "replayed": self.replayed,
+            "sealed": self.sealed.value,
             "origin": str(label.origin),
             "value_bytes": None if self.tombstone else len(self.value),
             "headers": {name: (value or b"").decode("utf-8", "replace") for name, value in label.originals},
@@ -122,7 +125,7 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
     """
     marks = _marks(settings)
     for record in _scan(settings):
-        letter = _letter(record, marks, settings.dlq_topic)
+        letter = _letter(record, marks, settings)
         if letter is not None and selection.takes(letter):
             yield letter
 
@@ -136,18 +139,23 @@ def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
     for record in _scan(settings):
         parts = (record.value, record.key or b"", *(value or b"" for _, value in record.headers))
         if any(text in part for text in wanted for part in parts):
-            letter = _letter(record, {}, settings.dlq_topic)
+            letter = _letter(record, {}, settings)
             if letter is not None:
                 yield letter
 
 
-def _marks(settings: Settings) -> dict[str, str]:
-    """The digest of each replayed letter by its id; empty where the mark has none."""
-    marks: dict[str, str] = {}
+def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
+    """The digest of each replayed letter by its id, empty where the mark has none; and whether the mark is sealed.
+
+    A sealed mark is never replaced by another one.
+    """
+    marks: dict[str, tuple[str, Sealed]] = {}
     for record in _scan(settings):
         mark = decode_mark(record.headers, record.key, record.value)
         if mark is not None:
-            marks[mark.letter_id] = mark.digest
+            state = _sealed(settings, record)
+            if state is Sealed.YES or marks.get(mark.letter_id, ("", state))[1] is not Sealed.YES:
+                marks[mark.letter_id] = mark.digest, state
             if len(marks) > MARKS_MAX:
                 raise DeadLettersUnavailable(
                     f"topic {settings.dlq_topic} has more than {MARKS_MAX} marks of replayed letters: "
@@ -156,29 +164,43 @@ def _marks(settings: Settings) -> dict[str, str]:
     return marks
 
 
-def _letter(record: Record, marks: Mapping[str, str], dlq_topic: str) -> Letter | None:
+def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: Settings) -> Letter | None:
     """None for a mark."""
     if decode_mark(record.headers, record.key, record.value) is not None:
         return None
-    label = decode(record.headers) or FOREIGN
+    label, state = decode(record.headers) or FOREIGN, _sealed(settings, record)
     return Letter(
         partition=record.partition,
         offset=record.offset,
         timestamp_ms=record.timestamp_ms,
         label=label,
-        replayed=_is_replayed(record, label, marks, dlq_topic),
+        replayed=_is_replayed(record, label, state, marks, settings.dlq_topic),
+        sealed=state,
         key=record.key,
         value=record.value,
         tombstone=record.tombstone,
     )
 
 
-def _is_replayed(record: Record, label: Label, marks: Mapping[str, str], dlq_topic: str) -> bool:
-    mark = marks.get(f"{record.partition}-{record.offset}")
+def _sealed(settings: Settings, record: Record) -> Sealed:
+    value = None if record.tombstone else record.value
+    return examine(settings.seals, settings.dlq_topic, record.key, value, record.headers)
+
+
+def _is_replayed(
+    record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
+) -> bool:
+    """Whoever can write the topic can write a mark: one without a seal hides no letter that has one."""
+
+    def marked(letter_id: str) -> str | None:
+        mark, by = marks.get(letter_id, (None, Sealed.NO))
+        return mark if by is Sealed.YES or state is not Sealed.YES else None
+
+    mark = marked(f"{record.partition}-{record.offset}")
     if mark is not None:
         return mark in ("", digest(record.key, record.value))
     came_from = (dict(label.originals).get(REPLAYED_FROM) or b"").decode("utf-8", "replace")
-    mark = marks.get(came_from.removeprefix(f"{dlq_topic}-"))
+    mark = marked(came_from.removeprefix(f"{dlq_topic}-"))
     return mark is not None and mark == digest(record.key, record.value)
 
 

@@ -15,7 +15,7 @@ from ingest.operate.dlq.letters import FOREIGN, DeadLettersUnavailable, Letter, 
 from ingest.operate.dlq.originals import NotMade, OriginalGone, Originals
 from ingest.settings import Settings
 from tasks.errors import SinkError
-from tasks.kafka.letters import REPLAYED_FROM, Mark, digest
+from tasks.kafka.letters import REPLAYED_FROM, Mark, Sealed, digest, sealed
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.refused import revive
@@ -49,7 +49,8 @@ def replay(
 ) -> Replayed:
     """Sends every selected letter, at most `per_second_max` a second, and marks it; `done` gets what came of each.
 
-    `unverified`: an item whose original message is gone is written as its letter has it. Raises
+    `unverified`: letters without a seal of the shared key are sent too, and an item whose original message is gone
+    is written as its letter has it. A sealed letter's is in any case. Raises
     DeadLettersUnavailable when the letters cannot be read; what fails for one letter is in the result.
     """
     summary = Replayed()
@@ -106,6 +107,8 @@ class _Sender:
         """The item to be written, None for a message to be produced. Raises NotReplayed, or RangeError."""
         if letter.label is FOREIGN:
             raise NotReplayed("it is not a letter of this system")
+        if letter.sealed is Sealed.NO and not self._unverified:
+            raise NotReplayed("it carries no seal of the shared key; --unverified replays it all the same")
         if letter.label.refusal is None:
             topic, ours = letter.label.origin.topic, self._settings.kafka_topic
             if topic != ours:
@@ -119,7 +122,7 @@ class _Sender:
         except (ValueError, NotMade) as error:
             raise NotReplayed(str(error)) from error
         except OriginalGone as error:
-            if self._unverified:
+            if self._unverified or letter.sealed is Sealed.YES:
                 return named
             raise NotReplayed(
                 f"{error}: nothing vouches for this item; --unverified writes it as the letter has it"
@@ -141,7 +144,9 @@ class _Sender:
     def mark(self, letter: Letter) -> None:
         """In the dead-letter topic itself."""
         mark = Mark(letter.id, digest(letter.key, letter.value))
-        self._producer.produce(self._settings.dlq_topic, None, b"", mark.encode())
+        topic = self._settings.dlq_topic
+        headers = sealed(self._settings.seals, topic, None, b"", mark.encode())
+        self._producer.produce(topic, None, b"", headers)
 
     def close(self) -> None:
         self._originals.close()

@@ -20,6 +20,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.kafka.letters import sealed
 from tasks.kafka.options import producer_options
 from tasks.kafka.producing import unproven
 from tasks.kafka.topics import MESSAGE_BYTES_MAX, ClusterUnreachable, Topics
@@ -88,8 +89,8 @@ class DeadLetterSink:
         ends_at: float,
     ) -> None:
         """Queues one record, waiting for room. Raises BufferError when there is none until the deadline."""
-        headers: Any = list(item.headers)
         value = None if item.value is None else bytes(item.value)
+        headers: Any = list(sealed(self._settings.seals, self._topic, item.key, value, item.headers))
         while True:
             try:
                 producer.produce(self._topic, value=value, key=item.key, headers=headers, on_delivery=report)

@@ -100,8 +100,8 @@ def test_each_program_writes_the_keys_of_its_own_alone(fleet: Fleet, monkeypatch
     """A worker switches no project off and parks nothing, a reader resets no breaker, a viewer writes nothing."""
     guard(fleet, monkeypatch)
     refused = {
-        "replays-worker": ("replays:tenants:killed", "replays:parked", "replays:readers"),
-        "replays-reader": ("replays:breaker:gcs", "replays:audit", "replays:sinks"),
+        "replays-worker": ("replays:operators", "replays:tenants:bucket:1", "replays:parked", "replays:readers"),
+        "replays-reader": ("replays:breaker:gcs", "replays:sinks"),
         "replays-viewer": ("replays:reader:reader-1", "replays:batch:{t-0-0-9}:d", "replays:celery:control"),
     }
 

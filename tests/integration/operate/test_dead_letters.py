@@ -19,7 +19,7 @@ from ingest.reader.encoding import Encoder, items_of
 from ingest.reader.process import rules_of
 from ingest.settings import Settings
 from ingest.testing.messages import recording
-from tasks.kafka.letters import REFUSED, REPLAYED_FROM, Label, Origin, Refusal
+from tasks.kafka.letters import REFUSED, REPLAYED_FROM, Label, Mark, Origin, Refusal, Sealed, digest, sealed
 from tasks.kafka.ranges import RangeReader
 from tasks.kafka.records import Headers, Record
 from tasks.migrate import migrate
@@ -235,6 +235,30 @@ def test_an_item_whose_message_is_gone_needs_to_be_asked_for(topics: Topics) -> 
     assert "--unverified" in cautious.failed[0][1]
     assert (asked.written, [letter for letter, _ in asked.failed]) == (1, ["0-1"])
     assert topics.object(name) == content
+
+
+def test_with_a_shared_key_only_sealed_letters_are_replayed_unasked(topics: Topics) -> None:
+    """Without the key nobody forges a letter or hides one; a sealed one needs no original."""
+    settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
+    keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic
+    label = Label("not_msgpack", "", Origin(settings.kafka_topic, 0, 2), "b", 5)
+    name = topics.mine.blobs[0].name
+    ours = forged(topics, "gcs", "blob", name, b"refused", offset=50)
+    headers = sealed(settings.seals, dlq, ours.key, bytes(ours.value), ours.headers)
+    keyed.write(DeadLetter(b"key", b"garbage", label.encode(), 2))
+    keyed.write(DeadLetter(ours.key, ours.value, headers, 50))
+    keyed.produce(dlq, None, b"", Mark("0-1", digest(ours.key, bytes(ours.value))).encode())
+
+    done = keyed.replay()
+    left = keyed.letters(Selection())
+    asked = keyed.replay(Selection(), unverified=True)
+
+    assert [letter for letter, _ in done.failed] == ["0-0"]
+    assert "--unverified" in done.failed[0][1]
+    assert (done.written, topics.object(name)) == (1, b"refused")
+    assert [(letter.id, letter.sealed) for letter in left] == [("0-0", Sealed.NO)]
+    assert asked.produced == 1
+    assert keyed.letters(Selection()) == []
 
 
 def test_a_packed_object_and_its_index_come_from_their_whole_batch(topics: Topics) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,11 +17,15 @@ from tasks.kafka.letters import (
     Mark,
     Origin,
     Refusal,
+    Sealed,
     decode,
     decode_mark,
     digest,
+    examine,
+    sealed,
 )
 from tasks.kafka.records import Headers
+from tasks.seals import UNSEALED, Seals
 
 ORIGIN = Origin("recordings", 3, 12)
 FORGED: Headers = (
@@ -150,3 +156,44 @@ def test_a_digest_tells_key_from_value() -> None:
         digest(b"abc", b""),
     }
     assert len(digests) == 5
+
+
+SEALS = Seals((b"a-key-of-this-test-" * 2,))
+RECORD = (b"k", b"value", Label("not_msgpack", "why", ORIGIN, "b", 5, (("trace", b"1"),)).encode())
+
+
+def test_a_sealed_letter_reads_like_one_without_a_seal():
+    """And is known to be ours by whoever has the key."""
+    headers = sealed(SEALS, "dlq", *RECORD)
+
+    assert decode(headers) == decode(RECORD[2])
+    assert examine(SEALS, "dlq", *RECORD[:2], headers) is Sealed.YES
+    assert examine(UNSEALED, "dlq", *RECORD[:2], headers) is Sealed.UNKNOWN
+    assert sealed(UNSEALED, "dlq", *RECORD) == RECORD[2]
+    assert examine(SEALS, "dlq", *RECORD) is Sealed.NO
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda key, value, headers: ("dlq", key, b"other", headers),
+        lambda key, value, headers: ("dlq", None, value, headers),
+        lambda key, value, headers: ("dlq", b"", key + value, headers),
+        lambda key, value, headers: ("other-dlq", key, value, headers),
+        lambda key, value, headers: ("dlq", key, value, headers[1:]),
+        lambda key, value, headers: ("dlq", key, value, (*headers, ("sink", b"gcs"))),
+        lambda key, value, headers: ("dlq", key, value, (*headers, headers[-1])),
+        lambda key, value, headers: ("dlq", key, value, (*headers[:-1], ("seal", None))),
+    ],
+)
+def test_a_letter_that_was_changed_in_any_part_is_not_ours(forge: Any):
+    """Its topic, key, value or headers; nor is one with two seals."""
+    topic, key, value, headers = forge(*RECORD[:2], sealed(SEALS, "dlq", *RECORD))
+
+    assert examine(SEALS, topic, key, value, headers) is Sealed.NO
+
+
+def test_a_sealed_mark_is_a_mark():
+    mark = Mark("0-5", "digest")
+
+    assert decode_mark(sealed(SEALS, "dlq", None, b"", mark.encode()), None, b"") == mark

@@ -1,0 +1,310 @@
+"""A writer of Redis without the shared key: what commits offsets or hides rows without a key is ignored with one.
+
+Each attack is made twice. Without a key it works, or else it would show nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.model import Stage
+from ingest.local.servers.processes import wait_until
+from ingest.reader.encoding import Encoder
+from ingest.settings import Settings
+from tasks import chord
+from tasks.coordination import Coordination
+from tasks.kafka.decisions import Decision
+from tasks.operate import NotParked, retry
+from tasks.operators import Copy
+from tasks.seals import Purpose
+from tasks.staging import Forged, Staging
+from tasks.wire import (
+    MANIFEST,
+    ChordName,
+    Completion,
+    CompletionKind,
+    Manifest,
+    done_field,
+    reader_stream,
+    reference,
+)
+from tests.kit.batches import make_batch
+from tests.kit.eager_fleet import Eager
+
+KEY = "a-shared-key-of-these-tests-0123456789"
+READER = "eager-reader"
+CLICKHOUSE = "rows/clickhouse/0"
+SEALED = pytest.mark.parametrize("sealed", [False, True], ids=["without a key", "with a key"])
+
+
+@pytest.fixture
+def sealed() -> bool:
+    """Overridden by SEALED."""
+    return True
+
+
+@pytest.fixture(autouse=True)
+def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment before anything reads the settings; a text is what to do with what has no seal."""
+    if sealed:
+        monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)
+    if isinstance(sealed, str):
+        monkeypatch.setenv("REPLAYS_SHARED_KEY_UNSEALED", sealed)
+
+
+class Noted:
+    """What was ignored, by purpose."""
+
+    def __init__(self) -> None:
+        self.purposes: list[Purpose] = []
+
+    def __call__(self, purpose: Purpose) -> None:
+        self.purposes.append(purpose)
+
+
+def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest, ChordName]:
+    """A batch whose rows are staged as its reader does it, and not written yet."""
+    settings = eager.settings
+    encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
+    batch = make_batch(messages=3)
+    manifest = encoder.encode(batch).manifest
+    tasks = [entry.name for entry in manifest.of_stage(Stage.ROWS)]
+    name = ChordName(reference(manifest), Stage.ROWS, 1, chord.new_token())
+    staging = Staging(eager.client, settings, noted or Noted())
+    staging.stage(manifest, name, encoder.payloads(batch, Stage.ROWS, tasks))
+    return staging, manifest, name
+
+
+def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = READER) -> None:
+    """One XADD, as the attack report has it."""
+    completion = Completion(CompletionKind.DONE, batch_id, 1, stage, 1)
+    eager.client.xadd(reader_stream(reader), {"c": msgspec.json.encode(completion)})
+
+
+@SEALED
+def test_two_entries_of_a_stream_move_no_offset_past_rows_that_nobody_wrote(eager: Eager, sealed: bool):
+    """The reader learns of the batch that its workers wrote, and of nothing else."""
+    forged, real = make_batch(start=100), make_batch()
+    for stage in Stage:
+        forge_completion(eager, forged.id, stage)
+
+    event = eager.settle(real)
+
+    told = on.FlushSucceeded(real.id, 1, Stage.ROWS)
+    assert event == told if sealed else event == on.FlushSucceeded(forged.id, 1, Stage.BLOBS)
+
+
+def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
+    """A sealed completion, copied from the stream that it was written for."""
+    Coordination(eager.client, eager.settings).tell(
+        "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
+    )
+    ((_, fields),) = eager.client.xrange(reader_stream("other"))
+    eager.client.xadd(reader_stream(READER), fields)
+    batch = make_batch()
+
+    assert eager.settle(batch) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+
+def marks_of_another_task(eager: Eager) -> bytes:
+    """The mark of a task that a worker did write, of another batch."""
+    other = make_batch(start=500)
+    assert isinstance(eager.settle(other), on.FlushSucceeded)
+    ((key,),) = [eager.client.keys("replays:batch:*")]
+    mark = eager.client.hget(key, done_field(CLICKHOUSE))
+    eager.sink("clickhouse").rows.clear()
+    return bytes(mark)
+
+
+@SEALED
+@pytest.mark.parametrize(
+    "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
+)
+def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
+    """Set before the reader looks which tasks are left to do."""
+    mark = marks_of_another_task(eager) if mark is None else mark
+    batch = make_batch(messages=3)
+    encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
+    key = Staging(eager.client, eager.settings).key(reference(encoder.encode(batch).manifest))
+    eager.client.hset(key, done_field(CLICKHOUSE), mark)
+
+    assert eager.settle(batch) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
+
+    assert len(eager.sink("clickhouse").rows) == (3 if sealed else 0)
+
+
+@SEALED
+def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Eager, sealed: bool):
+    """Neither does a worker skip its task, nor is the stage reported as done."""
+    noted = Noted()
+    staging, manifest, name = staged(eager, noted)
+    for entry in manifest.of_stage(Stage.ROWS):
+        eager.client.hset(staging.key(name.batch), done_field(entry.name), "1")
+
+    begun = staging.begin(name.batch, CLICKHOUSE, "task-1")
+    report = staging.report(name, unexplained="has no mark")
+
+    assert (begun is None) is not sealed
+    assert report is not None
+    assert report.completion.kind is (CompletionKind.FAILED if sealed else CompletionKind.DONE)
+    assert set(noted.purposes) == ({Purpose.MARK} if sealed else set())
+
+
+@SEALED
+def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
+    """The worker hashes what it was given before it writes."""
+    from tasks.celery import app
+
+    staging, _, name = staged(eager)
+    encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
+    forged = encoder.payloads(make_batch(messages=1, start=900), Stage.ROWS, [CLICKHOUSE])
+    eager.client.hset(staging.key(name.batch), CLICKHOUSE, forged[CLICKHOUSE])
+
+    try:
+        chord.start(app, chord.FanOut(name, (CLICKHOUSE,), int(staging.now()) + 60))
+    except Forged:
+        assert sealed
+
+    assert len(eager.sink("clickhouse").rows) == (0 if sealed else 1)
+
+
+@SEALED
+def test_a_manifest_that_forgets_its_digests_is_not_obeyed(eager: Eager, sealed: bool):
+    """Nor is any other: its tasks, its reader and its digests are under one seal."""
+    staging, manifest, name = staged(eager)
+    changed = msgspec.to_builtins(manifest)
+    for entry in changed["tasks"]:
+        entry["content"] = ""
+    eager.client.hset(staging.key(name.batch), MANIFEST, msgspec.json.encode(changed))
+
+    report = staging.report(name, unexplained="has no mark")
+
+    assert (report is None) is sealed
+    if sealed:
+        with pytest.raises(Forged):
+            staging.begin(name.batch, CLICKHOUSE, "task-1")
+
+
+@SEALED
+def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
+    """`left` says which items are not durable yet; an empty list would say that all of them are."""
+    batch = make_batch(messages=3)
+    encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
+    key = Staging(eager.client, eager.settings).key(reference(encoder.encode(batch).manifest))
+    eager.client.hset(key, f"left/{CLICKHOUSE}", '{"left":[],"refused":[]}')
+
+    assert isinstance(eager.settle(batch), on.FlushSucceeded)
+
+    assert len(eager.sink("clickhouse").rows) == (3 if sealed else 0)
+
+
+@SEALED
+def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
+    """An operator who abandons it would bury the range that the forger chose."""
+    coordination = Coordination(eager.client, eager.settings, Noted())
+    coordination.hello(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
+    later = coordination.now() + 3600
+    forged = {"batch_id": "t-0-0-9", "reader": READER, "parked_at": 1, "retry_at": later, "leased_until": later}
+    eager.client.hset("replays:parked", "t-0-0-9", msgspec.json.encode(forged))
+
+    assert list(coordination.parked()) == ([] if sealed else ["t-0-0-9"])
+    if sealed:
+        with pytest.raises(NotParked):
+            retry(coordination, "t-0-0-9", "me")
+
+
+def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
+    """One field of a sealed entry, changed."""
+    eager.dispatcher.submit(do.Park(make_batch(), Stage.ROWS, 1, "x", 30.0))
+    eager.settle(make_batch(start=100))
+    coordination = Coordination(eager.client, eager.settings, Noted())
+    (about,) = coordination.parked().values()
+    ((name, text),) = eager.client.hgetall("replays:parked").items()
+    eager.client.hset("replays:parked", name, msgspec.json.encode({**msgspec.json.decode(text), "stop": 10**6}))
+
+    assert about["stop"] == 3
+    assert coordination.parked() == {}
+
+
+@SEALED
+def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
+    """Readers follow the topic; `tenants ls`, `reconcile` and the pages read this copy."""
+    copy = Copy(eager.client, eager.settings)
+    copy.apply({"killed/7": Decision(3, {"at": 1.0, "by": "me"})}, 4)
+    decided, audit, _ = copy.keys
+    ours = eager.client.hget(decided, "killed/7")
+    eager.client.hset(decided, mapping={"killed/8": ours, "killed/9": '{"at":1.0,"by":"x","key":"killed/9"}'})
+    eager.client.zadd(audit, {'{"at":1.0,"by":"x","key":"audit/1","what":"nothing"}': 1.0})
+
+    assert ("killed/9" in copy.in_force()) is not sealed
+    assert (copy.get(["killed/9"]) == [None]) is sealed
+    assert (copy.audited(9) == []) is sealed
+    assert copy.get(["killed/7", "killed/8"]) == [{"at": 1.0, "by": "me", "key": "killed/7"}, None]
+
+
+def test_a_copy_of_decisions_from_before_the_key_is_made_anew(eager: Eager):
+    """Otherwise it would count as complete, and as empty."""
+    before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
+    copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
+    before.apply(known, 4)
+
+    assert (before.copied(), copy.copied()) == (4, None)
+    copy.apply(known, 4, anew=True)
+    assert (before.copied(), copy.copied()) == (4, 4)
+    assert list(copy.in_force()) == ["killed/7"]
+
+
+def test_retries_and_attempts_go_on_where_they_stopped(eager: Eager):
+    """Sealed progress and marks are believed: nothing is written twice because of the key."""
+    from tasks.errors import TransientSinkError
+
+    failures: list[Any] = [TransientSinkError("429", failed=(5,)), *[TransientSinkError("429", failed=(0,))] * 2]
+    eager.sink("gcs").fail(*failures)
+    batch = make_batch(messages=10)
+
+    failed = eager.settle(batch, Stage.BLOBS)
+    succeeded = eager.settle(batch, Stage.BLOBS, attempt=2)
+    again = eager.settle(batch, Stage.BLOBS, attempt=3)
+
+    assert isinstance(failed, on.DispatchFailed)
+    assert isinstance(succeeded, on.FlushSucceeded)
+    assert isinstance(again, on.FlushSucceeded)
+    assert [count for _, count in eager.sink("gcs").calls] == [10, 1, 1, 1]
+
+
+@pytest.mark.parametrize("sealed", [False, "accept"], ids=["readers last", "readers first"])
+def test_the_key_is_turned_on_one_program_after_the_other(
+    eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
+):
+    """While one side has no key the other accepts what has no seal, and batches flow."""
+    if sealed:
+        monkeypatch.delenv("REPLAYS_SHARED_KEY")
+    else:
+        monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)
+        monkeypatch.setenv("REPLAYS_SHARED_KEY_UNSEALED", "accept")
+    batch = make_batch(messages=3)
+
+    told = [eager.settle(batch, stage) for stage in Stage]
+    again = eager.settle(batch, Stage.ROWS, attempt=2)
+
+    assert told == [on.FlushSucceeded(batch.id, 1, stage) for stage in Stage]
+    assert again == told[-1]
+    assert len(eager.sink("clickhouse").rows) == 3
+
+
+def test_what_a_program_without_the_key_reports_is_ignored_once_it_must_have_one(
+    eager: Eager, monkeypatch: pytest.MonkeyPatch
+):
+    """Its rows are there, and the reader writes them again: that costs work and loses nothing."""
+    monkeypatch.delenv("REPLAYS_SHARED_KEY")
+    batch, other = make_batch(messages=3), make_batch(start=100)
+    eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
+    wait_until(lambda: eager.client.xlen(reader_stream(READER)) == 1, 20, "the report without a seal")
+    Coordination(eager.client, eager.settings).tell(READER, Completion(CompletionKind.RETRY, other.id))
+
+    assert eager.inbox.get(timeout=20) == on.RetryRequested(other.id)
