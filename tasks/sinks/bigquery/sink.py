@@ -74,6 +74,9 @@ class BigQuerySink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
+            if table not in TABLES:
+                outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
+                continue
             waiting = deque(requests(items, positions, service.limit.bytes_max))
             while waiting:
                 request = waiting.popleft()

@@ -275,17 +275,19 @@ def test_rows_that_met_a_sick_backend_are_tried_again(settings: Callable[..., Se
 def test_a_spent_quota_is_transient_and_a_missing_right_is_not(settings: Callable[..., Settings]) -> None:
     """Both are 403."""
 
+    reasons = iter(["quotaExceeded", "accessDenied"])
+
     def answer(asked: Asked) -> Answer:
-        reason = "quotaExceeded" if "/quota/" in asked.path else "accessDenied"
+        reason = next(reasons)
         body = {"error": {"code": 403, "message": "no", "errors": [{"reason": reason}]}}
         return Answer(403, json.dumps(body).encode())
 
     with answering(answer) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
-            sink.write([fact(0, table="quota")], "token", 5)
+            sink.write([fact(0)], "token", 5)
         with pytest.raises(PermanentSinkError) as refused:
-            sink.write([fact(0, table="right")], "token", 5)
+            sink.write([fact(0)], "token", 5)
 
     assert failed.value.failed == (0,)
     assert refused.value.configuration

@@ -1,0 +1,167 @@
+"""No identifier from outside reaches SQL as text.
+
+Values travel as parameters. What else a statement is made of is listed here with where it comes from, so that a
+new interpolation fails until somebody has looked at it. Identifiers are planted where they come nearest.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.local.launch import settings_of
+from ingest.operate.erase.rows import Rows
+from ingest.operate.reconcile import presence
+from ingest.web.model import Filter, NotFound, replay_id_of
+from ingest.web.replays import _conditions
+from tasks.errors import SinkError
+from tasks.sinks import build
+from tasks.wire import Row, SinkName
+from tests.kit.paths import ROOT
+
+PLANT = "replays` SELECT secret FROM replay_segments --') OR 1=1 --"
+SQL = re.compile(
+    r"\b(AND|SELECT|INSERT INTO|ALTER TABLE|DELETE|CREATE|DROP|TRUNCATE|OPTIMIZE|FROM|WHERE|FORMAT)\b"
+)
+CHECKED = ("tasks", "ingest")
+NOT_CHECKED = "ingest/local/"  # the embedded servers, which run what they are sent
+
+# By file: expressions that are interpolated into SQL, other than numbers that are written down here.
+CONSTANTS = {"TABLE", "PROJECT_ID", "NOBODY", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
+FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
+"""Text of ours with placeholders, made beside the statement."""
+INTEGERS = re.compile(r"^(number|limit \+ 1|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
+KNOWN: dict[str, set[str]] = {
+    # Through int() and UUID(): the plants below.
+    "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table"},
+    "ingest/operate/reconcile/presence.py": {"replays", "_numbers(...)", "_uuids(...)", "self._dataset", "table"},
+    # Settings with a pattern, and our own tables.
+    "ingest/operate/erase/facts.py": {
+        "what",
+        "settings.bigquery_project",
+        "settings.bigquery_dataset",
+        "table",
+    },
+    "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
+    "tasks/migrate/clickhouse.py": {"database"},
+    # The table is one of TABLES_OF_SINK: the plant below. The partition is ClickHouse's own answer.
+    "tasks/sinks/clickhouse/server.py": {"table"},
+    "tasks/sinks/clickhouse/table.py": {"names"},
+    "tasks/sinks/clickhouse/probe.py": {"partition", "trouble.message", "left"},
+}
+
+
+def interpolated(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, expression) of everything that is put into a text with SQL in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+            if SQL.search(text):
+                for part in node.values:
+                    if isinstance(part, ast.FormattedValue):
+                        yield node.lineno, _shortened(part.value)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+            for side, other in ((node.left, node.right), (node.right, node.left)):
+                literal = isinstance(side, ast.Constant) and isinstance(side.value, str) and SQL.search(side.value)
+                if literal and not isinstance(other, ast.Constant | ast.JoinedStr):
+                    yield node.lineno, _shortened(other)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+            source = node.func.value
+            if isinstance(source, ast.Constant) and SQL.search(str(source.value)):
+                yield from ((node.lineno, _shortened(given)) for given in node.args)
+
+
+def _shortened(expression: ast.expr) -> str:
+    if isinstance(expression, ast.Call) and ast.unparse(expression.func) in ("_numbers", "_uuids"):
+        return f"{ast.unparse(expression.func)}(...)"
+    return ast.unparse(expression)
+
+
+def unknown(path: Path, name: str) -> list[str]:
+    allowed = CONSTANTS | FRAGMENTS | KNOWN.get(name, set())
+    return [
+        f"{name}:{line}: {expression}"
+        for line, expression in interpolated(path)
+        if expression not in allowed and not INTEGERS.match(expression)
+    ]
+
+
+def test_every_interpolation_into_sql_is_known():
+    """A new one is a parameter, or is listed above with where it comes from."""
+    found = []
+    for folder in CHECKED:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if not name.startswith(NOT_CHECKED):
+                found += unknown(path, name)
+
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'f"SELECT * FROM {table}"',
+        '"SELECT count() FROM " + name',
+        '"DELETE FROM %s" % table',
+        '"DROP TABLE {}".format(name)',
+    ],
+)
+def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
+    """However it is written."""
+    path = tmp_path / "new.py"
+    path.write_text(f"query({source})\n")
+
+    assert len(unknown(path, "tasks/new.py")) == 1
+
+
+@pytest.mark.parametrize("sink", [SinkName.CLICKHOUSE, SinkName.BIGQUERY])
+def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
+    """The table of a staged row is compared with ours before a server is asked."""
+    settings = settings_of(
+        {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:9", "REPLAYS_BIGQUERY_ENDPOINT": "http://127.0.0.1:9"}
+    )
+    made = build(sink, settings)
+
+    with pytest.raises(SinkError, match="no table"):
+        made.write([Row(PLANT, "id", b"{}", 0)], "token", 5.0)
+
+
+def test_erase_takes_a_replay_and_a_project_and_no_sql():
+    """Both are converted before they stand in a statement."""
+    settings = settings_of({})
+
+    with pytest.raises(ValueError, match="UUID"):
+        Rows(settings, 7, PLANT)
+    with pytest.raises(ValueError, match="invalid literal"):
+        Rows(settings, PLANT, "0" * 32)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("query", ["_replays_query", "_segments_query", "_outcomes_query"])
+@pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
+def test_reconcile_asks_for_no_planted_identity(query: str, field: str):
+    """Nothing of the plant is in the statement, if there is one."""
+    identity = "0123456789abcdef0123456789abcdef"
+    row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
+    row |= {"replay_id": identity, "event_hash": identity, field: PLANT}
+
+    try:
+        made = getattr(presence, query)([row], 60)
+    except ValueError:
+        return
+    assert "secret" not in made
+
+
+def test_the_pages_ask_with_parameters():
+    """Whatever a visitor types is a value."""
+    where, having, given = _conditions(Filter(release=PLANT, text=PLANT))
+
+    assert "secret" not in where + having
+    assert given["release"] == given["text"] == PLANT
+    with pytest.raises(NotFound):
+        replay_id_of(PLANT)
