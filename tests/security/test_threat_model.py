@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
 
 import pytest
 
+from tests.kit.named_tests import NAMED, missing
 from tests.kit.paths import ROOT
 
 PAGE = (ROOT / "SECURITY.md").read_text()
-NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 ATTACKERS = (
     "A tenant, by its bytes",
     "A producer, by its headers and envelope",
@@ -21,25 +19,6 @@ ATTACKERS = (
     "A local user",
 )
 WORDS_MAX = 1500
-
-
-@cache
-def names_of(path: str) -> frozenset[str]:
-    """Names of the test functions of a file; none of a file that is not there."""
-    file = ROOT / path
-    if not file.is_file():
-        return frozenset()
-    found = ast.walk(ast.parse(file.read_text()))
-    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-
-
-def missing(text: str) -> list[str]:
-    """What the text names that is no test."""
-    return [
-        f"{path}::{name}"
-        for path, name in NAMED.findall(text)
-        if not name.startswith("test_") or name not in names_of(path)
-    ]
 
 
 def test_every_test_that_the_threat_model_names_exists():

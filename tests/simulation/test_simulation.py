@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.testing.simulation.__main__ import try_seeds, wanted_marks
+from ingest.testing.simulation.__main__ import main, try_seeds, wanted_marks
 from ingest.testing.simulation.faults import Fault
 from ingest.testing.simulation.shape import Shape
 from ingest.testing.simulation.shrink import Outcome, attempt, shortest
@@ -66,6 +66,19 @@ def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
     """Each line of regressions.txt says what its seed taught."""
     outcome = attempt(Shape.draw(seed))
     assert not outcome.checker, explain([outcome])
+
+
+def test_seeds_begin_somewhere_else_each_time_and_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first world, so that a run that hangs can be repeated."""
+    printed, firsts = set(), set()
+    for _ in range(3):
+        main(["--seeds", "1", "--json"])
+        told = capsys.readouterr()
+        printed.add(told.err.splitlines()[0])
+        firsts.add(json.loads(told.out)["first_seed"])
+
+    assert printed == {f"seeds {first} to {first}" for first in firsts}
+    assert len(firsts) > 1
 
 
 def test_one_seed_is_one_story() -> None:

@@ -15,6 +15,7 @@ FLAT = ("eager", "e2e", "security", "simulation", "mutation", "cost")
 WHOLE = {
     "test_architecture.py",
     "test_citations.py",
+    "test_failure_cases.py",
     "test_import_cycles.py",
     "test_imports.py",
     "test_layout.py",

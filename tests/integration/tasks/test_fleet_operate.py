@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import OffsetRange, Stage
 from ingest.settings import Settings
-from tasks.coordination import Coordination
+from tasks.coordination import PARKED_LEASE_SECONDS, Coordination
 from tasks.errors import TransientSinkError
 from tasks.kafka.letters import Origin, decode
 from tasks.kafka.ranges import RangeReader
@@ -141,6 +142,22 @@ def test_a_renewal_brings_back_what_a_flushed_redis_showed(fleet: Fleet, topic: 
     assert (shown["error"], shown["attempt"]) == ("bucket is gone", 2)
     assert shown["retry_at"] - shown["parked_at"] == pytest.approx(60.0)
     assert fleet.client.ttl(f"{fleet.settings.key_prefix}:parked") > 0
+
+
+@pytest.mark.parametrize("ahead_seconds", [-86_400.0, 86_400.0])
+def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
+) -> None:
+    """given a clock that is a day off, when its reader shows a batch, then the lease is as long as ever"""
+    clock, dispatcher = time.time, fleet.dispatcher()
+    coordination = Coordination(fleet.client, fleet.settings)
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)
+
+    dispatcher.submit(do.Park(make_batch(), Stage.BLOBS, 2, "bucket is gone", 25.0))
+
+    fleet.wait(lambda: len(coordination.parked()) == 1, "the batch")
+    (shown,) = coordination.parked().values()
+    assert 0 < shown["leased_until"] - fleet.client.time()[0] <= PARKED_LEASE_SECONDS + 1
 
 
 def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) -> None:

@@ -9,8 +9,11 @@ import pytest
 
 from tasks.observe import loops
 from tasks.observe.loops import Guard, Loop, LoopEnded
+from tests.kit.paths import ROOT
 
 DEADLINE_SECONDS = 20.0
+# The embedded stack and the simulation run beside the product, not in it.
+FOR_TESTS = {("ingest", "local"), ("ingest", "testing")}
 
 
 class Steps:
@@ -119,3 +122,23 @@ def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
     assert guard.call("breaks", {}.__getitem__, "missing") is None
     assert guard.failures == {"breaks": 1}
     assert failed == ["breaks"]
+
+
+# A thread without a Loop, and why it cannot die silently.
+OTHER_THREADS = {
+    "tasks/observe/loops.py": "the Loop itself",
+    "tasks/observe/probe_server.py": "serves until it is shut down, and each request has a handler of its own",
+    "ingest/reader/parsing/second_line.py": "answers each message, with a reject whatever its parsing raised",
+}
+
+
+def test_every_thread_of_reader_and_worker_is_a_loop() -> None:
+    """A thread that is written by hand has a policy of its own for what it meets."""
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("ingest", "tasks")
+        for path in (ROOT / package).rglob("*.py")
+        if "Thread(" in path.read_text() and path.relative_to(ROOT).parts[:2] not in FOR_TESTS
+    }
+
+    assert found == OTHER_THREADS.keys()

@@ -1,0 +1,30 @@
+"""Tests that a page names as `path::name`: where they stand in a text, and which of them there are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+
+from tests.kit.paths import ROOT
+
+NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
+
+
+@cache
+def names_of(path: str) -> frozenset[str]:
+    """Names of the test functions of a file; none of a file that is not there."""
+    file = ROOT / path
+    if not file.is_file():
+        return frozenset()
+    found = ast.walk(ast.parse(file.read_text()))
+    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def missing(text: str) -> list[str]:
+    """What the text names that is no test."""
+    return [
+        f"{path}::{name}"
+        for path, name in NAMED.findall(text)
+        if not name.startswith("test_") or name not in names_of(path)
+    ]

@@ -1,0 +1,35 @@
+"""docs/failure-cases.md claims no test that does not exist, and says of each case which test holds it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.kit.named_tests import NAMED, missing
+from tests.kit.paths import ROOT
+
+PAGE = (ROOT / "docs" / "failure-cases.md").read_text()
+UNTESTED = "no test"
+SECTIONS = [section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:] if "\n| case |" in section]
+
+
+def test_every_test_that_the_page_names_exists() -> None:
+    """A row whose test was renamed or removed holds nothing."""
+    assert missing("".join(SECTIONS)) == []
+
+
+def test_there_is_a_section_for_each_kind() -> None:
+    """Eight kinds of fault; the list of what is not covered has no table."""
+    assert len(SECTIONS) == 8
+    assert "\n## Not covered\n" in PAGE
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
+def test_each_case_names_its_test_or_says_that_there_is_none(section: str) -> None:
+    """Three cells a row, the last of which is evidence or its absence."""
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+
+    assert rows
+    assert [row for row in rows if len(row) != 3] == []
+    assert [row for row in rows if not NAMED.search(row[2]) and row[2] != UNTESTED] == []
