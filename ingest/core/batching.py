@@ -49,6 +49,11 @@ class Builder:
         return tuple(self._plan)
 
     @property
+    def opened_at(self) -> float | None:
+        """When the open batch took its first message; None while there is none."""
+        return self._started_at if self._messages else None
+
+    @property
     def waits_for_plan(self) -> bool:
         """Whether the open batch is the first part of a planned range: only its other messages can end it."""
         return bool(self._messages and self._plan)

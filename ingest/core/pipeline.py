@@ -121,6 +121,13 @@ class Pipeline:
         return tuple(flight for owned in self._owned.values() for flight in owned.flights.values())
 
     @property
+    def oldest_opened_at(self) -> float | None:
+        """When the oldest batch that is open or unsettled took its first message; None: there is none."""
+        opened = [flight.batch.opened_at for flight in self.in_flight]
+        opened += [at for owned in self._owned.values() if (at := owned.builder.opened_at) is not None]
+        return min(opened, default=None)
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of unsettled and open batches."""
         return sum(owned.held_bytes for owned in self._owned.values())

@@ -30,7 +30,8 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """One heartbeat. Times are unix seconds, rates are over the time since the previous heartbeat.
 
     `http` is host:port of the probes; `rejects` counts by reason since the start; the quantiles are upper edges of
-    histogram buckets, None while there is no value.
+    histogram buckets, None while there is no value. Every batch that is not settled was made under all operators'
+    decisions before `decisions_settled`, an offset of their topic; -1: not known.
     """
 
     host: str = ""
@@ -45,6 +46,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     end_to_end_p50_seconds: float | None = None
     end_to_end_p99_seconds: float | None = None
     rejects: dict[str, int] = {}
+    decisions_settled: int = -1
     snapshot: Snapshot = Snapshot(now=0.0)
     unowned: tuple[Unowned, ...] = ()
 

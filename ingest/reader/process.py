@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+import msgspec
 import structlog
 
 from ingest.core import commands as do
@@ -34,6 +35,7 @@ from ingest.reader.parsing.deadlines import Deadlines
 from ingest.reader.parsing.inline import InlineParser, ProcessParser, Wary
 from ingest.reader.parsing.second_line import SecondLine
 from ingest.reader.runtime import Runtime
+from ingest.reader.settled import Settled
 from ingest.reader.stopwatch import TimedParser
 from ingest.reader.tenant_gate import TenantGate
 from ingest.reader.tenant_rules import NotLoaded, TenantRefresh
@@ -105,6 +107,7 @@ class Reader:
             unverified=self.metrics.unverified,
         )
         self.gate = TenantGate()
+        self.settled = Settled(self.pipeline, self.gate)
         self.parser = parser_of(settings, self.gate, self._is_wary)
         self.second_line = SecondLine(
             rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put
@@ -193,7 +196,8 @@ class Reader:
         return lambda: {**self.watch.dependencies(), **{f"loop {loop.name}": loop.trouble() for loop in loops}}
 
     def _heartbeat(self) -> Heartbeat:
-        return self.guard.call("heartbeat", self.heartbeat) or Heartbeat()
+        beat = self.guard.call("heartbeat", self.heartbeat) or Heartbeat()
+        return msgspec.structs.replace(beat, decisions_settled=self.settled.offset)
 
     def _trace(self, batch: Batch) -> str:
         return self.guard.call("tracing", self.tracing.begin, batch) or ""
@@ -202,6 +206,8 @@ class Reader:
         self.guard.call("metrics", self.metrics.observe, event, commands, now)
         self.guard.call("tracing", self.tracing.observe, event, commands, now)
         self.guard.call("log", self._log, commands)
+        if isinstance(event, on.Ticked):
+            self.settled.tick(now)
 
     def _is_wary(self, source: TopicPartition) -> bool:
         """Readers died here repeatedly, and no offset moved: one of its messages may be the cause."""

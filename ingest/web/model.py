@@ -20,6 +20,10 @@ class NotFound(LookupError):
     """There is no such replay, or no such segment of it."""
 
 
+class WasErased(NotFound):
+    """There was such a replay, and an operator erased it."""
+
+
 class ReadError(RuntimeError):
     """A server did not answer, or not as it should. The text says which, and what it said."""
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ingest.operate.erase.tombstones import erased
+from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
 from ingest.web.blobs import BlobError, Unpacked
-from ingest.web.model import Filter, Replay, SegmentFacts, Segments
+from ingest.web.model import Filter, NotFound, Replay, SegmentFacts, Segments, WasErased
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline
@@ -23,6 +25,7 @@ class Reads:
     """Methods block, may be called from several threads, and raise ReadError or NotFound."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._stores = Stores(settings)
         self._replays = Replays(self._stores)
 
@@ -44,7 +47,15 @@ class Reads:
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
         """One replay. Without a project it is looked for in all of them, which takes longer."""
-        return self._replays.one(replay_id, project_id)
+        try:
+            return self._replays.one(replay_id, project_id)
+        except NotFound as failure:
+            tombstone = erased(self._settings, replay_id.replace("-", "").lower(), project_id)
+            if tombstone is None:
+                raise
+            raise WasErased(
+                f"replay {replay_id} was erased on {utc_text(float(tombstone['at']))} UTC"
+            ) from failure
 
     def segments(self, replay: Replay) -> Segments:
         """Every segment in order, by what ClickHouse and Cloud Storage know of it; holes are named."""

@@ -16,6 +16,8 @@ from ingest.core.parse import parse
 from ingest.operate.remake import batch_of, message_of
 from ingest.reader.configuration import rules_of
 from ingest.reader.encoding import Encoder, items_of
+from ingest.reader.erasures import Erasures
+from ingest.reader.tenant_gate import TenantGate, TenantRules
 from ingest.settings import Settings
 from tasks.kafka.letters import Label
 from tasks.kafka.ranges import Bounds, Range, RangeReader
@@ -42,7 +44,9 @@ class Originals:
     Memory: the items of one batch.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, erasures: Erasures) -> None:
+        self._gate = TenantGate()
+        self._gate.decide(TenantRules(), erasures, 0)
         self._settings = settings
         self._rules = rules_of(settings)
         self._reader: RangeReader | None = None
@@ -85,7 +89,9 @@ class Originals:
         if self._reader is None:
             group = f"{self._settings.kafka_group}-dlq-browser"
             self._reader = RangeReader(self._settings, topic, group=group, bounds=READ)
-        outcomes = [parse(message_of(record), self._rules) for record in self._reader.read([wanted])]
+        outcomes = [
+            self._gate.screened(parse(message_of(record), self._rules)) for record in self._reader.read([wanted])
+        ]
         if self._reader.gone.pop(wanted.partition, 0) or not outcomes:
             raise OriginalGone(f"its original, {topic} {wanted}, is not in the topic any more")
         source = TopicPartition(topic, wanted.partition)

@@ -10,18 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
+
+from ingest.core.parse.envelope import identity_of
 from ingest.operate.dlq.letters import FOREIGN, DeadLettersUnavailable, Letter, Selection, letters
 from ingest.operate.dlq.originals import NotMade, OriginalGone, Originals
+from ingest.reader.erasures import Erasures, erasures_of
 from ingest.settings import Settings
 from tasks.errors import SinkError
+from tasks.kafka.decisions import DecisionsUnreadable, load
 from tasks.kafka.letters import REPLAYED_FROM, Mark, Sealed, digest, sealed
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.refused import revive
 from tasks.sinks import build
 from tasks.sinks.base import Sink
-from tasks.wire import Item
+from tasks.wire import Blob, Item, Row
 
 
 @dataclass(slots=True)
@@ -32,6 +38,9 @@ class Replayed:
     written: int = 0
     repeats: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+ERASED = "its replay was erased"
 
 
 class NotReplayed(Exception):
@@ -55,7 +64,7 @@ def replay(
     """
     summary = Replayed()
     sent: set[tuple[object, ...]] = set()
-    sender = _Sender(settings, unverified=unverified)
+    sender = _Sender(settings, _erasures(settings), unverified=unverified)
     next_at = time.monotonic()
     try:
         for letter in letters(settings, selection):
@@ -93,14 +102,25 @@ def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: b
     return f"written to {letter.sink}"
 
 
+def _erasures(settings: Settings) -> Erasures:
+    """What must not come back. Raises DeadLettersUnavailable."""
+    try:
+        entries = load(settings).entries
+    except (RangeError, DecisionsUnreadable) as failure:
+        raise DeadLettersUnavailable(f"operators' decisions: {failure}") from failure
+    in_force = {key: one.value for key, one in entries.items() if one.value is not None}
+    return erasures_of(in_force, time.time())
+
+
 class _Sender:
     """Produces messages and marks, and writes items to sinks; each call returns when it is durable."""
 
-    def __init__(self, settings: Settings, *, unverified: bool) -> None:
+    def __init__(self, settings: Settings, erasures: Erasures, *, unverified: bool) -> None:
         self._settings = settings
         self._unverified = unverified
         self._producer = AcknowledgedProducer(settings)
-        self._originals = Originals(settings)
+        self._erasures = erasures
+        self._originals = Originals(settings, self._erasures)
         self._sinks: dict[str, Sink[Item]] = {}
 
     def prepared(self, letter: Letter) -> Item | None:
@@ -113,6 +133,9 @@ class _Sender:
             topic, ours = letter.label.origin.topic, self._settings.kafka_topic
             if topic != ours:
                 raise NotReplayed(f"it comes from topic {topic!r}, this deployment reads {ours}")
+            identity = identity_of(letter.value or b"")
+            if identity is not None and self._erasures.holds(*identity):
+                raise NotReplayed(ERASED)
             return None
         if letter.sink not in self._settings.sinks:
             raise NotReplayed(f"the sink {letter.sink!r} is not switched on")
@@ -123,10 +146,24 @@ class _Sender:
             raise NotReplayed(str(error)) from error
         except OriginalGone as error:
             if self._unverified or letter.sealed is Sealed.YES:
+                if self._may_be_erased(named):
+                    raise NotReplayed(ERASED) from error
                 return named
             raise NotReplayed(
                 f"{error}: nothing vouches for this item; --unverified writes it as the letter has it"
             ) from error
+
+    def _may_be_erased(self, item: Item) -> bool:
+        """Of an item that only its letter vouches for. A packed object may hold parts of any replay."""
+        if isinstance(item, Blob):
+            _, project, *rest = item.name.split("/")
+            packed = project == "packed"
+            return bool(self._erasures) if packed else self._erasures.holds(int(project), rest[0], 0)
+        if isinstance(item, Row):
+            named = msgspec.json.decode(item.json, type=dict[str, Any])
+            replay_id = str(named.get("replay_id", "")).replace("-", "").lower()
+            return self._erasures.holds(int(named.get("project_id", 0)), replay_id, 0)
+        return False
 
     def send(self, letter: Letter, item: Item | None) -> None:
         """To its sink, or to its topic."""

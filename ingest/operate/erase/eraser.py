@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -11,26 +11,20 @@ from ingest.operate.erase.facts import Facts
 from ingest.operate.erase.holdings import Holdings, asking, plain_id, remains
 from ingest.operate.erase.objects import GENERATIONS_MAX, Objects
 from ingest.operate.erase.rows import Rows
-from ingest.operate.text import utc_text
+from ingest.operate.erase.tombstones import Tombstones
+from ingest.reader.erasures import replay_key
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.coordination import Coordination
-from tasks.migrate.kafka import SOURCE_RETENTION_HOURS
-from tasks.operators import AUDIT_ENTRIES_MAX
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.gcs.bucket import RETENTION_DAYS
 from tasks.sinks.google import errors as google_errors
 
 
-def redelivery_hours(settings: Settings) -> float:
-    """For how long a message can come again after it arrived: Kafka's usual retention, and what is staged."""
-    return SOURCE_RETENTION_HOURS + settings.staged_ttl_seconds / 3600
-
-
 class Eraser:
     """One replay. `replay_id`: 32 hex digits, with or without dashes; ValueError for anything else.
 
-    Methods raise EraseFailed, and RedisError where the audit is concerned.
+    Methods raise EraseFailed, and what `Operators` raises where decisions and the audit are concerned.
     """
 
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
@@ -40,6 +34,7 @@ class Eraser:
         self._rows = Rows(settings, project_id, self._replay_id)
         self._facts = Facts(settings, project_id, self._replay_id)
         self._objects = Objects(settings)
+        self._tombstones = Tombstones(settings)
 
     def look(self) -> Holdings:
         """Everything that there is; changes nothing."""
@@ -68,14 +63,21 @@ class Eraser:
         parked = len(self._coordination.parked())
         return Holdings(self._project_id, self._replay_id, parked=parked, notes=tuple(notes), **found)
 
-    def erase(self, found: Holdings, *, by: str, again_until: float | None = None) -> list[str]:
-        """Erases what was found, and says what is left: one line each, with what to do about it.
+    def entomb(self, by: str) -> int:
+        """Decides that nothing of the replay is written again. Returns the offset that readers have to reach.
 
-        `again_until`: unix seconds until which messages of the replay may be delivered again, if that is not over.
-        Audited as begun before anything is touched, and as ended; without an audit nothing is erased.
+        Audited as begun, before anything is touched; without the topic nothing is erased. Raises NotProduced.
         """
-        deed = {"by": by, "project": self._project_id, "replay_id": self._replay_id}
-        self._coordination.audit({"what": "erase begins", **deed, **found.counts()})
+        action = {"what": "erase begins", **self._deed(by)}
+        key = replay_key(self._project_id, self._replay_id)
+        return self._tombstones.decide([key], by, action)
+
+    def settle(self, offset: int, seconds_max: float) -> list[str]:
+        """Waits until no reader holds anything of it that it took before; what is left, one line each."""
+        return self._tombstones.settle(offset, seconds_max)
+
+    def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
+        """Erases what was found, and says what is left: one line each, with what to do about it. Audited."""
         left: list[str] = []
         if "gcs" in self._settings.sinks:
             with asking("cloud storage", google_errors.sort):
@@ -86,21 +88,15 @@ class Eraser:
         if "clickhouse" in self._settings.sinks:
             with asking("clickhouse", clickhouse_errors.sort):
                 self._rows.delete(found)
-        left += remains(found)
-        if again_until is not None:
-            left.append(
-                f"kafka or redis may deliver it again until {utc_text(again_until)} UTC: run this again then"
-            )
-        self._coordination.audit(
-            {"what": "erase ends", **deed, "left": "; ".join(left), "again_until": again_until or ""}
-        )
+        left += [*unsettled, *remains(found)]
+        ended = {"what": "erase ends", **self._deed(by), **found.counts(), "left": "; ".join(left)}
+        self._coordination.audit(ended)
         return left
 
-    def done_before(self) -> tuple[bool, float | None]:
-        """Whether the audit knows of an erasure that ended, and until when it has to be repeated, if at all."""
-        for deed in self._coordination.audited(AUDIT_ENTRIES_MAX):
-            mine = deed.get("project") == str(self._project_id) and deed.get("replay_id") == self._replay_id
-            if mine and deed.get("what") == "erase ends":
-                until = float(deed.get("again_until") or 0)
-                return True, until if until > time.time() else None
-        return False, None
+    def done_before(self) -> bool:
+        """Whether its tombstone is there. Raises RedisError, RangeError or DecisionsUnreadable."""
+        key = replay_key(self._project_id, self._replay_id)
+        return self._coordination.operators.get([key])[0] is not None
+
+    def _deed(self, by: str) -> dict[str, Any]:
+        return {"by": by, "project": self._project_id, "replay_id": self._replay_id}

@@ -15,6 +15,26 @@ from tasks.sinks.clickhouse import sink as clickhouse
 # In the order of their deletion; the last is what a second run needs to find the rest.
 TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
 DELETE_SECONDS_MAX = 300.0
+REPLAYS_MAX = 1_000_000
+
+
+def replays_of(settings: Settings, project_id: int, user: str = "") -> list[str]:
+    """The replays of a project, or of one user of it by any of the names that rows have, at most REPLAYS_MAX.
+
+    32 hex digits each. Raises what clickhouse-connect raises.
+    """
+    named = "AND {user:String} IN (user, user_id, user_name, user_email) " if user else ""
+    tables = ("replays",) if user else ("replays", "replay_segments", "replay_places")
+    with contextlib.closing(clickhouse.client(settings)) as server:
+        found = set[str]()
+        for table in tables:
+            rows = server.query(
+                f"SELECT DISTINCT toString(replay_id) FROM {table} WHERE project_id = {{project:UInt64}} {named}"
+                f"LIMIT {REPLAYS_MAX}",
+                parameters={"project": project_id, "user": user},
+            ).result_rows
+            found |= {row[0].replace("-", "") for row in rows}
+    return sorted(found)
 
 
 class Rows:

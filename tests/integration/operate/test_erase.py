@@ -217,23 +217,62 @@ def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store
     assert "nothing is left" in again.output
 
 
-def test_a_dry_run_a_no_and_a_refusal_change_nothing(untouched: Store) -> None:
-    """Who is asked may think better of it; what Kafka may deliver again is not erased without --now."""
+def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
+    """Who is asked may think better of it; no tombstone is left then."""
     before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
 
     told = untouched.run("--dry-run")
     asked = untouched.run()
-    refused = untouched.erase("--redelivery-hours", "200")
 
     assert told.exit_code == 0, told.output
     assert told.output.startswith(f"would erase replay {untouched.victim[1]}")
     assert asked.exit_code == 1
     assert "Nobody can bring it back" in asked.output
-    assert refused.exit_code == 1
-    assert "may be delivered again until" in refused.output
     assert untouched.everything(untouched.victim) == before
     assert untouched.bucket_bytes() == bucket
     assert Coordination(connect(untouched.settings), untouched.settings).audited() == []
+
+
+def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
+    """A dry run changes nothing; the certificate names what was removed of each; other users keep theirs."""
+    project = packed.victim[0]
+    server = clickhouse.client(packed.settings)
+    named = (
+        "SELECT user, uniqExact(replay_id) FROM replays WHERE project_id = {p:UInt64} AND user != '' GROUP BY user"
+    )
+    users = dict(server.query(named, parameters={"p": project}).result_rows)
+    of_user = (
+        "SELECT DISTINCT toString(replay_id) FROM replays WHERE project_id = {p:UInt64} AND user = {u:String}"
+    )
+    user = sorted(users)[0]
+    theirs = [row[0] for row in server.query(of_user, parameters={"p": project, "u": user}).result_rows]
+    every = "SELECT DISTINCT toString(replay_id) FROM replay_segments WHERE project_id = {p:UInt64}"
+    others = {row[0] for row in server.query(every, parameters={"p": project}).result_rows} - set(theirs)
+    server.close()
+    papers, listed = tmp_path / "papers.json", tmp_path / "ids"
+    command = ["erase", "--project", str(project), "--by", "oncall", "--rate", "100"]
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*command, *arguments], env=packed.env, catch_exceptions=False)
+
+    dry = json.loads(run("--user", user, "--dry-run", "--json").stdout)
+    before = {replay: packed.rows((project, replay), "replay_segments") for replay in (*theirs, *others)}
+    erased = run("--user", user, "--yes", "--json", "--certificate", str(papers))
+
+    assert len(dry["replays"]) == len(theirs) == users[user]
+    assert all(before.values())
+    assert erased.exit_code == 0, erased.output
+    certified = {one["replay_id"]: one for one in json.loads(papers.read_text())["erasures"]}
+    assert set(certified) == {replay.replace("-", "") for replay in theirs}
+    assert all(one["packed_parts"] and one["clickhouse_rows"]["replay_segments"] for one in certified.values())
+    for replay, count in before.items():
+        assert packed.rows((project, replay), "replay_segments") == (0 if replay in theirs else count)
+
+    rest = sorted(others)[:1]
+    listed.write_text("\n".join(rest) + "\n")
+    assert run("--list", str(listed), "--yes").exit_code == 0
+    assert not any(packed.rows((project, replay), "replay_segments") for replay in rest)
+    assert run("--list", str(listed), "--user", user, "--yes").exit_code == 2
 
 
 def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None:
@@ -262,17 +301,13 @@ def test_what_was_cut_off_is_finished_by_the_next_run(packed: Store) -> None:
         Eraser(away, *packed.victim).erase(found, by="oncall")
     cut_off = packed.rows(packed.victim, "replay_places")
     blanked = packed.bucket_bytes()
-    early = packed.erase("--redelivery-hours", "200", "--now")
-    second = packed.erase("--redelivery-hours", "200")
+    second = packed.erase()
 
     assert blanked != bucket
     assert cut_off
     assert packed.bucket_bytes() == blanked
     assert not any(packed.rows(packed.victim, table) for table in TABLES)
-    # Until then it is not called final, though nothing is left at the moment.
-    assert early.exit_code == second.exit_code == 1
-    assert "run this again then" in early.output
-    assert "run this again then" in second.output
+    assert second.exit_code == 0, second.output
 
 
 def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> None:

@@ -1,0 +1,36 @@
+"""What one erasure removed, as a document: every object, row count, packed part and letter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ingest.operate.erase.holdings import Holdings
+
+VERSION = 1
+
+
+def certificate(found: Holdings, left: Sequence[str], *, by: str, at: float) -> dict[str, Any]:
+    """For JSON. `letters` cannot be removed from their topic: they are not replayed, and go with its retention.
+
+    `at`: unix seconds of its end.
+    """
+    return {
+        "version": VERSION,
+        "project_id": found.project_id,
+        "replay_id": found.replay_id,
+        "erased_by": by,
+        "erased_at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+        "complete": not left,
+        "objects": [{"name": one.name, "generation": one.number} for one in found.objects],
+        "packed_parts": [
+            {"object": name, "start_bytes": start, "length_bytes": length}
+            for name, spans in sorted(found.ranges.items())
+            for start, length in spans
+        ],
+        "clickhouse_rows": dict(found.rows),
+        "bigquery_rows": found.facts,
+        "letters": list(found.letters),
+        "left": list(left),
+    }

@@ -1,0 +1,91 @@
+"""One request to erase: the replays that it names, decided together, erased one after the other at a rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.operate.erase.certificate import certificate
+from ingest.operate.erase.eraser import Eraser
+from ingest.operate.erase.holdings import Holdings, asking, remains
+from ingest.operate.erase.rows import replays_of
+from ingest.operate.erase.tombstones import Tombstones
+from ingest.reader.erasures import project_key, replay_key, user_key
+from ingest.settings import Settings
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What became of one replay. `left`: what is not erased, one line each."""
+
+    found: Holdings
+    left: list[str]
+    certificate: dict[str, Any]
+
+
+class Erasure:
+    """`named`: replay ids; or a `user`, or `everything` of the project. `rate`: replays per second.
+
+    Methods raise EraseFailed, and what `Operators` raises. Everything may be repeated, and finishes what is left.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        project_id: int,
+        named: Sequence[str],
+        *,
+        user: str = "",
+        everything: bool = False,
+        rate: float = 5.0,
+    ) -> None:
+        self._settings, self._project_id, self._rate = settings, project_id, rate
+        self._keys = [user_key(project_id, user)] if user else [project_key(project_id)] if everything else []
+        self._named, self._user, self._chosen = list(dict.fromkeys(named)), user, bool(user or everything)
+        self._tombstones = Tombstones(settings)
+
+    def look(self) -> list[Holdings]:
+        """What there is of each; changes nothing."""
+        return [self._eraser(replay_id).look() for replay_id in self._replays()]
+
+    def known(self, found: Holdings) -> bool:
+        """Whether there was such a replay, though nothing that could be erased is there."""
+        return bool(found.billed or found.letters or self._eraser(found.replay_id).done_before())
+
+    def left_of(self, found: Holdings) -> list[str]:
+        """What an erasure would leave."""
+        return remains(found)
+
+    def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
+        """Decides, waits for what is in flight, looks again, and erases what is there then."""
+        keys = self._keys + [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
+        action = {"what": "erase begins", "by": by, "project": self._project_id, "replays": len(keys)}
+        if len(keys) == 1 and not self._keys:
+            action["replay_id"] = self._named[0]
+        unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
+        # What settled meanwhile, of a user or a project.
+        late = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
+        if fresh := sorted(set(late).difference(keys)):
+            self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})
+        done: list[Erased] = []
+        replays = self._replays()
+        for replay_id in replays:
+            began, eraser = time.monotonic(), self._eraser(replay_id)
+            found = eraser.look()
+            left = eraser.erase(found, by=by, unsettled=unsettled)
+            done.append(Erased(found, left, certificate(found, left, by=by, at=time.time())))
+            if len(replays) > 1:
+                time.sleep(max(0.0, 1.0 / self._rate - (time.monotonic() - began)))
+        return done
+
+    def _eraser(self, replay_id: str) -> Eraser:
+        return Eraser(self._settings, self._project_id, replay_id)
+
+    def _replays(self) -> list[str]:
+        if not self._chosen:
+            return self._named
+        with asking("clickhouse", clickhouse_errors.sort):
+            return replays_of(self._settings, self._project_id, self._user)

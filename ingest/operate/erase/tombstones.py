@@ -1,0 +1,116 @@
+"""Tombstones: an erasure is decided before anything is deleted, and what is in flight is waited for.
+
+    1. the tombstone is durable in the topic of operators' decisions; readers drop what it names from then on
+    2. every living reader reports that what it took before has settled
+    3. bytes that readers which are gone had staged before are removed from Redis, so that no late task writes them
+
+Only then are the stores looked through. A tombstone ends when no topic can hold a message of the replay any more.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from ingest.reader.erasures import replay_key
+from ingest.reader.settled import UNKNOWN
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.kafka.decisions import DecisionsUnreadable
+from tasks.kafka.ranges import RangeError
+from tasks.kafka.topics import ClusterUnreachable, Topics
+from tasks.migrate.kafka import DEAD_LETTER_RETENTION_DAYS, SOURCE_RETENTION_HOURS
+from tasks.operate import SILENT_SECONDS_MAX
+from tasks.settings import Settings
+
+HOUR_SECONDS, DAY_SECONDS = 3600.0, 86_400.0
+LOOK_SECONDS = 0.5
+ASK_SECONDS_MAX = 10.0
+
+
+class Tombstones:
+    """Raises NotProduced, RangeError, DecisionsUnreadable or RedisError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: Any = connect(settings)
+        self._coordination = Coordination(self._client, settings)
+
+    def decide(self, keys: list[str], by: str, action: dict[str, Any]) -> int:
+        """Durable when this returns: the offset after the last of them."""
+        now = time.time()
+        value = {"at": now, "by": by, "until": ends_at(self._settings, now)}
+        offsets = self._coordination.operators.decide(dict.fromkeys(keys, value), action)
+        return max(offsets.values()) + 1
+
+    def settle(self, offset: int, seconds_max: float) -> list[str]:
+        """Waits until no reader holds anything older. What is left when the time is over, one line each."""
+        since, ends = self._coordination.now(), time.monotonic() + seconds_max
+        while True:
+            late = self._late(offset)
+            if not late:
+                self._drop_staged_before(since)
+                return []
+            if time.monotonic() >= ends:
+                return [
+                    f"reader {name} may still write what it took before: run this again once its batches settled"
+                    for name in late
+                ]
+            time.sleep(LOOK_SECONDS)
+
+    def _late(self, offset: int) -> list[str]:
+        return [
+            name
+            for name, about in self._coordination.readers().items()
+            if about["silent_seconds"] <= SILENT_SECONDS_MAX
+            and int(about.get("decisions_settled", UNKNOWN)) < offset
+        ]
+
+    def _drop_staged_before(self, since: float) -> None:
+        """Payloads only. A batch that was staged before and is unsettled belongs to no living reader."""
+        age_seconds = self._coordination.now() - since
+        for key in self._client.scan_iter(f"{self._settings.key_prefix}:batch:*", count=500):
+            if self._settings.staged_ttl_seconds - self._client.ttl(key) <= age_seconds:
+                continue
+            payloads = [name for name in self._client.hkeys(key) if name.startswith((b"blobs/", b"rows/"))]
+            if payloads:
+                self._client.hdel(key, *payloads)
+
+
+def ends_at(settings: Settings, now: float) -> float:
+    """When every message that there is now has left its topic, unix seconds; 0 where a topic keeps them for ever.
+
+    A dead letter that is replayed on its last day lives as long again as the topic that is read keeps messages.
+    """
+    try:
+        topics = Topics(settings)
+        source = _retention_seconds(topics, settings.kafka_topic, SOURCE_RETENTION_HOURS * HOUR_SECONDS)
+        letters = _retention_seconds(topics, settings.dlq_topic, DEAD_LETTER_RETENTION_DAYS * DAY_SECONDS)
+    except ClusterUnreachable:
+        return 0.0
+    if source is None or letters is None:
+        return 0.0
+    # Retention removes whole log segments, which are closed after at most a week by Kafka's default.
+    return now + source + letters + settings.staged_ttl_seconds + 8 * DAY_SECONDS
+
+
+def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None:
+    """None: for ever."""
+    text = topics.config(topic, ASK_SECONDS_MAX).get("retention.ms")
+    if text is None:
+        return usual
+    return None if int(text) < 0 else int(text) / 1000
+
+
+def erased(settings: Settings, replay_id: str, project_id: int | None) -> dict[str, Any] | None:
+    """The tombstone of a replay, of any project if None; None where there is none, or nobody knows."""
+    operators = Coordination(connect(settings), settings).operators
+    try:
+        if project_id is not None:
+            return operators.get([replay_key(project_id, replay_id)])[0]
+        suffix = replay_key(0, replay_id).split("/", 2)[2]
+        return next((v for key, v in operators.in_force().items() if key.split("/", 2)[2:] == [suffix]), None)
+    except (RedisError, RangeError, DecisionsUnreadable, OSError):
+        return None

@@ -1,0 +1,50 @@
+"""Up to which decision a reader's work is settled: what an erasure waits for."""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.reader.erasures import Erasures
+from ingest.reader.settled import Settled
+from ingest.reader.tenant_gate import TenantGate, TenantRules
+from tests.kit.core_reader import reader
+
+
+def test_a_decision_is_settled_when_all_that_was_taken_before_it_is() -> None:
+    """given a batch in flight, when something is decided, then it counts once that batch settled"""
+    runtime, gate = reader(), TenantGate()
+    settled = Settled(runtime.pipeline, gate)
+    runtime.segments(2)
+    (before,) = runtime.dispatches()
+    runtime.advance(0.1)
+    gate.decide(TenantRules(), Erasures(), 7)
+    settled.tick(runtime.now)
+    runtime.advance(0.1)
+    runtime.segments(2)
+    (after,) = runtime.dispatches()
+    settled.tick(runtime.now)
+    assert settled.offset == 0
+
+    runtime.flush(before)
+    settled.tick(runtime.now)
+
+    assert settled.offset == 7
+    assert runtime.pipeline.oldest_opened_at == after.batch.opened_at
+
+
+def test_messages_of_an_open_batch_are_waited_for() -> None:
+    """given an open batch, when something is decided, then it counts once that batch settled"""
+    runtime, gate = reader(), TenantGate()
+    settled = Settled(runtime.pipeline, gate)
+    runtime.segments(1)
+    runtime.advance(0.1)
+    gate.decide(TenantRules(), Erasures(), 7)
+    settled.tick(runtime.now)
+    assert settled.offset == 0
+
+    runtime.advance(60.0)
+    for dispatch in runtime.dispatches():
+        runtime.flush(dispatch)
+    assert not runtime.take(do.Dispatch)
+    settled.tick(runtime.now)
+
+    assert settled.offset == 7
