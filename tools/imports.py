@@ -197,7 +197,7 @@ TABLE: tuple[Package, ...] = (
         ("ingest.operate",),
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
-            "erase": ("google", "urllib3"),
+            "erase": ("google", "redis", "urllib3"),
             "reconcile": ("google", "redis"),
             "status": ("redis",),
             "top": ("redis",),
