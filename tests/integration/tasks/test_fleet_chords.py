@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -111,6 +112,23 @@ def test_a_sink_that_stays_away_fails_the_chord_with_its_error(fleet: Fleet) -> 
     assert len(fleet.calls("clickhouse", "began")) == 1 + 3 + 1
     assert succeeded == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
     assert len(fleet.calls("bigquery")) == 1
+
+
+def test_a_reader_whose_clock_is_a_day_behind_leaves_its_tasks_their_time(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given a deadline that is set there and met on a worker, when a write fails once, then it is tried again"""
+    clock, dispatcher = time.time, fleet.dispatcher()
+    monkeypatch.setattr(time, "time", lambda: clock() - 86_400.0)
+    fleet.script("clickhouse", "transient")
+    fleet.worker()
+    batch = make_batch()
+
+    dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, fleet.settings.flush_deadline_seconds))
+    fleet.wait(lambda: fleet.calls("clickhouse", "began") != [], "the first run")
+    fleet.script("clickhouse", "ok")
+
+    assert fleet.next_event() == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
 def test_a_row_that_clickhouse_never_takes_becomes_a_dead_letter(fleet: Fleet) -> None:
