@@ -20,7 +20,7 @@ KIND_OF_SINK = {
     SinkName.BIGQUERY: Kind.ROW,
     SinkName.DATADOG: Kind.METRIC,
 }
-OBJECT = re.compile(r"[0-9]{1,5}/[0-9]{1,20}/[0-9a-f]{32}/[0-9]{1,20}")
+OBJECT = re.compile(r"[0-9]{1,5}/(?P<project>[0-9]{1,20})/[0-9a-f]{32}/[0-9]{1,20}")
 PACKED = re.compile(r"[0-9]{1,5}/packed/(?P<batch>[^/]+)/[0-9]{1,10}-[0-9a-f]{32}")
 ROW_ID_CHARACTERS_MAX = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from ingest.local.load.expectation import Flags
+from ingest.local.load.expectation import Flags, Named
 from ingest.settings import Settings
 from tasks.sinks.clickhouse.sink import client
 
@@ -14,11 +14,11 @@ from tasks.sinks.clickhouse.sink import client
 class Rows:
     """What ClickHouse holds, exact under FINAL."""
 
-    clicks: dict[str, Flags] = field(default_factory=dict)
-    taps: set[str] = field(default_factory=set)
+    clicks: dict[Named, Flags] = field(default_factory=dict)
+    taps: set[Named] = field(default_factory=set)
     replay_events: set[tuple[int, str, int]] = field(default_factory=set)
     segments: set[tuple[int, str, int]] = field(default_factory=set)
-    outcomes: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[Named, str] = field(default_factory=dict)
     doubled: dict[str, int] = field(default_factory=dict)
     """Identities that FINAL shows more than once, by table: must be empty."""
 
@@ -34,11 +34,11 @@ def read_rows(settings: Settings) -> Rows:
             "FROM replays FINAL"
         ).result_rows:
             if is_click:
-                _note(rows, "replays", hash_ in rows.clicks)
-                rows.clicks[hash_] = Flags(dead, rage)
+                _note(rows, "replays", (project, hash_) in rows.clicks)
+                rows.clicks[(project, hash_)] = Flags(dead, rage)
             elif is_tap:
-                _note(rows, "replays", hash_ in rows.taps)
-                rows.taps.add(hash_)
+                _note(rows, "replays", (project, hash_) in rows.taps)
+                rows.taps.add((project, hash_))
             else:
                 key = (project, UUID(replay).hex, segment)
                 _note(rows, "replays", key in rows.replay_events)
@@ -49,12 +49,13 @@ def read_rows(settings: Settings) -> Rows:
             key = (project, UUID(replay).hex, segment)
             _note(rows, "replay_segments", key in rows.segments)
             rows.segments.add(key)
-        for replay, category, quantity in server.query(
-            "SELECT toString(replay_id), category, quantity FROM replay_outcomes FINAL WHERE outcome = 'accepted'"
+        for project, replay, category, quantity in server.query(
+            "SELECT project_id, toString(replay_id), category, quantity FROM replay_outcomes FINAL "
+            "WHERE outcome = 'accepted'"
         ).result_rows:
-            name = UUID(replay).hex
-            _note(rows, "replay_outcomes", name in rows.outcomes or quantity != 1)
-            rows.outcomes[name] = category
+            named = (project, UUID(replay).hex)
+            _note(rows, "replay_outcomes", named in rows.outcomes or quantity != 1)
+            rows.outcomes[named] = category
     finally:
         server.close()
     return rows

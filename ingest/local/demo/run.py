@@ -47,8 +47,8 @@ STOP_SECONDS_MAX = 30.0
 STALL_SECONDS_MAX = 90.0  # without one more offset committed, after which we give up
 
 SAMPLE_QUERY = """
-SELECT url, uniqExactIf(event_hash, click_is_rage = 1) AS rage, uniqExactIf(event_hash, click_is_dead = 1) AS dead,
-       uniqExact(replay_id) AS replays
+SELECT url, countIf(click_is_rage = 1) AS rage, countIf(click_is_dead = 1) AS dead,
+       uniqExact(project_id, replay_id) AS replays
 FROM replays FINAL WHERE click_is_dead = 1 AND url != ''
 GROUP BY url ORDER BY rage DESC, dead DESC, url LIMIT 5
 """

@@ -55,6 +55,9 @@ class Total:
     sum: float | None
 
 
+Named = tuple[int, str]
+"""(project, name): browsers choose replay ids, so an event_hash or a replay may occur in several projects."""
+
 Place = tuple[str, int, int]
 """topic, partition, offset"""
 
@@ -115,18 +118,19 @@ def coin(entry: Entry, salt: str, share: float) -> bool:
 class Expectation:
     """Everything that has to be there, by identity.
 
-    objects by name; clicks and taps by event_hash; segments as (project, replay, segment), with one row of the
-    replay event each; outcomes: category by replay; facts: rows of the analytics table by event_type; letters by
-    place; ends: log end by partition, as far as this expectation knows. The sampling rates are the parser's.
+    objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), with one row
+    of the replay event each; outcomes: category by (project, replay); facts: rows of the analytics table by
+    event_type; letters by place; ends: log end by partition, as far as this expectation knows. The sampling rates
+    are the parser's.
     """
 
     sample_segment_rate: float = 1 / 500
     sample_event_rate: float = 0.002
     objects: dict[str, Object] = field(default_factory=dict)
-    clicks: dict[str, Flags] = field(default_factory=dict)
-    taps: set[str] = field(default_factory=set)
+    clicks: dict[Named, Flags] = field(default_factory=dict)
+    taps: set[Named] = field(default_factory=set)
     segments: set[tuple[int, str, int]] = field(default_factory=set)
-    outcomes: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[Named, str] = field(default_factory=dict)
     facts: Counter[str] = field(default_factory=Counter)
     metrics: dict[str, Total] = field(default_factory=dict)
     letters: dict[Place, Letter] = field(default_factory=dict)
@@ -166,11 +170,12 @@ class Expectation:
         self.segments.add(identity)
         self.objects[entry.blob] = Object(entry.blob_sha256, entry.blob_exact)
         for click in entry.clicks:
-            old = self.clicks.get(click.event_hash, Flags(0, 0))
-            self.clicks[click.event_hash] = max(old, Flags(click.dead, click.rage))
-        self.taps.update(entry.taps)
+            named = (entry.project_id, click.event_hash)
+            self.clicks[named] = max(self.clicks.get(named, Flags(0, 0)), Flags(click.dead, click.rage))
+        self.taps.update((entry.project_id, tap) for tap in entry.taps)
         if entry.segment_id == 0:
-            self.outcomes[entry.replay_id] = "replay_video" if entry.kind == "video" else "replay"
+            category = "replay_video" if entry.kind == "video" else "replay"
+            self.outcomes[(entry.project_id, entry.replay_id)] = category
         self._add_facts(entry)
 
     def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
@@ -201,13 +206,14 @@ class Expectation:
 
     def _add_row(self, row: Row) -> None:
         fields = _decode(row.json)
+        named = (fields["project_id"], row.id)
         if row.table == "replay_outcomes":
-            self.outcomes[row.id] = fields["category"]
+            self.outcomes[named] = fields["category"]
         elif "click_tag" in fields:
             flags = Flags(fields["click_is_dead"], fields["click_is_rage"])
-            self.clicks[row.id] = max(self.clicks.get(row.id, Flags(0, 0)), flags)
+            self.clicks[named] = max(self.clicks.get(named, Flags(0, 0)), flags)
         elif "tap_view_id" in fields:
-            self.taps.add(row.id)
+            self.taps.add(named)
 
     def _add_facts(self, entry: Entry) -> None:
         if entry.flaw == "body_not_json":

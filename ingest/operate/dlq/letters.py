@@ -11,10 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from ingest.core.parse import project_of
 from ingest.settings import Settings
 from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, Sealed, decode, decode_mark, digest, examine
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing
 from tasks.kafka.records import Record
+from tasks.refused import OBJECT
 
 SCAN_SECONDS_MAX = 600.0
 MARKS_MAX = 1_000_000
@@ -24,6 +28,12 @@ FOREIGN = Label("unknown", "", Origin("", -1, -1), "")
 
 class DeadLettersUnavailable(Exception):
     """The dead-letter topic could not be read or written. The text says why."""
+
+
+class _Owned(msgspec.Struct):
+    """What a row says of its owner."""
+
+    project_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,18 @@ class Letter:
     def item(self) -> str:
         """The refused item's name within its sink; empty for a message."""
         return self.label.refusal.item if self.label.refusal else ""
+
+    @property
+    def project_id(self) -> int | None:
+        """Whose it is, as far as one can tell: of a message, a row or a recording's own object. None: unknown."""
+        if self.label.refusal is None:
+            return project_of(self.value)
+        if own := OBJECT.fullmatch(self.item):
+            return int(own["project"])
+        try:
+            return msgspec.json.decode(self.value, type=_Owned).project_id
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
 
     @property
     def identity(self) -> tuple[object, ...]:

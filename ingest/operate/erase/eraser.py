@@ -57,7 +57,9 @@ class Eraser:
         try:
             # Whole messages that never parsed, or items that a sink refused; rows spell the id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
-            found["letters"] = tuple(letter.id for letter in mentioning(settings, spellings))
+            mine = (None, self._project_id)  # None: one cannot tell whose the letter is
+            letters = mentioning(settings, spellings)
+            found["letters"] = tuple(letter.id for letter in letters if letter.project_id in mine)
         except DeadLettersUnavailable as error:
             notes.append(f"dead letters were not looked through: {error}")
         parked = len(self._coordination.parked())

@@ -29,8 +29,9 @@ class Holdings:
 
     `ranges`: (first byte, length) by packed object, also those that are overwritten already. `rows`: by ClickHouse
     table. `facts`: rows in BigQuery. `newest_at`: when its newest segment arrived at Relay, unix seconds.
-    `letters`: dead letters with something of it. `elsewhere`: other projects with a replay of this id. `parked`:
-    batches that wait. `notes`: what could not be looked at.
+    `letters`: dead letters with something of it, or with something of this id whose project nobody can tell.
+    `elsewhere`: other projects with a replay of this id. `parked`: batches that wait. `notes`: what could not be
+    looked at.
     """
 
     project_id: int

@@ -34,14 +34,16 @@ DAY_SECONDS = 86_400
 
 
 class GivenUp:
-    """Where dead letters of these spans came from: messages by their place, refused items by sink and name.
+    """Where dead letters of these spans came from: messages by place, refused items by sink, name and project.
+
+    Rows of two projects may share a name: `owners` has the projects. None: it cannot be told, and counts for all.
 
     Raises DeadLettersUnavailable, and ReconcileFailed when there are more than LETTERS_MAX.
     """
 
     def __init__(self, settings: Settings, spans: Iterable[Span]) -> None:
         self.messages: set[tuple[int, int]] = set()
-        self.items: set[tuple[str, str]] = set()
+        self.owners: dict[tuple[str, str], set[int | None]] = {}
         limits = {span.partition: (span.start, span.stop) for span in spans}
         for letter in letters(settings, Selection(include_replayed=True)):
             origin = letter.label.origin
@@ -49,11 +51,16 @@ class GivenUp:
             if origin.topic != settings.kafka_topic or (not start <= origin.offset < stop and not letter.sink):
                 continue
             if letter.sink:
-                self.items.add((letter.sink, letter.item))
+                self.owners.setdefault((letter.sink, letter.item), set()).add(letter.project_id)
             else:
                 self.messages.add((origin.partition, origin.offset))
-            if len(self.messages) + len(self.items) > LETTERS_MAX:
+            if len(self.messages) + len(self.owners) > LETTERS_MAX:
                 raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: take a smaller range")
+
+    def refused(self, sink: str, item: Item, project_id: int | None) -> bool:
+        """Whether that sink refused this item of that project."""
+        owners = self.owners.get((sink, name_of(item)), set())
+        return None in owners or project_id in owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,11 @@ class Chunk:
 
     batch: Batch
     segments: dict[int, str]
+
+    def project_of(self, item: Item) -> int | None:
+        """Whose segment the item was made from; None for a dead letter's."""
+        project, _, _ = self.segments.get(offset_of(item), "").partition("/")
+        return int(project) if project else None
 
 
 class Expected:
@@ -92,7 +104,7 @@ class Expected:
     def items(self, chunk: Chunk, sink: str) -> Iterator[Item]:
         """What one sink should hold of a chunk."""
         for item in items_of(chunk.batch, SinkName(sink)):
-            if (sink, name_of(item)) in self.given_up.items:
+            if self.given_up.refused(sink, item, chunk.project_of(item)):
                 self._account.given_up += 1
             else:
                 yield item

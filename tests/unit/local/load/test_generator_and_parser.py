@@ -9,7 +9,7 @@ from collections import Counter
 
 from ingest.core.model import Message, Reject, Segment, TopicPartition
 from ingest.core.parse import REASONS, ParseRules, parse
-from ingest.local.load.expectation import Expectation, Flags, Total
+from ingest.local.load.expectation import Expectation, Flags, Named, Total
 from ingest.local.load.malformed import MAKERS
 from ingest.local.load.manifest import Entry
 from ingest.local.load.produce import PROFILES, stream
@@ -68,18 +68,19 @@ def test_objects_hold_the_bytes_that_the_manifest_names():
 def test_clicks_taps_and_outcomes_add_up():
     """Rows by identity; of two rows of one click the one that says more counts, as the table's engine has it."""
     expected, parsed = load()
-    clicks: dict[str, Flags] = {}
+    clicks: dict[Named, Flags] = {}
     taps, outcomes = set(), {}
     for _, outcome in parsed:
         for row in outcome.clickhouse if isinstance(outcome, Segment) else ():
             fields = json.loads(row.json)
+            named = (fields["project_id"], row.id)
             if row.table == "replay_outcomes":
-                outcomes[row.id] = fields["category"]
+                outcomes[named] = fields["category"]
             elif "click_tag" in fields:
                 flags = Flags(fields["click_is_dead"], fields["click_is_rage"])
-                clicks[row.id] = max(clicks.get(row.id, Flags(0, 0)), flags)
+                clicks[named] = max(clicks.get(named, Flags(0, 0)), flags)
             elif "tap_view_id" in fields:
-                taps.add(row.id)
+                taps.add(named)
 
     assert clicks == expected.clicks
     assert taps == expected.taps

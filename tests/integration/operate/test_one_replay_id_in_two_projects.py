@@ -1,0 +1,238 @@
+"""Two projects record under one replay_id, as anybody who knows it can do: each has all of its own everywhere.
+
+What they send differs only in a text, so that every identity within the replay is the same in both: clicks, facts,
+segments, the outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.core.model import Message, Segment, TopicPartition
+from ingest.core.parse import parse
+from ingest.local.compare.reconcile import reconcile as compare
+from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
+from ingest.local.load.expectation import Expectation
+from ingest.local.servers.bigquery.server import BigQuery
+from ingest.local.servers.processes import Children
+from ingest.local.stack import Stack
+from ingest.operate import reconcile
+from ingest.operate.reconcile import Scope
+from ingest.reader.configuration import rules_of
+from ingest.settings import Settings
+from ingest.testing.messages import click_event, console_event, envelope, rage_click_event, recording, tap_event
+from ingest.web.reads import Reads
+from tasks.connection import connect
+from tasks.kafka.letters import REFUSED, Kind, Label, Origin, Refusal
+from tasks.migrate import migrate
+from tasks.sinks import build
+from tasks.sinks.bigquery import sink as bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.wire import DeadLetter
+from tests.kit.store import Key, Store, batch_of, write
+
+PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
+REPLAY_ID = "c0ffee00000000000000000000000014"
+OLD_SECONDS = 3 * 86_400  # nothing of it may be delivered again, so that it can be erased for good
+SEGMENTS = 2
+GAPS = {"seconds": 5, "minutes": 300}
+
+
+@dataclass(frozen=True)
+class Two(Store):
+    """The victim of the erasure and its neighbour have one replay_id here. `segments`: as parsed, by project."""
+
+    segments: dict[int, list[Segment]]
+    expected: Expectation
+
+
+BOTH_ORDERS = [(gap, order) for gap in GAPS for order in ((11, 12), (12, 11))]
+
+
+@pytest.fixture
+def two(
+    request: pytest.FixtureRequest,
+    stack: Stack,
+    children: Children,
+    tmp_path: Path,
+    fresh_name: Callable[[str], str],
+) -> Iterator[Two]:
+    """Both were written, one project after the other. Seconds apart: while BigQuery remembers insertIds."""
+    gap, order = request.param
+    stack.start(PARTS)
+    name = fresh_name("two")
+    env = {
+        **stack.settings(),
+        **isolated(name.replace("_", ""), stack.addresses["redis"], 12),
+        "REPLAYS_SINKS": "gcs,clickhouse,bigquery,dead_letter",
+        "REPLAYS_KEY_PREFIX": name,
+        "REPLAYS_SAMPLE_SEGMENT_RATE": "1",
+    }
+    if gap == "minutes":
+        forgetful = BigQuery(children, tmp_path / "bigquery", insert_id_window_seconds=0)
+        forgetful.start()
+        env["REPLAYS_BIGQUERY_ENDPOINT"] = forgetful.address
+    settings = settings_of(env)
+    for _ in migrate(settings, topics=True):
+        pass
+    began = int(time.time()) - OLD_SECONDS
+    sent = [
+        message(project, segment_id, began + later * GAPS[gap])
+        for later, project in enumerate(order)
+        for segment_id in range(SEGMENTS)
+    ]
+    segments = produce(settings, sent)
+    expected = Expectation()
+    for segment in segments:
+        write(settings, batch_of([segment], segment.offset))
+        expected.add_outcome(TopicPartition(settings.kafka_topic, 0), segment.offset, segment)
+    by_project = {project: [one for one in segments if one.project_id == project] for project in order}
+    yield Two(env, settings, (11, REPLAY_ID), (12, REPLAY_ID), by_project, expected)
+    coordination: Any = connect(settings)
+    coordination.delete(*coordination.keys(f"{name}:*"), f"{name}:audit")
+
+
+def message(project_id: int, segment_id: int, received: int) -> bytes:
+    """One segment: equal in both projects but for the console's text, and for when it arrived."""
+    events = [click_event(), rage_click_event(8), tap_event(), console_event(f"I am project {project_id}")]
+    return recording(events, segment_id, project_id=project_id, replay_id=REPLAY_ID, received=received)
+
+
+def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
+    """Into partition 0, committed as a reader would have, and parsed."""
+    producer = Producer({"bootstrap.servers": settings.kafka_brokers})
+    for value in values:
+        producer.produce(settings.kafka_topic, value, partition=0)
+    assert producer.flush(30) == 0
+    consumer = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
+    consumer.commit(offsets=[KafkaPartition(settings.kafka_topic, 0, len(values))], asynchronous=False)
+    consumer.close()
+    source = TopicPartition(settings.kafka_topic, 0)
+    found = [parse(Message(source, 1, at, value), rules_of(settings)) for at, value in enumerate(values)]
+    return [outcome for outcome in found if isinstance(outcome, Segment)]
+
+
+def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
+    """How often a table or view of BigQuery has each (project, row_id, event_type)."""
+    connected: Any = bigquery.client(settings)
+    name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
+    rows = connected.query_and_wait(f"SELECT project_id, row_id, event_type FROM {name}")
+    found = Counter((row["project_id"], row["row_id"], row["event_type"]) for row in rows)
+    connected.close()
+    return found
+
+
+@pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
+def test_each_is_whole_in_every_sink_and_view_and_erasing_one_leaves_the_other(two: Two) -> None:
+    """Counted by project, against what was parsed. A dead letter of the other leaves no erasure unfinished."""
+    rows = [
+        msgspec.json.decode(row.json) for some in two.segments.values() for one in some for row in one.bigquery
+    ]
+    expected = Counter((row["project_id"], row["row_id"], row["event_type"]) for row in rows)
+    assert len(expected) == len(rows) == 2 * len({row["row_id"] for row in rows})
+
+    assert facts(two.settings, "replay_events") == expected
+    assert facts(two.settings, "replay_events_exact") == expected
+    report = compare(two.settings, two.expected)
+    assert report.ok, report.failures()
+    account = reconcile.run(two.settings, Scope())
+    assert account.ok, account.examples
+    assert all(account.sinks[sink].checked for sink in ("gcs", "clickhouse", "bigquery"))
+    for which in (two.victim, two.neighbour):
+        assert_shown(two, which)
+
+    kept = two.everything(two.neighbour)
+    value = envelope(b"no header", project_id=two.neighbour[0], replay_id=REPLAY_ID)
+    label = Label("no_header", "", Origin(two.settings.kafka_topic, 0, 9), "b")
+    letter(two, DeadLetter(None, value, label.encode(), 9))
+    refuse_outcome(two, two.neighbour)
+
+    erased = two.erase()
+
+    assert erased.exit_code == 0, erased.output
+    gone = two.everything(two.victim)
+    assert gone.pop("replay_outcomes") == 1
+    assert not any(gone.values()), gone
+    assert two.everything(two.neighbour) == kept
+    assert_shown(two, two.neighbour)
+    exact = facts(two.settings, "replay_events_exact")
+    assert exact == Counter({row: n for row, n in expected.items() if row[0] == two.neighbour[0]})
+
+
+@pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
+def test_what_one_lacks_is_missing_whatever_the_other_has_or_was_refused(two: Two) -> None:
+    """Facts and an outcome of one are deleted. The other has such rows, and a sink refused one of them."""
+    delete_some(two, two.neighbour)
+    refuse_outcome(two, two.victim)
+
+    account = reconcile.run(two.settings, Scope())
+
+    assert account.sinks["bigquery"].left == sum(len(one.bigquery) for one in two.segments[two.neighbour[0]])
+    assert account.sinks["clickhouse"].left == 1
+    assert {item.segment.split("/")[0] for item in account.examples} == {str(two.neighbour[0])}
+
+
+def assert_shown(two: Two, which: Key) -> None:
+    """Its recordings, as both readers of them find them, and its line of the materialized view."""
+    blobs = [bytes(one.blobs[0].content) for one in two.segments[which[0]]]
+    assert two.recordings(which) == blobs
+    reads = Reads(two.settings)
+    seen = reads.segments(reads.replay(which[1], which[0]))
+    assert [content for _, content in reads.recordings(seen)] == blobs
+    reads.close()
+    assert summary(two, which[0]) == (SEGMENTS, *clicks(two, which[0]))
+
+
+def summary(two: Two, project: int) -> tuple[int, ...]:
+    """Segments, clicks, dead clicks and rage clicks of the materialized view."""
+    server: Any = clickhouse.client(two.settings)
+    found = server.query(
+        "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
+        f"uniqExactIfMerge(rage_clicks) FROM replay_summaries WHERE project_id = {project} "
+        f"AND replay_id = toUUID('{REPLAY_ID}')"
+    ).result_rows
+    server.close()
+    return tuple(found[0])
+
+
+def clicks(two: Two, project: int) -> tuple[int, int, int]:
+    """Clicks, dead clicks and rage clicks that are expected of a project."""
+    flags = [flags for (owner, _), flags in two.expected.clicks.items() if owner == project]
+    return len(flags), sum(one.dead for one in flags), sum(one.rage for one in flags)
+
+
+def delete_some(two: Two, which: Key) -> None:
+    """All of its facts, and its outcome."""
+    connected: Any = bigquery.client(two.settings)
+    table = f"`{two.settings.bigquery_project}.{two.settings.bigquery_dataset}.replay_events`"
+    connected.query_and_wait(f"DELETE FROM {table} WHERE project_id = {which[0]}")
+    connected.close()
+    server: Any = clickhouse.client(two.settings)
+    outcomes = f"ALTER TABLE replay_outcomes DELETE WHERE project_id = {which[0]}"
+    server.command(f"{outcomes} SETTINGS mutations_sync = 2")
+    server.close()
+
+
+def refuse_outcome(two: Two, which: Key) -> None:
+    """A dead letter says that ClickHouse refused its outcome, whose name within the sink is the replay's id."""
+    (row,) = [row for one in two.segments[which[0]] for row in one.clickhouse if row.table == "replay_outcomes"]
+    origin = Origin(two.settings.kafka_topic, 0, row.offset)
+    label = Label(REFUSED, "", origin, "b", refusal=Refusal("clickhouse", Kind.ROW, f"{row.table}/{row.id}"))
+    letter(two, DeadLetter(None, row.json, label.encode(), row.offset))
+
+
+def letter(two: Two, record: DeadLetter) -> None:
+    sink = build("dead_letter", two.settings)
+    sink.write([record], "token", 60)
+    sink.close()

@@ -1,0 +1,95 @@
+"""A store that was written through the sinks, without readers and workers, and what can be seen of its replays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from ingest.cli.main import main
+from ingest.core.model import Batch, CutReason, OffsetRange, Segment, TopicPartition
+from ingest.operate.erase import TABLES
+from ingest.reader.encoding import Encoder
+from ingest.settings import Settings
+from tasks.sinks import build
+from tasks.sinks.bigquery import sink as bigquery
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tasks.stored import read_replay
+from tasks.wire import decode_items
+
+Key = tuple[int, str]
+"""(project, replay)"""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Servers that hold a few replays, two of which a test looks at."""
+
+    env: dict[str, str]
+    settings: Settings
+    victim: Key
+    neighbour: Key
+
+    def run(self, *arguments: str, which: Key | None = None) -> Result:
+        """The command, with --yes."""
+        project, replay_id = which or self.victim
+        command = ["erase", "--project", str(project), replay_id, "--by", "oncall", *arguments]
+        return CliRunner().invoke(main, command, env=self.env, catch_exceptions=False)
+
+    def erase(self, *arguments: str, which: Key | None = None) -> Result:
+        return self.run("--yes", *arguments, which=which)
+
+    def recordings(self, which: Key) -> list[bytes | None]:
+        return [one.content for one in read_replay(self.settings, which[1], which[0])]
+
+    def rows(self, which: Key, table: str) -> int:
+        server = clickhouse.client(self.settings)
+        where = f"WHERE project_id = {which[0]} AND replay_id = toUUID('{which[1]}')"
+        count = server.query(f"SELECT count() FROM {table} {where}").result_rows[0][0]
+        server.close()
+        return int(count)
+
+    def facts(self, which: Key) -> int:
+        connected: Any = bigquery.client(self.settings)
+        table = f"`{self.settings.bigquery_project}.{self.settings.bigquery_dataset}.replay_events`"
+        where = f"WHERE project_id = {which[0]} AND replay_id = '{which[1]}'"
+        rows = list(connected.query_and_wait(f"SELECT COUNT(*) AS n FROM {table} {where}"))
+        connected.close()
+        return int(rows[0]["n"])
+
+    def everything(self, which: Key) -> dict[str, Any]:
+        """What can be seen of a replay from outside."""
+        tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
+        return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
+
+    def bucket_bytes(self) -> bytes:
+        """Every object's bytes, end to end."""
+        with_bucket: Any = gcs.client(self.settings)
+        blobs = with_bucket.list_blobs(self.settings.gcs_bucket)
+        content = b"\0\0".join(blob.download_as_bytes(raw_download=True) for blob in blobs)
+        with_bucket.close()
+        return content
+
+
+def batch_of(segments: list[Segment], start: int) -> Batch:
+    return Batch(
+        TopicPartition("erase", 0),
+        1,
+        OffsetRange(start, start + len(segments)),
+        tuple(segments),
+        (),
+        1,
+        CutReason.COUNT,
+    )
+
+
+def write(settings: Settings, batch: Batch) -> None:
+    """As the fleet does: objects, then rows."""
+    encoder = Encoder(settings.sinks, 1000, "reader", packed=settings.gcs_layout == "packed")
+    for name, data in encoder.encode(batch).payloads.items():
+        kind = name.split("/")[1]
+        sink = build(kind, settings)
+        sink.write(decode_items(kind, data), f"{batch.id}", 60)
+        sink.close()
