@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -119,17 +119,23 @@ class System:
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> tuple[int, int]:
         """Produces one message; `timestamp_ms` 0: now. The partition and offset where it lies."""
+        return self.send_all([value], timestamp_ms)[0]
+
+    def send_all(self, values: Iterable[bytes], timestamp_ms: int = 0) -> list[tuple[int, int]]:
+        """Produces messages as fast as they are taken. Partition and offset of each, in the order of delivery."""
         found: list[tuple[int, int]] = []
         producer = Producer({"message.max.bytes": 17 * MiB, **kafka_options(self.settings)})
-        producer.produce(
-            self.settings.kafka_topic,
-            value,
-            timestamp=timestamp_ms,
-            on_delivery=lambda error, record: found.append((record.partition() or 0, record.offset() or 0)),
-        )
+        for value in values:
+            producer.produce(
+                self.settings.kafka_topic,
+                value,
+                timestamp=timestamp_ms,
+                on_delivery=lambda error, record: found.append((record.partition() or 0, record.offset() or 0)),
+            )
+            producer.poll(0)
         assert producer.flush(60) == 0
         self._sent.extend(found)
-        return found[0]
+        return found
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:

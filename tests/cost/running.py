@@ -1,0 +1,155 @@
+"""All committed shapes from one project, sent to the running system while another project sends at a steady rate.
+
+    python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
+
+The system is stack, workers and one reader as processes, over emulators. The reader has the memory that
+deploy/kubernetes/reader.yaml grants, as RLIMIT_DATA of each of its processes: that needs no cgroup, and a process
+that asks for more gets a MemoryError. Printed: the steady project's delay, from sending a segment to the commit of
+its batch, alone and beside the hostile project, and what became of each hostile message. Exit code 1 when one is
+unaccounted for, a segment is lost, a reader ended, or p99 rose to twice what it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from ingest.local.launch import temporary_files_in_memory
+from ingest.testing.messages import REPLAY_ID, click_event, console_event, recording
+from tasks.units import GiB, MiB
+from tests.cost.committed import ALL
+from tests.kit.whole_system import System, until
+
+MEMORY_BYTES_MAX = GiB
+STEADY = 4200  # all shapes are of project 11
+STEADY_REPLAY_ID = "57ead0" + "0" * 26
+# Nothing may be parked only because a shared machine is busy; every segment is sampled, which costs the most.
+PATIENT = {
+    "sink_timeout_seconds": "20",
+    "flush_deadline_seconds": "120",
+    "task_visibility_seconds": "300",
+    "sample_segment_rate": "1",
+}
+RISE_MAX = 2.0
+
+Place = tuple[int, int]
+"""partition, offset"""
+
+
+def replay_of(number: int) -> str:
+    """Each hostile message is a replay of its own, so that it can be found."""
+    return f"bad{number:029x}"
+
+
+def hostile(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
+    """(name, Kafka value) of each committed shape."""
+    for number, shape in enumerate(ALL):
+        yield shape.name, shape.make(raw_bytes).replace(REPLAY_ID.encode(), replay_of(number).encode(), 1)
+
+
+def steady(number: int) -> bytes:
+    """One ordinary segment of the other project."""
+    events = [click_event(), *(console_event(f"line {line}") for line in range(20))]
+    return recording(events, number, project_id=STEADY, replay_id=STEADY_REPLAY_ID, received=int(time.time()))
+
+
+def limited(system: System) -> None:
+    """The manifest's memory limit, for the reader and every process that it starts from now on."""
+    resource.prlimit(system.reader.pid, resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+
+
+def send_steadily(
+    system: System, first: int, amount: int, rate: float, beside: Sequence[bytes] = ()
+) -> tuple[dict[Place, float], list[Place]]:
+    """`amount` segments, `rate` a second, and the messages beside them spread evenly between: (when each segment
+    was sent, unix seconds, by its place; the places of the messages beside)."""
+    began, sent, places = time.time(), dict[Place, float](), list[Place]()
+    for number in range(amount):
+        time.sleep(max(0.0, began + number / rate - time.time()))
+        at = time.time()
+        sent[system.send(steady(first + number))] = at
+        while len(places) < len(beside) * (number + 1) // amount:
+            places.append(system.send(beside[len(places)]))
+    return sent, places
+
+
+def delays(system: System, sent: dict[Place, float]) -> list[float]:
+    """Seconds until the batch of each was committed, from the reader's log, sorted."""
+    found = dict[Place, float]()
+    for line in system.reader.log_path.read_text().splitlines():
+        if '"event": "batch"' not in line:
+            continue
+        batch = json.loads(line)
+        if batch["outcome"] == "committed":
+            at = datetime.fromisoformat(batch["timestamp"]).timestamp()
+            for offset in range(batch["start"], batch["stop"]):
+                found.setdefault((batch["partition"], offset), at)
+    return sorted(found[place] - at for place, at in sent.items())
+
+
+def p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[98]
+
+
+def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
+    """Numbers of those hostile messages that are neither a segment in ClickHouse nor a dead letter."""
+    rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
+    stored = {str(replay).replace("-", "") for (replay,) in rows}
+    letters = system.json("dlq", "ls", "--limit", str(10 * len(places)))["letters"]
+    origins = {tuple(int(part) for part in letter["origin"].rsplit("-", 2)[1:]) for letter in letters}
+    return [
+        number for number, place in enumerate(places) if (replay_of(number) in stored) + (place in origins) != 1
+    ]
+
+
+def steady_rows(system: System) -> int:
+    """Distinct segments of the steady project in ClickHouse."""
+    return int(system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {STEADY}")[0][0])
+
+
+def main() -> int:
+    """Two phases of equal length, alone and beside the hostile project."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--raw-bytes", type=int, default=10_000_000, help="Inflated size of each shape, bytes.")
+    parser.add_argument("--segments", type=int, default=1000, help="Segments of the steady project, per phase.")
+    parser.add_argument("--rate", type=float, default=10.0, help="Segments of the steady project per second.")
+    arguments = parser.parse_args()
+    names, values = zip(*hostile(arguments.raw_bytes), strict=True)
+    with (
+        temporary_files_in_memory(wanted=True),
+        tempfile.TemporaryDirectory() as directory,
+        System(Path(directory), **PATIENT) as system,
+    ):
+        system.send_all([steady(0)])
+        system.wait_committed()
+        limited(system)
+        alone, _ = send_steadily(system, 1, arguments.segments, arguments.rate)
+        beside, places = send_steadily(system, 1 + arguments.segments, arguments.segments, arguments.rate, values)
+        system.wait_committed(600)
+        until(lambda: steady_rows(system) >= 1 + 2 * arguments.segments, 60, "the steady project's rows")
+        lost = 1 + 2 * arguments.segments - steady_rows(system)
+        missing = [names[number] for number in unaccounted(system, places)]
+        before, after = delays(system, alone), delays(system, beside)
+        print(
+            f"{len(values)} hostile messages, {sum(map(len, values)) / 1e6:.1f} MB, {arguments.raw_bytes} inflated"
+        )
+        print(f"delay alone:  p50 {statistics.median(before):.2f} s, p99 {p99(before):.2f} s")
+        print(f"delay beside: p50 {statistics.median(after):.2f} s, p99 {p99(after):.2f} s")
+        print(
+            f"p99 rises {p99(after) / p99(before):.2f} times; readers started {system.reader.starts}; lost {lost}"
+        )
+        print(f"reader's peak {system.reader_peak_bytes() / MiB:.0f} MiB; unaccounted for: {missing or 'none'}")
+        rose = p99(after) >= RISE_MAX * p99(before)
+        return 1 if missing or lost or rose or system.reader.starts != 1 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

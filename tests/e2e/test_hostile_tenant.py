@@ -1,0 +1,43 @@
+"""One project sends every message that was found to cost the most; another loses nothing by it.
+
+How much longer the other waits is a figure and not a test: `python -m tests.cost.running`, docs/cost.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cost.running import (
+    MEMORY_BYTES_MAX,
+    PATIENT,
+    hostile,
+    limited,
+    send_steadily,
+    steady_rows,
+    unaccounted,
+)
+from tests.kit.whole_system import System
+
+pytestmark = pytest.mark.timeout(300)
+RAW_BYTES = 500_000
+SEGMENTS = 40
+
+
+def test_every_costly_message_is_accounted_for_and_the_other_project_is_whole(tmp_path: Path) -> None:
+    """All shapes, smaller than they could be, through one reader with the memory that its manifest grants."""
+    names, values = zip(*hostile(RAW_BYTES), strict=True)
+    with System(tmp_path, **PATIENT) as system:
+        system.load(20)
+        system.wait_committed()
+        limited(system)
+
+        _, places = send_steadily(system, 0, SEGMENTS, 20.0, values)
+        system.wait_committed(200)
+
+        assert system.reader.starts == 1
+        assert system.reader_peak_bytes() < MEMORY_BYTES_MAX
+        assert steady_rows(system) == SEGMENTS
+        assert [names[number] for number in unaccounted(system, places)] == []
+        assert system.metric("replays_reader_batches_parked_total") == 0

@@ -1,0 +1,128 @@
+"""One project sends as much garbage as all others send good messages, while the reader dies again and again.
+
+The others lose nothing and wait for nobody; the project is named wherever an operator looks; and the runbook's
+section on it is followed as it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ingest.testing.messages import envelope, recording
+from tests.kit.paths import ROOT
+from tests.kit.whole_system import System, until
+
+pytestmark = pytest.mark.timeout(300)
+GARBAGE = 4242
+OTHERS = (11, 12, 13, 14, 15)
+RESTARTS = 10
+EACH = 20  # good messages, and as much garbage, per life of the reader
+WINDOW = 100
+SHED = "replays_reader_project_shed"
+numbers = count()
+
+
+def good(amount: int) -> list[bytes]:
+    """Segments of several projects by turns."""
+    return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
+
+
+def garbage(amount: int) -> list[bytes]:
+    """What names its project and never parses."""
+    return [envelope(b"no header %d" % number, project_id=GARBAGE) for number in next_numbers(amount)]
+
+
+def next_numbers(amount: int) -> list[int]:
+    return [next(numbers) for _ in range(amount)]
+
+
+def mixed(amount: int) -> list[bytes]:
+    """Half of them garbage, one after the other."""
+    return [value for pair in zip(good(amount), garbage(amount), strict=True) for value in pair]
+
+
+def is_shed(system: System) -> bool:
+    return system.metric(SHED, project=str(GARBAGE)) == 1
+
+
+def section(name: str) -> str:
+    """Of the runbook."""
+    return (ROOT / "docs" / "runbook.md").read_text().split(f"### {name}\n")[1].split("\n### ")[0]
+
+
+def restart(system: System, **settings: str) -> None:
+    assert system.stop_reader() == 0
+    system.start_reader(**settings)
+
+
+def test_ten_readers_die_over_one_projects_garbage_and_the_others_are_durable(tmp_path: Path) -> None:
+    """Then the runbook's steps: look, drop its rejects, switch it off, and the alert clears."""
+    with System(tmp_path, reject_window=str(WINDOW)) as system:
+        sent = 0
+        for _ in range(RESTARTS):
+            system.send_all(mixed(EACH))
+            sent += EACH
+            until(lambda: system.metric("replays_reader_messages_parsed_total") >= EACH, 60, "the reader to parse")
+            system.reader.kill()
+
+        system.send_all(mixed(WINDOW))
+        sent += WINDOW
+        system.wait_committed()
+
+        assert system.reader.starts == RESTARTS + 1
+        assert system.query("SELECT count() FROM replay_segments FINAL") == [(sent,)]
+        assert system.json("reconcile")["ok"]  # every object, row, fact, and a dead letter for each reject
+        assert_named(system)
+        assert_steps_work(system)
+
+
+def assert_named(system: System) -> None:
+    """By the log, the metric that the alert asks about, and `status`. Nobody halted."""
+    logged = [line for line in system.reader.log_path.read_text().splitlines() if '"project_shed"' in line]
+    assert logged
+    assert all(f'"project": {GARBAGE}' in line for line in logged)
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text())
+    (alert,) = [
+        rule for group in rules["groups"] for rule in group["rules"] if rule["alert"] == "ReplaysProjectShed"
+    ]
+    assert alert["expr"].strip() == f"max by (project) ({SHED}) == 1"
+    assert is_shed(system)
+    assert system.metric(SHED) == 1  # of no other project
+    assert system.metric("replays_reader_halted") == 0
+
+    def named() -> bool:
+        return f"SHED, mostly rejects: project {GARBAGE}" in re.sub(r"[│\s]+", " ", system.command("status"))
+
+    until(named, 30, "the reader's next heartbeat")
+
+
+def assert_steps_work(system: System) -> None:
+    """Each command and setting as the section has it, in its order."""
+    commands = re.findall(r"`replays-ingest ([^`]+)`|`(dlq show <id>)`", section("ReplaysProjectShed"))
+    status, listed, show, kill = [(one or other).split() for one, other in commands]
+    (setting,) = re.findall(r"`(REPLAYS_[A-Z_]+)=(\w+)`", section("ReplaysProjectShed"))
+    assert str(GARBAGE) in system.command(*status)
+    letter = system.json(*listed)["letters"][-1]
+    assert str(GARBAGE) in system.command(*[letter["id"] if word == "<id>" else word for word in show])
+
+    restart(system, **{setting[0].removeprefix("REPLAYS_").lower(): setting[1]})
+    system.send_all(mixed(WINDOW))
+    system.wait_committed()
+    assert system.metric("replays_reader_drops_total", reason="shed") > 0
+
+    system.command(*[str(GARBAGE) if word == "<project>" else word for word in kill])
+
+    def followed() -> bool:
+        system.send_all(garbage(1))
+        return system.metric("replays_reader_drops_total", reason="killed") > 0
+
+    until(followed, 60, "the reader to follow")
+    assert is_shed(system)
+    system.send_all([*garbage(WINDOW), *good(WINDOW)])
+    system.wait_committed()
+    until(lambda: not is_shed(system), 60, "the alert to clear")
