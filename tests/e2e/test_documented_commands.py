@@ -57,6 +57,7 @@ RUN: dict[str, str] = {
     "replays-ingest dlq ls": "",
     "replays-ingest dlq show": "",
     "replays-ingest dlq replay": "--dry-run",
+    "replays-ingest dlq replay --unverified": "--all --dry-run",
     "replays-ingest erase": "--dry-run",
     "replays-ingest reconcile": "",
     "replays-ingest batches ls": "",
