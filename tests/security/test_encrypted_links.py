@@ -258,7 +258,10 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
     "another password": ({"REPLAYS_KAFKA_SASL_PASSWORD": "wrong"}, "[Aa]uthentication failed"),
     "another user": ({"REPLAYS_KAFKA_SASL_USERNAME": "nobody"}, "[Aa]uthentication failed"),
     "no authority": ({"REPLAYS_KAFKA_SSL_CA_FILE": ""}, "certificate verify failed|ssl.ca.location"),
-    "no encryption": ({"REPLAYS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT"}, "[Dd]isconnected|security.protocol"),
+    "no encryption": (
+        {"REPLAYS_KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "REPLAYS_KAFKA_SSL_CA_FILE": ""},
+        "[Dd]isconnected|security.protocol",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 
+import certifi
 import pytest
 
 from tasks.errors import PermanentSinkError, TransientSinkError
@@ -151,7 +152,7 @@ def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None
         kafka_sasl_mechanism="SCRAM-SHA-512",
         kafka_sasl_username="user",
         kafka_sasl_password="hunter2",  # type: ignore[arg-type]
-        kafka_ssl_ca_file="/ca.pem",  # type: ignore[arg-type]
+        kafka_ssl_ca_file=certifi.where(),  # type: ignore[arg-type]
         kafka_options={"client.id": "theirs", "sasl.oauthbearer.client.secret": "hunter3"},
     )
 
@@ -159,7 +160,7 @@ def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None
 
     assert options["bootstrap.servers"] == "a:1,b:2"
     assert (options["security.protocol"], options["sasl.mechanism"]) == ("SASL_SSL", "SCRAM-SHA-512")
-    assert (options["sasl.password"], options["ssl.ca.location"]) == ("hunter2", "/ca.pem")
+    assert (options["sasl.password"], options["ssl.ca.location"]) == ("hunter2", certifi.where())
     assert options["client.id"] == "theirs"
     assert "hunter" not in str(without_secrets(options))
     assert "hunter" not in repr(settings.kafka_sasl_password)
