@@ -17,7 +17,7 @@ from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.sinks.gcs import sink as gcs
 from tasks.stored import read_replay
-from tasks.wire import decode_items
+from tasks.wire import SinkName, decode_items
 
 Key = tuple[int, str]
 """(project, replay)"""
@@ -91,5 +91,5 @@ def write(settings: Settings, batch: Batch) -> None:
     for name, data in encoder.encode(batch).payloads.items():
         kind = name.split("/")[1]
         sink = build(kind, settings)
-        sink.write(decode_items(kind, data), f"{batch.id}", 60)
+        sink.write(decode_items(SinkName(kind), data), f"{batch.id}", 60)
         sink.close()

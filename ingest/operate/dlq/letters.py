@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ingest.core.parse import project_of
+from ingest.core.parse.envelope import project_of
 from ingest.settings import Settings
 from tasks.kafka.letters import REPLAYED_FROM, Label, Origin, Sealed, decode, decode_mark, digest, examine
 from tasks.kafka.ranges import Bounds, RangeError, RangeReader, TopicMissing

@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from click.testing import CliRunner, Result
 
+from ingest.cli.main import main
 from ingest.core.model import Message, Reject, Segment, TopicPartition
 from ingest.core.parse import parse
 from ingest.local.fleet import isolated
