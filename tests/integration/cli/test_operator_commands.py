@@ -55,7 +55,6 @@ def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
         ("batches", "show", "b"),
         ("batches", "retry", "b"),
         ("tenants", "ls"),
-        ("tenants", "kill", "7"),
     ],
     ids=" ".join,
 )
@@ -65,6 +64,14 @@ def test_without_redis_each_command_says_what_to_check(office: Office, arguments
 
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert "is REPLAYS_REDIS_URL right?" in done.err
+
+
+def test_a_project_is_switched_off_while_redis_is_away(office: Office):
+    """Readers follow the topic of decisions; the copy in Redis has it as soon as it is asked again."""
+    done = command(office.env | AWAY, "tenants", "kill", "7")
+
+    assert (done.code, done.out) == (0, "done; readers follow within a second or two\n")
+    assert "project 7: off" in command(office.env, "tenants", "ls").out
 
 
 def test_wrong_settings_are_exit_code_2(office: Office):

@@ -21,6 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Stage
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.processes import free_port
+from tasks.coordination import Coordination
 from tasks.flower.start import FlowerRefused, options
 from tasks.settings import Settings
 from tests.kit.batches import make_batch
@@ -109,8 +110,8 @@ def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, fl
     assert status == 200, text
     assert "reader-1 was asked to retry ingest-replay-recordings-0-0-3" in text
     assert fleet.next_event() == on.RetryRequested("ingest-replay-recordings-0-0-3")
-    ((_, audited),) = fleet.client.xrange("replays:audit")
-    assert (audited[b"what"], audited[b"by"]) == (b"retry", b"operator")
+    (deed,) = Coordination(fleet.client, fleet.settings).audited()
+    assert (deed["what"], deed["by"]) == ("retry", "operator")
 
 
 def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
