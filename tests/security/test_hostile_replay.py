@@ -137,6 +137,7 @@ def walk(office: Office, directory: str) -> dict[str, Done]:
         "dlq ls": [[], ["--replayed", "--reason", SENDABLE]],
         "dlq show": [[letter["id"]] for letter in letters],
         "tenants ls": [[]],
+        "audit": [[]],
         "reconcile": [[]],
         "erase": [[REPLAY, "--project", str(PROJECT), "--dry-run"]],
         "replays ls": [[], ["--text", "\x1b[2J"]],

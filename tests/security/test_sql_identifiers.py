@@ -38,7 +38,8 @@ FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which"
 INTEGERS = re.compile(r"^(number|limit \+ 1|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN: dict[str, set[str]] = {
     # Through int() and UUID(): the plants below.
-    "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table"},
+    # `named` is one of two texts of its function.
+    "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {"replays", "_numbers(...)", "_uuids(...)", "self._dataset", "table"},
     # Settings with a pattern, and our own tables.
     "ingest/operate/erase/facts.py": {

@@ -217,8 +217,9 @@ class Bounded:
         )  # those that the clock cuts, and one message
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
-        # One planned range may be completed over the bound, and only what can be staged limits its bytes. A message
-        # that is parsed beside the loop counts with its own bytes until its rows are known: one of each partition.
+        # One planned range may be completed over the bound, and only what can be staged limits its bytes. A
+        # message that is parsed beside the loop counts with its own bytes until its rows are known: one of each
+        # partition.
         batch_bytes_max = min(limits.staged_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
         most = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX * (1 + self._shape.partitions)
         if pipeline.held_bytes > most:

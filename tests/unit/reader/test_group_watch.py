@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from ingest.observe.metrics import Metrics
@@ -36,6 +38,9 @@ class Brokers:
 
     def group(self, name: str, topic: str) -> Group:
         return Group("stable", True, ())
+
+    def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        return dict.fromkeys(partitions, 0)
 
 
 @pytest.mark.parametrize(
