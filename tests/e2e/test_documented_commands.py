@@ -106,6 +106,7 @@ NOT_RUN = {
     "python -m benchmarks.rebalance": "minutes; tests/unit/benchmarks/test_rebalance_figures.py has its figures",
     "python -m benchmarks.seals": "tests/unit/benchmarks/test_seal_cost.py runs it",
     "python -m benchmarks.uploads": "minutes; test_benchmarks.py asks it for help",
+    "python -m tests.cost.running": "minutes; tests/e2e/test_hostile_tenant.py runs it with smaller shapes",
     "python -m tests.cost": "minutes; tests/cost/test_cost.py runs the same shapes with smaller recordings",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }
