@@ -9,10 +9,10 @@ from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, Cost, cpu, measured
 from tests.cost.search import rows_share
 from tests.cost.shapes import SHAPES, Shape
 
-RAW_BYTES = 8_000_000
+RAW_BYTES = 4_000_000
 LARGE_RAW_BYTES = 60_000_000
 # What is measured twice is CPU time of this process; the further looks are for a core whose caches others use.
-ATTEMPTS = 6
+ATTEMPTS = 10
 
 
 @pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.name)
