@@ -120,7 +120,7 @@ class TenantRefresh:
         )
 
     def load(self, stopping: Callable[[float], bool]) -> bool:
-        """Reads all decisions, as long as it takes; `stopping` waits so many seconds, and says whether to give up.
+        """Reads all decisions, retrying until it succeeds; `stopping(seconds)` waits and returns True to give up.
 
         Returns whether they are loaded. Raises NotLoaded.
         """

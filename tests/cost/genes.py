@@ -94,7 +94,7 @@ class Piece:
     event_bytes: int = 0
 
     def made(self, share_bytes: int) -> bytes:
-        """This event over and over, without the commas at the ends, at most about so many bytes."""
+        """This event repeated, without a trailing comma, to about `share_bytes`."""
         if not self.before and not self.after:
             return filled(b"", self.part + b",", b"", share_bytes)[:-1]
         event = filled(self.before, self.part, self.after, min(self.event_bytes, share_bytes))
@@ -109,7 +109,7 @@ class Recipe:
     is_sampled: bool = False
 
     def value(self, raw_bytes: int) -> bytes:
-        """The Kafka value whose recording inflates to about so many bytes."""
+        """The Kafka value whose recording inflates to about `raw_bytes`."""
         share_bytes = raw_bytes // len(self.pieces)
         raw = b"[" + b",".join(piece.made(share_bytes) for piece in self.pieces) + b"]"
         return packed(raw, sampled_segment_id() if self.is_sampled else 0)

@@ -17,7 +17,7 @@ FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedi
 
 @pytest.mark.skipif(bool(available()), reason=available())
 @pytest.mark.timeout(SECONDS_MAX + 10)
-def test_two_faults_are_told_of_and_mended(tmp_path: Path):
+def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     """The deployed rules fire on the real metrics, the alert goes after the steps, the dashboard is not empty."""
     told = tmp_path / "gameday.json"
     only = [argument for name in FAULTS for argument in ("--only", name)]

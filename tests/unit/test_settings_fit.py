@@ -13,7 +13,7 @@ from ingest.operate.check import deadlines
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
-# How often a reader renews the leases of its parked batches has to fit how long they last, which is no setting.
+# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable.
 FIXED = {"parked_renew_seconds"}
 
 

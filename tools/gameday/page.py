@@ -52,7 +52,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         "alert, runbook",
         "fired after, s",
         "steps",
-        "seen mended by",
+        "fix confirmed by",
         "gone, s",
         "committed, s",
     )
@@ -70,7 +70,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             section + (f"; also {others}" if others else ""),
             seconds(each["fired_seconds"]),
             "; ".join(steps),
-            "; ".join(seen + [f"**not mended:** {cell(text)}" for text in trouble]),
+            "; ".join(seen + [f"**not fixed:** {cell(text)}" for text in trouble]),
             seconds(each["resolved_seconds"]),
             seconds(each["drained_seconds"]),
             spent(each),
@@ -91,7 +91,9 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def run(result: Mapping[str, Any]) -> Iterator[str]:
     """What one run was, its faults, and the account of its topic."""
-    verdict = "Every fault was told of and mended." if result["ok"] else "**Not everything went as it should.**"
+    verdict = (
+        "Every fault raised its alert and was fixed." if result["ok"] else "**Not everything went as it should.**"
+    )
     yield "### Run"
     yield ""
     yield (

@@ -69,7 +69,7 @@ def show(console: Console, result: Result) -> None:
         return "never" if number is None else f"{number:.0f}"
 
     table = Table(title="faults", title_justify="left", show_lines=True)
-    for name in ("fault", "alert", "fired after s", "others that fired", "runbook", "what mended it"):
+    for name in ("fault", "alert", "fired after s", "others that fired", "runbook", "what fixed it"):
         table.add_column(name, justify="right" if name.endswith(" s") else "left")
     table.add_column("gone after s", justify="right")
     table.add_column("lag zero after s", justify="right")
@@ -94,7 +94,9 @@ def show(console: Console, result: Result) -> None:
     console.print(result.reconciled.strip(), markup=False)
     if result.error:
         console.print(f"error: {result.error.splitlines()[0]}", markup=False)
-    verdict = "each fault was told of and mended" if result.ok else "NOT everything went as it should, see above"
+    verdict = (
+        "each fault raised its alert and was fixed" if result.ok else "NOT everything went as it should, see above"
+    )
     console.print(f"{len(result.played)} faults, {result.messages:,} messages, {result.seconds:.0f} s: {verdict}")
 
 

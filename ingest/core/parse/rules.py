@@ -24,7 +24,7 @@ class ParseRules:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What is plainly cheap: a recording of at most so many bytes, inflated, that is read within so many units."""
+    """What is parsed inline: the largest inflated recording, in bytes, and the parse budget, in cost units."""
 
     inflated_bytes_max: int = 8 * MiB
     units_max: float = 5_000.0

@@ -50,7 +50,7 @@ def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
 
 
-def test_the_page_has_a_row_a_fault_and_says_what_was_not_mended():
+def test_the_page_has_a_row_a_fault_and_says_what_was_not_fixed():
     """The tables of docs/gameday.md come from the run's own record, failures included."""
     fault = {
         "fault": "Redis killed",
@@ -71,7 +71,7 @@ def test_the_page_has_a_row_a_fault_and_says_what_was_not_mended():
     assert "[ReplaysRedisDown](runbook.md#replaysredisdown); also ReplaysLag" in row
     assert "| 4.6 | Redis is started again; `replays-ingest check` |" in row
     assert (
-        "min(up) == 1 \\| x: it is 1; **not mended:** not committed within 120 s | 2.0 | never | 36 of 1,200 |"
+        "min(up) == 1 \\| x: it is 1; **not fixed:** not committed within 120 s | 2.0 | never | 36 of 1,200 |"
         in row
     )
 
