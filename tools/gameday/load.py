@@ -21,9 +21,9 @@ GARBAGE_PROJECT = 4242
 class Load(threading.Thread):
     """A steady stream of segments that Relay received just now, until `close`.
 
-    `garbage_share`: so many messages more, of `garbage_project`, that can never be parsed; `garbage_projects`: of
-    so many projects from that one on. `silent`: none is sent. `ends`: log end by partition, of what was
-    acknowledged.
+    `garbage_share`: unparsable messages to add, as a fraction of the segments; they belong to `garbage_projects`
+    consecutive projects, starting at `garbage_project`. `silent`: send nothing. `ends`: the log end of each
+    partition, counting acknowledged messages only.
     """
 
     def __init__(self, settings: Settings, rate: float) -> None:
