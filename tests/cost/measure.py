@@ -35,6 +35,7 @@ ROUNDS = 3
 MEASURE_SECONDS_MAX = 300
 
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
+_skip_packed = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,19 @@ class Cost:
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
-    """(work, bytes of the recording): inflating and scanning what is in the message, with the inflater and the
-    scanner of the parser, and nothing else. What is no JSON all the way through counts as as much white space.
+    """(work, bytes of the recording): scanning the message once, and inflating and scanning what is in it, with
+    the inflater and the scanners of the parser, and nothing else. What is no JSON all the way through counts as as
+    much white space, what is no msgpack as nothing.
     """
+    work, raw_bytes = _floor_inside(value)
+    try:
+        _skip_packed(value)
+    except (msgspec.DecodeError, RecursionError):
+        return work, raw_bytes
+    return lambda: (_skip_packed(value), work()), raw_bytes
+
+
+def _floor_inside(value: bytes) -> tuple[Callable[[], object], int]:
     try:
         envelope = open_envelope(value)
         body = split(envelope.payload)[1]

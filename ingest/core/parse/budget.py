@@ -1,10 +1,10 @@
 """What reading one recording may cost beyond inflating and scanning it: a budget of work, in units.
 
-A unit is about a microsecond on one core of the machine that docs/cost.md names. Whatever is not a single pass
-of the JSON decoder over the bytes spends from one budget before it is done, by the most that it can cost: bytes
-that are looked at again, values that are built, events that Python looks at, exceptions. When the budget is spent,
-the rest of the segment is stored unread. So the cost of a message is bounded by construction and not by a list of
-what hostile messages have looked like so far.
+A unit is one microsecond on a fast core, and up to four on a slow one whose caches others use. Whatever is not a
+single pass of the JSON decoder over the bytes spends from one budget before it is done, by the most that it can
+cost: bytes that are looked at again, values that are built, events that Python looks at, exceptions. When the
+budget is spent, the rest of the segment is stored unread. So the cost of a message is bounded by construction
+and not by a list of what hostile messages have looked like so far.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 from ingest.core.parse.rules import ParseRules
 
 # Of every message, however small it is. Real segments spend less than a thousand units.
-UNITS_BASE = 10_000.0
+UNITS_BASE = 4_000.0
 # The bound on facts is a setting: who raises it wants them read.
-UNITS_PER_FACT = 6.0
-# Earned by what was scanned: 2.5 nanoseconds per byte, where inflating and scanning take at least 1.
-BYTES_PER_UNIT = 400
+UNITS_PER_FACT = 4.0
+# Earned by what was scanned: 1 to 5 nanoseconds per byte, where inflating and scanning take 1 to 3.
+BYTES_PER_UNIT = 800
 
 
 class Spent(Exception):

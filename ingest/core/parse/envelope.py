@@ -42,11 +42,27 @@ class Envelope(msgspec.Struct, gc=False):
     version: int = 0
 
 
-class _Names(msgspec.Struct, gc=False):
-    """The two texts, still as msgpack: in a long message they may be as long as it is."""
+class _LongEnvelope(msgspec.Struct, gc=False):
+    """The same with the two texts still as msgpack: in a long message they may be as long as it is."""
 
-    type: msgspec.Raw = msgspec.Raw(b"\xc0")
-    replay_id: msgspec.Raw = msgspec.Raw(b"\xc0")
+    type: msgspec.Raw
+    replay_id: msgspec.Raw
+    org_id: int
+    project_id: int
+    received: int
+    retention_days: int
+    payload: memoryview
+    key_id: int | None = None
+    replay_event: memoryview | None = None
+    replay_video: memoryview | None = None
+    version: int = 0
+
+
+class _Names(msgspec.Struct, gc=False):
+    """The two texts of a long message, of which nothing else is long."""
+
+    type: Literal["replay_recording_not_chunked"]
+    replay_id: str
 
 
 class _Project(msgspec.Struct, gc=False):
@@ -61,6 +77,7 @@ class _Identity(msgspec.Struct, gc=False):
 
 _decode_identity = msgspec.msgpack.Decoder(_Identity).decode
 _decode = msgspec.msgpack.Decoder(Envelope).decode
+_decode_long = msgspec.msgpack.Decoder(_LongEnvelope).decode
 _decode_names = msgspec.msgpack.Decoder(_Names).decode
 _decode_project = msgspec.msgpack.Decoder(_Project).decode
 
@@ -68,9 +85,8 @@ _decode_project = msgspec.msgpack.Decoder(_Project).decode
 def open_envelope(value: bytes) -> Envelope:
     """The fields of one message. Raises Rejected: not_msgpack, schema."""
     try:
-        if len(value) > LONG_BYTES_MIN or bytes(value[:1]) in _MANY_KEYS:
-            _check_names(value)
-        envelope = _decode(value)
+        is_usual = len(value) <= LONG_BYTES_MIN and bytes(value[:1]) not in _MANY_KEYS
+        envelope = _decode(value) if is_usual else _open_long(value)
     except msgspec.ValidationError as error:
         raise Rejected("schema", str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -89,15 +105,29 @@ def open_envelope(value: bytes) -> Envelope:
     return envelope
 
 
-def _check_names(value: bytes) -> None:
-    """Refuses a long message whose cost is not in its three byte fields. Raises Rejected and what msgspec
-    raises."""
+def _open_long(value: bytes) -> Envelope:
+    """The same for a message that may hide its cost outside its three byte fields: one pass, and nothing long is
+    built. Raises Rejected and what msgspec raises."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
-    names = _decode_names(value)
-    for name, text in (("type", names.type), ("replay_id", names.replay_id)):
+    long = _decode_long(value)
+    for name, text in (("type", long.type), ("replay_id", long.replay_id)):
         if memoryview(text).nbytes > NAME_BYTES_MAX:
             raise Rejected("schema", f"{name} is too long")
+    names = _decode_names(b"\x82\xa4type" + long.type + b"\xa9replay_id" + long.replay_id)
+    return Envelope(
+        type=names.type,
+        replay_id=names.replay_id,
+        org_id=long.org_id,
+        project_id=long.project_id,
+        received=long.received,
+        retention_days=long.retention_days,
+        payload=long.payload,
+        key_id=long.key_id,
+        replay_event=long.replay_event,
+        replay_video=long.replay_video,
+        version=long.version,
+    )
 
 
 def _keys(value: bytes) -> int:

@@ -47,7 +47,7 @@ LONG_BYTES_MIN = 10 * 1024 * 1024
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
 # Measured: an element of the array, a byte that is decoded again, an event that is read, an exception.
-_UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.08, 0.001, 1.0, 3.0
+_UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.05, 0.001, 1.0, 3.0
 _UNITS_INCREMENTAL = 0.7
 
 

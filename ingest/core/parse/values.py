@@ -20,7 +20,7 @@ DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
 # built.
 _UNITS_SMALL, _UNITS_SMALL_BYTE = 0.5, 0.01
 _UNITS_BYTE, _UNITS_VALUE = 0.006, 0.12
-_UNITS_FLAT_BYTE, _UNITS_FIELD = 0.0015, 0.25
+_UNITS_FLAT_BYTE, _UNITS_FIELD = 0.001, 0.25
 
 _decode = msgspec.json.Decoder().decode
 _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, ConsumerGroupState, Producer
 from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from structlog.testing import capture_logs
@@ -137,6 +137,13 @@ def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: floa
         if [len(member.assignment.topic_partitions) for member in members] == [partitions]:
             return True
     return False
+
+
+def is_settled(admin: AdminClient, group: str, partitions: list[int]) -> bool:
+    """Whether no rebalance is under way and the members own so many partitions each, as the coordinator says."""
+    found = admin.describe_consumer_groups([group])[group].result(timeout=DEADLINE_SECONDS)
+    owned = sorted(len(member.assignment.topic_partitions) for member in found.members)
+    return found.state == ConsumerGroupState.STABLE and owned == partitions
 
 
 LIMITS = Limits(batch_messages_max=50, batch_age_seconds_max=0.2, drain_deadline_seconds=2.0)
@@ -275,13 +282,16 @@ def test_a_reader_that_is_given_partitions_while_it_leaves_leaves_at_once(
 ) -> None:
     """The client tells such a rebalance in its close, where a question about offsets gets no answer."""
     produce(apache_kafka.address, apache_topic, 10)
+    group = f"{apache_topic}-group"
+    admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     first = Reader(apache_kafka.address, apache_topic, LIMITS)
-    given = False
-    for _ in range(4):
+    for attempts_left in reversed(range(8)):
         second = Reader(apache_kafka.address, apache_topic, LIMITS)
         first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)  # noqa: B023
+        first.turn_until(lambda: is_settled(admin, group, [1, 1]), second)
         second.source.close()
-        if given := wait_for_assignment(apache_kafka.address, f"{apache_topic}-group", 2, seconds=15):
+        given = wait_for_assignment(apache_kafka.address, group, 2, seconds=15)
+        if given or not attempts_left:
             break
         # A callback of the rebalance before still waited for a poll of the first, and it joins none until then.
         first.turn_until(lambda: len(first.pipeline.sources) == 2)
