@@ -1,41 +1,111 @@
-"""The committed shapes, measured: `python -m tests.cost [--raw-bytes N] [--name TEXT]` prints a Markdown table.
+"""The committed shapes, measured: prints a Markdown table.
 
-Each shape is measured in a process of its own. Exit code 1 when one is beyond the bound.
+    python -m tests.cost [--raw-bytes N] [--name TEXT] [--before DIRECTORY]
+
+Each shape is measured in a process of its own. With --before, the parser of another checkout (an earlier commit,
+from `git worktree add DIRECTORY COMMIT`) is measured on the same bytes in the same run. Exit code 1 when a shape is
+beyond the bound here.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 from tests.cost.committed import ALL
-from tests.cost.measure import MEMORY_RATIO_MAX, RATIO_MAX, measured
+from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measured
 
 RAW_BYTES = 95_000_000
+# What a checkout of any age has: the least of two CPU times, and the memory of the first, in bytes.
+EARLIER = """
+import sys, time
+from pathlib import Path
+from ingest.core.model import Message, TopicPartition
+from ingest.core.parse import ParseRules, parse
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+message = Message(TopicPartition("t", 0), 1, 0, Path(sys.argv[1]).read_bytes(), timestamp_ms=1_790_000_000_000)
+Path("/proc/self/clear_refs").write_text("5")
+before, seconds = status("VmRSS:"), []
+for _ in range(2):
+    began = time.process_time()
+    parse(message, ParseRules())
+    seconds.append(time.process_time() - began)
+    if len(seconds) == 1:
+        taken = status("VmHWM:") - before
+print(min(seconds), taken)
+"""
 
 
 def main() -> int:
     """Prints one row per shape, as it is measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw-bytes", type=int, default=RAW_BYTES, help="Inflated size of each recording, bytes.")
     parser.add_argument("--name", default="", help="Only shapes whose name contains this.")
+    parser.add_argument(
+        "--before", type=Path, metavar="DIRECTORY", help="Also measure the parser of this checkout."
+    )
     arguments = parser.parse_args()
-    print("| shape | message, kB | inflated, MB | floor, s | parse, s | times floor | memory, times inflated |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    names = [
+        "shape",
+        "message, kB",
+        "inflated, MB",
+        "floor, s",
+        "parse, s",
+        "times floor",
+        "memory, times inflated",
+    ]
+    names += ["before: parse, s", "times floor", "memory, times inflated"] if arguments.before else []
+    print(_line(names))
+    print(_line(["---"] * len(names)))
     beyond = 0
     for shape in ALL:
         if arguments.name not in shape.name:
             continue
-        cost = measured(shape.make(arguments.raw_bytes))
+        value = shape.make(arguments.raw_bytes)
+        cost = measured(value)
         beyond += cost.ratio > RATIO_MAX or cost.memory_ratio > MEMORY_RATIO_MAX
-        print(
-            f"| {shape.name} | {cost.message_bytes / 1e3:,.0f} | {cost.raw_bytes / 1e6:.1f} "
-            f"| {cost.floor_seconds:.3f} | {cost.seconds:.3f} | {cost.ratio:.2f} | {cost.memory_ratio:.2f} |",
-            flush=True,
-        )
+        cells = [shape.name, f"{cost.message_bytes / 1e3:,.0f}", f"{cost.raw_bytes / 1e6:.1f}"]
+        cells += [f"{cost.floor_seconds:.3f}", *_cells(cost)]
+        cells += _cells(earlier(arguments.before, value, cost)) if arguments.before else []
+        print(_line(cells), flush=True)
     bound = f"{RATIO_MAX} times the floor plus 50 ms, or {MEMORY_RATIO_MAX} times the size plus 64 MiB"
     print(f"\n{beyond} beyond {bound}")
     return 1 if beyond else 0
+
+
+def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
+    """What the same message costs the parser of that checkout; the floor is the one measured here."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "message"
+        path.write_bytes(value)
+        environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+        done = subprocess.run(
+            [sys.executable, "-c", EARLIER, str(path)],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=MEASURE_SECONDS_MAX,
+            check=True,
+        )
+    seconds, memory_bytes = done.stdout.split()
+    return replace(cost, seconds=float(seconds), memory_bytes=int(memory_bytes))
+
+
+def _cells(cost: Cost) -> list[str]:
+    return [f"{cost.seconds:.3f}", f"{cost.ratio:.2f}", f"{cost.memory_ratio:.2f}"]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Cost:
 
     @property
     def memory_ratio(self) -> float:
-        """Times the recording's size, beyond what every message may take."""
-        return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, 1)
+        """Times the message's size, inflated, beyond what every message may take."""
+        return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
