@@ -41,7 +41,7 @@ def test_breeding_makes_messages_dearer() -> None:
     chance = random.Random(3)
     first = max(KINDS["rows"](fresh(chance).value(1_500_000)) for _ in range(10))
 
-    tried, best = bred("rows", recipes_max=150, seconds=60.0, chance=random.Random(3), say=lambda line: None)
+    tried, best = bred("rows", recipes_max=150, seconds=600.0, chance=random.Random(3), say=lambda line: None)
 
     assert tried == 150
     assert best[0].share > first
