@@ -121,10 +121,6 @@ class Builder:
         old = now - self._started_at >= self._limits.batch_age_seconds_max
         return self._cut(CutReason.AGE, now) if old else None
 
-    def defer(self, now: float) -> Batch | None:
-        """What is there need not wait for a message that takes long; a part of a planned range does."""
-        return self._cut(CutReason.DEFERRED, now) if self._messages and not self._plan else None
-
     def halt(self, now: float) -> Batch | None:
         """Whatever is there, also a part of a planned range, whose end stays planned: nothing more will come."""
         return self._cut(CutReason.DRAIN, now) if self._messages else None

@@ -195,7 +195,6 @@ class CutReason(StrEnum):
     AGE = "age"
     PLANNED = "planned"  # a predecessor had recorded this boundary
     DRAIN = "drain"
-    DEFERRED = "deferred"  # the next message is parsed beside the loop
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,16 +265,13 @@ class Pipeline:
         return owned
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
-        """What was taken before it need not wait for it: the open batch ends. What follows it waits."""
+        """What follows it waits. The open batch stays open, and is cut by its age if the message takes long."""
         owned = self._taking(event)
         if owned is None:
             return
         assert owned.deferred is None, (event, owned.deferred)
         owned.deferred = event
         yield do.Pause((event.source,))
-        batch = owned.builder.defer(now)
-        if batch is not None:
-            owned.take(batch, now)
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:

@@ -354,12 +354,6 @@ MUTANTS = (
         "for source, owned in self._owned.items() if not owned.held))",
     ),
     Mutant(
-        "cuts a planned range for a message that takes long",
-        BATCHING,
-        "return self._cut(CutReason.DEFERRED, now) if self._messages and not self._plan else None",
-        "return self._cut(CutReason.DEFERRED, now) if self._messages else None",
-    ),
-    Mutant(
         "lets the log go on elsewhere before what was fetched is taken",
         RUNTIME,
         "if isinstance(event, on.OffsetOutOfRange) and self._must_wait(event.source):",

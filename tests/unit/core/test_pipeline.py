@@ -997,14 +997,16 @@ def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, s
 
 
 def test_what_was_taken_before_a_deferred_message_does_not_wait_for_it() -> None:
-    """The open batch ends there; nothing of the message is committed."""
-    runtime = reader(batch_messages_max=10)
+    """The open batch ends there when it is old enough; nothing of the message is committed."""
+    runtime = reader(batch_messages_max=10, batch_age_seconds_max=5.0)
     runtime.segments(3)
 
     deferred(runtime, 3)
+    assert runtime.dispatches() == []
+    runtime.advance(5.0)
 
     (dispatch,) = runtime.dispatches()
-    assert (dispatch.batch.offsets, dispatch.batch.cut_by) == (OffsetRange(0, 3), CutReason.DEFERRED)
+    assert (dispatch.batch.offsets, dispatch.batch.cut_by) == (OffsetRange(0, 3), CutReason.AGE)
     runtime.flush(dispatch)
     runtime.acknowledge_commits()
     assert runtime.committed[PARTITION] == 3
@@ -1029,6 +1031,17 @@ def test_a_partition_with_a_deferred_message_waits_and_the_others_go_on() -> Non
     runtime.segments(1)
     runtime.settle()
     assert runtime.committed[PARTITION] == 2
+
+
+def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
+    """A batch costs a dozen round trips: an answer that comes soon causes no further one."""
+    runtime = reader(batch_messages_max=4)
+    runtime.segments(2)
+
+    deferred(runtime, 2)
+    runtime.segments(2)
+
+    assert ids(runtime.dispatches()) == ["0-4/blobs#1"]
 
 
 def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
@@ -1074,7 +1087,7 @@ def test_an_answer_for_a_former_assignment_is_ignored() -> None:
 
 def test_giving_a_partition_back_does_not_wait_for_a_deferred_message() -> None:
     """It is read again."""
-    runtime = reader()
+    runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     deferred(runtime, 1)
     runtime.publish(on.PartitionsRevoked((PARTITION,)))
