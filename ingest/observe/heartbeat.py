@@ -17,6 +17,7 @@ from ingest.observe.metrics import Metrics
 from ingest.observe.snapshot import Snapshot
 from ingest.settings import Settings
 from tasks.coordination import Coordination
+from tasks.release import RELEASE
 
 
 class Unowned(msgspec.Struct, frozen=True):
@@ -49,6 +50,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     decisions_settled: int = -1
     snapshot: Snapshot = Snapshot(now=0.0)
     unowned: tuple[Unowned, ...] = ()
+    release: str = ""
 
 
 class HeartbeatSource:
@@ -82,6 +84,7 @@ class HeartbeatSource:
             rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
             snapshot=metrics.snapshot,
             unowned=tuple(Unowned(*one) for one in sorted(self._unowned().items())),
+            release=RELEASE,
         )
         self._at, self._messages, self._bytes = now, messages, size_bytes
         return beat

@@ -18,7 +18,8 @@ from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.membership import MetadataDropped, MetadataRefused, NoMember, join_and_commit
-from tasks.observe.presence import consumers, workers
+from tasks.observe.presence import WorkerStatus, consumers, workers
+from tasks.release import RELEASE
 from tasks.round_trip import NotDelivered, publish_and_consume
 from tasks.staging import Staging
 from tasks.units import MiB
@@ -177,8 +178,10 @@ def task(settings: Settings) -> Iterable[Finding]:
 
 
 def fleet(settings: Settings) -> Iterable[Finding]:
-    """Whether some worker consumes each queue."""
-    found = workers(Coordination(connect(settings), settings), settings)
+    """Whether some worker consumes each queue, and whether all processes run this release."""
+    coordination = Coordination(connect(settings), settings)
+    found = workers(coordination, settings)
+    yield from _releases(coordination, found)
     for worker in found:
         state = f"silent for {worker.silent_seconds:.0f} s" if worker.silent else "up"
         age_seconds = max(0.0, worker.seen_at - worker.started_at)
@@ -197,3 +200,14 @@ def fleet(settings: Settings) -> Iterable[Finding]:
                 "no worker consumes it: its tasks wait, and nothing is committed",
                 f"start `celery -A tasks worker -Q {queue}`; see ReplaysQueueWithoutWorker in docs/runbook.md",
             )
+
+
+def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
+    """A warning while readers and workers run different releases, as in the middle of an upgrade."""
+    running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
+    running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
+    running["this command"] = RELEASE
+    if len(set(running.values())) <= 1:
+        return
+    shown = ", ".join(f"{name}: {release or 'unknown'}" for name, release in sorted(running.items()))
+    yield Finding("releases", Severity.WARNING, shown, "finish the upgrade in the order of docs/upgrades.md")

@@ -22,6 +22,7 @@ from tasks.connection import connect as connect_redis
 from tasks.coordination import Coordination
 from tasks.loading import load_fleet
 from tasks.names import CONTROL_QUEUE, flush_queue
+from tasks.release import RELEASE
 from tasks.settings import Settings
 
 CELERY_HEARTBEAT_SECONDS = 2.0
@@ -40,6 +41,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     seen_at: float = 0.0
     queues: tuple[str, ...] = ()
+    release: str = ""
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
@@ -101,6 +103,7 @@ class _Writer:
             started_at=self._started_at,
             seen_at=at,
             queues=tuple(sorted(self._consumer.app.amqp.queues.consume_from)),
+            release=RELEASE,
         )
         self._coordination.worker_hello(self._worker, msgspec.json.encode(presence).decode())
 

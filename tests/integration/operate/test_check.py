@@ -27,6 +27,7 @@ from tasks.kafka.cluster import Cluster, ClusterError
 from tasks.kafka.producing import AcknowledgedProducer
 from tasks.names import CONTROL_QUEUE
 from tasks.observe.presence import consumers, queues_of
+from tasks.release import RELEASE
 from tests.kit.fleet import Fleet
 
 GROUP_SECONDS_MAX = 10
@@ -189,3 +190,18 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
     worker.signal(signal.SIGTERM)
     fleet.wait(lambda: not status.collect(fleet.settings).workers, "the worker to say goodbye")
+
+
+def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
+    """given a reader of another release, then it is named; given only this release, nothing is said"""
+    coordination = Coordination(fleet.client, fleet.settings)
+
+    def said(release: str) -> list[str]:
+        beat = Heartbeat(seen_at=coordination.now(), release=release)
+        coordination.hello("reader-7", msgspec.json.encode(beat).decode())
+        return [one.said for one in rehearsal.fleet(fleet.settings) if one.name == "releases"]
+
+    assert said(RELEASE) == []
+    (found,) = said("0.0.9")
+    assert "reader reader-7: 0.0.9" in found
+    assert f"this command: {RELEASE}" in found

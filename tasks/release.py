@@ -1,0 +1,18 @@
+"""Which release this process runs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGE = "replays-ingest"
+
+
+def _installed() -> str:
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:  # run from a directory of sources
+        return ""
+
+
+RELEASE = _installed()
+"""As in `pip list`, for example 0.2.0; "" when the package is not installed."""
