@@ -7,13 +7,17 @@ import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from http.server import ThreadingHTTPServer
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ingest.local.servers.processes import HOST, Child, Children, LocalError, free_port, private_folder, wait_until
 
 START_TRIES = 3
+LOOPBACK_NAMES = frozenset((HOST, "localhost"))
+# Browsers send at least one of them with whatever a page of another site asks for.
+BROWSER_FIELDS = ("Origin", "Sec-Fetch-Site", "Referer")
 # How servers say that somebody took the port between our look and their bind.
 PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
 
@@ -131,6 +135,26 @@ class HttpServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class ProgramsOnly(BaseHTTPRequestHandler):
+    """Refuses browsers: a page of any web site may send requests to the ports of the machine that shows it."""
+
+    def parse_request(self) -> bool:
+        """False, once it was answered, for a request that goes no further."""
+        if not super().parse_request():
+            return False
+        if is_from_a_page(self.headers):
+            self.close_connection = True
+            self.send_error(403, "not for browsers")
+            return False
+        return True
+
+
+def is_from_a_page(headers: Message) -> bool:
+    """Whether a browser sent it, or somebody who calls this machine by a name of their own."""
+    name = headers.get("Host", HOST).rpartition(":")[0] or headers.get("Host", HOST)
+    return name.lower() not in LOOPBACK_NAMES or any(field in headers for field in BROWSER_FIELDS)
+
+
 def answers_http(url: str) -> bool:
     """Whether a GET of this URL on the loopback gives any success."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -141,4 +165,4 @@ def answers_http(url: str) -> bool:
         return False
 
 
-__all__ = ["HOST", "HttpServer", "LocalError", "Server", "answers_http"]
+__all__ = ["HOST", "HttpServer", "LocalError", "ProgramsOnly", "Server", "answers_http"]

@@ -26,13 +26,13 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
-from ingest.local.servers.base import HttpServer, Server, answers_http
-from ingest.local.servers.processes import HOST, Children
+from ingest.local.servers.base import HttpServer, ProgramsOnly, Server, answers_http
+from ingest.local.servers.confinement import confine
+from ingest.local.servers.processes import HOST, Children, private_folder
 from tasks.units import MiB
 
 REQUEST_BYTES_MAX = 256 * MiB
@@ -279,7 +279,7 @@ def too_large(size: int) -> QueryError:
     return error
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(ProgramsOnly):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"
@@ -405,6 +405,12 @@ def main() -> None:
     arguments = parser.parse_args()
     # Bound first: a taken port must end us before the engine opens the data.
     server = HttpServer((HOST, arguments.port), Handler)
+    # The engine makes a directory there when it opens; the system's own is out of reach.
+    temporary = arguments.data.parent / "temporary"
+    shutil.rmtree(temporary, ignore_errors=True)
+    private_folder(temporary)
+    os.environ["TMPDIR"] = str(temporary)
+    confine(arguments.data.parent)
     Handler.engine = Engine(arguments.data)
     Handler.user = arguments.user
     Handler.password = os.environ.get(PASSWORD_VARIABLE, "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ingest.local.servers.base import HOST, Server, answers_http
+from ingest.local.servers.confinement import confined
 from ingest.local.servers.processes import Children, LocalError
 
 ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
@@ -32,7 +33,7 @@ class CloudStorage(Server):
     def command(self) -> list[str]:
         """Plain HTTP. The external URL goes into the Location of resumable uploads, so it must be ours."""
         backend = ["memory"] if self.in_memory else ["filesystem", "-filesystem-root", str(self.directory)]
-        return [
+        command = [
             str(binary()),
             *("-scheme", "http"),
             *("-host", HOST),
@@ -41,6 +42,7 @@ class CloudStorage(Server):
             *("-log-level", "error"),
             *("-backend", *backend),
         ]
+        return confined(self.directory, command)
 
     def is_ready(self) -> bool:
         """It lists buckets."""

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qs, urlsplit
 
-from ingest.local.servers.base import HttpServer, Server, answers_http
+from ingest.local.servers.base import HttpServer, ProgramsOnly, Server, answers_http
 from ingest.local.servers.processes import HOST, Children, free_port
 from tasks.units import MiB
 
@@ -273,7 +273,7 @@ def _ask(url: str, *, post: bool = False) -> dict[str, Any]:
 def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
     """The HTTP side of one recorder."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(ProgramsOnly):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:

@@ -15,12 +15,11 @@ import json
 import traceback
 import zlib
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
-from ingest.local.servers.base import HttpServer
+from ingest.local.servers.base import HttpServer, ProgramsOnly
 from ingest.local.servers.bigquery.errors import ApiError, error_body
 from ingest.local.servers.bigquery.inserts import INSERT_ID_WINDOW_SECONDS
 from ingest.local.servers.bigquery.service import Service
@@ -32,7 +31,7 @@ REQUEST_BYTES_MAX = 10 * MiB
 REQUEST_SECONDS_MAX = 300
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(ProgramsOnly):
     """One connection of a client."""
 
     protocol_version = "HTTP/1.1"

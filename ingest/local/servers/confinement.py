@@ -1,0 +1,114 @@
+"""Confines a local server to its own directory, so that whoever reaches its port reaches no other file of ours.
+
+ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server takes `..` in an
+object's name. Both listen without a password. With Landlock the kernel lets the process, and what it starts, write
+below its directory alone, and read that, the interpreter, its packages and the system's libraries.
+
+    python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
+
+runs a program that is confined; `confine` confines this process. Linux with Landlock 3 (6.2) or newer; elsewhere
+nothing is confined. Nothing but the standard library.
+https://docs.kernel.org/userspace-api/landlock.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import site
+import struct
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# The same numbers on every architecture of Linux.
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+RULESET_VERSION = 1
+RULE_PATH_BENEATH = 1
+PR_SET_NO_NEW_PRIVS = 38
+VERSION_MIN = 3  # older ones forbid renames from one directory to another
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+ALL = (1 << 15) - 1
+"""Everything that version 3 knows: what is not allowed below is refused."""
+READ = EXECUTE | READ_FILE | READ_DIR
+OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14
+
+SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/nix/store", "/proc", "/sys")
+DEVICES = "/dev"
+PACKAGES = Path(__file__).resolve().parents[3]
+
+
+def is_supported() -> bool:
+    """Whether this kernel can confine a process."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return _call(ctypes.CDLL(None), CREATE_RULESET, None, 0, RULESET_VERSION) >= VERSION_MIN
+
+
+def confine(directory: Path, *readable: Path) -> bool:
+    """From here on this thread, and what it starts, writes below `directory` alone. False where it cannot be.
+
+    `readable`: what may be read besides the interpreter, its packages and the system.
+
+    Call it before there is another thread. Raises OSError when the kernel refuses.
+    """
+    if not is_supported():
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    handled = struct.pack("=Q", ALL)
+    ruleset = _checked(_call(library, CREATE_RULESET, handled, len(handled), 0))
+    try:
+        for path in (*_readable(), *map(str, readable)):
+            _allow(library, ruleset, path, READ)
+        _allow(library, ruleset, DEVICES, READ | WRITE_FILE)
+        _allow(library, ruleset, str(directory), ALL)
+        _checked(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _checked(_call(library, RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+    return True
+
+
+def confined(directory: Path, command: list[str]) -> list[str]:
+    """The command that runs this one confined. The process keeps its id."""
+    return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), *command]
+
+
+def _readable() -> Iterable[str]:
+    """Of Python: this interpreter and its packages; not the current directory, which may be the home."""
+    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    places = {*SYSTEM, *user, sys.prefix, sys.base_prefix, str(PACKAGES)}
+    return sorted(place for place in places if os.path.exists(place))
+
+
+def _allow(library: ctypes.CDLL, ruleset: int, path: str, rights: int) -> None:
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        allowed = rights if os.path.isdir(path) else rights & OF_A_FILE
+        rule = struct.pack("=Qi", allowed, handle)
+        _checked(_call(library, ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0))
+    finally:
+        os.close(handle)
+
+
+def _call(library: ctypes.CDLL, number: int, *arguments: int | bytes | None) -> int:
+    result: int = library.syscall(ctypes.c_long(number), *arguments)
+    return result
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"landlock: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def main() -> None:
+    """Replaces this process by the program. What it starts with is on the command line."""
+    directory, program, *arguments = sys.argv[1:]
+    confine(Path(directory), Path(program).resolve().parent)
+    os.execv(program, [program, *arguments])
+
+
+if __name__ == "__main__":
+    main()
