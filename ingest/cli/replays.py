@@ -344,8 +344,14 @@ def web_command(port: int, no_login: bool) -> None:
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure
+    from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
 
     loaded = settings()
+    if any(map(is_weak, people_of(loaded.flower_basic_auth.get_secret_value()))):
+        raise SettingsError(
+            "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
+            f"{PASSWORD_CHARACTERS_MIN} characters"
+        )
     configure(loaded)
     links = itertools.count()
 

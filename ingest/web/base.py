@@ -22,9 +22,10 @@ from tornado import web
 from ingest.settings import Settings
 from ingest.web.blobs import BlobError, Unpacked
 from ingest.web.desk import Desk, Refused
-from ingest.web.login import SESSION_SECONDS, Login, Throttled, Visitor, Way
+from ingest.web.login import SESSION_SECONDS, Login, Visitor, Way
 from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.reads import Reads
+from tasks.sign_in import Throttled
 
 NAMES = frozenset(("127.0.0.1", "localhost"))
 KNOWN_REPLAYS_MAX = 64
@@ -204,7 +205,7 @@ class Handler(web.RequestHandler):
         if isinstance(error, Refused):
             status_code, text = error.status, str(error)
         if isinstance(error, Throttled):
-            status_code, text = 429, f"too many wrong attempts: try again in {error.seconds:.0f} s"
+            status_code, text = 429, str(error)
             self.set_header("Retry-After", str(max(1, round(error.seconds + 0.5))))
         if status_code == 401 and self.state.login.has_passwords:
             self.set_header("WWW-Authenticate", 'Basic realm="replays-ingest operator", charset="UTF-8"')

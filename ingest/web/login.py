@@ -8,8 +8,6 @@ person. Guesses are throttled for everyone together: on the loopback interface n
 
 from __future__ import annotations
 
-import base64
-import binascii
 import getpass
 import hashlib
 import hmac
@@ -22,11 +20,9 @@ from enum import StrEnum
 import structlog
 
 from ingest.settings import Settings
+from tasks.sign_in import Throttle, credentials, is_one_of, people_of
 
 SESSION_SECONDS = 12 * 3600
-FREE_FAILURES = 5
-DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
-FORGIVEN_SECONDS = 600.0
 
 log = structlog.get_logger("web")
 
@@ -47,55 +43,6 @@ class Visitor:
     way: Way
 
 
-class Throttled(Exception):
-    """Too many failures: nothing is checked before `seconds` have passed."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"{seconds:.0f} s")
-        self.seconds = seconds
-
-
-class Throttle:
-    """A delay that doubles with each failure after the first few. It is counted, not slept."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._failures = 0
-        self._failed_at = 0.0
-        self._refused = 0
-
-    @property
-    def delay_seconds(self) -> float:
-        """How long after the last failure nothing is checked."""
-        doubled = min(self._failures - FREE_FAILURES, 10)
-        return 0.0 if doubled < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doubled)
-
-    def pass_or_raise(self) -> None:
-        """Returns when an attempt may be checked now. Raises Throttled."""
-        now = self._clock()
-        if now - self._failed_at >= FORGIVEN_SECONDS:
-            self._failures = 0
-        left = self._failed_at + self.delay_seconds - now
-        if left > 0:
-            self._refused += 1
-            if self._refused == 1:  # one line per delay, however many attempts there are in it
-                log.warning("sign_in_throttled", failures=self._failures, wait_seconds=round(left, 1))
-            raise Throttled(left)
-
-    def failed(self, way: Way) -> None:
-        """One attempt was wrong."""
-        self._failures += 1
-        self._failed_at = self._clock()
-        log.warning(
-            "sign_in_refused",
-            way=str(way),
-            failures=self._failures,
-            wait_seconds=self.delay_seconds,
-            unchecked_since_last=self._refused,
-        )
-        self._refused = 0
-
-
 class Login:
     """Methods that take what somebody gave return a Visitor, or None. They raise Throttled.
 
@@ -110,14 +57,14 @@ class Login:
         relinked: Callable[[str], None] = lambda path: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        given = settings.flower_basic_auth.get_secret_value().split(",")
-        self._people = [person.strip().encode() for person in given if person.strip()]
+        self._people = people_of(settings.flower_basic_auth.get_secret_value())
         self.is_open = is_open
         self._relinked = relinked
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
-        self.throttle = Throttle(clock)
+        # Apart: any site can make a browser open wrong links, which must keep no password out.
+        self._links, self._passwords = Throttle(clock), Throttle(clock)
 
     @property
     def has_passwords(self) -> bool:
@@ -136,8 +83,8 @@ class Login:
             log.info("signed_in", way=str(visitor.way), user=visitor.name)
             self._relinked(self.link)
             return visitor
-        self.throttle.pass_or_raise()
-        self.throttle.failed(Way.LINK)
+        self._links.pass_or_raise()
+        self._links.failed(Way.LINK)
         return None
 
     def by_password(self, header: str) -> Visitor | None:
@@ -145,11 +92,9 @@ class Login:
         given = credentials(header)
         if not given or not self._people:
             return None
-        self.throttle.pass_or_raise()
-        # All are compared, so that the time taken does not depend on which one it is.
-        matches = [hmac.compare_digest(given.encode(), person) for person in self._people]
-        if not any(matches):
-            self.throttle.failed(Way.PASSWORD)
+        self._passwords.pass_or_raise()
+        if not is_one_of(given, self._people):
+            self._passwords.failed(Way.PASSWORD)
             return None
         visitor = Visitor(given.partition(":")[0], Way.PASSWORD)
         log.info("signed_in", way=str(visitor.way), user=visitor.name)
@@ -176,17 +121,6 @@ class Login:
 
     def _proof(self, content: str) -> str:
         return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
-
-
-def credentials(header: str) -> str:
-    """`user:password` of a Basic authorization, "" without one."""
-    kind, _, rest = header.partition(" ")
-    if kind.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(rest, validate=True).decode()
-    except (binascii.Error, ValueError):
-        return ""
 
 
 def _own_name() -> str:

@@ -7,8 +7,7 @@ page of a failed flush task gets a button that asks the batch's reader to try th
 from __future__ import annotations
 
 import ast
-import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flower.urls
@@ -28,7 +27,9 @@ from tasks.coordination import Coordination
 from tasks.loading import load_fleet
 from tasks.names import sink_of
 from tasks.operate import NotParked, ReaderGone, retry
+from tasks.sign_in import Throttle, Throttled, credentials, is_one_of
 
+SIGNED_IN = "replays_signed_in"
 ACTIONS = b'<div class="detail-actions">'
 
 
@@ -65,11 +66,52 @@ def extend() -> None:
     handlers = flower.urls.handlers
     if any(getattr(handler, "handler_class", None) is RetryBatch for handler in handlers):
         return
+    BaseHandler.get_current_user = _throttled(BaseHandler.get_current_user, Throttle())
+    BaseHandler.set_default_headers = _unframed(BaseHandler.set_default_headers)
     handlers[0:0] = [
         url(r"/retry-batch", RetryBatch, name="retry_batch"),
         url(r"/task/(.+)", FlushTaskView, name="task"),
         (r"/metrics", GuardedMetrics),
     ]
+
+
+def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
+    """Flower's check of who asks, with a delay after wrong passwords, which `web` takes too.
+
+    Whoever signed in before has a cookie and stays in, so that nobody's guesses keep operators out. Flower's own
+    comparison fails with 500 for a password that is not ASCII.
+    """
+
+    def current_user(handler: Any) -> Any:
+        people = handler.application.options.basic_auth
+        if not people:
+            return theirs(handler)
+        given = credentials(handler.request.headers.get("Authorization", ""))
+        if not given:
+            raise web.HTTPError(401)
+        try:
+            if handler.get_secure_cookie(SIGNED_IN) is None:
+                throttle.pass_or_raise()
+        except Throttled as error:
+            raise web.HTTPError(429, str(error)) from error
+        if not is_one_of(given, people):
+            throttle.failed("flower")
+            raise web.HTTPError(401)
+        handler.set_secure_cookie(SIGNED_IN, "1", expires_days=1, samesite="Strict")
+        return theirs(handler) if handler.application.options.auth else True
+
+    return current_user
+
+
+def _unframed(theirs: Callable[[Any], None]) -> Callable[[Any], None]:
+    """No other page shows Flower's in a frame, where a click could be lured to its buttons."""
+
+    def set_default_headers(handler: Any) -> None:
+        theirs(handler)
+        handler.set_header("X-Frame-Options", "DENY")
+        handler.set_header("Content-Security-Policy", "frame-ancestors 'none'")
+
+    return set_default_headers
 
 
 def batch_of(task: Any) -> str | None:
@@ -144,11 +186,7 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         """For the audit: the OAuth address, or the user of the basic authentication."""
         if isinstance(self.current_user, str):
             return self.current_user
-        request = self.request.headers.get("Authorization", "")
-        try:
-            return base64.b64decode(request.split()[1]).decode().split(":", 1)[0]
-        except (IndexError, ValueError):
-            return "flower"
+        return credentials(self.request.headers.get("Authorization", "")).partition(":")[0] or "flower"
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]

@@ -22,8 +22,8 @@ from tasks.flower.handlers import extend
 from tasks.loading import SettingsError, load_fleet
 from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
+from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
 
-BASIC_AUTH_PASSWORD_MIN = 8
 PROVIDERS = {
     "google": "flower.views.auth.GoogleAuth2LoginHandler",
     "github": "flower.views.auth.GithubLoginHandler",
@@ -99,7 +99,7 @@ def options(settings: Settings) -> dict[str, Any]:
 
 
 def _authentication(settings: Settings) -> dict[str, Any]:
-    people = [part.strip() for part in settings.flower_basic_auth.get_secret_value().split(",") if part.strip()]
+    people = people_of(settings.flower_basic_auth.get_secret_value())
     provider = settings.flower_oauth_provider
     if people or not provider:
         _refuse_open(people)
@@ -133,13 +133,11 @@ def _refuse_open(people: Sequence[str]) -> None:
             "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
             "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
         )
-    for person in people:
-        user, _, password = person.partition(":")
-        if not user or len(password) < BASIC_AUTH_PASSWORD_MIN:
-            raise FlowerRefused(
-                "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
-                f"{BASIC_AUTH_PASSWORD_MIN} characters"
-            )
+    if any(map(is_weak, people)):
+        raise FlowerRefused(
+            "REPLAYS_FLOWER_BASIC_AUTH must be user:password, with a password of at least "
+            f"{PASSWORD_CHARACTERS_MIN} characters"
+        )
 
 
 def _refuse_everybody(emails: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,16 +14,8 @@ import structlog.testing
 from pydantic import SecretStr
 
 from ingest.settings import Settings
-from ingest.web.login import (
-    DELAY_SECONDS_MAX,
-    FORGIVEN_SECONDS,
-    FREE_FAILURES,
-    Login,
-    Throttle,
-    Throttled,
-    Visitor,
-    Way,
-)
+from ingest.web.login import Login, Visitor, Way
+from tasks.sign_in import DELAY_SECONDS_MAX, FORGIVEN_SECONDS, FREE_FAILURES, Throttle, Throttled
 from tests.kit.web_pages import Client, running, signed_in
 
 REPLAY = f"7/{'a' * 32}"
@@ -126,6 +121,15 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
         assert signed_in(address, links[0]).get("/").status == 200
 
 
+def test_wrong_links_keep_no_password_out():
+    """Any site can make a browser open wrong links here, as often as it likes."""
+    with pages(LOGIN) as (address, _):
+        guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
+
+        assert 429 in guesses
+        assert Client(address, LOGIN).get("/operate").status == 200
+
+
 def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
     """By a clock of our own."""
     now = [0.0]
@@ -180,3 +184,20 @@ def test_without_a_login_only_when_asked_for():
         assert stranger.get("/operate").status == 403
         assert stranger.get("/api/projects", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors").status == 403
         assert re.search("frame-ancestors 'none'", stranger.get("/").headers["Content-Security-Policy"])
+
+
+@pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
+def test_the_pages_do_not_start_with_a_password_that_is_guessed(passwords: str):
+    """The rule that Flower has for the same setting; a comma in a password makes two people of it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
+        env={**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "REPLAYS_FLOWER_BASIC_AUTH must be user:password" in done.stderr
+    assert "a-long" not in done.stderr

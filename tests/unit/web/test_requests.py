@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from ingest.web.api import byte_range
-from ingest.web.login import credentials
+from tasks.sign_in import credentials
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""Names and passwords of REPLAYS_FLOWER_BASIC_AUTH, and the delay after wrong ones: for Flower and `web` alike.
+
+The same passwords open both, so guesses must be slow at both. Guesses are delayed for everyone together: on the
+loopback interface nobody can be told apart.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+PASSWORD_CHARACTERS_MIN = 8
+FREE_FAILURES = 5
+DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 1.0, 60.0
+FORGIVEN_SECONDS = 600.0
+
+log = structlog.get_logger("sign_in")
+
+
+class Throttled(Exception):
+    """Too many failures: nothing is checked before `seconds` have passed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Throttle:
+    """A delay that doubles with each failure after the first few. It is counted, not slept."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._failed_at = 0.0
+        self._refused = 0
+
+    @property
+    def delay_seconds(self) -> float:
+        """How long after the last failure nothing is checked."""
+        doubled = min(self._failures - FREE_FAILURES, 10)
+        return 0.0 if doubled < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doubled)
+
+    def pass_or_raise(self) -> None:
+        """Returns when an attempt may be checked now. Raises Throttled."""
+        now = self._clock()
+        if now - self._failed_at >= FORGIVEN_SECONDS:
+            self._failures = 0
+        left = self._failed_at + self.delay_seconds - now
+        if left > 0:
+            self._refused += 1
+            if self._refused == 1:  # one line per delay, however many attempts there are in it
+                log.warning("sign_in_throttled", failures=self._failures, wait_seconds=round(left, 1))
+            raise Throttled(left)
+
+    def failed(self, way: str) -> None:
+        """One attempt was wrong. `way`: of signing in, for the log."""
+        self._failures += 1
+        self._failed_at = self._clock()
+        log.warning(
+            "sign_in_refused",
+            way=way,
+            failures=self._failures,
+            wait_seconds=self.delay_seconds,
+            unchecked_since_last=self._refused,
+        )
+        self._refused = 0
+
+
+def people_of(text: str) -> list[str]:
+    """`user:password` of each, from text that separates them by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def is_weak(person: str) -> bool:
+    """Whether this `user:password` has no user, or a password that is too short."""
+    user, _, password = person.partition(":")
+    return not user or len(password) < PASSWORD_CHARACTERS_MIN
+
+
+def credentials(header: str) -> str:
+    """`user:password` of a Basic authorization, "" without one."""
+    kind, _, rest = header.partition(" ")
+    if kind.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(rest, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def is_one_of(given: str, people: Sequence[str]) -> bool:
+    """Whether it is one of them. All are compared, so that the time taken does not depend on which one it is."""
+    fits = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
+    return any(fits)

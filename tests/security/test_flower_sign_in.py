@@ -1,0 +1,75 @@
+"""Flower takes the passwords of `web`'s operator page: they cannot be guessed at speed there either."""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from email.message import Message
+
+import pytest
+
+from ingest.local.servers.base import answers_http
+from ingest.local.servers.processes import Children, free_port, wait_until
+from tasks.sign_in import FREE_FAILURES
+from tests.kit.paths import ROOT
+
+PASSWORD = "operator:correct-hörse"
+Ask = Callable[..., tuple[int, Message]]
+
+
+@pytest.fixture
+def ask(children: Children, redis_url: str) -> Ask:
+    """A running Flower: `ask(password, cookie=...)` returns status and headers of its first page."""
+    port = free_port()
+    names = {"REPLAYS_REDIS_URL": redis_url, "REPLAYS_FLOWER_PORT": str(port)}
+    environment = os.environ | names | {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD}
+    children.start("flower", [sys.executable, "-m", "ingest.cli", "flower"], env=environment, cwd=ROOT)
+    address = f"http://127.0.0.1:{port}"
+    wait_until(lambda: answers_http(f"{address}/healthcheck"), 60, "flower")
+
+    def asked(password: str, path: str = "/workers", cookie: str = "") -> tuple[int, Message]:
+        request = urllib.request.Request(address + path)
+        request.add_header("Authorization", "Basic " + base64.b64encode(password.encode()).decode())
+        request.add_header("Cookie", cookie)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=30) as answer:
+                return answer.status, answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers
+
+    return asked
+
+
+def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
+    """Past the first few, nothing is checked for a while; whoever signed in before stays in."""
+    status, headers = ask(PASSWORD)
+    cookie = "; ".join(part.partition(";")[0] for part in headers.get_all("Set-Cookie") or [])
+    guesses = [
+        ask(f"operator:guess-{number}", path)[0] for number in range(20) for path in ("/tasks", "/api/tasks")
+    ]
+
+    assert status == 200
+    assert FREE_FAILURES <= guesses.count(401) < FREE_FAILURES + 5
+    assert guesses.count(401) + guesses.count(429) == len(guesses)
+    assert ask(PASSWORD)[0] == 429
+    assert ask(PASSWORD, cookie=cookie)[0] == 200
+    assert ask("operator:guess", cookie=cookie)[0] == 401
+
+
+def test_flower_is_drawn_in_no_frame(ask: Ask):
+    """A page of another site could lure clicks to its buttons; a refusal is no exception."""
+    for password in (PASSWORD, "operator:gu\xe9ss"):
+        _, headers = ask(password)
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+
+def test_no_password_is_an_error_of_flowers(ask: Ask):
+    """Flower compares texts, which fails for those that are not ASCII; ours compares bytes."""
+    assert ask("ö:é")[0] == 401
+    assert ask(PASSWORD)[0] == 200
