@@ -322,6 +322,9 @@ def test_its_module_takes_these_options(one: Documented, monkeypatch: pytest.Mon
     _, flag, module, *options = one.words
     assert flag == "-m"
     specification = importlib.util.find_spec(module)
+    if specification is not None and specification.submodule_search_locations is not None:
+        module = f"{module}.__main__"
+        specification = importlib.util.find_spec(module)
     assert specification is not None
     assert specification.origin is not None
     source = Path(specification.origin).read_text()
