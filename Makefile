@@ -64,8 +64,8 @@ hashes: ## what the image installs, with the hash of every file; after each chan
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
-simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0
-	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START))
+simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0 JOBS=2
+	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
 
 cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
 	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,8 @@ docs/decisions/014-same-cut.md says why it is kept there, 036-where-a-partition-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 VERSION = "2"
 CUTS_ONLY_VERSION = "1"  # of releases that recorded nothing else: `1,<cut>,<cut>`
@@ -23,8 +24,7 @@ NUMBER_MAX = 36**4 - 1
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What a commit says beside its offset.
 
     `topic_id`: the topic that the offset belongs to; empty: unknown. `partitions`: how many partitions the topic
@@ -55,20 +55,25 @@ def encode(committed: int, record: Record, bytes_max: int) -> str:
     Ends that do not fit into `bytes_max` are left out, the last ones first. Where not even the other fields fit,
     the text is empty.
     """
-    fields = [VERSION]
-    if record.topic_id:
-        fields.append(f"t={record.topic_id}")
-    if record.partitions:
-        fields.append(f"p={_digits(min(record.partitions, NUMBER_MAX))}")
-    if record.starts:
-        fields.append(f"s={_digits(min(record.starts, NUMBER_MAX))}")
-    head = ";".join(fields)
+    head = _head(record.topic_id, record.partitions, record.starts)
     if len(head) > bytes_max:
         return ""
-    cuts = _cuts(committed, record.stops, bytes_max - len(head) - len(";c="))
+    cuts = _cuts(committed, record.stops, bytes_max - len(head) - len(";c=")) if record.stops else ""
     if cuts:
         return f"{head};c={cuts}"
-    return head if len(fields) > 1 else ""
+    return head if head != VERSION else ""
+
+
+@lru_cache(maxsize=256)  # asked for with every tick of every partition, and seldom anything new
+def _head(topic_id: str, partitions: int, starts: int) -> str:
+    fields = [VERSION]
+    if topic_id:
+        fields.append(f"t={topic_id}")
+    if partitions:
+        fields.append(f"p={_digits(min(partitions, NUMBER_MAX))}")
+    if starts:
+        fields.append(f"s={_digits(min(starts, NUMBER_MAX))}")
+    return ";".join(fields)
 
 
 def _cuts(committed: int, stops: Sequence[int], bytes_max: int) -> str:

@@ -6,8 +6,6 @@ It knows nothing of the other partitions. What concerns them all (slots, bounds,
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.batching import Builder
@@ -148,6 +146,8 @@ class Partition:
         The ends that a predecessor recorded and that were not reached yet stay in the record: a second
         crash must not forget what the first one handed over.
         """
+        if not self.commits.idle:
+            return None
         taken_until = self._ledger.taken_until(self.source)
         # A drain waits for its commit, and an idle reader has no other chance.
         idle = not self.flights and not len(self.builder)
@@ -166,7 +166,8 @@ class Partition:
             offset = self.began_at = pending[0].start
         planned = (stop for stop in self.builder.planned if stop > offset)  # others lie in a gap that was passed
         stops = (*(offsets.stop for offsets in pending), *planned)
-        record = replace(self.record, starts=self._starts(offset, stopping=stopping), stops=stops)
+        about = self.record
+        record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)
         command = self.commits.send(self.epoch, offset, record, taken_until, now)
         if command is None:
             self.unblock_recorded()  # a predecessor recorded just these ends

@@ -118,7 +118,7 @@ class Pipeline:
     @property
     def in_flight(self) -> tuple[Flight, ...]:
         """Every batch that is cut and not settled, a partition after the other, in offset order."""
-        return tuple(flight for owned in self._owned.values() for flight in owned.flights.values())
+        return tuple([flight for owned in self._owned.values() for flight in owned.flights.values()])
 
     @property
     def oldest_opened_at(self) -> float | None:
@@ -130,7 +130,7 @@ class Pipeline:
     @property
     def held_bytes(self) -> int:
         """Bytes of unsettled and open batches."""
-        return sum(owned.held_bytes for owned in self._owned.values())
+        return sum([owned.held_bytes for owned in self._owned.values()])
 
     @property
     def sources(self) -> tuple[TopicPartition, ...]:
@@ -388,8 +388,9 @@ class Pipeline:
 
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
         self._count_waiting(now)
+        taking = self.halted is None and self.stopping_by is None
         for owned in self._owned.values():
-            if self.halted is None and self.stopping_by is None and owned.release_by is None:
+            if taking and owned.release_by is None:
                 batch = owned.builder.due(now)
                 if batch is not None:
                     owned.take(batch, now)
@@ -414,14 +415,15 @@ class Pipeline:
         elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)
         self._ticked_at = now
         draining = any(owned.release_by is not None for owned in self._owned.values())
+        has_room = self.has_room
         for source, owned in self._owned.items():
-            taking = self.has_room or source == self._admitted
-            waiting = owned.at_end and taking and not draining and not owned.held
+            taking = has_room or source == self._admitted
+            waiting = taking and not draining and not owned.held and owned.at_end
             if waiting and owned.waiting:
                 owned.builder.waited(elapsed_seconds)
             owned.waiting = waiting
 
-    def _expire(self, flight: Flight, now: float) -> Iterable[do.Command]:
+    def _expire(self, flight: Flight, now: float) -> do.Park | None:
         """A phase that is over by the clock leads to the next one; losing a record or a chord costs no segment.
 
         One chord may be lost in a restart of Redis, and is started again at once. Several in a row say that
@@ -431,9 +433,9 @@ class Pipeline:
             flight.misses += flight.phase is Phase.FLUSHING
             if flight.phase is Phase.FLUSHING and flight.misses >= DEADLINE_MISSES_MAX:
                 park = self._park(flight, self._silence(flight), now, self.limits.retry_backoff_seconds_max)
-                yield flight.show(park, now)
-            else:
-                flight.phase = Phase.WAITING
+                return flight.show(park, now)
+            flight.phase = Phase.WAITING
+        return None
 
     def _silence(self, flight: Flight) -> str:
         silent_seconds = flight.misses * self.limits.flush_deadline_seconds
@@ -443,37 +445,48 @@ class Pipeline:
 
     def _progress(self, now: float) -> Iterable[do.Command]:
         """Start what may start, commit what may be committed, release what is drained, pause or resume."""
-        flushing = 0
+        flushing, waiting, stopping = 0, False, self.stopping_by is not None
         for owned in self._owned.values():
-            commit = owned.commit(now, stopping=self.stopping_by is not None)
+            commit = owned.commit(now, stopping=stopping)
             if commit is not None:
                 yield commit
             for flight in owned.flights.values():
-                yield from self._expire(flight, now)
+                park = self._expire(flight, now)
+                if park is not None:
+                    yield park
                 flushing += flight.phase is Phase.FLUSHING
+                waiting = waiting or flight.phase is Phase.WAITING
+        if waiting:
+            yield from self._dispatch(flushing, now)
+        yield from self._release(now)
+        yield from self._press(now)
+        if stopping:
+            yield from self._stop(now)
+
+    def _dispatch(self, flushing: int, now: float) -> Iterable[do.Command]:
+        """Starts what waits for a slot. `flushing`: slots that are taken."""
         for owned in self._owned.values():
             for flight in owned.flights.values():
                 if flight.phase is Phase.WAITING and flushing < self.limits.in_flight_batches_max:
                     flushing += 1
                     yield flight.dispatch(now, self.limits.flush_deadline_seconds)
-        yield from self._release(now)
-        yield from self._press(now)
-        yield from self._stop(now)
 
     def _release(self, now: float) -> Iterable[do.Command]:
-        done = tuple(
+        done = [
             source
             for source, owned in self._owned.items()
             if owned.release_by is not None and (now >= owned.release_by or owned.drained)
-        )
+        ]
         for source in done:
             self._forget(source)
         if done:
-            yield do.Release(done)
+            yield do.Release(tuple(done))
 
     def _press(self, now: float) -> Iterable[do.Command]:
-        flights = sum(len(owned.flights) for owned in self._owned.values())
-        held_bytes = self.held_bytes
+        flights = held_bytes = 0
+        for owned in self._owned.values():
+            flights += len(owned.flights)
+            held_bytes += owned.held_bytes
         self._room_bytes = self.limits.in_flight_bytes_max - held_bytes
         change = self._backpressure.update(flights, held_bytes, now)
         if change is Change.PAUSE:
@@ -481,8 +494,12 @@ class Pipeline:
         elif change is Change.RESUME and not self.paused:
             yield do.Resume(tuple(source for source, owned in self._owned.items() if not owned.blocked))
         for source, owned in self._owned.items():
-            yield from self._hold(source, owned)
-        yield from self._admit(stuck=self._backpressure.paused and not flights and self.halted is None)
+            held = self._hold(source, owned)
+            if held is not None:
+                yield held
+        stuck = self._backpressure.paused and not flights and self.halted is None
+        if stuck or self._admitted is not None:
+            yield from self._admit(stuck=stuck)
 
     def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
         """While nothing is in flight and the bound is reached all the same, one partition is fetched nevertheless.
@@ -507,16 +524,17 @@ class Pipeline:
         if self._admitted is not None:
             yield do.Resume((self._admitted,))
 
-    def _hold(self, source: TopicPartition, owned: Partition) -> Iterable[do.Command]:
+    def _hold(self, source: TopicPartition, owned: Partition) -> do.Pause | do.Resume | None:
         """A batch that never settles lets its partition run ahead only so far: a crash reads all of it again."""
         behind = self._ledger.pending_count(source)
         if not owned.held and behind >= self.limits.pending_ranges_max:
             owned.held = True
-            yield do.Pause((source,))
-        elif owned.held and behind <= self.limits.pending_ranges_max // 2:
+            return do.Pause((source,))
+        if owned.held and behind <= self.limits.pending_ranges_max // 2:
             owned.held = False
             if not self.paused and not owned.blocked:
-                yield do.Resume((source,))
+                return do.Resume((source,))
+        return None
 
     def _stop(self, now: float) -> Iterable[do.Command]:
         if self.stopping_by is None or self.stopped:

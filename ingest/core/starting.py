@@ -8,7 +8,7 @@ neither holds: the group begins here, or its offset was lost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from ingest.core.cut_record import Record, decode
@@ -87,8 +87,7 @@ def _replaced(stored: Stored, topic: TopicView) -> bool:
 
 def first_record(found: Record, topic_id: str, began_with: int) -> Record:
     """What the first commit of an assignment says, after `found`: one more start, and the topic if it is known."""
-    return replace(
-        found,
+    return found._replace(
         topic_id=topic_id or found.topic_id,
         partitions=began_with or found.partitions,
         starts=found.starts + 1,

@@ -8,7 +8,7 @@ not fetched.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
@@ -42,10 +42,10 @@ class Kept:
         """Behind what waits of its partition."""
         self._queues.setdefault(waiting.source, deque()).append(waiting)
 
-    def take_all(self) -> Iterator[Iterable[Waiting]]:
+    def take_all(self) -> Iterable[Iterable[Waiting]]:
         """Removes and gives everything, one partition after the other. What cannot be taken is added again."""
         queues, self._queues = self._queues, {}
-        yield from queues.values()
+        return queues.values()
 
     def forget(self, sources: Iterable[TopicPartition]) -> None:
         """These partitions are assigned anew, or no longer ours."""

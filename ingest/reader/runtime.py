@@ -10,7 +10,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import cast
+from typing import Any
 
 import structlog
 
@@ -26,6 +26,7 @@ IDLE_SECONDS = 0.05
 TICK_SECONDS = 0.05
 INBOX_EVENTS_MAX = 256
 STOP_SECONDS_MAX = 2.0
+TICKED = on.Ticked()
 
 log = structlog.get_logger(__name__)
 
@@ -110,18 +111,17 @@ class Runtime:
         if self.pipeline.has_room or self.pipeline.paused:
             messages = self._source.poll(IDLE_SECONDS)
             self.guard.call("polled", self._polled, messages)
-            self._take(messages)
+            if messages:
+                self._take(messages)
         else:
             self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not for long enough to pause the consumer
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and hands over what there is room for, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda one: isinstance(one, Message)):
-            for event in self._parser.parse(self._messages(run)) if unparsed else self._takeable(run):
-                self._hand_over(cast(on.MessageParsed | Unusual | on.OffsetOutOfRange, event))
-
-    def _messages(self, run: Iterable[Waiting]) -> Iterator[Message]:
-        return cast(Iterator[Message], self._takeable(run))
+            taken: Iterator[Any] = self._takeable(run)
+            for event in self._parser.parse(taken) if unparsed else taken:
+                self._hand_over(event)
 
     def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
         """Those that may be taken, judged one by one: what the ones before came to counts."""
@@ -202,9 +202,10 @@ class Runtime:
             self.feed(event)
 
     def _tick(self) -> None:
-        if self._clock() - self._ticked_at >= TICK_SECONDS:
-            self._ticked_at = self._clock()
-            self.feed(on.Ticked())
+        now = self._clock()
+        if now - self._ticked_at >= TICK_SECONDS:
+            self._ticked_at = now
+            self.feed(TICKED)
 
     def _perform(self, command: do.Command) -> None:
         match command:

@@ -1,13 +1,15 @@
 """`python -m ingest.testing.simulation`: tries many seeds; for one that fails, the shortest story of it.
 
-python -m ingest.testing.simulation --seeds 10000 --jobs 2
+python -m ingest.testing.simulation --seeds 10000
 python -m ingest.testing.simulation --seed 138            # this one alone, told
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import secrets
 import sys
 import time
@@ -51,10 +53,10 @@ def try_seeds(seeds: Iterable[int]) -> tuple[int, float, Counter[str], list[Outc
 
 def _chunks(start: int, count: int, jobs: int) -> Iterator[tuple[int, float, Counter[str], list[Outcome]]]:
     ranges = [range(at, min(at + CHUNK_SEEDS, start + count)) for at in range(start, start + count, CHUNK_SEEDS)]
-    if jobs <= 1:
+    if min(jobs, len(ranges)) <= 1:
         yield from map(try_seeds, ranges)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(min(jobs, len(ranges)), initializer=gc.freeze) as pool:
         yield from pool.map(try_seeds, ranges)
 
 
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
     parser.add_argument("--start", type=int, help="the first of them; chosen at random and printed by default")
     parser.add_argument("--seed", type=int, help="this one alone, with its whole story")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; one per core by default")
     parser.add_argument("--lines", type=int, default=200, help="lines of a story")
     parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
     options = parser.parse_args(arguments)
@@ -98,11 +100,14 @@ def main(arguments: list[str] | None = None) -> int:
         simulated += part[1]
         marks.update(part[2])
         failures += part[3]
+        if sys.stderr.isatty():
+            print(f"\r{worlds} worlds, {len(failures)} failed", end="\r", file=sys.stderr, flush=True)
     seconds = time.monotonic() - started
     summary: dict[str, Any] = {
         "seeds": worlds,
         "first_seed": start,
         "seconds": round(seconds, 1),
+        "processes": options.jobs,
         "seeds_per_second": round(worlds / seconds, 1),
         "simulated_hours": round(simulated / 3600, 2),
         "failed_seeds": [outcome.shape.seed for outcome in failures],
@@ -114,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(summary))
     else:
         print(
-            f"{worlds} worlds in {seconds:.1f} s ({summary['seeds_per_second']} seeds a second, "
+            f"{worlds} worlds in {seconds:.1f} s with {options.jobs} processes "
+            f"({summary['seeds_per_second']} per second, "
             f"{summary['simulated_hours']} simulated hours): {len(failures)} failed"
         )
         print("reached: " + ", ".join(f"{mark} {marks[mark]}" for mark in wanted_marks() if marks[mark]))

@@ -6,6 +6,7 @@ They look at the broker, the sinks and the commands, never into the pipeline's p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from ingest.core import commands as do
@@ -13,6 +14,7 @@ from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.flight import Phase
 from ingest.core.model import LETTER_BYTES, Batch, CutReason, TopicPartition
+from ingest.core.ownership import GroupView
 from ingest.testing.simulation.kafka import Broker, Kind, Log
 from ingest.testing.simulation.reader import TURN_SECONDS, UNOWNED_SECONDS_MAX, Reader
 from ingest.testing.simulation.redis import PARKED_LEASE_SECONDS
@@ -26,6 +28,12 @@ CUT_AT_ONCE_MAX = 3
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
 # The members' own bound, their turns, and the longest time in which all of them may be frozen.
 UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
+
+
+@lru_cache(maxsize=1024)
+def _ends(offset: int, record: str) -> tuple[int, ...]:
+    """Ends of the batches that a commit names."""
+    return cut_record.decode(offset, record).stops
 
 
 class Durability:
@@ -209,7 +217,7 @@ class Bounded:
         """After a decision of the reader. Raises Violation."""
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
-        flushing = sum(flight.phase is Phase.FLUSHING for flight in flights)
+        flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
         slack = (
@@ -220,14 +228,17 @@ class Bounded:
         # One planned range may be completed over the bound, and only what can be staged limits its bytes. A
         # message that is parsed beside the loop counts with its own bytes until its rows are known: one of each
         # partition.
+        held_bytes = pipeline.held_bytes
+        if held_bytes <= limits.in_flight_bytes_max:
+            return
         batch_bytes_max = min(limits.staged_bytes_max, MESSAGE_BYTES_MAX * limits.batch_messages_max)
         most = limits.in_flight_bytes_max + batch_bytes_max + MESSAGE_BYTES_MAX * (1 + self._shape.partitions)
-        if pipeline.held_bytes > most:
-            raise Violation("bounded", f"{reader.name} holds {pipeline.held_bytes} bytes, more than {most}")
+        if held_bytes > most:
+            raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {most}")
 
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range."""
-        ends = len(cut_record.decode(command.offset, command.record).stops)
+        ends = len(_ends(command.offset, command.record))
         if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 
@@ -244,13 +255,13 @@ class RecordedFirst:
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
         """The ends that the predecessor stored count as stored."""
-        ends = cut_record.decode(given.committed or 0, given.record).stops
+        ends = _ends(given.committed or 0, given.record)
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
         """The broker stored these ends."""
         ends = self._stored.setdefault((reader.name, event.source), set())
-        ends.update(cut_record.decode(event.offset, event.record).stops)
+        ends.update(_ends(event.offset, event.record))
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
         """The broker stores no record of this length: ends that do not fit need not be stored."""
@@ -287,7 +298,7 @@ class SameCut:
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
         """A new owner received a plan."""
-        ends = cut_record.decode(given.committed or 0, given.record).stops
+        ends = _ends(given.committed or 0, given.record)
         self._plans[reader.name, given.source] = ends
         self._ended_early.pop((reader.name, given.source), None)
 
@@ -337,7 +348,7 @@ class SameCut:
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
         """A reader orders a commit: it keeps the ends of the plan. Raises Violation."""
         plan = self._plans[reader.name, command.source]
-        kept = cut_record.decode(command.offset, command.record).stops
+        kept = _ends(command.offset, command.record)
         forgotten = [
             end
             for end in plan
@@ -353,10 +364,14 @@ class OwnedInTime:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._since: dict[int, float] = {}
+        self._owned: GroupView | None = None
 
     def look(self, now: float) -> None:
         view = self._broker.group.view()
+        if view is self._owned:
+            return
         unowned = view.unowned if view.members else ()
+        self._owned = None if unowned else view
         self._since = {partition: self._since.get(partition, now) for partition in unowned}
         late = [partition for partition, since in self._since.items() if now - since > UNOWNED_SECONDS_BOUND]
         if late:
@@ -412,6 +427,13 @@ class Checkers:
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         """A reader decided."""
+        if commands or type(event) is not on.Ticked:
+            self._told(reader, event, now)
+            for command in commands:
+                self._ordered(reader, command, now)
+        self._bounded.look(reader)
+
+    def _told(self, reader: Reader, event: on.Event, now: float) -> None:
         match event:
             case on.PartitionsAssigned():
                 for given in event.assignments:
@@ -429,19 +451,19 @@ class Checkers:
                 self._rise.answered(reader, event, now)
                 self._recorded.refused(reader, event)
                 self._same_cut.refused(reader, event)
-        for command in commands:
-            match command:
-                case do.Commit():
-                    self._rise.ordered(reader, command, now)
-                    self._bounded.ordered(reader, command)
-                    self._same_cut.committed(reader, command, now)
-                case do.Recut():
-                    self._same_cut.recut(command)
-                    self._bounded.recut()
-                case do.Dispatch():
-                    self._recorded.ordered(reader, command, now)
-                    self._same_cut.ordered(reader, command, now)
-        self._bounded.look(reader)
+
+    def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:
+        match command:
+            case do.Commit():
+                self._rise.ordered(reader, command, now)
+                self._bounded.ordered(reader, command)
+                self._same_cut.committed(reader, command, now)
+            case do.Recut():
+                self._same_cut.recut(command)
+                self._bounded.recut()
+            case do.Dispatch():
+                self._recorded.ordered(reader, command, now)
+                self._same_cut.ordered(reader, command, now)
 
     def at_end(self) -> None:
         """Faults stopped long ago."""

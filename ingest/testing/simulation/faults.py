@@ -112,8 +112,10 @@ class Dice:
 
     def strikes(self, fault: Fault) -> bool:
         """Whether this fault happens at this opportunity. Never after the faults stopped."""
+        if self._timeline.now >= self.calm_at:
+            return False
         stream = self._streams.get(fault)
-        if stream is None or self._timeline.now >= self.calm_at or stream.random() >= RATES[fault]:
+        if stream is None or stream.random() >= RATES[fault]:
             return False
         self.struck[fault] += 1
         return True

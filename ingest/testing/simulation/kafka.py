@@ -116,9 +116,11 @@ class Group:
     assignment: dict[str, tuple[int, ...]] = field(default_factory=dict)
     committed: dict[int, tuple[int, str]] = field(default_factory=dict)
     record_bytes_max: int = 4095
+    _view: GroupView | None = None
 
     def enter(self, member_id: str, instance: str) -> None:
         """A new member. A static one takes the place of its former self, whose id is fenced from now on."""
+        self._view = None
         member = Member(instance, self.timeline.now)
         for former in [name for name, other in self.members.items() if instance and other.instance == instance]:
             del self.members[former]
@@ -133,6 +135,7 @@ class Group:
     def leave(self, member_id: str) -> None:
         """Gone, by its own will or by the session time-out."""
         if self.members.pop(member_id, None) is not None:
+            self._view = None
             self.rebalance()
 
     def beat(self, member_id: str) -> None:
@@ -149,11 +152,13 @@ class Group:
         if self.preparing_since is not None and now - self.preparing_since > REBALANCE_SECONDS_MAX:
             for name in [n for n, member in self.members.items() if not member.joined]:
                 del self.members[name]
+                self._view = None
             self._complete_if_all_joined()
 
     def rebalance(self) -> None:
         """Everybody has to join again."""
         if self.preparing_since is None:
+            self._view = None
             self.preparing_since = self.timeline.now
             for member in self.members.values():
                 member.joined = False
@@ -162,6 +167,7 @@ class Group:
     def grow(self) -> None:
         """The topic has one partition more, and the members' metadata says so."""
         self.partitions += 1
+        self._view = None
         self.rebalance()
 
     def join(self, member_id: str, owned: tuple[int, ...]) -> None:
@@ -173,6 +179,7 @@ class Group:
     def _complete_if_all_joined(self) -> None:
         if self.preparing_since is None or not all(member.joined for member in self.members.values()):
             return
+        self._view = None
         self.preparing_since = None
         self.generation += 1
         self.assignment = {}
@@ -204,9 +211,11 @@ class Group:
             min(wanted.values(), key=len).append(partition)
 
     def view(self) -> GroupView:
-        """As an admin client sees it."""
-        members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
-        return GroupView(self.partitions, members, self.preparing_since is None)
+        """As an admin client sees it. The same object until something changes."""
+        if self._view is None:
+            members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
+            self._view = GroupView(self.partitions, members, self.preparing_since is None)
+        return self._view
 
     def commit(self, member_id: str, generation: int, partition: int, offset: int, record: str) -> str:
         """Stores it, or says why not. Like the real one it asks for the generation, not for the partition."""
@@ -273,7 +282,7 @@ class SimulatedSource:
         if not self._serve_group():
             return ()
         messages: list[Message] = []
-        for partition in list(self._positions):
+        for partition in [*self._positions]:
             if partition not in self._paused and len(messages) < POLL_MESSAGES_MAX:
                 self._fetch(partition, messages)
         return messages

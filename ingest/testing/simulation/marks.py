@@ -66,6 +66,8 @@ class Marks:
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         """After each decision of a reader."""
+        if not commands and type(event) is on.Ticked:
+            return
         mark = self._story.mark
         match event:
             case on.PartitionsAssigned():

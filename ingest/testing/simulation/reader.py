@@ -235,6 +235,7 @@ class Reader:
         self.stopping = False
         self.frozen_until = 0.0
         self._ownership = Ownership(UNOWNED_SECONDS_MAX, TURN_SECONDS)
+        self._seen: GroupView | None = None
         self._dice = dice
         self._timeline = timeline
         self._story = story
@@ -284,7 +285,10 @@ class Reader:
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
-        """Another thread looks at the group from time to time."""
+        """Another thread looks at the group from time to time. A view in which all is owned teaches it once."""
+        if view is self._seen:
+            return
+        self._seen = None if view.unowned else view
         if self._ownership.must_rejoin(view, self.source.member_id, self._timeline.now):
             self.source.rejoin()
 
@@ -307,10 +311,11 @@ class Reader:
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         """The next event; simulated time passes while it waits. Raises queue.Empty, or Killed."""
+        timeline = self._timeline
         if block and not self._events:
-            self._timeline.run_until(self._timeline.now + (timeout or 0.0))
-        while self.alive and self.frozen:
-            self._timeline.run_until(self.frozen_until)
+            timeline.run_until(timeline.now + (timeout or 0.0))
+        while timeline.now < self.frozen_until and self.alive:
+            timeline.run_until(self.frozen_until)
         if not self.alive:
             raise Killed
         if not self._events:

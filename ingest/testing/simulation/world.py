@@ -170,7 +170,7 @@ class World:
 
     def _turn(self, slot: Slot, reader: Reader) -> None:
         """One step of the loop and one heartbeat, over and over; when it died, the next life."""
-        if reader.alive and not reader.frozen:
+        if reader.alive and self.timeline.now >= reader.frozen_until:
             self.broker.group.beat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
             if not reader.busy:
@@ -191,7 +191,7 @@ class World:
         now = self.timeline.now
         self.checkers.saw(reader, event, commands, now)
         self.marks.saw(reader, event, commands, now)
-        if any(isinstance(command, do.Halt) for command in commands):
+        if commands and any(isinstance(command, do.Halt) for command in commands):
             self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # a person rolls it back
 
     def _commit_stored(self, partition: int, offset: int, record: str) -> None:
