@@ -5,6 +5,7 @@ Tests run with the longest files first: several processes take whole files, and 
 
 import pytest
 
+from tests.kit.dead_letters import topics
 from tests.kit.seeds import VARIABLE, simulation_start
 from tests.kit.servers import (
     apache_kafka,
@@ -32,6 +33,7 @@ __all__ = [
     "stack",
     "statsd",
     "statsd_server",
+    "topics",
 ]
 
 # Folders and files by the time of their longest test, the longest first; whatever is not listed comes after.

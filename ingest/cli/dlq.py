@@ -44,19 +44,21 @@ def dlq_ls(
     reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
 ) -> None:
     """The dead letters, oldest first a partition, and how many there are of each reason."""
-    from ingest.operate.dlq import DeadLettersUnavailable, Selection, letters
+    from ingest.operate.dlq import DeadLettersUnavailable, Selection, erasures_now, letters, shown
+    from ingest.reader.configuration import rules_of
 
+    loaded = settings()
     counts: Counter[tuple[str, str]] = Counter()
     table = Table("id", "reason", "sink", "from", "replayed", "error")
     rows: list[dict[str, Any]] = []
     try:
-        for letter in letters(settings(), Selection(reason, sink, frozenset(ids), replayed)):
+        erasures, rules = erasures_now(loaded), rules_of(loaded)
+        for letter in letters(loaded, Selection(reason, sink, frozenset(ids), replayed)):
             counts[letter.reason, letter.sink] += 1
             if len(rows) < limit:
-                rows.append(letter.as_dict())
-                shown = (letter.reason, letter.sink, str(letter.label.origin))
-                error = Text(printable(letter.label.error[:80]))
-                texts = [Text(printable(text)) for text in shown]
+                rows.append(shown(letter, erasures, rules))
+                error = Text(printable(rows[-1]["error"][:80]))
+                texts = [Text(printable(text)) for text in (letter.reason, letter.sink, str(letter.label.origin))]
                 table.add_row(letter.id, *texts, "yes" if letter.replayed else "", error)
     except DeadLettersUnavailable as error:
         fail(str(error))
@@ -76,18 +78,22 @@ def dlq_ls(
 @as_json
 def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     """One dead letter: where it came from, why it is here, and what is in it."""
-    from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, letters
+    from ingest.operate.dlq import ERASED, DeadLettersUnavailable, Letter, Selection, erasures_now, letters, shown
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
 
     loaded = settings()
     try:
+        erasures = erasures_now(loaded)
         found = next(letters(loaded, Selection(ids=frozenset((letter_id,)), include_replayed=True)), None)
     except DeadLettersUnavailable as error:
         fail(str(error))
     if found is None:
         fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
     letter: Letter = found
+    about = shown(letter, erasures, rules_of(loaded))
+    if about["erased"]:
+        fail(f"dead letter {letter_id} is not shown: {ERASED}")
     if raw:
         if sys.stdout.isatty():
             fail("the original bytes may steer a terminal: send --raw to a pipe or a file")
@@ -95,9 +101,9 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
     if as_json:
-        echo_json({**letter.as_dict(), "content": content})
+        echo_json({**about, "content": content})
         return
-    for name, value in letter.as_dict().items():
+    for name, value in about.items():
         text = str(value)
         more = (
             f" ... and {len(text) - VALUE_CHARACTERS_MAX} characters" if len(text) > VALUE_CHARACTERS_MAX else ""

@@ -14,6 +14,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from ingest.operate import dlq, status
+from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from ingest.web.journey import flower_url
 from tasks.connection import connect
@@ -101,11 +102,13 @@ class Desk:
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
         selection = dlq.Selection(include_replayed=include_replayed)
+        rules = rules_of(self._settings)
         try:
+            erasures = dlq.erasures_now(self._settings)
             for letter in itertools.islice(dlq.letters(self._settings, selection), LETTERS_COUNTED_MAX):
                 counts[letter.reason, letter.sink] += 1
                 if len(shown) < LETTERS_MAX:
-                    shown.append(letter.as_dict())
+                    shown.append(dlq.shown(letter, erasures, rules))
         except dlq.DeadLettersUnavailable as error:
             raise Refused(503, str(error)) from error
         return {

@@ -46,10 +46,14 @@ class Originals:
 
     def __init__(self, settings: Settings, erasures: Erasures) -> None:
         self._gate = TenantGate()
-        self._gate.decide(TenantRules(), erasures, 0)
         self._settings = settings
         self._rules = rules_of(settings)
         self._reader: RangeReader | None = None
+        self.follow(erasures)
+
+    def follow(self, erasures: Erasures) -> None:
+        """From here on nothing of these is made."""
+        self._gate.decide(TenantRules(), erasures, 0)
         self._known: tuple[object, list[Item]] = (None, [])
 
     def remade(self, label: Label, sink: SinkName, named: Item) -> Item:

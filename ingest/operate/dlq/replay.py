@@ -10,24 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import msgspec
-
-from ingest.core.parse.envelope import identity_of
+from ingest.operate.dlq.erased import ERASED, erasures_now, is_erased, may_be_erased
 from ingest.operate.dlq.letters import FOREIGN, DeadLettersUnavailable, Letter, Selection, letters
 from ingest.operate.dlq.originals import NotMade, OriginalGone, Originals
-from ingest.reader.erasures import Erasures, erasures_of
+from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from tasks.errors import SinkError
-from tasks.kafka.decisions import DecisionsUnreadable, load
 from tasks.kafka.letters import REPLAYED_FROM, Mark, Sealed, digest, sealed
 from tasks.kafka.producing import AcknowledgedProducer, NotProduced
 from tasks.kafka.ranges import RangeError
 from tasks.refused import revive
 from tasks.sinks import build
 from tasks.sinks.base import Sink
-from tasks.wire import Blob, Item, Row
+from tasks.wire import Item
 
 
 @dataclass(slots=True)
@@ -40,7 +36,8 @@ class Replayed:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-ERASED = "its replay was erased"
+ERASURES_SECONDS_MAX = 5.0
+"""A replay that is erased during a long run is noticed after this."""
 
 
 class NotReplayed(Exception):
@@ -64,7 +61,7 @@ def replay(
     """
     summary = Replayed()
     sent: set[tuple[object, ...]] = set()
-    sender = _Sender(settings, _erasures(settings), unverified=unverified)
+    sender = _Sender(settings, unverified=unverified)
     next_at = time.monotonic()
     try:
         for letter in letters(settings, selection):
@@ -102,24 +99,15 @@ def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: b
     return f"written to {letter.sink}"
 
 
-def _erasures(settings: Settings) -> Erasures:
-    """What must not come back. Raises DeadLettersUnavailable."""
-    try:
-        entries = load(settings).entries
-    except (RangeError, DecisionsUnreadable) as failure:
-        raise DeadLettersUnavailable(f"operators' decisions: {failure}") from failure
-    in_force = {key: one.value for key, one in entries.items() if one.value is not None}
-    return erasures_of(in_force, time.time())
-
-
 class _Sender:
     """Produces messages and marks, and writes items to sinks; each call returns when it is durable."""
 
-    def __init__(self, settings: Settings, erasures: Erasures, *, unverified: bool) -> None:
+    def __init__(self, settings: Settings, *, unverified: bool) -> None:
         self._settings = settings
         self._unverified = unverified
+        self._erasures, self._asked_at = erasures_now(settings), time.monotonic()
+        self._rules = rules_of(settings)
         self._producer = AcknowledgedProducer(settings)
-        self._erasures = erasures
         self._originals = Originals(settings, self._erasures)
         self._sinks: dict[str, Sink[Item]] = {}
 
@@ -127,15 +115,15 @@ class _Sender:
         """The item to be written, None for a message to be produced. Raises NotReplayed, or RangeError."""
         if letter.label is FOREIGN:
             raise NotReplayed("it is not a letter of this system")
+        self._follow_erasures()
+        if is_erased(letter, self._erasures, self._rules):
+            raise NotReplayed(ERASED)
         if letter.sealed is Sealed.NO and not self._unverified:
             raise NotReplayed("it carries no seal of the shared key; --unverified replays it all the same")
         if letter.label.refusal is None:
             topic, ours = letter.label.origin.topic, self._settings.kafka_topic
             if topic != ours:
                 raise NotReplayed(f"it comes from topic {topic!r}, this deployment reads {ours}")
-            identity = identity_of(letter.value or b"")
-            if identity is not None and self._erasures.holds(*identity):
-                raise NotReplayed(ERASED)
             return None
         if letter.sink not in self._settings.sinks:
             raise NotReplayed(f"the sink {letter.sink!r} is not switched on")
@@ -146,24 +134,19 @@ class _Sender:
             raise NotReplayed(str(error)) from error
         except OriginalGone as error:
             if self._unverified or letter.sealed is Sealed.YES:
-                if self._may_be_erased(named):
+                if may_be_erased(letter, self._erasures):
                     raise NotReplayed(ERASED) from error
                 return named
             raise NotReplayed(
                 f"{error}: nothing vouches for this item; --unverified writes it as the letter has it"
             ) from error
 
-    def _may_be_erased(self, item: Item) -> bool:
-        """Of an item that only its letter vouches for. A packed object may hold parts of any replay."""
-        if isinstance(item, Blob):
-            _, project, *rest = item.name.split("/")
-            packed = project == "packed"
-            return bool(self._erasures) if packed else self._erasures.holds(int(project), rest[0], 0)
-        if isinstance(item, Row):
-            named = msgspec.json.decode(item.json, type=dict[str, Any])
-            replay_id = str(named.get("replay_id", "")).replace("-", "").lower()
-            return self._erasures.holds(int(named.get("project_id", 0)), replay_id, 0)
-        return False
+    def _follow_erasures(self) -> None:
+        """Raises DeadLettersUnavailable."""
+        if time.monotonic() - self._asked_at < ERASURES_SECONDS_MAX:
+            return
+        self._erasures, self._asked_at = erasures_now(self._settings), time.monotonic()
+        self._originals.follow(self._erasures)
 
     def send(self, letter: Letter, item: Item | None) -> None:
         """To its sink, or to its topic."""

@@ -2,133 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 import pytest
-from confluent_kafka import Producer
 
-from ingest.core.model import Batch, OffsetRange, Reject, Segment, TopicPartition
+from ingest.core.model import OffsetRange, Reject, TopicPartition
 from ingest.core.parse import parse
-from ingest.operate.dlq import Letter, Replayed, Selection, letters, mentioning, replay
+from ingest.operate.dlq import Selection, mentioning
 from ingest.operate.remake import batch_of, message_of
 from ingest.reader.encoding import Encoder, items_of
 from ingest.reader.process import rules_of
 from ingest.settings import Settings
-from ingest.testing.messages import recording
-from tasks.kafka.letters import REFUSED, REPLAYED_FROM, Label, Mark, Origin, Refusal, Sealed, digest, sealed
-from tasks.kafka.ranges import RangeReader
-from tasks.kafka.records import Headers, Record
-from tasks.migrate import migrate
-from tasks.refused import dead_letter
+from tasks.kafka.letters import REPLAYED_FROM, Label, Mark, Origin, Sealed, digest, sealed
+from tasks.kafka.records import Headers
 from tasks.sinks import build
 from tasks.sinks.clickhouse.sink import client as clickhouse_client
-from tasks.sinks.gcs.sink import client as gcs_client
-from tasks.wire import Blob, DeadLetter, Item, Manifest, Row, SinkName, decode_items
-
-MINE, THEIRS = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
-MY_PROJECT, THEIR_PROJECT = 11, 777
-FAST = 1e6
-ALL = Selection(include_replayed=True)
-
-
-@dataclass(frozen=True)
-class Topics:
-    """A topic with a recording of project 11 at offset 0 and one of project 777 at offset 1, and its dead letters.
-
-    `mine` and `theirs` are what the two make; nothing of it was written to any sink.
-    """
-
-    settings: Settings
-    mine: Segment
-    theirs: Segment
-
-    def write(self, *items: DeadLetter) -> None:
-        """Letters, as the dead-letter sink writes them."""
-        for item in items:
-            value = None if item.value is None else bytes(item.value)
-            self.produce(self.settings.dlq_topic, item.key, value, item.headers)
-
-    def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-        producer = Producer({"bootstrap.servers": self.settings.kafka_brokers})
-        producer.produce(topic, value, key, headers=list(headers), partition=0)
-        assert producer.flush(20) == 0
-
-    def records(self, topic: str = "") -> list[Record]:
-        with RangeReader(self.settings, topic or self.settings.kafka_topic) as reader:
-            return list(reader.read_all())
-
-    def letters(self, selection: Selection = ALL) -> list[Letter]:
-        return list(letters(self.settings, selection))
-
-    def replay(self, selection: Selection = ALL, **options: Any) -> Replayed:
-        return replay(self.settings, selection, per_second_max=FAST, **options)
-
-    def object(self, name: str) -> bytes | None:
-        blob = gcs_client(self.settings).bucket(self.settings.gcs_bucket).get_blob(name)
-        return None if blob is None else bytes(blob.download_as_bytes(raw_download=True))
-
-    def store(self, name: str, content: bytes) -> None:
-        gcs_client(self.settings).bucket(self.settings.gcs_bucket).blob(name).upload_from_string(content)
-
-    def rows(self, table: str) -> int:
-        server = clickhouse_client(self.settings)
-        try:
-            return int(server.query(f"SELECT count() FROM {table} FINAL").result_rows[0][0])
-        finally:
-            server.close()
-
-
-@pytest.fixture
-def topics(
-    kafka_brokers: str, gcs_endpoint: str, clickhouse_url: str, redis_url: str, fresh_name: Callable[[str], str]
-) -> Topics:
-    name = fresh_name("letters").replace("-", "_")
-    settings = Settings(
-        redis_url=redis_url,  # type: ignore[arg-type]
-        kafka_brokers=kafka_brokers,
-        kafka_topic=name,
-        kafka_group=name,
-        gcs_endpoint=gcs_endpoint,
-        gcs_bucket=name,
-        clickhouse_url=clickhouse_url,
-        clickhouse_database=name,
-        sinks=(SinkName.GCS, SinkName.CLICKHOUSE, SinkName.DEAD_LETTER),
-    )
-    for _ in migrate(settings, topics=True):
-        pass
-    made = Topics(settings, *[None] * 2)  # type: ignore[arg-type]
-    for replay_id, project in ((MINE, MY_PROJECT), (THEIRS, THEIR_PROJECT)):
-        made.produce(name, None, recording(replay_id=replay_id, project_id=project, received=int(time.time())))
-    found = [parse(message_of(record), rules_of(settings)) for record in made.records()]
-    assert all(isinstance(outcome, Segment) for outcome in found)
-    return Topics(settings, *found)  # type: ignore[arg-type]
-
-
-def batch(topics: Topics) -> Batch:
-    """Both messages, as one batch."""
-    source = message_of(topics.records()[0]).source
-    return batch_of(source, OffsetRange(0, 2), [topics.mine, topics.theirs])
-
-
-def manifest(topics: Topics, start: int = 0, stop: int = 2) -> Manifest:
-    topic = topics.settings.kafka_topic
-    return Manifest(f"{topic}-0-{start}-{stop}", "digest", topic, 0, start, stop, "reader", 1, ())
-
-
-def refusal(topics: Topics, sink: str, item: Item) -> DeadLetter:
-    """The letter that a flush task writes when the sink refuses the item."""
-    return dead_letter(item, manifest(topics), sink, "no")
-
-
-def forged(topics: Topics, sink: str, kind: str, item: str, value: bytes, offset: int = 0) -> DeadLetter:
-    """A letter by somebody who can write the topic and knows our headers."""
-    origin = Origin(topics.settings.kafka_topic, 0, offset)
-    label = Label(REFUSED, "no", origin, manifest(topics).batch_id, refusal=Refusal(sink, kind, item))
-    return DeadLetter(None, value, label.encode(), offset)
+from tasks.wire import Blob, DeadLetter, Row, SinkName, decode_items
+from tests.kit.dead_letters import (
+    MINE,
+    Topics,
+    batch,
+    forged,
+    refusal,
+)
 
 
 def first_format(item: DeadLetter) -> DeadLetter:
@@ -140,8 +36,8 @@ def first_format(item: DeadLetter) -> DeadLetter:
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
     """Blob and rows; equal letters once; a second replay finds nothing to do."""
-    written = [refusal(topics, "gcs", items_of(batch(topics), SinkName.GCS)[0])] * 2
-    written += [refusal(topics, "clickhouse", row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
+    written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
+    written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
     topics.write(*(first_format(letter) if older else letter for letter in written))
 
     rehearsed = topics.replay(dry_run=True)
@@ -271,7 +167,7 @@ def test_a_packed_object_and_its_index_come_from_their_whole_batch(topics: Topic
         if isinstance(item, Row) and item.table == "replay_objects"
     ]
     assert isinstance(blob, Blob)
-    topics.write(refusal(topics, "gcs", blob))
+    topics.write(refusal(topics, SinkName.GCS, blob))
     stolen = bytes(index[1].json).replace(b'"start_bytes":', b'"start_bytes":9')
     topics.write(forged(topics, "clickhouse", "row", f"replay_objects/{index[1].id}", stolen))
 
@@ -326,7 +222,7 @@ def test_letters_that_mention_a_replay_are_found_wherever_they_do(topics: Topics
     label = Label("not_msgpack", "", Origin(topic, 0, 1), "b", 5, (("trace", MINE.encode()),))
     topics.write(DeadLetter(None, b"x", label.encode(), 1))
     topics.write(DeadLetter(None, MINE.encode(), Label("r", "", Origin(topic, 0, 2), "b").encode(), 2))
-    topics.write(refusal(topics, "gcs", items_of(batch(topics), SinkName.GCS)[0]))
+    topics.write(refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0]))
     topics.write(forged(topics, "gcs", "blob", topics.theirs.blobs[0].name, b""))
 
     row = f'{{"replay_id":"{UUID(MINE)}"}}'.encode()

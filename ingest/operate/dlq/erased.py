@@ -1,0 +1,129 @@
+"""Which letters are of an erased replay. They stay in Kafka until their retention; nothing shows or writes them.
+
+A message names its replay, project and user. Of one that never parsed, an erased replay's id anywhere in it is
+enough. A row names its replay and user, a recording's own object its replay. A packed object may hold parts of any
+replay, and a recording alone does not name its user: of these the original message decides, while it is there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import msgspec
+
+from ingest.core.model import Drop, Message, TopicPartition
+from ingest.core.parse import parse
+from ingest.core.parse.envelope import identity_of, project_of
+from ingest.core.parse.rules import ParseRules
+from ingest.operate.dlq.letters import DeadLettersUnavailable, Letter
+from ingest.operate.remake import NO_EPOCH
+from ingest.reader.erasures import Erasures, erasures_of, user_digest
+from ingest.reader.tenant_gate import TenantGate, TenantRules
+from ingest.settings import Settings
+from tasks.kafka.decisions import DecisionsUnreadable, load
+from tasks.kafka.letters import ABANDONED, Kind
+from tasks.kafka.ranges import RangeError
+from tasks.refused import OBJECT
+
+ERASED = "its replay was erased"
+REPLAY_ID = re.compile(rb"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+ANY_TIME = 0.0
+
+
+class _Row(msgspec.Struct):
+    """What a row says of its owner. ClickHouse's names; BigQuery's facts have no user."""
+
+    project_id: int
+    replay_id: str
+    user: str | None = None
+    user_id: str | None = None
+    user_name: str | None = None
+    user_email: str | None = None
+
+    @property
+    def users(self) -> set[str]:
+        return {name for name in (self.user, self.user_id, self.user_name, self.user_email) if name}
+
+
+def erasures_now(settings: Settings) -> Erasures:
+    """What must not come back. Raises DeadLettersUnavailable."""
+    try:
+        entries = load(settings).entries
+    except (RangeError, DecisionsUnreadable) as failure:
+        raise DeadLettersUnavailable(f"operators' decisions: {failure}") from failure
+    in_force = {key: one.value for key, one in entries.items() if one.value is not None}
+    return erasures_of(in_force, time.time())
+
+
+def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
+    """Whether the letter itself shows that its replay, its user or its project was erased.
+
+    What it was made from arrived before the letter was written: an erasure after that holds for it.
+    """
+    if not erasures:
+        return False
+    if letter.label.refusal is None:
+        return _message_is_erased(letter, erasures, rules)
+    return _item_is_erased(letter, erasures, letter.timestamp_ms / 1000, in_doubt=False)
+
+
+def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, Any]:
+    """`Letter.as_dict`, with whether its replay was erased. What the message or row brought is left out then."""
+    about = letter.as_dict()
+    if not is_erased(letter, erasures, rules):
+        return {**about, "erased": False}
+    return {**about, "erased": True, "error": ERASED, "headers": {}}
+
+
+def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
+    """The same of a refused item that only its letter vouches for, since its message is gone: in doubt it is."""
+    return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
+
+
+def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
+    """Parses it only where a user of its project was erased: that may cost a second."""
+    identity, project = identity_of(letter.value), project_of(letter.value)
+    if identity is not None and erasures.holds(*identity):
+        return True
+    if project in erasures.users and _names_an_erased_user(letter, erasures, rules):
+        return True
+    if letter.label.reason == ABANDONED:
+        return False
+    texts = (letter.value, letter.key or b"", *(value or b"" for _, value in letter.label.originals))
+    named = {found[0].replace(b"-", b"").decode().lower() for text in texts for found in REPLAY_ID.finditer(text)}
+    return any(replay in named and project in (None, owner) for owner, replay in erasures.replays)
+
+
+def _names_an_erased_user(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
+    gate, origin = TenantGate(), letter.label.origin
+    gate.decide(TenantRules(), erasures, 0)
+    source = TopicPartition(origin.topic, origin.partition)
+    outcome = parse(Message(source, NO_EPOCH, origin.offset, letter.value, tombstone=letter.tombstone), rules)
+    return isinstance(gate.screened(outcome), Drop)
+
+
+def _item_is_erased(letter: Letter, erasures: Erasures, received: float, *, in_doubt: bool) -> bool:
+    refusal = letter.label.refusal
+    assert refusal is not None, letter.id
+    if refusal.kind == Kind.METRIC:
+        return False  # a number: of nobody's
+    if refusal.kind == Kind.ROW:
+        try:
+            row = msgspec.json.decode(letter.value, type=_Row)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return in_doubt
+        return _row_is_erased(row, erasures, received)
+    if own := OBJECT.fullmatch(refusal.item):
+        project = int(own["project"])
+        held = erasures.holds(project, refusal.item.split("/")[2], received)
+        return held or (in_doubt and bool(erasures.users.get(project)))
+    return in_doubt
+
+
+def _row_is_erased(row: _Row, erasures: Erasures, received: float) -> bool:
+    users = erasures.users.get(row.project_id, {})
+    return erasures.holds(row.project_id, row.replay_id.replace("-", "").lower(), received) or any(
+        received <= users.get(user_digest(row.project_id, name), -1.0) for name in row.users
+    )

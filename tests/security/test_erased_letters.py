@@ -1,0 +1,143 @@
+"""A dead letter of an erased replay stays in Kafka until its retention: nothing shows it, nothing writes it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import time
+from uuid import UUID
+
+import pytest
+
+from ingest.operate.dlq import ERASED
+from ingest.reader.erasures import project_key, replay_key, user_key
+from ingest.testing.messages import recording, replay_event
+from ingest.web.desk import Desk
+from tasks.kafka.decisions import DecisionWriter
+from tasks.kafka.letters import ABANDONED, Label, Origin
+from tasks.kafka.records import Headers
+from tasks.wire import DeadLetter
+from tests.kit.commands import command
+from tests.kit.dead_letters import MINE, MY_PROJECT, THEIR_PROJECT, THEIRS, Topics, forged
+
+SECRET = "what-nobody-may-see"
+ANN = "ann@shop.example"
+GONE = 50
+"""An offset that the topic does not have: only the letter is left."""
+OFFSETS = itertools.count()
+
+
+def erase(topics: Topics, *keys: str) -> None:
+    """The decision alone, as if the stores were empty. A minute ahead: the letters were written before it."""
+    value = {"at": time.time() + 60, "by": "bob", "until": 0}
+    DecisionWriter(topics.settings).write(dict.fromkeys(keys, value))
+
+
+def message(topics: Topics, value: bytes, reason: str = ABANDONED, headers: Headers = ()) -> DeadLetter:
+    """A letter that is a message, each of another offset."""
+    label = Label(reason, SECRET, Origin(topics.settings.kafka_topic, 0, next(OFFSETS)), "b", 5, headers)
+    return DeadLetter(None, value, label.encode(), 0)
+
+
+def row(topics: Topics, offset: int = 0, **fields: object) -> DeadLetter:
+    """A letter that is a row of MINE, with these fields besides or instead."""
+    whole = {"project_id": MY_PROJECT, "replay_id": str(UUID(MINE)), "text": SECRET, **fields}
+    return forged(topics, "clickhouse", "row", "replays/x", json.dumps(whole).encode(), offset)
+
+
+def blob(topics: Topics, offset: int = 0) -> DeadLetter:
+    """A letter that is MINE's recording."""
+    return forged(topics, "gcs", "blob", topics.mine.blobs[0].name, SECRET.encode(), offset)
+
+
+def of_user(replay_id: str, email: str) -> bytes:
+    """A message whose session names a user."""
+    event = replay_event(replay_id=replay_id, user={"email": email})
+    return recording(replay_id=replay_id, project_id=MY_PROJECT, replay_event=event)
+
+
+def expect_erased(topics: Topics, *written: DeadLetter) -> None:
+    """Replay, list, show and the operator's page answer that each of the first letters was erased."""
+    settings = topics.settings
+    names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
+    env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
+    env["REPLAYS_REDIS_URL"] = settings.redis_url.get_secret_value()
+    desk = Desk(settings)
+
+    done = topics.replay(unverified=True)
+    shown = desk.dead_letters(include_replayed=True)["letters"][: len(written)]
+    listed = command(env, "dlq", "ls", "--json").json["letters"][: len(written)]
+    desk.close()
+
+    assert [error for _, error in done.failed] == [ERASED] * len(written)
+    assert topics.object(topics.mine.blobs[0].name) is None
+    assert topics.rows("replays") == 0
+    for one in (*shown, *listed):
+        assert (one["erased"], one["error"], one["headers"]) == (True, ERASED, {})
+    for number in range(len(written)):
+        for option in ((), ("--raw",), ("--json",)):
+            told = command(env, "dlq", "show", f"0-{number}", *option)
+            assert (told.code, told.out) == (1, "")
+            assert ERASED in told.err
+
+
+def test_a_letter_of_an_erased_replay_is_answered_with_erased(topics: Topics):
+    """Whatever was refused, whether its message is there or gone; a neighbour's letter is replayed as ever."""
+    written = [
+        message(topics, recording(replay_id=MINE, project_id=MY_PROJECT), headers=(("trace", SECRET.encode()),)),
+        message(topics, b"\xc1" + MINE.encode(), "not_msgpack"),
+        message(topics, b"\xc1" + str(UUID(MINE)).upper().encode(), "not_msgpack"),
+        message(topics, b"\xc1", "not_msgpack", (("trace", MINE.encode()),)),
+        *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
+    ]
+    neighbour = message(topics, recording(replay_id=THEIRS, project_id=THEIR_PROJECT))
+    topics.write(*written, neighbour)
+    erase(topics, replay_key(MY_PROJECT, MINE))
+
+    expect_erased(topics, *written)
+    assert [letter.replayed for letter in topics.letters()] == [False] * len(written) + [True]
+
+
+def test_a_letter_of_an_erased_project_is_answered_with_erased(topics: Topics):
+    """What it was made from arrived before the letter was written, and that was before the erasure."""
+    written = [
+        message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
+        *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
+    ]
+    topics.write(*written)
+    erase(topics, project_key(MY_PROJECT))
+
+    expect_erased(topics, *written)
+
+
+def test_a_letter_of_an_erased_user_is_answered_with_erased(topics: Topics):
+    """ClickHouse refused the row that names the user, so no erasure could know which replay was theirs."""
+    written = [message(topics, of_user(MINE, ANN)), row(topics, user_email=ANN), row(topics, GONE, user=ANN)]
+    topics.write(*written)
+    erase(topics, user_key(MY_PROJECT, ANN))
+
+    expect_erased(topics, *written)
+
+
+def test_what_only_a_letter_vouches_for_is_not_written_in_doubt(topics: Topics):
+    """A recording does not name its user, and a row that cannot be read names nobody."""
+    topics.write(blob(topics, GONE), row(topics, GONE, project_id="x"), row(topics, GONE, replay_id=None))
+    topics.write(message(topics, of_user(THEIRS, "bob@shop.example")))
+    erase(topics, user_key(MY_PROJECT, ANN))
+
+    done = topics.replay(unverified=True)
+
+    assert done.failed == [(f"0-{number}", ERASED) for number in range(3)]
+    assert (done.written, done.produced) == (0, 1)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_an_erasure_during_a_replay_is_noticed(topics: Topics, monkeypatch: pytest.MonkeyPatch, seconds: float):
+    """A long run asks for decisions again and again."""
+    monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_SECONDS_MAX", seconds)
+    topics.write(message(topics, b"first"), message(topics, recording(replay_id=MINE, project_id=MY_PROJECT)))
+
+    done = topics.replay(done=lambda letter, _: erase(topics, replay_key(MY_PROJECT, MINE)))
+
+    assert done.failed == ([("0-1", ERASED)] if seconds == 0 else [])
