@@ -139,6 +139,8 @@ def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
         "replays_reader_redis_up",
         "replays_worker_completions_total",
         "replays_worker_heartbeat_seconds",
+        "replays_reader_unverified_total",  # zero unless somebody forges; the log names the process that found it
+        "replays_worker_unverified_total",
     }
 
     assert alerted - shown - not_drawn == set()

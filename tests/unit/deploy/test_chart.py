@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
+from ingest.settings import Settings
 from tests.kit.kubernetes import documents_of, mistakes
 from tools.manifests import CHART, HEADER, MANIFESTS, files, helm, rendered, stale
 
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
+SECRETS = [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
 ALERTS = CHART.parents[1] / "prometheus" / "alerts.yml"
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
@@ -140,6 +143,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "worker.tolerations[0].operator=Exists",
         "worker.queues.gcs.resources.limits.memory=2Gi",
         "secret=ours",
+        "sharedKey.enabled=true",
+        "sharedKey.unsealed=accept",
         "extraVolumes[0].name=ca",
         "extraVolumes[0].secret.secretName=our-ca",
         "extraVolumeMounts[0].name=ca",
@@ -218,6 +223,28 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
     assert reader["nodeSelector"] == {"pool": "replays"}
 
 
+@needs_helm
+def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
+    """One without it would have all that it leaves for others ignored; by default there is none."""
+    by_chart: dict[str, list[dict[str, Any]]] = {name: [] for name in charts}
+    for name, documents in charts.items():
+        for document in documents:
+            spec = document.get("spec", {})
+            template = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+            by_chart[name] += template.get("spec", {}).get("containers", [])
+
+    assert len(by_chart["everything"]) >= len(VALUES["worker"]["queues"]) + 4
+    for container in by_chart["everything"]:
+        environment = {entry["name"]: entry for entry in container["env"]}
+        assert environment["REPLAYS_SHARED_KEY"]["valueFrom"]["secretKeyRef"] == {
+            "name": "ours",
+            "key": "shared-key",
+        }
+        assert environment["REPLAYS_SHARED_KEY_UNSEALED"]["value"] == "accept"
+    for container in by_chart["without keda"]:
+        assert not [entry for entry in container["env"] if "SHARED_KEY" in entry["name"]]
+
+
 def test_the_schema_of_the_values_takes_the_defaults_and_no_other_name():
     """helm holds values against it: a misspelt one, or a secret among the settings, is refused at once."""
     import json
@@ -232,6 +259,9 @@ def test_the_schema_of_the_values_takes_the_defaults_and_no_other_name():
         {"keda": {"enable": True}},
         {"settings": {"REPLAYS_CLICKHOUSE_PASSWORD": "x"}},
         {"settings": {"KAFKA_BROKERS": "x"}},
+        {"sharedKey": {"key": "x"}},
+        {"sharedKey": {"unsealed": "yes"}},
+        *({"settings": {f"REPLAYS_{name.upper()}": "x"}} for name in SECRETS),
         {"worker": {"queues": {"gcs": {"queue": "flush.gsc", "scale": {"min": 1, "max": 1}}}}},
     ):
         with pytest.raises(jsonschema.ValidationError):

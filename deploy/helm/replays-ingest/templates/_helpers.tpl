@@ -19,6 +19,11 @@ app.kubernetes.io/component: {{ . }}
 {{ include "replays.secret" (list . "REPLAYS_REDIS_URL" "redis-url") }}
 {{ include "replays.secret" (list . "REPLAYS_KAFKA_SASL_USERNAME" "kafka-username") }}
 {{ include "replays.secret" (list . "REPLAYS_KAFKA_SASL_PASSWORD" "kafka-password") }}
+{{- if .Values.sharedKey.enabled }}
+{{ include "replays.secret" (list . "REPLAYS_SHARED_KEY" "shared-key") }}
+- name: REPLAYS_SHARED_KEY_UNSEALED
+  value: {{ .Values.sharedKey.unsealed }}
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
