@@ -7,12 +7,14 @@ Sentry JavaScript SDK and rrweb. A wrong shape anywhere costs that event alone; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from ingest.core.parse.budget import Budget, Spent
+from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS
 from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BlobError, CutShort, split
 from tasks.units import MiB
 
@@ -38,6 +40,11 @@ STATES = frozenset(
     )
 )
 CLICK_RANKS = {"click": 0, "slow_click": 1, "dead_click": 2, "rage_click": 3}
+
+_TIME = rb'"timestamp": ?([0-9]{1,15}(?:\.[0-9]{1,9})?)'
+_first_fields = re.compile(rb'\{"type": ?([0-9]{1,3}), ?(?:' + _TIME + rb",)?")
+_last_field = re.compile(rb"\}, ?" + _TIME + rb"\}$")
+_LAST_FIELD_BYTES = 64
 
 Detail = dict[str, str | int | float | bool | None]
 
@@ -114,6 +121,19 @@ class _Incremental(msgspec.Struct):
     data: _Pointer
 
 
+def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
+    """Type and time. Of an event that is nested deeper than the decoder goes, as SDKs write them: at its ends."""
+    try:
+        return msgspec.json.decode(raw, type=_Head)
+    except RecursionError:
+        text = bytes(raw)
+        began, ended = _first_fields.match(text), _last_field.search(text, max(0, len(text) - _LAST_FIELD_BYTES))
+        at = (began and began[2]) or (ended and ended[1])
+        if began is None or at is None:
+            raise
+        return _Head(int(began[1]), float(at))
+
+
 class _Reader:
     """Collects while events go by."""
 
@@ -128,12 +148,13 @@ class _Reader:
         self.malformed = 0
         self.truncated = False
         self.segment_id = 0
+        self._loaded_ms: int | None = None
         self._clicks: dict[tuple[int, int], Mark] = {}
         self._pointer: list[Mark] = []
 
     def take(self, raw: msgspec.Raw | bytes | bytearray) -> None:
         try:
-            head = msgspec.json.decode(raw, type=_Head)
+            head = _head_of(raw)
             at_ms = _milliseconds(head.timestamp)
             if head.type in PLAYED_TYPES and (head.timestamp or 0) > MILLISECONDS_MIN:
                 self.start_ms = at_ms if self.start_ms is None else min(self.start_ms, at_ms)
@@ -232,6 +253,15 @@ class _Reader:
         elif category in STATES:
             detail = _scalars(data) if isinstance(data, dict) else {}
             self._add(Mark(at_ms, "state", self.segment_id, _text(category), detail=detail))
+        elif category in ("ui.input", "ui.keyDown"):
+            detail = _scalars(data) if isinstance(data, dict) else {}
+            selector = _text(payload.get("message"))
+            kind = "input" if category == "ui.input" else "key"
+            self._add(Mark(at_ms, kind, self.segment_id, selector, detail=detail))
+        elif isinstance(category, str) and category and not category.startswith(SDK_CATEGORIES):
+            detail = _scalars(data) if isinstance(data, dict) else {}
+            said = ": ".join(filter(None, (_text(category), _text(payload.get("message")))))
+            self._add(Mark(at_ms, "breadcrumb", self.segment_id, said, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
         """A click and the later word that nothing came of it are one mark, by the identity of its row."""
@@ -287,13 +317,17 @@ class _Reader:
             detail = {"type": op[9:], "status": status, "bytes": _number(data.get("size"))}
             self._add(Mark(at_ms, "asset", self.segment_id, url, _status_level(status), took, detail=detail))
         elif op.startswith("navigation"):
+            if op not in HISTORY_SPANS:
+                self._loaded_ms = at_ms
             self._add(Mark(at_ms, "navigation", self.segment_id, url, "", took, detail={"type": op}))
-        elif op in ("web-vital", "paint"):
+        elif op in ("web-vital", "paint") or op in WEB_VITALS:
             rating = _text(data.get("rating"))
             level = {"poor": "bad", "needs-improvement": "warn"}.get(rating, "")
             value = _number(data.get("value"))
             if value is None:
                 value = _number(data.get("size"))
+            if value is None and op == "paint" and self._loaded_ms is not None:
+                value = max(0, at_ms - self._loaded_ms)
             self._add(Mark(at_ms, "vital", self.segment_id, url, level, detail={"value": value, "rating": rating}))
 
 

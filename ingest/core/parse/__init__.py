@@ -95,10 +95,11 @@ def _segment(
 ) -> Segment:
     warnings: list[str] = []
     identity = _identity(message, envelope, segment_id, warnings)
-    writer = rows.Writer(identity)
+    document = _document(envelope, warnings)
+    writer = rows.Writer(identity, document.environment)
     # Whatever relay_snuba_publish_disabled says: true, which Relay always writes by now, asks us for this row, and
     # where Relay has published the event itself, it went to another table than ours.
-    replay = _replay_row(writer, _document(envelope, warnings), rules, warnings)
+    replay = _replay_row(writer, document, rules, warnings)
     gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings
 

@@ -20,6 +20,8 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 UINT32_MAX = 2**32 - 1
 LIST_MAX, TAGS_MAX = 100, 128
+# The tag that names what the page is of; SDKs set it to the name of the transaction.
+TITLE_TAG = "transaction"
 # Relay sends a few kilobytes. What a document of this size holds may all be built.
 DOCUMENT_BYTES_USUAL = 16 * 1024
 VALUES_MAX = 200_000
@@ -36,7 +38,9 @@ class Columns(
 
     replay_type: str | None = None
     replay_start_timestamp: int | None = None
+    title: str | None = None
     urls: list[str] = []
+    segment_names: list[str] = []
     error_ids: list[str] = []
     trace_ids: list[str] = []
     platform: str | None = None
@@ -63,6 +67,9 @@ class Columns(
     device_model: str | None = None
     sdk_name: str | None = None
     sdk_version: str | None = None
+    ota_updates_channel: str | None = None
+    ota_updates_runtime_version: str | None = None
+    ota_updates_update_id: str | None = None
     error_sample_rate: float | None = None
     session_sample_rate: float | None = None
     tag_keys: list[str] = []
@@ -101,11 +108,18 @@ class _Rates(msgspec.Struct, gc=False):
     session_sample_rate: Number = None
 
 
+class _Updates(msgspec.Struct, gc=False):
+    channel: Short = None
+    runtime_version: Short = None
+    update_id: Short = None
+
+
 class _Contexts(msgspec.Struct, gc=False):
     browser: _Named | None = None
     os: _Named | None = None
     device: _Device | None = None
     replay: _Rates | None = None
+    ota_updates: _Updates | None = None
 
 
 class Document(msgspec.Struct, gc=False):
@@ -119,6 +133,7 @@ class Document(msgspec.Struct, gc=False):
     environment: Short = None
     dist: Short = None
     urls: list[Any] | None = None
+    segment_names: list[Any] | None = None
     error_ids: list[Any] | None = None
     trace_ids: list[Any] | None = None
     tags: list[Any] | None = None
@@ -177,16 +192,19 @@ def _field_by_field(text: memoryview) -> Document:
 
 def without_lists(document: Document) -> Document:
     """All but what there may be any number of."""
-    return msgspec.structs.replace(document, urls=None, error_ids=None, trace_ids=None, tags=None)
+    return msgspec.structs.replace(
+        document, urls=None, segment_names=None, error_ids=None, trace_ids=None, tags=None
+    )
 
 
 EMPTY = Document()
-_NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_CONTEXTS = (
+_NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_UPDATES, _NO_CONTEXTS = (
     _User(),
     _Geo(),
     _Named(),
     _Device(),
     _Rates(),
+    _Updates(),
     _Contexts(),
 )
 
@@ -197,6 +215,7 @@ def columns_of(document: Document) -> Columns:
     geo, sdk = user.geo or _NO_GEO, document.sdk or _NO_NAMES
     system, browser = contexts.os or _NO_NAMES, contexts.browser or _NO_NAMES
     device, rates = contexts.device or _NO_DEVICE, contexts.replay or _NO_RATES
+    updates = contexts.ota_updates or _NO_UPDATES
     start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
     v4, v6 = _address(user.ip_address)
@@ -204,7 +223,9 @@ def columns_of(document: Document) -> Columns:
     return Columns(
         document.replay_type or None,
         int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
-        [url[:SHORT_MAX] for url in (document.urls or ())[:LIST_MAX] if isinstance(url, str)],
+        next((_text(value) for key, value in tags if key == TITLE_TAG), None) or None,
+        _texts(document.urls),
+        _texts(document.segment_names),
         _uuids(document.error_ids),
         _uuids(document.trace_ids),
         document.platform or None,
@@ -231,6 +252,9 @@ def columns_of(document: Document) -> Columns:
         device.model or None,
         sdk.name or None,
         sdk.version or None,
+        updates.channel or None,
+        updates.runtime_version or None,
+        updates.update_id or None,
         rates.error_sample_rate,
         rates.session_sample_rate,
         [key[:SHORT_MAX] if type(key) is str else _text(key) for key, _ in tags],
@@ -252,6 +276,11 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value[:SHORT_MAX]
     return str(value) if type(value) is int or type(value) is float else ""
+
+
+def _texts(values: list[Any] | None) -> list[str]:
+    """Those that are texts, each of bounded length, and a bounded number of them."""
+    return [value[:SHORT_MAX] for value in (values or ())[:LIST_MAX] if isinstance(value, str)]
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:

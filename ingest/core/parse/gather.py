@@ -6,11 +6,13 @@ from ingest.core.model import Row
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import Malformed
-from ingest.core.parse.rrweb import Click, Count, Fact, Meaning, Size, meanings
+from ingest.core.parse.rrweb import HISTORY_SPANS, Click, Count, Fact, Meaning, Navigation, Size, Vital, meanings
 from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.scan import Scan
 
 SAME_WARNINGS_MAX = 1000
+# Longer ago a navigation did not lead to this paint: its span belongs to another load of the page.
+PAINT_SECONDS_MAX = 3600.0
 # Measured: a fact made and encoded, and an event that turns out to be malformed here.
 _UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
 
@@ -36,6 +38,7 @@ class Gathered:
         self._taps = 0
         self._negative = 0
         self._malformed = 0
+        self._loaded_at: float | None = None
         self._rows_bytes_max = rules.rows_bytes_max - taken_bytes
         self._facts_max = rules.facts_per_segment_max - 1  # beside the one that counts events
         self._is_over_number = False
@@ -87,6 +90,8 @@ class Gathered:
             self.hydration += 1
         elif fact.kind == "negative-click-node-id":
             self._negative += 1
+        if isinstance(fact.attributes, (Navigation, Vital)):
+            fact = self._painted(fact)
         if self._is_over_bytes or (fact.sampled and not self._is_wanted(fact, index)):
             return
         if len(self.facts) >= self._facts_max:
@@ -100,6 +105,20 @@ class Gathered:
             self.facts.append(row)
         else:
             self._is_over_bytes = True
+
+    def _painted(self, fact: Fact) -> Fact:
+        """SDKs send the first contentful paint as a moment. As a vital it is the time since its page began to
+        load, in milliseconds; None where that navigation is in another segment."""
+        said = fact.attributes
+        if isinstance(said, Navigation):
+            if said.op not in HISTORY_SPANS:
+                self._loaded_at = fact.timestamp
+        elif isinstance(said, Vital) and said.op == "paint" and said.value is None and self._loaded_at is not None:
+            took = fact.timestamp - self._loaded_at
+            if 0.0 <= took <= PAINT_SECONDS_MAX:
+                value = round(1000 * took, 3)
+                return Fact(fact.kind, fact.timestamp, Vital(said.rating, said.op, said.size, value), fact.sampled)
+        return fact
 
     def _is_wanted(self, fact: Fact, index: int) -> bool:
         if fact.sampled == "segment":

@@ -81,7 +81,7 @@ def coin(identity: Identity, salt: str, share: float) -> bool:
     )
 
 
-class _ClickColumns(msgspec.Struct, gc=False):
+class _ClickColumns(msgspec.Struct, gc=False, omit_defaults=True):
     url: str
     click_node_id: int
     click_tag: str
@@ -96,12 +96,14 @@ class _ClickColumns(msgspec.Struct, gc=False):
     click_component_name: str
     click_is_dead: int
     click_is_rage: int
+    environment: str | None = None
 
 
-class _TapColumns(msgspec.Struct, gc=False):
+class _TapColumns(msgspec.Struct, gc=False, omit_defaults=True):
     tap_message: str
     tap_view_class: str
     tap_view_id: str
+    environment: str | None = None
 
 
 class _FactColumns(msgspec.Struct, gc=False):
@@ -117,10 +119,14 @@ class _FactColumns(msgspec.Struct, gc=False):
 
 
 class Writer:
-    """Makes the rows of one segment."""
+    """Makes the rows of one segment.
 
-    def __init__(self, identity: Identity) -> None:
+    `environment`: where the page ran, as its replay_event says; repeated in the rows of clicks and taps.
+    """
+
+    def __init__(self, identity: Identity, environment: str | None = None) -> None:
         self.identity = identity
+        self._environment = environment or None
         org, project, segment = identity.org_id, identity.project_id, identity.segment_id
         self._uuid = uuid_text(identity.replay_id)
         self._fact_id = f"{identity.replay_id}-{segment}-"
@@ -184,6 +190,7 @@ class Writer:
             click.component_name,
             click.is_dead,
             click.is_rage,
+            self._environment,
         )
         event_hash = hashed(f"{self.identity.replay_id}{click.timestamp}{click.node_id}")
         return self._replays(event_hash, click.timestamp, columns)
@@ -191,7 +198,8 @@ class Writer:
     def tap(self, tap: Tap) -> Row:
         """Table replays: a tap on a phone."""
         event_hash = hashed(f"{self.identity.replay_id}{tap.timestamp}{tap.view_id}")
-        return self._replays(event_hash, tap.timestamp, _TapColumns(tap.message, tap.view_class, tap.view_id))
+        columns = _TapColumns(tap.message, tap.view_class, tap.view_id, self._environment)
+        return self._replays(event_hash, tap.timestamp, columns)
 
     # BigQuery
 

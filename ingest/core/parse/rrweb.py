@@ -64,9 +64,22 @@ OPTION_KEYS = (
     "useCompressionOption",
 )
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
+SDK_CATEGORIES = ("sentry.", "replay.")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
-WEB_VITALS = frozenset(
-    ("largest-contentful-paint", "first-contentful-paint", "cumulative-layout-shift", "interaction-to-next-paint")
+# The last one is what SDKs before 10 send instead of the one before it.
+WEB_VITALS = (
+    "largest-contentful-paint",
+    "first-contentful-paint",
+    "cumulative-layout-shift",
+    "interaction-to-next-paint",
+    "first-input-delay",
+)
+# Navigations that load nothing.
+HISTORY_SPANS = ("navigation.push", "navigation.replace")
+# What starts the loading of a resource, by Resource Timing; requests are told apart (`REQUESTS`).
+ASSETS = (
+    *("script", "img", "image", "link", "css", "iframe", "frame", "video", "audio", "track", "icon", "body"),
+    *("embed", "object", "input", "beacon", "ping", "early-hints", "other"),
 )
 STATES = (
     "device.battery",
@@ -178,7 +191,7 @@ class Vital(msgspec.Struct, frozen=True, gc=False):
     value: float | None
 
 
-class ClickFact(msgspec.Struct, frozen=True, gc=False):
+class ClickFact(msgspec.Struct, frozen=True, gc=False, rename={"classes": "class"}):
     """ui.click, ui.deadClick, ui.rageClick, ui.slowClickDetected"""
 
     node_id: int
@@ -189,6 +202,12 @@ class ClickFact(msgspec.Struct, frozen=True, gc=False):
     url: str
     is_dead: int
     is_rage: int
+    id: str
+    classes: list[str]
+    role: str
+    testid: str
+    aria_label: str
+    title: str
 
 
 class ClicksFact(ClickFact, frozen=True, gc=False):
@@ -203,6 +222,28 @@ class TapFact(msgspec.Struct, frozen=True, gc=False):
     message: str
     view_class: str
     view_id: str
+
+
+class Key(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """ui.input, and ui.keyDown, which has the key and what was held down with it"""
+
+    selector: str
+    node_id: int | None
+    tag: str
+    key: str | None = None
+    meta: bool | None = None
+    shift: bool | None = None
+    ctrl: bool | None = None
+    alt: bool | None = None
+
+
+class Breadcrumb(msgspec.Struct, frozen=True, gc=False):
+    """breadcrumb: one of the application's own. `data`: its first scalar fields."""
+
+    category: str
+    level: str
+    message: str
+    data: dict[str, Any]
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -231,8 +272,8 @@ def meanings(event: Event, budget: Budget) -> Meanings:
             return _span(data.payload, event)
         try:
             if isinstance(data, Crumb):
-                crumb = _CRUMBS.get(data.payload.category)
-                return crumb(data.payload, event, budget) if crumb is not None else ()
+                crumb = _CRUMBS.get(data.payload.category, _own_crumb)
+                return crumb(data.payload, event, budget)
             if isinstance(data, Options):
                 found = fields(data.payload, budget, OPTION_KEYS)
                 attributes = {key: _scalar(found[key]) for key in OPTION_KEYS if key in found}
@@ -343,7 +384,7 @@ def _classes(names: str) -> list[str]:
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
 
 
-def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int]:
+def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int, str, list[str], str, str, str, str]:
     """The fields of a ClickFact."""
     return (
         click.node_id,
@@ -354,6 +395,12 @@ def _said(click: Click) -> tuple[int, str, str, str, str, str, int, int]:
         click.url,
         click.is_dead,
         click.is_rage,
+        click.id,
+        click.classes,
+        click.role,
+        click.testid,
+        click.aria_label,
+        click.title,
     )
 
 
@@ -393,6 +440,40 @@ def _hydration(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings
     return (Fact("hydration_error", _seconds(payload.timestamp, event), {"url": url}),)
 
 
+def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    data = _if_object(payload, budget, ("nodeId", "node", "key", "metaKey", "shiftKey", "ctrlKey", "altKey"))
+    given = data.get("node")
+    node: dict[str, Any] = given if isinstance(given, dict) else {}
+    node_id = data.get("nodeId", node.get("id"))
+    key = data.get("key")
+    held = (data.get(name) for name in ("metaKey", "shiftKey", "ctrlKey", "altKey"))
+    said = Key(
+        _cut(payload.message, TEXT_MAX),
+        _scalar(node_id) if type(node_id) is int else None,
+        _text(node.get("tagName"), ROLE_MAX),
+        _text(key, ROLE_MAX) if key is not None else None,
+        *(value if isinstance(value, bool) else None for value in held),
+    )
+    return (Fact(payload.category or "", _seconds(payload.timestamp, event), said),)
+
+
+def _own_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
+    """Whatever else an application leaves: one kind of fact, since it may choose any number of categories.
+
+    The SDK's own are no facts unless `_CRUMBS` has them.
+    """
+    if not payload.category or payload.category.startswith(SDK_CATEGORIES):
+        return ()
+    found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
+    said = Breadcrumb(
+        payload.category[:TITLE_MAX],
+        _cut(payload.level, ROLE_MAX),
+        _cut(payload.message, MESSAGE_MAX),
+        {key[:TITLE_MAX]: held for key, value in found if (held := _scalar(value)) is not None},
+    )
+    return (Fact("breadcrumb", _seconds(payload.timestamp, event), said),)
+
+
 def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
     found = islice(_if_object(payload, budget, FIELDS_MAX).items(), FIELDS_MAX)
     attributes = {key[:TITLE_MAX]: _scalar(value) for key, value in found}
@@ -418,6 +499,8 @@ _CRUMBS: dict[str | None, _Make] = {
     "console": _console,
     "ui.blur": _crumb("ui.blur", {}),
     "ui.focus": _crumb("ui.focus", {}),
+    "ui.input": _key,
+    "ui.keyDown": _key,
     "sentry.feedback": _crumb("sentry.feedback", {"feedbackId": "feedback_id"}),
     **dict.fromkeys(STATES, _state),
 }
@@ -446,7 +529,9 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
         )
     make = _DATA_SPANS.get(op)
     if make is None:
-        return ()
+        if not op.startswith("resource."):
+            return ()
+        make = _asset
     if data is WRONG_DATA:
         raise Malformed("the data of a span are no object")
     return make(payload, data or NO_DATA, seconds, duration)
@@ -480,10 +565,12 @@ def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float
         data.decodedBodySize,
         data.statusCode,
     )
-    return (Fact(payload.op or "", seconds, said),)
+    kind = payload.op or ""
+    return (Fact(kind if kind in _ASSET_KINDS else "resource.other", seconds, said),)
 
 
 def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
+    """The value is milliseconds, or a score. First contentful paint comes without: `gather` works it out."""
     if payload.description not in WEB_VITALS:
         return ()
     said = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
@@ -501,12 +588,12 @@ def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) ->
 NO_DATA, NO_HEAP = SpanData(), Heap()
 REQUESTS = frozenset(("resource.fetch", "resource.xhr"))
 _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Meanings]] = {
-    "resource.script": _asset,
-    "resource.img": _asset,
     "web-vital": _vital,
     "paint": _vital,
+    **dict.fromkeys(WEB_VITALS, _vital),  # as SDK 7 names the span itself
     "memory": _memory,
 }
+_ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 
 
 def _size(value: Any) -> int | None:

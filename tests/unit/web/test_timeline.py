@@ -88,6 +88,15 @@ def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
         (vital_event(), "vital", "", "largest-contentful-paint"),
         (vital_event(rating="needs-improvement"), "vital", "warn", "largest-contentful-paint"),
         (vital_event(rating="poor"), "vital", "bad", "largest-contentful-paint"),
+        (
+            span_event("largest-contentful-paint", "largest-contentful-paint"),
+            "vital",
+            "",
+            "largest-contentful-paint",
+        ),
+        (breadcrumb("ui.input", {"nodeId": 3}, message="form > input"), "input", "", "form > input"),
+        (breadcrumb("ui.keyDown", {"key": "Enter"}, message="body"), "key", "", "body"),
+        (breadcrumb("cart", {"items": 3}, message="added"), "breadcrumb", "", "cart: added"),
         (options_event(), "options", "", "SDK options"),
         (video_event(), "video", "", "video"),
     ],
@@ -98,6 +107,16 @@ def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: st
 
     assert (mark.kind, mark.level, mark.title) == (kind, level, title)
     assert mark.at_ms in (AT_MS, CRUMB_MS)
+
+
+def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
+    """Milliseconds, as the fact in BigQuery has it."""
+    load = span_event("navigation.navigate", "https://a/", startTimestamp=1_790_000_000.0)
+    paint = span_event("paint", "first-contentful-paint", startTimestamp=1_790_000_000.764)
+
+    marks = timeline([load, paint]).marks
+
+    assert [mark.detail["value"] for mark in marks if mark.kind == "vital"] == [764]
 
 
 def test_details_say_what_the_event_says():
@@ -225,6 +244,9 @@ def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
     counts = found.counts()
 
     assert counts.get("console", 0) == crumbs.count("console")
+    assert counts.get("input", 0) == crumbs.count("ui.input")
+    assert counts.get("key", 0) == crumbs.count("ui.keyDown")
+    assert counts.get("breadcrumb", 0) == crumbs.count("auth") + crumbs.count("my.cat")
     assert counts.get("network", 0) == sum(op in ("resource.fetch", "resource.xhr") for op in ops)
     assert len(found.memory) == ops.count("memory")
     assert len(found.snapshots) == sum(event["type"] == 2 for event in recorded.events)

@@ -86,9 +86,7 @@ def test_an_asset_says_how_large_it_was(op: str):
     assert (said["status_code"], said["duration"]) == (200, 0.25)
 
 
-@pytest.mark.parametrize(
-    "op", ["resource.link", "resource.other", "paint", "replay.throttled", "", None, 7, ["a"]]
-)
+@pytest.mark.parametrize("op", ["resource", "paint", "replay.throttled", "", None, 7, ["a"]])
 def test_a_span_of_another_kind_is_skipped(op: Any):
     """It is no error either."""
     segment = events_parsed([span_event(op, "first-paint", {"size": 1})])
@@ -97,13 +95,104 @@ def test_a_span_of_another_kind_is_skipped(op: Any):
     assert segment.warnings == ()
 
 
-@pytest.mark.parametrize("category", ["ui.keyDown", "sentry.event", "", None, 7, {"a": 1}])
+@pytest.mark.parametrize("category", ["replay.throttled", "sentry.event", "", None, 7, {"a": 1}])
 def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
     """It is no error either."""
     segment = events_parsed([breadcrumb(category, {"a": 1})])
 
     assert facts(segment) == []
     assert segment.warnings == ()
+
+
+def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
+    """One kind of fact for all of them, with the scalar fields of its data."""
+    event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
+
+    ((kind, said),) = facts(events_parsed([event]))
+
+    assert kind == "breadcrumb"
+    assert (said["category"], said["message"]) == ("cart", "added")
+    assert said["data"] == {"items": 3, "coupon": "X", "big": "y" * 2048}
+
+
+@pytest.mark.parametrize("data", [None, [1], "text", 7])
+def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
+    """Its category is fact enough."""
+    ((kind, said),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
+
+    assert (kind, said["category"], said["data"]) == ("breadcrumb", "x" * 64, {})
+
+
+def test_a_key_says_what_was_held_down_with_it():
+    """And where: the selector, and the node."""
+    node = {"id": 9, "tagName": "input", "textContent": "", "attributes": {}}
+    data = {"nodeId": 9, "node": node, "key": "Enter", "metaKey": False, "ctrlKey": True, "altKey": 1}
+
+    ((kind, said),) = facts(events_parsed([breadcrumb("ui.keyDown", data, message="body > input")]))
+
+    assert kind == "ui.keyDown"
+    assert said == {
+        "selector": "body > input",
+        "node_id": 9,
+        "tag": "input",
+        "key": "Enter",
+        "meta": False,
+        "ctrl": True,
+    }
+
+
+def test_an_input_says_where_it_went_and_nothing_of_what_was_typed():
+    """The SDK sends no more, and neither do we."""
+    data = {"nodeId": "nine", "node": {"id": 9, "tagName": "input", "textContent": "secret"}, "value": "secret"}
+
+    ((kind, said),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
+
+    assert (kind, said) == ("ui.input", {"selector": "input", "node_id": None, "tag": "input"})
+
+
+@pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
+def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
+    """As Resource Timing names what starts a load."""
+    ((kind, _),) = facts(events_parsed([asset_event(op)]))
+
+    assert kind == op
+
+
+def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
+    """Nobody can make up kinds of facts."""
+    ((kind, _),) = facts(events_parsed([asset_event("resource.made-up")]))
+
+    assert kind == "resource.other"
+
+
+def painted(*events: tuple[str, str, float]) -> list[Any]:
+    """(op, description, unix seconds) of spans -> the value of each vital."""
+    spans = [span_event(op, text, startTimestamp=at, endTimestamp=at) for op, text, at in events]
+    return [said["value"] for kind, said in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
+
+
+def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
+    """Milliseconds; `navigation.push` loads nothing, and a page that loaded hours ago is another one."""
+    load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
+
+    assert painted(load, paint) == [764.0]
+    assert painted(load, ("navigation.push", "/b", 1000.5), paint) == [764.0]
+    assert painted(load, ("navigation.reload", "https://a/", 1000.5), paint) == [264.0]
+    assert painted(paint) == [None]
+    assert painted(load, ("paint", "first-contentful-paint", 999.0)) == [None]
+    assert painted(load, ("paint", "first-contentful-paint", 9000.0)) == [None]
+    assert painted(("navigation.navigate", "https://a/", 1000000.0), paint) == [None]
+
+
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [("largest-contentful-paint", "largest-contentful-paint"), ("web-vital", "first-input-delay")],
+)
+def test_vitals_of_older_sdks_are_facts(op: str, name: str):
+    """SDK 7 names the span itself, SDKs 8 and 9 send the delay of the first input."""
+    ((kind, said),) = facts(events_parsed([span_event(op, name, {"value": 12.5, "size": 7})]))
+
+    assert (kind, said["value"], said["op"]) == (f"web-vital.{name}", 12.5, op)
 
 
 @pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])

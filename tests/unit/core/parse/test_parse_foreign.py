@@ -57,12 +57,12 @@ def test_a_real_request_has_its_sizes():
     assert metric(segment, "replays.usecases.ingest.request_body_size") == [2949]
 
 
-def test_a_real_navigation_is_told_and_a_real_link_is_not():
-    """`resource.link` is none of the kinds that are read."""
+def test_a_real_navigation_and_a_real_link_are_facts():
+    """As an SDK sent them."""
     assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
         "navigation.span"
     ]
-    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-resource.json"))) == []
+    assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-resource.json"))) == ["resource.link"]
 
 
 @pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])

@@ -38,11 +38,18 @@ CRUMBS = {
     "navigation": "navigation",
     "sentry.feedback": "sentry.feedback",
     "ui.click": "ui.click",
+    "ui.input": "ui.input",
+    "ui.keyDown": "ui.keyDown",
 }
+OWN_CATEGORIES = {"auth", "my.cat"}
 SPANS = {
     "memory": "memory",
     "navigation.span": "navigation",
     "resource.fetch": "resource.fetch",
+    "resource.iframe": "resource.iframe",
+    "resource.link": "resource.link",
+    "resource.other": "resource.other",
+    "resource.video": "resource.video",
     "resource.img": "resource.img",
     "resource.script": "resource.script",
     "resource.xhr": "resource.xhr",
@@ -102,11 +109,7 @@ def test_every_event_of_a_session_is_counted(recorded: Recording):
 
 @each
 def test_every_event_that_is_a_fact_becomes_one(recorded: Recording):
-    """As many facts of each kind as a count of the SDK's events finds.
-
-    Not compared, because they are no facts yet: ui.input, ui.keyDown, custom categories, resource.link, css,
-    iframe, video and other, SDK 7's largest-contentful-paint. First-contentful-paint has no value yet.
-    """
+    """As many facts of each kind as a count of the SDK's events finds."""
     found = Counter(fact["event_type"] for fact in facts_of(recorded))
     crumbs = Counter(
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -118,12 +121,40 @@ def test_every_event_that_is_a_fact_becomes_one(recorded: Recording):
     vitals = Counter(
         f"web-vital.{span['description']}"
         for span in recorded.payloads("performanceSpan")
-        if span["op"] == "web-vital" or (span["op"], span["description"]) == ("paint", "first-contentful-paint")
+        if span["op"] in ("web-vital", "paint", "largest-contentful-paint")
+        and span["description"] != "first-paint"
     )
+    own = {name: count for name, count in crumbs.items() if name in OWN_CATEGORIES}
+    told = [fact["attributes"]["category"] for fact in facts_of(recorded) if fact["event_type"] == "breadcrumb"]
 
     assert {kind: found[kind] for kind in CRUMBS} == {kind: crumbs[name] for kind, name in CRUMBS.items()}
     assert {kind: found[kind] for kind in SPANS} == {kind: spans[name] for kind, name in SPANS.items()}
     assert {kind: count for kind, count in found.items() if kind.startswith("web-vital.")} == vitals
+    assert Counter(told) == own
+
+
+@each
+def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(recorded: Recording):
+    """Milliseconds since the page began to load, as the spans of the same page tell."""
+    values = [
+        fact["attributes"]["value"]
+        for fact in facts_of(recorded)
+        if fact["event_type"] == "web-vital.first-contentful-paint"
+    ]
+    spans = recorded.payloads("performanceSpan")
+    loads = [span["startTimestamp"] for span in spans if span["op"] == "navigation.navigate"]
+    paints = [span["startTimestamp"] for span in spans if span["description"] == "first-contentful-paint"]
+
+    assert values == [
+        pytest.approx(1000 * (paint - load), abs=0.01) for load, paint in zip(loads, paints, strict=True)
+    ]
+
+
+@each
+def test_rows_of_clicks_say_where_the_page_ran(recorded: Recording):
+    """The environment of the session, as its own row has it."""
+    for segment in recorded.segments:
+        assert {row.get("environment") for row in clicks(segment)} <= {session(segment)["environment"]}
 
 
 @each

@@ -1,0 +1,74 @@
+"""Single segments of real SDKs that were once read wrongly: tests/recordings/cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingest.core.model import Segment
+from ingest.web.timeline import read
+from tests.kit.parsing import clicks, facts, parsed, session
+from tests.kit.paths import ROOT
+from tests.kit.recordings import inflated
+
+CASES = ROOT / "tests" / "recordings" / "cases"
+
+
+def value(name: str) -> bytes:
+    return (CASES / f"{name}.msgpack").read_bytes()
+
+
+def segment(name: str) -> Segment:
+    received = msgspec.msgpack.decode(value(name))["received"]
+    return parsed(value(name), timestamp_ms=received * 1000)
+
+
+def vitals(name: str) -> dict[str, Any]:
+    """The value of each web vital, milliseconds."""
+    return {kind: said["value"] for kind, said in facts(segment(name)) if kind.startswith("web-vital.")}
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("half-surrogate", ()), ("dom-500-deep", ("event_too_deep",))])
+def test_what_the_reader_takes_the_viewer_can_play(name: str, warnings: tuple[str, ...]):
+    """The segment is stored, and its snapshot is where the player begins."""
+    assert segment(name).warnings == warnings
+    body = bytes(msgspec.msgpack.decode(value(name))["payload"]).partition(b"\n")[2]
+
+    timeline = read([(0, inflated(body))])
+
+    assert timeline.unreadable == {}
+    assert len(timeline.snapshots) == 1
+
+
+def test_vitals_of_sdk_11_have_their_values():
+    """The first contentful paint is the time since the page began to load."""
+    found = vitals("vitals-sdk11")
+
+    assert found["web-vital.largest-contentful-paint"] == 764
+    assert found["web-vital.first-contentful-paint"] == pytest.approx(764.0, abs=0.1)
+
+
+def test_vitals_of_sdk_7_have_their_values():
+    """Whose span of the largest contentful paint has an op of its own."""
+    found = vitals("vitals-sdk7")
+
+    assert found["web-vital.largest-contentful-paint"] == 2324
+    assert found["web-vital.first-contentful-paint"] == pytest.approx(2324.0, abs=0.1)
+
+
+def test_a_click_says_where_its_page_ran():
+    """Its row is found by environment."""
+    (click,) = clicks(segment("click-environment"))
+
+    assert click["environment"] == "dev"
+
+
+def test_the_tag_of_the_transaction_is_the_title():
+    """And the names of segments, which newer SDKs send, are kept."""
+    row = session(segment("title-segment-names"))
+
+    assert row["title"] == "/a/b"
+    assert row["segment_names"] == ["Pageload"]
+    assert row["tags.key"] == ["transaction", "x"]
