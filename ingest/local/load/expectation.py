@@ -79,6 +79,7 @@ FACTS: dict[str, str] = {
     "span:resource.xhr": "resource.xhr",
     "span:resource.script": "resource.script",
     "span:resource.img": "resource.img",
+    "span:resource.css": "resource.css",
     "video": "mobile_event",
     **{
         name: name
