@@ -31,6 +31,7 @@ class Commits:
         self._stored = (committed, text) if committed is not None else None
         self._sent: do.Commit | None = None
         self._sent_at = 0.0
+        self._acknowledged = False
         self._refused_at: float | None = None
 
     @property
@@ -52,10 +53,15 @@ class Commits:
         return now - self._sent_at >= self._limits.commit_interval_seconds
 
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
-        """The commit of this offset with its record; None when the broker has just that."""
+        """The commit of this offset with its record; None when the broker has just that.
+
+        What this process committed is repeated from time to time all the same: brokers lost commits that they had
+        acknowledged, and an idle partition would never make up for one.
+        """
         text = encode(offset, record, self._budget.bytes_max)
         self.recorded_until = taken_until
-        if self._stored == (offset, text):
+        repeats = self._acknowledged and now - self._sent_at >= self._limits.commit_repeat_seconds
+        if self._stored == (offset, text) and not repeats:
             return None
         self._sent, self._sent_at = do.Commit(self._source, epoch, offset, text), now
         return self._sent
@@ -73,7 +79,7 @@ class Commits:
             self._stored = None
             return False
         self._refused_at = None
-        self.committed = event.offset
+        self.committed, self._acknowledged = event.offset, True
         self._stored = (event.offset, event.record)
         return True
 

@@ -34,6 +34,7 @@ class Limits:
     parked_renew_seconds: float = 5.0
     commit_interval_seconds: float = 0.5
     commit_answer_seconds_max: float = 10.0
+    commit_repeat_seconds: float = 60.0
     cut_record_seconds_max: float = 5.0
     cut_record_bytes_max: int = 4000
     plan_seconds_max: float = 30.0

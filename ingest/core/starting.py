@@ -55,9 +55,19 @@ class Start:
     replaced: str = ""
 
 
+def is_doubtful(stored: Stored) -> bool:
+    """Whether to ask a second time before anything follows from this answer: none, or 0 without a record.
+
+    Either makes the reader start elsewhere than the group ended, and brokers gave such answers once and then the
+    right one. What the group commits at 0 has a record, unless another tool or an older release wrote it.
+    """
+    return stored.offset is None or (stored.offset == 0 and not stored.text)
+
+
 def is_known(stored: Stored, topic: TopicView) -> bool:
     """Whether the stored offset alone says where to start; otherwise `start` has to see the other partitions'."""
-    return stored.offset is not None and not _replaced(stored, topic)
+    named = stored.record.topic_id or not topic.id
+    return stored.offset is not None and bool(named) and not _replaced(stored, topic)
 
 
 def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former: str = "") -> Start:
@@ -70,10 +80,13 @@ def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former:
         return Start(Place.COMMITTED, mine.record.partitions)
     elsewhere = [stored for stored in group.values() if stored.offset is not None]
     replaced = next((stored.record.topic_id for stored in elsewhere if _replaced(stored, topic)), "")
-    if replaced:
-        return Start(Place.BEGINNING, 0, mine.record.topic_id)
     if former and topic.id and former != topic.id:
-        return Start(Place.BEGINNING, 0, former)
+        return Start(Place.BEGINNING, 0, mine.record.topic_id or former)
+    if replaced:
+        unnamed = replaced if mine.offset is not None else ""
+        return Start(Place.BEGINNING, 0, mine.record.topic_id or unnamed)
+    if mine.offset is not None:
+        return Start(Place.COMMITTED, mine.record.partitions)
     if not elsewhere:
         return Start(Place.POLICY, topic.partitions)
     began_with = min(stored.record.partitions for stored in elsewhere)

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka import TopicPartition as KafkaPartition
 
 from ingest.core.cut_record import refusal
-from ingest.core.starting import Place, Start, Stored, TopicView, is_known, start
+from ingest.core.starting import Place, Start, Stored, TopicView, is_doubtful, is_known, start
 
 CALL_SECONDS_MAX = 10.0
 ANSWER_SECONDS_MAX = 30.0
@@ -119,7 +119,7 @@ class Offsets:
         """What the group has committed on these partitions. Repeats the question within bounds."""
         if not numbers:
             return {}
-        return repeated(lambda: self._ask(consumer, numbers), time.monotonic, time.sleep)
+        return confirmed(lambda asked: self._ask(consumer, asked), numbers, time.monotonic, time.sleep)
 
     def _ask(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
         answers = consumer.committed([KafkaPartition(self._topic, n) for n in numbers], timeout=CALL_SECONDS_MAX)
@@ -131,6 +131,28 @@ class Offsets:
                 Stored(answer.offset, answer.metadata or "") if answer.offset >= 0 else Stored()
             )
         return found
+
+
+def confirmed(
+    ask: Callable[[Collection[int]], dict[int, Stored]],
+    numbers: Collection[int],
+    clock: Callable[[], float],
+    wait: Callable[[float], None],
+) -> dict[int, Stored]:
+    """What `ask` says of these partitions; of a doubtful answer (`is_doubtful`) what it says the second time.
+
+    Raises Unanswered or ConsumerFailed.
+    """
+    found = repeated(lambda: ask(numbers), clock, wait)
+    doubtful = [number for number in numbers if is_doubtful(found[number])]
+    if not doubtful:
+        return found
+    wait(REPEAT_SECONDS)
+    again = repeated(lambda: ask(doubtful), clock, wait)
+    contradicted = {number: stored.offset for number, stored in again.items() if stored != found[number]}
+    if contradicted:
+        log.warning("committed_offsets_contradicted", offsets=contradicted)
+    return found | again
 
 
 def repeated(

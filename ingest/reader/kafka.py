@@ -34,6 +34,7 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.cut_record import decode
 from ingest.core.model import Message, TopicPartition
+from ingest.core.stalls import Stalls
 from ingest.core.starting import TopicView
 from ingest.reader.assignment import CALL_SECONDS_MAX, ConsumerFailed, Found, Offsets, Reset, Unanswered
 from tasks.kafka.records import UNREADABLE, Headers, as_bytes, headers_of
@@ -47,6 +48,8 @@ UNREADABLE_LOG_SECONDS = 60.0
 REJOIN_SECONDS = 1.0
 RENEW_SECONDS = 1.0
 REPEAT_SECONDS = 1.0
+STALLED_SECONDS_MAX = 30.0
+STALL_LOOK_SECONDS = 5.0
 LIBRARY_LINES_REMEMBERED_MAX = 1000
 _NUMBER = re.compile(r"\d+")
 
@@ -67,8 +70,12 @@ class KafkaSource:
         inbox: queue.SimpleQueue[on.Event],
         offset_reset: Reset = "earliest",
         describe: Callable[[], TopicView] = TopicView,
+        stalled_seconds_max: float = STALLED_SECONDS_MAX,
     ) -> None:
-        """`describe` asks the brokers about the topic; a view without content when they do not answer."""
+        """`describe` asks the brokers about the topic; a view without content when they do not answer.
+
+        `stalled_seconds_max`: how long a partition may stand still before the end of its log.
+        """
         self.topic = topic
         self.rebalances = 0
         self.renewals = 0
@@ -88,6 +95,12 @@ class KafkaSource:
         self._epoch = 0
         self._epochs: dict[int, int] = {}
         self._positions: dict[int, int] = {}
+        self._ends_asked: dict[int, int] = {}
+        self._ends_reached: dict[int, int] = {}
+        self._paused: set[int] = set()
+        self._stall_look_seconds = min(STALL_LOOK_SECONDS, stalled_seconds_max / 4)
+        self._stalls = Stalls(stalled_seconds_max, 2 * self._stall_look_seconds)
+        self._stalls_at = 0.0
         self._sent: dict[int, deque[do.Commit]] = {}
         self._put_off: KafkaMessage | None = None
         self._rebalancing = False
@@ -134,6 +147,7 @@ class KafkaSource:
         if not self._is_member(timeout_seconds):
             return ()
         self._resume_lost_offsets()
+        self._restart_stalled()
         messages: list[Message] = []
         size_bytes = 0
         while len(messages) < POLL_MESSAGES_MAX and size_bytes < POLL_BYTES_MAX:
@@ -261,10 +275,12 @@ class KafkaSource:
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
         """Stops fetching from those of them that are still assigned."""
+        self._paused.update(source.partition for source in sources if source.partition in self._epochs)
         self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
         """Fetches again from those of them that are still assigned."""
+        self._paused.difference_update(source.partition for source in sources)
         self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
     def close(self) -> None:
@@ -290,6 +306,8 @@ class KafkaSource:
                 )
             except (KafkaException, RuntimeError):
                 continue
+            if high >= 0 and not cached:
+                self._ends_asked[partition] = high
             if high >= 0:
                 ranges[TopicPartition(self.topic, partition)] = (max(low, 0), high)
         return ranges
@@ -334,7 +352,10 @@ class KafkaSource:
         self._instance_wait_logged = False
         # The recorded one, as long as the brokers did not tell: the watch of the group compares it.
         recorded = next((decode(0, one.text).topic_id for one in found if one.text), "")
-        self.topic_id = topic.id or recorded or self.topic_id
+        now_read = topic.id or recorded or self.topic_id
+        if self.topic_id and now_read != self.topic_id and self._epochs:
+            self._must_rejoin.set()  # what it has of the former topic, the watch of the group would overlook now
+        self.topic_id = now_read
         self._log_replaced(found)
         given, starts = [], []
         for one in found:
@@ -426,6 +447,9 @@ class KafkaSource:
             self._epochs.pop(source.partition, None)
             self._unresolved.pop(source.partition, None)
             self._positions.pop(source.partition, None)
+            self._ends_asked.pop(source.partition, None)
+            self._ends_reached.pop(source.partition, None)
+            self._paused.discard(source.partition)
 
     def _named(self, partitions: list[KafkaPartition]) -> tuple[TopicPartition, ...]:
         return tuple(TopicPartition(self.topic, p.partition) for p in partitions)
@@ -439,6 +463,7 @@ class KafkaSource:
         if partition is None or end is None or partition not in self._positions:
             return
         source, position = TopicPartition(self.topic, partition), self._positions[partition]
+        self._ends_reached[partition] = end
         self._emit(on.EndReached(source, self._epochs[partition], position, max(position, end)))
 
     # What goes wrong
@@ -477,6 +502,29 @@ class KafkaSource:
         for partition, (wanted, at) in list(self._unresolved.items()):
             if now >= at:
                 self._resume_at_limit(partition, wanted)
+
+    def _restart_stalled(self) -> None:
+        """Fetches anew from partitions that stand still before the end of their log (`ingest.core.stalls`)."""
+        now = time.monotonic()
+        if now < self._stalls_at:
+            return
+        self._stalls_at = now + self._stall_look_seconds
+        ends = {source.partition: high for source, (_, high) in self.log_ranges().items()}
+        fetched = {
+            partition: (
+                max(position, self._ends_reached.get(partition, 0)),
+                max(ends.get(partition, 0), self._ends_asked.get(partition, 0)),
+            )
+            for partition, position in self._positions.items()
+            if partition not in self._paused and partition not in self._unresolved
+        }
+        for partition in self._stalls.look(fetched, now):
+            position, end = self._positions[partition], fetched[partition][1]
+            log.error("fetch_stalled", partition=partition, position=position, end=end)
+            self._guarded("unassign", self._consumer.incremental_unassign, [KafkaPartition(self.topic, partition)])
+            if not self._assign([KafkaPartition(self.topic, partition, position)]):
+                self._must_rejoin.set()
+                self._emit(on.PartitionsLost((TopicPartition(self.topic, partition),)))
 
     def _resume_at_limit(self, partition: int, wanted: int) -> None:
         """The offset is not in the log: messages expired before they were read, or the topic was made anew."""

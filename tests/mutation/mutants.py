@@ -444,6 +444,30 @@ MUTANTS = (
         "length > 10 * bytes_max",
     ),
     Mutant(
+        "believes a committed offset that names no topic",
+        "core/starting.py",
+        "if former and topic.id and former != topic.id:",
+        "if former and topic.id and former != topic.id and mine.offset is None:",
+    ),
+    Mutant(
+        "believes the first answer that nothing is committed",
+        "core/starting.py",
+        "return stored.offset is None or (stored.offset == 0 and not stored.text)",
+        "return stored.offset == 0 and not stored.text",
+    ),
+    Mutant(
+        "never commits again what a broker may have lost",
+        COMMITS,
+        "if self._stored == (offset, text) and not repeats:",
+        "if self._stored == (offset, text):",
+    ),
+    Mutant(
+        "never fetches a partition anew",
+        "core/stalls.py",
+        "                due.append(partition)",
+        "                pass",
+    ),
+    Mutant(
         "leaves a partition without an owner alone",
         "core/ownership.py",
         "        self._since = {}\n        return True",

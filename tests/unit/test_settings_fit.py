@@ -13,8 +13,9 @@ from ingest.operate.check import deadlines
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
-# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable.
-FIXED = {"parked_renew_seconds"}
+# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable; one more
+# commit per minute and idle partition is nothing that an operator has to decide.
+FIXED = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
 def another(value: Any) -> Any:

@@ -36,10 +36,17 @@ def _ends(offset: int, record: str) -> tuple[int, ...]:
     return cut_record.decode(offset, record).stops
 
 
+@lru_cache(maxsize=1024)
+def _topic_of(offset: int, record: str) -> str:
+    """Id of the topic that a commit names; empty: none."""
+    return cut_record.decode(offset, record).topic_id
+
+
 class Durability:
     """Every message before a committed offset is durable in every sink, unless its loss was announced."""
 
-    def __init__(self, broker: Broker, sinks: Sinks) -> None:
+    def __init__(self, broker: Broker, sinks: Sinks, story: Story) -> None:
+        self._story = story
         self.announced: dict[int, list[tuple[int, int]]] = {}
         self._broker = broker
         self._sinks = sinks
@@ -51,7 +58,7 @@ class Durability:
     def missing(self, log: Log, offset: int) -> list[str]:
         """The sinks in which this message is not durable."""
         record = log.records[offset]
-        at = (log.source.partition, offset)
+        at = (log.source.partition, offset, log.generation)
         if at in self._sinks.dead_letters or at in self._broker.shed:
             return []  # rejected, refused for good, given up by an operator: kept, to the byte; or shed on purpose
         if record.kind is Kind.REJECT:
@@ -74,15 +81,50 @@ class Durability:
         log = self._broker.logs[partition]
         self.announced.setdefault(partition, []).append((0, log.low))
         if start > log.low:
-            if partition in self._committed or partition >= self._first_partitions:
+            added = partition >= self._first_partitions and self._committed
+            if partition in self._committed or added or self._follows_another_topic():
                 raise Violation(
                     "durability", f"{log.source} starts at {start} although it is not new to the group"
                 )
             self._skipped[partition] = max(start, self._skipped.get(partition, 0))
 
-    def committed(self, partition: int, offset: int) -> None:
-        """The broker stored this."""
+    def recreated(self) -> None:
+        """The topic is another one: what was not durable of the old one its operator deleted."""
+        self.announced.clear()
+        self._checked.clear()
+        self._skipped.clear()
+        self._committed.clear()
+        self._first_partitions = len(self._broker.logs)
+
+    def _follows_another_topic(self) -> bool:
+        """Whether a stored commit names a topic that was deleted: then this one is new to the group as a whole."""
+        return any(_topic_of(*found) not in ("", self._broker.topic_id) for found in self._group_commits())
+
+    def _group_commits(self) -> list[tuple[int, str]]:
+        return list(self._broker.group.committed.values())
+
+    def resumed(self, partition: int, offset: int, record: str) -> None:
+        """A reader starts at a committed offset. Raises Violation where that belongs to a deleted topic.
+
+        One that names no topic (its record was lost or refused) cannot be told from one of this topic, unless
+        other commits of the group, or the process, still know of the former one: `ingest.core.starting`.
+        """
+        topic_id = _topic_of(offset, record)
+        if topic_id not in ("", self._broker.topic_id):
+            raise Violation(
+                "durability", f"partition {partition} resumes at {offset} of {topic_id}, a deleted topic"
+            )
+        if not topic_id and self._broker.former:
+            self._story.mark("began_unnamed")
+            self._skipped[partition] = max(offset, self._skipped.get(partition, 0))
+
+    def committed(self, partition: int, offset: int, topic_id: str) -> None:
+        """The broker stored this. `topic_id`: the topic that its reader was assigned."""
+        if topic_id != self._broker.topic_id:
+            return  # it says nothing about this topic: `resumed`
         log = self._broker.logs[partition]
+        if log.high < offset <= self._skipped.get(partition, 0):
+            return
         if offset > log.high:
             raise Violation("durability", f"{log.source} committed {offset}, the log ends at {log.high}")
         checked = self._checked.get(partition, 0)
@@ -112,8 +154,10 @@ class Durability:
         group = self._broker.group
         behind = 0
         for log in self._broker.logs:
-            committed = group.committed.get(log.source.partition, (0, ""))[0]
-            behind += log.high - max(committed, log.low)
+            committed, record = group.committed.get(log.source.partition, (0, ""))
+            if self._broker.former and _topic_of(committed, record) not in ("", self._broker.topic_id):
+                committed = 0
+            behind += max(0, log.high - max(committed, log.low))
         return behind
 
 
@@ -129,9 +173,9 @@ class BlobBeforeRows:
         if sink not in ("clickhouse", "bigquery", "datadog"):
             return
         for item in items:
-            record = self._broker.logs[item.partition].records[item.offset]
+            record = self._broker.log_of(item.partition, item.generation).records[item.offset]
             durable = f"gcs/{record.identity}" in self._sinks.stored["gcs"]
-            refused = (item.partition, item.offset) in self._sinks.dead_letters
+            refused = item.message in self._sinks.dead_letters
             if record.kind is not Kind.ROWS_ONLY and not durable and not refused:
                 raise Violation("blob_before_rows", f"{sink} gets {item} before its blob")
 
@@ -148,13 +192,14 @@ class NothingTwice:
 
     def at_end(self) -> None:
         """Compares what is stored with what was sent. Raises Violation."""
-        known = {record.identity for log in self._broker.logs for record in log.records.values()}
+        logs = self._broker.all_logs()
+        known = {record.identity for log in logs for record in log.records.values()}
         for sink, stored in self._sinks.stored.items():
             strangers = sorted(stored - {f"{sink}/{identity}" for identity in known})
             if strangers:
                 raise Violation("nothing_twice", f"{sink} holds {strangers}, which no message explains")
-        offsets = {(log.source.partition, at) for log in self._broker.logs for at in log.offsets}
-        if not self._sinks.dead_letters <= offsets:
+        sent = {(log.source.partition, at, log.generation) for log in logs for at in log.offsets}
+        if not self._sinks.dead_letters <= sent:
             raise Violation("nothing_twice", "a dead letter that no message explains")
 
 
@@ -272,7 +317,9 @@ class RecordedFirst:
         """A reader starts a chord. Raises Violation."""
         batch = command.batch
         ends = self._stored.get((reader.name, batch.source), set())
-        waited = now - batch.cut_at >= reader.pipeline.limits.cut_record_seconds_max - 1e-9
+        waited = (
+            now + reader.clock_ahead_seconds - batch.cut_at >= reader.pipeline.limits.cut_record_seconds_max - 1e-9
+        )
         if reader.name in self._short:
             return
         if command.attempt == 1 and batch.offsets.stop not in ends and not waited:
@@ -406,7 +453,7 @@ class Checkers:
     """All of them, where the world calls."""
 
     def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, story: Story) -> None:
-        self.durability = Durability(broker, sinks)
+        self.durability = Durability(broker, sinks, story)
         self._blob_first = BlobBeforeRows(broker, sinks)
         self._twice = NothingTwice(broker, sinks)
         self._rise = CommitsRise()
@@ -421,9 +468,9 @@ class Checkers:
         """A worker calls the sink."""
         self._blob_first.about_to_write(sink, items)
 
-    def stored(self, partition: int, offset: int, record: str) -> None:
+    def stored(self, partition: int, offset: int, topic_id: str) -> None:
         """The broker stored a commit."""
-        self.durability.committed(partition, offset)
+        self.durability.committed(partition, offset, topic_id)
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         """A reader decided."""

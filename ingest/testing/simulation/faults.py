@@ -53,6 +53,12 @@ class Fault(StrEnum):
     FETCH_STALE_EPOCH = "fetch_stale_epoch"  # the same, when it asks for committed offsets
     RECORD_REFUSED = "record_refused"  # the brokers store short metadata only
     PARTITION_ADDED = "partition_added"
+    OFFSET_READ_NONE = "offset_read_none"  # the brokers say once that nothing is committed
+    OFFSET_READ_ZERO = "offset_read_zero"  # they say 0, without a record, once
+    FETCH_EMPTY = "fetch_empty"  # of one assignment of a partition, for ever
+    COMMIT_LOST = "commit_lost"  # acknowledged, and not stored
+    CLOCKS_APART = "clocks_apart"  # a reader's clock is up to a minute off
+    TOPIC_RECREATED = "topic_recreated"  # deleted and created again, under running readers
 
 
 RATES: dict[Fault, float] = {
@@ -96,6 +102,12 @@ RATES: dict[Fault, float] = {
     Fault.FETCH_STALE_EPOCH: 0.2,
     Fault.RECORD_REFUSED: 0.4,
     Fault.PARTITION_ADDED: 0.05,
+    Fault.OFFSET_READ_NONE: 0.2,
+    Fault.OFFSET_READ_ZERO: 0.2,
+    Fault.FETCH_EMPTY: 0.2,
+    Fault.COMMIT_LOST: 0.05,
+    Fault.CLOCKS_APART: 0.5,
+    Fault.TOPIC_RECREATED: 0.05,
 }
 """Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""
 

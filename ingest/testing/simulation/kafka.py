@@ -19,7 +19,8 @@ from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message, TopicPartition
 from ingest.core.ownership import GroupView
-from ingest.core.starting import Place, Stored, TopicView, start
+from ingest.core.stalls import Stalls
+from ingest.core.starting import Place, Stored, TopicView, is_doubtful, start
 from ingest.testing.simulation.clock import Timeline
 from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.story import Story
@@ -28,7 +29,8 @@ TOPIC = "replays"
 REBALANCE_SECONDS_MAX = 6.0
 POLL_MESSAGES_MAX = 6
 REPLICA_MESSAGES_MAX = 8
-TOPIC_ID = "t1"
+STALLED_SECONDS_MAX = 2.0
+STALL_LOOK_SECONDS = 0.5
 SHORT_RECORD_BYTES_MAX = 12
 RECORD_TOO_LONG = "OFFSET_METADATA_TOO_LARGE"
 
@@ -52,7 +54,8 @@ class Record(NamedTuple):
 class Log:
     """One partition. Expired messages stay known to the checkers; nobody can fetch them."""
 
-    def __init__(self, partition: int) -> None:
+    def __init__(self, partition: int, generation: int = 0) -> None:
+        self.generation = generation  # how often its topic was created before
         self.source = TopicPartition(TOPIC, partition)
         self.offsets: list[int] = []
         self.records: dict[int, Record] = {}
@@ -109,7 +112,7 @@ class Group:
     partitions: int
     cooperative: bool
     session_seconds: float
-    stored: Callable[[int, int, str], None]
+    stored: Callable[[int, int, str, str], None]
     generation: int = 0
     preparing_since: float | None = None
     members: dict[str, Member] = field(default_factory=dict)
@@ -217,8 +220,8 @@ class Group:
             self._view = GroupView(self.partitions, members, self.preparing_since is None)
         return self._view
 
-    def commit(self, member_id: str, generation: int, partition: int, offset: int, record: str) -> str:
-        """Stores it, or says why not. Like the real one it asks for the generation, not for the partition."""
+    def refusal(self, member_id: str, generation: int, record: str) -> str:
+        """Why this commit is not stored. Like the real one it asks for the generation, not for the partition."""
         member = self.members.get(member_id)
         if member is None:
             return "UNKNOWN_MEMBER_ID"
@@ -226,20 +229,43 @@ class Group:
             return "ILLEGAL_GENERATION"
         if len(record) > self.record_bytes_max:
             return RECORD_TOO_LONG
-        self.committed[partition] = (offset, record)
-        self.stored(partition, offset, record)
         return ""
+
+    def store(self, partition: int, offset: int, record: str, topic_id: str) -> None:
+        """Keeps it, whatever `topic_id` its member read: the coordinator knows names only."""
+        self.committed[partition] = (offset, record)
+        self.stored(partition, offset, record, topic_id)
 
 
 @dataclass(slots=True)
 class Broker:
-    """The logs and the group."""
+    """The logs and the group. `former`: the logs of topics of the same name that were deleted."""
 
     logs: list[Log]
     group: Group
-    shed: set[tuple[int, int]] = field(default_factory=set)  # messages that some reader dropped on purpose
+    former: list[list[Log]] = field(default_factory=list)
+    shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that some reader dropped on purpose
     latest: bool = False  # the readers' reset policy
     began: Callable[[int, int], None] = lambda partition, offset: None  # a reader chose where to start
+    resumed: Callable[[int, int, str], None] = lambda partition, offset, record: None  # it started where one ended
+
+    @property
+    def topic_id(self) -> str:
+        """Of the topic as it is now."""
+        return f"t{len(self.former) + 1}"
+
+    def recreate(self, logs: list[Log]) -> None:
+        """The topic is deleted and created again, with these logs."""
+        self.former.append(self.logs)
+        self.logs = logs
+
+    def log_of(self, partition: int, generation: int) -> Log:
+        """A log of the topic, or of a former one."""
+        return (self.former[generation] if generation < len(self.former) else self.logs)[partition]
+
+    def all_logs(self) -> list[Log]:
+        """Those of former topics too."""
+        return [log for logs in (*self.former, self.logs) for log in logs]
 
 
 class SimulatedSource:
@@ -257,6 +283,11 @@ class SimulatedSource:
         self.drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
         self.die: Callable[[], None] = lambda: None
         self.member_id = member_id
+        self.topic_id = ""
+        self._topic_ids: dict[int, str] = {}  # by epoch
+        self._empty: set[int] = set()
+        self._stalls = Stalls(STALLED_SECONDS_MAX, 2 * STALL_LOOK_SECONDS)
+        self._stalls_at = 0.0
         self._instance = instance
         self._broker = broker
         self._group = broker.group
@@ -281,6 +312,7 @@ class SimulatedSource:
             self.inbox(self._answers.popleft())
         if not self._serve_group():
             return ()
+        self._restart_stalled()
         messages: list[Message] = []
         for partition in [*self._positions]:
             if partition not in self._paused and len(messages) < POLL_MESSAGES_MAX:
@@ -290,9 +322,15 @@ class SimulatedSource:
     def _fetch(self, partition: int, messages: list[Message]) -> None:
         log = self._broker.logs[partition]
         wanted = self._positions[partition]
-        if wanted < log.low:
+        if partition in self._empty:
+            return
+        if not log.low <= wanted <= log.high:
+            if self.topic_id != self._broker.topic_id:
+                self._must_rejoin = True
+                return
             self._epoch += 1
             self.epochs[partition] = self._epoch
+            self._topic_ids[self._epoch] = self.topic_id
             self._positions[partition] = log.low
             self.emit(on.OffsetOutOfRange(log.source, self._epoch, wanted, log.low))
             return
@@ -305,7 +343,8 @@ class SimulatedSource:
             if len(messages) >= POLL_MESSAGES_MAX:
                 return
             self._positions[partition] = offset + 1
-            messages.append(Message(log.source, self.epochs[partition], offset, b""))
+            epoch = self.epochs[partition]
+            messages.append(Message(log.source, epoch, offset, b"", timestamp_ms=log.generation))
 
     def _reach_end(self, partition: int, end: int) -> None:
         """Reported once for each end, before the messages of the same poll are handed over, as the client does."""
@@ -317,6 +356,23 @@ class SimulatedSource:
         if self._ends.get(partition) != event:
             self._ends[partition] = event
             self.emit(event)
+
+    def _restart_stalled(self) -> None:
+        """As `ingest.reader.kafka` does it."""
+        now = self._timeline.now
+        if now < self._stalls_at:
+            return
+        self._stalls_at = now + STALL_LOOK_SECONDS
+        fetched = {}
+        for partition, position in self._positions.items():
+            if partition not in self._paused:
+                end = self._ends.get(partition)
+                reached = end.end if end is not None and end.epoch == self.epochs[partition] else 0
+                fetched[partition] = (max(position, reached), self._broker.logs[partition].high)
+        for partition in self._stalls.look(fetched, now):
+            if partition in self._empty:
+                self._empty.discard(partition)
+                self._story.mark("fetch_restarted")
 
     def commit(self, command: do.Commit) -> None:
         """Answered in a later poll, or at once inside a rebalance callback."""
@@ -342,9 +398,11 @@ class SimulatedSource:
         record = "" if self._dice.strikes(Fault.RECORD_LOST) else command.record
         if self._dice.strikes(Fault.COMMIT_STALE_EPOCH):
             return "STALE_MEMBER_EPOCH"
-        error = self._group.commit(self.member_id, generation, partition, command.offset, record)
+        error = self._group.refusal(self.member_id, generation, record)
         if error and error != RECORD_TOO_LONG:
             self._story.mark("commit_fenced")
+        elif not error and not self._dice.strikes(Fault.COMMIT_LOST):
+            self._group.store(partition, command.offset, record, self._topic_ids[command.epoch])
         return error
 
     def _answer(self, command: do.Commit, error: str) -> on.Event:
@@ -410,28 +468,52 @@ class SimulatedSource:
             group.rebalance()
 
     def _assign(self, partitions: tuple[int, ...]) -> None:
-        if not partitions:
-            return
-        if self._dice.strikes(Fault.FETCH_STALE_EPOCH):
+        if partitions and self._dice.strikes(Fault.FETCH_STALE_EPOCH):
             self._story.mark("offsets_unknown")
             self._must_rejoin = True
             return
-        given = [self._start(partition) for partition in partitions]
+        former, self.topic_id = self.topic_id, self._broker.topic_id
+        if former and former != self.topic_id and self.epochs:
+            self._must_rejoin = True
+        if not partitions:
+            return
+        given = [self._start(partition, former) for partition in partitions]
         self._rebalancing = any(assignment.committed is None for assignment in given)
         try:
             self.emit(on.PartitionsAssigned(tuple(given)))
         finally:
             self._rebalancing = False
 
-    def _start(self, partition: int) -> on.Assignment:
+    def _committed(self, partition: int) -> dict[int, Stored]:
+        """What the group is said to have committed. A doubtful answer for this partition is asked for again."""
+        stored = {number: Stored(*found) for number, found in self._group.committed.items()}
+        known = said = stored.get(partition, Stored())
+        if known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
+            said = Stored()
+        elif known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_ZERO):
+            said = Stored(0, "")
+        if said != known and is_doubtful(said):
+            self._story.mark("offset_contradicted")
+        elif said != known:
+            stored[partition] = said
+        return stored
+
+    def _start(self, partition: int, former: str) -> on.Assignment:
         """As `ingest.reader.kafka` does it: at the committed offset, or where `ingest.core.starting` says."""
         self._epoch += 1
         self.epochs[partition] = self._epoch
-        log, topic = self._broker.logs[partition], TopicView(TOPIC_ID, self._group.partitions)
-        stored = {number: Stored(*found) for number, found in self._group.committed.items()}
-        begin = start(partition, stored, topic)
-        if begin.place is Place.COMMITTED:
-            offset, text = self._group.committed[partition]
+        self._topic_ids[self._epoch] = self.topic_id
+        log, topic = self._broker.logs[partition], TopicView(self.topic_id, self._group.partitions)
+        stored = self._committed(partition)
+        begin = start(partition, stored, topic, former)
+        if begin.replaced:
+            self._story.mark("began_in_new_topic")
+        if self._dice.strikes(Fault.FETCH_EMPTY):
+            self._empty.add(partition)
+        found = stored.get(partition, Stored())
+        if begin.place is Place.COMMITTED and found.offset is not None:
+            offset, text = found.offset, found.text
+            self._broker.resumed(partition, offset, text)
             given = on.Assignment(log.source, self._epoch, offset, text, None, topic.id, begin.began_with)
         else:
             latest = begin.place is Place.POLICY and self._broker.latest
@@ -471,6 +553,7 @@ class SimulatedSource:
             self.epochs.pop(partition, None)
             self._positions.pop(partition, None)
             self._paused.discard(partition)
+            self._empty.discard(partition)
 
     def _named(self, partitions: tuple[int, ...]) -> tuple[TopicPartition, ...]:
         return tuple(self._broker.logs[partition].source for partition in partitions)

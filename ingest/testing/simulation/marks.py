@@ -34,6 +34,12 @@ MARKS = {
     "began_at_beginning": "A partition that was new to the group was read from its beginning.",
     "began_at_end": "A new group began at the end of a partition, by policy.",
     "offsets_unknown": "Committed offsets were refused to a member of an old epoch: it joined again.",
+    "offset_contradicted": "A doubtful committed offset was asked for again, and the answer was another one.",
+    "fetch_restarted": "Nothing came of a partition that has messages: it was fetched anew.",
+    "commit_repeated": "An acknowledged commit was sent again, because brokers may have lost it.",
+    "topic_found_recreated": "A reader noticed another topic under the same name, and joined again.",
+    "began_in_new_topic": "A partition of a topic that was created again was read from its beginning.",
+    "began_unnamed": "A committed offset named no topic after the topic was created again: it was believed.",
     "plan_given_up": "A planned range did not come to its end in time.",
     "passed_over": "The end of the log held no message and was committed.",
     "revoked_with_batches_in_flight": "Partitions were taken back while batches of them were in flight.",
@@ -61,6 +67,7 @@ class Marks:
         self._sent_at: dict[tuple[str, str], float] = {}
         self._parked: set[tuple[str, str]] = set()
         self._unanswered: set[tuple[str, str, int]] = set()
+        self._acknowledged: dict[tuple[str, str, int], tuple[int, str]] = {}
         self._full: set[str] = set()
         self._trailing: set[tuple[str, int]] = set()
 
@@ -87,7 +94,9 @@ class Marks:
             case on.EndReached() if event.end > event.position:
                 self._trailing.add((str(event.source), event.end))
             case on.Committed():
-                self._unanswered.discard((reader.name, str(event.source), event.epoch))
+                key = (reader.name, str(event.source), event.epoch)
+                self._unanswered.discard(key)
+                self._acknowledged[key] = (event.offset, event.record)
                 if (str(event.source), event.offset) in self._trailing:
                     mark("passed_over")
             case on.DispatchFailed():
@@ -125,6 +134,8 @@ class Marks:
                 key = (name, str(command.source), command.epoch)
                 if key in self._unanswered:
                     mark("commit_given_up")
+                elif self._acknowledged.get(key) == (command.offset, command.record):
+                    mark("commit_repeated")
                 self._unanswered.add(key)
             case do.Dispatch():
                 deadline_seconds = pipeline.limits.flush_deadline_seconds

@@ -45,6 +45,7 @@ from tasks.wire import batch_key
 STEP_SECONDS = 0.2
 UNOWNED_SECONDS_MAX = 4.0
 TURN_SECONDS = 1.0
+TOPIC_LOOK_SECONDS = 2.0
 POISONED = "poison"
 PROJECTS = 5
 UNUSUAL_EVERY = 9
@@ -83,13 +84,16 @@ class Parser:
         return on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
 
     def _outcome(self, message: Message) -> Outcome:
-        record = self._broker.logs[message.source.partition].records[message.offset]
+        generation = message.timestamp_ms
+        record = self._broker.log_of(message.source.partition, generation).records[message.offset]
         if self._bad or record.kind is Kind.REJECT:
-            return Reject("simulated", "", message.offset, b"?", project_id=project_of(message.offset))
+            project_id = project_of(message.offset)
+            return Reject("simulated", "", message.offset, b"?", first_seen_ms=generation, project_id=project_id)
         if record.kind is Kind.SHEDDABLE and self._sheds:
-            self._broker.shed.add((message.source.partition, message.offset))
+            self._broker.shed.add((message.source.partition, message.offset, generation))
             return Drop(DropReason.KILLED, 1)
-        return segment(record.identity, message.offset, with_blob=record.kind is not Kind.ROWS_ONLY)
+        with_blob = record.kind is not Kind.ROWS_ONLY
+        return segment(record.identity, message.offset, with_blob=with_blob, generation=generation)
 
 
 def project_of(offset: int) -> int | None:
@@ -97,15 +101,15 @@ def project_of(offset: int) -> int | None:
     return offset % PROJECTS if offset % 11 else None
 
 
-def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:
-    """The smallest segment that reaches every sink."""
+def segment(identity: str, offset: int, *, with_blob: bool = True, generation: int = 0) -> Segment:
+    """The smallest segment that reaches every sink. `received` is the generation of its topic."""
     return Segment(
         org_id=1,
         project_id=project_of(offset) or 0,
         replay_id=identity,
         segment_id=0,
         retention_days=30,
-        received=0,
+        received=generation,
         blobs=(Blob(f"gcs/{identity}", b"", offset),) if with_blob else (),
         clickhouse=(Row("replays", f"clickhouse/{identity}", b"{}", offset),),
         bigquery=(Row("facts", f"bigquery/{identity}", b"{}", offset),),
@@ -115,12 +119,19 @@ def segment(identity: str, offset: int, *, with_blob: bool = True) -> Segment:
     )
 
 
+def messages_of(batch: Batch) -> list[tuple[int, int, int]]:
+    """(partition, offset, generation of the topic) of what the batch holds."""
+    partition = batch.source.partition
+    taken = [(partition, seen.clickhouse[0].offset, seen.received) for seen in batch.segments]
+    return taken + [(partition, reject.offset, reject.first_seen_ms) for reject in batch.rejects]
+
+
 def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
     """Task name -> items, like `tasks.wire` lays a batch out: one task a sink that has something to write."""
     partition = batch.source.partition
 
     def item(sink: str, identity: str, offset: int) -> Item:
-        return Item(identity, partition, offset, poisoned=f"{POISONED}-{sink}" in identity)
+        return Item(identity, partition, offset, f"{POISONED}-{sink}" in identity, seen.received)
 
     tasks: dict[str, list[Item]] = {}
     for seen in batch.segments:
@@ -132,7 +143,8 @@ def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
         tasks.setdefault("rows/datadog/0", []).extend(item("datadog", m.name, offset) for m in seen.metrics)
     for reject in batch.rejects:
         offset = reject.offset
-        tasks.setdefault("rows/dead_letter/0", []).append(Item(f"{partition}/{offset}", partition, offset))
+        letter = Item(f"{partition}/{offset}", partition, offset, generation=reject.first_seen_ms)
+        tasks.setdefault("rows/dead_letter/0", []).append(letter)
     return {name: tuple(items) for name, items in tasks.items()}
 
 
@@ -175,7 +187,7 @@ class SimulatedDispatcher:
             self._answer_undispatched(command)
             return
         tasks = staged_items(batch)
-        contents = "-".join(str(item.offset) for items in tasks.values() for item in items)
+        contents = "-".join(f"{item.generation}/{item.offset}" for items in tasks.values() for item in items)
         key = batch_key(batch.id, f"{self._reader.parser.release}:{contents}")
         self._redis.stage(key, dict(tasks))
         names = tuple(name for name in tasks if name.startswith(command.stage))
@@ -224,6 +236,7 @@ class Reader:
         timeline: Timeline,
         story: Story,
         watcher: Watcher,
+        clock_ahead_seconds: float = 0.0,
     ) -> None:
         self.name = name
         self.alive = True
@@ -234,6 +247,8 @@ class Reader:
         self.pipeline = Pipeline(limits)
         self.stopping = False
         self.frozen_until = 0.0
+        self.clock_ahead_seconds = clock_ahead_seconds
+        self._other_topic_since: float | None = None
         self._ownership = Ownership(UNOWNED_SECONDS_MAX, TURN_SECONDS)
         self._seen: GroupView | None = None
         self._dice = dice
@@ -247,7 +262,7 @@ class Reader:
             dispatcher=SimulatedDispatcher(self, redis, fleet, dice, timeline),
             parser=parser,
             inbox=self,
-            clock=lambda: timeline.now,
+            clock=lambda: timeline.now + clock_ahead_seconds,
             observe=self._observe,
             second_line=self,
         )
@@ -290,6 +305,18 @@ class Reader:
             return
         self._seen = None if view.unowned else view
         if self._ownership.must_rejoin(view, self.source.member_id, self._timeline.now):
+            self.source.rejoin()
+
+    def watch_topic(self, topic_id: str) -> None:
+        """Another thread compares the topic's id from time to time."""
+        now = self._timeline.now
+        if self.source.topic_id in ("", topic_id):
+            self._other_topic_since = None
+        elif self._other_topic_since is None:
+            self._other_topic_since = now
+        elif now - self._other_topic_since >= TOPIC_LOOK_SECONDS:
+            self._other_topic_since = None
+            self._story.mark("topic_found_recreated")
             self.source.rejoin()
 
     def _die(self) -> None:
@@ -361,7 +388,7 @@ class Reader:
             self._story.mark("drain_deadline_passed")
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        story = self._story
+        story, now = self._story, self._timeline.now
         if story.telling and (commands or not isinstance(event, on.Ticked)):
             story.tell(now, self.name, event)
             for command in commands:

@@ -33,14 +33,13 @@ class Shape:
     session_seconds: float = 5.0
     visibility_seconds: float = 4.0
 
-    @property
-    def settle_seconds_max(self) -> float:
-        """How long everything may take to become durable and committed once the faults stopped."""
+    def settle_seconds_max(self, messages: int) -> float:
+        """How long this many messages may take to become durable and committed once the faults stopped."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
         batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100, staged_messages)
         abreast = max(1, min(limits.in_flight_batches_max, limits.in_flight_bytes_max // (100 * batch_messages)))
-        return 60.0 + 2.0 * self.messages / (batch_messages * abreast)
+        return 60.0 + 2.0 * messages / (batch_messages * abreast)
 
     @classmethod
     def draw(cls, seed: int) -> Shape:
@@ -62,6 +61,7 @@ class Shape:
             parked_renew_seconds=1.0,
             commit_interval_seconds=0.5,
             commit_answer_seconds_max=1.5,
+            commit_repeat_seconds=4.0,
             cut_record_seconds_max=1.0,
             plan_seconds_max=1.0,
             pause_after_seconds=0.5,

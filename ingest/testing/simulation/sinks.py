@@ -22,6 +22,12 @@ class Item(NamedTuple):
     partition: int
     offset: int
     poisoned: bool = False
+    generation: int = 0
+
+    @property
+    def message(self) -> tuple[int, int, int]:
+        """(partition, offset, generation of the topic)"""
+        return self.partition, self.offset, self.generation
 
 
 class Sinks:
@@ -29,7 +35,7 @@ class Sinks:
 
     def __init__(self, dice: Dice, story: Story) -> None:
         self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}
-        self.dead_letters: set[tuple[int, int]] = set()
+        self.dead_letters: set[tuple[int, int, int]] = set()
         self.writes: Counter[tuple[str, str]] = Counter()
         self.down_until: dict[str, float] = {}
         self.misconfigured_until: dict[str, float] = {}
@@ -44,7 +50,7 @@ class Sinks:
         if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):
             raise TransientSinkError(f"{sink}: 503")
         if sink == "dead_letter":
-            self.dead_letters.update((item.partition, item.offset) for item in items)
+            self.dead_letters.update(item.message for item in items)
         elif sink == "clickhouse" and token in self._tokens:
             self._story.mark("token_skipped")
         else:
@@ -58,7 +64,7 @@ class Sinks:
         for item in items:
             if item.poisoned:
                 self._story.mark("poison_dead_lettered")
-                self.dead_letters.add((item.partition, item.offset))
+                self.dead_letters.add(item.message)
                 continue
             stored.add(item.id)
             self.writes[sink, item.id] += 1

@@ -27,7 +27,7 @@ from ingest.testing.simulation.kafka import (
     SimulatedSource,
 )
 from ingest.testing.simulation.marks import Marks
-from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, with_ratio_off
+from ingest.testing.simulation.reader import POISONED, STEP_SECONDS, Parser, Reader, messages_of, with_ratio_off
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.shape import SINKS, Shape
 from ingest.testing.simulation.sinks import Sinks
@@ -36,6 +36,8 @@ from ingest.testing.simulation.story import Story, Violation
 TROUBLE_SECONDS = 0.5
 ADDED_PARTITIONS_MAX = 2
 ADDED_MESSAGES = 5
+CLOCK_AHEAD_SECONDS_MAX = 60
+NEW_MESSAGES_MAX = 30
 
 
 @dataclass(slots=True)
@@ -66,6 +68,7 @@ class World:
         self.broker = Broker([Log(partition) for partition in range(shape.partitions)], group, latest=shape.latest)
         self.checkers = Checkers(shape, self.broker, self.sinks, self.story)
         self.broker.began = self.checkers.durability.begun
+        self.broker.resumed = self.checkers.durability.resumed
         self.marks = Marks(self.story)
         self.fleet = Fleet(
             self.timeline,
@@ -76,6 +79,7 @@ class World:
             shape.visibility_seconds,
             self.checkers.about_to_write,
         )
+        self._messages = shape.messages
         self.slots = [Slot(f"reader{n}", f"instance{n}" if shape.static else "") for n in range(shape.readers)]
 
     def run(self) -> float:
@@ -92,7 +96,7 @@ class World:
             lag = self.checkers.durability.lag()
             if now > self.shape.calm_at and lag == 0 and self.checkers.durability.loss() is None:
                 break
-            if now > self.shape.calm_at + self.shape.settle_seconds_max:
+            if now > self.shape.calm_at + self.shape.settle_seconds_max(self._messages):
                 if lag == 0:
                     break
                 raise Violation("settles_in_time", f"{lag} offsets uncommitted {now:.0f} s into the run")
@@ -130,13 +134,19 @@ class World:
             if n < backlog:
                 log.append(Record(kind, identity), skipped)
             else:
-                self.timeline.after(
-                    random.random() * self.shape.calm_at * 0.9, log.append, Record(kind, identity), skipped
-                )
+                seconds = random.random() * self.shape.calm_at * 0.9
+                self.timeline.after(seconds, self._append, log.source.partition, Record(kind, identity), skipped)
         if self.shape.gaps:
             for log in self.broker.logs:
                 for moment in (0.3, 0.6, 0.95):
-                    self.timeline.after(self.shape.calm_at * moment, log.mark)
+                    self.timeline.after(self.shape.calm_at * moment, self._mark, log.source.partition)
+
+    def _append(self, partition: int, record: Record, skipped: int) -> None:
+        """To the topic of that moment."""
+        self.broker.logs[partition].append(record, skipped)
+
+    def _mark(self, partition: int) -> None:
+        self.broker.logs[partition].mark()
 
     def _kind(self, random: Random, *, storm: bool) -> Kind:
         if random.random() < (0.9 if storm else 0.06):
@@ -163,16 +173,25 @@ class World:
             self.timeline,
             self.story,
             self,
+            self._clock_ahead(),
         )
         slot.reader = reader
         self._tell("world", f"{name} starts{' (bad release)' if bad else ''}")
         self._turn(slot, reader)
+
+    def _clock_ahead(self) -> float:
+        """How far the clock of a new reader is ahead, in seconds."""
+        if not self.dice.strikes(Fault.CLOCKS_APART):
+            return 0.0
+        return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
     def _turn(self, slot: Slot, reader: Reader) -> None:
         """One step of the loop and one heartbeat, over and over; when it died, the next life."""
         if reader.alive and self.timeline.now >= reader.frozen_until:
             self.broker.group.beat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
+            if self.broker.former:
+                reader.watch_topic(self.broker.topic_id)
             if not reader.busy:
                 reader.turn()
         if reader.alive or reader.busy:
@@ -194,9 +213,9 @@ class World:
         if commands and any(isinstance(command, do.Halt) for command in commands):
             self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # a person rolls it back
 
-    def _commit_stored(self, partition: int, offset: int, record: str) -> None:
+    def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
         self._tell("broker", f"stored {partition}: {offset} {record!r}")
-        self.checkers.stored(partition, offset, record)
+        self.checkers.stored(partition, offset, topic_id)
 
     # Trouble
 
@@ -232,13 +251,31 @@ class World:
             self._expire()
         if len(self.broker.logs) < self.shape.partitions + ADDED_PARTITIONS_MAX and strikes(Fault.PARTITION_ADDED):
             self._add_partition()
+        if not self.broker.former and strikes(Fault.TOPIC_RECREATED):
+            self._recreate_topic()
         self._operate()
+
+    def _recreate_topic(self) -> None:
+        """The new one has messages at once, fewer or more than before. Offsets are deleted with it, or not."""
+        generation, pick = len(self.broker.former) + 1, partial(self.dice.pick, Fault.TOPIC_RECREATED)
+        logs = [Log(former.source.partition, generation) for former in self.broker.logs]
+        longer, forgotten = pick(2), pick(2)
+        self._tell("broker", f"topic created again, {'longer' if longer else 'shorter'}, {forgotten=}")
+        for log, former in zip(logs, self.broker.logs, strict=True):
+            for n in range(min(former.high + 2, NEW_MESSAGES_MAX) if longer else 2):
+                log.append(Record(Kind.SEGMENT, f"new-{log.source.partition}-{n}"))
+                self._messages += 1
+        self.broker.recreate(logs)
+        if forgotten:
+            self.broker.group.committed.clear()
+        self.checkers.durability.recreated()
 
     def _add_partition(self) -> None:
         """It has messages before the group hears of it."""
-        log = Log(len(self.broker.logs))
+        log = Log(len(self.broker.logs), len(self.broker.former))
         for n in range(ADDED_MESSAGES):
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))
+            self._messages += 1
         self.broker.logs.append(log)
         self.story.mark("partition_added")
         self.timeline.after(self.dice.between(0.1, 3.0), self.broker.group.grow)
@@ -270,11 +307,11 @@ class World:
             if self.dice.strikes(Fault.OPERATOR_RETRY):
                 self.timeline.after(0.1, reader.put, on.RetryRequested(batch_id))
             elif self.dice.strikes(Fault.OPERATOR_ABANDON):
-                log = self.broker.logs[batch.source.partition]
-                if batch.offsets.start < log.low:
+                messages = messages_of(batch)
+                deleted = any(generation < len(self.broker.former) for _, _, generation in messages)
+                if deleted or batch.offsets.start < self.broker.logs[batch.source.partition].low:
                     continue  # it cannot be read again, so it cannot be kept
-                offsets = log.between(batch.offsets.start, batch.offsets.stop)
-                self.sinks.dead_letters.update((batch.source.partition, offset) for offset in offsets)
+                self.sinks.dead_letters.update(messages)
                 event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
                 self.timeline.after(0.1, partial(reader.put, event))
 

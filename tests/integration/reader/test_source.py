@@ -22,7 +22,7 @@ from ingest.local.servers.java_kafka import JavaKafka
 from ingest.local.servers.processes import Children
 from ingest.reader.assignment import ConsumerFailed
 from ingest.reader.group_watch import TopicDescriber
-from ingest.reader.kafka import KafkaSource
+from ingest.reader.kafka import STALLED_SECONDS_MAX, KafkaSource
 from ingest.reader.runtime import Runtime
 from ingest.settings import Settings
 from tasks.kafka.records import UNREADABLE
@@ -68,7 +68,15 @@ class Fleet:
 class Reader:
     """One reader, turned by hand so that a test decides what happens between two turns."""
 
-    def __init__(self, brokers: str, topic: str, limits: Limits, reset: str = "earliest", **config: str) -> None:
+    def __init__(
+        self,
+        brokers: str,
+        topic: str,
+        limits: Limits,
+        reset: str = "earliest",
+        stalled_seconds_max: float = STALLED_SECONDS_MAX,
+        **config: str,
+    ) -> None:
         self.inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
         self.fleet = Fleet(self.inbox)
         self.events: list[on.Event] = []
@@ -90,6 +98,7 @@ class Reader:
             self.inbox,
             reset,  # type: ignore[arg-type]
             TopicDescriber(Settings(kafka_brokers=brokers, kafka_topic=topic)),
+            stalled_seconds_max,
         )
         self.pipeline = Pipeline(limits)
         self.parser = PlainParser()
@@ -330,6 +339,25 @@ def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(brokers: 
 
     assert [p.offset for p in committed(brokers, topic)] == [200, 200]
     first.source.close()
+
+
+def test_a_partition_of_which_nothing_comes_is_fetched_anew(brokers: str, topic: str) -> None:
+    """given a client that silently fetches nothing of one partition, then its messages come all the same"""
+    reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
+    produce(brokers, topic, 4)
+    reader.turn_until(lambda: len(reader.parser.messages) == 4)
+
+    reader.source._consumer.pause([KafkaPartition(topic, 0)])
+    produce(brokers, topic, 4)
+    reader.source.ask_log_ranges()
+    with capture_logs() as logs:
+        reader.turn_until(lambda: len(reader.parser.messages) == 8)
+
+    assert [line["partition"] for line in logs if line["event"] == "fetch_stalled"] == [0]
+    assert sorted((m.source.partition, m.offset) for m in reader.parser.messages) == [
+        (partition, offset) for partition in (0, 1) for offset in range(4)
+    ]
+    reader.source.close()
 
 
 def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:

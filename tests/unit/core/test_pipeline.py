@@ -717,6 +717,27 @@ def test_a_refused_commit_is_tried_again_after_the_interval_not_at_once() -> Non
     assert runtime.take(do.Commit) == []
 
 
+def test_an_acknowledged_commit_is_repeated_while_nothing_new_is_to_be_committed() -> None:
+    """A broker may have lost it, and an idle partition would keep its lag for ever."""
+    runtime = reader(commit_interval_seconds=0.5, commit_repeat_seconds=60.0)
+    runtime.segments(2)
+    runtime.settle()
+    runtime.advance(1.0)
+    runtime.settle()
+    assert runtime.committed == {PARTITION: 2}
+
+    for _ in range(58):
+        runtime.advance(1.0)
+    assert runtime.take(do.Commit) == []
+
+    runtime.advance(2.0)
+    (again,) = runtime.take(do.Commit)
+    assert again.offset == 2
+    runtime.publish(on.Committed(again.source, again.epoch, again.offset, again.record))
+    runtime.advance(30.0)
+    assert runtime.take(do.Commit) == []
+
+
 def test_a_refused_commit_is_said_again_even_if_nothing_else_happens() -> None:
     """The broker did not store it: an idle reader must not leave the group behind."""
     runtime = reader(commit_interval_seconds=0.5)

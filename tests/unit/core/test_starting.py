@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ingest.core.cut_record import Record, encode
-from ingest.core.starting import Place, Start, Stored, TopicView, first_record, is_known, start
+from ingest.core.starting import Place, Start, Stored, TopicView, first_record, is_doubtful, is_known, start
 
 NOW = TopicView("new", 4)
 
@@ -61,6 +61,23 @@ def test_a_topic_whose_offsets_were_deleted_with_it_is_known_by_who_read_it() ->
     assert start(0, {}, NOW, former="new").place is Place.POLICY
     assert start(0, {}, TopicView(), former="old").place is Place.POLICY
     assert start(0, {0: stored(7)}, NOW, former="old").place is Place.COMMITTED
+
+
+def test_an_offset_that_names_no_topic_is_not_believed_while_somebody_knows_of_a_former_one() -> None:
+    """Its record was lost or refused. Reading too much loses nothing; a skipped beginning is lost."""
+    assert start(0, {0: Stored(7), 1: stored(9, "old")}, NOW) == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {0: Stored(7)}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
+    assert start(0, {0: Stored(7), 1: stored(9)}, NOW) == Start(Place.COMMITTED, 0)
+    assert not is_known(Stored(7), NOW)
+    assert is_known(Stored(7), TopicView())
+
+
+def test_an_answer_that_would_move_the_start_is_doubtful() -> None:
+    """Nothing, or 0 without a record. What the group itself committed at 0 has one."""
+    assert is_doubtful(Stored())
+    assert is_doubtful(Stored(0))
+    assert not is_doubtful(stored(0))
+    assert not is_doubtful(Stored(7))
 
 
 def test_an_unknown_topic_id_contradicts_nothing() -> None:

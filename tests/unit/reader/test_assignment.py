@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from ingest.core.starting import Stored
-from ingest.reader.assignment import ANSWER_SECONDS_MAX, EPOCH_SECONDS_MAX, ConsumerFailed, Unanswered, repeated
+from ingest.reader.assignment import (
+    ANSWER_SECONDS_MAX,
+    EPOCH_SECONDS_MAX,
+    ConsumerFailed,
+    Unanswered,
+    confirmed,
+    repeated,
+)
 
 
 class Coordinator:
@@ -64,3 +73,38 @@ def test_a_missing_right_is_for_a_person(code: int) -> None:
     """Joining again would not help."""
     with pytest.raises(ConsumerFailed, match="may not read"):
         Coordinator(code, times=10**6).answer()
+
+
+class Forgetful:
+    """Answers each question with the next of `answers`, as far as it was asked for."""
+
+    def __init__(self, *answers: dict[int, Stored]) -> None:
+        self.asked: list[list[int]] = []
+        self._answers = list(answers)
+
+    def ask(self, numbers: Collection[int]) -> dict[int, Stored]:
+        self.asked.append(list(numbers))
+        answer = self._answers.pop(0)
+        return {number: answer[number] for number in numbers}
+
+    def answer(self) -> dict[int, Stored]:
+        return confirmed(self.ask, [0, 1, 2], lambda: 0.0, lambda seconds: None)
+
+
+@pytest.mark.parametrize("wrong", [Stored(), Stored(0)])
+def test_nothing_or_zero_is_believed_only_when_it_is_said_twice(wrong: Stored) -> None:
+    """given a coordinator that is wrong once, then its second answer counts; of the others the first does"""
+    group = {0: Stored(7, "2;s=1"), 1: Stored(9, "2;s=1"), 2: Stored()}
+    once = Forgetful({**group, 1: wrong}, group)
+
+    assert once.answer() == group
+    assert once.asked == [[0, 1, 2], [1, 2]]
+    assert Forgetful({**group, 1: wrong}, {**group, 1: wrong}).answer()[1] == wrong
+
+
+def test_an_answer_without_doubt_is_not_asked_for_twice() -> None:
+    """What an assignment costs by default."""
+    sure = Forgetful({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
+
+    assert sure.answer()[1] == Stored(0, "2;s=1")
+    assert sure.asked == [[0, 1, 2]]
