@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -201,7 +202,12 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) ->
 
 def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerState:
     def number(name: str) -> float:
-        return float(found.get(name.encode(), b"0"))
+        """0 for what is no number: somebody else wrote it."""
+        try:
+            given = float(found.get(name.encode(), b"0"))
+        except ValueError:
+            return 0.0
+        return given if math.isfinite(given) else 0.0
 
     opened_until = number("opened_until")
     failures = int(number("failed"))

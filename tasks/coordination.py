@@ -13,6 +13,7 @@ in `tasks.operators`.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,10 @@ READER_FORGOTTEN_SECONDS = 86_400
 WORKER_FORGOTTEN_SECONDS = 3600
 # Renewed every few seconds (`Limits.parked_renew_seconds`); outlives a Redis that is away for a moment.
 PARKED_LEASE_SECONDS = 30.0
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # What a release without leases parked counts until its retry is overdue by this.
 UNLEASED_SECONDS = 120.0
+log = logging.getLogger(__name__)
 
 
 class Coordination:
@@ -77,7 +80,7 @@ class Coordination:
         pipe.time()
         _, _, found, _, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = [name for name, text in found.items() if _silent_seconds(text, now) > READER_FORGOTTEN_SECONDS]
+        silent = _forgotten(found, now, READER_FORGOTTEN_SECONDS)
         if silent:
             self.client.hdel(self._readers, *silent)
 
@@ -100,7 +103,7 @@ class Coordination:
         pipe.time()
         _, _, found, clock = pipe.execute()
         now = seconds_of(clock)
-        silent = [name for name, text in found.items() if _silent_seconds(text, now) > WORKER_FORGOTTEN_SECONDS]
+        silent = _forgotten(found, now, WORKER_FORGOTTEN_SECONDS)
         if silent:
             self.client.hdel(self._workers, *silent)
 
@@ -113,11 +116,17 @@ class Coordination:
         return self._shown(self._workers)
 
     def _shown(self, key: str) -> dict[str, dict[str, Any]]:
+        """Entries that no program of ours wrote are left out: they must not keep the others from being shown."""
         found, now = self._all_of(key)
-        return {
-            name.decode(): {**msgspec.json.decode(text), "silent_seconds": _silent_seconds(text, now)}
-            for name, text in sorted(found.items())
-        }
+        shown: dict[str, dict[str, Any]] = {}
+        for name, text in sorted(found.items()):
+            try:
+                about = msgspec.json.decode(text, type=dict[str, Any])
+                silent_seconds = _silent_seconds(text, now)
+                shown[name.decode()] = {**about, "silent_seconds": silent_seconds}
+            except UNREADABLE:
+                log.warning("%s has an entry that no program of ours wrote: left out", key)
+        return shown
 
     # Parked batches
 
@@ -183,8 +192,25 @@ def seconds_of(clock: tuple[int, int]) -> float:
     return clock[0] + clock[1] / 1e6
 
 
+class _Seen(msgspec.Struct):
+    seen_at: float
+
+
 def _silent_seconds(about: bytes, now: float) -> float:
-    return max(0.0, now - float(msgspec.json.decode(about)["seen_at"]))
+    """Raises one of UNREADABLE."""
+    return max(0.0, now - msgspec.json.decode(about, type=_Seen).seen_at)
+
+
+def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
+    """Names of entries that are older, or that no program of ours wrote."""
+    gone = []
+    for name, text in found.items():
+        try:
+            if _silent_seconds(text, now) > seconds_max:
+                gone.append(name)
+        except UNREADABLE:
+            gone.append(name)
+    return gone
 
 
 def _leased_until(about: Mapping[str, Any]) -> float:

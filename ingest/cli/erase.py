@@ -56,6 +56,7 @@ def erase(
     repeated at any time, also after a crash. Exit code 0: nothing is left; 1: something is, or there never was
     such a replay, which the last line says.
     """
+    from ingest.local.servers.processes import private_opener
     from ingest.operate.erase import EraseFailed, Erasure, plain_id
 
     if as_json and not (yes or dry_run):
@@ -85,7 +86,8 @@ def erase(
         except EraseFailed as error:
             fail(str(error))
     if certificate is not None:
-        certificate.write_text(json.dumps({"erasures": [one.certificate for one in done]}, indent=1) + "\n")
+        with open(certificate, "w", opener=private_opener) as file:
+            file.write(json.dumps({"erasures": [one.certificate for one in done]}, indent=1) + "\n")
     left = [line for one in done for line in one.left]
     _tell([one.found for one in done], left, "erased", as_json)
     sys.exit(EXIT_FAILED if left else 0)

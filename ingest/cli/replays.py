@@ -292,11 +292,12 @@ def fetch_command(
     replay_id: str, project: int | None, wanted: tuple[int, ...], output: Path, as_json: bool
 ) -> None:
     """Download a replay: the rrweb events of each segment as they were sent, and its videos."""
+    from ingest.local.servers.processes import private_folder, private_opener
     from ingest.web.blobs import BlobError, unpack
 
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
-    output.mkdir(parents=True, exist_ok=True)
+    private_folder(output)
     with reading() as reads:
         replay = reads.replay(replay_id, project)
         segments = reads.segments(replay)
@@ -313,7 +314,8 @@ def fetch_command(
             for suffix, data in (("json", found.recording), ("mp4", found.video)):
                 if data is not None:
                     path = output / f"{replay.replay_id}-{one.segment_id:04}.{suffix}"
-                    path.write_bytes(data)
+                    with open(path, "wb", opener=private_opener) as made:
+                        made.write(data)
                     written.append({"segment_id": one.segment_id, "path": str(path), "bytes": len(data)})
     gone = [number for number in segments.missing if not wanted or number in wanted]
     if as_json:

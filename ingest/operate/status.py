@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from ingest.observe.heartbeat import Heartbeat, Unowned
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
-from tasks.coordination import Coordination
+from tasks.coordination import UNREADABLE, Coordination
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.observe.watch import sinks_key
@@ -99,14 +100,9 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
     client = client or connect(settings)
     depths = queue_depths(settings, client)
     breakers = read_states(client, settings.key_prefix, settings.sinks)
-    seen = _json_hash(client, sinks_key(settings))
+    seen = _runs(client, sinks_key(settings))
     coordination = Coordination(client, settings)
-    readers = tuple(
-        msgspec.convert(
-            {**about, "reader": name, "silent": _is_silent(about, settings)}, type=ReaderStatus, strict=False
-        )
-        for name, about in coordination.readers().items()
-    )
+    readers = tuple(_readers(coordination, settings))
     rejects: dict[str, int] = {}
     for reader in readers:
         for reason, messages in reader.rejects.items():
@@ -125,8 +121,8 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
                 breaker=state.state,
                 failures=state.failures,
                 probe_in_seconds=round(state.cool_seconds, 1),
-                flush_p50_seconds=seen.get(sink, {}).get("p50_seconds"),
-                flush_max_seconds=seen.get(sink, {}).get("max_seconds"),
+                flush_p50_seconds=seen.get(sink, NO_RUNS).p50_seconds,
+                flush_max_seconds=seen.get(sink, NO_RUNS).max_seconds,
             )
             for sink, state in breakers.items()
         ),
@@ -159,5 +155,28 @@ def _redis(settings: Settings, client: Any, depths: dict[str, int]) -> RedisStat
     )
 
 
-def _json_hash(client: Any, key: str) -> dict[str, Any]:
-    return {name.decode(): msgspec.json.decode(text) for name, text in client.hgetall(key).items()}
+class _Runs(msgspec.Struct, frozen=True):
+    """How long recent runs of one sink took, as the reader wrote it."""
+
+    p50_seconds: float | None = None
+    max_seconds: float | None = None
+
+
+NO_RUNS = _Runs()
+
+
+def _runs(client: Any, key: str) -> dict[str, _Runs]:
+    """By sink. What no reader wrote is left out, so that it hides nothing else."""
+    found: dict[str, _Runs] = {}
+    for name, text in client.hgetall(key).items():
+        with contextlib.suppress(*UNREADABLE):
+            found[name.decode()] = msgspec.json.decode(text, type=_Runs)
+    return found
+
+
+def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
+    """The same of heartbeats."""
+    for name, about in coordination.readers().items():
+        shown = {**about, "reader": name, "silent": _is_silent(about, settings)}
+        with contextlib.suppress(msgspec.ValidationError):
+            yield msgspec.convert(shown, type=ReaderStatus, strict=False)

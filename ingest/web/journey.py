@@ -6,6 +6,7 @@ still says the one thing that matters: everything below it is durable in every s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 from redis.exceptions import RedisError
 
+from ingest.observe.heartbeat import Heartbeat
 from tasks.connection import connect
 from tasks.coordination import Coordination
 from tasks.settings import Settings
@@ -86,9 +88,10 @@ def _committed(coordination: Coordination) -> dict[int, int]:
     """The committed offset of each partition, by the heartbeats of the readers that are heard of."""
     found: dict[int, int] = {}
     for about in coordination.readers().values():
-        for state in about.get("snapshot", {}).get("partitions", []):
-            if state.get("committed") is not None:
-                found[state["partition"]] = max(state["committed"], found.get(state["partition"], 0))
+        with contextlib.suppress(msgspec.ValidationError):  # no reader wrote it
+            for state in msgspec.convert(about, type=Heartbeat, strict=False).snapshot.partitions:
+                if state.committed is not None:
+                    found[state.partition] = max(state.committed, found.get(state.partition, 0))
     return found
 
 

@@ -26,6 +26,8 @@ HOST = "127.0.0.1"
 THREADS = 6
 BODY_BYTES_MAX = 256 * KiB
 HEADER_BYTES_MAX = 32 * KiB
+# For the next request, all of it: whoever does not send one must not keep connections.
+REQUEST_SECONDS_MAX = 30.0
 PATH = r"/api/replays/([0-9]{1,20})/([0-9a-fA-F-]{32,36})"
 
 
@@ -70,7 +72,11 @@ async def serve(
     with ThreadPoolExecutor(THREADS, thread_name_prefix="web") as pool:
         state = State(settings, Reads(settings), Desk(settings), pool, doors, port)
         server = httpserver.HTTPServer(
-            application(state), max_body_size=BODY_BYTES_MAX, max_header_size=HEADER_BYTES_MAX
+            application(state),
+            max_body_size=BODY_BYTES_MAX,
+            max_header_size=HEADER_BYTES_MAX,
+            idle_connection_timeout=REQUEST_SECONDS_MAX,
+            body_timeout=REQUEST_SECONDS_MAX,
         )
         server.add_sockets(sockets)
         ready(address, doors.link)

@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+import flower.app
 import flower.command
 from celery import Celery
 from flower.app import Flower
+from tornado.httpserver import HTTPServer
 
 from tasks.configuration import current
 from tasks.flower.handlers import extend
@@ -24,6 +27,8 @@ from tasks.observe.probe_server import ensure_free
 from tasks.settings import Settings
 from tasks.sign_in import PASSWORD_CHARACTERS_MIN, is_weak, people_of
 
+REQUEST_SECONDS_MAX = 30.0
+TIMEOUTS = ("idle_connection_timeout", "body_timeout")
 PROVIDERS = {
     "google": "flower.views.auth.GoogleAuth2LoginHandler",
     "github": "flower.views.auth.GithubLoginHandler",
@@ -79,7 +84,8 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         super().__init__(options=options, **others)
 
     def start_http_server(self) -> int | None:
-        """Listens, and says where."""
+        """Listens, and says where. Whoever sends no whole request must not keep connections."""
+        flower.app.HTTPServer = partial(HTTPServer, **dict.fromkeys(TIMEOUTS, REQUEST_SECONDS_MAX))
         port: int | None = super().start_http_server()
         if port is not None:
             print(f"Flower listens on http://{self.options.address or '*'}:{port}", file=sys.stderr, flush=True)

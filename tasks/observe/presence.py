@@ -55,14 +55,14 @@ class WorkerStatus(Presence, frozen=True, kw_only=True):
 def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatus, ...]:
     """Every worker that showed itself and did not say goodbye. Raises redis.exceptions.RedisError."""
     silent_seconds_max = SILENT_HEARTBEATS_MAX * max(settings.heartbeat_seconds, CELERY_HEARTBEAT_SECONDS)
-    return tuple(
-        msgspec.convert(
-            {**about, "worker": name, "silent": about["silent_seconds"] > silent_seconds_max},
-            type=WorkerStatus,
-            strict=False,
-        )
-        for name, about in coordination.workers().items()
-    )
+    found = []
+    for name, about in coordination.workers().items():
+        silent = about["silent_seconds"] > silent_seconds_max
+        with suppress(msgspec.ValidationError):  # no worker wrote it
+            found.append(
+                msgspec.convert({**about, "worker": name, "silent": silent}, type=WorkerStatus, strict=False)
+            )
+    return tuple(found)
 
 
 def queues_of(sinks: Iterable[str]) -> tuple[str, ...]:

@@ -150,6 +150,20 @@ def test_no_header_is_an_error_of_ours(client: Client, number: int):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 
 
+@pytest.mark.parametrize("sent", ["", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_a_client_that_sends_no_request_keeps_no_connection(
+    stored: Settings, monkeypatch: pytest.MonkeyPatch, sent: str
+):
+    """Nobody has to sign in to open one, and there are only so many."""
+    monkeypatch.setattr("ingest.web.server.REQUEST_SECONDS_MAX", 0.2)
+    with served(stored) as running:
+        place = urlsplit(running.address)
+        with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+            connection.sendall(sent.encode())
+            assert connection.recv(100) == b""
+        assert running.get("/").status == 200
+
+
 def test_random_requests_are_no_errors_of_ours(client: Client):
     """Pieces of good and bad requests, put together at random."""
     chosen = random.Random(SEED)

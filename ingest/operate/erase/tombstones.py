@@ -10,6 +10,7 @@ Only then are the stores looked through. A tombstone ends when no topic can hold
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -64,8 +65,7 @@ class Tombstones:
         return [
             name
             for name, about in self._coordination.readers().items()
-            if about["silent_seconds"] <= SILENT_SECONDS_MAX
-            and int(about.get("decisions_settled", UNKNOWN)) < offset
+            if about["silent_seconds"] <= SILENT_SECONDS_MAX and _settled(about) < offset
         ]
 
     def _drop_staged_before(self, since: float) -> None:
@@ -77,6 +77,12 @@ class Tombstones:
             payloads = [name for name in self._client.hkeys(key) if name.startswith((b"blobs/", b"rows/"))]
             if payloads:
                 self._client.hdel(key, *payloads)
+
+
+def _settled(about: Mapping[str, Any]) -> int:
+    """Up to where a reader's heartbeat says that it settled decisions; UNKNOWN for what is no number."""
+    found = about.get("decisions_settled", UNKNOWN)
+    return found if isinstance(found, int) else UNKNOWN
 
 
 def ends_at(settings: Settings, now: float) -> float:

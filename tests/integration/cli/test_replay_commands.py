@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,20 @@ def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
     assert "segment 1 is unreadable: not a zlib stream" in part.out
     assert (part.code, (tmp_path / f"{SPOILED}-0001.json").exists()) == (0, False)
     assert "missing segments: 2-3" in holed.out
+
+
+def test_a_download_is_for_its_user_alone(library: Library, tmp_path: Path):
+    """Recordings are personal data, and the usual umask lets every user of the machine read new files."""
+    before = os.umask(0o022)
+    try:
+        done = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path / "new" / "folder"))
+    finally:
+        os.umask(before)
+
+    assert done.code == 0
+    made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert len(made) == 10
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
 
 
 def failed(done: Done) -> str:

@@ -181,6 +181,7 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
     dry = json.loads(run("--user", user, "--dry-run", "--json").stdout)
     before = {replay: packed.rows((project, replay), "replay_segments") for replay in (*theirs, *others)}
     erased = run("--user", user, "--yes", "--json", "--certificate", str(papers))
+    assert papers.stat().st_mode & 0o077 == 0
 
     assert len(dry["replays"]) == len(theirs) == users[user]
     assert all(before.values())

@@ -1,0 +1,87 @@
+"""Whoever writes the state that Redis shows is not authenticated, and blinds no operator for all that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.operate.erase.tombstones import Tombstones
+from ingest.operate.status import collect
+from ingest.settings import Settings
+from ingest.web.journey import journeys
+from tasks.connection import connect
+from tasks.coordination import Coordination
+
+NAME = "reader-1"
+WORKER = "worker-1"
+GARBAGE = (
+    b"",
+    b"garbage",
+    b"\xff\xfe",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"seen_at": "x"}',
+    b'{"seen_at": 1e999}',
+    b"[" * 100_000,
+    b'{"seen_at": 1, "snapshot": {"partitions": [{}]}}',
+    b'{"seen_at": 1, "snapshot": 7, "rejects": [], "decisions_settled": "x", "queues": 3}',
+    b'{"seen_at": 1, "p50_seconds": "x"}',
+)
+
+
+@pytest.fixture
+def forged(stored: Settings) -> Iterator[Coordination]:
+    """A reader and a worker that are there, among entries that nobody of ours wrote."""
+    client = connect(stored)
+    coordination, prefix = Coordination(client, stored), stored.key_prefix
+    now = coordination.now()
+    heartbeat = {"seen_at": now, "topic": "t", "snapshot": {"now": 1.0, "partitions": []}}
+    coordination.hello(NAME, json.dumps(heartbeat))
+    coordination.worker_hello(WORKER, json.dumps({"seen_at": now}))
+    keys = [f"{prefix}:{name}" for name in ("readers", "workers", "sinks")]
+    for key in keys:
+        client.hset(key, b"\xff", b"{}")
+        for number, text in enumerate(GARBAGE):
+            client.hset(key, f"clickhouse{number or ''}", text)
+    client.hset(f"{prefix}:breaker:clickhouse", mapping={"opened_until": "x", "failed": "inf"})
+    yield coordination
+    client.delete(*keys, f"{prefix}:breaker:clickhouse")
+    client.close()
+
+
+def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordination):
+    """Whatever commands and pages read: the entries of programs are shown, the others are left out."""
+    seen = collect(stored)
+
+    assert NAME in [reader.reader for reader in seen.readers]
+    assert WORKER in [worker.worker for worker in seen.workers]
+    assert {sink.sink for sink in seen.sinks} >= {"gcs", "clickhouse"}
+    assert journeys(stored, [(0, 0)]).trouble == ""
+    assert NAME in forged.readers()
+
+
+def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged: Coordination):
+    """One that says nothing usable is waited for, as a reader of an earlier release is."""
+    client = connect(stored)
+    client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
+
+    left = Tombstones(stored).settle(1, 0.0)
+    client.close()
+
+    assert any("reader odd may still write" in line for line in left)
+
+
+def test_a_heartbeat_removes_what_no_program_wrote(stored: Settings, forged: Coordination):
+    """Readers and workers go on to show themselves; their own loop is not stopped by what others wrote."""
+    now = forged.now()
+    forged.hello(NAME, json.dumps({"seen_at": now}))
+    forged.worker_hello(WORKER, json.dumps({"seen_at": now}))
+
+    client = connect(stored)
+    left = {key: client.hgetall(f"{stored.key_prefix}:{key}") for key in ("readers", "workers")}
+    client.close()
+    assert left["readers"].keys() >= {NAME.encode()}
+    assert not {b"garbage", b"null", b"{}"} & {*left["readers"].values(), *left["workers"].values()}
