@@ -191,6 +191,11 @@ def said(child: Child, event: str) -> list[dict[str, Any]]:
     return [line for line in _lines(child.log_path) if line.get("event") == event]
 
 
+def told(child: Child) -> Iterator[dict[str, Any]]:
+    """All lines of a process's log, over all of its lives."""
+    return _lines(child.log_path)
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return

@@ -226,6 +226,7 @@ class KafkaSource:
         source = command.source
         stored = KafkaPartition(self.topic, source.partition, command.offset, command.record)
         self._sent.setdefault(source.partition, deque(maxlen=COMMITS_REMEMBERED_MAX)).append(command)
+        log.debug("commit_sent", partition=source.partition, offset=command.offset, record=command.record)
         try:
             if self._rebalancing:
                 self._on_commit(None, self._consumer.commit(offsets=[stored], asynchronous=False) or [])
@@ -244,6 +245,13 @@ class KafkaSource:
                 continue
             said = (command.source, command.epoch, command.offset, command.record)
             refusal = stored.error or error
+            log.debug(
+                "commit_answered",
+                partition=command.source.partition,
+                offset=command.offset,
+                record=command.record,
+                error=str(refusal or ""),
+            )
             if refusal is None:
                 self._inbox.put(on.Committed(*said))
             elif _is(refusal, KafkaError.OFFSET_METADATA_TOO_LARGE) and command.record:
@@ -343,13 +351,15 @@ class KafkaSource:
         if self._leaving:  # nothing will be read, and a group that is being left answers no question about offsets
             return
         numbers = [partition.partition for partition in partitions]
-        topic = self._describe()
+        topic, asked_at = self._describe(), time.monotonic()
         try:
             found = self._offsets.find(consumer, numbers, topic, self.topic_id)
         except Unanswered as failure:
             self._assign_nothing(numbers, str(failure))
             return
         self._instance_wait_logged = False
+        read = {one.partition: (one.committed, one.text) for one in found if not one.start.replaced}
+        log.debug("offsets_read", partitions=read, seconds=round(time.monotonic() - asked_at, 3))
         # The recorded one, as long as the brokers did not tell: the watch of the group compares it.
         recorded = next((decode(0, one.text).topic_id for one in found if one.text), "")
         now_read = topic.id or recorded or self.topic_id
@@ -530,6 +540,8 @@ class KafkaSource:
         """The offset is not in the log: messages expired before they were read, or the topic was made anew."""
         source = TopicPartition(self.topic, partition)
         self._unresolved.pop(partition, None)
+        if self._must_rejoin.is_set():
+            return  # then it is found out where to start, perhaps in another topic
         topic_id = self._describe().id
         if self.topic_id and topic_id and topic_id != self.topic_id:
             self._must_rejoin.set()  # every partition of it, drained, and then from its beginning

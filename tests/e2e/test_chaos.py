@@ -30,7 +30,7 @@ def test_nothing_is_lost_and_nothing_doubled_while_everything_breaks():
     assert done.stdout.startswith("{"), done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert done.returncode == 0, result["error"]
-    assert (result["lost"], result["doubled"], result["commits_fell"]) == (0, 0, [])
+    assert (result["lost"], result["doubled"], result["violations"]) == (0, 0, [])
     assert len(result["faults"]) >= 4
     assert result["reconciliation"]["ok"]
     assert all(code == 0 for code in result["exit_codes"].values())

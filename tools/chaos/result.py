@@ -11,6 +11,8 @@ from rich.table import Table
 from ingest.local.compare.report import Report, report_table
 from ingest.local.load.produce import Produced, summary
 
+VIOLATIONS_SHOWN_MAX = 20
+
 
 @dataclass(slots=True)
 class Done:
@@ -44,7 +46,9 @@ class Result:
     twice: dict[str, float] = field(default_factory=dict)
     """Share of what was written more than once, before de-duplication, by where it was counted."""
     rebalances: int = 0
-    commits_fell: list[str] = field(default_factory=list)
+    history: str = ""
+    violations: list[str] = field(default_factory=list)
+    """What contradicts that each partition's committed offset is one register with one owner (`tools.history`)."""
     halted: int = 0
     exit_codes: dict[str, int] = field(default_factory=dict)
     ended_by_themselves: dict[str, int] = field(default_factory=dict)
@@ -53,7 +57,7 @@ class Result:
         """Sets `ok`, and `error` to the first thing that does not hold."""
         troubles = [f"{done.kind}: {done.trouble}" for done in self.faults if done.trouble]
         exits = [f"{name} ended with code {code}" for name, code in self.exit_codes.items() if code != 0]
-        wrong = [*troubles, *(f"a committed offset fell: {fall}" for fall in self.commits_fell), *exits]
+        wrong = [*troubles, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
         if self.halted:
             wrong.append(f"a reader halted {self.halted} times")
         if self.report is None or not self.report.ok:
@@ -95,7 +99,8 @@ def show(console: Console, result: Result) -> None:
     known = result.report is not None
     account.add_row("lost", f"{result.lost:,}" if known else "unknown")
     account.add_row("duplicates after de-duplication", f"{result.doubled:,}" if known else "unknown")
-    account.add_row("committed offsets that fell", f"{len(result.commits_fell)}")
+    account.add_row("history of committed offsets", result.history or "none")
+    account.add_row("violations in it", f"{len(result.violations)}")
     account.add_row("seconds from the last fault to lag zero", f"{result.settle_seconds:.1f}")
     account.add_row("assignments of partitions", f"{result.rebalances:,}")
     for name, share in result.twice.items():
@@ -103,6 +108,8 @@ def show(console: Console, result: Result) -> None:
     for name, count in result.ended_by_themselves.items():
         account.add_row(f"{name} ended by itself", f"{count}")
     console.print(account)
+    for violation in result.violations[:VIOLATIONS_SHOWN_MAX]:
+        console.print(f"history: {violation}", markup=False)
     if result.error:
         console.print(f"error: {result.error}", markup=False)
     verdict = "nothing was lost, nothing is there twice" if result.ok else "NOT everything holds, see above"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
@@ -16,10 +15,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ingest.local.compare.metrics import read_metrics
-from ingest.local.compare.offsets import Committed
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
-from ingest.local.fleet import Fleet, said
+from ingest.local.fleet import Fleet, said, told
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, LoadError, produce
@@ -35,6 +33,8 @@ from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
 from tools.chaos.faults import ADDED_PARTITIONS_MAX, READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults
 from tools.chaos.result import Done, Result, show
+from tools.history.check import History, judge
+from tools.history.collect import Asked, Told
 
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
@@ -50,6 +50,7 @@ IMPATIENT = {
     "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
     "REPLAYS_BATCH_MESSAGES_MAX": "50",
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
+    "REPLAYS_LOG_LEVEL": "debug",  # readers tell what they commit and read
 }
 # So that the load reaches partitions that are added.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
@@ -137,6 +138,8 @@ class _Chaos:
         self.proxies: dict[str, FaultProxy] = {}
         self.settings = {**IMPATIENT, "REPLAYS_GCS_LAYOUT": layout}
         self.fleet: Fleet | None = None
+        # Tansu keeps no metadata of commits.
+        self.history = History(has_records=kafka == "apache")
 
     def say(self, line: str) -> None:
         """One line, with the time."""
@@ -177,6 +180,7 @@ class _Chaos:
             self.result.exit_codes[name] = fleet.stop(fleet.children[name])
         if not fleet.flower_answers():
             raise LocalError("Flower did not come back")
+        self._judge(fleet)
         self._account(fleet, manifest)
 
     def _start(self) -> Fleet:
@@ -214,18 +218,21 @@ class _Chaos:
             self.over.set()
 
     def _watch_commits(self, fleet: Fleet) -> None:
-        """No committed offset may ever fall, whoever commits."""
-        highest: dict[int, int] = {}
-        asking = Committed(fleet.settings)
-        partitions = SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX
-        sources = [(fleet.settings.kafka_topic, partition) for partition in range(partitions)]
+        """What the broker says about committed offsets, for the history."""
+        asked = Asked(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
         while not self.calm.wait(0.5):
-            with contextlib.suppress(ReconcileError):
-                for (_, partition), offset in asking.of(sources).items():
-                    if offset < highest.get(partition, 0):
-                        self.result.commits_fell.append(f"{partition}: {highest[partition]} to {offset}")
-                    highest[partition] = max(offset, highest.get(partition, 0))
-        asking.close()
+            asked.ask()
+        asked.close()
+        self.history.reads += asked.reads
+
+    def _judge(self, fleet: Fleet) -> None:
+        """Holds what the readers told against what the broker told."""
+        for name, child in fleet.children.items():
+            if name.startswith("reader"):
+                Told.of(name, told(child)).add_to(self.history)
+        self.result.history = self.history.counts()
+        self.result.violations = judge(self.history)
+        self.say(f"judged a history of {self.history.counts()}")
 
     # Two hands
 

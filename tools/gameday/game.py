@@ -20,16 +20,19 @@ from typing import Any
 
 from rich.console import Console
 
-from ingest.local.fleet import Fleet
+from ingest.local.fleet import Fleet, told
 from ingest.local.load.produce import LoadError
 from ingest.local.servers.fault_proxy import FaultProxy, Pass
 from ingest.local.servers.processes import HOST, LocalError, free_port
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import KafkaKind, Stack
+from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.units import MiB
 from tools.gameday.load import Load
 from tools.gameday.prometheus import Alert, Prometheus, runbook_has
 from tools.gameday.result import FACTOR, Played
+from tools.history.check import History, judge
+from tools.history.collect import Asked, Told
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
@@ -40,6 +43,7 @@ HEALTHY_SECONDS_MAX = 60.0
 LETTER_SECONDS_MAX = 60.0
 COMMAND_SECONDS_MAX = 120.0
 POLL_SECONDS = 0.25
+ASK_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
 # With thresholds divided by FACTOR these also fire when others have the machine's cores, until they are done.
@@ -65,6 +69,7 @@ HASTY = {
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
     "REPLAYS_REJECT_WINDOW": "200",
     "REPLAYS_LOG_FORMAT": "json",
+    "REPLAYS_LOG_LEVEL": "debug",  # readers tell what they commit and read
 }
 
 
@@ -98,6 +103,8 @@ class Game:
         self.quiet_seconds_max = quiet_seconds_max
         self.began, self.began_unix = time.monotonic(), time.time()
         self._open = ExitStack()
+        self._over = threading.Event()
+        self.history = History()
         self._directory = directory
         self._steps: list[str] = []
         self._seen: list[str] = []
@@ -135,10 +142,31 @@ class Game:
         self.prometheus.start()
         self.load = Load(self.settings, rate)
         self.load.start()
+        self.history.has_records = kafka == "apache"
+        self._asking = threading.Thread(target=self._ask, name="commits", daemon=True)
+        self._asking.start()
         self.say("two readers, two workers, Flower and Prometheus run")
+
+    def _ask(self) -> None:
+        """What the broker says about committed offsets, for the history."""
+        asked = Asked(self.settings, SOURCE_PARTITIONS)
+        self.history.reads = asked.reads
+        while not self._over.wait(ASK_SECONDS):
+            asked.ask()
+        asked.close()
+
+    def judge(self) -> list[str]:
+        """What contradicts that each partition's committed offset is one register (`tools.history`)."""
+        self._over.set()
+        self._asking.join()
+        for name in READERS:
+            Told.of(name, told(self.fleet.children[name])).add_to(self.history)
+        self.say(f"judged a history of {self.history.counts()}")
+        return judge(self.history)
 
     def close(self) -> None:
         """May be called at any time."""
+        self._over.set()
         if hasattr(self, "load"):
             self.load.close()
         self._open.close()

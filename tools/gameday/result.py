@@ -55,6 +55,8 @@ class Result:
     played: list[Played] = field(default_factory=list)
     panels: list[PanelQuery] = field(default_factory=list)
     reconciled: str = ""
+    history: str = ""
+    violations: list[str] = field(default_factory=list)
     error: str = ""
 
     @property

@@ -90,6 +90,10 @@ def _account(game: Game, result: Result) -> None:
     result.reconciled, is_complete = game.reconcile()
     if not is_complete:
         result.error = "something is missing in a sink"
+    result.violations = game.judge()
+    result.history = game.history.counts()
+    if result.violations:
+        result.error = result.error or f"the history of commits: {result.violations[0]}"
 
 
 def main() -> int:

@@ -30,6 +30,10 @@ class Committed:
 
     def of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """Committed offset by (topic, partition); 0 where there is none. Raises ReconcileError."""
+        return {source: offset or 0 for source, (offset, _) in self.records_of(sources).items()}
+
+    def records_of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int | None, str]]:
+        """(committed offset or None, its metadata) by (topic, partition). Raises ReconcileError."""
         asked = [KafkaPartition(topic, partition) for topic, partition in sources]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
         while True:
@@ -41,7 +45,10 @@ class Committed:
                 if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
                     raise ReconcileError(f"committed offsets: {error}") from error
                 time.sleep(0.1)
-        return {(one.topic, one.partition): max(one.offset, 0) for one in answer}
+        return {
+            (one.topic, one.partition): (one.offset, one.metadata or "") if one.offset >= 0 else (None, "")
+            for one in answer
+        }
 
     def close(self) -> None:
         """Leaves."""

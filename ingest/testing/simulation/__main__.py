@@ -125,6 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print("reached: " + ", ".join(f"{mark} {marks[mark]}" for mark in wanted_marks() if marks[mark]))
         print("not reached: " + (", ".join(summary["marks_not_reached"]) or "nothing, every mark was reached"))
+        if failures:
+            print("failed seeds: " + " ".join(str(outcome.shape.seed) for outcome in failures))
         for outcome in failures[:STORIES_MAX]:
             _tell(shortest(outcome), options.lines)
     return 1 if failures else 0

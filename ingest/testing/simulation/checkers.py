@@ -53,7 +53,6 @@ class Durability:
         self._checked: dict[int, int] = {}
         self._skipped: dict[int, int] = {}
         self._committed: set[int] = set()
-        self._first_partitions = len(broker.logs)
 
     def missing(self, log: Log, offset: int) -> list[str]:
         """The sinks in which this message is not durable."""
@@ -81,8 +80,7 @@ class Durability:
         log = self._broker.logs[partition]
         self.announced.setdefault(partition, []).append((0, log.low))
         if start > log.low:
-            added = partition >= self._first_partitions and self._committed
-            if partition in self._committed or added or self._follows_another_topic():
+            if partition in self._committed or self._added(partition) or self._follows_another_topic():
                 raise Violation(
                     "durability", f"{log.source} starts at {start} although it is not new to the group"
                 )
@@ -94,7 +92,11 @@ class Durability:
         self._checked.clear()
         self._skipped.clear()
         self._committed.clear()
-        self._first_partitions = len(self._broker.logs)
+
+    def _added(self, partition: int) -> bool:
+        """Whether the group began before the topic had this partition, as far as its stored commits tell."""
+        began_with = [cut_record.decode(*found).partitions for found in self._group_commits()]
+        return bool(began_with) and partition >= min(began_with)
 
     def _follows_another_topic(self) -> bool:
         """Whether a stored commit names a topic that was deleted: then this one is new to the group as a whole."""
@@ -282,8 +284,9 @@ class Bounded:
             raise Violation("bounded", f"{reader.name} holds {held_bytes} bytes, more than {most}")
 
     def ordered(self, reader: Reader, command: do.Commit) -> None:
-        """The record names every pending range."""
-        ends = len(_ends(command.offset, command.record))
+        """The record names every pending range. Ends above the position are a predecessor's, not reached yet."""
+        position, _ = reader.pipeline.position(command.source)
+        ends = sum(end <= position for end in _ends(command.offset, command.record))
         if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
             raise Violation("bounded", f"{reader.name} has {ends} ranges pending on {command.source}")
 

@@ -325,7 +325,7 @@ class SimulatedSource:
         if partition in self._empty:
             return
         if not log.low <= wanted <= log.high:
-            if self.topic_id != self._broker.topic_id:
+            if self._must_rejoin or self.topic_id != self._broker.topic_id:
                 self._must_rejoin = True
                 return
             self._epoch += 1

@@ -1,0 +1,130 @@
+"""What a history of committed offsets may look like, and what it may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.history.check import Assigned, Commit, Excuse, History, Read, judge
+from tools.history.collect import Told
+
+
+def commit(life: str, offset: int, sent_at: float, answered_at: float | None = None, record: str = "") -> Commit:
+    return Commit(life, 0, offset, record, sent_at, answered_at)
+
+
+def read(offset: int | None, asked_at: float, answered_at: float, record: str = "", by: str = "broker") -> Read:
+    return Read(by, 0, offset, record, asked_at, answered_at)
+
+
+A, B = Assigned("a", 0, 0.0), Assigned("b", 0, 10.0)
+
+GOOD = {
+    "nothing at all": History(),
+    "read before, while and after it is committed": History(
+        [commit("a", 5, 1.0, 2.0)],
+        [read(None, 0.0, 0.5), read(None, 1.2, 1.5), read(5, 1.3, 1.6), read(5, 3, 4)],
+        [A],
+    ),
+    "a commit without an answer is seen, later or never": History(
+        [commit("a", 5, 1.0), commit("a", 7, 3.0, 4.0), commit("a", 6, 2.0)], [read(7, 5.0, 6.0)], [A]
+    ),
+    "a commit of unclear fate lands behind a later one of another value": History(
+        [commit("a", 5, 1.0, record="x"), commit("a", 5, 2.0, 3.0, record="y")], [read(5, 4.0, 5.0, "x")], [A]
+    ),
+    "a successor goes on where its predecessor ended": History(
+        [commit("a", 5, 1.0, 2.0), commit("b", 5, 11.0, 12.0, "s=1"), commit("b", 8, 13.0, 14.0)],
+        [read(5, 10.1, 10.2, by="b"), read(8, 15.0, 16.0)],
+        [A, B],
+    ),
+    "the same value twice, with another between": History(
+        [commit("a", 5, 1.0, 2.0), commit("b", 5, 11.0, 12.0, "s=1"), commit("b", 5, 13.0, 14.0)],
+        [read(5, 15.0, 16.0)],
+        [A, B],
+    ),
+    "the topic was created again": History(
+        [commit("a", 5, 1.0, 2.0), commit("a", 0, 4.0, 5.0)], [read(0, 6, 7)], [A], [Excuse(3.0, "created again")]
+    ),
+    "brokers that keep no records": History(
+        [commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3.0, 4.0)], [A], has_records=False
+    ),
+}
+
+BAD = {
+    "which nobody had committed": History([commit("a", 5, 1.0, 2.0)], [read(6, 3.0, 4.0)], [A]),
+    "with record 's=2', which nobody": History([commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3, 4, "s=2")], [A]),
+    "read 5 before it was sent": History([commit("a", 5, 5.0, 6.0)], [read(5, 1.0, 2.0)], [A]),
+    "read None, a had committed 5": History([commit("a", 5, 1.0, 2.0)], [read(None, 3.0, 4.0)], [A]),
+    "read 5, a had committed 7": History(
+        [commit("a", 5, 1.0, 2.0), commit("a", 7, 3.0, 4.0)], [read(5, 5.0, 6.0)], [A]
+    ),
+    "read 5 after broker read 7": History(
+        [commit("a", 5, 1.0), commit("a", 7, 1.0)], [read(7, 3.0, 4.0), read(5, 5.0, 6.0)], [A]
+    ),
+    "a committed 5 after a committed 7": History([commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A]),
+    "although b owned it by then": History([commit("b", 7, 11.0, 12.0), commit("a", 8, 13.0, 14.0)], [], [A, B]),
+    "was not given the partition": History([commit("b", 7, 5.0, 6.0)], [], [A, B]),
+    "an excuse that came too late: a committed 5 after a committed 7": History(
+        [commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A], [Excuse(9.0, "created again")]
+    ),
+}
+SAID = {
+    "read 5 before it was sent": "which nobody had committed",
+    "an excuse that came too late: a committed 5 after a committed 7": "a committed 5 after a committed 7",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
+    """Whatever the order in which operations that overlap took effect."""
+    assert judge(GOOD[name]) == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
+    """With one sentence that names what contradicts what."""
+    (sentence,) = judge(BAD[name])
+
+    assert sentence.startswith("partition 0: ")
+    assert SAID.get(name, name) in sentence
+
+
+def test_partitions_are_judged_apart() -> None:
+    """Each is a register of its own."""
+    other = Commit("a", 1, 3, "", 3.0, 4.0)
+
+    assert judge(History([commit("a", 7, 1.0, 2.0), other], [], [A, Assigned("a", 1, 0.0)])) == []
+
+
+def line(event: str, second: int, **fields: object) -> dict[str, object]:
+    return {"event": event, "timestamp": f"2026-11-27T10:00:{second:02}Z", **fields}
+
+
+def test_the_log_of_a_reader_tells_its_part_of_the_history() -> None:
+    """Commits with their answers, also those whose process ended first; offsets that were read; assignments."""
+    said = {"partition": 0, "offset": 5, "record": "s=1"}
+    told = Told.of(
+        "r",
+        [
+            line("reader_started", 0),
+            line("offsets_read", 3, partitions={"0": [None, ""]}, seconds=1.0),
+            line("partitions_assigned", 3, partitions={"0": None}),
+            line("commit_sent", 4, **said),
+            line("commit_answered", 5, **said, error=""),
+            line("commit_sent", 6, **said),
+            line("commit_answered", 7, **said, error="KafkaError{code=ILLEGAL_GENERATION}"),
+            line("commit_sent", 8, **said),
+            line("commit_answered", 9, **said, error="KafkaError{code=_TIMED_OUT}"),
+            line("commit_sent", 10, **said),
+            line("reader_started", 20),
+        ],
+    )
+
+    second = told.reads[0].answered_at - 3
+    assert [(one.sent_at - second, one.stored, one.refused) for one in told.commits] == [
+        (4, True, False),
+        (6, False, True),
+        (8, False, False),
+        (10, False, False),
+    ]
+    assert told.reads == [Read("r.1", 0, None, "", second + 2, second + 3)]
+    assert told.assignments == [Assigned("r.1", 0, second + 3)]

@@ -1,0 +1,195 @@
+"""What a history of commits, reads and assignments is, and what must hold in every one.
+
+`judge` sees only what readers and the broker said and when, and shares no code with the reader. All times are
+seconds of one wall clock; of an operation the moments at which it was sent and answered, so that it took effect
+between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import inf
+from operator import attrgetter
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A reader committed this. `answered_at` None, or an unclear error: stored at any time from `sent_at` on, or
+    never. `refused`: the broker said that it did not store it. `life`: one run of one reader process."""
+
+    life: str
+    partition: int
+    offset: int
+    record: str
+    sent_at: float
+    answered_at: float | None = None
+    refused: bool = False
+
+    @property
+    def stored(self) -> bool:
+        """Whether the broker acknowledged it."""
+        return self.answered_at is not None and not self.refused
+
+    @property
+    def ends_at(self) -> float:
+        """When it had taken effect at the latest."""
+        return inf if self.answered_at is None else self.answered_at
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Somebody asked for the committed offset. `offset` None: the broker said that there is none."""
+
+    by: str
+    partition: int
+    offset: int | None
+    record: str
+    asked_at: float
+    answered_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The group gave a partition to a reader."""
+
+    life: str
+    partition: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Excuse:
+    """From then on offsets may be lower or gone: an operator, an injected fault, or another topic of the name."""
+
+    at: float
+    reason: str
+
+
+@dataclass(slots=True)
+class History:
+    """Everything that was seen. `has_records`: whether the broker keeps the metadata of commits."""
+
+    commits: list[Commit] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    assignments: list[Assigned] = field(default_factory=list)
+    excuses: list[Excuse] = field(default_factory=list)
+    has_records: bool = True
+
+    def counts(self) -> str:
+        """How much of it there is."""
+        stored = sum(one.stored for one in self.commits)
+        return (
+            f"{len(self.commits):,} commits ({stored:,} acknowledged), {len(self.reads):,} reads, "
+            f"{len(self.assignments):,} assignments"
+        )
+
+
+def judge(history: History) -> list[str]:
+    """One sentence per violation, per partition; empty: committed offsets behaved like one register each."""
+    by_partition: Callable[[Commit | Read | Assigned], int] = attrgetter("partition")
+    partitions = {one.partition for one in history.commits}
+    partitions |= {one.partition for one in history.reads} | {one.partition for one in history.assignments}
+    commits = {n: list(some) for n, some in groupby(sorted(history.commits, key=by_partition), by_partition)}
+    reads = {n: list(some) for n, some in groupby(sorted(history.reads, key=by_partition), by_partition)}
+    found: list[str] = []
+    for partition in sorted(partitions):
+        line = _Partition(history, commits.get(partition, []), reads.get(partition, []))
+        assigned = [one for one in history.assignments if one.partition == partition]
+        sentences = [*line.unwritten(), *line.stale(), *line.backwards(), *line.two_owners(assigned)]
+        found += [f"partition {partition}: {sentence}" for sentence in sentences]
+    return found
+
+
+class _Partition:
+    """The rules, on what concerns one partition."""
+
+    def __init__(self, history: History, commits: Sequence[Commit], reads: Sequence[Read]) -> None:
+        self._excuses = [excuse.at for excuse in history.excuses]
+        self._has_records = history.has_records
+        self._stored = sorted((one for one in commits if one.stored), key=attrgetter("sent_at"))
+        self._possible = [one for one in commits if not one.refused]
+        self._reads = sorted(reads, key=attrgetter("asked_at"))
+        self._writers: dict[tuple[int, str], list[Commit]] = {}
+        for commit in self._possible:
+            self._writers.setdefault(self._value(commit.offset, commit.record), []).append(commit)
+
+    def _value(self, offset: int, record: str) -> tuple[int, str]:
+        return offset, record if self._has_records else ""
+
+    def _excused(self, since: float, until: float) -> bool:
+        return any(since <= at <= until for at in self._excuses)
+
+    def _candidates(self, read: Read) -> list[Commit]:
+        """The commits that it may have seen."""
+        if read.offset is None:
+            return []
+        writers = self._writers.get(self._value(read.offset, read.record), [])
+        return [commit for commit in writers if commit.sent_at <= read.answered_at]
+
+    def unwritten(self) -> list[str]:
+        """What is read was committed before, offset and record alike."""
+        return [
+            f"{read.by} read offset {read.offset} with record {read.record!r}, which nobody had committed"
+            for read in self._reads
+            if read.offset is not None and not self._candidates(read) and not self._excused(0.0, read.answered_at)
+        ]
+
+    def stale(self) -> list[str]:
+        """What is read was not replaced by a later commit before the question. "None" only before the first."""
+        found = []
+        for read in self._reads:
+            candidates = self._candidates(read)
+            if read.offset is not None and not candidates:
+                continue  # told by `unwritten`
+            since = max((commit.ends_at for commit in candidates), default=-inf)
+            value = None if read.offset is None else self._value(read.offset, read.record)
+            for later in self._stored:
+                replaced = later.sent_at > since and later.ends_at < read.asked_at
+                if replaced and self._value(later.offset, later.record) != value:
+                    if not self._excused(later.sent_at, read.answered_at):
+                        found.append(f"{read.by} read {read.offset}, {later.life} had committed {later.offset}")
+                    break
+        return found
+
+    def backwards(self) -> list[str]:
+        """Neither what is stored nor what is read ever falls."""
+        stored = [(one.offset, one.sent_at, one.ends_at, f"{one.life} committed") for one in self._stored]
+        read = [
+            (one.offset, one.asked_at, one.answered_at, f"{one.by} read")
+            for one in self._reads
+            if one.offset is not None
+        ]
+        return [*self._falls(stored), *self._falls(read)]
+
+    def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
+        """`steps`: (offset, from, until, who did it), by their beginning."""
+        found = []
+        over = sorted(steps, key=lambda step: step[2])
+        highest: tuple[int, float, float, str] | None = None
+        at = 0
+        for step in steps:
+            while at < len(over) and over[at][2] < step[1]:
+                if highest is None or over[at][0] > highest[0]:
+                    highest = over[at]
+                at += 1
+            if highest is not None and step[0] < highest[0] and not self._excused(highest[1], step[2]):
+                found.append(f"{step[3]} {step[0]} after {highest[3]} {highest[0]}")
+        return found
+
+    def two_owners(self, assigned: Sequence[Assigned]) -> list[str]:
+        """Once a later owner's commit is stored, no earlier owner's is; nobody commits what is not theirs."""
+        found = []
+        newest: tuple[float, Commit] | None = None  # of the stored commits: when its owner got the partition
+        for commit in self._stored:
+            owned = [one.at for one in assigned if one.life == commit.life and one.at <= commit.sent_at]
+            if not owned:
+                found.append(f"{commit.life} committed {commit.offset} and was not given the partition")
+                continue
+            since = max(owned)
+            if newest is not None and since < newest[0] and newest[1].ends_at < commit.sent_at:
+                found.append(f"{commit.life} committed {commit.offset} although {newest[1].life} owned it by then")
+            if newest is None or since > newest[0]:
+                newest = since, commit
+        return found

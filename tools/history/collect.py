@@ -1,0 +1,125 @@
+"""A history of committed offsets, from the logs of readers and from asking the broker.
+
+Readers tell what they commit and read at the log level `debug`: `commit_sent`, `commit_answered`, `offsets_read`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from ingest.local.compare.offsets import Committed
+from ingest.local.compare.report import ReconcileError
+from ingest.settings import Settings
+from tasks.observe.logs import clean
+from tools.history.check import Assigned, Commit, History, Read
+
+NOT_STORED = (
+    "ILLEGAL_GENERATION",
+    "UNKNOWN_MEMBER_ID",
+    "FENCED_INSTANCE_ID",
+    "FENCED_MEMBER_EPOCH",
+    "STALE_MEMBER_EPOCH",
+    "REBALANCE_IN_PROGRESS",
+    "OFFSET_METADATA_TOO_LARGE",
+)
+"""Codes with which a broker says that it did not store a commit. Any other error leaves that open."""
+
+
+class Told:
+    """What the log of one reader tells, over all lives of its process."""
+
+    def __init__(self, name: str) -> None:
+        self.commits: list[Commit] = []
+        self.reads: list[Read] = []
+        self.assignments: list[Assigned] = []
+        self._name = name
+        self._lives = 0
+        self._waiting: dict[tuple[int, int, str], list[float]] = {}
+
+    @classmethod
+    def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> Told:
+        """`lines`: the log, in order."""
+        told = cls(name)
+        for line in lines:
+            told._hear(line)
+        told._give_up()
+        return told
+
+    def add_to(self, history: History) -> None:
+        """Adds all of it."""
+        history.commits += self.commits
+        history.reads += self.reads
+        history.assignments += self.assignments
+
+    @property
+    def _life(self) -> str:
+        return f"{self._name}.{self._lives}"
+
+    def _hear(self, line: Mapping[str, Any]) -> None:
+        at = _seconds(line.get("timestamp", ""))
+        match line.get("event"):
+            case "reader_started":
+                self._give_up()
+                self._lives += 1
+            case "partitions_assigned":
+                self.assignments += [Assigned(self._life, int(number), at) for number in line["partitions"]]
+            case "offsets_read":
+                self._read(line, at)
+            case "commit_sent":
+                key = line["partition"], line["offset"], line["record"]
+                self._waiting.setdefault(key, []).append(at)
+            case "commit_answered":
+                self._answered(line, at)
+
+    def _read(self, line: Mapping[str, Any], at: float) -> None:
+        for number, (offset, record) in line["partitions"].items():
+            self.reads.append(Read(self._life, int(number), offset, record, at - line["seconds"], at))
+
+    def _answered(self, line: Mapping[str, Any], at: float) -> None:
+        key = line["partition"], line["offset"], line["record"]
+        waiting = self._waiting.get(key)
+        if not waiting:
+            return
+        sent_at, error = waiting.pop(0), line["error"]
+        refused = any(code in error for code in NOT_STORED)
+        self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
+
+    def _give_up(self) -> None:
+        """What was on its way when the process ended has no answer."""
+        for key, sent in self._waiting.items():
+            self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
+        self._waiting.clear()
+
+
+def _seconds(timestamp: str) -> float:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0
+
+
+class Asked:
+    """Asks the broker for what the group has committed, again and again, with one client."""
+
+    def __init__(self, settings: Settings, partitions: int) -> None:
+        self.reads: list[Read] = []
+        self._committed = Committed(settings)
+        self._sources = [(settings.kafka_topic, number) for number in range(partitions)]
+
+    def ask(self) -> None:
+        """Once; a broker that does not answer is left out."""
+        asked_at = time.time()
+        try:
+            found = self._committed.records_of(self._sources)
+        except ReconcileError:
+            return
+        answered_at = time.time()
+        for (_, partition), (offset, record) in found.items():
+            self.reads.append(Read("broker", partition, offset, clean(record), asked_at, answered_at))
+
+    def close(self) -> None:
+        """Leaves."""
+        self._committed.close()
