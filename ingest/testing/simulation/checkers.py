@@ -285,6 +285,8 @@ class Bounded:
 
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range. Ends above the position are a predecessor's, not reached yet."""
+        if command.source not in reader.pipeline.sources:
+            return  # released by the same decision
         position, _ = reader.pipeline.position(command.source)
         ends = sum(end <= position for end in _ends(command.offset, command.record))
         if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:

@@ -39,7 +39,7 @@ from ingest.testing.simulation.faults import Dice, Fault
 from ingest.testing.simulation.kafka import Broker, Kind, SimulatedSource
 from ingest.testing.simulation.redis import Redis
 from ingest.testing.simulation.sinks import Item
-from ingest.testing.simulation.story import Story
+from ingest.testing.simulation.story import Story, Violation
 from tasks.wire import batch_key
 
 STEP_SECONDS = 0.2
@@ -393,7 +393,10 @@ class Reader:
             story.tell(now, self.name, event)
             for command in commands:
                 story.tell(now, self.name, f"    -> {command}")
-        self._watcher.saw(self, event, commands)
+        try:
+            self._watcher.saw(self, event, commands)
+        except Exception as error:  # the loop would survive it, as it survives every observer's
+            raise Violation("checker", repr(error)) from error
 
 
 def with_ratio_off(limits: Limits) -> Limits:
