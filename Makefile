@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check format docs simulate mutants cost-search chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage check format docs simulate explore mutants cost-search chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ clean: ## remove the virtual environment and caches
 
 simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0 JOBS=2
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
+
+explore: $(STAMP) ## every order of events in a few small worlds around the real core; what breaks is told as a story
+	$(BIN)/python -m tools.explore
 
 cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
 	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

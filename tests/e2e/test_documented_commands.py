@@ -87,6 +87,8 @@ NOT_RUN = {
     "make bench-peers": "test_benchmarks.py runs what it runs, for minutes less",
     "make bench-uploads": "minutes; test_sick_sinks.py has uploads that fail",
     "make simulate": "minutes; tests/simulation runs it with fewer seeds",
+    "make explore": "minutes; tests/unit/tools/explore explores smaller worlds",
+    "python -m tools.explore": "tests/unit/tools/explore runs it with smaller worlds",
     "make coverage": "minutes; test_coverage_floors.py adds its figures up",
     "make cost-search": "minutes; test_search.py runs it for a second",
     "make mutants": "minutes; tests/mutation sees that its table names tests that exist",

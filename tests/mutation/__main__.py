@@ -44,11 +44,12 @@ class Verdict(NamedTuple):
 
 def plant(mutant: Mutant, into: Path) -> None:
     """Writes the bug. The text must occur exactly once, or the list of mutants is out of date."""
-    file = into / "ingest" / mutant.file
+    name = mutant.file if mutant.file.startswith("tasks/") else f"ingest/{mutant.file}"
+    file = into / name
     text = file.read_text()
     count = text.count(mutant.before)
     if count != 1:
-        raise SystemExit(f"{mutant.bug!r}: its text occurs {count} times in ingest/{mutant.file}, not once")
+        raise SystemExit(f"{mutant.bug!r}: its text occurs {count} times in {name}, not once")
     file.write_text(text.replace(mutant.before, mutant.after))
 
 
@@ -63,7 +64,7 @@ def copy(into: Path) -> None:
         (into / package / "__init__.py").touch()
 
 
-def run(where: Path, arguments: Sequence[str]) -> tuple[int, str]:
+def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
     """(exit code, output); a bug that hangs the tests is killed by the clock, exit code -1."""
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -73,7 +74,7 @@ def run(where: Path, arguments: Sequence[str]) -> tuple[int, str]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS_MAX,
+            timeout=seconds_max,
         )
     except subprocess.TimeoutExpired:
         return -1, ""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One bug: what it is, in which file of `ingest/`, and the text before and after."""
+    """One bug: what it is, in which file of `ingest/` (or below `tasks/`), and the text before and after."""
 
     bug: str
     file: str

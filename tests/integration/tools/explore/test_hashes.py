@@ -1,0 +1,76 @@
+"""The explorer's Redis does what a real one does with everything that the real code asks for."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.programs import Chord, Program, Programs, tasks_of
+
+
+def ask(client: Any, key: str, effect: Effect) -> Any:
+    """The answer of a real server."""
+    if effect.name == "hmget":
+        return tuple(client.hmget(key, effect.arguments[0]))
+    if effect.name == "script":
+        text, arguments = effect.arguments
+        answer = client.register_script(text)(keys=[key], args=arguments)
+        return tuple(answer) if isinstance(answer, list) else answer
+    for name, *arguments in effect.arguments:
+        match name:
+            case "hset":
+                client.hset(key, mapping=dict(arguments[0]))
+            case "hdel":
+                client.hdel(key, *arguments[0])
+            case "expire":
+                client.expire(key, 600)
+    return ()
+
+
+def drawn(random: Random) -> Program:
+    """Any program, whether it fits or not."""
+    chord = Chord(random.randrange(2), random.random() < 0.5, random.randrange(1, 3))
+    kind = random.choice(("run", "run", "run", "dispatch", "dispatch", "tell", "discard"))
+    task = random.choice(tasks_of(chord.rows)) if kind == "run" else ""
+    return Program(kind, chord, task, random.randrange(2) if task else 0)
+
+
+def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
+    return frozenset((name.decode(), value) for name, value in client.hgetall(key).items())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_same_answers_and_the_same_hash(redis_url: str, seed: int) -> None:
+    """given programs that interleave, when each round trip is also made to a server, then nothing differs"""
+    random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
+    key, staged = f"explored-{seed}", Staged()
+    running: list[tuple[Program, tuple[Any, ...]]] = []
+    client.delete(key)
+
+    for _ in range(300):
+        if len(running) < 3:
+            running.append((drawn(random), ()))
+        program, answers = running.pop(random.randrange(len(running)))
+        effect = programs.next(program, answers).effect
+        if effect is None:
+            continue
+        if effect.name == "write":
+            running.append((program, (*answers, random.choice(("", "503")))))
+            continue
+        performed = perform(effect, staged)
+        answered = ask(client, key, effect)
+        staged = performed.staged
+
+        assert answered == performed.answer, (program, effect)
+        assert fields(client, key) == staged.fields, (program, effect)
+        assert (client.ttl(key) > 0) == staged.expires, (program, effect)
+        running.append((program, (*answers, performed.answer)))
+        if random.random() < 0.02:
+            client.delete(key)
+            staged = Staged()
+
+    assert len(programs) > 20

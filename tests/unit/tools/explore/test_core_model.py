@@ -1,0 +1,105 @@
+"""Small worlds around the real pipeline, explored to their ends, and safety bugs that are found in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest.core.pipeline import Pipeline
+from tests.kit.planted import explored
+from tests.mutation.mutants import MUTANTS
+from tools.explore.__main__ import Bound, explore, main
+from tools.explore.canonical import Canon
+from tools.explore.core_model import LIMITS
+from tools.explore.search import Result
+
+# Seconds on an idle machine, and all of it is CPU.
+pytestmark = pytest.mark.timeout(400)
+
+# One bug per line, with the smallest world that shows it and a word of what breaks there.
+FOUND = (
+    ("commits one too far", "2", "0", "it commits 2, and"),
+    ("settles a batch when its blobs are there", "1", "0", "which is not durable"),
+    ("loses the rejects of a batch", "2", "0", "which is not durable"),
+    ("starts a chord before its cut is recorded", "1", "0", "before that end is stored"),
+    ("ignores the record of the former owner", "2", "1", "recorded ends"),
+    ("takes the completion of one stage for that of the other", "1", "1", "which is not durable"),
+    ("commits for partitions that were lost", "1", "1", "AssertionError"),
+    ("forgets a revoked partition at once instead of draining it", "1", "1", "before its deadline"),
+    ("never retries a parked batch", "1", "1", "no order of events"),
+)
+
+
+def searched(messages: tuple[int, ...], faults: int) -> Result:
+    return explore(Bound(messages, faults), lambda states, waiting, depth: None)[0]
+
+
+@pytest.mark.parametrize(
+    ("messages", "faults", "states_min"), [((1,), 1, 2_000), ((2,), 0, 100), ((1, 1), 0, 1_000)], ids=str
+)
+def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], faults: int, states_min: int) -> None:
+    """Every state was visited, and from each of them the end can be reached."""
+    result = searched(messages, faults)
+
+    assert result.broken == "", "\n".join(result.story)
+    assert result.complete
+    assert result.states >= states_min
+    assert result.done
+
+
+@pytest.mark.parametrize(("bug", "messages", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
+def test_a_planted_bug_is_found(tmp_path: Path, bug: str, messages: str, faults: str, broken: str) -> None:
+    """The real pipeline with one safety bug: some order of events shows it, told as a short story."""
+    mutant = next(one for one in MUTANTS if one.bug == bug)
+    found = explored(mutant, tmp_path, ["--world", messages, "--faults", faults])
+
+    assert found.code == 1, found.broken
+    assert broken in found.broken
+    assert "is assigned p0" in found.story[0]
+    assert found.story[-1] == found.broken
+    assert len(found.story) < 40
+
+
+def test_without_a_bug_the_copy_is_sound(tmp_path: Path) -> None:
+    """The tests above would prove nothing if the copy failed for another reason."""
+    assert explored(None, tmp_path, ["--world", "2", "--faults", "0"]).code == 0
+
+
+def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of the progress is in the output, which is no terminal."""
+    assert main(["--world", "1", "--faults", "0"]) == 0
+
+    said = capsys.readouterr()
+    assert said.out.startswith("core: 1 partition(s) with 1 message(s), 2 readers, 0 fault(s): ")
+    assert " states, " in said.out
+    assert said.out.count("; all of them") == 1
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("text", ["0", "4", "2+3", "1+1+1", "two"])
+def test_a_world_that_there_is_not_is_refused(text: str) -> None:
+    """The model has messages for three in the first partition and two in the second."""
+    with pytest.raises(SystemExit):
+        main(["--world", text])
+
+
+def test_a_float_that_nobody_classified_stops_the_explorer() -> None:
+    """A new moment in the core would otherwise be compared as it is, and no state would be met twice."""
+    pipeline = Pipeline(LIMITS)
+    pipeline.looked_at = 3.0  # type: ignore[attr-defined]
+
+    with pytest.raises(TypeError, match="looked_at"):
+        Canon().value(pipeline, 10.0)
+
+
+def test_a_copy_of_a_pipeline_is_another_one_in_the_same_state() -> None:
+    """What is decided in the copy leaves the first one as it was."""
+    canon, pipeline = Canon(), Pipeline(LIMITS)
+    copied = canon.copy(pipeline)
+    before = canon.value(pipeline, 10.0)
+
+    assert canon.value(copied, 10.0) == before
+    copied.stopping_by = 12.0
+    assert canon.value(copied, 10.0) != before
+    assert canon.value(pipeline, 10.0) == before

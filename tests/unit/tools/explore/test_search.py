@@ -1,0 +1,65 @@
+"""The search visits every state, tells the shortest way to what is broken, and finds where no way goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from tools.explore.search import Search
+
+
+class Graph:
+    """A model drawn by hand: state -> (label, next state), a negative one is broken. Labels from 90 are faults."""
+
+    start = 0
+
+    def __init__(self, edges: Mapping[int, Sequence[tuple[int, int]]], done: Sequence[int]) -> None:
+        self._edges = edges
+        self._done = done
+
+    def steps(self, state: int) -> Iterator[tuple[int, int]]:
+        yield from self._edges.get(state, ())
+
+    def is_done(self, state: int) -> bool:
+        return state in self._done
+
+    def is_fault(self, label: int) -> bool:
+        return label >= 90
+
+    def broken(self, state: int) -> str:
+        return f"broken {-state}"
+
+    def tell(self, labels: list[int]) -> list[str]:
+        return [str(label) for label in labels]
+
+
+def test_every_state_is_visited_once() -> None:
+    """Two ways to the same state are two steps, one state."""
+    result = Search(Graph({0: [(1, 1), (2, 2)], 1: [(3, 3)], 2: [(4, 3)]}, [3])).run()
+
+    assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
+    assert result.complete
+    assert result.story == []
+
+
+def test_the_shortest_way_to_what_is_broken_is_told() -> None:
+    """The longer way is met first in the list of steps."""
+    edges = {0: [(1, 1), (5, 5)], 1: [(2, 2)], 2: [(3, -7)], 5: [(6, -8)]}
+
+    result = Search(Graph(edges, [])).run()
+
+    assert result.story == ["5", "6", "broken 8"]
+    assert not result.complete
+
+
+def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
+    """State 2 goes round for ever."""
+    result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
+
+    assert result.story[:-1] == ["2"]
+    assert "no order of events" in result.broken
+
+
+def test_a_fault_is_no_way_to_the_end() -> None:
+    """What only a fault gets moving stands still."""
+    assert Search(Graph({0: [(90, 1)]}, [1])).run().broken
+    assert not Search(Graph({0: [(89, 1)]}, [1])).run().broken

@@ -1,0 +1,101 @@
+"""The fleet around one staged batch, explored to its end, and safety bugs that are found in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kit.planted import explored
+from tests.mutation.mutants import Mutant
+from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.search import Search
+from tools.explore.staging_model import StagingModel
+
+# Seconds on an idle machine, and all of it is CPU.
+pytestmark = pytest.mark.timeout(400)
+
+# One bug per line, how many faults show it, and a word of what breaks there.
+FOUND = (
+    (
+        Mutant(
+            "takes a task without a mark for a finished one",
+            "tasks/staging.py",
+            "        if mark is None:\n            return False",
+            "        if mark is None:\n            return True",
+        ),
+        "0",
+        "durable",
+    ),
+    (
+        Mutant(
+            "marks a task before it is written",
+            "tasks/run.py",
+            "            flush(mine, batch, name, begun, watch)\n"
+            "            mine.staging.mark(batch, name, task_id, begun.content)\n",
+            "            mine.staging.mark(batch, name, task_id, begun.content)\n"
+            "            flush(mine, batch, name, begun, watch)\n",
+        ),
+        "0",
+        "is marked, and was never written",
+    ),
+    (
+        Mutant(
+            "stages without an expiry",
+            "tasks/staging.py",
+            "        pipe.hdel(key, *stale)\n        pipe.expire(key, self._ttl_seconds)\n",
+            "        pipe.hdel(key, *stale)\n",
+        ),
+        "0",
+        "never expires",
+    ),
+    (
+        Mutant(
+            "reports every chord as done",
+            "tasks/staging.py",
+            "CompletionKind.FAILED if failure else CompletionKind.DONE",
+            "CompletionKind.DONE",
+        ),
+        "1",
+        "is reported as durable",
+    ),
+    (
+        Mutant(
+            "marks a task whose sink failed",
+            "tasks/run.py",
+            "        raise Later(str(error), error.retry_after_seconds, progress) from error",
+            "        pass",
+        ),
+        "1",
+        "is marked, and was never written",
+    ),
+)
+
+
+@pytest.mark.parametrize(("faults", "states_min"), [(0, 40), (1, 20_000)])
+def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: int) -> None:
+    """Every state was visited, and from each of them the batch can become durable and settled."""
+    result = Search(StagingModel(faults)).run()
+
+    assert result.broken == "", "\n".join(result.story)
+    assert result.complete
+    assert result.states >= states_min
+    assert result.done
+
+
+@pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
+def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: str, broken: str) -> None:
+    """The real code of the fleet with one safety bug: some order of round trips shows it."""
+    found = explored(mutant, tmp_path, ["--world", "staging", "--faults", faults])
+
+    assert found.code == 1, found.broken
+    assert broken in found.broken
+    assert found.story[0].strip().startswith("dispatch of blobs")
+    assert found.story[-1] == found.broken
+    assert len(found.story) < 30
+
+
+def test_an_altered_script_stops_the_explorer() -> None:
+    """Its translation would be that of another script."""
+    with pytest.raises(KeyError):
+        perform(Effect("script", ("return 1", ())), Staged())

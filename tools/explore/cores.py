@@ -1,0 +1,85 @@
+"""The real pipelines of the search: each distinct state once, and what each does with each event, decided once.
+
+A pipeline's state is a number. What follows from an event is the answer of the real `Pipeline`, which runs the
+first time that this event meets this state; afterwards the answer is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import TopicPartition
+from ingest.core.pipeline import Pipeline, Room
+from tools.explore.canonical import TICK_SECONDS, Canon
+
+# Late enough that whatever a pipeline does first is not due to its clock having just begun.
+BEGAN_AT = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the pipeline ordered, and the state that it is in then. `error`: the assertion that failed, if one did.
+
+    `cut`: ids of batches that were not there before.
+    """
+
+    core: int
+    commands: tuple[do.Command, ...]
+    cut: frozenset[str] = frozenset()
+    error: str = ""
+
+
+class Cores:
+    """Every state of a pipeline under these limits that was met so far."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._canon = Canon()
+        self._states: list[tuple[Pipeline, float]] = []
+        self._known: dict[int, int] = {}
+        self._decisions: dict[tuple[int, Hashable], Decision] = {}
+        self.fresh = self._keep(Pipeline(limits), BEGAN_AT)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @property
+    def decisions(self) -> int:
+        """How often a real pipeline ran."""
+        return len(self._decisions)
+
+    def _keep(self, pipeline: Pipeline, now: float) -> int:
+        value = self._canon.value(pipeline, now)
+        core = self._known.setdefault(value, len(self._states))
+        if core == len(self._states):
+            self._states.append((pipeline, now))
+        return core
+
+    def step(self, core: int, event: on.Event) -> Decision:
+        """What follows from the event. A `Ticked` comes one tick after whatever was before."""
+        key = (core, event)
+        decision = self._decisions.get(key)
+        if decision is None:
+            decision = self._decisions[key] = self._decide(core, event)
+        return decision
+
+    def _decide(self, core: int, event: on.Event) -> Decision:
+        former, now = self._states[core]
+        pipeline = self._canon.copy(former)
+        if isinstance(event, on.Ticked):
+            now += TICK_SECONDS
+        before = {flight.batch.id for flight in former.in_flight}
+        try:
+            commands = tuple(pipeline.handle(event, now))
+        except Exception as failure:
+            return Decision(core, (), error=f"{type(failure).__name__}: {failure}")
+        cut = frozenset(flight.batch.id for flight in pipeline.in_flight) - before
+        return Decision(self._keep(pipeline, now), commands, cut)
+
+    def next_offset(self, core: int, source: TopicPartition, epoch: int) -> int | None:
+        """The offset from which on a message of this assignment would be taken now; None: none would."""
+        pipeline = self._states[core][0]
+        return pipeline.position(source)[0] if pipeline.room(source, epoch) is Room.NOW else None

@@ -1,0 +1,211 @@
+"""A Redis of one hash and one stream, as far as `tasks.staging` and `tasks.coordination` use it, without effects.
+
+The real code talks to a `Client`. What it asks for is an `Effect`, which `perform` applies to a `Staged`, a value.
+Scripts are translated by hand, each known by its whole text: an altered script stops the explorer until it is
+translated again. A test compares all of this with a real server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import NoPermissionError
+
+from tasks import breaker
+
+
+class Effect(NamedTuple):
+    """One round trip: what is asked for, and its arguments as plain data."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+class Staged(NamedTuple):
+    """The hash of one batch. `there`: the key exists; `expires`: it will go by itself."""
+
+    fields: frozenset[tuple[str, bytes]] = frozenset()
+    expires: bool = False
+
+    @property
+    def there(self) -> bool:
+        return bool(self.fields)
+
+    def value(self, name: str) -> bytes | None:
+        """A field; None when it is not there."""
+        return next((value for field, value in self.fields if field == name), None)
+
+    def put(self, values: Mapping[str, bytes]) -> Staged:
+        """With these fields set."""
+        kept = {(name, value) for name, value in self.fields if name not in values}
+        return self._replace(fields=frozenset(kept | set(values.items())))
+
+    def without(self, names: Sequence[str]) -> Staged:
+        """Without these fields. A hash without fields is gone, and its expiry with it."""
+        kept = frozenset((name, value) for name, value in self.fields if name not in names)
+        return Staged(kept, self.expires and bool(kept))
+
+    def expiring(self) -> Staged:
+        """With an expiry, if it exists."""
+        return self._replace(expires=self.there)
+
+
+class Waits(BaseException):
+    """The code asked for something that was not answered yet."""
+
+    def __init__(self, effect: Effect) -> None:
+        super().__init__(effect)
+        self.effect = effect
+
+
+class Client:
+    """Stands where the client of redis-py stands. Gives the answers of before, in order; then raises Waits."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = iter(answers)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """The answer to the next effect. Raises Waits."""
+        for answer in self._answers:
+            return answer
+        raise Waits(Effect(name, arguments))
+
+    def hmget(self, key: str, names: Sequence[str]) -> list[bytes | None]:
+        """Fields of the hash, None for those that are not there."""
+        return list(self.ask("hmget", tuple(names)))
+
+    def hget(self, key: str, name: str) -> bytes | None:
+        """One field."""
+        found: bytes | None = self.ask("hmget", (name,))[0]
+        return found
+
+    def time(self) -> tuple[int, int]:
+        """The clock stands still: no deadline of a task passes here."""
+        return 0, 0
+
+    def info(self, section: str) -> dict[str, int]:
+        """As a server whose access list hides its memory."""
+        raise NoPermissionError
+
+    def register_script(self, text: str) -> Callable[..., Any]:
+        """A callable as redis-py returns it. Breakers are always closed."""
+        if text in (breaker._ASK, breaker._TELL):
+            return lambda keys, args: [b"closed", b"0", b""] if text == breaker._ASK else b"closed"
+        return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
+
+    def pipeline(self, transaction: bool) -> Pipeline:
+        """Both kinds are performed at once: between the commands of a batch nobody else has a say that matters."""
+        return Pipeline(self)
+
+
+class Pipeline:
+    """Commands that are sent together."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._commands: list[tuple[Any, ...]] = []
+
+    def hset(self, key: str, mapping: Mapping[str, Any]) -> None:
+        """Sets fields."""
+        self._commands.append(("hset", tuple((name, _bytes(value)) for name, value in mapping.items())))
+
+    def hdel(self, key: str, *names: str) -> None:
+        """Removes fields."""
+        self._commands.append(("hdel", names))
+
+    def expire(self, key: str, seconds: int) -> None:
+        """The hash, or the stream, goes by itself later."""
+        self._commands.append(("expire",))
+
+    def xadd(self, stream: str, entry: Mapping[str, bytes], maxlen: int, approximate: bool) -> None:
+        """One entry on a reader's stream."""
+        self._commands.append(("xadd", entry["c"]))
+
+    def execute(self) -> Any:
+        """All of them, in one round trip."""
+        return self._client.ask("pipeline", *self._commands)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def digest(text: str) -> str:
+    """Names a script."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _text(value: Any) -> Any:
+    return value if isinstance(value, (str, bytes)) else str(value)
+
+
+class Performed(NamedTuple):
+    """The hash after an effect, its answer, and the completion that was put on a stream, if one was."""
+
+    staged: Staged
+    answer: Any
+    told: bytes = b""
+
+
+def perform(effect: Effect, staged: Staged) -> Performed:
+    """What the server does. Raises KeyError for a script that was not translated."""
+    match effect.name:
+        case "hmget":
+            return Performed(staged, tuple(staged.value(name) for name in effect.arguments[0]))
+        case "script":
+            text, arguments = effect.arguments
+            return Performed(*SCRIPTS[digest(text)](staged, arguments))
+        case "pipeline":
+            return _pipeline(effect.arguments, staged)
+    raise AssertionError(effect)
+
+
+def _pipeline(commands: Sequence[tuple[Any, ...]], staged: Staged) -> Performed:
+    told = b""
+    for name, *arguments in commands:
+        match name:
+            case "hset":
+                staged = staged.put(dict(arguments[0]))
+            case "hdel":
+                staged = staged.without(arguments[0])
+            case "expire":
+                staged = staged if told else staged.expiring()
+            case "xadd":
+                told = arguments[0]
+    return Performed(staged, (), told)
+
+
+def _begin(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+    done, starts, left, task, manifest, seal, left_seal, forged = arguments
+    mark, progress, data = staged.value(done), staged.value(left), staged.value(manifest)
+    rest = progress, data, staged.value(seal), staged.value(left_seal), mark
+    if mark is not None and forged == "0":
+        return staged, (1, 0, *rest)
+    if data is None or staged.value(task) is None:
+        return staged, (2,)
+    count = int(staged.value(starts) or b"0") + 1
+    return staged.put({starts: str(count).encode()}), (0, count, *rest)
+
+
+def _mark(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+    _, done, mark, *gone = arguments
+    return staged.put({done: _bytes(mark)}).without(gone).expiring(), 1
+
+
+def _put_off(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
+    manifest, starts, *fields = arguments
+    if staged.value(manifest) is None:
+        return staged, 0
+    pairs = zip(fields[::2], fields[1::2], strict=True)
+    return staged.put({name: _bytes(value) for name, value in pairs}).without([starts]), 1
+
+
+Translation = Callable[[Staged, Sequence[Any]], tuple[Staged, Any]]
+# By `digest` of the script's text.
+SCRIPTS: dict[str, Translation] = {
+    "15f2ef4e1adf544b": _begin,
+    "2a0d68ea60c741e3": _mark,
+    "221faba68bd6e4c2": _put_off,
+}

@@ -1,0 +1,24 @@
+"""Things as numbers, so that a state is small and compares fast."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Thing = TypeVar("Thing", bound=Hashable)
+
+
+class Numbers(Generic[Thing]):
+    """Equal things have equal numbers."""
+
+    def __init__(self) -> None:
+        self.things: list[Thing] = []
+        self._numbers: dict[Thing, int] = {}
+
+    def of(self, thing: Thing) -> int:
+        """Its number, the next free one for a new thing."""
+        number = self._numbers.get(thing)
+        if number is None:
+            number = self._numbers[thing] = len(self.things)
+            self.things.append(thing)
+        return number

@@ -1,0 +1,116 @@
+"""Judges what a reader orders, by what the brokers and the sinks hold. It shares no code with the core.
+
+Each function returns what is wrong, in words; empty when nothing is. `durable` and `needed` are sets of items as
+bits, two per message: its blob and its rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """One message of a log: its offset, and what has to be durable of it."""
+
+    offset: int
+    blob: int
+    rows: int
+
+
+class Log(NamedTuple):
+    """One partition: its messages, and one past its last offset, which need not hold a message."""
+
+    messages: tuple[Message, ...]
+    end: int
+
+    def needed(self, start: int, stop: int) -> int:
+        """Every item of the messages in [start, stop)."""
+        bits = 0
+        for message in self.messages:
+            if start <= message.offset < stop:
+                bits |= message.blob | message.rows
+        return bits
+
+    def blobs(self, start: int, stop: int) -> int:
+        """The blobs of the messages in [start, stop)."""
+        bits = 0
+        for message in self.messages:
+            if start <= message.offset < stop:
+                bits |= message.blob
+        return bits
+
+
+def ends_in(offset: int, record: str) -> list[int]:
+    """The ends of batches that a commit's metadata names: steps in base 36 behind `c=`, from the offset on."""
+    ends: list[int] = []
+    for part in record.split(";"):
+        if part.startswith("c="):
+            for digits in part[2:].split(","):
+                ends.append((ends[-1] if ends else offset) + int(digits, 36))
+    return ends
+
+
+class Commits(NamedTuple):
+    """What the broker holds of one partition. `offset` -1: nothing yet."""
+
+    offset: int
+    record: str
+
+    @property
+    def ends(self) -> list[int]:
+        return ends_in(max(0, self.offset), self.record)
+
+
+def commit(log: Log, stored: Commits, durable: int, offset: int, record: str, *, owner: bool) -> str:
+    """A reader orders this commit. `owner`: the group counts it as the partition's owner."""
+    if offset > log.end:
+        return f"it commits {offset}, and the log ends at {log.end}"
+    for message in log.messages:
+        if message.offset < offset and (message.blob | message.rows) & ~durable:
+            return f"it commits {offset}, and the message at {message.offset} is not durable"
+    if not owner:
+        return ""  # the broker refuses it
+    if offset < stored.offset:
+        return f"it commits {offset}, and {stored.offset} was committed before"
+    forgotten = [end for end in stored.ends if end > offset and end not in ends_in(offset, record)]
+    return f"its commit forgets the recorded ends {forgotten}" if forgotten else ""
+
+
+class Batch(NamedTuple):
+    """What a reader starts a chord for. `fresh`: cut in the same decision; `halved`: a part of another batch."""
+
+    start: int
+    stop: int
+    rows: bool
+    first: bool
+    fresh: bool
+    halved: bool
+
+
+def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bool) -> str:
+    """A reader starts this chord."""
+    if batch.rows and log.blobs(batch.start, batch.stop) & ~durable:
+        return f"it starts the rows of [{batch.start}, {batch.stop}) before the blobs are durable"
+    if not (owner and batch.first):
+        return ""
+    ends = stored.ends
+    if batch.fresh and batch.stop not in ends:
+        return f"it starts [{batch.start}, {batch.stop}) before that end is stored"
+    inside = [end for end in ends if batch.start < end < batch.stop]
+    between = batch.stop not in ends and any(end > batch.stop for end in ends)
+    if inside or (between and not batch.halved):
+        return f"it starts [{batch.start}, {batch.stop}), and the recorded ends are {ends}"
+    return ""
+
+
+def discard(log: Log, durable: int, start: int, stop: int) -> str:
+    """A reader takes a batch as settled."""
+    missing = log.needed(start, stop) & ~durable
+    return f"it settles [{start}, {stop}), which is not durable" if missing else ""
+
+
+def release(*, chords: int, commits: int, by_clock: bool) -> str:
+    """A reader gives a partition back with this much of it out."""
+    if by_clock or not (chords or commits):
+        return ""
+    return f"it gives the partition back before its deadline, with {chords} chords and {commits} commits out"

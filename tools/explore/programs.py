@@ -1,0 +1,194 @@
+"""The real code of the fleet and of the dispatch, one round trip at a time.
+
+A program is code that talks to Redis and to a sink. It is run from its beginning with the answers that it received
+so far, up to what it asks for next. So its state is the list of those answers, and no stack is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from celery.exceptions import Retry
+
+from tasks import run as flush
+from tasks.breaker import Breaker
+from tasks.coordination import Coordination
+from tasks.errors import TransientSinkError
+from tasks.observe.watch import Watch
+from tasks.settings import Settings
+from tasks.staging import Staging
+from tasks.wire import (
+    Blob,
+    ChordName,
+    Item,
+    Manifest,
+    Metric,
+    MetricKind,
+    Row,
+    Stage,
+    TaskEntry,
+    encode_items,
+    reference,
+)
+from tools.explore.hashes import Client, Effect, Waits
+
+TASKS: dict[str, list[Item]] = {
+    "blobs/gcs/0": [Blob("30/1/replay/0", b"", 0)],
+    "rows/clickhouse/0": [Row("replays", "replay/0", b"{}", 0)],
+    "rows/datadog/0": [Metric(MetricKind.COUNTER, "segments", 1.0)],
+}
+PAYLOADS = {name: encode_items(items) for name, items in TASKS.items()}
+UNTIL = 1 << 40
+SETTINGS = Settings.model_construct(task_retries_max=1)
+
+
+class Chord(NamedTuple):
+    """One chord: the life of the reader that started it (its epoch too), its stage and attempt."""
+
+    reader: int
+    rows: bool
+    attempt: int
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.ROWS if self.rows else Stage.BLOBS
+
+    @property
+    def name(self) -> ChordName:
+        return ChordName(
+            reference(manifest(self.reader)), self.stage, self.attempt, f"{self.reader}{self.attempt}"
+        )
+
+
+class Program(NamedTuple):
+    """What runs: a task's `run`, a chord's end (`tell`), a reader's `dispatch` or `discard`."""
+
+    kind: str
+    chord: Chord
+    task: str = ""
+    tries: int = 0
+
+
+class Next(NamedTuple):
+    """What a program does next: an effect, or its end with a result."""
+
+    effect: Effect | None
+    result: Any = None
+
+
+def manifest(reader: int) -> Manifest:
+    """The same batch whoever stages it; only who waits for it differs."""
+    entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
+    return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
+
+
+def tasks_of(rows: bool) -> list[str]:
+    """The names of the tasks of a stage."""
+    return [entry.name for entry in manifest(0).of_stage(Stage.ROWS if rows else Stage.BLOBS)]
+
+
+class Programs:
+    """Each program with each list of answers is run once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Program, tuple[Any, ...]], Next] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
+        """What this program does next, having received these answers."""
+        key = (program, answers)
+        if key not in self._known:
+            try:
+                self._known[key] = Next(None, START[program.kind](program, Client(answers)))
+            except Waits as waits:
+                self._known[key] = Next(waits.effect)
+        return self._known[key]
+
+
+# What runs: `dispatch` does what `ingest.reader.dispatch.Dispatcher` does, `tell` what `tasks.control.tell` does.
+
+
+def dispatch(program: Program, client: Client) -> tuple[str, ...]:
+    """Stages what has no mark. Returns the tasks that are to be started; none: the stage is durable already."""
+    chord, staging = program.chord, Staging(client, SETTINGS)  # type: ignore[arg-type]
+    missing = staging.unmarked(manifest(chord.reader), tasks_of(chord.rows))
+    if missing:
+        staging.stage(manifest(chord.reader), chord.name, {name: PAYLOADS[name] for name in missing})
+    return tuple(missing)
+
+
+def discard(program: Program, client: Client) -> str:
+    """The batch settled."""
+    Staging(client, SETTINGS).discard(manifest(program.chord.reader))  # type: ignore[arg-type]
+    return "discarded"
+
+
+def tell(program: Program, client: Client) -> str:
+    """A chord ended: reports how its stage stands."""
+    report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
+    if report is None:
+        return "nobody"
+    Coordination(client, SETTINGS).tell(report.reader, report.completion)  # type: ignore[arg-type]
+    return report.completion.kind
+
+
+def run(program: Program, client: Client) -> str:
+    """One run of a flush task: `done`, `again` or `failed`."""
+    task = SimpleNamespace(
+        request=SimpleNamespace(
+            id=f"{program.chord.name.token}-{program.task}", retries=program.tries, is_eager=True
+        ),
+        retry=lambda exc, countdown: Retry(exc=exc, when=countdown),
+    )
+    with within(client):
+        try:
+            return flush.run(task, program.chord.name.batch, program.task, UNTIL)  # type: ignore[arg-type]
+        except Retry:
+            return "again"
+        except Exception as error:
+            return f"failed: {type(error).__name__}"
+
+
+START = {"dispatch": dispatch, "discard": discard, "tell": tell, "run": run}
+
+
+class Sink:
+    """A sink whose calls are effects, too. Answers: empty, or why it raises."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
+        """Durable when it returns."""
+        error = self._client.ask("write")
+        if error:
+            raise TransientSinkError(error)
+
+
+@contextmanager
+def _unwatched(*_: Any) -> Iterator[Watch]:
+    """Metrics, logs and traces are no part of the model."""
+    yield Watch()
+
+
+@contextmanager
+def within(client: Client) -> Iterator[None]:
+    """`tasks.run` uses this client and this sink meanwhile, in place of those of the process."""
+    mine = SimpleNamespace(
+        settings=SETTINGS,
+        staging=Staging(client, SETTINGS),  # type: ignore[arg-type]
+        breaker=Breaker(client, SETTINGS),  # type: ignore[arg-type]
+        sink=lambda name: Sink(client),
+    )
+    module: Any = flush
+    before = module.tools, module.watched
+    module.tools, module.watched = SimpleNamespace(get=lambda: mine), _unwatched
+    try:
+        yield
+    finally:
+        module.tools, module.watched = before

@@ -1,0 +1,355 @@
+"""The model of the fleet: one batch in two stages, staged in Redis, flushed by chords, reported by marks.
+
+A reader dispatches the batch, and a successor may dispatch it again; workers run its tasks, as many at once as
+there are deliveries; the end of a chord reports to the reader. All of them run the real code
+(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. What a program does
+between two round trips is seen by nobody, so it is one step with the round trip before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tools.explore.hashes import Effect, Staged, perform
+from tools.explore.numbers import Numbers
+from tools.explore.programs import TASKS, Chord, Program, Programs, tasks_of
+
+READERS = 2
+WRITES_MAX = 2  # more are not told apart
+NAMES = tuple(TASKS)
+PAID_TWICE = NAMES.index("rows/datadog/0")
+
+
+class Running(NamedTuple):
+    """A program with the answers that it has. `marked`: its task had its mark when it began."""
+
+    program: Program
+    answers: tuple[object, ...] = ()
+    marked: bool = False
+
+
+class Out(NamedTuple):
+    """A chord that was started: its tasks that did not return yet, and whether one of them failed."""
+
+    chord: Chord
+    left: frozenset[str]
+
+
+class Completion(NamedTuple):
+    """An entry on the stream of the reader that started the chord."""
+
+    chord: Chord
+    done: bool
+
+
+class World(NamedTuple):
+    """`chord`: the one that the reader dispatches or waits for; None once both stages are durable.
+
+    `reader` counts lives; `settled`: the batch is, and what is staged of it was discarded, or that was lost.
+    `writes`: of each task, how often. `queue`: deliveries of tasks that no worker has begun, with their tries.
+    `ends`: chords whose end is queued.
+    """
+
+    reader: int = 0
+    chord: Chord | None = Chord(0, False, 1)
+    waiting: bool = False
+    settled: bool = False
+    staged: Staged = Staged()
+    writes: tuple[int, ...] = (0,) * len(NAMES)
+    out: tuple[Out, ...] = ()
+    queue: tuple[Program, ...] = ()
+    ends: tuple[Chord, ...] = ()
+    running: tuple[Running, ...] = ()
+    stream: tuple[Completion, ...] = ()
+    faults: int = 0
+
+
+class Event(NamedTuple):
+    """What can happen: in words, and the world after it. `broken`: an invariant is."""
+
+    what: str
+    world: World
+    broken: str = ""
+
+
+class StagingModel:
+    """For `tools.explore.search`. `faults`: how many may happen in one run."""
+
+    def __init__(self, faults: int = 2) -> None:
+        self._faults = faults
+        self._programs = Programs()
+        self._worlds: Numbers[World] = Numbers()
+        self._what: Numbers[tuple[str, bool]] = Numbers()
+        self._broken: list[str] = []
+        self.start = self._worlds.of(World())
+
+    @property
+    def figures(self) -> str:
+        """What the search met, in words."""
+        return f"{len(self._programs)} round trips and ends of the real code"
+
+    def steps(self, state: int) -> Iterator[tuple[int, int]]:
+        """Everything that can happen next."""
+        world = self._worlds.things[state]
+        for event in self._events(world):
+            fault = event.world.faults > world.faults
+            if event.world.faults > self._faults:
+                continue
+            label = self._what.of((event.what, fault))
+            broken = event.broken or judge(world, event.world)
+            if broken:
+                self._broken.append(broken)
+                yield label, -len(self._broken)
+            elif event.world != world:
+                yield label, self._worlds.of(event.world)
+
+    def is_done(self, state: int) -> bool:
+        """The batch is durable and settled."""
+        return self._worlds.things[state].settled
+
+    def is_fault(self, label: int) -> bool:
+        """Whether the label is that of a fault."""
+        return self._what.things[label][1]
+
+    def broken(self, state: int) -> str:
+        """The invariant that does not hold."""
+        return self._broken[-state - 1]
+
+    def tell(self, labels: list[int]) -> list[str]:
+        """One line per step."""
+        things = [self._what.things[label] for label in labels]
+        return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
+
+    # What can happen
+
+    def _events(self, world: World) -> Iterator[Event]:
+        yield from self._reader(world)
+        for running in world.running:
+            left = without(world, running=running)
+            yield from self._advance(left, running)
+            if running.program.kind == "run":
+                yield self._kill(left, running)
+        for chord in dict.fromkeys(world.ends):
+            yield from self._begin(without(world, ends=chord), Program("tell", chord))
+        for delivery in dict.fromkeys(world.queue):
+            yield from self._deliver(world, delivery)
+        for out in world.out:
+            for event in self._begin(without(world, out=out), Program("tell", out.chord)):
+                yield fault(event.world, f"before its tasks returned, {event.what}")
+        for completion in dict.fromkeys(world.stream):
+            yield from self._hear(world, completion)
+        yield fault(forget(world), "redis loses everything")
+        yield fault(world._replace(staged=Staged()), "redis evicts what is staged")
+
+    def _reader(self, world: World) -> Iterator[Event]:
+        chord = world.chord
+        if world.reader + 1 < READERS and not world.settled:
+            successor = world._replace(
+                reader=world.reader + 1, chord=Chord(world.reader + 1, False, 1), waiting=False
+            )
+            for one in world.running:
+                if one.program.kind in ("dispatch", "discard"):
+                    successor = without(successor, running=one)
+            yield fault(successor, "the reader is killed, and another one cuts the same batch")
+        if chord is None:
+            if not world.settled and not any(one.program.kind == "discard" for one in world.running):
+                yield from self._begin(world, Program("discard", Chord(world.reader, True, 0)))
+                yield fault(world._replace(settled=True), "the discard is lost")
+        elif not world.waiting:
+            yield from self._begin(world._replace(waiting=True), Program("dispatch", chord))
+        else:
+            again = world._replace(chord=chord._replace(attempt=chord.attempt + 1), waiting=False)
+            what = f"the deadline of {spoken(chord)} passes"
+            yield Event(what, again) if gone(world, chord) else fault(again, what)
+
+    def _hear(self, world: World, completion: Completion) -> Iterator[Event]:
+        chord, left = world.chord, without(world, stream=completion)
+        text = f"{spoken(completion.chord)} is {'durable' if completion.done else 'not durable'}"
+        yield fault(left, f"the completion that says that {text} is lost")
+        if chord is None or completion.chord.reader != world.reader or completion.chord.rows != chord.rows:
+            yield Event(f"nobody minds any more that {text}", left)
+            return
+        after = left
+        if completion.done:
+            following = None if chord.rows else Chord(chord.reader, True, chord.attempt + 1)
+            after = left._replace(chord=following, waiting=False)
+        elif world.waiting and completion.chord == chord:
+            after = left._replace(chord=chord._replace(attempt=chord.attempt + 1), waiting=False)
+        yield Event(f"the reader hears that {text}", after)
+        yield fault(after._replace(stream=world.stream), f"the reader hears that {text}, and will again")
+
+    def _deliver(self, world: World, delivery: Program) -> Iterator[Event]:
+        left = without(world, queue=delivery)
+        yield from self._begin(left, delivery)
+        for event in self._begin(world, delivery):
+            yield fault(event.world, f"delivered twice, {event.what}")
+        yield fault(left, f"{spoken_of(delivery)} is lost")
+
+    def _begin(self, world: World, program: Program) -> Iterator[Event]:
+        """The program begins: its first round trip."""
+        yield from self._advance(world, Running(program))
+
+    def _advance(self, left: World, running: Running) -> Iterator[Event]:
+        """The next round trip of a program, which is not among those that run in `left`."""
+        effect = self._programs.next(running.program, running.answers).effect
+        assert effect is not None, running
+        if effect.name == "write":
+            yield from self._write(left, running)
+        else:
+            yield from self._perform(left, running, effect)
+
+    def _kill(self, left: World, running: Running) -> Event:
+        program = running.program
+        known = any(out.chord == program.chord for out in left.out)
+        again = put(left, queue=program) if known else left
+        return fault(
+            again, f"the worker of {spoken_of(program)} is killed after {len(running.answers)} round trips"
+        )
+
+    def _perform(self, left: World, running: Running, effect: Effect) -> Iterator[Event]:
+        program, performed = running.program, perform(effect, left.staged)
+        marked = running.marked
+        if program.kind == "run" and not running.answers:
+            marked = left.staged.value(f"done/{program.task}") is not None
+        after = left._replace(staged=performed.staged)
+        if performed.told:
+            done = json.loads(performed.told)["kind"] == "done"
+            after = put(after, stream=Completion(program.chord, done))
+        became = Running(program, (*running.answers, performed.answer), marked)
+        yield from self._resume(after, became, f"{spoken_of(program)}: round trip {len(became.answers)}")
+
+    def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
+        """A program has an answer more: it waits for the next one, or it ends."""
+        following = self._programs.next(running.program, running.answers)
+        if following.effect is not None:
+            yield Event(what, put(left, running=running))
+            return
+        for event in self._end(left, running.program, following.result):
+            yield event._replace(what=f"{what}, {event.what}")
+
+    def _write(self, left: World, running: Running) -> Iterator[Event]:
+        task = running.program.task
+        number = NAMES.index(task)
+        broken = f"{task} is written by a run that found its mark" if running.marked else ""
+        if task not in tasks_of(False) and not all(left.writes[NAMES.index(one)] for one in tasks_of(False)):
+            broken = f"{task} is written before the blobs are durable"
+        count = min(WRITES_MAX, left.writes[number] + 1)
+        written = left._replace(writes=(*left.writes[:number], count, *left.writes[number + 1 :]))
+        for event in self._resume(written, running._replace(answers=(*running.answers, "")), f"{task} is written"):
+            yield event._replace(broken=event.broken or broken)
+        failed = running._replace(answers=(*running.answers, "503"))
+        for event in self._resume(written, failed, f"{task} is written, and the reply is lost"):
+            yield fault(event.world, event.what)
+        for event in self._resume(left, failed, f"{task}: its sink fails"):
+            yield fault(event.world, event.what)
+
+    def _end(self, left: World, program: Program, result: object) -> Iterator[Event]:
+        what = f"and ends: {result}"
+        if program.kind == "discard":
+            kept = any(left.staged.value(name) is not None for name in NAMES)
+            broken = "payloads are left of a settled batch" if kept and not left.faults else ""
+            yield Event(what, left._replace(settled=True), broken)
+        elif program.kind == "dispatch":
+            yield from self._started(left, program.chord, result)
+        elif program.kind == "tell":
+            yield Event(what, left)
+        elif result == "again":
+            yield Event(what, put(left, queue=program._replace(tries=program.tries + 1)))
+        else:
+            yield from self._returned(left, program, what, failed=result != "done")
+
+    def _started(self, left: World, chord: Chord, missing: object) -> Iterator[Event]:
+        assert isinstance(missing, tuple)
+        if not missing:
+            yield Event(f"{spoken(chord)} is durable already", put(left, stream=Completion(chord, True)))
+            return
+        after = put(left, out=Out(chord, frozenset(missing)))
+        for name in missing:
+            after = put(after, queue=Program("run", chord, name))
+        yield Event(f"{spoken(chord)} starts {', '.join(missing)}", after)
+
+    def _returned(self, left: World, program: Program, what: str, *, failed: bool) -> Iterator[Event]:
+        out = next((one for one in left.out if one.chord == program.chord), None)
+        if out is None:
+            yield Event(what, left)
+            return
+        rest = out.left - {program.task}
+        after = without(left, out=out)
+        if rest and not failed:
+            yield Event(what, put(after, out=out._replace(left=rest)))
+            return
+        yield Event(what, put(after, ends=out.chord))
+        yield fault(after, f"{what}; the end of the chord is lost")
+
+
+# Worlds
+
+
+def judge(before: World, after: World) -> str:
+    """What is wrong with the world after a step, by what its sinks hold."""
+    if after.staged.there and not after.staged.expires:
+        return "what is staged never expires"
+    for number, name in enumerate(NAMES):
+        if after.staged.value(f"done/{name}") is not None and not after.writes[number]:
+            return f"{name} is marked, and was never written"
+    for completion in after.stream:
+        missing = [name for name in tasks_of(completion.chord.rows) if not after.writes[NAMES.index(name)]]
+        if completion.done and missing:
+            return f"{spoken(completion.chord)} is reported as durable, and {missing[0]} is not"
+    if after.writes[PAID_TWICE] > 1 and not after.faults:
+        return "packets are sent twice without a fault"
+    return ""
+
+
+def fault(world: World, what: str) -> Event:
+    """Something that need not happen."""
+    return Event(what, world._replace(faults=world.faults + 1))
+
+
+def put(world: World, **more: object) -> World:
+    """With one thing more in a bag."""
+    bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
+    return world._replace(**bags)
+
+
+def without(world: World, **less: object) -> World:
+    """With one thing less in a bag."""
+    bags: dict[str, Any] = {}
+    for name, one in less.items():
+        things = list(getattr(world, name))
+        things.remove(one)
+        bags[name] = tuple(things)
+    return world._replace(**bags)
+
+
+_met: dict[object, int] = {}
+
+
+def bag(things: tuple[object, ...]) -> tuple[object, ...]:
+    """In the order in which such things were first met, so that equal bags are equal tuples."""
+    return tuple(sorted(things, key=lambda thing: _met.setdefault(thing, len(_met))))
+
+
+def forget(world: World) -> World:
+    """Redis restarts empty: hash, queues, counters and streams are gone. What runs goes on."""
+    running = tuple(one for one in world.running if one.program.kind != "tell")
+    return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
+
+
+def gone(world: World, chord: Chord) -> bool:
+    """Nothing is left that could still report on this chord."""
+    programs = [*world.queue, *(one.program for one in world.running if one.program.kind != "discard")]
+    told = [*world.ends, *(one.chord for one in world.stream)]
+    return chord not in told and all(one.chord != chord for one in programs)
+
+
+def spoken(chord: Chord) -> str:
+    """`rows, attempt 2 of reader A`."""
+    return f"{chord.stage}, attempt {chord.attempt} of reader {'AB'[chord.reader]}"
+
+
+def spoken_of(program: Program) -> str:
+    """`run of rows/datadog/0 of rows, attempt 2 of reader A`."""
+    return f"{program.kind} of {f'{program.task} of ' if program.task else ''}{spoken(program.chord)}"
