@@ -3,7 +3,7 @@
 The simulation tries random worlds. Here a world is so small that each of its states is visited, breadth first, and
 each decision in them is judged by an oracle that shares no code with what it judges.
 
-    search         breadth first through a model to the last state; counterexamples; whether the end stays reachable
+    search         breadth first to the last state; counterexamples; whether the end stays reachable
     core_model     two readers with the real `Pipeline`; `readers` has what can happen to one of them
     oracle         what must hold there, stated without the core
     cores          the real pipelines; `canonical` makes two of them comparable
