@@ -348,9 +348,9 @@ def test_its_module_takes_these_options(one: Documented, monkeypatch: pytest.Mon
     assert ended.value.code == 0
 
 
-def parsed_only(parser: argparse.ArgumentParser) -> None:
+def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
     """In the place of `parse_args`: parses, and ends the program there."""
-    parser.parse_known_args()[1] and parser.error("an option that it does not know")
+    parser.parse_known_args(arguments)[1] and parser.error("an option that it does not know")
     parser.exit()
 
 
