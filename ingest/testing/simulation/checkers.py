@@ -342,6 +342,7 @@ class SameCut:
 
     def __init__(self, broker: Broker, story: Story) -> None:
         self._plans: dict[tuple[str, TopicPartition], tuple[int, ...]] = {}
+        self._topic_ids: dict[tuple[str, TopicPartition], str] = {}
         self._ended_early: dict[tuple[str, TopicPartition], float] = {}
         self._recut: set[str] = set()
         self._short: set[str] = set()
@@ -352,6 +353,7 @@ class SameCut:
         """A new owner received a plan."""
         ends = _ends(given.committed or 0, given.record)
         self._plans[reader.name, given.source] = ends
+        self._topic_ids[reader.name, given.source] = given.topic_id
         self._ended_early.pop((reader.name, given.source), None)
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
@@ -392,7 +394,13 @@ class SameCut:
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """Whether the last message of the range that ends here could not be fetched any more, or not for long."""
+        """Whether the last message of the range that ends here could not be fetched any more, or not for long.
+
+        None of a topic that was deleted can.
+        """
+        topic_id = self._topic_ids.get((reader.name, source), "")
+        if topic_id not in ("", self._broker.topic_id):
+            return True
         ended_early = self._ended_early.get((reader.name, source))
         waited = ended_early is not None and now - ended_early >= reader.pipeline.limits.plan_seconds_max
         return waited or end - 1 < self._broker.logs[source.partition].low
