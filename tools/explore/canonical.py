@@ -128,12 +128,13 @@ class Canon:
         return new
 
     def _is_atom(self, kind: type) -> bool:
-        """Whether things of this kind never change: numbers, texts, frozen data."""
+        """Whether things of this kind never change: numbers, texts, frozen data, named tuples of these."""
         known = self._atomic.get(kind)
         if known is None:
             parameters = getattr(kind, "__dataclass_params__", None)
             frozen = parameters is not None and parameters.frozen
-            known = self._atomic[kind] = frozen or issubclass(kind, PLAIN)
+            named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+            known = self._atomic[kind] = frozen or named or issubclass(kind, PLAIN)
         return known
 
 
