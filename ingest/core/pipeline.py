@@ -26,7 +26,7 @@ from ingest.core.cut_record import Budget
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
-from ingest.core.model import Drop, DropReason, Reject, TopicPartition
+from ingest.core.model import Drop, DropReason, OffsetRange, Reject, TopicPartition
 from ingest.core.partition import Partition
 from ingest.core.rejects import Rejects
 from ingest.core.retry import retry_seconds
@@ -146,6 +146,10 @@ class Pipeline:
         """(next offset to take, last offset that Kafka acknowledged as committed or None) of a partition."""
         owned = self._owned[source]
         return owned.position, owned.commits.committed
+
+    def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
+        """Ranges that were cut and cannot be committed yet, in order; empty for partitions of others."""
+        return self._ledger.pending(source)
 
     def failed_starts(self, source: TopicPartition) -> int:
         """How many readers in a row started on a partition and ended before its committed offset moved.

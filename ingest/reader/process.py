@@ -24,6 +24,7 @@ from ingest.observe.health import HTTP_SETTING, Health, serve, turned_seconds
 from ingest.observe.heartbeat import Heartbeat, HeartbeatSource
 from ingest.observe.logs import batch_line
 from ingest.observe.metrics import Metrics
+from ingest.observe.steps import Steps
 from ingest.observe.stuck import StuckDetector
 from ingest.observe.tracing import Tracing
 from ingest.reader.assignment import ConsumerFailed
@@ -93,6 +94,7 @@ class Reader:
         self.metrics = Metrics(settings, REASONS, WARNINGS, batch_line)
         self.metrics.watch(self.pipeline, self.source)
         self.tracing = Tracing()
+        self.steps = Steps(self.pipeline) if settings.log_level == "debug" else None
         self.watch = FleetWatch(settings, self.metrics)
         self.group_watch = GroupWatch(settings, self.metrics, self.source)
         self.heartbeat = HeartbeatSource(settings, self.metrics, lambda: self.group_watch.unowned)
@@ -206,8 +208,14 @@ class Reader:
         self.guard.call("metrics", self.metrics.observe, event, commands, now)
         self.guard.call("tracing", self.tracing.observe, event, commands, now)
         self.guard.call("log", self._log, commands)
+        if self.steps is not None:
+            self.guard.call("steps", self._log_steps, self.steps, event, commands, now)
         if isinstance(event, on.Ticked):
             self.settled.tick(now)
+
+    def _log_steps(self, steps: Steps, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
+        for step in steps.observe(event, commands, now):
+            log.debug("protocol_step", reader=self.dispatcher.reader, **step)
 
     def _is_wary(self, source: TopicPartition) -> bool:
         """Readers died here repeatedly, and no offset moved: one of its messages may be the cause."""

@@ -1,0 +1,391 @@
+"""From the steps that readers logged to the specification's actions, partition by partition.
+
+A reader does not see everything that the specification speaks of. What it cannot see is added here, as late as
+possible: that the group took a partition from a reader, that a worker wrote and marked what a completion reports. When
+the broker stored a commit is left to the search. Offsets become ranks, because only their order matters.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ingest.observe.steps import Step
+
+READERS_MAX = 6
+SLOTS = 4  # of one reader's commits whose fate is open at the same time
+STAGES = {"blobs": 2, "rows": 1}
+# Why a batch may end inside a range that a former owner recorded.
+PARTS = frozenset({"bytes", "drain", "planned"})
+END_OF_LOG = 1 << 62
+
+ACTIONS = (
+    "begin", "begin_end", "assign", "revoke", "release", "cut_off", "crash", "expel", "lose", "cut", "cut_short",
+    "give_plan_up", "pass", "split", "send", "strip", "acknowledge", "refuse", "overtake", "fenced", "dispatch",
+    "go_unrecorded", "flush", "abandon", "park", "expire", "settled", "names_end", "names_ends", "reads_end",
+    "reads_ends",
+)  # fmt: skip
+"""In the order of their numbers in spec/replay.pml."""
+
+
+class Unreadable(Exception):
+    """The steps are not those of one whole run: the history cannot be told from them."""
+
+
+class Action(NamedTuple):
+    """One line for spec/replay.pml. `line` is the step that it stands for, for a person."""
+
+    name: str
+    reader: int
+    numbers: tuple[int, ...]
+    line: str
+
+
+@dataclass(slots=True)
+class _Sent:
+    """One commit of a reader, and what becomes of it: `seen` in an answer or by the next owner, `bare` without ends."""
+
+    offset: int
+    ends: tuple[int, ...]
+    at: int
+    reader: str
+    seen: bool = False
+    answered_at: int = -1
+    bare: bool = False
+    slot: int = -1
+
+
+@dataclass(slots=True)
+class _Life:
+    """One reader process while it holds the partition."""
+
+    number: int
+    assigned_at: int
+    taken: int
+    plan: list[int]
+    nothing: list[tuple[int, int]] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    cut: dict[int, bool] = field(default_factory=dict)  # by stop: whether its chord is out
+    waits: _Sent | None = None
+
+    def planned(self) -> int | None:
+        """The next end that the former owner recorded."""
+        return next((end for end in self.plan if end > self.taken), None)
+
+    def is_empty(self, start: int, stop: int) -> bool:
+        """Whether every offset of the range is known to hold nothing to write."""
+        for low, high in sorted(self.nothing):
+            if low <= start < high:
+                start = high
+        return start >= stop
+
+
+def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
+    """The steps of each partition, in the order of the run."""
+    found: dict[int, list[Step]] = {}
+    for step in steps:
+        found.setdefault(int(step["partition"]), []).append(step)
+    return found
+
+
+def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """One partition's steps, divided where the group has no committed offset (any more).
+
+    Readers that still hold the partition from before then can neither commit nor hand over.
+    """
+    part: list[Step] = []
+    assigned: set[str] = set()
+    for step in steps:
+        reader, is_start = str(step["reader"]), step["step"] == "assigned"
+        if is_start and step["new"] and any(one["step"] in ("commit", "cut") for one in part):
+            yield part
+            part, assigned = [], set()
+        if is_start:
+            assigned.add(reader)
+        if reader in assigned:
+            part.append(step)
+    if part:
+        yield part
+
+
+class History:
+    """The actions of one partition. Made once, from steps in the order of the run."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.actions: list[Action] = []
+        self._steps = steps
+        self._lives: dict[str, _Life] = {}
+        self._in_use: dict[int, str] = {}
+        self._owner: str | None = None
+        self._line = ""
+        self._last = {str(step["reader"]): at for at, step in enumerate(steps)}
+        self._sent = self._commits()
+        for at, step in enumerate(steps):
+            self._line = _shown(step)
+            self._take(at, step)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Every offset that an action names, ascending; its place is its rank."""
+        named = {number for action in self.actions for number in _offsets(action)}
+        return sorted(named - {END_OF_LOG})
+
+    def lines(self, stop: int) -> list[str]:
+        """For spec/replay.pml: the action's number and four numbers. `stop` is the specification's STOP."""
+        ranks = self.ranks
+        found = []
+        for action in self.actions:
+            numbers = [*action.numbers]
+            for place in OFFSETS[action.name]:
+                offset = numbers[place]
+                numbers[place] = stop if offset == END_OF_LOG else bisect_left(ranks, offset)
+            padded = [*numbers, 0, 0, 0][:3]
+            found.append(" ".join(map(str, (ACTIONS.index(action.name), action.reader, *padded))))
+        return found
+
+    # What becomes of each commit
+
+    def _commits(self) -> dict[int, _Sent]:
+        """By the place of its step. Answers belong to the oldest commit of that reader that says the same."""
+        sent: dict[int, _Sent] = {}
+        of_life: dict[str, list[_Sent]] = {}
+        since: list[_Sent] = []
+        for at, step in enumerate(self._steps):
+            life, name = str(step["reader"]), step["step"]
+            if name == "commit":
+                one = sent[at] = _Sent(step["offset"], tuple(step["ends"]), at, life)
+                of_life.setdefault(life, []).append(one)
+                since.append(one)
+            elif name in ("committed", "refused"):
+                said = (step["offset"], tuple(step["ends"]))
+                same = [one for one in of_life.get(life, ()) if (one.offset, one.ends) == said]
+                open_ = [one for one in same if one.answered_at < 0]
+                if open_:
+                    open_[0].seen, open_[0].answered_at = name == "committed", at
+            elif name == "assigned":
+                _read_by_next(since, step)
+                of_life[life], since = [], []
+        return sent
+
+    # Step by step
+
+    def _do(self, name: str, life: _Life | None = None, *numbers: int) -> None:
+        self.actions.append(Action(name, life.number if life else 0, numbers, self._line))
+
+    def _take(self, at: int, step: Step) -> None:
+        name, reader = str(step["step"]), str(step["reader"])
+        if name == "assigned":
+            self._assigned(at, reader, step)
+            return
+        life = self._lives.get(reader)
+        if life is None:
+            if name in ("committed", "refused", "stopped"):
+                return  # the answer to a commit of an assignment that is over
+            raise Unreadable(f"nothing says that the partition was assigned before {self._line}")
+        getattr(self, f"_on_{name}")(life, step, at)
+        if name in ("released", "lost", "stopped"):
+            self._gone(reader)
+
+    def _gone(self, reader: str) -> None:
+        self._lives.pop(reader, None)
+        if self._owner == reader:
+            self._owner = None
+
+    def _assigned(self, at: int, reader: str, step: Step) -> None:
+        offset, ends = int(step["offset"]), [*step["ends"]]
+        if not self.actions:
+            self._do("begin", None, offset)
+            for end in ends:
+                self._do("begin_end", None, end)
+        if self._owner is not None:
+            self._leave(self._owner, at)
+        for other in [name for name in self._lives if self._last[name] < at]:
+            self._do("crash", self._lives[other])
+            self._gone(other)
+        self._in_use = {life.number: name for name, life in self._lives.items()}
+        number = next((n for n in range(READERS_MAX) if n not in self._in_use), None)
+        if number is None or reader in self._lives:
+            raise Unreadable(f"more than {READERS_MAX} readers hold the partition, or one twice, at {self._line}")
+        life = self._lives[reader] = _Life(number, at, offset, ends)
+        self._owner = reader
+        self._do("assign", life, offset)
+        for end in ends:
+            self._do("reads_end", life, end)
+        self._do("reads_ends", life, len(ends))
+
+    def _leave(self, owner: str, at: int) -> None:
+        """The group gave the partition to another: its owner is dead, or does not know yet."""
+        dead = self._last[owner] < at
+        self._do("crash" if dead else "expel", self._lives[owner])
+        if dead:
+            self._gone(owner)
+        self._owner = None
+
+    def _on_revoked(self, life: _Life, step: Step, at: int) -> None:
+        self._do("revoke", life)
+
+    def _on_released(self, life: _Life, step: Step, at: int) -> None:
+        self._do("cut_off" if step["late"] else "release", life)
+
+    def _on_stopped(self, life: _Life, step: Step, at: int) -> None:
+        self._do("crash", life)
+
+    def _on_lost(self, life: _Life, step: Step, at: int) -> None:
+        if self._owner == str(step["reader"]):
+            self._do("expel", life)
+            self._owner = None
+        self._do("lose", life)
+
+    def _on_nothing(self, life: _Life, step: Step, at: int) -> None:
+        life.nothing.append((step["start"], step["stop"]))
+
+    def _on_ended(self, life: _Life, step: Step, at: int) -> None:
+        life.ended.append(step["stop"])
+        if step["stop"] > step["start"]:
+            life.nothing.append((step["start"], step["stop"]))
+
+    # Cut
+
+    def _on_cut(self, life: _Life, step: Step, at: int) -> None:
+        start, stop = step["start"], step["stop"]
+        stages = max((STAGES[stage] for stage in step["stages"]), default=0)
+        if start > life.taken:
+            self._pass(life, start)  # messages are taken in order, so the log has none in between
+        planned = life.planned()
+        if planned is not None and stop != planned and not self._is_part(step, planned):
+            self._give_plan_up(life, planned)
+            planned = life.planned()
+        if not stages and not life.is_empty(start, stop):
+            stages = STAGES["rows"]  # it is said to hold nothing, and no step says so: let it be refused
+        self._do("cut_short" if planned is not None and stop < planned else "cut", life, stop, stages)
+        life.taken = stop
+        if stages:
+            life.cut[stop] = False
+        if planned is not None and stop < planned and step["cut_by"] == "planned":
+            self._pass(life, planned)
+
+    @staticmethod
+    def _is_part(step: Step, planned: int) -> bool:
+        return bool(step["stop"] < planned and step["cut_by"] in PARTS)
+
+    def _pass(self, life: _Life, to: int) -> None:
+        self._do("pass", life, to)
+        life.taken = to
+
+    def _give_plan_up(self, life: _Life, planned: int) -> None:
+        """Only where fetching ended before that end."""
+        if any(end < planned for end in life.ended):
+            self._do("give_plan_up", life)
+            life.plan = []
+
+    def _on_split(self, life: _Life, step: Step, at: int) -> None:
+        first, second = step["into"]
+        stages = [max((STAGES[stage] for stage in part["stages"]), default=0) for part in (first, second)]
+        self._do("split", life, step["stop"], first["stop"], 4 * stages[0] + stages[1])
+        life.cut[first["stop"]] = life.cut[step["stop"]] = False
+
+    # Commit
+
+    def _on_commit(self, life: _Life, step: Step, at: int) -> None:
+        offset, ends = step["offset"], step["ends"]
+        if offset > life.taken and life.is_empty(life.taken, offset):
+            self._pass(life, offset)
+        missing = [end for end in life.plan if end > max(life.taken, offset) and end not in ends]
+        for end in missing if not step["short"] else ():
+            if life.is_empty(life.taken, end):
+                self._pass(life, end)
+            else:
+                self._give_plan_up(life, end)
+        sent = self._sent[at]
+        if life.waits is not None:
+            self._do("overtake", life)
+        slot = self._free_slot(life, str(step["reader"]), at)
+        if slot is None:
+            raise Unreadable(f"more than {SLOTS} commits of one reader are open at {self._line}")
+        last = max(ends, default=0) if step["short"] else END_OF_LOG
+        self._do("send", life, slot, offset, last)
+        for end in ends:
+            self._do("names_end", life, slot, end)
+        self._do("names_ends", life, slot, len(ends))
+        if not sent.seen or self._owner != str(step["reader"]):
+            # Nobody ever saw that it was stored, so it need not have been; or it was sent too late.
+            self._do("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
+            return
+        sent.slot, life.waits = slot, sent
+        if sent.bare:
+            self._do("strip", life, slot)
+
+    def _free_slot(self, life: _Life, reader: str, at: int) -> int | None:
+        mine = [one for one in self._sent.values() if one.reader == reader and life.assigned_at < one.at < at]
+        used = {one.slot for one in mine if one.slot >= 0 and not 0 <= one.answered_at < at}
+        return next((slot for slot in range(SLOTS) if slot not in used), None)
+
+    def _on_committed(self, life: _Life, step: Step, at: int) -> None:
+        for sent in self._sent.values():
+            if sent.answered_at == at and sent.slot >= 0:
+                self._do("acknowledge", life, sent.slot)
+                if life.waits is sent:
+                    life.waits = None
+
+    def _on_refused(self, life: _Life, step: Step, at: int) -> None:
+        """Counted with the commit that it answers."""
+
+    # Flush
+
+    def _on_dispatch(self, life: _Life, step: Step, at: int) -> None:
+        stop = step["stop"]
+        if life.cut.get(stop) and step["late"]:
+            self._do("expire", life, stop)
+        if not life.cut.get(stop) and (step["late"] or step["short"]):
+            self._do("go_unrecorded", life, stop)
+        self._do("dispatch", life, stop)
+        life.cut[stop] = True
+
+    def _on_flushed(self, life: _Life, step: Step, at: int) -> None:
+        self._do("flush", life, step["stop"], STAGES[step["stage"]])
+        life.cut[step["stop"]] = False
+
+    def _on_parked(self, life: _Life, step: Step, at: int) -> None:
+        self._do("park", life, step["stop"])
+        life.cut[step["stop"]] = False
+
+    def _on_settled(self, life: _Life, step: Step, at: int) -> None:
+        name = "abandon" if step["by"] == "operator" else "settled"
+        self._do(name, life, step["stop"])
+        life.cut.pop(step["stop"], None)
+
+
+def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
+    """The commit that the next owner read was stored, whether its reader received the answer or not."""
+    offset, ends = assigned["offset"], tuple(assigned["ends"])
+    exact = [one for one in since if (one.offset, one.ends) == (offset, ends)]
+    bare = [one for one in since if one.offset == offset] if not ends else []
+    seen = [one for one in exact if one.seen] or [one for one in exact if one.answered_at < 0]
+    if not seen and bare:
+        seen = [one for one in bare if one.seen] or [one for one in bare if one.answered_at < 0]
+        for one in seen[-1:]:
+            one.bare = True
+    if seen:
+        seen[-1].seen = True
+
+
+OFFSETS: dict[str, tuple[int, ...]] = {name: () for name in ACTIONS} | {
+    "begin": (0,), "begin_end": (0,), "assign": (0,), "cut": (0,), "cut_short": (0,), "pass": (0,),
+    "split": (0, 1), "send": (1, 2), "dispatch": (0,), "go_unrecorded": (0,), "flush": (0,), "abandon": (0,),
+    "park": (0,), "expire": (0,), "settled": (0,), "names_end": (1,), "reads_end": (0,),
+}  # fmt: skip
+"""Which numbers of an action are offsets."""
+
+
+def _offsets(action: Action) -> Iterator[int]:
+    yield 0
+    for place in OFFSETS[action.name]:
+        yield action.numbers[place]
+
+
+def _shown(step: Step) -> str:
+    facts: dict[str, Any] = {name: value for name, value in step.items() if name not in ("step", "reader")}
+    said = " ".join(f"{name}={value}" for name, value in facts.items())
+    return f"{step['reader']} {step['step']} {said}"

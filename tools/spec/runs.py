@@ -1,0 +1,67 @@
+"""Where steps come from: simulated worlds, and the logs of real readers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.observe.steps import Step, Steps
+from ingest.testing.simulation.faults import Fault
+from ingest.testing.simulation.reader import Reader
+from ingest.testing.simulation.shape import Shape
+from ingest.testing.simulation.world import World
+
+LOG_EVENT = "protocol_step"
+
+# A reader that dies between two commands of one decision has acted on what no observer saw.
+UNSEEN = frozenset({Fault.READER_CRASH_MIDWAY})
+
+
+class _Recorded(World):
+    """A world whose readers' steps are kept."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self.steps: list[Step] = []
+        self._followed: dict[str, Steps] = {}
+
+    def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
+        super().saw(reader, event, commands)
+        follow = self._followed.setdefault(reader.name, Steps(reader.pipeline))
+        steps = follow.observe(event, commands, self.timeline.now)
+        self.steps += [{"reader": reader.name, **step} for step in steps]
+
+
+def simulated(seed: int) -> list[Step]:
+    """The steps of every reader in the world of this seed. Raises Violation."""
+    shape = Shape.draw(seed)
+    world = _Recorded(replace(shape, faults=tuple(fault for fault in shape.faults if fault not in UNSEEN)))
+    world.run()
+    return world.steps
+
+
+def logged(directory: Path) -> list[Step]:
+    """The steps in the logs below a directory, in order of time. Lines that are no steps are passed over."""
+    lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
+    lines.sort(key=lambda line: str(line["timestamp"]))
+    return lines
+
+
+def _lines(path: Path) -> Iterable[Step]:
+    yield from _parsed(path.read_bytes().splitlines())
+
+
+def _parsed(lines: Sequence[bytes]) -> Iterator[Step]:
+    for line in lines:
+        if LOG_EVENT.encode() not in line:
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and found.get("event") == LOG_EVENT:
+            yield found

@@ -1,0 +1,147 @@
+"""SPIN: the specification checked in every order of its actions, and histories held against it.
+
+Needs `spin` (Debian's package of that name) and a C compiler. Checkers are compiled into a directory that is given.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.spec.history import READERS_MAX, SLOTS, Action, History
+
+SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
+SIZES = (64, 256, 1024)  # offsets of a history that a checker has room for
+DEPTH_MAX = 1_000_000
+STATE_BYTES_MAX = 524_288
+SECONDS_MAX = 600.0
+
+
+class SpinFailed(Exception):
+    """The tools are missing, or do not take the specification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What an exhaustive search found. `error`: what SPIN printed of the first thing that does not hold, or ""."""
+
+    states: int
+    transitions: int
+    seconds: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one history. `refused` is the first action that the specification does not allow; None: it allows all."""
+
+    actions: int
+    refused: Action | None
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.refused is None
+
+
+def missing() -> str:
+    """What is not installed, for a person; empty when all is there."""
+    absent = [name for name in ("spin", "gcc") if shutil.which(name) is None]
+    return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
+
+
+def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
+    """Every order of the specification's actions. With `ends`: whether each of them comes to an end.
+
+    `faults`: how many of them; by default as many as the specification says. `text` in place of the file's.
+    Raises SpinFailed.
+    """
+    source = SPECIFICATION.read_text() if text is None else text
+    if faults is not None:
+        source = re.sub(r"^#define FAULTS \d+$", f"#define FAULTS {faults}", source, flags=re.MULTILINE)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "searched.pml").write_text(source)
+    _run(directory, ["spin", "-a", "searched.pml"])
+    # Without -DSAFETY the search also looks for cycles.
+    _compile(directory, "search", ["-O2", "-DNP" if ends else "-DSAFETY"])
+    printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w24", *(["-l"] if ends else [])])
+    errors = [line for line in printed.splitlines() if line.startswith("pan:") and "elapsed" not in line]
+    return Searched(
+        states=int(_number(r"(\d+(?:\.\d+e\+\d+)?) states, stored", printed)),
+        transitions=int(_number(r"(\d+(?:\.\d+e\+\d+)?) transitions", printed)),
+        seconds=_number(r"elapsed time ([\d.]+)", printed),
+        error="\n".join(errors),
+    )
+
+
+class Checker:
+    """Holds histories against the specification. Compiles what it needs, once per size and directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def check(self, history: History) -> Verdict:
+        """Raises SpinFailed, also for a history with more offsets than there is room for."""
+        needed = len(history.ranks)
+        stop = next((size for size in SIZES if size >= needed), None)
+        if stop is None:
+            raise SpinFailed(f"a history with {needed} offsets; there is room for {SIZES[-1]}")
+        program = self._program(stop)
+        lines = program.parent / "history.txt"
+        lines.write_text("\n".join(history.lines(stop)) + "\n")
+        printed = _run(
+            program.parent, [f"./{program.name}", "-E", f"-m{DEPTH_MAX}", "-w18"], HISTORY=str(lines)
+        )
+        if "\naccepted\n" in printed:
+            return Verdict(len(history.actions), None)
+        furthest = int(([0] + [int(at) for at in re.findall(r"^got to (\d+)$", printed, re.MULTILINE)])[-1])
+        errors = [line for line in printed.splitlines() if "assertion violated" in line]
+        return Verdict(len(history.actions), history.actions[furthest], "\n".join(errors))
+
+    def _program(self, stop: int) -> Path:
+        where = self._directory / f"replay-{stop}"
+        program = where / "replay"
+        if not program.exists():
+            where.mkdir(parents=True, exist_ok=True)
+            for name in ("commit_protocol.pml", "replay.pml"):
+                shutil.copyfile(SPECIFICATION.with_name(name), where / name)
+            sizes = [f"-DSTOP={stop}", f"-DREADERS={READERS_MAX}", f"-DSLOTS={SLOTS}"]
+            _run(where, ["spin", "-DREPLAYED", *sizes, "-a", "replay.pml"])
+            _compile(where, program.name, ["-O0", "-DSAFETY", f"-DVECTORSZ={STATE_BYTES_MAX}"])
+        return program
+
+
+def _compile(directory: Path, program: str, options: Sequence[str]) -> None:
+    _run(directory, ["gcc", "-w", *options, "-DCOLLAPSE", "-o", program, "pan.c"])
+
+
+def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
+    """What it prints. Raises SpinFailed when it cannot run or fails."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=directory,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_MAX,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SpinFailed(f"{command[0]}: {error}") from error
+    printed = done.stdout + done.stderr
+    if done.returncode != 0 and not command[0].startswith("./"):
+        raise SpinFailed(f"{' '.join(command)} ended with code {done.returncode}\n{printed[-2000:]}")
+    return printed
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise SpinFailed(f"SPIN printed no figures:\n{text[-2000:]}")
+    return float(found[1])
