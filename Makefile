@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check format docs simulate explore mutants cost-search chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage check format docs simulate explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,8 +73,11 @@ explore: $(STAMP) ## every order of events in a few small worlds around the real
 cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
 	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
-chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer
-	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic)
+spec: $(STAMP) ## check the specification of the commit protocol, and hold runs against it; SEEDS=20 START=0 FAULTS=1 LOGS=.chaos
+	$(BIN)/python -m tools.spec --seeds $(or $(SEEDS),20) --start $(or $(START),0) $(if $(FAULTS),--faults $(FAULTS)) $(if $(LOGS),--logs $(LOGS))
+
+chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
+	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
 gameday: $(STAMP) ## seventeen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json

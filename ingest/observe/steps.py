@@ -1,7 +1,7 @@
 """The reader's part of the commit protocol, step by step, as a view over events and commands.
 
-It decides nothing. With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`), from which
-`python -m tools.spec` checks a run against the specification: docs/specification.md.
+It decides nothing. With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`), from
+which `python -m tools.spec` holds a run against the specification: docs/specification.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from ingest.core import events as on
 from ingest.core.flight import Phase
 from ingest.core.model import CutReason, Drop, OffsetRange, Stage, TopicPartition
 from ingest.core.pipeline import Pipeline
+
+ROUNDING_SECONDS = 1e-6
 
 Step = dict[str, Any]
 """What happened (`step`), on which `partition`, with offsets.
@@ -31,6 +33,7 @@ class _Seen:
         self.content_until = position
         self.pending: tuple[OffsetRange, ...] = ()
         self.revoked_at = 0.0
+        self.sent_at = 0.0
         self.flights: dict[str, tuple[int, Phase, Stage, int]] = {}  # epoch, phase, stage, attempt
         self.dispatched_at: dict[str, float] = {}
 
@@ -147,6 +150,7 @@ class Steps:
         limits = self._pipeline.limits
         match command:
             case do.Commit():
+                self._seen[command.source].sent_at = now
                 yield self._commit("commit", command)
             case do.Dispatch():
                 batch, seen = command.batch, self._seen[command.batch.source]
@@ -159,7 +163,7 @@ class Steps:
                     batch.source,
                     stop=batch.offsets.stop,
                     stage=str(command.stage),
-                    late=waited >= most - 1e-6,
+                    late=waited >= most - ROUNDING_SECONDS,
                     short=self._short,
                 )
             case do.Park():
@@ -170,10 +174,11 @@ class Steps:
                 yield _step("settled", command.batch.source, stop=command.batch.offsets.stop, by=by)
             case do.Release():
                 for source in command.sources:
-                    seen_until = self._seen.pop(source, None)
-                    if seen_until is not None:
-                        late = now >= seen_until.revoked_at + limits.drain_deadline_seconds - 1e-6
-                        yield _step("released", source, late=late)
+                    known = self._seen.pop(source, None)
+                    if known is not None:
+                        late = now - known.revoked_at >= limits.drain_deadline_seconds - ROUNDING_SECONDS
+                        gave_up = now - known.sent_at >= limits.commit_answer_seconds_max - ROUNDING_SECONDS
+                        yield _step("released", source, late=late, gave_up=gave_up)
             case do.Stop():
                 yield from (_step("stopped", source, clean=command.clean) for source in self._seen)
             case _:

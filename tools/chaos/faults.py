@@ -41,6 +41,8 @@ from tasks.migrate.kafka import SOURCE_PARTITIONS
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 SINKS = ("gcs", "clickhouse", "bigquery")
 GUEST = "reader-3"
+# Readers log each step of the commit protocol, for `python -m tools.spec --logs`: docs/specification.md.
+STEPS_LOGGED = "debug"
 REVOKED_SECONDS_MAX = 20.0
 ADDED_PARTITIONS_MAX = 4
 NEEDS_APACHE = frozenset(
@@ -138,7 +140,7 @@ class ProcessFaults:
 
     def add_and_remove_reader(self, rng: random.Random) -> str:
         """Two rebalances under load, the second by an orderly end."""
-        child = self._fleet.reader(GUEST, keep=False)
+        child = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         self._calm.wait(rng.uniform(4, 9))
         return self._ends_with_zero(child)
 
@@ -148,13 +150,13 @@ class ProcessFaults:
         try:
             return self._ends_with_zero(child)
         finally:
-            self._fleet.reader(child.name)
+            self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
         """One more reader makes the others give partitions back; the first to do so dies in its callback."""
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(said(child, "partitions_revoked")) for child in readers}
-        guest = self._fleet.reader(GUEST, keep=False)
+        guest = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         killed = ""
         ends_at = time.monotonic() + REVOKED_SECONDS_MAX
         while not killed and time.monotonic() < ends_at and not self._calm.wait(0.02):

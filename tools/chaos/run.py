@@ -31,7 +31,16 @@ from tasks.errors import SinkError
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
-from tools.chaos.faults import ADDED_PARTITIONS_MAX, READERS, SINKS, WORKERS, Inflict, ProcessFaults, sink_faults
+from tools.chaos.faults import (
+    ADDED_PARTITIONS_MAX,
+    READERS,
+    SINKS,
+    STEPS_LOGGED,
+    WORKERS,
+    Inflict,
+    ProcessFaults,
+    sink_faults,
+)
 from tools.chaos.result import Done, Result, show
 from tools.history.check import History, judge
 from tools.history.collect import Asked, Told
@@ -195,7 +204,7 @@ class _Chaos:
         for name in WORKERS:
             fleet.worker(name)
         for name in READERS:
-            fleet.reader(name)
+            fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         fleet.flower()
         self.say("two readers, two workers and Flower run")
         return fleet

@@ -1,8 +1,8 @@
 """From the steps that readers logged to the specification's actions, partition by partition.
 
 A reader does not see everything that the specification speaks of. What it cannot see is added here, as late as
-possible: that the group took a partition from a reader, that a worker wrote and marked what a completion reports. When
-the broker stored a commit is left to the search. Offsets become ranks, because only their order matters.
+possible: that the group took a partition from a reader, that a worker wrote and marked what a completion reports.
+When the broker stored a commit is left to the search. Offsets become ranks, because only their order matters.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader, and what becomes of it: `seen` in an answer or by the next owner, `bare` without ends."""
+    """One commit of a reader. `seen`: stored, as an answer or the next owner says; `bare`: without its ends."""
 
     offset: int
     ends: tuple[int, ...]
@@ -227,6 +227,8 @@ class History:
         self._do("revoke", life)
 
     def _on_released(self, life: _Life, step: Step, at: int) -> None:
+        if life.waits is not None and step["gave_up"]:
+            self._do("overtake", life)
         self._do("cut_off" if step["late"] else "release", life)
 
     def _on_stopped(self, life: _Life, step: Step, at: int) -> None:
@@ -371,7 +373,7 @@ def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
         seen[-1].seen = True
 
 
-OFFSETS: dict[str, tuple[int, ...]] = {name: () for name in ACTIONS} | {
+OFFSETS: dict[str, tuple[int, ...]] = dict.fromkeys(ACTIONS, ()) | {
     "begin": (0,), "begin_end": (0,), "assign": (0,), "cut": (0,), "cut_short": (0,), "pass": (0,),
     "split": (0, 1), "send": (1, 2), "dispatch": (0,), "go_unrecorded": (0,), "flush": (0,), "abandon": (0,),
     "park": (0,), "expire": (0,), "settled": (0,), "names_end": (1,), "reads_end": (0,),

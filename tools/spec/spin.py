@@ -1,6 +1,6 @@
 """SPIN: the specification checked in every order of its actions, and histories held against it.
 
-Needs `spin` (Debian's package of that name) and a C compiler. Checkers are compiled into a directory that is given.
+Needs `spin` (Debian's package of that name) and gcc. What is compiled goes into a directory that is given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.spec.history import READERS_MAX, SLOTS, Action, History
+from tools.spec.history import READERS_MAX, SLOTS, History
 
 SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
 SIZES = (64, 256, 1024)  # offsets of a history that a checker has room for
@@ -38,10 +38,10 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one history. `refused` is the first action that the specification does not allow; None: it allows all."""
+    """Of one history. `refused` is the place of the first action that is not allowed; None: all are."""
 
     actions: int
-    refused: Action | None
+    refused: int | None
     error: str = ""
 
     @property
@@ -94,14 +94,12 @@ class Checker:
         program = self._program(stop)
         lines = program.parent / "history.txt"
         lines.write_text("\n".join(history.lines(stop)) + "\n")
-        printed = _run(
-            program.parent, [f"./{program.name}", "-E", f"-m{DEPTH_MAX}", "-w18"], HISTORY=str(lines)
-        )
+        printed = _run(program.parent, [f"./{program.name}", "-E", f"-m{DEPTH_MAX}", "-w18"], HISTORY=str(lines))
         if "\naccepted\n" in printed:
             return Verdict(len(history.actions), None)
         furthest = int(([0] + [int(at) for at in re.findall(r"^got to (\d+)$", printed, re.MULTILINE)])[-1])
         errors = [line for line in printed.splitlines() if "assertion violated" in line]
-        return Verdict(len(history.actions), history.actions[furthest], "\n".join(errors))
+        return Verdict(len(history.actions), furthest, "\n".join(errors))
 
     def _program(self, stop: int) -> Path:
         where = self._directory / f"replay-{stop}"

@@ -1,0 +1,103 @@
+"""Checks the specification of the commit protocol, and holds runs of the code against it.
+
+    python -m tools.spec                       (make spec)
+    python -m tools.spec --logs .chaos         (make spec LOGS=.chaos): the readers' logs of a chaos run
+
+First SPIN tries every order of the actions in spec/commit_protocol.pml: no order may break an assertion, each has
+to come to an end, and in the end everything is committed. Then the histories of simulated worlds, or those in the
+logs of real readers, are replayed: the specification has to allow each of their actions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ingest.observe.steps import Step
+from tools.spec import runs, spin
+from tools.spec.history import History, Unreadable, histories, partitions
+
+BEFORE = 12  # actions shown before the one that is refused
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 1 when something does not hold, 2 when it could not be checked."""
+    parser = argparse.ArgumentParser(prog="python -m tools.spec", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20, help="simulated worlds to replay")
+    parser.add_argument("--start", type=int, default=0, help="seed of the first one")
+    parser.add_argument("--faults", type=int, help="faults in the exhaustive check; default: as specified")
+    parser.add_argument("--logs", type=Path, help="replay the logs below this directory instead of worlds")
+    options = parser.parse_args(arguments)
+    if spin.missing():
+        print(spin.missing())
+        return 2
+    with tempfile.TemporaryDirectory(prefix="spec-") as name:
+        directory = Path(name)
+        try:
+            holds = options.logs is not None or exhausted(directory, options.faults)
+            return 0 if replayed(spin.Checker(directory), _sources(options)) and holds else 1
+        except spin.SpinFailed as failure:
+            print(f"error: {failure}")
+            return 2
+
+
+def exhausted(directory: Path, faults: int | None) -> bool:
+    """Both searches, told in a line each."""
+    holds = True
+    claims = {False: "no assertion is violated, and in the end all is committed", True: "every run ends"}
+    for ends, claim in claims.items():
+        found = spin.search(directory / f"search-{ends}", faults=faults, ends=ends)
+        figures = f"{found.states:,} states, {found.transitions:,} transitions, {found.seconds:.1f} s"
+        print(f"{claim}: {'NOT SO' if found.error else 'yes'} ({figures})", flush=True)
+        if found.error:
+            print(found.error)
+            holds = False
+    return holds
+
+
+def _sources(options: argparse.Namespace) -> Iterator[tuple[str, list[Step]]]:
+    if options.logs is not None:
+        yield str(options.logs), runs.logged(options.logs)
+        return
+    for seed in range(options.start, options.start + options.seeds):
+        yield f"seed {seed}", runs.simulated(seed)
+
+
+def replayed(checker: spin.Checker, sources: Iterator[tuple[str, list[Step]]]) -> bool:
+    """Every history of every partition. The first refused ones are told with the actions before."""
+    count, actions, refused, readers = 0, 0, 0, set[str]()
+    for name, steps in sources:
+        readers |= {f"{name} {step['reader']}" for step in steps}
+        for partition, of_partition in sorted(partitions(steps).items()):
+            for part in histories(of_partition):
+                error = _refusal(checker, part)
+                count, actions = count + 1, actions + len(part)
+                if error:
+                    refused += 1
+                    print(f"{name}, partition {partition}: {error}", file=sys.stderr)
+    print(f"{count} histories of {len(readers)} readers with {actions:,} steps replayed: {refused} refused")
+    if not count:
+        print("no steps were found; readers log them with REPLAYS_LOG_LEVEL=debug")
+    return count > 0 and not refused
+
+
+def _refusal(checker: spin.Checker, steps: Sequence[Step]) -> str:
+    try:
+        history = History(steps)
+    except Unreadable as error:
+        return str(error)
+    verdict = checker.check(history)
+    if verdict.refused is None:
+        return ""
+    at = verdict.refused
+    told = [f"  {one.name:<14} {one.line}" for one in history.actions[max(0, at - BEFORE) : at]]
+    action = history.actions[at]
+    last = f"refused: {action.name} at {action.line} {verdict.error}".rstrip()
+    return "\n".join([f"action {at + 1} of {verdict.actions} is not allowed", *told, last])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
