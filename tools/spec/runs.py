@@ -30,10 +30,10 @@ class _Recorded(World):
         self._followed: dict[str, Steps] = {}
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
-        super().saw(reader, event, commands)
         follow = self._followed.setdefault(reader.name, Steps(reader.pipeline))
         steps = follow.observe(event, commands, self.timeline.now)
         self.steps += [{"reader": reader.name, **step} for step in steps]
+        super().saw(reader, event, commands)
 
 
 def simulated(seed: int) -> list[Step]:

@@ -69,7 +69,7 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     _run(directory, ["spin", "-a", "searched.pml"])
     # Without -DSAFETY the search also looks for cycles.
     _compile(directory, "search", ["-O2", "-DNP" if ends else "-DSAFETY"])
-    printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w24", *(["-l"] if ends else [])])
+    printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w26", *(["-l"] if ends else [])])
     errors = [line for line in printed.splitlines() if line.startswith("pan:") and "elapsed" not in line]
     return Searched(
         states=int(_number(r"(\d+(?:\.\d+e\+\d+)?) states, stored", printed)),
@@ -115,7 +115,7 @@ class Checker:
 
 
 def _compile(directory: Path, program: str, options: Sequence[str]) -> None:
-    _run(directory, ["gcc", "-w", *options, "-DCOLLAPSE", "-o", program, "pan.c"])
+    _run(directory, ["gcc", "-w", *options, "-o", program, "pan.c"])
 
 
 def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
