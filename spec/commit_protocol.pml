@@ -91,6 +91,7 @@ inline pass(r, to) {                  /* no message lies in [taken, to) */
     R.safe = (R.safe == R.taken -> to : R.safe); R.taken = to; R.due = true; look_ahead(r) } }
 inline split(r, stop, half, stages, rest) {       /* it can never be staged: two batches, recorded anew */
   d_step { works(r) && B.left && !R.batch[half].is_cut && B.start < half && half < stop && cost; excuse();
+    for (k : B.start .. stop - 1) { blob[k] = (blob[k] || (k < half && stages == 1) || (k >= half && rest == 1)) }
     R.busy = R.busy + 1 + B.parked; R.due = true;
     R.batch[half].is_cut = true; R.batch[half].start = B.start; R.batch[half].left = stages;
     B.start = half; B.left = rest; B.recorded = false; B.out = false; B.parked = false;

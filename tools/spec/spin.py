@@ -70,7 +70,9 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     # Without -DSAFETY the search also looks for cycles.
     _compile(directory, "search", ["-O2", "-DNP" if ends else "-DSAFETY"])
     printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w26", *(["-l"] if ends else [])])
-    errors = [line for line in printed.splitlines() if line.startswith("pan:") and "elapsed" not in line]
+    errors = re.findall(r"^pan:\d+: .*$", printed, flags=re.MULTILINE)
+    if not errors and "errors: 0" not in printed:
+        raise SpinFailed(f"the search did not end:\n{printed[-2000:]}")
     return Searched(
         states=int(_number(r"(\d+(?:\.\d+e\+\d+)?) states, stored", printed)),
         transitions=int(_number(r"(\d+(?:\.\d+e\+\d+)?) transitions", printed)),

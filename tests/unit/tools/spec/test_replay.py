@@ -1,0 +1,98 @@
+"""Runs of the code follow the specification, and one that does not is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ingest.observe.steps import Step
+from tools.spec import runs, spin
+from tools.spec.history import History, histories, partitions
+
+pytestmark = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
+SEEDS = range(4)
+
+
+@pytest.fixture(scope="module")
+def checker(tmp_path_factory: pytest.TempPathFactory) -> spin.Checker:
+    """Compiled once."""
+    return spin.Checker(tmp_path_factory.mktemp("replay"))
+
+
+def calm() -> list[Step]:
+    """One batch from its assignment to its commit."""
+    facts: list[Step] = [
+        {"step": "assigned", "offset": 0, "ends": [], "new": True},
+        {"step": "cut", "start": 0, "stop": 3, "stages": ["blobs", "rows"], "cut_by": "count"},
+        {"step": "commit", "offset": 0, "ends": [3], "short": False},
+        {"step": "committed", "offset": 0, "ends": [3], "short": False},
+        {"step": "dispatch", "stop": 3, "stage": "blobs", "late": False, "short": False},
+        {"step": "flushed", "stop": 3, "stage": "blobs"},
+        {"step": "dispatch", "stop": 3, "stage": "rows", "late": False, "short": False},
+        {"step": "flushed", "stop": 3, "stage": "rows"},
+        {"step": "settled", "stop": 3, "by": "sinks"},
+        {"step": "commit", "offset": 3, "ends": [], "short": False},
+        {"step": "committed", "offset": 3, "ends": [], "short": False},
+    ]
+    return [{"reader": "one", "partition": 0, **fact} for fact in facts]
+
+
+def refused(checker: spin.Checker, steps: list[Step]) -> str:
+    """The name of the action that is not allowed; empty when all are."""
+    history = History(steps)
+    at = checker.check(history).refused
+    return "" if at is None else history.actions[at].name
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
+    """Every partition of the world, from its first assignment to its last commit."""
+    parts = [part for steps in partitions(runs.simulated(seed)).values() for part in histories(steps)]
+
+    assert parts
+    assert [refused(checker, part) for part in parts] == [""] * len(parts)
+
+
+def test_a_batch_that_nothing_happens_to_is_allowed(checker: spin.Checker) -> None:
+    """Cut, recorded, dispatched, marked, settled, committed."""
+    assert refused(checker, calm()) == ""
+
+
+@pytest.mark.parametrize(
+    ("moved", "before", "action"),
+    [(9, 8, ""), (9, 7, "send"), (9, 4, "send"), (4, 3, "dispatch"), (6, 5, "dispatch"), (8, 7, "settled")],
+)
+def test_one_altered_step_is_refused(moved: int, before: int, action: str, checker: spin.Checker) -> None:
+    """A commit before its batch settled, a dispatch before its record is stored, rows before blobs."""
+    steps = calm()
+    steps.insert(before, steps.pop(moved))
+
+    assert refused(checker, steps) == action
+
+
+def test_a_new_owner_reads_what_was_stored(checker: spin.Checker) -> None:
+    """The ends that the former one recorded, and no others."""
+    handed_over: Step = {
+        "step": "assigned",
+        "offset": 0,
+        "ends": [3],
+        "new": False,
+        "reader": "two",
+        "partition": 0,
+    }
+    others = {**handed_over, "ends": [2]}
+
+    assert refused(checker, [*calm()[:4], handed_over]) == ""
+    assert refused(checker, [*calm()[:4], others]) in ("reads_end", "reads_ends")
+
+
+def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
+    """Among other lines, and in the order of time."""
+    (tmp_path / "reader-1.log").write_text(
+        'no json\n{"event": "protocol_step", "timestamp": "2", "step": "lost", "partition": 0}\n'
+        '{"event": "reader_started", "timestamp": "0"}\n'
+        '{"event": "protocol_step", "timestamp": "1", "step": "revoked", "partition": 0}\n'
+    )
+
+    assert [step["step"] for step in runs.logged(tmp_path)] == ["revoked", "lost"]

@@ -1,0 +1,59 @@
+"""The specification of the commit protocol holds in every order of its actions, and needs each of its rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.spec import spin
+
+LINES_MAX = 200
+needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
+
+# What is planted -> the text of the specification before and after. Each takes one rule away.
+PLANTED = {
+    "commits what is not settled": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
+    "settles a batch when its blobs are there": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
+    "settles without its marks": ("&& B.left == stage_ && marked ->", "&& B.left == stage_ ->"),
+    "dispatches what is not on record": ("B.left && B.recorded && !B.out", "B.left && !B.out"),
+    "cuts across a recorded end": ("(!R.planned || stop == R.planned)", "true"),
+    "stores what a former owner sent": ("reader[k].commit[l].is == SENT -> clear(k, l)", "false -> skip"),
+    "does not send a refused commit again": (
+        "{ clear(r, n); R.waits = false; R.due = true }",
+        "{ clear(r, n); R.waits = false }",
+    ),
+    "leaves a chord that was lost alone": ("B.out && (!C.stage || C.by != r)", "B.out && C.stage == 3"),
+}
+
+
+def test_the_specification_can_be_read_at_once() -> None:
+    """At most 200 lines."""
+    assert len(spin.SPECIFICATION.read_text().splitlines()) <= LINES_MAX
+
+
+@needs_spin
+@pytest.mark.timeout(900)
+def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
+    """With as many faults as it says: no assertion breaks, and in the end all is committed."""
+    found = spin.search(tmp_path)
+
+    assert found.error == ""
+    assert found.states > 1_000_000
+
+
+@needs_spin
+def test_every_run_of_it_ends(tmp_path: Path) -> None:
+    """No order of its actions goes on for ever, so that its end is reached."""
+    assert spin.search(tmp_path, faults=1, ends=True).error == ""
+
+
+@needs_spin
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_rule_that_is_missing_is_noticed(planted: str, tmp_path: Path) -> None:
+    """Each rule is there because without it an assertion breaks, or the end is not reached."""
+    before, after = PLANTED[planted]
+    text = spin.SPECIFICATION.read_text()
+    assert text.count(before) == 1
+
+    assert "assertion violated" in spin.search(tmp_path, faults=1, text=text.replace(before, after)).error
