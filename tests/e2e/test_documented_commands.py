@@ -87,7 +87,6 @@ NOT_RUN = {
     "make bench-peers": "test_benchmarks.py runs what it runs, for minutes less",
     "make bench-uploads": "minutes; test_sick_sinks.py has uploads that fail",
     "make spec": "minutes; tests/unit/tools/spec runs what it runs, with fewer worlds",
-    "python -m tools.spec": "minutes; tests/unit/tools/spec runs what it runs, with fewer worlds",
     "make simulate": "minutes; tests/simulation runs it with fewer seeds",
     "make explore": "minutes; tests/unit/tools/explore explores smaller worlds",
     "python -m tools.explore": "tests/unit/tools/explore runs it with smaller worlds",
