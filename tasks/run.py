@@ -68,7 +68,8 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
         except (Retry, Reject, Ignore):
             raise
         except Exception as error:
-            mine.staging.put_off(batch, name, task_id, f"{type(error).__name__}: {error}", None)
+            poison, text = isinstance(error, GaveUp), f"{type(error).__name__}: {error}"
+            mine.staging.put_off(batch, name, task_id, text, None, is_poison=poison)
             raise
     return DONE
 

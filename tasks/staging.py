@@ -332,15 +332,30 @@ class Staging:
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
         self._mark(keys=[key], args=[self._ttl_seconds, done_field(task), mark, *gone])
 
-    def put_off(self, batch: str, task: str, task_id: str, error: str, progress: Progress | None) -> None:
-        """The run ended without the mark. What it reached and why it stopped is kept, if the batch still is."""
+    def put_off(
+        self,
+        batch: str,
+        task: str,
+        task_id: str,
+        error: str,
+        progress: Progress | None,
+        *,
+        is_poison: bool = False,
+    ) -> None:
+        """The run ended without the mark. What it reached and why it stopped is kept, if the batch still is.
+
+        `is_poison`: the task killed its workers. Its starts stay counted, so that a copy of its message that the
+        broker delivers later gives up at once.
+        """
         fields: list[Any] = [f"error/{task}", shortened(error)]
         if progress is not None:
             left = msgspec.json.encode(progress)
             fields += [f"left/{task}", left]
             for sealed in self._seal(f"left/{task}", Purpose.PROGRESS, self.key(batch), task, left).items():
                 fields += sealed
-        self._put_off(keys=[self.key(batch)], args=[MANIFEST, f"starts/{task}/{task_id}", *fields])
+        self._put_off(
+            keys=[self.key(batch)], args=[MANIFEST, "" if is_poison else f"starts/{task}/{task_id}", *fields]
+        )
 
     # The end of a chord
 
