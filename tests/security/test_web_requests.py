@@ -154,7 +154,7 @@ def test_no_header_is_an_error_of_ours(client: Client, number: int):
 def test_a_client_that_sends_no_request_keeps_no_connection(
     stored: Settings, monkeypatch: pytest.MonkeyPatch, sent: str
 ):
-    """Nobody has to sign in to open one, and there are only so many."""
+    """Opening a connection needs no login, and the number of connections is limited."""
     monkeypatch.setattr("ingest.web.server.REQUEST_SECONDS_MAX", 0.2)
     with served(stored) as running:
         place = urlsplit(running.address)

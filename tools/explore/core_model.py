@@ -75,7 +75,7 @@ PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
-    """A partition for each number, with so many messages."""
+    """One partition per number, which is how many messages the partition has."""
     logs = [outcomes[:count] for outcomes, count in zip(OUTCOMES, messages, strict=False)]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 

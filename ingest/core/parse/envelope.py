@@ -42,20 +42,11 @@ class Envelope(msgspec.Struct, gc=False):
     version: int = 0
 
 
-class _LongEnvelope(msgspec.Struct, gc=False):
+class _LongEnvelope(Envelope, gc=False):
     """The same with the two texts still as msgpack: in a long message they may be as long as it is."""
 
-    type: msgspec.Raw
-    replay_id: msgspec.Raw
-    org_id: int
-    project_id: int
-    received: int
-    retention_days: int
-    payload: memoryview
-    key_id: int | None = None
-    replay_event: memoryview | None = None
-    replay_video: memoryview | None = None
-    version: int = 0
+    type: msgspec.Raw  # type: ignore[assignment]
+    replay_id: msgspec.Raw  # type: ignore[assignment]
 
 
 class _Names(msgspec.Struct, gc=False):
@@ -115,19 +106,7 @@ def _open_long(value: bytes) -> Envelope:
         if memoryview(text).nbytes > NAME_BYTES_MAX:
             raise Rejected("schema", f"{name} is too long")
     names = _decode_names(b"\x82\xa4type" + long.type + b"\xa9replay_id" + long.replay_id)
-    return Envelope(
-        type=names.type,
-        replay_id=names.replay_id,
-        org_id=long.org_id,
-        project_id=long.project_id,
-        received=long.received,
-        retention_days=long.retention_days,
-        payload=long.payload,
-        key_id=long.key_id,
-        replay_event=long.replay_event,
-        replay_video=long.replay_video,
-        version=long.version,
-    )
+    return Envelope(**(msgspec.structs.asdict(long) | msgspec.structs.asdict(names)))
 
 
 def _keys(value: bytes) -> int:

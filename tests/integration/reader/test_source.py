@@ -149,7 +149,7 @@ def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: floa
 
 
 def is_settled(admin: AdminClient, group: str, partitions: list[int]) -> bool:
-    """Whether no rebalance is under way and the members own so many partitions each, as the coordinator says."""
+    """Whether the group is stable and its members own these numbers of partitions, in ascending order."""
     found = admin.describe_consumer_groups([group])[group].result(timeout=DEADLINE_SECONDS)
     owned = sorted(len(member.assignment.topic_partitions) for member in found.members)
     return found.state == ConsumerGroupState.STABLE and owned == partitions
