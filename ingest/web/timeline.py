@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ingest.core.parse.budget import Budget, Spent
-from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS
+from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
 from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BlobError, CutShort, split
 from tasks.units import MiB
 
@@ -39,6 +39,7 @@ STATES = frozenset(
         *("app.background", "app.foreground", "ui.blur", "ui.focus"),
     )
 )
+_KEYS = {"ui.input": "input", "ui.keyDown": "key"}
 CLICK_RANKS = {"click": 0, "slow_click": 1, "dead_click": 2, "rage_click": 3}
 
 _TIME = rb'"timestamp": ?([0-9]{1,15}(?:\.[0-9]{1,9})?)'
@@ -148,7 +149,7 @@ class _Reader:
         self.malformed = 0
         self.truncated = False
         self.segment_id = 0
-        self._loaded_ms: int | None = None
+        self._loaded_at: float | None = None
         self._clicks: dict[tuple[int, int], Mark] = {}
         self._pointer: list[Mark] = []
 
@@ -253,15 +254,12 @@ class _Reader:
         elif category in STATES:
             detail = _scalars(data) if isinstance(data, dict) else {}
             self._add(Mark(at_ms, "state", self.segment_id, _text(category), detail=detail))
-        elif category in ("ui.input", "ui.keyDown"):
-            detail = _scalars(data) if isinstance(data, dict) else {}
-            selector = _text(payload.get("message"))
-            kind = "input" if category == "ui.input" else "key"
-            self._add(Mark(at_ms, kind, self.segment_id, selector, detail=detail))
         elif isinstance(category, str) and category and not category.startswith(SDK_CATEGORIES):
+            kind, text = _KEYS.get(category, "breadcrumb"), _text(payload.get("message"))
+            if kind == "breadcrumb":
+                text = ": ".join(filter(None, (_text(category), text)))
             detail = _scalars(data) if isinstance(data, dict) else {}
-            said = ": ".join(filter(None, (_text(category), _text(payload.get("message")))))
-            self._add(Mark(at_ms, "breadcrumb", self.segment_id, said, detail=detail))
+            self._add(Mark(at_ms, kind, self.segment_id, text, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
         """A click and the later word that nothing came of it are one mark, by the identity of its row."""
@@ -318,7 +316,7 @@ class _Reader:
             self._add(Mark(at_ms, "asset", self.segment_id, url, _status_level(status), took, detail=detail))
         elif op.startswith("navigation"):
             if op not in HISTORY_SPANS:
-                self._loaded_ms = at_ms
+                self._loaded_at = at_ms / 1000
             self._add(Mark(at_ms, "navigation", self.segment_id, url, "", took, detail={"type": op}))
         elif op in ("web-vital", "paint") or op in WEB_VITALS:
             rating = _text(data.get("rating"))
@@ -326,8 +324,8 @@ class _Reader:
             value = _number(data.get("value"))
             if value is None:
                 value = _number(data.get("size"))
-            if value is None and op == "paint" and self._loaded_ms is not None:
-                value = max(0, at_ms - self._loaded_ms)
+            if value is None and op == "paint":
+                value = paint_ms(self._loaded_at, at_ms / 1000)
             self._add(Mark(at_ms, "vital", self.segment_id, url, level, detail={"value": value, "rating": rating}))
 
 

@@ -6,13 +6,22 @@ from ingest.core.model import Row
 from ingest.core.parse import rows
 from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import Malformed
-from ingest.core.parse.rrweb import HISTORY_SPANS, Click, Count, Fact, Meaning, Navigation, Size, Vital, meanings
+from ingest.core.parse.rrweb import (
+    HISTORY_SPANS,
+    Click,
+    Count,
+    Fact,
+    Meaning,
+    Navigation,
+    Size,
+    Vital,
+    meanings,
+    paint_ms,
+)
 from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.scan import Scan
 
 SAME_WARNINGS_MAX = 1000
-# Longer ago a navigation did not lead to this paint: its span belongs to another load of the page.
-PAINT_SECONDS_MAX = 3600.0
 # Measured: a fact made and encoded, and an event that turns out to be malformed here.
 _UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
 
@@ -113,11 +122,9 @@ class Gathered:
         if isinstance(said, Navigation):
             if said.op not in HISTORY_SPANS:
                 self._loaded_at = fact.timestamp
-        elif isinstance(said, Vital) and said.op == "paint" and said.value is None and self._loaded_at is not None:
-            took = fact.timestamp - self._loaded_at
-            if 0.0 <= took <= PAINT_SECONDS_MAX:
-                value = round(1000 * took, 3)
-                return Fact(fact.kind, fact.timestamp, Vital(said.rating, said.op, said.size, value), fact.sampled)
+        elif isinstance(said, Vital) and said.op == "paint" and said.value is None:
+            value = paint_ms(self._loaded_at, fact.timestamp)
+            return Fact(fact.kind, fact.timestamp, Vital(said.rating, said.op, said.size, value), fact.sampled)
         return fact
 
     def _is_wanted(self, fact: Fact, index: int) -> bool:

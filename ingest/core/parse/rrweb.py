@@ -74,6 +74,7 @@ WEB_VITALS = (
     "interaction-to-next-paint",
     "first-input-delay",
 )
+PAINT_SECONDS_MAX = 3600.0
 # Navigations that load nothing.
 HISTORY_SPANS = ("navigation.push", "navigation.replace")
 # What starts the loading of a resource, by Resource Timing; requests are told apart (`REQUESTS`).
@@ -575,6 +576,13 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
         return ()
     said = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
     return (Fact(f"web-vital.{payload.description}", seconds, said),)
+
+
+def paint_ms(loaded_at: float | None, painted_at: float) -> float | None:
+    """Milliseconds from the start of a page's load to its paint, both in unix seconds. None when the load is not
+    known, or is not the one that led to this paint: later than it, or longer ago than PAINT_SECONDS_MAX."""
+    took = painted_at - loaded_at if loaded_at is not None else -1.0
+    return round(1000 * took, 3) if 0.0 <= took <= PAINT_SECONDS_MAX else None
 
 
 def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) -> Meanings:
