@@ -175,7 +175,7 @@ def _runs(client: Any, key: str) -> dict[str, _Runs]:
 
 
 def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
-    """The same of heartbeats."""
+    """Readers by their last heartbeats. What no reader wrote is left out."""
     for name, about in coordination.readers().items():
         shown = {**about, "reader": name, "silent": _is_silent(about, settings)}
         with contextlib.suppress(msgspec.ValidationError):
