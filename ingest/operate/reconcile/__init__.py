@@ -6,6 +6,7 @@
     topic.py     a scope that an operator names -> spans of committed offsets -> their messages
     expected.py  messages -> what each sink should hold of them, without what was given up on purpose
     presence.py  asks one sink which of these items it does not hold
+    recordings.py  asks that of Cloud Storage, in either layout
     repair.py    writes items again, at a bounded rate
     account.py   what came of it
     run.py       all of it, a chunk at a time
@@ -17,7 +18,7 @@ have identities, so a repair that overlaps with the reader's work is harmless.
 """
 
 from ingest.operate.reconcile.account import Account, Missing, ReconcileFailed, Tally
-from ingest.operate.reconcile.presence import Problem
+from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.render import render
 from ingest.operate.reconcile.run import run
 from ingest.operate.reconcile.topic import Scope, Span

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ingest.operate.reconcile.presence import Problem
+from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.topic import Span
 
 EXAMPLES_MAX = 1000

@@ -1,7 +1,7 @@
 """What the sinks hold of a batch: asks each of them, by identity, and answers with what is not there.
 
-Objects are asked for by name and compared by checksum; rows of ClickHouse by the key under which they replace each
-other, clicks also by how much they say; rows of BigQuery by `project_id` and `row_id`. DataDog cannot be asked.
+Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by the key under which they replace
+each other, clicks also by how much they say; rows of BigQuery by `project_id` and `row_id`. DataDog is not asked.
 Each question is bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not
 found there, some days around them.
 """
@@ -9,43 +9,32 @@ found there, some days around them.
 from __future__ import annotations
 
 import time
-import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Protocol
-from uuid import UUID
 
 import msgspec
 from google.cloud import bigquery as google_bigquery
 
 from ingest.core.parse.document import UINT32_MAX
+from ingest.operate.reconcile.problem import Problem, numbers, uuids
+from ingest.operate.reconcile.recordings import Recordings
 from ingest.settings import Settings
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import errors as clickhouse_errors
 from tasks.sinks.clickhouse import sink as clickhouse
-from tasks.sinks.gcs import sink as gcs
 from tasks.sinks.google import errors as google_errors
-from tasks.wire import Blob, Row, chunks
+from tasks.wire import Row, chunks
 
 KEYS_MAX = 1000
 # (project_id, row_id): a replay_id, and with it the text of a row_id, may occur in several projects.
 FactKey = tuple[int, str]
-THREADS = 32
 DAY_SECONDS = 86_400
 DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
 """A segment that the SDK sent twice has one identity and two times of arrival, and some rows carry that time. What
 is not at its own time is looked for so far around it before it counts as missing: a question that costs more."""
 
 Key = tuple[object, ...]
-
-
-class Problem(StrEnum):
-    """What is wrong with an item that is not durable as it should be."""
-
-    MISSING = "missing"
-    DIFFERS = "differs"
 
 
 class Presence(Protocol):
@@ -58,53 +47,6 @@ class Presence(Protocol):
         """
 
     def close(self) -> None: ...
-
-
-class Objects:
-    """Cloud Storage. One request an object, `THREADS` at once; only what differs is downloaded."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._seconds = settings.sink_timeout_seconds
-        self._inflated_bytes_max = settings.inflated_bytes_max
-        self._client = gcs.client(settings)
-        self._bucket = self._client.bucket(settings.gcs_bucket)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
-
-    def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
-        """By name and CRC32C. Recordings that came as plain JSON are packed by us, so that another release may
-        have stored other bytes that inflate to the same: those are equal."""
-        positions: dict[str, list[int]] = {}
-        for position, item in enumerate(items):
-            positions.setdefault(item.name, []).append(position)
-
-        def look(name: str) -> Problem | None:
-            return self._state(name, [items[position] for position in positions[name]])
-
-        try:
-            states = dict(zip(positions, self._pool.map(look, positions), strict=True))
-        except Exception as error:
-            raise google_errors.sort(error).error() from error
-        return {positions[name][-1]: state for name, state in states.items() if state}
-
-    def _state(self, name: str, wanted: list[Blob]) -> Problem | None:
-        blob = self._bucket.get_blob(name, timeout=self._seconds)
-        if blob is None:
-            return Problem.MISSING
-        if blob.crc32c in {gcs.crc32c(item.content) for item in wanted}:
-            return None
-        stored = self._inflated(blob.download_as_bytes(timeout=self._seconds, raw_download=True))
-        same = stored is not None and any(stored == self._inflated(item.content) for item in wanted)
-        return None if same else Problem.DIFFERS
-
-    def _inflated(self, content: bytes | memoryview) -> bytes | None:
-        try:
-            return zlib.decompressobj().decompress(content, self._inflated_bytes_max)
-        except zlib.error:
-            return None
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._client.close()
 
 
 class Rows:
@@ -178,26 +120,17 @@ def _rank(row: dict[str, Any]) -> int:
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
-def _uuids(values: Iterable[str]) -> str:
-    """A list for IN (...). Through UUID, so that nothing else can get into the query."""
-    return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(str(int(value)) for value in sorted(set(values)))
-
-
 def _replays_query(rows: Sequence[dict[str, Any]], around_seconds: int) -> str:
     """The bounds of time and the hash let the server use partitions and the primary key."""
     times = [int(row["timestamp"]) for row in rows]
-    replays = _uuids(row["replay_id"] for row in rows)
+    replays = uuids(row["replay_id"] for row in rows)
     return (
         "SELECT project_id, toString(replay_id), toString(event_hash), max(click_is_dead + click_is_rage) "
         f"FROM replays WHERE timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
         f"AND toDateTime({min(UINT32_MAX, max(times) + around_seconds)}) "
-        f"AND project_id IN ({_numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
+        f"AND project_id IN ({numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
         f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
-        f"AND event_hash IN ({_uuids(row['event_hash'] for row in rows)}) "
+        f"AND event_hash IN ({uuids(row['event_hash'] for row in rows)}) "
         "GROUP BY project_id, replay_id, event_hash"
     )
 
@@ -205,18 +138,18 @@ def _replays_query(rows: Sequence[dict[str, Any]], around_seconds: int) -> str:
 def _segments_query(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
         "SELECT DISTINCT project_id, toString(replay_id), segment_id, 0 FROM replay_segments "
-        f"WHERE project_id IN ({_numbers(row['project_id'] for row in rows)}) "
-        f"AND replay_id IN ({_uuids(row['replay_id'] for row in rows)}) "
-        f"AND segment_id IN ({_numbers(row['segment_id'] for row in rows)})"
+        f"WHERE project_id IN ({numbers(row['project_id'] for row in rows)}) "
+        f"AND replay_id IN ({uuids(row['replay_id'] for row in rows)}) "
+        f"AND segment_id IN ({numbers(row['segment_id'] for row in rows)})"
     )
 
 
 def _outcomes_query(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
         "SELECT DISTINCT org_id, project_id, toString(replay_id), 0 FROM replay_outcomes "
-        f"WHERE org_id IN ({_numbers(row['org_id'] for row in rows)}) "
-        f"AND project_id IN ({_numbers(row['project_id'] for row in rows)}) "
-        f"AND replay_id IN ({_uuids(row['replay_id'] for row in rows)})"
+        f"WHERE org_id IN ({numbers(row['org_id'] for row in rows)}) "
+        f"AND project_id IN ({numbers(row['project_id'] for row in rows)}) "
+        f"AND replay_id IN ({uuids(row['replay_id'] for row in rows)})"
     )
 
 
@@ -293,4 +226,4 @@ def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(max(0.0, seconds), UTC)
 
 
-PRESENCES: dict[str, Callable[[Settings], Presence]] = {"gcs": Objects, "clickhouse": Rows, "bigquery": Facts}
+PRESENCES: dict[str, Callable[[Settings], Presence]] = {"gcs": Recordings, "clickhouse": Rows, "bigquery": Facts}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
+from ingest.core.model import Batch
+from ingest.core.packing import pack
 from ingest.settings import Settings
 from tasks.errors import PermanentSinkError, SinkError
 from tasks.sinks import build
 from tasks.sinks.base import Sink
-from tasks.wire import Item, Row
+from tasks.wire import Item, Row, SinkName
 
 WRITE_ITEMS_MAX = 200
 WRITE_TRIES = 5
@@ -28,8 +31,22 @@ class Repair:
         self._run = int(time.time() * 1000)
         self._sinks: dict[str, Sink[Any]] = {}
 
-    def write(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
+    def write(self, sink: str, batch: Batch, items: Sequence[Item]) -> str:
         """Returns what went wrong, "" when the sink took all of them. After a failure the rest is not tried."""
+        if sink == SinkName.GCS and self._settings.gcs_layout == "packed":
+            wanted = set(map(id, items))
+            segments = [one for one in batch.segments if any(id(blob) in wanted for blob in one.blobs)]
+            # Packed again, since an index row that points nowhere hides an object of the segment's own name; and
+            # under another name, since an object whose bytes were spoiled is never overwritten.
+            source = batch.source._replace(topic=f"{batch.source.topic}-repair-{self._run}")
+            objects, index = pack(replace(batch, source=source, segments=tuple(segments)))
+            return self.write_items(SinkName.GCS, batch.id, objects) or self.write_items(
+                SinkName.CLICKHOUSE, f"{batch.id}:index", index
+            )
+        return self.write_items(sink, batch.id, items)
+
+    def write_items(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
+        """The same, of items that are written as they are. `batch_id` is part of the token."""
         if sink not in self._sinks:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))

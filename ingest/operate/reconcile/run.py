@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from ingest.operate.dlq import DeadLettersUnavailable
 from ingest.operate.reconcile.account import EXAMPLES_MAX, Account, Missing, ReconcileFailed, Tally
 from ingest.operate.reconcile.expected import Chunk, Expected, offset_of
-from ingest.operate.reconcile.presence import PRESENCES, Presence, Problem
+from ingest.operate.reconcile.presence import PRESENCES, Presence
+from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.repair import Repair
 from ingest.operate.reconcile.topic import RecordingsTopic, Scope
 from ingest.settings import Settings
@@ -129,7 +130,7 @@ class _Sinks:
         _add(self._account.examples, found, tally.absent)
         if absent and self._repair is not None:
             wanted = [items[position] for position in sorted(absent)]
-            failure = self._repair.write(sink, chunk.batch.id, wanted)
+            failure = self._repair.write(sink, chunk.batch, wanted)
             if failure:
                 self._account.failures.append(failure)
             # Dead letters are in an append-only topic: what the broker acknowledged is there.

@@ -70,6 +70,11 @@ def loaded(stack: Stack, name: str, tmp_path: Path, others: dict[str, str]) -> I
     connect(settings).flushdb()
 
 
+@pytest.fixture
+def packed_system(stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Iterator[System]:
+    yield from loaded(stack, fresh_name("r"), tmp_path, {"REPLAYS_GCS_LAYOUT": "packed"})
+
+
 def commit(settings: Settings, ends: dict[int, int]) -> None:
     consumer = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
     offsets = [KafkaPartition(settings.kafka_topic, partition, end) for partition, end in ends.items()]
@@ -151,6 +156,46 @@ def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
     assert deleted
     assert rows["n"]
     return {"gcs": 3, "clickhouse": deleted, "bigquery": rows["n"], "dead_letter": 0}
+
+
+def test_recordings_in_packed_objects_are_found_through_their_index(packed_system: System) -> None:
+    """What is stored is not missing; a lost object, a spoiled one and a lost index row are, and are repaired."""
+    settings, expected = packed_system.settings, packed_system.expected
+    written = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+
+    stored = reconcile.run(settings, Scope())
+    gone = spoil_packed(settings)
+    found = reconcile.run(settings, Scope())
+    repaired = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
+
+    assert written.ok, written.failures
+    assert stored.ok, stored.examples[:3]
+    assert stored.sinks["gcs"].checked >= len(expected.objects)
+    assert {item.item for item in found.examples if item.problem == "missing"} == gone["missing"]
+    assert {item.item for item in found.examples if item.problem == "differs"} == gone["differs"]
+    assert {item.sink for item in found.examples} == {"gcs"}
+    assert repaired.ok, (left(repaired), repaired.failures)
+    report = compare(settings, expected)
+    assert report.ok, report.failures()
+
+
+def spoil_packed(settings: Settings) -> dict[str, set[str]]:
+    """One object deleted, one overwritten, one index row of a third deleted: the recordings, by what is wrong."""
+    bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
+    members: dict[str, set[str]] = {}
+    for name, place in server.query("SELECT name, object FROM replay_objects FINAL").result_rows:
+        members.setdefault(place, set()).add(name)
+    lost, spoiled, whole = sorted(members)[:3]
+    bucket.blob(lost).delete()
+    blob = bucket.blob(spoiled)
+    blob.upload_from_string(b"x" * len(blob.download_as_bytes(raw_download=True)))
+    unlisted = min(members[whole])
+    server.command(
+        "ALTER TABLE replay_objects DELETE WHERE name = {name:String} SETTINGS mutations_sync = 2",
+        parameters={"name": unlisted},
+    )
+    server.close()
+    return {"missing": members[lost] | {unlisted}, "differs": members[spoiled]}
 
 
 def test_only_the_range_that_is_asked_for_is_looked_at(system: System) -> None:

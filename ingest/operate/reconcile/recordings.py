@@ -1,0 +1,120 @@
+"""Which recordings Cloud Storage does not hold, or holds with other bytes, in either layout.
+
+The index in ClickHouse comes first, as it does for whoever plays a recording (`tasks.stored`): a recording that it
+lists is read from its range of a packed object. Every other one is an object of its own name, compared by CRC32C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+from ingest.operate.reconcile.problem import Problem, numbers, uuids
+from ingest.settings import Settings
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.google import errors as google_errors
+from tasks.stored import Place, read_place
+from tasks.wire import Blob, SinkName, chunks
+
+NAMES_MAX = 1000
+THREADS = 32
+
+
+class Recordings:
+    """Cloud Storage. One request per recording, `THREADS` at once; an object of its own name is only downloaded
+    when its checksum differs. Memory: `THREADS` recordings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seconds = settings.sink_timeout_seconds
+        self._inflated_bytes_max = settings.inflated_bytes_max
+        self._client = gcs.client(settings)
+        self._bucket = self._client.bucket(settings.gcs_bucket)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
+
+    def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
+        """Position -> what is wrong. Of items of one name, any that is stored speaks for all, and only the last
+        can be absent. Recordings that came as plain JSON are packed by us, so that another release may have stored
+        other bytes that inflate to the same: those are equal. Raises SinkError."""
+        positions: dict[str, list[int]] = {}
+        for position, item in enumerate(items):
+            positions.setdefault(item.name, []).append(position)
+        places = self._indexed(list(positions))
+
+        def look(name: str) -> Problem | None:
+            wanted = [items[position] for position in positions[name]]
+            return self._packed(places[name], wanted) if name in places else self._own(name, wanted)
+
+        try:
+            states = dict(zip(positions, self._pool.map(look, positions), strict=True))
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+        return {positions[name][-1]: state for name, state in states.items() if state}
+
+    def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
+        """The places of those that lie in packed objects, by the name that they would have as objects of their
+        own."""
+        if SinkName.CLICKHOUSE not in self._settings.sinks:
+            return {}
+        found: dict[str, Place] = {}
+        try:
+            with contextlib.closing(clickhouse.client(self._settings)) as server:
+                for some in chunks(names, NAMES_MAX):
+                    for name, *place in server.query(_index_query(some)).result_rows:
+                        found[name] = Place(*place)
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+        return found
+
+    def _packed(self, place: Place, wanted: list[Blob]) -> Problem | None:
+        try:
+            stored = read_place(self._bucket, place, self._seconds)
+        except RequestRangeNotSatisfiable:
+            return Problem.DIFFERS
+        if stored is None:
+            return Problem.MISSING
+        return None if self._is_one_of(wanted, stored) else Problem.DIFFERS
+
+    def _own(self, name: str, wanted: list[Blob]) -> Problem | None:
+        blob = self._bucket.get_blob(name, timeout=self._seconds)
+        if blob is None:
+            return Problem.MISSING
+        if blob.crc32c in {gcs.crc32c(item.content) for item in wanted}:
+            return None
+        stored = blob.download_as_bytes(timeout=self._seconds, raw_download=True)
+        return None if self._is_one_of(wanted, stored) else Problem.DIFFERS
+
+    def _is_one_of(self, wanted: Iterable[Blob], stored: bytes) -> bool:
+        wanted = list(wanted)
+        if any(stored == item.content for item in wanted):
+            return True
+        raw = self._inflated(stored)
+        return raw is not None and any(raw == self._inflated(item.content) for item in wanted)
+
+    def _inflated(self, content: bytes | memoryview) -> bytes | None:
+        try:
+            return zlib.decompressobj().decompress(content, self._inflated_bytes_max)
+        except zlib.error:
+            return None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._client.close()
+
+
+def _index_query(names: Sequence[str]) -> str:
+    """Through numbers and UUIDs, so that nothing else can get into the query."""
+    keys = [name.split("/") for name in names]
+    return (
+        "SELECT name, project_id, toString(replay_id), segment_id, object, start_bytes, length_bytes "
+        "FROM replay_objects FINAL "
+        f"WHERE project_id IN ({numbers(int(project) for _, project, _, _ in keys)}) "
+        f"AND replay_id IN ({uuids(replay for _, _, replay, _ in keys)}) "
+        f"AND segment_id IN ({numbers(int(segment) for _, _, _, segment in keys)})"
+    )
