@@ -201,6 +201,7 @@ TABLE: tuple[Package, ...] = (
             EVERYWHERE: ("msgspec", "rich"),
             "erase": ("google", "redis", "urllib3"),
             "reconcile": ("google", "redis"),
+            "retention": ("google", "urllib3"),
             "status": ("redis",),
             "top": ("redis",),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -12,6 +12,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import moment
+from tasks.wire import SinkName
 
 EXIT_MISSING = 1
 
@@ -37,6 +38,16 @@ class Moment(click.ParamType[float]):
 @click.option("--stop", type=click.IntRange(0), help="One past the last offset; needs --partition.")
 @click.option("--since", type=Moment(), help="Not older: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC.")
 @click.option("--until", type=Moment(), help="Older than this, said in the same way.")
+@click.option(
+    "--expired", is_flag=True, help="Audit retention instead: objects kept too long, rows without their object."
+)
+@click.option(
+    "--grace-days",
+    default=2.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="With --expired: days that lifecycle rules may be late.",
+)
 @click.option("--repair", is_flag=True, help="Write what is missing, and nothing else, to its sink again.")
 @click.option(
     "--rate", default=200.0, show_default=True, type=click.FloatRange(0.1), help="Items a second, of a repair."
@@ -49,6 +60,8 @@ def reconcile(
     stop: int | None,
     since: float | None,
     until: float | None,
+    expired: bool,
+    grace_days: float,
     repair: bool,
     rate: float,
     by: str,
@@ -59,7 +72,14 @@ def reconcile(
     Only what the group committed is looked at; dead letters, switched-off projects and what is past its retention
     count as explained. Without a range, all that the topic still holds is read. Exit code 0: nothing is missing
     (any more); 1: something is, or the account could not be made, which the last line says.
+
+    With --expired no message is read. The bucket is listed and compared with ClickHouse: objects past the
+    retention in their name, in both layouts, and segments whose object is gone. Exit code 0: none; 1: some.
     """
+    if expired:
+        if repair or any(given is not None for given in (partition, start, stop, since, until)):
+            raise click.UsageError("--expired looks at the whole bucket: leave out ranges, times and --repair")
+        _audit(grace_days, as_json)
     from ingest.operate.reconcile import ReconcileFailed, Scope, render, run
 
     try:
@@ -87,6 +107,29 @@ def reconcile(
     else:
         Terminal().print(render(account))
     sys.exit(0 if account.ok else EXIT_MISSING)
+
+
+def _audit(grace_days: float, as_json: bool) -> NoReturn:
+    from ingest.operate.retention import AuditFailed, audit, render
+
+    loaded = settings()
+    if SinkName.GCS not in loaded.sinks:
+        raise click.UsageError("REPLAYS_SINKS has no gcs: there is no bucket to look at")
+    console = Terminal(stderr=True)
+    columns = (TextColumn("{task.completed} objects listed"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("retention", total=None)
+        try:
+            found = audit(
+                loaded, grace_days=grace_days, progress=lambda objects: bar.update(task, completed=objects)
+            )
+        except AuditFailed as error:
+            fail(str(error))
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        Terminal().print(render(found))
+    sys.exit(0 if found.ok else EXIT_MISSING)
 
 
 COMMANDS = (reconcile,)

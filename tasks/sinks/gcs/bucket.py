@@ -7,29 +7,63 @@ from typing import Any
 
 RETENTION_DAYS = (30, 60, 90)
 DAY_SECONDS = 86_400
+NONCURRENT_CONDITIONS = frozenset(("numNewerVersions", "daysSinceNoncurrentTime", "noncurrentTimeBefore"))
 
 
-def expires(rules: Iterable[Mapping[str, Any]], days: int) -> bool:
-    """Whether a lifecycle rule deletes objects of this retention in time."""
-    for rule in rules:
-        condition = rule.get("condition", {})
-        prefixes = condition.get("matchesPrefix")
-        covers = prefixes is None or f"{days}/" in prefixes
-        if rule.get("action", {}).get("type") == "Delete" and covers and condition.get("age", days + 1) <= days:
-            return True
-    return False
+def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age") -> bool:
+    """Whether a lifecycle rule deletes every object of this retention in time, counted by this condition."""
+    return any(
+        _deletes(rule)
+        and _prefixes(rule, days, within=False)
+        and not (rule.get("condition", {}).keys() - {condition, "matchesPrefix"})
+        and rule["condition"].get(condition, days + 1) <= days
+        for rule in rules
+    )
+
+
+def early_days(rules: Iterable[Mapping[str, Any]], days: int) -> int | None:
+    """The age in days at which a rule deletes live objects of this retention too early; None: no rule does."""
+    found = [
+        int(condition[name])
+        for rule in rules
+        if _deletes(rule) and _prefixes(rule, days, within=True)
+        for condition in [rule.get("condition", {})]
+        if not (condition.keys() & NONCURRENT_CONDITIONS or condition.get("isLive") is False)
+        for name in ("age", "daysSinceCustomTime")
+        if int(condition.get(name, days)) < days
+    ]
+    return min(found, default=None)
+
+
+def _deletes(rule: Mapping[str, Any]) -> bool:
+    return bool(rule.get("action", {}).get("type") == "Delete")
+
+
+def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
+    """Whether the rule is about all objects of this retention; `within`: or about some of them."""
+    prefixes = rule.get("condition", {}).get("matchesPrefix")
+    name = f"{days}/"
+    return prefixes is None or any(name.startswith(one) or (within and one.startswith(name)) for one in prefixes)
 
 
 def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[str]:
-    """One sentence for each kind of lifecycle rule that recordings need and the bucket lacks."""
+    """One sentence for each way in which a bucket's lifecycle rules differ from those that `migrate` sets."""
     rules = list(rules)
     missing = [days for days in RETENTION_DAYS if not expires(rules, days)]
     if missing:
         yield (
             f"nothing deletes {', '.join(f'{days}/' for days in missing)} after as many days: add lifecycle rules"
         )
-    if layout == "packed" and not any("daysSinceCustomTime" in rule.get("condition", {}) for rule in rules):
-        yield "no rule on daysSinceCustomTime: what `erase` rewrites is kept for longer"
+    custom = [days for days in RETENTION_DAYS if not expires(rules, days, "daysSinceCustomTime")]
+    if layout == "packed" and custom:
+        yield (
+            f"no rule on daysSinceCustomTime for {', '.join(f'{days}/' for days in custom)}: "
+            "what `erase` rewrites is kept for longer"
+        )
+    for days in RETENTION_DAYS:
+        early = early_days(rules, days)
+        if early is not None:
+            yield f"a lifecycle rule deletes {days}/ after {early} days: recordings are lost; correct the rule"
 
 
 def hindrances(properties: Mapping[str, Any]) -> Iterator[str]:

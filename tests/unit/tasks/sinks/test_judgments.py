@@ -12,7 +12,7 @@ from tasks.kafka.producing import unproven
 from tasks.sinks.bigquery import table as bigquery
 from tasks.sinks.clickhouse import table as clickhouse
 from tasks.sinks.clickhouse.answers import exception_of
-from tasks.sinks.gcs.bucket import expires, hindrances, missing_rules
+from tasks.sinks.gcs.bucket import RETENTION_DAYS, expires, hindrances, missing_rules
 from tasks.sinks.http.answers import Answer, described
 from tasks.sinks.http.limits import BODY_BYTES_MIN, BodyLimit
 from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
@@ -192,9 +192,32 @@ def test_lifecycle_rules_are_known_by_what_they_delete() -> None:
     assert not expires([rule(60, "30/")], 30)
     assert not expires([rule(30, "60/")], 30)
     assert not expires([rule(30, "30/", action="SetStorageClass")], 30)
-    assert list(missing_rules([rule(30)], "segment")) == []
-    assert [line[:7] for line in missing_rules([rule(30)], "packed")] == ["no rule"]
+    assert [line[:35] for line in missing_rules([rule(30)], "segment")] == [
+        "a lifecycle rule deletes 60/ after ",
+        "a lifecycle rule deletes 90/ after ",
+    ]
+    assert next(missing_rules([rule(30)], "packed"))[:7] == "no rule"
     assert "60/, 90/" in next(missing_rules([rule(30, "30/")], "segment"))
+
+
+def test_lifecycle_rules_that_differ_from_ours_are_named() -> None:
+    """A rule that deletes some of the objects proves nothing; one that deletes too early loses recordings."""
+
+    def rule(prefix: str, **condition: Any) -> dict[str, Any]:
+        return {"action": {"type": "Delete"}, "condition": {"matchesPrefix": [prefix], **condition}}
+
+    ours = [rule(f"{days}/", **{name: days}) for days in RETENTION_DAYS for name in ("age", "daysSinceCustomTime")]
+    noncurrent = rule("30/", age=1, numNewerVersions=1)
+
+    assert list(missing_rules([*ours, noncurrent], "packed")) == []
+    assert not expires([rule("30/", age=30, isLive=False)], 30)
+    assert not expires([rule("30/", age=30, matchesStorageClass=["NEARLINE"])], 30)
+    assert not expires([rule("30/11/", age=30)], 30)
+    assert expires([rule("3", age=30)], 30)
+    assert "for 90/:" in "".join(missing_rules(ours[:-1], "packed"))
+    assert list(missing_rules([*ours, rule("60/11/", age=7)], "segment")) == [
+        "a lifecycle rule deletes 60/ after 7 days: recordings are lost; correct the rule"
+    ]
 
 
 def test_a_plain_bucket_hinders_nothing() -> None:

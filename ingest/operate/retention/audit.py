@@ -1,0 +1,275 @@
+"""The audit: a sorted listing of the bucket beside sorted names from ClickHouse, and what came of it.
+
+An object that is not listed is asked for by name before it counts as missing, since its row may be younger than
+the listing. An erasure deletes objects before rows: one that runs at the same time may show; run the audit again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
+
+from rich.console import Group
+from rich.table import Table
+
+from ingest.operate.retention.bucket import Bucket, StoredObject
+from ingest.operate.retention.rows import PointingRows
+from ingest.operate.text import size_text
+from ingest.settings import Settings
+from tasks.errors import shortened
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.google import errors as google_errors
+from tasks.wire import SinkName
+
+EXAMPLES_MAX = 1000
+SHOWN_MAX = 20
+PROGRESS_OBJECTS = 1000
+SUSPECTS_MAX = 1000
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+
+class AuditFailed(Exception):
+    """The bucket or ClickHouse could not be read. Says which, and why."""
+
+
+class Kind(StrEnum):
+    """What an audit finds."""
+
+    EXPIRED = "expired"
+    ROW_WITHOUT_OBJECT = "row_without_object"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One finding. `overdue_days`: of an expired object, days since its retention ended. `segments`: of a missing
+    object, how many rows point at it."""
+
+    kind: Kind
+    object: str
+    overdue_days: float = 0.0
+    segments: int = 0
+
+
+@dataclass(slots=True)
+class Audit:
+    """What came of it. Counts are complete; `examples` names at most EXAMPLES_MAX of each kind.
+
+    `expired`: generations of objects that are past their retention by more than the grace period.
+    `rows_without_object`: segments whose recording is not in the bucket.
+    `unknown`: objects whose name has no retention; nothing deletes them.
+    """
+
+    bucket: str
+    grace_days: float
+    objects: int = 0
+    size_bytes: int = 0
+    expired: int = 0
+    expired_bytes: int = 0
+    rows: int = 0
+    rows_without_object: int = 0
+    unknown: int = 0
+    examples: list[Kept] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is kept for too long, and every row has its object."""
+        return not (self.expired or self.rows_without_object)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def audit(
+    settings: Settings, *, grace_days: float, now: float | None = None, progress: Progress = lambda objects: None
+) -> Audit:
+    """Changes nothing. `progress` receives the objects listed so far. Raises AuditFailed."""
+    began, now = time.monotonic(), time.time() if now is None else now
+    found = Audit(settings.gcs_bucket, grace_days)
+    with contextlib.ExitStack() as closing:
+        with _asking("cloud storage", google_errors.sort):
+            bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
+        missing = _Missing(found, _rows(settings, now, found, closing), bucket)
+        last = ""
+        for one in _guarded("cloud storage", google_errors.sort, bucket.objects()):
+            if one.name < last:
+                raise AuditFailed(f"cloud storage: the listing is not in order, {one.name} follows {last}")
+            last = one.name
+            _count(found, one, now)
+            if one.live:
+                missing.listed(one.name)
+            if found.objects % PROGRESS_OBJECTS == 0:
+                progress(found.objects)
+        missing.ended()
+        with _asking("cloud storage", google_errors.sort):
+            found.notes += bucket.misfits()
+    if found.unknown:
+        found.notes.append(
+            f"{found.unknown} objects have no retention in their name: no lifecycle rule deletes them"
+        )
+    progress(found.objects)
+    found.seconds = time.monotonic() - began
+    return found
+
+
+def _count(found: Audit, one: StoredObject, now: float) -> None:
+    found.objects += 1
+    found.size_bytes += one.size_bytes
+    if one.retention_days is None:
+        found.unknown += 1
+    elif (overdue_days := one.overdue_days(now)) > found.grace_days:
+        found.expired += 1
+        found.expired_bytes += one.size_bytes
+        if found.expired <= EXAMPLES_MAX:
+            found.examples.append(Kept(Kind.EXPIRED, one.name, overdue_days=round(overdue_days, 1)))
+
+
+class _Ahead(Generic[T]):
+    """A sorted stream with its first element in view. `key` gives an element's name."""
+
+    def __init__(self, elements: Iterator[T], key: Callable[[T], str]) -> None:
+        self._elements, self._key = elements, key
+        self._first = next(elements, None)
+
+    def before(self, name: str | None) -> Iterator[T]:
+        """Takes the elements whose names come before this one; None: all."""
+        while self._first is not None and (name is None or self._key(self._first) < name):
+            taken, self._first = self._first, next(self._elements, None)
+            yield taken
+
+    def take(self, name: str) -> int:
+        """Takes the elements of this name: how many."""
+        taken = 0
+        while self._first is not None and self._key(self._first) == name:
+            self._first = next(self._elements, None)
+            taken += 1
+        return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointing:
+    """Sorted names from ClickHouse."""
+
+    segments: Iterator[str]
+    indexed: Iterator[str]
+    packed: Iterator[tuple[str, int]]
+
+
+class _Missing:
+    """Follows the listing with the names from ClickHouse, and counts those that are not in the bucket."""
+
+    def __init__(self, found: Audit, rows: _Pointing, bucket: Bucket) -> None:
+        self._found, self._bucket = found, bucket
+        self._segments = _Ahead(rows.segments, str)
+        self._indexed = _Ahead(rows.indexed, str)
+        self._packed = _Ahead(rows.packed, lambda row: row[0])
+        self._suspects: dict[str, int] = {}
+        self._named = 0
+        self._last = ""
+
+    def listed(self, name: str) -> None:
+        """The next live object. Names come in order."""
+        self._pass(name)
+        self._found.rows += bool(self._segments.take(name))
+        self._packed.take(name)
+
+    def ended(self) -> None:
+        """There is no further object."""
+        self._pass(None)
+        self._confirm()
+
+    def _pass(self, name: str | None) -> None:
+        for own in self._segments.before(name):
+            if own == self._last:
+                continue
+            self._last = own
+            self._found.rows += 1
+            for _ in self._indexed.before(own):
+                pass
+            if not self._indexed.take(own):
+                self._suspect(own, 1)
+        for packed, segments in self._packed.before(name):
+            self._suspect(packed, segments)
+
+    def _suspect(self, name: str, segments: int) -> None:
+        self._suspects[name] = segments
+        if len(self._suspects) >= SUSPECTS_MAX:
+            self._confirm()
+
+    def _confirm(self) -> None:
+        """Asks for each by name: a listing is older than a row that was written meanwhile."""
+        with _asking("cloud storage", google_errors.sort):
+            missing = self._bucket.missing(list(self._suspects))
+        for name in missing:
+            self._found.rows_without_object += self._suspects[name]
+            self._named += 1
+            if self._named <= EXAMPLES_MAX:
+                self._found.examples.append(Kept(Kind.ROW_WITHOUT_OBJECT, name, segments=self._suspects[name]))
+        self._suspects.clear()
+
+
+def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> _Pointing:
+    if SinkName.CLICKHOUSE not in settings.sinks:
+        found.notes.append("clickhouse is switched off: rows were not looked at")
+        return _Pointing(iter(()), iter(()), iter(()))
+    with _asking("clickhouse", clickhouse_errors.sort):
+        rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
+    return _Pointing(
+        _guarded("clickhouse", clickhouse_errors.sort, rows.segments()),
+        _guarded("clickhouse", clickhouse_errors.sort, rows.indexed()),
+        _guarded("clickhouse", clickhouse_errors.sort, rows.packed()),
+    )
+
+
+@contextlib.contextmanager
+def _asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
+    """Any error of a client as AuditFailed, in one line that names the server."""
+    try:
+        yield
+    except AuditFailed:
+        raise
+    except Exception as error:
+        raise AuditFailed(f"{what}: {shortened(sort(error).message)}") from error
+
+
+def _guarded(what: str, sort: Callable[[BaseException], Any], elements: Iterable[T]) -> Iterator[T]:
+    with _asking(what, sort):
+        yield from elements
+
+
+def render(found: Audit) -> Group:
+    """Everything that a terminal shows of it."""
+    table = Table("what", "found", "")
+    table.add_row(
+        f"objects past their retention by more than {found.grace_days:g} days",
+        f"{found.expired:,} ({size_text(found.expired_bytes)})",
+        "NOT OK" if found.expired else "ok",
+    )
+    table.add_row(
+        "rows without their object",
+        f"{found.rows_without_object:,}",
+        "NOT OK" if found.rows_without_object else "ok",
+    )
+    about = (
+        f"bucket {found.bucket}: {found.objects:,} objects, {size_text(found.size_bytes)}; "
+        f"{found.rows:,} segments in ClickHouse"
+    )
+    return Group(about, table, *_lines(found), *found.notes)
+
+
+def _lines(found: Audit) -> Iterator[str]:
+    """The first SHOWN_MAX of each kind."""
+    expired = [one for one in found.examples if one.kind is Kind.EXPIRED]
+    missing = [one for one in found.examples if one.kind is Kind.ROW_WITHOUT_OBJECT]
+    for one in expired[:SHOWN_MAX]:
+        yield f"expired: {one.object} ({one.overdue_days:g} days ago)"
+    for one in missing[:SHOWN_MAX]:
+        yield f"missing: {one.object} ({one.segments} segments point at it)"

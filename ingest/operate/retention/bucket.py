@@ -1,0 +1,91 @@
+"""Every object of the bucket in the order of names, one page per request, and when its retention ends.
+
+The first part of a name is its retention in days, in both layouts. The bucket's rules count from the creation of
+the object, or from the custom time that `erase` gives to the packed objects that it rewrites.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from google.api_core.exceptions import Forbidden
+
+from ingest.settings import Settings
+from tasks.sinks.gcs import sink as gcs
+from tasks.sinks.gcs.bucket import missing_rules as rule_misfits
+
+PAGE_OBJECTS = 1000
+THREADS = 10
+FIELDS = "items(name,generation,size,timeCreated,timeDeleted,customTime),nextPageToken"
+DAY_SECONDS = 86_400
+_RETENTION = re.compile(r"([1-9][0-9]{0,4})/")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One generation of an object. `born_at`: unix seconds, what its retention counts from. `live`: it is not a
+    noncurrent generation of a versioned bucket."""
+
+    name: str
+    size_bytes: int
+    born_at: float
+    live: bool
+
+    @property
+    def retention_days(self) -> int | None:
+        """None: the name has none, so no lifecycle rule of ours deletes it."""
+        found = _RETENTION.match(self.name)
+        return int(found[1]) if found else None
+
+    def overdue_days(self, now: float) -> float:
+        """Days since its retention ended; 0 or less while it lasts, or where the name has none."""
+        days = self.retention_days
+        return (now - self.born_at) / DAY_SECONDS - days if days is not None else 0.0
+
+
+class Bucket:
+    """The bucket of the recordings. Methods raise what the official client raises."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seconds = settings.sink_timeout_seconds
+        self._server = gcs.client(settings)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="retention")
+
+    def objects(self) -> Iterator[StoredObject]:
+        """All generations of all objects, in the order of their names."""
+        for blob in self._server.list_blobs(
+            self._settings.gcs_bucket,
+            versions=True,
+            page_size=PAGE_OBJECTS,
+            fields=FIELDS,
+            timeout=self._seconds,
+        ):
+            times = [at.timestamp() for at in (blob.time_created, blob.custom_time) if at is not None]
+            live = blob._properties.get("timeDeleted") is None
+            yield StoredObject(blob.name, int(blob.size or 0), min(times, default=0.0), live)
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of these objects that are not there. One request per name."""
+        bucket = self._server.bucket(self._settings.gcs_bucket)
+        there = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
+        return [name for name, exists in zip(names, there, strict=True) if not exists]
+
+    def misfits(self) -> Iterator[str]:
+        """How the bucket's lifecycle rules differ from those that `migrate` sets; emulators have none."""
+        if self._settings.gcs_endpoint:
+            return
+        try:
+            found = self._server.get_bucket(self._settings.gcs_bucket, timeout=self._seconds)
+        except Forbidden:
+            yield "lifecycle rules were not looked at: grant storage.buckets.get"
+            return
+        yield from rule_misfits(found.lifecycle_rules, self._settings.gcs_layout)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._pool.shutdown()
+        self._server.close()

@@ -1,0 +1,71 @@
+"""Every object that a row of ClickHouse points at, in the order of names.
+
+Rows whose retention ends within a day are left out: their object may go at any moment. The server sorts each
+project's names, on disk when that takes more than SORT_BYTES_MAX; here one block of rows is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from urllib3 import Timeout
+
+from ingest.settings import Settings
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.units import MiB
+
+DAY_SECONDS = 86_400
+PROJECTS_MAX = 1_000_000
+SORT_BYTES_MAX = 512 * MiB
+ANSWER_SECONDS_MAX = 600.0
+_SORT = f"SETTINGS max_bytes_before_external_sort = {SORT_BYTES_MAX}"
+
+
+class PointingRows:
+    """Asks one server. Methods raise what clickhouse-connect raises."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self._alive = f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now) + DAY_SECONDS}"
+        self._server: Any = clickhouse.client(settings)
+        self._server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
+
+    def segments(self) -> Iterator[str]:
+        """The object of its own that each segment has in the layout `segment`; doubles follow one another."""
+        for where in self._by_project("replay_segments"):
+            query = f"SELECT object FROM replay_segments WHERE {where} AND {self._alive} ORDER BY object {_SORT}"
+            for (name,) in self._rows(query):
+                yield name
+
+    def indexed(self) -> Iterator[str]:
+        """The same name, of the segments that lie in a packed object."""
+        for where in self._by_project("replay_objects"):
+            query = f"SELECT name FROM replay_objects WHERE {where} AND {self._alive} ORDER BY name {_SORT}"
+            for (name,) in self._rows(query):
+                yield name
+
+    def packed(self) -> Iterator[tuple[str, int]]:
+        """(packed object, how many segments lie in it)."""
+        query = (
+            f"SELECT object, count() FROM replay_objects FINAL WHERE {self._alive} "
+            f"GROUP BY object ORDER BY object {_SORT}"
+        )
+        yield from self._rows(query)
+
+    def _by_project(self, table: str) -> Iterator[str]:
+        """A condition for each retention and project, in the order of the names that their objects have."""
+        found = self._server.query(
+            f"SELECT DISTINCT retention_days, project_id FROM {table} WHERE {self._alive} LIMIT {PROJECTS_MAX}"
+        ).result_rows
+        for days, project in sorted(found, key=lambda pair: f"{pair[0]}/{pair[1]}/"):
+            yield f"retention_days = {int(days)} AND project_id = {int(project)}"
+
+    def _rows(self, query: str) -> Iterator[Any]:
+        with self._server.query_row_block_stream(query) as blocks:
+            for block in blocks:
+                yield from block
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._server.close()

@@ -1,0 +1,126 @@
+"""`replays-ingest reconcile --expired` on real servers, in both layouts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli.main import main
+from ingest.core.model import Message, Segment, TopicPartition
+from ingest.core.parse import parse
+from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
+from ingest.local.load.produce import PROFILES, values
+from ingest.local.stack import Stack
+from ingest.operate.retention import AuditFailed, audit
+from ingest.operate.retention.audit import Kind
+from ingest.reader.configuration import rules_of
+from ingest.settings import Settings
+from tasks.migrate.clickhouse import migrate_schema
+from tasks.migrate.gcs import migrate_bucket
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+from tests.kit.store import batch_of, write
+
+SEGMENTS, AT_ONCE = 60, 12
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A bucket and tables with `segments`, written as the fleet does."""
+
+    env: dict[str, str]
+    settings: Settings
+    segments: list[Segment]
+
+    @property
+    def names(self) -> set[str]:
+        server = gcs.client(self.settings)
+        return {blob.name for blob in server.list_blobs(self.settings.gcs_bucket)}
+
+
+@pytest.fixture(params=["segment", "packed"])
+def kept(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Kept:
+    stack.start(["gcs", "clickhouse"])
+    env = {
+        **stack.settings(),
+        **isolated(fresh_name("k").replace("_", ""), "redis://127.0.0.1:1", 0),
+        "REPLAYS_SINKS": "gcs,clickhouse,dead_letter",
+        "REPLAYS_GCS_LAYOUT": request.param,
+    }
+    settings = settings_of(env)
+    for migrate in (migrate_bucket, migrate_schema):
+        assert list(migrate(settings, dry_run=False))
+    now = int(time.time())
+    messages = [
+        Message(TopicPartition("kept", 0), 1, offset, value, timestamp_ms=now * 1000)
+        for offset, value in enumerate(values(PROFILES["small"], SEGMENTS, 3, now - 3600))
+    ]
+    parsed = [parse(message, rules_of(settings)) for message in messages]
+    segments = [one for one in parsed if isinstance(one, Segment)]
+    for start in range(0, len(segments), AT_ONCE):
+        write(settings, batch_of(segments[start : start + AT_ONCE], start))
+    return Kept(env, settings, segments)
+
+
+def test_objects_past_their_retention_are_named_and_rows_of_gone_objects_too(kept: Kept) -> None:
+    """A month later nothing has deleted the objects of 30 days, and somebody deleted one of 90."""
+    before = audit(kept.settings, grace_days=0)
+    names = kept.names
+    later = time.time() + 40 * DAY_SECONDS
+    lost = next(name for name in sorted(kept.names) if name.startswith("90/"))
+    gcs.client(kept.settings).bucket(kept.settings.gcs_bucket).blob(lost).delete()
+    old = {name for name in kept.names if name.startswith("30/")}
+    server = clickhouse.client(kept.settings)
+    segments = server.query(
+        "SELECT count() FROM replay_objects FINAL WHERE object = {name:String}", parameters={"name": lost}
+    ).result_rows[0][0]
+    server.close()
+
+    found = audit(kept.settings, grace_days=2, now=later)
+    patient = audit(kept.settings, grace_days=11, now=later)
+
+    assert before.ok, before.examples[:3]
+    assert (before.objects, before.examples) == (len(names), [])
+    assert before.rows == len({one.blobs[0].name for one in kept.segments})
+    assert {one.object for one in found.examples if one.kind is Kind.EXPIRED} == old
+    assert found.expired == len(old) > 0
+    assert [one.object for one in found.examples if one.kind is Kind.ROW_WITHOUT_OBJECT] == [lost]
+    assert found.rows_without_object == (segments if kept.settings.gcs_layout == "packed" else 1)
+    assert patient.expired == 0
+
+
+@pytest.mark.parametrize("kept", ["segment"], indirect=True)
+def test_the_command_exits_with_1_and_says_what_it_found(kept: Kept) -> None:
+    """An object as `erase` leaves it counts from its custom time; one without a retention is a note."""
+    bucket = gcs.client(kept.settings).bucket(kept.settings.gcs_bucket)
+    for name, days in (("60/7/" + "a" * 32 + "/0", 100), ("left/by\x1b[31m/somebody", 0)):
+        blob = bucket.blob(name)
+        blob.custom_time = datetime.now(UTC) - timedelta(days=days)
+        blob.upload_from_string(b"x")
+
+    clean = CliRunner().invoke(main, ["reconcile", "--expired", "--grace-days", "100", "--json"], env=kept.env)
+    told = CliRunner().invoke(main, ["reconcile", "--expired", "--json"], env=kept.env)
+    shown = CliRunner().invoke(main, ["reconcile", "--expired"], env=kept.env)
+    mixed = CliRunner().invoke(main, ["reconcile", "--expired", "--repair"], env=kept.env)
+
+    assert (clean.exit_code, told.exit_code, shown.exit_code, mixed.exit_code) == (0, 1, 1, 2), told.output
+    found = json.loads(told.stdout)
+    assert (found["expired"], found["rows_without_object"], found["unknown"]) == (1, 0, 1)
+    assert found["examples"][0]["object"].startswith("60/7/")
+    assert "NOT OK" in shown.stdout
+    assert "no retention in their name" in shown.stdout
+
+
+def test_a_server_that_is_away_is_one_clear_sentence() -> None:
+    nowhere = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
+
+    with pytest.raises(AuditFailed, match="clickhouse: "):
+        audit(nowhere, grace_days=0)
