@@ -5,7 +5,9 @@ Tests run with the longest files first: several processes take whole files, and 
 
 import pytest
 
+from ingest.local.servers.processes import Children
 from tests.kit.dead_letters import topics
+from tests.kit.prestarted import PARENTS
 from tests.kit.seeds import VARIABLE, simulation_start
 from tests.kit.servers import (
     apache_kafka,
@@ -40,6 +42,12 @@ __all__ = [
 LONG = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
 # CPU time depends on who else uses the caches: measured when real systems no longer run beside it.
 LAST = "cost"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests start as `Child` is forked from a process that has imported it."""
+    Children.start_program = staticmethod(PARENTS.start)
+    config.add_cleanup(PARENTS.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -29,6 +28,7 @@ from tasks.kafka.options import kafka_options
 from tasks.migrate import migrate
 from tasks.sinks.clickhouse.sink import client
 from tasks.units import MiB
+from tests.kit.prestarted import PARENTS
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 QUICK = {
@@ -67,6 +67,7 @@ class System:
         self._sent: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
+        PARENTS.prepare("celery", "ingest.cli")
         self.stack = self._open.enter_context(Stack(self.directory / "stack", kafka=self._kafka))
         self.stack.start(PARTS)
         self.env = {**self.stack.settings(), **QUICK, **self._extra}
@@ -94,6 +95,10 @@ class System:
         if error is not None:
             for child in (self.reader, *self.workers):
                 print(child.log_tail())
+        # How they end by themselves is what other tests are about.
+        for child in (self.reader, *self.workers, *self.stack.children):
+            self.stack.children.release(child)
+            child.kill()
         self._open.close()
 
     def start_reader(self, **settings: str) -> None:
@@ -211,15 +216,8 @@ class System:
 
     def command(self, *arguments: str, ok: bool = True) -> str:
         """Runs `replays-ingest ARGUMENTS` and returns what it printed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "ingest.cli", *arguments],
-            env={**os.environ, **self.env},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert (done.returncode == 0) == ok, (done.returncode, done.stdout, done.stderr)
+        done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **self.env})
+        assert (done.exit_code == 0) == ok, (done.exit_code, done.stdout, done.stderr)
         return done.stdout
 
     def json(self, *arguments: str) -> Any:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import IO, ClassVar, Protocol, Self
 
 WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
@@ -53,6 +53,40 @@ def private_folder(path: Path) -> None:
 def private_opener(path: str, flags: int) -> int:
     """For `open`: a file that is made is for this user alone."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
+
+
+class Program(Protocol):
+    """What `Child` needs of a process, as `subprocess.Popen` has it. It waits for a line on `stdin` to run."""
+
+    stdin: IO[bytes] | None
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit code once it ended."""
+
+
+class Starter(Protocol):
+    """Starts a program that leads a process group of its own, with that environment and no other."""
+
+    def __call__(
+        self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
+    ) -> Program: ...
+
+
+def start_program(
+    command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
+) -> Program:
+    """A process that leads a group of its own and waits for our word."""
+    return subprocess.Popen(
+        [*GATE, *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        umask=PRIVATE_UMASK,
+    )
 
 
 def free_port() -> int:
@@ -120,7 +154,7 @@ class Child:
         self.cwd = cwd
         self.starts = 0
         self._owner = owner
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Program | None = None
         self._swept = False
         self._lock = threading.RLock()
 
@@ -147,16 +181,7 @@ class Child:
                 return
             private_folder(self.log_path.parent)
             with open(self.log_path, "ab", opener=private_opener) as log:
-                process = subprocess.Popen(
-                    [*GATE, *self.command],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **self.env},
-                    cwd=self.cwd,
-                    start_new_session=True,
-                    umask=PRIVATE_UMASK,
-                )
+                process = self._owner.start_program(self.command, log, {**os.environ, **self.env}, self.cwd)
             self._owner.watch(process.pid)
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -243,8 +268,10 @@ class Child:
 class Children:
     """All children of this process. Leaving the context stops them, the last started first.
 
-    A killed parent leaves nothing either: see the module's text.
+    A killed parent leaves nothing either: see the module's text. `start_program` is how a process starts.
     """
+
+    start_program: ClassVar[Starter] = staticmethod(start_program)
 
     def __init__(self, log_directory: Path) -> None:
         self.log_directory = log_directory

@@ -1,0 +1,272 @@
+"""Programs of this project in forks of processes that have imported what they need: a start costs milliseconds.
+
+A fork becomes what `Child` (ingest/local/servers/processes.py) starts: a process group of its own, with its own
+environment, folder, streams and exit code, running the same module with the same arguments. One parent of forks
+for each module, so that a fork holds no library that its program would not have loaded. Programs that are not in
+LOADED, and environments that change the interpreter itself, are started as always.
+
+    python -m tests.kit.prestarted MODULE    the parent, on the socket that is its standard input
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Program, start_program
+from tests.kit.paths import ROOT
+
+# What each module's process would import anyway. None of them reads a setting when it is imported.
+WORKER = (
+    *("celery.apps.worker", "celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork"),
+    *("flower.command", "kombu.transport.redis", "tasks.celery", "tasks.control", "tasks.flush"),
+    *("tasks.sinks.bigquery.sink", "tasks.sinks.clickhouse.sink", "tasks.sinks.dead_letter.sink"),
+    *("tasks.sinks.datadog", "tasks.sinks.gcs.sink"),
+)
+LOADED = {
+    "celery": WORKER,
+    "ingest.cli": ("celery.backends.redis", "ingest.cli.main", "ingest.reader.process", "kombu.transport.redis"),
+    "ingest.local.servers.bigquery": ("ingest.local.servers.bigquery.service",),
+    # Not chdb, which starts threads when it is imported.
+    "ingest.local.servers.clickhouse": ("ingest.local.servers.base", "ingest.local.servers.confinement"),
+    "ingest.local.servers.statsd": ("ingest.local.servers.base",),
+}
+SCRIPTS = {"replays-ingest": "ingest.cli"}
+# They change how the interpreter itself starts.
+INTERPRETER = ("COVERAGE", "LD_", "MALLOC_", "PYTHON")
+ORDER_BYTES_MAX = 1 << 20
+FORK_SECONDS_MAX = 60.0
+GO = b"go\n"
+
+
+def module_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The module that a command runs and its arguments, if that is one of LOADED."""
+    program = Path(command[0])
+    if program.parent == Path(sys.executable).parent and program.name in SCRIPTS:
+        return SCRIPTS[program.name], list(command[1:])
+    if command[0] == sys.executable and command[1:2] == ["-m"] and command[2] in LOADED:
+        return command[2], list(command[3:])
+    return None
+
+
+class Parents:
+    """The parents of forks of this process, each started when its first fork is asked for."""
+
+    def __init__(self) -> None:
+        self._controls: dict[str, socket.socket] = {}
+        self._lock = threading.Lock()
+
+    def start(
+        self,
+        command: Sequence[str],
+        output: IO[bytes],
+        environment: Mapping[str, str],
+        folder: Path | None,
+        errors: IO[bytes] | None = None,
+    ) -> Program:
+        """As `start_program`, which is what becomes of everything that cannot be forked."""
+        found = module_of(command)
+        if found is None or _interpreter(environment) != _interpreter(os.environ):
+            return start_program(command, output, environment, folder)
+        module, words = found
+        order = [words, dict(environment), str(folder or Path.cwd())]
+        gate, go = os.pipe()
+        told, tell = os.pipe()
+        fds = [gate, tell, output.fileno(), (errors or output).fileno()]
+        with self._lock:
+            socket.send_fds(self._control(module), [json.dumps(order).encode()], fds)
+        os.close(gate)
+        os.close(tell)
+        return Fork(told, os.fdopen(go, "wb", buffering=0))
+
+    def prepare(self, *modules: str) -> None:
+        """Starts the parents of these modules, without waiting for what they import."""
+        with self._lock:
+            for module in modules:
+                self._control(module)
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str], seconds_max: float = 60.0) -> Ended:
+        """Starts it, waits for its end, and returns what it printed."""
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            program = self.start(command, output, environment, None, errors)
+            assert program.stdin is not None
+            with program.stdin as word:
+                word.write(GO)
+            ended_by = time.monotonic() + seconds_max
+            while (code := program.poll()) is None:
+                if time.monotonic() > ended_by:
+                    os.killpg(program.pid, signal.SIGKILL)
+                    raise TimeoutError(f"{command} still ran after {seconds_max:g} s")
+                time.sleep(POLL_SECONDS)
+            texts = [(each.seek(0), each.read().decode())[1] for each in (output, errors)]
+        return Ended(code, *texts)
+
+    def close(self) -> None:
+        """The parents end; their forks do not."""
+        for control in self._controls.values():
+            control.close()
+        self._controls.clear()
+
+    def _control(self, module: str) -> socket.socket:
+        if module not in self._controls:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ORDER_BYTES_MAX)
+            kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+            subprocess.Popen([sys.executable, "-m", __name__, module], cwd=ROOT, env=kept, stdin=theirs.fileno())
+            theirs.close()
+            self._controls[module] = ours
+        return self._controls[module]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+PARENTS = Parents()
+
+
+class Fork:
+    """One fork, as `Child` uses a process. It waits for a word on `stdin` before its program runs."""
+
+    def __init__(self, told: int, stdin: IO[bytes]) -> None:
+        self.stdin: IO[bytes] | None = stdin
+        self._told = os.fdopen(told, "rb", buffering=0)
+        self._code: int | None = None
+        self.pid = int(self._line(FORK_SECONDS_MAX) or -1)
+        if self.pid < 0:
+            raise OSError("the parent of forks ended: look for its errors among those of this process")
+
+    def poll(self) -> int | None:
+        """The exit code once it ended, as of `subprocess.Popen`."""
+        if self._code is None:
+            line = self._line(0)
+            if line is not None:
+                self._code = int(line or -signal.SIGKILL)
+                self._told.close()
+        return self._code
+
+    def _line(self, seconds: float) -> bytes | None:
+        readable, _, _ = select.select([self._told], [], [], seconds)
+        return self._told.readline() if readable else None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a fork is to run, and its end of the pipes."""
+
+    words: list[str]
+    environment: dict[str, str]
+    folder: str
+    gate: int
+    tell: int
+    output: int
+    errors: int
+
+
+def serve(module: str, control: socket.socket) -> Order | None:
+    """Forks once per order, and reports how each fork ended. Returns the order in a fork, None at the end."""
+    for name in LOADED[module]:
+        importlib.import_module(name)
+    tempfile.tempdir = None
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    running: dict[int, int] = {}
+    while True:
+        readable, _, _ = select.select([woken, control], [], [])
+        if woken in readable:
+            woken.recv(4096)
+            _report(running)
+        if control not in readable:
+            continue
+        message, fds, _, _ = socket.recv_fds(control, ORDER_BYTES_MAX, 4)
+        if not message:
+            return None
+        order = Order(*json.loads(message), *fds)
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for each in (woken, wake, control):
+                each.close()
+            for fd in running.values():
+                os.close(fd)
+            return order
+        running[pid] = order.tell
+        _write(order.tell, pid)
+        for fd in (order.gate, order.output, order.errors):
+            os.close(fd)
+
+
+def _report(running: dict[int, int]) -> None:
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        tell = running.pop(pid)
+        _write(tell, os.waitstatus_to_exitcode(status))
+        os.close(tell)
+
+
+def _write(tell: int, number: int) -> None:
+    with suppress(BrokenPipeError):
+        os.write(tell, b"%d\n" % number)
+
+
+def become(order: Order) -> None:
+    """The fork takes the order's place, folder, environment and streams, and waits for the word."""
+    os.close(order.tell)
+    os.setsid()
+    os.umask(PRIVATE_UMASK)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, fd in ((0, nothing), (1, order.output), (2, order.errors)):
+        os.dup2(fd, number)
+    for fd in {nothing, order.output, order.errors}:
+        os.close(fd)
+    if os.read(order.gate, len(GO)) != GO:
+        os._exit(1)
+    os.close(order.gate)
+    os.chdir(order.folder)
+    os.environ.clear()
+    os.environ.update(order.environment)
+    time.tzset()
+
+
+def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(INTERPRETER)}
+
+
+def main() -> None:
+    """A parent until its socket closes; a fork runs its program, and ends as that program ends."""
+    module = sys.argv[1]
+    control = socket.socket(fileno=os.dup(0))
+    order = serve(module, control)
+    if order is not None:
+        become(order)
+        sys.argv = [module, *order.words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
