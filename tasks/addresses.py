@@ -6,10 +6,15 @@ password.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import SplitResult, urlsplit
 
 PORT_MAX = 65_535
 BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes them before a broker
+
+
+HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
+"""Names, IPv4 and IPv6 addresses. A name outside ASCII is written in its xn-- form."""
 
 
 def http_url(text: str, *, credentials: str = "") -> SplitResult:
@@ -35,11 +40,13 @@ def brokers(text: str) -> None:
 
 
 def _split(text: str) -> SplitResult | None:
-    """None: a port that is no number, a bracket that is not closed, a space."""
+    """None: a port that is no number, a bracket that is not closed, a space, a host that cannot exist."""
     if any(character.isspace() or not character.isprintable() for character in text):
         return None
     try:
         url = urlsplit(text)
-        return None if url.port is not None and not 0 < url.port <= PORT_MAX else url
+        wrong_port = url.port is not None and not 0 < url.port <= PORT_MAX
+        wrong_host = url.hostname is not None and HOST.fullmatch(url.hostname) is None
+        return None if wrong_port or wrong_host else url
     except ValueError:
         return None

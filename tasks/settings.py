@@ -26,6 +26,7 @@ from tasks.credential_files import certificate_store, certificates, content, goo
 from tasks.guarded import refusal
 from tasks.redis_address import TLS_OPTIONS, RedisAddress, Scheme, parse
 from tasks.seals import Seals, keys_of
+from tasks.setting_text import check as check_text
 from tasks.wire import SinkName
 
 ENV_PREFIX = "REPLAYS_"
@@ -291,6 +292,12 @@ class Settings(BaseSettings):
         path = os.environ.get(FILE_VARIABLE)
         file = (TomlConfigSettingsSource(settings_cls, toml_file=path),) if path else ()
         return (init_settings, env_settings, *file)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _has_the_form_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
+        check_text(info.field_name or "", value)
+        return value
 
     @field_validator("sinks", mode="before")
     @classmethod

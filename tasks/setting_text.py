@@ -1,0 +1,107 @@
+"""What the text of a setting may hold: names and hosts in the form that their servers accept.
+
+A name that no server accepts would otherwise fail at its first use, hours later or in another process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+from tasks.addresses import HOST as HOST_PATTERN
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A pattern for the whole text, and the same in words."""
+
+    pattern: re.Pattern[str]
+    allowed: str
+
+
+TOPIC_CHARACTERS_MAX = 249
+TOPIC = Form(
+    re.compile(rf"(?!\.{{1,2}}$)[A-Za-z0-9._-]{{1,{TOPIC_CHARACTERS_MAX}}}"),
+    f"1 to {TOPIC_CHARACTERS_MAX} letters, digits, dots, underscores and dashes, as Kafka names topics",
+)
+DEFAULT_TOPIC = Form(re.compile(rf"(?:{TOPIC.pattern.pattern})?"), f"empty, or {TOPIC.allowed}")
+INSTANCE = Form(
+    DEFAULT_TOPIC.pattern, f"empty, or up to {TOPIC_CHARACTERS_MAX} letters, digits, dots, underscores and dashes"
+)
+GROUP = Form(re.compile(r"\S(?:.{0,253}\S)?"), "1 to 255 characters, without spaces around them")
+BUCKET = Form(
+    re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+    "3 to 222 lower-case letters, digits, dots, underscores and dashes, as Cloud Storage names buckets",
+)
+PROJECT = Form(
+    re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}"),
+    "a Google Cloud project id: lower-case letters, digits and dashes, after example.com: for a domain's",
+)
+LOCATION = Form(re.compile(r"[A-Za-z0-9-]{0,64}"), "empty, or a location such as EU or europe-west1")
+HOST = Form(HOST_PATTERN, "a host name or an IP address, without scheme and port")
+USER = Form(re.compile(r"(?:\S(?:.{0,253}\S)?)?"), "up to 255 characters, without spaces around them")
+
+SOCKET = Form(
+    re.compile(r"(?:(?:(?:unix|unixgram|unixstream)://)?/\S+)?"),
+    "empty, or an absolute path, after unix://, unixgram:// or unixstream:// if need be",
+)
+
+FORMS: Mapping[str, Form] = {
+    "bigquery_location": LOCATION,
+    "bigquery_project": PROJECT,
+    "clickhouse_user": USER,
+    "datadog_host": HOST,
+    "datadog_socket": SOCKET,
+    "dead_letter_topic": DEFAULT_TOPIC,
+    "flower_host": HOST,
+    "flower_oauth_key": USER,
+    "gcs_bucket": BUCKET,
+    "gcs_location": LOCATION,
+    "gcs_project": PROJECT,
+    "http_host": HOST,
+    "kafka_group": GROUP,
+    "kafka_instance_id": INSTANCE,
+    "kafka_operators_topic": DEFAULT_TOPIC,
+    "kafka_sasl_username": USER,
+    "kafka_topic": TOPIC,
+    "redis_sentinel_username": USER,
+    "worker_http_host": HOST,
+}
+"""The form of each setting that is a name."""
+
+BLANK_NOT_ALLOWED = frozenset(
+    (
+        "clickhouse_password",
+        "flower_basic_auth",
+        "flower_oauth_emails",
+        "flower_oauth_secret",
+        "kafka_sasl_password",
+        "redis_sentinel_password",
+        "shared_key",
+    )
+)
+"""Mostly secrets. One of spaces alone is a mistake that would pass for a password."""
+
+SEVERAL_LINES = frozenset(("shared_key",))
+"""A secret that is mounted from a file, with a key per line."""
+
+
+def check(name: str, value: object) -> None:
+    """Raises ValueError, with what is allowed, for text that the setting of that name cannot have."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str):
+        return
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise ValueError("not UTF-8: correct its encoding")
+    if name not in SEVERAL_LINES and any(
+        ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in text
+    ):
+        raise ValueError("holds a line break or another control character: remove it")
+    if name in BLANK_NOT_ALLOWED and text and not text.strip():
+        raise ValueError("holds nothing but spaces: remove them")
+    form = FORMS.get(name)
+    if form is not None and form.pattern.fullmatch(text) is None:
+        raise ValueError(f"not allowed here; allowed: {form.allowed}")

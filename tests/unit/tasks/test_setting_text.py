@@ -1,0 +1,76 @@
+"""tasks.setting_text: names that no server accepts are refused when the settings are read."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from ingest.settings import Settings
+from tasks.setting_text import BLANK_NOT_ALLOWED, FORMS, check
+
+ACCEPTED = {
+    "bigquery_location": ("", "EU", "europe-west1"),
+    "bigquery_project": ("replays", "example.com:replays-1"),
+    "clickhouse_user": ("default", "ingest user", ""),
+    "datadog_host": ("127.0.0.1", "::1", "fe80::1%eth0", "agent.monitoring.svc"),
+    "datadog_socket": ("", "/var/run/dsd.socket", "unixgram:///var/run/dsd.socket"),
+    "dead_letter_topic": ("", "letters"),
+    "flower_oauth_key": ("", "1234-abc.apps.googleusercontent.com"),
+    "gcs_bucket": ("replays", "my_bucket-1.example.com"),
+    "gcs_location": ("", "US"),
+    "kafka_group": ("replays-ingest", "team/replays ingest"),
+    "kafka_instance_id": ("", "reader-0"),
+    "kafka_topic": ("a", "ingest-replay-recordings", "a..b", "x" * 249),
+}
+REFUSED = {
+    "bigquery_location": ("EU west",),
+    "bigquery_project": ("", "My Project"),
+    "clickhouse_user": (" default",),
+    "datadog_host": ("", "http://agent", "agent:8125/", "[::1]"),
+    "datadog_socket": ("dsd.socket", "unix://dsd.socket", "tcp:///x"),
+    "dead_letter_topic": (".", "two words"),
+    "flower_oauth_key": ("key ",),
+    "gcs_bucket": ("ab", "gs://replays", "Replays", "-replays"),
+    "gcs_location": ("US/EU",),
+    "kafka_group": ("", " ", "group "),
+    "kafka_instance_id": ("reader 0", ".."),
+    "kafka_topic": ("", ".", "..", "topic/one", "x" * 250, "tópico"),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_the_server_accepts_is_accepted(name: str) -> None:
+    for text in ACCEPTED[name]:
+        check(name, text)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_server_accepts_is_refused_with_what_is_allowed(name: str) -> None:
+    for text in REFUSED[name]:
+        with pytest.raises(ValueError, match="allowed: "):
+            check(name, text)
+
+
+@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - {"shared_key"}))
+def test_no_setting_holds_control_characters_or_bytes_that_are_no_utf_8(name: str) -> None:
+    for text in ("a\nb", "\x1b[2J", "\x7f", "\x9b2J"):
+        with pytest.raises(ValueError, match="control character"):
+            check(name, text)
+    with pytest.raises(ValueError, match="UTF-8"):
+        check(name, "\udcff")
+
+
+def test_a_secret_of_spaces_alone_is_refused() -> None:
+    for name in BLANK_NOT_ALLOWED:
+        with pytest.raises(ValueError, match="nothing but spaces"):
+            check(name, SecretStr("  "))
+        check(name, SecretStr(""))
+
+
+def test_shared_keys_may_stand_on_lines_of_their_own() -> None:
+    check("shared_key", SecretStr("a" * 32 + "\n" + "b" * 32 + "\n"))
+
+
+def test_every_form_is_of_a_setting_and_fits_its_default() -> None:
+    for name in FORMS:
+        check(name, Settings.model_fields[name].default)
