@@ -93,6 +93,20 @@ class Settings(FleetSettings):
         "a fifth of Redis' maxmemory.",
     )
     batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="How long a batch stays open.")
+    batch_age_idle_seconds: float = Field(
+        0.5,
+        gt=0,
+        le=600,
+        description="Age at which a batch is cut while the reader has no batch in flight. Not below "
+        "REPLAYS_BATCH_AGE_SECONDS_MAX: batches are never cut early.",
+    )
+    early_cuts_per_second_max: float = Field(
+        8.0,
+        gt=0,
+        le=1000,
+        description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut is a "
+        "part per ClickHouse table: lower it if ClickHouse reports too many parts.",
+    )
     in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Batches cut and not yet settled.")
     in_flight_bytes_max: int = Field(
         128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Bytes of open and unsettled batches."
@@ -121,7 +135,7 @@ class Settings(FleetSettings):
         20.0, ge=0.1, le=600, description="How long a revocation or SIGTERM waits for batches in flight."
     )
     retry_backoff_seconds: float = Field(5.0, gt=0, le=600, description="First wait before a batch's retry.")
-    retry_backoff_seconds_max: float = Field(300.0, gt=0, le=3600, description="Longest wait before it.")
+    retry_backoff_seconds_max: float = Field(60.0, gt=0, le=3600, description="Longest wait before it.")
     undispatched_seconds_max: float = Field(
         15.0,
         gt=0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 READER_SETTINGS = frozenset(
     (
+        "batch_age_idle_seconds",
         "batch_age_seconds_max",
         "batch_bytes_max",
         "batch_messages_max",
@@ -16,6 +17,7 @@ READER_SETTINGS = frozenset(
         "cut_record_bytes_max",
         "cut_record_seconds_max",
         "drain_deadline_seconds",
+        "early_cuts_per_second_max",
         "facts_per_segment_max",
         "flush_deadline_seconds",
         "http_host",

@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     breaker_cool_seconds: float = Field(
         5.0, ge=0.1, le=600, description="An open breaker lets a probe through after this; doubles when it fails."
     )
-    breaker_cool_seconds_max: float = Field(60.0, ge=0.1, le=3600, description="Longest wait before a probe.")
+    breaker_cool_seconds_max: float = Field(15.0, ge=0.1, le=3600, description="Longest wait before a probe.")
 
     # Flower
     flower_host: str = Field("127.0.0.1", min_length=1, description="Address that Flower listens on.")

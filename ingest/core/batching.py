@@ -115,11 +115,15 @@ class Builder:
             self._plan.clear()
 
     def due(self, now: float) -> Batch | None:
-        """The batch, when it is old enough to go as it is and is no part of a planned one."""
-        if not self._messages or self._plan:
-            return None
-        old = now - self._started_at >= self._limits.batch_age_seconds_max
-        return self._cut(CutReason.AGE, now) if old else None
+        """The batch, when it has reached its maximum age and is no part of a planned one."""
+        return self._cut(CutReason.AGE, now) if self._is_old(now, self._limits.batch_age_seconds_max) else None
+
+    def due_early(self, now: float) -> Batch | None:
+        """The same at the age that is enough while nothing is in flight."""
+        return self._cut(CutReason.IDLE, now) if self._is_old(now, self._limits.batch_age_idle_seconds) else None
+
+    def _is_old(self, now: float, age_seconds: float) -> bool:
+        return bool(self._messages and not self._plan) and now - self._started_at >= age_seconds
 
     def halt(self, now: float) -> Batch | None:
         """Whatever is there, also a part of a planned range, whose end stays planned: nothing more will come."""

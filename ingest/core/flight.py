@@ -28,7 +28,8 @@ class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
     `since` is when its phase began, `until` when the clock ends it. `attempt` counts its chords, `failures` those
-    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion. `shown` is
+    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion. `outdone`:
+    another batch passed the same stage while this one's last chord was out, so its sinks work. `shown` is
     what operators see of it since `shown_at`, from its first Park until its stage is durable.
     """
 
@@ -41,6 +42,7 @@ class Flight:
     failures: int = 0
     error: str = ""
     misses: int = 0
+    outdone: bool = False
     shown: do.Park | None = None
     shown_at: float = 0.0
 
@@ -52,6 +54,7 @@ class Flight:
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
         """Its next chord is out, until the deadline."""
         self.attempt += 1
+        self.outdone = False
         self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
@@ -68,6 +71,18 @@ class Flight:
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
+
+    def observe_success(self, stage: Stage, now: float) -> None:
+        """Another batch passed this stage. If it was parked because the sinks were away, they are back: it is due.
+
+        One that failed while others succeeded has a cause of its own and keeps its backoff.
+        """
+        if self.stage is not stage:
+            return
+        if self.phase is Phase.FLUSHING:
+            self.outdone = True
+        elif self.phase is Phase.PARKED and not self.outdone:
+            self.until = now
 
     def show(self, park: do.Park, now: float) -> do.Park:
         """Operators see it from now on."""

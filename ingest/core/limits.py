@@ -23,13 +23,15 @@ class Limits:
     batch_bytes_max: int = 16 * MiB
     staged_bytes_max: int = 32 * MiB
     batch_age_seconds_max: float = 2.0
+    batch_age_idle_seconds: float = 0.5
+    early_cuts_per_second_max: float = 8.0
     in_flight_batches_max: int = 16
     in_flight_bytes_max: int = 128 * MiB
     pending_ranges_max: int = 512
     flush_deadline_seconds: float = 120.0
     drain_deadline_seconds: float = 20.0
     retry_backoff_seconds: float = 5.0
-    retry_backoff_seconds_max: float = 300.0
+    retry_backoff_seconds_max: float = 60.0
     undispatched_seconds_max: float = 15.0
     parked_renew_seconds: float = 5.0
     commit_interval_seconds: float = 0.5

@@ -193,6 +193,7 @@ class CutReason(StrEnum):
     COUNT = "count"
     BYTES = "bytes"
     AGE = "age"
+    IDLE = "idle"  # younger than that, but nothing was in flight
     PLANNED = "planned"  # a predecessor had recorded this boundary
     DRAIN = "drain"
 

@@ -26,7 +26,7 @@ from ingest.core.cut_record import Budget
 from ingest.core.flight import Flight, Phase
 from ingest.core.ledger import Ledger
 from ingest.core.limits import Limits
-from ingest.core.model import Drop, DropReason, OffsetRange, Reject, TopicPartition
+from ingest.core.model import Batch, Drop, DropReason, OffsetRange, Reject, TopicPartition
 from ingest.core.partition import Partition
 from ingest.core.rejects import Rejects
 from ingest.core.retry import retry_seconds
@@ -61,6 +61,7 @@ class Pipeline:
         self.stopping_by: float | None = None
         self.stopped = False
         self._ticked_at: float | None = None
+        self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
         self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
         self._room_bytes = limits.in_flight_bytes_max  # until the byte bound, as last counted
@@ -303,6 +304,9 @@ class Pipeline:
         if found is None or found[1].stage != event.stage:
             return
         owned, flight = found
+        for other in self.in_flight:
+            if other is not flight:
+                other.observe_success(event.stage, now)
         if not flight.advance():
             yield owned.settle(flight)
         elif flight.phase is Phase.FLUSHING:
@@ -393,9 +397,10 @@ class Pipeline:
     def _on_tick(self, event: on.Ticked, now: float) -> Iterable[do.Command]:
         self._count_waiting(now)
         taking = self.halted is None and self.stopping_by is None
+        idle = not self.in_flight
         for owned in self._owned.values():
             if taking and owned.release_by is None:
-                batch = owned.builder.due(now)
+                batch = owned.builder.due(now) or (self._cut_early(owned, now) if idle else None)
                 if batch is not None:
                     owned.take(batch, now)
                 owned.take_end(now)
@@ -403,6 +408,24 @@ class Pipeline:
             owned.commits.give_up(now)
         yield from self._renew(now)
         yield from self._progress(now)
+
+    def _cut_early(self, owned: Partition, now: float) -> Batch | None:
+        """While nothing is in flight, waiting for more messages only delays those that are there.
+
+        Early cuts are spread over time: each is a small part in every table. At most those of one second follow
+        each other at once.
+        """
+        limits = self.limits
+        if limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
+            return None
+        interval_seconds = 1.0 / limits.early_cuts_per_second_max
+        last = now - 1.0 if self._cut_early_at is None else max(self._cut_early_at, now - 1.0)
+        if last + interval_seconds > now:
+            return None
+        batch = owned.builder.due_early(now)
+        if batch is not None:
+            self._cut_early_at = last + interval_seconds
+        return batch
 
     def _renew(self, now: float) -> Iterable[do.Command]:
         """What operators see of parked batches is a lease: nobody has to take it back when its reader is gone."""

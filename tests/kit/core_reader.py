@@ -13,9 +13,10 @@ OTHER = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """Small bounds, and those given."""
+    """Small bounds, and those given. Batches are not cut early unless a test asks for it."""
     values: dict[str, float] = {
         "batch_messages_max": 2,
+        "batch_age_idle_seconds": 600.0,
         "in_flight_batches_max": 4,
         "reject_window": 10,
         **changed,

@@ -29,6 +29,7 @@ AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
     "_refused_at": INTERVAL_TICKS,
+    "_cut_early_at": INTERVAL_TICKS,
     "_ticked_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }

@@ -20,6 +20,7 @@ from tools.explore.readers import NOBODY, Board, Partition, Reader, Readers, Sha
 LIMITS = Limits(
     batch_messages_max=2,
     batch_age_seconds_max=0.5,
+    batch_age_idle_seconds=0.5,
     in_flight_batches_max=2,
     flush_deadline_seconds=1.0,
     drain_deadline_seconds=1.0,

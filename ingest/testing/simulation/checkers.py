@@ -385,7 +385,7 @@ class SameCut:
             return
         if not self._gone(reader, batch.source, end, now) or (end < stop and batch.cut_by is CutReason.PLANNED):
             raise Violation("same_cut", f"{reader.name} cut {batch}, the plan was {plan}")
-        if batch.cut_by is CutReason.AGE:
+        if batch.cut_by in (CutReason.AGE, CutReason.IDLE):
             self._story.mark("plan_given_up")
 
     def recut(self, command: do.Recut) -> None:

@@ -50,6 +50,7 @@ class Shape:
             batch_bytes_max=random.choice((200, 400, 1_000, 10_000)),
             staged_bytes_max=random.choice((300, 600, 1_200, 100_000)),
             batch_age_seconds_max=random.choice((0.3, 1.0, 2.0)),
+            batch_age_idle_seconds=Random(f"{seed}/idle").choice((0.2, 0.5, 2.0)),
             in_flight_batches_max=random.choice((1, 2, 4, 8)),
             in_flight_bytes_max=random.choice((1_200, 4_000, 100_000)),
             pending_ranges_max=random.choice((4, 6, 12)),

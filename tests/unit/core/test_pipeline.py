@@ -64,6 +64,45 @@ def test_bytes_flush_before_the_count_does() -> None:
     assert ids(runtime.dispatches()) == ["0-2/blobs#1"]
 
 
+def test_while_nothing_is_in_flight_a_younger_batch_goes() -> None:
+    """Half a second after its first message; the next one waits for its age while that is out."""
+    runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
+    runtime.segments(1)
+    runtime.advance(0.4)
+    assert ids(runtime.dispatches()) == []
+    runtime.advance(0.1)
+    (first,) = runtime.dispatches()
+    assert (first.batch.offsets, first.batch.cut_by) == (OffsetRange(0, 1), CutReason.IDLE)
+
+    runtime.segments(1)
+    runtime.advance(1.9)
+    assert ids(runtime.dispatches()) == []
+    runtime.advance(0.1)
+
+    assert [dispatch.batch.cut_by for dispatch in runtime.dispatches()] == [CutReason.AGE]
+
+
+def test_early_cuts_are_spread_over_time() -> None:
+    """Of three partitions two are cut at once, the third half a second later."""
+    runtime = reader(batch_age_seconds_max=60.0, batch_age_idle_seconds=0.5, early_cuts_per_second_max=2.0)
+    third = TopicPartition(PARTITION.topic, 2)
+    runtime.assign(OTHER)
+    runtime.assign(third)
+    for source in (PARTITION, OTHER, third):
+        runtime.segments(1, source=source)
+
+    runtime.advance(0.5)
+    cut = runtime.dispatches()
+    assert len(cut) == 2
+    for dispatch in cut:
+        runtime.flush(dispatch)
+    runtime.advance(0.4)
+    assert runtime.dispatches() == []
+    runtime.advance(0.1)
+
+    assert [dispatch.batch.source for dispatch in runtime.dispatches()] == [third]
+
+
 def test_age_flushes_what_is_there() -> None:
     """Two seconds after its first message."""
     runtime = reader(batch_age_seconds_max=2.0)
@@ -520,6 +559,38 @@ def test_a_single_message_that_redis_can_never_hold_is_tried_again() -> None:
     assert ids(runtime.dispatches()) == ["0-1/blobs#2"]
 
 
+def test_when_the_sinks_are_back_parked_batches_are_due_at_once() -> None:
+    """Three batches failed while nothing succeeded; the first success of their stage ends their backoff."""
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0)
+    runtime.segments(3)
+    first, *others = runtime.dispatches()
+    for dispatch in (first, *others):
+        runtime.fail(dispatch)
+    runtime.publish(on.RetryRequested(first.batch.id))
+    (again,) = runtime.dispatches()
+    assert again.batch.id == first.batch.id
+
+    runtime.publish(on.FlushSucceeded(first.batch.id, first.batch.epoch, Stage.BLOBS))
+
+    started = {(dispatch.batch.id, dispatch.stage) for dispatch in runtime.dispatches()}
+    assert {(other.batch.id, Stage.BLOBS) for other in others} < started
+
+
+def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
+    """Its sinks work: what fails is its own, and each success would only start it again."""
+    runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
+    runtime.segments(2)
+    stuck, other = runtime.dispatches()
+    runtime.flush(other)
+    runtime.fail(stuck)
+
+    runtime.segments(1)
+    (after,) = runtime.dispatches()
+    runtime.settle_stages(after)
+
+    assert stuck.batch.id not in {dispatch.batch.id for dispatch in runtime.dispatches()}
+
+
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
     """Without waiting for the backoff."""
     runtime = reader()
@@ -674,11 +745,11 @@ def test_resuming_all_leaves_a_held_partition_paused() -> None:
     runtime.assign(OTHER)
     runtime.segments(1)
     (stuck,) = runtime.dispatches()
-    runtime.fail(stuck)
     for _ in range(3):
         runtime.segments(1)
         for dispatch in runtime.dispatches():
             runtime.flush(dispatch)
+    runtime.fail(stuck)
     runtime.advance(0.6)
     assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
     runtime.take(do.Resume)

@@ -115,9 +115,9 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
     end_reached(runtime, 16)
     runtime.advance(0.0)
     stuck, *rest = runtime.dispatches()
-    runtime.fail(stuck)
     for dispatch in rest:
         runtime.flush(dispatch)
+    runtime.fail(stuck)
     assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
 
     lapse(runtime, 3 * PLAN_SECONDS_MAX)
