@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import ExponentialBackoff
+from redis.connection import PythonRespSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
@@ -80,7 +81,14 @@ class _Judged:
 
     if TYPE_CHECKING:
 
+        encoder: Any
+        _buffer_cutoff: int
+
         def disconnect(self, *args: Any) -> None: ...
+
+    def _construct_command_packer(self, packer: Any) -> Any:
+        """hiredis reads answers in less than half of the time, but packs a large payload in ten times as much."""
+        return PythonRespSerializer(self._buffer_cutoff, self.encoder.encode)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """The answer, as redis-py reads it. Raises RedisAway for answers of AWAY, also in a transaction."""
