@@ -201,7 +201,7 @@ class Settings(BaseSettings):
     task_visibility_seconds: int = Field(
         600, ge=5, le=43200, description="After this long an unacknowledged task of a dead worker runs again."
     )
-    blobs_per_task: int = Field(128, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
+    blobs_per_task: int = Field(512, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
     task_starts_max: int = Field(
         4,
         ge=1,
