@@ -80,7 +80,6 @@ class _Judged:
     """Mixed into redis-py's connections: believes no server that cannot serve."""
 
     if TYPE_CHECKING:
-
         encoder: Any
         _buffer_cutoff: int
 

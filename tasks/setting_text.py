@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import SecretStr
-
 from tasks.addresses import HOST as HOST_PATTERN
 
 
@@ -89,11 +87,8 @@ SEVERAL_LINES = frozenset(("shared_key",))
 """A secret that is mounted from a file, with a key per line."""
 
 
-def check(name: str, value: object) -> None:
+def check(name: str, text: str) -> None:
     """Raises ValueError, with what is allowed, for text that the setting of that name cannot have."""
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str):
-        return
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise ValueError("not UTF-8: correct its encoding")
     if name not in SEVERAL_LINES and any(

@@ -296,7 +296,9 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _has_the_form_of_its_kind(cls, value: object, info: ValidationInfo) -> object:
-        check_text(info.field_name or "", value)
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str):
+            check_text(info.field_name or "", text)
         return value
 
     @field_validator("sinks", mode="before")
@@ -325,7 +327,10 @@ class Settings(BaseSettings):
             return self._redis_files()
         changed = [name for name in sentinel if getattr(self, name) != type(self).model_fields[name].default]
         for name in [*(["redis_sentinel_master"] if self.redis_sentinel_master else []), *changed]:
-            raise ValueError(f"{ENV_PREFIX}{name.upper()}: is for a sentinel:// URL in {ENV_PREFIX}REDIS_URL")
+            raise ValueError(
+                f"{ENV_PREFIX}{name.upper()} is not used: remove it, or set {ENV_PREFIX}REDIS_URL to a "
+                "sentinel:// URL"
+            )
         return self._redis_files()
 
     def _redis_files(self) -> Self:

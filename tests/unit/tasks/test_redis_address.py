@@ -89,7 +89,7 @@ def test_what_would_not_work_everywhere_is_refused_by_name(url: str, monkeypatch
 SENTINEL = {"REDIS_URL": "sentinel://:pw@a;sentinel://b", "REDIS_SENTINEL_MASTER": "m"}
 CROSSED: list[tuple[dict[str, str], str]] = [
     ({"REDIS_URL": "sentinel://a"}, "REPLAYS_REDIS_SENTINEL_MASTER"),
-    ({"REDIS_SENTINEL_MASTER": "m"}, "REPLAYS_REDIS_SENTINEL_MASTER: is for a sentinel:// URL"),
+    ({"REDIS_SENTINEL_MASTER": "m"}, "REPLAYS_REDIS_SENTINEL_MASTER is not used: remove it"),
     ({"REDIS_SENTINEL_PASSWORD": "hunter2"}, "REPLAYS_REDIS_SENTINEL_PASSWORD"),
     ({"REDIS_SENTINEL_USERNAME": "u"}, "REPLAYS_REDIS_SENTINEL_USERNAME"),
     ({"REDIS_SENTINEL_TLS": "all"}, "REPLAYS_REDIS_SENTINEL_TLS"),
