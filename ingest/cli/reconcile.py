@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
+from ingest.cli.scope import scope_options
 from ingest.operate.terminal import Terminal
-from ingest.operate.text import moment
 from tasks.wire import SinkName
 
 EXIT_MISSING = 1
 
 
-class Moment(click.ParamType[float]):
-    """An age like 2h or a time in ISO 8601, as unix seconds."""
-
-    name = "AGE|TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Fails as a wrong usage does."""
-        if isinstance(value, float):
-            return value
-        try:
-            return moment(str(value), time.time())
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
 @click.command()
-@click.option("--partition", type=click.IntRange(0), help="Only this partition; all of them otherwise.")
-@click.option("--start", type=click.IntRange(0), help="First offset; needs --partition.")
-@click.option("--stop", type=click.IntRange(0), help="One past the last offset; needs --partition.")
-@click.option("--since", type=Moment(), help="Not older: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC.")
-@click.option("--until", type=Moment(), help="Older than this, said in the same way.")
+@scope_options
 @click.option(
     "--expired", is_flag=True, help="Audit retention instead: objects kept too long, rows without their object."
 )

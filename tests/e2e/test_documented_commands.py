@@ -60,6 +60,7 @@ RUN: dict[str, str] = {
     "replays-ingest dlq replay --unverified": "--all --dry-run",
     "replays-ingest erase": "--dry-run",
     "replays-ingest reconcile": "",
+    "replays-ingest shadow": "",
     "replays-ingest batches ls": "",
     "replays-ingest audit": "",
     "replays-ingest batches show": "",

@@ -67,8 +67,8 @@ class Rows:
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
             for some in chunks(positions, KEYS_MAX):
-                rows = {position: _decoded(items[position]) for position in some}
-                alive = {position: row for position, row in rows.items() if not _outlived(row)}
+                rows = {position: decoded(items[position]) for position in some}
+                alive = {position: row for position, row in rows.items() if not outlived(row)}
                 if alive:
                     found |= self._absent(table, alive)
         return found
@@ -78,76 +78,76 @@ class Rows:
         last = {key_of(row): position for position, row in rows.items()}
         wanted: dict[Key, int] = {}
         for row in rows.values():
-            wanted[key_of(row)] = max(wanted.get(key_of(row), 0), _rank(row))
+            wanted[key_of(row)] = max(wanted.get(key_of(row), 0), rank(row))
         stored = self._stored(table, list(rows.values()), 0)
         if around := [row for row in rows.values() if stored.get(key_of(row), -1) < wanted[key_of(row)]]:
             stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
         return {
             last[key]: Problem.DIFFERS if key in stored else Problem.MISSING
-            for key, rank in wanted.items()
-            if stored.get(key, -1) < rank
+            for key, wanted_rank in wanted.items()
+            if stored.get(key, -1) < wanted_rank
         }
 
     def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
         """Key -> rank, of those that are there at the times of these rows, or so far around them."""
         try:
-            answer = self._client.query(QUERIES[table](rows, around_seconds)).result_rows
+            columns, grouped = _SELECTED[table]
+            where = CONDITIONS[table](rows, around_seconds)
+            answer = self._client.query(f"SELECT {columns} FROM {table} WHERE {where} {grouped}").result_rows
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error
-        return {tuple(key): rank for *key, rank in answer}
+        return {tuple(key): stored_rank for *key, stored_rank in answer}
 
     def close(self) -> None:
         self._client.close()
 
 
-def _decoded(item: Row) -> dict[str, Any]:
+def decoded(item: Row) -> dict[str, Any]:
+    """The row as it is encoded: columns that have nothing to say are left out."""
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 
 
 def _fact_key(item: Row) -> FactKey:
-    row = _decoded(item)
+    row = decoded(item)
     return int(row["project_id"]), str(row["row_id"])
 
 
-def _outlived(row: dict[str, Any]) -> bool:
+def outlived(row: dict[str, Any]) -> bool:
     """Whether the table's TTL may have taken it: an event can be older than the segment that tells of it."""
     moment = row.get("received", row.get("timestamp", 0))
     return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()
 
 
-def _rank(row: dict[str, Any]) -> int:
+def rank(row: dict[str, Any]) -> int:
+    """How much a click's row says; of rows with one identity, the highest stays."""
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
-def _replays_query(rows: Sequence[dict[str, Any]], around_seconds: int) -> str:
+def _replays_condition(rows: Sequence[dict[str, Any]], around_seconds: int, *, of_event: bool = True) -> str:
     """The bounds of time and the hash let the server use partitions and the primary key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = uuids(row["replay_id"] for row in rows)
+    events = f" AND event_hash IN ({uuids(row['event_hash'] for row in rows)})" if of_event else ""
     return (
-        "SELECT project_id, toString(replay_id), toString(event_hash), max(click_is_dead + click_is_rage) "
-        f"FROM replays WHERE timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
+        f"timestamp BETWEEN toDateTime({max(0, min(times) - around_seconds)}) "
         f"AND toDateTime({min(UINT32_MAX, max(times) + around_seconds)}) "
         f"AND project_id IN ({numbers(row['project_id'] for row in rows)}) AND replay_id IN ({replays}) "
-        f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
-        f"AND event_hash IN ({uuids(row['event_hash'] for row in rows)}) "
-        "GROUP BY project_id, replay_id, event_hash"
+        f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))){events}"
     )
 
 
-def _segments_query(rows: Sequence[dict[str, Any]], _: int) -> str:
+def _segments_condition(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
-        "SELECT DISTINCT project_id, toString(replay_id), segment_id, 0 FROM replay_segments "
-        f"WHERE project_id IN ({numbers(row['project_id'] for row in rows)}) "
+        f"project_id IN ({numbers(row['project_id'] for row in rows)}) "
         f"AND replay_id IN ({uuids(row['replay_id'] for row in rows)}) "
         f"AND segment_id IN ({numbers(row['segment_id'] for row in rows)})"
     )
 
 
-def _outcomes_query(rows: Sequence[dict[str, Any]], _: int) -> str:
+def _outcomes_condition(rows: Sequence[dict[str, Any]], _: int) -> str:
     return (
-        "SELECT DISTINCT org_id, project_id, toString(replay_id), 0 FROM replay_outcomes "
-        f"WHERE org_id IN ({numbers(row['org_id'] for row in rows)}) "
+        f"org_id IN ({numbers(row['org_id'] for row in rows)}) "
         f"AND project_id IN ({numbers(row['project_id'] for row in rows)}) "
         f"AND replay_id IN ({uuids(row['replay_id'] for row in rows)})"
     )
@@ -158,10 +158,19 @@ KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
     "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
     "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
 }
-QUERIES: dict[str, Callable[[Sequence[dict[str, Any]], int], str]] = {
-    "replays": _replays_query,
-    "replay_segments": _segments_query,
-    "replay_outcomes": _outcomes_query,
+# What the rows of a table that have the keys of these are among, and how their keys are selected.
+CONDITIONS: dict[str, Callable[..., str]] = {
+    "replays": _replays_condition,
+    "replay_segments": _segments_condition,
+    "replay_outcomes": _outcomes_condition,
+}
+_SELECTED = {
+    "replays": (
+        "project_id, toString(replay_id), toString(event_hash), max(click_is_dead + click_is_rage)",
+        "GROUP BY project_id, replay_id, event_hash",
+    ),
+    "replay_segments": ("DISTINCT project_id, toString(replay_id), segment_id, 0", ""),
+    "replay_outcomes": ("DISTINCT org_id, project_id, toString(replay_id), 0", ""),
 }
 
 
@@ -192,12 +201,12 @@ class Facts:
 
     def _expired(self, item: Row) -> bool:
         limit = self._expiration_seconds
-        return bool(limit) and float(_decoded(item)["timestamp"]) + limit < time.time()
+        return bool(limit) and float(decoded(item)["timestamp"]) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
         """Keys of those that are there at the times of these rows, or so far around them: a second at least, since
         how a fraction is rounded is the server's affair."""
-        times = [float(_decoded(item)["timestamp"]) for item in items]
+        times = [float(decoded(item)["timestamp"]) for item in items]
         keys = [_fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(
             query_parameters=[

@@ -63,8 +63,9 @@ class Span:
 class RecordingsTopic:
     """Reads the topic by offset. Methods raise tasks.kafka.ranges.RangeError."""
 
-    def __init__(self, settings: Settings, scope: Scope) -> None:
+    def __init__(self, settings: Settings, scope: Scope, *, chunk_messages_max: int = CHUNK_MESSAGES_MAX) -> None:
         self._scope = scope
+        self._chunk_messages_max = chunk_messages_max
         self._reader = RangeReader(
             settings,
             settings.kafka_topic,
@@ -119,7 +120,7 @@ class RecordingsTopic:
                 continue
             chunk.append(message_of(record))
             size_bytes += len(record.value)
-            if len(chunk) >= CHUNK_MESSAGES_MAX or size_bytes >= CHUNK_BYTES_MAX:
+            if len(chunk) >= self._chunk_messages_max or size_bytes >= CHUNK_BYTES_MAX:
                 yield chunk
                 chunk, size_bytes = [], 0
         span.gone += self._reader.gone.pop(span.partition, 0)

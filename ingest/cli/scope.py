@@ -1,0 +1,47 @@
+"""Options that name a part of the topic: one partition's offsets, or a window of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ingest.operate.text import moment
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Moment(click.ParamType[float]):
+    """An age like 2h or a time in ISO 8601, as unix seconds."""
+
+    name = "AGE|TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Fails as a wrong usage does."""
+        if isinstance(value, float):
+            return value
+        try:
+            return moment(str(value), time.time())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+since_option = click.option(
+    "--since", type=Moment(), help="Start of the window: an age (90s, 30m, 2h, 3d) or a time in ISO 8601, UTC."
+)
+until_option = click.option("--until", type=Moment(), help="End of the window, same formats.")
+
+
+def scope_options(command: F) -> F:
+    """Adds `partition`, `start`, `stop`, `since` and `until`, the fields of a Scope."""
+    for option in (
+        until_option,
+        since_option,
+        click.option("--stop", type=click.IntRange(0), help="One past the last offset; needs --partition."),
+        click.option("--start", type=click.IntRange(0), help="First offset; needs --partition."),
+        click.option("--partition", type=click.IntRange(0), help="Only this partition; all of them otherwise."),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,124 @@
+"""What a comparison found: complete counts by sink, and the first differences with their messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from ingest.operate.reconcile.topic import Span
+
+
+class Kind(StrEnum):
+    """In which way the stored data is not what this release would write."""
+
+    MISSING = "missing"
+    DIFFERS = "differs"
+    UNEXPECTED = "unexpected"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference, and the message that it comes from. `what`: the columns that differ, or in words.
+
+    `project_id` and `segment_id` are None, and `replay_id` is empty, for a dead letter.
+    """
+
+    kind: Kind
+    sink: str
+    item: str
+    what: str
+    topic: str
+    partition: int
+    offset: int
+    project_id: int | None = None
+    replay_id: str = ""
+    segment_id: int | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """One sink. `superseded`: stored rows that another message of the same replay has replaced since."""
+
+    compared: int = 0
+    missing: int = 0
+    differs: int = 0
+    unexpected: int = 0
+    superseded: int = 0
+
+    def count(self, kind: Kind) -> None:
+        """One more difference."""
+        match kind:
+            case Kind.MISSING:
+                self.missing += 1
+            case Kind.DIFFERS:
+                self.differs += 1
+            case Kind.UNEXPECTED:
+                self.unexpected += 1
+
+    @property
+    def differences(self) -> int:
+        """Of every kind."""
+        return self.missing + self.differs + self.unexpected
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it. Counts are complete; `differences` holds the first `differences_max` of each sink.
+
+    `explained`: messages and items that nothing is expected of, by reason (dead letters, switched-off projects,
+    erased, past their retention).
+    """
+
+    topic: str
+    release: str
+    spans: list[Span]
+    messages: int = 0
+    segments: int = 0
+    rejects: int = 0
+    explained: dict[str, int] = field(default_factory=dict)
+    sinks: dict[str, Tally] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """This release would write what is stored."""
+        return not any(tally.differences for tally in self.sinks.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def render(found: Comparison) -> Group:
+    """Everything that a terminal shows of it."""
+    about = [
+        f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop})"
+        + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")
+        + (f", {span.open} are not committed yet" if span.open else "")
+        for span in found.spans
+    ]
+    explained = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.explained.items() if count)
+    about.append(
+        f"release {found.release}, {found.messages} messages: {found.segments} segments, {found.rejects} rejects"
+        + (f"; not compared: {explained}" if explained else "")
+    )
+    table = Table("sink", "compared", "missing", "differs", "unexpected", "superseded", "")
+    for name, tally in found.sinks.items():
+        numbers = (tally.compared, tally.missing, tally.differs, tally.unexpected, tally.superseded)
+        table.add_row(name, *(f"{number:,}" for number in numbers), "DIFFERENT" if tally.differences else "equal")
+    return Group(*about, table, *_lines(found), *found.notes)
+
+
+def _lines(found: Comparison) -> Iterator[str]:
+    for one in found.differences:
+        owner = f"project {one.project_id}, replay {one.replay_id}, segment {one.segment_id}"
+        where = f"{one.topic} partition {one.partition} offset {one.offset}"
+        whose = f"{owner}; " if one.replay_id else ""
+        yield f"{one.kind}: {one.sink} {one.item}: {one.what} ({whose}{where})"

@@ -1,0 +1,223 @@
+"""Rows of ClickHouse by identity and by content: what would be written, beside what is stored.
+
+The server itself turns the encoded rows into values of the columns' types, so both sides are compared as it reads
+them. What is compared is the row that FINAL shows. A row of the same identity that another message wrote is no
+difference where ingestion means it to replace this one: a click that is reported again, with a higher rank or in
+another segment; a segment that an SDK sent twice, at two times of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ingest.operate.reconcile.presence import (
+    CONDITIONS,
+    DELIVERED_AGAIN_SECONDS_MAX,
+    KEYS,
+    Key,
+    decoded,
+    outlived,
+    rank,
+)
+from ingest.operate.reconcile.problem import numbers
+from ingest.operate.shadow.comparison import Kind
+from ingest.settings import Settings
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.clickhouse.table import COLUMNS
+from tasks.units import MiB
+from tasks.wire import Row
+
+ROWS_MAX = 1000
+ROWS_BYTES_MAX = MiB
+PLACE = ("partition", "offset")
+TIME = {"replays": "timestamp", "replay_segments": "received", "replay_outcomes": "timestamp"}
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RowDifference:
+    """`position`: of the row among those that were given; None: it is stored and was not among them."""
+
+    kind: Kind
+    table: str
+    what: str
+    offset: int
+    position: int | None = None
+    item: str = ""
+
+
+@dataclass(slots=True)
+class Compared:
+    """What came of some rows."""
+
+    compared: int
+    superseded: int
+    differences: list[RowDifference]
+
+
+class StoredRows:
+    """Asks one server. Methods raise SinkError."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            self._client = clickhouse.client(settings)
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+
+    def compare(self, items: Sequence[Row], partition: int) -> Compared:
+        """Rows of messages of one partition. Rows that the tables' TTL may have taken are left out."""
+        found = Compared(0, 0, [])
+        tables: dict[str, dict[int, Row]] = {}
+        for position, item in enumerate(items):
+            if item.table in CONDITIONS:
+                tables.setdefault(item.table, {})[position] = item
+        for table, rows in tables.items():
+            for some in _bounded(rows):
+                _Comparing(self._rows, table, some, found).run()
+        found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
+        return found
+
+    def _unexpected(self, items: Sequence[Row], partition: int) -> Iterator[RowDifference]:
+        """Rows of `replays` that these messages once made and make no longer."""
+        key_of = KEYS["replays"]
+        rows = [decoded(item) for item in items]
+        made = {key_of(row) for row in rows}
+        alive = [(item, row) for item, row in zip(items, rows, strict=True) if not outlived(row)]
+        for start in range(0, len(alive), ROWS_MAX):
+            some = alive[start : start + ROWS_MAX]
+            where = CONDITIONS["replays"]([row for _, row in some], DELIVERED_AGAIN_SECONDS_MAX, of_event=False)
+            offsets = numbers(item.offset for item, _ in some)
+            query = (
+                "SELECT project_id, toString(replay_id), toString(event_hash), offset FROM replays FINAL "
+                f"WHERE {where} AND partition = {int(partition)} AND offset IN ({offsets})"
+            )
+            for project, replay, event, offset in self._query(query):
+                if (project, replay, event) not in made:
+                    made.add((project, replay, event))
+                    what = "this release makes no such row"
+                    yield RowDifference(Kind.UNEXPECTED, "replays", what, int(offset), item=f"replays/{event}")
+
+    def _rows(self, table: str, source: str, query_bytes: int = 0) -> list[Values]:
+        """The columns of the table out of `source`, which is all of a statement after FROM."""
+        names = list(COLUMNS[table])
+        columns = ", ".join(f"`{name}`" for name in names)
+        # The rows to be compared are part of the statement, which the server bounds by 256 KiB otherwise.
+        settings = {"max_query_size": 2 * query_bytes + MiB}
+        return [
+            dict(zip(names, row, strict=True)) for row in self._query(f"SELECT {columns} FROM {source}", settings)
+        ]
+
+    def _query(self, query: str, settings: dict[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+        try:
+            rows: Sequence[Sequence[Any]] = self._client.query(query, settings=settings).result_rows
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+        return rows
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+
+class _Comparing:
+    """Some rows of one table."""
+
+    def __init__(self, rows: Any, table: str, items: dict[int, Row], found: Compared) -> None:
+        self._rows, self._table, self._found = rows, table, found
+        encoded = {position: decoded(item) for position, item in items.items()}
+        self._items = {position: item for position, item in items.items() if not outlived(encoded[position])}
+        self._encoded = {position: encoded[position] for position in self._items}
+
+    def run(self) -> None:
+        """Adds to what was found."""
+        if not self._items:
+            return
+        table, key_of = self._table, KEYS[self._table]
+        typed = dict(zip(self._items, self._typed(list(self._items.values())), strict=True))
+        wanted: dict[Key, list[int]] = {}
+        for position, row in self._encoded.items():
+            wanted.setdefault(key_of(row), []).append(position)
+        stored = self._stored(list(self._encoded.values()), 0)
+        far = [self._encoded[places[-1]] for key, places in wanted.items() if key not in stored]
+        if far:
+            stored |= self._stored(far, DELIVERED_AGAIN_SECONDS_MAX)
+        self._found.compared += len(wanted)
+        for key, positions in wanted.items():
+            highest = max(rank(self._encoded[position]) for position in positions)
+            mine = [position for position in positions if rank(self._encoded[position]) == highest]
+            verdict = _verdict(table, [typed[position] for position in mine], stored.get(key, []))
+            if verdict is None:
+                continue
+            kind, what = verdict
+            if kind is None:
+                self._found.superseded += 1
+                continue
+            item = self._items[mine[-1]]
+            name = f"{item.table}/{item.id}"
+            self._found.differences.append(RowDifference(kind, table, what, item.offset, mine[-1], name))
+
+    def _typed(self, items: Sequence[Row]) -> list[Values]:
+        """The rows as an insert would store them."""
+        structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
+        data = b"\n".join(item.json for item in items).decode()
+        found: list[Values] = self._rows(
+            self._table, f"format(JSONEachRow, {_literal(structure)}, {_literal(data)})", 2 * len(data)
+        )
+        return found
+
+    def _stored(self, rows: list[Values], around_seconds: int) -> dict[Key, list[Values]]:
+        where = CONDITIONS[self._table](rows, around_seconds)
+        found: dict[Key, list[Values]] = {}
+        for row in self._rows(self._table, f"{self._table} FINAL WHERE {where}", 64 * len(rows)):
+            texts = row | {name: str(row[name]) for name in ("replay_id", "event_hash") if name in row}
+            found.setdefault(KEYS[self._table](texts), []).append(row)
+        return found
+
+
+def _verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
+    """None: equal. A kind of None: another message has replaced the row."""
+    if not stored:
+        return Kind.MISSING, "no such row"
+    differing: list[str] = []
+    for row in stored:
+        for mine in wanted:
+            columns = [name for name in mine if mine[name] != row[name] and name not in PLACE]
+            if table == "replay_outcomes":  # says nothing of its message: a second delivery has its own time
+                columns = [name for name in columns if name != TIME[table]]
+            if not columns:
+                return None
+            other = any(mine.get(name) != row.get(name) for name in PLACE)
+            if other and _replaces(table, row, mine, columns):
+                return None, ""
+            if not differing or len(columns) < len(differing):
+                differing = columns
+    return Kind.DIFFERS, f"differs in {', '.join(differing)}"
+
+
+def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool:
+    """Whether a row of another message is one that ingestion replaces this one with."""
+    if columns == [TIME[table]]:
+        return True
+    return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
+    """At most ROWS_MAX rows and about ROWS_BYTES_MAX bytes at a time."""
+    some: dict[int, Row] = {}
+    size_bytes = 0
+    for position, row in rows.items():
+        if some and (len(some) >= ROWS_MAX or size_bytes + len(row.json) > ROWS_BYTES_MAX):
+            yield some
+            some, size_bytes = {}, 0
+        some[position] = row
+        size_bytes += len(row.json)
+    if some:
+        yield some

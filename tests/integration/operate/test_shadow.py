@@ -1,0 +1,163 @@
+"""`replays-ingest shadow` against real servers: what differs from what this release would write is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from confluent_kafka import Consumer
+from confluent_kafka import TopicPartition as KafkaPartition
+
+from ingest.cli.main import main
+from ingest.local.fleet import isolated
+from ingest.local.launch import settings_of
+from ingest.local.load.produce import PROFILES, Produced, produce
+from ingest.local.stack import Stack
+from ingest.operate import reconcile
+from ingest.operate.reconcile import Scope
+from ingest.settings import Settings
+from tasks.migrate import migrate
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs import sink as gcs
+
+COUNT = 60
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the live group has ingested and committed."""
+
+    env: dict[str, str]
+    settings: Settings
+    produced: Produced
+
+    def shadow(self, *arguments: str) -> Result:
+        """The command, with a Redis that would refuse every connection."""
+        env = {**self.env, "REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
+        return CliRunner().invoke(main, ["shadow", *arguments], env=env, catch_exceptions=False)
+
+    def found(self, *arguments: str) -> dict[str, Any]:
+        told = self.shadow("--json", *arguments)
+        found: dict[str, Any] = json.loads(told.stdout)
+        assert told.exit_code == (0 if found["ok"] else 1)
+        return found
+
+    def command(self, sql: str) -> None:
+        server = clickhouse.client(self.settings)
+        server.command(sql)
+        server.close()
+
+    def committed(self) -> list[int]:
+        consumer = Consumer(
+            {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
+        )
+        asked = [KafkaPartition(self.settings.kafka_topic, partition) for partition in self.produced.ends]
+        offsets = [one.offset for one in consumer.committed(asked, timeout=20)]
+        consumer.close()
+        return offsets
+
+
+@pytest.fixture(params=["segment", "packed"])
+def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Live:
+    """A load, written to every sink, and committed."""
+    stack.start(("kafka", "redis", "gcs", "clickhouse"))
+    env = {
+        **stack.settings(),
+        **isolated(fresh_name("s").replace("_", ""), stack.addresses["redis"], 9),
+        "REPLAYS_SINKS": "gcs,clickhouse,dead_letter",
+        "REPLAYS_GCS_LAYOUT": request.param,
+    }
+    settings = settings_of(env)
+    for _ in migrate(settings, topics=True):
+        pass
+    produced = produce(settings, PROFILES["small"], COUNT, 7, manifest_path=tmp_path / "manifest.jsonl")
+    consumer = Consumer({"bootstrap.servers": settings.kafka_brokers, "group.id": settings.kafka_group})
+    ends = [KafkaPartition(settings.kafka_topic, partition, end) for partition, end in produced.ends.items()]
+    consumer.commit(offsets=ends, asynchronous=False)
+    consumer.close()
+    assert reconcile.run(settings, Scope(), repair=True, per_second_max=1e6).ok
+    return Live(env, settings, produced)
+
+
+def test_the_same_release_finds_no_difference_and_an_injected_one_is_found_each(live: Live) -> None:
+    """A wrong row, a row that nobody makes, a lost row, a lost object and one with other bytes."""
+    before, offsets = live.found(), live.committed()
+    wrong, lost, spoiled = inject(live)
+    after = live.found()
+    first = live.found("--limit", "1")
+    shown = live.shadow()
+
+    assert before["ok"], before["differences"][:3]
+    assert before["messages"] == live.produced.messages
+    assert before["sinks"]["clickhouse"]["compared"] > COUNT
+    assert before["sinks"]["gcs"]["compared"] >= COUNT
+    assert not after["ok"]
+    by_sink = {
+        (one["sink"], one["kind"], one["replay_id"], one["segment_id"]): one for one in after["differences"]
+    }
+    assert ("clickhouse", "differs", *wrong) in by_sink
+    assert "differs in title" in by_sink[("clickhouse", "differs", *wrong)]["what"]
+    assert ("clickhouse", "missing", *lost) in by_sink
+    assert [one["item"] for one in after["differences"] if one["kind"] == "unexpected"] == [f"replays/{EXTRA}"]
+    found = {kind: {(r, s) for sink, k, r, s in by_sink if (sink, k) == ("gcs", kind)} for kind in spoiled}
+    assert found == spoiled
+    assert all(one["topic"] == live.settings.kafka_topic and one["project_id"] for one in by_sink.values())
+    assert first["sinks"] == after["sinks"]
+    assert len(first["differences"]) == 2
+    assert shown.exit_code == 1
+    assert "DIFFERENT" in shown.stdout
+    assert live.committed() == offsets
+
+
+EXTRA = "12345678-1234-4234-8234-123456789abc"
+Segment = tuple[str, int]
+
+
+def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
+    """(segment with a wrong row, segment without its row, recordings by what is wrong with them)."""
+    server = clickhouse.client(live.settings)
+    columns = "replace(toString(replay_id), '-', ''), segment_id"
+    rows = server.query(f"SELECT {columns}, object FROM replay_segments FINAL ORDER BY object").result_rows
+    places = dict(server.query("SELECT name, object FROM replay_objects FINAL").result_rows)
+    wrong, lost = (tuple(row[:2]) for row in rows[:2])
+    of_wrong = f"replay_id = toUUID('{wrong[0]}') AND segment_id = {wrong[1]}"
+    server.close()
+    document = "click_tag = '' AND tap_view_id = '' AND tap_message = '' AND click_node_id = 0"
+    for replaced in ("'injected' AS title", f"toUUID('{EXTRA}') AS event_hash"):
+        live.command(
+            f"INSERT INTO replays SELECT * REPLACE ({replaced}) FROM replays FINAL WHERE {of_wrong} AND {document}"
+        )
+    live.command(
+        f"ALTER TABLE replay_segments DELETE WHERE replay_id = toUUID('{lost[0]}') AND segment_id = {lost[1]} "
+        "SETTINGS mutations_sync = 2"
+    )
+    bucket = gcs.client(live.settings).bucket(live.settings.gcs_bucket)
+    own = {name: places.get(name, name) for *_, name in rows}
+    gone, other = sorted(set(own.values()))[-2:]
+    bucket.blob(gone).delete()
+    size = len(bucket.blob(other).download_as_bytes(raw_download=True))
+    bucket.blob(other).upload_from_string(b"x" * size)
+    spoiled = {
+        kind: {(name.split("/")[2], int(name.split("/")[3])) for name, place in own.items() if place == where}
+        for kind, where in (("missing", gone), ("differs", other))
+    }
+    return wrong, lost, spoiled  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("live", ["segment"], indirect=True)
+def test_a_range_and_a_rate_bound_what_is_read(live: Live) -> None:
+    """Half of one partition, slowly; offsets without a partition are wrong usage."""
+    end = live.produced.ends[0]
+
+    found = live.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")
+    mixed = live.shadow("--start", "2")
+
+    assert found["messages"] == end // 2 - 2
+    assert found["seconds"] >= (found["messages"] - 1) / 20
+    assert [(span["partition"], span["start"], span["stop"]) for span in found["spans"]] == [(0, 2, end // 2)]
+    assert mixed.exit_code == 2
