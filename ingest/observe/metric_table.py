@@ -126,8 +126,8 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "batches_cut",
         Kind.COUNTER,
         "batches",
-        "Batches cut and dispatched, by why: count, bytes, age, idle (early, since nothing was in flight), planned (a "
-        "predecessor's boundary), drain, "
+        "Batches cut and dispatched, by why: count, bytes, age, idle (early, since nothing was in flight), "
+        "planned (a predecessor's boundary), drain, "
         "deferred (the next message is parsed in a child process).",
         ("reason",),
     ),
