@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import ExponentialBackoff
-from redis.connection import PythonRespSerializer
+from redis.connection import PythonRespSerializer  # type: ignore[attr-defined]  # types-redis is older
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
