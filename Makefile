@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check format docs simulate explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage check format docs simulate wrong-settings explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ clean: ## remove the virtual environment and caches
 
 simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0 JOBS=2
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
+
+wrong-settings: $(STAMP) ## every command with every wrong value of every setting: one line, exit code 2
+	REPLAYS_TEST_ALL_COMMANDS=1 $(BIN)/python -m pytest -n 2 tests/e2e/test_wrong_settings.py
 
 explore: $(STAMP) ## every order of events in a few small worlds around the real core; what breaks is told as a story
 	$(BIN)/python -m tools.explore

@@ -116,7 +116,7 @@ def keys_of(text: str) -> tuple[bytes, ...]:
     keys = tuple(part.encode() for part in text.replace(",", " ").split())
     if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
         raise ValueError(
-            f"each key needs {KEY_CHARACTERS_MIN} characters at least, from a generator of random ones"
+            f"each key needs {KEY_CHARACTERS_MIN} characters at least: set one from a generator of random ones"
         )
     if len(set(keys)) < len(keys):
         raise ValueError("a key is there twice")

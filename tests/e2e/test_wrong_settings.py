@@ -18,10 +18,13 @@ from click.testing import CliRunner
 
 from ingest.cli.main import main
 from ingest.local.servers.tls import make_certificates
+from ingest.settings import Settings
 from tests.kit.forked_commands import Ended, ForkedCommands
+from tests.kit.wrong_values import refused
 
 SECRET = "hunter2-of-this-test"
 SIBLING_COMMANDS = 2
+ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,28 @@ def test_every_command_refuses_it_in_one_line(
         assert not isinstance(found.exception, Exception), (path, found.exception)
         ended = Ended(found.exit_code, found.stdout, found.stderr)
         expect_one_line(ended, case.names, " ".join(path) or "the reader")
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_is_refused_in_one_line(
+    name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """given each value that a setting cannot have, when commands start (all of them in `make wrong-settings`, else
+    one after the other), then each refuses it as above, and prints no control character"""
+    variable = f"REPLAYS_{name.upper()}"
+    wrong = [*refused(name, files["folder"], files["text"])]
+    assert wrong, "no value of its type is refused"
+    first = sorted(Settings.model_fields).index(name)
+    for number, value in enumerate(wrong):
+        monkeypatch.setenv(variable, value)
+        for path in COMMANDS if ALL_COMMANDS else [COMMANDS[(first + number) % len(COMMANDS)]]:
+            found = CliRunner().invoke(main, words(path, files["folder"]))
+
+            assert not isinstance(found.exception, Exception), (path, value, found.exception)
+            expect_one_line(
+                Ended(found.exit_code, found.stdout, found.stderr), (variable,), f"{' '.join(path)} {value!r}"
+            )
+            assert found.stderr.rstrip("\n").isprintable(), found.stderr
 
 
 def test_a_settings_file_that_is_named_on_the_command_line(files: dict[str, str]) -> None:

@@ -1,0 +1,59 @@
+"""Values that a setting must refuse, worked out from its type: a new setting is covered by itself."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from ingest.settings import Settings
+
+NUMBERS = ("soon", "", "nan", "inf", "-1e18", "1e400")
+BOOLEANS = ("perhaps", "")
+CHOICES = ("loud", "none of these")
+PATHS = ("/nowhere/x", "{folder}", "{text}")
+TEXTS = ("", " ", "http://:x", "\x07\x1b[2J", "a\nb", "x" * 5000, "\udcff", "{", "é")
+
+
+def candidates(field: FieldInfo) -> tuple[str, ...]:
+    """Values that no setting of this type can have, or that few can."""
+    kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
+    if bool in kinds:
+        return BOOLEANS
+    if int in kinds or float in kinds:
+        return NUMBERS
+    if Path in kinds:
+        return PATHS
+    if any(
+        get_origin(kind) is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)) for kind in kinds
+    ):
+        return CHOICES
+    return TEXTS
+
+
+def refused(name: str, folder: str, text: str) -> Iterator[str]:
+    """The candidates that the settings refuse when nothing else is set. Environment: `REPLAYS_*` unset."""
+    for value in candidates(Settings.model_fields[name]):
+        value = value.replace("{folder}", folder).replace("{text}", text)
+        if not _is_accepted(name, value):
+            yield value
+
+
+def _is_accepted(name: str, value: str) -> bool:
+    try:
+        Settings(**{name: value})  # type: ignore[arg-type]
+    except (ValidationError, UnicodeError):
+        return False
+    return True
+
+
+def _flat(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal or not get_args(annotation):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from _flat(part)
