@@ -201,6 +201,7 @@ TABLE: tuple[Package, ...] = (
         ("ingest.operate",),
         libraries={
             EVERYWHERE: ("msgspec", "rich"),
+            "backfill": ("google", "redis"),
             "erase": ("google", "redis", "urllib3"),
             "reconcile": ("google", "redis"),
             "retention": ("google", "urllib3"),

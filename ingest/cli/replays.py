@@ -292,8 +292,8 @@ def fetch_command(
     replay_id: str, project: int | None, wanted: tuple[int, ...], output: Path, as_json: bool
 ) -> None:
     """Download a replay: the rrweb events of each segment as they were sent, and its videos."""
+    from ingest.core.stored_recording import BlobError, unpack
     from ingest.local.servers.processes import private_folder, private_opener
-    from ingest.web.blobs import BlobError, unpack
 
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from tornado import web
 
+from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.settings import Settings
-from ingest.web.blobs import BlobError, Unpacked
 from ingest.web.desk import Desk, Refused
 from ingest.web.login import SESSION_SECONDS, Login, Visitor, Way
 from ingest.web.model import NotFound, ReadError, Replay, Segments

@@ -1,14 +1,7 @@
-"""One stored object: what Cloud Storage holds of a segment, taken apart.
-
-    zlib(JSON)                                             a web segment
-    zlib(0x01 + length (4 bytes, big-endian) + mp4 + JSON)   a mobile segment
-
-The JSON is an array of rrweb events, or was not valid JSON when it came: it is stored all the same.
-"""
+"""The events of a stored recording, as a timeline and a player need them."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,37 +10,22 @@ import msgspec
 from ingest.core.parse.budget import Budget, Spent
 from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.undecoded import Undecoded, undecoded
+from ingest.core.stored_recording import BlobError
 from tasks.units import MiB
 
-# The reader's own bounds: what inflates to more was never stored, and a video lies in its message as it is.
-INFLATED_BYTES_MAX = ParseRules().inflated_bytes_max + ParseRules().message_bytes_max
 STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
 # What taking recordings apart may cost for one answer, in the parser's units of about a microsecond.
 VIEWER_UNITS = 1_000_000.0
 # Measured: an event whose head is decoded, and a byte of it.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
 PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play more than this in one piece
-VIDEO_MARK = 1
-VIDEO_HEADER_BYTES = 5
 
 PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
 MILLISECONDS_MIN = 1e11  # above it a number is milliseconds: as seconds it would be the year 5138
 
 
-class BlobError(ValueError):
-    """The object is not what the reader writes. The text says in which way."""
-
-
 class CutShort(BlobError):
     """Reading on would cost too much. What was read before counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """`recording`: the JSON as it was sent, bytes. `video`: an mp4 file, None for a web segment."""
-
-    recording: bytes
-    video: bytes | None
 
 
 class _Head(msgspec.Struct):
@@ -55,26 +33,6 @@ class _Head(msgspec.Struct):
 
     type: int
     timestamp: float
-
-
-def unpack(content: bytes) -> Unpacked:
-    """Raises BlobError: not zlib, cut off, larger than INFLATED_BYTES_MAX, or a video that is cut off."""
-    inflater = zlib.decompressobj()
-    try:
-        raw = inflater.decompress(content, INFLATED_BYTES_MAX + 1)
-    except zlib.error as error:
-        raise BlobError(f"not a zlib stream: {error}") from None
-    if len(raw) > INFLATED_BYTES_MAX:
-        raise BlobError(f"inflates to more than {INFLATED_BYTES_MAX // MiB} MiB")
-    if not inflater.eof:
-        raise BlobError(f"the stream is cut off after {len(raw)} bytes")
-    if raw[:1] != bytes((VIDEO_MARK,)):
-        return Unpacked(raw, None)
-    size = int.from_bytes(raw[1:VIDEO_HEADER_BYTES], "big")
-    end = VIDEO_HEADER_BYTES + size
-    if len(raw) < end:
-        raise BlobError(f"a video of {size} bytes is said to follow, {len(raw) - VIDEO_HEADER_BYTES} do")
-    return Unpacked(raw[end:], raw[VIDEO_HEADER_BYTES:end])
 
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.operate.erase.tombstones import erased
 from ingest.operate.text import utc_text
 from ingest.web import recordings, segments
-from ingest.web.blobs import BlobError, Unpacked
 from ingest.web.model import Filter, NotFound, Replay, SegmentFacts, Segments, WasErased
 from ingest.web.replays import Page, Project, Replays
 from ingest.web.stores import Stores

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ingest.core.parse.budget import Budget
-from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS, BlobError, Unpacked, unpack
+from ingest.core.stored_recording import BlobError, Unpacked, unpack
+from ingest.web.blobs import STORED_BYTES_MAX, VIEWER_UNITS
 from ingest.web.model import NotFound, SegmentFacts, Segments
 from ingest.web.stores import Stores
 from ingest.web.timeline import Timeline, read

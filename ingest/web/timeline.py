@@ -15,7 +15,8 @@ import msgspec
 
 from ingest.core.parse.budget import Budget, Spent
 from ingest.core.parse.rrweb import HISTORY_SPANS, SDK_CATEGORIES, WEB_VITALS, paint_ms
-from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, BlobError, CutShort, split
+from ingest.core.stored_recording import BlobError
+from ingest.web.blobs import MILLISECONDS_MIN, PLAYED_TYPES, VIEWER_UNITS, CutShort, split
 from tasks.units import MiB
 
 MARKS_MAX = 20_000

@@ -61,6 +61,7 @@ RUN: dict[str, str] = {
     "replays-ingest erase": "--dry-run",
     "replays-ingest reconcile": "",
     "replays-ingest shadow": "",
+    "replays-ingest backfill": "--dry-run",
     "replays-ingest batches ls": "",
     "replays-ingest audit": "",
     "replays-ingest batches show": "",

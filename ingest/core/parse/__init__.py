@@ -27,7 +27,7 @@ from ingest.core.parse.recording import inflate, split, stored
 from ingest.core.parse.rules import REASONS, WARNINGS, ParseRules, Rejected, Usual
 from ingest.core.parse.scan import Scan
 
-__all__ = ["REASONS", "WARNINGS", "ParseRules", "Usual", "parse", "parse_usual"]
+__all__ = ["REASONS", "WARNINGS", "ParseRules", "Rebuilt", "Usual", "parse", "parse_usual", "rows_of_recording"]
 
 ERROR_CHARACTERS_MAX = 500
 VIEW_BYTES_MAX = 64 * 1024
@@ -51,6 +51,23 @@ def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | 
     if inflated_bytes_max < rules.inflated_bytes_max and isinstance(outcome, Reject):
         return None if outcome.reason == "body_too_large" else outcome
     return outcome
+
+
+class Rebuilt(msgspec.Struct, frozen=True, gc=False):
+    """What the events of one recording become, apart from its message."""
+
+    clickhouse: tuple[Row, ...]
+    bigquery: tuple[Row, ...]
+    warnings: tuple[str, ...]
+
+
+def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | None, rules: ParseRules) -> Rebuilt:
+    """The click rows and facts that `parse` makes of this recording (the JSON) in a message of this identity.
+
+    The room that the session's row takes is not known here, and not counted.
+    """
+    gathered = _gathered(rows.Writer(identity, environment), raw, rules, 0, Budget(units_of(rules)), None)
+    return Rebuilt(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))
 
 
 class _Unusual(Exception):

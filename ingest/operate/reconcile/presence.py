@@ -108,7 +108,8 @@ def decoded(item: Row) -> dict[str, Any]:
     return row
 
 
-def _fact_key(item: Row) -> FactKey:
+def fact_key(item: Row) -> FactKey:
+    """A fact's identity."""
     row = decoded(item)
     return int(row["project_id"]), str(row["row_id"])
 
@@ -192,7 +193,7 @@ class Facts:
                 tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
             for some in chunks(positions, 10 * KEYS_MAX):
-                last = {_fact_key(items[position]): position for position in some}
+                last = {fact_key(items[position]): position for position in some}
                 stored = self._stored(table, [items[position] for position in some], 1)
                 if around := [items[place] for key, place in last.items() if key not in stored]:
                     stored |= self._stored(table, around, DELIVERED_AGAIN_SECONDS_MAX)
@@ -207,13 +208,13 @@ class Facts:
         """Keys of those that are there at the times of these rows, or so far around them: a second at least, since
         how a fraction is rounded is the server's affair."""
         times = [float(decoded(item)["timestamp"]) for item in items]
-        keys = [_fact_key(item) for item in items]
+        keys = [fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(
             query_parameters=[
                 google_bigquery.ArrayQueryParameter("projects", "INT64", sorted({project for project, _ in keys})),
                 google_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
-                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", _moment(min(times) - around_seconds)),
-                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", _moment(max(times) + around_seconds)),
+                google_bigquery.ScalarQueryParameter("low", "TIMESTAMP", moment_of(min(times) - around_seconds)),
+                google_bigquery.ScalarQueryParameter("high", "TIMESTAMP", moment_of(max(times) + around_seconds)),
             ]
         )
         query = (
@@ -231,7 +232,8 @@ class Facts:
         self._client.close()  # type: ignore[no-untyped-call]
 
 
-def _moment(seconds: float) -> datetime:
+def moment_of(seconds: float) -> datetime:
+    """Unix seconds as BigQuery's client takes them."""
     return datetime.fromtimestamp(max(0.0, seconds), UTC)
 
 

@@ -57,6 +57,24 @@ class Recordings:
             raise google_errors.sort(error).error() from error
         return {positions[name][-1]: state for name, state in states.items() if state}
 
+    def contents(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        """The stored bytes of these recordings; None: the object is gone. Raises SinkError.
+
+        All of them are in memory at once: the caller bounds them.
+        """
+        places = self._indexed(names)
+
+        def read(name: str) -> bytes | None:
+            try:
+                return read_place(self._bucket, places.get(name) or Place(0, "", 0, name), self._seconds)
+            except RequestRangeNotSatisfiable:
+                return None
+
+        try:
+            return dict(zip(names, self._pool.map(read, names), strict=True))
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
         """The places of those that lie in packed objects, by the name that they would have as objects of their
         own."""

@@ -55,10 +55,11 @@ class Bucket:
         self._server = gcs.client(settings)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="retention")
 
-    def objects(self) -> Iterator[StoredObject]:
-        """All generations of all objects, in the order of their names."""
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All generations of all objects whose names begin so, in the order of their names."""
         for blob in self._server.list_blobs(
             self._settings.gcs_bucket,
+            prefix=prefix or None,
             versions=True,
             page_size=PAGE_OBJECTS,
             fields=FIELDS,

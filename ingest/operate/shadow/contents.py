@@ -68,8 +68,9 @@ class StoredRows:
         except Exception as error:
             raise clickhouse_errors.sort(error).error() from error
 
-    def compare(self, items: Sequence[Row], partition: int) -> Compared:
-        """Rows of messages of one partition. Rows that the tables' TTL may have taken are left out."""
+    def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
+        """All rows of some messages of one partition, or some of them without `unexpected`. Rows that the tables'
+        TTL may have taken are left out."""
         found = Compared(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}
         for position, item in enumerate(items):
@@ -78,7 +79,8 @@ class StoredRows:
         for table, rows in tables.items():
             for some in _bounded(rows):
                 _Comparing(self._rows, table, some, found).run()
-        found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
+        if unexpected:
+            found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
         return found
 
     def _unexpected(self, items: Sequence[Row], partition: int) -> Iterator[RowDifference]:

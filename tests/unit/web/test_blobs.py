@@ -1,4 +1,4 @@
-"""One stored object, taken apart: whatever its bytes are, it is a recording or a BlobError."""
+"""The events of a stored recording: whatever its bytes are, they are read or it is a BlobError."""
 
 from __future__ import annotations
 
@@ -10,54 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.core.model import Segment
-from ingest.testing.messages import click_event, snapshot_event, video_recording, viewport_event
-from ingest.web import blobs
-from ingest.web.blobs import BlobError, playable, split, unpack
-from tests.kit.parsing import parsed
-
-
-def stored(segment: Segment) -> bytes:
-    (blob,) = segment.blobs
-    return bytes(blob.content)
-
-
-def test_what_the_reader_stores_of_a_mobile_segment_comes_apart_again() -> None:
-    """The video and the events, to the byte."""
-    events = [viewport_event(), snapshot_event()]
-
-    found = unpack(stored(parsed(video_recording(b"an mp4 file", events))))
-
-    assert found.video == b"an mp4 file"
-    assert json.loads(found.recording) == json.loads(json.dumps(events))
-
-
-def test_a_web_segment_has_no_video() -> None:
-    found = unpack(zlib.compress(b"[]"))
-
-    assert (found.recording, found.video) == (b"[]", None)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "cut off"),
-        (b"[]", "not a zlib stream"),
-        (zlib.compress(b"[" + b" " * 1000 + b"]")[:-8], "cut off"),
-        (zlib.compress(b"\x01\x00\x00\x00\x09abc"), "a video of 9 bytes is said to follow, 3 do"),
-    ],
-)
-def test_what_is_not_ours_says_in_which_way(content: bytes, reason: str) -> None:
-    with pytest.raises(BlobError, match=reason):
-        unpack(content)
-
-
-def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the bound, not after it."""
-    monkeypatch.setattr(blobs, "INFLATED_BYTES_MAX", 1000)
-
-    with pytest.raises(BlobError, match="inflates to more"):
-        unpack(zlib.compress(b" " * 1001))
+from ingest.core.stored_recording import BlobError, unpack
+from ingest.testing.messages import click_event, snapshot_event, viewport_event
+from ingest.web.blobs import playable, split
 
 
 @given(st.binary(max_size=200))

@@ -1,0 +1,95 @@
+"""`replays-ingest backfill`: facts and click rows of stored recordings, rebuilt from the bucket."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO
+
+import click
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, settings
+from ingest.cli.scope import since_option, until_option
+from ingest.operate.terminal import Terminal
+from tasks.wire import SinkName
+
+
+@click.command()
+@click.option("--project", type=click.IntRange(0), help="Only this project.")
+@since_option
+@until_option
+@click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
+@click.option("--dry-run", is_flag=True, help="Only compare, and report what would be written.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--rate", default=50.0, show_default=True, type=click.FloatRange(0.1), help="Recordings per second.")
+@click.option(
+    "--limit",
+    default=100,
+    show_default=True,
+    type=click.IntRange(0, 10_000),
+    help="Differing rows to list per sink; all of them are counted.",
+)
+@by_option
+@as_json
+def backfill(
+    project: int | None,
+    since: float | None,
+    until: float | None,
+    listed: IO[str] | None,
+    dry_run: bool,
+    yes: bool,
+    rate: float,
+    limit: int,
+    by: str,
+    as_json: bool,
+) -> None:
+    """Rebuild facts and click rows of stored recordings, after a parser fix or the loss of a table.
+
+    Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
+    that are missing or differ are written, under the identities that ingestion gives them. May be repeated: a
+    second run writes nothing. The window is that of arrival. What the recording does not say is copied from its
+    rows in ClickHouse; recordings without rows are counted and named.
+
+    Exit code 0: all were rebuilt; 1: some could not be, or the run failed, which the last line says.
+    """
+    from ingest.operate.backfill import Backfill, BackfillFailed, Selection, render
+    from ingest.operate.erase import plain_id
+
+    if as_json and not (yes or dry_run):
+        raise click.UsageError("--json cannot ask: give --yes or --dry-run")
+    try:
+        named = None if listed is None else tuple(plain_id(text) for text in listed.read().split())
+        selection = Selection(project, since, until, named)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    loaded = settings()
+    for needed in (SinkName.GCS, SinkName.CLICKHOUSE):
+        if needed not in loaded.sinks:
+            raise click.UsageError(f"REPLAYS_SINKS has no {needed}, which a backfill reads")
+    console = Terminal(stderr=True)
+    columns = (TextColumn("{task.completed} of {task.total} recordings"), TimeElapsedColumn())
+    try:
+        request = Backfill(loaded, selection)
+        count = request.count()
+        if not (dry_run or yes):
+            echo(f"{count} recordings are selected; --dry-run shows what would be written", err=True)
+            click.confirm(f"Rebuild the rows of {count} recordings?", abort=True, err=True)
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task("backfill", total=count)
+            found = request.run(
+                dry_run=dry_run,
+                per_second_max=rate,
+                by=by,
+                differences_max=limit,
+                progress=lambda segments: bar.update(task, completed=segments),
+            )
+    except BackfillFailed as error:
+        fail(str(error))
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        Terminal().print(render(found))
+    sys.exit(0 if found.ok else EXIT_FAILED)
+
+
+COMMANDS = (backfill,)

@@ -1,0 +1,100 @@
+"""Facts in BigQuery by identity and content.
+
+A stored fact is never replaced by an insert, and the view that shows each identity once would keep either. So one
+that differs is deleted before it is written again. BigQuery deletes nothing that was streamed in the last 90
+minutes: that is reported, and a later run finishes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from google.cloud import bigquery as official_bigquery
+
+from ingest.operate.reconcile.presence import (
+    DELIVERED_AGAIN_SECONDS_MAX,
+    FactKey,
+    Facts,
+    decoded,
+    fact_key,
+    moment_of,
+)
+from ingest.operate.reconcile.problem import Problem
+from ingest.settings import Settings
+from tasks.sinks.google import errors as google_errors
+from tasks.wire import Row, chunks
+
+COMPARED = ("event_type", "org_id", "replay_id", "segment_id", "attributes")
+ROWS_MAX = 2000
+
+
+class StoredFacts(Facts):
+    """Adds what differs to what is missing. Methods raise SinkError."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._table = f"`{self._dataset}.replay_events`"
+
+    def compare(self, items: Sequence[Row]) -> dict[int, tuple[Problem, str]]:
+        """Position -> what is wrong, and the columns that differ."""
+        found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
+        present = [position for position in range(len(items)) if position not in found]
+        for some in chunks(present, ROWS_MAX):
+            stored = self._contents([items[position] for position in some])
+            for position in some:
+                wanted = decoded(items[position])
+                for row in stored.get(fact_key(items[position]), []):
+                    columns = [name for name in COMPARED if not _same(wanted[name], row[name])]
+                    if columns:
+                        found[position] = (Problem.DIFFERS, f"differs in {', '.join(columns)}")
+        return found
+
+    def _contents(self, items: Sequence[Row]) -> dict[FactKey, list[dict[str, Any]]]:
+        columns = ", ".join(("project_id", "row_id", *COMPARED))
+        found: dict[FactKey, list[dict[str, Any]]] = {}
+        for row in self._run(f"SELECT {columns} FROM {self._table}", items):
+            found.setdefault((int(row["project_id"]), str(row["row_id"])), []).append(dict(row.items()))
+        return found
+
+    def delete(self, items: Sequence[Row]) -> None:
+        """Every stored row with the identities of these."""
+        for some in chunks(items, ROWS_MAX):
+            self._run(f"DELETE FROM {self._table}", some)
+
+    def _run(self, what: str, items: Sequence[Row]) -> Any:
+        """One statement about the identities of these rows, on the days around their own times."""
+        times = [float(decoded(item)["timestamp"]) for item in items]
+        keys = [fact_key(item) for item in items]
+        around = DELIVERED_AGAIN_SECONDS_MAX
+        config = official_bigquery.QueryJobConfig(
+            query_parameters=[
+                official_bigquery.ArrayQueryParameter(
+                    "keys", "STRING", [f"{project}-{row_id}" for project, row_id in keys]
+                ),
+                official_bigquery.ArrayQueryParameter("ids", "STRING", [row_id for _, row_id in keys]),
+                official_bigquery.ScalarQueryParameter("low", "TIMESTAMP", moment_of(min(times) - around)),
+                official_bigquery.ScalarQueryParameter("high", "TIMESTAMP", moment_of(max(times) + around)),
+            ]
+        )
+        where = (
+            "timestamp BETWEEN @low AND @high AND row_id IN UNNEST(@ids) "
+            "AND CONCAT(CAST(project_id AS STRING), '-', row_id) IN UNNEST(@keys)"
+        )
+        try:
+            return self._client.query_and_wait(
+                f"{what} WHERE {where}", job_config=config, wait_timeout=10 * self._seconds
+            )
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+
+
+def _same(wanted: Any, stored: Any) -> bool:
+    if wanted == stored:
+        return True
+    try:  # a column of the type JSON has its own spelling of the same value
+        as_text = stored if isinstance(stored, str) else msgspec.json.encode(stored)
+        return bool(msgspec.json.decode(wanted) == msgspec.json.decode(as_text))
+    except (msgspec.MsgspecError, TypeError, ValueError):
+        return False

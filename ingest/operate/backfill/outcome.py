@@ -1,0 +1,117 @@
+"""What came of a backfill: complete counts, and the first examples of each kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from ingest.operate.reconcile.problem import Problem
+
+NAMED_MAX = 1000
+SHOWN_MAX = 20
+
+
+@dataclass(slots=True)
+class Tally:
+    """One sink: rows rebuilt, those that were missing or different, and those that still are after the writes."""
+
+    rebuilt: int = 0
+    missing: int = 0
+    differs: int = 0
+    written: int = 0
+    left: int = 0
+
+    def count(self, problem: Problem) -> None:
+        """One more row that is not stored as it is rebuilt."""
+        if problem is Problem.MISSING:
+            self.missing += 1
+        else:
+            self.differs += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One row that is not stored as it is rebuilt. `what`: the columns that differ, or in words."""
+
+    problem: Problem
+    sink: str
+    item: str
+    what: str
+    project_id: int
+    replay_id: str
+    segment_id: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it. Counts are complete; lists of names hold at most NAMED_MAX, differences `differences_max`.
+
+    `without_rows`: recordings in the bucket, and replay ids that were given, without a row in ClickHouse: nothing
+    can be copied from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot
+    be inflated. `erased`: segments that were erased.
+    """
+
+    dry_run: bool
+    recordings: int = 0
+    without_rows: int = 0
+    gone: int = 0
+    unreadable: int = 0
+    erased: int = 0
+    sinks: dict[str, Tally] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Every recording could be rebuilt, and what was written is there."""
+        troubled = self.without_rows or self.gone or self.unreadable or self.failures
+        return not troubled and not any(tally.left for tally in self.sinks.values())
+
+    def note(self, kind: str, name: str) -> None:
+        """One more recording that could not be rebuilt: `without_rows`, `gone` or `unreadable`."""
+        setattr(self, kind, getattr(self, kind) + 1)
+        names = self.names.setdefault(kind, [])
+        if len(names) < NAMED_MAX:
+            names.append(name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def render(found: Outcome) -> Group:
+    """Everything that a terminal shows of it."""
+    about = (
+        f"{found.recordings:,} recordings rebuilt{', nothing written' if found.dry_run else ''}; "
+        f"{found.without_rows:,} without rows, {found.gone:,} gone from the bucket, "
+        f"{found.unreadable:,} unreadable, {found.erased:,} erased"
+    )
+    table = Table("sink", "rows rebuilt", "missing", "differs", "written", "left", "")
+    for name, tally in found.sinks.items():
+        numbers = (tally.rebuilt, tally.missing, tally.differs, tally.written, tally.left)
+        state = "NOT OK" if tally.left else "ok"
+        if found.dry_run:
+            state = "would write" if tally.missing + tally.differs else "equal"
+        table.add_row(name, *(f"{number:,}" for number in numbers), state)
+    return Group(about, table, *_lines(found), *found.notes, *(f"failed: {text}" for text in found.failures))
+
+
+def _lines(found: Outcome) -> Iterator[str]:
+    """The first SHOWN_MAX names of each kind, and of each sink's differences."""
+    for kind, names in found.names.items():
+        for name in names[:SHOWN_MAX]:
+            yield f"{kind.replace('_', ' ')}: {name}"
+    shown: Counter[str] = Counter()
+    for one in found.differences:
+        shown[one.sink] += 1
+        if shown[one.sink] <= SHOWN_MAX:
+            where = f"project {one.project_id}, replay {one.replay_id}, segment {one.segment_id}"
+            yield f"{one.problem}: {one.sink} {one.item}: {one.what} ({where})"

@@ -1,0 +1,51 @@
+"""One stored recording becomes its facts and click rows, by the parser of ingestion.
+
+The bound on the bytes of a segment's rows counts these alone here, and not the row of its session: a recording
+that reaches the bound may get a few more rows than ingestion gave it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ingest.core.parse import ParseRules, Rebuilt, rows_of_recording
+from ingest.core.parse.rows import Identity
+from ingest.core.stored_recording import unpack
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """What ClickHouse knows of one segment. `object`: the name of the object that the layout `segment` makes."""
+
+    org_id: int
+    project_id: int
+    replay_id: str
+    segment_id: int
+    received: int
+    retention_days: int
+    partition: int
+    offset: int
+    object: str
+    size_bytes: int
+    environment: str = ""
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """Identity within the system; the replay id without dashes."""
+        return self.project_id, self.replay_id, self.segment_id
+
+
+def rebuilt(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
+    """Its rows. Raises BlobError when the content is no recording."""
+    identity = Identity(
+        segment.org_id,
+        segment.project_id,
+        segment.replay_id,
+        segment.segment_id,
+        segment.retention_days,
+        None,
+        segment.received,
+        segment.partition,
+        segment.offset,
+    )
+    return rows_of_recording(unpack(content).recording, identity, segment.environment or None, rules)

@@ -1,0 +1,246 @@
+"""Rebuilds the rows of a selection: a page of segments at a time, compared, written where they differ, compared
+again.
+
+Memory: one page, at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and what it makes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from ingest.core.stored_recording import BlobError
+from ingest.operate.backfill.facts import StoredFacts
+from ingest.operate.backfill.outcome import Difference, Outcome, Tally
+from ingest.operate.backfill.rebuild import StoredSegment, rebuilt
+from ingest.operate.backfill.selection import Selection, StoredSegments, recordings
+from ingest.operate.reconcile.problem import Problem
+from ingest.operate.reconcile.recordings import Recordings
+from ingest.operate.reconcile.repair import Repair
+from ingest.operate.retention.bucket import Bucket
+from ingest.operate.shadow.contents import StoredRows
+from ingest.reader.configuration import rules_of
+from ingest.reader.erasures import Erasures, erasures_of
+from ingest.settings import Settings
+from tasks.connection import connect
+from tasks.coordination import Coordination
+from tasks.errors import SinkError, shortened
+from tasks.kafka.decisions import DecisionsUnreadable, load
+from tasks.kafka.producing import NotProduced
+from tasks.kafka.ranges import RangeError
+from tasks.sinks.clickhouse import errors as clickhouse_errors
+from tasks.sinks.google import errors as google_errors
+from tasks.wire import Item, Row, SinkName
+
+UNBOUNDED_ITEMS_PER_SECOND = 1e9
+"""A page is paced as a whole, by its segments."""
+
+Progress = Callable[[int], None]
+Wrong = dict[int, tuple[Problem, str]]
+
+
+class BackfillFailed(Exception):
+    """A server could not be read, or took no more. What was written until then stays; a later run goes on."""
+
+
+class Backfill:
+    """One request. Methods raise BackfillFailed."""
+
+    def __init__(self, settings: Settings, selection: Selection) -> None:
+        self._settings, self._selection = settings, selection
+        self._now = time.time()
+
+    def count(self) -> int:
+        """How many stored segments are selected."""
+        with _failing(), contextlib.closing(self._segments()) as segments:
+            return segments.count()
+
+    def run(
+        self,
+        *,
+        dry_run: bool,
+        per_second_max: float,
+        by: str = "unknown",
+        differences_max: int = 1000,
+        progress: Progress = lambda segments: None,
+    ) -> Outcome:
+        """Rebuilds and writes; a dry run only compares. `per_second_max`: recordings per second. Audited."""
+        began, found = time.monotonic(), Outcome(dry_run)
+        with _failing(), contextlib.ExitStack() as closing:
+            segments = closing.enter_context(contextlib.closing(self._segments()))
+            if not dry_run:
+                self._audit("begins", by, found)
+            pages = closing.enter_context(contextlib.closing(_Pages(self._settings, found, differences_max)))
+            seen = 0
+            for page in _readable(segments.pages(max(1, int(per_second_max)))):
+                pages.take(page)
+                seen += len(page)
+                progress(seen)
+                time.sleep(max(0.0, seen / per_second_max - (time.monotonic() - began)))
+            self._name_without_rows(segments, found, closing)
+            if not dry_run:
+                self._audit("ends", by, found)
+        if SinkName.DATADOG in self._settings.sinks:
+            found.notes.append("metrics are not sent again: DataDog would count them twice")
+        found.seconds = time.monotonic() - began
+        return found
+
+    def _segments(self) -> StoredSegments:
+        try:
+            return StoredSegments(self._settings, self._selection, self._now)
+        except Exception as error:
+            raise clickhouse_errors.sort(error).error() from error
+
+    def _name_without_rows(self, segments: StoredSegments, found: Outcome, closing: contextlib.ExitStack) -> None:
+        try:
+            bucket = closing.enter_context(contextlib.closing(Bucket(self._settings)))
+            listed = recordings(bucket, self._selection)
+            names = next(listed, None)
+            while names is not None:
+                for name in segments.unlisted(names):
+                    found.note("without_rows", name)
+                names = next(listed, None)
+            for replay_id in segments.unknown_replays():
+                found.note("without_rows", f"replay {replay_id}")
+        except Exception as error:
+            raise google_errors.sort(error).error() from error
+
+    def _audit(self, phase: str, by: str, found: Outcome) -> None:
+        coordination = Coordination(connect(self._settings), self._settings)
+        chosen = asdict(self._selection)
+        if self._selection.replay_ids is not None:
+            chosen["replay_ids"] = len(self._selection.replay_ids)
+        written = {name: tally.written for name, tally in sorted(found.sinks.items())}
+        coordination.audit({"what": f"backfill {phase}", "by": by, "selection": chosen, **written})
+
+
+class _Pages:
+    """Rebuilds pages and keeps the outcome."""
+
+    def __init__(self, settings: Settings, found: Outcome, differences_max: int) -> None:
+        self._found, self._differences_max = found, differences_max
+        self._rules = rules_of(settings)
+        self._erasures = _erasures(settings)
+        self._recordings = Recordings(settings)
+        self._rows = StoredRows(settings)
+        self._facts = StoredFacts(settings) if SinkName.BIGQUERY in settings.sinks else None
+        self._repair = None if found.dry_run else Repair(settings, UNBOUNDED_ITEMS_PER_SECOND)
+        self._shown: Counter[str] = Counter()
+        self._run = int(time.time() * 1000)
+
+    def take(self, page: Sequence[StoredSegment]) -> None:
+        """One page. Raises SinkError when a server cannot be read."""
+        wanted = [one for one in page if not self._is_erased(one)]
+        contents = self._recordings.contents([one.object for one in wanted])
+        clicks: dict[int, list[tuple[StoredSegment, Row]]] = {}
+        facts: list[tuple[StoredSegment, Row]] = []
+        for one in wanted:
+            content = contents[one.object]
+            if content is None:
+                self._found.note("gone", one.object)
+                continue
+            try:
+                rows = rebuilt(one, content, self._rules)
+            except BlobError as error:
+                self._found.note("unreadable", f"{one.object}: {error}")
+                continue
+            self._found.recordings += 1
+            clicks.setdefault(one.partition, []).extend((one, row) for row in rows.clickhouse)
+            facts += [(one, row) for row in rows.bigquery]
+        for partition, made in clicks.items():
+            self._settle(SinkName.CLICKHOUSE, made, self._comparing(partition))
+        if self._facts is not None:
+            self._settle(SinkName.BIGQUERY, facts, self._facts.compare)
+
+    def _comparing(self, partition: int) -> Callable[[Sequence[Row]], Wrong]:
+        def compare(items: Sequence[Row]) -> Wrong:
+            compared = self._rows.compare(items, partition, unexpected=False)
+            return {
+                one.position: (Problem(one.kind.value), one.what)
+                for one in compared.differences
+                if one.position is not None
+            }
+
+        return compare
+
+    def _settle(
+        self,
+        sink: SinkName,
+        made: Sequence[tuple[StoredSegment, Row]],
+        compare: Callable[[Sequence[Row]], Wrong],
+    ) -> None:
+        """Compares, writes what differs, and compares that again."""
+        tally = self._found.sinks.setdefault(str(sink), Tally())
+        items = [row for _, row in made]
+        tally.rebuilt += len(items)
+        wrong = compare(items)
+        for position, (problem, what) in sorted(wrong.items()):
+            tally.count(problem)
+            self._name(sink, made[position], problem, what)
+        if not wrong or self._repair is None:
+            return
+        again = [items[position] for position in sorted(wrong)]
+        differing = [items[place] for place, (problem, _) in sorted(wrong.items()) if problem is Problem.DIFFERS]
+        failure = self._written(sink, again, differing)
+        if failure:
+            self._found.failures.append(failure)
+        left = len(compare(again))
+        tally.left += left
+        tally.written += len(again) - left
+
+    def _written(self, sink: SinkName, items: Sequence[Item], differing: Sequence[Row]) -> str:
+        assert self._repair is not None
+        try:
+            if sink is SinkName.BIGQUERY and self._facts is not None and differing:
+                self._facts.delete(differing)
+        except SinkError as error:
+            return shortened(f"{sink}: {len(differing)} rows that differ could not be deleted: {error}")
+        self._run += 1
+        return self._repair.write_items(sink, f"backfill-{self._run}", items)
+
+    def _name(self, sink: SinkName, made: tuple[StoredSegment, Row], problem: Problem, what: str) -> None:
+        self._shown[sink] += 1
+        if self._shown[sink] <= self._differences_max:
+            one, row = made
+            name = f"{row.table}/{row.id}"
+            self._found.differences.append(Difference(problem, str(sink), name, what, *one.key))
+
+    def _is_erased(self, one: StoredSegment) -> bool:
+        erased = self._erasures.holds(one.project_id, one.replay_id, one.received)
+        self._found.erased += erased
+        return erased
+
+    def close(self) -> None:
+        for server in (self._recordings, self._rows, self._facts, self._repair):
+            if server is not None:
+                with contextlib.suppress(Exception):
+                    server.close()
+
+
+def _erasures(settings: Settings) -> Erasures:
+    in_force = {key: one.value for key, one in load(settings).entries.items() if one.value is not None}
+    return erasures_of(in_force, time.time())
+
+
+def _readable(pages: Iterable[Any]) -> Iterator[Any]:
+    """Pages of ClickHouse; what the driver raises as SinkError."""
+    try:
+        yield from pages
+    except SinkError:
+        raise
+    except Exception as error:
+        raise clickhouse_errors.sort(error).error() from error
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except (SinkError, RangeError, DecisionsUnreadable, NotProduced, RedisError) as failure:
+        raise BackfillFailed(shortened(str(failure))) from failure

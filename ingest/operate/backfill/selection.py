@@ -1,0 +1,179 @@
+"""Which stored segments a backfill is about, a page at a time, and which recordings of the bucket have no row.
+
+Pages follow the primary key of `replay_segments`, so each costs the server the rows that it returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ingest.core.parse.document import UINT32_MAX
+from ingest.core.parse.rows import TRUSTED_SECONDS, hashed
+from ingest.operate.backfill.rebuild import StoredSegment
+from ingest.operate.reconcile.presence import CONDITIONS
+from ingest.operate.reconcile.problem import numbers, uuids
+from ingest.operate.retention.bucket import DAY_SECONDS, Bucket
+from ingest.settings import Settings
+from tasks.refused import OBJECT
+from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.sinks.gcs.bucket import RETENTION_DAYS
+from tasks.units import MiB
+from tasks.wire import chunks
+
+PAGE_SEGMENTS = 200
+PAGE_BYTES = 64 * MiB
+IDS_AT_ONCE = 500
+NAMES_AT_ONCE = 1000
+NOTHING_BEFORE = (0, "00000000-0000-0000-0000-000000000000", -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Segments of one project, that arrived in a window of unix seconds, of certain replays: whatever is given.
+
+    `replay_ids`: 32 hex digits each; None: not selected by id. Raises ValueError when nothing is given.
+    """
+
+    project_id: int | None = None
+    since: float | None = None
+    until: float | None = None
+    replay_ids: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.project_id, self.since, self.until, self.replay_ids) == (None, None, None, None):
+            raise ValueError("nothing is selected: give --project, --since, --until or --list")
+
+    def holds(self, seconds: float) -> bool:
+        """Whether a moment is in the window."""
+        return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
+
+    def conditions(self, now: float) -> Iterator[str]:
+        """A condition on `replay_segments` for each part of the ids. Rows past their retention are left out."""
+        parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
+        if self.project_id is not None:
+            parts.append(f"project_id = {int(self.project_id)}")
+        if self.since is not None:
+            parts.append(f"received >= toDateTime({max(0, math.ceil(self.since))})")
+        if self.until is not None:
+            parts.append(f"received < toDateTime({max(0, math.ceil(self.until))})")
+        for ids in [None] if self.replay_ids is None else chunks(sorted(set(self.replay_ids)), IDS_AT_ONCE):
+            yield " AND ".join([*parts, f"replay_id IN ({uuids(ids)})"] if ids else parts)
+
+    def prefixes(self) -> Iterator[str]:
+        """Where in the bucket its recordings lie in the layout `segment`."""
+        if self.project_id is None:
+            yield from ([] if self.replay_ids is not None else [""])
+            return
+        for days in RETENTION_DAYS:
+            for replay_id in ("",) if self.replay_ids is None else sorted(set(self.replay_ids)):
+                yield f"{days}/{self.project_id}/{replay_id}{'/' if replay_id else ''}"
+
+
+class StoredSegments:
+    """Asks ClickHouse. Methods raise what clickhouse-connect raises."""
+
+    def __init__(self, settings: Settings, selection: Selection, now: float) -> None:
+        self._selection, self._now = selection, now
+        self._server: Any = clickhouse.client(settings)
+
+    def count(self) -> int:
+        """How many segments are selected."""
+        queries = [
+            f"SELECT uniqExact(project_id, replay_id, segment_id) FROM replay_segments WHERE {where}"
+            for where in self._selection.conditions(self._now)
+        ]
+        return sum(int(self._server.query(query).result_rows[0][0]) for query in queries)
+
+    def pages(self, segments_max: int) -> Iterator[list[StoredSegment]]:
+        """At most so many segments, and about PAGE_BYTES of recordings, at a time."""
+        for where in self._selection.conditions(self._now):
+            after: tuple[int, str, int] = NOTHING_BEFORE
+            while page := self._page(where, after, min(PAGE_SEGMENTS, segments_max)):
+                after = page[-1].key
+                yield page
+
+    def _page(self, where: str, after: tuple[int, str, int], segments_max: int) -> list[StoredSegment]:
+        project, replay, segment = after
+        uuid = f"toUUID({uuids([replay])})"
+        rows = self._server.query(
+            "SELECT org_id, project_id, replace(toString(replay_id), '-', ''), segment_id, "
+            "toUnixTimestamp(received), retention_days, partition, offset, object, size_compressed "
+            f"FROM replay_segments FINAL WHERE {where} AND (project_id > {project} OR (project_id = {project} AND "
+            f"(replay_id > {uuid} OR (replay_id = {uuid} AND segment_id > {segment})))) "
+            f"ORDER BY project_id, replay_id, segment_id LIMIT {segments_max}"
+        ).result_rows
+        found: list[StoredSegment] = []
+        size_bytes = 0
+        for row in rows:
+            size_bytes += row[-1]
+            if found and size_bytes > PAGE_BYTES:
+                break
+            found.append(StoredSegment(*row))
+        return self._with_environments(found)
+
+    def _with_environments(self, page: Sequence[StoredSegment]) -> list[StoredSegment]:
+        """Each with the environment that its session's row has; that row has it from the replay_event."""
+        if not page:
+            return []
+        # Two projects may use one replay id, and then share its hashes.
+        hashes = {hashed(f"{one.replay_id}/segment/{one.segment_id}"): one.key[1:] for one in page}
+        replays = uuids(one.replay_id for one in page)
+        times = [one.received for one in page]
+        rows = self._server.query(
+            "SELECT project_id, toString(event_hash), environment FROM replays FINAL "
+            f"WHERE project_id IN ({numbers(one.project_id for one in page)}) AND replay_id IN ({replays}) "
+            f"AND cityHash64(replay_id) IN (SELECT cityHash64(toUUID(arrayJoin([{replays}])))) "
+            f"AND timestamp BETWEEN toDateTime({max(0, min(times) - TRUSTED_SECONDS)}) "
+            f"AND toDateTime({min(UINT32_MAX, max(times) + TRUSTED_SECONDS)}) AND event_hash IN ({uuids(hashes)})"
+        ).result_rows
+        known = {(project, *hashes[event]): environment for project, event, environment in rows}
+        return [replace(one, environment=known.get(one.key, "")) for one in page]
+
+    def unlisted(self, names: Sequence[str]) -> list[str]:
+        """Those of these objects that are segments without a row."""
+        parts = {name: name.split("/") for name in names}
+        keys = {
+            name: {"project_id": int(project), "replay_id": replay, "segment_id": int(segment)}
+            for name, (_, project, replay, segment) in parts.items()
+        }
+        if not keys:
+            return []
+        rows = self._server.query(
+            "SELECT DISTINCT project_id, replace(toString(replay_id), '-', ''), segment_id FROM replay_segments "
+            f"WHERE {CONDITIONS['replay_segments'](list(keys.values()), 0)}"
+        ).result_rows
+        known = {tuple(row) for row in rows}
+        return [name for name, key in keys.items() if tuple(key.values()) not in known]
+
+    def unknown_replays(self) -> Iterator[str]:
+        """Replay ids that were given and of which there is no row."""
+        for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_AT_ONCE):
+            project = self._selection.project_id
+            where = f"replay_id IN ({uuids(ids)})" + (
+                "" if project is None else f" AND project_id = {int(project)}"
+            )
+            rows = self._server.query(
+                f"SELECT DISTINCT replace(toString(replay_id), '-', '') FROM replay_segments WHERE {where}"
+            ).result_rows
+            yield from sorted(set(ids) - {row[0] for row in rows})
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._server.close()
+
+
+def recordings(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
+    """Names of the selected recordings in the bucket that are objects of their own, some at a time."""
+    names: list[str] = []
+    for prefix in selection.prefixes():
+        for one in bucket.objects(prefix):
+            if one.live and OBJECT.fullmatch(one.name) and selection.holds(one.born_at):
+                names.append(one.name)
+            if len(names) >= NAMES_AT_ONCE:
+                yield names
+                names = []
+    if names:
+        yield names

@@ -1,0 +1,57 @@
+"""One stored recording, taken apart: it is what the reader stores, or a BlobError says in which way it is not."""
+
+from __future__ import annotations
+
+import json
+import zlib
+
+import pytest
+
+from ingest.core import stored_recording
+from ingest.core.model import Segment
+from ingest.core.stored_recording import BlobError, unpack
+from ingest.testing.messages import snapshot_event, video_recording, viewport_event
+from tests.kit.parsing import parsed
+
+
+def stored(segment: Segment) -> bytes:
+    (blob,) = segment.blobs
+    return bytes(blob.content)
+
+
+def test_what_the_reader_stores_of_a_mobile_segment_comes_apart_again() -> None:
+    """The video and the events, to the byte."""
+    events = [viewport_event(), snapshot_event()]
+
+    found = unpack(stored(parsed(video_recording(b"an mp4 file", events))))
+
+    assert found.video == b"an mp4 file"
+    assert json.loads(found.recording) == json.loads(json.dumps(events))
+
+
+def test_a_web_segment_has_no_video() -> None:
+    found = unpack(zlib.compress(b"[]"))
+
+    assert (found.recording, found.video) == (b"[]", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cut off"),
+        (b"[]", "not a zlib stream"),
+        (zlib.compress(b"[" + b" " * 1000 + b"]")[:-8], "cut off"),
+        (zlib.compress(b"\x01\x00\x00\x00\x09abc"), "a video of 9 bytes is said to follow, 3 do"),
+    ],
+)
+def test_what_is_not_ours_says_in_which_way(content: bytes, reason: str) -> None:
+    with pytest.raises(BlobError, match=reason):
+        unpack(content)
+
+
+def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the bound, not after it."""
+    monkeypatch.setattr(stored_recording, "INFLATED_BYTES_MAX", 1000)
+
+    with pytest.raises(BlobError, match="inflates to more"):
+        unpack(zlib.compress(b" " * 1001))
