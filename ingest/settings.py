@@ -1,4 +1,4 @@
-"""Every setting of the reader, typed, with unit, bounds and why. The fleet's come with it by inheritance."""
+"""Reader settings, with units and bounds. Inherits the settings that readers and workers share."""
 
 from __future__ import annotations
 
@@ -16,89 +16,91 @@ __all__ = ["Settings", "SettingsError", "load"]
 
 
 CLASSIC_OPTIONS = frozenset(("heartbeat.interval.ms",))
-"""librdkafka's properties that the protocol consumer has no use for, and refuses."""
+"""librdkafka properties that `group.protocol=consumer` does not accept."""
 
 
 class GroupProtocol(StrEnum):
-    """How the consumer group agrees on who reads what."""
+    """Kafka's group rebalance protocol."""
 
     CLASSIC = "classic"
     CONSUMER = "consumer"
 
 
 class Settings(FleetSettings):
-    """What `replays-ingest` needs to know."""
+    """Settings of the reader and of all commands."""
 
     # Kafka consumer group
     kafka_group: str = Field("replays-ingest", min_length=1, description="Consumer group.")
     kafka_instance_id: str = Field(
         "",
-        description="group.instance.id: static membership, so that a rolling restart moves no partition. A reader "
-        "that dies in a rebalance can leave a partition without an owner for "
-        "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX, and the partitions of one that does not come back wait for the "
-        "session time-out.",
+        description="group.instance.id: enables static membership, so that a rolling restart moves no "
+        "partitions. A reader that dies during a rebalance can leave a partition without an owner for "
+        "REPLAYS_KAFKA_UNOWNED_SECONDS_MAX. Partitions of a reader that does not return wait for the "
+        "session timeout.",
     )
     kafka_group_protocol: GroupProtocol = Field(
         GroupProtocol.CLASSIC,
-        description="group.protocol. consumer is KIP-848, for Apache Kafka 4 and later: the brokers assign "
-        "partitions, and the session time-out is theirs (group.consumer.session.timeout.ms).",
+        description="group.protocol. `consumer` is KIP-848 and needs Apache Kafka 4 or later: brokers assign the "
+        "partitions and set the session timeout (group.consumer.session.timeout.ms).",
     )
     kafka_session_timeout_seconds: float = Field(
         30.0,
         ge=1,
         le=1800,
-        description="session.timeout.ms, under the protocol classic. The drain deadline must be shorter.",
+        description="session.timeout.ms, with the classic protocol. Must exceed REPLAYS_DRAIN_DEADLINE_SECONDS.",
     )
     kafka_max_poll_interval_seconds: float = Field(
         300.0,
         ge=10,
         le=86_400,
-        description="max.poll.interval.ms: a loop that does not poll for this long loses its partitions. Under "
-        "the protocol consumer the drain deadline must be shorter; under classic it is at least the session "
-        "time-out.",
+        description="max.poll.interval.ms: a reader that does not poll for this long loses its partitions. "
+        "With the consumer protocol it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with classic it must be "
+        "at least the session timeout.",
     )
     kafka_metadata_refresh_seconds: float = Field(
         30.0,
         ge=1,
         le=240,
-        description="topic.metadata.refresh.interval.ms: how soon partitions that were added are noticed.",
+        description="topic.metadata.refresh.interval.ms: maximum delay before added partitions are noticed.",
     )
     kafka_offset_reset: Literal["earliest", "latest", "error"] = Field(
         "earliest",
-        description="Where to start when the committed offset was lost or is not in the log, and where a group "
-        "without commits begins. A partition that is new to its group, or whose topic was created again, starts "
-        "at its beginning whatever this says.",
+        description="Start position when the committed offset is lost or no longer in the log, and for a "
+        "group without commits. A partition that is new to its group, or whose topic was recreated, always "
+        "starts at its beginning.",
     )
     kafka_unowned_seconds_max: float = Field(
         30.0,
         ge=1,
         le=3600,
-        description="A partition without an owner for this long, in a group that does not rebalance, makes a "
-        "reader join the group again. It can only happen to static members (REPLAYS_KAFKA_INSTANCE_ID) under the "
-        "classic protocol.",
+        description="Maximum time that a partition may have no owner while the group is stable; a reader "
+        "then rejoins to force a rebalance. Occurs only with static members (REPLAYS_KAFKA_INSTANCE_ID) and "
+        "the classic protocol.",
     )
     kafka_queued_bytes_max: int = Field(
-        32 * MiB, ge=1 * MiB, le=1024 * MiB, description="What librdkafka may prefetch."
+        32 * MiB, ge=1 * MiB, le=1024 * MiB, description="Maximum bytes that librdkafka prefetches."
     )
 
     # Batches
-    batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Messages in a batch.")
-    batch_bytes_max: int = Field(16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes that end a batch.")
+    batch_messages_max: int = Field(1000, ge=1, le=100_000, description="Maximum messages per batch.")
+    batch_bytes_max: int = Field(
+        16 * MiB, ge=64 * KiB, le=256 * MiB, description="Staged bytes at which a batch is cut."
+    )
     staged_bytes_max: int = Field(
         32 * MiB,
         ge=64 * KiB,
         le=256 * MiB,
-        description="Staged bytes that no batch exceeds, a single message aside: recordings, rows, and the keys "
-        "and headers of dead letters. A recorded batch that would exceed it is cut again, smaller. Keep it below "
-        "a fifth of Redis' maxmemory.",
+        description="Maximum staged bytes per batch: recordings, rows, and keys and headers of dead letters. "
+        "Only a batch of a single message may exceed it. A recorded batch that would exceed it is cut into "
+        "smaller ones. Keep it below a fifth of Redis maxmemory.",
     )
-    batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="How long a batch stays open.")
+    batch_age_seconds_max: float = Field(2.0, gt=0, le=600, description="Age at which an open batch is cut.")
     batch_age_idle_seconds: float = Field(
         0.5,
         gt=0,
         le=600,
-        description="Age at which a batch is cut while the reader has no batch in flight. Not below "
-        "REPLAYS_BATCH_AGE_SECONDS_MAX: batches are never cut early.",
+        description="Age at which a batch is cut while the reader has no batch in flight. "
+        "Values of REPLAYS_BATCH_AGE_SECONDS_MAX and above disable early cuts.",
     )
     early_cuts_per_second_max: float = Field(
         8.0,
@@ -107,72 +109,77 @@ class Settings(FleetSettings):
         description="Maximum early cuts (REPLAYS_BATCH_AGE_IDLE_SECONDS) per second and reader. Each cut is a "
         "part per ClickHouse table: lower it if ClickHouse reports too many parts.",
     )
-    in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Batches cut and not yet settled.")
+    in_flight_batches_max: int = Field(16, ge=1, le=1024, description="Maximum batches cut but not yet settled.")
     in_flight_bytes_max: int = Field(
-        128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Bytes of open and unsettled batches."
+        128 * MiB, ge=1 * MiB, le=16 * 1024 * MiB, description="Maximum bytes of open and unsettled batches."
     )
 
     pause_after_seconds: float = Field(
         0.5,
         ge=0,
         le=60,
-        description="How long one of these bounds is reached before the consumer pauses. Until then the reader "
-        "only stops polling: a pause throws prefetched messages away, and they are fetched again.",
+        description="How long an in-flight bound must be reached before the consumer pauses. Until then the "
+        "reader only stops polling, because a pause discards prefetched messages.",
     )
     pending_ranges_max: int = Field(
         512,
         ge=8,
         le=100_000,
-        description="Batches of one partition behind one that does not settle; then no more of it is fetched. "
-        "A crash reads so many again, and the cut record has to hold their ends.",
+        description="Maximum batches of one partition that may queue behind an unsettled one before the "
+        "partition is paused. After a crash this many are read again, and the cut record must hold their ends.",
     )
 
     # Deadlines and retries of batches
     flush_deadline_seconds: float = Field(
-        120.0, ge=1, le=3600, description="A chord that is not heard of for this long is started again."
+        120.0, ge=1, le=3600, description="Time without a completion after which a chord is started again."
     )
     drain_deadline_seconds: float = Field(
-        20.0, ge=0.1, le=600, description="How long a revocation or SIGTERM waits for batches in flight."
+        20.0, ge=0.1, le=600, description="Maximum wait for in-flight batches on revocation or SIGTERM."
     )
-    retry_backoff_seconds: float = Field(5.0, gt=0, le=600, description="First wait before a batch's retry.")
-    retry_backoff_seconds_max: float = Field(60.0, gt=0, le=3600, description="Longest wait before it.")
+    retry_backoff_seconds: float = Field(
+        5.0, gt=0, le=600, description="Initial wait before a failed batch is retried."
+    )
+    retry_backoff_seconds_max: float = Field(
+        60.0, gt=0, le=3600, description="Maximum wait before a failed batch is retried."
+    )
     undispatched_seconds_max: float = Field(
         15.0,
         gt=0,
         le=600,
-        description="Longest wait before a batch is tried again that Redis did not take. Short: once Redis is "
-        "back, nothing moves for up to this long.",
+        description="Maximum wait before retrying a batch that could not be staged in Redis. Keep it short: "
+        "after Redis returns, ingestion can stand still for this long.",
     )
 
     # Commits, and the batch boundaries (the cut record) that Kafka stores with them
-    commit_interval_seconds: float = Field(0.5, ge=0.01, le=60, description="Shortest time between commits.")
+    commit_interval_seconds: float = Field(0.5, ge=0.01, le=60, description="Minimum interval between commits.")
     commit_answer_seconds_max: float = Field(
         10.0,
         ge=1,
         le=300,
-        description="A commit without an answer for this long is given up, the next one says the same or more. "
-        "Raise it for brokers that are slow to answer, not for safety.",
+        description="Timeout of one commit; the next commit covers the same offsets or more. Raise it for "
+        "slow brokers; safety does not depend on it.",
     )
     cut_record_seconds_max: float = Field(
         5.0,
         ge=0,
         le=300,
-        description="How long a batch waits for its boundary to be recorded before it is flushed all the same. "
-        "Then a crash may cut elsewhere, and what was flushed is written again under another batch id.",
+        description="Maximum wait for a batch's boundary to be recorded before it is flushed anyway. If the "
+        "reader then crashes, the messages may be cut differently and written again under another batch id.",
     )
     cut_record_bytes_max: int = Field(
         4000,
         ge=64,
         le=65_536,
-        description="Longest cut record, an end taking about three bytes; what does not fit is left out. A record "
-        "that the brokers refuse (offset.metadata.max.bytes, 4096 unless set) is followed by a shorter one.",
+        description="Maximum size of the cut record, at about three bytes per batch end; ends that do not "
+        "fit are left out. If brokers refuse a record (offset.metadata.max.bytes, default 4096), the next "
+        "one is shorter.",
     )
     plan_seconds_max: float = Field(
         30.0,
         ge=1,
         le=3600,
-        description="How long the reader waits at the end of a partition for the rest of a batch that a "
-        "predecessor had cut; then the batch is cut as it is. Only time in which the partition is fetched counts.",
+        description="Maximum wait at the end of a partition for the rest of a batch that the previous owner "
+        "had cut; the batch is then cut as it is. Only time in which the partition is fetched counts.",
     )
 
     # Dead letters
@@ -180,47 +187,60 @@ class Settings(FleetSettings):
         0.1,
         gt=0,
         le=1,
-        description="Share of the projects among the last reject_window messages. When the messages of more "
-        "projects than this are mostly rejects, the reader halts: a deploy is bad. 1: never.",
+        description="Share of the projects in the reject window whose messages may be mostly rejects. Above "
+        "it the reader halts, because a bad deployment is the likely cause. 1 disables this halt.",
     )
     reject_projects_min: int = Field(
         3,
         ge=1,
         le=100_000,
-        description="Fewer projects than this never halt a reader by reject_ratio_max, so that no single project "
-        "can halt it for the others. 1 suits an installation with one project.",
+        description="Minimum number of bad projects before REPLAYS_REJECT_RATIO_MAX halts the reader, so "
+        "that no single project can halt it for the others. Use 1 if there is only one project.",
     )
     reject_unattributed_ratio_max: float = Field(
         0.1,
         gt=0,
         le=1,
-        description="More rejects than this share of the last reject_window messages that name no project: halt.",
+        description="Maximum share of rejects among the messages in the reject window that name no project. "
+        "Above it the reader halts.",
     )
-    reject_window: int = Field(1000, ge=10, le=1_000_000, description="Messages that rejects are counted over.")
+    reject_window: int = Field(
+        1000,
+        ge=10,
+        le=1_000_000,
+        description="Reject window: number of most recent messages that reject ratios are computed over.",
+    )
     reject_policy: Literal["dead_letter", "drop"] = Field(
         "dead_letter",
-        description="What becomes of the rejects of a project that is shed because most of its messages are "
-        "rejects: dead_letter keeps them, drop counts them and loses them.",
+        description="Handling of rejects of a project that is shed because most of its messages are rejects: "
+        "dead_letter keeps them; drop counts and discards them.",
     )
 
     # Parsing
-    message_bytes_max: int = Field(16 * MiB, ge=1 * KiB, le=256 * MiB, description="A larger message: reject.")
-    inflated_bytes_max: int = Field(
-        100 * MiB, ge=1 * MiB, le=1024 * MiB, description="A segment that inflates to more: reject."
+    message_bytes_max: int = Field(
+        16 * MiB, ge=1 * KiB, le=256 * MiB, description="Maximum message size; larger messages are rejected."
     )
-    clicks_per_segment_max: int = Field(20, ge=0, le=10_000, description="Clicks kept of a segment.")
-    taps_per_segment_max: int = Field(20, ge=0, le=10_000, description="Taps kept of a segment.")
+    inflated_bytes_max: int = Field(
+        100 * MiB,
+        ge=1 * MiB,
+        le=1024 * MiB,
+        description="Maximum decompressed size of a segment; larger segments are rejected.",
+    )
+    clicks_per_segment_max: int = Field(20, ge=0, le=10_000, description="Maximum clicks stored per segment.")
+    taps_per_segment_max: int = Field(20, ge=0, le=10_000, description="Maximum taps stored per segment.")
     facts_per_segment_max: int = Field(
         2000,
         ge=1,
         le=100_000,
-        description="BigQuery facts kept of a segment: bounds what one hostile recording can make of rows.",
+        description="Maximum BigQuery facts stored per segment. Bounds the rows that a hostile recording can "
+        "create.",
     )
     rows_bytes_max: int = Field(
         4 * MiB,
         ge=64 * 1024,
         le=256 * MiB,
-        description="Bytes of rows and metrics kept of a segment; the rest is left out (warning rows_over_limit).",
+        description="Maximum bytes of rows and metrics per segment; the rest is left out (warning "
+        "rows_over_limit).",
     )
     sample_segment_rate: float = Field(
         1 / 500, ge=0, le=1, description="Share of segments whose canvas, mutation and option facts are kept."
@@ -228,25 +248,30 @@ class Settings(FleetSettings):
     sample_event_rate: float = Field(
         0.002, ge=0, le=1, description="Share of multi clicks and rage clicks that become BigQuery facts."
     )
-    parse_processes: int = Field(0, ge=0, le=64, description="Processes that parse; 0: in the reader itself.")
+    parse_processes: int = Field(
+        0, ge=0, le=64, description="Number of parser processes; 0 parses in the reader process."
+    )
     parse_usual_bytes_max: int = Field(
         8 * MiB,
         ge=64 * KiB,
         le=1024 * MiB,
-        description="A segment that inflates to more, or that takes more than a few milliseconds to read, is "
-        "parsed in a child process with limits on memory and CPU time; the reader goes on with other partitions.",
+        description="Decompressed size above which a segment is parsed in a child process with memory and "
+        "CPU limits, while the reader continues with other partitions. Segments that take more than a few "
+        "milliseconds to parse are handled the same way.",
     )
 
     # Surface
-    http_host: str = Field("127.0.0.1", description="Address of /livez, /readyz and /metrics.")
-    http_port: int = Field(9464, ge=0, le=65535, description="Its port; 0: a free one.")
+    http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
+    http_port: int = Field(
+        9464, ge=0, le=65535, description="Port of /livez, /readyz and /metrics; 0 picks a free one."
+    )
     loop_silent_seconds_max: float = Field(
         60.0,
         ge=6,
         le=3600,
-        description="A loop that stands still for this long fails /livez, stacks are logged. A message is "
-        "rejected when parsing it in a child process takes a sixth of this in CPU time, or twice 40 % of it by "
-        "the clock.",
+        description="Time without progress of the reader loop after which /livez fails and all stacks are "
+        "logged. A message is rejected when parsing it in a child process takes a sixth of this in CPU time, "
+        "or twice takes 40 % of it in wall-clock time.",
     )
 
     @model_validator(mode="after")
@@ -258,7 +283,7 @@ class Settings(FleetSettings):
         if self.drain_deadline_seconds >= seconds:
             raise ValueError(
                 f"{_variable('drain_deadline_seconds')}={self.drain_deadline_seconds:g} is not shorter than "
-                f"{_variable(name)}={seconds:g}: the group would take partitions away before they are drained; "
+                f"{_variable(name)}={seconds:g}: partitions would be reassigned before they are drained; "
                 "lower the first or raise the second"
             )
         return self
@@ -281,7 +306,7 @@ class Settings(FleetSettings):
         if self.kafka_group_protocol is GroupProtocol.CONSUMER and conflicts:
             raise ValueError(
                 f"{_variable('kafka_options')}: {', '.join(conflicts)} cannot be set with "
-                f"{_variable('kafka_group_protocol')}=consumer: the brokers decide on it"
+                f"{_variable('kafka_group_protocol')}=consumer: the brokers set it"
             )
         return self
 

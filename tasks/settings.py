@@ -1,4 +1,4 @@
-"""Every setting of the flush fleet, and those that it shares with the reader. Units are in the names.
+"""Settings that readers and workers share, and those of workers and Flower. Units are in the names.
 
 `tasks.loading` reads them and reports what is wrong with them.
 """
@@ -36,7 +36,7 @@ KEY_PASSWORD = "ssl.key.password"
 
 
 class Settings(BaseSettings):
-    """What a flush worker needs to know. The reader's settings extend these."""
+    """Settings of a worker. The reader's settings extend these."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis for queues, chords, staged batches and completions: redis://, rediss:// (TLS), "
-        "redis+socket:///path, or sentinel://host:26379;sentinel://host:26379/0. May hold Redis' user name and "
-        "password. Its maxmemory-policy must be noeviction. docs/redis.md lists the options it takes.",
+        "redis+socket:///path, or sentinel://host:26379;sentinel://host:26379/0. May hold Redis user name "
+        "and password. maxmemory-policy must be noeviction. docs/redis.md lists the supported URL options.",
     )
     redis_tls_ca_file: Path | None = Field(
         None, description="CA bundle for TLS to Redis and Sentinel; system default if unset."
@@ -53,212 +53,262 @@ class Settings(BaseSettings):
     redis_sentinel_master: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.-]{0,128}$",
-        description="Name of the primary that the Sentinels of a sentinel:// URL watch. Required with such a URL.",
+        description="Name of the primary monitored by the Sentinels of a sentinel:// URL. Required with such "
+        "a URL.",
     )
     redis_sentinel_username: str = Field("", description="User name for the Sentinels themselves.")
     redis_sentinel_password: SecretStr = Field(
         SecretStr(""), description="Password for the Sentinels themselves; the one in the URL is for Redis."
     )
     redis_sentinel_tls: Literal["off", "redis", "all"] = Field(
-        "off", description="TLS behind a sentinel:// URL: to Redis alone, or to the Sentinels as well."
+        "off", description="TLS with a sentinel:// URL: off, to Redis only, or to Redis and the Sentinels (all)."
     )
-    redis_timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="Socket time-out of every Redis call.")
+    redis_timeout_seconds: float = Field(5.0, ge=0.1, le=60, description="Socket timeout of Redis calls.")
     key_prefix: str = Field("replays", pattern=r"^[a-z0-9_.-]{1,32}$", description="Prefix of all Redis keys.")
     staged_ttl_seconds: int = Field(
         6 * 3600,
         ge=600,
         le=7 * 86400,
-        description="How long staged bytes and done marks outlive their writer.",
+        description="Expiry of staged bytes and done marks after they were last written or renewed.",
     )
 
     shared_key: SecretStr = Field(
         SecretStr(""),
-        description="Key shared by readers, workers and operators' commands. It authenticates staged batches, "
-        "done marks, completions, parked batches and dead letters. Several keys, comma separated: the first "
-        "seals, all verify; at least 32 characters each. Empty: nothing is authenticated.",
+        description="Secret shared by readers, workers and operator commands. Authenticates staged batches, "
+        "done marks, completions, parked batches and dead letters. Comma-separated list: the first key seals, all "
+        "verify; at least 32 characters each. Empty: entries are not authenticated.",
     )
-    shared_key_file: Path | None = Field(None, description="File to read the shared key from.")
+    shared_key_file: Path | None = Field(None, description="File that contains the shared key.")
     shared_key_unsealed: Literal["refuse", "accept"] = Field(
         "refuse",
-        description="Entries without a seal, where a shared key is set. `accept` while programs without the key "
-        "still run; a wrong seal is refused either way.",
+        description="Handling of entries without a seal when a shared key is set. Use `accept` while "
+        "processes without the key still run. Wrong seals are always refused.",
     )
 
     heartbeat_seconds: float = Field(
         5.0,
         ge=0.2,
         le=300,
-        description="How often a reader shows its state in Redis and looks at the queues there.",
+        description="Interval at which a reader publishes its state to Redis and reads queue depths.",
     )
 
     # Kafka: what both sides need (the fleet produces dead letters)
     kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
-    kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="The topic to read.")
-    dead_letter_topic: str = Field("", description="Topic of the dead letters. Default: <kafka_topic>-dlq.")
+    kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="Input topic.")
+    dead_letter_topic: str = Field("", description="Dead-letter topic. Default: <kafka_topic>-dlq.")
     kafka_operators_topic: str = Field(
         "",
         description="Compacted topic of operators' decisions: kill switches, limits, erasures, audit trail. "
         "Default: <kafka_topic>-operators.",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How to talk to the brokers."
+        "PLAINTEXT", description="Security protocol of broker connections."
     )
     kafka_sasl_mechanism: Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
         "", description="SASL mechanism; empty without SASL."
     )
     kafka_sasl_username: str = Field("", description="SASL user name.")
     kafka_sasl_password: SecretStr = Field(SecretStr(""), description="SASL password.")
-    kafka_ssl_ca_file: Path | None = Field(None, description="CA certificate that signed the brokers'.")
+    kafka_ssl_ca_file: Path | None = Field(None, description="CA bundle that verifies the brokers' certificates.")
     kafka_ssl_certificate_file: Path | None = Field(None, description="Client certificate (mutual TLS).")
     kafka_ssl_key_file: Path | None = Field(None, description="Key of the client certificate.")
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
-        description="Further librdkafka properties as a JSON object (OAUTHBEARER endpoints, tuning); they win. "
-        "Those that at-least-once rests on are refused (tasks/guarded.py lists them).",
+        description="Additional librdkafka properties as a JSON object (OAUTHBEARER endpoints, tuning). They "
+        "override other settings. Properties that at-least-once delivery depends on are refused (listed in "
+        "tasks/guarded.py).",
     )
 
     # Sinks
     sinks: Annotated[tuple[SinkName, ...], NoDecode] = Field(
         tuple(SinkName),
-        description="Sinks that are switched on, comma separated. dead_letter cannot be switched off.",
+        description="Enabled sinks, comma separated. dead_letter cannot be disabled.",
     )
     sink_kind: Literal["real", "memory"] = Field(
-        "real", description="memory: sinks keep items in the process, for eager tests and --dry-run."
+        "real", description="memory keeps items in the process; for tests and --dry-run."
     )
 
-    gcs_bucket: str = Field("replays", min_length=1, description="Bucket of the recordings.")
+    gcs_bucket: str = Field("replays", min_length=1, description="Bucket for recordings.")
     gcs_project: str = Field("replays", description="Google Cloud project of the bucket.")
-    gcs_endpoint: str = Field("", description="Another endpoint (emulator); credentials are then anonymous.")
+    gcs_endpoint: str = Field(
+        "", description="Endpoint override, for an emulator; credentials are then anonymous."
+    )
     gcs_layout: Literal["segment", "packed"] = Field(
         "segment",
-        description="One object a segment, or one a batch and retention class with an index in ClickHouse.",
+        description="segment: one object per segment. packed: one object per batch and retention class, with "
+        "an index in ClickHouse.",
     )
     gcs_connections: int = Field(
-        64, ge=1, le=256, description="Uploads at once in a flush task, each on a connection that is kept."
+        64,
+        ge=1,
+        le=256,
+        description="Maximum concurrent uploads per flush task, each on its own persistent connection.",
     )
-    gcs_location: str = Field("", description="Where `migrate` creates the bucket; empty: Google's default (US).")
+    gcs_location: str = Field(
+        "", description="Location in which `migrate` creates the bucket; empty: Google's default (US)."
+    )
     google_credentials_file: Path | None = Field(
-        None, description="Service account key file; unset: application default (workload identity)."
+        None, description="Service account key file; unset: application default credentials (workload identity)."
     )
 
-    clickhouse_url: str = Field("http://127.0.0.1:8123", description="HTTP(S) interface; https:// means TLS.")
-    clickhouse_database: str = Field("default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Database.")
+    clickhouse_url: str = Field(
+        "http://127.0.0.1:8123", description="HTTP interface of ClickHouse; https:// enables TLS."
+    )
+    clickhouse_database: str = Field(
+        "default", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="ClickHouse database."
+    )
     clickhouse_cluster: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_.-]*$",
-        description="Cluster on whose nodes `migrate` creates Replicated tables. Empty: one node, or a service "
-        "that replicates by itself.",
+        description="Cluster on which `migrate` creates Replicated tables. Empty: a single node, or a "
+        "service that replicates itself.",
     )
-    clickhouse_user: str = Field("default", description="User.")
-    clickhouse_password: SecretStr = Field(SecretStr(""), description="Password.")
-    clickhouse_tls_ca_file: Path | None = Field(None, description="CA bundle for https://.")
+    clickhouse_user: str = Field("default", description="ClickHouse user.")
+    clickhouse_password: SecretStr = Field(SecretStr(""), description="ClickHouse password.")
+    clickhouse_tls_ca_file: Path | None = Field(None, description="CA bundle for TLS to ClickHouse.")
 
-    bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the data set.")
-    bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="Data set.")
-    bigquery_location: str = Field("", description="Where `migrate` makes the data set; empty: the default.")
-    bigquery_expiration_days: int = Field(
-        0, ge=0, le=3650, description="After this many days `migrate` lets partitions expire; 0: never."
+    bigquery_project: str = Field("replays", min_length=1, description="Google Cloud project of the dataset.")
+    bigquery_dataset: str = Field("replays", pattern=r"^[A-Za-z0-9_]{1,1024}$", description="BigQuery dataset.")
+    bigquery_location: str = Field(
+        "", description="Location in which `migrate` creates the dataset; empty: Google's default."
     )
-    bigquery_endpoint: str = Field("", description="Another endpoint (emulator); credentials then anonymous.")
+    bigquery_expiration_days: int = Field(
+        0, ge=0, le=3650, description="Partition expiration that `migrate` sets, days; 0 disables expiration."
+    )
+    bigquery_endpoint: str = Field(
+        "", description="Endpoint override, for an emulator; credentials are then anonymous."
+    )
 
     datadog_host: str = Field(
-        "127.0.0.1", description="DogStatsD host of product metrics; in Kubernetes the node's address."
+        "127.0.0.1", description="DogStatsD host for product metrics; in Kubernetes, the node's address."
     )
     datadog_port: int = Field(8125, ge=1, le=65535, description="DogStatsD port.")
     datadog_socket: str = Field(
         "",
-        description="Unix socket of DogStatsD, as a path or as unix://, unixgram:// or "
-        "unixstream:// before it; wins over host and port.",
+        description="DogStatsD Unix socket: a path, optionally prefixed with unix://, unixgram:// or "
+        "unixstream://. Overrides host and port.",
     )
 
     metrics_dogstatsd: bool = Field(
-        False, description="Send the metrics of docs/metrics.md to DogStatsD too, under the same names."
+        False, description="Also send the metrics of docs/metrics.md to DogStatsD, under the same names."
     )
 
     # Surface of a worker, and what reader and worker have in common
-    worker_http_host: str = Field("127.0.0.1", description="Address of a worker's /livez, /readyz and /metrics.")
+    worker_http_host: str = Field(
+        "127.0.0.1", description="Listen address of a worker's /livez, /readyz and /metrics."
+    )
     worker_http_port: int = Field(
-        -1, ge=-1, le=65535, description="Its port; 0: a free one; -1: none. One worker a port (9465 in deploy/)."
+        -1,
+        ge=-1,
+        le=65535,
+        description="Port of a worker's /livez, /readyz and /metrics; 0 picks a free one, -1 disables them. "
+        "Workers cannot share a port (deploy/ uses 9465).",
     )
     worker_silent_seconds_max: float = Field(
-        300.0, ge=5, le=86_400, description="A worker that shows no sign of life for this long fails /livez."
+        300.0, ge=5, le=86_400, description="Time without a sign of life after which a worker's /livez fails."
     )
-    log_format: Literal["auto", "json", "text"] = Field("auto", description="auto: text on a terminal, else json.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log format. auto: text on a terminal, otherwise json."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum level logged.")
     tracing: bool = Field(
         False,
-        description="Spans from the Kafka headers to each sink; needs the extra otel or otel-grpc, and OTEL_*.",
+        description="Enable OpenTelemetry tracing, from the Kafka headers to each sink. Requires the extra "
+        "otel or otel-grpc, and OTEL_* variables.",
     )
     sentry_dsn: SecretStr = Field(
-        SecretStr(""), description="Where errors go; needs the extra sentry. Empty: nowhere."
+        SecretStr(""),
+        description="Sentry DSN for error reports. Requires the extra sentry. Empty disables reporting.",
     )
 
     # Flush tasks
-    task_retries_max: int = Field(8, ge=0, le=50, description="Retries of one flush task on a transient error.")
-    task_backoff_seconds: float = Field(1.0, gt=0, le=60, description="First ceiling of the task's backoff.")
-    task_backoff_seconds_max: float = Field(60.0, gt=0, le=300, description="Highest ceiling of the backoff.")
-    sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Deadline of one call to a sink.")
-    task_visibility_seconds: int = Field(
-        600, ge=5, le=43200, description="After this long an unacknowledged task of a dead worker runs again."
+    task_retries_max: int = Field(
+        8, ge=0, le=50, description="Maximum retries of a flush task after transient errors."
     )
-    blobs_per_task: int = Field(512, ge=1, le=1000, description="Blobs that one GCS flush task uploads.")
+    task_backoff_seconds: float = Field(
+        1.0, gt=0, le=60, description="Initial upper bound of a flush task's retry backoff."
+    )
+    task_backoff_seconds_max: float = Field(
+        60.0, gt=0, le=300, description="Maximum upper bound of a flush task's retry backoff."
+    )
+    sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Timeout of one sink call.")
+    task_visibility_seconds: int = Field(
+        600,
+        ge=5,
+        le=43200,
+        description="Time after which an unacknowledged task (of a dead worker) is redelivered.",
+    )
+    blobs_per_task: int = Field(512, ge=1, le=1000, description="Maximum blobs per GCS flush task.")
     task_starts_max: int = Field(
         4,
         ge=1,
         le=100,
-        description="Starts of one flush task that end without a word; then it fails: it kills workers.",
+        description="Worker crashes tolerated before a task fails.",
     )
     worker_processes: int = Field(
         0,
         ge=0,
         le=256,
-        description="Processes of a flush worker. 0: one per core of the container's CPU quota, at least 8 (they "
-        "mostly wait) and at most REPLAYS_WORKER_PROCESSES_MAX.",
+        description="Number of worker processes. 0: one per core of the container's CPU quota, at least 8 "
+        "and at most REPLAYS_WORKER_PROCESSES_MAX.",
     )
     worker_processes_max: int = Field(
         16,
         ge=1,
         le=256,
-        description="Maximum processes of a flush worker when REPLAYS_WORKER_PROCESSES is 0. Each needs about "
-        "28 MiB under load, their parent 100 MiB.",
+        description="Maximum number of worker processes when REPLAYS_WORKER_PROCESSES is 0. Each needs about "
+        "28 MiB under load, the parent process 100 MiB.",
     )
-    breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="A sink's calls are judged over this.")
+    breaker_window_seconds: float = Field(30.0, ge=1, le=3600, description="Circuit-breaker failure-rate window.")
     breaker_failures_min: int = Field(
-        5, ge=1, le=10_000, description="So many failed calls in the window, and more than half, open the breaker."
+        5,
+        ge=1,
+        le=10_000,
+        description="Minimum failed calls in the window before the breaker opens; more than half of the "
+        "calls must have failed.",
     )
     breaker_cool_seconds: float = Field(
-        5.0, ge=0.1, le=600, description="An open breaker lets a probe through after this; doubles when it fails."
+        5.0,
+        ge=0.1,
+        le=600,
+        description="Initial wait before an open breaker allows a probe; doubles after each failed probe.",
     )
-    breaker_cool_seconds_max: float = Field(15.0, ge=0.1, le=3600, description="Longest wait before a probe.")
+    breaker_cool_seconds_max: float = Field(
+        15.0, ge=0.1, le=3600, description="Maximum wait before an open breaker allows a probe."
+    )
 
     # Flower
-    flower_host: str = Field("127.0.0.1", min_length=1, description="Address that Flower listens on.")
-    flower_port: int = Field(5555, ge=0, le=65535, description="Its port; 0: a free one.")
+    flower_host: str = Field("127.0.0.1", min_length=1, description="Listen address of Flower.")
+    flower_port: int = Field(5555, ge=0, le=65535, description="Port of Flower; 0 picks a free one.")
     flower_basic_auth: SecretStr = Field(
-        SecretStr(""), description="user:password of Flower; several with commas. It does not start open."
+        SecretStr(""),
+        description="Flower logins as user:password, comma separated. Flower does not start without a login "
+        "or OAuth.",
     )
     flower_oauth_provider: Literal["", "google", "github", "gitlab", "okta"] = Field(
-        "", description="OAuth instead of a password; needs the key, the secret and the allowed addresses."
+        "",
+        description="OAuth provider for Flower, instead of a password. Requires the key, the secret and the "
+        "allowed e-mail addresses.",
     )
     flower_oauth_key: str = Field("", description="OAuth client id.")
     flower_oauth_secret: SecretStr = Field(SecretStr(""), description="OAuth client secret.")
-    flower_oauth_redirect_uri: str = Field("", description="Where the provider sends people back to: .../login.")
+    flower_oauth_redirect_uri: str = Field("", description="OAuth redirect URI, ending in /login.")
     flower_oauth_emails: str = Field(
-        "", description="Regular expression of the e-mail addresses that may enter, anchored at both ends."
+        "", description="Regular expression of the allowed e-mail addresses, anchored at both ends."
     )
 
-    task_security_key_file: Path | None = Field(None, description="Private key: Celery messages are signed.")
-    task_security_certificate_file: Path | None = Field(None, description="Certificate of that key.")
-    task_security_store: str = Field("", description="Glob of the certificates that are trusted.")
+    task_security_key_file: Path | None = Field(None, description="Private key for signed Celery messages.")
+    task_security_certificate_file: Path | None = Field(None, description="Certificate of the signing key.")
+    task_security_store: str = Field("", description="Glob of trusted signing certificates.")
 
     @property
     def redis_address(self) -> RedisAddress:
-        """`redis_url`, read. Never log its password."""
+        """Parsed `redis_url`. Contains the password; do not log it."""
         return parse(self.redis_url.get_secret_value())
 
     @cached_property
     def seals(self) -> Seals:
-        """What authenticates, by the shared key; inactive without one."""
+        """Seals made with the shared key; inactive without one."""
         text = self.shared_key.get_secret_value()
         if self.shared_key_file is not None:
             text = content(self.shared_key_file).decode("utf-8", "replace")
@@ -271,12 +321,12 @@ class Settings(BaseSettings):
 
     @property
     def operators_topic(self) -> str:
-        """Where operators' decisions are kept."""
+        """Name of the operators' topic."""
         return self.kafka_operators_topic or f"{self.kafka_topic}-operators"
 
     @property
     def dlq_topic(self) -> str:
-        """The dead-letter topic's name."""
+        """Name of the dead-letter topic."""
         return self.dead_letter_topic or f"{self.kafka_topic}-dlq"
 
     @classmethod
@@ -429,7 +479,7 @@ class Settings(BaseSettings):
         if pair[0] is not None and pair[1] is not None:
             _named("kafka_ssl_key_file", key_pair, *pair, self.kafka_options.get(KEY_PASSWORD, ""))
         if not encrypted and (self.kafka_ssl_ca_file is not None or any(pair)):
-            raise ValueError(f"{protocol} encrypts nothing, so the certificates are not used: set SSL or SASL_SSL")
+            raise ValueError(f"{protocol} does not use TLS, so the certificates are not used: set SSL or SASL_SSL")
         if self.kafka_sasl_mechanism and not signed_in:
             raise ValueError(
                 f"{ENV_PREFIX}KAFKA_SASL_MECHANISM={self.kafka_sasl_mechanism} is not used with {protocol}: "
@@ -468,7 +518,7 @@ class Settings(BaseSettings):
     @field_validator("kafka_options", mode="before")
     @classmethod
     def _as_librdkafka_writes_it(cls, value: object) -> object:
-        """JSON has numbers and booleans, librdkafka has text."""
+        """Converts JSON numbers and booleans to librdkafka's text values."""
         if not isinstance(value, dict):
             return value
         return {name: _property_text(entry) for name, entry in value.items()}
@@ -494,13 +544,13 @@ class Settings(BaseSettings):
     def _dead_letters_stay_on(self) -> Self:
         if SinkName.DEAD_LETTER not in self.sinks:
             raise ValueError(
-                f"{ENV_PREFIX}SINKS: dead_letter cannot be switched off, rejects would be lost: add it"
+                f"{ENV_PREFIX}SINKS: dead_letter cannot be disabled because rejects would be lost: add it"
             )
         return self
 
 
 def not_above(settings: Settings, low: str, high: str) -> None:
-    """Raises ValueError, with both names, when the first setting is above the second."""
+    """Raises ValueError with both names if the first setting is above the second."""
     first, second = getattr(settings, low), getattr(settings, high)
     if first > second:
         raise ValueError(
@@ -524,7 +574,7 @@ def _property_text(value: object) -> object:
 
 
 def share_metrics_directory(directory: Path) -> None:
-    """Tells the Prometheus client of this process, and of those it forks, where they meet."""
+    """Sets the directory in which this process and its children share Prometheus metrics."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
 
 

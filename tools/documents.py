@@ -1,7 +1,7 @@
-"""Writes what the documents say because the code says it: pages of docs/, the import table of ARCHITECTURE.md,
-the reader's names that the fleet knows, and the alert rules as an object of Kubernetes.
+"""Generates pages of docs/, the import table of ARCHITECTURE.md, the list of reader settings that workers know,
+and the Kubernetes alert rules.
 
-`python -m tools.documents` writes them, `--check` tells which are stale and exits with 1 if any is.
+`python -m tools.documents` writes them; `--check` lists stale ones and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -37,23 +37,24 @@ def metrics_page() -> Iterator[str]:
     """docs/metrics.md."""
     yield "# Metrics"
     yield (
-        "The reader serves them at `/metrics` (REPLAYS_HTTP_PORT), a worker too (REPLAYS_WORKER_HTTP_PORT). With "
-        "REPLAYS_METRICS_DOGSTATSD they also go to DogStatsD, under the dotted name; Prometheus has underscores "
-        "instead of dots, and `_total` after a counter. Labels are tags there. DogStatsD hears of a histogram's "
-        "value once where Prometheus counts it several times (equal values of one batch)."
+        "Readers and workers serve their metrics at `/metrics` (REPLAYS_HTTP_PORT, "
+        "REPLAYS_WORKER_HTTP_PORT). REPLAYS_METRICS_DOGSTATSD also sends them to DogStatsD under the dotted "
+        "name, with labels as tags. Prometheus names have underscores instead of dots, and counters end in "
+        "`_total`. Equal histogram values of one batch are sent to DogStatsD once, where Prometheus counts "
+        "each."
     )
     yield "## Reader"
     yield from _metrics_table(READER)
     yield "## Worker"
     yield from _metrics_table(WORKER)
     yield (
-        "What the *recordings* say (sizes, rage clicks, hydration errors, ...) are product metrics: the sink "
-        "`datadog` writes those, from the rows of a batch."
+        "Product metrics (sizes, rage clicks, hydration errors and other content of recordings) are written "
+        "by the sink `datadog`, from the rows of a batch."
     )
 
 
 def _metrics_table(definitions: Iterable[Definition]) -> Iterator[str]:
-    lines = ["| name | kind | unit | labels | what it is |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| name | kind | unit | labels | description |", "| --- | --- | --- | --- | --- |"]
     for one in definitions:
         labels = ", ".join(f"`{label}`" for label in one.labels)
         names = "<br>".join(f"`{name}`" for name in (one.name, one.prometheus_names[0].removesuffix("_bucket")))
@@ -65,10 +66,10 @@ def settings_page() -> Iterator[str]:
     """docs/settings.md."""
     yield "# Settings"
     yield (
-        "Each is a variable of the environment, or a key (lower case, without `REPLAYS_`) of the TOML file that "
-        "REPLAYS_SETTINGS_FILE names; the environment wins. Units are in the names. A value out of its range, and "
-        "an unknown REPLAYS_* name, stop the start with a message that says what is right. "
-        "`replays-ingest check` looks at how they fit together, and at the servers."
+        "Set each as an environment variable, or as a key (lower case, without `REPLAYS_`) in the TOML file "
+        "named by REPLAYS_SETTINGS_FILE. Environment variables override the file. Units are in the names. "
+        "Values out of range and unknown REPLAYS_* names prevent startup; the error message lists what is "
+        "allowed. `replays-ingest check` tests the settings against the servers."
     )
     shared = list(FleetSettings.model_fields.items())
     own = [item for item in Settings.model_fields.items() if item[0] not in FleetSettings.model_fields]
@@ -79,7 +80,7 @@ def settings_page() -> Iterator[str]:
 
 
 def _settings_table(fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
-    lines = ["| name | default | allowed | what it is |", "| --- | --- | --- | --- |"]
+    lines = ["| name | default | allowed | description |", "| --- | --- | --- | --- |"]
     for name, field in fields:
         bounds = allowed(field).replace("|", "\\|")
         lines.append(
@@ -107,17 +108,18 @@ def reasons_page() -> Iterator[str]:
     """docs/reasons.md."""
     yield "# Reasons"
     yield (
-        "Stable names: labels of `replays_reader_rejects_total` and `replays_reader_warnings_total`, and the "
-        "header `reason` of a dead letter. A name is never given another meaning."
+        "Names of rejects and warnings: labels of `replays_reader_rejects_total` and "
+        "`replays_reader_warnings_total`, and the header `reason` of a dead letter. They are stable: a name "
+        "never changes its meaning."
     )
-    yield "## Rejects: the message becomes a dead letter, nothing of it is stored"
+    yield "## Rejects: the message becomes a dead letter and is not stored"
     yield _pairs("reason", REASONS.items())
-    yield "## Warnings: the recording is stored, a part of what it says is not"
+    yield "## Warnings: the recording is stored, but some of its data is left out"
     yield _pairs("warning", WARNINGS.items())
 
 
 def _pairs(title: str, pairs: Iterable[tuple[str, str]]) -> str:
-    lines = [f"| {title} | what is wrong |", "| --- | --- |"]
+    lines = [f"| {title} | meaning |", "| --- | --- |"]
     return "\n".join([*lines, *(f"| `{name}` | {_cell(text)} |" for name, text in pairs)])
 
 
@@ -125,8 +127,8 @@ def commands_page() -> Iterator[str]:
     """docs/commands.md."""
     yield "# Commands"
     yield (
-        "Every command reads the same settings (docs/settings.md). Exit codes: 0 done; 1 it failed, the last line "
-        "says why; 2 wrong usage or wrong settings; 3 the reader had halted."
+        "Every command reads the same settings (docs/settings.md). Exit codes: 0 success; 1 failure, "
+        "explained by the last line; 2 wrong usage or settings; 3 the reader halted."
     )
     yield from _command("replays-ingest", command_line)
 
@@ -162,7 +164,7 @@ READER_SETTINGS = "tasks/reader_settings.py"
 ALERT_RULES = "deploy/kubernetes/alerts.yaml"
 
 
-# Parts of pages that are written by hand: page -> name -> text.
+# Generated parts of hand-written pages: page -> name -> text.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {"ARCHITECTURE.md": {"imports": imports.table}}
 
 
@@ -187,9 +189,8 @@ def reader_settings() -> str:
 
 
 def alert_rules() -> str:
-    """deploy/kubernetes/alerts.yaml: the rules of Prometheus in the object that the Prometheus operator reads.
-
-    The Helm chart makes the same of them; this needs no helm, so whoever changes a rule needs none.
+    """deploy/kubernetes/alerts.yaml: the Prometheus rules as a PrometheusRule object. The Helm chart renders the
+    same; generating it here means that changing a rule does not require helm.
     """
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
     lines = [
@@ -208,7 +209,7 @@ def alert_rules() -> str:
 
 
 def rendered() -> dict[str, str]:
-    """Each page's path and its text."""
+    """The path and text of each generated page."""
     pages = {path: "\n\n".join([MADE, *page()]) + "\n" for path, page in PAGES.items()}
     pages[READER_SETTINGS] = reader_settings()
     pages[ALERT_RULES] = alert_rules()
@@ -220,7 +221,7 @@ def rendered() -> dict[str, str]:
 
 
 def _with_part(page: str, name: str, text: str) -> str:
-    """The page with the text between the two comments that name it. Raises ValueError when one is missing."""
+    """Replaces the text between the two marker comments. Raises ValueError if a marker is missing."""
     begin, end = f"<!-- {name}: made by `python -m tools.documents` -->\n", f"<!-- end of {name} -->"
     before, _, rest = page.partition(begin)
     _, found, after = rest.partition(end)
@@ -230,7 +231,7 @@ def _with_part(page: str, name: str, text: str) -> str:
 
 
 def stale() -> list[str]:
-    """The pages that do not say what the code says."""
+    """Paths of pages that differ from what the code generates."""
     return [
         path
         for path, text in rendered().items()
@@ -239,7 +240,7 @@ def stale() -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes or checks. Returns the exit code."""
+    """Writes or checks the pages. Returns the exit code."""
     old = stale()
     if "--check" in arguments:
         for path in old:

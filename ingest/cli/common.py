@@ -1,6 +1,6 @@
-"""What commands share: settings or exit code 2, one line and exit code 1, `--json`, `--by`, Redis that is away.
+"""What commands share: loading settings, one-line failures, `--json`, `--by`, Redis errors.
 
-What commands print goes through `echo`, `echo_json`, `fail` or a Terminal: text from outside is never printed raw.
+Commands print through `echo`, `echo_json`, `fail` or a Terminal, so that text from outside is never printed raw.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tasks.printed import ascii_json, printable, without_secrets
 PACKAGE = "replays-ingest"
 EXIT_FAILED = 1
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines instead of text.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 by_option = click.option(
-    "--by", default=getpass.getuser, show_default="your login", help="Who did it, for the audit."
+    "--by", default=getpass.getuser, show_default="your login", help="Operator name recorded in the audit trail."
 )
 
 
 def echo(line: object, *, err: bool = False) -> None:
-    """Prints one line, whatever is in it."""
+    """Prints one line, with unprintable characters escaped."""
     click.echo(printable(str(line)), err=err)
 
 
@@ -43,17 +43,17 @@ def echo_json(value: Any) -> None:
 
 
 def fail(text: str) -> NoReturn:
-    """Says on one line of standard error why nothing was done, and exits with 1."""
+    """Prints one line to standard error and exits with 1."""
     echo(f"replays-ingest: {without_secrets(text)}", err=True)
     sys.exit(EXIT_FAILED)
 
 
 def needs_extra(name: str) -> None:
-    """Fails with how to install it when packages of our extra `name` are missing, before anything is begun."""
+    """Fails with the install command if packages of the extra `name` are missing."""
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return  # run from a checkout that nobody installed: an import says what is missing
+        return  # not installed; the import itself will fail
     missing = []
     for requirement in map(Requirement, requirements):
         if (
@@ -67,12 +67,13 @@ def needs_extra(name: str) -> None:
                 missing.append(requirement.name)
     if missing:
         fail(
-            f"this command needs the extra {name!r}, pip install '{PACKAGE}[{name}]': missing {', '.join(missing)}"
+            f"this command requires the extra {name!r}, pip install '{PACKAGE}[{name}]': missing "
+            f"{', '.join(missing)}"
         )
 
 
 def settings() -> Settings:
-    """The settings of this command. Raises SettingsError, which click prints; the exit code is 2 then."""
+    """Settings of this command. Raises SettingsError, which click prints with exit code 2."""
     context = click.get_current_context().find_root()
     if not isinstance(context.obj, Settings):
         loaded = load()
@@ -92,10 +93,7 @@ def _verify_kafka(loaded: Settings) -> None:
 
 
 def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, which begins by reading its settings: a wrong one is reported before anything is done.
-
-    That includes commands that use none of them: what they start inherits the same environment.
-    """
+    """Makes the command validate all settings before it does anything."""
 
     @wraps(command)
     def checked(*arguments: Any, **options: Any) -> Any:
@@ -107,7 +105,7 @@ def with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def redis_answers() -> Iterator[None]:
-    """Turns a Redis that does not answer, and decisions that cannot be kept or loaded, into one line."""
+    """Reports unreachable Redis, and decisions that cannot be stored or loaded, in one line."""
     from tasks.kafka.decisions import DecisionsUnreadable
     from tasks.kafka.producing import NotProduced
     from tasks.kafka.ranges import RangeError
@@ -115,11 +113,11 @@ def redis_answers() -> Iterator[None]:
     try:
         yield
     except (NotProduced, DecisionsUnreadable, RangeError) as error:
-        fail(f"operators' decisions: {error}")
+        fail(f"operators' topic: {error}")
     except RedisError as error:
-        fail(f"redis: {error}; is REPLAYS_REDIS_URL right?")
+        fail(f"redis: {error}; check REPLAYS_REDIS_URL")
 
 
 def coordination_of(loaded: Settings) -> Coordination:
-    """What readers, workers and operators exchange through Redis."""
+    """Shared state of readers, workers and operators in Redis."""
     return Coordination(connect(loaded), loaded)

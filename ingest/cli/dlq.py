@@ -1,4 +1,4 @@
-"""`replays-ingest dlq`: dead letters, listed, shown and replayed."""
+"""`replays-ingest dlq`: list, show and replay dead letters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ VALUE_CHARACTERS_MAX = 2000
 
 @click.group()
 def dlq() -> None:
-    """Dead letters: messages that never parsed, and items that a sink refused."""
+    """Dead letters: messages that could not be parsed, and items that a sink refused."""
 
 
 def selecting(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that choose letters."""
+    """Options that select dead letters."""
     for option in (
-        click.option("--reason", help="Only with this reason."),
-        click.option("--sink", help="Only what this sink refused."),
-        click.option("--id", "ids", multiple=True, help="Only this letter (partition-offset); may be repeated."),
-        click.option("--replayed", is_flag=True, help="Also those that were replayed already."),
+        click.option("--reason", help="Only letters with this reason."),
+        click.option("--sink", help="Only items refused by this sink."),
+        click.option("--id", "ids", multiple=True, help="Only this letter (PARTITION-OFFSET); repeatable."),
+        click.option("--replayed", is_flag=True, help="Include letters that were already replayed."),
     ):
         command = option(command)
     return command
@@ -38,12 +38,12 @@ def selecting(command: Callable[..., None]) -> Callable[..., None]:
 
 @dlq.command("ls")
 @selecting
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="How many to list.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="Maximum letters to list.")
 @as_json
 def dlq_ls(
     reason: str | None, sink: str | None, ids: tuple[str, ...], replayed: bool, limit: int, as_json: bool
 ) -> None:
-    """The dead letters, oldest first a partition, and how many there are of each reason."""
+    """List dead letters, oldest first per partition, with counts by reason."""
     from ingest.operate.dlq import DeadLettersUnavailable, Selection, erasures_now, letters, shown
     from ingest.reader.configuration import rules_of
 
@@ -74,10 +74,10 @@ def dlq_ls(
 
 @dlq.command("show")
 @click.argument("letter_id")
-@click.option("--raw", is_flag=True, help="Only the original bytes, to a pipe or file.")
+@click.option("--raw", is_flag=True, help="Write only the original bytes, to a pipe or file.")
 @as_json
 def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
-    """One dead letter: where it came from, why it is here, and what is in it."""
+    """Show one dead letter: origin, reason and content."""
     from ingest.operate.dlq import ERASED, DeadLettersUnavailable, Letter, Selection, erasures_now, letters, shown
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
@@ -89,14 +89,17 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     except DeadLettersUnavailable as error:
         fail(str(error))
     if found is None:
-        fail(f"there is no dead letter {letter_id}; `replays-ingest dlq ls` lists them")
+        fail(f"no dead letter {letter_id}; list them with `replays-ingest dlq ls`")
     letter: Letter = found
     about = shown(letter, erasures, rules_of(loaded))
     if about["erased"]:
         fail(f"dead letter {letter_id} is not shown: {ERASED}")
     if raw:
         if sys.stdout.isatty():
-            fail("the original bytes may steer a terminal: send --raw to a pipe or a file")
+            fail(
+                "--raw does not write to a terminal, because the bytes may contain control sequences: redirect "
+                "it to a file or pipe"
+            )
         sys.stdout.buffer.write(letter.value)
         return
     content = None if letter.sink else describe(letter.value, rules_of(loaded))
@@ -119,13 +122,21 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
 
 @dlq.command("replay")
 @selecting
-@click.option("--all", "everything", is_flag=True, help="Without any other choice: really all of them.")
-@click.option("--rate", default=100.0, show_default=True, type=click.FloatRange(0.1, 100_000), help="A second.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Replay all letters. Required if no other filter is given."
+)
+@click.option(
+    "--rate",
+    default=100.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 100_000),
+    help="Maximum letters per second.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be sent where, and send nothing.")
 @click.option(
     "--unverified",
     is_flag=True,
-    help="Also letters without a seal of the shared key, and items whose original message is gone.",
+    help="Include letters without a valid seal, and items whose original message has left the topic.",
 )
 @by_option
 @as_json
@@ -141,14 +152,14 @@ def dlq_replay(
     by: str,
     as_json: bool,
 ) -> None:
-    """Send dead letters where they belong: rejects to their topic, refused items to the sink that refused them.
+    """Replay dead letters: rejects to their topic, refused items to the sink that refused them.
 
-    An item is written as its original message makes it today, so that a forged letter cannot touch other data.
+    Items are rebuilt from their original message, so that a forged letter cannot change other data.
     """
     from ingest.operate.dlq import DeadLettersUnavailable, Letter, Selection, replay
 
     if not (reason or sink or ids or everything):
-        raise click.UsageError("say which: --reason, --sink, --id, or --all")
+        raise click.UsageError("select letters with --reason, --sink, --id or --all")
     loaded = settings()
 
     def told(letter: Letter, outcome: str) -> None:

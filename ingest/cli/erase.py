@@ -1,4 +1,4 @@
-"""`replays-ingest erase`: replays, for good, as a deletion request wants it."""
+"""`replays-ingest erase`: permanent deletion of replays, for deletion requests."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, 
 @click.command()
 @click.argument("replay_ids", nargs=-1, metavar="[REPLAY_ID]...")
 @click.option("--project", required=True, type=click.IntRange(0), help="Project id.")
-@click.option("--user", default="", help="Every replay of this user: id, name, e-mail, or what replays ls shows.")
-@click.option("--all", "everything", is_flag=True, help="Everything of the project that has arrived.")
+@click.option(
+    "--user", default="", help="All replays of this user: id, name, e-mail, or the value shown by `replays ls`."
+)
+@click.option("--all", "everything", is_flag=True, help="All stored replays of the project.")
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
-@click.option("--dry-run", is_flag=True, help="Only say what there is of it, and what would be left.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--rate", default=5.0, show_default=True, type=click.FloatRange(0.01), help="Replays per second.")
 @click.option(
     "--wait-seconds",
     default=60.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Longest wait for readers to settle what they took before.",
+    help="Maximum wait for readers to settle messages read earlier.",
 )
 @click.option(
     "--certificate",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File for a JSON document of what was removed.",
+    help="Write a JSON record of what was removed to this file.",
 )
 @by_option
 @as_json
@@ -50,19 +52,19 @@ def erase(
     by: str,
     as_json: bool,
 ) -> None:
-    """Erase replays: recordings, in objects of their own or packed, and rows. Not what was billed.
+    """Erase replays: recordings (both layouts) and rows. Billing outcomes are kept.
 
-    First a tombstone is kept in Kafka: readers write nothing of it again, however its messages come back. May be
-    repeated at any time, also after a crash. Exit code 0: nothing is left; 1: something is, or there never was
-    such a replay, which the last line says.
+    A tombstone in Kafka is written first, so that readers never store these replays again. Safe to repeat at any
+    time, also after a crash. Exit code 0: nothing is left; 1: something is left or there is no such replay (see
+    the last line).
     """
     from ingest.local.servers.processes import private_opener
     from ingest.operate.erase import EraseFailed, Erasure, plain_id
 
     if as_json and not (yes or dry_run):
-        raise click.UsageError("--json cannot ask: give --yes or --dry-run")
+        raise click.UsageError("--json requires --yes or --dry-run")
     if sum((bool(replay_ids), bool(user), everything, listed is not None)) != 1:
-        raise click.UsageError("give replay ids, or one of --user, --all and --list")
+        raise click.UsageError("give either replay ids or one of --user, --all and --list")
     try:
         named = [plain_id(text) for text in (replay_ids if listed is None else listed.read().split())]
     except ValueError as error:
@@ -81,7 +83,7 @@ def erase(
                 return
             if not yes:
                 what = described(found[0]) if len(found) == 1 else f"{len(found)} replays of project {project}"
-                click.confirm(f"Erase {what}? Nobody can bring it back", abort=True, err=True)
+                click.confirm(f"Erase {what}? This cannot be undone", abort=True, err=True)
             done = erasure.erase(by=by, wait_seconds=wait_seconds)
         except EraseFailed as error:
             fail(str(error))
@@ -94,7 +96,7 @@ def erase(
 
 
 def described(found: Any) -> str:
-    """One line: which replay, and how much of it is where."""
+    """One line: the replay, and what is stored of it."""
     counts = found.counts()
     return (
         f"replay {found.replay_id} of project {found.project_id}: {counts['objects']} objects, "
@@ -105,7 +107,7 @@ def described(found: Any) -> str:
 
 def _fail_unknown(found: Any) -> None:
     other = f"; project {', '.join(map(str, found.elsewhere))} has one" if found.elsewhere else ""
-    fail(f"there is nothing of a replay {found.replay_id} in project {found.project_id}{other}")
+    fail(f"nothing is stored of replay {found.replay_id} in project {found.project_id}{other}")
 
 
 def _tell(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, dry_run: bool = False) -> None:
@@ -120,7 +122,7 @@ def _tell(found: Sequence[Any], left: list[str], done: str, as_json: bool, *, dr
         nothing = f"nothing is left to erase of {described(one).partition(':')[0]}"
         echo(f"{done} {described(one)}" if one.erasable else nothing)
     if not found:
-        echo("there is nothing of it yet; what arrives late is not written")
+        echo("nothing is stored yet; messages that arrive later are not written")
     for line in left:
         echo(f"left: {line}")
 

@@ -1,4 +1,4 @@
-"""What runs on one machine: the demo, a load of recordings, and the embedded stack."""
+"""Commands for one machine: demo, load generator and embedded stack."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from ingest.operate.terminal import Terminal
 @click.command()
 @click.option("--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Segments.")
 @click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
-@click.option("--keep", is_flag=True, help="Leave everything up until Ctrl-C, and print every address.")
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs there.")
-@click.option("--kill", type=click.Choice(["worker", "reader", "redis"]), help="kill -9 it in the middle.")
+@click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C, and print the addresses.")
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs in this directory."
+)
+@click.option(
+    "--kill", type=click.Choice(["worker", "reader", "redis"]), help="Kill this process (SIGKILL) mid-run."
+)
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
 @click.option("--layout", type=click.Choice(["segment", "packed"]), default="segment", show_default=True)
@@ -33,7 +37,7 @@ def demo(
     layout: Any,
     as_json: bool,
 ) -> None:
-    """The whole system on this machine: starts all, ingests COUNT segments, proves that all arrived, ends."""
+    """Run the whole system on this machine: ingest COUNT segments, verify every sink, exit."""
     needs_extra("local")
     from ingest.local.demo.run import run
 
@@ -55,20 +59,20 @@ def demo(
 @click.command("load")
 @click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
 @click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
-@click.option("--rate", type=float, help="Messages a second at most; as fast as it goes if not given.")
+@click.option("--rate", type=float, help="Maximum messages per second; unlimited by default.")
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False, path_type=Path),
     default="manifest.jsonl",
     show_default=True,
-    help="Where to write what was made, for `reconcile`.",
+    help="File that records what was produced, for verification.",
 )
 @as_json
 def load_command(count: int, seed: int, rate: float | None, profile: str, manifest: Path, as_json: bool) -> None:
-    """Produce believable recordings to REPLAYS_KAFKA_TOPIC, with duplicates, late and malformed ones.
+    """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    Their visits lie in the past day, so delays from `received` to durable say nothing while they are read.
+    Their `received` times lie in the past day, so end-to-end delays are meaningless while they are ingested.
     """
     from rich.progress import Progress
 
@@ -90,16 +94,16 @@ def load_command(count: int, seed: int, rate: float | None, profile: str, manife
     if as_json:
         echo_json(summary(made))
     else:
-        echo(f"{made.messages} messages, {made.rejects} of them malformed; the manifest is {manifest}")
+        echo(f"{made.messages} messages, {made.rejects} of them malformed; manifest: {manifest}")
 
 
 @click.group("local")
 def local_group() -> None:
-    """The embedded stack for development: broker, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
+    """Embedded stack for development: Kafka, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
 
 
 directory_option = click.option(
-    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Where its data and state live."
+    "--directory", type=click.Path(file_okay=False, path_type=Path), help="Data directory."
 )
 
 
@@ -108,7 +112,7 @@ directory_option = click.option(
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
 @as_json
 def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
-    """Start it, leave it running, print every address and the variables to export."""
+    """Start the stack in the background; print addresses and variables to export."""
     needs_extra("local")
     from ingest.local.background import up
     from ingest.local.servers.processes import LocalError
@@ -129,7 +133,7 @@ def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
 @local_group.command("down")
 @directory_option
 def local_down(directory: Path | None) -> None:
-    """Stop it; its data stays."""
+    """Stop the stack; data is kept."""
     from ingest.local.background import down
     from ingest.local.servers.processes import LocalError
 
@@ -143,12 +147,12 @@ def local_down(directory: Path | None) -> None:
 @directory_option
 @as_json
 def local_status(directory: Path | None, as_json: bool) -> None:
-    """What runs, and where. Exits with 1 if nothing does."""
+    """Show what is running, and its addresses. Exit code 1 if nothing is."""
     from ingest.local.background import status
 
     state = status(directory)
     if state is None:
-        fail("no stack is running; `replays-ingest local up` starts one")
+        fail("no stack is running; start one with `replays-ingest local up`")
     if as_json:
         echo_json({"addresses": state.addresses, "settings": state.settings})
         return

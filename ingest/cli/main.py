@@ -1,6 +1,6 @@
-"""The command line: `replays-ingest` without a command is the reader; everything else is a doorway to its module.
+"""The command line: `replays-ingest` without a command runs the reader; each command calls its module.
 
-Exit codes: 0 done; 1 it failed, the last line says why; 2 wrong usage or wrong settings; 3 the reader had halted.
+Exit codes: 0 success; 1 failure, explained by the last line; 2 wrong usage or settings; 3 the reader halted.
 """
 
 from __future__ import annotations
@@ -25,21 +25,27 @@ GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, replays, lo
     "--settings",
     "settings_file",
     type=click.Path(path_type=Path),
-    help="TOML file of settings; REPLAYS_* variables win over it.",
+    help="TOML settings file; REPLAYS_* variables override it.",
 )
-@click.option("--dry-run", is_flag=True, help="Read, parse and batch, write to memory only, commit nothing, end.")
-@click.option("--messages", default=1000, show_default=True, type=click.IntRange(1), help="Of a dry run, at most.")
+@click.option("--dry-run", is_flag=True, help="Read, parse and batch into memory; write and commit nothing; exit.")
+@click.option(
+    "--messages",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum messages to read in a dry run.",
+)
 @as_json
 @click.version_option(package_name="replays-ingest")
 @click.pass_context
 def main(context: click.Context, settings_file: Path | None, dry_run: bool, messages: int, as_json: bool) -> None:
-    """Session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and DataDog, at least once.
+    """Ingest session replay recordings from Kafka into Cloud Storage, ClickHouse, BigQuery and DataDog.
 
-    Without a command this is the reader: it consumes REPLAYS_KAFKA_TOPIC until SIGTERM. The flush fleet is
-    started with `celery -A tasks worker`. Settings come from REPLAYS_* variables; docs/settings.md has them all.
+    Delivery is at least once. Without a command, runs the reader: consumes REPLAYS_KAFKA_TOPIC until SIGTERM.
+    Start workers with `celery -A tasks worker`. Settings are REPLAYS_* variables, listed in docs/settings.md.
     """
-    # Without a handler, Python prints bare warnings of libraries between a command's own lines. Commands say what
-    # failed themselves; the reader and the workers replace this with their log.
+    # Without a handler, Python prints warnings of libraries between a command's own lines. The reader and workers
+    # replace this with their log configuration.
     logging.getLogger().addHandler(logging.NullHandler())
     if settings_file is not None:
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
@@ -49,7 +55,7 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
 
 
 def _add(group: click.Group, command: click.Command) -> None:
-    """Adds the command. It and those below it read their settings first, after `--help` had its turn."""
+    """Adds the command. It and its subcommands validate settings before they run, but not for `--help`."""
     group.add_command(command)
     for leaf in _leaves(command):
         assert leaf.callback is not None, leaf.name

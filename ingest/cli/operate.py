@@ -1,4 +1,4 @@
-"""What operators type about the whole system: schema, servers, state, parked batches, Flower, the audit trail."""
+"""Operator commands: schema, checks, state, parked batches, Flower, audit trail."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tasks.printed import without_secrets
 
 AUDIT_COLUMNS = frozenset(("at", "by", "what", "key", "version"))
 
-# Before anything runs
+# Setup
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
-@click.option("--topics", is_flag=True, help="Also create the topic that is read (development).")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
+@click.option("--topics", is_flag=True, help="Also create the input topic (for development).")
 def migrate(dry_run: bool, topics: bool) -> None:
-    """Create or bring up to date the ClickHouse schema, the BigQuery tables, the bucket and the topics."""
+    """Create or upgrade the ClickHouse schema, BigQuery tables, bucket and topics."""
     from tasks.errors import SinkError
     from tasks.migrate import migrate as run
 
@@ -49,11 +49,11 @@ def migrate(dry_run: bool, topics: bool) -> None:
 @click.command()
 @as_json
 def check(as_json: bool) -> None:
-    """Try everything that reader and workers need, with their own clients, and say what to do where it fails.
+    """Test every dependency of readers and workers with their own clients, and print what to fix.
 
-    It joins a consumer group of its own, commits, stages a batch, sends itself a task, and writes, reads back and
-    deletes a probe in each sink, as far as rights allow; it names what it could not test. Queues without a worker
-    and partitions without an owner are errors.
+    Joins its own consumer group, commits, stages a batch, sends itself a task, and writes, reads and deletes a
+    probe in each sink, as far as permissions allow. Lists what could not be tested. Queues without a worker and
+    partitions without an owner are errors.
     """
     from ingest.operate.check import REDIS_KIND, run
 
@@ -72,7 +72,7 @@ def check(as_json: bool) -> None:
 @click.argument("file", type=click.File("rb"))
 @as_json
 def inspect(file: Any, as_json: bool) -> None:
-    """What one message (the Kafka value, in FILE or - for stdin) contains and which rows it would make."""
+    """Show the content of one message (a Kafka value in FILE, or - for stdin) and the rows it would produce."""
     from ingest.operate.inspect import describe, render
     from ingest.reader.configuration import rules_of
 
@@ -85,13 +85,13 @@ def inspect(file: Any, as_json: bool) -> None:
     sys.exit(EXIT_FAILED if description.get("reject") else 0)
 
 
-# The state of it all
+# State
 
 
 @click.command()
 @as_json
 def status(as_json: bool) -> None:
-    """The state of readers, sinks, queues, parked batches and rejects, as the fleet's Redis has it."""
+    """Show the state of readers, sinks, queues, parked batches and rejects, as stored in Redis."""
     from ingest.operate.status import collect
     from ingest.operate.top import page
 
@@ -104,15 +104,13 @@ def status(as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Print the page once and end.")
+@click.option("--once", is_flag=True, help="Print once and exit.")
 @click.option(
-    "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.2, 60), help="Between two looks."
+    "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.2, 60), help="Refresh interval, seconds."
 )
-@click.option(
-    "--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write the page once as a picture, and end."
-)
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:
-    """A live page: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters."""
+    """Show live state: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters."""
     from ingest.operate.top import picture, run
 
     with redis_answers():
@@ -128,7 +126,7 @@ def top(once: bool, seconds: float, svg: Path | None) -> None:
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def flower(arguments: tuple[str, ...]) -> None:
-    """Flower with a retry button, never without a password. Further ARGUMENTS are Flower's own."""
+    """Run Flower with a retry button; always password-protected. ARGUMENTS are passed to Flower."""
     from tasks.celery import app
     from tasks.flower.start import launch
 
@@ -140,13 +138,13 @@ def flower(arguments: tuple[str, ...]) -> None:
 
 @click.group()
 def batches() -> None:
-    """Batches that gave up and wait: list them, look at one, retry it, or give it up."""
+    """Parked batches: list, show, retry or abandon them."""
 
 
 @batches.command("ls")
 @as_json
 def batches_ls(as_json: bool) -> None:
-    """Every parked batch, with its error and when it is tried again."""
+    """List parked batches, with their error and next retry."""
     with redis_answers():
         coordination = coordination_of(settings())
         parked, now = coordination.parked(), coordination.now()
@@ -170,11 +168,11 @@ def batches_ls(as_json: bool) -> None:
 @click.argument("batch_id")
 @as_json
 def batches_show(batch_id: str, as_json: bool) -> None:
-    """All that is known of one parked batch."""
+    """Show all details of one parked batch."""
     with redis_answers():
         about = coordination_of(settings()).parked().get(batch_id)
     if about is None:
-        fail(f"no batch {batch_id} is parked; `replays-ingest batches ls` shows what is")
+        fail(f"batch {batch_id} is not parked; list parked batches with `replays-ingest batches ls`")
     elif as_json:
         echo_json(about)
     else:
@@ -186,7 +184,7 @@ def batches_show(batch_id: str, as_json: bool) -> None:
 @click.argument("batch_id")
 @by_option
 def batches_retry(batch_id: str, by: str) -> None:
-    """Ask the batch's reader to try it now. Its offset is committed when it settles."""
+    """Ask the batch's reader to retry it now. Its offset is committed when it settles."""
     from tasks.operate import NotParked, ReaderGone, retry
 
     with redis_answers():
@@ -198,10 +196,10 @@ def batches_retry(batch_id: str, by: str) -> None:
 
 @batches.command("abandon")
 @click.argument("batch_id")
-@click.option("--reason", required=True, help="Why; it goes into the audit and into each dead letter.")
+@click.option("--reason", required=True, help="Reason, recorded in the audit trail and in each dead letter.")
 @by_option
 def batches_abandon(batch_id: str, reason: str, by: str) -> None:
-    """Give a batch up: its messages become dead letters, and its reader goes on without it."""
+    """Abandon a batch: its messages become dead letters and its reader continues without it."""
     from tasks.errors import SinkError
     from tasks.kafka.ranges import RangeError
     from tasks.operate import NotParked, ReaderGone, abandon
@@ -222,10 +220,10 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
 
 
 @click.command()
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="How many.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Maximum entries.")
 @as_json
 def audit(limit: int, as_json: bool) -> None:
-    """What operators did, the latest first: kills, limits, retries, replays, erasures, and who."""
+    """List operator actions, latest first: kills, limits, retries, replays, erasures, and who took them."""
     with redis_answers():
         deeds = coordination_of(settings()).audited(limit)
     if as_json:

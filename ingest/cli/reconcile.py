@@ -1,4 +1,4 @@
-"""`replays-ingest reconcile`: what is missing in which sink, for a person or a machine, and repaired if asked."""
+"""`replays-ingest reconcile`: report what is missing in which sink, and optionally repair it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ EXIT_MISSING = 1
 @click.command()
 @scope_options
 @click.option(
-    "--expired", is_flag=True, help="Audit retention instead: objects kept too long, rows without their object."
+    "--expired",
+    is_flag=True,
+    help="Audit retention instead: list objects kept too long, and rows without an object.",
 )
 @click.option(
     "--grace-days",
@@ -28,9 +30,9 @@ EXIT_MISSING = 1
     type=click.FloatRange(0),
     help="With --expired: days that lifecycle rules may be late.",
 )
-@click.option("--repair", is_flag=True, help="Write what is missing, and nothing else, to its sink again.")
+@click.option("--repair", is_flag=True, help="Write missing items, and only those, to their sink.")
 @click.option(
-    "--rate", default=200.0, show_default=True, type=click.FloatRange(0.1), help="Items a second, of a repair."
+    "--rate", default=200.0, show_default=True, type=click.FloatRange(0.1), help="Repair rate, items per second."
 )
 @by_option
 @as_json
@@ -47,14 +49,14 @@ def reconcile(
     by: str,
     as_json: bool,
 ) -> None:
-    """Read a range of the topic again, and say which segments are missing from which sink.
+    """Read a range of the topic again and report segments missing from each sink.
 
-    Only what the group committed is looked at; dead letters, switched-off projects and what is past its retention
-    count as explained. Without a range, all that the topic still holds is read. Exit code 0: nothing is missing
-    (any more); 1: something is, or the account could not be made, which the last line says.
+    Covers committed messages only. Dead letters, disabled projects and expired recordings count as explained.
+    Without a range, reads all that the topic still holds. Exit code 0: nothing is missing, or all was repaired; 1:
+    something is missing, or the comparison failed (see the last line).
 
-    With --expired no message is read. The bucket is listed and compared with ClickHouse: objects past the
-    retention in their name, in both layouts, and segments whose object is gone. Exit code 0: none; 1: some.
+    With --expired no message is read. Compares the bucket with ClickHouse and lists objects past the retention in
+    their name, in both layouts, and segments whose object is gone. Exit code 0: none; 1: some.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):

@@ -31,7 +31,7 @@ project_option = click.option("--project", type=click.IntRange(0), help="Project
 
 @contextmanager
 def reading() -> Iterator[Any]:
-    """The reads, and one line instead of a traceback when a server or a replay is not there."""
+    """Read access; reports missing replays and unreachable servers in one line."""
     from ingest.web.model import NotFound, ReadError
     from ingest.web.reads import Reads
 
@@ -45,7 +45,7 @@ def reading() -> Iterator[Any]:
 
 
 class Age(click.ParamType[float]):
-    """`90s`, `15m`, `6h`, `7d`: seconds."""
+    """An age such as `90s`, `15m`, `6h` or `7d`, converted to seconds."""
 
     name = "age"
 
@@ -58,18 +58,24 @@ class Age(click.ParamType[float]):
 
 @click.group("replays")
 def replays_group() -> None:
-    """Replays that were ingested, read back from ClickHouse and Cloud Storage."""
+    """Read ingested replays from ClickHouse and Cloud Storage."""
 
 
 @replays_group.command("ls")
 @project_option
-@click.option("--rage", is_flag=True, help="Only with rage clicks.")
-@click.option("--dead", is_flag=True, help="Only with dead clicks.")
-@click.option("--errors", is_flag=True, help="Only with errors.")
-@click.option("--release", default="", help="Only of this release.")
-@click.option("--text", default="", help="Only with this in user, e-mail or page address, or as start of the id.")
-@click.option("--since", type=Age(), help="Only those of the last 90s, 15m, 6h, 7d.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="How many.")
+@click.option("--rage", is_flag=True, help="Only replays with rage clicks.")
+@click.option("--dead", is_flag=True, help="Only replays with dead clicks.")
+@click.option("--errors", is_flag=True, help="Only replays with errors.")
+@click.option("--release", default="", help="Only replays of this release.")
+@click.option(
+    "--text",
+    default="",
+    help="Only replays whose user, e-mail or page address contains this, or whose id starts with it.",
+)
+@click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
+@click.option(
+    "--limit", default=50, show_default=True, type=click.IntRange(1, 500), help="Maximum replays to list."
+)
 @as_json
 def replays_ls(
     project: int | None,
@@ -82,7 +88,7 @@ def replays_ls(
     limit: int,
     as_json: bool,
 ) -> None:
-    """The replays that match, the latest first; counts are exact whatever was delivered twice."""
+    """List matching replays, latest first. Counts exclude duplicates."""
     from ingest.web.model import Filter
     from ingest.web.present import page_dict
 
@@ -110,7 +116,7 @@ def replays_ls(
 
 
 def replays_table(replays: Iterable[Replay]) -> Table:
-    """One line a replay."""
+    """One line per replay."""
     table = Table(box=None, pad_edge=False)
     for name in ("replay", "project", "started (UTC)", "user", "browser", "release"):
         table.add_column(name, no_wrap=name == "replay", overflow="ellipsis")
@@ -136,7 +142,7 @@ def replays_table(replays: Iterable[Replay]) -> Table:
 @project_option
 @as_json
 def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
-    """One replay: its facts, its segments in order with what is missing or came twice, and their ingestion."""
+    """Show one replay: properties, segments in order with gaps and duplicates, and their ingestion."""
     from ingest.web.journey import journeys
     from ingest.web.present import replay_dict, segments_dict
 
@@ -158,7 +164,7 @@ def replays_show(replay_id: str, project: int | None, as_json: bool) -> None:
 
 
 def facts_text(replay: Replay, segments: Segments) -> Text:
-    """What is known of a replay, a fact a line; a page a line."""
+    """Properties of a replay, one per line, and its pages."""
     facts: dict[str, Any] = {
         "replay": replay.replay_id,
         "project": replay.project_id,
@@ -183,7 +189,7 @@ def facts_text(replay: Replay, segments: Segments) -> Text:
 
 
 def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
-    """One line a segment."""
+    """One line per segment."""
     table = Table(
         "segment", "state", "place", "received (UTC)", "stored", "in gcs (UTC)", "batch", box=None, pad_edge=False
     )
@@ -205,15 +211,15 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
 @click.command("events")
 @click.argument("replay_id")
 @project_option
-@click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); may be repeated.")
-@click.option("--from-segment", default=0, type=click.IntRange(0), help="Only this segment and later ones.")
+@click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); repeatable.")
+@click.option("--from-segment", default=0, type=click.IntRange(0), help="First segment.")
 @as_json
 def events_command(
     replay_id: str, project: int | None, kinds: tuple[str, ...], from_segment: int, as_json: bool
 ) -> None:
-    """The timeline of one replay, read from its own stored segments.
+    """Show the timeline of one replay, read from its stored segments.
 
-    A long one is read in pages: text shows all of them, JSON one, which names the `next_segment`.
+    Text output shows all of it; JSON shows one page and its `next_segment`.
     """
     from ingest.web.present import timeline_dict
 
@@ -244,7 +250,7 @@ def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
 
 
 def _tell_left_out(console: Terminal, timeline: Timeline) -> None:
-    """What is not in the page before."""
+    """Prints segments that are unreadable or were read in part."""
     for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:
             console.print(f"{name}: {runs_text(found)}", style="yellow")
@@ -253,7 +259,7 @@ def _tell_left_out(console: Terminal, timeline: Timeline) -> None:
 
 
 def events_table(timeline: Timeline, start_ms: int | None = None) -> Table:
-    """One line a mark, at seconds from the start."""
+    """One line per event, in seconds from the start."""
     start_ms = timeline.start_ms if start_ms is None else start_ms
     styles = {"bad": "red", "warn": "yellow", "": ""}
     table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
@@ -279,19 +285,19 @@ def events_table(timeline: Timeline, start_ms: int | None = None) -> Table:
 @click.command("fetch")
 @click.argument("replay_id")
 @project_option
-@click.option("--segment", "wanted", multiple=True, type=click.IntRange(0), help="Only this one; may be repeated.")
+@click.option("--segment", "wanted", multiple=True, type=click.IntRange(0), help="Only this segment; repeatable.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     show_default=True,
-    help="Folder for REPLAY-SEGMENT.json, and .mp4 of a mobile replay.",
+    help="Directory for REPLAY-SEGMENT.json, and .mp4 of a mobile replay.",
 )
 @as_json
 def fetch_command(
     replay_id: str, project: int | None, wanted: tuple[int, ...], output: Path, as_json: bool
 ) -> None:
-    """Download a replay: the rrweb events of each segment as they were sent, and its videos."""
+    """Download a replay: the original rrweb events of each segment, and videos."""
     from ingest.core.stored_recording import BlobError, unpack
     from ingest.local.servers.processes import private_folder, private_opener
 
@@ -328,21 +334,23 @@ def fetch_command(
         for number, reason in unreadable.items():
             echo(f"segment {number} is unreadable: {reason}")
     if not written:
-        fail("nothing of it is stored")
+        fail("no stored segments match")
 
 
 @click.command("web")
-@click.option("--port", default=WEB_PORT, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option(
+    "--port", default=WEB_PORT, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one."
+)
 @click.option(
     "--no-login",
     is_flag=True,
-    help="Show recordings to every user of this machine, without the link or a password.",
+    help="Disable the login: every user of this machine can see recordings.",
 )
 def web_command(port: int, no_login: bool) -> None:
-    """Look at replays in a browser on this machine: the list, each recording played, and an operator's page.
+    """Serve replay list, player and operator's page to a browser on this machine.
 
-    Open the link that is printed: it signs one browser in and works once. Names and passwords of
-    REPLAYS_FLOWER_BASIC_AUTH sign in too; where they are set, the operator's page wants one of them.
+    Prints a link that signs one browser in and works once. Logins of REPLAYS_FLOWER_BASIC_AUTH also work; if they
+    are set, the operator's page requires one.
     """
     from ingest.web.server import run
     from tasks.observe.logs import configure
@@ -363,7 +371,9 @@ def web_command(port: int, no_login: bool) -> None:
             return
         echo(f"replays          {address}{path}")
         locked = (
-            "" if loaded.flower_basic_auth.get_secret_value() or not no_login else "  (closed without a login)"
+            ""
+            if loaded.flower_basic_auth.get_secret_value() or not no_login
+            else "  (requires REPLAYS_FLOWER_BASIC_AUTH)"
         )
         echo(f"operator's page  {address}/operate{locked}")
         if no_login:
@@ -373,7 +383,8 @@ def web_command(port: int, no_login: bool) -> None:
         run(loaded, port, ready, login=not no_login)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on port {port} ({error}): choose another with --port, or stop the process that uses it"
+            f"cannot listen on port {port} ({error}): choose another port with --port, or stop the process "
+            "that uses it"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The reader, and its dry run: what `replays-ingest` does without a command."""
+"""`replays-ingest` without a command: the reader and its dry run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.connection import refuse_unsupported
 
 
 def reader(loaded: Settings) -> int:
-    """Consumes until SIGTERM; its exit code. Raises RedisRefused, which click prints; the exit code is 2 then."""
+    """Consumes until SIGTERM. Returns the exit code. Raises RedisRefused, which click prints with exit code 2."""
     from ingest.reader import process
 
     try:
@@ -20,7 +20,7 @@ def reader(loaded: Settings) -> int:
 
 
 def dry_run(loaded: Settings, messages: int, as_json: bool) -> int:
-    """Reads, parses and batches, writes to memory only; its exit code."""
+    """Reads, parses and batches into memory. Returns the exit code."""
     from ingest.operate.dry_run import DryRun
     from ingest.reader.assignment import ConsumerFailed
     from tasks.observe import logs

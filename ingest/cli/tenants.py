@@ -1,4 +1,4 @@
-"""`replays-ingest tenants`: the rules that shed one project's messages."""
+"""`replays-ingest tenants`: rules that drop or limit the messages of a project."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.connection import connect
 
 @click.group()
 def tenants() -> None:
-    """Rules that shed one project's messages, so that its flood does not become everyone's lag."""
+    """Rules that drop or limit the messages of one project, to protect the others."""
 
 
 def _store(loaded: Settings) -> Any:
@@ -26,7 +26,7 @@ def _store(loaded: Settings) -> Any:
 @tenants.command("ls")
 @as_json
 def tenants_ls(as_json: bool) -> None:
-    """Projects that are switched off or limited."""
+    """List projects that are disabled or limited."""
     with redis_answers():
         rules = _store(settings()).rules()
     limits = {str(p): {"per_second": r.per_second, "burst": r.burst} for p, r in rules.limits.items()}
@@ -36,7 +36,7 @@ def tenants_ls(as_json: bool) -> None:
     for project in sorted(rules.killed):
         echo(f"project {project}: off")
     for project_id, limit in limits.items():
-        echo(f"project {project_id}: {limit['per_second']:g} messages a second, bursts of {limit['burst']:g}")
+        echo(f"project {project_id}: {limit['per_second']:g} messages per second, bursts of {limit['burst']:g}")
     if not (rules.killed or limits):
         echo("no rules")
 
@@ -45,7 +45,7 @@ def tenants_ls(as_json: bool) -> None:
 @click.argument("project", type=click.IntRange(0))
 @by_option
 def tenants_kill(project: int, by: str) -> None:
-    """Drop every message of PROJECT from now on. They are counted, and gone."""
+    """Drop all messages of PROJECT from now on. Dropped messages are counted and cannot be recovered."""
     _rule(lambda store: store.kill(project, by))
 
 
@@ -53,22 +53,22 @@ def tenants_kill(project: int, by: str) -> None:
 @click.argument("project", type=click.IntRange(0))
 @by_option
 def tenants_revive(project: int, by: str) -> None:
-    """Take PROJECT's messages again."""
+    """Accept messages of PROJECT again."""
     _rule(lambda store: store.revive(project, by))
 
 
 @tenants.command("limit")
 @click.argument("project", type=click.IntRange(0))
-@click.option("--per-second", type=click.FloatRange(0.01), help="Messages a second, over all readers.")
-@click.option("--burst", type=click.FloatRange(1), help="Messages at once; ten seconds' worth if not given.")
-@click.option("--remove", is_flag=True, help="No limit any more.")
+@click.option("--per-second", type=click.FloatRange(0.01), help="Messages per second, across all readers.")
+@click.option("--burst", type=click.FloatRange(1), help="Burst size, messages; default: ten seconds' worth.")
+@click.option("--remove", is_flag=True, help="Remove the limit.")
 @by_option
 def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:
-    """Give PROJECT a token bucket; what is above it is dropped and counted."""
+    """Limit PROJECT with a token bucket; excess messages are dropped and counted."""
     from ingest.reader.tenant_gate import Limit
 
     if remove == (per_second is not None):
-        raise click.UsageError("give --per-second, or --remove")
+        raise click.UsageError("give either --per-second or --remove")
     limit = None if per_second is None else Limit(per_second, burst or max(1.0, 10 * per_second))
     _rule(lambda store: store.limit(project, limit, by))
 
@@ -76,7 +76,7 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
 def _rule(act: Callable[[Any], None]) -> None:
     with redis_answers():
         act(_store(settings()))
-    echo("done; readers follow within a second or two")
+    echo("done; readers apply it within two seconds")
 
 
 COMMANDS = (tenants,)

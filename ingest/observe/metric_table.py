@@ -1,6 +1,6 @@
-"""Every metric of the reader, named and explained once: the table that docs/metrics.md is made from.
+"""Definitions of all reader metrics; docs/metrics.md is generated from them.
 
-What feeds them is in `ingest.observe.metrics`.
+They are updated by `ingest.observe.metrics`.
 """
 
 from __future__ import annotations
@@ -12,64 +12,69 @@ CONSUMER = _B = "replays.recording_consumer."
 
 DEFINITIONS: tuple[Definition, ...] = (
     # Messages
-    Definition(_R + "messages_consumed", Kind.COUNTER, "messages", "Messages taken from Kafka.", ("partition",)),
-    Definition(_R + "bytes_consumed", Kind.COUNTER, "bytes", "Their values, as they came.", ("partition",)),
+    Definition(
+        _R + "messages_consumed", Kind.COUNTER, "messages", "Messages consumed from Kafka.", ("partition",)
+    ),
+    Definition(
+        _R + "bytes_consumed", Kind.COUNTER, "bytes", "Total bytes of message values, as received.", ("partition",)
+    ),
     Definition(
         _R + "messages_parsed",
         Kind.COUNTER,
         "messages",
-        "Messages parsed, by outcome: segment, reject (kept as a dead letter) or drop (shed by a tenant rule).",
+        "Messages parsed, by outcome: segment, reject (becomes a dead letter) or drop (by a tenant rule).",
         ("outcome",),
     ),
     Definition(
         _R + "parse_seconds",
         Kind.COUNTER,
         "seconds",
-        "Time spent parsing (waiting for parser processes counts). Over messages_parsed: the mean of one.",
+        "Time spent parsing, including waits for parser processes. Divide by messages_parsed for the mean "
+        "per message.",
     ),
     Definition(
-        _R + "rejects", Kind.COUNTER, "messages", "Messages that will never parse, by reason.", ("reason",)
+        _R + "rejects", Kind.COUNTER, "messages", "Messages that cannot be parsed, by reason.", ("reason",)
     ),
     Definition(
         _R + "messages_deferred",
         Kind.COUNTER,
         "messages",
-        "Messages that are not plainly cheap, parsed in a child process with limits while their partition waits.",
+        "Large or slow messages parsed in a child process with limits, while their partition waits.",
     ),
     Definition(
         _R + "warnings",
         Kind.COUNTER,
         "warnings",
-        "What was wrong with a message without making it a reject, by stable name.",
+        "Problems in messages that are stored nevertheless, by warning.",
         ("warning",),
     ),
     Definition(
         _R + "drops",
         Kind.COUNTER,
         "messages",
-        "Messages dropped on purpose, by rule: tenant rules, and the policy on rejects (shed).",
+        "Messages dropped by rule: tenant rules, and the reject policy (shed).",
         ("reason",),
     ),
     Definition(
         _R + "reject_ratio",
         Kind.GAUGE,
         "ratio",
-        "Rejects among the last reject_window messages, of all projects.",
+        "Share of rejects in the reject window, all projects.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
         _R + "project_rejects",
         Kind.GAUGE,
         "messages",
-        "Rejects among the last reject_window messages: of the five projects with the most, of all others "
-        "(other), and of messages that name no project (none).",
+        "Rejects in the reject window: of the five projects with most rejects, of all others (other), and "
+        "of messages without a project (none).",
         ("project",),
     ),
     Definition(
         _R + "project_shed",
         Kind.GAUGE,
         "bool",
-        "Most messages of this project, one of the five with the most rejects, are rejects.",
+        "1: most messages of this project are rejects. Only for the five projects with most rejects.",
         ("project",),
     ),
     Definition(_R + "projects_shed", Kind.GAUGE, "projects", "Projects whose messages are mostly rejects."),
@@ -78,185 +83,206 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "lag_messages",
         Kind.GAUGE,
         "messages",
-        "Log end minus committed offset: what is not durable yet. Grows: the fleet or this reader is too slow.",
+        "Log end minus committed offset: messages not yet durable. Grows when workers or this reader are "
+        "too slow.",
         ("partition",),
     ),
     Definition(
         _R + "lag_position_messages",
         Kind.GAUGE,
         "messages",
-        "Log end minus the next offset to take: what was not even read yet.",
+        "Log end minus consumer position: messages not yet read.",
         ("partition",),
     ),
     Definition(
         _R + "lag_seconds",
         Kind.GAUGE,
         "seconds",
-        "Age (Kafka timestamp) of the oldest message that is not committed; 0 when all are.",
+        "Age (Kafka timestamp) of the oldest uncommitted message; 0 if there is none.",
         ("partition",),
     ),
     Definition(_R + "committed_offset", Kind.GAUGE, "offset", "The group's committed offset.", ("partition",)),
-    Definition(_R + "partitions_assigned", Kind.GAUGE, "partitions", "Partitions that are ours."),
+    Definition(_R + "partitions_assigned", Kind.GAUGE, "partitions", "Partitions assigned to this reader."),
     # Batches
     Definition(
         _B + "buffer_message_count",
         Kind.HISTOGRAM,
         "messages",
-        "Messages in a batch, at its cut.",
+        "Messages per batch when cut.",
         buckets=COUNTS,
     ),
     Definition(
         _B + "buffer_size_in_bytes",
         Kind.HISTOGRAM,
         "bytes",
-        "Staged bytes of a batch, at its cut.",
+        "Staged bytes per batch when cut.",
         buckets=BYTES,
     ),
     Definition(
-        _B + "exceeded_max_message_count", Kind.COUNTER, "batches", "Cut since batch_messages_max was met."
+        _B + "exceeded_max_message_count",
+        Kind.COUNTER,
+        "batches",
+        "Batches cut because batch_messages_max was reached.",
     ),
-    Definition(_B + "exceeded_buffer_byte_size", Kind.COUNTER, "batches", "Cut since batch_bytes_max was met."),
+    Definition(
+        _B + "exceeded_buffer_byte_size",
+        Kind.COUNTER,
+        "batches",
+        "Batches cut because batch_bytes_max was reached.",
+    ),
     Definition(
         _B + "exceeded_last_buffer_commit_time",
         Kind.COUNTER,
         "batches",
-        "Cut since batch_age_seconds_max was met.",
+        "Batches cut because batch_age_seconds_max was reached.",
     ),
     Definition(
         _R + "batches_cut",
         Kind.COUNTER,
         "batches",
-        "Batches cut and dispatched, by why: count, bytes, age, idle (early, since nothing was in flight), "
-        "planned (a predecessor's boundary), drain, "
-        "deferred (the next message is parsed in a child process).",
+        "Batches cut and dispatched, by reason: count, bytes, age, idle (early, with nothing in flight), "
+        "planned (the previous owner's boundary), drain, deferred (the next message is "
+        "parsed in a child process).",
         ("reason",),
     ),
-    Definition(_R + "batch_age_seconds", Kind.HISTOGRAM, "seconds", "First message of a batch to its cut."),
+    Definition(
+        _R + "batch_age_seconds", Kind.HISTOGRAM, "seconds", "Time from a batch's first message to its cut."
+    ),
     Definition(
         _R + "dispatches",
         Kind.COUNTER,
         "chords",
-        "Chords started, by stage and why: first, retry (the last one failed) or deadline (no word of it).",
+        "Chords started, by stage and reason: first, retry (the previous one failed) or deadline (no "
+        "completion arrived).",
         ("stage", "why"),
     ),
     Definition(
         _R + "stage_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Start of a stage's last chord to its completion, all sinks of the stage together.",
+        "Time from the start of a stage's last chord to its completion, over all sinks of the stage.",
         ("stage",),
     ),
     Definition(
-        _R + "stage_failures", Kind.COUNTER, "chords", "Chords that gave up or could not be started.", ("stage",)
+        _R + "stage_failures", Kind.COUNTER, "chords", "Chords that failed or could not be started.", ("stage",)
     ),
     Definition(_R + "batches_settled", Kind.COUNTER, "batches", "Batches durable in every sink."),
-    Definition(_R + "batches_parked", Kind.COUNTER, "batches", "Times that a batch was parked after a failure."),
-    Definition(_R + "batches_abandoned", Kind.COUNTER, "batches", "Batches that an operator gave up."),
+    Definition(_R + "batches_parked", Kind.COUNTER, "batches", "Times a batch was parked after a failure."),
+    Definition(_R + "batches_abandoned", Kind.COUNTER, "batches", "Batches abandoned by an operator."),
     Definition(
-        _R + "batches_recut", Kind.COUNTER, "batches", "Batches too large for Redis that were cut again, smaller."
+        _R + "batches_recut",
+        Kind.COUNTER,
+        "batches",
+        "Batches that were too large for Redis and were cut into smaller ones.",
     ),
-    Definition(_R + "batches_released", Kind.COUNTER, "batches", "Batches left to the next owner, unsettled."),
-    Definition(_R + "retries_requested", Kind.COUNTER, "batches", "Retries that an operator asked for."),
+    Definition(
+        _R + "batches_released",
+        Kind.COUNTER,
+        "batches",
+        "Unsettled batches released to the next owner of their partition.",
+    ),
+    Definition(_R + "retries_requested", Kind.COUNTER, "batches", "Retries requested by operators."),
     Definition(
         _R + "in_flight_batches",
         Kind.GAUGE,
         "batches",
-        "Batches cut and unsettled, by phase: recording, waiting (for a slot), flushing, parked.",
+        "Batches cut but not settled, by phase: recording, waiting (for a slot), flushing, parked.",
         ("phase",),
     ),
     Definition(_R + "in_flight_batches_max", Kind.GAUGE, "batches", "Its bound; at it consumption stops."),
     Definition(_R + "in_flight_bytes", Kind.GAUGE, "bytes", "Bytes of open and unsettled batches."),
     Definition(_R + "in_flight_bytes_max", Kind.GAUGE, "bytes", "Its bound; at it consumption stops."),
-    Definition(_R + "staged_bytes", Kind.GAUGE, "bytes", "Bytes of our batches that lie in Redis."),
+    Definition(_R + "staged_bytes", Kind.GAUGE, "bytes", "Bytes of this reader's batches staged in Redis."),
     Definition(
         _R + "parked_oldest_seconds",
         Kind.GAUGE,
         "seconds",
-        "Since the oldest parked batch was cut; its partition's commits stand still for that long.",
+        "Time since the oldest parked batch was cut. Its partition has not committed since.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
         _R + "end_to_end_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Relay's `received` (whole seconds) of a segment to its durability in every sink; one value a segment.",
+        "Time from Relay's `received` (whole seconds) until the segment is durable in every sink; one value "
+        "per segment.",
         buckets=LONG_SECONDS,
     ),
     # Consumer
     Definition(
-        _R + "paused", Kind.GAUGE, "0 or 1", "1: the consumer was told to pause.", across_processes=Across.LIVE_MAX
+        _R + "paused", Kind.GAUGE, "0 or 1", "1: the consumer is paused.", across_processes=Across.LIVE_MAX
     ),
     Definition(_R + "paused_seconds", Kind.COUNTER, "seconds", "Time spent paused."),
     Definition(
-        _R + "full_seconds", Kind.COUNTER, "seconds", "Time without room for messages, paused or about to be."
+        _R + "full_seconds", Kind.COUNTER, "seconds", "Time at an in-flight bound, paused or about to pause."
     ),
     Definition(
         _R + "halted",
         Kind.GAUGE,
         "0 or 1",
-        "1: stopped by itself until a person looks (too many rejects).",
+        "1: halted because of too many rejects; requires an operator.",
         across_processes=Across.LIVE_MAX,
     ),
-    Definition(_R + "commit_seconds", Kind.HISTOGRAM, "seconds", "Offset commit to the broker's answer."),
     Definition(
-        _R + "commits", Kind.COUNTER, "commits", "Commits answered, by outcome: stored, failed.", ("outcome",)
+        _R + "commit_seconds", Kind.HISTOGRAM, "seconds", "Time from an offset commit to the broker's response."
+    ),
+    Definition(
+        _R + "commits", Kind.COUNTER, "commits", "Offset commits, by outcome: stored, failed.", ("outcome",)
     ),
     Definition(
         _R + "rebalances",
         Kind.COUNTER,
         "events",
-        "Group changes seen, by kind: assigned, revoked, lost (evicted: no commit was possible).",
+        "Rebalance events, by kind: assigned, revoked, lost (evicted without a chance to commit).",
         ("kind",),
     ),
     Definition(
         _R + "partitions_unowned",
         Kind.GAUGE,
         "partitions",
-        "Partitions of the topic that no member of the group owns, as its coordinator says; 0 during a rebalance.",
+        "Partitions without an owner, as reported by the group coordinator; 0 during a rebalance.",
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
         _R + "group_rejoins",
         Kind.COUNTER,
         "events",
-        "Rebalances that this reader forced: a partition had no owner, or the topic was created again.",
+        "Rebalances forced by this reader because a partition had no owner or the topic was recreated.",
     ),
     Definition(
         _R + "offsets_out_of_range",
         Kind.COUNTER,
         "events",
-        "The offset to read was not in the log any more (retention) or not yet (topic made anew).",
+        "Times the offset to read was before the log (retention) or after its end (topic recreated).",
         ("partition",),
     ),
     Definition(
         _R + "partitions_recreated",
         Kind.COUNTER,
         "partitions",
-        "Partitions whose committed offset belonged to a topic that was deleted and created again since; they are "
-        "read from their beginning.",
+        "Partitions whose committed offset belonged to a deleted and recreated topic; they are read from "
+        "their beginning.",
     ),
     Definition(
         _R + "messages_expired",
         Kind.COUNTER,
         "messages",
-        "Offsets that were skipped so: LOST, they were never read.",
+        "Messages lost to retention: skipped without being read.",
     ),
     Definition(
         _R + "poll_gap_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Between two polls of the consumer; at max.poll.interval.ms the group evicts this reader.",
+        "Time between two consumer polls. At max.poll.interval.ms the group evicts this reader.",
     ),
     Definition(
         _R + "loop_turned_seconds",
         Kind.GAUGE,
         "seconds",
-        "Since the loop last went round, now. Over a few seconds: it is stuck.",
+        "Time since the reader loop last completed an iteration. More than a few seconds: it is stuck.",
         across_processes=Across.LIVE_MAX,
     ),
-    Definition(
-        _R + "stuck", Kind.COUNTER, "events", "Times that the loop stood still and all stacks were logged."
-    ),
+    Definition(_R + "stuck", Kind.COUNTER, "events", "Times the loop was stuck and all stacks were logged."),
     Definition(
         _R + "loop_failures",
         Kind.COUNTER,
@@ -268,7 +294,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "unverified",
         Kind.COUNTER,
         "entries",
-        "What Redis held without a seal of the shared key, and was ignored, by purpose: completion, mark.",
+        "Redis entries ignored because they lack a valid seal, by purpose: completion, mark.",
         ("purpose",),
     ),
     Definition(
@@ -294,15 +320,15 @@ DEFINITIONS: tuple[Definition, ...] = (
         _R + "queue_consumers",
         Kind.GAUGE,
         "workers",
-        "Workers that consume a queue and showed themselves within the last heartbeats. 0: its tasks wait.",
+        "Workers that consume a queue, by recent heartbeats. 0: its tasks wait.",
         ("queue",),
     ),
-    Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue of the fleet.", ("queue",)),
+    Definition(_R + "queue_depth", Kind.GAUGE, "tasks", "Tasks waiting in a queue.", ("queue",)),
     Definition(
         _R + "breaker_state",
         Kind.GAUGE,
         "0, 1 or 2",
-        "A sink's circuit breaker: 0 closed (healthy), 1 half open (probing), 2 open (the sink is sick).",
+        "A sink's circuit breaker: 0 closed (healthy), 1 half open (probing), 2 open (the sink is failing).",
         ("sink",),
     ),
     Definition(_R + "info", Kind.GAUGE, "1", "Version and name of this reader, as labels.", ("version", "reader")),

@@ -1,7 +1,5 @@
-"""What a metric is, and the instruments that keep it: Prometheus always, DogStatsD when it is switched on.
-
-A metric is defined once, as data. Its name has dots; DogStatsD gets it as it is, Prometheus with underscores
-(and `_total` after a counter, as Prometheus wants it).
+"""Metric definitions and instruments: Prometheus always, DogStatsD if enabled. A metric is defined once, as data.
+Names have dots; Prometheus names have underscores instead, and `_total` after a counter.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from tasks.settings import Settings
 
 
 class Kind(StrEnum):
-    """What an instrument does with a value."""
+    """Metric type."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -26,7 +24,7 @@ class Kind(StrEnum):
 
 
 class Across(StrEnum):
-    """How a gauge of several processes becomes one: the `multiprocess_mode` of the Prometheus client."""
+    """How gauges of several processes are merged: `multiprocess_mode` of the Prometheus client."""
 
     LIVE_SUM = "livesum"
     LIVE_MAX = "livemax"
@@ -40,7 +38,7 @@ COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One metric: `unit` is of its value, `help` says what it is and, where it matters, what is normal."""
+    """Definition of one metric. `unit` is the unit of its value."""
 
     name: str
     kind: Kind
@@ -52,12 +50,12 @@ class Definition:
 
     @property
     def base_name(self) -> str:
-        """The name that the Prometheus client is given."""
+        """Metric name for the Prometheus client."""
         return self.name.replace(".", "_").replace("-", "_")
 
     @property
     def prometheus_names(self) -> tuple[str, ...]:
-        """Names under which series of it are found in Prometheus."""
+        """Series names in Prometheus."""
         if self.kind is Kind.COUNTER:
             return (f"{self.base_name}_total",)
         if self.kind is Kind.GAUGE:
@@ -66,7 +64,7 @@ class Definition:
 
 
 class Mirror(Protocol):
-    """The part of a DogStatsD client that is used."""
+    """The methods of a DogStatsD client that are used."""
 
     def increment(self, metric: str, value: float, tags: list[str]) -> None: ...
     def gauge(self, metric: str, value: float, tags: list[str]) -> None: ...
@@ -74,7 +72,7 @@ class Mirror(Protocol):
 
 
 def dogstatsd(settings: Settings) -> Mirror | None:
-    """The second home of the metrics; None when it is switched off. Sending never blocks and never raises."""
+    """DogStatsD client; None if disabled. Sending never blocks and never raises."""
     if not settings.metrics_dogstatsd:
         return None
     mirror: Mirror = DogStatsd(
@@ -92,7 +90,7 @@ class Meters:
     def __init__(
         self, definitions: Iterable[Definition], registry: CollectorRegistry, mirror: Mirror | None = None
     ) -> None:
-        # A second series for every counter, that nobody looks at.
+        # Disables the `_created` series of every counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
         self._mirror = mirror
@@ -115,11 +113,11 @@ class Meters:
             self._mirror.gauge(name, value, tags=self._tags(name, labels))
 
     def add(self, name: str, amount: float, *labels: str) -> None:
-        """Raises or lowers a gauge. For Prometheus alone: what it stands at only the sum of processes knows."""
+        """Raises or lowers a gauge. Prometheus only, because one process does not know the total."""
         self._child(name, labels).inc(amount)
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
-        """Adds a value to a histogram, `times` times; DogStatsD hears of it once."""
+        """Adds a value to a histogram, `times` times. DogStatsD receives it once."""
         child = self._child(name, labels)
         for _ in range(times):
             child.observe(value)
@@ -127,11 +125,11 @@ class Meters:
             self._mirror.distribution(name, value, tags=self._tags(name, labels))
 
     def touch(self, name: str, *labels: str) -> None:
-        """Makes the series exist at zero, so that its first increment is seen as one."""
+        """Creates the series at zero, so that Prometheus sees its first increment."""
         self._child(name, labels)
 
     def forget(self, name: str, *labels: str) -> None:
-        """Removes the series: a partition that is no longer ours has no lag."""
+        """Removes the series, for example the lag of a revoked partition."""
         if self._children.pop((name, labels), None) is not None:
             self._metrics[name].remove(*labels)
 

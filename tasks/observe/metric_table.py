@@ -27,23 +27,22 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "flushes",
         Kind.COUNTER,
         "runs",
-        "Runs of flush tasks, by sink and outcome: done, already_done (its mark was set: a repetition), put_off "
-        "(tried again later), gave_up (the reader parks the batch), failed (an error that no retry mends).",
+        "Runs of flush tasks, by sink and outcome: done, already_done (a repetition: its mark was set), "
+        "put_off (retried later), gave_up (the reader parks the batch), failed (an error that a retry "
+        "cannot fix).",
         ("sink", "outcome"),
     ),
     Definition(
         WORKER + "flush_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Runs that got as far as calling the sink: from the start of the run to its end.",
+        "Duration of runs that called the sink.",
         ("sink",),
         SECONDS,
     ),
+    Definition(WORKER + "flush_items", Kind.HISTOGRAM, "items", "Items per successful run.", ("sink",), COUNTS),
     Definition(
-        WORKER + "flush_items", Kind.HISTOGRAM, "items", "Items of a run that was done.", ("sink",), COUNTS
-    ),
-    Definition(
-        WORKER + "flush_bytes", Kind.HISTOGRAM, "bytes", "Staged bytes of a run that was done.", ("sink",), BYTES
+        WORKER + "flush_bytes", Kind.HISTOGRAM, "bytes", "Staged bytes per successful run.", ("sink",), BYTES
     ),
     Definition(
         WORKER + "retries",
@@ -56,28 +55,29 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "breaker_refusals",
         Kind.COUNTER,
         "runs",
-        "Runs put off without a call, since the sink's circuit breaker was open.",
+        "Runs postponed without a call because the sink's circuit breaker was open.",
         ("sink",),
     ),
     Definition(
         WORKER + "items_refused",
         Kind.COUNTER,
         "items",
-        "Items that a sink will never take; they became dead letters with the sink's error.",
+        "Items permanently refused by a sink; they became dead letters with the sink's error.",
         ("sink",),
     ),
     Definition(
         WORKER + "completions",
         Kind.COUNTER,
         "chords",
-        "Ends of chords told to a reader: done, failed, or nobody (an older chord, or a batch that is gone).",
+        "Chord completions sent to readers: done, failed, or nobody (an older chord, or a batch that no "
+        "longer exists).",
         ("kind",),
     ),
     Definition(
         WORKER + "unverified",
         Kind.COUNTER,
         "entries",
-        "What Redis held without a seal of the shared key, and was ignored, by purpose: manifest, payload, mark, "
+        "Redis entries ignored because they lack a valid seal, by purpose: manifest, payload, mark, "
         "progress, parked.",
         ("purpose",),
     ),
@@ -85,13 +85,13 @@ DEFINITIONS: tuple[Definition, ...] = (
         WORKER + "busy_processes",
         Kind.GAUGE,
         "processes",
-        "Pool processes (or threads) that run a flush task now, by sink.",
+        "Pool processes or threads currently running a flush task, by sink.",
         ("sink",),
     ),
     Definition(
         WORKER + "heartbeat_seconds",
         Kind.GAUGE,
         "seconds",
-        "Since the worker last showed itself to the broker. Over 15: it lost Redis.",
+        "Time since the worker's last heartbeat to Redis. Over 15: Redis is unreachable.",
     ),
 )

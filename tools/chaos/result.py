@@ -112,7 +112,8 @@ def show(console: Console, result: Result) -> None:
         console.print(f"history: {violation}", markup=False)
     if result.error:
         console.print(f"error: {result.error}", markup=False)
-    verdict = "nothing was lost, nothing is there twice" if result.ok else "NOT everything holds, see above"
+    verdict = "nothing was lost, nothing is there twice" if result.ok else "FAILED: some checks do not hold, "
+    "see above"
     console.print(
         f"seed {result.seed}, {result.kafka}, {result.group_protocol}, {result.seconds:.0f} s: {verdict}"
     )

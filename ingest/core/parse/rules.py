@@ -1,4 +1,4 @@
-"""The bounds and sampling rates of parsing, and the stable names of all that can be wrong with a message."""
+"""Limits and sampling rates of parsing, and the names of rejects and warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.units import MiB
 
 @dataclass(frozen=True, slots=True)
 class ParseRules:
-    """Names and defaults as in `ingest.settings`; bytes, and shares from 0 to 1."""
+    """Limits in bytes, shares from 0 to 1. Names and defaults as in `ingest.settings`."""
 
     message_bytes_max: int = 16 * MiB
     inflated_bytes_max: int = 100 * MiB
@@ -24,43 +24,46 @@ class ParseRules:
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What is parsed inline: the largest inflated recording, in bytes, and the parse budget, in cost units."""
+    """Limits of parsing in the reader process: decompressed bytes, and parse budget in cost units."""
 
     inflated_bytes_max: int = 8 * MiB
     units_max: float = 5_000.0
 
 
 REASONS: Mapping[str, str] = {
-    "message_too_large": "The Kafka value is larger than message_bytes_max.",
-    "not_msgpack": "The value is not one msgpack document, or it was cut off.",
-    "schema": "The document is not a replay_recording_not_chunked message: a field is missing or of a wrong type.",
-    "no_header": "The payload has no newline, so no header line.",
+    "message_too_large": "The Kafka value exceeds message_bytes_max.",
+    "not_msgpack": "The value is not a single msgpack document, or is truncated.",
+    "schema": "The document is not a replay_recording_not_chunked message: a field is missing or has the wrong "
+    "type.",
+    "no_header": "The payload has no header line (no newline).",
     "bad_header": "The header line is not a JSON object with an integer segment_id of 0 or more.",
     "body_not_zlib": "The body is neither a zlib stream nor a JSON array.",
-    "body_truncated": "The zlib stream of the body ends too early.",
-    "body_too_large": "The body inflates to more than inflated_bytes_max.",
-    "parser_failed": "The message met a limit of its parsing process, which the error names, or ended it twice.",
+    "body_truncated": "The body's zlib stream is truncated.",
+    "body_too_large": "The decompressed body exceeds inflated_bytes_max.",
+    "parser_failed": "Parsing exceeded a limit of the child process (named in the error), or crashed it twice.",
 }
 
 WARNINGS: Mapping[str, str] = {
-    "recording_not_json": "The body is not a JSON array: stored as received, billed, no events.",
-    "event_malformed": "One rrweb event has a wrong shape or holds too much: it alone is left out "
-    "(counted up to 1000 per segment).",
-    "event_too_deep": "One rrweb event is nested deeper than the JSON decoder goes: it alone is left out.",
-    "events_over_limit": "More facts than facts_per_segment_max: the rest is left out.",
-    "rows_over_limit": "Rows and metrics of more bytes than rows_bytes_max: the rest is left out.",
-    "cost_over_limit": "Reading on would cost too much for the segment's size: stored, its rest is not read.",
-    "replay_event_missing": "The message carries no replay_event.",
-    "replay_event_not_json": "The replay_event is not a JSON object: rows without its fields.",
-    "replay_event_over_limit": "The replay_event exceeds 1 MiB or has too many values: rows without its fields.",
-    "negative_click_node_id": "A click names a node below 0: no click row.",
-    "retention_clamped": "retention_days is outside 1 to 14600, what the tables can express: the nearest is used.",
-    "oversized_segment": "The segment inflates to more than 20 MB, which no SDK should send.",
+    "recording_not_json": "The body is not a JSON array. Stored as received and billed, without events.",
+    "event_malformed": "An rrweb event is malformed or too large. Only that event is left out (counted up to "
+    "1000 per segment).",
+    "event_too_deep": "An rrweb event is nested too deeply for the JSON decoder. Only that event is left out.",
+    "events_over_limit": "The segment has more facts than facts_per_segment_max. The rest is left out.",
+    "rows_over_limit": "Rows and metrics exceed rows_bytes_max. The rest is left out.",
+    "cost_over_limit": "Parsing costs too much for the segment's size. Stored; the rest is not parsed.",
+    "replay_event_missing": "The message has no replay_event.",
+    "replay_event_not_json": "The replay_event is not a JSON object. Its fields are missing from rows.",
+    "replay_event_over_limit": "The replay_event exceeds 1 MiB or has too many values. Its fields are missing "
+    "from rows.",
+    "negative_click_node_id": "A click has a negative node id. No click row is written.",
+    "retention_clamped": "retention_days is outside 1 to 14600, the range of the tables. The nearest value is "
+    "used.",
+    "oversized_segment": "The decompressed segment exceeds 20 MB, which no SDK should send.",
 }
 
 
 class Rejected(Exception):
-    """The message will never parse. `reason` is a key of REASONS, the text is for a person."""
+    """The message cannot be parsed. `reason` is a key of REASONS; the text is for operators."""
 
     def __init__(self, reason: str, error: str) -> None:
         assert reason in REASONS

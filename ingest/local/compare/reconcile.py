@@ -80,8 +80,8 @@ def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[
         return compare_sets(name, left, right, extra_matters=extra_matters, note=note)
 
     return [
-        sets("ClickHouse segments", expected.segments, rows.segments, "one row a segment"),
-        sets("ClickHouse replay events", expected.segments, rows.replay_events, "one row a segment"),
+        sets("ClickHouse segments", expected.segments, rows.segments, "one row per segment"),
+        sets("ClickHouse replay events", expected.segments, rows.replay_events, "one row per segment"),
         compare_maps(
             "ClickHouse clicks",
             expected.clicks,
@@ -92,7 +92,11 @@ def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[
         sets("ClickHouse dead clicks", dead, found_dead, "event_hash"),
         sets("ClickHouse taps", expected.taps, rows.taps, "event_hash"),
         compare_maps(
-            "billing outcomes", expected.outcomes, rows.outcomes, extra_matters=extra_matters, note="one a replay"
+            "billing outcomes",
+            expected.outcomes,
+            rows.outcomes,
+            extra_matters=extra_matters,
+            note="one per replay",
         ),
         compare_maps("ClickHouse doubles", {}, rows.doubled, note="identities that FINAL shows twice"),
     ]

@@ -85,7 +85,11 @@ def show(screen: Screen, outcome: Outcome, *, as_json: bool) -> None:
         screen.line(f"a replay with rage clicks: {outcome.rage_replay} (--keep prints the address where it plays)")
     if outcome.error:
         screen.line(f"error: {outcome.error}")
-    screen.line("everything that went in came out, once" if outcome.ok else "NOT everything holds, see above")
+    screen.line(
+        "every message is accounted for in every sink"
+        if outcome.ok
+        else "FAILED: some checks do not hold, see above"
+    )
 
 
 def _sample_table(rows: list[tuple[Any, ...]]) -> Table:

@@ -63,14 +63,14 @@ def test_without_redis_each_command_says_what_to_check(office: Office, arguments
     done = command(office.env | AWAY, *arguments)
 
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "is REPLAYS_REDIS_URL right?" in done.err
+    assert "check REPLAYS_REDIS_URL" in done.err
 
 
 def test_a_project_is_switched_off_while_redis_is_away(office: Office):
     """Readers follow the topic of decisions; the copy in Redis has it as soon as it is asked again."""
     done = command(office.env | AWAY, "tenants", "kill", "7")
 
-    assert (done.code, done.out) == (0, "done; readers follow within a second or two\n")
+    assert (done.code, done.out) == (0, "done; readers apply it within two seconds\n")
     assert "project 7: off" in command(office.env, "tenants", "ls").out
 
 
@@ -98,7 +98,9 @@ def test_parked_batches_are_listed_and_shown(office: Office):
     assert told[batch.id]["error"] == "clickhouse is away"
     assert "error        clickhouse is away" in shown.out
     assert command(office.env, "batches", "show", batch.id, "--json").json == told[batch.id]
-    assert "batches ls` shows what is" in failed(command(office.env, "batches", "show", "none-0-0-1"))
+    assert "list parked batches with `replays-ingest batches ls`" in failed(
+        command(office.env, "batches", "show", "none-0-0-1")
+    )
 
 
 def test_a_parked_batch_is_retried(office: Office):
@@ -158,7 +160,7 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
         "limits": {"8": {"per_second": 5.0, "burst": 50.0}, "9": {"per_second": 1.0, "burst": 3.0}},
     }
     assert "project 7: off" in text
-    assert "project 9: 1 messages a second, bursts of 3" in text
+    assert "project 9: 1 messages per second, bursts of 3" in text
     assert command(env, "tenants", "ls", "--json").json == {"killed": [], "limits": {}}
     deeds = [(deed["what"], deed["project"], deed["by"]) for deed in office.coordination.audited()]
     assert deeds[-1] == ("tenant_kill", "7", "ann")
@@ -170,7 +172,7 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
     """Exit code 2."""
     done = command(office.env, "tenants", "limit", "8", *options)
 
-    assert (done.code, "give --per-second, or --remove" in done.err) == (2, True)
+    assert (done.code, "give either --per-second or --remove" in done.err) == (2, True)
 
 
 # Dead letters
@@ -206,7 +208,7 @@ def test_replaying_needs_a_choice(office: Office):
     done = command(office.env, "dlq", "replay")
 
     assert (done.code, "--all" in done.err) == (2, True)
-    assert "dlq ls` lists them" in failed(command(office.env, "dlq", "show", "0-999999"))
+    assert "list them with `replays-ingest dlq ls`" in failed(command(office.env, "dlq", "show", "0-999999"))
 
 
 # Schema and checks

@@ -126,7 +126,7 @@ def test_what_is_not_there_is_one_line(library: Library, tmp_path: Path):
     assert "is no replay id" in failed(command(env, "events", "nonsense"))
     assert "choose one: [7, 8]" in failed(command(env, "replays", "show", SHARED))
     assert command(env, "replays", "show", SHARED, "--project", str(OTHER_PROJECT)).code == 0
-    assert "nothing of it is stored" in failed(
+    assert "no stored segments match" in failed(
         command(env, "fetch", MOBILE, "--segment", "7", "--output", str(tmp_path))
     )
     away = {**env, "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}

@@ -150,7 +150,7 @@ def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
     assert told.exit_code == 0, told.output
     assert told.output.startswith(f"would erase replay {untouched.victim[1]}")
     assert asked.exit_code == 1
-    assert "Nobody can bring it back" in asked.output
+    assert "This cannot be undone" in asked.output
     assert untouched.everything(untouched.victim) == before
     assert untouched.bucket_bytes() == bucket
     assert Coordination(connect(untouched.settings), untouched.settings).audited() == []
@@ -206,7 +206,7 @@ def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None
     wrong = untouched.erase(which=(99, "not-an-id"))
 
     assert unknown.exit_code == 1
-    assert f"there is nothing of a replay {'f' * 32} in project {untouched.victim[0]}" in unknown.output
+    assert f"nothing is stored of replay {'f' * 32} in project {untouched.victim[0]}" in unknown.output
     assert elsewhere.exit_code == 1
     assert f"project {untouched.victim[0]} has one" in elsewhere.output
     assert wrong.exit_code == 2
