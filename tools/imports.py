@@ -344,7 +344,7 @@ def sources() -> list[Path]:
 
 def table() -> str:
     """The rule as ARCHITECTURE.md shows it."""
-    lines = ["| package | of ours | third parties |", "| --- | --- | --- |"]
+    lines = ["| package | own packages | third parties |", "| --- | --- | --- |"]
     for package in TABLE:
         names = ", ".join(f"`{name.replace('.', '/')}`" for name in package.modules)
         lines.append(f"| {names} | {_ours(package)} | {_libraries(package)} |")

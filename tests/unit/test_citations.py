@@ -239,7 +239,7 @@ def test_what_exists_may_be_cited():
     words = (
         "docs/decisions/014-same-cut.md docs/runbook.md#erase-a-replay deploy/*/*.yml decision 014 "
         "tests/unit/test_architecture.py::test_a_message_takes_no_step_back ingest.core.parse.parse "
-        "tasks.stored.read_replay [a](docs/rows.md) [b](ARCHITECTURE.md#words) MD5 3D "
+        "tasks.stored.read_replay [a](docs/rows.md) [b](ARCHITECTURE.md#terms) MD5 3D "
         "`core/ledger.py` `Staging.report` in `tasks/staging.py` https://example.org/tasks/nothing.py"
     )
     text = Text(ROOT / "README.md", 1, words)
