@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
 from ingest.operate.terminal import Terminal
+
+if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.local.background import StackState
+
+FOLLOW_SECONDS = 0.3
 
 
 @click.command()
@@ -110,24 +117,69 @@ directory_option = click.option(
 @local_group.command("up")
 @directory_option
 @click.option("--kafka", type=click.Choice(["tansu", "apache"]), default="tansu", show_default=True)
+@click.option("--all", "programs", is_flag=True, help="Also run a worker, the reader, Flower and the web pages.")
 @as_json
-def local_up(directory: Path | None, kafka: Any, as_json: bool) -> None:
-    """Start the stack in the background; print addresses and variables to export."""
+def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) -> None:
+    """Start the stack in the background; print addresses and variables to export.
+
+    Uses a stack that already runs, also from another folder; --all adds the processes that are missing.
+    """
     needs_extra("local")
     from ingest.local.background import up
     from ingest.local.servers.processes import LocalError
 
     try:
-        state = up(directory, kafka=kafka, progress=lambda line: echo(line, err=True))
+        state = up(directory, kafka=kafka, programs=programs, progress=lambda line: echo(line, err=True))
     except LocalError as error:
         fail(str(error))
     if as_json:
-        echo_json({"addresses": state.addresses, "settings": state.settings})
+        echo_json(_as_dict(state))
         return
-    for name, address in state.addresses.items():
-        echo(f"# {name:<14} {address}")
+    if programs and sys.stdout.isatty():  # a person reads it; otherwise a shell evaluates it
+        _list(state, "")
+        echo("")
+        for line in _next_steps(directory):
+            echo(line)
+        return
+    _list(state, "# ")
     for line in state.exports().splitlines():
         echo(line)
+
+
+def _next_steps(directory: Path | None) -> list[str]:
+    """What to type in another terminal."""
+    activated = sys.prefix != sys.base_prefix
+    where = "" if directory is None else f" --directory {shlex.quote(str(directory.absolute()))}"
+    return [
+        "In another terminal:",
+        *([f"  . {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}"] if activated else []),
+        f'  eval "$(replays-ingest local up{where})"    # the addresses above as variables',
+        "  replays-ingest load --rate 50        # recordings to look at",
+        "  replays-ingest top                   # how they pass",
+        f"  replays-ingest local logs{where}            # of all processes, or of one: local logs reader",
+        f"  replays-ingest local down{where}            # the end; data is kept",
+    ]
+
+
+def _as_dict(state: StackState) -> dict[str, Any]:
+    return {
+        "directory": state.directory,
+        "addresses": state.addresses,
+        "pages": state.pages,
+        "settings": state.settings,
+    }
+
+
+def _list(state: StackState, prefix: str) -> None:
+    """Every address, and the login of what asks for one."""
+    from ingest.local.programs import LOGIN_VARIABLE
+
+    echo(f"{prefix}{'directory':<14} {state.directory}")
+    for name, address in {**state.addresses, **state.pages}.items():
+        echo(f"{prefix}{name:<14} {address}")
+    if state.pages:
+        user, _, password = state.settings[LOGIN_VARIABLE].partition(":")
+        echo(f"{prefix}{'login':<14} user {user}, password {password} (web, operator, flower)")
 
 
 @local_group.command("down")
@@ -138,9 +190,10 @@ def local_down(directory: Path | None) -> None:
     from ingest.local.servers.processes import LocalError
 
     try:
-        echo("stopped" if down(directory) else "nothing was running")
+        place = down(directory)
     except LocalError as error:
         fail(str(error))
+    echo("nothing was running" if place is None else f"stopped; the data is in {place}")
 
 
 @local_group.command("status")
@@ -154,10 +207,43 @@ def local_status(directory: Path | None, as_json: bool) -> None:
     if state is None:
         fail("no stack is running; start one with `replays-ingest local up`")
     if as_json:
-        echo_json({"addresses": state.addresses, "settings": state.settings})
+        echo_json(_as_dict(state))
         return
-    for name, address in state.addresses.items():
-        echo(f"{name:<14} {address}")
+    _list(state, "")
+
+
+@local_group.command("logs")
+@click.argument("name", required=False, metavar="[NAME]")
+@directory_option
+@click.option(
+    "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000), help="Last lines per log."
+)
+@click.option("--follow", "-f", is_flag=True, help="Print new lines as they come, until Ctrl-C.")
+def local_logs(name: str | None, directory: Path | None, lines: int, follow: bool) -> None:
+    """Print the logs of all processes, or of the process NAME (reader, worker, flower, web, kafka, ...)."""
+    from ingest.local.background import log_files
+    from ingest.local.logs import Tail
+
+    logs = log_files(directory)
+    if not logs:
+        fail("there are no logs; start a stack with `replays-ingest local up`")
+    if name is not None:
+        if name not in logs:
+            raise click.BadParameter(f"{name!r} has no log; choose from {', '.join(logs)}", param_hint="'NAME'")
+        logs = {name: logs[name]}
+    tails = [Tail(path, f"{each:<10} | " if len(logs) > 1 else "") for each, path in logs.items()]
+    for tail in tails:
+        for line in tail.last(lines):
+            echo(line)
+    try:
+        while follow:
+            found = [line for tail in tails for line in tail.new()]
+            for line in found:
+                echo(line)
+            if not found:
+                time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        sys.exit(0)
 
 
 COMMANDS = (demo, load_command, local_group)

@@ -1,13 +1,12 @@
-"""An embedded stack in the background, for development: `replays-ingest local up`, `down` and `status`.
+"""An embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and `logs`.
 
 A supervisor of its own holds a lock in the stack's directory, starts again what dies, and keeps a state file there
-with addresses and settings.
+with addresses and settings. With `programs` it also runs the worker, the reader, Flower and the web pages.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import os
@@ -15,11 +14,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ingest.local.places import directory_of, is_locked, remember
+from ingest.local.programs import LOGIN_VARIABLE, Programs, login_of
 from ingest.local.servers.processes import (
     PRIVATE_UMASK,
     LocalError,
@@ -30,14 +31,15 @@ from ingest.local.servers.processes import (
 )
 from ingest.local.stack import PARTS, KafkaKind, Part, Progress, Stack
 
-DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
 UP_SECONDS_MAX = 90.0
-DOWN_SECONDS_MAX = 30.0
+PROGRAMS_SECONDS_MAX = 120.0
+DOWN_SECONDS_MAX = 60.0
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """A stack in the background, as its state file tells. `error` is set if it did not come up."""
+    """A stack in the background, as its state file tells. `error` is set if something of it did not come up."""
 
     directory: str
     pid: int
@@ -45,6 +47,8 @@ class StackState:
     addresses: Mapping[str, str]
     settings: Mapping[str, str]
     error: str = ""
+    pages: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of the programs that people open, by name; empty if only the servers run."""
 
     def to_json(self) -> str:
         """For scripts."""
@@ -55,62 +59,43 @@ class StackState:
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(self.settings.items()))
 
 
-def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """REPLAYS_LOCAL_DIRECTORY, else .local/stack in a checkout, else the user's state directory."""
-    if environ.get(DIRECTORY_VARIABLE):
-        return Path(environ[DIRECTORY_VARIABLE])
-    if Path("pyproject.toml").exists() and Path("celeryconfig.py").exists():
-        return Path(".local/stack").absolute()
-    state = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "replays-ingest" / "stack"
-
-
 def up(
     directory: Path | None = None,
     *,
     parts: Sequence[str] = PARTS,
     kafka: KafkaKind = "tansu",
+    programs: bool = False,
     progress: Progress = lambda line: None,
 ) -> StackState:
     """Starts a stack that outlives us, and returns when all of it answers. One that runs already is returned.
 
-    Raises LocalError if a part does not come up; then nothing is left running.
+    `programs`: also the worker, the reader, Flower and the web pages, on a running stack too. Raises LocalError if
+    something does not come up; then nothing is left running that did not run before.
     """
-    place = (directory or default_directory()).absolute()
+    place = directory_of(directory)
     running = status(place)
     if running is not None:
-        progress("already up")
-        return running
+        progress(f"already up in {place}")
+        return _add_programs(place, progress) if programs and not running.pages else running
     private_folder(place)
     if (place / "lock").exists():
         place.chmod(0o700)  # made by a release that left it open
     _state_path(place).unlink(missing_ok=True)
+    _request_path(place).unlink(missing_ok=True)
     with open(place / "supervisor.log", "wb", opener=private_opener) as log:
+        command = [sys.executable, "-m", "ingest.local.background", str(place)]
         supervisor = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "ingest.local.background",
-                str(place),
-                "--kafka",
-                kafka,
-                "--parts",
-                ",".join(parts),
-            ],
+            [*command, "--kafka", kafka, "--parts", ",".join(parts)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             umask=PRIVATE_UMASK,
         )
-    told = 0
+    lines = _Lines(place / "supervisor.log", progress)
 
     def decided() -> bool:
-        nonlocal told
-        lines = (place / "supervisor.log").read_text("utf-8", "replace").splitlines()
-        for line in lines[told:]:
-            progress(line)
-        told = len(lines)
+        lines.tell()
         return _read_state(place) is not None or supervisor.poll() is not None
 
     try:
@@ -122,30 +107,78 @@ def up(
     if state is None or state.error:
         reason = state.error if state is not None else (place / "supervisor.log").read_text("utf-8", "replace")
         raise LocalError(f"the stack did not come up: {reason}")
+    remember(place)
+    if not programs:
+        return state
+    try:
+        return _add_programs(place, progress)
+    except (LocalError, KeyboardInterrupt):
+        down(place)
+        raise
+
+
+def _add_programs(place: Path, progress: Progress) -> StackState:
+    """Asks the supervisor for the programs, by a file, and waits for its answer."""
+    lines = _Lines(place / "supervisor.log", progress, skip=True)
+    _request_path(place).touch(0o600)
+
+    def decided() -> bool:
+        lines.tell()
+        return not _request_path(place).exists() or not is_locked(place)
+
+    wait_until(decided, PROGRAMS_SECONDS_MAX, "worker, reader, Flower and web pages to come up")
+    state = status(place)
+    if state is None or not state.pages:
+        raise LocalError(f"the programs did not come up: {state.error if state else 'the stack ended'}")
     return state
 
 
-def down(directory: Path | None = None) -> bool:
-    """Stops the stack of this directory and waits until it is gone; its data stays. False if none runs."""
-    place = (directory or default_directory()).absolute()
+class _Lines:
+    """What the supervisor has printed since the last time. `skip`: only what comes from now on."""
+
+    def __init__(self, log: Path, progress: Progress, *, skip: bool = False) -> None:
+        self._log = log
+        self._progress = progress
+        self._told = len(self._read()) if skip else 0
+
+    def tell(self) -> None:
+        """Passes new lines on."""
+        found = self._read()
+        for line in found[self._told :]:
+            self._progress(line)
+        self._told = len(found)
+
+    def _read(self) -> list[str]:
+        return self._log.read_text("utf-8", "replace").splitlines()
+
+
+def down(directory: Path | None = None) -> Path | None:
+    """Stops the running stack and returns its directory, where its data stays. None if none runs."""
+    place = directory_of(directory)
     state = status(place)
     if state is None:
-        return False
+        return None
     os.kill(state.pid, signal.SIGTERM)
     try:
-        wait_until(lambda: not _is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
+        wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
     except LocalError:
         # Its warden takes the servers along.
         os.kill(state.pid, signal.SIGKILL)
-        wait_until(lambda: not _is_locked(place), DOWN_SECONDS_MAX, "the killed stack to go")
+        wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to go")
     _state_path(place).unlink(missing_ok=True)
-    return True
+    return place
 
 
 def status(directory: Path | None = None) -> StackState | None:
     """The stack of this directory if one runs. A state file without a supervisor is of the past."""
-    place = (directory or default_directory()).absolute()
-    return _read_state(place) if _is_locked(place) else None
+    place = directory_of(directory)
+    return _read_state(place) if is_locked(place) else None
+
+
+def log_files(directory: Path | None = None) -> dict[str, Path]:
+    """The logs of the stack's processes by name, also of one that was stopped."""
+    place = directory_of(directory)
+    return {path.stem: path for path in sorted((place / "logs").glob("*.log"))}
 
 
 def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
@@ -158,29 +191,77 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
             return 1
         # The addresses of last time, so that what a shell has exported stays true.
         memory = directory / "ports.json"
-        ports = json.loads(memory.read_text()) if memory.exists() else {}
-        with Stack(directory, kafka=kafka, progress=lambda line: print(line, flush=True), ports=ports) as stack:
+        ports: dict[str, int] = json.loads(memory.read_text()) if memory.exists() else {}
+        with Stack(directory, kafka=kafka, progress=_say, ports=ports) as stack:
             try:
                 stack.start(parts)
-                ports |= {name: server.port for name, server in stack.servers.items()}
-                memory.write_text(json.dumps(ports))
             except LocalError as error:
                 _write_state(directory, StackState(str(directory), os.getpid(), (), {}, {}, error=str(error)))
                 return 1
+            ports |= {name: server.port for name, server in stack.servers.items()}
+            memory.write_text(json.dumps(ports))
             for server in stack.servers.values():
                 stack.children.keep(server.child)
-            seen: tuple[Part, ...] = ()
-            while not ending.wait(0.5):
-                now = tuple(stack.parts.values())
-                if now != seen:
-                    seen = now
-                    state = StackState(str(directory), os.getpid(), now, stack.addresses, stack.settings())
-                    _write_state(directory, state)
+            settings = {**stack.settings(), LOGIN_VARIABLE: login_of(directory)}
+            programs = Programs(stack, settings, ports, progress=_say, ending=ending.is_set)
+            _Supervisor(directory, stack, settings, programs).run(ending.wait)
+            memory.write_text(json.dumps(ports))
     return 0
+
+
+class _Supervisor:
+    """Keeps the state file true, and starts the programs when `up` asks for them."""
+
+    def __init__(self, directory: Path, stack: Stack, settings: Mapping[str, str], programs: Programs) -> None:
+        self._directory = directory
+        self._stack = stack
+        self._settings = settings
+        self._programs = programs
+        self._error = ""
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Until `wait` says that it is time to end."""
+        seen: StackState | None = None
+        while True:
+            if (now := self._state()) != seen:
+                seen = now
+                _write_state(self._directory, now)
+            if wait(POLL_SECONDS):
+                break
+            if _request_path(self._directory).exists():
+                self._start_programs()
+        self._programs.stop()
+
+    def _start_programs(self) -> None:
+        self._error = ""
+        try:
+            self._programs.start()
+        except LocalError as error:
+            self._programs.stop()
+            self._error = str(error)
+        # First the answer, then the request goes: whoever waits for that reads a state of after it.
+        _write_state(self._directory, self._state())
+        _request_path(self._directory).unlink(missing_ok=True)
+
+    def _state(self) -> StackState:
+        parts = (*self._stack.parts.values(), *self._programs.parts)
+        addresses, pages = self._stack.addresses, self._programs.addresses
+        return StackState(
+            str(self._directory), os.getpid(), parts, addresses, self._settings, self._error, pages=pages
+        )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _state_path(directory: Path) -> Path:
     return directory / "state.json"
+
+
+def _request_path(directory: Path) -> Path:
+    """Exists while somebody waits for the programs."""
+    return directory / "programs.wanted"
 
 
 def _write_state(directory: Path, state: StackState) -> None:
@@ -196,16 +277,6 @@ def _read_state(directory: Path) -> StackState | None:
     except (OSError, ValueError):
         return None
     return StackState(**{**found, "parts": tuple(Part(**part) for part in found["parts"])})
-
-
-def _is_locked(directory: Path) -> bool:
-    """Whether a supervisor lives: the kernel gives its lock back however it ends."""
-    with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ from ingest.local.launch import QUICK, celery, replays_ingest, settings_of, temp
 from ingest.local.load.expectation import Expectation
 from ingest.local.load.produce import PROFILES, LoadError, Produced, Profile, produce
 from ingest.local.servers.base import answers_http
-from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
+from ingest.local.servers.processes import HOST, Child, LocalError, free_port, is_listening, wait_until
 from ingest.local.servers.redis import Redis
 from ingest.local.stack import PARTS, KafkaKind, Stack
 from tasks.errors import SinkError
@@ -173,7 +173,8 @@ class _Demo:
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         command = [*replays_ingest(), "web", "--port", url.rpartition(":")[2]]
         self.stack.children.start("web", command, env=env, keep=True)
-        wait_until(lambda: answers_http(f"{url}/"), READY_SECONDS_MAX, "the pages")
+        # The pages themselves ask for a login.
+        wait_until(lambda: is_listening(int(url.rpartition(":")[2])), READY_SECONDS_MAX, "the pages")
         return url
 
     def stop(self) -> None:

@@ -1,0 +1,33 @@
+"""Reading the logs of a background stack: the last lines of a file, then what is added to it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+LINE_BYTES_MAX = 64 * 1024  # a longer line is passed on in pieces
+
+
+class Tail:
+    """One log. Lines are decoded, without line end and colours, and begin with `prefix`."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self._path = path
+        self._prefix = prefix
+        self._offset = 0
+
+    def last(self, count: int) -> list[str]:
+        """The last `count` complete lines, in bounded memory."""
+        return list(deque(self.new(), maxlen=count))
+
+    def new(self) -> Iterator[str]:
+        """Complete lines that were added since the last call, all of them at the first one."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as log:
+            log.seek(self._offset)
+            while (line := log.readline(LINE_BYTES_MAX)) and (line.endswith(b"\n") or len(line) == LINE_BYTES_MAX):
+                self._offset += len(line)
+                yield self._prefix + COLOURS.sub("", line.decode("utf-8", "replace").rstrip("\n"))

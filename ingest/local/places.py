@@ -1,0 +1,66 @@
+"""Where background stacks are: the directory of one, and a note of the one that was started last.
+
+The note lets commands in other folders find a running stack instead of starting an empty one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ingest.local.servers.processes import private_folder, private_opener
+
+DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
+
+
+def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """REPLAYS_LOCAL_DIRECTORY, else .local/stack in a checkout, else the user's state directory."""
+    if environ.get(DIRECTORY_VARIABLE):
+        return Path(environ[DIRECTORY_VARIABLE])
+    if Path("pyproject.toml").exists() and Path("celeryconfig.py").exists():
+        return Path(".local/stack").absolute()
+    return _state_home(environ) / "stack"
+
+
+def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The chosen directory; without a choice, that of the running stack of another folder, or the default one."""
+    if chosen is not None or environ.get(DIRECTORY_VARIABLE):
+        return (chosen or default_directory(environ)).absolute()
+    place = default_directory(environ).absolute()
+    if not is_locked(place):
+        with contextlib.suppress(OSError):
+            noted = Path(_note(environ).read_text().strip())
+            if noted.is_absolute() and is_locked(noted):
+                return noted
+    return place
+
+
+def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Notes a stack for commands in other folders, if nobody chose its directory."""
+    if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
+        return
+    private_folder(_note(environ).parent)
+    with open(_note(environ), "w", opener=private_opener) as note:
+        note.write(str(place))
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a supervisor lives there: the kernel releases its lock however it ends."""
+    with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _note(environ: Mapping[str, str]) -> Path:
+    return _state_home(environ) / "running"
+
+
+def _state_home(environ: Mapping[str, str]) -> Path:
+    state = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "replays-ingest"

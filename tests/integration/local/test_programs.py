@@ -1,0 +1,108 @@
+"""`local up --all`: the whole system by one command, found from another folder, ended by one more."""
+
+from __future__ import annotations
+
+import base64
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli.main import main
+from ingest.local import background
+from ingest.local.compare.offsets import Committed
+from ingest.local.launch import settings_of
+from ingest.local.load.produce import PROFILES, produce
+from ingest.local.logs import Tail
+from ingest.local.programs import LOGIN_VARIABLE, PROGRAMS
+from ingest.local.servers.processes import group_is_alive, wait_until
+
+
+def status_of(url: str, login: str = "") -> int:
+    """The HTTP status of a GET, with that login if any."""
+    headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_whole_system_comes_up_ingests_and_ends(tmp_path: Path):
+    """given nothing, when all is started, then what is loaded is committed, and one login opens every page"""
+    place = tmp_path / "stack"
+    state = background.up(place, programs=True)
+    try:
+        settings = settings_of(dict(state.settings))
+        made = produce(settings, PROFILES["small"], 20, 1, manifest_path=tmp_path / "manifest.jsonl")
+        ends = {(settings.kafka_topic, partition): end for partition, end in made.ends.items()}
+        committed = Committed(settings)
+        wait_until(lambda: committed.of(sorted(ends)) == ends, 60, "the load to be committed")
+        committed.close()
+
+        login = state.settings[LOGIN_VARIABLE]
+        assert {status_of(state.pages[name]) for name in ("web", "flower")} == {401}
+        assert {status_of(state.pages[name], login) for name in ("web", "flower", "operator")} == {200}
+        assert set(PROGRAMS) <= {part.name for part in state.parts}
+        assert background.up(place, programs=True).pages == state.pages
+
+        shown = CliRunner().invoke(main, ["local", "logs", "--directory", str(place), "reader", "--lines", "1000"])
+        assert "reader_started" in shown.output
+        listed = CliRunner().invoke(main, ["local", "status", "--directory", str(place)])
+        assert login.partition(":")[2] in listed.output
+    finally:
+        assert background.down(place) == place
+
+    assert not any(group_is_alive(part.pid) for part in state.parts)
+    assert background.login_of(place) == login
+
+
+def test_a_log_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
+    """given a stack's logs, when another name is asked for, then the exit code is 2 and the names are listed"""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
+
+    wrong = CliRunner().invoke(main, ["local", "logs", "--directory", str(tmp_path), "raeder"])
+    right = CliRunner().invoke(main, ["local", "logs", "--directory", str(tmp_path), "--lines", "1"])
+
+    assert (wrong.exit_code, right.exit_code) == (2, 0)
+    assert "reader" in wrong.output
+    assert right.output == "two\n"
+
+
+def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
+    """given a line that is still being written, when the log is read, then it comes once it is complete"""
+    path = tmp_path / "reader.log"
+    path.write_bytes(b"one\nhal")
+    tail = Tail(path)
+
+    assert tail.last(5) == ["one"]
+    with path.open("ab") as log:
+        log.write(b"f\n\x1b[31mthree\x1b[0m\n")
+    assert list(tail.new()) == ["half", "three"]
+    assert list(tail.new()) == []
+
+
+def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """given a stack of a checkout, when another folder asks for one, then it gets that one and its place"""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("REPLAYS_LOCAL_DIRECTORY", raising=False)
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    for folder in (checkout, elsewhere):
+        folder.mkdir()
+    (checkout / "pyproject.toml").touch()
+    (checkout / "celeryconfig.py").touch()
+    told: list[str] = []
+    monkeypatch.chdir(checkout)
+    first = background.up(parts=["statsd"])
+    try:
+        monkeypatch.chdir(elsewhere)
+        second = background.up(parts=["statsd"], progress=told.append)
+
+        assert second == first
+        assert told == [f"already up in {checkout / '.local' / 'stack'}"]
+    finally:
+        assert background.down() == checkout / ".local" / "stack"
+    assert background.status() is None
