@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sys
 import time
@@ -66,17 +67,22 @@ def demo(
 @click.command("load")
 @click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
 @click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
-@click.option("--rate", type=float, help="Maximum messages per second; unlimited by default.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Maximum messages per second; unlimited by default.",
+)
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False, path_type=Path),
-    default="manifest.jsonl",
-    show_default=True,
-    help="File that records what was produced, for verification.",
+    help="File that records what was produced, for verification. Default: manifest.jsonl, or manifest-2.jsonl and "
+    "so on if that exists.",
 )
 @as_json
-def load_command(count: int, seed: int, rate: float | None, profile: str, manifest: Path, as_json: bool) -> None:
+def load_command(
+    count: int, seed: int, rate: float | None, profile: str, manifest: Path | None, as_json: bool
+) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
     Their `received` times lie in the past day, so end-to-end delays are meaningless while they are ingested.
@@ -86,6 +92,7 @@ def load_command(count: int, seed: int, rate: float | None, profile: str, manife
     from ingest.local.load.produce import PROFILES, LoadError, produce, summary
 
     console = Terminal(stderr=True)
+    manifest = manifest or _unused_manifest()
     with Progress(console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task("produced", total=count)
 
@@ -102,6 +109,12 @@ def load_command(count: int, seed: int, rate: float | None, profile: str, manife
         echo_json(summary(made))
     else:
         echo(f"{made.messages} messages, {made.rejects} of them malformed; manifest: {manifest}")
+
+
+def _unused_manifest() -> Path:
+    """A name in the current folder, so that a second load does not overwrite what the first one expects."""
+    names = itertools.chain(["manifest.jsonl"], (f"manifest-{number}.jsonl" for number in itertools.count(2)))
+    return next(path for path in map(Path, names) if not path.exists())
 
 
 @click.group("local")

@@ -70,11 +70,14 @@ RUN: dict[str, str] = {
     "celery -A tasks inspect": "",
     "replays-ingest load": "--count 20",
     "replays-ingest local up": "--directory stack",
+    "replays-ingest local logs": "--directory stack",
     "replays-ingest local down": "--directory stack",
     "replays-ingest tenants limit": "",
     "replays-ingest tenants kill": "",
 }
 NOT_RUN = {
+    "replays-ingest local up --all": "tests/integration/local/test_programs.py runs it",
+    "replays-ingest local logs reader --follow": "it ends with Ctrl-C",
     "replays-ingest": "the reader: it is what the others are run against",
     "celery -A tasks worker": "the fleet: it is what the others are run against",
     "replays-ingest demo": "test_demo.py runs it",

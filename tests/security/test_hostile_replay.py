@@ -35,7 +35,7 @@ SENDABLE = TEXT.encode("utf-8", "replace").decode()  # half a character cannot l
 # Commands that print nothing from outside, or that start or change something.
 NOT_READING = {
     *("migrate", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
-    *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status"),
+    *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status", "local logs"),
 }
 
 
