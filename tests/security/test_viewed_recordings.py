@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
 
 from ingest.settings import Settings
+from tests.kit.browser import browser, needs_chromium
 from tests.kit.stored_replays import ingest, message
-from tests.kit.web_pages import running
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 AT_MS = 1_780_000_000_000
 REPLAY, PROJECT = "5" * 32, 7
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's package is called chromium")
+pytestmark = needs_chromium
 
 
 class Listener:
@@ -143,19 +139,6 @@ def listener() -> Iterator[Listener]:
     made = Listener()
     yield made
     made.close()
-
-
-@contextmanager
-def browser(settings: Settings) -> Iterator[Page]:
-    """A page of Chromium that the printed link signed in. It must not look ahead by itself."""
-    with running(settings) as announced, sync_playwright() as playwright:
-        address, link = announced.get(timeout=30)
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = chromium.new_context(base_url=address).new_page()
-        page.set_default_timeout(30_000)
-        page.goto(link)
-        yield page
-        chromium.close()
 
 
 def test_a_hostile_recording_connects_to_nobody(stored: Settings, listener: Listener):

@@ -1,6 +1,8 @@
 // One replay: the recording played, what happened beside it, and how it came here.
 
+import { drawCanvases } from "./canvas.js";
 import { ask, byId, complain, length, make, moment, size, table } from "./common.js";
+import { hosts } from "./elsewhere.js";
 import { defuse } from "./safe.js";
 import { Player } from "./vendor/rrweb-player.js";
 
@@ -8,6 +10,7 @@ const [, , project, replayId] = location.pathname.split("/");
 const api = `/api/replays/${project}/${replayId}`;
 const QUIET = new Set(["asset", "options", "state", "video"]);
 const MARKS_MAX = 20_000;
+const HOSTS_SHOWN = 8;
 const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [] };
 
 const notice = (text, kind = "") => byId("notices").append(make("p", { class: `notice ${kind}` }, text));
@@ -162,7 +165,10 @@ async function play(ingestion) {
   const drawn = events.slice(Math.max(0, first));
   const taken = defuse(drawn);
   if (taken) notice(`${taken} attributes that would open connections (frames, prefetching) are taken out.`);
-  elsewhere();
+  const foreign = hosts(drawn);
+  const empty = drawCanvases(drawn);
+  if (empty) notice(`${empty} canvas element${empty > 1 ? "s stay" : " stays"} empty: no images of the content were recorded.`);
+  elsewhere(foreign);
   state.origin = drawn[0].timestamp;
   stage.replaceChildren();
   const width = Math.max(320, stage.clientWidth - 24);
@@ -171,16 +177,19 @@ async function play(ingestion) {
   state.player.addEventListener("ui-update-current-time", (event) => passed(event.payload));
 }
 
-/** Images, styles and fonts that the recorded page had from other servers stay away until the viewer wants them. */
-function elsewhere() {
+/** What the recorded page had from servers stays away until the viewer wants it for this recording. */
+function elsewhere(foreign) {
+  if (!foreign.length) return;
+  const files = foreign.reduce((sum, [, count]) => sum + count, 0);
+  const named = foreign.slice(0, HOSTS_SHOWN).map(([host, count]) => `${host} (${count})`);
+  if (foreign.length > HOSTS_SHOWN) named.push(`${foreign.length - HOSTS_SHOWN} more`);
   const allowed = new URLSearchParams(location.search).has("elsewhere");
-  byId("notices").append(
-    allowed
-      ? make("p", { class: "notice" }, "Images, styles and fonts of other servers may load for this recording. ",
-          make("a", { href: location.pathname }, "Block them"))
-      : make("p", { class: "notice" }, "Nothing of other servers is loaded. ",
-          make("a", { href: `${location.pathname}?elsewhere=1` }, "Load images, styles and fonts for this recording")),
-  );
+  const [says, link, asks] = allowed
+    ? ["Allowed from other servers", location.pathname, "Block them"]
+    : ["Blocked", `${location.pathname}?elsewhere=1`, "Load images, styles and fonts for this recording"];
+  const choose = make("a", { href: link, id: "elsewhere" }, asks);
+  const what = `${files} file${files > 1 ? "s" : ""} (images, style sheets, fonts, media)`;
+  byId("notices").append(make("p", { class: "notice" }, `${says}: ${what} of ${named.join(", ")}. `, choose));
 }
 
 function film(ingestion) {

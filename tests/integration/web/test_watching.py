@@ -1,0 +1,205 @@
+"""What a viewer sees of recordings of real SDKs, in Chromium: canvases, and files of other servers.
+
+The tests of this file share one browser.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from playwright.sync_api import Frame, Page
+
+from ingest.settings import Settings
+from tests.kit.browser import browser, needs_chromium
+from tests.kit.paths import ROOT
+from tests.kit.recordings import RECORDINGS
+from tests.kit.stored_replays import ingest, message
+
+pytestmark = needs_chromium
+RECORDED = ROOT / "tests" / "recordings"
+(CANVAS,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-canvas"]
+AT_MS = 1_795_000_000_000
+MADE, PROJECT = "6" * 32, 7
+# Of 255, between two pictures of the same canvas some frames apart. Empty ones would be 17 and 120 away.
+DIFFERENCE_MAX = 10.0
+# rgb(255, 0, 0), one pixel.
+RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+
+
+@pytest.fixture(scope="module")
+def page(watched: Settings) -> Iterator[Page]:
+    """A browser that is signed in, over some recordings."""
+    ingest(watched, CANVAS.values)
+    ingest(watched, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
+    ingest(watched, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
+    with browser(watched) as opened:
+        yield opened
+
+
+def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = RED) -> dict[str, Any]:
+    """What replayCanvasIntegration records of a canvas."""
+    blob = {"rr_type": "Blob", "type": kind, "data": [{"rr_type": "ArrayBuffer", "base64": data}]}
+    image = {"rr_type": "ImageBitmap", "args": [blob]}
+    commands = [{"property": "clearRect", "args": []}, {"property": "drawImage", "args": [image, 0, 0]}]
+    return {
+        "type": 3,
+        "timestamp": at_ms,
+        "data": {"source": 9, "id": node_id, "type": 0, "commands": commands},
+    }
+
+
+def made_recording() -> list[dict[str, Any]]:
+    """Canvases sized by a style sheet, resized, drawn by commands, and given an image of another kind."""
+
+    def node(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
+        return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
+
+    rule = {
+        "type": 3,
+        "id": 6,
+        "textContent": "canvas { background: white } #wide { width: 50% }",
+        "isStyle": True,
+    }
+    body = node(
+        4,
+        "body",
+        node(10, "canvas", id="wide", width="200", height="100"),
+        node(11, "canvas", id="resized", style="border: 1px solid"),
+        node(12, "canvas", id="commands", width="20", height="20"),
+        node(13, "canvas", id="markup", width="20", height="20"),
+        style="margin: 0",
+    )
+    document = {"type": 0, "id": 1, "childNodes": [node(2, "html", node(3, "head", node(5, "style", rule)), body)]}
+    mutation = {"source": 0, "texts": [], "removes": [], "adds": []}
+    resized = {"id": 11, "attributes": {"width": "40", "height": "30", "style": "border: 2px solid"}}
+    markup = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg"/>').decode()
+    return [
+        {"type": 4, "timestamp": AT_MS, "data": {"href": "https://a.example/", "width": 800, "height": 600}},
+        {"type": 2, "timestamp": AT_MS + 1, "data": {"node": document, "initialOffset": {"top": 0, "left": 0}}},
+        frame_event(10, AT_MS + 10),
+        frame_event(11, AT_MS + 10),
+        {"type": 3, "timestamp": AT_MS + 20, "data": {**mutation, "attributes": [resized]}},
+        {
+            "type": 3,
+            "timestamp": AT_MS + 30,
+            "data": {"source": 9, "id": 12, "type": 0, "property": "fillRect", "args": [0, 0, 20, 20]},
+        },
+        frame_event(13, AT_MS + 30, "image/svg+xml", markup),
+        frame_event(99, AT_MS + 30),
+        {
+            "type": 3,
+            "timestamp": AT_MS + 40,
+            "data": {**mutation, "attributes": [{"id": 2, "attributes": {"lang": "x"}}]},
+        },
+    ]
+
+
+def drawn(page: Page) -> Frame:
+    """The frame that the recording is drawn in."""
+    page.locator(".replayer-wrapper iframe").wait_for()
+    return page.frames[-1]
+
+
+def canvases(page: Page) -> dict[str, dict[str, Any]]:
+    """Box and picture of every canvas by its id."""
+    found: list[dict[str, Any]] = drawn(page).evaluate(
+        """() => [...document.querySelectorAll("canvas")].map((one) => ({
+            id: one.id, width: one.offsetWidth, height: one.offsetHeight, x: one.offsetLeft, y: one.offsetTop,
+            image: getComputedStyle(one).backgroundImage,
+        }))"""
+    )
+    return {one["id"]: one for one in found}
+
+
+def difference(page: Page, played: bytes, original: bytes, area: tuple[int, int, int, int]) -> float:
+    """Mean difference of all channels between a picture, and that area (x, y, width, height) of another."""
+    blank = page.context.new_page()
+    try:
+        return float(
+            blank.evaluate(
+                """async ([played, original, [x, y, width, height]]) => {
+                    const pixels = async (base64, ...from) => {
+                        const image = new Image();
+                        image.src = `data:image/png;base64,${base64}`;
+                        await image.decode();
+                        const canvas = Object.assign(document.createElement("canvas"), { width, height });
+                        const context = canvas.getContext("2d");
+                        context.drawImage(image, ...(from.length ? from : [0, 0, image.width, image.height]),
+                            0, 0, width, height);
+                        return context.getImageData(0, 0, width, height).data;
+                    };
+                    const [a, b] = [await pixels(played), await pixels(original, x, y, width, height)];
+                    return a.reduce((sum, value, index) => sum + Math.abs(value - b[index]), 0) / a.length;
+                }""",
+                [base64.b64encode(played).decode(), base64.b64encode(original).decode(), area],
+            )
+        )
+    finally:
+        blank.close()
+
+
+def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
+    """Where the mouse clicked, the page looks like the screenshot that was taken then."""
+    page.goto(f"/replay/{project_of(CANVAS.values[0])}/{CANVAS.facts['replayId']}")
+    page.locator("#marks [data-kind=click]").first.click()
+    frame = drawn(page)
+    frame.wait_for_function(
+        "() => getComputedStyle(document.getElementById('g')).backgroundImage.startsWith('url')"
+    )
+    found = canvases(page)
+
+    assert [(one["width"], one["height"]) for one in found.values()] == [(404, 244), (204, 244)]
+    assert all(one["image"].startswith('url("data:image/webp;base64,') for one in found.values())
+    original = (RECORDED / "v11-canvas" / "original-a.png").read_bytes()
+    for one in found.values():
+        area = (one["x"], one["y"], one["width"], one["height"])
+        assert difference(page, frame.locator(f"#{one['id']}").screenshot(), original, area) < DIFFERENCE_MAX
+
+
+def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
+    """Its height follows its ratio; a new size clears it. What only scripts could draw is reported."""
+    page.goto(f"/replay/{PROJECT}/{MADE}")
+    frame = drawn(page)
+    page.locator(".rr-controller__btns button").first.click()
+    frame.locator("html[lang=x]").wait_for(state="attached")
+    found = canvases(page)
+
+    assert {name: (one["width"], one["height"]) for name, one in found.items()} == {
+        "wide": (400, 200),
+        "resized": (44, 34),
+        "commands": (20, 20),
+        "markup": (20, 20),
+    }
+    assert found["wide"]["image"] == f'url("data:image/png;base64,{RED}")'
+    assert {found[name]["image"] for name in ("resized", "commands", "markup")} == {"none"}
+    page.get_by_text("2 canvas elements stay empty").wait_for()
+
+
+def test_files_of_other_servers_are_counted_by_host_and_load_only_when_the_viewer_asks(page: Page):
+    """The link allows images, styles, fonts and media on this page alone: no scripts, no frames."""
+    case = (RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()
+    path = f"/replay/{project_of(case)}/{msgspec.msgpack.decode(case)['replay_id']}"
+    page.goto(path)
+    page.get_by_text("Blocked: 3 files").wait_for()
+    assert "localhost:18765 (2), 127.0.0.1:18765 (1)" in page.locator("#notices").inner_text()
+    assert canvases(page)["chart"]["height"] == 152
+
+    with page.expect_navigation() as allowed:
+        page.locator("#elsewhere").click()
+    page.get_by_text("Allowed from other servers: 3 files").wait_for()
+    rules = allowed.value.headers["content-security-policy"].split("; ")
+    assert [rule.split()[0] for rule in rules if "http:" in rule] == [
+        "style-src",
+        "img-src",
+        "font-src",
+        "media-src",
+    ]
+
+
+def project_of(value: bytes) -> int:
+    """The project of a Kafka value."""
+    return int(msgspec.msgpack.decode(value)["project_id"])

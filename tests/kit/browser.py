@@ -1,0 +1,29 @@
+"""Headless Chromium on the pages of a server in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from ingest.settings import Settings
+from tests.kit.web_pages import running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's package is called chromium")
+
+
+@contextmanager
+def browser(settings: Settings) -> Iterator[Page]:
+    """A page that the printed link signed in."""
+    with running(settings) as announced, sync_playwright() as playwright:
+        address, link = announced.get(timeout=30)
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_context(base_url=address, viewport={"width": 1400, "height": 1000}).new_page()
+        page.set_default_timeout(30_000)
+        page.goto(link)
+        yield page
+        chromium.close()
