@@ -122,6 +122,7 @@ class Watch:
 
     def __init__(self, fleet: Fleet) -> None:
         self.samples: list[tuple[float, int]] = []
+        self.partitions: list[tuple[float, dict[int, int]]] = []
         self.fell = False
         self._fleet = fleet
         self._readers: dict[str, tuple[Child, int]] = {}
@@ -188,7 +189,9 @@ class Watch:
                     continue
                 self.fell |= any(found[source] < self._highest.get(source, 0) for source in sources)
                 self._highest = found
-                self.samples.append((time.monotonic(), sum(found.values())))
+                now = time.monotonic()
+                self.samples.append((now, sum(found.values())))
+                self.partitions.append((now, {number: offset for (_, number), offset in found.items()}))
         finally:
             asking.close()
 

@@ -112,6 +112,7 @@ NOT_RUN = {
     "python -m benchmarks.end_to_end": "minutes; test_benchmarks.py runs it with fewer segments",
     "python -m benchmarks.parse": "minutes; test_benchmarks.py asks it for help",
     "python -m benchmarks.rebalance": "minutes; tests/unit/benchmarks/test_rebalance_figures.py has its figures",
+    "python -m benchmarks.scale_readers": "minutes; tests/unit/benchmarks/test_scale_figures.py has its figures",
     "python -m benchmarks.seals": "tests/unit/benchmarks/test_seal_cost.py runs it",
     "python -m benchmarks.uploads": "minutes; test_benchmarks.py asks it for help",
     "python -m tests.cost.running": "minutes; tests/e2e/test_hostile_tenant.py runs it with smaller shapes",

@@ -1,0 +1,160 @@
+"""Readers scaled from 4 to 1 and back to 4 under load, on Apache Kafka: how long a partition stops.
+
+    python -m benchmarks.scale_readers
+
+A partition *stops* between two rises of its committed offset while messages come in for it. Three of four readers
+end at SIGTERM, together, as a scaler ends them; when one reader has all partitions, three are started again.
+Afterwards every sink is compared with the manifest of the load. The exit code is 1 when anything is missing, when
+a committed offset fell, when the load ended before the last rebalance, or when a partition stopped for `--limit`
+seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.common import machine, show, write_json
+from benchmarks.rebalance import WAIT_SECONDS_MAX, Load, Watch, fleet_of, longest_still
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.fleet import DRAIN_SECONDS, SESSION_SECONDS, Fleet, isolated
+from ingest.local.launch import QUICK, temporary_files_in_memory
+from ingest.local.load.expectation import Expectation
+from ingest.local.servers import java_kafka
+from ingest.local.stack import Stack
+from tasks.migrate.kafka import SOURCE_PARTITIONS
+
+READERS = ("one", "two", "three", "four")
+JOINING = ("five", "six", "seven")
+SHARE = SOURCE_PARTITIONS // len(READERS)
+BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run. Seconds are of the wall clock. `settled_seconds`: by change of the number of readers, until every
+    partition had its new owner. `stopped_seconds`: by partition, its longest stop in the whole load."""
+
+    messages: int
+    settled_seconds: dict[str, float]
+    stopped_seconds: dict[int, float]
+    fell: bool
+    amid: bool
+    """Whether messages still came in when the last rebalance was over."""
+    missing: str
+
+    @property
+    def longest_seconds(self) -> float:
+        """The longest stop of any partition."""
+        return max(self.stopped_seconds.values())
+
+    def ok(self, limit_seconds: float) -> bool:
+        """Nothing lost, the run was what it says, and no partition stopped for too long."""
+        return self.amid and not self.fell and not self.missing and self.longest_seconds < limit_seconds
+
+
+def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, until: float) -> dict[int, float]:
+    """By partition: the longest time between two rises of its committed offset, from `since` to `until`."""
+    return {
+        partition: longest_still(
+            [(at, offsets.get(partition, 0)) for at, offsets in samples if since <= at <= until], until
+        )
+        for partition in range(SOURCE_PARTITIONS)
+    }
+
+
+def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, float]]:
+    """4 -> 1 -> 4 readers while the load runs: when it was under way, and how long each change took to settle."""
+    for name in READERS:
+        watch.reader(name)
+    watch.wait_shares(**dict.fromkeys(READERS, SHARE))
+    load.start()
+    watch.wait_committed(load.count // 10)
+    load.any_moment()
+    began = time.monotonic()
+    leaving = [fleet.children[name] for name in READERS[1:]]
+    with ThreadPoolExecutor(len(leaving)) as pool:
+        codes = pool.map(fleet.stop, leaving)  # all at once: a second SIGTERM would not let a reader drain
+        watch.wait_shares(one=SOURCE_PARTITIONS)
+        settled = {"4 to 1": time.monotonic() - began}
+        if any(codes):
+            raise SystemExit("a reader did not end with 0 at SIGTERM")
+    watch.wait_committed(watch.committed + load.count // 10)
+    joined = time.monotonic()
+    for name in JOINING:
+        watch.reader(name)
+    watch.wait_shares(**dict.fromkeys((READERS[0], *JOINING), SHARE))
+    return began, {**settled, "1 to 4": time.monotonic() - joined}
+
+
+def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
+    """One run with topics, tables, a bucket and a Redis database of its own."""
+    with fleet_of(stack, isolated("scale", stack.addresses["redis"], 1), "") as fleet:
+        manifest = directory / "manifest.jsonl"
+        load = Load(fleet, manifest, args.segments, args.rate, args.seed)
+        with Watch(fleet) as watch:
+            fleet.worker("worker")
+            began, settled = scale(fleet, watch, load)
+            amid = time.monotonic() < load.ended_at
+            made = load.end()
+            fleet.wait_committed(made.ends, WAIT_SECONDS_MAX)
+            watch.wait_committed(sum(made.ends.values()))
+        report = reconcile(fleet.settings, Expectation.of_manifest(manifest, settings=fleet.settings))
+        return Outcome(
+            messages=made.messages,
+            settled_seconds=settled,
+            stopped_seconds=stops(watch.partitions, began - BATCH_SECONDS, load.ended_at),
+            fell=watch.fell,
+            amid=amid,
+            missing="" if report.ok else report.failures(),
+        )
+
+
+def tell(outcome: Outcome, args: argparse.Namespace) -> None:
+    """The table and the file."""
+    rows = [
+        (f"{name} readers, all partitions owned", f"{took:.1f}") for name, took in outcome.settled_seconds.items()
+    ]
+    rows += [(f"longest stop of partition {one}", f"{took:.1f}") for one, took in outcome.stopped_seconds.items()]
+    caption = (
+        f"{outcome.messages} messages at {args.rate:g} per second, {SOURCE_PARTITIONS} partitions, one worker; "
+        f"session {SESSION_SECONDS:g} s, drain {DRAIN_SECONDS:g} s, batches of {BATCH_SECONDS:g} s. "
+        f"{'Nothing lost' if not outcome.missing else 'LOST: ' + outcome.missing}; committed offsets "
+        f"{'FELL' if outcome.fell else 'only rose'}; "
+        f"{'amid the load' if outcome.amid else 'the load ended TOO EARLY'}"
+    )
+    show("Readers scaled under load", ("what", "seconds"), rows, caption)
+    figures = {**asdict(outcome), "longest_seconds": outcome.longest_seconds}
+    write_json(args.json, {"machine": machine(), "arguments": vars(args), "outcome": figures})
+
+
+def main() -> int:
+    """Command line. 1 when the run was not ok."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--segments", type=int, default=8000)
+    parser.add_argument("--rate", type=float, default=100.0, help="messages per second")
+    parser.add_argument("--limit", type=float, default=15.0, help="seconds that a partition may stop")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", help="write the figures there")
+    args = parser.parse_args()
+    if reason := java_kafka.available():
+        parser.error(reason)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        temporary_files_in_memory(wanted=True),
+        Stack(kafka="apache") as stack,
+    ):
+        stack.start()
+        outcome = run(stack, Path(directory), args)
+    tell(outcome, args)
+    return 0 if outcome.ok(args.limit) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What `benchmarks.scale_readers` makes of what it saw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.scale_readers import Outcome, stops
+
+CALM = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid=True, missing="")
+
+
+def test_a_stop_is_between_two_rises_of_one_partition() -> None:
+    """Others may rise meanwhile; what lies outside of the time that counts is left out."""
+    samples = [
+        (0.0, {0: 0, 1: 0}),
+        (1.0, {0: 5, 1: 1}),
+        (2.0, {0: 6, 1: 1}),
+        (5.0, {0: 7, 1: 2}),
+        (6.0, {0: 8, 1: 2}),
+        (9.0, {0: 9, 1: 3}),
+    ]
+
+    found = stops(samples, 1.0, 8.0)
+
+    assert (found[0], found[1]) == (3.0, 4.0)
+    assert stops(samples, 5.0, 6.0)[0] == pytest.approx(1.0)
+
+
+def test_a_run_is_good_when_it_lost_nothing_and_no_partition_stopped_for_long() -> None:
+    assert CALM.ok(15)
+    assert not CALM.ok(9)
+    assert not replace(CALM, missing="one").ok(15)
+    assert not replace(CALM, amid=False).ok(15)
+    assert not replace(CALM, fell=True).ok(15)
