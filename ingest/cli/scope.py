@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ingest.operate.text import moment
+from ingest.operate.text import age_seconds, moment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +24,21 @@ class Moment(click.ParamType[float]):
             return value
         try:
             return moment(str(value), time.time())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Age(click.ParamType[float]):
+    """A length of time like 90s or 2h, in seconds."""
+
+    name = "AGE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Fails as a wrong usage does."""
+        if isinstance(value, float):
+            return value
+        try:
+            return float(age_seconds(str(value)))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, echo_json, fail, settings
-from ingest.cli.scope import scope_options
+from ingest.cli.scope import Age, scope_options
 from ingest.operate.terminal import Terminal
 
 EXIT_DIFFERENT = 1
+ROUND_SECONDS = 15.0
 
 
 @click.command()
 @scope_options
+@click.option(
+    "--follow",
+    type=Age(),
+    help="Compare what the group commits from now on, for this long: 90s, 30m, 2h.",
+)
 @click.option("--rate", type=click.FloatRange(0.1), help="Maximum messages per second; unlimited if not given.")
 @click.option(
     "--limit",
@@ -31,14 +39,17 @@ def shadow(
     stop: int | None,
     since: float | None,
     until: float | None,
+    follow: float | None,
     rate: float | None,
     limit: int,
     as_json: bool,
 ) -> None:
     """Compare what this release would write with what is stored, and write nothing: a canary before an upgrade.
 
-    Reads what the readers' group has committed, all that the topic still holds unless a range is given. It joins
-    no group and commits nothing. Recordings are compared by checksum, rows of ClickHouse by identity and content.
+    Reads what the readers' group has committed: all that the topic still holds, a range of it, or what the group
+    commits from now on (--follow). It joins no group and commits nothing. Recordings are compared by checksum,
+    rows of ClickHouse by identity and content.
+
     Exit code 0: equal; 1: differences, or the comparison failed, which the last line says; 2: wrong usage.
     """
     from ingest.operate.reconcile import ReconcileFailed, Scope
@@ -48,6 +59,8 @@ def shadow(
         scope = Scope(partition, start, stop, since, until)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if follow is not None and (stop is not None or until is not None):
+        raise click.UsageError("--follow has no end but its own: leave out --stop and --until")
     loaded = settings()
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.completed} messages compared"), TimeElapsedColumn())
@@ -59,6 +72,7 @@ def shadow(
                 scope,
                 per_second_max=rate,
                 differences_max=limit,
+                another_round=None if follow is None else rounds(follow),
                 progress=lambda messages: bar.update(task, completed=messages),
             )
         except ReconcileFailed as error:
@@ -68,6 +82,23 @@ def shadow(
     else:
         Terminal().print(render(found))
     sys.exit(0 if found.ok else EXIT_DIFFERENT)
+
+
+def rounds(seconds: float) -> Callable[[], bool]:
+    """Waits between the rounds of a comparison that follows the group, until so long has passed."""
+    ends_at = time.monotonic() + seconds
+    is_over = False
+
+    def another() -> bool:
+        nonlocal is_over
+        if is_over:
+            return False
+        left_seconds = ends_at - time.monotonic()
+        is_over = left_seconds <= ROUND_SECONDS
+        time.sleep(max(0.0, min(ROUND_SECONDS, left_seconds)))
+        return True
+
+    return another
 
 
 COMMANDS = (shadow,)

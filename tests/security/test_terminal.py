@@ -16,10 +16,12 @@ from rich.text import Text
 from ingest.cli.common import echo, echo_json, fail
 from ingest.cli.replays import events_table, facts_text, replays_table, segments_table
 from ingest.observe.snapshot import Snapshot
+from ingest.operate import backfill, retention, shadow
+from ingest.operate.backfill.outcome import Difference as Rebuilt
 from ingest.operate.check import Finding, Severity
 from ingest.operate.inspect import describe, render
 from ingest.operate.reconcile.account import Account, Missing, Tally
-from ingest.operate.reconcile.presence import Problem
+from ingest.operate.reconcile.problem import Problem
 from ingest.operate.reconcile.render import render as render_account
 from ingest.operate.reconcile.topic import Span
 from ingest.operate.status import ParkedStatus, ReaderStatus, RedisStatus, Status
@@ -96,6 +98,27 @@ def an_account(text: str) -> Account:
     )
 
 
+def a_comparison(text: str) -> shadow.Comparison:
+    """Where every text is `text`."""
+    difference = shadow.Difference(shadow.Kind.DIFFERS, text, text, text, text, 0, 0, 1, text, 0)
+    sinks = {text: shadow.Tally(1, differs=1)}
+    return shadow.Comparison(text, text, [Span(0, 0, 1)], sinks=sinks, differences=[difference], notes=[text])
+
+
+def an_outcome(text: str) -> backfill.Outcome:
+    """Where every text is `text`."""
+    found = backfill.Outcome(dry_run=True, failures=[text], notes=[text])
+    found.note("without_rows", text)
+    found.differences.append(Rebuilt(Problem.MISSING, text, text, text, 1, text, 0))
+    return found
+
+
+def an_audit(text: str) -> retention.Audit:
+    """Where every text is `text`."""
+    kept = [retention.Kept(kind, text) for kind in retention.Kind]
+    return retention.Audit(text, 2.0, examples=kept, notes=[text])
+
+
 def a_timeline(text: str) -> Timeline:
     """One mark, with `text` wherever a recording has its say."""
     mark = Mark(at_ms=1, kind=text, segment_id=0, title=text, detail={"url": text, text: 1})
@@ -125,6 +148,9 @@ PAGES = {
     "events": lambda text: events_table(a_timeline(text)),
     "status and top": lambda text: page(a_status(text)),
     "reconcile": lambda text: render_account(an_account(text)),
+    "reconcile --expired": lambda text: retention.render(an_audit(text)),
+    "shadow": lambda text: shadow.render(a_comparison(text)),
+    "backfill": lambda text: backfill.render(an_outcome(text)),
     "inspect and dlq show": a_message,
     "check": lambda text: Finding(text, Severity.BAD, text, text).line(),
     "a line": lambda text: text,

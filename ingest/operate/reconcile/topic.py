@@ -6,7 +6,7 @@ Memory: one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MA
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from ingest.core.model import Message
@@ -87,6 +87,23 @@ class RecordingsTopic:
         committed = self._reader.committed(numbers)
         spans = [self._span(number, committed[number]) for number in numbers]
         return [span for span in spans if span.start < span.stop or span.gone or span.open]
+
+    def committed(self) -> dict[int, int]:
+        """The group's committed offset of each partition of the scope."""
+        if self._scope.partition is not None:
+            return self._reader.committed((self._scope.partition,))
+        return self._reader.committed(self._reader.partitions())
+
+    def spans_from(self, positions: Mapping[int, int]) -> list[Span]:
+        """What was committed beyond these offsets."""
+        committed = self.committed()
+        spans = [
+            Span(partition, max(start, held.start), max(start, held.start, committed[partition]))
+            for partition, start in positions.items()
+            for held in [self._reader.held(partition)]
+            if start < committed[partition]
+        ]
+        return [span for span in spans if span.start < span.stop]
 
     def _span(self, partition: int, committed: int) -> Span:
         scope, held = self._scope, self._reader.held(partition)

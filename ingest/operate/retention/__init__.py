@@ -9,6 +9,6 @@
 Each side is a sorted stream, so memory does not grow with the bucket.
 """
 
-from ingest.operate.retention.audit import Audit, AuditFailed, Kept, audit, render
+from ingest.operate.retention.audit import Audit, AuditFailed, Kept, Kind, audit, render
 
-__all__ = ["Audit", "AuditFailed", "Kept", "audit", "render"]
+__all__ = ["Audit", "AuditFailed", "Kept", "Kind", "audit", "render"]

@@ -10,7 +10,10 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+from ingest.operate.reconcile.account import Account
 from ingest.operate.reconcile.topic import Span
+
+EXPLAINED = ("given_up", "shed", "erased", "expired")
 
 
 class Kind(StrEnum):
@@ -90,6 +93,20 @@ class Comparison:
     def ok(self) -> bool:
         """This release would write what is stored."""
         return not any(tally.differences for tally in self.sinks.values())
+
+    def add(self, account: Account) -> None:
+        """Counts the messages of one more round, and keeps one span per partition."""
+        self.messages += account.messages
+        self.segments += account.segments
+        self.rejects += account.rejects
+        for name in EXPLAINED:
+            self.explained[name] = self.explained.get(name, 0) + getattr(account, name)
+        for span in account.spans:
+            mine = next((one for one in self.spans if one.partition == span.partition), None)
+            if mine is None:
+                self.spans.append(span)
+            else:
+                mine.stop, mine.gone, mine.open = span.stop, mine.gone + span.gone, span.open
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

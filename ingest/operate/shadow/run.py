@@ -14,7 +14,7 @@ from ingest.operate.dlq import DeadLettersUnavailable
 from ingest.operate.reconcile.account import Account, ReconcileFailed
 from ingest.operate.reconcile.expected import Chunk, Expected, offset_of
 from ingest.operate.reconcile.recordings import Recordings
-from ingest.operate.reconcile.topic import CHUNK_MESSAGES_MAX, RecordingsTopic, Scope
+from ingest.operate.reconcile.topic import CHUNK_MESSAGES_MAX, RecordingsTopic, Scope, Span
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally
 from ingest.operate.shadow.contents import StoredRows
 from ingest.settings import Settings
@@ -38,60 +38,89 @@ def run(
     *,
     per_second_max: float | None = None,
     differences_max: int = 100,
+    another_round: Callable[[], bool] | None = None,
     progress: Progress = lambda messages: None,
 ) -> Comparison:
     """The comparison. `per_second_max`: messages per second; `differences_max`: how many are kept of each sink.
 
+    `another_round` makes it follow the group: it starts at what is committed now, unless the scope says where, and
+    after each round `another_round` waits, and says whether what was committed meanwhile is compared too.
     Raises ReconcileFailed when Kafka, the dead letters, ClickHouse or Cloud Storage cannot be read.
     """
     began = time.monotonic()
-    at_once = (
-        CHUNK_MESSAGES_MAX if per_second_max is None else max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max)))
-    )
+    found = Comparison(settings.kafka_topic, RELEASE, [])
+    pace = _Pace(per_second_max, progress)
     try:
-        with RecordingsTopic(settings, scope, chunk_messages_max=at_once) as topic:
-            account = Account(settings.kafka_topic, topic.spans())
-            found = Comparison(settings.kafka_topic, RELEASE, account.spans)
-            expected = Expected(settings, account)
-            with contextlib.closing(_Sinks(settings, expected, found, differences_max)) as sinks:
-                for span in account.spans:
-                    for messages in topic.chunks(span):
-                        sinks.compare(expected.of(messages))
-                        progress(account.messages)
-                        if per_second_max is not None:
-                            time.sleep(max(0.0, account.messages / per_second_max - (time.monotonic() - began)))
+        with (
+            RecordingsTopic(settings, scope, chunk_messages_max=pace.at_once) as topic,
+            contextlib.closing(_Sinks(settings, found, differences_max)) as sinks,
+        ):
+            positions = topic.committed()
+            if another_round is None or scope != Scope(scope.partition):
+                spans = topic.spans()
+                positions |= {span.partition: max(span.stop, positions[span.partition]) for span in spans}
+                _round(settings, topic, spans, sinks, pace)
+            while another_round is not None and another_round():
+                spans = topic.spans_from(positions)
+                positions |= {span.partition: span.stop for span in spans}
+                _round(settings, topic, spans, sinks, pace)
     except (RangeError, DecisionsUnreadable, DeadLettersUnavailable, SinkError) as failure:
         raise ReconcileFailed(str(failure)) from failure
-    found.messages, found.segments, found.rejects = account.messages, account.segments, account.rejects
-    found.explained = {name: getattr(account, name) for name in ("given_up", "shed", "erased", "expired")}
     found.notes += [text for sink, text in NOT_COMPARED.items() if sink in settings.sinks]
     found.seconds = time.monotonic() - began
     return found
 
 
+def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks: _Sinks, pace: _Pace) -> None:
+    """Compares these spans, with the dead letters and operators' decisions as they are now."""
+    account = Account(settings.kafka_topic, spans)
+    expected = Expected(settings, account)
+    for span in spans:
+        for messages in topic.chunks(span):
+            sinks.compare(expected, expected.of(messages))
+            pace.took(len(messages))
+    sinks.found.add(account)
+
+
+class _Pace:
+    """Keeps to a rate, and reports progress."""
+
+    def __init__(self, per_second_max: float | None, progress: Progress) -> None:
+        self._per_second_max, self._progress = per_second_max, progress
+        self._began, self._messages = time.monotonic(), 0
+        self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
+
+    def took(self, messages: int) -> None:
+        """Waits until so many more messages are due."""
+        self._messages += messages
+        self._progress(self._messages)
+        if self._per_second_max is not None:
+            time.sleep(max(0.0, self._messages / self._per_second_max - (time.monotonic() - self._began)))
+
+
 class _Sinks:
     """Asks Cloud Storage, ClickHouse and the dead letters for what a chunk should have become."""
 
-    def __init__(self, settings: Settings, expected: Expected, found: Comparison, differences_max: int) -> None:
-        self._expected, self._found, self._differences_max = expected, found, differences_max
+    def __init__(self, settings: Settings, found: Comparison, differences_max: int) -> None:
+        self.found, self._differences_max = found, differences_max
         self._kept: Counter[str] = Counter()
         self._recordings = Recordings(settings) if SinkName.GCS in settings.sinks else None
         self._rows = StoredRows(settings) if SinkName.CLICKHOUSE in settings.sinks else None
 
-    def compare(self, chunk: Chunk) -> None:
+    def compare(self, expected: Expected, chunk: Chunk) -> None:
         """One chunk of one partition. Raises SinkError."""
         if self._recordings is not None:
-            items = list(self._expected.items(chunk, SinkName.GCS))
+            items = list(expected.items(chunk, SinkName.GCS))
             tally = self._tally(SinkName.GCS, len(items))
             for position, problem in sorted(self._recordings.absent(items).items()):  # type: ignore[arg-type]
                 what = "no such object" if problem.value == Kind.MISSING else "other bytes are stored"
                 self._note(tally, chunk, Kind(problem.value), SinkName.GCS, items[position], what)
         if self._rows is not None:
-            self._compare_rows(self._rows, chunk)
-        self._compare_letters(chunk)
+            self._compare_rows(self._rows, expected, chunk)
+        self._compare_letters(expected, chunk)
 
-    def _compare_rows(self, stored: StoredRows, chunk: Chunk) -> None:
-        items = list(self._expected.items(chunk, SinkName.CLICKHOUSE))
+    def _compare_rows(self, stored: StoredRows, expected: Expected, chunk: Chunk) -> None:
+        items = list(expected.items(chunk, SinkName.CLICKHOUSE))
         compared = stored.compare(items, chunk.batch.source.partition)  # type: ignore[arg-type]
         tally = self._tally(SinkName.CLICKHOUSE, compared.compared)
         tally.superseded += compared.superseded
@@ -100,18 +129,18 @@ class _Sinks:
                 tally, self._difference(chunk, one.kind, SinkName.CLICKHOUSE, one.item, one.what, one.offset)
             )
 
-    def _compare_letters(self, chunk: Chunk) -> None:
+    def _compare_letters(self, expected: Expected, chunk: Chunk) -> None:
         """A reject of this release that is no dead letter is a message that the live release took."""
-        items = list(self._expected.items(chunk, SinkName.DEAD_LETTER))
+        items = list(expected.items(chunk, SinkName.DEAD_LETTER))
         tally = self._tally(SinkName.DEAD_LETTER, len(items))
-        known = self._expected.given_up.messages
+        known = expected.given_up.messages
         for item in items:
             if (chunk.batch.source.partition, offset_of(item)) not in known:
                 what = "this release rejects the message, and there is no such dead letter"
                 self._note(tally, chunk, Kind.MISSING, SinkName.DEAD_LETTER, item, what)
 
     def _tally(self, sink: SinkName, compared: int) -> Tally:
-        tally = self._found.sinks.setdefault(str(sink), Tally())
+        tally = self.found.sinks.setdefault(str(sink), Tally())
         tally.compared += compared
         return tally
 
@@ -122,7 +151,7 @@ class _Sinks:
         tally.count(one.kind)
         self._kept[one.sink] += 1
         if self._kept[one.sink] <= self._differences_max:
-            self._found.differences.append(one)
+            self.found.differences.append(one)
 
     def _difference(
         self, chunk: Chunk, kind: Kind, sink: SinkName, item: str, what: str, offset: int

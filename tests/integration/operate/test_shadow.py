@@ -20,6 +20,7 @@ from ingest.local.load.produce import PROFILES, Produced, produce
 from ingest.local.stack import Stack
 from ingest.operate import reconcile
 from ingest.operate.reconcile import Scope
+from ingest.operate.shadow import run
 from ingest.settings import Settings
 from tasks.migrate import migrate
 from tasks.sinks.clickhouse import sink as clickhouse
@@ -51,6 +52,13 @@ class Live:
         server = clickhouse.client(self.settings)
         server.command(sql)
         server.close()
+
+    def commit(self, partition: int, offset: int) -> None:
+        """As the live group does; here also backwards."""
+        group = {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
+        consumer = Consumer(group)
+        consumer.commit(offsets=[KafkaPartition(self.settings.kafka_topic, partition, offset)], asynchronous=False)
+        consumer.close()
 
     def committed(self) -> list[int]:
         consumer = Consumer(
@@ -147,6 +155,31 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
         for kind, where in (("missing", gone), ("differs", other))
     }
     return wrong, lost, spoiled  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("live", ["segment"], indirect=True)
+def test_it_follows_what_the_group_commits(live: Live) -> None:
+    """Nothing is new in the first round; in the second, half of a partition is; in the third, the rest."""
+    end = live.produced.ends[0]
+    live.commit(0, 2)
+    commits = iter((None, end // 2, end))
+    seen: list[int] = []
+
+    def another_round() -> bool:
+        if (offset := next(commits, -1)) == -1:
+            return False
+        if offset is not None:
+            live.commit(0, offset)
+        return True
+
+    found = run(live.settings, Scope(0), another_round=another_round, progress=seen.append)
+    ended = live.shadow("--follow", "30m", "--until", "1m")
+
+    assert found.ok, found.differences[:3]
+    assert seen == [end // 2 - 2, end - 2]
+    assert [(span.partition, span.start, span.stop) for span in found.spans] == [(0, 2, end)]
+    assert found.messages == end - 2
+    assert ended.exit_code == 2
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
