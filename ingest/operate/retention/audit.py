@@ -97,7 +97,7 @@ def audit(
     with contextlib.ExitStack() as closing:
         with _asking("cloud storage", google_errors.sort):
             bucket = closing.enter_context(contextlib.closing(Bucket(settings)))
-        missing = _Missing(found, _rows(settings, now, found, closing), bucket)
+        missing = Missing(found, _rows(settings, now, found, closing), bucket.missing)
         last = ""
         for one in _guarded("cloud storage", google_errors.sort, bucket.objects()):
             if one.name < last:
@@ -155,7 +155,7 @@ class _Ahead(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pointing:
+class Pointing:
     """Sorted names from ClickHouse."""
 
     segments: Iterator[str]
@@ -163,11 +163,14 @@ class _Pointing:
     packed: Iterator[tuple[str, int]]
 
 
-class _Missing:
-    """Follows the listing with the names from ClickHouse, and counts those that are not in the bucket."""
+class Missing:
+    """Follows the listing with the names from ClickHouse, and counts those that are not in the bucket.
 
-    def __init__(self, found: Audit, rows: _Pointing, bucket: Bucket) -> None:
-        self._found, self._bucket = found, bucket
+    `missing`: asks for objects by name, and answers with those that are not there.
+    """
+
+    def __init__(self, found: Audit, rows: Pointing, missing: Callable[[list[str]], list[str]]) -> None:
+        self._found, self._missing = found, missing
         self._segments = _Ahead(rows.segments, str)
         self._indexed = _Ahead(rows.indexed, str)
         self._packed = _Ahead(rows.packed, lambda row: row[0])
@@ -207,7 +210,7 @@ class _Missing:
     def _confirm(self) -> None:
         """Asks for each by name: a listing is older than a row that was written meanwhile."""
         with _asking("cloud storage", google_errors.sort):
-            missing = self._bucket.missing(list(self._suspects))
+            missing = self._missing(list(self._suspects))
         for name in missing:
             self._found.rows_without_object += self._suspects[name]
             self._named += 1
@@ -216,13 +219,13 @@ class _Missing:
         self._suspects.clear()
 
 
-def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> _Pointing:
+def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.ExitStack) -> Pointing:
     if SinkName.CLICKHOUSE not in settings.sinks:
         found.notes.append("clickhouse is switched off: rows were not looked at")
-        return _Pointing(iter(()), iter(()), iter(()))
+        return Pointing(iter(()), iter(()), iter(()))
     with _asking("clickhouse", clickhouse_errors.sort):
         rows = closing.enter_context(contextlib.closing(PointingRows(settings, now)))
-    return _Pointing(
+    return Pointing(
         _guarded("clickhouse", clickhouse_errors.sort, rows.segments()),
         _guarded("clickhouse", clickhouse_errors.sort, rows.indexed()),
         _guarded("clickhouse", clickhouse_errors.sort, rows.packed()),

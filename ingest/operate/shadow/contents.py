@@ -77,7 +77,7 @@ class StoredRows:
             if item.table in CONDITIONS:
                 tables.setdefault(item.table, {})[position] = item
         for table, rows in tables.items():
-            for some in _bounded(rows):
+            for some in bounded(rows):
                 _Comparing(self._rows, table, some, found).run()
         if unexpected:
             found.differences += self._unexpected(list(tables.get("replays", {}).values()), partition)
@@ -151,10 +151,10 @@ class _Comparing:
         for key, positions in wanted.items():
             highest = max(rank(self._encoded[position]) for position in positions)
             mine = [position for position in positions if rank(self._encoded[position]) == highest]
-            verdict = _verdict(table, [typed[position] for position in mine], stored.get(key, []))
-            if verdict is None:
+            found = verdict(table, [typed[position] for position in mine], stored.get(key, []))
+            if found is None:
                 continue
-            kind, what = verdict
+            kind, what = found
             if kind is None:
                 self._found.superseded += 1
                 continue
@@ -167,7 +167,7 @@ class _Comparing:
         structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
         data = b"\n".join(item.json for item in items).decode()
         found: list[Values] = self._rows(
-            self._table, f"format(JSONEachRow, {_literal(structure)}, {_literal(data)})", 2 * len(data)
+            self._table, f"format(JSONEachRow, {literal(structure)}, {literal(data)})", 2 * len(data)
         )
         return found
 
@@ -180,7 +180,7 @@ class _Comparing:
         return found
 
 
-def _verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
+def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
     """None: equal. A kind of None: another message has replaced the row."""
     if not stored:
         return Kind.MISSING, "no such row"
@@ -207,11 +207,12 @@ def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool
     return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """The text as a string in a statement."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
+def bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
     """At most ROWS_MAX rows and about ROWS_BYTES_MAX bytes at a time."""
     some: dict[int, Row] = {}
     size_bytes = 0

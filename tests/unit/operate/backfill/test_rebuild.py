@@ -1,0 +1,72 @@
+"""Rows rebuilt from what is stored are the rows that ingestion makes, to the byte."""
+
+from __future__ import annotations
+
+import zlib
+
+import msgspec
+import pytest
+
+from ingest.core.model import Message, Row, Segment, TopicPartition
+from ingest.core.parse import ParseRules, parse
+from ingest.core.parse.rows import hashed
+from ingest.core.stored_recording import BlobError
+from ingest.local.load.produce import PROFILES, values
+from ingest.operate.backfill.rebuild import StoredSegment, rebuilt
+
+RULES = ParseRules()
+NOW = 1_780_000_000
+
+
+def segments(count: int) -> list[Segment]:
+    messages = [
+        Message(TopicPartition("t", 3), 1, offset, value, timestamp_ms=NOW * 1000)
+        for offset, value in enumerate(values(PROFILES["small"], count, 4, NOW - 3600))
+    ]
+    return [one for one in (parse(message, RULES) for message in messages) if isinstance(one, Segment)]
+
+
+def stored(segment: Segment) -> StoredSegment:
+    """What ClickHouse has of it, by the rows that ingestion writes."""
+    rows = [(row, msgspec.json.decode(row.json)) for row in segment.clickhouse]
+    facts = next(row for one, row in rows if one.table == "replay_segments")
+    environments = [row.get("environment", "") for one, row in rows if is_session(segment, one)]
+    return StoredSegment(
+        facts["org_id"],
+        facts["project_id"],
+        segment.replay_id,
+        facts["segment_id"],
+        facts["received"],
+        facts["retention_days"],
+        facts["partition"],
+        facts["offset"],
+        facts["object"],
+        facts["size_compressed"],
+        *environments,
+    )
+
+
+def is_session(segment: Segment, row: Row) -> bool:
+    return row.id == hashed(f"{segment.replay_id}/segment/{segment.segment_id}")
+
+
+def test_clicks_taps_and_facts_come_out_as_they_went_in() -> None:
+    """Of web and mobile recordings: identities, content, place in Kafka, environment."""
+    made = segments(80)
+
+    for one in made:
+        found = rebuilt(stored(one), bytes(one.blobs[0].content), RULES)
+
+        events = [row for row in one.clickhouse if row.table == "replays" and not is_session(one, row)]
+        assert list(found.clickhouse) == events
+        assert list(found.bigquery) == list(one.bigquery)
+    assert sum(len(one.clickhouse) > 3 for one in made) > 5
+    assert any(stored(one).environment for one in made)
+
+
+def test_a_recording_that_was_no_json_has_no_rows_and_what_is_no_recording_says_so() -> None:
+    one = stored(segments(1)[0])
+
+    assert rebuilt(one, zlib.compress(b"[{]"), RULES).bigquery == ()
+    with pytest.raises(BlobError, match="not a zlib stream"):
+        rebuilt(one, b"something else", RULES)

@@ -1,0 +1,38 @@
+"""Which stored segments a backfill selects."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.operate.backfill.selection import IDS_AT_ONCE, Selection
+
+REPLAY = "a" * 32
+
+
+def test_every_condition_that_is_given_selects() -> None:
+    """Rows past their retention never; an id only as a UUID, so that nothing else gets into a query."""
+    (where,) = Selection(11, since=5.5, until=9.0, replay_ids=(REPLAY,)).conditions(now=100.0)
+
+    for part in ("project_id = 11", "received >= toDateTime(6)", "received < toDateTime(9)", "> 100"):
+        assert part in where
+    assert "replay_id IN ('aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa')" in where
+    with pytest.raises(ValueError, match="badly formed"):
+        list(Selection(replay_ids=("') OR 1",)).conditions(now=100.0))
+
+
+def test_many_ids_are_several_questions_and_none_is_none() -> None:
+    ids = tuple(f"{number:032x}" for number in range(IDS_AT_ONCE + 1))
+
+    assert len(list(Selection(replay_ids=ids).conditions(now=0.0))) == 2
+    assert list(Selection(replay_ids=()).conditions(now=0.0)) == []
+    with pytest.raises(ValueError, match="nothing is selected"):
+        Selection()
+
+
+def test_the_bucket_is_listed_where_the_selection_lies() -> None:
+    """All of it for a window alone; nothing where ids without a project cannot be found by name."""
+    assert list(Selection(7).prefixes()) == ["30/7/", "60/7/", "90/7/"]
+    assert next(Selection(7, replay_ids=(REPLAY,)).prefixes()) == f"30/7/{REPLAY}/"
+    assert list(Selection(since=1.0).prefixes()) == [""]
+    assert list(Selection(replay_ids=(REPLAY,)).prefixes()) == []
+    assert [Selection(since=2.0, until=4.0).holds(at) for at in (1.0, 2.0, 4.0)] == [False, True, False]

@@ -1,0 +1,72 @@
+"""Names from ClickHouse beside a listing: what is not in the bucket, whatever the order of the streams."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.operate.retention import Audit
+from ingest.operate.retention.audit import SUSPECTS_MAX, Missing, Pointing
+from ingest.operate.retention.bucket import DAY_SECONDS, StoredObject
+
+
+def missing(
+    listed: list[str],
+    segments: list[str],
+    indexed: list[str] | None = None,
+    packed: list[tuple[str, int]] | None = None,
+    appeared: frozenset[str] = frozenset(),
+) -> Audit:
+    """What an audit of these names finds; `appeared`: objects that are there although they were not listed."""
+    found = Audit("bucket", 0.0)
+    pointing = Pointing(iter(segments), iter(indexed or []), iter(packed or []))
+    follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
+    for name in listed:
+        follower.listed(name)
+    follower.ended()
+    return found
+
+
+def named(found: Audit) -> list[tuple[str, int]]:
+    return [(one.object, one.segments) for one in found.examples]
+
+
+def test_a_row_without_its_object_is_found_wherever_it_lies() -> None:
+    """Before, between and behind what is listed; doubles count once."""
+    found = missing(["b", "d"], ["a", "a", "b", "b", "c", "d", "e"])
+
+    assert named(found) == [("a", 1), ("c", 1), ("e", 1)]
+    assert (found.rows, found.rows_without_object) == (5, 3)
+
+
+def test_a_segment_of_a_packed_object_needs_that_object_alone() -> None:
+    """One is listed, one is gone with three segments; a segment without object and index row is missing."""
+    found = missing(["30/packed/x"], ["a", "b", "c"], ["a", "b"], [("30/packed/w", 3), ("30/packed/x", 1)])
+
+    assert sorted(named(found)) == [("30/packed/w", 3), ("c", 1)]
+
+
+def test_what_was_written_after_the_listing_is_not_missing() -> None:
+    found = missing([], ["a", "b"], appeared=frozenset(("a",)))
+
+    assert named(found) == [("b", 1)]
+
+
+def test_many_are_counted_and_some_named() -> None:
+    """An empty bucket beside a full table."""
+    count = 2 * SUSPECTS_MAX + 5
+
+    found = missing([], [f"{number:06}" for number in range(count)])
+
+    assert found.rows_without_object == count
+    assert len(found.examples) == 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "overdue"),
+    [("30/1/x/0", 30, 2.0), ("90/packed/b/0-d", 90, -58.0), ("0/1/x/0", None, 0.0), ("logs/30/x", None, 0.0)],
+)
+def test_the_retention_is_in_the_name(name: str, days: int | None, overdue: float) -> None:
+    one = StoredObject(name, 1, 1000.0, live=True)
+
+    assert one.retention_days == days
+    assert one.overdue_days(1000.0 + 32 * DAY_SECONDS) == overdue
