@@ -18,7 +18,7 @@ from tasks.units import MiB
 OBJECT_BYTES_MAX = 16 * MiB
 """A larger object is only made for one recording that is larger by itself."""
 
-INDEX_TABLE = "replay_objects"
+INDEX_TABLE, SEGMENTS_TABLE = "replay_objects", "replay_segments"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,12 +58,28 @@ def _parts(batch: Batch) -> Iterator[tuple[int, list[tuple[Segment, Blob]]]]:
             yield days, members
 
 
+class _Arrival(msgspec.Struct, gc=False):
+    received: int
+
+
+_arrival = msgspec.json.Decoder(_Arrival).decode
+
+
+def _received(segment: Segment) -> int:
+    """The time of arrival in the row of the segment itself. A message may claim any: in the column it would wrap
+    around into the past, and the table would drop the row: the recording could not be found any more."""
+    return next(
+        (_arrival(row.json).received for row in segment.clickhouse if row.table == SEGMENTS_TABLE),
+        segment.received,
+    )
+
+
 def _row(segment: Segment, blob: Blob, name: str, start: int) -> Row:
     fields = {
         "project_id": segment.project_id,
         "replay_id": segment.replay_id,
         "segment_id": segment.segment_id,
-        "received": segment.received,
+        "received": _received(segment),
         "retention_days": segment.retention_days,
         "name": blob.name,
         "object": name,

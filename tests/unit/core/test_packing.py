@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from ingest.core import packing
-from ingest.core.model import Batch
+from ingest.core.model import Batch, Message, Segment, TopicPartition
 from ingest.core.packing import pack
+from ingest.core.parse import ParseRules, parse
 from ingest.reader.encoding import Encoder
 from ingest.settings import Settings
+from ingest.testing.messages import recording
 from tasks.wire import SinkName
 from tests.kit.batches import make_batch
 
@@ -54,6 +57,19 @@ def test_the_index_finds_every_recording_in_its_retention_class():
         stop = row["start_bytes"] + row["length_bytes"]
         found[row["name"]] = contents[row["object"]][row["start_bytes"] : stop]
     assert found == {blob.name: blob.content for segment in batch.segments for blob in segment.blobs}
+
+
+@pytest.mark.parametrize("received", [5, 2**32 + 1000, 123_123_123_123])
+def test_the_index_row_arrived_when_its_segment_did(received: int):
+    """Whatever the message claims: a row of the distant past would be dropped at once, and the recording lost."""
+    now = 1_790_000_000
+    value = recording(replay_id="a" * 32, segment_id=0, received=received)
+    segment = parse(Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=now * 1000), ParseRules())
+    assert isinstance(segment, Segment)
+
+    (row,) = pack(replace(make_batch(1), segments=(segment,)))[1]
+
+    assert json.loads(row.json)["received"] == json.loads(segment.clickhouse[0].json)["received"] == now
 
 
 def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
