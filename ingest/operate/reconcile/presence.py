@@ -182,7 +182,10 @@ class Facts:
         self._seconds = settings.sink_timeout_seconds
         self._expiration_seconds = settings.bigquery_expiration_days * DAY_SECONDS
         self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
-        self._client = bigquery.client(settings)
+        try:
+            self._client = bigquery.client(settings)
+        except Exception as error:  # credentials are looked for here
+            raise google_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
         """By `project_id` and `row_id`."""

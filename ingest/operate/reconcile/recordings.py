@@ -34,7 +34,10 @@ class Recordings:
         self._settings = settings
         self._seconds = settings.sink_timeout_seconds
         self._inflated_bytes_max = settings.inflated_bytes_max
-        self._client = gcs.client(settings)
+        try:
+            self._client = gcs.client(settings)
+        except Exception as error:  # credentials are looked for here
+            raise google_errors.sort(error).error() from error
         self._bucket = self._client.bucket(settings.gcs_bucket)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 

@@ -182,6 +182,19 @@ def test_it_follows_what_the_group_commits(live: Live) -> None:
     assert ended.exit_code == 2
 
 
+def test_a_server_or_credentials_that_are_missing_are_one_line(kafka_brokers: str) -> None:
+    """No traceback: the last line names what is missing."""
+    env = {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
+    env |= {"GOOGLE_APPLICATION_CREDENTIALS": "", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nonexistent"}
+
+    told = CliRunner().invoke(main, ["shadow"], env=env, catch_exceptions=False)
+
+    assert told.exit_code == 1
+    assert told.stderr.startswith("replays-ingest: ")
+    assert "credentials" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
 def test_a_range_and_a_rate_bound_what_is_read(live: Live) -> None:
     """Half of one partition, slowly; offsets without a partition are wrong usage."""
