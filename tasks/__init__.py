@@ -1,1 +1,2 @@
-"""The flush fleet. `celery -A tasks worker` finds the app in `tasks.celery`; importing this does nothing."""
+"""Flush workers. `celery -A tasks worker` finds the app in `tasks.celery`; importing this package has no side
+effects."""

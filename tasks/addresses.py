@@ -1,6 +1,6 @@
-"""The forms of addresses that settings hold.
+"""Validates addresses in settings.
 
-Each function raises ValueError with the form that is right. The text never repeats the address, which may hold a
+Each function raises ValueError with the expected form. The text never repeats the address, which may contain a
 password.
 """
 
@@ -10,7 +10,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 PORT_MAX = 65_535
-BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka takes them before a broker
+BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka accepts them as a prefix
 
 
 HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
@@ -23,9 +23,9 @@ def http_url(text: str, *, credentials: str = "") -> SplitResult:
     if url is None or url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError("is not of the form http://host[:port][/path], or https:// for TLS")
     if url.username is not None or url.password is not None:
-        raise ValueError(f"holds a user or a password, which is ignored there: {credentials or 'remove them'}")
+        raise ValueError(f"contains a user or password, which is ignored: {credentials or 'remove them'}")
     if url.query or url.fragment:
-        raise ValueError("holds options after ? or #, which are ignored there: remove them")
+        raise ValueError("contains options after ? or #, which are ignored: remove them")
     return url
 
 
@@ -40,7 +40,7 @@ def brokers(text: str) -> None:
 
 
 def _split(text: str) -> SplitResult | None:
-    """None: a port that is no number, a bracket that is not closed, a space, a host that cannot exist."""
+    """None for an invalid port, an unclosed bracket, a space, or an invalid host."""
     if any(character.isspace() or not character.isprintable() for character in text):
         return None
     try:

@@ -1,9 +1,9 @@
-"""Gets the items of one flush task into their sink: all of them, or all but those that the sink will never take.
+"""Writes the items of one flush task to their sink, except those that the sink permanently refuses.
 
-Knows no Redis and no Celery. What is durable is noted in `Progress` as it happens, so that whatever interrupts
-a delivery, the next run goes on where this one was. What is refused is noted only once it is certain: before an
-item is blamed, and again after the last one was, the place itself is examined (`Sink.examine`). What a search
-found that did not get that far is forgotten, so a table that was altered, or repaired meanwhile, costs no item.
+Independent of Redis and Celery. Durable items are recorded in `Progress` immediately, so that the next run
+continues where an interrupted one stopped. Refused items are recorded only once confirmed: the destination is
+examined (`Sink.examine`) before an item is blamed and again after the last one. Unconfirmed refusals are
+discarded, so an altered or repaired table loses no item.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
-# Refused items in such numbers, and most of all, are no poison rows: the table, or our rows, are wrong.
+# If this many items and most of all are refused, the table or our rows are wrong.
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
-# A search that has found this many and had nothing accepted tries so many single items from all over the rest: if
-# they are refused as well, it need not go through all the others to know that nearly all are.
+# After this many refusals without success, this many single items spread over the rest are tried: if they are
+# refused too, nearly all are.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
-# A search ends after this many writes; the next run goes on with what is left.
+# Maximum writes per run; the next run continues.
 WRITES_MAX = 200
 
 Write = Callable[[Sequence[int]], None]
@@ -28,22 +28,22 @@ Examine = Callable[[Sequence[int]], None]
 
 
 class OutOfTime(Exception):
-    """The run's time, or its number of writes, is used up between two writes; the rest is for the next run."""
+    """The run's time or number of writes is used up; the next run continues."""
 
 
 def deliver(write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]) -> None:
     """Writes the positions in `progress.left` until none is left; refused ones move to `progress.refused`.
 
-    `write(positions)` raises the errors of `tasks.errors`, positions within them relative to its argument.
-    `examine(positions)` raises them when the place that these items go to is at fault itself.
-    A refusal that names nobody is bisected: about two writes for each halving per poison item.
-    Raises TransientSinkError, PermanentSinkError (nothing that an item is to blame for), or OutOfTime.
+    `write(positions)` raises the errors of `tasks.errors`, with positions relative to its argument.
+    `examine(positions)` raises them if the destination of these items is at fault. A refusal that names no item is
+    bisected: about two writes per halving and refused item. Raises TransientSinkError, PermanentSinkError (no item
+    is at fault), or OutOfTime.
     """
     _Delivery(write, examine, progress, items, has_time).run()
 
 
 class _Delivery:
-    """One run. `suspects`: refused in this run, with the error, and not certain yet."""
+    """One run. `suspects`: items refused in this run, with the error, not confirmed yet."""
 
     def __init__(
         self, write: Write, examine: Examine, progress: Progress, items: int, has_time: Callable[[], bool]
@@ -72,7 +72,7 @@ class _Delivery:
         self._convict()
 
     def _attempt(self, positions: list[int]) -> None:
-        """One write; what is to be written next because of it is put in front of the other groups."""
+        """One write; resulting groups are put in front of the others."""
         self._writes += 1
         try:
             self._write(positions)
@@ -92,7 +92,7 @@ class _Delivery:
             self._durable(positions)
 
     def _after_refusal(self, positions: list[int], error: PermanentSinkError) -> None:
-        """The halves are next, or the rest without the named ones, or nothing."""
+        """Next groups: the halves, the rest without the named items, or none."""
         if error.failed:
             named = {positions[place]: why for place, why in error.failed}
             rest = [position for position in positions if position not in named]
@@ -128,7 +128,7 @@ class _Delivery:
             self._acquit(refused)
 
     def _spread_out(self) -> None:
-        """Once a search has found nothing but refusals: puts single items from all over the rest in front."""
+        """If all writes were refused so far, puts single items spread over the rest in front."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return
         self._spread = True
@@ -138,7 +138,7 @@ class _Delivery:
         self._groups += [[position] for position in sorted(sample)]
 
     def _acquit(self, refused: int) -> None:
-        """Blames no item, those of earlier runs included: a person has to look."""
+        """Blames no item, including those of earlier runs: an operator must act."""
         first = next(iter(self._suspects.values()))
         self._progress.left = sorted({*self._progress.left, *(place for place, _ in self._progress.refused)})
         self._progress.refused = []
@@ -147,7 +147,7 @@ class _Delivery:
         )
 
     def _convict(self) -> None:
-        """What was refused in this run is certain, if the place is still found healthy."""
+        """Confirms the refusals of this run if the destination is still healthy."""
         if not self._suspects:
             return
         self._examine(list(self._suspects))

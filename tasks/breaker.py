@@ -1,14 +1,12 @@
 """A circuit breaker per sink, shared by the fleet through Redis (docs/decisions/009-independent-sinks.md).
 
-    closed ──▶ open        more than half of the window's calls failed, and at least `breaker_failures_min`
-    open ──▶ half-open     the cool-down is over: one call, the probe, is let through (it holds a lease)
-    half-open ──▶ closed   the probe worked
-    half-open ──▶ open     it did not: the cool-down doubles, up to `breaker_cool_seconds_max`
+    closed ──▶ open more than half of the window's calls failed, and at least `breaker_failures_min` open ──▶
+    half-open the cool-down is over: one call, the probe, is allowed (it holds a lease) half-open ──▶ closed the
+    probe succeeded half-open ──▶ open the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
-Whoever finds it open puts its task off instead of calling a sink that hangs, so no worker process is kept busy.
-The breaker judges the sink, not the items: a refused row is an answer of a healthy sink. If Redis does not
-answer, the breaker lets everything through: it saves work, nothing depends on it.
-The clock is Redis' own. Key: `{prefix}:breaker:{sink}`, a hash.
+While it is open, tasks are postponed instead of calling the sink, so that no worker process hangs. Refused rows
+count as success, because the sink responded. If Redis does not respond, all calls are allowed: the breaker is an
+optimization. Times are by Redis' clock. Key: `{prefix}:breaker:{sink}`, a hash.
 """
 
 from __future__ import annotations
@@ -99,7 +97,7 @@ return 'closed'
 
 
 class PermitKind(StrEnum):
-    """What the breaker answers to whoever wants to call its sink."""
+    """The breaker's decision about a call."""
 
     CLOSED = "closed"
     PROBE = "probe"
@@ -108,7 +106,7 @@ class PermitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Whether a sink may be called. An open one asks to come back in `wait_seconds`, and has its last error."""
+    """Whether a sink may be called. If open: seconds until the next attempt, and the sink's last error."""
 
     kind: PermitKind
     wait_seconds: float = 0.0
@@ -120,7 +118,7 @@ class Permit:
 
 
 class BreakerPhase(StrEnum):
-    """Where a breaker stands, as operators see it."""
+    """State of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -129,7 +127,7 @@ class BreakerPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerState:
-    """What an operator sees. `failures` are those of the window, `cool_seconds` the time until the next probe."""
+    """State shown to operators. `failures` in the window; `cool_seconds` until the next probe."""
 
     sink: SinkName
     state: BreakerPhase
@@ -138,7 +136,7 @@ class BreakerState:
 
 
 class Breaker:
-    """Asked before a call to a sink, told after it. Never raises for Redis."""
+    """Queried before a sink call and updated after it. Redis errors are not raised."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
@@ -147,18 +145,18 @@ class Breaker:
         self._tell = client.register_script(_TELL)
 
     def ask(self, sink: SinkName) -> Permit:
-        """Whether this sink may be called now."""
-        # A probe that never reports (its worker died) may be followed by another one after this.
+        """Decides whether this sink may be called now."""
+        # If a probe does not report (its worker died), another one is allowed after this.
         lease_seconds = 2 * self._settings.sink_timeout_seconds + 5
         try:
             kind, wait_seconds, error = self._ask(keys=[self._key(sink)], args=[lease_seconds])
         except RedisError as failure:
-            log.warning("breaker of %s cannot be asked, letting the call through: %s", sink, failure)
+            log.warning("breaker of %s cannot be read, allowing the call: %s", sink, failure)
             return Permit(PermitKind.CLOSED)
         return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
     def tell(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
-        """How the call ended. `worked`: the sink answered, whatever it thought of the items; else `error`."""
+        """Reports a call. `worked`: the sink responded, even if it refused items; otherwise `error`."""
         s = self._settings
         args: list[Any] = [
             permit.kind.value,
@@ -172,7 +170,7 @@ class Breaker:
         try:
             state = _text(self._tell(keys=[self._key(sink)], args=args))
         except RedisError as failure:
-            log.warning("breaker of %s cannot be told: %s", sink, failure)
+            log.warning("breaker of %s cannot be updated: %s", sink, failure)
             return
         if state == BreakerPhase.OPEN:
             log.warning("breaker of %s is open", sink)
@@ -180,9 +178,9 @@ class Breaker:
             log.warning("breaker of %s is closed again", sink)
 
     def give_back(self, sink: SinkName, permit: Permit) -> None:
-        """The permit was not used. A probe may be made by somebody else."""
+        """Returns an unused permit, so that another process can make the probe."""
         if permit.kind is PermitKind.PROBE:
-            with contextlib.suppress(RedisError):  # its lease ends, that will do
+            with contextlib.suppress(RedisError):  # its lease expires
                 self._client.hset(self._key(sink), "probe_until", "0")
 
     def _key(self, sink: SinkName) -> str:
@@ -202,7 +200,7 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) ->
 
 def _state(sink: SinkName, found: dict[bytes, bytes], now: float) -> BreakerState:
     def number(name: str) -> float:
-        """0 for what is no number: somebody else wrote it."""
+        """0 for a value that is not a number, which another program wrote."""
         try:
             given = float(found.get(name.encode(), b"0"))
         except ValueError:

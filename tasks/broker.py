@@ -1,8 +1,8 @@
 """The transport of Celery's messages: kombu's Redis transport over the connections of `tasks.connection`.
 
-kombu classes READONLY as an error of a channel, on which a worker exits; here it is one of the connection, after
-which a worker connects anew. It also reads URLs in its own way, so it gets a `Link` among its transport options
-instead, with which it reaches a Redis over TCP, TLS or a Unix socket, or the one that Sentinels name.
+kombu treats READONLY as a channel error, on which a worker exits; here it is a connection error, after which a
+worker reconnects. kombu also parses URLs differently, so it gets a `Link` in its transport options, for TCP, TLS,
+Unix sockets and Sentinel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROBE_KEY = "probe"
 
 
 class _Client(redis.PrefixedStrictRedis):
-    """Opens a channel only to a server that takes writes: a replica answers PING, and publishes to nobody."""
+    """Opens a channel only to a writable server, because a replica also answers PING."""
 
     def ping(self, **_: Any) -> bool:
         """Called by kombu when a channel opens. Raises RedisAway."""
@@ -36,9 +36,9 @@ class Channel(redis.Channel):
     from_transport_options = (*redis.Channel.from_transport_options, LINK_OPTION)
 
     def _get_pool(self, asynchronous: bool = False) -> ConnectionPool:
-        """`asynchronous`: for connections that the event loop polls; it has to know when one of them is closed."""
+        """`asynchronous`: for connections polled by the event loop, which must learn when one is closed."""
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=self.link.address.database)
-        # kombu and Celery retry on their own, and know what may be sent twice.
+        # kombu and Celery retry themselves, and know what may be sent twice.
         pool = self.link.pool(0, self._polled if asynchronous else lambda kind: kind)
         manager = getattr(pool, "sentinel_manager", None)
         if asynchronous:
@@ -66,10 +66,10 @@ class Transport(redis.Transport):
     """kombu's transport with our channel."""
 
     Channel = Channel
-    can_parse_url = True  # kombu need not read the URL: it is a label
+    can_parse_url = True  # the URL is only a label
 
     def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
-        """The address as people may see it; there is never a password in it."""
+        """The address without a password."""
         connection: Any = self.client
         link: Link = connection.transport_options[LINK_OPTION]
         return link.address.shown

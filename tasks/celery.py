@@ -1,4 +1,4 @@
-"""The Celery app of the flush fleet, which `celery -A tasks worker` and `celery -A tasks flower` find here."""
+"""The Celery app, found by `celery -A tasks worker` and `celery -A tasks flower`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ app.config_from_object("celeryconfig")
 
 @app.on_after_configure.connect
 def verify(sender: Celery, **_: Any) -> None:
-    """With `task_security_*` set, only signed messages are read from here on, and ours are signed."""
+    """If `task_security_*` is set, messages are signed and only signed messages are accepted."""
     if sender.conf.task_serializer == "auth":
         try:
             secure(sender)
@@ -33,9 +33,9 @@ def verify(sender: Celery, **_: Any) -> None:
 
 @worker_init.connect(weak=False)
 def preload(**_: Any) -> None:
-    """Loads the client libraries once, in the parent, so that all processes share their pages.
+    """Loads the client libraries in the parent, so that all processes share their pages.
 
-    Exits with 2 if Redis is of a kind that the fleet cannot work with.
+    Exits with 2 if the kind of Redis is not supported.
     """
     settings = load_fleet()
     try:
@@ -46,7 +46,7 @@ def preload(**_: Any) -> None:
     for name in settings.sinks:
         build(name, settings)
     gc.collect()
-    gc.freeze()  # a collection in a child would write to every page that holds an object
+    gc.freeze()  # garbage collection in a child would write to every shared page with objects
 
 
 if "flower.command" in sys.modules:  # `celery` loads its commands before it looks for an app

@@ -1,13 +1,11 @@
-"""The fan-out: one stage of one batch as a flat chord.
+"""Fan-out: one stage of one batch as a flat chord.
 
-    flush_gcs(blobs/gcs/0) ─┐
-    flush_gcs(blobs/gcs/1) ─┼─▶ complete           all of them returned
-    ...                    ─┘   chord_failed       one of them gave up
+    flush_gcs(blobs/gcs/0) ─┐ flush_gcs(blobs/gcs/1) ─┼─▶ complete all of them returned ... ─┘ chord_failed one of
+    them failed
 
-The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that news of a batch never
-waits behind the work of others. Messages carry names only, the bytes are staged
-(docs/decisions/003-claim-check.md). What the two need to know is the
-chord's name, which is the task id of `complete`; Celery hands it to `chord_failed` as its argument.
+The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that completions never wait
+behind flush tasks. Messages carry names only, the bytes are staged (docs/decisions/003-claim-check.md). Both need
+the chord's name, which is the task id of `complete`; Celery passes it to `chord_failed` as an argument.
 """
 
 from __future__ import annotations
@@ -29,10 +27,10 @@ TOKEN_BYTES = 6
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """A chord that is about to be started: the flush tasks (their names in the staged batch), at least one.
+    """A chord to start: at least one flush task, by its name in the staged batch.
 
-    `until`: unix seconds after which a task that failed is not retried any more. `traceparent` (W3C) travels as a
-    header, and only while the batch is traced.
+    `until`: Unix seconds after which failed tasks are not retried. `traceparent` (W3C) is sent as a header if the
+    batch is traced.
     """
 
     name: ChordName
@@ -45,12 +43,12 @@ class FanOut:
 
 
 def new_token() -> str:
-    """Names one chord. It goes into no row, no object and no deduplication token."""
+    """A name for one chord. Not part of any row, object or deduplication token."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def publisher(settings: Settings) -> Celery:
-    """An app that only sends, for the reader: it knows no task and loads no sink."""
+    """A send-only app for the reader, without tasks and sinks."""
     app = Celery("replays-ingest", set_as_current=False)
     app.conf.update(configuration(settings), imports=())
     if settings.task_security_key_file is not None:
@@ -59,9 +57,10 @@ def publisher(settings: Settings) -> Celery:
 
 
 def start(app: Celery, fan_out: FanOut) -> None:
-    """Starts the chord. Raises what kombu and redis raise, within a few time-outs of Redis.
+    """Starts the chord.
 
-    Then some of the tasks may be queued already, which is harmless.
+    Raises errors of kombu and redis within a few Redis timeouts; some tasks may then already be queued, which is
+    harmless.
     """
     name = fan_out.name
     options: dict[str, Any] = {"headers": {"traceparent": fan_out.traceparent}} if fan_out.traceparent else {}

@@ -1,8 +1,8 @@
-"""What Celery is told: the numbers come from `tasks.settings`, the reasons are here.
+"""Celery's configuration, computed from `tasks.settings`.
 
-`configuration` is a pure function of the settings. `current` is what the file `celeryconfig.py` hands to Celery:
-it reads the environment when Celery asks for a value, never at an import.
-docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md have the measurements behind version and pool.
+`configuration` is a pure function of the settings. `celeryconfig.py` uses `current`, which reads the environment
+when Celery requests a value, not on import. docs/decisions/022-celery-5.6.md and docs/decisions/023-prefork.md
+have the measurements for version and pool.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from tasks.wire import SinkName
 def time_limits(settings: Settings) -> tuple[float, float]:
     """(soft, hard) limit of one run of a task, in seconds.
 
-    A run may write more than once (bisection, partial failures). It begins its last call before three calls'
-    time is over, and may have to write dead letters after it: so the soft limit is only met by code that does
-    not keep its deadline, and the hard one by code that cannot be interrupted. Prefork enforces both.
+    A run may write more than once (bisection, partial failures). It starts its last call within the time of three
+    calls, and may write dead letters after it. The soft limit is thus only reached by code that ignores its
+    deadline, the hard one by code that cannot be interrupted. Prefork enforces both.
     """
     soft = 5 * settings.sink_timeout_seconds + 1
     return soft, soft + settings.sink_timeout_seconds + 1
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
-    """Everything that Celery is told, for a worker as for the reader's publisher."""
+    """The configuration of workers and of the reader's publisher."""
     soft, hard = time_limits(settings)
     link = link_of(settings)
     config: dict[str, Any] = {
-        # Labels. The connections are made from the link, which alone has a password (docs/redis.md).
+        # Labels only. Connections use the link, which has the password (docs/redis.md).
         "broker_url": link.address.label,
         "broker_transport": TRANSPORT,
         # Counts chords, keeps no results.
         "result_backend": f"{BACKEND}+{link.address.label}",
         "imports": ("tasks.flush", "tasks.control"),
-        # JSON and nothing else: a message is data, never code.
+        # JSON only: messages are data, never code.
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
@@ -56,13 +56,13 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "enable_utc": True,
         "timezone": "UTC",
-        # At least once: acknowledged after the work; a lost child's task is queued again. What bounds a task
-        # that kills its child each time is in tasks/flush.py (`task_starts_max`): Celery 5.6 would go on for ever.
+        # At least once: acknowledged after the work; a lost child's task is queued again. `task_starts_max`
+        # (tasks/flush.py) bounds a task that repeatedly kills its child, which Celery 5.6 does not.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "task_ignore_result": True,
         "task_track_started": False,
-        # A chord that is not complete by then was started again by its reader long ago.
+        # An incomplete chord was started again by its reader long before this.
         "result_expires": 6 * 3600,
         "worker_prefetch_multiplier": 1,
         "task_soft_time_limit": soft,
@@ -74,8 +74,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_default_queue": CONTROL_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {flush_task(sink): {"queue": flush_queue(sink)} for sink in SinkName},
-        # Flower needs the events; remote control also keeps a worker alive: without its socket, a worker whose
-        # prefetch window is full never notices that Redis went away.
+        # Flower needs events. Without remote control's socket, a worker with a full prefetch window does not
+        # notice that Redis is unreachable.
         "worker_send_task_events": True,
         "task_send_sent_event": False,
         "worker_enable_remote_control": True,
@@ -86,7 +86,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_transport_options": {
             "global_keyprefix": f"{settings.key_prefix}:celery:",
-            # kombu looks for expired messages every interval x throttle seconds, behind a mutex that a killed
+            # kombu checks for expired messages every interval x throttle seconds, under a mutex that a killed
             # worker may still hold.
             "visibility_timeout": settings.task_visibility_seconds,
             "unacked_restore_interval": max(1, min(5, settings.task_visibility_seconds // 4)),
@@ -94,7 +94,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "unacked_mutex_expire": 30,
             "health_check_interval": link.address.health_check_seconds,
             LINK_OPTION: link,
-            # Base64 would make the message a third longer, and unreadable in redis-cli.
+            # Base64 would make messages a third longer and unreadable in redis-cli.
             "body_encoding": "utf-8",
         },
         "result_backend_transport_options": {
@@ -102,7 +102,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             LINK_OPTION: link,
             "retry_policy": {"max_retries": 5, "interval_start": 0, "interval_step": 0.2, "interval_max": 1},
         },
-        # A publisher that cannot reach Redis says so within seconds; the core tries the batch again.
+        # A publisher that cannot reach Redis fails within seconds; the core retries the batch.
         "task_publish_retry_policy": {
             "max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5,
         },
@@ -113,7 +113,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
 
 
 def secure(app: Celery) -> None:
-    """Messages are signed and verified from here on. Raises SettingsError for certificates that cannot be used."""
+    """Enables signing and verification of messages. Raises SettingsError for unusable certificates."""
     try:
         app.setup_security()
     except (SecurityError, ImproperlyConfigured, OSError) as error:
@@ -124,7 +124,7 @@ def secure(app: Celery) -> None:
 
 
 def signed(settings: Settings) -> dict[str, Any]:
-    """Messages are signed with our key and taken only from certificates in the store."""
+    """Settings for signed messages, accepted only from certificates in the store."""
     return {
         "security_key": str(settings.task_security_key_file),
         "security_certificate": str(settings.task_security_certificate_file),

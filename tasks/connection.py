@@ -1,10 +1,9 @@
-"""How to reach Redis: every connection of readers, workers, Celery and commands is made here.
+"""All Redis connections of readers, workers, Celery and commands are made here.
 
-A connection that lives can still be useless: after a failover the old primary answers READONLY for as long as
-anybody asks it. Such an answer (`AWAY` lists them) closes the connection, and every other one of this process to
-the same address, and is raised as `RedisAway`, a connection error: callers retry as if Redis were gone, and the
-next connection resolves the address again, by DNS or by the Sentinels.
-docs/decisions/033-useless-connections.md says why.
+A live connection can be unusable: after a failover the old primary keeps answering READONLY. Such answers (`AWAY`)
+close this and all other connections of the process to that address and raise `RedisAway`, a connection error:
+callers retry, and the next connection resolves the address again, by DNS or Sentinel. See
+docs/decisions/033-useless-connections.md.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from tasks.redis_address import RedisAddress, Scheme
 from tasks.settings import Settings
 
 CONNECT_SECONDS_MAX = 3.0
-# Each Sentinel is asked in turn, so one that hangs must not use up the time of the others.
+# Timeout per Sentinel, so that one that hangs does not use up the time of the others.
 SENTINEL_SECONDS_MAX = 1.0
 
-# What proves that a server takes writes.
+# Key written to verify that a server is writable.
 PROBE_SECONDS = 60
 
-# Codes of answers that mean "not this server, or not now". OOM is none of them: a full primary is the primary.
+# Error codes that mean "not this server, or not now". OOM is not among them: a full primary is still the primary.
 AWAY = frozenset(
     {
         "READONLY",  # a replica: the primary was demoted
-        "UNBLOCKED",  # it was demoted while the call waited
-        "MASTERDOWN",  # a replica that has lost its primary and serves no stale data
-        "NOREPLICAS",  # a primary cut off from its replicas (min-replicas-to-write)
+        "UNBLOCKED",  # demoted while the call waited
+        "MASTERDOWN",  # a replica without a primary that does not serve stale data
+        "NOREPLICAS",  # a primary without enough replicas (min-replicas-to-write)
         "MISCONF",  # it cannot write its snapshots and refuses writes
-        "LOADING",  # it still reads its data
-        "BUSY",  # a script does not end
+        "LOADING",  # still loading its data
+        "BUSY",  # a script is running too long
         "CLUSTERDOWN",
         "FAILOVER",
         "REDIRECT",
@@ -52,13 +51,14 @@ AWAY = frozenset(
 
 
 class RedisAway(RedisConnectionError):
-    """Redis answered that it cannot serve. The connection is closed; the text has the answer."""
+    """Redis responded that it cannot serve. The connection is closed; the text has the response."""
 
 
 def away_code(error: BaseException) -> str:
-    """The code of an answer that means "away"; "" for any other error.
+    """The error code if it means "unavailable"; "" for other errors.
 
-    Inside of scripts older servers put the code into the text: `ERR Error running script ...: -READONLY You ...`.
+    For errors in scripts, older servers put the code into the text: `ERR Error running script ...: -READONLY You
+    ...`.
     """
     if isinstance(error, RedisAway) or not isinstance(error, ResponseError | RedisConnectionError):
         return ""
@@ -72,12 +72,12 @@ def away_code(error: BaseException) -> str:
 
 
 def _code(error: BaseException) -> str:
-    """The first word of an answer; redis-py takes those that it knows off the text."""
+    """The first word of an error; redis-py removes codes that it knows from the text."""
     return getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
 class _Judged:
-    """Mixed into redis-py's connections: believes no server that cannot serve."""
+    """Mixin for redis-py connections that raises RedisAway for unusable servers."""
 
     if TYPE_CHECKING:
         encoder: Any
@@ -86,11 +86,11 @@ class _Judged:
         def disconnect(self, *args: Any) -> None: ...
 
     def _construct_command_packer(self, packer: Any) -> Any:
-        """hiredis reads answers in less than half of the time, but packs a large payload in ten times as much."""
+        """hiredis parses responses in less than half the time but packs large payloads ten times slower."""
         return PythonRespSerializer(self._buffer_cutoff, self.encoder.encode)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer, as redis-py reads it. Raises RedisAway for answers of AWAY, also in a transaction."""
+        """The response as redis-py parses it. Raises RedisAway for errors in AWAY, also inside a transaction."""
         try:
             answer = super().read_response(*args, **kwargs)  # type: ignore[misc]
         except RedisError as error:
@@ -142,10 +142,10 @@ _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {
 
 
 class _Sentinels(Sentinel):
-    """The Sentinels, asked in turn. One that refuses, or is none, is passed over like one that is away."""
+    """Sentinels, queried in turn. One that refuses, or is not a Sentinel, is skipped like an unreachable one."""
 
     def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Address of the primary. Raises MasterNotFoundError, with what each Sentinel said, if none has one."""
+        """Address of the primary. Raises MasterNotFoundError with each Sentinel's error if none has one."""
         troubles = []
         sentinels: list[Any] = self.sentinels
         for number, sentinel in enumerate(sentinels):
@@ -155,7 +155,7 @@ class _Sentinels(Sentinel):
                 troubles.append(f"{_place(sentinel)}: {error}")
                 continue
             if state and self.check_master_state(state, service_name):
-                sentinels.insert(0, sentinels.pop(number))  # asked first from now on
+                sentinels.insert(0, sentinels.pop(number))  # queried first from now on
                 return state["ip"], state["port"]
             troubles.append(f"{_place(sentinel)}: {'sees it down' if state else 'watches none of that name'}")
         raise MasterNotFoundError(f"no Sentinel names the primary {service_name!r}: {'; '.join(troubles)}")
@@ -168,7 +168,7 @@ def _place(sentinel: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Everything that connections to Redis need. Compares and prints without any password."""
+    """Parameters of connections to Redis. Compares and prints without passwords."""
 
     address: RedisAddress
     timeout_seconds: float
@@ -180,9 +180,9 @@ class Link:
     sentinel_password: str = field(default="", repr=False)
 
     def pool(self, retries: int, wrap: Callable[[type[Any]], type[Any]] = lambda kind: kind) -> ConnectionPool:
-        """A pool of connections whose calls are bounded by the time-out, and are tried `retries` times more.
+        """A connection pool with timeouts and `retries`.
 
-        `wrap` may derive a class from the connections' own. Nothing is connected yet.
+        `wrap` may derive a class from the connection class. Does not connect yet.
         """
         kind = wrap(_CLASSES[self.address.scheme, self.tls])
         retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), retries)
@@ -233,7 +233,7 @@ class Link:
 
 
 def link_of(settings: Settings) -> Link:
-    """What the settings say about Redis."""
+    """Connection parameters from the settings."""
     return Link(
         address=settings.redis_address,
         timeout_seconds=settings.redis_timeout_seconds,
@@ -247,9 +247,9 @@ def link_of(settings: Settings) -> Link:
 
 
 def connect(settings: Settings, *, retries: int = 1) -> Redis[bytes]:
-    """A client that answers or raises: each call is bounded by `redis_timeout_seconds`, `retries` times more.
+    """A client whose calls are bounded by `redis_timeout_seconds`, with `retries`.
 
-    Nothing is decoded: values are bytes.
+    Values are bytes.
     """
     pool = link_of(settings).pool(retries)
     with _pools_lock:
@@ -257,15 +257,15 @@ def connect(settings: Settings, *, retries: int = 1) -> Redis[bytes]:
     return Redis.from_pool(pool)  # type: ignore[attr-defined,no-any-return]
 
 
-# The pools of this process's clients. Celery's are not among them: its event loop owns its connections.
+# Pools of this process's clients, without Celery's, whose event loop owns its connections.
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _pools_lock = threading.Lock()
 
 
 def _forget_connections() -> None:
-    """Closes all connections of this process's clients: the idle ones now, the others after their current call.
+    """Closes all connections of this process's clients: idle ones now, others after their current call.
 
-    A client that only reads would never notice by itself that its server was demoted.
+    A client that only reads would not notice that its server was demoted.
     """
     with _pools_lock:
         pools: list[Any] = list(_pools)
@@ -276,9 +276,9 @@ def _forget_connections() -> None:
 
 
 def prove_writable(client: Any, key: str) -> None:
-    """Writes a small key that expires. Raises RedisAway, among others, if this server takes no writes.
+    """Writes a small expiring key. Raises RedisAway, among others, if the server is not writable.
 
-    A server at its memory limit passes: it is the primary, and what it holds can still be worked off.
+    A server at its memory limit passes: it is the primary, and its staged batches can still be finished.
     """
     try:
         client.set(key, b"", ex=PROBE_SECONDS)
@@ -288,11 +288,12 @@ def prove_writable(client: Any, key: str) -> None:
 
 
 class RedisRefused(SettingsError):
-    """The server is of a kind that the system cannot work with. The text is one line and says what to do."""
+    """This kind of server is not supported. The text is one line and states what to do."""
 
 
 def refusal(client: Any) -> str:
-    """Why this server cannot be used, in one line; "" if it can. One INFO. Raises redis.exceptions.RedisError."""
+    """Why this server is not supported, in one line; "" if it is. Uses INFO. Raises
+    redis.exceptions.RedisError."""
     server = client.info()
     mode = str(server.get("redis_mode") or server.get("server_mode") or "standalone")
     if mode == "cluster" or server.get("cluster_enabled"):
@@ -309,7 +310,8 @@ def refusal(client: Any) -> str:
 
 
 def refuse_unsupported(settings: Settings) -> None:
-    """Raises RedisRefused if Redis answers and cannot be used. A Redis that is away is no reason not to start."""
+    """Raises RedisRefused if Redis responds and is not supported. An unreachable Redis does not prevent
+    startup."""
     client: Any = connect(settings, retries=0)
     try:
         text = refusal(client)

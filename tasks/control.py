@@ -1,4 +1,4 @@
-"""The Celery tasks of the queue `control`: the two ends of a chord, and what operators ask for.
+"""Celery tasks of the queue `control`: chord callbacks, and operator requests.
 
     complete         the chord's body: reports the stage to the batch's reader
     chord_failed     its errback: the same, when a flush task failed
@@ -6,7 +6,7 @@
     abandon_batch    POST /api/task/async-apply/abandon_batch   {"args": ["<batch id>"],
                                                                  "kwargs": {"reason": "...", "by": "me"}}
 
-The addresses are Flower's. `tasks.staging` decides how a chord stands, `tasks.operate` does what operators want.
+The addresses are Flower's API. `tasks.staging` evaluates a chord, `tasks.operate` implements operator requests.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ NOBODY = "nobody"
 
 @app.task(name=ControlTask.COMPLETE.value, bind=True, ignore_result=True, acks_late=True)
 def complete(self: Task[Any, Any]) -> str:
-    """All tasks of the chord returned: tells the reader, if their marks say so too."""
+    """All tasks of the chord returned: reports to the reader after verifying their done marks."""
     return tell(str(self.request.id), unexplained="has no done mark")
 
 
 @app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
 def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """A task of the chord gave up, or Celery lost its answer: the marks say which."""
+    """A task of the chord failed, or Celery lost its result: the done marks tell which."""
     return tell(chord_id, unexplained="ended without an error message")
 
 
 @app.task(name=ControlTask.RETRY_BATCH.value, ignore_result=True, acks_late=True)
 def retry_batch(batch_id: str, by: str = "unknown") -> str:
-    """Asks the batch's reader to try it now instead of at its next backoff."""
+    """Requests an immediate retry from the batch's reader."""
     return retry(tools.get().coordination, batch_id, by)
 
 
 @app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
 def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
-    """Moves the batch's messages to the dead letters and tells its reader to go on without it."""
+    """Turns the batch's messages into dead letters and tells its reader to continue without it."""
     mine = tools.get()
     return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 
 
 def tell(chord_id: str, *, unexplained: str) -> str:
-    """Tells the batch's reader how the stage stands; the marks decide, not who asks."""
+    """Reports the stage to the batch's reader, based on done marks only."""
     mine, chord = tools.get(), ChordName.parse(chord_id)
     report = mine.staging.report(chord, unexplained=unexplained)
     if report is None:
         metrics.observe_completion(NOBODY)
-        log.warning("no reader waits for %s of %s any more", chord.stage, batch_id_of(chord.batch))
+        log.warning("no reader is waiting for %s of %s", chord.stage, batch_id_of(chord.batch))
         return NOBODY
     mine.coordination.tell(report.reader, report.completion)
     metrics.observe_completion(report.completion.kind)

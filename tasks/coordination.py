@@ -1,13 +1,12 @@
-"""What readers, workers and operators exchange through Redis beside batches.
+"""Redis state shared by readers, workers and operators, besides batches.
 
-    <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
-    <prefix>:readers           hash: the last heartbeat of each reader
-    <prefix>:workers           hash: the last presence of each worker
-    <prefix>:parked            hash: batches that wait for their retry, each a lease that its reader renews
+    <prefix>:reader:<reader> stream: completions and operators' requests, for one reader <prefix>:readers hash: the
+    last heartbeat of each reader <prefix>:workers hash: the last presence of each worker <prefix>:parked hash:
+    parked batches, each a lease renewed by its reader
 
-Nothing here decides on an offset: what is lost with Redis is shown, or asked for, again. All times are Redis' own,
-in unix seconds, so that no two machines' clocks are compared. Every key expires. What operators decide is
-in `tasks.operators`.
+No offset depends on this state; lost entries are written again. All times are Unix seconds by Redis' clock, so
+that clocks of different machines are never compared. Every key expires. Operators' decisions are in
+`tasks.operators`.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from tasks.wire import Completion, reader_stream
 STREAM_ENTRIES_MAX = 10_000
 READER_FORGOTTEN_SECONDS = 86_400
 WORKER_FORGOTTEN_SECONDS = 3600
-# Renewed every few seconds (`Limits.parked_renew_seconds`); outlives a Redis that is away for a moment.
+# Renewed every few seconds (`Limits.parked_renew_seconds`); survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-# What a release without leases parked counts until its retry is overdue by this.
+# Entries of releases without leases are valid until their retry is overdue by this.
 UNLEASED_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
 
 class Coordination:
-    """All of it behind one client. Raises redis.exceptions.RedisError."""
+    """Access through one client. Raises redis.exceptions.RedisError."""
 
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
-        self.client: Any = client  # redis-py types every answer as a union of sync and async
+        self.client: Any = client  # redis-py types every result as a union of sync and async
         self._seals = settings.seals
         self._unverified = unverified
         self._prefix = settings.key_prefix
@@ -58,12 +57,12 @@ class Coordination:
     # Completions
 
     def tell(self, reader: str, completion: Completion) -> None:
-        """One entry on the reader's stream."""
+        """Adds an entry to the reader's stream."""
         stream, data = reader_stream(reader, self._prefix), msgspec.json.encode(completion)
         entry = {"c": data}
         if self._seals.active:
             entry["s"] = self._seals.seal(Purpose.COMPLETION, stream, data)
-        pipe = self.client.pipeline(transaction=True)  # no stream without its expiry
+        pipe = self.client.pipeline(transaction=True)  # never a stream without expiry
         pipe.xadd(stream, entry, maxlen=STREAM_ENTRIES_MAX, approximate=True)
         pipe.expire(stream, self._ttl_seconds)
         pipe.execute()
@@ -71,7 +70,7 @@ class Coordination:
     # Readers
 
     def hello(self, reader: str, about: str) -> None:
-        """A heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
+        """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, about)
         pipe.expire(self._readers, READER_FORGOTTEN_SECONDS)
@@ -85,17 +84,17 @@ class Coordination:
             self.client.hdel(self._readers, *silent)
 
     def goodbye(self, reader: str) -> None:
-        """The reader ends."""
+        """Removes the reader."""
         self.client.hdel(self._readers, reader)
 
     def readers(self) -> dict[str, dict[str, Any]]:
-        """The last heartbeat of each reader, with `silent_seconds` since it came."""
+        """The last heartbeat of each reader, with its age as `silent_seconds`."""
         return self._shown(self._readers)
 
     # Workers
 
     def worker_hello(self, worker: str, about: str) -> None:
-        """A worker shows itself: `about` is JSON with `seen_at` (unix seconds). Those long silent are removed."""
+        """Stores a worker's presence: `about` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._workers, worker, about)
         pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)
@@ -108,15 +107,15 @@ class Coordination:
             self.client.hdel(self._workers, *silent)
 
     def worker_goodbye(self, worker: str) -> None:
-        """The worker ends."""
+        """Removes the worker."""
         self.client.hdel(self._workers, worker)
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """What each worker last showed, with `silent_seconds` since then."""
+        """The last presence of each worker, with its age as `silent_seconds`."""
         return self._shown(self._workers)
 
     def _shown(self, key: str) -> dict[str, dict[str, Any]]:
-        """Entries that no program of ours wrote are left out: they must not keep the others from being shown."""
+        """Skips entries not written by this system, so that the others can still be shown."""
         found, now = self._all_of(key)
         shown: dict[str, dict[str, Any]] = {}
         for name, text in sorted(found.items()):
@@ -125,13 +124,13 @@ class Coordination:
                 silent_seconds = _silent_seconds(text, now)
                 shown[name.decode()] = {**about, "silent_seconds": silent_seconds}
             except UNREADABLE:
-                log.warning("%s has an entry that no program of ours wrote: left out", key)
+                log.warning("%s has an invalid entry: skipped", key)
         return shown
 
     # Parked batches
 
     def park(self, batch_id: str, about: Mapping[str, Any]) -> None:
-        """Shows a batch that is waiting for its retry, for PARKED_LEASE_SECONDS; repeating it renews the lease."""
+        """Publishes a parked batch for PARKED_LEASE_SECONDS; repeating it renews the lease."""
         leased = {**about, "leased_until": self.now() + PARKED_LEASE_SECONDS}
         text = msgspec.json.encode(self._seals.seal_object(Purpose.PARKED, self._parked, leased))
         pipe = self.client.pipeline(transaction=True)
@@ -140,16 +139,16 @@ class Coordination:
         pipe.execute()
 
     def unpark(self, batch_id: str) -> None:
-        """It is not parked (any more)."""
+        """Removes a batch that is no longer parked."""
         self.client.hdel(self._parked, batch_id)
 
     def parked(self) -> dict[str, dict[str, Any]]:
-        """What `park` was given, by batch id; the oldest first. Without those whose lease is over."""
+        """Parked batches by id, oldest first, without expired leases."""
         texts, now = self._all_of(self._parked)
         found = [about for about in map(self._verified, texts.values()) if about is not None]
         over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
-        if over:  # well after their end, so that a renewal is not removed
-            with contextlib.suppress(NoPermissionError):  # a viewer's user only reads
+        if over:  # well after expiry, so that a renewal is not removed
+            with contextlib.suppress(NoPermissionError):  # a viewer's Redis user is read-only
                 self.client.hdel(self._parked, *over)
         live = sorted(
             (about for about in found if _leased_until(about) >= now), key=lambda about: float(about["parked_at"])
@@ -157,7 +156,7 @@ class Coordination:
         return {about["batch_id"]: about for about in live}
 
     def _verified(self, text: bytes) -> dict[str, Any] | None:
-        """A parked entry; None for one that its reader did not write."""
+        """A parked entry; None if it was not written by its reader."""
         about = self._seals.open_object(Purpose.PARKED, self._parked, text)
         if about is None:
             self._unverified(Purpose.PARKED)
@@ -174,11 +173,11 @@ class Coordination:
     # The audit trail
 
     def audit(self, action: Mapping[str, Any]) -> None:
-        """Keeps what an operator did, with the time. Raises NotProduced."""
+        """Records an operator action with the time. Raises NotProduced."""
         self.operators.audit(action)
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
-        """The last actions, the newest first. Raises RangeError where Redis lost them and Kafka is away."""
+        """The last actions, newest first. Raises RangeError if Redis lost them and Kafka is unreachable."""
         return self.operators.audited(count_max)
 
 
@@ -202,7 +201,7 @@ def _silent_seconds(about: bytes, now: float) -> float:
 
 
 def _forgotten(found: Mapping[bytes, bytes], now: float, seconds_max: float) -> list[bytes]:
-    """Names of entries that are older, or that no program of ours wrote."""
+    """Names of entries that are too old, or invalid."""
     gone = []
     for name, text in found.items():
         try:

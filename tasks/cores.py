@@ -1,4 +1,4 @@
-"""CPUs and memory that this process may use, as its container's control group limits them, and what workers need.
+"""CPU and memory limits of this process's control group, and the resources that workers need.
 
 `os.cpu_count` reports the machine's cores, also in a container that may use two of sixty-four, and so does
 `os.process_cpu_count` of Python 3.13: neither reads the CPU quota. Control groups v2 and v1 are read; see
@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks.settings import Settings
 from tasks.units import MiB
 
-# Flush tasks mostly wait. One sink that hangs must not take every process before its breaker opens.
+# Flush tasks mostly wait. One hanging sink must not occupy every process before its breaker opens.
 PROCESSES_MIN = 8
 # Measured under load (docs/decisions/023-prefork.md): 64 processes took 1,791 MiB, their parent about 100 of it.
 PARENT_BYTES = 100 * MiB
@@ -33,7 +33,7 @@ def processes(settings: Settings, root: Path = Path("/")) -> int:
 
 
 def memory_needed_bytes(process_count: int) -> int:
-    """Memory of a worker with that many pool processes under load; 0: a pool without processes."""
+    """Memory of a worker with that many pool processes under load; 0 for a pool without processes."""
     return PARENT_BYTES + process_count * PROCESS_BYTES
 
 
@@ -89,7 +89,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty when there is none, or none that may be read."""
+    """The file's text; empty if it is missing or unreadable."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -1,7 +1,7 @@
-"""What has to be in the files that settings name: certificates, keys, a service account.
+"""Validates files named by settings: certificates, keys, service accounts.
 
-Each function raises ValueError that says what is wrong with the file. A wrong file is then reported at the start,
-not by the first connection.
+Each function raises ValueError with the problem, so that a wrong file is reported at startup instead of by the
+first connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ValueError("there is no such file: correct the path or mount the file") from None
+        raise ValueError("file not found: correct the path or mount the file") from None
     except (OSError, ValueError) as error:  # a directory, no permission, a path with a null byte
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"the file cannot be read ({reason}): correct the path or its permissions") from None
@@ -29,7 +29,7 @@ def certificates(path: Path) -> None:
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except (ssl.SSLError, OSError):
-        raise ValueError("holds no certificate in PEM: name a file with -----BEGIN CERTIFICATE-----") from None
+        raise ValueError("contains no PEM certificate: name a file with -----BEGIN CERTIFICATE-----") from None
 
 
 def certificate_store(pattern: str) -> None:
@@ -53,8 +53,8 @@ def key_pair(certificate: Path, key: Path, password: str = "") -> None:
     except (ssl.SSLError, OSError) as error:
         reason = getattr(error, "reason", None) or "unreadable"
         raise ValueError(
-            f"the files are no certificate and its private key in PEM ({str(reason).lower().replace('_', ' ')}): "
-            "name a pair that belongs together"
+            "the files are not a PEM certificate and its private key "
+            f"({str(reason).lower().replace('_', ' ')}): name a pair that belongs together"
         ) from None
 
 
@@ -64,7 +64,7 @@ def google_credentials(path: Path) -> None:
         found = json.loads(content(path))
     except ValueError as error:
         if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise ValueError("holds no JSON: name a key file of a service account") from None
+            raise ValueError("is not JSON: name a key file of a service account") from None
         raise
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
-        raise ValueError("holds no credentials of Google's (no `type`): name a key file of a service account")
+        raise ValueError("contains no Google credentials (no `type`): name a key file of a service account")

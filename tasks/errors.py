@@ -1,4 +1,4 @@
-"""Errors that say who acts next. Sinks raise nothing else."""
+"""Errors of sinks. They determine who acts next: the retry logic or an operator."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ def shortened(text: str, characters_max: int = MESSAGE_CHARACTERS_MAX) -> str:
 
 
 class SinkError(Exception):
-    """A sink did not take what it was given."""
+    """A write failed."""
 
 
 class TransientSinkError(SinkError):
-    """The machine tries again: time-outs, refused connections, 429, 5xx, answers that prove nothing.
+    """Retried automatically: timeouts, refused connections, 429, 5xx, responses without proof.
 
-    `retry_after_seconds`: what the server asked for, None when it said nothing.
-    `failed`: positions (in the list given to `write`) that are not durable; None means none of it is known
-    to be. What is not listed is durable and is not tried again.
+    `retry_after_seconds`: requested by the server; None if not. `failed`: positions (in the list given to `write`)
+    that are not durable; None if none is known to be durable. Positions not listed are durable and not retried.
     """
 
     def __init__(
@@ -34,15 +33,13 @@ class TransientSinkError(SinkError):
 
 
 class PermanentSinkError(SinkError):
-    """A person looks: trying the same again cannot help.
+    """A retry cannot help. `failed`:
 
-    `failed`: (position, error) of the items that were refused, where the server says so; then all others
-    are durable unless `all_refused`, which says: the named ones are bad, nothing was written, write the
-    rest again. None: the server refused without saying which, so the caller bisects.
-    `among`: with `failed` None, the positions that the refused items are among; all others are durable. None:
-    nothing is known to be durable.
-    `configuration=True`: no item is to blame (missing bucket or table, bad credentials): never dead-letter
-    for it, park the batch.
+    (position, error) of refused items, if the server names them; all others are durable unless `all_refused`,
+    which means that nothing was written and the rest must be written again. None: the server did not name them, so
+    the caller bisects. `among`: with `failed` None, the positions that contain the refused items; all others are
+    durable. None: nothing is known to be durable. `configuration=True`: no item is at fault (missing bucket or
+    table, bad credentials): park the batch, never create dead letters.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Celery tasks of a batch: one per sink, and the two ends of their chord. `tasks.run` does the work.
+"""The flush tasks, one per sink, and the chord callbacks. `tasks.run` does the work.
 
 flush_<sink>    writes one task's items to one sink
 complete        the chord's body: reports the stage to the reader
@@ -16,7 +16,7 @@ from tasks.names import flush_task
 from tasks.run import run
 from tasks.wire import SinkName
 
-# Bounded by `put_off`, which knows the deadline; Celery's own counter must not cut in.
+# Bounded by `put_off`, which knows the deadline, instead of Celery's counter.
 OPTIONS: dict[str, Any] = {
     "bind": True,
     "max_retries": None,

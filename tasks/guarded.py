@@ -1,7 +1,7 @@
-"""The client properties that an operator may not set, each with the reason.
+"""librdkafka properties that `REPLAYS_KAFKA_OPTIONS` may not set, with reasons: at-least-once delivery depends on
+them, or a setting exists that other settings depend on.
 
-At-least-once rests on them, or the system sets them from a setting that other settings depend on.
-`REPLAYS_KAFKA_OPTIONS` takes every other property of librdkafka.
+All other properties are accepted.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 COMMITS = "offsets are committed only when every message before them is durable"
-STARTS = "where to start is decided for each partition (REPLAYS_KAFKA_OFFSET_RESET)"
+STARTS = "the start of each partition is decided by the reader (REPLAYS_KAFKA_OFFSET_RESET)"
 DELIVERY = "an offset is committed only after the brokers acknowledged its dead letters"
 STATISTICS = "nothing reads statistics, and a client that is never polled keeps them in memory"
 CALLBACKS = "callbacks are code"
 
 
 def setting(name: str) -> str:
-    """The reason that there is a setting for it."""
+    """The reason: a setting exists."""
     return f"set REPLAYS_{name} instead"
 
 
@@ -58,7 +58,7 @@ GUARDED: Mapping[str, str] = {
 }
 
 GUARDED_PREFIXES: Mapping[str, str] = {
-    "test.mock.": "the client would talk to brokers that it simulates",
+    "test.mock.": "the client would use simulated brokers",
 }
 
 GUARDED_SUFFIXES: Mapping[str, str] = {
@@ -67,7 +67,7 @@ GUARDED_SUFFIXES: Mapping[str, str] = {
 
 
 def refusal(name: str) -> str | None:
-    """Why this property may not be set; None when it may be."""
+    """Why this property may not be set; None if it may be."""
     for prefix, reason in GUARDED_PREFIXES.items():
         if name.startswith(prefix):
             return reason

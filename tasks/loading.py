@@ -1,7 +1,7 @@
-"""Reads the settings, and reports every mistake in them at once.
+"""Loads the settings and reports all mistakes at once.
 
 They come from `REPLAYS_*` in the environment, or from a TOML file named by `REPLAYS_SETTINGS_FILE` (keys without
-the prefix, lower case); the environment wins.
+the prefix, lower case); the environment takes precedence.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tasks.reader_settings import READER_SETTINGS
 from tasks.settings import ENV_PREFIX, FILE_VARIABLE, Settings
 from tasks.units import MiB
 
-# What begins with the prefix and is no setting: the file itself, and what the embedded stack and tests look at.
+# Variables with the prefix that are not settings: the file name, and variables of the embedded stack and tests.
 OTHER_PREFIXES = (FILE_VARIABLE, f"{ENV_PREFIX}LOCAL_", f"{ENV_PREFIX}TEST_", f"{ENV_PREFIX}FIXTURES")
 
 
 class SettingsError(click.ClickException):
     """Settings that cannot be used. The text has one line per mistake: the name, the value, what is allowed.
 
-    Commands let it pass, ours and those of `celery`: click prints the text alone and exits with 2.
+    Commands do not catch it: click prints the text and exits with 2.
     """
 
     exit_code = 2
@@ -44,7 +44,7 @@ class SettingsError(click.ClickException):
 
     @property
     def printed(self) -> str:
-        """The text as a terminal may get it."""
+        """The text with unprintable characters escaped."""
         return "\n".join(printable(line) for line in self.message.split("\n"))
 
 
@@ -55,21 +55,20 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def in_pod() -> bool:
-    """Whether this process runs in a Kubernetes pod, where loopback is the pod itself."""
+    """True in a Kubernetes pod, where the loopback is the pod itself."""
     return POD_VARIABLE in os.environ
 
 
 def load_fleet() -> Settings:
-    """The fleet's settings from environment and file. Raises SettingsError.
+    """Worker settings from environment and file. Raises SettingsError.
 
-    Reader and fleet may share one environment: the reader's settings are known by name, and their values are left
-    to the reader.
+    Readers and workers may share an environment: reader settings are known by name but not validated.
     """
     return _load(Settings, [*_unknown(Settings.model_fields.keys() | READER_SETTINGS, os.environ)])
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """The same for any kind of settings, whose names are the only known ones."""
+    """The same for any settings class; other names are reported as unknown."""
     return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
 
@@ -95,16 +94,16 @@ def _refusal(mistakes: Iterable[str]) -> SettingsError:
 
 
 def _unreadable(path: str) -> str:
-    """Why the settings file cannot be used; empty when it can."""
+    """Why the settings file is unusable; empty if it is usable."""
     try:
         with Path(path).open("rb") as file:
             tomllib.load(file)
     except FileNotFoundError:
-        return "there is no such file: correct the path"
+        return "file not found: correct the path"
     except UnicodeDecodeError:
         return "it is not UTF-8: save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
-        return f"it is not TOML, correct it: {error}"
+        return f"it is not valid TOML: {error}"
     except (OSError, ValueError) as error:
         return (
             f"it cannot be read ({getattr(error, 'strerror', None) or error}): correct the path or its permissions"
@@ -113,14 +112,14 @@ def _unreadable(path: str) -> str:
 
 
 def _undecoded(kind: type[Settings], error: Exception) -> str:
-    """A setting whose text is no JSON. The text is not repeated: it may hold a password."""
+    """A setting that is not valid JSON. The text is not repeated, because it may contain a password."""
     names = [name for name in kind.model_fields if f'"{name}"' in str(error)]
     name = f"{ENV_PREFIX}{names[0].upper()}" if names else str(error)
     return f'{name}: not a JSON object ({error.__cause__}): write it as {{"name": "value"}}'
 
 
 def allowed(field: FieldInfo) -> str:
-    """What a setting may be, for a person: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
+    """Allowed values as text: `1 to 1024`, `one of earliest, latest`, `matching ^[a-z]+$`."""
     values = _literals(field.annotation)
     if values:
         several = get_origin(field.annotation) is tuple
@@ -141,7 +140,7 @@ def allowed(field: FieldInfo) -> str:
 
 
 def number(value: float) -> str:
-    """As a person writes it: `16 MiB` for whole mebibytes, else all of its digits."""
+    """Formats a number: `16 MiB` for whole mebibytes, otherwise all digits."""
     if isinstance(value, int) and value >= MiB and value % MiB == 0:
         return f"{value} ({value // MiB} MiB)"
     return str(value) if isinstance(value, int) else f"{value:.6g}"
@@ -175,13 +174,13 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:
-    """One line about one wrong value. A secret's value is not repeated."""
+    """One line about a wrong value. Secret values are not repeated."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = kind.model_fields.get(name)
     if field is None:
         return str(detail["msg"]).removeprefix("Value error, ")
     text = without_secrets(repr(detail["input"]))
-    # Options and addresses may hold a password.
+    # Options and addresses may contain a password.
     secret = field.annotation is SecretStr or name == "kafka_options" or "@" in text
     value = "(secret)" if secret else shortened(text, VALUE_CHARACTERS_MAX)
     range_ = allowed(field)

@@ -1,7 +1,7 @@
-"""What a task's message looks like on the broker: as small as a worker can read it.
+"""Trims task messages.
 
-Every flush task carries its chord's body, and that the errback. With all the empty fields of the three of them a
-message would be twice as long, and Redis holds it twice while the task runs.
+Every flush task message contains its chord's callback, and that the errback; with all their empty fields it would
+be twice as long, and Redis stores it twice while the task runs.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from celery.signals import before_task_publish
 from tasks.wire import batch_id_of
 
 EMPTY: tuple[Any, ...] = (None, "", {}, [], "()", "{}", [None, None])
-# Who sent it is in the batch's manifest; nobody replies; `correlation_id` and `root_id` repeat the id.
+# The sender is in the batch's manifest; there are no replies; `correlation_id` and `root_id` repeat the id.
 HEADERS_DROPPED = ("lang", "origin", "replaced_task_nesting", "root_id")
 PROPERTIES_DROPPED = ("reply_to", "correlation_id")
-# A body needs no reply address, and it is no member of the chord that it follows.
+# A callback needs no reply address and is not a member of its chord.
 BODY_OPTIONS_DROPPED = ("reply_to", "ignore_result", "group_id")
 
 
 @before_task_publish.connect(weak=False)
 def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any) -> None:
-    """Leaves out what says nothing: a worker takes a missing field for an empty one.
+    """Removes empty fields, which workers treat as missing.
 
-    The arguments are those of the message that is about to be sent, and are changed in place.
+    Changes the arguments of the outgoing message in place.
     """
     for name in [name for name, value in headers.items() if value in EMPTY or name in HEADERS_DROPPED]:
         del headers[name]
@@ -34,7 +34,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
         return
     kwargs, embedded = body[1], body[2]
     if "task" in kwargs and "batch" in kwargs:
-        # What Flower shows of a flush task; the digest and the deadline would only make it hard to read.
+        # Shown by Flower; without digest and deadline, for readability.
         headers["kwargsrepr"] = repr({"batch": batch_id_of(kwargs["batch"]), "task": kwargs["task"]})
     if embedded.get("chord"):
         embedded["chord"] = _trimmed(embedded["chord"])
@@ -43,7 +43,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
 
 
 def _trimmed(signature: Any) -> dict[str, Any]:
-    """A signature without what is empty or of no use to the worker that sends it."""
+    """A signature without empty or unused fields."""
     kept = {name: signature[name] for name in ("task", "args", "kwargs")}
     if signature.get("immutable"):
         kept["immutable"] = True

@@ -1,4 +1,4 @@
-"""Names on the broker: tasks and their queues. Readers, workers, Flower and manifests of a deployment use them."""
+"""Task and queue names, used by readers, workers, Flower and deployment manifests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ FLUSH = "flush_"
 
 
 class ControlTask(StrEnum):
-    """Tasks that write to no sink. They run on CONTROL_QUEUE."""
+    """Tasks that do not write to a sink; they run on CONTROL_QUEUE."""
 
-    COMPLETE = "complete"  # the chord's body
+    COMPLETE = "complete"  # the chord's callback
     CHORD_FAILED = "chord_failed"  # its errback
     RETRY_BATCH = "retry_batch"
     ABANDON_BATCH = "abandon_batch"
@@ -25,11 +25,11 @@ def flush_task(sink: SinkName) -> str:
 
 
 def sink_of(task: str) -> SinkName | None:
-    """The sink of a flush task, by the task's name; None for any other task."""
+    """The sink of a flush task by its name; None for other tasks."""
     name = task.removeprefix(FLUSH)
     return SinkName(name) if task.startswith(FLUSH) and name in set(SinkName) else None
 
 
 def flush_queue(sink: SinkName) -> str:
-    """The queue of one sink: fleets scale and fail apart."""
+    """The queue of one sink; workers per sink scale and fail independently."""
     return f"flush.{sink}"

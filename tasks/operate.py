@@ -1,7 +1,7 @@
-"""What an operator does to a parked batch, from Flower, its API or the command line: retry it, or give it up.
+"""Retry or abandon a parked batch, from Flower, its API or the command line.
 
-The batch belongs to its reader: both only tell it what the operator wants, on its stream. Each deed is in the
-audit trail (`tasks.operators`).
+The batch belongs to its reader: both send a request to the reader's stream. Each action is in the audit trail
+(`tasks.operators`).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SILENT_SECONDS_MAX = 60.0
 
 
 class NotParked(Exception):
-    """There is nothing to do: no reader says (any more) that it holds this batch. It may have settled."""
+    """No reader holds this batch as parked. It may have settled."""
 
 
 class ReaderGone(Exception):
-    """The batch's reader is not heard of. The partition's next owner parks the batch anew if it fails again."""
+    """The batch's reader sends no heartbeat. The partition's next owner parks the batch again if it fails."""
 
 
 def retry(coordination: Coordination, batch_id: str, by: str) -> str:
-    """One line about what was done. Raises NotParked or ReaderGone."""
+    """Returns one line about the result. Raises NotParked or ReaderGone."""
     reader = _reader_of(coordination, batch_id)
     coordination.audit({"what": "retry", "batch_id": batch_id, "by": by, "reader": reader})
     coordination.tell(reader, Completion(CompletionKind.RETRY, batch_id))
@@ -44,14 +44,14 @@ def retry(coordination: Coordination, batch_id: str, by: str) -> str:
 def abandon(
     settings: Settings, coordination: Coordination, dead_letters: Sink[Any], batch_id: str, reason: str, by: str
 ) -> str:
-    """One line about what was done. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the dead
-    letters); then nothing is given up.
+    """Returns one line about the result. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the
+    dead letters); then nothing is abandoned.
 
-    The messages are read again from Kafka: what is in Redis are rows, and these may be just what is wrong.
-    Repeating it repeats equal dead letters. The reader is told only once all of them are durable.
+    Messages are read again from Kafka, because the staged rows may be the problem. Repeating it repeats equal dead
+    letters. The reader is informed only once all of them are durable.
     """
     if not reason.strip():
-        raise ValueError("say why: an abandoned batch is looked at again some day")
+        raise ValueError("a reason is required, to explain the dead letters later")
     reader = _reader_of(coordination, batch_id)
     about = coordination.parked()[batch_id]
     count, group, size_bytes = 0, list[DeadLetter](), 0
@@ -64,9 +64,9 @@ def abandon(
                 _reader_of(coordination, batch_id)
                 _bury(settings, dead_letters, batch_id, group)
                 group, size_bytes = [], 0
-    _reader_of(coordination, batch_id)  # reading took its time; durable messages are no dead letters
+    _reader_of(coordination, batch_id)  # it may have settled while the topic was read
     _bury(settings, dead_letters, batch_id, group)
-    # Less than the reader had: retention took them in the meantime. They cannot be kept any more, so say it.
+    # Some messages have expired since; they are lost, so report it.
     gone = max(0, int(about.get("messages", count)) - count)
     coordination.audit(
         {"what": "abandon", "batch_id": batch_id, "by": by, "reason": reason, "messages": count, "gone": gone}
@@ -75,25 +75,25 @@ def abandon(
     log.warning(
         "%s abandoned by %s: %s (%s messages to the dead letters, %s gone)", batch_id, by, reason, count, gone
     )
-    return f"{batch_id} is abandoned: {count} messages are dead letters, {gone} were gone from the topic"
+    return f"{batch_id} is abandoned: {count} messages are dead letters, {gone} had expired from the topic"
 
 
 def _reader_of(coordination: Coordination, batch_id: str) -> str:
     about = coordination.parked().get(batch_id)
     if about is None:
         raise NotParked(
-            f"no reader holds a parked batch {batch_id}: it settled, or its reader is gone and the next owner of "
-            "the partition tries it again; `replays-ingest batches ls` shows what is parked"
+            f"no reader holds a parked batch {batch_id}: it settled, or its reader is gone and the "
+            "partition's next owner retries it; list parked batches with `replays-ingest batches ls`"
         )
     reader = str(about["reader"])
     alive = coordination.readers().get(reader)
     if alive is None or alive["silent_seconds"] > SILENT_SECONDS_MAX:
-        raise ReaderGone(f"reader {reader} of {batch_id} is not heard of")
+        raise ReaderGone(f"reader {reader} of {batch_id} sends no heartbeat")
     return reader
 
 
 def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
-    """The original message, labelled with what became of it."""
+    """The original message as a dead letter, with the reason."""
     label = Label(
         reason=ABANDONED,
         error=error,

@@ -1,12 +1,12 @@
-"""What operators decide: written to Kafka first, copied to Redis, where commands and pages look.
+"""Operators' decisions: written to Kafka first, copied to Redis for commands and pages.
 
-    <prefix>:operators           hash: decisions that are in force, by key
+<prefix>:operators hash: current decisions by key
     <prefix>:operators:audit     sorted set: actions, by time
     <prefix>:operators:copied    the offset up to which both are complete
 
-Redis may lose the copy at any moment: whoever misses `copied` rebuilds all of it from the topic. No other key of
-ours is without an expiry. Readers follow the topic itself and do not depend on the copy.
-Why so: docs/decisions/018-operators-decisions-in-kafka.md.
+Redis may lose the copy at any moment: if `copied` is missing, it is rebuilt from the topic. These are the only
+keys without an expiry. Readers follow the topic itself and do not depend on the copy. See
+docs/decisions/018-operators-decisions-in-kafka.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Copy:
         self._decided, self._audit, self._copied = self.keys
 
     def copied(self) -> int | None:
-        """The offset up to which the copy is complete; None: it is not there, or not ours, and is made anew."""
+        """The offset up to which the copy is complete; None if it is missing or invalid and must be rebuilt."""
         found = self._client.get(self._copied)
         position, _, seal = (found or b"").partition(b" ")
         if not position.isdigit() or not self._seals.verifies(
@@ -52,7 +52,7 @@ class Copy:
         return int(position)
 
     def apply(self, entries: Mapping[str, Decision], position: int | None = None, *, anew: bool = False) -> None:
-        """Takes these in, in order; `position` is what the copy reaches then. `anew`: nothing else is left."""
+        """Applies these decisions, in order, up to `position`. `anew`: replaces the whole copy."""
         pipe = self._client.pipeline(transaction=True)
         if anew:
             pipe.delete(self._decided, self._audit)
@@ -77,7 +77,7 @@ class Copy:
         pipe.execute()
 
     def follow(self, known: Decisions) -> None:
-        """Brings the copy up to what is known, if it is behind."""
+        """Updates the copy if it is behind."""
         reached = self.copied()
         if reached is None:
             self.apply(known.since(0), known.position, anew=True)
@@ -108,7 +108,7 @@ class Copy:
         return msgspec.json.encode(self._seals.seal_object(Purpose.DECISION, place, value))
 
     def _opened(self, key: str, text: bytes) -> dict[str, Any] | None:
-        """None for what no program with the shared key wrote under this key."""
+        """None if the entry has no valid seal for this key."""
         found = self._seals.open_object(Purpose.DECISION, self._decided, text)
         if found is None or found.get("key") != key:
             warn(Purpose.DECISION)
@@ -116,7 +116,7 @@ class Copy:
         return found
 
     def oldest_audits(self) -> list[str]:
-        """Keys of the oldest actions, of those that are too many."""
+        """Keys of the oldest actions beyond the limit."""
         too_many = int(self._client.zcard(self._audit)) - AUDIT_ENTRIES_MAX
         if too_many < AUDIT_PRUNED_AT_ONCE:
             return []
@@ -126,13 +126,13 @@ class Copy:
 
 
 def names(prefix: str) -> tuple[str, str, str]:
-    """The keys of the copy, which do not expire."""
+    """The Redis keys of the copy, which do not expire."""
     return f"{prefix}:operators", f"{prefix}:operators:audit", f"{prefix}:operators:copied"
 
 
 class Operators:
-    """Decides and looks up. Any thread. `decide` raises NotProduced; reading raises RedisError, RangeError or
-    DecisionsUnreadable."""
+    """Writes and reads decisions. Any thread. `decide` raises NotProduced; reading raises RedisError, RangeError
+    or DecisionsUnreadable."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._settings = settings
@@ -141,9 +141,10 @@ class Operators:
         self._lock = threading.Lock()
 
     def decide(self, values: Values, action: Mapping[str, Any] | None = None) -> dict[str, int]:
-        """Durable in the topic when this returns, the action before what it did; offsets by key.
+        """Writes decisions, durable in the topic when this returns, with the audit entry first; returns offsets by
+        key.
 
-        A Redis that is away misses its copy and nothing else: a reader brings it.
+        If Redis is unreachable, a reader updates the copy later.
         """
         both: Values = {**(decisions.deed(action) if action is not None else {}), **values}
         with self._lock:
@@ -158,7 +159,7 @@ class Operators:
         return offsets
 
     def audit(self, action: Mapping[str, Any]) -> None:
-        """Keeps what an operator did, with the time. The last AUDIT_ENTRIES_MAX actions are kept."""
+        """Records an operator action with the time. The last AUDIT_ENTRIES_MAX actions are kept."""
         self.decide({}, action)
 
     def _prune(self) -> None:
@@ -173,7 +174,7 @@ class Operators:
             log.warning("the audit trail was not shortened: %s", error)
 
     def _lost(self) -> Decisions | None:
-        """When Redis lost the copy: all decisions from the topic, after the copy is rebuilt as far as we may."""
+        """If Redis lost the copy: all decisions from the topic, after rebuilding the copy if permitted."""
         if self._copy.copied() is not None:
             return None
         known = decisions.load(self._settings)

@@ -1,4 +1,4 @@
-"""Text as it may be printed: nothing in it that steers a terminal, and no secret. Every door out uses these."""
+"""Sanitizes text for output: no terminal control sequences, no secrets. Used by all output paths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 HIDDEN = "***"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-DELETE = "\x7f"  # the one control character that JSON in ASCII leaves as it is
+DELETE = "\x7f"  # the one control character that ASCII JSON does not escape
 _BLANKS = "\t\n\r"
-# Up to the last @ before a blank or a quote: a password may hold /, : and @ that nobody encoded.
+# Up to the last @ before a space or quote, because a password may contain unencoded /, : and @.
 _SCHEME = r"[a-z][a-z0-9+.-]{0,19}://"
 _URL_PASSWORD = re.compile(
     rf"(?P<start>{_SCHEME}[^\s:/@\"'<>]{{0,200}}):(?P<password>[^\s\"'<>]{{1,500}})@", re.IGNORECASE
@@ -32,9 +32,10 @@ _AUTHORIZED = re.compile(
 
 
 def printable(text: str, instead: str = REPLACEMENT) -> str:
-    """One line without controls, escapes, changes of direction, line separators or what has no width.
+    """One line without control characters, escapes, bidirectional marks, line separators and zero-width
+    characters.
 
-    Blanks of any kind become a space, everything else that is not printable becomes `instead`.
+    White space becomes a space, other unprintable characters become `instead`.
     """
     if text.isprintable():
         return text

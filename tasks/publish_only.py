@@ -1,8 +1,8 @@
-"""A result backend that counts chords and keeps no results (docs/decisions/029-chords-keep-no-results.md).
+"""A result backend that counts chords and stores no results (docs/decisions/029-chords-keep-no-results.md).
 
-Celery's Redis backend remembers every chord that it publishes (four results and four subscriptions each) until
-somebody asks for its outcome, which nobody here ever does: completions travel on the reader's stream. Kept, they
-would grow without bound, and would turn an outage of Redis into an error that only a restart cures.
+Celery's Redis backend keeps state of every published chord (four results and four subscriptions each) until its
+result is read, which never happens here because completions use the reader's stream. That state would grow without
+bound, and would make a Redis outage an error that requires a restart.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from redis import ConnectionPool
 from tasks.broker import LINK_OPTION
 from tasks.connection import Link
 
-# The scheme of its URLs: `publish-only+redis://...`. Known to every app once this module is imported.
+# URL scheme `publish-only+redis://...`, registered when this module is imported.
 BACKEND = "publish-only"
 BaseLoader.override_backends[BACKEND] = "tasks.publish_only:PublishOnlyBackend"
 
 
-# Counting a chord is worth some patience during a failover: a count that is missed costs the batch its deadline.
+# Retries for chord counting during a failover, because a missed count delays the batch until its deadline.
 RETRIES = 3
 
 
 class PublishOnlyBackend(RedisBackend):
-    """Redis for chord counters; nothing is subscribed to and nothing is waited for.
+    """Redis for chord counters only, without subscriptions.
 
-    Its connections come from the link among its transport options, as the broker's do; its URL is only a label.
+    Connections use the link in its transport options, like the broker's; its URL is only a label.
     """
 
     @property

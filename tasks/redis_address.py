@@ -1,8 +1,8 @@
-"""Where Redis is: the one reading of `REPLAYS_REDIS_URL`, for readers, workers, Flower and commands.
+"""Parses `REPLAYS_REDIS_URL` for readers, workers, Flower and commands. redis-py, kombu, Celery's result backend
+and Flower each support different URL options and silently ignore others.
 
-redis-py, kombu, Celery's result backend and Flower each read other options out of such a URL, and ignore the rest
-silently. So none of them is given the URL: every connection is made from what is read here, and an option either
-holds for all of them or is refused by name.
+None of them gets the URL: every connection uses the address parsed here, and an option either applies to all of
+them or is refused by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERIFICATION = {name: name for name in ("required", "optional", "none")} | {
 }
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-# Options of redis-py's URLs that have a setting, which other settings depend on.
+# URL options of redis-py for which a setting exists.
 HAVE_A_SETTING: Mapping[str, str] = {
     "socket_timeout": "REDIS_TIMEOUT_SECONDS",
     "socket_connect_timeout": "REDIS_TIMEOUT_SECONDS",
@@ -44,7 +44,7 @@ SOCKET_DATABASE = ("virtual_host", "db")
 
 
 class WrongAddress(ValueError):
-    """The URL cannot be used. The text says why and repeats nothing that may be secret."""
+    """The URL is invalid. The text states why and contains no secrets."""
 
 
 class Scheme(StrEnum):
@@ -58,7 +58,7 @@ class Scheme(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """One Redis, or the Sentinels that know which one it is.
+    """The address of a Redis server, or of its Sentinels.
 
     `hosts`: one (host, port), or several Sentinels; none for a socket, which has a `path`.
     `verification`: required, optional or none, of the server's certificate.
@@ -88,7 +88,7 @@ class RedisAddress:
 
     @property
     def label(self) -> str:
-        """A plain URL that names the first host. Celery wants one; nothing is connected to by it."""
+        """A plain URL with the first host, as a label for Celery."""
         host, port = self.hosts[0] if self.hosts else ("localhost", REDIS_PORT)
         return f"{Scheme.PLAIN}://{_bracketed(host)}:{port}/{self.database}"
 
@@ -126,7 +126,7 @@ def parse(url: str) -> RedisAddress:
 
 
 def _split(text: str) -> SplitResult:
-    """One URL. Whatever is wrong with it, its text may hold the password and is not repeated."""
+    """Parses one URL. The text may contain the password and is not repeated in errors."""
     try:
         url = urlsplit(text.strip())
         known = url.scheme in list(Scheme) and url.port != 0
@@ -151,7 +151,7 @@ def _options(parts: list[SplitResult]) -> dict[str, str]:
     for part in parts:
         for name, value in parse_qsl(part.query, keep_blank_values=True):
             if found.setdefault(name, value) != value:
-                raise WrongAddress(f"{name} is there twice, with different values")
+                raise WrongAddress(f"{name} is given twice, with different values")
     return found
 
 
@@ -177,7 +177,7 @@ def _socket_database(options: Mapping[str, str]) -> int:
 
 
 def _agreed(what: str, values: list[str]) -> str:
-    """The one value that is given, once or several times; "" if none is."""
+    """The single value given, possibly several times; "" if none is."""
     given = sorted({value for value in values if value})
     if len(given) > 1:
         raise WrongAddress(f"has more than one {what}")

@@ -1,7 +1,7 @@
-"""An item that its sink refused, as a dead letter, and back again for a replay.
+"""Converts a refused item to a dead letter, and back for a replay.
 
-Nothing of the clock is in such a letter, so that the same refusal is the same record. What a letter names is data
-from a topic: `revive` takes only the sinks, kinds, tables and forms of names that this code writes itself.
+Letters contain no current time, so that the same refusal gives the same record. A letter's content is untrusted:
+`revive` accepts only sinks, kinds, tables and names that this code writes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROW_ID_CHARACTERS_MAX = 1024
 
 
 def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> DeadLetter:
-    """The record for the dead-letter topic. A refused dead letter has no other place to go: not accepted here."""
+    """The record for the dead-letter topic. Not for refused dead letters."""
     assert not isinstance(item, DeadLetter), item.offset
     if isinstance(item, Blob):
         kind, value, offset = Kind.BLOB, bytes(item.content), item.offset
@@ -45,14 +45,14 @@ def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> D
 
 
 def name_of(item: Item) -> str:
-    """An item's name within its sink. Rows of one batch and table have different ones."""
+    """An item's name within its sink, unique among rows of a batch and table."""
     if isinstance(item, Blob | Metric):
         return item.name
     return f"{item.table}/{item.id}" if isinstance(item, Row) else f"offset {item.offset}"
 
 
 def revive(label: Label, value: bytes) -> tuple[SinkName, Item]:
-    """The sink, and the item as the letter has it. Raises ValueError for what this code cannot have written."""
+    """The sink and the item of a letter. Raises ValueError for content that this code cannot have written."""
     refusal, offset = label.refusal, label.origin.offset
     if refusal is None:
         raise ValueError(f"not an item that a sink refused, but a message ({label.reason})")
@@ -77,7 +77,7 @@ def _object_name(name: str, batch_id: str) -> str:
 
 
 def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
-    """Table and id. The table is the constant of that name, not the letter's text."""
+    """Table and id. The table is our constant, not the letter's text."""
     named, _, row_id = item.partition("/")
     table = next((table for table in TABLES_OF_SINK[sink] if table == named), None)
     if table is None:
@@ -88,7 +88,7 @@ def _row_name(sink: SinkName, item: str) -> tuple[str, str]:
 
 
 def _json_object(value: bytes) -> bytes:
-    """One object on one line: a second one would be a second row."""
+    """Checks for one object on one line; a second line would be a second row."""
     try:
         msgspec.json.decode(value, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

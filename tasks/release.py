@@ -1,4 +1,4 @@
-"""Which release this process runs."""
+"""The release of this process."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def _installed() -> str:
 
 
 RELEASE = _installed()
-"""As in `pip list`, for example 0.2.0; "" when the package is not installed."""
+"""As in `pip list`, for example 0.2.0; "" if the package is not installed."""

@@ -1,6 +1,6 @@
-"""When a run of a flush task does not get to its end: once more later, or for good.
+"""Retries of flush tasks.
 
-Backoff with full jitter, bounded by `task_retries_max` and by the batch's deadline. A task that gives up fails its
+Backoff with full jitter, bounded by `task_retries_max` and the batch's deadline. A task that gives up fails its
 chord, and the reader parks the batch.
 """
 
@@ -21,10 +21,10 @@ log = get_task_logger(__name__)
 
 
 class Later(Exception):
-    """The run did not get to its end, the next one may go on from `progress`.
+    """The run did not finish; the next one continues from `progress`.
 
-    `wait_seconds`: no sooner than that; None: by backoff. `counts`: it was a failure, of which a task has
-    `task_retries_max`; one that was not let in, or got on well, has only the batch's deadline.
+    `wait_seconds`: minimum wait; None: by backoff. `counts`: counts against `task_retries_max`; runs that were
+    postponed or made progress are bounded only by the batch's deadline.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Later(Exception):
 
 
 class GaveUp(Exception):
-    """A flush task failed for good in this attempt of its batch. The reader parks the batch and tries again."""
+    """A flush task gave up in this attempt of its batch. The reader parks the batch and retries it."""
 
     outcome = RunOutcome.GAVE_UP
 
@@ -50,7 +50,7 @@ class GaveUp(Exception):
 def put_off(
     task: Task[Any, Any], staging: Staging, settings: Settings, batch: str, name: str, until: int, later: Later
 ) -> NoReturn:
-    """Ends the run: Celery's Retry, or GaveUp when the retries or the batch's time are used up."""
+    """Ends the run: raises Celery's Retry, or GaveUp if the retries or the batch's time are used up."""
     tries = int(task.request.retries or 0)
     wait_seconds = backoff_seconds(tries, later.wait_seconds, settings)
     over = (later.counts and tries >= settings.task_retries_max) or staging.now() + wait_seconds > until
@@ -61,7 +61,7 @@ def put_off(
     log.info("%s of %s again in %.1f s: %s", name, batch, wait_seconds, later)
     if later.counts or task.request.is_eager:
         raise task.retry(exc=later, countdown=wait_seconds)
-    # As `Task.retry` does it, but for the count.
+    # Like `Task.retry`, except for the count.
     again = task.signature_from_request(countdown=wait_seconds, retries=tries)
     try:
         again.apply_async()
@@ -71,9 +71,9 @@ def put_off(
 
 
 def backoff_seconds(tries: int, asked_seconds: float | None, settings: Settings) -> float:
-    """Full jitter below a doubling ceiling; what the server asked for is a floor, with jitter above it.
+    """Full jitter below a doubling upper bound; the server's requested wait is a minimum, with jitter above it.
 
-    Never longer than half of the visibility time-out: a waiting task is an unacknowledged message.
+    At most half of the visibility timeout, because a waiting task is an unacknowledged message.
     """
     ceiling = min(settings.task_backoff_seconds * 2.0**tries, settings.task_backoff_seconds_max)
     wait_seconds = random.uniform(0, ceiling)

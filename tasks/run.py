@@ -1,8 +1,7 @@
-"""One run of a flush task.
+"""One run of a flush task: checks the done mark and the circuit breaker, loads the staged bytes, writes them, sets
+the done mark.
 
-Is it done already (its mark)? May the sink be called (its breaker)? Then load the staged bytes, write them, set
-the mark. What fails is either put off (`tasks.retries`) or fails for good: the chord fails, the reader parks the
-batch.
+A failed run is retried (`tasks.retries`) or fails its chord; the reader then parks the batch.
 """
 
 from __future__ import annotations
@@ -31,14 +30,15 @@ from tasks.wire import Item, Manifest, SinkName, TaskName, decode_items, referen
 
 log = get_task_logger(__name__)
 DONE = "done"
-# After so many calls' time a run puts itself off, well before the limits that Celery enforces.
+# A run postpones itself after the time of this many calls, well before Celery's limits.
 CALLS_PER_RUN = 3
-# When no more than this share of what a run tried is left, the run got on well.
+# If at most this share of the items is left, the run counts as progress.
 SCATTERED_SHARE_MAX = 0.25
 
 
 class Held(Exception):
-    """No item is to blame and a retry cannot help: the batch is parked. What is durable stays so (`progress`)."""
+    """No item is at fault and a retry cannot help: the batch is parked. Durable items are recorded in
+    `progress`."""
 
     def __init__(self, error: str, progress: Progress | None = None) -> None:
         super().__init__(error)
@@ -46,7 +46,7 @@ class Held(Exception):
 
 
 def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
-    """One run of a flush task: the constant DONE, or Celery's Retry, or what it failed with."""
+    """One run of a flush task: returns DONE, or raises Celery's Retry or the failure."""
     mine, task_id = tools.get(), str(task.request.id)
     with watched(task.request, batch, name, mine.staging, mine.settings) as watch:
         try:
@@ -56,7 +56,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
                 return DONE
             if begun.starts > mine.settings.task_starts_max:
                 raise GaveUp(
-                    f"{name} of {batch} began {begun.starts - 1} times without an end: it kills its worker"
+                    f"{name} of {batch} started {begun.starts - 1} times without finishing: it kills its worker"
                 )
             flush(mine, batch, name, begun, watch)
             mine.staging.mark(batch, name, task_id, begun.content)
@@ -75,7 +75,7 @@ def run(task: Task[Any, Any], batch: str, name: str, until: int) -> str:
 
 
 def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
-    """Writes one task's items, dead letters of the refused ones included. Raises Later, or what it failed with."""
+    """Writes one task's items, including dead letters of refused ones. Raises Later or the failure."""
     target = TaskName.parse(name).sink
     sink = mine.sink(target)
     permit = mine.breaker.ask(target)
@@ -87,7 +87,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         payload = mine.staging.payload(batch, name, begun.content)
         items = decode_items(target, payload)
     except Exception:
-        mine.breaker.give_back(target, permit)  # the sink was not called: this says nothing about it
+        mine.breaker.give_back(target, permit)  # the sink was not called: no information about it
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
@@ -103,10 +103,10 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
         last_error = str(error)
-        # A sink that took some of it is not sick: 2 of 64 uploads failing is an ordinary day.
+        # Partial success does not count against the sink: 2 of 64 failed uploads are normal.
         worked = len(progress.left) < before or not progress.left
         if error.failed is not None and 0 < len(progress.left) <= SCATTERED_SHARE_MAX * before:
-            # Nor does it keep the few waiting: they come back as soon as they may, and that is no failure.
+            # The failed ones are retried as soon as allowed, without counting as a failure.
             raise Later(str(error), error.retry_after_seconds or 0.0, progress, counts=False) from error
         raise Later(str(error), error.retry_after_seconds, progress) from error
     except OutOfTime as error:
@@ -121,19 +121,19 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
 def _write(
     sink: Sink[Any], items: Sequence[Item], token: str, deadline_seconds: float, positions: Sequence[int]
 ) -> None:
-    """One call of the sink for some of the items. The token names exactly these."""
+    """One sink call for some of the items. The token identifies exactly these."""
     if len(positions) < len(items):
         token = f"{token}:{xxhash.xxh3_64_hexdigest(msgspec.json.encode(list(positions)))}"
     sink.write([items[position] for position in positions], token, deadline_seconds)
 
 
 def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, positions: Sequence[int]) -> None:
-    """Asks whether the place that some of the items go to is healthy."""
+    """Checks that the destination of these items is healthy."""
     sink.examine([items[position] for position in positions], deadline_seconds)
 
 
 def _bury(mine: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress) -> None:
-    """Refused items become dead letters, durably, before the task may count as done."""
+    """Writes dead letters of refused items, before the task counts as done."""
     if not progress.refused:
         return
     if sink is SinkName.DEAD_LETTER:

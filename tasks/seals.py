@@ -1,7 +1,7 @@
-"""Seals: authenticate what programs leave for each other in Redis and in the dead-letter topic.
+"""Seals authenticate entries in Redis and in the dead-letter topic.
 
-Whoever can write Redis can write what a worker writes there. With `REPLAYS_SHARED_KEY`, what an offset or a write
-rests on carries an HMAC-SHA256 over its purpose and all that it depends on; what does not verify counts as absent.
+With `REPLAYS_SHARED_KEY`, entries that offsets or writes depend on have an HMAC-SHA256 over their purpose and
+content; entries that do not verify are treated as missing.
 
     purpose      over                                                     where the seal is
     manifest     key, manifest                                            hash field `seal/manifest`
@@ -13,9 +13,9 @@ rests on carries an HMAC-SHA256 over its purpose and all that it depends on; wha
     letter       topic, key, value, headers; marks of replays too         header `seal`
 
 A payload is hashed once where it is encoded and once where it is written; the manifest holds the digest. Each part
-has its length in front, so that bytes cannot move from one to the next. The first key seals, all keys verify.
+is prefixed with its length, so that bytes cannot move between parts. The first key seals, all keys verify.
 
-Does no I/O. docs/decisions/037-shared-key.md says what is not sealed, and why.
+No I/O. docs/decisions/037-shared-key.md lists what is not sealed, and why.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Purpose(StrEnum):
-    """What a seal is for. One that was made for another purpose does not verify."""
+    """Purpose of a seal. A seal for another purpose does not verify."""
 
     MANIFEST = "manifest"
     MARK = "mark"
@@ -53,16 +53,16 @@ Unverified = Callable[[Purpose], None]
 
 
 def warn(purpose: Purpose) -> None:
-    """One line: something does not carry a seal of the shared key, and is ignored."""
+    """Logs one line: an entry without a valid seal is ignored."""
     log.warning("a %s without a seal of the shared key is ignored", purpose)
 
 
 @dataclass(frozen=True, slots=True)
 class Seals:
-    """Makes and verifies seals. Without keys it makes none and accepts everything.
+    """Creates and verifies seals. Without keys it creates none and accepts everything.
 
-    `keys`: the first one seals, all verify. `unsealed_accepted`: what has no seal at all verifies, for as long as
-    programs without the key run; a wrong seal never does.
+    `keys`: the first one seals, all verify. `unsealed_accepted`: accepts entries without a seal, while processes
+    without the key run; wrong seals never verify.
     """
 
     keys: tuple[bytes, ...] = field(default=(), repr=False)
@@ -78,7 +78,7 @@ class Seals:
         return _seal(self.keys[0], purpose, parts) if self.keys else b""
 
     def verifies(self, seal: bytes | None, purpose: Purpose, *parts: bytes | str) -> bool:
-        """Whether the seal was made for exactly this, by one of the keys. Takes the same time whichever fits."""
+        """True if the seal matches these parts with one of the keys. Constant time."""
         if not self.keys:
             return True
         if not seal:
@@ -87,13 +87,13 @@ class Seals:
         return any(fits)
 
     def seal_object(self, purpose: Purpose, place: str, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object as it is stored at that place, its seal inside; unchanged without a key."""
+        """The JSON object with its seal added; unchanged without a key."""
         if not self.keys:
             return dict(about)
         return {**about, SEAL: self.seal(purpose, place, _canonical(about)).decode()}
 
     def open_object(self, purpose: Purpose, place: str, text: bytes) -> dict[str, Any] | None:
-        """The JSON object without its seal; None for one that does not verify, or is no object."""
+        """The JSON object without its seal; None if it does not verify or is not an object."""
         try:
             about: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -103,7 +103,7 @@ class Seals:
         return about if self.verifies(sealed, purpose, place, _canonical(about)) else None
 
     def content(self, payload: bytes) -> str:
-        """SHA-256 of a payload, in hexadecimal; empty without a key, when nobody asks for it."""
+        """SHA-256 of a payload, in hexadecimal; empty without a key."""
         return hashlib.sha256(payload).hexdigest() if self.keys else ""
 
 
@@ -112,19 +112,19 @@ UNSEALED = Seals()
 
 
 def keys_of(text: str) -> tuple[bytes, ...]:
-    """The keys of a setting, separated by commas or white space. Raises ValueError for one that is too short."""
+    """The keys of a setting, separated by commas or white space. Raises ValueError if one is too short."""
     keys = tuple(part.encode() for part in text.replace(",", " ").split())
     if any(len(key) < KEY_CHARACTERS_MIN for key in keys):
         raise ValueError(
-            f"each key needs {KEY_CHARACTERS_MIN} characters at least: set one from a generator of random ones"
+            f"each key needs at least {KEY_CHARACTERS_MIN} characters: generate one with `openssl rand -hex 32`"
         )
     if len(set(keys)) < len(keys):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key is given twice")
     return keys
 
 
 def _canonical(about: Mapping[str, Any]) -> bytes:
-    """The same bytes for equal objects, whatever wrote them down."""
+    """Canonical bytes of an object."""
     return msgspec.json.encode(about, order="deterministic")
 
 

@@ -1,6 +1,6 @@
-"""What the text of a setting may hold: names and hosts in the form that their servers accept.
+"""Validates names and hosts in settings against what servers accept.
 
-A name that no server accepts would otherwise fail at its first use, hours later or in another process.
+Otherwise an invalid name would fail at its first use, possibly hours later in another process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tasks.addresses import HOST as HOST_PATTERN
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A pattern for the whole text, and the same in words."""
+    """A pattern for the whole text, and its description."""
 
     pattern: re.Pattern[str]
     allowed: str
@@ -81,22 +81,22 @@ BLANK_NOT_ALLOWED = frozenset(
         "shared_key",
     )
 )
-"""Mostly secrets. One of spaces alone is a mistake that would pass for a password."""
+"""Mostly secrets; a value of only spaces is a mistake."""
 
 SEVERAL_LINES = frozenset(("shared_key",))
-"""A secret that is mounted from a file, with a key per line."""
+"""A secret mounted from a file, with one key per line."""
 
 
 def check(name: str, text: str) -> None:
-    """Raises ValueError, with what is allowed, for text that the setting of that name cannot have."""
+    """Raises ValueError, with the allowed form, for invalid text of this setting."""
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise ValueError("not UTF-8: correct its encoding")
     if name not in SEVERAL_LINES and any(
         ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in text
     ):
-        raise ValueError("holds a line break or another control character: remove it")
+        raise ValueError("contains a line break or another control character: remove it")
     if name in BLANK_NOT_ALLOWED and text and not text.strip():
-        raise ValueError("holds nothing but spaces: remove them")
+        raise ValueError("consists only of spaces: remove them")
     form = FORMS.get(name)
     if form is not None and form.pattern.fullmatch(text) is None:
         raise ValueError(f"not allowed here; allowed: {form.allowed}")

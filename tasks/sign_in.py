@@ -1,7 +1,7 @@
-"""Names and passwords of REPLAYS_FLOWER_BASIC_AUTH, and the delay after wrong ones: for Flower and `web` alike.
+"""Logins of REPLAYS_FLOWER_BASIC_AUTH and the delay after wrong passwords, for Flower and `web`.
 
-The same passwords open both, so guesses must be slow at both. Guesses are delayed for everyone together: on the
-loopback interface nobody can be told apart.
+Both use the same passwords, so guessing must be slow in both. The delay applies to all clients, because clients on
+the loopback interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = structlog.get_logger("sign_in")
 
 
 class Throttled(Exception):
-    """Too many failures: nothing is checked before `seconds` have passed."""
+    """Too many failures: no attempt is checked for `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"too many wrong attempts: try again in {seconds:.0f} s")
@@ -31,7 +31,7 @@ class Throttled(Exception):
 
 
 class Throttle:
-    """A delay that doubles with each failure after the first few. It is counted, not slept."""
+    """A delay that doubles with each failure after the first few. It does not sleep."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -41,24 +41,24 @@ class Throttle:
 
     @property
     def delay_seconds(self) -> float:
-        """How long after the last failure nothing is checked."""
+        """Delay after the last failure."""
         doubled = min(self._failures - FREE_FAILURES, 10)
         return 0.0 if doubled < 0 else min(DELAY_SECONDS_MAX, DELAY_SECONDS_MIN * 2.0**doubled)
 
     def pass_or_raise(self) -> None:
-        """Returns when an attempt may be checked now. Raises Throttled."""
+        """Raises Throttled unless an attempt may be checked now."""
         now = self._clock()
         if now - self._failed_at >= FORGIVEN_SECONDS:
             self._failures = 0
         left = self._failed_at + self.delay_seconds - now
         if left > 0:
             self._refused += 1
-            if self._refused == 1:  # one line per delay, however many attempts there are in it
+            if self._refused == 1:  # one line per delay, regardless of the number of attempts
                 log.warning("sign_in_throttled", failures=self._failures, wait_seconds=round(left, 1))
             raise Throttled(left)
 
     def failed(self, way: str) -> None:
-        """One attempt was wrong. `way`: of signing in, for the log."""
+        """Records a failed attempt. `way`: kind of login, for the log."""
         self._failures += 1
         self._failed_at = self._clock()
         log.warning(
@@ -72,18 +72,18 @@ class Throttle:
 
 
 def people_of(text: str) -> list[str]:
-    """`user:password` of each, from text that separates them by commas."""
+    """The `user:password` entries of a comma-separated text."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def is_weak(person: str) -> bool:
-    """Whether this `user:password` has no user, or a password that is too short."""
+    """True if this `user:password` has no user, or too short a password."""
     user, _, password = person.partition(":")
     return not user or len(password) < PASSWORD_CHARACTERS_MIN
 
 
 def credentials(header: str) -> str:
-    """`user:password` of a Basic authorization, "" without one."""
+    """`user:password` of a Basic authorization; "" if there is none."""
     kind, _, rest = header.partition(" ")
     if kind.lower() != "basic":
         return ""
@@ -94,6 +94,6 @@ def credentials(header: str) -> str:
 
 
 def is_one_of(given: str, people: Sequence[str]) -> bool:
-    """Whether it is one of them. All are compared, so that the time taken does not depend on which one it is."""
+    """True if it is one of them. Compares all, in constant time."""
     fits = [hmac.compare_digest(given.encode(), person.encode()) for person in people]
     return any(fits)

@@ -1,18 +1,17 @@
-"""The claim check: every command about a staged batch's hash in Redis, the reader's and the workers'.
+"""Claim check: access to the Redis hash of a staged batch, for readers and workers.
 
-Besides the payloads and done marks of `tasks.wire`, the hash holds what must outlive one run of a task:
+Besides the payloads and done marks of `tasks.wire`, the hash has state that outlives one run of a task:
 
-    left/<task>        JSON, `Progress`: what a task had still to write when it was put off
-    error/<task>       one line: why the task's last run failed
-    starts/<task>/<id> how often the Celery task with that id began without ending in any way
-    chord/<stage>      the token of the last chord that was started for the stage
-    seal/<field>       the seal of that field, with a shared key (`tasks.seals`); a done mark is its own seal
+    left/<task> JSON, `Progress`: items left when a task was put off error/<task> one line: why the task's last run
+    failed starts/<task>/<id> starts of the Celery task with that id that did not end chord/<stage> the token of
+    the last chord that was started for the stage seal/<field> the seal of that field, with a shared key
+    (`tasks.seals`); a done mark is its own seal
 
-Redis keeps a batch for `staged_ttl_seconds`. A done mark is written by a script that Redis runs even at its memory
-limit, together with the removal of the payload: otherwise a full Redis could not be emptied by finishing work.
-Needs Redis 7 or Valkey.
+Redis keeps a batch for `staged_ttl_seconds`. A done mark is written, and the payload removed, by a script that
+Redis runs even at its memory limit; otherwise a full Redis could not be emptied by finishing tasks. Requires Redis
+7 or Valkey.
 
-Why so: docs/decisions/003-claim-check.md, docs/decisions/004-marks-decide.md,
+See docs/decisions/003-claim-check.md, docs/decisions/004-marks-decide.md,
 docs/decisions/030-redis-memory-limit.md.
 """
 
@@ -47,12 +46,11 @@ from tasks.wire import (
     reference,
 )
 
-# Marks outlive their batch for as long as its offsets may still be uncommitted: a reader that died right then
-# is replaced within minutes.
+# Done marks are kept while the batch's offsets may still be uncommitted; a dead reader is replaced within minutes.
 SETTLED_TTL_SECONDS = 3600
-# Above this share of maxmemory nothing is staged: what is left belongs to queues, chords and done marks.
+# Above this share of maxmemory nothing is staged; the rest is reserved for queues, chords and done marks.
 MEMORY_SHARE_MAX = 0.75
-# A batch that takes more than this of that share is too large for this Redis: others need room beside it.
+# A batch larger than this fraction of that share is too large for this Redis.
 ONE_BATCH_SHARE_MAX = 0.5
 MEMORY_ASKED_SECONDS = 1.0
 SEAL = "seal/"
@@ -61,7 +59,7 @@ UNSEALED_MARK = b"1"
 
 
 class _Begun(IntEnum):
-    """What _BEGIN found."""
+    """Result of `begin`."""
 
     STARTED = 0
     DONE = 1
@@ -69,7 +67,7 @@ class _Begun(IntEnum):
 
 
 # KEYS: the hash. ARGV: fields of the done mark, the starts, the progress, the payload, the manifest and both
-# seals; 1 if the mark was found to be forged and ends nothing.
+# seals; 1 if the mark is forged and ignored.
 _BEGIN = """
 local got = redis.call('HMGET', KEYS[1], ARGV[1], ARGV[3], ARGV[5], ARGV[6], ARGV[7])
 local mark, progress, manifest = got[1], got[2], got[3]
@@ -84,7 +82,7 @@ redis.call('HDEL', KEYS[1], unpack(ARGV, 4))
 redis.call('EXPIRE', KEYS[1], ARGV[1], 'NX')
 return 1
 """
-# One step: between a look and a write the key may expire, and the write would make it anew, without expiry.
+# Atomic: if the key expired between check and write, the write would recreate it without expiry.
 _PUT_OFF = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 3))
@@ -94,15 +92,15 @@ return 1
 
 
 class StagingError(Exception):
-    """The batch's bytes are not in Redis (any more): the reader stages them again at its next attempt."""
+    """The batch's bytes are not in Redis: the reader stages them again at its next attempt."""
 
 
 class Forged(StagingError):
-    """What is in Redis carries no seal of the shared key. The reader stages it again at its next attempt."""
+    """An entry has no valid seal. The reader stages the batch again at its next attempt."""
 
 
 class RedisFull(RedisError):
-    """Redis is at, or too near to, its memory limit to stage it. `too_large`: even an empty Redis would be."""
+    """Redis is too close to its memory limit to stage the batch. `too_large`: even an empty Redis would be."""
 
     def __init__(self, text: str, *, too_large: bool = False) -> None:
         super().__init__(text)
@@ -110,8 +108,8 @@ class RedisFull(RedisError):
 
 
 class Progress(msgspec.Struct):
-    """What one flush task has still to do. `left`: positions not durable; `refused`: (position, error) pairs
-    that the sink will never take and that are not dead letters yet."""
+    """Remaining work of a flush task. `left`: positions not durable; `refused`: (position, error) of permanently
+    refused items that are not dead letters yet."""
 
     left: list[int]
     refused: list[tuple[int, str]] = []
@@ -119,9 +117,10 @@ class Progress(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of a flush task that begins: for the `starts`-th time without an end, from `progress` on if any.
+    """A starting run of a flush task.
 
-    `content`: the digest that its payload has to have, "" without a shared key.
+    `starts`: number of starts without an end; `progress` to continue from, if any; `content`: expected digest of
+    its payload, "" without a shared key.
     """
 
     manifest: Manifest
@@ -132,7 +131,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `reader` is to be told about a chord that ended."""
+    """The completion to send to `reader`."""
 
     reader: str
     completion: Completion
@@ -141,7 +140,7 @@ class Report:
 class Staging:
     """Staged batches behind one client. `batch` is always a `reference`. Raises redis.exceptions.RedisError.
 
-    `unverified(purpose)` is called for what counts as absent since it carries no seal of the shared key.
+    `unverified(purpose)` is called for entries ignored because they lack a valid seal.
     """
 
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
@@ -163,11 +162,12 @@ class Staging:
         return batch_key(batch_id, digest, self._prefix)
 
     def now(self) -> float:
-        """Unix seconds by Redis' clock: the deadline of a task is set on one machine and met on another."""
+        """Unix seconds by Redis' clock, because a task's deadline is set on one machine and evaluated on
+        another."""
         return redis_now(self.client)
 
     def manifest(self, key: str) -> Manifest | None:
-        """The manifest at a key; None when there is none of ours. Raises Incompatible for a newer one."""
+        """The manifest at a key; None if there is no valid one. Raises Incompatible for a newer version."""
         data, seal = self.client.hmget(key, [MANIFEST, SEAL + MANIFEST])
         if data is None or not self._manifest_is_ours(key, data, seal):
             return None
@@ -176,7 +176,7 @@ class Staging:
     # The reader's side
 
     def unmarked(self, manifest: Manifest, names: Iterable[str]) -> list[str]:
-        """Those of the batch's tasks `names` whose writes are not known to be durable."""
+        """The tasks among `names` without a done mark."""
         names, batch = list(names), reference(manifest)
         contents = {entry.name: entry.content for entry in manifest.tasks}
         marks = self.client.hmget(self.key(batch), [done_field(name) for name in names])
@@ -187,7 +187,7 @@ class Staging:
         ]
 
     def _is_mark(self, mark: bytes | None, batch: str, task: str, content: str) -> bool:
-        """Whether it vouches for these bytes of the task. Without a key `UNSEALED_MARK` is written."""
+        """True if the mark is valid for these bytes of the task. Without a key `UNSEALED_MARK` is written."""
         if mark is None:
             return False
         seal = None if mark == UNSEALED_MARK else mark
@@ -203,9 +203,9 @@ class Staging:
         return ours
 
     def stage(self, manifest: Manifest, chord: ChordName, payloads: Mapping[str, bytes]) -> None:
-        """Puts the manifest, the chord's token and its payloads there; keeps marks and progress.
+        """Writes the manifest, the chord's token and its payloads; keeps marks and progress.
 
-        Raises RedisFull before it would take what queues and marks need.
+        Raises RedisFull before using memory reserved for queues and marks.
         """
         self._expect_room(sum(map(len, payloads.values())))
         key = self.key(chord.batch)
@@ -218,7 +218,7 @@ class Staging:
         }
         stale = [f"error/{name}" for name in payloads]
         stale += [entry.name for entry in manifest.tasks if entry.stage != chord.stage]
-        pipe = self.client.pipeline(transaction=True)  # a connection that breaks leaves no key without expiry
+        pipe = self.client.pipeline(transaction=True)  # a broken connection must not leave a key without expiry
         pipe.hset(key, mapping=fields)
         pipe.hdel(key, *stale)
         pipe.expire(key, self._ttl_seconds)
@@ -235,7 +235,8 @@ class Staging:
         return {SEAL + name: self._seals.seal(purpose, *parts)} if self._seals.active else {}
 
     def _expect_room(self, size_bytes: int) -> None:
-        """Asks at most once a second; a server that does not tell (ACL) or has no limit is taken to have room."""
+        """Checks memory at most once per second; a server without a limit, or that does not report it (ACL),
+        passes."""
         now = time.monotonic()
         if now - self._memory_asked_at >= MEMORY_ASKED_SECONDS:
             self._memory_asked_at = now
@@ -259,7 +260,7 @@ class Staging:
         self._memory_left -= size_bytes
 
     def discard(self, manifest: Manifest) -> None:
-        """The batch settled: only its done marks stay, for `SETTLED_TTL_SECONDS`."""
+        """The batch settled: keeps only its done marks, for `SETTLED_TTL_SECONDS`."""
         key = self.key(reference(manifest))
         names = [entry.name for entry in manifest.tasks]
         gone = [f"{kind}{name}" for name in names for kind in ("", "left/", f"{SEAL}left/", "error/")]
@@ -272,9 +273,9 @@ class Staging:
     # A flush task's side
 
     def begin(self, batch: str, task: str, task_id: str) -> Run | None:
-        """Notes a start; None when the task's mark is set: there is nothing to do.
+        """Records a start; None if the task's done mark is set.
 
-        Raises StagingError when there is neither mark nor payload, Forged for a manifest without our seal,
+        Raises StagingError if there is neither mark nor payload, Forged for a manifest without a valid seal,
         Incompatible for a batch of a newer release.
         """
         found, *got = self._start(batch, task, task_id)
@@ -291,20 +292,21 @@ class Staging:
         return Run(manifest, int(starts), self._progress(batch, task, left, left_seal), _content(manifest, task))
 
     def _start(self, batch: str, task: str, task_id: str, *, over_mark: bool = False) -> Any:
-        """What `_BEGIN` answers: its finding, starts, progress, manifest, the two seals, and the mark."""
+        """Result of `_BEGIN`: outcome, starts, progress, manifest, the two seals, and the mark."""
         fields = [done_field(task), f"starts/{task}/{task_id}", f"left/{task}", task, MANIFEST]
         seals = [SEAL + MANIFEST, f"{SEAL}left/{task}"]
         return self._begin(keys=[self.key(batch)], args=[*fields, *seals, int(over_mark)])
 
     def _done(self, batch: str, task: str, got: Sequence[Any]) -> bool:
-        """Whether the mark is a worker's. Only the manifest says for which bytes it has to vouch."""
+        """True if the mark is valid for the bytes named in the manifest."""
         _, _, data, seal, _, mark = got
         if data is None or not self._manifest_is_ours(self.key(batch), data, seal):
             return False
         return self._is_mark(mark, batch, task, _content(decode_manifest(data), task))
 
     def _progress(self, batch: str, task: str, left: bytes | None, seal: bytes | None) -> Progress | None:
-        """Where the last run stopped. Forged progress would leave items out, so the task begins anew instead."""
+        """Progress of the last run. Forged progress is ignored and the task starts over, because it could skip
+        items."""
         if not left:
             return None
         if not self._seals.verifies(seal, Purpose.PROGRESS, self.key(batch), task, left):
@@ -313,9 +315,9 @@ class Staging:
         return msgspec.json.decode(left, type=Progress)
 
     def payload(self, batch: str, task: str, content: str = "") -> bytes:
-        """The bytes of one task, with the digest `content` if it says one.
+        """The bytes of one task, verified against the digest `content` if given.
 
-        Raises StagingError when they are gone, Forged when they are other bytes.
+        Raises StagingError if they are missing, Forged if they differ.
         """
         data: bytes | None = self.client.hget(self.key(batch), task)
         if data is None:
@@ -326,7 +328,7 @@ class Staging:
         return data
 
     def mark(self, batch: str, task: str, task_id: str, content: str = "") -> None:
-        """The task's write is durable: its mark is set, the rest of it is no longer needed."""
+        """The task's write is durable: sets its mark and deletes its payload."""
         gone = [task, f"left/{task}", f"{SEAL}left/{task}", f"error/{task}", f"starts/{task}/{task_id}"]
         key = self.key(batch)
         mark = self._seals.seal(Purpose.MARK, key, task, content) or UNSEALED_MARK
@@ -342,10 +344,10 @@ class Staging:
         *,
         is_poison: bool = False,
     ) -> None:
-        """The run ended without the mark. What it reached and why it stopped is kept, if the batch still is.
+        """The run ended without the mark: stores its progress and error if the batch still exists.
 
-        `is_poison`: the task killed its workers. Its starts stay counted, so that a copy of its message that the
-        broker delivers later gives up at once.
+        `is_poison`: the task killed its workers; its starts are kept, so that a redelivered copy fails
+        immediately.
         """
         fields: list[Any] = [f"error/{task}", shortened(error)]
         if progress is not None:
@@ -360,10 +362,10 @@ class Staging:
     # The end of a chord
 
     def report(self, chord: ChordName, *, unexplained: str) -> Report | None:
-        """How the chord's stage stands, by its marks alone. None: nobody waits for it.
+        """The state of the chord's stage, based on done marks.
 
-        A failure that an older chord reports says nothing about the one that is out, so it stays here.
-        `unexplained` is said of a task that has neither a mark nor an error.
+        None if no reader waits for it. Failures of older chords are not reported. `unexplained` is the error text
+        for a task with neither mark nor error.
         """
         key = self.key(chord.batch)
         data, current, seal = self.client.hmget(key, [MANIFEST, f"chord/{chord.stage}", SEAL + MANIFEST])
@@ -390,7 +392,7 @@ class Staging:
         return Report(head.reader, completion)
 
     def _failure(self, manifest: Manifest, stage: str, unexplained: str) -> str:
-        """Which of the stage's tasks are not done, and why; empty when all of them are."""
+        """Unfinished tasks of the stage with their errors; empty if all are done."""
         missing = self.unmarked(manifest, [entry.name for entry in manifest.of_stage(stage)])
         if not missing:
             return ""
@@ -401,5 +403,5 @@ class Staging:
 
 
 def _content(manifest: Manifest, task: str) -> str:
-    """The digest that a task's payload has to have; "" when the manifest has none, or no such task."""
+    """The expected digest of a task's payload; "" if the manifest has none, or no such task."""
     return next((entry.content for entry in manifest.tasks if entry.name == task), "")

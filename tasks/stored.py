@@ -1,10 +1,10 @@
-"""Reads a replay's recordings back, whichever layout they were stored in.
+"""Reads a replay's recordings, in both layouts.
 
     for segment in read_replay(settings, replay_id):
-        segment.content  # bytes as the reader made them, or None when they are gone
+        segment.content  # bytes as written, or None if missing
 
-`replay_segments` says which segments there are. Those that `replay_objects` lists lie within a packed object, the
-others are objects of their own; a replay may have both, when the layout was changed while it was recorded.
+`replay_segments` lists the segments. Those in `replay_objects` are part of a packed object, others have their own
+object; a replay may have both if the layout was changed meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.sinks.gcs import sink as gcs
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the bytes of one segment are. `length_bytes` None: the whole object is the segment."""
+    """Location of a segment's bytes. `length_bytes` None: the whole object."""
 
     project_id: int
     replay_id: str
@@ -35,14 +35,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One segment. `content` is None when its object is gone (its retention is over, or it was deleted)."""
+    """One segment. `content` is None if its object is missing (expired or deleted)."""
 
     place: Place
     content: bytes | None
 
 
 def places(settings: Settings, replay_id: str, project_id: int | None = None) -> list[Place]:
-    """The segments of a replay, by project and number. Raises what clickhouse-connect raises."""
+    """The segments of a replay, by project and number. Raises clickhouse-connect errors."""
     where = "WHERE replay_id = {replay:UUID}"
     parameters: dict[str, Any] = {"replay": replay_id}
     if project_id is not None:
@@ -66,7 +66,7 @@ def places(settings: Settings, replay_id: str, project_id: int | None = None) ->
 
 
 def read_replay(settings: Settings, replay_id: str, project_id: int | None = None) -> Iterator[Stored]:
-    """Each segment with its bytes, one download a segment. Raises what the two official clients raise."""
+    """Each segment with its bytes, one download per segment. Raises errors of the two official clients."""
     found = places(settings, replay_id, project_id)
     server = gcs.client(settings)
     try:
@@ -78,7 +78,7 @@ def read_replay(settings: Settings, replay_id: str, project_id: int | None = Non
 
 
 def read_place(bucket: Any, place: Place, timeout_seconds: float) -> bytes | None:
-    """The bytes of one segment out of a bucket of the official client; None when the object is gone."""
+    """The bytes of one segment from a bucket of the official client; None if the object is missing."""
     span: dict[str, int] = {}
     if place.length_bytes is not None:
         if place.length_bytes == 0:

@@ -1,4 +1,4 @@
-"""What the tasks of one process work with: staging, breakers, coordination, sinks, each made when first needed."""
+"""Shared objects of a worker process: staging, breakers, coordination, sinks, created on first use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks.sinks.per_process import PerProcess
 from tasks.staging import Staging
 from tasks.wire import SinkName
 
-# A finished write is worth more patience with Redis than anything else: without its mark it is done again.
+# More Redis retries after a finished write, because without its done mark it would be repeated.
 REDIS_RETRIES = 6
 
 
 class Tools:
-    """One set for one process. Sinks are built when first needed."""
+    """One instance per process. Sinks are built on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -38,5 +38,5 @@ class Tools:
         return self._sinks[name]
 
 
-# Made after the fork, in the process that uses them: connections must not be shared with a parent.
+# Created after the fork, because connections must not be shared with the parent.
 tools: PerProcess[Tools] = PerProcess(lambda: Tools(load_fleet()))

@@ -1,23 +1,22 @@
-"""What crosses between the reader and the flush fleet: items, the staged batch, names on messages, completions.
+"""Formats exchanged between readers and workers: items, staged batches, names in messages, completions.
 
 One Redis hash per batch, under `batch_key(batch_id, digest)`:
 
-    manifest          JSON, `Manifest`
-    <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
-    done/<task name>  there once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
+    manifest JSON, `Manifest` <task name> msgpack list of the items of one flush task; the name is a `TaskName`
+    done/<task name> set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
-The digest covers every item, so that a mark can never vouch for other bytes than those that were written:
-the same range with other content (another release of the parser, say) is another hash.
+    The digest covers every item, so that a mark is only valid for the bytes that were written: the same range with
+    other content (for example from another release of the parser) is another hash.
 
-Readers and workers of different releases run side by side during an upgrade. What each accepts from the other:
+    Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
     manifest, completion   Objects. An unknown field is ignored, a missing one takes its default. `version` is
                            raised for everything else, and a newer version is refused.
-    items                  Arrays. A missing last element takes its default. An unknown one is refused: ignoring
-                           it would write less than the reader meant, and report that as durable.
+    items Arrays. A missing last element takes its default. An unknown one is refused, because ignoring it would
+    write less than the reader intended and report it as durable.
 
-Hence: a new element of an item goes last and has a default, and workers are upgraded before readers. A refused
-batch is parked with the reason, and goes through once the workers are upgraded.
+    Hence a new element goes last and has a default, and workers are upgraded before readers. A refused batch is
+    parked with the reason until the workers are upgraded.
 
 This is the only module of `tasks` that the core imports: it does no I/O.
 """
@@ -36,11 +35,11 @@ MANIFEST = "manifest"
 if TYPE_CHECKING:
     Buffer = bytes | memoryview
 else:
-    Buffer = memoryview  # either is encoded; decoding gives views on the bytes that came from Redis
+    Buffer = memoryview  # both are encoded; decoding returns views of the bytes from Redis
 
 
 class Incompatible(Exception):
-    """What the other side sent cannot be read by this release. The text says what to upgrade."""
+    """Data of the other side cannot be read by this release. The text states what to upgrade."""
 
 
 # ------------------------------------------------------------------------------------------- Sinks and stages
@@ -75,7 +74,7 @@ TABLES_OF_SINK = {
     SinkName.CLICKHOUSE: ("replays", "replay_segments", "replay_outcomes", "replay_objects"),
     SinkName.BIGQUERY: ("replay_events",),
 }
-"""The tables that rows are written to. A sink takes rows of no other: such a name never is data from outside."""
+"""The tables that rows are written to; sinks refuse all others."""
 
 
 # ------------------------------------------------------------------------------------------------------ Items
@@ -89,9 +88,9 @@ class MetricKind(StrEnum):
 
 
 class Blob(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """One object for blob storage. `name` is deterministic, `content` is what is stored, to the byte.
+    """One object for blob storage. `name` is deterministic, `content` is stored unchanged.
 
-    `offset` is the Kafka offset of the message it came from, so that a refusal can be traced.
+    `offset` is the Kafka offset of its message, to trace a refusal.
     """
 
     name: str
@@ -152,9 +151,9 @@ def encode_items(items: Sequence[Item]) -> bytes:
 
 
 def decode_items(sink: SinkName, data: bytes) -> list[Item]:
-    """The items of one flush task; blobs and dead letters are views on `data`, not copies.
+    """The items of one flush task; blobs and dead letters are views of `data`, not copies.
 
-    Raises Incompatible when `data` is not what `encode_items` of this release, or of an older one, made.
+    Raises Incompatible if `data` was not encoded by this or an older release.
     """
     try:
         decoded: list[Item] = _decoders[sink].decode(data)
@@ -191,15 +190,15 @@ class TaskName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> TaskName:
-        """The parts again. Raises ValueError for anything else."""
+        """Parses a task name. Raises ValueError for other texts."""
         stage, sink, number = text.split("/")
         return cls(Stage(stage), SinkName(sink), int(number))
 
 
 class TaskEntry(msgspec.Struct, frozen=True):
-    """One flush task of the batch: its field's name, how many items and how many bytes it holds.
+    """One flush task of the batch: its field name, number of items and bytes.
 
-    `content`: what `Seals.content` makes of the bytes; empty when the reader has no shared key.
+    `content`: `Seals.content` of the bytes; empty if the reader has no shared key.
     """
 
     name: str
@@ -209,7 +208,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
     @property
     def stage(self) -> str:
-        """A text, as `sink` is: a newer reader may have some that are not known here."""
+        """A text, like `sink`: a newer reader may use unknown values."""
         return self.name.split("/", 1)[0]
 
     @property
@@ -218,7 +217,7 @@ class TaskEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What is in a staged batch and who waits for it. `reader` names the stream that completions go to."""
+    """Content of a staged batch, and its reader. `reader` names the stream for completions."""
 
     batch_id: str
     digest: str
@@ -237,7 +236,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class ManifestHead(msgspec.Struct, frozen=True):
-    """The part of a manifest that keeps its form in every version: whom to tell that the rest is unreadable."""
+    """The part of a manifest that is the same in every version: where to report that the rest is unreadable."""
 
     batch_id: str
     reader: str
@@ -250,7 +249,7 @@ _manifest_heads = msgspec.json.Decoder(ManifestHead)
 
 
 def decode_manifest_head(data: bytes) -> ManifestHead:
-    """Readable in a manifest of any version. Raises Incompatible for what is no manifest at all."""
+    """Decodes the head of a manifest of any version. Raises Incompatible if it is not a manifest."""
     try:
         return _manifest_heads.decode(data)
     except msgspec.MsgspecError as error:
@@ -280,7 +279,7 @@ def batch_key(batch_id: str, digest: str, prefix: str = "replays") -> str:
 
 
 def reader_stream(reader: str, prefix: str = "replays") -> str:
-    """The Redis stream on which one reader process learns of completions and of operators' wishes."""
+    """The Redis stream of one reader, for completions and operator requests."""
     return f"{prefix}:reader:{reader}"
 
 
@@ -290,12 +289,12 @@ def done_field(task_name: str) -> str:
 
 
 def reference(manifest: Manifest) -> str:
-    """How a task message names a staged batch: `<batch id>:<digest>`."""
+    """The reference to a staged batch in task messages: `<batch id>:<digest>`."""
     return f"{manifest.batch_id}:{manifest.digest}"
 
 
 def batch_id_of(batch: str) -> str:
-    """The batch id in such a reference. Names of topics hold no colon."""
+    """The batch id in such a reference. Topic names contain no colon."""
     return batch.rsplit(":", 1)[0]
 
 
@@ -303,7 +302,7 @@ def batch_id_of(batch: str) -> str:
 
 
 class ChordName(NamedTuple):
-    """One chord of one batch (a reference). Its text is the task id of the chord's body."""
+    """One chord of one batch (a reference). Its text is the task id of the chord's callback."""
 
     batch: str
     stage: Stage
@@ -315,24 +314,24 @@ class ChordName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ChordName:
-        """The parts again. Raises ValueError for another task's id."""
+        """Parses a chord name. Raises ValueError for other task ids."""
         batch, stage, attempt, token = text.split("~")
         return cls(batch, Stage(stage), int(attempt), token)
 
 
 class CompletionKind(StrEnum):
-    """What a reader is told about a batch: the first two by the chord's end, the others by an operator."""
+    """Kind of a completion: the first two come from chords, the others from operators."""
 
-    DONE = "done"  # every mark of the stage is there
-    FAILED = "failed"  # a task gave up, or marks are missing
-    RETRY = "retry"  # try it now
-    ABANDONED = "abandoned"  # its messages are dead letters, go on without it
+    DONE = "done"  # all done marks of the stage are set
+    FAILED = "failed"  # a task failed, or done marks are missing
+    RETRY = "retry"  # retry now
+    ABANDONED = "abandoned"  # its messages are dead letters; continue without it
 
 
 class Completion(msgspec.Struct, frozen=True):
     """One entry of a reader's stream (field `c`, JSON).
 
-    A chord's end is reported in the version of its batch's manifest, so that the reader can read it.
+    Completions use the version of the batch's manifest, so that the reader can read them.
     """
 
     kind: CompletionKind

@@ -1,8 +1,8 @@
-"""When to pause and resume.
+"""Decides when to pause and resume consumption.
 
-At a bound the reader first just stops taking messages, since a pause makes the client throw its prefetched
-messages away and fetch them again; only when that lasts does it pause. It takes messages again when both
-counts fell to half of their bounds, so that it does not flap.
+At a bound the reader first stops taking messages; it pauses only if the bound stays reached, because a pause makes
+the client discard prefetched messages. It resumes when both counts have fallen to half of their bounds, to avoid
+flapping.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from ingest.core.limits import Limits
 
 
 class Change(Enum):
-    """What to tell the consumer."""
+    """Action for the consumer."""
 
     PAUSE = auto()
     RESUME = auto()
 
 
 class Backpressure:
-    """Over all partitions of the process."""
+    """Back-pressure state of the process, over all partitions."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -29,11 +29,12 @@ class Backpressure:
 
     @property
     def has_room(self) -> bool:
-        """Whether messages may be taken now."""
+        """True if messages may be taken now."""
         return self._full_since is None
 
     def update(self, batches: int, size_bytes: int, now: float) -> Change | None:
-        """Given what is held now (batches cut and unsettled; bytes of those and of open batches)."""
+        """Updates the state from the current counts: unsettled batches, and bytes of open and unsettled
+        batches."""
         limits = self._limits
         if self._full_since is None:
             if batches >= limits.in_flight_batches_max or size_bytes >= limits.in_flight_bytes_max:

@@ -1,7 +1,7 @@
-"""When a batch is full (count, bytes), old (now), or must end because a predecessor ended it there.
+"""Cuts batches: at a message count, byte size or age, or at a boundary recorded by the previous owner.
 
-What is staged of a batch stays within `staged_bytes_max`, also in a planned range: a batch ends before the message
-that would exceed it. Only a single message may be larger, and is a batch of its own.
+Staged bytes per batch stay within `staged_bytes_max`, also in a planned range: a batch ends before the message
+that would exceed it. Only a batch of a single message may be larger.
 
 docs/decisions/001-batch-is-an-offset-range.md, docs/decisions/014-same-cut.md
 """
@@ -18,11 +18,11 @@ from ingest.core.model import Batch, CutReason, Drop, OffsetRange, Outcome, Reje
 class Builder:
     """The open batch of one partition in one epoch.
 
-    `plan` holds the ends of the batches that the previous owner had cut above its committed offset. While it
-    is not empty, count, bytes and age do not cut: the same ranges under the same ids come first. A planned range
-    whose last messages are missing is cut as it is when the log goes on behind it (`add`, `ended`), and given up
-    when the log ends before it for too long (`waited`). One that would exceed `staged_bytes_max` is cut in
-    between, and its end stays planned.
+    `plan` holds the ends of batches that the previous owner had cut above its committed offset. While it is not
+    empty, count, bytes and age do not cut, so that the same ranges get the same ids. A planned range whose last
+    messages are missing is cut as it is when the log continues after it (`add`, `ended`), and abandoned when the
+    log ends before it for too long (`waited`). A planned range that would exceed `staged_bytes_max` is cut early,
+    and its end stays planned.
     """
 
     def __init__(self, source: TopicPartition, epoch: int, limits: Limits, plan: Iterable[int] = ()) -> None:
@@ -45,7 +45,7 @@ class Builder:
 
     @property
     def planned(self) -> tuple[int, ...]:
-        """Ends of the predecessor's batches that were not reached yet."""
+        """Ends of the previous owner's batches that were not reached yet."""
         return tuple(self._plan)
 
     @property
@@ -55,7 +55,8 @@ class Builder:
 
     @property
     def waits_for_plan(self) -> bool:
-        """Whether the open batch is the first part of a planned range: only its other messages can end it."""
+        """True if the open batch is the first part of a planned range, which only its remaining messages can
+        complete."""
         return bool(self._messages and self._plan)
 
     def add(self, offset: int, outcome: Outcome, now: float) -> list[Batch]:
@@ -63,7 +64,7 @@ class Builder:
         assert offset >= self._stop, (self.source, offset, self._stop)
         cut: list[Batch] = []
         while self._plan and offset >= self._plan[0]:
-            self._plan.popleft()  # the log no longer holds all of that range: end it at what is there
+            self._plan.popleft()  # part of that range is no longer in the log: cut what is available
             if self._messages:
                 cut.append(self._cut(CutReason.PLANNED, now))
         if self._messages and self.size_bytes + outcome.size_bytes > self._limits.staged_bytes_max:
@@ -94,7 +95,8 @@ class Builder:
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
     def ended(self, end: int, now: float) -> Batch | None:
-        """No message lies between the last one added and `end`. The batch whose planned range that completes."""
+        """No message lies between the last one added and `end`. Returns the batch whose planned range this
+        completes."""
         batch = None
         while self._plan and self._plan[0] <= end:
             self._plan.popleft()
@@ -105,8 +107,8 @@ class Builder:
     def waited(self, seconds: float) -> None:
         """The partition was fetched at the end of its log for this long.
 
-        After `plan_seconds_max` of it the rest of the planned range is given up: other ids are harmless, waiting
-        for ever is not.
+        After `plan_seconds_max` the rest of the planned range is abandoned: different batch ids are harmless,
+        waiting indefinitely is not.
         """
         if not self.waits_for_plan:
             return
@@ -115,22 +117,23 @@ class Builder:
             self._plan.clear()
 
     def due(self, now: float) -> Batch | None:
-        """The batch, when it has reached its maximum age and is no part of a planned one."""
+        """The open batch if it has reached its maximum age and is not part of a planned range."""
         return self._cut(CutReason.AGE, now) if self._is_old(now, self._limits.batch_age_seconds_max) else None
 
     def due_early(self, now: float) -> Batch | None:
-        """The same at the age that is enough while nothing is in flight."""
+        """The same with the lower age limit that applies while nothing is in flight."""
         return self._cut(CutReason.IDLE, now) if self._is_old(now, self._limits.batch_age_idle_seconds) else None
 
     def _is_old(self, now: float, age_seconds: float) -> bool:
         return bool(self._messages and not self._plan) and now - self._started_at >= age_seconds
 
     def halt(self, now: float) -> Batch | None:
-        """Whatever is there, also a part of a planned range, whose end stays planned: nothing more will come."""
+        """Cuts the open batch, also a part of a planned range, whose end stays planned: no more messages will
+        arrive."""
         return self._cut(CutReason.DRAIN, now) if self._messages else None
 
     def drain(self, now: float) -> Batch | None:
-        """Whatever is there, at shutdown; not a part of a planned range, which is the next owner's then."""
+        """Cuts the open batch at shutdown; a part of a planned range is left to the next owner."""
         return self._cut(CutReason.DRAIN, now) if self._messages and not self._plan else None
 
     def _cut(self, reason: CutReason, now: float) -> Batch:

@@ -1,4 +1,4 @@
-"""What is to be done: the only output of `Pipeline.handle`. Imperative, frozen, printable."""
+"""Commands: the only output of `Pipeline.handle`. Imperative, frozen, printable."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ingest.core.model import Batch, Stage, TopicPartition
 class Dispatch:
     """Stage the batch's bytes and start the chord of this stage.
 
-    Answered by FlushSucceeded, FlushFailed or DispatchFailed, or by nothing: then the deadline passes and the core
-    orders it again with a higher `attempt`. `deadline_seconds` is how long the core will wait.
+    Followed by FlushSucceeded, FlushFailed or DispatchFailed. If none arrives within `deadline_seconds`, the core
+    issues it again with a higher `attempt`.
     """
 
     batch: Batch
@@ -23,7 +23,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Store this offset for the group, with `record` as its metadata. Answered by Committed or CommitFailed."""
+    """Store this offset for the group, with `record` as its metadata. Followed by Committed or CommitFailed."""
 
     source: TopicPartition
     epoch: int
@@ -47,7 +47,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Show operators a batch whose attempt failed. `retry_seconds` from now the core tries again by itself."""
+    """Show operators a batch whose attempt failed. The core retries it in `retry_seconds`."""
 
     batch: Batch
     stage: Stage
@@ -58,9 +58,9 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """The batch of this Park is still ours and unsettled: what operators see of it stays valid a while longer.
+    """Extend the lease of a parked batch that is still owned and unsettled.
 
-    `age_seconds` ago it was parked; `park.retry_seconds` is what is left of its wait.
+    It was parked `age_seconds` ago; `park.retry_seconds` is the remaining wait.
     """
 
     park: Park
@@ -74,14 +74,14 @@ class Renew:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """The batch settled (or was abandoned): its staged bytes are no longer needed, its done marks are."""
+    """The batch settled or was abandoned: delete its staged bytes, keep its done marks."""
 
     batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
 class Recut:
-    """The batch could never be staged, and the batches `into` took its place: what is kept of it is not needed."""
+    """The batch could not be staged and was replaced by the batches `into`: delete its entries."""
 
     batch: Batch
     into: tuple[str, ...]
@@ -89,21 +89,21 @@ class Recut:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Nothing of these partitions is in flight any more (or the drain deadline passed): give them back."""
+    """Release these partitions: nothing of them is in flight, or the drain deadline has passed."""
 
     sources: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """Something is wrong that only a person can judge: consume nothing more, stay up, say so loudly."""
+    """Stop consuming but stay up, and report it: an operator must decide."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """Report that this project is mostly rejects from now on (`shed`), or no longer."""
+    """Report that most messages of this project are rejects (`shed`), or no longer."""
 
     project_id: int
     messages: int
@@ -113,7 +113,7 @@ class Shed:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Drained (`clean`) or out of time: leave the group and exit."""
+    """Leave the group and exit, after draining (`clean`) or when out of time."""
 
     clean: bool
 

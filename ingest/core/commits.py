@@ -1,7 +1,7 @@
-"""One partition's commits: at most one is on its way, and what the broker is known to have stored.
+"""Offset commits of one partition: the commit in progress (at most one), and what the broker has stored.
 
-A commit carries the offset and the cut record (the ends of the batches above it), so it is due when either says
-something new. It decides when to send; what may be committed is decided by `ingest.core.ledger` alone.
+A commit contains the offset and the cut record (the ends of later batches), and is due when either has changed.
+This module decides when to send; which offset may be committed is decided by `ingest.core.ledger` alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ingest.core.model import TopicPartition
 class Commits:
     """`committed` is the offset that the broker last acknowledged, None before the first one of the group.
 
-    `recorded_until`: the end of the last batch that was in a record when it was sent. Whether that record was
-    stored is known once nothing is on its way.
+    `recorded_until`: the end of the last batch included in a sent record. Whether that record was stored is known
+    once no commit is in progress.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Commits:
 
     @property
     def idle(self) -> bool:
-        """Whether no commit is on its way."""
+        """True if no commit is in progress."""
         return self._sent is None
 
     def may_send(self, taken_until: int, now: float, *, urgent: bool) -> bool:
@@ -49,14 +49,14 @@ class Commits:
         return urgent or taken_until > self.recorded_until or self.interval_over(now)
 
     def interval_over(self, now: float) -> bool:
-        """Whether the last commit was sent at least one interval ago."""
+        """True if the last commit was sent at least one interval ago."""
         return now - self._sent_at >= self._limits.commit_interval_seconds
 
     def send(self, epoch: int, offset: int, record: Record, taken_until: int, now: float) -> do.Commit | None:
-        """The commit of this offset with its record; None when the broker has just that.
+        """The commit of this offset with its record; None if the broker already has both.
 
-        What this process committed is repeated from time to time all the same: brokers lost commits that they had
-        acknowledged, and an idle partition would never make up for one.
+        Commits of this process are repeated periodically anyway, because brokers have lost acknowledged commits
+        and an idle partition would not send another.
         """
         text = encode(offset, record, self._budget.bytes_max)
         self.recorded_until = taken_until
@@ -67,13 +67,14 @@ class Commits:
         return self._sent
 
     def record_again(self, start: int) -> None:
-        """The ends above `start` changed: they are in no record yet, and the next one is due at once."""
+        """The ends above `start` changed and are not in any record yet: the next commit is due immediately."""
         self.recorded_until = min(self.recorded_until, start)
 
     def acknowledge(self, event: on.Committed) -> bool:
-        """The broker stored it. False: not the commit that is on its way.
+        """The broker stored it.
 
-        Then one that was given up was stored after all, perhaps over a later one, which must be sent again.
+        Returns False if it is not the commit in progress: then a timed-out commit was stored after all, possibly
+        over a newer one, so resend the newer commit.
         """
         if not self._answered(event):
             self._stored = None
@@ -84,9 +85,9 @@ class Commits:
         return True
 
     def refuse(self, event: on.CommitFailed, now: float) -> bool:
-        """The broker refused it. False: not the commit that is on its way.
+        """The broker refused it. Returns False if it is not the commit in progress.
 
-        One whose record was too long is followed at once by one with at most half of it, in the end with none.
+        If the record was too long, the next commit follows immediately with at most half of it, finally with none.
         """
         if not self._answered(event):
             return False
@@ -98,7 +99,7 @@ class Commits:
         return True
 
     def give_up(self, now: float) -> None:
-        """Called with every tick: a commit that is not answered in time is followed by one that says as much."""
+        """Called with every tick: gives up a commit that has timed out, so that the next one can be sent."""
         if self._sent is not None and now - self._sent_at >= self._limits.commit_answer_seconds_max:
             self._sent = None
 

@@ -1,14 +1,15 @@
-"""The cut record: what a reader leaves for the next owner of a partition, as the metadata of its offset commits.
+"""The cut record: information for the next owner of a partition, stored as metadata of offset commits.
 
-Kafka stores up to 4095 bytes of it, unless told otherwise, and hands it over with the offset. The text is a
-version and fields, separated by `;`:
+Kafka stores up to 4095 bytes by default and returns it with the offset. The text is a version and fields,
+separated by `;`:
 
     2;t=<topic id>;p=<partitions>;s=<starts>;c=<cuts>
 
 `p` and `s` are numbers in base 36, as is each cut: the end of a batch minus the end before it (the first: minus
-the committed offset). A field without a value is left out, and one with another name is passed over, so that later
-releases may add some. Another meaning takes another version; one that this release does not know is not read.
-docs/decisions/014-same-cut.md says why it is kept there, 036-where-a-partition-starts.md what the fields are for.
+the committed offset). Fields without a value are left out. Unknown fields are ignored, so that later releases can
+add fields. A change of meaning requires a new version; unknown versions are not read.
+docs/decisions/014-same-cut.md explains why it is stored there, 036-where-a-partition-starts.md what the fields are
+for.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from functools import lru_cache
 from typing import NamedTuple
 
 VERSION = "2"
-CUTS_ONLY_VERSION = "1"  # of releases that recorded nothing else: `1,<cut>,<cut>`
+CUTS_ONLY_VERSION = "1"  # earlier releases recorded only cuts: `1,<cut>,<cut>`
 TOPIC_ID_BYTES_MAX = 36
 NUMBER_MAX = 36**4 - 1
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Record(NamedTuple):
-    """What a commit says beside its offset.
+    """Metadata of a commit.
 
-    `topic_id`: the topic that the offset belongs to; empty: unknown. `partitions`: how many partitions the topic
-    had when its group began; 0: unknown. `starts`: readers that started here since the offset last moved.
+    `topic_id`: the topic that the offset belongs to; empty if unknown. `partitions`: number of partitions of the
+    topic when its group started; 0 if unknown. `starts`: readers that started here since the offset last moved.
     `stops`: ends of the batches above the committed offset, ascending.
     """
 
@@ -39,20 +40,20 @@ class Record(NamedTuple):
 
 
 class Budget:
-    """Longest record to write, in bytes. One for all partitions, because they have the same brokers."""
+    """Maximum record size, in bytes. Shared by all partitions, because they use the same brokers."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
 
     def refused(self, text: str) -> None:
-        """The broker does not store metadata of this length."""
+        """The broker refused metadata of this length."""
         self.bytes_max = min(self.bytes_max, len(text) // 2)
 
 
 def encode(committed: int, record: Record, bytes_max: int) -> str:
-    """The text of this record; empty when it says nothing.
+    """The record as text; empty if it has no content.
 
-    Ends that do not fit into `bytes_max` are left out, the last ones first. Where not even the other fields fit,
+    Ends that do not fit into `bytes_max` are left out, the last ones first. If the other fields do not fit either,
     the text is empty.
     """
     head = _head(record.topic_id, record.partitions, record.starts)
@@ -64,7 +65,7 @@ def encode(committed: int, record: Record, bytes_max: int) -> str:
     return head if head != VERSION else ""
 
 
-@lru_cache(maxsize=256)  # asked for with every tick of every partition, and seldom anything new
+@lru_cache(maxsize=256)  # called with every tick for every partition, mostly with unchanged arguments
 def _head(topic_id: str, partitions: int, starts: int) -> str:
     fields = [VERSION]
     if topic_id:
@@ -99,7 +100,7 @@ def _digits(number: int) -> str:
 
 
 def decode(committed: int, text: str) -> Record:
-    """The record again. Nothing is known from a text that is not ours, or of a later version (`refusal`)."""
+    """Parses a record. Returns an empty record for foreign texts and later versions (`refusal`)."""
     if text.startswith(CUTS_ONLY_VERSION + ","):
         return Record(stops=_stops(committed, text.removeprefix(CUTS_ONLY_VERSION + ",")))
     version, *fields = text.split(";")
@@ -116,7 +117,7 @@ def decode(committed: int, text: str) -> Record:
 
 
 def refusal(text: str) -> str:
-    """Why `decode` reads nothing from this text, for a log line; empty where it does, or where there is none."""
+    """Why `decode` ignores this text, for a log line; empty if it does not, or if there is no text."""
     version = text.split(";")[0]
     if not text or version == VERSION or text.startswith(CUTS_ONLY_VERSION + ","):
         return ""

@@ -1,4 +1,4 @@
-"""What happened: the only input of `Pipeline.handle`. Past tense, frozen, printable."""
+"""Events: the only input of `Pipeline.handle`. Past tense, frozen, printable."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ingest.core.model import OffsetRange, Outcome, Stage, TopicPartition
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One partition that is ours from now on.
+    """One newly assigned partition.
 
-    `committed` is the group's committed offset and `record` the metadata string stored with it: what the previous
-    owner left (docs/decisions/014-same-cut.md). Without a committed offset for the topic as it is now (None),
+    `committed` is the group's committed offset and `record` the metadata string stored with it by the previous
+    owner (docs/decisions/014-same-cut.md). If there is no committed offset for the current topic (None),
     consumption starts at `start`. `topic_id` (empty: unknown) and `began_with` (0: unknown) are to be recorded.
-    `replaced`: the id of the topic that was deleted and created again since the last commit.
+    `replaced`: the id of the topic that was deleted and recreated since the last commit.
     """
 
     source: TopicPartition
@@ -29,31 +29,32 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class PartitionsAssigned:
-    """The group gave us partitions; each comes with a new epoch."""
+    """Partitions were assigned, each with a new epoch."""
 
     assignments: tuple[Assignment, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionsRevoked:
-    """The group wants partitions back; we still own them until we answer `Release`."""
+    """The group revokes partitions; they are still owned until `Release`."""
 
     sources: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionsLost:
-    """Partitions are no longer ours and may already be somebody else's: no commit is allowed."""
+    """Partitions were lost and may already have another owner: no commit is allowed."""
 
     sources: tuple[TopicPartition, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetOutOfRange:
-    """The offset we wanted is not in the log (expired, or the topic was made anew); consumption goes on elsewhere.
+    """The wanted offset is not in the log (expired, or the topic was recreated); consumption resumes at another
+    offset.
 
-    Messages [wanted, resumed_at) were never seen when `resumed_at` is the higher one. Comes with a new epoch;
-    every message fetched before must have been handed over before.
+    If `resumed_at` is higher, messages [wanted, resumed_at) were never read. Starts a new epoch; all messages
+    fetched earlier must have been delivered before.
     """
 
     source: TopicPartition
@@ -64,11 +65,11 @@ class OffsetOutOfRange:
 
 @dataclass(frozen=True, slots=True)
 class EndReached:
-    """Nothing is left to fetch of this partition: every message before `end` was handed over.
+    """The end of the partition was reached: every message before `end` was delivered.
 
-    `position` is one past the last message that was handed over, or where fetching began. `end` is higher when
-    the last offsets of the log hold no message (transaction markers, what compaction removed). The event may
-    arrive before those messages do; it is true once the pipeline took everything before `position`.
+    `position` is one past the last delivered message, or where fetching began. `end` is higher when the last
+    offsets of the log hold no message (transaction markers, what compaction removed). The event may arrive before
+    those messages; it applies once the pipeline has taken everything before `position`.
     """
 
     source: TopicPartition
@@ -89,9 +90,9 @@ class MessageParsed:
 
 @dataclass(frozen=True, slots=True)
 class MessageDeferred:
-    """One message is parsed beside the loop. Its MessageParsed follows; until then its partition waits.
+    """One message is parsed outside the loop. Its MessageParsed follows; until then its partition waits.
 
-    `size_bytes` is what it holds meanwhile.
+    `size_bytes` is its memory meanwhile.
     """
 
     source: TopicPartition
@@ -111,7 +112,7 @@ class FlushSucceeded:
 
 @dataclass(frozen=True, slots=True)
 class FlushFailed:
-    """The stage's tasks were started and gave up. `error` is one line for a person."""
+    """The stage's tasks were started and failed. `error` is one line for operators."""
 
     batch_id: str
     epoch: int
@@ -122,9 +123,9 @@ class FlushFailed:
 
 @dataclass(frozen=True, slots=True)
 class DispatchFailed:
-    """The stage could not be started (Redis away or full); at most some of its tasks were. `error` as above.
+    """The stage could not be started (Redis unreachable or full), or only partly. `error` as above.
 
-    `too_large`: Redis as it is configured leaves no room for it, however long one waits.
+    `too_large`: the batch does not fit into Redis as configured, so waiting does not help.
     """
 
     batch_id: str
@@ -147,7 +148,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class CommitFailed:
-    """The broker refused or did not answer. `record_too_long`: because of the length of the record."""
+    """The broker refused or did not respond. `record_too_long`: refused because of the record's length."""
 
     source: TopicPartition
     epoch: int
@@ -159,14 +160,14 @@ class CommitFailed:
 
 @dataclass(frozen=True, slots=True)
 class RetryRequested:
-    """An operator wants this parked batch tried now."""
+    """An operator requested an immediate retry of this parked batch."""
 
     batch_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAbandoned:
-    """An operator gave this batch up; its messages are dead letters already, durably."""
+    """An operator abandoned this batch; its messages are already durable dead letters."""
 
     batch_id: str
     offsets: OffsetRange

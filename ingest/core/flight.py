@@ -1,4 +1,4 @@
-"""One batch between its cut and its settlement: which phase it is in, and what each step does to it.
+"""One batch between its cut and its settlement: its phase and its transitions.
 
 RECORDING ─▶ WAITING ─▶ FLUSHING ─▶ settled
                 ▲           │ failed, or missed too many deadlines
@@ -15,22 +15,22 @@ from ingest.core.model import Batch, Stage
 
 
 class Phase(StrEnum):
-    """Where a batch is between its cut and its settlement."""
+    """Phase of a batch between its cut and its settlement."""
 
-    RECORDING = "recording"  # its boundary is on its way to the broker
+    RECORDING = "recording"  # its boundary is being committed to the broker
     WAITING = "waiting"  # for a slot
-    FLUSHING = "flushing"  # its chord is out
-    PARKED = "parked"  # its chord failed, or could not be started; it is tried again at `until`
+    FLUSHING = "flushing"  # its chord is running
+    PARKED = "parked"  # its chord failed or could not be started; retried at `until`
 
 
 @dataclass(slots=True)
 class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
-    `since` is when its phase began, `until` when the clock ends it. `attempt` counts its chords, `failures` those
-    of this stage that failed in a row, `misses` deadlines in a row that passed without a completion. `outdone`:
-    another batch passed the same stage while this one's last chord was out, so its sinks work. `shown` is
-    what operators see of it since `shown_at`, from its first Park until its stage is durable.
+    `since`: start of its phase; `until`: end of its phase by the clock. `attempt` counts its chords, `failures`
+    consecutive failed chords of this stage, `misses` consecutive deadlines without a completion. `outdone`:
+    another batch passed the same stage while this one's last chord was running, so the sinks work. `shown` is what
+    operators see since `shown_at`, from its first Park until its stage is durable.
     """
 
     batch: Batch
@@ -48,18 +48,18 @@ class Flight:
 
     @property
     def stage(self) -> Stage:
-        """The chord that is next or out."""
+        """The stage whose chord is next or running."""
         return self.stages[0]
 
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
-        """Its next chord is out, until the deadline."""
+        """Starts its next chord, with a deadline."""
         self.attempt += 1
         self.outdone = False
         self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
     def advance(self) -> bool:
-        """Its stage is durable: turns to the next one. False: that was the last."""
+        """Its stage is durable: moves to the next one. Returns False if that was the last."""
         if len(self.stages) > 1:
             self.stages = self.stages[1:]
             self.failures, self.misses, self.error, self.shown = 0, 0, "", None
@@ -67,15 +67,16 @@ class Flight:
         return False
 
     def park(self, error: str, now: float, wait_seconds: float) -> do.Park:
-        """It waits without a slot. Returns the command that shows it to operators."""
+        """Parks it, without a slot. Returns the command that shows it to operators."""
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)
 
     def observe_success(self, stage: Stage, now: float) -> None:
-        """Another batch passed this stage. If it was parked because the sinks were away, they are back: it is due.
+        """Another batch passed this stage. If this one was parked because sinks were unavailable, they are back
+        and it is due.
 
-        One that failed while others succeeded has a cause of its own and keeps its backoff.
+        A batch that failed while others succeeded has its own cause and keeps its backoff.
         """
         if self.stage is not stage:
             return
@@ -85,12 +86,12 @@ class Flight:
             self.until = now
 
     def show(self, park: do.Park, now: float) -> do.Park:
-        """Operators see it from now on."""
+        """Starts showing it to operators."""
         self.shown, self.shown_at = park, now
         return park
 
     def renew(self, now: float) -> do.Renew | None:
-        """Keeps it visible; None when nothing of it is shown."""
+        """Keeps it visible; None if it is not shown."""
         if self.shown is None:
             return None
         age_seconds = now - self.shown_at

@@ -1,22 +1,22 @@
-"""Which offsets are safe to commit: the at-least-once guarantee, all of it.
+"""Decides which offsets are safe to commit: the whole at-least-once guarantee.
 
 The guarantee
     An offset is committed only when every message before it, on its partition, is durable in every sink.
 
 Why it holds
-    1. `take` is called for every range of messages that the reader keeps, in order, without holes: a range
-       begins where the previous one stopped, or later when the log itself has a gap (compaction,
-       transactions), in which case there is no message in between.
-    2. `settle` is called for a range only after the last chord of its batch verified the done mark of every
+    1. `take` is called for every range of messages that the reader keeps, in order, without gaps: a range starts
+       where the previous one stopped, or later if the log itself has a gap (compaction, transactions) without
+       messages.
+    2. `settle` is called for a range only after the last chord of its batch has verified the done mark of every
        flush task, dead letters included; a mark is set only after the write was acknowledged as durable.
-    3. `committable` is the end of the longest run of settled ranges counted from the front. A settled range
-       behind an unsettled one waits, however long.
-    4. `pass_over` raises `committable` to the end of the log when no range is pending and no message lies before
-       that end: there is nothing between to be durable.
+    3. `committable` is the end of the longest run of settled ranges from the front. A settled range behind an
+       unsettled one waits indefinitely.
+    4. `pass_over` raises `committable` to the end of the log if no range is pending and no message lies before
+       that end.
     5. `split` replaces a range by two that hold the same messages.
-    6. `forget` drops a partition whole. What was not committed is read again by the next owner.
+    6. `forget` drops a partition entirely. Uncommitted messages are read again by the next owner.
 
-There is no other place that decides on offsets, and nothing here looks at a clock, a batch or a sink.
+No other code decides on offsets, and nothing here depends on a clock, a batch or a sink.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ingest.core.model import OffsetRange, TopicPartition
 
 @dataclass(slots=True)
 class _Line:
-    """One partition: its taken ranges in order, those of them that settled, and what may be committed."""
+    """One partition: taken ranges in order, settled ranges, and the committable offset."""
 
     ranges: deque[OffsetRange] = field(default_factory=deque)
     settled: set[OffsetRange] = field(default_factory=set)
@@ -38,20 +38,20 @@ class _Line:
 
 
 class Ledger:
-    """Ranges taken and settled, a line a partition. Not thread-safe; one owner, the pipeline."""
+    """Taken and settled ranges per partition. Not thread-safe; used only by the pipeline."""
 
     def __init__(self) -> None:
         self._lines: dict[TopicPartition, _Line] = {}
 
     def take(self, source: TopicPartition, offsets: OffsetRange) -> None:
-        """These offsets are being worked on: nothing from `offsets.start` on is committable until they settle."""
+        """Adds a range in progress: nothing from `offsets.start` on is committable until it settles."""
         line = self._lines.setdefault(source, _Line())
         assert offsets.start >= line.taken_until, (source, offsets, line.taken_until)
         line.ranges.append(offsets)
         line.taken_until = offsets.stop
 
     def split(self, source: TopicPartition, offsets: OffsetRange, first: OffsetRange, second: OffsetRange) -> None:
-        """This unsettled range is now two, with nothing between them that has to be durable."""
+        """Replaces an unsettled range by two that hold the same messages."""
         line = self._lines[source]
         assert (first.start, second.stop) == (offsets.start, offsets.stop), (source, offsets, first, second)
         assert first.stop <= second.start, (source, offsets, first, second)
@@ -61,9 +61,9 @@ class Ledger:
         line.ranges.insert(index + 1, second)
 
     def settle(self, source: TopicPartition, offsets: OffsetRange) -> bool:
-        """Every message of this range is durable everywhere. True when `committable` rose.
+        """Every message of this range is durable in every sink. Returns True if `committable` rose.
 
-        Settling a range twice, or one of a forgotten partition, changes nothing.
+        Settling a range twice, or one of a forgotten partition, has no effect.
         """
         line = self._lines.get(source)
         if line is None or offsets not in line.ranges:
@@ -78,7 +78,8 @@ class Ledger:
         return rose
 
     def pass_over(self, source: TopicPartition, stop: int) -> bool:
-        """No message lies in [taken_until, stop). True when `committable` rose: not while a range is pending."""
+        """No message lies in [taken_until, stop). Returns True if `committable` rose, which requires that no range
+        is pending."""
         line = self._lines.setdefault(source, _Line())
         if line.ranges or stop <= line.taken_until:
             return False
@@ -86,25 +87,26 @@ class Ledger:
         return True
 
     def committable(self, source: TopicPartition) -> int | None:
-        """The offset that Kafka may store for this partition; None while nothing settled since it was assigned."""
+        """The offset that may be committed for this partition; None if nothing has settled since its
+        assignment."""
         line = self._lines.get(source)
         return line.committable if line else None
 
     def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
-        """Every taken range from the first unsettled one on, in order: what a crash now would cut again."""
+        """Every taken range from the first unsettled one on, in order: the ranges repeated after a crash."""
         line = self._lines.get(source)
         return tuple(line.ranges) if line else ()
 
     def pending_count(self, source: TopicPartition) -> int:
-        """How many ranges `pending` holds."""
+        """Number of ranges in `pending`."""
         line = self._lines.get(source)
         return len(line.ranges) if line else 0
 
     def taken_until(self, source: TopicPartition) -> int:
-        """One past the last offset taken; 0 while nothing is."""
+        """One past the last offset taken; 0 if none."""
         line = self._lines.get(source)
         return line.taken_until if line else 0
 
     def forget(self, source: TopicPartition) -> None:
-        """The partition is no longer ours: nothing of it may be committed any more."""
+        """The partition is no longer owned: none of its offsets may be committed."""
         self._lines.pop(source, None)

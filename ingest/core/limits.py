@@ -1,4 +1,4 @@
-"""Every bound that the core keeps. Defaults are those of `ingest.settings`; seconds and bytes throughout."""
+"""Limits that the core enforces, in seconds and bytes. Defaults are those of `ingest.settings`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.units import MiB
 
 
 class RejectPolicy(StrEnum):
-    """What becomes of the rejects of a project that is shed."""
+    """Handling of the rejects of a project that is shed."""
 
     DEAD_LETTER = "dead_letter"
     DROP = "drop"
@@ -17,7 +17,7 @@ class RejectPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one reader process, over all of its partitions."""
+    """Limits of one reader process, over all of its partitions."""
 
     batch_messages_max: int = 1000
     batch_bytes_max: int = 16 * MiB

@@ -1,8 +1,8 @@
-"""What the core talks about: messages, what is parsed from them, and batches.
+"""Data types of the core: messages, parsed outcomes and batches.
 
-Bulk data (one object a message or row) are msgspec structs, made in C and invisible to the garbage
-collector; small values that travel in events and commands are frozen dataclasses. What is handed to the flush
-fleet (`Blob`, `Row`, `Metric`, `Stage`) is defined in `tasks.wire`, and made here once: nothing is copied.
+Bulk data (one object per message or row) are msgspec structs, created in C and not tracked by the garbage
+collector; small values in events and commands are frozen dataclasses. Types passed to workers (`Blob`, `Row`,
+`Metric`, `Stage`) are defined in `tasks.wire` and created once, without copying.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class TopicPartition(NamedTuple):
-    """One partition of one topic. A tuple, because it is the key of most look-ups, several per message."""
+    """One partition of one topic. A tuple, because it is the key of several look-ups per message."""
 
     topic: str
     partition: int
@@ -58,16 +58,16 @@ class OffsetRange:
         return f"[{self.start}, {self.stop})"
 
 
-# Of a header besides its name and value: the objects that hold them in memory, more than their framing in Redis.
+# Memory overhead per header besides name and value; more than its framing in Redis.
 HEADER_BYTES = 128
-# Of a dead letter besides the record and the error: its labels.
+# Overhead of a dead letter besides record and error: its labels.
 LETTER_BYTES = 512
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def headers_bytes(headers: Headers) -> int:
-    """About what they take in memory; staged they take less."""
+    """Approximate memory; staged they need less."""
     if not headers:
         return 0
     return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
@@ -76,9 +76,9 @@ def headers_bytes(headers: Headers) -> int:
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One Kafka record as received.
 
-    `epoch` counts assignments of the partition in this process: what belongs to an older one is ignored.
-    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 when there is none. `tombstone`: the value is
-    null; `value` is empty then.
+    `epoch` counts assignments of the partition in this process; messages of older epochs are ignored.
+    `timestamp_ms` is the broker's or producer's, in milliseconds; 0 if there is none. `tombstone`: the value is
+    null, and `value` is empty.
     """
 
     source: TopicPartition
@@ -92,15 +92,15 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """What it holds in memory, and what its dead letter would stage: value, key and headers."""
+        """Its memory, and the staged size of its dead letter: value, key and headers."""
         return len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
 
 
 class Segment(msgspec.Struct, frozen=True, gc=False):
-    """One recording message, parsed: exactly what each sink gets of it.
+    """One parsed recording message, as the items for each sink.
 
-    `received` is in unix seconds (Relay's clock), `warnings` are the stable names of what was wrong with
-    the message without making it a reject (a counter each). `size_bytes` is the sum of all that is staged.
+    `received` is in Unix seconds (Relay's clock), `warnings` are stable names of problems that do not reject the
+    message. `size_bytes` is the total staged size.
     """
 
     org_id: int
@@ -118,17 +118,17 @@ class Segment(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def offset(self) -> int:
-        """Of its message, as its items have it; -1 when it has none to write."""
+        """Offset of its message, as in its items; -1 if it has no items."""
         items = self.blobs or self.clickhouse or self.bigquery
         return items[0].offset if items else -1
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False):
-    """A message that will never parse: the original record, and why. It becomes a dead letter with its batch.
+    """A message that cannot be parsed, with the original record. It becomes a dead letter with its batch.
 
-    `reason` is one of `ingest.core.parse.REASONS`, and stable (a metric's label); `error` is for a person.
-    `first_seen_ms` is the Kafka timestamp, `project_id` None when the message names no project. `tombstone` as in
-    `Message`: the dead letter has a null value, too.
+    `reason` is one of `ingest.core.parse.REASONS` and stable (a metric label); `error` is for operators.
+    `first_seen_ms` is the Kafka timestamp; `project_id` is None if the message names no project. `tombstone` as in
+    `Message`: the dead letter also has a null value.
     """
 
     reason: str
@@ -143,7 +143,7 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, message: Message, reason: str, error: str, project_id: int | None = None) -> Reject:
-        """The reject that keeps this message."""
+        """Creates the reject of this message."""
         return cls(
             reason,
             error,
@@ -158,22 +158,22 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes staged for it: the whole record, its error and labels."""
+        """Staged bytes: the whole record, its error and labels."""
         record_bytes = len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
         return record_bytes + 4 * len(self.error) + LETTER_BYTES
 
 
 class DropReason(StrEnum):
-    """Why a message was dropped on purpose. Stable: labels of `replays_reader_drops_total`."""
+    """Why a message was dropped by a rule. Stable: labels of `replays_reader_drops_total`."""
 
-    KILLED = "killed"  # an operator switched the project off (`replays-ingest tenants kill`)
-    SHED = "shed"  # a reject of a project that is shed, by the policy on rejects
-    ERASED = "erased"  # an operator erased its replay, user or project (`replays-ingest erase`)
+    KILLED = "killed"  # the project is disabled (`replays-ingest tenants kill`)
+    SHED = "shed"  # a reject of a shed project, by the reject policy
+    ERASED = "erased"  # its replay, user or project was erased (`replays-ingest erase`)
     RATE_LIMITED = "rate_limited"  # the project sent more than its limit (`replays-ingest tenants limit`)
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False):
-    """A message that a rule dropped on purpose: counted, never written."""
+    """A message dropped by a rule: counted, never written."""
 
     reason: DropReason
     project_id: int
@@ -193,17 +193,17 @@ class CutReason(StrEnum):
     COUNT = "count"
     BYTES = "bytes"
     AGE = "age"
-    IDLE = "idle"  # younger than that, but nothing was in flight
-    PLANNED = "planned"  # a predecessor had recorded this boundary
+    IDLE = "idle"  # younger than the maximum age, with nothing in flight
+    PLANNED = "planned"  # the previous owner had recorded this boundary
     DRAIN = "drain"
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is dispatched together: one contiguous offset range of one partition.
+    """The unit of dispatch: one contiguous offset range of one partition.
 
-    `id` depends on nothing but the range, so the same range cut again is the same batch, everywhere.
-    `opened_at` and `cut_at` (monotonic seconds) are for people: no decision and no identity comes from them.
+    `id` depends only on the range, so the same range cut again is the same batch. `opened_at` and `cut_at`
+    (monotonic seconds) are informational: no decision or identity depends on them.
     """
 
     source: TopicPartition
@@ -222,15 +222,15 @@ class Batch:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The chords that this batch needs, in order; empty when there is nothing to write."""
+        """The chords that this batch needs, in order; empty if there is nothing to write."""
         blobs = any(segment.blobs for segment in self.segments)
         rows = bool(self.rejects) or any(s.clickhouse or s.bigquery or s.metrics for s in self.segments)
         return tuple([Stage.BLOBS] * blobs + [Stage.ROWS] * rows)
 
     def halves(self) -> tuple[Batch, Batch] | None:
-        """Two batches of about the same bytes that hold the same messages; None: it is a single message.
+        """Splits the batch into two of similar size; None for a single message.
 
-        Each begins and ends at a message, as every batch does. Pure: the same batch has the same halves.
+        Deterministic: the same batch has the same halves.
         """
         both: list[Segment | Reject] = [*self.segments, *self.rejects]
         held = sorted(both, key=lambda one: one.offset)

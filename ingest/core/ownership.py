@@ -1,8 +1,8 @@
-"""Whether every partition of the topic has an owner, and when a member has to make the group assign it again.
+"""Detects partitions without an owner, and decides when a member must force a rebalance.
 
-A group can be stable and still leave a partition to nobody: when a static member that must give a partition back
-is replaced by its successor between the two phases of a cooperative rebalance, the successor has nothing to give
-back, so nobody joins again. Any member that joins again repairs it.
+A stable group can leave a partition without an owner: if a static member that must release a partition is replaced
+between the two phases of a cooperative rebalance, its replacement has nothing to release, so no second rebalance
+follows. Any member that rejoins resolves it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Members take turns, so that one of them repairs the group before all of them do.
+# Members rejoin one after the other, so that normally only one has to.
 TURN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class GroupView:
-    """The consumer group as its coordinator describes it, as far as one topic is concerned.
+    """The consumer group as described by its coordinator, for one topic.
 
-    `partitions`: how many the topic has. `members`: member id -> the partitions that it owns. `stable`: no
-    rebalance is going on.
+    `partitions`: number of partitions of the topic. `members`: member id -> owned partitions. `stable`: no
+    rebalance is in progress.
     """
 
     partitions: int
@@ -28,10 +28,10 @@ class GroupView:
 
     @property
     def unowned(self) -> tuple[int, ...]:
-        """Partitions that no member owns, ascending; empty where the description proves nothing.
+        """Partitions without an owner, ascending; empty if the description proves nothing: during a rebalance, and
+        for a stable group without members.
 
-        That is while the group rebalances, and when it is said to be stable without members: Kafka calls such a
-        group EMPTY, so that a server which answers so does not describe members at all (Tansu).
+        Kafka calls such a group EMPTY; a server that reports it as stable (Tansu) does not describe members.
         """
         if not self.stable or not self.members:
             return ()
@@ -40,7 +40,7 @@ class GroupView:
 
 
 class Ownership:
-    """What one member makes of the views that it takes of its group."""
+    """Tracks one member's views of its group."""
 
     def __init__(self, unowned_seconds_max: float, turn_seconds: float = TURN_SECONDS) -> None:
         self._unowned_seconds_max = unowned_seconds_max
@@ -48,9 +48,9 @@ class Ownership:
         self._since: dict[int, float] = {}
 
     def must_rejoin(self, view: GroupView, member_id: str, now: float) -> bool:
-        """Whether this member has to join again now: a partition has had no owner for too long.
+        """True if this member must rejoin now because a partition has had no owner for too long.
 
-        The member with the fewest partitions is the first in turn, since it interrupts the least.
+        The member with the fewest partitions goes first, because it interrupts the least.
         """
         self._since = {partition: self._since.get(partition, now) for partition in view.unowned}
         if not self._since or member_id not in view.members:

@@ -1,8 +1,8 @@
-"""The layout `packed`: a batch's recordings laid end to end in few objects, and where each of them lies.
+"""Layout `packed`: concatenates a batch's recordings into few objects, with an index of their positions.
 
-Pure: the same batch gives the same names, bytes and index. A name ends with a digest of the bytes, so an object
-that exists under it already is this very object, also when another release of the parser made other bytes.
-Why so: docs/decisions/027-packed-layout.md.
+Deterministic: the same batch gives the same names, bytes and index. A name ends with a digest of the bytes, so an
+existing object of that name is identical, even if another release of the parser produces other bytes. See
+docs/decisions/027-packed-layout.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ingest.core.model import Batch, Blob, Row, Segment
 from tasks.units import MiB
 
 OBJECT_BYTES_MAX = 16 * MiB
-"""A larger object is only made for one recording that is larger by itself."""
+"""Only a single recording above this size makes a larger object."""
 
 INDEX_TABLE, SEGMENTS_TABLE = "replay_objects", "replay_segments"
 _encode = msgspec.json.Encoder().encode
@@ -25,8 +25,8 @@ _encode = msgspec.json.Encoder().encode
 def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
     """The objects `<retention days>/packed/<batch id>/<part>-<digest>`, and an index row for each recording.
 
-    One retention class an object, so that a lifecycle rule on the first part of the name fits both layouts.
-    An object's `offset` is that of its first recording.
+    One retention class per object, so that a lifecycle rule on the first part of the name fits both layouts. An
+    object's `offset` is that of its first recording.
     """
     objects: list[Blob] = []
     rows: list[Row] = []
@@ -43,7 +43,7 @@ def pack(batch: Batch) -> tuple[list[Blob], list[Row]]:
 
 
 def _parts(batch: Batch) -> Iterator[tuple[int, list[tuple[Segment, Blob]]]]:
-    """(retention days, what one object holds), by retention and then by offset."""
+    """(retention days, content of one object), by retention and then by offset."""
     for days in sorted({segment.retention_days for segment in batch.segments}):
         members: list[tuple[Segment, Blob]] = []
         size_bytes = 0

@@ -1,6 +1,6 @@
-"""One partition that is assigned to us: its open batch, its batches in flight, its position and its commits.
+"""One assigned partition: its open batch, batches in flight, position and commits.
 
-It knows nothing of the other partitions. What concerns them all (slots, bounds, halting, stopping) is decided in
+Independent of other partitions. Decisions across partitions (slots, bounds, halting, stopping) are made in
 `ingest.core.pipeline`.
 """
 
@@ -19,14 +19,13 @@ from ingest.core.starting import first_record
 
 
 class Partition:
-    """From its assignment to its release. Times are monotonic seconds.
+    """A partition from its assignment to its release. Times are monotonic seconds.
 
-    `position` is the next offset to take. `began_at`: where consumption began, None while that is unknown.
-    `failed_starts`: readers that started here before this one since the committed offset last moved, and did not
-    end in an orderly way. `release_by`: the group wants it back and waits until then. `end`: the
-    log's end as last reported. `held`: too many ranges wait behind an unsettled one, so nothing more of it is
-    fetched. `deferred`: this message is parsed beside the loop, and what follows it waits. `waiting`: at the last
-    tick it was fetched, and at the end of its log.
+    `position` is the next offset to take. `began_at`: where consumption began; None if unknown. `failed_starts`:
+    number of readers that started here since the committed offset last moved and ended uncleanly. `release_by`:
+    revoked, to be released by then. `end`: the log end as last reported. `held`: too many ranges wait behind an
+    unsettled one, so fetching is stopped. `deferred`: the message being parsed outside the loop; later ones wait.
+    `waiting`: at the last tick it was fetched and at the end of its log.
     """
 
     def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger, budget: Budget) -> None:
@@ -53,23 +52,23 @@ class Partition:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of its unsettled batches, of its open one, and of a message that is parsed beside the loop."""
+        """Bytes of its unsettled batches, its open batch, and the message being parsed outside the loop."""
         deferred_bytes = self.deferred.size_bytes if self.deferred is not None else 0
         return self._flights_bytes + self.builder.size_bytes + deferred_bytes
 
     @property
     def blocked(self) -> bool:
-        """Whether nothing of it can be taken, whatever room there is elsewhere."""
+        """True if none of its messages can be taken, regardless of the global bounds."""
         return self.held or self.deferred is not None
 
     @property
     def at_end(self) -> bool:
-        """Whether everything before the end of the log was taken, when that was last reported."""
+        """True if everything before the last reported log end was taken."""
         return self.end is not None and self.end.position <= self.position <= self.end.end
 
     @property
     def drained(self) -> bool:
-        """Nothing is to be waited for: parked batches are not, their retry is the next owner's."""
+        """True if nothing is left to wait for. Parked batches do not count: the next owner retries them."""
         working = any(flight.phase is not Phase.PARKED for flight in self.flights.values())
         committable = self._ledger.committable(self.source)
         return not working and self.commits.idle and committable in (None, self.commits.committed)
@@ -77,7 +76,7 @@ class Partition:
     # Batches
 
     def take(self, batch: Batch, now: float) -> None:
-        """The batch is ours to make durable from here on. One with nothing to write is durable at once."""
+        """Tracks a new batch until it is durable. A batch with nothing to write is durable immediately."""
         self._ledger.take(batch.source, batch.offsets)
         stages = batch.stages
         if not stages:
@@ -88,7 +87,8 @@ class Partition:
         self.flights[batch.id] = Flight(batch, stages, Phase.RECORDING, since=now, until=until)
 
     def split(self, flight: Flight, now: float) -> do.Recut | None:
-        """The batch can never be staged: its halves take its place, recorded first. None: it has no halves."""
+        """Replaces a batch that cannot be staged by its halves, which are recorded first. None if it cannot be
+        split."""
         halves = flight.batch.halves()
         if halves is None:
             return None
@@ -107,14 +107,14 @@ class Partition:
         return do.Recut(flight.batch, (first.id, second.id))
 
     def settle(self, flight: Flight) -> do.Discard:
-        """The batch is durable in every sink, or was given up by an operator."""
+        """The batch is durable in every sink, or was abandoned by an operator."""
         del self.flights[flight.batch.id]
         self._flights_bytes -= flight.batch.size_bytes
         self._ledger.settle(flight.batch.source, flight.batch.offsets)
         return do.Discard(flight.batch)
 
     def take_end(self, now: float) -> None:
-        """At the end of the log planned ranges before it are complete, and offsets without messages are passed."""
+        """At the end of the log: completes planned ranges before it and passes offsets without messages."""
         if not self.at_end or self.end is None:
             return
         batch = self.builder.ended(self.end.end, now)
@@ -126,14 +126,15 @@ class Partition:
             self.position = self.end.end
 
     def resume_at(self, event: on.OffsetOutOfRange) -> None:
-        """Messages before `resumed_at` expired: a gap in the log. What we hold of them stays ours."""
+        """Messages before `resumed_at` expired, which leaves a gap in the log. Batches already taken are kept."""
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
         self._gap_until = event.resumed_at
         self.pass_gap()
 
     def pass_gap(self) -> None:
-        """Commits the end of a gap once nothing before it is ours: a crash must not look for another way out."""
+        """Commits the end of a gap once nothing before it is unsettled, so that a crash does not handle the gap
+        again."""
         if self._gap_until and not len(self.builder) and not self.flights:
             self._ledger.pass_over(self.source, self._gap_until)
             self._gap_until = 0
@@ -141,15 +142,15 @@ class Partition:
     # Commits
 
     def commit(self, now: float, *, stopping: bool) -> do.Commit | None:
-        """The committable offset with the ends of all batches above it, when that says something new.
+        """Commits the committable offset with the ends of later batches, if anything changed.
 
-        The ends that a predecessor recorded and that were not reached yet stay in the record: a second
-        crash must not forget what the first one handed over.
+        Ends recorded by the previous owner and not reached yet stay in the record, so that they survive a second
+        crash.
         """
         if not self.commits.idle:
             return None
         taken_until = self._ledger.taken_until(self.source)
-        # A drain waits for its commit, and an idle reader has no other chance.
+        # A drain waits for its commit, and an idle reader would not commit otherwise.
         idle = not self.flights and not len(self.builder)
         urgent = idle or stopping or self.release_by is not None
         if not self.commits.may_send(taken_until, now, urgent=urgent):
@@ -164,24 +165,24 @@ class Partition:
             if not pending:
                 return None
             offset = self.began_at = pending[0].start
-        planned = (stop for stop in self.builder.planned if stop > offset)  # others lie in a gap that was passed
+        planned = (stop for stop in self.builder.planned if stop > offset)  # others are in a gap that was passed
         stops = (*(offsets.stop for offsets in pending), *planned)
         about = self.record
         record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)
         command = self.commits.send(self.epoch, offset, record, taken_until, now)
         if command is None:
-            self.unblock_recorded()  # a predecessor recorded just these ends
+            self.unblock_recorded()  # the previous owner recorded exactly these ends
         return command
 
     def _starts(self, offset: int, *, stopping: bool) -> int:
-        """Starts to record. An orderly end is no failure of this one, whether the offset moved or not."""
+        """Number of starts to record. A clean end does not count as a failed start."""
         if offset != self.began_at:
             return 0
         orderly = stopping or self.release_by is not None
         return self.failed_starts if orderly else self.record.starts
 
     def unblock_recorded(self) -> None:
-        """What was sent is stored: batches whose ends are in it need not wait for their record any more."""
+        """The record was stored: unblocks batches whose ends are in it."""
         for flight in self.flights.values():
             if flight.phase is Phase.RECORDING and flight.batch.offsets.stop <= self.commits.recorded_until:
                 flight.phase = Phase.WAITING

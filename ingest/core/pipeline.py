@@ -1,15 +1,14 @@
-"""Every decision of one reader: `Pipeline.handle(event, now) -> list[Command]`.
+"""All decisions of one reader: `Pipeline.handle(event, now) -> list[Command]`.
 
-A batch's life: cut -> its boundary recorded with the partition -> waits for a slot -> the chord of its blobs ->
-the chord of its rows -> settled -> its offset committed once all before it settled too.
-A chord that fails parks the batch until its retry; one that misses its deadline is started again, and parked too
-when that happens repeatedly.
+Life of a batch: cut -> boundary recorded in an offset commit -> waits for a slot -> chord of blobs -> chord of
+rows -> settled -> offset committed once all earlier batches have settled. A failed chord parks the batch until its
+retry; a chord that misses its deadline is started again, and the batch is parked after repeated misses.
 
-Why so: docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per-batch.md,
+See docs/decisions/002-sans-io-core.md (no I/O), docs/decisions/005-deadline-per-batch.md,
 docs/decisions/008-blob-before-rows.md, docs/decisions/010-drain-then-fence.md, docs/decisions/014-same-cut.md.
 
-The parts: `partition` (one of ours), with its `batching` (a batch until its cut), `flight` (after it), `ledger`
-(what may be committed) and `commits` (when); `backpressure` (whether to take messages).
+Modules: `partition` (one assigned partition), with `batching` (a batch until its cut), `flight` (after its cut),
+`ledger` (what may be committed) and `commits` (when); `backpressure` (whether to take messages).
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from ingest.core.partition import Partition
 from ingest.core.rejects import Rejects
 from ingest.core.retry import retry_seconds
 
-# Consecutive missed deadlines before a batch is parked; from then on each one parks it.
+# Consecutive missed deadlines before a batch is parked; each further miss parks it again.
 DEADLINE_MISSES_MAX = 3
 
-# A tick normally follows the last one within a tenth of this. After a longer gap the process stood still (SIGSTOP,
-# a suspended machine, a blocking call): nothing was fetched in the gap, and no more than this of it counts.
+# Ticks normally follow each other within a tenth of this. After a longer gap the process was stopped (SIGSTOP,
+# suspended machine, blocking call) and fetched nothing, so at most this much counts.
 TICK_SECONDS_MAX = 0.5
 
 
 class Room(Enum):
-    """What the loop does with a message that was fetched."""
+    """What the loop does with a fetched message."""
 
-    NOW = auto()  # parse it, hand it over
-    LATER = auto()  # keep it, and what follows it in its partition
-    NEVER = auto()  # drop it: its assignment is over or ends, or the reader takes nothing any more
+    NOW = auto()  # parse and deliver it
+    LATER = auto()  # keep it and later ones of its partition
+    NEVER = auto()  # drop it: its assignment has ended or is ending, or the reader has stopped taking messages
 
 
 class Pipeline:
-    """All decisions of one reader process. Deterministic: same events at the same times, same commands.
+    """All decisions of one reader process. Deterministic: the same events at the same times give the same
+    commands.
 
-    `has_room` tells the loop whether to poll for messages, `room` whether to take one. Messages of partitions that
-    are not ours, of older epochs, or at offsets that were taken already are ignored: they are, or will be, handled
-    elsewhere.
+    `has_room` decides whether the loop polls for messages, `room` whether it takes one. Messages of unassigned
+    partitions, older epochs or offsets already taken are ignored.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -64,7 +63,7 @@ class Pipeline:
         self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
         self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
-        self._room_bytes = limits.in_flight_bytes_max  # until the byte bound, as last counted
+        self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the bound, as last computed
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()
         self._budget = Budget(limits.cut_record_bytes_max)
@@ -89,15 +88,15 @@ class Pipeline:
             on.Ticked: self._on_tick,
         }
 
-    # What others may look at
+    # Read-only state
 
     @property
     def has_room(self) -> bool:
-        """Whether messages may be taken now. While this is False the loop polls only what it must."""
+        """True if messages may be taken now. While False, the loop polls only what it must."""
         return self._backpressure.has_room and self.halted is None and self.stopping_by is None
 
     def room(self, source: TopicPartition, epoch: int) -> Room:
-        """Whether a message of this assignment of a partition may be taken. To be asked before each one."""
+        """Whether a message of this partition assignment may be taken. Call before each message."""
         owned = self._owned.get(source)
         if owned is None or owned.epoch != epoch or owned.release_by is not None:
             return Room.NEVER
@@ -107,23 +106,23 @@ class Pipeline:
         return Room.NOW if free and not owned.blocked else Room.LATER
 
     def is_deferred(self, source: TopicPartition) -> bool:
-        """Whether a message of this partition is parsed beside the loop."""
+        """True if a message of this partition is being parsed outside the loop."""
         owned = self._owned.get(source)
         return owned is not None and owned.deferred is not None
 
     @property
     def paused(self) -> bool:
-        """Whether the consumer was told to pause."""
+        """True if the consumer is paused."""
         return self._backpressure.paused or self.halted is not None or self.stopping_by is not None
 
     @property
     def in_flight(self) -> tuple[Flight, ...]:
-        """Every batch that is cut and not settled, a partition after the other, in offset order."""
+        """Every batch that is cut and not settled, by partition, in offset order."""
         return tuple([flight for owned in self._owned.values() for flight in owned.flights.values()])
 
     @property
     def oldest_opened_at(self) -> float | None:
-        """When the oldest batch that is open or unsettled took its first message; None: there is none."""
+        """When the oldest open or unsettled batch took its first message; None if there is none."""
         opened = [flight.batch.opened_at for flight in self.in_flight]
         opened += [at for owned in self._owned.values() if (at := owned.builder.opened_at) is not None]
         return min(opened, default=None)
@@ -144,18 +143,18 @@ class Pipeline:
         return self.rejects.ratio
 
     def position(self, source: TopicPartition) -> tuple[int, int | None]:
-        """(next offset to take, last offset that Kafka acknowledged as committed or None) of a partition."""
+        """(next offset to take, last acknowledged committed offset or None) of a partition."""
         owned = self._owned[source]
         return owned.position, owned.commits.committed
 
     def pending(self, source: TopicPartition) -> tuple[OffsetRange, ...]:
-        """Ranges that were cut and cannot be committed yet, in order; empty for partitions of others."""
+        """Ranges that were cut and cannot be committed yet, in order; empty for unassigned partitions."""
         return self._ledger.pending(source)
 
     def failed_starts(self, source: TopicPartition) -> int:
-        """How many readers in a row started on a partition and ended before its committed offset moved.
+        """Consecutive readers that started on a partition and ended before its committed offset moved.
 
-        Those that ended in an orderly way do not count. 0 after the first progress, and for partitions of others.
+        Clean ends do not count. 0 after the first progress, and for unassigned partitions.
         """
         owned = self._owned.get(source)
         if owned is None:
@@ -163,15 +162,16 @@ class Pipeline:
         moved = owned.commits.committed not in (None, owned.began_at)
         return 0 if moved else owned.failed_starts
 
-    # What happens
+    # Event handling
 
     def handle(self, event: on.Event, now: float) -> list[do.Command]:
-        """Decides what follows from `event` at `now` (monotonic seconds). Raises only on a broken invariant."""
+        """Returns the commands that follow from `event` at `now` (monotonic seconds). Raises only if an invariant
+        is broken."""
         if self.stopped:
             return []
         return [*self._handlers[type(event)](event, now)]
 
-    # Partitions come and go
+    # Assignment and revocation
 
     def _on_assigned(self, event: on.PartitionsAssigned, now: float) -> Iterable[do.Command]:
         for given in event.assignments:
@@ -180,7 +180,7 @@ class Pipeline:
             self._owned[given.source] = owned
             commit = owned.commit(
                 now, stopping=False
-            )  # where it starts, before anything is read that could end us
+            )  # commit the start before reading anything that could crash the process
             if commit is not None:
                 yield commit
         if self.paused:
@@ -201,9 +201,9 @@ class Pipeline:
         yield from self._progress(now)
 
     def _on_out_of_range(self, event: on.OffsetOutOfRange, now: float) -> Iterable[do.Command]:
-        """Messages that expired are a gap in the log; those that we hold are then the only copy and stay ours.
+        """Expired messages are a gap in the log; those already taken are then the only copy and are kept.
 
-        Going back means another log under the same name: nothing that we know of the old one is true there.
+        A lower offset means a different log of the same name: state of the old one is discarded.
         """
         owned = self._owned.get(event.source)
         if owned is not None and event.resumed_at >= owned.position:
@@ -221,7 +221,7 @@ class Pipeline:
     def _on_end_reached(self, event: on.EndReached, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
         if owned is not None and owned.epoch == event.epoch:
-            owned.end = event  # the next tick looks at it, when the messages before it were taken
+            owned.end = event  # handled by the next tick, after the messages before it were taken
         return ()
 
     def _forget(self, source: TopicPartition) -> None:
@@ -261,7 +261,7 @@ class Pipeline:
             yield from self._halt(reason, now)
 
     def _taking(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
-        """The partition, when this message of it is to be taken."""
+        """The partition, if this message is to be taken."""
         owned = self._owned.get(event.source)
         if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
             return None
@@ -270,7 +270,7 @@ class Pipeline:
         return owned
 
     def _on_deferred(self, event: on.MessageDeferred, now: float) -> Iterable[do.Command]:
-        """What follows it waits. The open batch stays open, and is cut by its age if the message takes long."""
+        """Later messages wait. The open batch stays open and is cut by age if parsing takes long."""
         owned = self._taking(event)
         if owned is None:
             return
@@ -280,7 +280,8 @@ class Pipeline:
         yield from self._progress(now)
 
     def _halt(self, reason: str, now: float) -> Iterable[do.Command]:
-        """What was taken becomes durable, dead letters included: they say what is wrong, and restarts get on."""
+        """Messages already taken become durable, dead letters included, so that they can be inspected and a
+        restart makes progress."""
         self.halted = reason
         yield do.Halt(reason)
         yield do.Pause(self.sources)
@@ -290,7 +291,7 @@ class Pipeline:
                 owned.take(batch, now)
         yield from self._progress(now)
 
-    # Chords end
+    # Chord completions
 
     def _find(self, batch_id: str, epoch: int | None = None) -> tuple[Partition, Flight] | None:
         for owned in self._owned.values():
@@ -324,9 +325,9 @@ class Pipeline:
             yield from self._progress(now)
 
     def _on_dispatch_failed(self, event: on.DispatchFailed, now: float) -> Iterable[do.Command]:
-        """It burdened no sink and operators can do nothing about it: retried soon, and not shown as parked.
+        """No sink was called and operators cannot help: the batch is retried soon and not shown as parked.
 
-        One that can never be staged is cut again, smaller: docs/decisions/032-cut-again-smaller.md.
+        A batch that cannot be staged is split: docs/decisions/032-cut-again-smaller.md.
         """
         flight = self._current(event)
         if flight is None:
@@ -340,7 +341,7 @@ class Pipeline:
         yield from self._progress(now)
 
     def _current(self, event: on.FlushFailed | on.DispatchFailed) -> Flight | None:
-        """The batch whose chord failed; None for an older attempt, which says nothing about the current one."""
+        """The batch whose chord failed; None for an older attempt."""
         found = self._find(event.batch_id, event.epoch)
         if found is None:
             return None
@@ -349,7 +350,7 @@ class Pipeline:
         return flight if current else None
 
     def _park(self, flight: Flight, error: str, now: float, cap_seconds: float) -> do.Park:
-        """It waits without a slot until its retry."""
+        """Parks the batch, without a slot, until its retry."""
         flight.failures += 1
         first_seconds = self.limits.retry_backoff_seconds
         return flight.park(error, now, retry_seconds(flight.batch.id, flight.failures, first_seconds, cap_seconds))
@@ -367,7 +368,7 @@ class Pipeline:
             yield owned.settle(flight)
             yield from self._progress(now)
 
-    # Commits are answered
+    # Commit responses
 
     def _on_committed(self, event: on.Committed, now: float) -> Iterable[do.Command]:
         owned = self._owned.get(event.source)
@@ -380,7 +381,7 @@ class Pipeline:
         if owned is not None and owned.commits.refuse(event, now):
             yield from self._progress(now)
 
-    # Time, and what follows from everything
+    # Ticks and progress
 
     def _on_shutdown(self, event: on.ShutdownRequested, now: float) -> Iterable[do.Command]:
         if self.stopping_by is not None:
@@ -410,10 +411,10 @@ class Pipeline:
         yield from self._progress(now)
 
     def _cut_early(self, owned: Partition, now: float) -> Batch | None:
-        """While nothing is in flight, waiting for more messages only delays those that are there.
+        """While nothing is in flight, waiting for more messages only adds delay.
 
-        Early cuts are spread over time: each is a small part in every table. At most those of one second follow
-        each other at once.
+        Early cuts are rate-limited, because each creates a small part in every table; at most one second's worth
+        may come at once.
         """
         limits = self.limits
         if limits.batch_age_idle_seconds >= limits.batch_age_seconds_max:
@@ -428,16 +429,17 @@ class Pipeline:
         return batch
 
     def _renew(self, now: float) -> Iterable[do.Command]:
-        """What operators see of parked batches is a lease: nobody has to take it back when its reader is gone."""
+        """Parked batches are shown as leases, which expire if their reader dies."""
         if now - self._renewed_at >= self.limits.parked_renew_seconds:
             self._renewed_at = now
             yield from filter(None, (flight.renew(now) for flight in self.in_flight))
 
     def _count_waiting(self, now: float) -> None:
-        """Adds the time since the last tick to each partition that was fetched at the end of its log all along.
+        """Adds the time since the last tick to each partition that was fetched at the end of its log during that
+        time.
 
-        Nothing is fetched while the reader has no room or is paused (but for the admitted partition), while any
-        partition drains (the loop waits inside the client's callback), and of a partition that is held.
+        Nothing is fetched while the reader has no room or is paused (except the admitted partition), while any
+        partition drains (the loop waits inside the client's callback), or from a held partition.
         """
         elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)
         self._ticked_at = now
@@ -451,10 +453,10 @@ class Pipeline:
             owned.waiting = waiting
 
     def _expire(self, flight: Flight, now: float) -> do.Park | None:
-        """A phase that is over by the clock leads to the next one; losing a record or a chord costs no segment.
+        """Ends phases whose time is over; a lost record or chord loses no segment.
 
-        One chord may be lost in a restart of Redis, and is started again at once. Several in a row say that
-        nobody flushes, or that queues are longer than the deadline, and more chords make that worse.
+        One chord may be lost in a Redis restart and is started again immediately. Several misses in a row mean
+        that no worker flushes, or that queues are longer than the deadline, which more chords would make worse.
         """
         if now >= flight.until and flight.phase is not Phase.WAITING:
             flight.misses += flight.phase is Phase.FLUSHING
@@ -467,11 +469,12 @@ class Pipeline:
     def _silence(self, flight: Flight) -> str:
         silent_seconds = flight.misses * self.limits.flush_deadline_seconds
         return (
-            f"no completion for {flight.misses} deadlines in a row ({silent_seconds:g} s): queues, workers, Redis?"
+            f"no completion for {flight.misses} deadlines in a row ({silent_seconds:g} s): check queues, "
+            "workers and Redis"
         )
 
     def _progress(self, now: float) -> Iterable[do.Command]:
-        """Start what may start, commit what may be committed, release what is drained, pause or resume."""
+        """Starts, commits and releases whatever is due; pauses or resumes."""
         flushing, waiting, stopping = 0, False, self.stopping_by is not None
         for owned in self._owned.values():
             commit = owned.commit(now, stopping=stopping)
@@ -491,7 +494,7 @@ class Pipeline:
             yield from self._stop(now)
 
     def _dispatch(self, flushing: int, now: float) -> Iterable[do.Command]:
-        """Starts what waits for a slot. `flushing`: slots that are taken."""
+        """Starts batches that wait for a slot. `flushing`: slots in use."""
         for owned in self._owned.values():
             for flight in owned.flights.values():
                 if flight.phase is Phase.WAITING and flushing < self.limits.in_flight_batches_max:
@@ -529,10 +532,10 @@ class Pipeline:
             yield from self._admit(stuck=stuck)
 
     def _admit(self, *, stuck: bool) -> Iterable[do.Command]:
-        """While nothing is in flight and the bound is reached all the same, one partition is fetched nevertheless.
+        """If the bound is reached although nothing is in flight, one partition is fetched anyway.
 
-        Parts of planned ranges fill the bound then, and only their missing messages can end them: one range after
-        the other is completed, and the bound is exceeded by no more than one batch.
+        The bound is then filled by parts of planned ranges, which only their missing messages can complete. Ranges
+        are completed one by one; the bound is exceeded by at most one batch.
         """
         waiting = [
             (owned.builder.size_bytes, source)
@@ -552,7 +555,7 @@ class Pipeline:
             yield do.Resume((self._admitted,))
 
     def _hold(self, source: TopicPartition, owned: Partition) -> do.Pause | do.Resume | None:
-        """A batch that never settles lets its partition run ahead only so far: a crash reads all of it again."""
+        """Limits how far a partition runs ahead of an unsettled batch, because a crash reads all of it again."""
         behind = self._ledger.pending_count(source)
         if not owned.held and behind >= self.limits.pending_ranges_max:
             owned.held = True

@@ -1,8 +1,9 @@
-"""Whose messages never parse, and when that is no project's doing.
+"""Counts rejects per project over the last `reject_window` messages, and decides when to shed a project or halt
+the reader.
 
-Counted over the last `reject_window` messages. One project whose messages are bad costs only itself: its rejects
-become dead letters (or are dropped, by `reject_policy`), and everything else goes on. When many projects are bad
-at once, or many messages name no project, then a deploy is bad and not messages: the reader halts.
+One bad project affects only itself: its rejects become dead letters (or are dropped, by `reject_policy`). If many
+projects are bad at once, or many rejects name no project, the likely cause is a bad deployment, and the reader
+halts.
 
 docs/decisions/007-dead-letters-are-a-sink.md, docs/decisions/034-rejects-per-project.md
 """
@@ -24,7 +25,7 @@ UNATTRIBUTED = -1
 
 @dataclass(slots=True)
 class ProjectCount:
-    """One project's messages in the window. `project_id` is None for messages that name none."""
+    """Counts of one project in the window. `project_id` is None for messages without a project."""
 
     project_id: int | None
     messages: int = 0
@@ -33,7 +34,7 @@ class ProjectCount:
 
     @property
     def bad(self) -> bool:
-        """Most of its messages are rejects."""
+        """True if most of its messages are rejects."""
         return self.project_id is not None and 2 * self.rejects > self.messages
 
 
@@ -48,10 +49,10 @@ class Rejects:
         self._bad = 0
         self._projects: dict[int, ProjectCount] = {}
         self.dropped = 0
-        """Rejects that were dropped by policy, since the start."""
+        """Rejects dropped by policy since startup."""
 
     def count(self, project_id: int | None, *, rejected: bool) -> Iterator[ProjectCount]:
-        """Counts one message. Yields the projects that are shed from now on, or no longer."""
+        """Counts one message. Yields projects whose shedding starts or ends."""
         key = UNATTRIBUTED if project_id is None else project_id
         slot = self._seen % len(self._window)
         if self._seen >= len(self._window):
@@ -81,14 +82,14 @@ class Rejects:
         self._bad += counted.bad
 
     def drops(self, project_id: int | None) -> bool:
-        """Whether a reject of this project is dropped instead of kept as a dead letter."""
+        """True if a reject of this project is dropped instead of becoming a dead letter."""
         if self._limits.reject_policy != RejectPolicy.DROP or project_id is None:
             return False
         counted = self._projects.get(project_id)
         return counted is not None and counted.shed
 
     def verdict(self) -> str | None:
-        """Why the reader has to halt, naming projects; None: it need not. Never before the window is full."""
+        """Why the reader must halt, naming projects; None if it need not. Never before the window is full."""
         if self._seen < len(self._window):
             return None
         limits, size = self._limits, len(self._window)
@@ -112,7 +113,7 @@ class Rejects:
 
     @property
     def shed(self) -> int:
-        """How many projects are shed."""
+        """Number of shed projects."""
         return sum(one.shed for one in self._projects.values())
 
     @property
@@ -128,5 +129,5 @@ class Rejects:
 
     @property
     def ratio(self) -> float:
-        """Rejects among the last messages, 0 to 1."""
+        """Share of rejects in the window, 0 to 1."""
         return self._total / max(1, min(self._seen, len(self._window)))

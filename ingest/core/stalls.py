@@ -1,7 +1,7 @@
-"""Which partitions have to be fetched anew: messages lie ahead of them, they are fetched, and none ever comes.
+"""Detects stalled partitions, whose fetches return nothing although messages are available.
 
-A client or a broker can lose track of one partition's fetches without an error. Such a partition looks healthy to
-its group, and its lag grows until the reader is restarted.
+A client or broker can lose a partition's fetches without an error. Such a partition looks healthy to its group,
+and its lag grows until fetching is restarted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ DOUBLINGS_MAX = 5
 
 @dataclass(slots=True)
 class _Standstill:
-    """Of one partition: where it stands, for how long, and how often that did not end by fetching anew."""
+    """One partition: its position, how long it has not moved, and how often restarting its fetches did not
+    help."""
 
     position: int
     seconds: float = 0.0
@@ -22,9 +23,9 @@ class _Standstill:
 
 
 class Stalls:
-    """`seconds_max`: how long a partition may stand still; twice as long after each restart that did not help.
+    """`seconds_max`: how long a partition may stall; doubles after each restart that did not help.
 
-    `look_seconds_max`: no more than this counts between two looks, because nobody fetched in a longer gap.
+    `look_seconds_max`: maximum time counted between two calls, because nothing was fetched in a longer gap.
     """
 
     def __init__(self, seconds_max: float, look_seconds_max: float) -> None:
@@ -34,7 +35,7 @@ class Stalls:
         self._standing: dict[int, _Standstill] = {}
 
     def look(self, fetched: Mapping[int, tuple[int, int]], now: float) -> list[int]:
-        """The partitions to fetch anew now.
+        """The partitions whose fetches must be restarted now.
 
         `fetched`: partition -> (next offset to fetch, end of its log), of those that are being fetched. `now`:
         monotonic seconds.

@@ -1,8 +1,8 @@
-"""Where consumption of a partition starts at its assignment: docs/decisions/036-where-a-partition-starts.md.
+"""Decides where consumption of a partition starts at its assignment:
+docs/decisions/036-where-a-partition-starts.md.
 
 At the group's committed offset, if that belongs to the topic as it is now. At the beginning, if the partition or
-its whole topic is new to the group: no message of it was ever the group's to skip. Where the reset policy says, if
-neither holds: the group begins here, or its offset was lost.
+its topic is new to the group. Otherwise by the reset policy: the group is new, or its offset was lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicView:
-    """The topic as its brokers describe it. Another `id` is another topic of the same name; empty: unknown."""
+    """The topic as described by its brokers. A different `id` means a different topic of the same name; empty if
+    unknown."""
 
     id: str = ""
     partitions: int = 0
@@ -32,22 +33,22 @@ class TopicView:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the group has committed on a partition. `offset` None: nothing."""
+    """The group's commit on a partition. `offset` is None if there is none."""
 
     offset: int | None = None
     text: str = ""
 
     @property
     def record(self) -> Record:
-        """What the commit says beside its offset."""
+        """The parsed metadata of the commit."""
         return decode(self.offset, self.text) if self.offset is not None else Record()
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`began_with`: partitions that the topic had when the group began, to be recorded; 0: unknown.
+    """`began_with`: number of partitions when the group started, to be recorded; 0 if unknown.
 
-    `replaced`: id of the topic to which the committed offset belongs; empty unless that is another topic than now.
+    `replaced`: id of the topic to which the committed offset belongs, if that is not the current topic.
     """
 
     place: Place
@@ -56,24 +57,26 @@ class Start:
 
 
 def is_doubtful(stored: Stored) -> bool:
-    """Whether to ask a second time before anything follows from this answer: none, or 0 without a record.
+    """True if this response must be verified by a second request: no offset, or 0 without a record.
 
-    Either makes the reader start elsewhere than the group ended, and brokers gave such answers once and then the
-    right one. What the group commits at 0 has a record, unless another tool or an older release wrote it.
+    Both would make the reader start at a different position, and brokers have been seen to return them once before
+    the correct value. Commits of offset 0 have a record, unless written by another tool or an older release.
     """
     return stored.offset is None or (stored.offset == 0 and not stored.text)
 
 
 def is_known(stored: Stored, topic: TopicView) -> bool:
-    """Whether the stored offset alone says where to start; otherwise `start` has to see the other partitions'."""
+    """True if the stored offset alone determines the start; otherwise `start` needs the commits of the other
+    partitions."""
     named = stored.record.topic_id or not topic.id
     return stored.offset is not None and bool(named) and not _replaced(stored, topic)
 
 
 def start(partition: int, group: Mapping[int, Stored], topic: TopicView, former: str = "") -> Start:
-    """Where this partition starts. `group`: what is committed, by partition, of the whole topic.
+    """Start of this partition. `group`: commits of the whole topic, by partition.
 
-    `former`: id of the topic that this process read before, if any: brokers may delete offsets with a topic.
+    `former`: id of the topic that this process read before, if any, because brokers may delete offsets with a
+    topic.
     """
     mine = group.get(partition, Stored())
     if is_known(mine, topic):
@@ -99,7 +102,7 @@ def _replaced(stored: Stored, topic: TopicView) -> bool:
 
 
 def first_record(found: Record, topic_id: str, began_with: int) -> Record:
-    """What the first commit of an assignment says, after `found`: one more start, and the topic if it is known."""
+    """Record of the first commit of an assignment, based on `found`: one more start, and the topic if known."""
     return found._replace(
         topic_id=topic_id or found.topic_id,
         partitions=began_with or found.partitions,

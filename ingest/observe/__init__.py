@@ -1,1 +1,1 @@
-"""What a reader shows of itself: metrics, logs, traces, probes. Observes decisions and never takes any."""
+"""Reader observability: metrics, logs, traces, probes. Observes decisions and never makes any."""

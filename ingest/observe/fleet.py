@@ -1,7 +1,6 @@
-"""What the reader sees of the fleet: queue depths, circuit breakers and the memory of Redis, as metrics.
+"""Metrics about the workers, collected by the reader from Redis: queue depths, circuit breakers, Redis memory.
 
-One scrape of a reader therefore shows what the fleet has to do. `status` reads the same places through the
-functions of this module.
+`status` uses the same functions.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhas
 
 
 class RedisMemory(msgspec.Struct, frozen=True):
-    """Bytes that Redis uses, its bound (0: none), and what it does at the bound."""
+    """Bytes used by Redis, maxmemory (0: none) and eviction policy."""
 
     used_bytes: int
     max_bytes: int
@@ -44,7 +43,7 @@ def redis_memory(client: Any) -> RedisMemory:
 
 
 def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
-    """Tasks that wait, by queue. Raises redis.exceptions.RedisError."""
+    """Waiting tasks by queue. Raises redis.exceptions.RedisError."""
     queues = [*(flush_queue(sink) for sink in settings.sinks), CONTROL_QUEUE]
     pipe = client.pipeline(transaction=False)
     for queue in queues:
@@ -53,12 +52,12 @@ def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
 
 
 def broker_prefix(settings: Settings) -> str:
-    """What the names of all Celery keys in Redis begin with."""
+    """Prefix of all Celery keys in Redis."""
     return str(configuration(settings)["broker_transport_options"]["global_keyprefix"])
 
 
 class FleetWatch:
-    """A thread that looks at Redis every heartbeat, for the metrics and for /readyz. It never blocks the loop."""
+    """A thread that queries Redis every heartbeat, for metrics and /readyz. It never blocks the loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -69,30 +68,31 @@ class FleetWatch:
         self.loop = Loop("fleet-watch", self.look, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
-        """Starts the thread. Redis need not be there."""
+        """Starts the thread. Redis need not be reachable."""
         self.loop.start()
 
     def stop(self) -> None:
-        """Ends the thread, within a time-out of Redis."""
+        """Ends the thread, within one Redis timeout."""
         self.loop.stop(self._settings.redis_timeout_seconds)
 
     def dependencies(self) -> dict[str, str]:
-        """What is wrong with Redis; "" when it answered the last time."""
+        """The problem with Redis; "" if the last query succeeded."""
         return {"redis": self._trouble}
 
     def look(self) -> None:
-        """Updates the metrics once. Redis trouble is kept for `dependencies`, never raised."""
+        """Updates the metrics once. Redis errors are kept for `dependencies`, never raised."""
         try:
             self._trouble = self._unusable() or self._measure()
         except (RedisError, OSError) as error:
             self._trouble = shortened(f"{type(error).__name__}: {error}")
-            self._kind_is_known = False  # the next one to answer may be another server
+            self._kind_is_known = False  # the address may lead to another server next time
         self._metrics.meters.set("replays.reader.redis_up", not self._trouble)
         if self._metrics.snapshot.paused:
             self._metrics.ask_log_ends()
 
     def _unusable(self) -> str:
-        """Why Redis cannot be worked with although it answers; "" if it can. Writes: a replica answers as well."""
+        """Why Redis is unusable although it responds; "" if usable. Writes a key, because a replica responds
+        too."""
         if not self._kind_is_known:
             text = refusal(self._client)
             if text:
@@ -102,7 +102,7 @@ class FleetWatch:
         return ""
 
     def _measure(self) -> str:
-        """Queues, breakers and memory as metrics. Nothing is wrong if it returns."""
+        """Updates metrics of queues, breakers and memory. Raises if anything fails."""
         meters = self._metrics.meters
         for queue, depth in queue_depths(self._settings, self._client).items():
             meters.set("replays.reader.queue_depth", depth, queue)

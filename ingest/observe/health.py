@@ -1,7 +1,7 @@
-"""What the reader answers to /livez, /readyz and /metrics.
+"""The reader's /livez, /readyz and /metrics.
 
-Live: the loop turns. Not live means: restart me, nothing else helps. A dead broker or Redis is no reason.
-Ready: I do my work: partitions are assigned, Redis answers, nothing made me halt, I am not shutting down.
+Live: the loop makes progress; otherwise only a restart helps. An unreachable broker or Redis does not affect
+liveness. Ready: partitions are assigned, Redis responds, the reader is not halted and not shutting down.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ HTTP_SETTING = "REPLAYS_HTTP"
 
 @dataclass
 class Health:
-    """Judges the reader by its last snapshot, which the loop takes every second.
+    """Evaluates the reader's last snapshot, which the loop takes every second.
 
-    `turned_seconds()` is how long ago the loop went round, `dependencies()` what is wrong with what it needs
-    (name -> "" or what is wrong).
+    `turned_seconds()` is the time since the loop's last iteration, `dependencies()` the state of each dependency
+    (name -> "" or the problem).
     """
 
     settings: Settings
@@ -33,13 +33,13 @@ class Health:
     dependencies: Callable[[], dict[str, str]] = dict
 
     def live(self) -> dict[str, str]:
-        """Whether the process is worth keeping."""
+        """Liveness."""
         silent_seconds = self.turned_seconds()
         stuck = silent_seconds >= self.settings.loop_silent_seconds_max
         return {"loop": f"has not turned for {silent_seconds:.0f} s" if stuck else ""}
 
     def ready(self) -> dict[str, str]:
-        """Whether it does its work."""
+        """Readiness."""
         snapshot = self.metrics.snapshot
         return {
             **self.live(),
@@ -50,18 +50,18 @@ class Health:
         }
 
     def registry(self) -> CollectorRegistry:
-        """The metrics, with the one gauge that only the time of the scrape can tell."""
+        """The metrics, with the gauge that is computed at scrape time."""
         self.metrics.meters.set("replays.reader.loop_turned_seconds", self.turned_seconds())
         return self.metrics.registry
 
 
 def turned_seconds(turned_at: Callable[[], float]) -> Callable[[], float]:
-    """How long ago a loop went round, given when it last did (monotonic seconds)."""
+    """Seconds since a loop's last iteration at `turned_at` (monotonic seconds)."""
     return lambda: max(0.0, time.monotonic() - turned_at())
 
 
 def serve(health: Health) -> Probes:
-    """Starts the HTTP server of the settings. `.port` is where it listens, `.close()` ends it."""
+    """Starts the HTTP server. `.port` is its port, `.close()` stops it."""
     settings = health.settings
     return Probes(
         settings.http_host, settings.http_port, health.live, health.ready, health.registry, setting=HTTP_SETTING

@@ -1,7 +1,7 @@
-"""The heartbeat: what a reader publishes about itself in Redis, for `status`, `top` and the operators' page.
+"""The reader's heartbeat in Redis, shown by `status`, `top` and the operator's page.
 
-`HeartbeatSource` fills the value from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`.
-The process that reads it may run another release: fields are only ever added, each with a default.
+`HeartbeatSource` builds it from the reader's metrics; `HeartbeatWriter` writes it every `heartbeat_seconds`. Other
+releases may read it: fields are only added, each with a default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.release import RELEASE
 
 
 class Unowned(msgspec.Struct, frozen=True):
-    """A partition that no member of the group owns. `lag_messages`: above its committed offset; -1: unknown."""
+    """A partition without an owner. `lag_messages` is -1 if unknown."""
 
     partition: int
     lag_messages: int = -1
@@ -30,9 +30,9 @@ class Unowned(msgspec.Struct, frozen=True):
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """One heartbeat. Times are unix seconds, rates are over the time since the previous heartbeat.
 
-    `http` is host:port of the probes; `rejects` counts by reason since the start; the quantiles are upper edges of
-    histogram buckets, None while there is no value. Every batch that is not settled was made under all operators'
-    decisions before `decisions_settled`, an offset of their topic; -1: not known.
+    `http` is host:port of the probes; `rejects` counts by reason since the start; quantiles are upper edges of
+    histogram buckets, None without values. Every unsettled batch was built under all operators' decisions before
+    `decisions_settled`, an offset of their topic; -1 if unknown.
     """
 
     host: str = ""
@@ -54,7 +54,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeartbeatSource:
-    """Makes the next heartbeat from the metrics each time it is called. One thread calls it."""
+    """Builds the next heartbeat from the metrics. Called by one thread."""
 
     def __init__(
         self, settings: Settings, metrics: Metrics, unowned: Callable[[], Mapping[int, int]] = dict
@@ -111,7 +111,7 @@ class HeartbeatWriter:
         self._started_at = time.time()
 
     def write_if_due(self) -> None:
-        """Writes the next heartbeat unless the last one is younger than the interval."""
+        """Writes a heartbeat if the interval has passed."""
         now = time.monotonic()
         if now - self._written_at < self._interval_seconds:
             return
@@ -126,5 +126,5 @@ class HeartbeatWriter:
         self._written_at = now
 
     def remove(self) -> None:
-        """The reader ends: it is no longer listed."""
+        """Removes the reader from the list when it ends."""
         self._coordination.goodbye(self._reader)

@@ -1,6 +1,6 @@
-"""The life of each batch from its first message to its commit, as a view over events and commands.
+"""Timeline of each batch from its first message to its commit, derived from events and commands.
 
-It decides nothing. Metrics take latencies from it, and each life ends as one line in the log.
+Metrics use its latencies, and each batch is logged as one line at its end.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from ingest.core import cut_record
 from ingest.core import events as on
 from ingest.core.model import Batch, CutReason, OffsetRange, Stage, TopicPartition
 
-SETTLED_MAX = 4096  # batches that settled behind a parked one and still wait for their commit
+SETTLED_MAX = 4096  # settled batches behind a parked one that still wait for their commit
 RECORDED_MAX = 256
 
 
 class End(StrEnum):
-    """How a batch's life in this process ended."""
+    """How a batch ended in this process."""
 
     COMMITTED = "committed"
-    ABANDONED = "abandoned"  # an operator gave it up
-    RELEASED = "released"  # its partition was given back before it was committed
+    ABANDONED = "abandoned"  # abandoned by an operator
+    RELEASED = "released"  # its partition was released before it was committed
     LOST = "lost"  # its partition was lost before it was committed
 
 
 @dataclass(slots=True)
 class Journey:
-    """One batch. Times are monotonic seconds, None when that did not happen (yet)."""
+    """One batch. Times are monotonic seconds; None if not reached."""
 
     batch_id: str
     source: TopicPartition
@@ -57,7 +57,7 @@ class Journey:
     error: str = ""
 
     def summary(self) -> dict[str, object]:
-        """Everything for a log line; each milestone in seconds since the cut. No payload is in it."""
+        """Fields of the log line; milestones in seconds since the cut. Contains no payload."""
         line: dict[str, object] = {
             "batch": self.batch_id,
             "partition": self.source.partition,
@@ -91,25 +91,25 @@ class Journey:
 
 @dataclass(slots=True)
 class _Partition:
-    """What is known of one partition's commits: the highest recorded end, over time, and who waits."""
+    """Commits of one partition: highest recorded end over time, and waiting batches."""
 
     recorded: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECORDED_MAX))
     settled: deque[Journey] = field(default_factory=deque)
 
 
 class Journal:
-    """Follows every batch that was dispatched. Bounded: by what is in flight, and SETTLED_MAX a partition."""
+    """Tracks every dispatched batch. Bounded by the batches in flight, and SETTLED_MAX per partition."""
 
     def __init__(self) -> None:
         self._open: dict[str, Journey] = {}
         self._partitions: dict[TopicPartition, _Partition] = {}
 
     def get(self, batch_id: str) -> Journey | None:
-        """The batch, while it is not settled."""
+        """The batch if it is not settled."""
         return self._open.get(batch_id)
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Journey]:
-        """Takes one turn of the loop and returns the journeys that ended with it."""
+        """Processes one loop iteration; returns the journeys that ended."""
         ended: list[Journey] = []
         match event:
             case on.FlushSucceeded():
@@ -192,7 +192,7 @@ class Journal:
         partition.settled = still
 
     def _gone(self, sources: tuple[TopicPartition, ...], outcome: End) -> Iterable[Journey]:
-        """The partition left before these were committed: the next owner cuts them again."""
+        """The partition was released or lost before these were committed: the next owner cuts them again."""
         for batch_id in [key for key, journey in self._open.items() if journey.source in sources]:
             yield _ended(self._open.pop(batch_id), outcome)
         for source in sources:

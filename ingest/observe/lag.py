@@ -1,4 +1,4 @@
-"""How far each partition is behind: in messages, from the end of its log; in seconds, from Kafka timestamps."""
+"""Lag per partition: in messages from the log end, in seconds from Kafka timestamps."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LogRanges = Mapping[TopicPartition, tuple[int, int]]
 
 
 class LogEnds(Protocol):
-    """The Kafka source, as far as lag is concerned."""
+    """The part of the Kafka source that lag needs."""
 
     def log_ranges(self) -> LogRanges:
         """Of each assigned partition, as of the last fetch. Makes no request."""
 
     def ask_log_ranges(self) -> LogRanges:
-        """The same, asked of the broker. Blocks; any thread."""
+        """The same, requested from the broker. Blocks; any thread."""
 
 
 class Lag:
-    """Fed by each poll and by the known ends of the logs. All but `learn` belongs to the loop's thread."""
+    """Updated by each poll and by known log ends. All methods except `learn` are for the loop's thread."""
 
     def __init__(self) -> None:
         self._ends: dict[int, int] = {}
@@ -36,7 +36,7 @@ class Lag:
         self._newest_ms: dict[int, int] = {}
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """Keeps the timestamp of each partition's first message of this poll, and of its newest one."""
+        """Records the timestamps of each partition's first and newest message of this poll."""
         seen: set[int] = set()
         for message in messages:
             if not message.timestamp_ms:
@@ -49,14 +49,14 @@ class Lag:
                 times.append((message.offset, message.timestamp_ms))
 
     def learn(self, ranges: LogRanges) -> None:
-        """Raises the known ends of the logs. Any thread."""
+        """Raises the known log ends. Any thread."""
         for source, (_, end) in ranges.items():
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 
     def of(self, state: PartitionState, wall: float) -> PartitionState:
-        """The state with the log's end and both lags; `wall` is unix seconds.
+        """The state with the log's end and both lags; `wall` is in Unix seconds.
 
-        Without a committed offset everything behind `position` that was seen counts as lag.
+        Without a committed offset, everything seen behind `position` counts as lag.
         """
         times = self._times.get(state.partition)
         high = self._ends.get(state.partition, -1)
@@ -71,6 +71,6 @@ class Lag:
         return msgspec.structs.replace(state, high=high, lag_messages=lag_messages, lag_seconds=lag_seconds)
 
     def forget(self, partition: int) -> None:
-        """The partition is no longer ours."""
+        """The partition is no longer assigned."""
         for known in (self._ends, self._times, self._newest_ms):
             known.pop(partition, None)

@@ -1,4 +1,4 @@
-"""The one log line that tells a batch's whole life. How logs look is `tasks.observe.logs`."""
+"""The log line of a finished batch. Formatting is in `tasks.observe.logs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = structlog.get_logger("ingest.batch")
 
 
 def batch_line(journey: Journey) -> None:
-    """One line a batch, when its life here ends: ids, sizes, and the seconds from its cut to each milestone."""
+    """One line per batch when it ends: ids, sizes, and seconds from its cut to each milestone."""
     if journey.outcome is End.COMMITTED and not journey.failures:
         log.info("batch", **journey.summary())
     else:

@@ -1,7 +1,8 @@
-"""The reader's instruments, fed by events and commands: `Metrics.observe(event, commands, now)`.
+"""Updates the reader's metrics from events and commands: the loop calls `Metrics.observe(event, commands, now)`
+after each event.
 
-The loop calls it after each event. What happens for every message is a handful of additions; everything else waits
-for the snapshot that is taken once per second. `ingest.observe.metric_table` says what each metric is.
+Per message this is a few additions; everything else is updated from the snapshot taken once per second.
+`ingest.observe.metric_table` defines the metrics.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tasks.observe.meters import Kind, Meters, dogstatsd
 from tasks.seals import Purpose, warn
 
 SNAPSHOT_SECONDS = 1.0
-FUTURE_SECONDS_MAX = 86_400.0  # a `received` further ahead than that is a broken clock, not a latency
+FUTURE_SECONDS_MAX = 86_400.0  # a `received` further in the future is a clock error, not a latency
 
 _R = READER
 
@@ -40,7 +41,7 @@ _EXCEEDED = {
 
 
 class Parsed(StrEnum):
-    """What became of a message: label `outcome` of messages_parsed."""
+    """Outcome of a message: label `outcome` of messages_parsed."""
 
     SEGMENT = "segment"
     REJECT = "reject"
@@ -56,21 +57,21 @@ class Why(StrEnum):
 
 
 class CommitAnswer(StrEnum):
-    """How the broker answered a commit: label `outcome` of commits."""
+    """Result of a commit: label `outcome` of commits."""
 
     STORED = "stored"
     FAILED = "failed"
 
 
 class Rebalance(StrEnum):
-    """What the group did: label `kind` of rebalances."""
+    """Rebalance event: label `kind` of rebalances."""
 
     ASSIGNED = "assigned"
     REVOKED = "revoked"
     LOST = "lost"
 
 
-# Series with one label that must exist at zero from the start.
+# Series with one label that must exist at zero from startup.
 _TOUCHED: dict[str, Iterable[str]] = {
     "batches_cut": CutReason,
     "stage_seconds": Stage,
@@ -84,10 +85,10 @@ _TOUCHED: dict[str, Iterable[str]] = {
 
 
 class Metrics:
-    """The reader's instruments. `observe` and `polled` belong to the loop's thread; `snapshot` is for everybody.
+    """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` for any thread.
 
-    `reasons` and `warnings` are the stable names that exist, so that their series do from the start. `tell`
-    gets each batch whose life ended. `wall` is unix seconds: ages of messages are told by the wall clock.
+    `reasons` and `warnings` are all stable names, so that their series exist from startup. `tell` receives each
+    batch that ended. `wall` returns Unix seconds, for message ages.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class Metrics:
         self._prepare(reasons, warnings)
 
     def _prepare(self, reasons: Iterable[str], warnings: Iterable[str]) -> None:
-        """Series that must exist at zero, so that an alert sees their first increment."""
+        """Creates series at zero, so that alerts see their first increment."""
         meters, settings = self.meters, self._settings
         for definition in DEFINITIONS:
             if definition.kind is not Kind.GAUGE and not definition.labels:
@@ -140,21 +141,21 @@ class Metrics:
         meters.set(_R + "in_flight_bytes_max", settings.in_flight_bytes_max)
 
     def watch(self, pipeline: Pipeline, log_ends: LogEnds) -> None:
-        """Where the snapshot comes from, once per second."""
+        """Sets the source of the snapshot, queried once per second."""
         self._pipeline, self._log_ends = pipeline, log_ends
 
-    # What others ask
+    # Queries
 
     def ask_log_ends(self) -> None:
-        """Asks the broker where the partitions end: a paused reader fetches nothing and would not notice.
+        """Requests log ends from the broker, because a paused reader does not fetch.
 
-        Makes requests, so never on the loop's thread.
+        Blocks; not for the loop's thread.
         """
         if self._log_ends is not None:
             self._lag.learn(self._log_ends.ask_log_ranges())
 
     def by_label(self, name: str) -> dict[str, float]:
-        """A counter's values by its one label ("" when it has none)."""
+        """A counter's values by its label ("" without a label)."""
         base = name.replace(".", "_") + "_total"
         return {
             next(iter(sample.labels.values()), ""): sample.value
@@ -164,11 +165,11 @@ class Metrics:
         }
 
     def total(self, name: str) -> float:
-        """A counter over all of its labels."""
+        """A counter's total over all labels."""
         return sum(self.by_label(name).values())
 
     def quantile(self, name: str, share: float) -> float | None:
-        """The upper edge of the bucket that holds this share of a histogram; None while it is empty."""
+        """The upper edge of the histogram bucket of this quantile; None if empty."""
         base = name.replace(".", "_") + "_bucket"
         buckets = [
             (float(sample.labels["le"]), sample.value)
@@ -179,19 +180,19 @@ class Metrics:
         if not buckets or not buckets[-1][1]:
             return None
         edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
-        return edge if edge != float("inf") else None  # beyond all buckets: no number would be true
+        return edge if edge != float("inf") else None  # beyond all buckets: unknown
 
-    # What the loop tells
+    # Updates from the loop
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """One turn of the loop. The first branch runs for every message and must stay cheap."""
+        """Processes one loop iteration. The first branch runs for every message and must stay cheap."""
         if type(event) is on.MessageParsed:
             outcome = event.outcome
             self._messages[event.source.partition] += 1
             if type(outcome) is Segment:
                 self._parsed[Parsed.SEGMENT] += 1
                 if outcome.warnings:
-                    for warning in outcome.warnings:  # up to thousands in a hostile one
+                    for warning in outcome.warnings:  # up to thousands in a hostile message
                         self._warnings[warning] += 1
             elif type(outcome) is Reject:
                 self._parsed[Parsed.REJECT] += 1
@@ -299,7 +300,7 @@ class Metrics:
                 self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
 
     def stuck(self, stacks: object) -> None:
-        """The loop stood still and its stacks were logged."""
+        """The loop was stuck and its stacks were logged."""
         self.meters.count(_R + "stuck")
 
     def loop_failed(self, loop: str) -> None:
@@ -307,7 +308,7 @@ class Metrics:
         self.meters.count(_R + "loop_failures", 1, loop)
 
     def unverified(self, purpose: Purpose) -> None:
-        """Something in Redis carries no seal of the shared key and is ignored. Any thread."""
+        """A Redis entry without a valid seal was ignored. Any thread."""
         warn(purpose)
         self.meters.count(_R + "unverified", 1, purpose)
 
@@ -315,7 +316,7 @@ class Metrics:
         """An observer raised. Any thread."""
         self.meters.count(_R + "observer_failures", 1, observer)
 
-    # What the parser tells
+    # Updates from the parser
 
     def polled(self, messages: Sequence[Message]) -> None:
         """One poll returned these messages, in offset order within each partition."""
@@ -328,7 +329,7 @@ class Metrics:
         self._lag.polled(messages)
 
     def parsed_for(self, seconds: float) -> None:
-        """Adds the seconds that parsing of one poll took."""
+        """Adds the parsing time of one poll, seconds."""
         self._parse_seconds += seconds
 
     # Once a second
@@ -389,7 +390,7 @@ class Metrics:
         self._reject_gauges(snapshot.rejects)
 
     def _reject_gauges(self, rejects: RejectState) -> None:
-        """A bounded set of series: the few projects with the most rejects, and the others in one."""
+        """A bounded set of series: the projects with most rejects, and one for all others."""
         named = {str(one.project_id): one for one in rejects.worst}
         for project, one in named.items():
             self.meters.set(_R + "project_rejects", one.rejects, project)

@@ -1,6 +1,6 @@
-"""One moment of the reader, taken on the loop's own thread: what probes, metrics and operators look at.
+"""A snapshot of the reader's state for probes, metrics and operators, taken by the loop's thread.
 
-Other threads must not walk the pipeline's dictionaries while the loop changes them, so they get this copy.
+Other threads must not iterate over the pipeline's dictionaries, so they use this copy.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FlightState(msgspec.Struct, frozen=True):
 
 
 class RejectsOf(msgspec.Struct, frozen=True):
-    """Rejects of one project among the last reject_window messages. `shed`: most of its messages are rejects."""
+    """Rejects of one project in the reject window. `shed`: most of its messages are rejects."""
 
     project_id: int
     messages: int
@@ -51,9 +51,9 @@ class RejectsOf(msgspec.Struct, frozen=True):
 
 
 class RejectState(msgspec.Struct, frozen=True):
-    """Rejects among the last reject_window messages: of the projects with the most, of others, of none.
+    """Rejects in the reject window: of the projects with most rejects, of all others, and without a project.
 
-    `shed`: how many projects are mostly rejects; `dropped`: rejects dropped by policy, since the start.
+    `shed`: number of shed projects; `dropped`: rejects dropped by policy since startup.
     """
 
     worst: tuple[RejectsOf, ...] = ()
@@ -83,7 +83,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def take(pipeline: Pipeline, now: float) -> Snapshot:
-    """To be called by the loop's thread only."""
+    """Called by the loop's thread only."""
     return Snapshot(
         now=now,
         partitions=tuple(

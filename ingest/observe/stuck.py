@@ -1,7 +1,7 @@
-"""Notices that the loop stands still, and says where: the stacks of all threads go to the log, once a standstill.
+"""Detects a stuck loop and logs the stacks of all threads, once per occurrence.
 
-Python's own stacks are taken with `sys._current_frames`; should even that be impossible (the interpreter is
-held by a C extension), SIGQUIT makes `faulthandler` write them without it.
+Stacks are taken with `sys._current_frames`; if a C extension holds the interpreter, SIGQUIT makes `faulthandler`
+write them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def stacks() -> dict[str, list[str]]:
 
 
 class StuckDetector:
-    """Watches a loop from a thread of its own.
+    """Watches a loop from its own thread.
 
-    `turned_seconds()` tells how long ago the loop went round. `on_stuck` is called once for every standstill of
-    more than `silent_seconds_max`, with the stacks. `signal_dumps=True` lets SIGQUIT dump the stacks at any time.
+    `turned_seconds()` is the time since the loop's last iteration. `on_stuck` is called with the stacks, once each
+    time the loop is stuck for more than `silent_seconds_max`. `signal_dumps=True` makes SIGQUIT dump the stacks.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class StuckDetector:
         self.loop = Loop("stuck-detector", self.check, min(CHECK_SECONDS_MAX, silent_seconds_max / 4))
 
     def start(self, *, signal_dumps: bool = False) -> None:
-        """Starts watching. Call from the main thread when `signal_dumps` is set."""
+        """Starts watching. Call from the main thread if `signal_dumps` is set."""
         if signal_dumps:
             faulthandler.register(signal.SIGQUIT, all_threads=True, chain=False)
         self.loop.start()
@@ -63,7 +63,7 @@ class StuckDetector:
         self.loop.stop(deadline_seconds=2.0)
 
     def check(self) -> bool:
-        """Looks once; True when the loop stands still."""
+        """Checks once; True if the loop is stuck."""
         silent_seconds = self._turned_seconds()
         if silent_seconds < self._silent_seconds_max:
             if self._reported:

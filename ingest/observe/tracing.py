@@ -1,7 +1,7 @@
-"""A batch's trace: from the messages' own trace context, through the reader, to each sink.
+"""Tracing of batches: from the messages' trace context through the reader to each sink.
 
-The first message that carries a W3C `traceparent` header is the parent of the batch's span, the next ones are
-links, so that a batch of 1000 messages is one trace. Off by default; then nothing here is called.
+The first message with a W3C `traceparent` header is the parent of the batch's span, later ones are links, so that
+a batch is one trace. Disabled by default.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ingest.core import events as on
 from ingest.core.model import Batch, Message, TopicPartition
 from tasks.observe import telemetry
 
-CONTEXTS_MAX = 4096  # traceparents kept a partition until their batch is cut
+CONTEXTS_MAX = 4096  # traceparents kept per partition until their batch is cut
 LINKS_MAX = 32
 HEADER = telemetry.HEADER
 
 
 class Tracing:
-    """`polled` and `observe` belong to the loop's thread, `begin` to the dispatcher's; a lock between them."""
+    """`polled` and `observe` are for the loop's thread, `begin` for the dispatcher's; protected by a lock."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class Tracing:
         self._spans: dict[tuple[str, int], Any] = {}
 
     def polled(self, messages: Sequence[Message]) -> None:
-        """Remembers the trace context of these messages."""
+        """Records the trace context of these messages."""
         if telemetry.tracer() is None:
             return
         for message in messages:
@@ -41,7 +41,8 @@ class Tracing:
                         kept.append((message.offset, value.decode("ascii", "replace")))
 
     def begin(self, batch: Batch) -> str:
-        """The traceparent for this batch's tasks; its span begins with the first call. "" while tracing is off."""
+        """The traceparent for this batch's tasks; its span starts with the first call. "" if tracing is
+        disabled."""
         tracer = telemetry.tracer()
         if tracer is None:
             return ""
@@ -52,7 +53,7 @@ class Tracing:
         return telemetry.traceparent_of(span)
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """Ends spans: of batches that settled, and of partitions that are no longer ours."""
+        """Ends spans of settled batches and of released or lost partitions."""
         if telemetry.tracer() is None or isinstance(event, on.MessageParsed):
             return
         for command in commands:
@@ -92,7 +93,7 @@ class Tracing:
         )
 
     def _take(self, batch: Batch) -> list[str]:
-        """The contexts of the batch's messages; older ones belong to nobody any more."""
+        """Removes and returns the contexts of the batch's messages; older ones are discarded."""
         kept = self._contexts.get(batch.source)
         taken: list[str] = []
         while kept and kept[0][0] < batch.offsets.stop:

@@ -1,7 +1,6 @@
-"""Where the partitions of an assignment start, asked of the brokers. `ingest.core.starting` has the rule.
+"""Queries the brokers for the start offsets of an assignment; the rules are in `ingest.core.starting`.
 
-An offset that cannot be had is never taken for one that does not exist: `Unanswered` makes the reader join the
-group again.
+A failed query is never treated as "no offset": `Unanswered` makes the reader rejoin the group.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ EPOCH_SECONDS_MAX = 5.0
 REPEAT_SECONDS = 0.25
 Reset = Literal["earliest", "latest", "error"]
 
-# The epoch that the client knows is not the group's yet, or not any more: its next heartbeat may put that right.
+# The client's epoch differs from the group's; its next heartbeat may correct that.
 BEHIND = frozenset((KafkaError.STALE_MEMBER_EPOCH,))
-# The coordinator does not count this client among the members any more.
+# The coordinator no longer considers this client a member.
 FENCED = frozenset(
     (
         KafkaError.FENCED_MEMBER_EPOCH,
@@ -41,17 +40,17 @@ log = structlog.get_logger(__name__)
 
 
 class ConsumerFailed(Exception):
-    """Only a person can decide how to go on: a fatal error, a missing right, or an offset that is not in the log
-    under the policy `error`. The text says what to do."""
+    """An operator must act: a fatal error, a missing permission, or an offset out of range with the policy
+    `error`. The text states what to do."""
 
 
 class Unanswered(Exception):
-    """The brokers did not say where to start; nothing may be read. The text says why."""
+    """The brokers did not return a start offset; nothing may be read. The text states why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where a partition starts. `committed` and `text` are the group's, None and empty without a usable commit."""
+    """Start of a partition. `committed` and `text` are the group's; None and empty without a usable commit."""
 
     partition: int
     offset: int
@@ -61,14 +60,14 @@ class Found:
 
 
 class Offsets:
-    """Of one topic, under one reset policy."""
+    """Start offsets of one topic, with one reset policy."""
 
     def __init__(self, topic: str, reset: Reset) -> None:
         self._topic = topic
         self._reset = reset
 
     def find(self, consumer: Consumer, numbers: Sequence[int], topic: TopicView, former: str) -> list[Found]:
-        """Where these partitions start, in their order. Raises Unanswered or ConsumerFailed."""
+        """The starts of these partitions, in their order. Raises Unanswered or ConsumerFailed."""
         group = self._stored(consumer, numbers)
         if not all(is_known(group[number], topic) for number in numbers):
             topic = topic if topic.partitions else TopicView(topic.id, self._count(consumer))
@@ -79,7 +78,7 @@ class Offsets:
         ]
 
     def _count(self, consumer: Consumer) -> int:
-        """How many partitions the topic has. Raises Unanswered."""
+        """Number of partitions of the topic. Raises Unanswered."""
         try:
             found = consumer.list_topics(self._topic, timeout=CALL_SECONDS_MAX).topics[self._topic]
         except (KafkaException, RuntimeError, KeyError) as failure:
@@ -104,7 +103,7 @@ class Offsets:
         return Found(number, high if at_end else low, None, "", found)
 
     def log_range(self, consumer: Consumer, number: int) -> tuple[int, int]:
-        """(oldest offset, end) of a partition, asked of its leader. Raises Unanswered."""
+        """(oldest offset, end) of a partition, from its leader. Raises Unanswered."""
         try:
             low, high = consumer.get_watermark_offsets(
                 KafkaPartition(self._topic, number), timeout=CALL_SECONDS_MAX, cached=False
@@ -116,7 +115,7 @@ class Offsets:
         return max(low, 0), high
 
     def _stored(self, consumer: Consumer, numbers: Collection[int]) -> dict[int, Stored]:
-        """What the group has committed on these partitions. Repeats the question within bounds."""
+        """The group's commits on these partitions. Repeats the request within bounds."""
         if not numbers:
             return {}
         return confirmed(lambda asked: self._ask(consumer, asked), numbers, time.monotonic, time.sleep)
@@ -139,7 +138,7 @@ def confirmed(
     clock: Callable[[], float],
     wait: Callable[[float], None],
 ) -> dict[int, Stored]:
-    """What `ask` says of these partitions; of a doubtful answer (`is_doubtful`) what it says the second time.
+    """The result of `ask` for these partitions; for a doubtful result (`is_doubtful`), that of a second request.
 
     Raises Unanswered or ConsumerFailed.
     """
@@ -158,10 +157,10 @@ def confirmed(
 def repeated(
     ask: Callable[[], dict[int, Stored]], clock: Callable[[], float], wait: Callable[[float], None]
 ) -> dict[int, Stored]:
-    """The first answer to `ask`, which raises KafkaException. Raises Unanswered or ConsumerFailed.
+    """The first result of `ask` that is not a KafkaException. Raises Unanswered or ConsumerFailed.
 
-    A member whose epoch is behind asks again for EPOCH_SECONDS_MAX, one that is fenced does not; any other error
-    is given ANSWER_SECONDS_MAX.
+    With a stale epoch it repeats the request for EPOCH_SECONDS_MAX, if fenced not at all, and on other errors for
+    ANSWER_SECONDS_MAX.
     """
     began = clock()
     while True:

@@ -1,8 +1,7 @@
-"""The way back from the flush fleet: this reader's stream in Redis, whose entries become events.
+"""Reads this reader's completion stream in Redis and converts entries to events.
 
-Tasks and operators write to the stream, one entry per completion. It is read from the reader's own position, with
-one call for all batches. While Redis is away nothing is read; a stream that is gone, or that began anew with
-smaller ids, is read from its beginning.
+Tasks and operators write one entry per completion. The stream is read from the reader's position, with one call
+for all batches. A stream that was lost, or recreated with smaller ids, is read from its beginning.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 BLOCK_SECONDS_MAX = 1.0
 COMPLETIONS_MAX = 512
-# Between two attempts while Redis does not answer.
+# Interval between attempts while Redis does not respond.
 RETRY_SECONDS = 0.2
 RETRY_SECONDS_MAX = 1.0
 
@@ -36,7 +35,7 @@ RETRY_SECONDS_MAX = 1.0
 class CompletionReader:
     """Reads one reader's stream and calls `deliver` with each event, in `loop`.
 
-    It also writes the heartbeat, so a reader that is listed is a reader that can be told of completions.
+    Also writes the heartbeat, so that every listed reader can receive completions.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class CompletionReader:
         self._coordination = Coordination(connect(settings, retries=0), settings, unverified)
         self._heartbeat = HeartbeatWriter(self._coordination, reader, settings.heartbeat_seconds, heartbeat)
         self._last_id = "0-0"
-        # The server must answer before the socket gives up on it.
+        # The server must respond before the socket times out.
         self._block_ms = max(1, int(1000 * min(BLOCK_SECONDS_MAX, settings.redis_timeout_seconds / 2)))
         self._healthy = True
         self.loop = Loop(
@@ -75,7 +74,7 @@ class CompletionReader:
             self._find_beginning()
         if not self.read_once():
             self._find_beginning()
-        # Last: a Redis that is full takes no heartbeat, but its stream can still be read.
+        # Last, because a full Redis refuses the heartbeat while its stream can still be read.
         self._heartbeat.write_if_due()
         self._healthy = True
 
@@ -104,7 +103,7 @@ class CompletionReader:
         return len(entries)
 
     def _find_beginning(self) -> None:
-        """Redis is empty, or another node whose clock is behind: then our position means nothing there."""
+        """Resets the position if Redis was emptied or is another node with an earlier clock."""
         if self._last_id == "0-0":
             return
         try:
@@ -117,7 +116,7 @@ class CompletionReader:
 
 
 def as_event(completion: Completion) -> on.Event:
-    """The event of one stream entry. Raises ValueError for a stage that there is not."""
+    """The event of one stream entry. Raises ValueError for an unknown stage."""
     batch_id, epoch = completion.batch_id, completion.epoch
     match completion.kind:
         case CompletionKind.DONE:
@@ -132,7 +131,7 @@ def as_event(completion: Completion) -> on.Event:
 
 
 def _entries(answer: Any) -> list[Any]:
-    """The entries of the one stream that was asked for; RESP2 answers with a list, RESP3 with a map."""
+    """The entries of the requested stream; RESP2 returns a list, RESP3 a map."""
     if not answer:
         return []
     if isinstance(answer, dict):

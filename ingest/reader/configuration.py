@@ -1,6 +1,6 @@
-"""What the settings mean for a reader's parts: the core's bounds, the parser's rules, the consumer's properties.
+"""Maps settings to the reader's components: core limits, parser rules, consumer properties.
 
-Commands that parse or read as the reader does take them from here, so that they see what it sees.
+Commands that parse or read like the reader use the same functions.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from tasks.units import KiB, MiB
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The core's bounds, by their common names."""
+    """The core's limits."""
     names = Limits.__dataclass_fields__
     return Limits(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
 
 def rules_of(settings: Settings) -> ParseRules:
-    """The parser's bounds and sampling rates, by their common names."""
+    """The parser's limits and sampling rates."""
     names = ParseRules.__dataclass_fields__
     return ParseRules(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
 
 def consumer_config(settings: Settings) -> dict[str, Any]:
-    """The librdkafka properties of the reader's consumer. May hold the password: never log it."""
+    """The librdkafka properties of the reader's consumer. May contain the password; do not log."""
     config: dict[str, Any] = {
         "group.id": settings.kafka_group,
         "group.protocol": settings.kafka_group_protocol.value,
@@ -37,7 +37,7 @@ def consumer_config(settings: Settings) -> dict[str, Any]:
         "fetch.wait.max.ms": 100,
     }
     poll_ms = int(settings.kafka_max_poll_interval_seconds * 1000)
-    if settings.kafka_group_protocol is GroupProtocol.CLASSIC:  # under the other one the brokers have these
+    if settings.kafka_group_protocol is GroupProtocol.CLASSIC:  # with the consumer protocol, brokers set these
         session_ms = int(settings.kafka_session_timeout_seconds * 1000)
         poll_ms = max(poll_ms, session_ms)
         config |= {

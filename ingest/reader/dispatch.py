@@ -1,8 +1,8 @@
-"""The way to the flush fleet: stages a batch's bytes, starts its chord, shows what is parked.
+"""Dispatches batches to workers: stages their bytes, starts chords, publishes parked batches.
 
-The dispatch thread performs the core's commands in their order, so that the loop never waits for Redis; the thread
-of `ingest.reader.completions` reads what comes back. Both answer with events in the inbox. Nothing here retries: a
-failure is an event, and the core decides.
+The dispatch thread performs the core's commands in order, so that the loop never waits for Redis; the thread of
+`ingest.reader.completions` reads completions. Both put events into the inbox. No retries here: a failure is an
+event, and the core decides.
 """
 
 from __future__ import annotations
@@ -39,25 +39,23 @@ Command = do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut
 
 COMMANDS_MAX = 4096
 MANIFESTS_MAX = 4096
-# What was encoded for a stage that did not start yet. What does not fit is encoded again.
+# Encoded bytes kept for stages that have not started. Bytes that do not fit are encoded again.
 UNSENT_BYTES_MAX = 32 * MiB
-# After Redis failed, commands fail at once for this long instead of each waiting for its own time-out.
+# After a Redis failure, commands fail immediately for this long instead of each waiting for a timeout.
 DOWN_SECONDS = 1.0
-# Tasks stop retrying a little before the core stops waiting, so that it hears of the failure instead of silence.
+# Tasks stop retrying shortly before the core's deadline, so that it receives the failure instead of a timeout.
 DEADLINE_SHARE = 0.9
 
 
 class Dispatcher:
     """`start`, then `submit` from one thread, then `stop`. `reader` names this process's stream.
 
-    Every Dispatch is answered by FlushSucceeded, FlushFailed or DispatchFailed, or by nothing: its chord was lost.
-    Memory: of the batches in flight the manifests, and the bytes of the stage that did not start yet; batches
-    themselves only while their command waits.
-    `heartbeat()` makes what each heartbeat says, on the thread that reads completions; `trace(batch)` the W3C
-    traceparent that the batch's tasks carry ("": none), on the dispatch thread.
-    `on_failure(name)` is called for each failure of one of its loops, `unverified(purpose)` for what was ignored
-    since it does not carry a seal of the shared key.
-    `app`: another Celery app than the one that only publishes; an eager one runs the tasks in our thread.
+    Every Dispatch results in FlushSucceeded, FlushFailed or DispatchFailed, or in no event if its chord was lost.
+    Memory: manifests of batches in flight, and bytes of stages not started yet; batches themselves only while
+    their command waits. `heartbeat()` builds each heartbeat, on the completion thread; `trace(batch)` returns the
+    W3C traceparent of the batch's tasks ("" if none), on the dispatch thread. `on_failure(name)` is called for
+    each failure of one of its loops, `unverified(purpose)` for entries ignored because they lack a valid seal.
+    `app`: a Celery app other than the publish-only one; an eager one runs the tasks in this thread.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class Dispatcher:
         self._loop = Loop("dispatch", self._perform_next, 0.0, on_failure=on_failure)
 
     def start(self) -> None:
-        """Starts both threads. Redis need not be there."""
+        """Starts both threads. Redis need not be reachable."""
         self._loop.start()
         self._completions.loop.start()
 
@@ -105,7 +103,7 @@ class Dispatcher:
         return self._loop, self._completions.loop
 
     def submit(self, command: Command) -> None:
-        """Returns at once. A queue that is full, which the in-flight bounds prevent, is a failed dispatch."""
+        """Returns immediately. A full queue, which the in-flight bounds prevent, is a failed dispatch."""
         try:
             self._commands.put_nowait(command)
         except queue.Full:
@@ -113,7 +111,7 @@ class Dispatcher:
                 self._fail(command, f"{COMMANDS_MAX} commands wait for redis")
 
     def stop(self, deadline_seconds: float) -> None:
-        """Performs what was submitted, at most until the deadline, then ends both threads."""
+        """Performs submitted commands until the deadline, then ends both threads."""
         ends_at = time.monotonic() + deadline_seconds
         try:
             self._commands.put(None, timeout=deadline_seconds)
@@ -126,7 +124,7 @@ class Dispatcher:
     # The dispatch thread
 
     def _perform_next(self) -> None:
-        """The next command, if one comes within a second. Every failure is answered: no batch is forgotten."""
+        """Performs the next command, waiting up to one second. Every failure becomes an event."""
         try:
             command = self._commands.get(timeout=1.0)
         except queue.Empty:
@@ -158,7 +156,7 @@ class Dispatcher:
                 self._coordination.unpark(manifest.batch_id)
 
     def _dispatch(self, command: do.Dispatch) -> None:
-        """Only tasks without a mark are staged and started; none left means that the stage is durable."""
+        """Stages and starts only tasks without a done mark; if none is left, the stage is durable."""
         batch, stage = command.batch, command.stage
         manifest = self._manifest(batch)
         name = reference(manifest)
@@ -195,7 +193,7 @@ class Dispatcher:
         )
 
     def _manifest(self, batch: Batch) -> Manifest:
-        """Made once a batch; a few that were fenced before their Discard are dropped when there are too many."""
+        """Built once per batch. If there are too many, manifests of fenced batches are dropped."""
         key = (batch.id, batch.epoch)
         if key not in self._manifests:
             if len(self._manifests) >= MANIFESTS_MAX:
@@ -206,17 +204,18 @@ class Dispatcher:
         return self._manifests[key]
 
     def _bound_unsent(self) -> None:
-        """Drops the oldest first: what a fenced batch left, and what waits too long for its second stage."""
+        """Drops the oldest entries first: those of fenced batches, and those waiting long for their second
+        stage."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
-        for key in list(self._unsent)[:-1]:  # never the one that is about to be staged
+        for key in list(self._unsent)[:-1]:  # never the one about to be staged
             if size_bytes <= UNSENT_BYTES_MAX:
                 return
             size_bytes -= sizes[key]
             del self._unsent[key]
 
     def _payloads(self, batch: Batch, stage: Stage, tasks: list[str]) -> dict[str, bytes]:
-        """As they were encoded for the manifest; at another attempt they are encoded again."""
+        """The bytes encoded for the manifest; encoded again for further attempts."""
         unsent = self._unsent.get((batch.id, batch.epoch), {})
         payloads = {name: unsent.pop(name) for name in tasks if name in unsent}
         if len(payloads) < len(tasks):

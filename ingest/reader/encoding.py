@@ -1,7 +1,7 @@
-"""A batch as its flush tasks get it: items chosen and ordered, encoded once, named by their digest.
+"""Encodes a batch for its flush tasks: items selected and ordered, encoded once, named by digest.
 
-Pure: the same batch under the same settings gives the same names, the same bytes and the same digest, so that the
-done marks of an earlier attempt, or of an earlier owner, are found again.
+Deterministic: the same batch with the same settings gives the same names, bytes and digest, so that done marks of
+earlier attempts and owners are found.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """`sinks`: those that are switched on. `blobs_per_task`: how many objects one task uploads.
+    """`sinks`: enabled sinks. `blobs_per_task`: maximum objects per task.
 
-    `packed`: the recordings of a batch lie end to end in few objects, and each gets an index row.
-    `seals`: with a shared key the manifest has the digest of each task's bytes.
+    `packed`: recordings of a batch are concatenated into few objects, each with an index row. `seals`: with a
+    shared key, the manifest has the digest of each task's bytes.
     """
 
     sinks: tuple[SinkName, ...]
@@ -42,12 +42,12 @@ class Encoder:
     seals: Seals = UNSEALED
 
     def encode(self, batch: Batch) -> Encoded:
-        """All tasks of the batch, and what it consists of."""
+        """Encodes all tasks of the batch and its manifest."""
         digest = xxhash.xxh3_128()
         entries, payloads = [], {}
         for name, items in self._tasks(batch, tuple(Stage)):
             data = encode_items(items)
-            # Names and lengths as well, so that bytes cannot move from one task to another unnoticed.
+            # Includes names and lengths, so that bytes moved from one task to another are detected.
             digest.update(f"{name}:{len(data)}:".encode())
             digest.update(data)
             entries.append(TaskEntry(name, len(items), len(data), self.seals.content(data)))
@@ -66,7 +66,7 @@ class Encoder:
         return Encoded(manifest, payloads)
 
     def payloads(self, batch: Batch, stage: Stage, names: Iterable[str]) -> dict[str, bytes]:
-        """The bytes of these tasks of one stage again, by task name."""
+        """Encodes the bytes of these tasks of one stage again, by task name."""
         wanted = set(names)
         return {name: encode_items(items) for name, items in self._tasks(batch, (stage,)) if name in wanted}
 
@@ -85,7 +85,7 @@ class Encoder:
 
 
 def items_of(batch: Batch, sink: SinkName) -> list[Item]:
-    """Everything that one sink gets of a batch, in order."""
+    """All items of a batch for one sink, in order."""
     items: list[Item] = []
     match sink:
         case SinkName.GCS:
@@ -106,7 +106,7 @@ def items_of(batch: Batch, sink: SinkName) -> list[Item]:
 
 
 def _dead_letter(batch: Batch, reject: Reject) -> DeadLetter:
-    """The original record, labelled with what became of it."""
+    """The original record, labelled with its reject reason."""
     label = Label(
         reason=reject.reason,
         error=reject.error,

@@ -1,7 +1,7 @@
-"""What was erased and must not be written again, as a reader looks it up per message.
+"""Lookup of erasures, per message. Built from `tasks.kafka.decisions`.
 
-Built from the decisions of `tasks.kafka.decisions`. A replay is erased whatever arrives of it later; a project or
-a user is erased as far as it had arrived at Relay when that was decided, and what comes afterwards is new.
+Erasing a replay also covers messages that arrive later; erasing a project or user covers messages received by
+Relay before the decision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALL, REPLAY, USER = "all", "replay", "user"
 
 
 class _Users(msgspec.Struct):
-    """The columns of a row that name a user."""
+    """Columns that identify a user."""
 
     user: str | None = None
     user_id: str | None = None
@@ -34,10 +34,10 @@ _users = msgspec.json.Decoder(_Users).decode
 
 @dataclass(frozen=True)
 class Erasures:
-    """Immutable, so that the loop's thread may look while another one replaces it.
+    """Immutable, so that another thread can replace it while the loop reads. `replays`:
 
-    `replays`: (project, replay id). `projects`: until when what arrived is erased, unix seconds by Relay's clock;
-    `users` the same by digest, per project.
+    (project, replay id). `projects`: messages received before this time are erased, Unix seconds by Relay's clock;
+    `users`: the same by digest, per project.
     """
 
     replays: frozenset[tuple[int, str]] = frozenset()
@@ -48,11 +48,11 @@ class Erasures:
         return bool(self.replays or self.projects or self.users)
 
     def holds(self, project_id: int, replay_id: str, received: float) -> bool:
-        """Whether a message of this replay, received at Relay then, was erased by its replay or its project."""
+        """True if a message of this replay, received then, is erased through its replay or project."""
         return (project_id, replay_id) in self.replays or received <= self.projects.get(project_id, -1.0)
 
     def holds_user_of(self, segment: Segment) -> bool:
-        """Whether the user that a segment names was erased."""
+        """True if the segment's user was erased."""
         users = self.users.get(segment.project_id)
         if not users:
             return False
@@ -64,7 +64,7 @@ class Erasures:
 
 
 def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasures:
-    """Those decisions that are erasures and not over at `now`, unix seconds."""
+    """The erasures among the decisions that have not expired at `now`, Unix seconds."""
     replays = set[tuple[int, str]]()
     projects: dict[int, float] = {}
     users: dict[int, dict[str, float]] = {}
@@ -91,12 +91,12 @@ def replay_key(project_id: int, replay_id: str) -> str:
 
 
 def user_key(project_id: int, user: str) -> str:
-    """The topic holds no user's name, only its digest."""
+    """The topic stores only a digest of the user."""
     return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
 
 
 def project_key(project_id: int) -> str:
-    """Everything of a project."""
+    """Key of a whole project."""
     return f"{ERASED}/{project_id}/{ALL}"
 
 

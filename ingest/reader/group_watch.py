@@ -1,8 +1,6 @@
-"""A thread that looks at the topic and its consumer group, and makes this reader join again when it has to.
-
-That is when a partition has no owner (how a stable group can leave one to nobody is in `ingest.core.ownership`,
-which decides), and when the topic was deleted and created again while this reader had partitions of it, which the
-group may never notice. This asks the brokers, keeps the gauge for the alert, and orders the consumer.
+"""A thread that watches the topic and its consumer group, and makes this reader rejoin if a partition has no owner
+(decided by `ingest.core.ownership`), or if the topic was recreated while this reader had partitions of it, which
+the group may not notice.
 """
 
 from __future__ import annotations
@@ -27,22 +25,22 @@ log = structlog.get_logger(__name__)
 
 
 class Membership(Protocol):
-    """The consumer, as far as its group is concerned."""
+    """The part of the consumer that concerns its group."""
 
     @property
     def member_id(self) -> str:
-        """As the coordinator knows it; empty before the first assignment. Any thread."""
+        """The member id at the coordinator; empty before the first assignment. Any thread."""
 
     @property
     def topic_id(self) -> str:
-        """Of the topic whose partitions it reads; empty before the first assignment. Any thread."""
+        """Id of the topic being read; empty before the first assignment. Any thread."""
 
     def rejoin(self) -> None:
-        """Asks the loop to give everything back and to join again. Returns at once; any thread."""
+        """Requests that the loop releases all partitions and rejoins. Returns immediately; any thread."""
 
 
 class GroupWatch:
-    """Looks several times per `kafka_unowned_seconds_max`. It never blocks the loop."""
+    """Checks several times per `kafka_unowned_seconds_max`. Never blocks the loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics, membership: Membership) -> None:
         self._settings = settings
@@ -52,21 +50,21 @@ class GroupWatch:
         self._ownership = Ownership(settings.kafka_unowned_seconds_max)
         self._reported: tuple[int, ...] = ()
         self._trouble = ""
-        # Partition without an owner, as last seen -> its lag in messages, -1 where that is unknown. Any thread.
+        # Partitions without an owner -> lag in messages, -1 if unknown. Any thread.
         self.unowned: Mapping[int, int] = {}
         seconds = min(LOOK_SECONDS_MAX, settings.kafka_unowned_seconds_max / LOOKS_PER_BOUND)
         self.loop = Loop("group-watch", self.look, seconds, on_failure=metrics.loop_failed)
 
     def start(self) -> None:
-        """Starts the thread. The brokers need not answer."""
+        """Starts the thread. Brokers need not be reachable."""
         self.loop.start()
 
     def stop(self) -> None:
-        """Ends the thread, unless a call to the brokers holds it up; then it ends with the process."""
+        """Ends the thread; if it is blocked in a broker call, it ends with the process."""
         self.loop.stop(deadline_seconds=1.0)
 
     def look(self) -> None:
-        """Once. What the brokers refuse to say is logged when it changes, never raised."""
+        """Checks once. Broker errors are logged when they change, never raised."""
         topic = self._settings.kafka_topic
         try:
             described = self._cluster.topic(topic)
@@ -93,7 +91,7 @@ class GroupWatch:
             self._membership.rejoin()
 
     def _compare(self, topic_id: str) -> None:
-        """Joining again makes the consumer find out where to start, and `topic_recreated` says where."""
+        """Rejoining makes the consumer determine its start again, logged as `topic_recreated`."""
         read = self._membership.topic_id
         if read and topic_id and topic_id != read:
             log.error("rejoining_group", reason="the topic was created again", former=read, now=topic_id)
@@ -102,7 +100,7 @@ class GroupWatch:
 
 
 class TopicDescriber:
-    """What the brokers say about the topic now. A view without content when they do not answer."""
+    """The brokers' current description of the topic; an empty view if they do not respond."""
 
     def __init__(self, settings: Settings) -> None:
         self._cluster = Cluster(settings)
@@ -110,7 +108,7 @@ class TopicDescriber:
         self._trouble = ""
 
     def __call__(self) -> TopicView:
-        """One request, bounded. A refusal is logged when it changes."""
+        """One bounded request. Errors are logged when they change."""
         try:
             found = self._cluster.topic(self._topic)
         except ClusterError as failure:

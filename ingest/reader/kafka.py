@@ -1,12 +1,11 @@
-"""The Kafka shell: polls, pauses, commits, and turns what the consumer group does into events.
+"""The Kafka consumer: polls, pauses, commits, and converts group changes to events.
 
-Offsets are committed explicitly, one past the last settled message, with the cut record as metadata; nothing
-is ever stored or committed by the client on its own. Starting offsets are always explicit too
-(`ingest.reader.assignment` finds them), so that an offset that is no longer in the log is an event and a log line
-instead of a silent jump.
+Offsets are committed explicitly, one past the last settled message, with the cut record as metadata; the client
+never stores or commits offsets itself. Start offsets are always explicit (`ingest.reader.assignment`), so that an
+offset out of range is an event and a log line instead of a silent jump.
 
-No call to the client may end the loop by an error: each is answered by an event, repeated, or followed by joining
-the group again. Only what a person has to decide raises, as `ConsumerFailed`.
+Client errors never end the loop: they become events, are retried, or lead to rejoining the group. Only errors that
+require an operator are raised, as `ConsumerFailed`.
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ log = structlog.get_logger(__name__)
 class KafkaSource:
     """One consumer of one topic. All methods are called by the loop's thread.
 
-    Answers to commits arrive through `inbox`; group changes are told through the callbacks of `subscribe`,
-    inside `poll`.
+    Commit results arrive through `inbox`; group changes through the callbacks of `subscribe`, inside `poll`.
     """
 
     def __init__(
@@ -72,9 +70,9 @@ class KafkaSource:
         describe: Callable[[], TopicView] = TopicView,
         stalled_seconds_max: float = STALLED_SECONDS_MAX,
     ) -> None:
-        """`describe` asks the brokers about the topic; a view without content when they do not answer.
+        """`describe` queries the topic; returns an empty view if brokers do not respond.
 
-        `stalled_seconds_max`: how long a partition may stand still before the end of its log.
+        `stalled_seconds_max`: how long a partition may stall before its log end.
         """
         self.topic = topic
         self.rebalances = 0
@@ -123,7 +121,7 @@ class KafkaSource:
     def subscribe(
         self, emit: Callable[[on.Event], None], drain: Callable[[tuple[TopicPartition, ...]], None]
     ) -> None:
-        """Joins the group. `drain` must return within the session time-out, once the partitions are released."""
+        """Joins the group. `drain` must return within the session timeout, once the partitions are released."""
         self._emit, self._drain = emit, drain
         self._join()
 
@@ -137,10 +135,10 @@ class KafkaSource:
             self._must_rejoin.set()
 
     def rejoin(self) -> None:
-        """The next poll gives all partitions back, drained, and joins the group again. Any thread."""
+        """The next poll drains and releases all partitions and rejoins the group. Any thread."""
         self._must_rejoin.set()
 
-    # What the runtime asks for
+    # Called by the runtime
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         """At most POLL_MESSAGES_MAX messages or about POLL_BYTES_MAX bytes, whichever comes first."""
@@ -161,7 +159,7 @@ class KafkaSource:
                 self._on_end(polled)
                 continue
             if error is not None:
-                if messages:  # it comes after them: they must be taken before an offset is told to be out of range
+                if messages:  # they must be taken before an offset is reported as out of range
                     self._put_off = polled
                 else:
                     self._on_error(error, polled)
@@ -174,7 +172,7 @@ class KafkaSource:
         return messages
 
     def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
-        """What a callback of ours raises comes out here, and so does what the client finds wrong with it."""
+        """Exceptions of our callbacks and client errors about them are raised here."""
         try:
             return self._consumer.poll(timeout_seconds)
         except (KafkaException, RuntimeError) as failure:
@@ -184,7 +182,7 @@ class KafkaSource:
             return None
 
     def _is_member(self, timeout_seconds: float) -> bool:
-        """Joins the group again if that is wanted. False while its instance id belongs to another member."""
+        """Rejoins the group if requested. False while its instance id belongs to another member."""
         now = time.monotonic()
         if self._renew_at is not None:
             if now < self._renew_at:
@@ -197,13 +195,13 @@ class KafkaSource:
             self._guarded("unsubscribe", self._consumer.unsubscribe)
             self._join()
         if self.rebalances != self._member_known_at:
-            # On this thread only: the client answers nobody else while it polls, and the question blocks them all.
+            # On this thread only: the client serializes calls with polling, and this request would block them.
             self._member_known_at = self.rebalances
             self.member_id = self._guarded("memberid", self._consumer.memberid) or ""
         return True
 
     def _renew(self) -> None:
-        """A client that met a fatal error can only be replaced."""
+        """Replaces the client after a fatal error."""
         self._renew_at = None
         self.renewals += 1
         self._guarded("close", self._consumer.close)
@@ -211,7 +209,7 @@ class KafkaSource:
         self._join()
 
     def _guarded(self, call: str, do_it: Callable[..., Any], *arguments: Any) -> Any:
-        """A call to the client whose failure the loop survives: it is logged, and None is returned."""
+        """Calls the client; logs a failure and returns None."""
         try:
             return do_it(*arguments)
         except (KafkaException, RuntimeError) as failure:
@@ -219,9 +217,9 @@ class KafkaSource:
             return None
 
     def commit(self, command: do.Commit) -> None:
-        """Without waiting, except inside a rebalance callback, where nothing would serve the answer.
+        """Commits asynchronously, except inside a rebalance callback, where nothing would serve the response.
 
-        It stays on the loop's thread because the client lets no other thread in while it polls.
+        Runs on the loop's thread because the client blocks other threads while it polls.
         """
         source = command.source
         stored = KafkaPartition(self.topic, source.partition, command.offset, command.record)
@@ -235,7 +233,7 @@ class KafkaSource:
         except (KafkaException, RuntimeError) as failure:
             self._rebalancing = (
                 self._rebalancing and not self._starting
-            )  # or each partition would wait for as long
+            )  # otherwise each partition would wait this long
             self._on_commit(failure.args[0], [stored])
 
     def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:
@@ -262,7 +260,7 @@ class KafkaSource:
                 self._inbox.put(on.CommitFailed(*said, str(refusal)))
 
     def _log_refused_record(self, command: do.Commit) -> None:
-        """Once: shorter ones follow until one is stored, on every partition."""
+        """Logged once; shorter records follow until one is stored, on every partition."""
         if not self._record_refused_logged:
             self._record_refused_logged = True
             log.error(
@@ -273,7 +271,7 @@ class KafkaSource:
             )
 
     def _answered(self, stored: KafkaPartition) -> do.Commit | None:
-        """The oldest commit that this answers; the core wants to know of one that it gave up waiting for, too."""
+        """The oldest commit that this response belongs to; the core also needs responses to timed-out commits."""
         waiting = self._sent.get(stored.partition, deque())
         for command in waiting:
             if command.offset == stored.offset and stored.metadata in (None, "", command.record):
@@ -282,17 +280,17 @@ class KafkaSource:
         return None
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Stops fetching from those of them that are still assigned."""
+        """Stops fetching from those still assigned."""
         self._paused.update(source.partition for source in sources if source.partition in self._epochs)
         self._guarded("pause", self._consumer.pause, self._assigned(sources))
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Fetches again from those of them that are still assigned."""
+        """Resumes fetching from those still assigned."""
         self._paused.difference_update(source.partition for source in sources)
         self._guarded("resume", self._consumer.resume, self._assigned(sources))
 
     def close(self) -> None:
-        """Leaves the group. A rebalance that nobody polled for yet is told in here, too."""
+        """Leaves the group. Callbacks of a pending rebalance run inside this call."""
         self._leaving = True
         self._guarded("close", self._consumer.close)
 
@@ -301,8 +299,8 @@ class KafkaSource:
         return self._log_ranges(cached=True)
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The same, asked of the broker, from any thread: while paused nothing is fetched, and what the last fetch
-        saw stands still. A partition that the broker does not answer for is left out."""
+        """The same, requested from the broker, from any thread: while paused nothing is fetched, so cached values
+        do not change. Partitions without a response are left out."""
         return self._log_ranges(cached=False)
 
     def _log_ranges(self, *, cached: bool) -> dict[TopicPartition, tuple[int, int]]:
@@ -344,11 +342,11 @@ class KafkaSource:
             log.warning("headers_unreadable", partition=polled.partition(), offset=polled.offset())
         return headers
 
-    # What the group does
+    # Group callbacks
 
     def _on_assign(self, consumer: Consumer, partitions: list[KafkaPartition]) -> None:
         self.rebalances += 1
-        if self._leaving:  # nothing will be read, and a group that is being left answers no question about offsets
+        if self._leaving:  # nothing will be read, and offset requests fail while leaving the group
             return
         numbers = [partition.partition for partition in partitions]
         topic, asked_at = self._describe(), time.monotonic()
@@ -360,11 +358,11 @@ class KafkaSource:
         self._instance_wait_logged = False
         read = {one.partition: (one.committed, one.text) for one in found if not one.start.replaced}
         log.debug("offsets_read", partitions=read, seconds=round(time.monotonic() - asked_at, 3))
-        # The recorded one, as long as the brokers did not tell: the watch of the group compares it.
+        # The recorded id if brokers did not return one; the group watch compares it.
         recorded = next((decode(0, one.text).topic_id for one in found if one.text), "")
         now_read = topic.id or recorded or self.topic_id
         if self.topic_id and now_read != self.topic_id and self._epochs:
-            self._must_rejoin.set()  # what it has of the former topic, the watch of the group would overlook now
+            self._must_rejoin.set()  # otherwise the group watch would miss partitions of the former topic
         self.topic_id = now_read
         self._log_replaced(found)
         given, starts = [], []
@@ -389,7 +387,7 @@ class KafkaSource:
             self._must_rejoin.set()
             return
         log.info("partitions_assigned", partitions={a.source.partition: a.committed for a in given})
-        # A start that was chosen is committed before anything is read, or a crash would choose again.
+        # Commit the chosen start before reading, so that a crash does not choose again.
         self._starting = self._rebalancing = any(assignment.committed is None for assignment in given)
         try:
             self._emit(on.PartitionsAssigned(tuple(given)))
@@ -397,9 +395,8 @@ class KafkaSource:
             self._starting = self._rebalancing = False
 
     def _assign(self, starts: list[KafkaPartition]) -> bool:
-        """Not paused, whatever was before: the client remembers a pause until it is told otherwise, also when the
-        partition went away and came back in between. The core, which hears of it next, says what shall be now.
-        False: the client refused.
+        """Assigns unpaused: the client keeps a pause even if the partition was unassigned and reassigned in
+        between. The core then decides whether to pause. Returns False if the client refused.
         """
         try:
             self._consumer.incremental_assign(starts)
@@ -411,7 +408,8 @@ class KafkaSource:
         return True
 
     def _assign_nothing(self, numbers: list[int], reason: str) -> None:
-        """The client insists on an assignment; without an epoch nothing of it is handed over. It joins again."""
+        """The client requires an assignment; without an epoch none of its messages are delivered. The reader
+        rejoins."""
         log.warning("assignment_given_up", partitions=numbers, reason=reason)
         idle = [KafkaPartition(self.topic, number, 0) for number in numbers]
         self._guarded("assign", self._consumer.incremental_assign, idle)
@@ -437,7 +435,7 @@ class KafkaSource:
         self._forget(sources)
 
     def _say_again(self, sources: tuple[TopicPartition, ...]) -> None:
-        """The last commit that is on its way is answered in `poll` only, which waits for this drain."""
+        """Resends the newest commit: its response is served only in `poll`, which waits for this drain."""
         for source in sources:
             waiting = self._sent.get(source.partition)
             if waiting:
@@ -468,7 +466,7 @@ class KafkaSource:
         return [KafkaPartition(self.topic, s.partition) for s in sources if s.partition in self._epochs]
 
     def _on_end(self, polled: KafkaMessage) -> None:
-        """The client reports the end once each time that it is reached, past markers that are no messages."""
+        """The client reports the end once each time it is reached, past transaction markers."""
         partition, end = polled.partition(), polled.offset()
         if partition is None or end is None or partition not in self._positions:
             return
@@ -476,7 +474,7 @@ class KafkaSource:
         self._ends_reached[partition] = end
         self._emit(on.EndReached(source, self._epochs[partition], position, max(position, end)))
 
-    # What goes wrong
+    # Errors
 
     def _on_error(self, error: KafkaError, polled: KafkaMessage) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
@@ -491,12 +489,13 @@ class KafkaSource:
             log.warning("kafka_error", code=error.name(), error=error.str())
 
     def _on_fatal(self, error: KafkaError) -> None:
-        """The one that time heals: a killed static member keeps its instance id until its session ends (KIP-848).
+        """The one temporary fatal error: a killed static member keeps its instance id until its session ends
+        (KIP-848).
 
-        The client gives its code in words only.
+        The client reports it only as text.
         """
         if KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).str() not in error.str():
-            raise ConsumerFailed(f"the Kafka client failed for good: {error.str()}")
+            raise ConsumerFailed(f"the Kafka client failed permanently: {error.str()}")
         if not self._instance_wait_logged:
             self._instance_wait_logged = True
             log.warning(
@@ -507,14 +506,14 @@ class KafkaSource:
         self._renew_at = time.monotonic() + RENEW_SECONDS
 
     def _resume_lost_offsets(self) -> None:
-        """Of partitions whose limits the broker did not tell when their offset was found to be out of range."""
+        """Handles partitions whose limits were unavailable when their offset was found out of range."""
         now = time.monotonic()
         for partition, (wanted, at) in list(self._unresolved.items()):
             if now >= at:
                 self._resume_at_limit(partition, wanted)
 
     def _restart_stalled(self) -> None:
-        """Fetches anew from partitions that stand still before the end of their log (`ingest.core.stalls`)."""
+        """Restarts fetching of partitions that stall before their log end (`ingest.core.stalls`)."""
         now = time.monotonic()
         if now < self._stalls_at:
             return
@@ -537,14 +536,14 @@ class KafkaSource:
                 self._emit(on.PartitionsLost((TopicPartition(self.topic, partition),)))
 
     def _resume_at_limit(self, partition: int, wanted: int) -> None:
-        """The offset is not in the log: messages expired before they were read, or the topic was made anew."""
+        """The offset is not in the log: messages expired before they were read, or the topic was recreated."""
         source = TopicPartition(self.topic, partition)
         self._unresolved.pop(partition, None)
         if self._must_rejoin.is_set():
-            return  # then it is found out where to start, perhaps in another topic
+            return  # the start is then determined again, possibly in a new topic
         topic_id = self._describe().id
         if self.topic_id and topic_id and topic_id != self.topic_id:
-            self._must_rejoin.set()  # every partition of it, drained, and then from its beginning
+            self._must_rejoin.set()  # all partitions, drained, then from the beginning
             return
         try:
             low, high = self._offsets.log_range(self._consumer, partition)
@@ -575,10 +574,10 @@ def _is(error: object, code: int) -> bool:
 
 
 class _LibraryLog:
-    """Takes librdkafka's own log lines, which are (level, "facility message"), into ours.
+    """Forwards librdkafka's log lines (level, "facility message") to our log.
 
-    A broker that is away is told twenty times a second: lines that differ in numbers only are told once in
-    LIBRARY_LINE_SECONDS, then with how many were left out.
+    An unreachable broker is logged twenty times per second: lines that differ only in numbers are logged once per
+    LIBRARY_LINE_SECONDS, with the number suppressed.
     """
 
     def __init__(self) -> None:

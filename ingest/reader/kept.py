@@ -1,8 +1,7 @@
-"""What was fetched and cannot be taken yet, by partition, in the order in which it came.
+"""Fetched messages that cannot be taken yet, by partition, in order.
 
-A poll may bring more than there is room for. The rest waits here, and with it everything that comes after it in
-its partition, so that offsets stay in order. It is bounded by what one poll brings: partitions without room are
-not fetched.
+A poll may return more than there is room for; the rest waits here, together with later messages of the partition,
+so that offsets stay in order. Bounded by one poll, because partitions without room are not fetched.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ingest.core.model import Message, TopicPartition
 from ingest.reader.ports import Unusual
 
 Waiting = Message | on.MessageParsed | Unusual | on.OffsetOutOfRange
-"""A message, what a parser made of one already, or that the log goes on elsewhere behind them."""
+"""A message, a parsed outcome, or a marker that the log continues at another offset."""
 
 
 class Kept:
@@ -25,29 +24,29 @@ class Kept:
         self._queues: dict[TopicPartition, deque[Waiting]] = {}
 
     def __len__(self) -> int:
-        """How much waits, over all partitions."""
+        """Number of entries over all partitions."""
         return sum(map(len, self._queues.values()))
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the messages that wait unparsed."""
+        """Bytes of waiting unparsed messages."""
         waiting = (one for queue in self._queues.values() for one in queue)
         return sum(one.size_bytes for one in waiting if isinstance(one, Message))
 
     def holds(self, source: TopicPartition) -> bool:
-        """Whether anything of this partition waits."""
+        """True if anything of this partition waits."""
         return source in self._queues
 
     def add(self, waiting: Waiting) -> None:
-        """Behind what waits of its partition."""
+        """Appends to the partition's queue."""
         self._queues.setdefault(waiting.source, deque()).append(waiting)
 
     def take_all(self) -> Iterable[Iterable[Waiting]]:
-        """Removes and gives everything, one partition after the other. What cannot be taken is added again."""
+        """Removes and returns everything, by partition. The caller adds again what cannot be taken."""
         queues, self._queues = self._queues, {}
         return queues.values()
 
     def forget(self, sources: Iterable[TopicPartition]) -> None:
-        """These partitions are assigned anew, or no longer ours."""
+        """Forgets partitions that were reassigned or released."""
         for source in sources:
             self._queues.pop(source, None)

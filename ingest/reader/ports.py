@@ -1,6 +1,6 @@
-"""What the loop needs of the world around it, one protocol per shell.
+"""Protocols of the loop's dependencies.
 
-Production, tests and the simulation implement them; every protocol of the reader is declared here, once.
+Production, tests and the simulation implement them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.core.model import Message, TopicPartition
 
 
 class Clock(Protocol):
-    """Monotonic seconds; the only clock that decisions are made by."""
+    """Monotonic seconds; the only clock used for decisions."""
 
     def __call__(self) -> float:
         """Now."""
@@ -23,16 +23,16 @@ class Clock(Protocol):
 
 
 class Source(Protocol):
-    """The Kafka consumer. Its own events (assignments, commit answers) go into the inbox, or through `drain`."""
+    """The Kafka consumer. Its events (assignments, commit results) are delivered through the inbox or `drain`."""
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        """Serves callbacks and returns what was fetched: bounded in number and bytes, nothing while paused."""
+        """Serves callbacks and returns fetched messages, bounded in number and bytes; none while paused."""
 
     def commit(self, command: do.Commit) -> None:
-        """Never raises: the answer is an event."""
+        """Never raises: the result is an event."""
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Fetches nothing from these partitions until `resume`; `poll` still serves the group."""
+        """Stops fetching from these partitions until `resume`; `poll` still serves the group."""
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
         """Fetches from these partitions again."""
@@ -42,18 +42,18 @@ class Source(Protocol):
 
 
 class Dispatcher(Protocol):
-    """The way to the flush fleet; answers are events in the inbox."""
+    """Dispatches to workers; results are events in the inbox."""
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
         """Returns at once and never raises."""
 
     def stop(self, deadline_seconds: float) -> None:
-        """Performs what was submitted, at most until the deadline."""
+        """Performs submitted commands until the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unusual:
-    """A message that is not plainly cheap to parse: it belongs on the second line."""
+    """A message that may be expensive to parse and belongs to the second line."""
 
     message: Message
 
@@ -69,7 +69,7 @@ class Unusual:
 
 
 class SecondLine(Protocol):
-    """Where unusual messages are parsed, beside the loop. Each answer is a MessageParsed in the inbox."""
+    """Parses unusual messages outside the loop. Each answer is a MessageParsed in the inbox."""
 
     def submit(self, message: Message) -> None:
         """Returns at once and never raises."""
@@ -79,11 +79,11 @@ class Parser(Protocol):
     """Where parsing runs."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order. Asks for the next messages once the answers before were taken."""
+        """One answer per message, in order. Takes further messages once earlier answers were consumed."""
 
 
 class Inbox(Protocol):
-    """The queue of events that other threads leave for the loop. `queue.SimpleQueue` is one."""
+    """The queue of events from other threads to the loop. `queue.SimpleQueue` is one."""
 
     def put(self, event: on.Event, /) -> None:
         """Never blocks; any thread."""
@@ -92,5 +92,5 @@ class Inbox(Protocol):
         """The next event, waiting at most `timeout` seconds. Raises queue.Empty; the loop's thread."""
 
 
-# Sees each event with the commands that followed and the time, after the commands were performed.
+# Receives each event with its commands and the time, after the commands were performed.
 Observer = Callable[[on.Event, Sequence[do.Command], float], None]

@@ -1,4 +1,4 @@
-"""The reader put together: shells around the pipeline, the loop, signals, and the exit code."""
+"""Assembles the reader: components around the pipeline, loop, signals, exit code."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ from tasks.observe.probe_server import ensure_probes_can_listen
 
 log = structlog.get_logger(__name__)
 EXIT_HALTED = 3
-# Starts of readers on a partition whose committed offset did not move; then its messages are parsed in the child.
+# Failed starts on a partition after which its messages are parsed in the child process.
 FAILED_STARTS_MAX = 3
 
 
 class ReaderFailed(Exception):
-    """The reader cannot go on. The text says why and what to do."""
+    """The reader cannot continue. The text states why and what to do."""
 
 
 def reader_id(settings: Settings) -> str:
-    """Who this process is to the fleet: a new stream of completions for each life of it."""
+    """Id of this process: each process has its own completion stream."""
     name = settings.kafka_instance_id or socket.gethostname()
     return f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def run(settings: Settings) -> int:
-    """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 had halted.
+    """Consumes until SIGTERM or SIGINT. Returns the exit code: 0 drained or out of time, 3 halted.
 
-    Raises CannotListen when the port of the probes is in use, before anything is connected to.
+    Raises CannotListen if the probe port is in use, before connecting to anything.
     """
     ensure_probes_can_listen(settings.http_host, settings.http_port, setting=HTTP_SETTING)
     logs.configure(settings)
@@ -77,7 +77,7 @@ def run(settings: Settings) -> int:
 
 
 class Reader:
-    """One reader process: everything is made here, started by `run`, and closed when that returns."""
+    """One reader process: creates all components, starts them in `run`, and closes them when it returns."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -129,12 +129,12 @@ class Reader:
         )
 
     def shut_down(self) -> None:
-        """Safe to be called from a signal handler: settles what is in flight, commits, stops."""
+        """Settles batches in flight, commits and stops. Safe to call from a signal handler."""
         self._shut_down = True
         self.inbox.put(on.ShutdownRequested())
 
     def _stopping_within(self, seconds: float) -> bool:
-        """Waits before the loop runs; whether a shutdown was asked for meanwhile."""
+        """Waits before the loop runs; returns True if a shutdown was requested meanwhile."""
         ends_at = time.monotonic() + seconds
         while not self._shut_down and time.monotonic() < ends_at:
             self.runtime.turned_at = time.monotonic()
@@ -142,9 +142,9 @@ class Reader:
         return self._shut_down
 
     def run(self) -> int:
-        """Runs until shut down. Returns the exit code. Whatever ends it, everything that was started is closed.
+        """Runs until shut down. Returns the exit code. Always closes everything it started.
 
-        Raises ReaderFailed, or CannotListen when the port of the probes is in use.
+        Raises ReaderFailed, or CannotListen if the probe port is in use.
         """
         with ExitStack() as closing:
             closing.callback(self._close, "telemetry", telemetry.flush)
@@ -188,7 +188,7 @@ class Reader:
         return EXIT_HALTED if self.pipeline.halted else 0
 
     def _close(self, part: str, close: Callable[[], object]) -> None:
-        """Closes one part; its error is logged and keeps nothing else open."""
+        """Closes one component; an error is logged and does not prevent closing the others."""
         try:
             close()
         except Exception:
@@ -218,7 +218,8 @@ class Reader:
             log.debug("protocol_step", reader=self.dispatcher.reader, **step)
 
     def _is_wary(self, source: TopicPartition) -> bool:
-        """Readers died here repeatedly, and no offset moved: one of its messages may be the cause."""
+        """True if readers died repeatedly on this partition without progress: one of its messages may be the
+        cause."""
         return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX
 
     def _polled(self, messages: Sequence[Message]) -> None:
@@ -256,7 +257,7 @@ class Reader:
 def parser_of(
     settings: Settings, gate: TenantGate, wary: Wary = lambda source: False
 ) -> InlineParser | ProcessParser:
-    """Where usual messages are parsed, by the setting; the others go to the second line."""
+    """The parser of usual messages, by the setting; others go to the second line."""
     rules, usual = rules_of(settings), Usual(settings.parse_usual_bytes_max)
     if settings.parse_processes:
         seconds = Deadlines.before(settings.loop_silent_seconds_max).answer_seconds

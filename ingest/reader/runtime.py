@@ -1,7 +1,7 @@
-"""The loop: events in, `pipeline.handle(event, now)`, commands performed.
+"""The loop: takes events, calls `pipeline.handle(event, now)`, performs commands.
 
-One thread turns it. What may block (Redis, Celery) is behind the dispatcher, which answers through the
-inbox; what the consumer group wants arrives through the source's callbacks, inside `source.poll`.
+One thread runs the loop. Blocking calls (Redis, Celery) are made by the dispatcher, which responds through the
+inbox; group changes arrive through the source's callbacks, inside `source.poll`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ log = structlog.get_logger(__name__)
 
 
 class Runtime:
-    """Owns the pipeline and turns it.
+    """Owns and runs the pipeline.
 
-    `observe` sees every event with the commands that followed, after they were performed: metrics and logs
-    are views over that. What it raises is logged and counted in `guard`, and never stops the loop. `turned_at` is
-    when the loop last went round, for the liveness probe. `polled` sees what each poll brought,
-    `screen` may turn what a message became into a drop at the last moment.
+    `observe` receives every event with its commands, after they were performed; metrics and logs are derived from
+    it. Its exceptions are logged and counted in `guard`, and never stop the loop. `turned_at` is the time of the
+    last iteration, for the liveness probe. `polled` receives the messages of each poll; `screen` can replace an
+    outcome by a drop before it is batched.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Runtime:
         self._released: set[TopicPartition] = set()
 
     def run(self) -> do.Stop:
-        """Runs until the pipeline says stop. Returns how it ended.
+        """Runs until the pipeline stops. Returns how it ended.
 
-        However it ends, the dispatcher is stopped and the source closed: the group learns at once that this member
-        is gone. After an exception nothing more is committed and no partition is drained.
+        In all cases the dispatcher is stopped and the source closed, so that the group learns immediately that
+        this member has left. After an exception nothing more is committed and no partition is drained.
         """
         try:
             while self.stopped is None:
@@ -86,7 +86,8 @@ class Runtime:
             self.close()
 
     def close(self) -> None:
-        """Closes the shells. An error of one is logged and does not keep the other open. May be called twice."""
+        """Closes dispatcher and source. An error in one is logged and does not prevent closing the other.
+        Idempotent."""
         if self._closing:
             return
         self._closing = True
@@ -100,7 +101,7 @@ class Runtime:
             log.exception("close_failed", part="source")
 
     def step(self) -> None:
-        """Once round: what came in, the time, then messages if there is room for them."""
+        """One iteration: events, the tick, then messages if there is room."""
         self.turned_at = self._clock()
         self._take_in(wait_seconds=0.0)
         self._tick()
@@ -114,17 +115,17 @@ class Runtime:
             if messages:
                 self._take(messages)
         else:
-            self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not for long enough to pause the consumer
+            self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not long enough to pause the consumer
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
-        """Parses and hands over what there is room for, in order; keeps the rest."""
+        """Parses and delivers messages while there is room, in order; keeps the rest."""
         for unparsed, run in groupby(fetched, key=lambda one: isinstance(one, Message)):
             taken: Iterator[Any] = self._takeable(run)
             for event in self._parser.parse(taken) if unparsed else taken:
                 self._hand_over(event)
 
     def _takeable(self, run: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Those that may be taken, judged one by one: what the ones before came to counts."""
+        """The messages that may be taken, decided one by one, because the sizes of earlier outcomes count."""
         for one in run:
             if self._waits(one):
                 self._kept.add(one)
@@ -132,34 +133,35 @@ class Runtime:
                 yield one
 
     def _waits(self, one: Waiting) -> bool:
-        """Whether something before it waits, or there is no room for it. The end of an assignment needs none."""
+        """True if something before it waits, or there is no room for it. The end of an assignment needs no
+        room."""
         if self._must_wait(one.source):
             return True
         return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER
 
     def _must_wait(self, source: TopicPartition) -> bool:
-        """Whether something that came before in this partition was not taken yet."""
+        """True if something earlier in this partition was not taken yet."""
         return self._kept.holds(source) or self.pipeline.is_deferred(source)
 
     def _room(self, one: Message | on.MessageParsed | Unusual) -> Room:
         return self.pipeline.room(one.source, one.epoch)
 
     def _hand_over(self, one: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """What a parser made while something before it came to wait is kept as well."""
+        """Outcomes parsed while something before them started to wait are kept as well."""
         if self._must_wait(one.source):
             self._kept.add(one)
         elif isinstance(one, Unusual):
             message = one.message
             self.feed(on.MessageDeferred(message.source, message.epoch, message.offset, message.size_bytes))
-            assert self._second_line is not None, "a parser without a second line finds nothing unusual"
+            assert self._second_line is not None, "a parser without a second line has no unusual messages"
             self._second_line.submit(message)
         else:
             self.feed(one)
 
     def feed(self, event: on.Event) -> None:
-        """One event through the pipeline, and its commands performed. Ignored while closing.
+        """Handles one event and performs its commands. Ignored while closing.
 
-        Where the log goes on elsewhere, what was fetched before is taken first.
+        If the log continues at another offset, messages fetched before are taken first.
         """
         if self._closing:
             return
@@ -179,10 +181,10 @@ class Runtime:
         self.guard.call("observe", self._observe, event, commands, now)
 
     def drain(self, sources: tuple[TopicPartition, ...]) -> None:
-        """The group takes these partitions back: returns once the core released them.
+        """Called when the group revokes partitions; returns once the core has released them.
 
-        Called by the source from inside its rebalance callback, so nothing is polled meanwhile; the core's
-        drain deadline, which must be shorter than the session time-out, bounds the wait.
+        Runs inside the source's rebalance callback, so nothing is polled meanwhile. Bounded by the core's drain
+        deadline, which must be shorter than the session timeout.
         """
         self._released.difference_update(sources)
         self.feed(on.PartitionsRevoked(sources))
@@ -192,7 +194,7 @@ class Runtime:
             self._tick()
 
     def _take_in(self, wait_seconds: float) -> None:
-        """Events that other threads left, waiting at most `wait_seconds` for the first."""
+        """Handles events from other threads, waiting at most `wait_seconds` for the first."""
         for _ in range(INBOX_EVENTS_MAX):
             try:
                 event = self._inbox.get(block=wait_seconds > 0, timeout=wait_seconds or None)
@@ -221,7 +223,7 @@ class Runtime:
                 self._released.update(command.sources)
                 self._kept.forget(command.sources)
             case do.Halt():
-                pass  # the pipeline takes nothing more; the observer makes the noise
+                pass  # the pipeline takes no more messages; the observer reports it
             case do.Shed():
                 pass  # likewise
             case do.Stop():

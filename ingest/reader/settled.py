@@ -1,7 +1,7 @@
-"""Up to which decision this reader's work is settled: nothing that it took before is unsettled any more.
+"""The operators' decision up to which this reader's batches have settled.
 
-An erasure deletes what is stored; a batch that was parsed before the erasure was known would bring it back. So
-`replays-ingest erase` waits until every reader reports, in its heartbeat, that all it parsed earlier has settled.
+A batch parsed before an erasure was known could restore erased data. `replays-ingest erase` therefore waits until
+every reader reports, in its heartbeat, that all earlier batches have settled.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from ingest.core.pipeline import Pipeline
 from ingest.reader.tenant_gate import TenantGate
 
 UNKNOWN = -1
-"""What a reader of an earlier release reports."""
+"""The value reported by readers of earlier releases."""
 
 
 class Settled:
-    """Looked at by the loop's thread on each tick, between polls: then no message is being parsed.
+    """Updated by the loop's thread on each tick, between polls, when no message is being parsed.
 
-    `offset`: every batch in flight or open was made under all decisions before this offset of their topic.
+    `offset`: every open or unsettled batch was built under all decisions before this offset of their topic.
     """
 
     def __init__(self, pipeline: Pipeline, gate: TenantGate) -> None:
@@ -26,7 +26,7 @@ class Settled:
         self._pending: tuple[int, float] | None = None
 
     def tick(self, now: float) -> None:
-        """`now` in the loop's monotonic seconds. What is parsed and waits is screened before it is batched."""
+        """`now` in the loop's monotonic seconds. Waiting parsed messages are screened before they are batched."""
         decided_until = self._gate.decided_until
         if self._pending is None and decided_until > self.offset:
             self._pending = (decided_until, now)

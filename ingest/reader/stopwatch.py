@@ -1,4 +1,4 @@
-"""A parser with a stopwatch around it: how long parsing took."""
+"""Measures parsing time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Measures another parser. What the consumer of its events does in between is not counted."""
+    """Wraps another parser. Time spent by the consumer of its answers is not counted."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class TimedParser:
         self._guard = guard or Guard()
 
     def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
-        """The answers of the other parser."""
+        """The answers of the wrapped parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:
             started_at = clock()

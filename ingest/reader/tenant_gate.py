@@ -1,9 +1,8 @@
-"""Which messages are dropped on purpose: a kill switch and a token bucket per project, and what was erased.
+"""Decides which messages are dropped: a kill switch and a token bucket per project, and erasures.
 
-One project's flood must not become everyone's lag. The gate stands in front of the parser, so that nothing is
-inflated for a message that is dropped; the core receives the drop as the message's outcome. The rules come from
-`ingest.reader.tenant_rules`, which follows operators' decisions. Without an answer from Redis no limit holds; kill
-switches and erasures do.
+The gate runs before the parser, so that dropped messages are not decompressed; the core receives the drop as the
+message's outcome. The rules come from `ingest.reader.tenant_rules`. If Redis is unreachable, limits are not
+enforced; kill switches and erasures are.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from ingest.reader.erasures import Erasures
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A token bucket over all readers: `per_second` tokens per second, at most `burst` kept; one per message."""
+    """A token bucket shared by all readers: `per_second` tokens per second, at most `burst` stored; one token per
+    message."""
 
     per_second: float
     burst: float
@@ -27,25 +27,24 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class TenantRules:
-    """Projects that are off, and the limits of others."""
+    """Disabled projects, and limits of others."""
 
     killed: frozenset[int] = frozenset()
     limits: Mapping[int, Limit] = field(default_factory=dict)
 
 
 class TenantGate:
-    """Admits messages of one reader, by tokens that were granted to it from the shared buckets.
+    """Admits messages of one reader, using tokens granted to it from the shared buckets.
 
-    The loop's thread asks, another one refreshes; a lock keeps their counts exact. A limited project without a
-    grant yet is admitted, and so is every one of them when the last grant is older than `stale_seconds`. Times are
-    monotonic seconds.
+    Used by the loop's thread and refreshed by another; protected by a lock. Limited projects without a grant are
+    admitted, and all are if the last grant is older than `stale_seconds`. Times are monotonic seconds.
     """
 
     def __init__(self, stale_seconds: float = 10.0) -> None:
         self.rules = TenantRules()
         self.erasures = Erasures()
         self.decided_until = 0
-        """The offset after the last decision that is in force here."""
+        """The offset after the last decision applied here."""
         self._stale_seconds = stale_seconds
         self._tokens: dict[int, float] = {}
         self._wanted: dict[int, int] = {}
@@ -54,23 +53,23 @@ class TenantGate:
 
     @property
     def active(self) -> bool:
-        """Whether there is any rule at all; without one nobody needs to look at the message."""
+        """True if there is any rule; otherwise messages need not be inspected."""
         return bool(self.rules.killed or self.rules.limits or self.erasures)
 
     @property
     def limited(self) -> frozenset[int]:
-        """Projects that were granted tokens, however few."""
+        """Projects with granted tokens."""
         with self._lock:
             return frozenset(self._tokens)
 
     def decide(self, rules: TenantRules, erasures: Erasures, decided_until: int) -> None:
-        """Replaces the rules and erasures by those that hold at this offset of the decisions. Tokens stay."""
+        """Replaces rules and erasures by those at this offset of the decisions. Tokens are kept."""
         self.rules, self.erasures = rules, erasures
         self.decided_until = decided_until
 
     def screened(self, outcome: Outcome) -> Outcome:
-        """What may be made of a parsed message: the drop, where its user or, while it was parsed, its replay was
-        erased. The last look before it is batched, whichever way it was parsed."""
+        """Final check of a parsed message before it is batched: a drop if its user was erased, or its replay while
+        it was parsed."""
         erasures = self.erasures
         if not erasures or isinstance(outcome, Drop):
             return outcome
@@ -82,7 +81,7 @@ class TenantGate:
         return Drop(DropReason.ERASED, outcome.project_id) if held or erasures.holds_user_of(outcome) else outcome
 
     def refusal(self, project_id: int, now: float) -> DropReason | None:
-        """Why this message is to be dropped; None: it is admitted, and its token is taken."""
+        """Why this message is dropped; None if it is admitted, which takes a token."""
         if project_id in self.rules.killed:
             return DropReason.KILLED
         if project_id not in self.rules.limits:
@@ -99,13 +98,13 @@ class TenantGate:
         return None
 
     def take_wanted(self) -> dict[int, int]:
-        """Messages that each limited project sent since the last call: how many tokens to fetch for it."""
+        """Messages of each limited project since the last call: the number of tokens to fetch."""
         with self._lock:
             wanted, self._wanted = self._wanted, {}
         return wanted
 
     def grant(self, rules: TenantRules, tokens: Mapping[int, float], now: float) -> None:
-        """Replaces the rules and adds tokens from the shared buckets. Unspent tokens stay, up to one burst."""
+        """Replaces the rules and adds tokens from the shared buckets. Unused tokens are kept, up to one burst."""
         with self._lock:
             self.rules = rules
             self._tokens = {

@@ -1,9 +1,9 @@
-"""Operators' decisions as this reader follows them: kill switches, limits with their shared buckets, erasures.
+"""Follows operators' decisions: kill switches, limits with shared buckets, erasures.
 
-The topic of decisions is read to its end before the first message is taken, and followed from then on. A reader
-that cannot load it does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash: tokens
-and when), which all readers share. When Redis does not answer a limit opens; kill switches and erasures hold. The
-copy of the decisions in Redis is kept complete from here, so that an emptied Redis has it again within seconds.
+The operators' topic is read to its end before the first message is taken, then followed. A reader that cannot load
+it does not start. Tokens come from `{prefix}:tenants:bucket:{project}` in Redis (a hash: tokens and time), shared
+by all readers. If Redis does not respond, limits are not enforced; kill switches and erasures are. This module
+also maintains the copy of the decisions in Redis, so that an emptied Redis has it again within seconds.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ return tostring(granted)
 
 
 class NotLoaded(Exception):
-    """The decisions cannot be loaded, and waiting does not help. The text says what to do."""
+    """The decisions cannot be loaded, and waiting does not help. The text states what to do."""
 
 
 class TenantStore:
-    """The rules for operators, and the buckets. Raises RedisError, and what `Operators` raises."""
+    """Rules and buckets. Raises RedisError, and the errors of `Operators`."""
 
     def __init__(self, client: Redis[bytes], settings: Settings) -> None:
         self._operators = Operators(client, settings)
@@ -61,21 +61,21 @@ class TenantStore:
         self._take = client.register_script(_TAKE)
 
     def rules(self) -> TenantRules:
-        """All rules as they stand."""
+        """All current rules."""
         return rules_of_decisions(self._operators.in_force())
 
     def take(self, project_id: int, limit: Limit, wanted: int) -> float:
-        """Up to `wanted` tokens out of the project's shared bucket."""
+        """Takes up to `wanted` tokens from the project's shared bucket."""
         return float(
             self._take(keys=[f"{self._bucket}{project_id}"], args=[limit.per_second, limit.burst, wanted])
         )
 
     def kill(self, project_id: int, by: str) -> None:
-        """Every message of the project is dropped from now on, in all readers, within about a second."""
+        """Drops every message of the project in all readers, within about a second."""
         self._decide(f"{KILLED}/{project_id}", {}, "tenant_kill", by)
 
     def revive(self, project_id: int, by: str) -> None:
-        """The kill switch of the project is off again."""
+        """Removes the project's kill switch."""
         self._decide(f"{KILLED}/{project_id}", None, "tenant_revive", by)
 
     def limit(self, project_id: int, limit: Limit | None, by: str) -> None:
@@ -89,7 +89,7 @@ class TenantStore:
 
 
 def rules_of_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> TenantRules:
-    """The kill switches and limits among decisions that are in force, by key."""
+    """The kill switches and limits among current decisions, by key."""
     killed = frozenset(project_of(key) for key in decisions if key.startswith(f"{KILLED}/"))
     limits = {
         project_of(key): Limit(float(value["per_second"]), float(value["burst"]))
@@ -100,7 +100,7 @@ def rules_of_decisions(decisions: Mapping[str, Mapping[str, Any]]) -> TenantRule
 
 
 class TenantRefresh:
-    """Loads the decisions, then the thread that keeps a gate's rules, erasures and tokens fresh."""
+    """Loads the decisions, then refreshes a gate's rules, erasures and tokens in a thread."""
 
     def __init__(
         self, client: Redis[bytes], settings: Settings, gate: TenantGate, on_failure: OnFailure = ignore
@@ -120,9 +120,9 @@ class TenantRefresh:
         )
 
     def load(self, stopping: Callable[[float], bool]) -> bool:
-        """Reads all decisions, retrying until it succeeds; `stopping(seconds)` waits and returns True to give up.
+        """Reads all decisions, retrying until it succeeds; `stopping(seconds)` waits and returns True to abort.
 
-        Returns whether they are loaded. Raises NotLoaded.
+        Returns True if they are loaded. Raises NotLoaded.
         """
         while True:
             try:
@@ -148,7 +148,8 @@ class TenantRefresh:
             self._reader.close()
 
     def refresh(self) -> None:
-        """One round. Raises RangeError or DecisionsUnreadable, RedisError or ValueError; what is known holds."""
+        """Refreshes once. Raises RangeError, DecisionsUnreadable, RedisError or ValueError; known rules stay in
+        force."""
         try:
             self._follow()
         finally:
@@ -168,7 +169,7 @@ class TenantRefresh:
             self._gate.decide(self._rules, erasures_of(in_force, time.time()), known.position)
 
     def _take_tokens(self) -> None:
-        """As many tokens as the last second wanted."""
+        """Takes as many tokens as the last second needed."""
         rules, wanted = self._rules, self._gate.take_wanted()
         known = self._gate.limited
         tokens = {

@@ -1,1 +1,1 @@
-"""Flower for this fleet: never without a password, and with a button that retries a failed task's batch."""
+"""Flower with mandatory login and a button that retries a failed task's batch."""

@@ -1,7 +1,7 @@
-"""Our handlers in Flower: the retry button on a failed task's page, what it posts to, and closed metrics.
+"""Flower handlers: the retry button on a failed task's page, its endpoint, and protected metrics.
 
-Flower itself knows no retry, and sending a flush task again would help nobody: it would be in no chord. So the
-page of a failed flush task gets a button that asks the batch's reader to try the batch now.
+Flower has no retry, and sending a flush task again would have no effect because it belongs to no chord. The button
+asks the batch's reader to retry the batch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ACTIONS = b'<div class="detail-actions">'
 
 
 class FleetBroker:
-    """Flower's view of the queues, over our own connections.
+    """Flower's queue view over our connections.
 
-    Flower's reads the URL in its own way: of several Sentinels it asks the first alone, and it takes no option.
+    Flower's own supports only one Sentinel and no URL options.
     """
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -61,7 +61,7 @@ class FleetBroker:
 
 
 def extend() -> None:
-    """Ours go first: Tornado takes the first handler that matches. Twice is once."""
+    """Puts our handlers first, because Tornado uses the first match. Idempotent."""
     flower.views.Broker = FleetBroker
     handlers = flower.urls.handlers
     if any(getattr(handler, "handler_class", None) is RetryBatch for handler in handlers):
@@ -76,10 +76,10 @@ def extend() -> None:
 
 
 def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[Any], Any]:
-    """Flower's check of who asks, with a delay after wrong passwords, which `web` takes too.
+    """Flower's authentication with a delay after wrong passwords, shared with `web`.
 
-    Whoever signed in before has a cookie and stays in, so that nobody's guesses keep operators out. Flower's own
-    comparison fails with 500 for a password that is not ASCII.
+    Signed-in users have a cookie and are not delayed. Flower's own comparison fails with 500 for non-ASCII
+    passwords.
     """
 
     def current_user(handler: Any) -> Any:
@@ -104,7 +104,7 @@ def _throttled(theirs: Callable[[Any], Any], throttle: Throttle) -> Callable[[An
 
 
 def _unframed(theirs: Callable[[Any], None]) -> Callable[[Any], None]:
-    """No other page shows Flower's in a frame, where a click could be lured to its buttons."""
+    """Forbids framing, to prevent clickjacking."""
 
     def set_default_headers(handler: Any) -> None:
         theirs(handler)
@@ -127,10 +127,10 @@ def batch_of(task: Any) -> str | None:
 
 
 class FlushTaskView(TaskView):  # type: ignore[misc]
-    """Flower's page of one task, with a button where a batch can be retried."""
+    """Flower's task page, with a retry button for failed flush tasks."""
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
-        """The page; the button goes where Flower has its own."""
+        """Renders the page with the button next to Flower's."""
         page: bytes = super().render_string(template_name, **kwargs)
         task = kwargs.get("task")
         if template_name != "task.html" or task is None or task.state != "FAILURE" or kwargs.get("read_only"):
@@ -151,11 +151,11 @@ class FlushTaskView(TaskView):  # type: ignore[misc]
 
 
 class RetryBatch(BaseHandler):  # type: ignore[misc]
-    """The button. Flower checks the origin (basic auth) or the token (OAuth) before it comes here."""
+    """Endpoint of the button. Flower has already checked the origin (basic auth) or token (OAuth)."""
 
     @web.authenticated
     async def post(self) -> None:
-        """Asks the batch's reader, and says what came of it: 200, 404 (not parked), 409 (no reader), 503."""
+        """Requests the retry. Responds with 200, 404 (not parked), 409 (no reader) or 503."""
         if self.application.options.read_only:
             raise web.HTTPError(403, "Flower is read-only")
         batch_id = self.get_argument("batch_id", required=True, escape=False)
@@ -178,21 +178,21 @@ class RetryBatch(BaseHandler):  # type: ignore[misc]
         except ReaderGone as error:
             return 409, str(error)
         except RedisError as error:
-            return 503, f"redis does not answer: {error}"
+            return 503, f"redis does not respond: {error}"
         finally:
             client.close()
 
     def _who(self) -> str:
-        """For the audit: the OAuth address, or the user of the basic authentication."""
+        """Operator name for the audit trail: OAuth address or basic-auth user."""
         if isinstance(self.current_user, str):
             return self.current_user
         return credentials(self.request.headers.get("Authorization", "")).partition(":")[0] or "flower"
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]
-    """Flower leaves its metrics open even with a password; task names and hosts are nobody's business."""
+    """Requires the login for Flower's metrics, which Flower leaves open."""
 
     @web.authenticated
     async def get(self) -> None:
-        """The same text, for those who may enter."""
+        """Serves the metrics to authenticated users."""
         await super().get()

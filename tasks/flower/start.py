@@ -1,9 +1,8 @@
-"""Starts Flower, closed: with a password or OAuth, and with our handlers.
+"""Starts Flower with a password or OAuth and with our handlers.
 
-`celery -A tasks flower` and `replays-ingest flower` both end in `ClosedFlower`: whatever its options, environment
-and configuration file say, it has our handlers, and it does not start open. Flower does not promise to support
-this: it is pinned (2.2), and a test starts it in each of these ways.
-Why so: docs/decisions/026-flower-extension.md.
+`celery -A tasks flower` and `replays-ingest flower` both use `ClosedFlower`, which refuses to start without
+authentication, regardless of options, environment and configuration file. Flower does not officially support this:
+it is pinned (2.2), and tests start it in each way. See docs/decisions/026-flower-extension.md.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ PROVIDERS = {
 
 
 class FlowerRefused(SettingsError):
-    """Flower would start open, or cannot start. The text says which setting is missing."""
+    """Flower would start without authentication, or cannot start. The text names the missing setting."""
 
 
 def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> None:
@@ -49,9 +48,9 @@ def launch(app: Celery, settings: Settings, arguments: tuple[str, ...] = ()) -> 
 
 
 def guard() -> None:
-    """From here on the command `flower` has our settings as its defaults, and runs a ClosedFlower. Twice is once.
+    """Makes the command `flower` use our settings as defaults and run ClosedFlower. Idempotent.
 
-    The command raises SettingsError, FlowerRefused among them.
+    The command raises SettingsError, including FlowerRefused.
     """
     if flower.command.Flower is ClosedFlower:
         return
@@ -59,7 +58,7 @@ def guard() -> None:
     theirs: Callable[..., None] = flower.command.flower.callback
 
     def ours(**arguments: Any) -> None:
-        current()  # wrong settings are refused before Flower does anything
+        current()  # refuse wrong settings before Flower starts
         for name, value in options(load_fleet()).items():
             setattr(flower.command.options, name, value)
         theirs(**arguments)
@@ -70,7 +69,7 @@ def guard() -> None:
 class ClosedFlower(Flower):  # type: ignore[misc]
     """Flower with our handlers.
 
-    Raises FlowerRefused when its options, from wherever they came, let anybody in, or name a port that is in use.
+    Raises FlowerRefused if its options allow access without authentication, or the port is in use.
     """
 
     def __init__(self, options: Any, **others: Any) -> None:
@@ -84,7 +83,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
         super().__init__(options=options, **others)
 
     def start_http_server(self) -> int | None:
-        """Listens, and says where. Whoever sends no whole request must not keep connections."""
+        """Listens and logs the address. Connections without a complete request are closed."""
         flower.app.HTTPServer = partial(HTTPServer, **dict.fromkeys(TIMEOUTS, REQUEST_SECONDS_MAX))
         port: int | None = super().start_http_server()
         if port is not None:
@@ -93,7 +92,7 @@ class ClosedFlower(Flower):  # type: ignore[misc]
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """Flower's options. Raises FlowerRefused when anybody could enter."""
+    """Flower's options. Raises FlowerRefused without authentication."""
     return {
         **_authentication(settings),
         "address": settings.flower_host,
@@ -136,8 +135,8 @@ def _ensure_free(host: str, port: int) -> None:
 def _refuse_open(people: Sequence[str]) -> None:
     if not people:
         raise FlowerRefused(
-            "Flower does not start open: set REPLAYS_FLOWER_BASIC_AUTH=user:password, "
-            "or REPLAYS_FLOWER_OAUTH_PROVIDER and its companions"
+            "Flower does not start without authentication: set REPLAYS_FLOWER_BASIC_AUTH=user:password, or "
+            "the REPLAYS_FLOWER_OAUTH_* settings"
         )
     if any(map(is_weak, people)):
         raise FlowerRefused(
@@ -150,6 +149,6 @@ def _refuse_everybody(emails: str) -> None:
     try:
         everybody = re.match(emails, "somebody@anywhere.invalid")
     except re.error as error:
-        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is no regular expression: {error}") from error
+        raise FlowerRefused(f"REPLAYS_FLOWER_OAUTH_EMAILS is not a valid regular expression: {error}") from error
     if everybody:
-        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS lets everybody in")
+        raise FlowerRefused("REPLAYS_FLOWER_OAUTH_EMAILS matches every address: restrict it")

@@ -1,1 +1,1 @@
-"""What fleet and reader share of Kafka."""
+"""Kafka code shared by readers and workers."""

@@ -1,10 +1,10 @@
-"""What the brokers say about a topic and about a consumer group, through an admin client.
+"""Describes topics and consumer groups through an admin client.
 
     cluster = Cluster(settings)
     cluster.topic("ingest-replay-recordings").id
     cluster.group("replays-ingest", "ingest-replay-recordings").members
 
-Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose text says what failed and why.
+Every call is bounded by CALL_SECONDS_MAX and raises `ClusterError`, whose text states what failed and why.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 class ClusterError(Exception):
-    """The brokers did not answer, or refused. The text is for a person."""
+    """The brokers did not respond, or refused. The text is for operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic as it is now. `id` changes when the topic is deleted and created again under its name."""
+    """A topic. `id` changes when the topic is deleted and recreated."""
 
     id: str
     partitions: int
@@ -58,7 +58,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A consumer group, as far as one topic is concerned. `stable`: no rebalance is going on."""
+    """A consumer group, for one topic. `stable`: no rebalance is in progress."""
 
     state: str
     stable: bool
@@ -69,12 +69,12 @@ class Cluster:
     """One admin client. Any thread may call."""
 
     def __init__(self, settings: Settings) -> None:
-        # Its calls raise what failed. The library would print twenty lines per second to standard error while the
-        # brokers are away, none of them JSON; the consumer beside it logs the same at a bounded rate.
+        # Errors are raised by its calls. The library would also print twenty non-JSON lines per second to standard
+        # error while brokers are unreachable; the consumer logs the same at a bounded rate.
         self._admin = AdminClient({"log_level": "0", **kafka_options(settings)})
 
     def topic(self, name: str) -> Topic:
-        """Raises ClusterError also when there is no such topic."""
+        """Raises ClusterError, also if the topic does not exist."""
         found = _answer(
             f"describe topic {name}",
             lambda: self._admin.describe_topics(TopicCollection([name]), request_timeout=CALL_SECONDS_MAX)[name],
@@ -102,7 +102,7 @@ class Cluster:
     def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """Messages above the group's committed offset (the log's beginning without one), by partition.
 
-        -1 for a partition that the brokers do not answer for. Never raises; asks nothing without partitions.
+        -1 if unknown. Never raises; sends no request without partitions.
         """
         asked = [TopicPartition(topic, partition) for partition in partitions]
         if not asked:

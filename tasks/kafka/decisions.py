@@ -1,16 +1,15 @@
-"""Operators' decisions: records of a compacted topic, written with acknowledgement and read to the end.
+"""Operators' decisions: records of the compacted operators' topic, written with acknowledgement and read to the
+end.
 
-    killed/<project>                   its messages are dropped
-    limit/<project>                    its token bucket: per_second, burst
-    erased/<project>/replay/<id>       a replay that was erased; nothing of it is written again
-    erased/<project>/user/<digest>     the replays of a user that arrived before the erasure
-    erased/<project>/all               everything of a project that arrived before the erasure
-    audit/<milliseconds>-<token>       one action of an operator
+    killed/<project> its messages are dropped limit/<project> its token bucket: per_second, burst
+    erased/<project>/replay/<id> an erased replay; never written again erased/<project>/user/<digest> the replays
+    of a user that arrived before the erasure erased/<project>/all everything of a project that arrived before the
+    erasure audit/<milliseconds>-<token> one action of an operator
 
-The value is a JSON object; a record without one takes its decision back. Every decision says `at` (unix seconds)
+The value is a JSON object; a record without a value revokes the decision. Every decision has `at` (Unix seconds)
 and `by`; an erasure also `until`, when its messages have left every topic (0: never). The topic has one partition,
-so that decisions have an order, and an offset names a state of them.
-Why so: docs/decisions/018-operators-decisions-in-kafka.md.
+so that decisions are ordered and an offset identifies a state. See
+docs/decisions/018-operators-decisions-in-kafka.md.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
 
 Values = Mapping[str, Mapping[str, Any] | None]
-"""By key; None takes a decision back."""
+"""By key; None revokes a decision."""
 
 
 class DecisionsUnreadable(Exception):
-    """The topic holds what this release does not understand, or is not set up for decisions."""
+    """The topic has records of a newer release, or is not configured for decisions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The last record of one key. `value` None: it was taken back."""
+    """The last record of one key. `value` is None if revoked."""
 
     offset: int
     value: dict[str, Any] | None
@@ -57,19 +56,19 @@ def audit_key(at: float) -> str:
 
 
 def project_of(key: str) -> int:
-    """The project that a decision is about. Raises ValueError for an audit."""
+    """The project of a decision. Raises ValueError for an audit entry."""
     return int(key.split("/")[1])
 
 
 class Decisions:
-    """What was decided, as far as it was read. `position`: the offset after the last record."""
+    """The decisions read so far. `position`: the offset after the last record."""
 
     def __init__(self) -> None:
         self.position = 0
         self.entries: dict[str, Decision] = {}
 
     def apply(self, record: Record) -> str | None:
-        """Takes one record in and returns its key; None for what is no decision. Raises DecisionsUnreadable."""
+        """Applies one record and returns its key; None if it is not a decision. Raises DecisionsUnreadable."""
         self.position = max(self.position, record.offset + 1)
         key = (record.key or b"").decode("utf-8", "replace")
         if not key:
@@ -88,12 +87,12 @@ class Decisions:
         return key
 
     def since(self, offset: int) -> dict[str, Decision]:
-        """Those that were decided at this offset or later, in order."""
+        """Decisions at this offset or later, in order."""
         found = [(one.offset, key) for key, one in self.entries.items() if one.offset >= offset]
         return {key: self.entries[key] for _, key in sorted(found)}
 
     def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        """By key, what is in force of one kind."""
+        """Current decisions of one kind, by key."""
         return {
             key: one.value
             for key, one in self.entries.items()
@@ -102,7 +101,7 @@ class Decisions:
 
 
 class DecisionReader:
-    """Reads the topic from its beginning, then what is new. Used by one thread; methods raise RangeError."""
+    """Reads the topic from its beginning, then new records. Used by one thread; methods raise RangeError."""
 
     def __init__(self, settings: Settings) -> None:
         self.decisions = Decisions()
@@ -111,12 +110,12 @@ class DecisionReader:
         self._checked = False
 
     def read(self) -> list[str]:
-        """Everything that is new; its keys, in order. Raises DecisionsUnreadable as well."""
+        """Reads new records; returns their keys, in order. Raises DecisionsUnreadable as well."""
         if not self._checked:
             self._check()
         held = self._reader.held(0)
         if held.stop < self.decisions.position and held.start == 0:
-            self.decisions = Decisions()  # the topic was made anew
+            self.decisions = Decisions()  # the topic was recreated
         start = max(held.start, self.decisions.position)
         wanted = Range(0, start, END)
         if start >= held.stop:
@@ -128,7 +127,7 @@ class DecisionReader:
     def _check(self) -> None:
         partitions = self._reader.partitions()
         if len(partitions) != 1:
-            raise DecisionsUnreadable(f"topic {self._topic} has {len(partitions)} partitions, it must have one")
+            raise DecisionsUnreadable(f"topic {self._topic} has {len(partitions)} partitions; it must have one")
         self._checked = True
 
     def close(self) -> None:
@@ -147,7 +146,7 @@ def load(settings: Settings) -> Decisions:
 
 
 class DecisionWriter:
-    """Writes decisions. Used by one thread; the connection is made when it is first needed."""
+    """Writes decisions. Used by one thread; connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -155,7 +154,7 @@ class DecisionWriter:
         self._looked = False
 
     def write(self, values: Values) -> dict[str, int]:
-        """Returns the offset of each when all of them are durable. Raises NotProduced; then some may be."""
+        """Returns the offset of each once all are durable. Raises NotProduced; some may then be durable."""
         self._expect_topic()
         topic = self._settings.operators_topic
         return {
@@ -164,7 +163,8 @@ class DecisionWriter:
         }
 
     def _expect_topic(self) -> None:
-        """Producing to a topic that is missing may create it without compaction, and decisions would expire."""
+        """Checks that the topic exists: producing to a missing topic may create it without compaction, and
+        decisions would expire."""
         if self._looked:
             return
         topic = self._settings.operators_topic
@@ -183,17 +183,17 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 
 def deed(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
-    """One action for the audit trail: texts by name, with the time."""
+    """One audit entry: texts by name, with the time."""
     at = time.time() if at is None else at
     return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}
 
 
 def missing_topic(settings: Settings, failure: RangeError) -> str:
-    """The line for a topic that cannot be read, with what to do."""
+    """Error text for an unreadable topic, with what to do."""
     todo = ": run `replays-ingest migrate`" if isinstance(failure, TopicMissing) else ""
     return f"operators' decisions cannot be loaded: {failure}{todo}"
 
 
 def keys_of(decisions: Decisions, keys: Iterable[str]) -> dict[str, Decision]:
-    """Those of these keys that there are."""
+    """The existing ones among these keys."""
     return {key: decisions.entries[key] for key in keys if key in decisions.entries}

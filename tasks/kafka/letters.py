@@ -1,21 +1,17 @@
-"""A dead letter's headers: built and read here, nowhere else.
+"""Headers of dead letters.
 
-A letter is an original message that was kept, or an item (a blob, a row, a metric) that one sink refused. A *mark*
-is a third kind of record in the same topic: it says that a letter was replayed.
+A letter is a rejected message, or an item (blob, row, metric) that a sink refused. A *mark* is a third kind of
+record in the same topic: it records that a letter was replayed.
 
-    version      FORMAT
-    reason       why it is here, a stable name
-    error        the same for people
-    topic, partition, offset   the message that it is, or was made from; offset -1 for what a whole batch made
-    batch_id     the batch that it travelled in
-    first_seen   of a message: its Kafka timestamp, unix milliseconds
-    originals    of a message: its own headers, encoded
-    seal         with a shared key: `sealed`, over everything else in the record
-    sink, kind, item   of a refused item: who refused it, what it is, its name within the sink
+    version FORMAT reason a stable name error the same as text topic, partition, offset of the original message;
+    offset -1 for an item of a whole batch batch_id the message's batch first_seen of a message: its Kafka
+    timestamp, unix milliseconds originals of a message: its own headers, encoded seal with a shared key: `sealed`,
+    over everything else in the record sink, kind, item of a refused item: who refused it, what it is, its name
+    within the sink
 
-A message's own headers are whatever its producer chose, so they travel inside one value and never beside ours.
-Letters of the first format carried them at the top level. Its `reason` always was ours, though, and says which
-kind a letter is: so of a kept message nothing is ever taken for a refused item's sink, kind or name.
+A message's own headers are chosen by its producer, so they are stored inside one value and never beside ours.
+Letters of the first format had them at the top level. `reason` was always ours and tells the kinds apart, so that
+headers of a rejected message are never taken for a refused item's sink, kind or name.
 """
 
 from __future__ import annotations
@@ -49,22 +45,22 @@ NAMES: Final = frozenset(
     (VERSION, REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN, ORIGINALS, SEAL, SINK, KIND, ITEM)
 )
 FIRST_FORMAT_OURS: Final = frozenset((REASON, ERROR, TOPIC, PARTITION, OFFSET, BATCH_ID, FIRST_SEEN))
-"""What the first format replaced among a message's own headers. Only these were ever ours in its letters."""
+"""Headers that the first format replaced; only these are ours in its letters."""
 
 MARK: Final = "replayed"
 DIGEST: Final = "digest"
 REPLAYED_FROM: Final = "replayed_from"
-"""Not a letter's header: a replayed message carries it, so that it is known should it come back."""
+"""Header of a replayed message, so that it is recognized if it is rejected again."""
 
 REFUSED: Final = "sink_refused"
 """The reason of every refused item."""
 ABANDONED: Final = "abandoned"
-"""The reason of a message whose batch an operator gave up."""
+"""The reason of a message of an abandoned batch."""
 NO_OFFSET: Final = -1
 
 
 class Kind(StrEnum):
-    """What a sink refused."""
+    """Kind of a refused item."""
 
     BLOB = "blob"
     ROW = "row"
@@ -73,7 +69,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The message that a letter is, or was made from."""
+    """The original message of a letter."""
 
     topic: str
     partition: int
@@ -85,7 +81,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The item that a sink refused. Texts as they came; `tasks.refused.revive` checks them."""
+    """A refused item. Texts are not validated; `tasks.refused.revive` checks them."""
 
     sink: str
     kind: str
@@ -94,7 +90,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a letter says of itself. `refusal` None: it is a message, with its own headers in `originals`."""
+    """The parsed headers of a letter. `refusal` is None for a message, whose own headers are in `originals`."""
 
     reason: str
     error: str
@@ -123,7 +119,7 @@ class Label:
 
 
 def decode(headers: Headers) -> Label | None:
-    """The label of a letter of either format; None for a record that is no letter."""
+    """The label of a letter of either format; None for other records."""
     named = dict(headers)
     if _text(named.get(REASON)) == "":
         return None
@@ -151,8 +147,8 @@ def _label(named: dict[str, bytes | None], originals: Headers) -> Label:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A letter was replayed. `letter_id`: its place in the topic, `partition-offset`; `digest`: of its bytes,
-    empty in marks of the first format."""
+    """Records that a letter was replayed. `letter_id`: `partition-offset`; `digest`: of its bytes, empty in marks
+    of the first format."""
 
     letter_id: str
     digest: str = ""
@@ -163,7 +159,7 @@ class Mark:
 
 
 def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
-    """None for every other record: a letter has more headers than a mark, whatever its message's own are."""
+    """None for every other record: letters always have more headers than marks."""
     named = dict(headers)
     if (
         key
@@ -177,22 +173,22 @@ def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | Non
 
 
 class Sealed(StrEnum):
-    """What the shared key says of a record of the dead-letter topic."""
+    """Result of verifying the seal of a dead-letter record."""
 
     YES = "yes"
-    UNKNOWN = "unknown"  # there is no key, or records without a seal are accepted
+    UNKNOWN = "unknown"  # no key, or records without a seal are accepted
     NO = "no"
 
 
 def sealed(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Headers:
-    """The headers as they are written to the dead-letter topic: with a seal where there is a shared key."""
+    """The headers for the dead-letter topic, with a seal if there is a shared key."""
     if not seals.active:
         return headers
     return (*headers, (SEAL, seals.seal(Purpose.LETTER, *_sealed_parts(topic, key, value, headers))))
 
 
 def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Sealed:
-    """Whether a record of that topic is one that `sealed` made for it."""
+    """Verifies the seal of a record of that topic."""
     found = [given for name, given in headers if name == SEAL]
     seal = found[0] if len(found) == 1 else b"several" if found else None
     rest = tuple(pair for pair in headers if pair[0] != SEAL)
@@ -202,7 +198,7 @@ def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, he
 
 
 def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:
-    """Nothing and an empty text are different things."""
+    """Distinguishes None from an empty text."""
     parts: list[bytes | str] = [topic]
     for part in (
         key,
@@ -214,15 +210,15 @@ def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: H
 
 
 def digest(key: bytes | None, value: bytes) -> str:
-    """What a message that comes back shares with the letter that was replayed."""
+    """Digest shared by a replayed letter and its message if that is rejected again."""
     sum_ = hashlib.blake2b(key or b"", digest_size=16, person=b"key" if key is not None else b"no key")
     sum_.update(len(key or b"").to_bytes(8, "big"))
     sum_.update(value)
     return sum_.hexdigest()
 
 
-# [name, value, name, value, ...]: two bytes more per header than Kafka itself takes, since what came through one
-# topic has to fit into another.
+# [name, value, name, value, ...]: only two bytes more per header than in Kafka, so that a letter fits into a topic
+# with similar limits.
 
 
 def _packed(originals: Headers) -> bytes:
@@ -233,7 +229,7 @@ def _packed(originals: Headers) -> bytes:
 
 
 def _unpacked(packed: bytes | None) -> Headers | None:
-    """None for what `_packed` did not make."""
+    """None if it is not in the format of `_packed`."""
     if packed is None:
         return ()
     try:

@@ -1,6 +1,6 @@
-"""Joining a consumer group for a moment, as the reader does, to learn whether it can: used by `check`.
+"""Joins a temporary consumer group like the reader would; used by `check`.
 
-The group is one of its own, so that no partition of a production group moves.
+Uses its own group, so that no partition of a production group moves.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ REFUSALS = (
 
 
 class NoMember(Exception):
-    """The group was not joined, or took no commit. The text says what failed and why."""
+    """Joining or committing failed. The text states why."""
 
 
 class MetadataRefused(NoMember):
-    """The brokers take no commit with metadata of this size."""
+    """The brokers refuse commit metadata of this size."""
 
 
 class MetadataDropped(NoMember):
-    """The brokers store offsets, and not what is committed with them."""
+    """The brokers store offsets but drop commit metadata."""
 
 
 def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, seconds_max: float) -> int:
@@ -55,7 +55,7 @@ def join_and_commit(config: Mapping[str, Any], topic: str, metadata: str, second
             {**config, **reader_like, "error_cb": lambda error: errors.append(error.str())}, logger=Silent()
         )
     except (KafkaException, ValueError) as failure:
-        raise NoMember(f"no consumer can be made of the settings: {failure}") from failure
+        raise NoMember(f"cannot create a consumer from the settings: {failure}") from failure
     try:
         consumer.subscribe([topic], on_assign=on_assign)
         ends_at = time.monotonic() + seconds_max

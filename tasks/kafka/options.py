@@ -1,7 +1,6 @@
-"""How to reach the brokers, for every Kafka client of the system: librdkafka's properties from the settings.
+"""librdkafka properties from the settings, for every Kafka client.
 
-The returned dict holds the password in the clear: hand it to a client, never to a log. `without_secrets` makes
-the printable version.
+The dict contains the password in plain text; use `without_secrets` for logs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ QUEUED_MESSAGES_MAX = 10_000
 
 
 def kafka_options(settings: Settings) -> dict[str, Any]:
-    """Addresses, TLS and SASL, and the operator's own properties, which win.
+    """Addresses, TLS and SASL, overridden by the operator's properties.
 
     With OAUTHBEARER and no token callback, librdkafka fetches tokens itself: endpoint, client id and secret come
     in `kafka_options` (sasl.oauthbearer.method=oidc and its companions).
@@ -28,7 +27,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
         "bootstrap.servers": settings.kafka_brokers,
         "client.id": CLIENT_ID,
         "security.protocol": settings.kafka_security_protocol,
-        # Long-lived connections through load balancers and NAT die silently without it.
+        # Without keepalive, long-lived connections through load balancers and NAT are dropped silently.
         "socket.keepalive.enable": True,
     }
     wanted = {
@@ -44,7 +43,7 @@ def kafka_options(settings: Settings) -> dict[str, Any]:
 
 
 def producer_options(settings: Settings) -> dict[str, Any]:
-    """librdkafka's properties for dead letters and their replay. What keeps them safe cannot be overridden."""
+    """librdkafka properties for producing dead letters and replays. Safety properties cannot be overridden."""
     return {
         "linger.ms": 5,
         "compression.type": "lz4",
@@ -55,13 +54,13 @@ def producer_options(settings: Settings) -> dict[str, Any]:
         **kafka_options(settings),
         "acks": "all",
         "enable.idempotence": True,
-        # Statistics that nobody polls for pile up in an idle producer.
+        # Statistics would accumulate in an idle producer that is not polled.
         "statistics.interval.ms": 0,
     }
 
 
 def without_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    """The same properties, fit for a log."""
+    """The same properties without secrets, for logs."""
     return {
         name: REDACTED if any(word in name for word in SECRET_WORDS) else value for name, value in options.items()
     }

@@ -12,18 +12,18 @@ CALL_SECONDS_MAX = 15.0
 
 
 class NotProduced(Exception):
-    """The brokers did not acknowledge the record in time, or refused it. It may still arrive."""
+    """The record was refused, or not acknowledged in time; then it may still be written."""
 
 
 class AcknowledgedProducer:
-    """Used by one thread. The connection is made when it is first needed."""
+    """Used by one thread. Connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: Producer | None = None
 
     def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> int:
-        """Returns the record's offset when it is durable. Raises NotProduced."""
+        """Returns the record's offset once it is durable. Raises NotProduced."""
         if self._producer is None:
             self._producer = Producer(producer_options(self._settings))
         reports: list[str] = []
@@ -40,11 +40,11 @@ class AcknowledgedProducer:
         self._producer.flush(CALL_SECONDS_MAX)
         failure = reports[0] if reports else f"no answer in {CALL_SECONDS_MAX:g} s"
         if failure:
-            raise NotProduced(f"{topic} did not take the message: {failure}")
+            raise NotProduced(f"{topic} refused the message: {failure}")
         return offsets[0]
 
 
 def unproven(message: Message) -> str | None:
-    """What a delivery report without an error lacks. None: the broker gave the record an offset, so it has it."""
+    """What a delivery report without an error lacks as proof. None if the broker assigned an offset."""
     offset = message.offset()
     return None if offset is not None and offset >= 0 else f"acknowledged without an offset ({offset})"

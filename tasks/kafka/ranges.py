@@ -4,12 +4,12 @@
         for record in topic.read_all():
             ...
 
-Nothing is subscribed to and nothing committed, so a read disturbs no reader. Partitions are read one after the
-other, each in the order of its offsets. A range may have gaps: offsets that compaction removed, markers and
-aborted messages of transactions. It ends at `stop`, whether or not that offset holds a record. Offsets that are
-not in the log, because retention took them or the topic was made anew, are skipped and counted in `gone`.
+Does not subscribe or commit, so it does not affect readers. Partitions are read one after the other, in offset
+order. A range may have gaps: compacted offsets, transaction markers, aborted messages. It ends at `stop`, whether
+or not that offset has a record. Offsets not in the log (expired, or the topic was recreated) are skipped and
+counted in `gone`.
 
-Every read is bounded: by its range, by the silence of the brokers, and by what `Bounds` says.
+Every read is bounded by its range, by a timeout for responses, and by `Bounds`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tasks.units import KiB, MiB
 CALL_SECONDS_MAX = 15.0
 POLL_SECONDS = 1.0
 FETCH_WAIT_MS = 100
-"""How long a broker holds back the answer that a partition has ended."""
+"""Maximum time a broker delays the end-of-partition response."""
 QUEUED_BYTES_MAX = 32 * MiB
 END = 2**63 - 1
 GROUP = "replays-ingest-ranges"
-"""librdkafka wants a name even where no group is joined."""
+"""librdkafka requires a group name even without joining."""
 
 MISSING = frozenset((KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION))
 REFUSED = frozenset(
@@ -59,23 +59,23 @@ log = logging.getLogger(__name__)
 
 
 class RangeError(Exception):
-    """A range was not read to its end. The text names the topic and says why."""
+    """A range was not read to its end. The text names the topic and the reason."""
 
 
 class TopicMissing(RangeError):
-    """There is no such topic, or no such partition of it."""
+    """The topic or partition does not exist."""
 
 
 class KafkaRefused(RangeError):
-    """The brokers do not let us read: a password, a certificate or a right is wrong."""
+    """The brokers refuse reading: wrong password, certificate or permission."""
 
 
 class KafkaAway(RangeError):
-    """The brokers did not answer in time. A later read may succeed."""
+    """The brokers did not respond in time. A later read may succeed."""
 
 
 class BoundReached(RangeError):
-    """There was more to read than `Bounds` allows."""
+    """A limit of `Bounds` was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one `read` may take at most; None: as much as its ranges hold.
+    """Limits of one `read`; None: unlimited.
 
-    `seconds_max` counts the time spent on waiting for Kafka, not what the caller does with a record.
-    `silent_seconds_max`: the longest wait for the next record.
+    `seconds_max` counts time waiting for Kafka, not the caller's processing. `silent_seconds_max`: maximum wait
+    for the next record.
     """
 
     messages_max: int | None = None
@@ -111,8 +111,7 @@ class Bounds:
 class RangeReader:
     """One client for one topic; used by one thread, closed by its owner. Methods raise RangeError.
 
-    Memory: QUEUED_BYTES_MAX, or the largest message of the topic.
-    `group`: whose committed offsets are asked for.
+    Memory: QUEUED_BYTES_MAX, or the largest message of the topic. `group`: the group for `committed`.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class RangeReader:
     ) -> None:
         self.topic = topic
         self.gone: Counter[int] = Counter()
-        """By partition: offsets of the ranges read that are not in the log."""
+        """By partition: offsets in the ranges that are not in the log."""
         self._bounds = bounds or Bounds()
         self._heard = ""
         self._refusal: KafkaError | None = None
@@ -128,7 +127,7 @@ class RangeReader:
             "group.id": group,
             "enable.auto.commit": False,
             "enable.partition.eof": True,
-            # An offset that is no longer there is an answer here, not a silent jump.
+            # Report an offset out of range instead of resetting silently.
             "auto.offset.reset": "error",
             "queued.max.messages.kbytes": QUEUED_BYTES_MAX // KiB,
             "fetch.wait.max.ms": FETCH_WAIT_MS,
@@ -147,7 +146,7 @@ class RangeReader:
         """Closes the connections."""
         self._consumer.close()
 
-    # What there is
+    # Metadata
 
     def partitions(self) -> tuple[int, ...]:
         """Numbers of the topic's partitions."""
@@ -158,14 +157,14 @@ class RangeReader:
         return tuple(sorted(found.partitions))
 
     def held(self, partition: int) -> Range:
-        """What one partition holds now."""
+        """The offsets currently in a partition."""
         source = KafkaPartition(self.topic, partition)
         with self._asking():
             low, high = self._consumer.get_watermark_offsets(source, timeout=CALL_SECONDS_MAX, cached=False)
         return Range(partition, max(0, low), max(0, low, high))
 
     def committed(self, partitions: Iterable[int]) -> dict[int, int]:
-        """The group's committed offset by partition; 0 where there is none."""
+        """The group's committed offset by partition; 0 if there is none."""
         asked = [KafkaPartition(self.topic, partition) for partition in partitions]
         ends_at = time.monotonic() + CALL_SECONDS_MAX
         with self._asking():
@@ -174,7 +173,7 @@ class RangeReader:
                     answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
                     break
                 except KafkaException as failure:
-                    # A broker that has just started does not know its groups yet.
+                    # A broker that has just started has not loaded its groups yet.
                     if failure.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
                         raise
                     self._consumer.poll(COORDINATOR_WAIT_SECONDS)
@@ -184,7 +183,7 @@ class RangeReader:
         return {one.partition: max(0, one.offset) for one in answer}
 
     def offset_at(self, partition: int, seconds: float) -> int | None:
-        """The first offset whose message is not older than these unix seconds; None when all are older."""
+        """The first offset whose message is not older than this time, Unix seconds; None if all are older."""
         asked = [KafkaPartition(self.topic, partition, int(seconds * 1000))]
         with self._asking():
             found = self._consumer.offsets_for_times(asked, timeout=CALL_SECONDS_MAX)[0]
@@ -192,10 +191,10 @@ class RangeReader:
                 raise KafkaException(found.error)
         return None if found.offset in (-1, OFFSET_END) else found.offset
 
-    # What is in it
+    # Records
 
     def read(self, wanted: Iterable[Range]) -> Iterator[Record]:
-        """Every record of these ranges, a range after the other."""
+        """Every record of these ranges, one range after the other."""
         budget = _Budget(self._bounds)
         for one in wanted:
             if one.start < one.stop:
@@ -204,7 +203,7 @@ class RangeReader:
     def read_all(self) -> Iterator[Record]:
         """Every record of the topic, up to where each partition ends at its first fetch.
 
-        That end comes with the records: the embedded broker's answer to the question for it may be too low.
+        The end is taken from fetch responses, because the embedded broker's offset query may return a lower value.
         """
         budget = _Budget(self._bounds)
         for partition in self.partitions():
@@ -225,7 +224,7 @@ class RangeReader:
                 if wanted.stop == END:
                     wanted = replace(wanted, stop=max(offset + 1, self._end(wanted.partition)))
                 if offset >= wanted.stop:
-                    return  # the rest of the range holds no record
+                    return  # the rest of the range has no records
                 record = record_of(message)
                 budget.take(record, f"{self.topic}, {wanted}")
                 yield record
@@ -238,8 +237,8 @@ class RangeReader:
                 position = self._skip_what_is_gone(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """The next record, the end of the log, or the answer that `position` is not in it; None when nothing says
-        so, but the log ends below it."""
+        """The next record, the end of the log, or an out-of-range error for `position`; None if the log ends below
+        it without an error."""
         silent_seconds = 0.0
         while True:
             began = time.monotonic()
@@ -261,12 +260,12 @@ class RangeReader:
             if silent_seconds > self._bounds.silent_seconds_max:
                 heard = f" ({self._heard})" if self._heard else ""
                 raise KafkaAway(
-                    f"topic {self.topic}: nothing came from {wanted} at offset {position} "
-                    f"for {self._bounds.silent_seconds_max:g} s{heard}"
+                    f"topic {self.topic}: no record from {wanted} at offset {position} for "
+                    f"{self._bounds.silent_seconds_max:g} s{heard}"
                 )
 
     def _skip_what_is_gone(self, wanted: Range, position: int) -> int:
-        """Goes on with the first offset of the range that is there; returns it, `stop` if there is none."""
+        """Continues at the first available offset of the range; returns it, or `stop` if there is none."""
         held = self.held(wanted.partition)
         if held.start <= position < held.stop:
             raise KafkaAway(f"topic {self.topic}: offset {position} of {wanted} cannot be fetched")
@@ -277,11 +276,11 @@ class RangeReader:
         return first
 
     def _is_beyond_the_end(self, partition: int, position: int) -> bool:
-        """The embedded broker answers a fetch beyond its log with nothing, as if more were to come."""
+        """The embedded broker returns nothing for a fetch beyond its log, as if more were to come."""
         return 0 <= self._end(partition) < position and self.held(partition).stop < position
 
     def _end(self, partition: int) -> int:
-        """The end of the partition as the last fetch saw it."""
+        """The end of the partition as of the last fetch."""
         with self._asking():
             return self._consumer.get_watermark_offsets(KafkaPartition(self.topic, partition), cached=True)[1]
 
@@ -289,10 +288,10 @@ class RangeReader:
         with self._asking():
             self._consumer.assign([KafkaPartition(self.topic, partition, offset)])
 
-    # What goes wrong
+    # Errors
 
     def _hear(self, error: KafkaError) -> None:
-        """librdkafka reports lost connections on the side, and goes on trying."""
+        """Collects asynchronous errors of librdkafka, which keeps retrying."""
         self._heard = error.str()
         if error.code() in REFUSED or error.code() in MISSING or error.fatal():
             self._refusal = error
@@ -303,12 +302,12 @@ class RangeReader:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """A client's exception as a RangeError; what was refused on the side is the better reason."""
+        """Converts a client exception to a RangeError, preferring an asynchronous refusal as the reason."""
         try:
             yield
         except KafkaException as failure:
             with contextlib.suppress(KafkaException):
-                self._consumer.poll(0)  # lets the client report what it knows
+                self._consumer.poll(0)  # serves pending error callbacks
             self._raise_if_refused()
             error = failure.args[0]
             raise self._sorted(error) from failure
@@ -321,7 +320,7 @@ class RangeReader:
 
 
 class _Budget:
-    """What is left of the bounds of one read."""
+    """Remaining limits of one read."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds

@@ -1,4 +1,4 @@
-"""One Kafka record as a plain value: what every part of the system that reads a topic hands on."""
+"""One Kafka record as a plain value."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
 Headers = tuple[tuple[str, bytes | None], ...]
-"""In their order; a name may occur more than once."""
+"""In order; a name may occur more than once."""
 
 
 UNREADABLE: Headers = (("headers_unreadable", b"a name is not UTF-8"),)
-"""Stands for the headers of a message of which the client cannot read one name; then it hands out none of them."""
+"""Placeholder for headers that the client cannot decode; it then returns none of them."""
 
 
-# For a name that it cannot decode the client returns a list with an exception set. A call that the interpreter has
-# specialized does not look for that, and the exception surfaces somewhere later; this one raises SystemError.
+# For an undecodable name the client returns a list with an exception set. A specialized call would miss it and
+# raise later elsewhere; this call raises SystemError.
 _headers = methodcaller("headers")
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """`timestamp_ms`: the broker's or the producer's, 0 when there is none. `tombstone`: the value is null.
+    """`timestamp_ms`: the broker's or the producer's; 0 if there is none.
 
-    `value` is empty then.
+    `tombstone`: the value is null, and `value` is empty.
     """
 
     topic: str
@@ -56,10 +56,10 @@ def record_of(message: Message) -> Record:
 
 
 def headers_of(message: Message) -> Headers:
-    """Never raises: a message with any headers is a message.
+    """Never raises.
 
-    Of a name that is not UTF-8 the client makes a null pointer. It must not be asked twice: then it hands the null
-    pointer out, and touching that ends the process.
+    For a non-UTF-8 name the client creates a null pointer; it must not be called twice, because it would then
+    return the null pointer, which crashes the process.
     """
     try:
         found = _headers(message) or ()
@@ -69,5 +69,5 @@ def headers_of(message: Message) -> Headers:
 
 
 def as_bytes(value: str | bytes | None) -> bytes | None:
-    """The client types what it hands out as either; it is bytes unless somebody produced text."""
+    """Converts to bytes; the client's type allows text too."""
     return value.encode() if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The topics of a cluster: which there are, how they are set up, and how to create one."""
+"""Lists, describes and creates topics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFUSALS = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 class ClusterUnreachable(Exception):
-    """The brokers did not answer, or `refused` us. The text says why, as far as the client knows."""
+    """The brokers did not respond, or `refused`. The text has the reason known to the client."""
 
     def __init__(self, text: str, *, refused: bool = False) -> None:
         super().__init__(text)
@@ -35,7 +35,7 @@ class ClusterUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`in_sync`: replicas in sync of the partition that has the fewest; 0 where the broker does not say."""
+    """`in_sync`: in-sync replicas of the partition with the fewest; 0 if unknown."""
 
     partitions: int
     in_sync: int
@@ -50,7 +50,7 @@ class Inventory:
 
 
 class Topics:
-    """One admin client, for one thread. Raises ClusterUnreachable when no client can be made of the settings."""
+    """One admin client, for one thread. Raises ClusterUnreachable if no client can be created."""
 
     def __init__(self, settings: Settings) -> None:
         self._heard: list[KafkaError] = []
@@ -62,9 +62,9 @@ class Topics:
             raise ClusterUnreachable(self._reasons(failure), refused=True) from failure
 
     def inventory(self, seconds_max: float) -> Inventory:
-        """What there is. Raises ClusterUnreachable after `seconds_max`, or as soon as the broker refused us.
+        """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
 
-        A refused password or certificate is only reported on the side: the call itself runs out of time.
+        A refused password or certificate is reported asynchronously; the call itself would time out.
         """
         ends_at = time.monotonic() + seconds_max
         while True:
@@ -86,7 +86,7 @@ class Topics:
         return Inventory(len(found.brokers), topics)
 
     def config(self, topic: str, timeout_seconds: float) -> dict[str, str]:
-        """The topic's settings; empty when the broker does not show them (embedded, or no right to describe)."""
+        """The topic's configuration; empty if unavailable (embedded broker, or no permission)."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
         try:
             answer = self._admin.describe_configs([resource], request_timeout=timeout_seconds)
@@ -96,11 +96,11 @@ class Topics:
             return {}
 
     def message_bytes_max(self, topic: str, timeout_seconds: float) -> int | None:
-        """The largest message that the topic takes; None when the broker does not show it."""
+        """Maximum message size of the topic; None if unknown."""
         return int(self.config(topic, timeout_seconds).get(MESSAGE_BYTES_MAX) or 0) or None
 
     def may_write(self, topic: str, timeout_seconds: float) -> bool | None:
-        """Whether the account may produce to the topic. None: the broker does not say."""
+        """Whether the account may produce to the topic. None if unknown."""
         asked: Any = TopicCollection([topic])
         try:
             answer = self._admin.describe_topics(
@@ -112,7 +112,7 @@ class Topics:
         return AclOperation.WRITE in operations if operations else None
 
     def create(self, name: str, partitions: int, config: Mapping[str, str], timeout_seconds: float) -> None:
-        """Creates the topic unless it is there. Raises KafkaException."""
+        """Creates the topic if it does not exist. Raises KafkaException."""
         topic = NewTopic(name, num_partitions=partitions, config=dict(config))
         try:
             self._admin.create_topics([topic], request_timeout=timeout_seconds)[name].result(timeout_seconds)
@@ -128,7 +128,7 @@ class Topics:
 
 
 class _LibraryLines:
-    """Keeps what the client library logs: often the only stated cause."""
+    """Collects log lines of the client library, often the only stated cause."""
 
     def __init__(self) -> None:
         self.found: list[str] = []

@@ -1,6 +1,6 @@
-"""Whether librdkafka takes the properties that settings make: asked before a command does anything else.
+"""Verifies that librdkafka accepts the configured properties, before a command does anything else.
 
-Clients are made and closed again. They are given no brokers, so nothing is connected to.
+Creates and closes clients without brokers, so nothing is connected.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ BROKERS = ("bootstrap.servers", "metadata.broker.list")
 
 
 def is_plain(settings: Settings) -> bool:
-    """Whether no property can be wrong: no options of the operator's, no encryption, no login."""
+    """True if no property can be wrong: no operator options, no TLS, no SASL."""
     return not settings.kafka_options and settings.kafka_security_protocol == "PLAINTEXT"
 
 
 def verify_producer(config: Mapping[str, Any]) -> None:
-    """Raises SettingsError when no producer can be made of the properties."""
+    """Raises SettingsError if no producer can be created."""
     _made(lambda: Producer(_offline(config), logger=Silent()))
 
 
 def verify_consumer(config: Mapping[str, Any]) -> None:
-    """Raises SettingsError when no consumer can be made of the properties."""
+    """Raises SettingsError if no consumer can be created."""
     _made(lambda: Consumer(_offline(config), logger=Silent()).close())
 
 
@@ -38,8 +38,8 @@ def _made(make: Callable[[], object]) -> None:
         cause = error.args[0] if error.args else error
         text = cause.str() if hasattr(cause, "str") else str(cause)
         raise SettingsError(
-            f"wrong setting: {ENV_PREFIX}KAFKA_OPTIONS, or another of {ENV_PREFIX}KAFKA_*: no Kafka client can be "
-            f"made of them ({' '.join(text.split())}): correct or remove that property"
+            f"wrong setting: {ENV_PREFIX}KAFKA_OPTIONS, or another of {ENV_PREFIX}KAFKA_*: no Kafka client "
+            f"can be created ({' '.join(text.split())}): correct or remove that property"
         ) from error
 
 
@@ -48,7 +48,7 @@ def _offline(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Silent:
-    """What the library logs about a property is in its error too."""
+    """Discards library logs, which are also in the error."""
 
     def log(self, level: int, text: str, *arguments: Any) -> None:
         """Nothing."""

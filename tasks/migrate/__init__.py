@@ -1,8 +1,7 @@
-"""What has to exist before the first batch: ClickHouse's schema, BigQuery's tables, the bucket, the topics.
+"""Creates ClickHouse schema, BigQuery tables, bucket and topics.
 
-Everything here may run again, at any time, from several places at once: what is there stays as it is, what is
-missing is added. Nothing is ever dropped or narrowed. Each step answers with one line about what it did (or, on a
-dry run, would do).
+Idempotent and safe to run concurrently: existing objects are kept, missing ones are added; nothing is dropped or
+narrowed. Each step returns one line about what it did (or, in a dry run, would do).
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from tasks.wire import SinkName
 
 
 def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) -> Iterator[str]:
-    """Yields a line a step. `topics`: also makes the topic that is read, for development.
+    """Yields one line per step. `topics`: also creates the input topic, for development.
 
-    Sinks that are switched off are left alone. Raises SinkError, whose text says what to do.
+    Disabled sinks are skipped. Raises SinkError, whose text states what to do.
     """
     steps: dict[SinkName, tuple[Callable[[], Iterator[str]], Callable[[BaseException], Trouble]]] = {
         SinkName.CLICKHOUSE: (lambda: migrate_schema(settings, dry_run=dry_run), clickhouse_errors.sort),

@@ -1,4 +1,4 @@
-"""BigQuery's data set, the tables that `schema/bigquery` describes, and the exact view of each."""
+"""The BigQuery dataset, the tables described by `schema/bigquery`, and their exact views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.sinks.bigquery import sink as bigquery_sink
 
 
 def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
-    """The data set, then every table; a table that is there gets the columns that it lacks."""
+    """Creates the dataset, then every table; missing columns are added to existing tables."""
     timeout: dict[str, Any] = {"timeout": settings.sink_timeout_seconds}
     server: Any = bigquery_sink.client(settings)
     with contextlib.closing(server):
@@ -38,7 +38,7 @@ def migrate_tables(settings: Settings, *, dry_run: bool) -> Iterator[str]:
 
 
 def table_of(description: dict[str, Any], name: str, settings: Settings) -> Any:
-    """The table that a file of `schema/bigquery` describes: partitioned by day, clustered."""
+    """The table described by a file of `schema/bigquery`: partitioned by day, clustered."""
     table: Any = bigquery.Table(name, schema=[_field(field) for field in description["fields"]])
     table.description = description["description"]
     expiration_days = settings.bigquery_expiration_days
@@ -84,7 +84,7 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
         return
     yield f"add to table {name}: {', '.join(field.name for field in missing)}"
     if not dry_run:
-        # Rows that are there have no value for it, so BigQuery takes no column that requires one.
+        # Existing rows have no value, so BigQuery refuses a REQUIRED column.
         added = [
             bigquery.SchemaField.from_api_repr(field.to_api_repr() | {"mode": "NULLABLE"}) for field in missing
         ]
@@ -93,7 +93,7 @@ def _big_query_table(server: Any, wanted: Any, timeout: dict[str, Any], *, dry_r
 
 
 def _exact_view(server: Any, table: Any, timeout: dict[str, Any], *, dry_run: bool) -> Iterator[str]:
-    """A view that shows each identity once, whatever streaming has stored twice."""
+    """A view that shows each identity once."""
     view: Any = bigquery.Table(f"{table.project}.{table.dataset_id}.{table.table_id}_exact")
     view.view_query = (
         f"SELECT * FROM `{table.project}.{table.dataset_id}.{table.table_id}` "

@@ -1,4 +1,4 @@
-"""ClickHouse's schema: the files `NNNN_name.sql`, applied in order, once; `schema_migrations` lists them."""
+"""The ClickHouse schema: the files `NNNN_name.sql`, applied in order, once; `schema_migrations` lists them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENGINE = {replicated}ReplacingMergeTree ORDER BY version
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file of the schema. `checksum` is of its text, so that an edit after the fact is noticed."""
+    """One schema file. `checksum` of its text detects later edits."""
 
     version: int
     name: str
@@ -41,7 +41,7 @@ def migrations() -> list[Migration]:
 
 
 def rendered(statement: str, cluster: str) -> str:
-    """A statement for one node, or for every node of a cluster whose tables replicate each other."""
+    """A statement for one node, or for a cluster with replicated tables."""
     on_cluster = f"ON CLUSTER '{cluster}'" if cluster else ""
     return statement.replace("{on_cluster}", on_cluster).replace("{replicated}", "Replicated" if cluster else "")
 

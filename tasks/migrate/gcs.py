@@ -13,7 +13,7 @@ from tasks.sinks.gcs.bucket import RETENTION_DAYS, missing_rules
 
 
 def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
-    """The bucket, if it does not exist, with a rule for each retention. One that exists is somebody's: we look."""
+    """Creates the bucket with a rule for each retention. An existing bucket is only checked."""
     with contextlib.closing(gcs_sink.client(settings)) as server:
         name, timeout_seconds = settings.gcs_bucket, settings.sink_timeout_seconds
         found = server.lookup_bucket(name, timeout=timeout_seconds)
@@ -22,15 +22,15 @@ def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
             if dry_run:
                 return
             made = server.bucket(name)
-            # Recordings are personal data: nobody gets in by accident, and a deletion deletes.
+            # Recordings are personal data: no public access, and deletion must be effective.
             made.iam_configuration.uniform_bucket_level_access_enabled = True
             made.iam_configuration.public_access_prevention = "enforced"
             made.soft_delete_policy.retention_duration_seconds = 0
             for days in RETENTION_DAYS:
                 made.add_lifecycle_delete_rule(age=days, matches_prefix=[f"{days}/"])
-                # A packed object that `erase` rewrote is as old as its custom time says.
+                # Packed objects rewritten by `erase` expire by their custom time.
                 made.add_lifecycle_delete_rule(days_since_custom_time=days, matches_prefix=[f"{days}/"])
-            with contextlib.suppress(Conflict):  # somebody made it at the same moment
+            with contextlib.suppress(Conflict):  # created concurrently
                 server.create_bucket(made, location=settings.gcs_location or None, timeout=timeout_seconds)
             return
         problems = list(missing_rules(found.lifecycle_rules, settings.gcs_layout))

@@ -1,4 +1,4 @@
-"""The dead-letter topic, the topic of operators' decisions, and for development the topic that is read."""
+"""Creates the dead-letter topic, the operators' topic, and for development the input topic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEAD_LETTER_RETENTION_DAYS = 14
 
 
 def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterator[str]:
-    """The topics of dead letters and decisions; with `source` the one that is read, too.
+    """Creates the dead-letter and operators' topics; with `source` also the input topic.
 
     Raises KafkaException, SinkError.
     """
@@ -45,7 +45,7 @@ def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterat
 
 
 def _expect_compaction(config: Mapping[str, str], name: str) -> None:
-    """Decisions must not expire. Raises PermanentSinkError."""
+    """Checks that decisions do not expire. Raises PermanentSinkError."""
     policy = config.get("cleanup.policy", "compact")
     if policy != "compact":
         raise PermanentSinkError(
@@ -65,7 +65,7 @@ def _wanted(settings: Settings, source_bytes: int, *, source: bool) -> dict[str,
                 "cleanup.policy": "delete",
             },
         ),
-        # One partition: decisions have an order, and an offset names a state of them.
+        # One partition, so that decisions are ordered and an offset identifies a state.
         settings.operators_topic: (1, {"cleanup.policy": "compact", "max.message.bytes": str(MiB)}),
     }
     if source:

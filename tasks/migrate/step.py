@@ -1,4 +1,4 @@
-"""What the steps of a migration share."""
+"""Types shared by migration steps."""
 
 from __future__ import annotations
 

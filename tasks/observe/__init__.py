@@ -1,1 +1,1 @@
-"""What a worker shows of itself: metrics, logs, traces, probes."""
+"""Worker observability: metrics, logs, traces, probes."""

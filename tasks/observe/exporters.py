@@ -1,4 +1,4 @@
-"""Where spans go: the tracer provider that the standard OTEL_* variables describe.
+"""The tracer provider configured by the standard OTEL_* variables.
 
 OTEL_TRACES_EXPORTER chooses the exporter (otlp by default, console, none), OTEL_EXPORTER_OTLP_PROTOCOL and its
 _TRACES_ form the protocol of OTLP, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES the service's name. The SDK
@@ -15,11 +15,11 @@ GRPC_EXTRA = "replays-ingest[otel-grpc]"
 
 
 class NotExported(Exception):
-    """A variable asks for what is not there. The text names it and says what to do."""
+    """A variable requests something unavailable. The text names it and states what to do."""
 
 
 def provider(service: str, environ: Mapping[str, str]) -> Any:
-    """A TracerProvider with the exporters that the variables name. `service` is the name when they have none.
+    """A TracerProvider with the configured exporters. `service` is the default service name.
 
     Raises NotExported, and ImportError where the extra `otel` is not installed.
     """

@@ -1,6 +1,6 @@
-"""How both packages log: structured, JSON or for a person on a terminal, no payloads, no secrets.
+"""Logging of both packages: structured, JSON or text, without payloads and secrets.
 
-Every line goes through `redact`, also those of libraries that use the standard logging module.
+Every line passes `redact`, including those of libraries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from tasks.printed import HIDDEN, ascii_json, printable, without_secrets
 from tasks.settings import Settings
 
-TEXT_CHARACTERS_MAX = 2000  # longer texts are cut: errors of servers may quote what they were sent
+TEXT_CHARACTERS_MAX = 2000  # longer texts are cut, because server errors may quote request data
 _SECRET_NAME = re.compile(
     r"(^|_|\.|-)(password|passwd|secret|dsn|authorization|credentials?|api_?key|access_token|private_key)($|_|\.|-)",
     re.IGNORECASE,
@@ -25,14 +25,14 @@ _SECRET_NAME = re.compile(
 
 
 def redact(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: hides secrets by name and by shape, and replaces bytes by their number."""
+    """A structlog processor: hides secrets by name and pattern, and replaces bytes by their length."""
     for key, value in line.items():
         line[key] = HIDDEN if _SECRET_NAME.search(key) and value else clean(value)
     return line
 
 
 def clean(value: Any) -> Any:
-    """A value as it may be shown: no secret, no payload, no endless text."""
+    """A value without secrets and payloads, and with bounded length."""
     if isinstance(value, SecretStr):
         return HIDDEN
     if isinstance(value, bytes | bytearray | memoryview):
@@ -48,7 +48,7 @@ def clean(value: Any) -> Any:
 
 
 def for_terminal(logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: text that a terminal shows and does not obey. Tracebacks keep their lines."""
+    """A structlog processor: escapes control characters. Tracebacks keep their lines."""
     for key, value in line.items():
         if key in ("exception", "stack") and isinstance(value, str):
             line[key] = "\n".join(map(printable, value.split("\n")))
@@ -62,12 +62,12 @@ def _json_line(line: Any, **options: Any) -> str:
 
 
 def as_json(settings: Settings, stream: IO[str]) -> bool:
-    """Whether lines to this stream are JSON."""
+    """True if lines to this stream are JSON."""
     return settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
 
 
 def configure(settings: Settings, stream: IO[str] | None = None) -> None:
-    """Sets both structlog and the standard logging up, once a process. Lines go to standard error."""
+    """Configures structlog and standard logging, once per process. Output goes to standard error."""
     stream = stream or sys.stderr
     json_lines = as_json(settings, stream)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]

@@ -1,8 +1,7 @@
-"""Supervision: background loops that cannot die silently, and observers that cannot stop what they observe.
+"""Supervised background loops, and guarded observers.
 
-Every thread of ours that repeats something is a `Loop`. A step that raises is logged, counted and tried again
-after a wait that doubles; only `stop` or `LoopEnded` ends a loop. `Guard` calls functions that merely watch
-(metrics, traces, logs) and keeps their exceptions away from the caller.
+Every repeating thread is a `Loop`: a failed step is logged, counted and retried with doubling waits; only `stop`
+or `LoopEnded` ends a loop. `Guard` calls observers (metrics, traces, logs) and contains their exceptions.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tasks.errors import shortened
 
 RETRY_SECONDS = 0.2
 RETRY_SECONDS_MAX = 30.0
-# A loop that fails for longer than this is reported by readiness probes. Shorter failures are retries.
+# A loop that fails for longer than this makes readiness probes fail.
 FAILING_SECONDS_MAX = 30.0
 REPORTS_REMEMBERED_MAX = 100
 
@@ -33,16 +32,16 @@ def ignore(name: str) -> None:
 
 
 class LoopEnded(Exception):
-    """Raised by a step that has nothing left to do: the loop ends without an error."""
+    """Raised by a step to end the loop without an error."""
 
 
 class Loop:
-    """A daemon thread that calls `step` until it is stopped.
+    """A daemon thread that calls `step` until stopped.
 
-    `interval_seconds`: wait between two steps; 0 for a step that waits for its own work. After a failure the wait
-    is `retry_seconds`, doubled per consecutive failure up to `retry_seconds_max`. `on_failure(name)` is called per
+    `interval_seconds`: wait between steps; 0 for a step that blocks itself. After a failure the wait is
+    `retry_seconds`, doubled per consecutive failure up to `retry_seconds_max`. `on_failure(name)` is called per
     failure, for a metric. An error is logged once per distinct text until the loop has succeeded again; those of
-    the types `expected` (a server that is away) without their stack.
+    the types `expected` (an unreachable server) without their stack.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Loop:
         assert 0 < retry_seconds <= retry_seconds_max, (retry_seconds, retry_seconds_max)
         self.name = name
         self.failures = 0
-        """Consecutive failures; 0 after a step that succeeded."""
+        """Consecutive failures; 0 after a successful step."""
         self._step = step
         self._interval_seconds = interval_seconds
         self._retry_seconds, self._retry_seconds_max = retry_seconds, retry_seconds_max
@@ -78,32 +77,33 @@ class Loop:
         self._thread.start()
 
     def stop(self, deadline_seconds: float) -> bool:
-        """Asks the loop to end and waits at most that long. True when it has ended, or was never started."""
+        """Requests the end of the loop and waits up to the timeout. Returns True if it has ended or was never
+        started."""
         self.request_stop()
         return self.join(deadline_seconds)
 
     def request_stop(self) -> None:
-        """Asks the loop to end after the step that runs now. Returns at once."""
+        """Requests the end of the loop after the current step. Returns immediately."""
         self._stopping.set()
 
     def join(self, deadline_seconds: float) -> bool:
-        """Waits for the loop to end. True when it has ended, or was never started."""
+        """Waits for the loop to end. Returns True if it has ended or was never started."""
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(max(0.0, deadline_seconds))
         return not self._thread.is_alive()
 
     @property
     def stopping(self) -> bool:
-        """Whether the loop was asked to end."""
+        """True if the loop was requested to end."""
         return self._stopping.is_set()
 
     @property
     def running(self) -> bool:
-        """Whether the thread is alive."""
+        """True if the thread is alive."""
         return self._thread.is_alive()
 
     def trouble(self) -> str:
-        """One line when the loop has failed for longer than FAILING_SECONDS_MAX, otherwise ""."""
+        """One line if the loop has failed for longer than FAILING_SECONDS_MAX, otherwise ""."""
         failures, error, since = self.failures, self._error, self._failing_since
         failing_seconds = time.monotonic() - since
         if not failures or failing_seconds < FAILING_SECONDS_MAX:
@@ -144,7 +144,7 @@ class Loop:
 
 
 class Guard:
-    """Calls observers. What one raises is logged once per text, counted in `failures`, and goes no further."""
+    """Calls observers. Their exceptions are logged once per text, counted in `failures`, and not propagated."""
 
     def __init__(self, on_failure: OnFailure = ignore) -> None:
         self.failures: Counter[str] = Counter()
@@ -153,7 +153,7 @@ class Guard:
         self._reported: set[str] = set()
 
     def call(self, name: str, function: Callable[..., _T], *arguments: object) -> _T | None:
-        """`function(*arguments)`, or None when it raised."""
+        """`function(*arguments)`, or None if it raised."""
         try:
             return function(*arguments)
         except Exception as error:

@@ -1,8 +1,8 @@
-"""What feeds the metrics of a flush worker, and the worker's /livez, /readyz and /metrics.
+"""Updates worker metrics and serves the worker's /livez, /readyz and /metrics.
 
-Functions here do nothing until a worker has called `install`, so flush code may call them anywhere. The pool's
-processes write their numbers into files of one directory (the Prometheus client's own way); the worker's main
-process adds them up when it is scraped.
+Functions do nothing until a worker has called `install`, so flush code may call them anywhere. Pool processes
+write to files of one directory (the Prometheus client's multiprocess mode); the main process aggregates them on
+scrapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tasks.wire import SinkName
 
 log = logging.getLogger(__name__)
 HTTP_SETTING = "REPLAYS_WORKER_HTTP"
-READY_SILENT_SECONDS_MAX = 15.0  # a worker shows itself to the broker every two seconds
+READY_SILENT_SECONDS_MAX = 15.0  # a worker sends a heartbeat every two seconds
 
 
 class _Worker:
@@ -46,7 +46,7 @@ class _Worker:
 
 
 def install(settings: Settings) -> Path:
-    """Makes the instruments, before the pool forks. Returns the directory that the processes share."""
+    """Creates the instruments before the pool forks. Returns the shared directory."""
     directory = Path(tempfile.mkdtemp(prefix="replays-metrics-"))
     share_metrics_directory(directory)
     prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue()  # type: ignore[no-untyped-call]
@@ -67,13 +67,13 @@ def uninstall() -> None:
     _Worker.meters = _Worker.probes = _Worker.directory = None
 
 
-# What flush tasks tell
+# Updates from flush tasks
 
 
 def observe_flush(
     sink: SinkName, outcome: RunOutcome, seconds: float = 0.0, items: int = 0, size_bytes: int = 0
 ) -> None:
-    """One run of a flush task ended. `seconds` 0: the sink was not called."""
+    """A run of a flush task ended. `seconds` is 0 if the sink was not called."""
     meters = _Worker.meters
     if meters is None:
         return
@@ -88,35 +88,35 @@ def observe_flush(
 
 
 def observe_breaker_refusal(sink: SinkName) -> None:
-    """A run was put off since the sink's breaker was open."""
+    """A run was postponed because the sink's breaker was open."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "breaker_refusals", 1, sink)
 
 
 def observe_refused(sink: SinkName, items: int) -> None:
-    """So many items became dead letters with the sink's error."""
+    """Items became dead letters with the sink's error."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "items_refused", items, sink)
 
 
 def observe_completion(kind: str) -> None:
-    """The end of a chord was told: done, failed, nobody."""
+    """A chord completion was reported: done, failed, nobody."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
 
 
 def observe_unverified(purpose: Purpose) -> None:
-    """Something in Redis carries no seal of the shared key: logged, counted, ignored."""
+    """A Redis entry without a valid seal was ignored: logs and counts it."""
     warn(purpose)
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "unverified", 1, purpose)
 
 
-# What is answered to probes
+# Probes
 
 
 def registry() -> CollectorRegistry:
-    """The numbers of all processes of this worker, added up now."""
+    """The aggregated metrics of all processes of this worker."""
     if _Worker.meters is not None:
         _Worker.meters.set(WORKER + "heartbeat_seconds", time.monotonic() - _Worker.seen_at)
     collected = CollectorRegistry()
@@ -126,14 +126,14 @@ def registry() -> CollectorRegistry:
 
 
 def live() -> dict[str, str]:
-    """Whether the worker is worth keeping: not after minutes without any sign of life."""
+    """Liveness: fails after minutes without a sign of life."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     silent = silent_seconds >= _Worker.silent_seconds_max
     return {"heartbeat": f"none for {silent_seconds:.0f} s" if silent else ""}
 
 
 def ready() -> dict[str, str]:
-    """Whether it takes tasks: it started, and reached the broker within the last seconds."""
+    """Readiness: started, and reached the broker within the last seconds."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     lost = silent_seconds >= READY_SILENT_SECONDS_MAX
     return {
@@ -142,11 +142,11 @@ def ready() -> dict[str, str]:
     }
 
 
-# When Celery calls. Connected by `connect`, which `tasks.celery` calls once.
+# Celery signals, connected by `connect`, which `tasks.celery` calls once.
 
 
 def connect() -> None:
-    """Ties this module to the life of a worker. Importing it does nothing."""
+    """Connects this module to Celery's signals. Importing it has no side effects."""
     signals.celeryd_init.connect(_on_start, weak=False)
     signals.worker_init.connect(_on_init, weak=False)
     signals.worker_ready.connect(_on_ready, weak=False)

@@ -1,8 +1,8 @@
-"""A worker's presence in Redis: which queues it consumes and when it last said so.
+"""A worker's presence in Redis: its queues and last heartbeat.
 
-Its main process writes it from Celery's own heartbeat, so that a worker whose event loop stands still goes silent.
-`check`, `status`, `top`, the operator's page and the reader's metrics read it. A worker that is started with
---without-heartbeat is not seen.
+Written by the main process from Celery's heartbeat, so that a worker with a stuck event loop disappears. `check`,
+`status`, `top`, the operator's page and the reader's metrics read it. A worker started with --without-heartbeat is
+not listed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SILENT_HEARTBEATS_MAX = 3
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker as it last showed itself. Times are unix seconds by Redis' clock.
+    """The presence of one worker. Times are Unix seconds by Redis' clock.
 
-    The process that reads it may run another release: fields are only ever added, each with a default.
+    Other releases may read it: fields are only added, each with a default.
     """
 
     host: str = ""
@@ -45,7 +45,7 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(Presence, frozen=True, kw_only=True):
-    """One worker by its last presence, which was written `silent_seconds` ago. `silent`: it counts as gone."""
+    """One worker with the age of its presence, `silent_seconds`. `silent`: considered gone."""
 
     worker: str
     silent_seconds: float = 0.0
@@ -53,7 +53,7 @@ class WorkerStatus(Presence, frozen=True, kw_only=True):
 
 
 def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatus, ...]:
-    """Every worker that showed itself and did not say goodbye. Raises redis.exceptions.RedisError."""
+    """Every listed worker. Raises redis.exceptions.RedisError."""
     silent_seconds_max = SILENT_HEARTBEATS_MAX * max(settings.heartbeat_seconds, CELERY_HEARTBEAT_SECONDS)
     found = []
     for name, about in coordination.workers().items():
@@ -66,12 +66,12 @@ def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatu
 
 
 def queues_of(sinks: Iterable[str]) -> tuple[str, ...]:
-    """The queues that somebody has to consume when these sinks are switched on."""
+    """The queues that need a worker with these sinks enabled."""
     return (*map(flush_queue, sinks), CONTROL_QUEUE)  # type: ignore[arg-type]
 
 
 def consumers(found: Collection[WorkerStatus], sinks: Iterable[str]) -> dict[str, int]:
-    """Queue -> how many workers that are not silent consume it."""
+    """Queue -> number of active workers that consume it."""
     return {
         queue: sum(queue in worker.queues for worker in found if not worker.silent) for queue in queues_of(sinks)
     }
@@ -137,7 +137,7 @@ def _on_heartbeat(**_: Any) -> None:
 
 
 def _on_shutting_down(**_: Any) -> None:
-    """A worker that ends takes no further task, so its queues may have no consumer from here on."""
+    """A worker that is shutting down takes no further tasks."""
     writer, _State.writer = _State.writer, None
     if writer is not None:
         writer.remove()

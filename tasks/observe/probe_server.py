@@ -1,8 +1,8 @@
-"""A small HTTP server for /livez, /readyz and /metrics, the same in the reader and in a worker.
+"""A small HTTP server for /livez, /readyz and /metrics, used by readers and workers.
 
-Loopback unless told otherwise, no other path, GET and HEAD only. Whoever reaches the port can neither use up
-threads nor keep probes out: at most CONNECTIONS_MAX are served at a time, each for REQUEST_SECONDS_MAX in all, and
-when all are taken the oldest is closed for the newest.
+Loopback by default, no other paths, GET and HEAD only. Clients can neither exhaust threads nor block probes: at
+most CONNECTIONS_MAX connections are served at once, each for at most REQUEST_SECONDS_MAX; when all are in use, the
+oldest is closed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from prometheus_client.exposition import choose_encoder
 
 from tasks.loading import SettingsError
 
-# In all, however slowly its bytes come: Kubernetes gives a probe a second, Prometheus a scrape ten.
+# Total time per request. Kubernetes allows one second per probe, Prometheus ten per scrape.
 REQUEST_SECONDS_MAX = 10.0
 CONNECTIONS_MAX = 16
-# How long a connection that was closed for a newer one may take to end its thread.
+# Maximum time for the thread of a closed connection to end.
 ROOM_SECONDS_MAX = 1.0
 
 
 class CannotListen(SettingsError):
-    """The address is in use or not ours. The text says which and what to do."""
+    """The address is in use or not local. The text names it and states what to do."""
 
     def __init__(self, host: str, port: int, setting: str, error: Exception) -> None:
         super().__init__(
@@ -39,7 +39,8 @@ class CannotListen(SettingsError):
 
 
 def ensure_free(host: str, port: int) -> None:
-    """Raises OSError or OverflowError when nothing can listen there now. Keeps nothing open; port 0 is free."""
+    """Raises OSError or OverflowError if the address is not available. Keeps nothing open; port 0 always
+    passes."""
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:1]:
         with socket.socket(family, kind, protocol) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,21 +49,21 @@ def ensure_free(host: str, port: int) -> None:
 
 
 def ensure_probes_can_listen(host: str, port: int, *, setting: str) -> None:
-    """Raises CannotListen when `Probes` could not listen there now: known before anything else is started."""
+    """Raises CannotListen if `Probes` could not listen, before anything else is started."""
     try:
         ensure_free(host, port)
     except (OSError, OverflowError) as error:
         raise CannotListen(host, port, setting, error) from error
 
 
-Checks = Mapping[str, str]  # name of what was looked at -> "" when well, else what is wrong
+Checks = Mapping[str, str]  # check name -> "" if healthy, otherwise the problem
 
 
 class Probes:
-    """Serves until `close`. `live` and `ready` return their checks; any wrong one makes the answer 503.
+    """Serves until `close`. `live` and `ready` return checks; any failed one gives status 503.
 
-    `setting` names the settings of host and port for errors (CannotListen). `registry` is called at each scrape.
-    Answers are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
+    `setting` names the settings of host and port for errors (CannotListen). `registry` is called for each scrape.
+    Responses are JSON: {"ok": bool, "checks": {name: "" | what is wrong}}.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Probes:
             do_HEAD = do_GET
 
             def log_message(self, format: str, *args: Any) -> None:
-                """A probe every few seconds is not worth a line."""
+                """Probes are not logged."""
 
         self._live, self._ready, self._registry = live, ready, registry
         try:
@@ -122,13 +123,13 @@ class Probes:
                 ok = not any(checks.values())
                 body = msgspec.json.encode({"ok": ok, "checks": dict(checks)})
                 return 200 if ok else 503, "application/json", body
-        except Exception as failure:  # a probe that fails must say so, not hang up
+        except Exception as failure:  # respond with an error instead of closing the connection
             return 500, "text/plain; charset=utf-8", f"{type(failure).__name__}: {failure}\n".encode()
         return 404, "text/plain; charset=utf-8", b"/livez /readyz /metrics\n"
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread per connection, of which there is a bounded number, each with a deadline."""
+    """One thread per connection, bounded in number and time."""
 
     daemon_threads = True
     request_queue_size = CONNECTIONS_MAX
@@ -140,7 +141,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Called by the one thread that accepts."""
+        """Called by the accepting thread."""
         if not self._room.acquire(blocking=False):
             self._hang_up(1)
             if not self._room.acquire(timeout=ROOM_SECONDS_MAX):
@@ -168,10 +169,10 @@ class _Server(ThreadingHTTPServer):
         self._hang_up(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever hung up, or was hung up on, is not worth a line."""
+        """Closed connections are not logged."""
 
     def _hang_up(self, count: int) -> None:
-        """Ends what the oldest connections wait for; their threads follow."""
+        """Closes the oldest connections; their threads then end."""
         with self._lock:
             for request in list(self._began)[:count]:
                 del self._began[request]

@@ -1,7 +1,7 @@
 """Traces and error reports, both optional: OpenTelemetry with the extra `otel`, Sentry with the extra `sentry`.
 
-A batch's trace begins at the reader; its W3C traceparent travels in the Celery header `traceparent`, and each
-flush task's work on its sink is a span below it. Without the setting every function here costs one comparison.
+A batch's trace starts in the reader; its W3C traceparent is sent in the Celery header `traceparent`, and each
+flush task's sink call is a child span. If disabled, every function costs one comparison.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ CELERY_ECHOES = ("celery.app.trace", "celery.backends.*")
 
 
 class TelemetryMissing(SettingsError):
-    """A setting asks for a package that is not installed. The text says which extra has it."""
+    """A setting requires a package that is not installed. The text names the extra."""
 
 
 class _State:
-    """The tracer of this process; None while tracing is off."""
+    """The tracer of this process; None if tracing is disabled."""
 
     tracer: Any = None
     provider: Any = None
 
 
 def configure(settings: Settings, service: str, provider: Any = None) -> None:
-    """Switches on what the settings ask for, once a process. `provider` is an SDK TracerProvider, for tests.
+    """Enables tracing and error reports by the settings, once per process. `provider` is an SDK TracerProvider,
+    for tests.
 
     Exporters, sampling and the service's name follow the standard OTEL_* variables. Raises TelemetryMissing.
     """
@@ -66,14 +67,14 @@ def _sentry(dsn: str, service: str) -> None:
         raise TelemetryMissing(
             "REPLAYS_SENTRY_DSN is set, but sentry_sdk is not installed: install replays-ingest[sentry]"
         ) from error
-    # The failure of a task is an event with its traceback; Celery then logs it, and its chord's, as errors.
+    # A failed task is one event with its traceback; Celery also logs it and its chord as errors.
     for echo in CELERY_ECHOES:
         ignore_logger(echo)
     sentry_sdk.init(
         dsn=dsn,
         server_name=None,
         send_default_pii=False,
-        include_local_variables=False,  # they hold recordings
+        include_local_variables=False,  # they contain recordings
         max_request_body_size="never",
         before_send=scrub,
         traces_sample_rate=0.0,
@@ -82,37 +83,37 @@ def _sentry(dsn: str, service: str) -> None:
 
 
 def scrub(event: Any, hint: Any) -> Any:
-    """What leaves for Sentry holds no secret and no payload. Takes and returns an event."""
+    """Removes secrets and payloads from a Sentry event."""
     return clean(event)
 
 
 def tracer() -> Any:
-    """The OpenTelemetry tracer, or None while tracing is off."""
+    """The OpenTelemetry tracer, or None if tracing is disabled."""
     return _State.tracer
 
 
 def flush() -> None:
-    """Sends what is still held, before the process ends."""
+    """Sends buffered data before the process ends."""
     if _State.provider is not None:
         _State.provider.force_flush(2000)
 
 
 def context_of(traceparent: str) -> Any:
-    """The OpenTelemetry context that a traceparent names; an empty one when it is not well-formed."""
+    """The OpenTelemetry context of a traceparent; empty if malformed."""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     return TraceContextTextMapPropagator().extract({HEADER: traceparent})
 
 
 def traceparent_of(span: Any) -> str:
-    """How a span is named on the wire."""
+    """The traceparent of a span."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 @contextmanager
 def sink_span(request: Any, sink: SinkName, **attributes: Any) -> Iterator[None]:
-    """The work of one flush task on its sink, below its batch's span. `request` is the Celery task's."""
+    """The span of a flush task's sink call, below its batch's span. `request` is the Celery task's."""
     if _State.tracer is None:
         yield
         return

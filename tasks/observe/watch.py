@@ -1,6 +1,6 @@
-"""A worker as operators see it: its logs, metrics, probes and traces, tied to its life by Celery's signals.
+"""Worker logs, metrics, probes and traces, connected to Celery's signals.
 
-One run of a flush task is watched from here: its outcome and time in the metrics, its work as a span.
+Records outcome and duration of each flush run, and its span.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOWN_SECONDS = 86_400
 
 @dataclass(slots=True)
 class Watch:
-    """What the run itself tells. `called`: it got as far as its sink."""
+    """Set by the run. `called`: the sink was called."""
 
     already_done: bool = False
     called: bool = False
@@ -48,10 +48,9 @@ class Watch:
 
 
 class Recent:
-    """The durations of this process's last runs of each sink, shown to operators in Redis now and then.
+    """Durations of this process's last runs per sink, published to Redis every TOLD_SECONDS.
 
-    One small write every TOLD_SECONDS; the last process to write is what is shown, which is enough to see
-    whether a sink takes milliseconds or half a minute.
+    The last writer wins, which suffices to see whether a sink takes milliseconds or half a minute.
     """
 
     def __init__(self) -> None:
@@ -59,7 +58,7 @@ class Recent:
         self._told_at: dict[SinkName, float] = {}
 
     def add(self, sink: SinkName, seconds: float, staging: Staging, settings: Settings) -> None:
-        """One run that called its sink. Never raises for Redis."""
+        """Adds a run that called its sink. Redis errors are not raised."""
         runs = self._seconds.setdefault(sink, deque(maxlen=RECENT_RUNS))
         runs.append(seconds)
         now = time.monotonic()
@@ -84,13 +83,13 @@ _recent = Recent()
 
 
 def sinks_key(settings: Settings) -> str:
-    """The Redis hash of how long recent runs of each sink took."""
+    """The Redis hash of recent run durations per sink."""
     return f"{settings.key_prefix}:sinks"
 
 
 @contextmanager
 def watched(request: Any, batch: str, name: str, staging: Staging, settings: Settings) -> Iterator[Watch]:
-    """Around one run. How it ends says which outcome is counted; what it raises goes on unchanged."""
+    """Wraps one run: counts its outcome; exceptions pass through."""
     sink, watch, started_at = TaskName.parse(name).sink, Watch(), time.perf_counter()
     outcome = RunOutcome.FAILED
     about = {"replays.batch": batch_id_of(batch), "replays.task": name}
@@ -118,7 +117,7 @@ def watched(request: Any, batch: str, name: str, staging: Staging, settings: Set
 
 
 def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
-    """One line per run of a flush task; a warning when the run gave up or failed."""
+    """One line per flush run; a warning if it gave up or failed."""
     about: dict[str, Any] = {
         "batch": batch_id_of(batch),
         "task": name,
@@ -135,7 +134,7 @@ def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: 
 
 
 def connect() -> None:
-    """Called once by `tasks.celery`. Only workers send these signals: a publisher is not touched."""
+    """Called once by `tasks.celery`. Only workers send these signals."""
     signals.celeryd_init.connect(_on_beginning, weak=False)
     signals.setup_logging.connect(_on_logging, weak=False)
     signals.worker_init.connect(_on_worker, weak=False)
@@ -147,7 +146,7 @@ def connect() -> None:
 
 
 def _on_beginning(instance: Any = None, **_: Any) -> None:
-    """Before Celery prints its banner and its warnings, which are no lines for a collector of JSON."""
+    """Runs before Celery prints its banner and warnings, which are not JSON."""
     settings = load_fleet()
     if logs.as_json(settings, sys.stderr):
         instance.quiet = True
@@ -157,13 +156,13 @@ def _on_beginning(instance: Any = None, **_: Any) -> None:
 
 def _on_logging(**_: Any) -> None:
     logs.configure(load_fleet())
-    # A task received and a task done, without fields: `run_line` has them.
+    # Celery's received and succeeded lines; `run_line` replaces them.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _on_worker(**_: Any) -> None:
-    """In the main process, and again in each process of the pool: exporters have threads, which do not fork."""
+    """In the main process and in each pool process, because exporter threads do not survive a fork."""
     try:
         telemetry.configure(load_fleet(), service="replays-worker")
     except telemetry.TelemetryMissing as missing:
@@ -172,14 +171,14 @@ def _on_worker(**_: Any) -> None:
 
 
 def _on_ready(sender: Any = None, **_: Any) -> None:
-    """`sender` is Celery's consumer: it knows the pool that was started, whichever options chose it."""
+    """`sender` is Celery's consumer, which knows the started pool."""
     pool = getattr(sender, "pool", None)
     forks = type(pool).__module__.endswith("prefork")
     report_size(int(getattr(pool, "limit", 0) or 0) if forks else 0, cores.memory_limit_bytes())
 
 
 def report_size(processes: int, limit_bytes: int | None) -> None:
-    """Logs what a worker needs under load; a warning when its container has less. 0: a pool without processes."""
+    """Logs the memory needed under load; a warning if the container has less. 0: a pool without processes."""
     needed = cores.memory_needed_bytes(processes)
     about: dict[str, Any] = {"processes": processes, "memory_needed_mib": needed // MiB}
     if limit_bytes is not None:

@@ -176,8 +176,8 @@ MUTANTS = (
     Mutant(
         "waits for the answer to a record that it does not send",
         PARTITION,
-        "            self.unblock_recorded()  # a predecessor",
-        "            pass  # a predecessor",
+        "            self.unblock_recorded()  # the previous",
+        "            pass  # the previous",
     ),
     Mutant(
         "ignores the record of the former owner",

@@ -1,16 +1,10 @@
 """Bytes in, a segment or a reject out: `parse(message, rules)`, a pure function.
 
-envelope.py    the msgpack map
-recording.py   header line, bounded inflate, what is stored
-budget.py      what reading may cost beyond that
-scan.py        which events of the array are worth a look; with pieces.py, elements.py, surrogates.py, odd.py
-events.py      the shapes of events; with shapes.py and values.py
-undecoded.py   every event as it was sent, for those who look at recordings
-rrweb.py       what each event means
-gather.py      how much of that is kept
-document.py    what the replay_event says
-rows.py        what each sink gets
-rules.py       bounds, and the stable names of everything that can be wrong
+envelope.py the msgpack map recording.py header line, bounded inflate, what is stored budget.py budget for reading
+beyond that scan.py selects the events of the array to decode; with pieces.py, elements.py, surrogates.py, odd.py
+events.py the shapes of events; with shapes.py and values.py undecoded.py every event as sent, for viewing
+recordings rrweb.py interprets each event gather.py limits how much of that is kept document.py reads the
+replay_event rows.py rows for each sink rules.py limits, and names of rejects and warnings
 """
 
 from __future__ import annotations
@@ -34,15 +28,15 @@ VIEW_BYTES_MAX = 64 * 1024
 
 
 def parse(message: Message, rules: ParseRules) -> Segment | Reject:
-    """What each sink gets of one Kafka message, or why it will never parse. Never raises, whatever the bytes.
+    """The items of one Kafka message for each sink, or why it cannot be parsed. Never raises.
 
-    Costs at most a few times what inflating and scanning the message costs: docs/cost.md states the bound.
+    Costs at most a few times decompressing and scanning the message; docs/cost.md states the bound.
     """
     return _parse(message, rules, rules.inflated_bytes_max, units_of(rules))
 
 
 def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
-    """The same outcome, while it is plainly cheap to come by; None: it is not, and was given up early."""
+    """The same outcome if the message is cheap to parse; None if it is not, detected early."""
     inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
     try:
         outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)
@@ -71,7 +65,7 @@ def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | No
 
 
 class _Unusual(Exception):
-    """The message is not plainly cheap."""
+    """The message is not cheap to parse."""
 
 
 def _parse(
@@ -81,7 +75,7 @@ def _parse(
     units: float,
     spent: type[_Unusual] | None = None,
 ) -> Segment | Reject:
-    """With this much room and budget. A budget that is spent raises `spent`, if given."""
+    """Parses within this size limit and budget. Raises `spent`, if given, when the budget is exhausted."""
     try:
         if len(message.value) > rules.message_bytes_max:
             raise Rejected(
@@ -114,8 +108,8 @@ def _segment(
     identity = _identity(message, envelope, segment_id, warnings)
     document = _document(envelope, warnings)
     writer = rows.Writer(identity, document.environment)
-    # Whatever relay_snuba_publish_disabled says: true, which Relay always writes by now, asks us for this row, and
-    # where Relay has published the event itself, it went to another table than ours.
+    # Written regardless of relay_snuba_publish_disabled. Relay now always sets it; if Relay had published the
+    # event itself, it would be in another table.
     replay = _replay_row(writer, document, rules, warnings)
     gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings
@@ -156,7 +150,7 @@ def _segment(
 
 
 def _kept(content: bytes | memoryview, message: Message) -> bytes | memoryview:
-    """A view keeps the whole message in memory, which no bound counts: a small part of a long one is copied."""
+    """Copies a small part of a long message, because a view would keep the whole message in memory uncounted."""
     whole_bytes = len(message.value)
     if whole_bytes > VIEW_BYTES_MAX and 2 * len(content) < whole_bytes:
         return bytes(content)
@@ -192,7 +186,7 @@ def _document(envelope: Envelope, warnings: list[str]) -> Document:
 
 
 def _replay_row(writer: rows.Writer, document: Document, rules: ParseRules, warnings: list[str]) -> Row:
-    """The row of the session. Where it would take most of the room for rows, its lists are left out."""
+    """The row of the session. Its lists are left out if it would use most of the row limit."""
     row = writer.replay(document)
     if 2 * len(row.json) <= rules.rows_bytes_max:
         return row
@@ -208,7 +202,7 @@ def _gathered(
     budget: Budget,
     spent: type[_Unusual] | None,
 ) -> Gathered:
-    """What the recording says; nothing, with a warning, when it is no JSON array."""
+    """The content of the recording; empty, with a warning, if it is not a JSON array."""
     gathered = Gathered(writer, rules, budget, taken_bytes)
     scan = Scan(raw, gathered.is_sampled, budget)
     try:

@@ -1,8 +1,7 @@
-"""What the replay_event, a JSON document of a segment's session, says: columns of the table replays.
+"""Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
-Relay has checked it, so a typed decode mostly does. A document of any other shape, and a long one, is read field
-by field: what has the wrong type is left out, and the other fields are not lost with it. Both ways give the same
-columns.
+Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long ones, are read
+field by field: fields of a wrong type are left out. Both ways give the same columns.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 UINT32_MAX = 2**32 - 1
 LIST_MAX, TAGS_MAX = 100, 128
-# The tag that names what the page is of; SDKs set it to the name of the transaction.
+# The tag with the page's title; SDKs set it to the transaction name.
 TITLE_TAG = "transaction"
-# Relay sends a few kilobytes. What a document of this size holds may all be built.
+# Relay sends a few kilobytes. Documents up to this size may be decoded fully.
 DOCUMENT_BYTES_USUAL = 16 * 1024
 VALUES_MAX = 200_000
-# Of a document with lone surrogates.
+# For documents with lone surrogates.
 REPAIRED_BYTES_MAX = 1024 * 1024
 REPAIR_UNITS = 2000.0
 UUID_CHARACTERS_MAX = 64
@@ -34,7 +33,7 @@ UUID_CHARACTERS_MAX = 64
 class Columns(
     msgspec.Struct, gc=False, omit_defaults=True, rename={"tag_keys": "tags.key", "tag_values": "tags.value"}
 ):
-    """The columns of one row that come from the document. What says nothing is left to the table's defaults."""
+    """Columns of one row that come from the document. Empty ones are left to the table's defaults."""
 
     replay_type: str | None = None
     replay_start_timestamp: int | None = None
@@ -123,7 +122,7 @@ class _Contexts(msgspec.Struct, gc=False):
 
 
 class Document(msgspec.Struct, gc=False):
-    """What is read of the document, as Relay writes it. Times in unix seconds."""
+    """Fields read from the document, as Relay writes it. Times in Unix seconds."""
 
     timestamp: Number = None
     replay_type: Short = None
@@ -155,7 +154,7 @@ class Unread(Exception):
 
 
 def open_document(text: memoryview) -> Document:
-    """What is of use in the document. Raises Unread."""
+    """Reads the relevant fields. Raises Unread."""
     if len(text) <= DOCUMENT_BYTES_USUAL:
         try:
             return _decode(text)
@@ -172,7 +171,7 @@ def open_document(text: memoryview) -> Document:
 
 
 def _values_max(text: bytes) -> int:
-    """A bound on what costs more than its bytes: keys, texts and arrays."""
+    """Limit for elements that cost more than their bytes: keys, texts and arrays."""
     return text.count(b'"') + text.count(b"[")
 
 
@@ -191,7 +190,7 @@ def _field_by_field(text: memoryview) -> Document:
 
 
 def without_lists(document: Document) -> Document:
-    """All but what there may be any number of."""
+    """All columns except lists."""
     return msgspec.structs.replace(
         document, urls=None, segment_names=None, error_ids=None, trace_ids=None, tags=None
     )
@@ -219,7 +218,7 @@ def columns_of(document: Document) -> Columns:
     start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
     v4, v6 = _address(user.ip_address)
-    # By place, which is four times as fast as by name: in the order of the struct.
+    # By position, in struct order: four times as fast as by name.
     return Columns(
         document.replay_type or None,
         int(start) if start is not None and 0 <= start <= UINT32_MAX else None,
@@ -272,19 +271,19 @@ IPV6_MAX = 45
 
 
 def _text(value: Any) -> str:
-    """A tag's key or value: text of bounded length, also of a number; nothing of anything else."""
+    """A tag's key or value as text of bounded length; numbers are converted, other types dropped."""
     if isinstance(value, str):
         return value[:SHORT_MAX]
     return str(value) if type(value) is int or type(value) is float else ""
 
 
 def _texts(values: list[Any] | None) -> list[str]:
-    """Those that are texts, each of bounded length, and a bounded number of them."""
+    """The elements that are texts, bounded in length and number."""
     return [value[:SHORT_MAX] for value in (values or ())[:LIST_MAX] if isinstance(value, str)]
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:
-    """(IPv4, IPv6), one or none of them. ClickHouse knows no zones (`fe80::1%eth0`)."""
+    """(IPv4, IPv6), one or none of them. ClickHouse does not support zones (`fe80::1%eth0`)."""
     if value is None:
         return None, None
     if _ipv4.fullmatch(value):
@@ -299,7 +298,7 @@ def _address(value: str | None) -> tuple[str | None, str | None]:
 
 
 def _uuids(values: list[Any] | None) -> list[str]:
-    """Those that are UUIDs, with dashes."""
+    """The elements that are UUIDs, with dashes."""
     if not values:
         return []
     found = []

@@ -1,8 +1,7 @@
-"""Where the elements of a JSON array begin and end, when the decoder cannot tell.
+"""Finds the elements of a JSON array if the decoder cannot, because an event is nested too deeply or holds a NaN.
 
-It cannot where an event is nested deeper than it goes, or holds a NaN. Here brackets and strings are all that is
-known of JSON, so neither matters. The array is taken block by block, and each block by a few calls that run in C:
-there is no step of Python per bracket or string.
+Only brackets and strings are interpreted. The array is processed in blocks, each by a few calls that run in C;
+there is no Python step per bracket or string.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import msgspec
 from ingest.core.parse.budget import Budget
 
 BLOCK_BYTES = 32 * 1024
-# Brackets that are gone through one by one.
+# Maximum brackets processed one by one.
 NEAR_MARKS = 8
-# Measured: what a byte of a block costs, a string, a bracket or string where elements may end, and an element.
+# Measured costs: per byte of a block, per string, per bracket or string where elements may end, per element.
 _UNITS_BYTE, _UNITS_STRING, _UNITS_MARK, _UNITS_ELEMENT = 0.0025, 0.03, 0.045, 3.0
 
 _OPENING, _CLOSING = b"[{", b"]}"
@@ -31,8 +30,7 @@ _NONE, _CLOSED = -1, -2
 def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tuple[int, int]]:
     """The half-open range of each object and array from `start` on, where an element may begin.
 
-    Last comes (place of the bracket that closes the array, -1). Raises msgspec.DecodeError when there is none, and
-    Spent.
+    The last item is (position of the closing bracket, -1). Raises msgspec.DecodeError if there is none, and Spent.
     """
     depth, inside, begin = 0, 0, _NONE
     while start < len(raw):
@@ -60,7 +58,7 @@ def elements(raw: bytes | bytearray, start: int, budget: Budget) -> Iterator[tup
 def _ends(
     marks: bytes, depths: list[int], places: _Places, start: int, begin: int, budget: Budget
 ) -> Generator[tuple[int, int], None, int]:
-    """The elements that end in the block at `start`. Returns where the open one began, _NONE, or _CLOSED."""
+    """The elements that end in the block at `start`. Returns the start of the open one, _NONE, or _CLOSED."""
     at = 0
     while True:
         if begin == _NONE:
@@ -83,8 +81,7 @@ def _ends(
 
 
 def _block(raw: bytes | bytearray, start: int) -> bytes:
-    """The next bytes, without the escapes that matter here. It does not end between a backslash and what
-    follows."""
+    """The next block, with relevant escapes removed. It does not end after a backslash."""
     text = bytes(raw[start : start + BLOCK_BYTES])
     if (len(text) - len(text.rstrip(b"\\"))) & 1:
         text += raw[start + len(text) : start + len(text) + 1]
@@ -92,18 +89,18 @@ def _block(raw: bytes | bytearray, start: int) -> bytes:
 
 
 class _Places:
-    """Where marks are in their block. They are asked for in order."""
+    """Positions of marks in a block. Queried in order."""
 
     def __init__(self, parts: list[bytes], inside: int, marks: bytes) -> None:
         self._parts = parts
         self._marks = marks
         self._offsets = list(accumulate(map(len, parts), initial=0))
         self._part = inside
-        self._at = 0  # in that part, with this mark as the next
+        self._at = 0  # in that part, with this mark next
         self._mark = 0
 
     def of(self, mark: int) -> int:
-        """The place of that mark, which is a bracket."""
+        """The position of that mark, which is a bracket."""
         quotes = self._marks.count(b'"', self._mark, mark)
         if quotes:
             self._part += 2 * quotes

@@ -11,22 +11,22 @@ from ingest.core.parse.rules import Rejected
 
 INT64_MAX = 2**63 - 1
 UINT16_MAX = 2**16 - 1
-# Relay writes a dozen. A key that comes twice is decoded twice.
+# Relay writes about twelve. Duplicate keys are decoded twice.
 KEYS_MAX = 1000
 
 NAME_BYTES_MAX = 256
 LONG_BYTES_MIN = 1024 * 1024
 
-# The first byte of a map of more than 15 keys, and the bytes that count them.
+# The first byte of a map of more than 15 keys, and the size of its count.
 _MANY_KEYS = {b"\xde": 2, b"\xdf": 4}
 
 _replay_id = re.compile(r"[0-9a-fA-F]{32}").fullmatch
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """What Relay sends. The three byte fields are views on the Kafka value, not copies.
+    """The message as Relay sends it. The three byte fields are views of the Kafka value, not copies. received:
 
-    received: unix seconds, as Relay says, however absurd. Unknown keys are ignored.
+    Unix seconds by Relay, not validated. Unknown keys are ignored.
     """
 
     type: Literal["replay_recording_not_chunked"]
@@ -43,14 +43,14 @@ class Envelope(msgspec.Struct, gc=False):
 
 
 class _LongEnvelope(Envelope, gc=False):
-    """The same with the two texts still as msgpack: in a long message they may be as long as it is."""
+    """The same with the two texts undecoded, because in a long message they may be as long as the message."""
 
     type: msgspec.Raw  # type: ignore[assignment]
     replay_id: msgspec.Raw  # type: ignore[assignment]
 
 
 class _Names(msgspec.Struct, gc=False):
-    """The two texts of a long message, of which nothing else is long."""
+    """The two texts of a long message."""
 
     type: Literal["replay_recording_not_chunked"]
     replay_id: str
@@ -97,8 +97,8 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """The same for a message that may hide its cost outside its three byte fields: one pass, and nothing long is
-    built. Raises Rejected and what msgspec raises."""
+    """The same for a message whose size may not be in its three byte fields: one pass, without decoding long
+    values. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)
@@ -110,13 +110,13 @@ def _open_long(value: bytes) -> Envelope:
 
 
 def _keys(value: bytes) -> int:
-    """How many keys the map says that it has; 0 when it is a small one, or none."""
+    """Number of keys declared by the map; 0 if it is small, or not a map."""
     size_bytes = _MANY_KEYS.get(bytes(value[:1]), 0)
     return int.from_bytes(value[1 : 1 + size_bytes], "big")
 
 
 def project_of(value: bytes) -> int | None:
-    """The project of a message, for rules that come before parsing; None when it cannot be told."""
+    """The project of a message, for rules applied before parsing; None if unknown."""
     try:
         project_id = _decode_project(value).project_id if _keys(value) <= KEYS_MAX else -1
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -125,7 +125,7 @@ def project_of(value: bytes) -> int | None:
 
 
 def identity_of(value: bytes) -> tuple[int, str, int] | None:
-    """(project, replay id, received) of a message, for erasures; None when it cannot be told: it is a reject."""
+    """(project, replay id, received) of a message, for erasures; None if unknown: the message is a reject."""
     try:
         if _keys(value) > KEYS_MAX:
             return None

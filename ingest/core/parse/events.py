@@ -1,7 +1,7 @@
-"""The events that are read of a recording, and the shapes that they are decoded into.
+"""The events read from a recording, and the structs that they are decoded into.
 
-Only what is read is a field; the decoder checks everything else and builds nothing of it. No field may hold a
-value of any shape: what cannot be bounded stays JSON (`msgspec.Raw`), and is built where the budget is at hand.
+Only used fields are declared; the decoder validates everything else without building it. No field may hold a value
+of arbitrary shape: unbounded values stay JSON (`msgspec.Raw`) and are decoded within the budget.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ CANVAS_MUTATION = 9
 
 
 class Malformed(Exception):
-    """This event has not the shape that its kind has."""
+    """This event does not have the shape of its kind."""
 
 
 class Side(msgspec.Struct, gc=False):
-    """The request or the response of a fetch. Sizes come as numbers and as text."""
+    """The request or response of a fetch. Sizes may be numbers or text."""
 
     size: SizeValue = None
 
@@ -33,7 +33,7 @@ class Heap(msgspec.Struct, gc=False):
 
 
 class SpanData(msgspec.Struct, gc=False):
-    """All that is read of the data of any span. The bodies that a request may carry are skipped."""
+    """Fields read from span data. Captured request bodies are skipped."""
 
     method: Text = None
     statusCode: Number = None
@@ -53,7 +53,7 @@ class SpanData(msgspec.Struct, gc=False):
 
 
 WRONG_DATA = SpanData()
-"""Stands for data that are no object: some spans say enough without."""
+"""Placeholder for data that is not an object: some spans are useful without it."""
 
 
 class SpanPayload(msgspec.Struct, gc=False):
@@ -89,26 +89,26 @@ class Crumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
 
 
 class Options(msgspec.Struct, gc=False, tag_field="tag", tag="options"):
-    """How the SDK is set up: a JSON object."""
+    """SDK options: a JSON object."""
 
     payload: msgspec.Raw
 
 
 class Video(msgspec.Struct, gc=False, tag_field="tag", tag="video"):
-    """What the segment's video is like: a JSON object."""
+    """Properties of the segment's video: a JSON object."""
 
     payload: msgspec.Raw
 
 
 class Custom(msgspec.Struct, gc=False, tag_field="type", tag=CUSTOM):
-    """An event of the SDK, by its own clock: milliseconds, on spans seconds."""
+    """A custom SDK event. Time in milliseconds; seconds for spans."""
 
     data: Span | Crumb | Options | Video
     timestamp: Number = None
 
 
 class Viewport(msgspec.Struct, gc=False):
-    """The page and the size of its window, in pixels."""
+    """The page and its window size, in pixels."""
 
     href: Text = None
     width: Number = None
@@ -123,7 +123,7 @@ class Meta(msgspec.Struct, gc=False, tag_field="type", tag=META):
 
 
 class Canvas(msgspec.Struct, gc=False):
-    """A canvas mutation: how many bytes its whole event takes as JSON."""
+    """A canvas mutation: size of the whole event as JSON, in bytes."""
 
     size_bytes: int
     timestamp: Number = None

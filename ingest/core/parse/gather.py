@@ -1,4 +1,4 @@
-"""What the events of one recording say, within the bounds of the rules: numbers of rows, and their bytes."""
+"""Collects the rows of one recording within the limits on row count and bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.scan import Scan
 
 SAME_WARNINGS_MAX = 1000
-# Measured: a fact made and encoded, and an event that turns out to be malformed here.
+# Measured costs: per encoded fact, and per event found malformed here.
 _UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
 
 
@@ -34,8 +34,7 @@ class Gathered:
         self.facts: list[Row] = []
         self.sizes: list[Size] = []
         self.size_bytes = 0
-        """What rows, and the metrics that sizes become, take in Redis and in the reader's memory; once closed,
-        all."""
+        """Size of rows and metrics in Redis and in the reader's memory; complete once closed."""
         self.warnings: list[str] = []
         self.rage = 0
         self.hydration = 0
@@ -49,12 +48,12 @@ class Gathered:
         self._malformed = 0
         self._loaded_at: float | None = None
         self._rows_bytes_max = rules.rows_bytes_max - taken_bytes
-        self._facts_max = rules.facts_per_segment_max - 1  # beside the one that counts events
+        self._facts_max = rules.facts_per_segment_max - 1  # in addition to the one that counts events
         self._is_over_number = False
         self._is_over_bytes = False
 
     def take(self, scan: Scan) -> None:
-        """All that the events mean. Raises msgspec.DecodeError and Spent."""
+        """Interprets all events. Raises msgspec.DecodeError and Spent."""
         for index, event in scan:
             try:
                 for meaning in meanings(event, self._budget):
@@ -64,7 +63,7 @@ class Gathered:
                 self._budget.spend(_UNITS_MALFORMED)
 
     def close(self, scan: Scan) -> None:
-        """What is known only at the end: how many events there were, and what was wrong with them."""
+        """Adds what is known only at the end: number of events, and warnings."""
         writer = self._writer
         count = writer.fact(Fact("rrweb_event_count", writer.identity.at, Count(scan.count)), -1)
         self.facts.insert(0, count)
@@ -116,8 +115,8 @@ class Gathered:
             self._is_over_bytes = True
 
     def _painted(self, fact: Fact) -> Fact:
-        """SDKs send the first contentful paint as a moment. As a vital it is the time since its page began to
-        load, in milliseconds; None where that navigation is in another segment."""
+        """SDKs send the first contentful paint as a point in time. Converts it to milliseconds since its page
+        began to load; None if that navigation is in another segment."""
         said = fact.attributes
         if isinstance(said, Navigation):
             if said.op not in HISTORY_SPANS:
@@ -137,9 +136,8 @@ class Gathered:
             self.clickhouse.append(row)
 
     def _has_room(self, size_bytes: int) -> bool:
-        """Takes it. What comes after the first that does not fit is left out too, so that the rows of a segment
-        are
-        a beginning and not a choice."""
+        """Reserves room for a row. Everything after the first row that does not fit is left out, so that the
+        stored rows are a prefix."""
         if self._is_over_bytes or self.size_bytes + size_bytes > self._rows_bytes_max:
             self._is_over_bytes = True
             return False

@@ -1,7 +1,7 @@
-"""One event of any shape: what fits of it is saved, what does not costs a field, or the event.
+"""Decodes one event of any shape: fields that do not fit are left out, or the whole event.
 
-`ingest.core.parse.scan` comes here with events that it did not decode as a whole, because something about them is
-odd or because they are part of a long recording. Nothing is built but what the budget has room for.
+Used by `ingest.core.parse.scan` for events that were not decoded as a whole, because they are malformed or part of
+a long recording. Decodes only within the budget.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ from ingest.core.parse.events import (
 from ingest.core.parse.picked import NUMBER_BYTES_MAX, number_of, picked, picked_from, text_of
 from ingest.core.parse.shapes import NULL, is_null
 
-# Data of this size are decoded as a whole, if they can be.
+# Data up to this size is decoded as a whole if possible.
 USUAL_BYTES_MAX = 64 * 1024
-# Measured: a byte that is looked at again, an event, a byte of its data, exceptions and fields that are picked;
-# and
-# of long data a byte and a quote.
+# Measured costs: per byte read again, per event, per byte of its data, per exception and picked field; for long
+# data per byte and quote.
 _UNITS_BYTE, _UNITS_EVENT, _UNITS_DATA_BYTE, _UNITS_PICKED = 0.001, 1.0, 0.006, 25.0
 _UNITS_LONG_BYTE, _UNITS_QUOTE = 0.0015, 0.03
 
@@ -63,7 +62,7 @@ class _AnySource(msgspec.Struct, gc=False):
     source: msgspec.Raw = NULL
 
 
-# Data of any tag in one pass, with the fields of both payloads that are read.
+# Data of any tag in one pass, with the fields used of both payloads.
 _payload_fields = dict.fromkeys((*CrumbPayload.__struct_fields__, *SpanPayload.__struct_fields__))
 _Payload: Any = msgspec.defstruct("Payload", [(name, msgspec.Raw, NULL) for name in _payload_fields], gc=False)
 _Long: Any = msgspec.defstruct("Long", [("tag", msgspec.Raw, NULL), ("payload", _Payload | None, None)], gc=False)
@@ -80,7 +79,7 @@ _integer = re.compile(rb"-?[0-9]+").fullmatch
 
 
 def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
-    """The event, if it is one that is read. Raises Malformed and what msgspec raises: it has the wrong shape."""
+    """The event, if its kind is used. Raises Malformed and msgspec errors if it has the wrong shape."""
     view = memoryview(item)
     if view[0] != _BRACE:
         raise Malformed("an event is an object")
@@ -100,9 +99,9 @@ def event_of(item: Any, canvas: bool, budget: Budget) -> Event | None:
 
 
 def data_of(raw: msgspec.Raw, budget: Budget) -> Data | None:
-    """The data of a custom event, or what fits of them; None when nobody knows their tag.
+    """The data of a custom event, or the fields that fit; None for unknown tags.
 
-    Raises Malformed and what msgspec raises.
+    Raises Malformed and msgspec errors.
     """
     size_bytes = memoryview(raw).nbytes
     if size_bytes <= USUAL_BYTES_MAX:
@@ -121,7 +120,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
     try:
         found = _decode_long(raw)
         tag, payload = text_of(found.tag), found.payload
-    except msgspec.ValidationError:  # the payload is no object
+    except msgspec.ValidationError:  # the payload is not an object
         tag, payload = text_of(_decode_any_data(raw).tag), None
     if tag == "options":
         return Options(_decode_any_data(raw).payload)
@@ -140,7 +139,7 @@ def _picked_data(raw: msgspec.Raw) -> Data | None:
 
 
 def viewport_of(raw: msgspec.Raw, budget: Budget) -> Viewport:
-    """The data of a viewport, or what fits of them. Raises what msgspec raises."""
+    """The data of a viewport, or the fields that fit. Raises msgspec errors."""
     size_bytes = memoryview(raw).nbytes
     budget.spend(_UNITS_EVENT + _UNITS_BYTE * size_bytes)
     if size_bytes <= USUAL_BYTES_MAX:

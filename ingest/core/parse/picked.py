@@ -1,8 +1,7 @@
-"""A struct picked out of a JSON object field by field, however long the object and whatever its fields are.
+"""Decodes a struct from a JSON object field by field, for objects of any size and shape.
 
-The fields stay JSON until it is known what they are, so nothing is built of what does not fit or goes beyond the
-bounds: texts are cut to SHORT_MAX characters, lists to LIST_MAX elements, and long inner objects are left out.
-What does not fit costs its field alone.
+Fields stay JSON until their type is known, so that nothing beyond the limits is built: texts are cut to SHORT_MAX
+characters, lists to LIST_MAX elements, and long inner objects are left out. Only fields that do not fit are lost.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ingest.core.parse.shapes import NULL, SHORT_MAX, Number, Short, Text
 LIST_MAX = 256
 INNER_BYTES_MAX = 1024 * 1024
 NUMBER_BYTES_MAX = 64
-# The longest way to write one character is a pair of escaped surrogates.
+# The longest encoding of one character is a pair of escaped surrogates.
 ESCAPED_BYTES = 12
 TEXT_BYTES_MAX = SHORT_MAX * ESCAPED_BYTES
 
@@ -39,12 +38,12 @@ _decode_first: Callable[[Any], Any] = msgspec.json.Decoder(_first_elements).deco
 
 
 def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Raw) -> Shape:
-    """The struct with those fields that fit; the others keep their default. Raises what msgspec raises."""
+    """The struct with the fields that fit; others keep their default. Raises msgspec errors."""
     return picked_from(shape, _decoder(shape)(text))
 
 
 def picked_from(shape: type[Shape], found: Any) -> Shape:
-    """The same of an object that was decoded as `unpicked(shape)`."""
+    """The same for an object decoded as `unpicked(shape)`."""
     values = {}
     for name, kind, inner in _fields(shape):
         raw = getattr(found, name)
@@ -58,7 +57,7 @@ def picked_from(shape: type[Shape], found: Any) -> Shape:
 
 @cache
 def unpicked(shape: type[msgspec.Struct]) -> Any:
-    """A struct of the same fields, which stay JSON; NULL where there is none."""
+    """A struct with the same fields as raw JSON; NULL if absent."""
     names = [field.name for field in msgspec.structs.fields(shape)]
     return msgspec.defstruct(shape.__name__, [(name, msgspec.Raw, NULL) for name in names], gc=False)
 
@@ -81,7 +80,7 @@ def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.St
 
 
 def _value(raw: msgspec.Raw, kind: Any, inner: type[msgspec.Struct] | None) -> Any:
-    """None, or raises what msgspec raises, when it is not of that kind."""
+    """The value; None, or a msgspec error, if it is not of that kind."""
     if kind is msgspec.Raw:
         return raw
     if inner is not None:
@@ -129,7 +128,7 @@ def text_of(raw: msgspec.Raw) -> str | None:
 
 
 def _short(raw: msgspec.Raw) -> str | None:
-    """A text, also of a number: Relay lets those through where texts are usual, as a user's id."""
+    """A text; numbers are converted, because Relay accepts them for text fields such as a user's id."""
     view = memoryview(raw)
     if view[0] == _QUOTE:
         return text_of(raw)
@@ -149,7 +148,7 @@ def _element(raw: msgspec.Raw) -> Any:
 
 
 def _head(text: bytes) -> str:
-    """The beginning of a long text, which may be cut within an escape or a character."""
+    """The beginning of a long text; the cut may be inside an escape or a character."""
     for stop in range(len(text), len(text) - ESCAPED_BYTES, -1):
         try:
             head: str = _decode(text[:stop] + b'"')

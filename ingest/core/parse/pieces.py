@@ -1,9 +1,9 @@
-"""Where a long recording can be cut into pieces that are read one after the other, in bounded memory.
+"""Splits a long recording into pieces that are decoded one after the other, in bounded memory.
 
-The decoder takes an array as a whole and builds something for each element, so a hundred megabytes of the shortest
-events would take a gigabyte. A piece is a run of whole events. Where an event ends is guessed by what SDKs write
-there, which no text can contain since quotes in texts are escaped. An object inside an event may look the same:
-then the piece does not decode, and a longer one is tried.
+The decoder takes an array as a whole and builds an object per element, so a hundred megabytes of the shortest
+events would take a gigabyte. A piece is a run of whole events. Event ends are recognized by what SDKs write there;
+texts cannot contain it, because quotes in texts are escaped. Objects inside an event may match too: then the piece
+does not decode, and a longer one is tried.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import re
 from collections.abc import Iterator
 
 PIECE_BYTES = 1024 * 1024
-# Up to this a recording is one piece: what can be built of it is little.
+# Recordings up to this size are one piece: decoding them needs little memory.
 WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
-# A piece that turned out to end within an event is tried this much longer, and then with all the rest.
+# A piece that ended inside an event is retried this much longer, and then with all the rest.
 GROWTH = 8
-# Places that are looked at for one end.
+# Maximum candidates checked per end.
 PROBES_MAX = 32
 
 _STAMP, _BETWEEN = b'"timestamp":', b'},{"type":'
 _HEAD_BYTES = 40
-# An event of a browser ends with its time, one of a phone begins with it.
+# Browser events end with their time, mobile events begin with it.
 _ends = re.compile(rb'"timestamp": ?[0-9.]{1,32}\}, ?\{"type":').match
 _begins = re.compile(rb'\}, ?\{"type": ?[0-9]{1,3}, ?"timestamp":').search
 
 
 def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
-    """Ends for the piece that begins at `start`, each of them later than the one before; the last is the end of
-    all.
+    """Candidate ends for the piece that begins at `start`, ascending; the last is the end of the array.
 
-    At each but the last there is a comma between two objects.
+    Each but the last is at a comma between two objects.
     """
     if len(raw) - start > WHOLE_BYTES_MAX:
         usual, longer, longest = (start + PIECE_BYTES * GROWTH**times for times in range(3))
@@ -46,7 +45,7 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
 
 
 def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
-    """The events in [start, stop) as an array of their own."""
+    """The events in [start, stop) as an array."""
     if start == 0 and stop == len(raw):
         return raw
     events = memoryview(raw)[start:stop]
@@ -54,7 +53,7 @@ def piece(raw: bytes | bytearray, start: int, stop: int) -> bytes | bytearray:
 
 
 def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int) -> int:
-    """An end after `start` as close to `soonest` as there is one, before it if possible; else -1."""
+    """The event end after `start` closest to `soonest`, preferably before it; -1 if there is none."""
     end = _last_end(raw, start, soonest)
     return end if end > start else _next_end(raw, soonest, latest)
 

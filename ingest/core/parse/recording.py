@@ -1,9 +1,8 @@
-"""The recording payload: header line, bounded inflate, and the bytes that are stored.
+"""The recording payload: header line, bounded decompression, and the stored bytes.
 
 Framing: `<JSON object><0x0A><body>`, split on the first newline; the body is a zlib stream (RFC 1950) of a JSON
-array, or that array itself. Inflating goes through libdeflate, into room that is made beforehand, at 2.7 times
-the speed of zlib; what does not fit goes through isal, step by step, and stops at the bound, so that a bomb costs
-the bound and no more.
+array, or that array itself. libdeflate decompresses into a preallocated buffer at 2.7 times the speed of zlib;
+larger data goes through isal, incrementally, and stops at the bound.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ HEADER_BYTES_USUAL = 128
 SEGMENT_ID_MAX = 2**63 - 1
 IsalError: Any = igzip_lib.IsalError
 VIDEO_MARK = b"\x01"
-# Recordings inflate to 2 to 10 times their size. A body that goes beyond this room, or is too large for the room
-# to be made beforehand, is inflated step by step.
+# Recordings decompress to 2 to 10 times their size. A body that exceeds this buffer, or is too large to
+# preallocate for, is decompressed incrementally.
 ROOM_RATIO, ROOM_BYTES_MIN = 12, 16 * 1024
 AT_ONCE_BYTES_MAX = 256 * 1024
 
-# What every SDK writes; anything else goes through the JSON decoder.
+# The form written by every SDK; anything else goes through the JSON decoder.
 _usual_header = re.compile(rb'\{"segment_id":(0|[1-9][0-9]{0,17})\}').fullmatch
 _decode_header = msgspec.json.Decoder().decode
 
@@ -46,7 +45,7 @@ def split(payload: memoryview) -> tuple[int, memoryview]:
 
 
 def _segment_id(line: bytes) -> int:
-    """Decodes the whole line, also what is not used of it: a lone surrogate anywhere makes it a bad header."""
+    """Decodes the whole line, including unused fields: a lone surrogate anywhere makes it a bad header."""
     try:
         header = _decode_header(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -60,14 +59,14 @@ def _segment_id(line: bytes) -> int:
 
 
 def is_plain(body: memoryview) -> bool:
-    """Whether the body is the JSON array itself."""
+    """True if the body is the uncompressed JSON array."""
     return len(body) > 0 and body[0] == 0x5B
 
 
 def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
     """The JSON array. Raises Rejected: body_not_zlib, body_truncated, body_too_large.
 
-    Bytes behind a complete stream are tolerated.
+    Bytes after a complete stream are ignored.
     """
     if is_plain(body):
         if len(body) > bytes_max:
@@ -78,7 +77,7 @@ def inflate(body: memoryview, bytes_max: int) -> bytes | bytearray:
         try:
             return zlib_decompress(body, min(max(size * ROOM_RATIO, ROOM_BYTES_MIN), bytes_max))
         except DeflateError:
-            pass  # the way below says what is wrong, if anything is
+            pass  # the code below reports the error, if any
     return _inflate_bounded(body, bytes_max)
 
 
@@ -98,7 +97,7 @@ def _inflate_bounded(body: memoryview, bytes_max: int) -> bytes:
 
 
 def stored(body: memoryview, raw: bytes | bytearray, video: memoryview | None) -> bytes | memoryview:
-    """What goes into blob storage: the compressed bytes as received, never compressed again.
+    """The bytes for blob storage: the compressed bytes as received.
 
     A plain body is compressed first. With a video: zlib(0x01, 4-byte big-endian length, video, JSON).
     """

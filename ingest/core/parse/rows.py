@@ -1,7 +1,7 @@
-"""What each sink gets of a segment: rows, facts and metrics, encoded once. docs/rows.md has the tables.
+"""The rows, facts and metrics of a segment, encoded once. docs/rows.md has the tables.
 
-Every row has an identity that a second delivery repeats: nothing random and nothing of the clock is written.
-What all rows of a segment share is put into JSON once, and each row is joined from that and its own fields.
+A redelivered segment has the same row identities: no random values and no current time are written. Fields shared
+by all rows of a segment are encoded once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ingest.core.parse.rrweb import Click, Fact, Size, Tap
 
 UINT16_MAX = 2**16 - 1
 TRUSTED_SECONDS = 30 * 86400
-# Tables forget a row at its timestamp plus its retention, and count both in 32 bits of seconds: what does not fit
-# wraps around into the past, and is deleted as soon as it is written. 40 years fit after any time until 2066.
+# Tables expire a row at timestamp plus retention, computed in 32-bit seconds: an overflow would wrap into the past
+# and delete the row immediately. 40 years fit until 2066.
 RETENTION_DAYS_MAX = 14_600
 AT_MAX = UINT32_MAX - RETENTION_DAYS_MAX * 86400 - TRUSTED_SECONDS
-# About what a row takes beside its bytes, and a metric.
+# Approximate overhead of a row and of a metric.
 ROW_BYTES, METRIC_BYTES = 32, 64
 OVERSIZED_BYTES = 20_000_000
 
@@ -30,7 +30,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):
-    """Which segment of which replay, and where it lay in Kafka. `at`: its unix seconds, made believable."""
+    """The segment, its replay and its position in Kafka. `at`: its validated time, Unix seconds."""
 
     org_id: int
     project_id: int
@@ -44,9 +44,9 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
 
 def believable(received: int, timestamp_ms: int) -> int:
-    """Unix seconds of a segment: `received`, unless Kafka's own timestamp says that this cannot be.
+    """Time of a segment in Unix seconds: `received`, unless it is far from Kafka's timestamp.
 
-    An absurd year would be refused by BigQuery, and would overflow a DateTime.
+    BigQuery would refuse an implausible year, and a DateTime would overflow.
     """
     kafka = timestamp_ms // 1000
     if kafka > 0:
@@ -55,27 +55,27 @@ def believable(received: int, timestamp_ms: int) -> int:
 
 
 def expressible_days(retention_days: int) -> int:
-    """The retention, or the nearest that the tables can express: from 1 day to RETENTION_DAYS_MAX."""
+    """The retention, clamped to what the tables can express: 1 day to RETENTION_DAYS_MAX."""
     return min(max(retention_days, 1), RETENTION_DAYS_MAX)
 
 
 def size_bytes(row: Row) -> int:
-    """About what it takes in Redis and in the reader's memory."""
+    """Approximate size in Redis and in the reader's memory."""
     return len(row.json) + len(row.id) + ROW_BYTES
 
 
 def near(seconds: float, at: int) -> float:
-    """The event's own time when it is believable beside its segment's, which stands in for it otherwise."""
+    """The event's time if it is plausible compared with the segment's time, otherwise the segment's."""
     return seconds if -TRUSTED_SECONDS <= seconds - at <= TRUSTED_SECONDS and 0 <= seconds <= UINT32_MAX else at
 
 
 def hashed(text: str) -> str:
-    """A UUID that depends on nothing but the text."""
+    """A UUID that depends only on the text."""
     return uuid_text(md5(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def coin(identity: Identity, salt: str, share: float) -> bool:
-    """The same answer for the same segment on every delivery; True for about that share of them."""
+    """Sampling decision: the same for a segment on every delivery; True for about that share."""
     return (
         crc32(f"{identity.project_id}/{identity.replay_id}/{identity.segment_id}/{salt}".encode()) < share * 2**32
     )
@@ -119,9 +119,9 @@ class _FactColumns(msgspec.Struct, gc=False):
 
 
 class Writer:
-    """Makes the rows of one segment.
+    """Encodes the rows of one segment.
 
-    `environment`: where the page ran, as its replay_event says; repeated in the rows of clicks and taps.
+    `environment`, from its replay_event, is repeated in rows of clicks and taps.
     """
 
     def __init__(self, identity: Identity, environment: str | None = None) -> None:
@@ -139,7 +139,7 @@ class Writer:
     # ClickHouse
 
     def segment(self, object_name: str, stored_bytes: int, raw_bytes: int, video_bytes: int) -> Row:
-        """Table replay_segments: what arrived, how large it was, where its bytes are."""
+        """Table replay_segments: the segment, its sizes, and the location of its bytes."""
         this = self.identity
         row = (
             f'{{"org_id":{this.org_id},"project_id":{this.project_id},"replay_id":"{self._uuid}",'
@@ -150,7 +150,7 @@ class Writer:
         return Row("replay_segments", f"{this.replay_id}/{this.segment_id}", row.encode(), this.offset)
 
     def outcome(self, has_video: bool) -> Row:
-        """Table replay_outcomes: what is billed, one row a replay."""
+        """Table replay_outcomes: billing, one row per replay."""
         this = self.identity
         key_id = this.key_id if this.key_id is not None and this.key_id >= 0 else "null"
         row = (
@@ -167,14 +167,15 @@ class Writer:
         return Row("replays", event_hash, row, self.identity.offset)
 
     def replay(self, document: Document) -> Row:
-        """Table replays: what the replay_event says of the session. An empty document gives the bare row."""
+        """Table replays: the session, from the replay_event. An empty document gives a row without session
+        columns."""
         this = self.identity
         seconds = document.timestamp
         event_hash = hashed(f"{this.replay_id}/segment/{this.segment_id}")
         return self._replays(event_hash, this.at if seconds is None else seconds, columns_of(document))
 
     def click(self, click: Click) -> Row:
-        """Table replays: a click. Its later slow-click event has the same hash, and says more."""
+        """Table replays: a click. Its later slow-click event has the same hash and more information."""
         columns = _ClickColumns(
             click.url,
             click.node_id,
@@ -204,9 +205,10 @@ class Writer:
     # BigQuery
 
     def fact(self, fact: Fact, index: int) -> Row:
-        """Table replay_events: one fact. `index` is the event's place in the segment, -1 for the segment itself.
+        """Table replay_events: one fact. `index` is the event's position in the segment, -1 for the segment
+        itself.
 
-        The column `attributes` is JSON in a text, hence encoded twice. The insert id begins with the project: two
+        The column `attributes` is JSON as text, hence encoded twice. The insert id begins with the project: two
         projects may use one replay id (docs/decisions/020-project-in-identity.md).
         """
         this = self.identity

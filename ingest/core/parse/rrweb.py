@@ -1,8 +1,8 @@
-"""What an event of a recording means: clicks, taps, facts, sizes.
+"""Interprets recording events: clicks, taps, facts, sizes.
 
-A wrong shape anywhere costs that event alone. Categories and field names are those of the Sentry JavaScript SDK
-and rrweb. Times are unix seconds. Only what a category needs is decoded: the arguments of a console message or the
-body of a captured response are skipped, not built.
+A malformed event loses only that event. Categories and field names are those of the Sentry JavaScript SDK and
+rrweb. Times are Unix seconds. Only the fields needed by a category are decoded: console arguments and captured
+response bodies are skipped.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
 TEXT_MAX, TITLE_MAX, ROLE_MAX, MESSAGE_MAX, CLASSES_MAX = 1024, 64, 32, 1024, 10
-# Room for ten names and as many spaces again.
+# Ten class names, with spaces.
 CLASSES_CHARACTERS_MAX = 2 * CLASSES_MAX * (TEXT_MAX + 1)
 SCALAR_MAX = 2048
-# No number of bytes takes more characters.
+# Maximum characters of a byte count.
 SIZE_CHARACTERS_MAX = 64
 FIELDS_MAX = 16
 UINT32_MAX = 2**32 - 1
 NUMBER_MAX = 2**63
-# Above this a time is in milliseconds: as seconds it would be the year 5138.
+# Larger times are in milliseconds: as seconds this would be the year 5138.
 MILLISECONDS_MIN = 1e11
 
 OPTION_KEYS = (
@@ -66,7 +66,7 @@ OPTION_KEYS = (
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
-# The last one is what SDKs before 10 send instead of the one before it.
+# SDKs before 10 send the last one instead of the one before it.
 WEB_VITALS = (
     "largest-contentful-paint",
     "first-contentful-paint",
@@ -75,9 +75,9 @@ WEB_VITALS = (
     "first-input-delay",
 )
 PAINT_SECONDS_MAX = 3600.0
-# Navigations that load nothing.
+# Navigations without a page load.
 HISTORY_SPANS = ("navigation.push", "navigation.replace")
-# What starts the loading of a resource, by Resource Timing; requests are told apart (`REQUESTS`).
+# Initiator types of Resource Timing; requests are handled separately (`REQUESTS`).
 ASSETS = (
     *("script", "img", "image", "link", "css", "iframe", "frame", "video", "audio", "track", "icon", "body"),
     *("embed", "object", "input", "beacon", "ping", "early-hints", "other"),
@@ -94,7 +94,8 @@ STATES = (
 
 
 class Click(msgspec.Struct, frozen=True, gc=False):
-    """One click row to be: texts are truncated, timestamps are unix seconds, the whole ones identify it."""
+    """Data of a click row: texts are truncated; timestamps are Unix seconds, whole seconds are part of its
+    identity."""
 
     timestamp: int
     timestamp_exact: float
@@ -116,7 +117,7 @@ class Click(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tap(msgspec.Struct, frozen=True, gc=False):
-    """One tap row to be (mobile)."""
+    """Data of a tap row (mobile)."""
 
     timestamp: int
     message: str
@@ -125,7 +126,7 @@ class Tap(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """One row of analytics to be. `sampled`: "" always, "segment" or "event" by that coin."""
+    """Data of a fact row. `sampled`: "" always stored, "segment" or "event" by that coin."""
 
     kind: str
     timestamp: float
@@ -134,7 +135,7 @@ class Fact(msgspec.Struct, frozen=True, gc=False):
 
 
 class Size(msgspec.Struct, frozen=True, gc=False):
-    """A request's and a response's body size in bytes, each None when unknown."""
+    """Body sizes of a request and its response, in bytes; None if unknown."""
 
     request: int | None
     response: int | None
@@ -144,11 +145,11 @@ Meaning = Click | Tap | Fact | Size
 Meanings = tuple[Meaning, ...]
 
 
-# What facts carry beyond who, where and when. Durations in seconds, sizes in bytes.
+# Attributes of facts. Durations in seconds, sizes in bytes.
 
 
 class Count(msgspec.Struct, frozen=True, gc=False):
-    """Events of the whole segment, kept or not."""
+    """Number of events in the segment, kept or not."""
 
     count: int
 
@@ -226,7 +227,7 @@ class TapFact(msgspec.Struct, frozen=True, gc=False):
 
 
 class Key(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """ui.input, and ui.keyDown, which has the key and what was held down with it"""
+    """ui.input, and ui.keyDown, which also has the key and modifiers"""
 
     selector: str
     node_id: int | None
@@ -239,7 +240,7 @@ class Key(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Breadcrumb(msgspec.Struct, frozen=True, gc=False):
-    """breadcrumb: one of the application's own. `data`: its first scalar fields."""
+    """breadcrumb: a custom breadcrumb of the application. `data`: its first scalar fields."""
 
     category: str
     level: str
@@ -266,7 +267,7 @@ _WRONG_SHAPE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def meanings(event: Event, budget: Budget) -> Meanings:
-    """What this event means, nothing for kinds that are not extracted. Raises Malformed and Spent."""
+    """The rows of this event; none for kinds that are not extracted. Raises Malformed and Spent."""
     if isinstance(event, Custom):
         data = event.data
         if isinstance(data, Span):
@@ -301,7 +302,7 @@ def _click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _slow_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """Dead: nothing answered for seven seconds. Rage: and it was clicked five times or more meanwhile."""
+    """Dead: no reaction for seven seconds. Rage: additionally clicked five times or more."""
     data = _dict(built(payload.data, budget))
     node = _dict(data.get("node"))
     count = _amount(data, "clickCount", "clickcount")
@@ -335,9 +336,9 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
-    """A number by its name or, as some SDKs and Relays wrote it, in small letters; 0 when it is absent.
+    """A number by name, or by the lower-case name that some SDKs and Relays wrote; 0 if absent.
 
-    None when no sink could hold it.
+    None if sinks cannot hold it.
     """
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:
@@ -347,7 +348,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
 
 
 def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int) -> Click | Fact:
-    """The click, or the fact that its node is below 0. Raises Malformed."""
+    """The click, or a fact if its node id is negative. Raises Malformed."""
     node = _dict(data.get("node"))
     node_id = node.get("id")
     if type(node_id) is not int or node_id > UINT32_MAX:
@@ -381,7 +382,7 @@ def _click_row(payload: CrumbPayload, data: dict[str, Any], dead: int, rage: int
 
 
 def _classes(names: str) -> list[str]:
-    """The first ten, each bounded like any text: a page may have made up what it likes."""
+    """The first ten class names, bounded in length."""
     return [name[:TEXT_MAX] for name in names[:CLASSES_CHARACTERS_MAX].split(" ") if name][:CLASSES_MAX]
 
 
@@ -421,7 +422,7 @@ _Make = Callable[[CrumbPayload, Custom, Budget], Meanings]
 
 
 def _crumb(kind: str, names: dict[str, str], sampled: str = "") -> _Make:
-    """A breadcrumb whose attributes are fields of its data, by other names; the data may be absent."""
+    """A breadcrumb whose attributes are renamed fields of its data; the data may be absent."""
 
     def make(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
         found = {} if payload.data is NULL or not names else fields(payload.data, budget, names)
@@ -459,9 +460,9 @@ def _key(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _own_crumb(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
-    """Whatever else an application leaves: one kind of fact, since it may choose any number of categories.
+    """A custom breadcrumb: one kind of fact, because applications may use any number of categories.
 
-    The SDK's own are no facts unless `_CRUMBS` has them.
+    SDK categories become facts only if listed in `_CRUMBS`.
     """
     if not payload.category or payload.category.startswith(SDK_CATEGORIES):
         return ()
@@ -482,7 +483,7 @@ def _state(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanings:
 
 
 def _if_object(payload: CrumbPayload, budget: Budget, names: tuple[str, ...] | int) -> dict[str, Any]:
-    """Fields of the data; none of data of another shape, which these categories may have."""
+    """Fields of the data; none if it is not an object, which these categories allow."""
     try:
         return fields(payload.data, budget, names)
     except Malformed:
@@ -539,7 +540,7 @@ def _span(payload: SpanPayload, event: Custom) -> Meanings:
 
 
 def _request(payload: SpanPayload, data: SpanData, seconds: float, duration: float | None) -> Meanings:
-    """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key wins."""
+    """SDK 7.44 and 7.45 wrote `requestBodySize`, later ones `request.size`. The older key takes precedence."""
     request, response = data.requestBodySize, data.responseBodySize
     if request is None and data.request is not None:
         request = data.request.size
@@ -571,7 +572,7 @@ def _asset(payload: SpanPayload, data: SpanData, seconds: float, duration: float
 
 
 def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None) -> Meanings:
-    """The value is milliseconds, or a score. First contentful paint comes without: `gather` works it out."""
+    """The value is in milliseconds, or a score. First contentful paint has none; `gather` computes it."""
     if payload.description not in WEB_VITALS:
         return ()
     said = Vital(_cut(data.rating, ROLE_MAX), payload.op or "", data.size, data.value)
@@ -579,14 +580,14 @@ def _vital(payload: SpanPayload, data: SpanData, seconds: float, _: float | None
 
 
 def paint_ms(loaded_at: float | None, painted_at: float) -> float | None:
-    """Milliseconds from the start of a page's load to its paint, both in unix seconds. None when the load is not
-    known, or is not the one that led to this paint: later than it, or longer ago than PAINT_SECONDS_MAX."""
+    """Milliseconds from the start of a page's load to its paint, both in unix seconds. None if the load is unknown
+    or does not belong to this paint: later than it, or more than PAINT_SECONDS_MAX earlier."""
     took = painted_at - loaded_at if loaded_at is not None else -1.0
     return round(1000 * took, 3) if 0.0 <= took <= PAINT_SECONDS_MAX else None
 
 
 def _memory(_: SpanPayload, data: SpanData, seconds: float, __: float | None) -> Meanings:
-    """Older SDKs wrote the three numbers straight into the data."""
+    """Older SDKs wrote the three numbers directly into the data."""
     heap = data.memory or Heap(data.jsHeapSizeLimit, data.totalJSHeapSize, data.usedJSHeapSize)
     if heap == NO_HEAP:
         raise Malformed("a memory span without a number")
@@ -605,7 +606,7 @@ _ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)
 
 
 def _size(value: Any) -> int | None:
-    """What `int()` makes of it, or None: sizes come as numbers and as text."""
+    """The value as `int`, or None: sizes may be numbers or text."""
     if type(value) is not int:
         if isinstance(value, str) and len(value) > SIZE_CHARACTERS_MAX:
             return None
@@ -634,7 +635,7 @@ def _cut(value: str | None, length_max: int) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """A text that is not too long, or a number that all sinks can hold; None for anything else."""
+    """A text of limited length, or a number that all sinks can hold; None for anything else."""
     if isinstance(value, str):
         return value[:SCALAR_MAX]
     if value is None or isinstance(value, bool):
@@ -645,14 +646,14 @@ def _scalar(value: Any) -> Any:
 
 
 def _seconds(payload_time: float | None, event: Custom) -> float:
-    """Unix seconds: what the payload says, or its event does. Some SDKs and pages count milliseconds."""
+    """Unix seconds, from the payload or its event. Some SDKs and pages use milliseconds."""
     if payload_time is None:
         return _own_seconds(event)
     return payload_time / 1000 if payload_time > MILLISECONDS_MIN else payload_time
 
 
 def _identifying_seconds(payload: CrumbPayload) -> float:
-    """Unix seconds of a click or tap. Raises Malformed without: they are part of its identity."""
+    """Unix seconds of a click or tap, part of its identity. Raises Malformed if missing."""
     time = payload.timestamp
     if time is None:
         raise Malformed("a click or tap without a timestamp, which is part of its identity")
@@ -660,7 +661,7 @@ def _identifying_seconds(payload: CrumbPayload) -> float:
 
 
 def _own_seconds(event: Event) -> float:
-    """Unix seconds of an event, which counts milliseconds, except on spans; 0 when it says nothing."""
+    """Unix seconds of an event, whose time is in milliseconds except for spans; 0 if missing."""
     time = event.timestamp
     if time is None:
         return 0.0

@@ -1,13 +1,12 @@
-"""The events of a recording that can say something, decoded in one pass.
+"""Decodes the relevant events of a recording in one pass.
 
 Iterating a `Scan` walks the JSON array once and builds only Sentry's custom events (type 5) and viewports (type
-4),
-of these only the fields that are read, and, when asked, canvas mutations (type 3, source 9). The decoder checks
-everything else and builds nothing of it, at about the price of skipping white space.
+4), with only the used fields, and optionally canvas mutations (type 3, source 9). The decoder validates everything
+else without building it, at about the cost of skipping white space.
 
-A long recording is read in pieces. Recordings are odd now and then: an event that is no object, a type that nobody
-knows, a number where a text should be, a document nested deeper than the decoder goes, a NaN, an emoji that was
-cut in half. Each of these costs a slower pass over the piece that it is found in, paid from the budget.
+Long recordings are read in pieces. Some recordings are malformed: an event that is not an object, an unknown type,
+a number instead of a text, nesting too deep for the decoder, a NaN, a truncated emoji. Each of these requires a
+slower pass over its piece, charged to the budget.
 """
 
 from __future__ import annotations
@@ -37,16 +36,16 @@ from ingest.core.parse.pieces import WHOLE_BYTES_MAX, piece, stops
 from ingest.core.parse.shapes import NULL
 from ingest.core.parse.surrogates import without_lone_surrogates
 
-# Every type of rrweb that is not looked into: DOM content loaded, load, full snapshot, incremental, plugin, asset.
+# rrweb types that are skipped: DOM content loaded, load, full snapshot, incremental, plugin, asset.
 _UNREAD_TYPES = (0, 1, 2, 3, 6, 7)
-# Events that are decoded together, where some event of a piece is odd: those beside it then cost little.
+# Events decoded together if some event of a piece is malformed, so that its neighbours stay cheap.
 CHUNK_EVENTS = 64
-# A list of events takes up to 5 times their bytes: of a shorter piece it may be built without a look.
+# A list of events takes up to 5 times their bytes: for pieces up to this size it is built without checking.
 LONG_BYTES_MIN = 10 * 1024 * 1024
-# In a longer one, and where an event may be as short as `0,`, there may be this many: of 112 and 72 bytes each.
+# Maximum elements of a longer piece, and of one with events as short as `0,`: 112 and 72 bytes each.
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
-# Measured: an element of the array, a byte that is decoded again, an event that is read, an exception.
+# Measured costs: per array element, per byte decoded again, per event read, per exception.
 _UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.05, 0.001, 1.0, 3.0
 _UNITS_INCREMENTAL = 0.7
 
@@ -78,7 +77,7 @@ _Decode = Callable[[Any], list[Any]]
 _usual: Any = Union[(Custom, Meta, *_unread.values())]
 _lean: Any = Union[(_LeanCustom, _LeanMeta, *_unread.values())]
 _canvas: Any = Union[(_LeanCustom, _LeanMeta, *(_unread | {INCREMENTAL: _LeanIncremental}).values())]
-# An array of at most this many elements, or it does not decode.
+# An array of at most this many elements; more fail to decode.
 _FEW = 4
 _few: Any = msgspec.defstruct(
     "Few",
@@ -103,14 +102,14 @@ _blank = re.compile(rb"[ \t\r\n]*+").fullmatch
 
 
 class _TooOdd(Exception):
-    """The decoder cannot tell the elements of this piece apart, or there are too many to keep."""
+    """The decoder cannot separate the elements of this piece, or there are too many to hold."""
 
 
 class Scan:
-    """Iterating yields (index in the array, event) in order, and counts what it passes.
+    """Iterating yields (index in the array, event) in order, and counts events.
 
-    Raises msgspec.DecodeError when `raw` is no JSON array; what was yielded before then means nothing. Raises
-    Spent when reading on would cost more than the budget allows.
+    Raises msgspec.DecodeError if `raw` is not a JSON array; events yielded before must be discarded. Raises Spent
+    if continuing would exceed the budget.
     """
 
     def __init__(self, raw: bytes | bytearray, canvas: bool, budget: Budget) -> None:
@@ -127,13 +126,13 @@ class Scan:
             try:
                 found = _decode_usual(self._raw)
             except (*_ODD, RecursionError, msgspec.DecodeError):
-                pass  # something is odd, or all of it is no JSON
+                pass  # something is malformed, or it is not JSON at all
             else:
                 return self._usual(found)
         return self._in_pieces()
 
     def _usual(self, found: list[Any]) -> Iterator[tuple[int, Event]]:
-        """All at once, where it can be afforded: this is what nearly every message goes through."""
+        """Decodes everything at once if the budget allows: the path of nearly every message."""
         self.count = len(found)
         read = [(index, event) for index, event in enumerate(found) if type(event) in _READ]
         self._budget.earn(len(self._raw))
@@ -155,7 +154,7 @@ class Scan:
             start = yield from self._piece(start)
 
     def _piece(self, start: int) -> Generator[tuple[int, Event], None, int]:
-        """The events of the piece that begins here. Returns where the next one does."""
+        """The events of the piece that begins here. Returns the start of the next piece."""
         stop = start
         for stop in stops(self._raw, start):
             try:
@@ -167,14 +166,14 @@ class Scan:
                     break
                 if stop == len(self._raw):
                     raise
-                self._budget.spend(_UNITS_AGAIN * (stop - start))  # it ends within an event: a longer one is tried
+                self._budget.spend(_UNITS_AGAIN * (stop - start))  # it ends inside an event: try a longer one
             else:
                 yield from found
                 return stop + 1
         return (yield from self._by_element(start, stop))
 
     def _decoded(self, start: int, stop: int) -> Iterator[tuple[int, Event]]:
-        """The events of that piece. Raises, before it yields anything, RecursionError, _TooOdd,
+        """The events of that piece. Raises before yielding anything: RecursionError, _TooOdd,
         msgspec.DecodeError."""
         text = piece(self._raw, start, stop)
         try:
@@ -209,7 +208,7 @@ class Scan:
         return self._by_chunk(items)
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
-        """Of these, those that are read. `items` is their JSON, where canvas mutations count."""
+        """The relevant ones of these events. `items` is their JSON, if canvas mutations are requested."""
         self._budget.spend(_UNITS_ELEMENT * len(found))
         first = self.count
         self.count += len(found)
@@ -220,7 +219,7 @@ class Scan:
                     yield first + place, event
 
     def _by_chunk(self, items: Sequence[msgspec.Raw]) -> Iterator[tuple[int, Event]]:
-        """Some at a time, so that an odd one costs little more than those beside it."""
+        """Decodes in chunks, so that a malformed event affects only its chunk."""
         for start in range(0, len(items), CHUNK_EVENTS):
             chunk = items[start : start + CHUNK_EVENTS]
             text = b",".join(chunk)
@@ -240,8 +239,8 @@ class Scan:
                 yield self.count - 1, event
 
     def _by_element(self, start: int, stop: int) -> Generator[tuple[int, Event], None, int]:
-        """One after the other, up to the first that ends at `stop` or later. Returns where the next piece
-        begins."""
+        """Decodes one by one, up to the first that ends at `stop` or later. Returns the start of the next
+        piece."""
         raw = self._raw
         if start == 0:
             opened = _array(raw)
@@ -266,7 +265,7 @@ class Scan:
         return len(raw)
 
     def _scalars(self, start: int, stop: int, *, is_first: bool, is_last: bool) -> None:
-        """Counts the elements between two others: each is a malformed event. Raises Spent when they are many."""
+        """Counts scalars between two elements: each is a malformed event. Raises Spent if there are many."""
         if stop - start > SCALARS_BYTES_MAX:
             raise Spent
         text = bytes(self._raw[start:stop]).strip(b" \t\r\n")
@@ -288,8 +287,7 @@ class Scan:
     # One event
 
     def _read(self, lean: Any, item: msgspec.Raw | None = None) -> Event | None:
-        """What is read of an event whose outer shape is right. `item` is its JSON, where canvas mutations
-        count."""
+        """Reads an event whose outer shape is correct. `item` is its JSON, if canvas mutations are requested."""
         if isinstance(lean, _LeanIncremental):
             self._budget.spend(_UNITS_INCREMENTAL)
             if item is None or lean.data is None or number_of(lean.data.source) != CANVAS_MUTATION:
@@ -306,7 +304,7 @@ class Scan:
         return None if data is None else Custom(data, number_of(lean.timestamp))
 
     def _odd(self, item: msgspec.Raw | memoryview) -> Event | None:
-        """What is read of an event of any shape. Raises msgspec.DecodeError when it is no JSON at all."""
+        """Reads an event of any shape. Raises msgspec.DecodeError if it is not JSON."""
         try:
             return self._odd_or_repaired(item)
         except RecursionError:
@@ -336,7 +334,7 @@ class Scan:
 
 
 def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
-    """The elements of a long piece that is mostly one long event; none when there are more than a few."""
+    """The elements of a long piece that is mostly one long event; none if there are more than a few."""
     try:
         few = msgspec.structs.astuple(_decode_few(text))
     except msgspec.ValidationError:

@@ -7,17 +7,17 @@ import re
 from ingest.core.parse.budget import Budget
 
 REPLACEMENT = rb"\ufffd"
-# Measured: a half or a pair that the expressions go over, a half that Python looks at, and a byte of a window that
-# has one. Windows that have none are passed at the speed of a search for two characters.
+# Measured costs: per half or pair matched, per half checked in Python, per byte of a window that has one. Windows
+# without any are skipped at the speed of a substring search.
 _UNITS_ESCAPE, _UNITS_HALF, _UNITS_BYTE = 0.2, 1.0, 0.006
 SEARCHED_BYTES = 8 * 1024
-# Runs of backslashes are measured in windows of both sizes, usual ones in the first.
+# Runs of backslashes are measured in windows of both sizes, the smaller first.
 WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 16, 64 * 1024
 _RUN = b"\\" * WINDOW_BYTES_MAX
 
 _escapes = re.compile(rb"\\u[dD][89a-fA-F]").findall
-# Half a pair without its other half. It may also be no escape at all but text behind an escaped backslash, and a
-# second half whose first half is such a text may be lone: `_is_lone` looks at the backslashes.
+# Half a pair without its other half. It may also be text after an escaped backslash, and a second half after such
+# a text may be lone: `_is_lone` checks the backslashes.
 _halves = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"
@@ -27,9 +27,9 @@ _second_half = re.compile(rb"\\u[dD][c-fC-F]").match
 
 
 def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearray | None:
-    """JSON with the replacement character for each half of a surrogate pair; None when there is none.
+    """JSON with lone surrogates replaced; None if there are none.
 
-    Of the same length, so that places stay what they are. Raises Spent.
+    The length is unchanged, so positions stay valid. Raises Spent.
     """
     changed: bytearray | None = None
     for start in range(0, len(text), SEARCHED_BYTES):
@@ -51,7 +51,7 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """Without the backslash: a search for text that begins with it is slow among backslashes."""
+    """Searches without the backslash, because a search starting with it is slow among many backslashes."""
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0
@@ -66,7 +66,7 @@ def _is_lone(text: bytes | bytearray, at: int) -> bool:
 
 
 def _is_escape(text: bytes | bytearray, at: int) -> bool:
-    """Whether the backslash here is not itself escaped by an odd number of others before it."""
+    """True if the backslash here is not itself escaped, by an odd number of preceding ones."""
     run, window_bytes = 0, WINDOW_BYTES_MIN
     while at > 0:
         window = text[max(at - window_bytes, 0) : at]

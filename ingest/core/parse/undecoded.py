@@ -1,4 +1,4 @@
-"""Every event of a stored recording as it was sent, in bounded memory: for those who look at it, not for rows."""
+"""Every event of a stored recording as sent, in bounded memory; for viewing, not for rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ingest.core.parse.elements import elements
 from ingest.core.parse.pieces import piece, stops
 from ingest.core.parse.surrogates import without_lone_surrogates
 
-# Events that are held at a time, of 112 bytes each beside their text: an event may be as short as `0,`.
+# Maximum events held at once, 112 bytes each besides their text; an event may be as short as `0,`.
 COMMAS_MAX = 400_000
-# Measured: a byte that is decoded again.
+# Measured cost per byte decoded again.
 _UNITS_AGAIN = 0.001
 
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -25,15 +25,15 @@ Undecoded = msgspec.Raw | bytes
 
 
 class _TooMany(Exception):
-    """More elements than may be held at a time."""
+    """Too many elements to hold at once."""
 
 
 def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
-    """The elements of the array as bytes, in order, some at a time.
+    """Yields the elements of the array as bytes, in order, in chunks.
 
-    A lone surrogate is a replacement character in them. Where the array is nested too deeply for the decoder, or
-    holds a NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError and UnicodeDecodeError
-    when `raw` is no JSON array, and Spent; what was yielded before then is as it was sent.
+    Lone surrogates become replacement characters. If the array is nested too deeply for the decoder, or holds a
+    NaN or very many elements, its scalars are left out. Raises msgspec.DecodeError and UnicodeDecodeError if `raw`
+    is not a JSON array, and Spent; elements yielded before are valid.
     """
     start = 0
     while start < len(raw):
@@ -41,7 +41,7 @@ def undecoded(raw: bytes | bytearray, budget: Budget) -> Iterator[Undecoded]:
 
 
 def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Undecoded, None, int]:
-    """The events of the piece that begins here. Returns where the next one does."""
+    """The events of the piece that begins here. Returns the start of the next piece."""
     stop = start
     for stop in stops(raw, start):
         try:
@@ -53,7 +53,7 @@ def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Unde
                 break
             if stop == len(raw):
                 raise
-            budget.spend(_UNITS_AGAIN * (stop - start))  # it ends within an event: a longer one is tried
+            budget.spend(_UNITS_AGAIN * (stop - start))  # it ends inside an event: try a longer one
         else:
             budget.earn(stop)
             yield from found
@@ -74,7 +74,7 @@ def _decoded(text: bytes | bytearray, budget: Budget) -> Sequence[msgspec.Raw]:
 
 
 def _by_element(raw: bytes | bytearray, start: int, stop: int, budget: Budget) -> Generator[Undecoded, None, int]:
-    """One after the other, up to the first that ends at `stop` or later. Returns where the next piece begins."""
+    """One by one, up to the first that ends at `stop` or later. Returns the start of the next piece."""
     if start == 0:
         opened = _array(raw)
         if opened is None:

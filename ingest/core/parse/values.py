@@ -1,4 +1,4 @@
-"""JSON of any shape, built only when the budget has room for what it may become."""
+"""Decodes JSON of any shape, if the budget allows its maximum size."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ingest.core.parse.budget import Budget
 from ingest.core.parse.events import Malformed
 from ingest.core.parse.picked import scalar_of
 
-# Below this the bytes bound the values well enough.
+# Below this size the bytes bound the values sufficiently.
 SMALL_BYTES = 512
-# The texts of a document may take four times its bytes, and each value a hundred bytes or so.
+# Texts may take four times their bytes, and each value about a hundred bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
-# Measured: a small document and its bytes, bytes and values of a larger one, bytes and fields where only those are
-# built.
+# Measured costs: small documents and their bytes; bytes and values of larger ones; bytes and fields if only fields
+# are built.
 _UNITS_SMALL, _UNITS_SMALL_BYTE = 0.5, 0.01
 _UNITS_BYTE, _UNITS_VALUE = 0.006, 0.12
 _UNITS_FLAT_BYTE, _UNITS_FIELD = 0.001, 0.25
@@ -27,7 +27,7 @@ _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(d
 
 
 def built(text: msgspec.Raw, budget: Budget) -> Any:
-    """The whole value. Raises Malformed when it holds too much, Spent, and what msgspec raises."""
+    """The whole value. Raises Malformed if it is too large, Spent, and msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
         budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
@@ -44,10 +44,10 @@ def built(text: msgspec.Raw, budget: Budget) -> Any:
 
 
 def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> dict[str, Any]:
-    """An object's fields: at least those of these names, or the first, as many as that.
+    """Fields of an object: at least those with these names, or the first ones up to that number.
 
-    In a long object texts are cut, and inner values None. Raises Malformed when it is no object or has too many
-    fields, Spent, and what msgspec raises.
+    In a long object texts are cut and inner values are None. Raises Malformed if it is not an object or has too
+    many fields, Spent, and msgspec errors.
     """
     size_bytes = memoryview(text).nbytes
     if size_bytes > SMALL_BYTES:

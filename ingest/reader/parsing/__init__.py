@@ -1,1 +1,1 @@
-"""Where parsing runs: in the loop (`inline`), or in child processes over shared memory (`link`, `child`)."""
+"""Parsing in the loop (`inline`), or in child processes over shared memory (`link`, `child`)."""

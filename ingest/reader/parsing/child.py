@@ -1,4 +1,4 @@
-"""One parsing process: frames of work in, frames of answers out, until the reader is gone.
+"""A parser process: receives frames of work and returns answers until the reader ends.
 
 Started by `ingest.reader.parsing.inline.ProcessParser` as `python -m ingest.reader.parsing.child SOCKET ARENA`
 (two descriptors).
@@ -22,10 +22,10 @@ from ingest.reader.parsing.link import EXIT_MEMORY, Hello, Parser, receive_frame
 
 
 def main(socket_fd: int, arena_fd: int) -> None:
-    """Serves one socket. SIGINT and SIGTERM are the reader's business: it closes the socket when it is done.
+    """Serves one socket. Ignores SIGINT and SIGTERM; the reader closes the socket to end it.
 
-    Whatever a message does to this process (memory that is not there, a fault in a library) ends it; the reader
-    starts another one and finds out which message it was.
+    If a message crashes this process (out of memory, a fault in a library), the reader starts another one and
+    identifies the message.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,17 +41,17 @@ def main(socket_fd: int, arena_fd: int) -> None:
     except (EOFError, OSError):
         return
     except MemoryError:
-        os._exit(EXIT_MEMORY)  # at once: nothing else can be relied on
+        os._exit(EXIT_MEMORY)  # exit immediately: nothing else is reliable
 
 
 def limit_memory(bytes_max: int) -> None:
-    """The process may take so much more than it has. 0: as much as there is."""
+    """Limits additional memory of this process; 0: unlimited."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if bytes_max <= 0:
         return
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:  # no Linux: the nearest there is
+    except OSError:  # not Linux: closest equivalent
         resource.setrlimit(resource.RLIMIT_DATA, (bytes_max, bytes_max))
         return
     most = pages * resource.getpagesize() + bytes_max
@@ -59,7 +59,7 @@ def limit_memory(bytes_max: int) -> None:
 
 
 def limit_cpu(seconds_max: int) -> None:
-    """SIGXCPU ends the process after so much more CPU time, rounded up to whole seconds. 0: no limit."""
+    """Ends the process with SIGXCPU after this much more CPU time, rounded up to whole seconds; 0: unlimited."""
     if seconds_max > 0:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         soft = math.ceil(time.process_time()) + seconds_max

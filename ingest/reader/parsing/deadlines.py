@@ -1,6 +1,6 @@
-"""How long parsing may take: the child's limit, the reject and the liveness probe fire in this order.
+"""Time limits of parsing: the child's limit, the reject and the liveness probe, in this order.
 
-They have one source, the setting of the liveness probe, so that changing it keeps the order.
+All are derived from the liveness setting, so that changing it keeps the order.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """`cpu_seconds` is whole, as RLIMIT_CPU is, and one more may pass before the kernel acts.
+    """`cpu_seconds` is whole, like RLIMIT_CPU; the kernel may act one second late.
 
-    `answer_seconds` is by the clock: a message is rejected after two of them at the latest, before
-    `probe_seconds`.
+    `answer_seconds` is wall-clock time: a message is rejected after at most two of them, before `probe_seconds`.
     """
 
     cpu_seconds: int
@@ -22,6 +21,6 @@ class Deadlines:
 
     @classmethod
     def before(cls, probe_seconds: float) -> Deadlines:
-        """Those of a reader whose loop fails its probe after `probe_seconds`, at least 6."""
+        """Limits of a reader whose probe fails after `probe_seconds`, at least 6."""
         assert probe_seconds >= 6, probe_seconds
         return cls(max(1, int(probe_seconds / 6) - 1), probe_seconds / 2.5, probe_seconds)

@@ -1,6 +1,6 @@
-"""Where parsing runs: in the loop's own process, or in processes beside it, by a setting.
+"""Parsing in the reader process or in parser processes, by a setting.
 
-Parsing is a pure function of a message and the rules, so nothing else of the application can tell.
+Parsing is a pure function of a message and the rules, so the result is the same.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS_MAX = 60.0
 CLOSE_SECONDS_MAX = 0.5
-# Beyond what the bound on inflated segments makes likely; a process that wants more is ended by the kernel.
+# Above the likely maximum for the limit on decompressed size; the kernel ends a process that needs more.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
-# Per process: enough that asking costs little, few enough that what they come to fits beside the in-flight bound.
+# Messages per process and request: enough to amortize the request, few enough to fit beside the in-flight bound.
 MESSAGES_AT_ONCE = 16
 
 Clock = Callable[[], float]
 Wary = Callable[[TopicPartition], bool]
-"""Whether a partition may hold a message that ends readers: then all of its messages go to the second line."""
+"""True if a partition may hold a message that crashes readers: then all of its messages go to the second line."""
 
 
 class InlineParser:
-    """Parses in the calling thread, after the tenant gate: what is shed is not inflated."""
+    """Parses in the calling thread, after the tenant gate: dropped messages are not decompressed."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class InlineParser:
         self._wary = wary
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order, before it asks for the next message."""
+        """One answer per message, in order, before it takes the next message."""
         for message in messages:
             outcome = shed(message, self._gate, self._clock) or self._parse(message)
             yield answer(message, outcome)
@@ -74,12 +74,11 @@ class InlineParser:
 
 
 class ProcessParser:
-    """Parses in `processes` children; each poll's messages are split among them by bytes, order is kept.
+    """Parses in `processes` children; each poll's messages are split among them by bytes, in order.
 
-    Values lie in shared memory, no pickle is involved. A child that dies, hangs, or wants more than
-    `memory_bytes_max` (by default what the rules make likely) is replaced. Its messages go to the second line.
-    Where there is none (`usual` is None), they are parsed one by one, and one that costs a child again becomes a
-    reject.
+    Values are in shared memory, without pickle. A child that dies, hangs, or exceeds `memory_bytes_max` (default:
+    the likely maximum for the rules) is replaced. Its messages go to the second line. Without one (`usual` is
+    None), they are parsed one by one, and a message that ends a child again becomes a reject.
     """
 
     def __init__(
@@ -106,17 +105,17 @@ class ProcessParser:
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the children that there are now."""
+        """Ids of the current children."""
         return [child.process_id for child in self._children]
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order. Takes as many messages at once as keep all children busy."""
+        """One answer per message, in order. Takes enough messages at once to keep all children busy."""
         coming = iter(messages)
         while some := list(islice(coming, MESSAGES_AT_ONCE * len(self._children))):
             yield from self._parse(some)
 
     def _parse(self, messages: Sequence[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """Waits for all children, a bounded time for each."""
+        """Waits for all children, with a time limit for each."""
         outcomes: list[Outcome | None] = []
         for message in messages:
             outcomes.append(shed(message, self._gate, self._clock))
@@ -138,7 +137,7 @@ class ProcessParser:
             yield answer(message, settled)
 
     def _shares(self, messages: Sequence[Message], wanted: Sequence[int]) -> list[list[int]]:
-        """Contiguous runs of about the same number of bytes, one a child."""
+        """Contiguous runs of about equal bytes, one per child."""
         shares: list[list[int]] = [[] for _ in self._children]
         total = sum(len(messages[index].value) for index in wanted) or 1
         before = 0
@@ -156,9 +155,10 @@ class ProcessParser:
 
 
 def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
-    """The drop that rules and erasures ask for, if any. Costs nothing while there are none.
+    """The drop required by rules and erasures, if any.
 
-    What was erased is dropped first: it must not take a token, and a reject would keep its bytes as a dead letter.
+    Erased messages are dropped first: they must not take a token, and a reject would keep their bytes as a dead
+    letter.
     """
     if not gate.active:
         return None
@@ -174,14 +174,14 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """What the loop is given for a message; without an outcome it is not usual."""
+    """The answer for the loop; without an outcome the message is unusual."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)
 
 
 class ChildFailed(Exception):
-    """A parsing process died or did not answer in time. `limit`: the one that it met, "" if none is known."""
+    """A parser process died or did not respond in time. `limit`: the limit it exceeded; "" if unknown."""
 
     def __init__(self, text: str, limit: str = "") -> None:
         super().__init__(f"{limit} ({text})" if limit else text)
@@ -189,7 +189,7 @@ class ChildFailed(Exception):
 
 
 class Child:
-    """One parsing process, the socket to it and the memory shared with it."""
+    """A parser process, its socket and shared memory."""
 
     def __init__(self, hello: Hello, answer_seconds_max: float) -> None:
         self._hello = msgspec.msgpack.encode(hello)
@@ -218,11 +218,11 @@ class Child:
 
     def send(self, messages: Sequence[Message]) -> None:
         self._sent = messages
-        with suppress(OSError):  # `receive` finds out, and knows what to do
+        with suppress(OSError):  # `receive` detects and handles the failure
             ask(self._socket, self._arena, messages)
 
     def receive(self) -> list[Outcome | None]:
-        """The outcomes of what was sent last. After a failure each message is parsed alone."""
+        """Outcomes of the last request. After a failure each message is parsed on its own."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -230,7 +230,7 @@ class Child:
         return [self._alone(message) for message in self._sent]
 
     def receive_or_none(self) -> list[Outcome | None]:
-        """The outcomes of what was sent last. After a failure there are none."""
+        """Outcomes of the last request. None after a failure."""
         try:
             return self.answers()
         except ChildFailed as failure:
@@ -238,7 +238,7 @@ class Child:
         return [None for _ in self._sent]
 
     def answers(self) -> list[Outcome | None]:
-        """The outcomes of what was sent last. Raises ChildFailed; the process was replaced then."""
+        """Outcomes of the last request. Raises ChildFailed after replacing the process."""
         try:
             return hear(self._socket, self._sent)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
@@ -269,7 +269,7 @@ class Child:
         self._ended = self._process.returncode
 
     def kill(self) -> None:
-        """Ends the process, whatever it does. Any thread; to be closed by its own."""
+        """Kills the process. Any thread; `close` must be called by its own."""
         self._process.kill()
 
     def close(self) -> None:

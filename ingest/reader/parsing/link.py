@@ -1,9 +1,8 @@
-"""What travels between the reader and a parsing process, and how.
+"""Protocol between the reader and a parser process.
 
-Values lie in memory that both have mapped: the reader copies each into it once, the process parses it in place.
-Everything small goes over a socket pair as length-prefixed msgpack. What a process answers does not repeat the
-bytes that the reader has: a blob that is a slice of its message is told as a place, a dead letter comes without
-its value.
+Values are in shared memory: the reader copies each into it once, the process parses it in place. Everything else
+is sent over a socket pair as length-prefixed msgpack. Answers do not repeat bytes that the reader has: a blob that
+is a slice of its message is sent as a position, a dead letter without its value.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ ARENA_BYTES_MIN = 1 * MiB
 FRAME_BYTES_MAX = 1 << 31
 NEEDLE_BYTES = 64
 EXIT_MEMORY = 77
-"""Exit status of a process that met its limit on memory."""
+"""Exit status of a process that exceeded its memory limit."""
 _LENGTH = struct.Struct("<Q")
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """The first frame: the rules, and the process's limits (0: none).
+    """The first frame: rules and limits of the process (0: none).
 
-    `memory_bytes_max` is what it may take beyond what it has at its start, `cpu_seconds_max` what each frame of
-    work may take. `usual`: what is not plainly cheap by this is left to the second line.
+    `memory_bytes_max`: additional memory after startup; `cpu_seconds_max`: per frame of work. `usual`: messages
+    above these limits are left to the second line.
     """
 
     rules: dict[str, Any]
@@ -44,7 +43,7 @@ class Hello(msgspec.Struct, array_like=True):
 
 
 class Item(msgspec.Struct, array_like=True, gc=False):
-    """A message without its value, which lies at [start, stop) of the arena."""
+    """A message without its value, which is at [start, stop) of the arena."""
 
     source: TopicPartition
     epoch: int
@@ -64,7 +63,7 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, gc=False):
-    """An outcome: one of the two, or none for a message that is not usual.
+    """An outcome: segment or reject, or none for an unusual message.
 
     `blob_at`: the first blob is this slice of the message's value.
     """
@@ -75,7 +74,7 @@ class Answer(msgspec.Struct, array_like=True, gc=False):
 
 
 class Arena:
-    """Memory that a child inherits by the descriptor of an unnamed file; it grows and never shrinks."""
+    """Memory shared with a child through the descriptor of an unnamed file; grows, never shrinks."""
 
     def __init__(self) -> None:
         self.fd = _unnamed_file()
@@ -83,7 +82,7 @@ class Arena:
         self._map: mmap.mmap | None = None
 
     def put(self, values: Sequence[bytes]) -> list[int]:
-        """Writes the values one behind the other; returns where each starts, and where the last one ends."""
+        """Writes the values contiguously; returns the start of each and the end of the last."""
         places = [0]
         for value in values:
             places.append(places[-1] + len(value))
@@ -96,7 +95,7 @@ class Arena:
         return places
 
     def close(self) -> None:
-        """Gives the memory back; once is enough."""
+        """Releases the memory; idempotent."""
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -121,7 +120,7 @@ _decode_answers = msgspec.msgpack.Decoder(list[Answer]).decode
 
 
 def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
-    """Sends messages. Raises OSError when the process is gone."""
+    """Sends messages. Raises OSError if the process has ended."""
     places = arena.put([message.value for message in messages])
     items = [
         Item(one.source, one.epoch, one.offset, start, stop, one.key, one.headers, one.timestamp_ms)
@@ -131,7 +130,7 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
 
 
 def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
-    """The outcomes of these messages, None for one that is not usual.
+    """The outcomes of these messages; None for an unusual one.
 
     Raises EOFError, OSError (also on time out), msgspec.MsgspecError.
     """
@@ -158,7 +157,7 @@ def _whole(answer: Answer, message: Message) -> Outcome | None:
 
 
 class Parser:
-    """Answers work, parsing values where they lie."""
+    """Answers work, parsing values in place."""
 
     def __init__(self, rules: ParseRules, arena_fd: int, usual: Usual | None = None) -> None:
         self._rules = rules
@@ -190,7 +189,7 @@ class Parser:
         return Answer(outcome, None, place)
 
     def _place(self, item: Item, content: memoryview) -> tuple[int, int] | None:
-        """Where in the message's value these bytes are, if they are."""
+        """Position of these bytes within the message's value, if they are part of it."""
         start = self._map.find(bytes(content[:NEEDLE_BYTES]), item.start, item.stop)
         stop = start + len(content)
         if start < 0 or self._map[start:stop] != bytes(content):
@@ -207,10 +206,10 @@ def send_frame(link: socket.socket, data: bytes) -> None:
 
 
 def receive_frame(link: socket.socket) -> bytearray:
-    """One length-prefixed frame. EOFError: the other end is gone."""
+    """One length-prefixed frame. Raises EOFError if the connection was closed."""
     (length,) = _LENGTH.unpack(_receive_exactly(link, _LENGTH.size))
     if length > FRAME_BYTES_MAX:
-        raise EOFError(f"a frame of {length} bytes is not one of ours")
+        raise EOFError(f"invalid frame of {length} bytes")
     return _receive_exactly(link, length)
 
 

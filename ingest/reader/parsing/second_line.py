@@ -1,7 +1,8 @@
-"""The second line: messages that are not plainly cheap, parsed one at a time in a child process with limits.
+"""The second line: parses large or slow messages one at a time in a child process with limits, while the loop
+continues; each answer is an event in its inbox.
 
-The loop goes on meanwhile; each answer is an event in its inbox. A message that ends the child, takes too long or
-takes more than its limits becomes a reject that names the limit. Why so: docs/decisions/035-second-line.md.
+A message that crashes the child or exceeds a limit becomes a reject that names the limit. See
+docs/decisions/035-second-line.md.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tasks.units import MiB
 
 log = structlog.get_logger(__name__)
 
-# Beyond what the child has when it starts. docs/cost.md states what a message may take: 2.5 times its inflated
-# size and 64 MiB, besides the message itself and its answer.
+# Additional memory after startup. docs/cost.md: 2.5 times the decompressed size plus 64 MiB, besides the message
+# and its answer.
 MEMORY_BYTES_BASE, MEMORY_RATIO = 128 * MiB, 3
 ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
@@ -34,7 +35,7 @@ CLOSE_SECONDS_MAX = 2.0
 class SecondLine:
     """One child and one thread, both started with the first message. `answer` is called on that thread.
 
-    At most one message per partition is here at a time, since its partition waits for it.
+    Holds at most one message per partition, because the partition waits for it.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class SecondLine:
         self._closing = threading.Event()
 
     def submit(self, message: Message) -> None:
-        """Never blocks. Answered by MessageParsed, unless closed before."""
+        """Never blocks. MessageParsed follows, unless closed before."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="second-line", daemon=True)
             self._thread.start()
@@ -68,7 +69,7 @@ class SecondLine:
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
-        """Ends child and thread; what waits is not answered."""
+        """Ends child and thread; waiting messages get no answer."""
         self._closing.set()
         self._messages.put(None)
         if self._child is not None:
@@ -90,7 +91,7 @@ class SecondLine:
                 self._child.close()
 
     def _surely(self, message: Message) -> Outcome:
-        """An answer in any case: without one the partition would wait for ever."""
+        """Always produces an answer; otherwise the partition would wait indefinitely."""
         try:
             return self._outcome(message)
         except Exception as error:
@@ -100,7 +101,8 @@ class SecondLine:
             )
 
     def _outcome(self, message: Message) -> Outcome:
-        """Retried once, unless a limit of its own was met: whatever else ended the child may not be its doing."""
+        """Retries once, unless a limit was exceeded: other failures of the child may not be caused by the
+        message."""
         error = ""
         for _ in range(ATTEMPTS_MAX):
             try:

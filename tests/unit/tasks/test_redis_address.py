@@ -95,7 +95,7 @@ CROSSED: list[tuple[dict[str, str], str]] = [
     ({"REDIS_SENTINEL_TLS": "all"}, "REPLAYS_REDIS_SENTINEL_TLS"),
     ({**SENTINEL, "REDIS_URL": "sentinel://a?ssl_cert_reqs=none"}, "REPLAYS_REDIS_SENTINEL_TLS"),
     ({"REDIS_URL": "rediss://h?ssl_certfile=/nowhere.pem"}, "ssl_certfile and ssl_keyfile: set both or none"),
-    ({"REDIS_URL": "rediss://h?ssl_certfile=/nowhere.pem&ssl_keyfile=/no.key"}, "there is no such file"),
+    ({"REDIS_URL": "rediss://h?ssl_certfile=/nowhere.pem&ssl_keyfile=/no.key"}, "file not found"),
     ({"REDIS_TLS_CA_FILE": certifi.where()}, "REPLAYS_REDIS_TLS_CA_FILE is not used without TLS"),
 ]
 

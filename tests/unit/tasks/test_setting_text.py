@@ -61,7 +61,7 @@ def test_no_setting_holds_control_characters_or_bytes_that_are_no_utf_8(name: st
 
 def test_a_secret_of_spaces_alone_is_refused() -> None:
     for name in BLANK_NOT_ALLOWED:
-        with pytest.raises(ValueError, match="nothing but spaces"):
+        with pytest.raises(ValueError, match="consists only of spaces"):
             check(name, "  ")
         check(name, "")
 
