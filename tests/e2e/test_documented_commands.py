@@ -31,6 +31,7 @@ from ingest.local.servers.fault_proxy import Errors, Pass
 from ingest.testing.messages import recording
 from tasks.celery import app
 from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS
 from tests.kit.whole_system import System, until
 
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")] + [
@@ -137,12 +138,13 @@ class Documented:
     @property
     def group(self) -> str:
         """The entry of RUN or NOT_RUN that it belongs to: the longest that it begins with; or itself."""
+        words = self.words
         found = [
             name
             for name in (*RUN, *NOT_RUN)
-            if self.words[: len(name.split())] == tuple(name.split()) and name != "replays-ingest"
+            if words[: len(name.split())] == tuple(name.split()) and name != "replays-ingest"
         ]
-        if not found and self.words == ("replays-ingest",):
+        if not found and words == ("replays-ingest",):
             return "replays-ingest"
         return max(found, key=len, default=self.text)
 
@@ -274,10 +276,9 @@ def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
 
 def test_every_documented_command_is_run_or_says_why_not():
     """given the pages, when a command is new in them, then somebody has decided whether it can be run here"""
-    undecided = [
-        f"{one.page}: {one.text}" for one in DOCUMENTED if one.group not in RUN and one.group not in NOT_RUN
-    ]
-    gone = [name for name in (*RUN, *NOT_RUN) if name not in {one.group for one in DOCUMENTED}]
+    groups = {one: one.group for one in DOCUMENTED}
+    undecided = [f"{one.page}: {one.text}" for one, group in groups.items() if group not in {*RUN, *NOT_RUN}]
+    gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]
 
     assert not undecided, f"put these into RUN or, with the reason, into NOT_RUN: {undecided}"
     assert not gone, f"no page has these any more: {gone}"
@@ -373,7 +374,7 @@ def test_it_does_what_the_page_says(
     """given a running system, when a documented command is run, then it ends with exit code 0"""
     program, *words = filled(one.words, filling)
     words += [word for word in RUN[one.group].split() if word not in words]
-    env = {**system.env, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    env = {**system.env, "COLUMNS": "120"}
 
     if not one.text.startswith(OWN_PROCESS):
         monkeypatch.chdir(directory)
@@ -381,17 +382,11 @@ def test_it_does_what_the_page_says(
         assert result.exit_code == 0, (words, result.output[-3000:], result.exception)
         return
     module = "celery" if program == "celery" else "ingest.cli"
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=directory,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS_MAX,
-        check=False,
+    done = PARENTS.run(
+        [sys.executable, "-m", module, *words], {**os.environ, **env}, directory, COMMAND_SECONDS_MAX
     )
 
-    assert done.returncode == 0, (done.args, done.stdout[-3000:], done.stderr[-3000:])
+    assert done.exit_code == 0, (words, done.stdout[-3000:], done.stderr[-3000:])
 
 
 @pytest.fixture(scope="module")

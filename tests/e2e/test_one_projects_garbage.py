@@ -62,7 +62,9 @@ def restart(system: System, **settings: str) -> None:
 
 def test_ten_readers_die_over_one_projects_garbage_and_the_others_are_durable(tmp_path: Path) -> None:
     """Then the runbook's steps: look, drop its rejects, switch it off, and the alert clears."""
-    with System(tmp_path, reject_window=str(WINDOW)) as system:
+    # A killed reader's partitions wait for the end of its session.
+    session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}
+    with System(tmp_path, reject_window=str(WINDOW), **session) as system:
         sent = 0
         for _ in range(RESTARTS):
             system.send_all(mixed(EACH))

@@ -2,10 +2,10 @@
 
 A fork becomes what `Child` (ingest/local/servers/processes.py) starts: a process group of its own, with its own
 environment, folder, streams and exit code, running the same module with the same arguments. One parent of forks
-for each module, so that a fork holds no library that its program would not have loaded. Programs that are not in
+for each kind of program, so that a reader holds no library that it would not have loaded. Programs that are not in
 LOADED, and environments that change the interpreter itself, are started as always.
 
-    python -m tests.kit.prestarted MODULE    the parent, on the socket that is its standard input
+    python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
 """
 
 from __future__ import annotations
@@ -31,22 +31,29 @@ from typing import IO
 from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Program, start_program
 from tests.kit.paths import ROOT
 
-# What each module's process would import anyway. None of them reads a setting when it is imported.
+# What each kind of program would import anyway. None of them reads a setting when it is imported.
 WORKER = (
     *("celery.apps.worker", "celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork"),
     *("flower.command", "kombu.transport.redis", "tasks.celery", "tasks.control", "tasks.flush"),
     *("tasks.sinks.bigquery.sink", "tasks.sinks.clickhouse.sink", "tasks.sinks.dead_letter.sink"),
     *("tasks.sinks.datadog", "tasks.sinks.gcs.sink"),
 )
+READER = "ingest.cli"
+COMMAND = "ingest.cli COMMAND"
 LOADED = {
     "celery": WORKER,
-    "ingest.cli": ("celery.backends.redis", "ingest.cli.main", "ingest.reader.process", "kombu.transport.redis"),
+    COMMAND: (
+        *("ingest.operate.check", "ingest.operate.reconcile", "ingest.operate.status", "ingest.operate.top"),
+        *("celery.backends.redis", "flower.command", "ingest.cli.main", "ingest.web.server"),
+        *("kombu.transport.redis", "tasks.celery", "tasks.flower.start", "tasks.sinks.datadog"),
+    ),
+    READER: ("celery.backends.redis", "ingest.cli.main", "ingest.reader.process", "kombu.transport.redis"),
     "ingest.local.servers.bigquery": ("ingest.local.servers.bigquery.service",),
     # Not chdb, which starts threads when it is imported.
     "ingest.local.servers.clickhouse": ("ingest.local.servers.base", "ingest.local.servers.confinement"),
     "ingest.local.servers.statsd": ("ingest.local.servers.base",),
 }
-SCRIPTS = {"replays-ingest": "ingest.cli"}
+SCRIPTS = {"replays-ingest": READER}
 # They change how the interpreter itself starts.
 INTERPRETER = ("COVERAGE", "LD_", "MALLOC_", "PYTHON")
 ORDER_BYTES_MAX = 1 << 20
@@ -54,14 +61,17 @@ FORK_SECONDS_MAX = 60.0
 GO = b"go\n"
 
 
-def module_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The module that a command runs and its arguments, if that is one of LOADED."""
+def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
+    """The kind of program that a command starts, if that is one of LOADED, and its arguments."""
     program = Path(command[0])
     if program.parent == Path(sys.executable).parent and program.name in SCRIPTS:
-        return SCRIPTS[program.name], list(command[1:])
-    if command[0] == sys.executable and command[1:2] == ["-m"] and command[2] in LOADED:
-        return command[2], list(command[3:])
-    return None
+        module, words = SCRIPTS[program.name], list(command[1:])
+    elif command[0] == sys.executable and command[1:2] == ["-m"]:
+        module, words = command[2], list(command[3:])
+    else:
+        return None
+    kind = COMMAND if module == READER and words else module
+    return (kind, words) if kind in LOADED else None
 
 
 class Parents:
@@ -80,30 +90,36 @@ class Parents:
         errors: IO[bytes] | None = None,
     ) -> Program:
         """As `start_program`, which is what becomes of everything that cannot be forked."""
-        found = module_of(command)
+        found = kind_of(command)
         if found is None or _interpreter(environment) != _interpreter(os.environ):
             return start_program(command, output, environment, folder)
-        module, words = found
+        kind, words = found
         order = [words, dict(environment), str(folder or Path.cwd())]
         gate, go = os.pipe()
         told, tell = os.pipe()
         fds = [gate, tell, output.fileno(), (errors or output).fileno()]
         with self._lock:
-            socket.send_fds(self._control(module), [json.dumps(order).encode()], fds)
+            socket.send_fds(self._control(kind), [json.dumps(order).encode()], fds)
         os.close(gate)
         os.close(tell)
         return Fork(told, os.fdopen(go, "wb", buffering=0))
 
-    def prepare(self, *modules: str) -> None:
-        """Starts the parents of these modules, without waiting for what they import."""
+    def prepare(self, *kinds: str) -> None:
+        """Starts these parents, without waiting for what they import."""
         with self._lock:
-            for module in modules:
-                self._control(module)
+            for kind in kinds:
+                self._control(kind)
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str], seconds_max: float = 60.0) -> Ended:
+    def run(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        seconds_max: float = 60.0,
+    ) -> Ended:
         """Starts it, waits for its end, and returns what it printed."""
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-            program = self.start(command, output, environment, None, errors)
+            program = self.start(command, output, environment, folder, errors)
             assert program.stdin is not None
             with program.stdin as word:
                 word.write(GO)
@@ -122,15 +138,15 @@ class Parents:
             control.close()
         self._controls.clear()
 
-    def _control(self, module: str) -> socket.socket:
-        if module not in self._controls:
+    def _control(self, kind: str) -> socket.socket:
+        if kind not in self._controls:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ORDER_BYTES_MAX)
             kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
-            subprocess.Popen([sys.executable, "-m", __name__, module], cwd=ROOT, env=kept, stdin=theirs.fileno())
+            subprocess.Popen([sys.executable, "-m", __name__, kind], cwd=ROOT, env=kept, stdin=theirs.fileno())
             theirs.close()
-            self._controls[module] = ours
-        return self._controls[module]
+            self._controls[kind] = ours
+        return self._controls[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +199,9 @@ class Order:
     errors: int
 
 
-def serve(module: str, control: socket.socket) -> Order | None:
+def serve(kind: str, control: socket.socket) -> Order | None:
     """Forks once per order, and reports how each fork ended. Returns the order in a fork, None at the end."""
-    for name in LOADED[module]:
+    for name in LOADED[kind]:
         importlib.import_module(name)
     tempfile.tempdir = None
     woken, wake = socket.socketpair()
@@ -259,11 +275,12 @@ def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 
 def main() -> None:
     """A parent until its socket closes; a fork runs its program, and ends as that program ends."""
-    module = sys.argv[1]
+    kind = sys.argv[1]
     control = socket.socket(fileno=os.dup(0))
-    order = serve(module, control)
+    order = serve(kind, control)
     if order is not None:
         become(order)
+        module = kind.split()[0]
         sys.argv = [module, *order.words]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -29,6 +29,7 @@ from ingest.local.servers.statsd import Statsd
 from ingest.local.stack import Stack
 from tasks.connection import connect
 from tasks.migrate.kafka import SOURCE_PARTITIONS
+from tests.kit.servers import kill_all
 
 SETTLE_SECONDS_MAX = 60.0
 UP_SECONDS_MAX = 30.0
@@ -43,6 +44,7 @@ def apache_stack() -> Iterator[Stack]:
         pytest.skip(reason)
     with temporary_files_in_memory(wanted=True), Stack(kafka="apache") as running:
         yield running.start()
+        kill_all(running.children)
 
 
 @contextmanager

@@ -21,11 +21,19 @@ from ingest.local.servers.statsd import Statsd
 from ingest.local.stack import Stack
 
 
+def kill_all(children: Children) -> None:
+    """For the end of a test: how programs end by themselves is what other tests are about."""
+    for child in children:
+        children.release(child)
+        child.kill()
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """An empty stack in a temporary directory; the fixtures below start its parts."""
     with Stack() as running:
         yield running
+        kill_all(running.children)
 
 
 @pytest.fixture
@@ -33,6 +41,7 @@ def children(tmp_path: Path) -> Iterator[Children]:
     """For servers and programs of one test; all of them are gone after it."""
     with Children(tmp_path / "logs") as owner:
         yield owner
+        kill_all(owner)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +100,7 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka
         server = JavaKafka(owner, directory / "kafka")
         server.start()
         yield server
+        kill_all(owner)
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ from tasks.kafka.options import kafka_options
 from tasks.migrate import migrate
 from tasks.sinks.clickhouse.sink import client
 from tasks.units import MiB
-from tests.kit.prestarted import PARENTS
+from tests.kit.prestarted import COMMAND, PARENTS, READER
+from tests.kit.servers import kill_all
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery", "statsd")
 QUICK = {
@@ -40,6 +41,10 @@ QUICK = {
     "REPLAYS_TASK_BACKOFF_SECONDS": "0.2",
     "REPLAYS_TASK_BACKOFF_SECONDS_MAX": "2",
     "REPLAYS_SINK_TIMEOUT_SECONDS": "2",
+    "REPLAYS_BREAKER_COOL_SECONDS": "2",
+    "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
+    "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "4",
+    "REPLAYS_DRAIN_DEADLINE_SECONDS": "3",
     "REPLAYS_TASK_VISIBILITY_SECONDS": "20",
     "REPLAYS_LOG_FORMAT": "json",
 }
@@ -67,7 +72,7 @@ class System:
         self._sent: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
-        PARENTS.prepare("celery", "ingest.cli")
+        PARENTS.prepare("celery", READER, COMMAND)
         self.stack = self._open.enter_context(Stack(self.directory / "stack", kafka=self._kafka))
         self.stack.start(PARTS)
         self.env = {**self.stack.settings(), **QUICK, **self._extra}
@@ -95,10 +100,7 @@ class System:
         if error is not None:
             for child in (self.reader, *self.workers):
                 print(child.log_tail())
-        # How they end by themselves is what other tests are about.
-        for child in (self.reader, *self.workers, *self.stack.children):
-            self.stack.children.release(child)
-            child.kill()
+        kill_all(self.stack.children)
         self._open.close()
 
     def start_reader(self, **settings: str) -> None:

@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ from tasks.errors import SinkError
 from tasks.migrate import migrate
 from tasks.sinks.dead_letter.sink import DeadLetterSink
 from tasks.wire import DeadLetter
-from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS
 from tests.kit.secured_servers import (
     AUTHORIZED,
     KAFKA_PASSWORD,
@@ -52,6 +51,7 @@ from tests.kit.secured_servers import (
     kafka_variables,
     token_endpoint,
 )
+from tests.kit.servers import kill_all
 
 QUICK = {
     "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.5",
@@ -76,6 +76,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
         )
         server.start()
         yield server
+        kill_all(owner)
 
 
 @pytest.fixture
@@ -196,16 +197,8 @@ def flower_answers(url: str, path: str) -> Any:
 
 def command(env: dict[str, str], *arguments: str) -> str:
     """What `replays-ingest ARGUMENTS` prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ingest.cli", *arguments],
-        env={**os.environ, **env},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **env})
+    assert done.exit_code == 0, done.stderr
     return done.stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from ingest.operate.check import run
 from ingest.settings import Settings, SettingsError, load
 from tasks.errors import shortened
 from tasks.printed import without_secrets
+from tests.kit.prestarted import PARENTS
 
 PASSWORD = "hunter-2-Planted"
 PLANTED = {
@@ -35,15 +35,9 @@ PLANTED = {
 def printed(*arguments: str, **more: str) -> str:
     """All that a command prints, where no server answers."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "ingest.cli", *arguments],
-        env={**environ, **PLANTED, **more},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode in (1, 2), done.stderr
-    return (done.stdout + done.stderr).decode()
+    done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
+    assert done.exit_code in (1, 2), done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

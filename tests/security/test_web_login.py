@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pydantic import SecretStr
 from ingest.settings import Settings
 from ingest.web.login import Login, Visitor, Way
 from tasks.sign_in import DELAY_SECONDS_MAX, FORGIVEN_SECONDS, FREE_FAILURES, Throttle, Throttled
+from tests.kit.prestarted import PARENTS
 from tests.kit.web_pages import Client, running, signed_in
 
 REPLAY = f"7/{'a' * 32}"
@@ -189,15 +189,11 @@ def test_without_a_login_only_when_asked_for():
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_password_that_is_guessed(passwords: str):
     """The rule that Flower has for the same setting; a comma in a password makes two people of it."""
-    done = subprocess.run(
+    done = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
-        env={**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        {**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},
     )
 
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "REPLAYS_FLOWER_BASIC_AUTH must be user:password" in done.stderr
     assert "a-long" not in done.stderr

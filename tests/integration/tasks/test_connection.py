@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +25,7 @@ from tasks.chord import publisher
 from tasks.connection import RedisAway, connect
 from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS
 
 
 @contextmanager
@@ -205,17 +206,11 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
     ours = [sys.executable, "-m", "ingest.cli"]
     command = {"reader": ours, "worker": celery, "check": [*ours, "check", "--json"]}[program]
 
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={"PATH": "", "REPLAYS_REDIS_URL": server.address, "REPLAYS_SINKS": "dead_letter"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    environment = {"REPLAYS_REDIS_URL": server.address, "REPLAYS_SINKS": "dead_letter"}
+    environment |= {"REPLAYS_SINK_TIMEOUT_SECONDS": "1"}  # `check` also looks for a broker, and there is none
+    done = PARENTS.run(command, {**os.environ, **environment}, ROOT)
 
-    assert done.returncode == 2, done.stderr
+    assert done.exit_code == 2, done.stderr
     text = done.stdout if program == "check" else done.stderr
     (line,) = [line for line in text.splitlines() if kind in line]
     assert "REPLAYS_REDIS_URL" in line

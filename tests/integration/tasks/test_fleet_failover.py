@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
 import urllib.request
@@ -38,6 +37,7 @@ from tasks.connection import connect
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS
 
 BATCHES = 12
 QUICK = {"FLUSH_DEADLINE_SECONDS": "10", "REDIS_TIMEOUT_SECONDS": "2"}
@@ -148,18 +148,16 @@ class TestSentinel:
 
         with urllib.request.urlopen(request, timeout=30) as answer:
             queues = {each["name"]: each["messages"] for each in json.loads(answer.read())["active_queues"]}
-        listed = subprocess.run(
-            [sys.executable, "-m", "ingest.cli", "status", "--json"],
-            env={**os.environ, **fleet.environment},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+
+        def is_listed() -> bool:
+            listed = PARENTS.run(
+                [sys.executable, "-m", "ingest.cli", "status", "--json"], {**os.environ, **fleet.environment}
+            )
+            assert listed.exit_code == 0, listed.stderr
+            return "reader-1" in listed.stdout
 
         assert queues["flush.clickhouse"] == 1
-        assert listed.returncode == 0, listed.stderr
-        assert "reader-1" in listed.stdout
+        fleet.wait(is_listed, "the reader's heartbeat")
 
 
 def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.error
 import urllib.parse
@@ -27,6 +26,7 @@ from tasks.settings import Settings
 from tests.kit.batches import make_batch
 from tests.kit.fleet import Fleet
 from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS
 
 PASSWORD = "operator:correct-horse"
 Ask = Callable[..., tuple[int, str]]
@@ -159,17 +159,9 @@ def test_no_way_of_starting_it_leaves_it_open(
         (tmp_path / "flowerconfig.py").write_text(file)
     environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}
 
-    done = subprocess.run(
-        [*COMMANDS[command], *arguments],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = PARENTS.run([*COMMANDS[command], *arguments], os.environ | environment, tmp_path)
 
-    assert done.returncode == 2, done.stderr
+    assert done.exit_code == 2, done.stderr
     assert "REPLAYS_FLOWER_" in done.stderr
     assert "Traceback" not in done.stderr
 
