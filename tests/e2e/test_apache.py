@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ingest.local.servers.processes import wait_until
 from ingest.local.stack import Stack
 from tasks.connection import connect
 from tasks.migrate.kafka import SOURCE_PARTITIONS
+from tests.kit.prestarted import PARENTS
 from tests.kit.real_group import (
     UP_SECONDS_MAX,
     Load,
@@ -228,9 +228,11 @@ def test_a_reader_that_sleeps_past_its_session_commits_nothing_as_a_zombie(stack
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
     """As a person starts it."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
+    command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 
     done = subprocess.run(
-        [sys.executable, "-m", "ingest.local.demo", *arguments],
+        command,
+        pass_fds=sockets,
         capture_output=True,
         text=True,
         timeout=140,

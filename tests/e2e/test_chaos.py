@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
+
+from tests.kit.prestarted import PARENTS
 
 SECONDS_MAX = 240
 MINUTES = "0.35"
@@ -19,8 +20,10 @@ def test_nothing_is_lost_and_nothing_doubled_while_everything_breaks():
     """Readers, workers, Redis, broker, Flower and sinks fail at random; then every row is accounted for."""
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
+    command, sockets = PARENTS.lend("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")
     done = subprocess.run(
-        [sys.executable, "-m", "tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json"],
+        command,
+        pass_fds=sockets,
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

@@ -13,34 +13,28 @@ from typing import Any
 import pytest
 
 from ingest.local.servers.processes import group_is_alive, wait_until
+from tests.kit.prestarted import PARENTS
 
 SECONDS_MAX = 170
 # Several batches a partition even in a small load, so that a kill hits some of them in flight.
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 
-def start(*arguments: str, directory: Path) -> subprocess.Popen[str]:
+def start(command: list[str], directory: Path, sockets: tuple[int, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "ingest.local.demo",
-            *arguments,
-            "--profile",
-            "small",
-            "--directory",
-            str(directory),
-        ],
+        [*command, "--profile", "small", "--directory", str(directory)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **SMALL_BATCHES},
+        pass_fds=sockets,
     )
 
 
 def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
     """Exit code and the JSON of one run."""
-    process = start(*arguments, "--json", directory=directory)
+    command, sockets = PARENTS.lend("ingest.local.demo", *arguments, "--json")
+    process = start(command, directory, sockets)
     output, _ = process.communicate(timeout=SECONDS_MAX)
     began = output.find("{")  # the Kafka client may have written a line of its own before
     assert began >= 0, output
@@ -87,7 +81,7 @@ def test_nothing_is_lost_when_a_part_is_killed_in_the_middle(tmp_path: Path, vic
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
     """kill -9 of the demo itself: its warden ends every child."""
-    process = start("2000", directory=tmp_path)
+    process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Flower "))
     children = pids_below(process.pid)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kit.prestarted import PARENTS
 from tools.gameday.prometheus import available
 
 SECONDS_MAX = 400
@@ -23,8 +23,10 @@ def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
     only = [argument for name in FAULTS for argument in ("--only", name)]
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]
 
+    command, sockets = PARENTS.lend("tools.gameday.run", *modest, "--json", str(told), *only)
     done = subprocess.run(
-        [sys.executable, "-m", "tools.gameday.run", *modest, "--json", str(told), *only],
+        command,
+        pass_fds=sockets,
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

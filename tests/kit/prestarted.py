@@ -6,6 +6,7 @@ for each kind of program, so that a reader holds no library that it would not ha
 LOADED, and environments that change the interpreter itself, are started as always.
 
     python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
+    python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Program, start_program
+from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Children, Program, start_program
 from tests.kit.paths import ROOT
 
 # What each kind of program would import anyway. None of them reads a setting when it is imported.
@@ -131,6 +132,16 @@ class Parents:
                 time.sleep(POLL_SECONDS)
             texts = [(each.seek(0), each.read().decode())[1] for each in (output, errors)]
         return Ended(code, *texts)
+
+    def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
+        """A command that runs the module with our parents for what it starts, and the sockets that it inherits."""
+        self.prepare(*LOADED)
+        numbers = {kind: control.fileno() for kind, control in self._controls.items()}
+        return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
+
+    def borrow(self, numbers: Mapping[str, int]) -> None:
+        """What `lend` left to this process."""
+        self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
         """The parents end; their forks do not."""
@@ -276,6 +287,12 @@ def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 def main() -> None:
     """A parent until its socket closes; a fork runs its program, and ends as that program ends."""
     kind = sys.argv[1]
+    if kind not in LOADED:
+        PARENTS.borrow(json.loads(kind))
+        Children.start_program = staticmethod(PARENTS.start)
+        sys.argv = sys.argv[2:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return
     control = socket.socket(fileno=os.dup(0))
     order = serve(kind, control)
     if order is not None:
