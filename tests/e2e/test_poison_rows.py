@@ -39,7 +39,9 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
     """A system that took both poison messages among others, and where the two lay."""
     # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
-    with System(tmp_path_factory.mktemp("system"), **LARGE, **patient) as system:
+    directory = tmp_path_factory.mktemp("system")
+    # The reader finds all of it at once: otherwise it may cut a batch before the poison has neighbours.
+    with System(directory, reader_at_once=False, **LARGE, **patient) as system:
         rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
         now = int(time.time())
@@ -47,6 +49,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
         old = system.send(poison(OLD_ID, 0, then), timestamp_ms=then * 1000)
         banned = system.send(poison(BANNED_ID, BANNED_SEGMENT, now))
         system.load(SEGMENTS)
+        system.start_reader()
         system.wait_committed()
         yield system, old, banned
 

@@ -59,13 +59,19 @@ class System:
     """Used as a context. `proxies` stand before the HTTP sinks; `env` is what every process is given."""
 
     def __init__(
-        self, directory: Path, queues: Sequence[str] = (), kafka: KafkaKind = "tansu", **settings: str
+        self,
+        directory: Path,
+        queues: Sequence[str] = (),
+        kafka: KafkaKind = "tansu",
+        reader_at_once: bool = True,
+        **settings: str,
     ) -> None:
         self.directory = directory
         self.proxies: dict[str, FaultProxy] = {}
         self.workers: list[Child] = []
         self._queues = queues
         self._kafka: KafkaKind = kafka
+        self._reader_at_once = reader_at_once
         self._extra = {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         self._open = ExitStack()
         self.produced: list[tuple[Path, Produced]] = []
@@ -89,7 +95,8 @@ class System:
             command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-n", f"w{number}@%h", "-c", "2"]
             command += ["-Q", queue] if queue else []
             self.workers.append(children.start(f"worker{number}", command, env=self.env, keep=True))
-        self.start_reader()
+        if self._reader_at_once:
+            self.start_reader()
         self.committed_offsets = Committed(self.settings)
         self._open.callback(self.committed_offsets.close)
         return self
@@ -98,8 +105,9 @@ class System:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            for child in (self.reader, *self.workers):
-                print(child.log_tail())
+            for child in self.stack.children:
+                if child.name == "reader" or child in self.workers:
+                    print(child.log_tail())
         kill_all(self.stack.children)
         self._open.close()
 
