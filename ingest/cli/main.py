@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from ingest.cli import backfill, dlq, erase, local, operate, reconcile, replays, run, shadow, tenants
+from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
 from ingest.cli.common import as_json, settings, with_settings
 from tasks.settings import FILE_VARIABLE
 
-GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, replays, local)
+GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

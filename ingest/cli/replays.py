@@ -20,8 +20,9 @@ from ingest.settings import SettingsError
 from tasks.printed import printable
 
 if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.web.evidence import Around
     from ingest.web.model import Replay, Segments
-    from ingest.web.timeline import Timeline
+    from ingest.web.timeline import Mark, Timeline
 
 WEB_PORT = 8077
 LINES = "\n"
@@ -52,6 +53,20 @@ class Age(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             return age_seconds(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[str | float]):
+    """`4-17`: an event. `12.3`: seconds after the start."""
+
+    name = "event"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        from ingest.web.evidence import event_or_seconds
+
+        try:
+            return event_or_seconds(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -213,16 +228,32 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
 @project_option
 @click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); repeatable.")
 @click.option("--from-segment", default=0, type=click.IntRange(0), help="First segment.")
+@click.option("--around", type=Moment(), help="Centre: an event's id (4-17) or seconds after the start (12.3).")
+@click.option(
+    "--window", default="5s", show_default=True, type=Age(), help="With --around: time before and after."
+)
 @as_json
 def events_command(
-    replay_id: str, project: int | None, kinds: tuple[str, ...], from_segment: int, as_json: bool
+    replay_id: str,
+    project: int | None,
+    kinds: tuple[str, ...],
+    from_segment: int,
+    around: str | float | None,
+    window: float,
+    as_json: bool,
 ) -> None:
     """Show the timeline of one replay, read from its stored segments.
 
-    Text output shows all of it; JSON shows one page and its `next_segment`.
+    Text output shows all of it; JSON shows one page and its `next_segment`. With --around, the output holds every
+    event in the window. docs/evidence.md describes the JSON.
     """
     from ingest.web.present import timeline_dict
 
+    if around is not None:
+        if from_segment:
+            raise click.UsageError("--around reads all segments: leave out --from-segment")
+        _events_around(replay_id, project, kinds, around, round(window * 1000), as_json)
+        return
     with reading() as reads:
         segments = reads.segments(reads.replay(replay_id, project))
         timeline = _of_kinds(reads.timeline(segments, from_segment), kinds)
@@ -234,7 +265,7 @@ def events_command(
             console.width = 200
         start_ms = timeline.start_ms
         while True:
-            console.print(events_table(timeline, start_ms))
+            console.print(events_table(timeline.marks, start_ms))
             _tell_left_out(console, timeline)
             if timeline.next_segment is None:
                 break
@@ -243,13 +274,36 @@ def events_command(
         console.print(f"missing segments: {runs_text(segments.missing)}", style="yellow")
 
 
+def _events_around(
+    replay_id: str, project: int | None, kinds: tuple[str, ...], where: str | float, window_ms: int, as_json: bool
+) -> None:
+    import msgspec
+
+    from ingest.web.evidence import around
+
+    with reading() as reads:
+        found = around(reads, reads.replay(replay_id, project), where, window_ms)
+    if kinds:
+        found.marks = [mark for mark in found.marks if mark.kind in kinds]
+    if as_json:
+        echo_json(msgspec.to_builtins(found))
+        return
+    console = Terminal(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(events_table(found.marks, found.start_ms))
+    _tell_left_out(console, found)
+    if found.missing:
+        console.print(f"missing segments: {runs_text(found.missing)}", style="yellow")
+
+
 def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
     if kinds:
         timeline.marks = [mark for mark in timeline.marks if mark.kind in kinds]
     return timeline
 
 
-def _tell_left_out(console: Terminal, timeline: Timeline) -> None:
+def _tell_left_out(console: Terminal, timeline: Timeline | Around) -> None:
     """Prints segments that are unreadable or were read in part."""
     for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:
@@ -258,12 +312,11 @@ def _tell_left_out(console: Terminal, timeline: Timeline) -> None:
         console.print("there are more events than are shown", style="yellow")
 
 
-def events_table(timeline: Timeline, start_ms: int | None = None) -> Table:
+def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     """One line per event, in seconds from the start."""
-    start_ms = timeline.start_ms if start_ms is None else start_ms
     styles = {"bad": "red", "warn": "yellow", "": ""}
     table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
-    for mark in timeline.marks:
+    for mark in marks:
         told = [
             f"{k} {size_text(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"
             for k, v in mark.detail.items()

@@ -8,6 +8,8 @@
     segments.py  ClickHouse and Cloud Storage -> its segments in order
     recordings.py  their bytes, and the timeline in them
     reads.py     all reads as one library
+    selector.py  which element was clicked, as conditions on rows
+    evidence.py  what happened around an event, and replays in whose events a text occurs
     present.py   what the reads return, as JSON
     journey.py   Redis -> the batch that a segment travelled in, as far as Redis still knows
     desk.py      what an operator sees and does, over ingest.operate and tasks.operate

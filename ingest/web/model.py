@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ingest.web.selector import Selector
 from tasks.stored import Place
 
 PAGES_MAX = 200
@@ -30,7 +31,10 @@ class ReadError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which replays. Every field that is given must match; `since` and `until` bound the replay's last event."""
+    """Which replays. Every field that is given must match; `since` and `until` bound the replay's last event.
+
+    With a selector, `rage` and `dead` are about clicks on that element.
+    """
 
     project_id: int | None = None
     rage: bool = False
@@ -38,6 +42,10 @@ class Filter:
     errors: bool = False
     release: str = ""
     text: str = ""
+    url: str = ""
+    user: str = ""
+    selector: Selector | None = None
+    error_id: str = ""
     since: float | None = None
     until: float | None = None
     limit: int = 50

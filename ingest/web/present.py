@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ingest.web.evidence import FoundPage
 from ingest.web.journey import Journeys, flower_url
 from ingest.web.model import Replay, Segments
 from ingest.web.replays import Page
@@ -49,6 +50,22 @@ def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) ->
         "missing": list(segments.missing),
         "duplicates": list(segments.duplicates),
         "notes": [*segments.notes, *([journeys.trouble] if journeys.trouble else [])],
+    }
+
+
+def found_dict(page: FoundPage) -> dict[str, Any]:
+    """Replays as in `page_dict`, each with the events that match."""
+    return {
+        "replays": [
+            {
+                **replay_dict(one.replay),
+                "matches": msgspec.to_builtins(one.matches),
+                "complete": one.complete,
+            }
+            for one in page.found
+        ],
+        "next_offset": page.next_offset,
+        "incomplete": list(page.incomplete),
     }
 
 

@@ -21,6 +21,7 @@ START_SECONDS_MAX = 7200  # a session lasts an hour at most: an earlier start is
 
 CLICK = "(click_node_id > 0 OR click_tag != '')"
 TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
+USERS = "arrayStringConcat([user, user_id, user_name, user_email], '\n')"
 SEARCHED = (
     "concat(user, ' ', user_id, ' ', user_name, ' ', user_email, ' ', url, ' ', arrayStringConcat(urls, ' '))"
 )
@@ -221,10 +222,7 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
     if chosen.until is not None:
         having.append("ended_at <= toDateTime({until:UInt32})")
         given["until"] = _uint32(chosen.until)
-    if chosen.rage:
-        having.append("max(click_is_rage) = 1")
-    if chosen.dead:
-        having.append("max(click_is_dead) = 1")
+    having += _clicked(chosen, given)
     if chosen.errors:
         having.append("max(notEmpty(error_ids)) = 1")
     if chosen.release:
@@ -236,7 +234,35 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
             "OR startsWith(id, {prefix:String}))"
         )
         given |= {"text": chosen.text, "prefix": chosen.text.replace("-", "").lower()}
+    if chosen.url:
+        pages = "arrayStringConcat(arrayPushBack(urls, url), '\n')"
+        having.append(f"max(positionCaseInsensitiveUTF8({pages}, {{url:String}})) > 0")
+        given["url"] = chosen.url
+    if chosen.user:
+        having.append(f"max(positionCaseInsensitiveUTF8({USERS}, {{user:String}})) > 0")
+        given["user"] = chosen.user
+    if chosen.error_id:
+        having.append("max(has(error_ids, {error:UUID})) = 1")
+        given["error"] = chosen.error_id
     return " AND ".join(where), " AND ".join(having), given
+
+
+def _clicked(chosen: Filter, given: dict[str, Any]) -> list[str]:
+    """HAVING of what was clicked: with a selector, one click has to match all of it."""
+    kinds = [
+        column for column, wanted in (("click_is_rage", chosen.rage), ("click_is_dead", chosen.dead)) if wanted
+    ]
+    if chosen.selector is None:
+        return [f"max({column}) = 1" for column in kinds]
+    conditions = [CLICK]
+    for number, (column, value) in enumerate(chosen.selector.columns):
+        conditions.append(f"{column} = {{click{number}:String}}")
+        given[f"click{number}"] = value
+    if chosen.selector.classes:
+        conditions.append("hasAll(click_class, {classes:Array(String)})")
+        given["classes"] = list(chosen.selector.classes)
+    clicked = " AND ".join(conditions)
+    return [f"max({clicked} AND {column} = 1) = 1" for column in kinds] or [f"max({clicked}) = 1"]
 
 
 def _uint32(seconds: float) -> int:

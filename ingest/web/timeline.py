@@ -54,6 +54,8 @@ Detail = dict[str, str | int | float | bool | None]
 class Mark(msgspec.Struct):
     """One thing that happened. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
 
+    `event`: segment and index of the event in it, `4-17`, the same two numbers as in a fact's `row_id`.
+
     `times`: how many clicks share one identity (the same second and node), which ClickHouse counts once too.
     """
 
@@ -65,6 +67,7 @@ class Mark(msgspec.Struct):
     duration_ms: int | None = None
     times: int = 1
     detail: Detail = {}
+    event: str = ""
 
 
 class Memory(msgspec.Struct, frozen=True, array_like=True):
@@ -150,6 +153,7 @@ class _Reader:
         self.malformed = 0
         self.truncated = False
         self.segment_id = 0
+        self.index = 0
         self._loaded_at: float | None = None
         self._clicks: dict[tuple[int, int], Mark] = {}
         self._pointer: list[Mark] = []
@@ -209,17 +213,23 @@ class _Reader:
             len(key) + (len(value) if isinstance(value, str) else 8) for key, value in mark.detail.items()
         )
         self._characters += len(mark.title) + details
+        mark.event = mark.event or self._event()
         if len(self.marks) >= MARKS_MAX or self._characters > CHARACTERS_MAX:
             self.truncated = True
             return False
         self.marks.append(mark)
         return True
 
+    def _event(self) -> str:
+        return f"{self.segment_id}-{self.index}"
+
     def _incremental(self, raw: msgspec.Raw | bytes | bytearray, at_ms: int) -> None:
         pointer = msgspec.json.decode(raw, type=_Incremental).data
         if pointer.source == MOUSE_INTERACTION and pointer.type == MOUSE_CLICK and len(self._pointer) < MARKS_MAX:
             detail: Detail = {"node": pointer.id, "x": pointer.x, "y": pointer.y}
-            self._pointer.append(Mark(at_ms, "click", self.segment_id, "mouse click", detail=detail))
+            self._pointer.append(
+                Mark(at_ms, "click", self.segment_id, "mouse click", detail=detail, event=self._event())
+            )
 
     def _custom(self, data: dict[str, Any], at_ms: int) -> None:
         tag = data.get("tag")
@@ -342,7 +352,7 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
     for segment_id, recording in segments:
         reader.segment_id = segment_id
         try:
-            for event in split(recording, budget):
+            for reader.index, event in enumerate(split(recording, budget)):
                 reader.take(event)
         except CutShort as error:
             cut[segment_id] = str(error)

@@ -53,6 +53,7 @@ RUN: dict[str, str] = {
     "replays-ingest migrate": "",
     "replays-ingest inspect": "",
     "replays-ingest replays ls": "",
+    "replays-ingest replays find": "",
     "replays-ingest events": "",
     "replays-ingest fetch": "",
     "replays-ingest dlq ls": "",

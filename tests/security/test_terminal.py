@@ -145,7 +145,7 @@ PAGES = {
     "replays ls": lambda text: replays_table([a_replay(text)]),
     "replays show": lambda text: facts_text(a_replay(text), SEGMENTS),
     "replays show, segments": a_segment,
-    "events": lambda text: events_table(a_timeline(text)),
+    "events": lambda text: events_table(a_timeline(text).marks, 0),
     "status and top": lambda text: page(a_status(text)),
     "reconcile": lambda text: render_account(an_account(text)),
     "reconcile --expired": lambda text: retention.render(an_audit(text)),

@@ -80,6 +80,21 @@ def test_events_tell_what_happened(library: Library):
     assert "missing segments: 2-3" in command(library.env, "events", HOLED).out
 
 
+def test_a_session_is_found_and_its_evidence_taken(library: Library):
+    """The event that a search names is what `events --around` takes."""
+    found = command(library.env, "replays", "find", "--selector", "#rage", "--text", "rage", "--json").json
+    (shop,) = [one for one in found["replays"] if one["replay_id"] == library.shop_id]
+    event = shop["matches"][0]["event"]
+    around = ("events", library.shop_id, "--around", event, "--window", "1s")
+
+    assert event in [mark["event"] for mark in command(library.env, *around, "--json").json["marks"]]
+    assert "button#rage.btn" in command(library.env, *around).out
+    assert event in command(library.env, "replays", "find", "--selector", "#rage", "--text", "rage").out
+    for wrong in (["--selector", "a b"], ["--error", "x"], ["--text", " "]):
+        assert command(library.env, "replays", "find", *wrong).code == 2
+    assert command(library.env, "events", library.shop_id, "--around", "soon").code == 2
+
+
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
     """Its events as they were sent, its videos; what is gone or unreadable is named."""
     shop = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path), "--json").json

@@ -1,0 +1,142 @@
+"""The command `replays find`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingest.cli import replays
+from ingest.cli.common import as_json, echo_json
+from ingest.cli.replays import Age, project_option, reading, replays_group, replays_table
+from ingest.operate.terminal import Terminal
+from tasks.printed import printable
+
+if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.web.evidence import FoundPage
+    from ingest.web.selector import Selector
+
+WORDS_MAX = 200
+
+
+class Words(click.ParamType[str]):
+    """Text of a bounded length."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip() or len(str(value)) > WORDS_MAX:
+            self.fail(f"give 1 to {WORDS_MAX} characters", param, ctx)
+        return str(value)
+
+
+class SelectorType(click.ParamType["Selector"]):
+    """`button#buy.primary`."""
+
+    name = "selector"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Selector:
+        from ingest.web.selector import parse_selector
+
+        try:
+            return parse_selector(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ErrorId(click.ParamType[str]):
+    """32 hex digits, with or without dashes."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ingest.web.model import REPLAY_ID
+
+        plain = str(value).strip().replace("-", "").lower()
+        if not REPLAY_ID.fullmatch(plain):
+            self.fail(f"{value!r} is not an event id of Sentry: 32 hex digits", param, ctx)
+        return plain
+
+
+@replays_group.command("find")
+@project_option
+@click.option("--url", type=Words(), default=None, help="Part of the address of a page, in any case.")
+@click.option("--user", type=Words(), default=None, help="Part of user, id, name or e-mail, in any case.")
+@click.option("--release", type=Words(), default=None, help="Exact release.")
+@click.option("--selector", type=SelectorType(), help="Clicked element: tag, #id, .class, [data-testid=...].")
+@click.option("--rage", is_flag=True, help="With rage clicks; with --selector, on that element.")
+@click.option("--dead", is_flag=True, help="With dead clicks; with --selector, on that element.")
+@click.option("--error", type=ErrorId(), help="Id of an error that occurred in it.")
+@click.option(
+    "--text",
+    type=Words(),
+    default=None,
+    help="Part of any event: breadcrumb, console message, request, clicked text. Reads each replay of the page.",
+)
+@click.option("--since", type=Age(), help="Only those of the last 90s, 15m, 6h, 7d.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
+@click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Replays to skip.")
+@as_json
+def replays_find(
+    project: int | None,
+    url: str | None,
+    user: str | None,
+    release: str | None,
+    selector: Selector | None,
+    rage: bool,
+    dead: bool,
+    error: str | None,
+    text: str | None,
+    since: float | None,
+    limit: int,
+    offset: int,
+    as_json: bool,
+) -> None:
+    """Search replays by what happened in them, the latest first; all that is given must match.
+
+    With --text, a page is --limit replays that match everything else, read one by one. The output names the next
+    --offset. docs/evidence.md describes the JSON.
+    """
+    from ingest.web.evidence import find
+    from ingest.web.model import Filter
+    from ingest.web.present import found_dict
+
+    chosen = Filter(
+        project_id=project,
+        url=url or "",
+        user=user or "",
+        release=release or "",
+        selector=selector,
+        rage=rage,
+        dead=dead,
+        error_id=error or "",
+        since=time.time() - since if since else None,
+        limit=limit,
+        offset=offset,
+    )
+    with reading() as reads:
+        page = find(reads, chosen, text or "")
+    if as_json:
+        echo_json(found_dict(page))
+        return
+    _print(page)
+
+
+COMMANDS = replays.COMMANDS
+
+
+def _print(page: FoundPage) -> None:
+    console = Terminal(highlight=False)
+    if not console.is_terminal:
+        console.width = 220
+    console.print(replays_table(one.replay for one in page.found))
+    for one in page.found:
+        for match in one.matches:
+            seconds = match.at_ms / 1000 - one.replay.started_at
+            line = f"{one.replay.replay_id}  {match.event}  {seconds:.1f} s  {match.kind}  {match.title[:120]}"
+            console.print(printable(line))
+    if page.incomplete:
+        console.print(f"not searched completely, no match: {', '.join(page.incomplete)}", style="yellow")
+    if page.next_offset is not None:
+        console.print(f"there are more: --offset {page.next_offset}", style="dim")

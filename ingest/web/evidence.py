@@ -1,0 +1,196 @@
+"""Evidence from sessions without a player: what happened around one event, and where a text occurs.
+
+Everything is read with the bounds of `ingest.web.timeline`, a page at a time, and what was not read is reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from ingest.web.model import Filter, NotFound, Replay, Segments
+from ingest.web.reads import Reads
+from ingest.web.timeline import MARKS_MAX, Mark, Timeline
+
+MATCHES_MAX = 20
+# Pages of its timeline in which a replay is searched for a text.
+PAGES_MAX = 4
+_EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
+
+
+class Around(msgspec.Struct):
+    """What happened within `window_ms` before and after `at_ms` (unix milliseconds).
+
+    `event`: the event that was asked for, None for a moment. `page`: the address that was open then, "" if
+    unknown. `start_ms`, `end_ms`: of the whole recording. `missing`, `unreadable`, `cut`: segments that are not
+    stored, cannot be read, or were read in part. `truncated`: there are more events than are listed.
+    """
+
+    replay_id: str
+    project_id: int
+    event: str | None
+    at_ms: int
+    window_ms: int
+    page: str
+    start_ms: int
+    end_ms: int
+    marks: list[Mark]
+    missing: list[int]
+    unreadable: dict[int, str]
+    cut: dict[int, str]
+    malformed: int
+    truncated: bool
+
+
+class Match(msgspec.Struct):
+    """An event whose title or details hold the text that was searched for."""
+
+    event: str
+    at_ms: int
+    kind: str
+    segment_id: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A replay and the first MATCHES_MAX events that match. `complete`: all of its events were searched."""
+
+    replay: Replay
+    matches: tuple[Match, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPage:
+    """Some replays that match, the latest first. `next_offset`: where the next page begins, None after the last.
+
+    `incomplete`: replays of this page without a match, of which not everything could be searched.
+    """
+
+    found: tuple[Found, ...]
+    next_offset: int | None
+    incomplete: tuple[str, ...]
+
+
+def event_or_seconds(text: str) -> str | float:
+    """`4-17`, an event's id, or `12.3`, seconds after the start. Raises ValueError."""
+    if _EVENT.fullmatch(text):
+        return text
+    if _SECONDS.fullmatch(text):
+        return float(text.rstrip("s"))
+    raise ValueError(f"{text!r} is neither the id of an event, like 4-17, nor seconds after the start, like 12.3")
+
+
+def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
+    """Raises NotFound when the event is not there, and ReadError."""
+    segments = reads.segments(replay)
+    event = where if isinstance(where, str) else None
+    centre_ms = _time_of(reads, segments, event) if event is not None else None
+    found: Around | None = None
+    for page in _pages(reads, segments):
+        if found is None:
+            at_ms = centre_ms if centre_ms is not None else page.start_ms + round(float(where) * 1000)
+            found = Around(
+                replay_id=replay.replay_id,
+                project_id=replay.project_id,
+                event=event,
+                at_ms=at_ms,
+                window_ms=window_ms,
+                page="",
+                start_ms=page.start_ms,
+                end_ms=page.end_ms,
+                marks=[],
+                missing=list(segments.missing),
+                unreadable={},
+                cut={},
+                malformed=0,
+                truncated=False,
+            )
+        _add(found, page)
+    assert found is not None  # there is a first page, if an empty one
+    return found
+
+
+def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
+    """The replays that match; with a text, those of them in whose events it occurs, in any case.
+
+    A page is `chosen.limit` replays of the filter: with a text it may hold fewer, or none. Raises ReadError.
+    """
+    page = reads.replays(chosen)
+    found: list[Found] = []
+    incomplete: list[str] = []
+    for replay in page.replays:
+        matches, complete = _search(reads, replay, text.casefold()) if text else ((), True)
+        if matches or not text:
+            found.append(Found(replay, matches, complete))
+        elif not complete:
+            incomplete.append(replay.replay_id)
+    next_offset = chosen.offset + len(page.replays) if page.more else None
+    return FoundPage(tuple(found), next_offset, tuple(incomplete))
+
+
+def _pages(reads: Reads, segments: Segments, first: int = 0) -> Iterator[Timeline]:
+    following: int | None = first
+    while following is not None:
+        page = reads.timeline(segments, following)
+        yield page
+        following = page.next_segment
+
+
+def _time_of(reads: Reads, segments: Segments, event: str) -> int:
+    page = reads.timeline(segments, int(event.partition("-")[0]))
+    for mark in page.marks:
+        if mark.event == event:
+            return mark.at_ms
+    raise NotFound(f"no event {event} in this replay: `events` lists them")
+
+
+def _add(found: Around, page: Timeline) -> None:
+    """What of this page lies in the window."""
+    found.start_ms = min(found.start_ms or page.start_ms, page.start_ms or found.start_ms)
+    found.end_ms = max(found.end_ms, page.end_ms)
+    found.unreadable |= page.unreadable
+    found.cut |= page.cut
+    found.malformed += page.malformed
+    found.truncated = found.truncated or page.truncated
+    for mark in page.marks:
+        if mark.kind in ("page", "navigation") and mark.at_ms <= found.at_ms:
+            found.page = mark.title
+        if abs(mark.at_ms - found.at_ms) > found.window_ms:
+            continue
+        if len(found.marks) < MARKS_MAX:
+            found.marks.append(mark)
+        else:
+            found.truncated = True
+    found.marks.sort(key=lambda mark: mark.at_ms)
+
+
+def _search(reads: Reads, replay: Replay, text: str) -> tuple[tuple[Match, ...], bool]:
+    """The first events with the text in them, and whether all were searched."""
+    matches: list[Match] = []
+    try:
+        segments = reads.segments(replay)
+        complete = not segments.missing
+        for number, page in enumerate(_pages(reads, segments), 1):
+            complete = complete and not (page.unreadable or page.cut or page.truncated or page.malformed)
+            for mark in page.marks:
+                if _holds(mark, text):
+                    matches.append(Match(mark.event, mark.at_ms, mark.kind, mark.segment_id, mark.title))
+                if len(matches) == MATCHES_MAX:
+                    return tuple(matches), False
+            if number == PAGES_MAX and page.next_segment is not None:
+                return tuple(matches), False
+    except NotFound:  # it expired or was erased since it was listed
+        return tuple(matches), False
+    return tuple(matches), complete
+
+
+def _holds(mark: Mark, text: str) -> bool:
+    return text in mark.title.casefold() or any(
+        text in value.casefold() for value in mark.detail.values() if isinstance(value, str)
+    )

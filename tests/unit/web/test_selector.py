@@ -1,0 +1,45 @@
+"""A selector of one clicked element, read or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingest.web.selector import CHARACTERS_MAX, PARTS_MAX, Selector, parse_selector
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "classes"),
+    [
+        ("button", {"click_tag": "button"}, ()),
+        ("BUTTON#buy", {"click_tag": "button", "click_id": "buy"}, ()),
+        (".btn.primary", {}, ("btn", "primary")),
+        ("*.btn", {}, ("btn",)),
+        (r"a.md\:flex", {"click_tag": "a"}, ("md:flex",)),
+        ('[data-testid="buy now"]', {"click_testid": "buy now"}, ()),
+        ("[role=button][aria-label='Go']", {"click_role": "button", "click_aria_label": "Go"}, ()),
+        ("#" + "x" * 70, {"click_id": "x" * 64}, ()),
+    ],
+)
+def test_an_element_is_named_by_what_rows_of_clicks_hold(
+    text: str, columns: dict[str, str], classes: tuple[str, ...]
+):
+    """Texts are cut as the parser cuts them."""
+    assert parse_selector(text) == Selector(tuple(columns.items()), classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "1 to 500 characters"),
+        ("a" * (CHARACTERS_MAX + 1), "1 to 500 characters"),
+        ("div > button", "' > button' is not understood"),
+        ("a:hover", "':hover' is not understood"),
+        ("[href='/x']", r"\[href\] is not stored of a click"),
+        (".x" * (PARTS_MAX + 1), "'.x' is not understood"),
+        ("#a' OR 1=1 --", "is not understood"),
+    ],
+)
+def test_what_rows_cannot_answer_is_refused(text: str, said: str):
+    """With what would be right."""
+    with pytest.raises(ValueError, match=said):
+        parse_selector(text)
