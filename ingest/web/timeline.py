@@ -32,6 +32,9 @@ _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
 DEAD_CLICK_MS_MIN = 7000
 RAGE_CLICKS_MIN = 5
+# Between the parts of one navigation: a push in the page, and a page load until its first snapshot.
+PUSH_MS_MAX = 500
+LOAD_MS_MAX = 30_000
 FULL_SNAPSHOT, INCREMENTAL, META, CUSTOM = 2, 3, 4, 5
 MOUSE_INTERACTION, MOUSE_CLICK = 2, 2
 STATES = frozenset(
@@ -192,6 +195,7 @@ class _Reader:
             for mark in self._pointer:
                 self._add(mark)
         self.marks.sort(key=lambda mark: mark.at_ms)
+        self.marks = _navigations_merged(self.marks)
         self.memory.sort(key=lambda sample: sample.at_ms)
         if self.start_ms is None and self.marks:
             self.start_ms, self.end_ms = self.marks[0].at_ms, self.marks[-1].at_ms
@@ -364,6 +368,36 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
     return reader.finish(unreadable, cut)
 
 
+def _navigations_merged(marks: list[Mark]) -> list[Mark]:
+    """One mark per navigation: SDKs report a push as breadcrumb and span, a page load as span and rrweb event.
+
+    The span stays, since it has the whole address, with what the other one adds. `marks` are in order of time.
+    """
+    kept: list[Mark] = []
+    last: Mark | None = None  # the last navigation or page that is kept
+    for mark in marks:
+        if mark.kind in ("navigation", "page"):
+            if last is not None and _is_same_navigation(last, mark):
+                first, second = (last, mark) if "type" in last.detail else (mark, last)
+                last.title, last.duration_ms = first.title, first.duration_ms
+                last.detail = second.detail | first.detail
+                continue
+            last = mark
+        kept.append(mark)
+    return kept
+
+
+def _is_same_navigation(one: Mark, other: Mark) -> bool:
+    """Whether one is a span and the other what accompanies it."""
+    if ("type" in one.detail) == ("type" in other.detail):
+        return False
+    span, companion = (one, other) if "type" in one.detail else (other, one)
+    if companion.kind == "page":
+        is_late = not 0 <= companion.at_ms - span.at_ms <= LOAD_MS_MAX
+        return not is_late and companion.title == span.title
+    return abs(one.at_ms - other.at_ms) <= PUSH_MS_MAX and span.title.endswith(companion.title)
+
+
 Title = Callable[[dict[str, Any], dict[str, Any]], str]
 _PLAIN: dict[str, tuple[str, str, Title]] = {
     "navigation": ("navigation", "", lambda _, data: _text(data.get("to"))),
@@ -400,7 +434,10 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
         "request bytes": size("requestBodySize", "request"),
         "response bytes": size("responseBodySize", "response"),
     }
-    return Mark(at_ms, "network", segment_id, url, _status_level(status), took, detail=detail)
+    if status == 0:  # what an SDK sends of a request that failed before there was an answer
+        detail["failed"] = "no response"
+    level = "bad" if status == 0 else _status_level(status)
+    return Mark(at_ms, "network", segment_id, url, level, took, detail=detail)
 
 
 def _status_level(status: float | None) -> str:

@@ -11,7 +11,9 @@ const api = `/api/replays/${project}/${replayId}`;
 const QUIET = new Set(["asset", "options", "state", "video"]);
 const MARKS_MAX = 20_000;
 const HOSTS_SHOWN = 8;
-const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [] };
+const CLICKS = new Set(["click", "slow_click", "dead_click", "rage_click"]);
+const STEP_MS = 5000;
+const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [], offset: 0 };
 
 const notice = (text, kind = "") => byId("notices").append(make("p", { class: `notice ${kind}` }, text));
 
@@ -22,13 +24,31 @@ function facts(replay) {
     length: length(replay.duration_seconds),
     release: [replay.release, replay.environment].filter(Boolean).join(" "),
     browser: [replay.browser, replay.system].filter(Boolean).join(" on "),
-    clicks: `${replay.clicks}, ${replay.dead_clicks} dead, ${replay.rage_clicks} rage`,
+    clicks: clicks(replay),
     errors: String(replay.errors),
     pages: replay.pages.join("\n"),
     stored: `${size(replay.bytes_stored)}, ${size(replay.bytes_inflated)} inflated, for ${replay.retention_days} days`,
   };
   const list = Object.entries(pairs).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value || "-")]);
   byId("facts").replaceChildren(make("dl", {}, ...list));
+}
+
+/** Clicks as the timeline counts them; what ClickHouse has where that differs, since it keeps a bounded number. */
+function clicks(replay) {
+  const known = state.timeline?.marks.filter((mark) => CLICKS.has(mark.kind));
+  const said = (all, dead, rage) => `${all}, ${dead} of them dead, ${rage} of those rage`;
+  const stored = said(replay.clicks, replay.dead_clicks, replay.rage_clicks);
+  if (!known) return stored;
+  const of = (kind) => known.filter((mark) => mark.kind === kind).length;
+  const shown = said(known.length, of("dead_click") + of("rage_click"), of("rage_click"));
+  const times = known.reduce((sum, mark) => sum + mark.times, 0);
+  const repeated = times > known.length ? ` (${times} with repeats on one element within a second)` : "";
+  return shown + repeated + (stored === shown ? "" : `; in ClickHouse ${stored}`);
+}
+
+function summary(replay) {
+  const parts = [replay.user, replay.browser, replay.system, replay.release, length(replay.duration_seconds)];
+  byId("summary").replaceChildren(parts.filter(Boolean).join(" · "));
 }
 
 const durable = (one) =>
@@ -72,7 +92,7 @@ function marks() {
       const details = told.map(([name, value]) => `${name} ${/bytes/.test(name) ? size(value) || 0 : value}`).join(", ");
       const button = make(
         "button",
-        { type: "button", "data-kind": mark.kind, onclick: () => seek(mark.at_ms) },
+        { type: "button", "data-kind": mark.kind, onclick: () => link(mark.at_ms) },
         make("span", { class: "number" }, length((mark.at_ms - timeline.start_ms) / 1000)),
         make("span", { class: mark.level }, mark.kind.replace("_", " ") + (mark.times > 1 ? ` ×${mark.times}` : "")),
         make("span", { class: "what" }, mark.title, make("br"), make("small", { class: "faint" }, details)),
@@ -103,15 +123,25 @@ function kinds() {
 }
 
 function ticks() {
-  const { start_ms: start, end_ms: end, marks: all } = state.timeline;
+  const { marks: all } = state.timeline;
+  const [start, end] = state.span ?? [state.timeline.start_ms, state.timeline.end_ms];
   const shown = all.filter((mark) => /click|navigation|page/.test(mark.kind));
   byId("ticks").replaceChildren(
     ...shown.map((mark) => {
       const tick = make("i", { class: mark.kind, title: mark.kind });
-      tick.style.left = `${(100 * (mark.at_ms - start)) / Math.max(1, end - start)}%`;
+      tick.style.left = `${Math.min(100, Math.max(0, (100 * (mark.at_ms - start)) / Math.max(1, end - start)))}%`;
       return tick;
     }),
   );
+}
+
+/** Puts the ticks below the player's own scrubber. */
+function alignTicks() {
+  const bar = document.querySelector(".rr-progress")?.getBoundingClientRect();
+  const place = byId("ticks").parentElement.getBoundingClientRect();
+  if (!bar) return;
+  byId("ticks").style.marginLeft = `${bar.left - place.left}px`;
+  byId("ticks").style.width = `${bar.width}px`;
 }
 
 function memory() {
@@ -130,6 +160,28 @@ function memory() {
   byId("memory").replaceChildren(svg, make("p", { class: "faint" }, `JavaScript heap, at most ${size(most)}`));
 }
 
+/** Seeks, and puts the moment into the address, so that it can be sent to a colleague. */
+function link(atMs) {
+  seek(atMs);
+  history.replaceState(null, "", `#t=${((atMs - state.timeline.start_ms) / 1000).toFixed(1)}`);
+}
+
+/** The moment of the address: `#t=12.3`, seconds after the start. */
+function seekToAddress() {
+  const seconds = /^#t=([0-9]{1,6}(?:\.[0-9]{1,3})?)$/.exec(location.hash);
+  if (seconds && state.timeline) seek(state.timeline.start_ms + 1000 * Number(seconds[1]));
+}
+
+/** The next rage click, or the one before: a dead click where there are no rage clicks. */
+function toRage(step) {
+  const { marks: all } = state.timeline;
+  const kind = all.some((mark) => mark.kind === "rage_click") ? "rage_click" : "dead_click";
+  const here = state.origin + state.offset;
+  const found = all.filter((mark) => mark.kind === kind && (step > 0 ? mark.at_ms > here + 50 : mark.at_ms < here - 1000));
+  const mark = found.at(step > 0 ? 0 : -1);
+  if (mark) link(mark.at_ms);
+}
+
 function seek(atMs) {
   const offset = Math.max(0, atMs - state.origin);
   if (state.player) state.player.goto(offset);
@@ -138,6 +190,7 @@ function seek(atMs) {
 }
 
 function passed(offset) {
+  state.offset = offset;
   for (const button of state.buttons) button.classList.toggle("past", button.at <= state.origin + offset);
 }
 
@@ -164,7 +217,7 @@ async function play(ingestion) {
   }
   const drawn = events.slice(Math.max(0, first));
   const taken = defuse(drawn);
-  if (taken) notice(`${taken} attributes that would open connections (frames, prefetching) are taken out.`);
+  if (taken) notice(`Attributes removed because they would open connections (frames, prefetching): ${taken}.`);
   const foreign = hosts(drawn);
   const empty = drawCanvases(drawn);
   if (empty) notice(`${empty} canvas element${empty > 1 ? "s stay" : " stays"} empty: no images of the content were recorded.`);
@@ -174,7 +227,13 @@ async function play(ingestion) {
   const width = Math.max(320, stage.clientWidth - 24);
   const props = { events: drawn, width, height: Math.round(width * 0.56), autoPlay: false, skipInactive: true };
   state.player = new Player({ target: stage, props });
-  state.player.addEventListener("ui-update-current-time", (event) => passed(event.payload));
+  state.span = [drawn[0].timestamp, drawn.at(-1).timestamp];
+  ticks();
+  alignTicks();
+  state.player.addEventListener("ui-update-current-time", (event) => {
+    passed(event.payload);
+    if (document.activeElement.tagName === "IFRAME") document.activeElement.blur(); // a recorded focus must not take our keys
+  });
 }
 
 /** What the recorded page had from servers stays away until the viewer wants it for this recording. */
@@ -186,7 +245,7 @@ function elsewhere(foreign) {
   const allowed = new URLSearchParams(location.search).has("elsewhere");
   const [says, link, asks] = allowed
     ? ["Allowed from other servers", location.pathname, "Block them"]
-    : ["Blocked", `${location.pathname}?elsewhere=1`, "Load images, styles and fonts for this recording"];
+    : ["Blocked", `${location.pathname}?elsewhere=1${location.hash}`, "Load images, styles and fonts for this recording"];
   const choose = make("a", { href: link, id: "elsewhere" }, asks);
   const what = `${files} file${files > 1 ? "s" : ""} (images, style sheets, fonts, media)`;
   byId("notices").append(make("p", { class: "notice" }, `${says}: ${what} of ${named.join(", ")}. `, choose));
@@ -203,6 +262,7 @@ function film(ingestion) {
       video.play();
     }
   });
+  video.addEventListener("timeupdate", () => passed(1000 * video.currentTime));
   state.video = video;
   byId("stage").replaceChildren(video, make("p", { class: "faint" }, `${parts.length} parts of video, played in order`));
 }
@@ -232,26 +292,41 @@ async function start() {
     const { replay, ingestion } = await ask(api);
     byId("title").replaceChildren("Replay ", make("span", { class: "mono" }, replay.replay_id));
     document.title = `Replay ${replay.replay_id.slice(0, 8)}`;
+    summary(replay);
     facts(replay);
     segments(ingestion);
     state.timeline = await timeline();
     state.origin = state.timeline.start_ms;
+    facts(replay);
     kinds();
     marks();
     ticks();
     memory();
     if (ingestion.segments.some((one) => one.bytes_video > 0)) film(ingestion);
     else await play(ingestion);
+    seekToAddress();
   } catch (error) {
     complain(byId("notices"), error);
+    if (!state.player && !state.video) byId("stage").replaceChildren("Nothing to play.");
   }
 }
 
-// Space plays and stops wherever nothing else wants it.
+const KEYS = {
+  " ": () => (state.player ? state.player.toggle() : state.video.paused ? state.video.play() : state.video.pause()),
+  ArrowLeft: () => seek(state.origin + Math.max(0, state.offset - STEP_MS)),
+  ArrowRight: () => seek(state.origin + state.offset + STEP_MS),
+  r: () => toRage(1),
+  R: () => toRage(-1),
+};
+
+// Keys act wherever nothing else wants them.
 document.addEventListener("keydown", (event) => {
-  if (event.key === " " && event.target === document.body && state.player) {
-    event.preventDefault();
-    state.player.toggle();
-  }
+  const act = KEYS[event.key];
+  const free = !event.ctrlKey && !event.metaKey && !event.altKey && !/^(INPUT|SELECT|TEXTAREA|VIDEO)$/.test(event.target.tagName);
+  if (!act || !free || !state.timeline || (!state.player && !state.video)) return;
+  if (event.key === " " && event.target !== document.body) return;
+  event.preventDefault();
+  act();
 });
+window.addEventListener("hashchange", seekToAddress);
 start();

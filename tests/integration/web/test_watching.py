@@ -1,4 +1,4 @@
-"""What a viewer sees of recordings of real SDKs, in Chromium: canvases, and files of other servers.
+"""What a viewer sees of recordings of real SDKs, in Chromium: canvases, files of other servers, links, keys.
 
 The tests of this file share one browser.
 """
@@ -21,7 +21,7 @@ from tests.kit.stored_replays import ingest, message
 
 pytestmark = needs_chromium
 RECORDED = ROOT / "tests" / "recordings"
-(CANVAS,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-canvas"]
+CANVAS, SHOP = (next(one for one in RECORDINGS if one.name == name) for name in ("v11-canvas", "v11-shop"))
 AT_MS = 1_795_000_000_000
 MADE, PROJECT = "6" * 32, 7
 # Of 255, between two pictures of the same canvas some frames apart. Empty ones would be 17 and 120 away.
@@ -34,6 +34,7 @@ RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAh
 def page(watched: Settings) -> Iterator[Page]:
     """A browser that is signed in, over some recordings."""
     ingest(watched, CANVAS.values)
+    ingest(watched, SHOP.values, first_offset=50)
     ingest(watched, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
     ingest(watched, [message(MADE, 0, made_recording(), project_id=PROJECT)], first_offset=200)
     with browser(watched) as opened:
@@ -177,6 +178,38 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
     assert found["wide"]["image"] == f'url("data:image/png;base64,{RED}")'
     assert {found[name]["image"] for name in ("resized", "commands", "markup")} == {"none"}
     page.get_by_text("2 canvas elements stay empty").wait_for()
+
+
+def test_a_link_leads_to_a_moment_and_keys_move_from_there(page: Page):
+    """`#t=` is seconds after the start, as an event's line has them; R goes to the rage click."""
+    page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}#t=12.0")
+    rage = page.locator("#marks [data-kind=rage_click]")
+    page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 3")
+    assert page.locator("#marks [data-kind=rage_click].past").count() == 0
+
+    page.wait_for_function("() => document.activeElement === document.body")  # not where the recorded page had it
+    page.keyboard.press("r")
+    page.locator("#marks [data-kind=rage_click].past").wait_for()
+    (minutes, seconds) = rage.locator(".number").inner_text().split(":")
+    address = page.evaluate("() => location.hash")
+    assert address.startswith("#t=")
+    assert abs(float(address.removeprefix("#t=")) - 60 * int(minutes) - int(seconds)) <= 0.5
+
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("() => !document.querySelector('#marks [data-kind=rage_click].past')")
+    counted = page.locator("#kinds button")
+    buttons = dict(text.rsplit(" ", 1) for text in counted.all_inner_texts())
+    clicks = sum(int(buttons.get(kind, 0)) for kind in ("click", "slow click", "dead click", "rage click"))
+    assert f"{clicks}, 2 of them dead, 1 of those rage" in page.locator("#facts").inner_text()
+    assert "ada@example.org" in page.locator("#summary").inner_text()
+
+
+def test_an_unknown_replay_is_not_found(page: Page):
+    """The page says so and does not go on loading."""
+    page.goto(f"/replay/{PROJECT}/{'e' * 32}")
+
+    page.get_by_role("alert").get_by_text(f"no replay {'e' * 32} in project {PROJECT}").wait_for()
+    assert page.locator("#stage").inner_text() == "Nothing to play."
 
 
 def test_files_of_other_servers_are_counted_by_host_and_load_only_when_the_viewer_asks(page: Page):

@@ -82,6 +82,8 @@ def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
         (fetch_event(), "network", "", "https://api.shop.example/cart"),
         (fetch_event({"method": "PUT", "statusCode": 404}), "network", "warn", "https://api.shop.example/cart"),
         (fetch_event({"statusCode": 503}, op="resource.xhr"), "network", "bad", "https://api.shop.example/cart"),
+        (fetch_event({"statusCode": 0}), "network", "bad", "https://api.shop.example/cart"),
+        (asset_event(statusCode=0), "asset", "", "https://shop.example/app.js"),
         (asset_event(), "asset", "", "https://shop.example/app.js"),
         (asset_event(statusCode=404), "asset", "warn", "https://shop.example/app.js"),
         (span_event("navigation.push", "/cart"), "navigation", "", "/cart"),
@@ -117,6 +119,28 @@ def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
     marks = timeline([load, paint]).marks
 
     assert [mark.detail["value"] for mark in marks if mark.kind == "vital"] == [764]
+
+
+def test_a_navigation_is_one_mark():
+    """SDKs report a push as breadcrumb and span, a page load as span and rrweb event; others stay as they are."""
+    at = AT_MS / 1000
+    load = span_event("navigation.navigate", "https://a/x", startTimestamp=at - 1)
+    page = viewport_event("https://a/x")
+    crumb = breadcrumb("navigation", {"from": "/x", "to": "/y?z=1"}, timestamp=at + 5)
+    push = span_event("navigation.push", "https://a/y?z=1", startTimestamp=at + 5.1)
+    back = breadcrumb("navigation", {"from": "/y?z=1", "to": "/x"}, timestamp=at + 9)
+    late = {**viewport_event("https://a/x"), "timestamp": AT_MS + 60_000}
+
+    marks = timeline([page, crumb, push, back, load, late]).marks
+
+    assert [(mark.kind, mark.title) for mark in marks] == [
+        ("navigation", "https://a/x"),
+        ("navigation", "https://a/y?z=1"),
+        ("navigation", "/x"),
+        ("page", "https://a/x"),
+    ]
+    assert marks[1].detail == {"from": "/x", "to": "/y?z=1", "type": "navigation.push"}
+    assert (marks[0].detail["type"], marks[0].detail["width"] is not None) == ("navigation.navigate", True)
 
 
 def test_details_say_what_the_event_says():
