@@ -77,12 +77,13 @@ class Backfill:
             if not dry_run:
                 self._audit("begins", by, found)
             pages = closing.enter_context(contextlib.closing(_Pages(self._settings, found, differences_max)))
-            seen = 0
+            seen, page_began = 0, time.monotonic()
             for page in _readable(segments.pages(max(1, int(per_second_max)))):
                 pages.take(page)
                 seen += len(page)
                 progress(seen)
-                time.sleep(max(0.0, seen / per_second_max - (time.monotonic() - began)))
+                time.sleep(max(0.0, page_began + len(page) / per_second_max - time.monotonic()))
+                page_began = time.monotonic()
             self._name_without_rows(segments, found, closing)
             if not dry_run:
                 self._audit("ends", by, found)

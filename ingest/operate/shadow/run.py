@@ -75,6 +75,7 @@ def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks:
     """Compares these spans, with the dead letters and operators' decisions as they are now."""
     account = Account(settings.kafka_topic, spans)
     expected = Expected(settings, account)
+    pace.begin()
     for span in spans:
         for messages in topic.chunks(span):
             sinks.compare(expected, expected.of(messages))
@@ -87,15 +88,20 @@ class _Pace:
 
     def __init__(self, per_second_max: float | None, progress: Progress) -> None:
         self._per_second_max, self._progress = per_second_max, progress
-        self._began, self._messages = time.monotonic(), 0
+        self._messages, self._since = 0, time.monotonic()
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
+    def begin(self) -> None:
+        """A round begins: what was idle before it gives no credit."""
+        self._since = time.monotonic()
+
     def took(self, messages: int) -> None:
-        """Waits until so many more messages are due."""
+        """So many more messages are compared: waits until as many may have been."""
         self._messages += messages
         self._progress(self._messages)
         if self._per_second_max is not None:
-            time.sleep(max(0.0, self._messages / self._per_second_max - (time.monotonic() - self._began)))
+            time.sleep(max(0.0, self._since + messages / self._per_second_max - time.monotonic()))
+        self._since = time.monotonic()
 
 
 class _Sinks:
