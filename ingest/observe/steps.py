@@ -44,10 +44,16 @@ class Steps:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._short = False
+        self._stopped = False
         self._seen: dict[TopicPartition, _Seen] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
-        """The steps of one turn of the loop, in order. `now` in monotonic seconds."""
+        """The steps of one turn of the loop, in order. `now` in monotonic seconds.
+
+        A reader that stopped takes no more steps: its pipeline ignores what it is told from then on.
+        """
+        if self._stopped:
+            return []
         steps = [*self._happened(event, now), *self._cut(commands)]
         steps += self._answered(event, commands)
         for command in commands:
@@ -180,6 +186,7 @@ class Steps:
                         gave_up = now - known.sent_at >= limits.commit_answer_seconds_max - ROUNDING_SECONDS
                         yield _step("released", source, late=late, gave_up=gave_up)
             case do.Stop():
+                self._stopped = True
                 yield from (_step("stopped", source, clean=command.clean) for source in self._seen)
             case _:
                 pass

@@ -63,12 +63,17 @@ class _Life:
 
     number: int
     assigned_at: int
+    until: int
     taken: int
     plan: list[int]
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     cut: dict[int, bool] = field(default_factory=dict)  # by stop: whether its chord is out
     waits: _Sent | None = None
+
+    def holds(self, at: int) -> bool:
+        """Whether this assignment is the one that this reader had then."""
+        return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
         """The next end that the former owner recorded."""
@@ -148,7 +153,11 @@ class History:
     # What becomes of each commit
 
     def _commits(self) -> dict[int, _Sent]:
-        """By the place of its step. Answers belong to the oldest commit of that reader that says the same."""
+        """By the place of its step.
+
+        An answer belongs to the newest commit of that reader that says the same and has none yet: a reader that
+        sent one again cannot tell them apart, and takes the first answer for that of the one it waits for.
+        """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
         since: list[_Sent] = []
@@ -163,7 +172,7 @@ class History:
                 same = [one for one in of_life.get(life, ()) if (one.offset, one.ends) == said]
                 open_ = [one for one in same if one.answered_at < 0]
                 if open_:
-                    open_[0].seen, open_[0].answered_at = name == "committed", at
+                    open_[-1].seen, open_[-1].answered_at = name == "committed", at
             elif name == "assigned":
                 _read_by_next(since, step)
                 of_life[life], since = [], []
@@ -208,7 +217,9 @@ class History:
         number = next((n for n in range(READERS_MAX) if n not in self._in_use), None)
         if number is None or reader in self._lives:
             raise Unreadable(f"more than {READERS_MAX} readers hold the partition, or one twice, at {self._line}")
-        life = self._lives[reader] = _Life(number, at, offset, ends)
+        later = [n for n, one in enumerate(self._steps) if n > at and one["reader"] == reader]
+        until = next((n for n in later if self._steps[n]["step"] == "assigned"), len(self._steps))
+        life = self._lives[reader] = _Life(number, at, until, offset, ends)
         self._owner = reader
         self._do("assign", life, offset)
         for end in ends:
@@ -253,8 +264,9 @@ class History:
     def _on_cut(self, life: _Life, step: Step, at: int) -> None:
         start, stop = step["start"], step["stop"]
         stages = max((STAGES[stage] for stage in step["stages"]), default=0)
-        if start > life.taken:
-            self._pass(life, start)  # messages are taken in order, so the log has none in between
+        over = self._passed_before(life, str(step["reader"]), start)
+        if over > life.taken:
+            self._pass(life, over)
         planned = life.planned()
         if planned is not None and stop != planned and not self._is_part(step, planned):
             self._give_plan_up(life, planned)
@@ -268,6 +280,16 @@ class History:
         if planned is not None and stop < planned and step["cut_by"] == "planned":
             self._pass(life, planned)
 
+    def _passed_before(self, life: _Life, reader: str, start: int) -> int:
+        """How far the reader had gone on without a batch when it cut one from `start` on.
+
+        Messages are taken in order, so the log has none between. A batch covers the gap before it, unless recorded
+        ends lie in the gap, or a commit of this reader says that it passed the end of the log there.
+        """
+        ends = [end for end in life.plan if life.taken < end <= start]
+        said = [one.offset for one in self._sent.values() if one.reader == reader and life.holds(one.at)]
+        return max([*ends, *(offset for offset in said if life.taken < offset <= start)], default=life.taken)
+
     @staticmethod
     def _is_part(step: Step, planned: int) -> bool:
         return bool(step["stop"] < planned and step["cut_by"] in PARTS)
@@ -277,8 +299,8 @@ class History:
         life.taken = to
 
     def _give_plan_up(self, life: _Life, planned: int) -> None:
-        """Only where fetching ended before that end."""
-        if any(end < planned for end in life.ended):
+        """Only where fetching ended before that end. All of the plan at once."""
+        if life.plan and any(end < planned for end in life.ended):
             self._do("give_plan_up", life)
             life.plan = []
 
@@ -303,6 +325,7 @@ class History:
         sent = self._sent[at]
         if life.waits is not None:
             self._do("overtake", life)
+            life.waits = None
         slot = self._free_slot(life, str(step["reader"]), at)
         if slot is None:
             raise Unreadable(f"more than {SLOTS} commits of one reader are open at {self._line}")

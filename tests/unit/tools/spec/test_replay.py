@@ -87,6 +87,72 @@ def test_a_new_owner_reads_what_was_stored(checker: spin.Checker) -> None:
     assert refused(checker, [*calm()[:4], others]) in ("reads_end", "reads_ends")
 
 
+def of(reader: str, *facts: Step) -> list[Step]:
+    """Steps of one reader with partition 0."""
+    return [{"reader": reader, "partition": 0, **fact} for fact in facts]
+
+
+REVOKED: Step = {"step": "revoked"}
+RELEASED: Step = {"step": "released", "late": False, "gave_up": False}
+
+
+def test_an_answer_may_be_that_of_an_equal_commit_before(checker: spin.Checker) -> None:
+    """A reader that sends a commit again takes the first answer for that of the one it waits for."""
+    again = of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
+    answer = calm()[-1:]
+    steps = [*calm()[:-1], *again, *answer, *of("one", REVOKED, RELEASED)]
+
+    assert refused(checker, steps) == ""
+    assert refused(checker, [*calm()[:-1], *again, *of("one", REVOKED, RELEASED)]) == "release"
+
+
+def cut_behind_a_gap(committed: int) -> list[Step]:
+    """A batch [5, 7) after [0, 3) was committed, recorded with this offset, parked and left to the next owner."""
+    return of(
+        "one",
+        {"step": "cut", "start": 5, "stop": 7, "stages": ["rows"], "cut_by": "age"},
+        {"step": "commit", "offset": committed, "ends": [7], "short": False},
+        {"step": "committed", "offset": committed, "ends": [7], "short": False},
+        {"step": "dispatch", "stop": 7, "stage": "rows", "late": False, "short": False},
+        {"step": "parked", "stop": 7},
+        REVOKED,
+        RELEASED,
+    )
+
+
+@pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
+def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
+    """What may be committed does not move over the gap with the cut; a commit that did tells so. Never into it."""
+    assert refused(checker, [*calm(), *cut_behind_a_gap(committed)]) == action
+
+
+def test_commits_of_a_later_assignment_say_nothing_about_an_earlier_one(checker: spin.Checker) -> None:
+    """The reader gets the partition back, and passes the gap only then."""
+    back = of(
+        "one",
+        {"step": "assigned", "offset": 3, "ends": [7], "new": False},
+        {"step": "ended", "start": 3, "stop": 5},
+        {"step": "commit", "offset": 5, "ends": [7], "short": False},
+        {"step": "committed", "offset": 5, "ends": [7], "short": False},
+    )
+
+    assert refused(checker, [*calm(), *cut_behind_a_gap(3), *back]) == ""
+
+
+def test_a_plan_of_two_ends_is_given_up_at_once(checker: spin.Checker) -> None:
+    """The log ended before both of them; without that, the recorded ends may not be forgotten."""
+    two = of(
+        "one",
+        {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},
+        {"step": "ended", "start": 5, "stop": 5},
+        {"step": "commit", "offset": 0, "ends": [], "short": False},
+        {"step": "committed", "offset": 0, "ends": [], "short": False},
+    )
+
+    assert refused(checker, two) == ""
+    assert refused(checker, [two[0], *two[2:]]) == "names_ends"
+
+
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
     """Among other lines, and in the order of time."""
     (tmp_path / "reader-1.log").write_text(

@@ -1,0 +1,267 @@
+"""The steps of the commit protocol, as a reader logs them for the specification."""
+
+from __future__ import annotations
+
+from ingest.core import commands as do
+from ingest.core import events as on
+from ingest.core.limits import Limits
+from ingest.core.model import Drop, DropReason
+from ingest.observe.steps import Step, Steps
+from ingest.testing.runtime import PARTITION
+from tests.kit.batches import segment
+from tests.kit.core_reader import Reader, limits
+
+
+class Followed(Reader):
+    """A reader with the observer beside it. `said`: its steps so far."""
+
+    def __init__(self, bounds: Limits) -> None:
+        super().__init__(bounds)
+        self.said: list[Step] = []
+        self._steps = Steps(self.pipeline)
+
+    def publish(self, event: on.Event) -> list[do.Command]:
+        commands = super().publish(event)
+        self.said += self._steps.observe(event, commands, self.now)
+        return commands
+
+    def take_steps(self) -> list[Step]:
+        """The steps since the last time."""
+        said, self.said = self.said, []
+        return said
+
+
+def followed(**changed: float) -> Followed:
+    """A reader that owns PARTITION. The steps until then are taken."""
+    reader = Followed(limits(**changed))
+    reader.assign(PARTITION)
+    reader.take_steps()
+    return reader
+
+
+def names(steps: list[Step]) -> list[str]:
+    return [step["step"] for step in steps]
+
+
+def facts(steps: list[Step], name: str) -> list[Step]:
+    """The steps of one name, without name and partition."""
+    return [
+        {key: value for key, value in step.items() if key not in ("step", "partition")}
+        for step in steps
+        if step["step"] == name
+    ]
+
+
+def test_a_batch_is_followed_from_its_assignment_to_its_commit() -> None:
+    """given two segments and effects that succeed, then each step of the protocol is said once, in order"""
+    reader = Followed(limits())
+    reader.assign(PARTITION)
+    reader.segments(2)
+    reader.settle()
+
+    said = reader.take_steps()
+    assert names(said) == [
+        *("assigned", "cut", "commit", "committed"),
+        *("dispatch", "flushed", "dispatch", "flushed", "settled", "commit", "committed"),
+    ]
+    assert facts(said, "assigned") == [{"offset": 0, "ends": [], "new": True}]
+    assert facts(said, "cut") == [{"start": 0, "stop": 2, "stages": ["blobs", "rows"], "cut_by": "count"}]
+    assert [step["ends"] for step in facts(said, "commit")] == [[2], []]
+    assert [step["stage"] for step in facts(said, "dispatch")] == ["blobs", "rows"]
+    assert facts(said, "committed")[-1] == {"offset": 2, "ends": [], "short": False}
+    assert {step["partition"] for step in said} == {PARTITION.partition}
+
+
+def test_a_new_owner_says_which_ends_it_was_handed() -> None:
+    """given a batch that was recorded and not settled, then the next assignment names its end"""
+    reader = followed()
+    reader.segments(2)
+    reader.acknowledge_commits()
+    reader.publish(on.PartitionsLost((PARTITION,)))
+    reader.take_steps()
+    reader.assign(PARTITION)
+
+    assert facts(reader.take_steps(), "assigned") == [{"offset": 0, "ends": [2], "new": False}]
+
+
+def test_messages_that_are_dropped_are_said_as_a_range_with_nothing_to_write() -> None:
+    """given a segment and two drops behind it, then the range begins after the segment and grows"""
+    reader = followed(batch_messages_max=5)
+    reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
+
+    assert facts(reader.take_steps(), "nothing") == [{"start": 1, "stop": 2}, {"start": 1, "stop": 3}]
+
+
+def test_a_message_that_is_not_taken_is_no_step() -> None:
+    """given an offset that was taken before, then nothing is said of it"""
+    reader = followed(batch_messages_max=5)
+    reader.parsed(Drop(DropReason.KILLED, 1))
+    reader.take_steps()
+    reader.publish(on.MessageParsed(PARTITION, reader.epoch(), 0, Drop(DropReason.KILLED, 1)))
+
+    assert reader.take_steps() == []
+
+
+def test_a_chord_that_failed_parks_its_batch_and_starts_again() -> None:
+    """given a failure, then the batch is parked; its retry is a dispatch that no deadline allowed"""
+    reader = followed()
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.fail(dispatch)
+    reader.advance(6.0)
+
+    said = reader.take_steps()
+    assert facts(said, "parked") == [{"stop": 2}]
+    assert [step["late"] for step in facts(said, "dispatch")] == [False, False]
+
+
+def test_the_failure_of_an_older_attempt_is_no_step() -> None:
+    """given that a newer chord is out, then the older one's failure parks nothing"""
+    reader = followed(flush_deadline_seconds=10.0)
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.advance(10.0)
+    reader.take_steps()
+    reader.fail(dispatch)
+
+    assert "parked" not in names(reader.take_steps())
+
+
+def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
+    """given a Redis that is away, then that is a step, although operators are shown nothing"""
+    reader = followed()
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.take_steps()
+    reader.fail_dispatch(dispatch)
+
+    assert facts(reader.take_steps(), "parked") == [{"stop": 2}]
+
+
+def test_a_dispatch_after_the_deadline_says_so() -> None:
+    """given a chord that nothing is heard of, then the next one is late, which the specification asks for"""
+    reader = followed(flush_deadline_seconds=10.0)
+    reader.segments(2)
+    reader.dispatches()
+    reader.take_steps()
+    reader.advance(10.0)
+
+    assert [step["late"] for step in facts(reader.take_steps(), "dispatch")] == [True]
+
+
+def test_a_batch_that_is_not_recorded_in_time_goes_without() -> None:
+    """given a broker that does not answer, then its first dispatch is late"""
+    reader = followed(cut_record_seconds_max=3.0)
+    reader.segments(2)
+    reader.advance(3.0)
+
+    assert [step["late"] for step in facts(reader.take_steps(), "dispatch")] == [True]
+
+
+def test_a_batch_that_can_never_be_staged_is_split() -> None:
+    """given a Redis that has no room for it, then both halves are named, and nothing is parked"""
+    reader = followed()
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.take_steps()
+    reader.fail_dispatch(dispatch, too_large=True)
+
+    said = reader.take_steps()
+    (split,) = facts(said, "split")
+    assert [(part["start"], part["stop"]) for part in split["into"]] == [(0, 1), (1, 2)]
+    assert "cut" not in names(said)
+    assert "parked" not in names(said)
+
+
+def test_a_record_that_is_too_long_makes_later_steps_short() -> None:
+    """given a broker that refuses long metadata, then later commits may name fewer ends"""
+    reader = followed()
+    reader.segments(2)
+    (commit,) = reader.take(do.Commit)
+    reader.publish(on.CommitFailed(PARTITION, commit.epoch, commit.offset, commit.record, "too long", True))
+
+    said = reader.take_steps()
+    assert facts(said, "refused") == [{"offset": 0, "ends": [2], "short": True}]
+    assert facts(said, "commit")[-1] == {"offset": 0, "ends": [], "short": True}
+
+
+def test_a_batch_that_an_operator_gave_up_is_settled_by_the_operator() -> None:
+    """given a parked batch that is abandoned, then the specification can tell it from one that is durable"""
+    reader = followed()
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.fail(dispatch)
+    reader.publish(on.BatchAbandoned(dispatch.batch.id, dispatch.batch.offsets, "operator"))
+
+    assert facts(reader.take_steps(), "settled") == [{"stop": 2, "by": "operator"}]
+
+
+def test_a_drain_that_ends_in_time_is_not_late() -> None:
+    """given a revocation with nothing in flight, then the release says that no deadline was needed"""
+    reader = followed()
+    reader.publish(on.PartitionsRevoked((PARTITION,)))
+
+    said = reader.take_steps()
+    assert names(said) == ["revoked", "released"]
+    assert not facts(said, "released")[0]["late"]
+
+
+def test_a_drain_that_its_deadline_ends_is_late() -> None:
+    """given a chord that nothing is heard of, then the release needed the deadline"""
+    reader = followed(drain_deadline_seconds=4.0)
+    reader.segments(2)
+    reader.dispatches()
+    reader.publish(on.PartitionsRevoked((PARTITION,)))
+    reader.advance(4.0)
+
+    assert [step["late"] for step in facts(reader.take_steps(), "released")] == [True]
+
+
+def test_a_log_that_goes_on_behind_a_gap_holds_nothing_there() -> None:
+    """given messages that expired, then the gap is a range with nothing to write"""
+    reader = followed()
+    reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
+
+    assert facts(reader.take_steps(), "nothing") == [{"start": 0, "stop": 7}]
+
+
+def test_a_log_that_begins_anew_is_another_assignment() -> None:
+    """given offsets that fell, then what was known is lost, and the partition new"""
+    reader = followed(batch_messages_max=5)
+    reader.segments(3)
+    reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
+
+    said = reader.take_steps()
+    assert names(said)[:2] == ["lost", "assigned"]
+    assert facts(said, "assigned") == [{"offset": 0, "ends": [], "new": True}]
+
+
+def test_the_end_of_the_log_is_a_step() -> None:
+    """given offsets without messages at the end, then the specification knows that they hold nothing"""
+    reader = followed()
+    reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
+
+    assert facts(reader.take_steps(), "ended") == [{"start": 0, "stop": 3}]
+
+
+def test_a_reader_that_stopped_takes_no_more_steps() -> None:
+    """given a completion after the end, which the core ignores, then nothing is said of it"""
+    reader = followed(drain_deadline_seconds=4.0)
+    reader.segments(2)
+    (dispatch,) = reader.dispatches()
+    reader.publish(on.ShutdownRequested())
+    reader.advance(4.0)
+    assert facts(reader.take_steps(), "stopped") == [{"clean": False}]
+    reader.succeed(dispatch)
+
+    assert reader.take_steps() == []
+
+
+def test_partitions_of_others_are_no_steps() -> None:
+    """given answers and losses of a partition that is not owned, then nothing is said"""
+    reader = Followed(limits())
+    reader.publish(on.Committed(PARTITION, 1, 4, ""))
+    reader.publish(on.PartitionsLost((PARTITION,)))
+    reader.publish(on.EndReached(PARTITION, 1, 0, 3))
+
+    assert reader.take_steps() == []
