@@ -83,8 +83,8 @@ simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which
 wrong-settings: $(STAMP) ## every command with every wrong value of every setting: one line, exit code 2
 	REPLAYS_TEST_ALL_COMMANDS=1 $(BIN)/python -m pytest -n 2 tests/e2e/test_wrong_settings.py
 
-explore: $(STAMP) ## every order of events in a few small worlds around the real core; what breaks is told as a story
-	$(BIN)/python -m tools.explore
+explore: $(STAMP) ## every order of events in a few small worlds around the real core, and planted bugs that it finds; BOUND=usual|large JOBS=2
+	$(BIN)/python -m tools.explore --bounds $(or $(BOUND),usual) $(if $(JOBS),--jobs $(JOBS))
 
 cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
 	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

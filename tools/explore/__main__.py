@@ -1,18 +1,26 @@
-"""`python -m tools.explore`: explores each bound to its end, prints its size, and the story of what breaks.
+"""`python -m tools.explore`: explores each bound to its end, and shows that planted bugs are found.
 
-Exit code 1: an invariant broke. Progress is shown on a terminal only.
+    python -m tools.explore                         (make explore)
+    python -m tools.explore --bounds large          (make explore BOUND=large): takes hours
+    python -m tools.explore --world 2+1 --faults 1  one world, without the planted bugs
+
+Each world is printed with its size and time, and what breaks in it as a story. Exit code 1: an invariant broke, or
+a planted bug was not found. Progress is shown on a terminal only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from typing import NamedTuple
 
+from tools.explore import planted
 from tools.explore.core_model import CoreModel
 from tools.explore.search import Result, Search
 from tools.explore.staging_model import StagingModel
@@ -32,16 +40,37 @@ class Bound(NamedTuple):
         return f"core: {len(self.messages)} partition(s) with {counts} message(s), 2 readers, {faults}"
 
 
-# What `make explore` explores: faults cost more states than messages, and two partitions multiply both.
+# What is explored, the longest first. Faults cost more states than messages, and two partitions multiply both.
 STAGING = ()
-BOUNDS = (Bound(STAGING, 1), Bound((2, 2), 0), Bound((3,), 1), Bound((1,), 2))
+BOUNDS = {
+    "usual": (
+        Bound((1, 1), 1),
+        Bound((1,), 3),
+        Bound((3,), 1),
+        Bound((2,), 2),
+        Bound((2, 2), 0),
+        Bound(STAGING, 1),
+    ),
+    "large": (Bound((2, 2), 1), Bound((1, 1), 2), Bound((3,), 2), Bound((2,), 3), Bound(STAGING, 2)),
+}
 PROGRESS_SECONDS = 1.0
 
 
-def explore(bound: Bound, progress: Callable[[int, int, int], None]) -> tuple[Result, str]:
-    """What the search of one bound came to, and figures of the model in words."""
+class Explored(NamedTuple):
+    """One bound: what its search came to, figures of the model in words, and seconds of CPU."""
+
+    bound: Bound
+    result: Result
+    figures: str
+    cpu_seconds: float
+
+
+def explore(bound: Bound) -> Explored:
+    """Searches it to its end, or to what breaks."""
     model = CoreModel(bound.messages, bound.faults) if bound.messages else StagingModel(bound.faults)
-    return Search(model, progress).run(), model.figures
+    began = time.process_time()
+    result = Search(model, on_terminal()).run()
+    return Explored(bound, result, model.figures, time.process_time() - began)
 
 
 def on_terminal() -> Callable[[int, int, int], None]:
@@ -57,16 +86,32 @@ def on_terminal() -> Callable[[int, int, int], None]:
     return show
 
 
-def spoken(bound: Bound, result: Result, figures: str) -> str:
+def spoken(explored: Explored) -> str:
     """A result as lines."""
+    result = explored.result
     lines = [
-        f"{bound}: {result.states:,} states, {result.steps:,} steps, {result.depth} steps deep, "
-        f"{result.seconds:.1f} s; {'all of them' if result.complete else 'ended at what broke'}",
-        f"  {figures}",
+        f"{explored.bound}: {result.states:,} states, {result.steps:,} steps, {result.depth} steps deep, "
+        f"{result.seconds:.1f} s ({explored.cpu_seconds:.1f} s of CPU); "
+        f"{'all of them' if result.complete else 'ended at what broke'}",
+        f"  {explored.figures}",
     ]
     if result.broken:
         lines += ["", f"BROKEN: {result.broken}", *(f"  {line}" for line in result.story)]
     return "\n".join(lines)
+
+
+def as_json(explored: Explored) -> str:
+    """A result as one line."""
+    facts = asdict(explored.result) | {"cpu_seconds": explored.cpu_seconds, "figures": explored.figures}
+    return json.dumps({"bound": str(explored.bound), **facts})
+
+
+def spoken_bug(bug: planted.Bug, found: planted.Found) -> str:
+    """How a planted bug showed, as lines."""
+    if found.code != 1 or not found.story:
+        return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
+    lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"]
+    return "\n".join([*lines, *(f"  {line}" for line in found.story)])
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -79,23 +124,56 @@ def counts(text: str) -> tuple[int, ...]:
     return found
 
 
+def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
+    """Each world in a process of its own, `jobs` at once; printed as soon as it ends."""
+    done = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(explore, bound) for bound in bounds]):
+            explored = future.result()
+            done.append(explored)
+            print(spoken(explored) if as_lines else as_json(explored), flush=True)
+    return done
+
+
+def find_planted(jobs: int, *, as_lines: bool) -> int:
+    """Plants each bug; the number of those that were found."""
+    count = 0
+    with ProcessPoolExecutor(jobs) as pool:
+        for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):
+            count += found.code == 1 and bool(found.story)
+            facts = {"planted": bug.name, "found": found.broken, "story": found.story}
+            print(spoken_bug(bug, found) if as_lines else json.dumps(facts), flush=True)
+    return count
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when an invariant broke."""
-    parser = argparse.ArgumentParser(prog="python -m tools.explore", description=__doc__)
+    """Exit code 1 when an invariant broke, or a planted bug was not found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bounds", choices=BOUNDS, default="usual", help="which worlds; large ones take hours")
     parser.add_argument("--world", type=counts, help="one bound only: messages per partition, or staging")
     parser.add_argument("--faults", type=int, choices=range(4), default=1, help="faults per run of that bound")
-    parser.add_argument("--json", action="store_true", help="one JSON object per bound instead of lines")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds at once")
+    parser.add_argument("--json", action="store_true", help="one JSON object per world and planted bug")
     options = parser.parse_args(arguments)
-    chosen = (Bound(options.world, options.faults),) if options.world is not None else BOUNDS
-    failed = False
-    for bound in chosen:
-        result, figures = explore(bound, on_terminal())
-        failed = failed or bool(result.broken)
-        if options.json:
-            print(json.dumps({"bound": str(bound), **asdict(result), "figures": figures}), flush=True)
-        else:
-            print(spoken(bound, result, figures), flush=True)
-    return int(failed)
+    if options.world is not None:
+        explored = explore(Bound(options.world, options.faults))
+        print(as_json(explored) if options.json else spoken(explored), flush=True)
+        return int(bool(explored.result.broken))
+    began = time.monotonic()
+    done = explore_all(BOUNDS[options.bounds], options.jobs, as_lines=not options.json)
+    found = find_planted(options.jobs, as_lines=not options.json)
+    broken = sum(bool(one.result.broken) for one in done)
+    if not options.json:
+        states = sum(one.result.states for one in done)
+        cpu_seconds = sum(one.cpu_seconds for one in done)
+        verdict = f"{broken} broken" if broken else "nothing broke"
+        print(
+            f"{len(done)} worlds with {states:,} states explored ({cpu_seconds:.0f} s of CPU): {verdict}; "
+            f"{found} of {len(planted.BUGS)} planted bugs found; {time.monotonic() - began:.0f} s in all"
+        )
+    return int(broken > 0 or found < len(planted.BUGS))
 
 
 if __name__ == "__main__":

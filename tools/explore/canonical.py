@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable
-from enum import Enum
-from types import MethodType
+from collections.abc import Hashable
+from enum import Enum, auto
 from typing import Any
 
 import msgspec
 
 from ingest.core.batching import Builder
 from ingest.core.flight import Flight, Phase
+from ingest.core.model import Batch, CutReason
 from ingest.core.pipeline import Pipeline
+from tools.explore.frozen import Frozen
 
 TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
@@ -30,7 +31,6 @@ AGES = {
     "_full_since": INTERVAL_TICKS,
     "_refused_at": INTERVAL_TICKS,
     "_cut_early_at": INTERVAL_TICKS,
-    "_ticked_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }
 # Moments in the future: something happens once they are reached.
@@ -38,10 +38,46 @@ DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
 # Constants, views for operators, and counts of rejects: under the limits of the model no decision reads them.
 LEFT_OUT = frozenset(
-    {"limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"}
+    {
+        *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
+        *("failures", "_acknowledged", "_source", "_ticked_at"),
+    }
 )
-# What copies of a pipeline have in common. `rejects` changes, and no decision reads it.
-SHARED = frozenset({"limits", "_limits", "rejects"})
+# Attempts are only compared with those of chords, which `readers` does by itself, but for the first one.
+CAPPED = {"attempt": 1}
+# Of a batch: by whom it was cut concerns people, but for whether it is a part of another.
+BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
+# One for all partitions: counted with the pipeline.
+OWNED_ABOVE = frozenset({"_ledger", "_budget"})
+
+
+class Role(Enum):
+    """How an attribute is compared."""
+
+    PLAIN = auto()
+    AGE = auto()
+    DEADLINE = auto()
+    DURATION = auto()
+    CAPPED = auto()
+
+
+def role_of(name: str) -> Role:
+    """By its name, which is one thing in all of the core."""
+    roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPPED}
+    return next((role for role, names in roles.items() if name in names), Role.PLAIN)
+
+
+def role_value(role: Role, name: str, value: float, now: float) -> float:
+    """Moments as ticks from now."""
+    match role:
+        case Role.AGE:
+            return min(AGES[name], round((now - value) / TICK_SECONDS))
+        case Role.DEADLINE:
+            return max(0, math.ceil((value - now) / TICK_SECONDS - 1e-9))
+        case Role.CAPPED:
+            return min(CAPPED[name], value)
+        case _:
+            return value
 
 
 class Canon:
@@ -49,84 +85,68 @@ class Canon:
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
-        self._fields: dict[type, tuple[str, ...]] = {}
+        self._plans: dict[tuple[type, int], tuple[tuple[str, Role], ...]] = {}
         self._atomic: dict[type, bool] = {}
+        self._frozen = Frozen(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
         """Equal for two pipelines that will decide alike on the same events after the same time."""
-        value: int = self._part(pipeline, now, {})
+        value: int = self._part(pipeline, now)
         return value
 
     def _number(self, part: Hashable) -> int:
         return self._numbers.setdefault(part, len(self._numbers))
 
-    def _part(self, thing: Any, now: float, seen: dict[int, int]) -> Any:
+    def _part(self, thing: Any, now: float) -> Any:
         kind = type(thing)
+        if kind is Batch:
+            by_bytes = thing.cut_by is CutReason.BYTES
+            return self._number(("Batch", *(getattr(thing, name) for name in BATCH), by_bytes))
         if self._is_atom(kind):
             return thing
-        if id(thing) in seen:
-            return "again", seen[id(thing)]
-        seen[id(thing)] = len(seen)
         if kind in (list, deque, tuple):
-            return self._number((kind.__name__, *(self._part(one, now, seen) for one in thing)))
+            return self._number((kind.__name__, *[self._part(one, now) for one in thing]))
         if kind is dict:
-            pairs = ((key, self._part(one, now, seen)) for key, one in thing.items())
-            return self._number(("dict", *(part for pair in pairs for part in pair)))
+            return self._number(("dict", *thing, *[self._part(one, now) for one in thing.values()]))
         if kind is set:
             return self._number(frozenset(thing))
-        unused = LEFT_OUT | unused_in(thing)
-        parts = [
-            self._field(kind, name, getattr(thing, name), now, seen)
-            for name in self.fields(thing)
-            if name not in unused
-        ]
-        return self._number((kind.__name__, *parts))
-
-    def _field(self, kind: type, name: str, value: Any, now: float, seen: dict[int, int]) -> Any:
-        if value is None:
-            return None
-        if name in AGES:
-            return min(AGES[name], round((now - value) / TICK_SECONDS))
-        if name in DEADLINES:
-            return max(0, math.ceil((value - now) / TICK_SECONDS - 1e-9))
-        if isinstance(value, float) and name not in DURATIONS:
-            raise TypeError(f"{kind.__name__}.{name} is a float that tools.explore.canonical does not classify")
-        return self._part(value, now, seen)
-
-    def fields(self, thing: Any) -> tuple[str, ...]:
-        """The names of an object's attributes, those in slots included."""
-        kind = type(thing)
-        if kind not in self._fields:
-            slots = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-            self._fields[kind] = (*slots, *sorted(vars(thing))) if hasattr(thing, "__dict__") else tuple(slots)
-        return self._fields[kind]
-
-    def copy(self, pipeline: Pipeline) -> Pipeline:
-        """Another pipeline in the same state. Frozen data is shared."""
-        copied: Pipeline = self._copy(pipeline, {})
-        return copied
-
-    def _copy(self, thing: Any, made: dict[int, Any]) -> Any:
-        kind = type(thing)
-        if self._is_atom(kind):
-            return thing
-        if id(thing) in made:
-            return made[id(thing)]
-        if kind is MethodType:
-            return MethodType(thing.__func__, self._copy(thing.__self__, made))
-        if kind is dict:
-            copied: Any = {}
-            made[id(thing)] = copied
-            copied.update((key, self._copy(one, made)) for key, one in thing.items())
-            return copied
-        if kind in COLLECTIONS:
-            return made.setdefault(id(thing), COLLECTIONS[kind](self._copy(one, made) for one in thing))
-        new = object.__new__(kind)
-        made[id(thing)] = new
-        for name in self.fields(thing):
+        unused = unused_in(thing)
+        parts: list[Any] = [kind.__name__]
+        for name, role in self._plan(thing):
             value = getattr(thing, name)
-            setattr(new, name, value if name in SHARED else self._copy(value, made))
-        return new
+            if name in unused:
+                continue
+            if role is Role.PLAIN:
+                if type(value) is float:
+                    raise TypeError(
+                        f"{kind.__name__}.{name} is a float that tools.explore.canonical does not classify"
+                    )
+                parts.append(
+                    value if self._is_atom(type(value)) and type(value) is not Batch else self._part(value, now)
+                )
+            else:
+                parts.append(None if value is None else role_value(role, name, value, now))
+        return self._number(tuple(parts))
+
+    def _plan(self, thing: Any) -> tuple[tuple[str, Role], ...]:
+        """The attributes that decisions read, those in slots included, and how each is compared."""
+        kind, own = type(thing), getattr(thing, "__dict__", ())
+        key = kind, len(own)
+        plan = self._plans.get(key)
+        if plan is None:
+            names = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
+            left_out = LEFT_OUT if kind is Pipeline else LEFT_OUT | OWNED_ABOVE
+            read = [name for name in (*names, *sorted(own)) if name not in left_out]
+            plan = self._plans[key] = tuple((name, role_of(name)) for name in read)
+        return plan
+
+    def pack(self, pipeline: Pipeline) -> bytes:
+        """The pipeline's state, from which `unpack` makes others. Frozen data is shared among them."""
+        return self._frozen.pack(pipeline)
+
+    def unpack(self, packed: bytes) -> Pipeline:
+        """Another pipeline in that state."""
+        return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
         """Whether things of this kind never change: numbers, texts, frozen data, named tuples of these."""
@@ -148,5 +168,4 @@ def unused_in(thing: object) -> frozenset[str]:
     return frozenset()
 
 
-COLLECTIONS: dict[type, Callable[[Any], Any]] = {list: list, deque: deque, set: set, tuple: tuple}
 PLAIN = (int, float, str, bytes, bool, type(None), Enum, msgspec.Struct, type)

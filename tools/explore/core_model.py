@@ -15,7 +15,7 @@ from ingest.core.limits import Limits
 from ingest.core.model import Blob, Metric, MetricKind, Outcome, Reject, Row, Segment, TopicPartition
 from tools.explore import oracle
 from tools.explore.numbers import Numbers
-from tools.explore.readers import NOBODY, Board, Partition, Reader, Readers, Shared
+from tools.explore.readers import ME, NOBODY, Board, Partition, Reader, Readers, Shared
 
 LIMITS = Limits(
     batch_messages_max=2,
@@ -29,6 +29,7 @@ LIMITS = Limits(
     undispatched_seconds_max=0.5,
     commit_interval_seconds=0.5,
     commit_answer_seconds_max=1.0,
+    commit_repeat_seconds=1e9,
     cut_record_seconds_max=0.5,
     plan_seconds_max=0.5,
     pause_after_seconds=0.5,
@@ -93,12 +94,25 @@ class Move(NamedTuple):
 class CoreModel:
     """For `tools.explore.search`. `messages`: of each partition; `faults`: how many may happen, at most 3.
 
+    A reader whose partitions the group took, and that does not know, goes on alone until it learns of it. Nothing
+    that breaks is missed by that. Its commits are refused, and all that others see of it is what its chords make
+    durable, which is never what breaks an invariant; so whatever the others do meanwhile they may as well do
+    afterwards, with its chords still out, and it decides the same. `every_order` explores the other orders too.
+
     A label is the number of what happens, who does it (one bit), and whether the readers change places (one bit).
     """
 
-    def __init__(self, messages: Sequence[int] = (2, 2), faults: int = 3, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        messages: Sequence[int] = (2, 2),
+        faults: int = 3,
+        limits: Limits = LIMITS,
+        *,
+        every_order: bool = False,
+    ) -> None:
         self.readers = Readers(partitions(messages), limits)
         self._faults = faults
+        self._every_order = every_order
         self._reader: Numbers[Reader] = Numbers()
         self._board: Numbers[Board] = Numbers()
         self._what: Numbers[tuple[str, bool]] = Numbers()
@@ -159,13 +173,15 @@ class CoreModel:
         """Everything that can happen next to either reader, and to Redis."""
         one, other, board, faults = self._parts(state)
         may_fail = faults < self._faults
-        for move in self._moves_of(one, board, may_fail):
+        mirror = self._mirrored(board)
+        alone, other_alone = self._is_cut_off(one, board), self._is_cut_off(other, mirror)
+        for move in () if other_alone and not alone else self._moves_of(one, board, may_fail):
             if move.board < 0:
                 yield move.what << 2, move.board
                 continue
             after, mirrored = self._canonical(move.reader, other, move.board, faults + move.fault)
             yield move.what << 2 | mirrored, after
-        for move in self._moves_of(other, self._mirrored(board), may_fail):
+        for move in () if alone else self._moves_of(other, mirror, may_fail):
             if move.board < 0:
                 yield move.what << 2 | 2, move.board
                 continue
@@ -176,6 +192,14 @@ class CoreModel:
             if wiped != (one, other):
                 after, mirrored = self._canonical(*wiped, board, faults + 1)
                 yield self._wipe << 2 | mirrored, after
+
+    def _is_cut_off(self, reader: int, board: int) -> bool:
+        """Whether the group took this reader's partitions, and it does not know: it goes on alone."""
+        if self._every_order:
+            return False
+        entries = self._reader.things[reader].entries
+        owners = self._board.things[board]
+        return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
 
     def _wiped_of(self, reader: int) -> int:
         known = self._wiped.get(reader)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.flight import Flight
 from ingest.core.limits import Limits
 from ingest.core.model import TopicPartition
 from ingest.core.pipeline import Pipeline, Room
@@ -18,6 +19,8 @@ from tools.explore.canonical import TICK_SECONDS, Canon
 
 # Late enough that whatever a pipeline does first is not due to its clock having just begun.
 BEGAN_AT = 1000.0
+# Every assignment has this epoch: those of a former one are forgotten by then, or marked (`Chord.ours`).
+EPOCH, FORMER_EPOCH = 1, 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +35,19 @@ class Decision:
     cut: frozenset[str] = frozenset()
     error: str = ""
 
+    def is_nothing(self, core: int) -> bool:
+        """Whether a pipeline in that state is as it was, and ordered nothing."""
+        return not self.error and not self.commands and self.core == core
+
 
 class Cores:
     """Every state of a pipeline under these limits that was met so far."""
 
     def __init__(self, limits: Limits) -> None:
         self._canon = Canon()
-        self._states: list[tuple[Pipeline, float]] = []
+        self._states: list[tuple[bytes, float]] = []
+        self._positions: list[dict[TopicPartition, int]] = []
+        self._flights: list[dict[str, Flight]] = []
         self._known: dict[int, int] = {}
         self._decisions: dict[tuple[int, Hashable], Decision] = {}
         self.fresh = self._keep(Pipeline(limits), BEGAN_AT)
@@ -55,7 +64,9 @@ class Cores:
         value = self._canon.value(pipeline, now)
         core = self._known.setdefault(value, len(self._states))
         if core == len(self._states):
-            self._states.append((pipeline, now))
+            self._states.append((self._canon.pack(pipeline), now))
+            self._positions.append(positions(pipeline))
+            self._flights.append({flight.batch.id: flight for flight in pipeline.in_flight})
         return core
 
     def step(self, core: int, event: on.Event) -> Decision:
@@ -67,19 +78,27 @@ class Cores:
         return decision
 
     def _decide(self, core: int, event: on.Event) -> Decision:
-        former, now = self._states[core]
-        pipeline = self._canon.copy(former)
+        packed, now = self._states[core]
+        pipeline = self._canon.unpack(packed)
         if isinstance(event, on.Ticked):
             now += TICK_SECONDS
-        before = {flight.batch.id for flight in former.in_flight}
         try:
             commands = tuple(pipeline.handle(event, now))
         except Exception as failure:
             return Decision(core, (), error=f"{type(failure).__name__}: {failure}")
-        cut = frozenset(flight.batch.id for flight in pipeline.in_flight) - before
+        cut = frozenset(flight.batch.id for flight in pipeline.in_flight).difference(self._flights[core])
         return Decision(self._keep(pipeline, now), commands, cut)
 
-    def next_offset(self, core: int, source: TopicPartition, epoch: int) -> int | None:
-        """The offset from which on a message of this assignment would be taken now; None: none would."""
-        pipeline = self._states[core][0]
-        return pipeline.position(source)[0] if pipeline.room(source, epoch) is Room.NOW else None
+    def flight(self, core: int, batch_id: str) -> Flight | None:
+        """The batch of this name, if it is in flight."""
+        return self._flights[core].get(batch_id)
+
+    def next_offset(self, core: int, source: TopicPartition) -> int | None:
+        """The offset from which on a message of the current assignment would be taken now; None: none would."""
+        return self._positions[core].get(source)
+
+
+def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
+    """Of each partition of which a message would be taken now: the offset from which on."""
+    takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
+    return {source: pipeline.position(source)[0] for source in takes}

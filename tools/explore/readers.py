@@ -9,26 +9,29 @@ fault an answer arrives before the next tick.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ingest.core import commands as do
 from ingest.core import events as on
+from ingest.core.flight import Phase
 from ingest.core.limits import Limits
 from ingest.core.model import Batch, CutReason, Stage, TopicPartition
 from ingest.core.model import Outcome as Parsed
 from tools.explore import oracle
-from tools.explore.cores import Cores
+from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
 # Owners of a partition, as the reader that something happens to sees them.
 ME, OTHER, NOBODY = 0, 1, 2
+# Starts that a cut record counts beyond this are not told apart: no decision reads their number.
+STARTS = re.compile(r";s=[0-9a-z]+")
 
 
 class Sent(NamedTuple):
     """One commit on its way. `late`: it may take for ever; `answer` -1: not there yet, 1: stored, 0: refused."""
 
-    epoch: int
     offset: int
     record: str
     late: bool = False
@@ -36,32 +39,38 @@ class Sent(NamedTuple):
 
 
 class Chord(NamedTuple):
-    """One chord that is out. `items`: what it makes durable when it completes; `rows`: its stage."""
+    """One chord that is out. `items`: what it makes durable when it completes; `rows`: its stage.
+
+    `ours`: it belongs to the assignment that its reader has now. `current`: the pipeline waits for just this one.
+    Numbers of epochs and attempts are only ever compared for equality, so these two say all there is to them.
+    """
 
     partition: int
     start: int
     stop: int
-    epoch: int
     rows: bool
-    attempt: int
     items: int
     late: bool = False
+    ours: bool = True
+    current: bool = True
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.ROWS if self.rows else Stage.BLOBS
 
 
 class Entry(NamedTuple):
     """One partition as a reader's client sees it."""
 
-    epoch: int
     paused: bool = False
     draining: bool = False
     end_told: bool = False
 
 
 class Reader(NamedTuple):
-    """One process. `core` numbers its pipeline's state, `epoch` counts its assignments."""
+    """One process. `core` numbers its pipeline's state."""
 
     core: int
-    epoch: int
     entries: tuple[Entry | None, ...]
     commits: tuple[tuple[Sent, ...], ...]
     chords: tuple[Chord, ...] = ()
@@ -116,7 +125,7 @@ class Readers:
         self._may_fail = True
         self._numbers = {one.source: number for number, one in enumerate(partitions)}
         none = tuple(None for _ in partitions)
-        self.fresh = Reader(self.cores.fresh, 0, none, tuple(() for _ in partitions))
+        self.fresh = Reader(self.cores.fresh, none, tuple(() for _ in partitions))
 
     def outcomes(self, reader: Reader, board: Board, *, may_fail: bool) -> Iterator[Outcome]:
         """Everything that can happen to this reader now; faults as well if they may."""
@@ -161,11 +170,12 @@ class Readers:
             yield from self._feed("SIGTERM", stopping, board, on.ShutdownRequested(), fault=True)
 
     def _assign(self, reader: Reader, board: Board, number: int) -> Iterator[Outcome]:
-        shared, epoch = board[number], reader.epoch + 1
+        shared = board[number]
         new = shared._replace(owner=ME)
         committed, start = (shared.offset, None) if shared.offset >= 0 else (None, 0)
-        given = on.Assignment(self.partitions[number].source, epoch, committed, shared.record, start)
-        became = self._entry(reader, number, Entry(epoch))._replace(epoch=epoch)
+        record = STARTS.sub(";s=1", shared.record)
+        given = on.Assignment(self.partitions[number].source, EPOCH, committed, record, start)
+        became = self._entry(reader, number, Entry())
         event = on.PartitionsAssigned((given,))
         yield from self._feed(f"is assigned p{number}", became, put(board, number, new), event)
 
@@ -192,7 +202,7 @@ class Readers:
             if board[number].owner == ME:
                 after = put(after, number, after[number]._replace(owner=NOBODY))
         became = reader._replace(entries=self.fresh.entries, commits=self.fresh.commits)
-        became = became._replace(chords=tuple(sorted(chord._replace(late=True) for chord in reader.chords)))
+        became = self._chords(became, [chord._replace(late=True, ours=False) for chord in reader.chords])
         event = on.PartitionsLost(tuple(self.partitions[number].source for number in lost))
         yield from self._feed(f"learns that it lost {names(lost)}", became, after, event)
 
@@ -229,12 +239,12 @@ class Readers:
         after_last = messages[-1].offset + 1
         if not entry.end_told and after_last < partition.log.end:
             told = self._entry(reader, number, entry._replace(end_told=True))
-            event: on.Event = on.EndReached(source, entry.epoch, after_last, partition.log.end)
+            event: on.Event = on.EndReached(source, EPOCH, after_last, partition.log.end)
             yield from self._feed(f"fetched up to the end of p{number}", told, board, event)
-        position = None if entry.paused else self.cores.next_offset(reader.core, source, entry.epoch)
+        position = None if entry.paused else self.cores.next_offset(reader.core, source)
         for offset, parsed in partition.parsed:
             if position is not None and offset >= position:
-                event = on.MessageParsed(source, entry.epoch, offset, parsed)
+                event = on.MessageParsed(source, EPOCH, offset, parsed)
                 yield from self._feed(f"takes the message at {offset} of p{number}", reader, board, event)
                 return
 
@@ -244,10 +254,10 @@ class Readers:
         commits, shared, entry = reader.commits[number], board[number], reader.entries[number]
         without = self._commits(reader, number, [one for one in commits if one is not sent])
         source = self.partitions[number].source
-        ours = shared.owner == ME and entry is not None and entry.epoch == sent.epoch
+        ours = shared.owner == ME and entry is not None
         stored = put(board, number, shared._replace(offset=sent.offset, record=sent.record)) if ours else board
-        yes = on.Committed(source, sent.epoch, sent.offset, sent.record)
-        no = on.CommitFailed(source, sent.epoch, sent.offset, sent.record, "the group is at another epoch")
+        yes = on.Committed(source, EPOCH, sent.offset, sent.record)
+        no = on.CommitFailed(source, EPOCH, sent.offset, sent.record, "the group is at another epoch")
         this = f"the commit of {sent.offset} on p{number}"
         if sent.answer >= 0:
             text = "was stored" if sent.answer else "was refused"
@@ -271,11 +281,11 @@ class Readers:
         without = reader._replace(chords=tuple(one for one in reader.chords if one is not chord))
         shared = board[number]
         durable = put(board, number, shared._replace(durable=shared.durable | chord.items))
-        stage = Stage.ROWS if chord.rows else Stage.BLOBS
-        source = self.partitions[number].source
-        said = f"{source}-{chord.start}-{chord.stop}", chord.epoch, stage
-        this = f"the {stage} of [{chord.start}, {chord.stop}) of p{number}, attempt {chord.attempt}"
-        done, failed = on.FlushSucceeded(*said), on.FlushFailed(*said, chord.attempt, "a sink refused")
+        done, failed, attempt = self._reports(reader.core, chord)
+        said = done.batch_id, done.epoch, done.stage
+        this = (
+            f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}{'' if chord.ours else ', long ago,'}"
+        )
         late = self._chords(without, [*without.chords, chord._replace(late=True)])
         if chord.late:
             yield from self._feed(f"hears late that {this} are durable", without, durable, done)
@@ -288,8 +298,19 @@ class Readers:
         yield Outcome(f"hears nothing of {this}: late", late, board, True)
         for large in (False, True):
             text = "do not fit into Redis" if large else "could not be staged"
-            event = on.DispatchFailed(*said, chord.attempt, "redis", large)
+            event = on.DispatchFailed(*said, attempt, "redis", large)
             yield from self._feed(f"hears that {this} {text}", without, board, event, fault=True)
+
+    def _reports(self, core: int, chord: Chord) -> tuple[on.FlushSucceeded, on.FlushFailed, int]:
+        """What may be heard of a chord: that it is durable, or failed, with the attempt that it was."""
+        batch_id = self._batch_id(chord)
+        flight = self.cores.flight(core, batch_id)
+        attempt = 0 if flight is None else flight.attempt - (chord.ours and not chord.current)
+        said = batch_id, EPOCH if chord.ours else FORMER_EPOCH, chord.stage
+        return on.FlushSucceeded(*said), on.FlushFailed(*said, attempt, "a sink refused"), attempt
+
+    def _batch_id(self, chord: Chord) -> str:
+        return f"{self.partitions[chord.partition].source}-{chord.start}-{chord.stop}"
 
     def wiped(self, reader: Reader) -> Reader:
         """Redis lost everything: no chord of this reader will ever complete."""
@@ -311,7 +332,7 @@ class Readers:
         if fault and not self._may_fail:
             return
         decision = self.cores.step(reader.core, event)
-        became = reader._replace(core=decision.core)
+        became = self._outdated(reader, decision)
         by_clock = isinstance(event, on.Ticked)
         branches: list[Branch] = [("", became, board)]
         broken = decision.error
@@ -325,7 +346,40 @@ class Readers:
                 following += [(text + more, reader, board) for more, reader, board in performed]
             branches = following
         for text, one, after in branches:
-            yield Outcome(what + text, one, after, fault, decision.commands, broken)
+            yield Outcome(
+                what + text, one if broken else self.tidy(one, after), after, fault, decision.commands, broken
+            )
+
+    def _outdated(self, reader: Reader, decision: Decision) -> Reader:
+        """After the decision, with its chords that the pipeline does not wait for any more marked so."""
+        again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
+        chords = []
+        for chord in reader.chords:
+            if chord.current:
+                batch_id = self._batch_id(chord)
+                flight = (
+                    self.cores.flight(decision.core, batch_id) if chord.ours and batch_id not in again else None
+                )
+                current = flight is not None and flight.phase is Phase.FLUSHING and flight.stage is chord.stage
+                chord = chord if current else chord._replace(current=False)
+            chords.append(chord)
+        return self._chords(reader, chords)._replace(core=decision.core)
+
+    def tidy(self, reader: Reader, board: Board) -> Reader:
+        """Without chords that can change nothing any more, whatever becomes of them."""
+        if not reader.chords:
+            return reader
+        kept = [chord for chord in reader.chords if not self._is_dead(reader.core, board, chord)]
+        return reader if len(kept) == len(reader.chords) else reader._replace(chords=tuple(kept))
+
+    def _is_dead(self, core: int, board: Board, chord: Chord) -> bool:
+        """All of it is durable, no report of it changes the pipeline, and its batch or stage is over for good."""
+        if chord.items & ~board[chord.partition].durable:
+            return False
+        flight = self.cores.flight(core, self._batch_id(chord)) if chord.ours else None
+        if flight is not None and flight.stage is chord.stage:
+            return False
+        return all(self.cores.step(core, report).is_nothing(core) for report in self._reports(core, chord)[:2])
 
     def _judge(
         self, reader: Reader, board: Board, command: do.Command, cut: frozenset[str], *, by_clock: bool
@@ -334,7 +388,7 @@ class Readers:
             case do.Commit():
                 number = self._numbers[command.source]
                 entry, shared = reader.entries[number], board[number]
-                if entry is None or entry.epoch != command.epoch:
+                if entry is None or command.epoch != EPOCH:
                     return f"it commits {command.offset} on p{number}, which is not assigned to it"
                 log, owner = self.partitions[number].log, shared.owner == ME
                 return oracle.commit(
@@ -373,7 +427,7 @@ class Readers:
             if entry is not None and shared.owner == ME:
                 new = [sent for sent in reader.commits[number] if (sent.offset, sent.record) != shared.stored]
                 commits += len(new) if not any(sent.late for sent in reader.commits[number]) else 0
-                mine = [one for one in reader.chords if (one.partition, one.epoch) == (number, entry.epoch)]
+                mine = [one for one in reader.chords if one.partition == number and one.ours]
                 chords += sum(not one.late and bool(one.items & ~shared.durable) for one in mine)
         return oracle.release(chords=chords, commits=commits, by_clock=by_clock)
 
@@ -383,7 +437,7 @@ class Readers:
                 yield "", self._chords(reader, [*reader.chords, self._chord(command)]), board
             case do.Commit():
                 number = self._numbers[command.source]
-                sent = Sent(command.epoch, command.offset, command.record)
+                sent = Sent(command.offset, command.record)
                 yield "", self._commits(reader, number, [*reader.commits[number], sent]), board
             case do.Pause() | do.Resume():
                 yield "", self._paused(reader, command.sources, isinstance(command, do.Pause)), board
@@ -403,7 +457,10 @@ class Readers:
             for number in numbers:
                 became = self._entry(became, number, None)
                 became = self._commits(became, number, [])
-            chords = [one._replace(late=one.late or one.partition in numbers) for one in became.chords]
+            former = {number for number in numbers if reader.entries[number] is not None}
+            chords = [
+                one._replace(late=True, ours=False) if one.partition in former else one for one in became.chords
+            ]
             yield text, self._chords(became, chords), after
 
     def _chord(self, command: do.Dispatch) -> Chord:
@@ -413,9 +470,7 @@ class Readers:
             number,
             batch.offsets.start,
             batch.offsets.stop,
-            batch.epoch,
             rows,
-            command.attempt,
             self._items(number, batch, rows=rows),
         )
 
@@ -440,7 +495,9 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        return reader._replace(chords=tuple(sorted(chords)))
+        """Of two that are alike and late, the second can do nothing that the first cannot."""
+        late = {chord for chord in chords if chord.late}
+        return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
 def in_turn(commits: Sequence[Sent]) -> list[Sent]:

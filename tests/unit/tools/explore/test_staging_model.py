@@ -24,7 +24,7 @@ FOUND = (
             "        if mark is None:\n            return False",
             "        if mark is None:\n            return True",
         ),
-        "0",
+        0,
         "durable",
     ),
     (
@@ -36,7 +36,7 @@ FOUND = (
             "            mine.staging.mark(batch, name, task_id, begun.content)\n"
             "            flush(mine, batch, name, begun, watch)\n",
         ),
-        "0",
+        0,
         "is marked, and was never written",
     ),
     (
@@ -46,7 +46,7 @@ FOUND = (
             "        pipe.hdel(key, *stale)\n        pipe.expire(key, self._ttl_seconds)\n",
             "        pipe.hdel(key, *stale)\n",
         ),
-        "0",
+        0,
         "never expires",
     ),
     (
@@ -56,7 +56,7 @@ FOUND = (
             "CompletionKind.FAILED if failure else CompletionKind.DONE",
             "CompletionKind.DONE",
         ),
-        "1",
+        1,
         "is reported as durable",
     ),
     (
@@ -66,7 +66,7 @@ FOUND = (
             "        raise Later(str(error), error.retry_after_seconds, progress) from error",
             "        pass",
         ),
-        "1",
+        1,
         "is marked, and was never written",
     ),
 )
@@ -84,9 +84,9 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
 
 
 @pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
-def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: str, broken: str) -> None:
+def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, broken: str) -> None:
     """The real code of the fleet with one safety bug: some order of round trips shows it."""
-    found = explored(mutant, tmp_path, ["--world", "staging", "--faults", faults])
+    found = explored(mutant, tmp_path, "staging", faults)
 
     assert found.code == 1, found.broken
     assert broken in found.broken

@@ -1,0 +1,75 @@
+"""Copies of a pipeline, fast: its state as bytes, in which frozen data is named by its number.
+
+The bytes never leave the process that made them, which is why they may be pickled.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle  # noqa: TID251
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from ingest.core.pipeline import Pipeline
+from ingest.core.rejects import Rejects
+
+
+class Frozen:
+    """Packs and unpacks pipelines with the same limits."""
+
+    def __init__(self, is_atom: Callable[[type], bool]) -> None:
+        self._is_atom = is_atom
+        self._handlers: dict[type, Any] = {}
+
+    def pack(self, pipeline: Pipeline) -> bytes:
+        """Its state. The pipeline stays as it is."""
+        state = dict(vars(pipeline))
+        handlers = state.pop("_handlers")
+        if not self._handlers:
+            self._handlers = {event: handler.__func__ for event, handler in handlers.items()}
+        packed = io.BytesIO()
+        _Pickler(packed, self._is_atom).dump(state)
+        return packed.getvalue()
+
+    def unpack(self, packed: bytes) -> Pipeline:
+        """A pipeline in that state."""
+        pipeline = object.__new__(Pipeline)
+        vars(pipeline).update(pickle.loads(packed))  # noqa: S301
+        vars(pipeline)["_handlers"] = {
+            event: MethodType(handler, pipeline) for event, handler in self._handlers.items()
+        }
+        return pipeline
+
+
+class _Pickler(pickle.Pickler):
+    """Frozen data, and counts of rejects, which no decision reads, as the number under which they are kept."""
+
+    def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:
+        super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
+        self._is_atom = is_atom
+
+    def reducer_override(self, thing: Any) -> Any:
+        """Called for everything but plain numbers, texts and collections."""
+        kind = type(thing)
+        if kind is type or not (kind is Rejects or self._is_atom(kind)):
+            return NotImplemented
+        return kept, (_keep(thing),)
+
+
+_kept: list[Any] = []
+_numbers: dict[int, int] = {}
+
+
+def kept(number: int) -> Any:
+    """What has this number."""
+    return _kept[number]
+
+
+def _keep(thing: Any) -> int:
+    """By identity: equal things may differ in what does not compare, such as times for people."""
+    number = _numbers.get(id(thing))
+    if number is None:
+        number = _numbers[id(thing)] = len(_kept)
+        _kept.append(thing)
+    return number

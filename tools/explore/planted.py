@@ -1,0 +1,143 @@
+"""Safety bugs, planted one at a time into a copy of the code, which is then explored in a process of its own.
+
+They show that the explorer finds what it is there for. Each is a replacement of text that occurs exactly once, and
+each breaks what a user relies on: nothing lost, nothing reported early, the same cut, no batch forgotten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("ingest/core", "ingest/__init__.py", "tasks", "tools/__init__.py", "tools/explore")
+SECONDS_MAX = 600.0
+
+
+class Bug(NamedTuple):
+    """What it is, the text before and after, and the smallest world that shows it (`--world`, `--faults`)."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    world: str
+    faults: int
+
+
+BUGS = (
+    Bug(
+        "commits one too far",
+        "ingest/core/ledger.py",
+        "line.committable = done.stop",
+        "line.committable = done.stop + 1",
+        "2",
+        0,
+    ),
+    Bug(
+        "settles a batch when its blobs are there",
+        "ingest/core/flight.py",
+        "if len(self.stages) > 1:",
+        "if len(self.stages) > 2:",
+        "1",
+        0,
+    ),
+    Bug(
+        "starts a chord before its cut is recorded",
+        "ingest/core/partition.py",
+        "Flight(batch, stages, Phase.RECORDING, since=now, until=until)",
+        "Flight(batch, stages, Phase.WAITING, since=now, until=until)",
+        "1",
+        0,
+    ),
+    Bug(
+        "forgets a revoked partition instead of draining it",
+        "ingest/core/pipeline.py",
+        "owned.release_by is not None and (now >= owned.release_by or owned.drained)",
+        "owned.release_by is not None",
+        "1",
+        1,
+    ),
+    Bug(
+        "never retries a parked batch",
+        "ingest/core/pipeline.py",
+        "if now >= flight.until and flight.phase is not Phase.WAITING:",
+        "if now >= flight.until and flight.phase not in (Phase.WAITING, Phase.PARKED):",
+        "1",
+        1,
+    ),
+    Bug(
+        "reports every chord as done",
+        "tasks/staging.py",
+        "CompletionKind.FAILED if failure else CompletionKind.DONE",
+        "CompletionKind.DONE",
+        "staging",
+        1,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How the explorer ended on a copy. `broken` is empty when it found nothing; `story` is its counterexample."""
+
+    code: int
+    broken: str
+    story: tuple[str, ...]
+
+
+class OutOfDate(Exception):
+    """The code that a bug is planted into changed: the bug has to be written anew."""
+
+
+def copy(into: Path) -> None:
+    """What the explorer needs of the code."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in COPIED:
+        if (ROOT / name).is_file():
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, into / name)
+        else:
+            shutil.copytree(ROOT / name, into / name, ignore=ignore)
+
+
+def plant(bug: Bug, into: Path) -> None:
+    """Raises OutOfDate."""
+    file = into / bug.file
+    text = file.read_text()
+    if text.count(bug.before) != 1:
+        raise OutOfDate(f"{bug.name!r}: its text occurs {text.count(bug.before)} times in {bug.file}, not once")
+    file.write_text(text.replace(bug.before, bug.after))
+
+
+def explored(where: Path, world: str, faults: int) -> Found:
+    """Runs the explorer of the copy."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.explore", "--json", "--world", world, "--faults", str(faults)],
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if not lines or not lines[-1].startswith("{"):
+        return Found(done.returncode, done.stdout + done.stderr, ())
+    found = json.loads(lines[-1])
+    return Found(done.returncode, found["broken"], tuple(found["story"]))
+
+
+def found(bug: Bug) -> Found:
+    """Plants the bug into a copy, and explores that."""
+    with tempfile.TemporaryDirectory(prefix="planted-") as name:
+        copy(Path(name))
+        plant(bug, Path(name))
+        return explored(Path(name), bug.world, bug.faults)
