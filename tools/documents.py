@@ -27,6 +27,7 @@ from tasks.observe.metric_table import DEFINITIONS as WORKER
 from tasks.settings import ENV_PREFIX
 from tasks.settings import Settings as FleetSettings
 from tools import imports
+from tools.proof_page import proof_page
 from tools.sinks_page import sinks_page
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +160,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "docs/reasons.md": reasons_page,
     "docs/commands.md": commands_page,
     "docs/sinks.md": sinks_page,
+    "docs/proof-tables.md": proof_page,
 }
 READER_SETTINGS = "tasks/reader_settings.py"
 ALERT_RULES = "deploy/kubernetes/alerts.yaml"

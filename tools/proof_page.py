@@ -1,0 +1,55 @@
+"""docs/proof-tables.md: the long tables of docs/proof.md, from figures that were measured.
+
+tools/proof_figures.json keeps the figures. `explored` holds lines of `python -m tools.explore --json`, `mutants` the
+rows of `make mutants`, `marks` those of `make simulate`, `rebalance` those of `python -m benchmarks.rebalance`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FIGURES = Path(__file__).with_name("proof_figures.json")
+
+
+def proof_page() -> Iterator[str]:
+    """The whole page."""
+    figures: dict[str, Any] = json.loads(FIGURES.read_text())
+    yield "# Tables of the proof"
+    yield "What the runs behind [the proof](proof.md) came to. It says how each was made, and what it cannot see."
+    yield "## Every order of events"
+    yield figures["explored_when"]
+    yield _table(
+        ("world", "states", "steps", "depth", "pipeline states", "decisions", "CPU seconds"),
+        (_explored(one) for one in figures["explored"]),
+    )
+    yield "## Marks of simulated worlds"
+    yield figures["marks_when"]
+    yield _table(("situation", "times"), figures["marks"])
+    yield "## A rebalance in the middle of a load"
+    yield _table(("what happens amid the load", "partitions that move", "read again", "sent again"), figures["rebalance"])
+    yield "## Planted bugs"
+    yield figures["mutants_when"]
+    yield _table(
+        ("bug", "file in `ingest/`", "unit test that kills it", "invariants that break in simulated worlds"),
+        ((bug, f"`{file}`", f"`{test}`", broken) for bug, file, test, broken in figures["mutants"]),
+    )
+
+
+def _explored(one: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the explorer. The model of staging has no pipelines."""
+    numbers = [one.get("pipelines"), one.get("decisions")]
+    return (
+        one["bound"],
+        *(f"{one[name]:,}" for name in ("states", "steps", "depth")),
+        *("" if number is None else f"{number:,}" for number in numbers),
+        f"{one['cpu_seconds']:,.0f}",
+    )
+
+
+def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    titles = tuple(titles)
+    lines = [titles, ("---",) * len(titles), *(tuple(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
