@@ -1,7 +1,7 @@
 """docs/proof-tables.md: the long tables of docs/proof.md, from figures that were measured.
 
-tools/proof_figures.json keeps the figures. `explored` holds lines of `python -m tools.explore --json`, `mutants` the
-rows of `make mutants`, `marks` those of `make simulate`, `rebalance` those of `python -m benchmarks.rebalance`.
+tools/proof_figures.json keeps the figures. `explored` comes from `make explore`, `mutants` from `make mutants`,
+`marks` from `make simulate`, `rebalance` from `python -m benchmarks.rebalance`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def proof_page() -> Iterator[str]:
     yield figures["marks_when"]
     yield _table(("situation", "times"), figures["marks"])
     yield "## A rebalance in the middle of a load"
-    yield _table(("what happens amid the load", "partitions that move", "read again", "sent again"), figures["rebalance"])
+    yield _table(
+        ("what happens amid the load", "partitions that move", "read again", "sent again"), figures["rebalance"]
+    )
     yield "## Planted bugs"
     yield figures["mutants_when"]
     yield _table(
