@@ -1,7 +1,7 @@
 """`python -m tools.explore`: explores each bound to its end, and shows that planted bugs are found.
 
     python -m tools.explore                         (make explore)
-    python -m tools.explore --bounds large          (make explore BOUND=large): takes hours
+    python -m tools.explore --bounds large          (make explore BOUND=large): much longer
     python -m tools.explore --world 2+1 --faults 1  one world, without the planted bugs
 
 Each world is printed with its size and time, and what breaks in it as a story. Exit code 1: an invariant broke, or
@@ -151,7 +151,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bounds", choices=BOUNDS, default="usual", help="which worlds; large ones take hours")
+    parser.add_argument(
+        "--bounds", choices=BOUNDS, default="usual", help="which worlds; large ones take much longer"
+    )
     parser.add_argument("--world", type=counts, help="one bound only: messages per partition, or staging")
     parser.add_argument("--faults", type=int, choices=range(4), default=1, help="faults per run of that bound")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds at once")
