@@ -164,6 +164,7 @@ TABLE: tuple[Package, ...] = (
             "ingest.reader.assignment",
             "ingest.reader.kafka",
             "ingest.reader.kept",
+            "ingest.reader.leaving",
             "ingest.reader.ports",
             "ingest.reader.runtime",
         ),
@@ -172,6 +173,7 @@ TABLE: tuple[Package, ...] = (
             EVERYWHERE: ("structlog",),
             "ingest.reader.assignment": ("confluent_kafka",),
             "ingest.reader.kafka": ("confluent_kafka",),
+            "ingest.reader.leaving": ("confluent_kafka",),
         },
     ),
     Package(

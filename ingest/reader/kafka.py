@@ -35,6 +35,7 @@ from ingest.core.cut_record import decode
 from ingest.core.model import Message, TopicPartition
 from ingest.core.stalls import Stalls
 from ingest.core.starting import TopicView
+from ingest.reader import leaving
 from ingest.reader.assignment import CALL_SECONDS_MAX, ConsumerFailed, Found, Offsets, Reset, Unanswered
 from tasks.kafka.records import UNREADABLE, Headers, as_bytes, headers_of
 from tasks.units import MiB
@@ -204,7 +205,7 @@ class KafkaSource:
         """Replaces the client after a fatal error."""
         self._renew_at = None
         self.renewals += 1
-        self._guarded("close", self._consumer.close)
+        self._guarded("close", leaving.close, self._consumer, leaving.REPLACE_SECONDS_MAX)
         self._consumer = Consumer(self._config, logger=_LibraryLog())
         self._join()
 
@@ -292,7 +293,7 @@ class KafkaSource:
     def close(self) -> None:
         """Leaves the group. Callbacks of a pending rebalance run inside this call."""
         self._leaving = True
-        self._guarded("close", self._consumer.close)
+        self._guarded("close", leaving.close, self._consumer)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
         """(low, high) watermark of each assigned partition, as of the last fetch. Makes no request."""

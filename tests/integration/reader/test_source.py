@@ -367,7 +367,7 @@ def test_a_partition_of_which_nothing_comes_is_fetched_anew(brokers: str, topic:
 def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
     """SIGTERM with an open batch: it is flushed and committed, then the loop stops."""
     produce(brokers, topic, 30)
-    reader = Reader(brokers, topic, Limits(batch_age_seconds_max=300))
+    reader = Reader(brokers, topic, Limits(batch_age_seconds_max=300, batch_age_idle_seconds=300))
     reader.turn_until(lambda: len(reader.seen(on.MessageParsed)) == 30)
 
     reader.inbox.put(on.ShutdownRequested())

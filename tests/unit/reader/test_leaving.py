@@ -1,0 +1,29 @@
+"""ingest.reader.leaving: a consumer that cannot leave its group does not keep its process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+HANGS = """
+import ctypes
+from ingest.reader import leaving
+
+class Consumer:
+    def poll(self, seconds):
+        return None
+
+    def close(self):
+        ctypes.PyDLL(None).pause()  # in C, with the interpreter's lock, until a signal
+
+leaving.close(Consumer(), 0.5)
+"""
+
+
+def test_a_close_that_never_returns_ends_the_process_with_its_stacks() -> None:
+    """given a client that waits for ever with the interpreter's lock, when it is closed, then the process ends"""
+    ended = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.returncode == 1
+    assert "Timeout" in ended.stderr
+    assert "in close" in ended.stderr
