@@ -67,7 +67,7 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
 
     said = abandon(settings, coordination, build("dead_letter", settings), batch_id, "schema is gone", "ann")
 
-    assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 were gone from the topic"
+    assert said == f"{batch_id} is abandoned: 3 messages are dead letters, 0 had expired from the topic"
     assert fleet.next_event() == on.BatchAbandoned(batch_id, OffsetRange(1, 4), "schema is gone")
     letters = consume(settings, f"{topic}-dlq")
     assert [value for value, _ in letters] == [b"message 1", b"message 2", b"message 3"]

@@ -138,7 +138,9 @@ def test_a_parked_batch_is_given_up_with_a_reason(pages: Pages):
     seen = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": "the table is gone"})
 
     assert (refused.status, refused.error.split(":")[0]) == (400, "say why")
-    assert seen.json["said"] == f"{batch.id} is abandoned: 2 messages are dead letters, 0 were gone from the topic"
+    assert (
+        seen.json["said"] == f"{batch.id} is abandoned: 2 messages are dead letters, 0 had expired from the topic"
+    )
     assert pages.office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(1, 3), "the table is gone")
     written = [one for one in letters(pages.office.settings, Selection()) if one.label.batch_id == batch.id]
     assert [one.value for one in written] == [b"message 1", b"message 2"]
