@@ -7,6 +7,7 @@ and the Kubernetes alert rules.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -141,6 +142,8 @@ def _command(path: str, command: click.Command) -> Iterator[str]:
     usage = " ".join([path, *(p.make_metavar(context) for p in arguments)])
     yield inspect.cleandoc(command.help or "").replace("\b\n", "")
     yield f"`{usage}`"
+    if command.epilog:
+        yield re.sub(r"^Example: (.*)$", r"Example: `\1`", command.epilog)
     options = [p for p in command.params if isinstance(p, click.Option)]
     records = [record for option in options if (record := option.get_help_record(context))]
     if records:

@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
 from tasks.printed import printable
 
 VALUE_CHARACTERS_MAX = 2000
 
 
-@click.group()
+@click.group(cls=Listing)
 def dlq() -> None:
     """Dead letters: messages that could not be parsed, and items that a sink refused."""
 

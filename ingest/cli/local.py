@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
+from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
 
 if TYPE_CHECKING:  # commands import what they run when they run
@@ -117,7 +118,7 @@ def _unused_manifest() -> Path:
     return next(path for path in map(Path, names) if not path.exists())
 
 
-@click.group("local")
+@click.group("local", cls=Listing)
 def local_group() -> None:
     """Embedded stack for development: Kafka, Redis, GCS, ClickHouse, BigQuery, DogStatsD."""
 

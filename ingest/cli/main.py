@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
-from ingest.cli.common import as_json, settings, with_settings
+from ingest.cli.common import EXIT_FAILED, as_json, settings, with_settings
+from ingest.cli.first_steps import nothing_to_read
+from ingest.cli.listing import Listing, add_examples, completion, leaves
 from tasks.settings import FILE_VARIABLE
 
 GROUPS = (operate, dlq, tenants, reconcile, shadow, backfill, erase, find, local)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Listing, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--settings",
     "settings_file",
@@ -51,25 +52,22 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
         loaded = settings()
+        if text := nothing_to_read(loaded):
+            click.echo(text, err=True)
+            sys.exit(EXIT_FAILED)
         sys.exit(run.dry_run(loaded, messages, as_json) if dry_run else run.reader(loaded))
 
 
 def _add(group: click.Group, command: click.Command) -> None:
     """Adds the command. It and its subcommands validate settings before they run, but not for `--help`."""
     group.add_command(command)
-    for leaf in _leaves(command):
+    for _, leaf in leaves(command):
         assert leaf.callback is not None, leaf.name
         leaf.callback = with_settings(leaf.callback)
-
-
-def _leaves(command: click.Command) -> Iterator[click.Command]:
-    if isinstance(command, click.Group):
-        for below in command.commands.values():
-            yield from _leaves(below)
-    else:
-        yield command
 
 
 for module in GROUPS:
     for command in module.COMMANDS:
         _add(main, command)
+main.add_command(completion)  # reads no settings: a wrong one must not break a shell's start
+add_examples(main)

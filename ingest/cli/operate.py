@@ -21,6 +21,7 @@ from ingest.cli.common import (
     redis_answers,
     settings,
 )
+from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import utc_text
 from tasks.connection import RedisRefused
@@ -136,7 +137,7 @@ def flower(arguments: tuple[str, ...]) -> None:
 # Parked batches
 
 
-@click.group()
+@click.group(cls=Listing)
 def batches() -> None:
     """Parked batches: list, show, retry or abandon them."""
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.cli.common import as_json, echo, echo_json, fail, settings
+from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, utc_text
 from ingest.settings import SettingsError
@@ -71,7 +72,7 @@ class Moment(click.ParamType[str | float]):
             self.fail(str(error), param, ctx)
 
 
-@click.group("replays")
+@click.group("replays", cls=Listing)
 def replays_group() -> None:
     """Read ingested replays from ClickHouse and Cloud Storage."""
 

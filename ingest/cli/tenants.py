@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings
+from ingest.cli.listing import Listing
 from ingest.settings import Settings
 from tasks.connection import connect
 
 
-@click.group()
+@click.group(cls=Listing)
 def tenants() -> None:
     """Rules that drop or limit the messages of one project, to protect the others."""
 

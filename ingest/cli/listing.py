@@ -1,0 +1,107 @@
+"""How `--help` lists commands: in sections, each with its whole first sentence and, below it, one example."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+import click
+
+SENTENCE_CHARACTERS_MAX = 1000  # click cuts the first sentence of a command's help after so many
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "Run": ("migrate", "check", "flower", "web"),
+    "Look": ("status", "top", "replays", "events", "fetch", "inspect", "audit"),
+    "Operate": ("batches", "dlq", "tenants", "reconcile", "shadow", "backfill", "erase"),
+    "Try": ("local", "load", "demo"),
+    "Shell": ("completion",),
+}
+EXAMPLES: dict[str, str] = {
+    "": "replays-ingest --dry-run --messages 100",
+    "audit": "replays-ingest audit --limit 20",
+    "backfill": "replays-ingest backfill --project 11 --since 2d --dry-run",
+    "batches abandon": "replays-ingest batches abandon BATCH_ID --reason 'bucket deleted'",
+    "batches ls": "replays-ingest batches ls",
+    "batches retry": "replays-ingest batches retry BATCH_ID",
+    "batches show": "replays-ingest batches show BATCH_ID --json",
+    "check": "replays-ingest check",
+    "completion": 'eval "$(replays-ingest completion bash)"',
+    "demo": "replays-ingest demo --count 1500 --kill worker",
+    "dlq ls": "replays-ingest dlq ls --reason not_msgpack",
+    "dlq replay": "replays-ingest dlq replay --reason not_msgpack --dry-run",
+    "dlq show": "replays-ingest dlq show 0-42",
+    "erase": "replays-ingest erase --project 11 REPLAY_ID --dry-run",
+    "events": "replays-ingest events REPLAY_ID --kind rage_click",
+    "fetch": "replays-ingest fetch REPLAY_ID --output folder",
+    "flower": "replays-ingest flower --url_prefix=flower",
+    "inspect": "replays-ingest dlq show 0-42 --raw | replays-ingest inspect -",
+    "load": "replays-ingest load --count 1000 --rate 50",
+    "local down": "replays-ingest local down",
+    "local logs": "replays-ingest local logs reader --follow",
+    "local status": "replays-ingest local status --json",
+    "local up": "replays-ingest local up --all",
+    "migrate": "replays-ingest migrate --dry-run",
+    "reconcile": "replays-ingest reconcile --since 2h",
+    "replays ls": "replays-ingest replays ls --rage --since 6h",
+    "replays show": "replays-ingest replays show REPLAY_ID",
+    "shadow": "replays-ingest shadow --since 2h",
+    "status": "replays-ingest status --json",
+    "tenants kill": "replays-ingest tenants kill 11",
+    "tenants limit": "replays-ingest tenants limit 11 --per-second 200",
+    "tenants ls": "replays-ingest tenants ls",
+    "tenants revive": "replays-ingest tenants revive 11",
+    "top": "replays-ingest top --seconds 5",
+    "web": "replays-ingest web --port 0",
+}
+
+
+class Listing(click.Group):
+    """A group whose help shows what its commands do instead of the beginning of it."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands, by section where there are sections."""
+        for title, names in self._sections(context.parent is None):
+            rows = [(name, sentence(self.commands[name])) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def _sections(self, is_root: bool) -> Iterator[tuple[str, Iterable[str]]]:
+        if not is_root:
+            yield "Commands", sorted(self.commands)
+            return
+        for title, names in SECTIONS.items():
+            yield title, [name for name in names if name in self.commands]
+
+
+def sentence(command: click.Command) -> str:
+    """The first sentence of its help, whole."""
+    return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
+
+
+def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, with its words."""
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from leaves(below, f"{path} {name}".strip())
+    else:
+        yield path, command
+
+
+def add_examples(main: click.Command) -> None:
+    """Ends the help of each command with its example."""
+    main.epilog = f"Example: {EXAMPLES['']}"
+    for path, command in leaves(main):
+        if path in EXAMPLES:
+            command.epilog = f"Example: {EXAMPLES[path]}"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes this shell complete commands, options and values."""
+    from click.shell_completion import get_completion_class
+
+    root = click.get_current_context().find_root().command
+    found = get_completion_class(shell)
+    assert found is not None, shell
+    program = "replays-ingest"
+    sys.stdout.write(found(root, {}, program, "_REPLAYS_INGEST_COMPLETE").source())

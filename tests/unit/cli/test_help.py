@@ -1,0 +1,124 @@
+"""Help: every command is in one section, shown by its whole first sentence, with an example that parses."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from ingest.cli.first_steps import nothing_to_read
+from ingest.cli.listing import EXAMPLES, SECTIONS, leaves, sentence
+from ingest.cli.main import main
+from ingest.settings import Settings
+from tests.kit.paths import ROOT
+
+
+def test_every_command_is_in_one_section():
+    """given the command line, when its sections are compared with it, then none is missing, doubled or unknown"""
+    assert sorted(main.commands) == sorted(name for names in SECTIONS.values() for name in names)
+
+
+def test_help_shows_whole_sentences_on_80_columns():
+    """given 80 columns, when help is printed, then every first sentence is there whole and no line is too long"""
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert max(map(len, shown.splitlines())) <= 80
+    for command in main.commands.values():
+        assert " ".join(sentence(command).split()) in " ".join(shown.split())
+
+
+def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
+    """given the example of each command, when its own parser reads it, then it knows every word"""
+    monkeypatch.chdir(ROOT)
+    assert set(EXAMPLES) == {"", *(path for path, _ in leaves(main))}
+    for path, text in EXAMPLES.items():
+        words = shlex.split(text.removeprefix('eval "$(').removesuffix(')"').rpartition("| ")[2])
+        assert words[0] == "replays-ingest"
+        assert parsed(words[1:]) == path
+
+
+def parsed(words: list[str]) -> str:
+    """The command that click finds in these words, after it has read every option. Raises UsageError."""
+    command: click.Command = main
+    context, path = None, ""
+    while True:
+        context = command.make_context(command.name or "", list(words), parent=context)
+        rest = [*context._protected_args, *context.args]
+        if not isinstance(command, click.Group) or not rest:
+            return path
+        _, found, words = command.resolve_command(context, rest)
+        assert found is not None
+        command, path = found, f"{path} {found.name}".strip()
+
+
+def test_an_example_is_at_the_end_of_the_help():
+    """given a command, when its help is printed, then the example is its last line"""
+    shown = CliRunner().invoke(main, ["dlq", "replay", "--help"]).output
+
+    assert EXAMPLES["dlq replay"] in " ".join(shown.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeypatch: pytest.MonkeyPatch):
+    """given a wrong setting, when a shell starts and asks for its completion, then it gets a script"""
+    monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "none")
+
+    found = CliRunner().invoke(main, ["completion", shell])
+
+    assert found.exit_code == 0
+    assert f"_REPLAYS_INGEST_COMPLETE={shell}_complete" in found.output
+
+
+def test_a_shell_completes_commands():
+    """given what bash sends for `replays-ingest loc`, when the program is asked, then it answers `local`"""
+    environment = {"COMP_WORDS": "replays-ingest loc", "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
+    program = "import sys; sys.argv[0] = 'replays-ingest'; from ingest.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment, "_REPLAYS_INGEST_COMPLETE": "bash_complete"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout.splitlines() == ["plain,local"]
+
+
+def test_without_a_broker_it_says_what_to_do_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """given no configured broker and none at the default address, when the reader starts, then it helps"""
+    monkeypatch.chdir(tmp_path)
+    closed = closed_port()
+    settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")
+
+    text = nothing_to_read(settings)
+
+    assert f"127.0.0.1:{closed}" in text
+    assert "local up --all" in text
+    assert len(text.splitlines()) < 24
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_configured_or_answering_broker_is_read():
+    """given a broker that is configured or answers, when the reader starts, then nothing keeps it"""
+    closed = closed_port()
+    configured = Settings.model_construct(_fields_set={"kafka_brokers"}, kafka_brokers=f"127.0.0.1:{closed}")
+    with socket.create_server(("127.0.0.1", 0)) as answering:
+        port = answering.getsockname()[1]
+        there = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed},127.0.0.1:{port}")
+
+        assert nothing_to_read(there) == nothing_to_read(configured) == ""
+
+
+def closed_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
