@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -13,9 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
+from ingest.operate.text import times_as_text, utc_text
 from tasks.printed import printable
+
+if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.operate.dlq import Selection
+    from ingest.settings import Settings
 
 VALUE_CHARACTERS_MAX = 2000
 
@@ -50,7 +56,10 @@ def dlq_ls(
 
     loaded = settings()
     counts: Counter[tuple[str, str]] = Counter()
-    table = Table("id", "reason", "sink", "from", "replayed", "error")
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "time (UTC)", "reason", "sink", "from", "replayed", "error"):
+        whole = name in ("id", "time (UTC)")
+        table.add_column(name, no_wrap=whole, overflow="fold")
     rows: list[dict[str, Any]] = []
     try:
         erasures, rules = erasures_now(loaded), rules_of(loaded)
@@ -60,14 +69,20 @@ def dlq_ls(
                 rows.append(shown(letter, erasures, rules))
                 error = Text(printable(rows[-1]["error"][:80]))
                 texts = [Text(printable(text)) for text in (letter.reason, letter.sink, str(letter.label.origin))]
-                table.add_row(letter.id, *texts, "yes" if letter.replayed else "", error)
+                table.add_row(
+                    letter.id,
+                    utc_text(letter.timestamp_ms / 1000),
+                    *texts,
+                    "yes" if letter.replayed else "",
+                    error,
+                )
     except DeadLettersUnavailable as error:
         fail(str(error))
     if as_json:
         summary = [{"reason": r, "sink": s, "count": n} for (r, s), n in counts.most_common()]
         echo_json({"letters": rows, "counts": summary})
         return
-    console = Terminal()
+    console = Terminal(columns_without_terminal=200)
     console.print(table)
     for (name, sink_name), count in counts.most_common():
         echo(f"{count:>8}  {printable(name)}{f' by {printable(sink_name)}' if sink_name else ''}")
@@ -107,7 +122,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     if as_json:
         echo_json({**about, "content": content})
         return
-    for name, value in about.items():
+    for name, value in times_as_text(about).items():
         text = str(value)
         more = (
             f" ... and {len(text) - VALUE_CHARACTERS_MAX} characters" if len(text) > VALUE_CHARACTERS_MAX else ""
@@ -139,6 +154,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     is_flag=True,
     help="Include letters without a valid seal, and items whose original message has left the topic.",
 )
+@yes_option
 @by_option
 @as_json
 def dlq_replay(
@@ -150,6 +166,7 @@ def dlq_replay(
     rate: float,
     dry_run: bool,
     unverified: bool,
+    yes: bool,
     by: str,
     as_json: bool,
 ) -> None:
@@ -168,6 +185,8 @@ def dlq_replay(
             echo(f"{letter.id}  {printable(letter.reason)}  {printable(outcome)}")
 
     selection = Selection(reason, sink, frozenset(ids), replayed)
+    if not (dry_run or ids):
+        confirm(lambda: _replayed_text(loaded, selection), "Replay them?", yes=yes)
     with redis_answers():
         coordination = coordination_of(loaded)
         try:
@@ -195,6 +214,23 @@ def dlq_replay(
             f"{summary.repeats} were repeats, {len(summary.failed)} failed"
         )
     sys.exit(1 if summary.failed else 0)
+
+
+def _replayed_text(loaded: Settings, selection: Selection) -> str:
+    """How many letters are selected, and where they go."""
+    from ingest.operate.dlq import DeadLettersUnavailable, letters
+
+    counts: Counter[tuple[str, str]] = Counter()
+    try:
+        for letter in letters(loaded, selection):
+            counts[letter.reason, letter.sink] += 1
+    except DeadLettersUnavailable as error:
+        fail(str(error))
+    parts = [
+        f"{count:,} {reason} to {f'the sink {sink}' if sink else 'their topic'}"
+        for (reason, sink), count in counts.most_common()
+    ]
+    return f"{sum(counts.values()):,} dead letters are selected: {'; '.join(parts) or 'none'}."
 
 
 COMMANDS = (dlq,)

@@ -13,8 +13,7 @@ from pathlib import Path
 import click
 
 from ingest.cli import backfill, dlq, erase, find, local, operate, reconcile, run, shadow, tenants
-from ingest.cli.common import EXIT_FAILED, as_json, settings, with_settings
-from ingest.cli.first_steps import nothing_to_read
+from ingest.cli.common import as_json, settings, with_settings
 from ingest.cli.listing import Listing, add_examples, completion, leaves
 from tasks.settings import FILE_VARIABLE
 
@@ -52,9 +51,6 @@ def main(context: click.Context, settings_file: Path | None, dry_run: bool, mess
         os.environ[FILE_VARIABLE] = str(settings_file.resolve())
     if context.invoked_subcommand is None:
         loaded = settings()
-        if text := nothing_to_read(loaded):
-            click.echo(text, err=True)
-            sys.exit(EXIT_FAILED)
         sys.exit(run.dry_run(loaded, messages, as_json) if dry_run else run.reader(loaded))
 
 

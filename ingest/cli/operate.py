@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from ingest.cli.common import (
     redis_answers,
     settings,
 )
+from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
-from ingest.operate.text import utc_text
+from ingest.operate.text import size_text, utc_text
 from tasks.connection import RedisRefused
 from tasks.printed import without_secrets
 
@@ -198,8 +200,9 @@ def batches_retry(batch_id: str, by: str) -> None:
 @batches.command("abandon")
 @click.argument("batch_id")
 @click.option("--reason", required=True, help="Reason, recorded in the audit trail and in each dead letter.")
+@yes_option
 @by_option
-def batches_abandon(batch_id: str, reason: str, by: str) -> None:
+def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
     """Abandon a batch: its messages become dead letters and its reader continues without it."""
     from tasks.errors import SinkError
     from tasks.kafka.ranges import RangeError
@@ -207,6 +210,10 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
     from tasks.sinks import build
 
     loaded = settings()
+    with redis_answers():
+        about = coordination_of(loaded).parked().get(batch_id)
+    if about is not None:
+        confirm(lambda: _abandoned_text(batch_id, about), f"Abandon {batch_id}?", yes=yes)
     sink = build("dead_letter", loaded)
     with redis_answers():
         try:
@@ -215,6 +222,15 @@ def batches_abandon(batch_id: str, reason: str, by: str) -> None:
             fail(str(refused))
         finally:
             sink.close()
+
+
+def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
+    """What becomes of the batch."""
+    return (
+        f"{batch_id}: {about.get('messages', '?')} messages, {size_text(float(about.get('size_bytes', 0)))}, "
+        f"partition {about.get('partition', '?')}, error: {without_secrets(str(about.get('error', '')))[:200]}. "
+        "They will not be written to any further sink: they become dead letters and their offsets are committed."
+    )
 
 
 # The audit trail

@@ -123,9 +123,7 @@ def replays_ls(
     if as_json:
         echo_json(page_dict(page))
         return
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = 220
+    console = Terminal(columns_without_terminal=220)
     console.print(replays_table(page.replays))
     if page.more:
         console.print("there are more: --limit, or narrow it down", style="dim")
@@ -249,7 +247,13 @@ def events_command(
     event in the window. docs/evidence.md describes the JSON.
     """
     from ingest.web.present import timeline_dict
+    from ingest.web.timeline import KINDS
 
+    if unknown := set(kinds) - KINDS:
+        raise click.BadParameter(
+            f"no such kind: {', '.join(sorted(unknown))}; choose from {', '.join(sorted(KINDS))}",
+            param_hint="'--kind'",
+        )
     if around is not None:
         if from_segment:
             raise click.UsageError("--around reads all segments: leave out --from-segment")
@@ -261,9 +265,7 @@ def events_command(
         if as_json:
             echo_json({**timeline_dict(timeline), "missing": list(segments.missing)})
             return
-        console = Terminal(highlight=False)
-        if not console.is_terminal:
-            console.width = 200
+        console = Terminal(highlight=False, columns_without_terminal=200)
         start_ms = timeline.start_ms
         while True:
             console.print(events_table(timeline.marks, start_ms))
@@ -316,7 +318,11 @@ def _tell_left_out(console: Terminal, timeline: Timeline | Around) -> None:
 def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     """One line per event, in seconds from the start."""
     styles = {"bad": "red", "warn": "yellow", "": ""}
-    table = Table("at", "kind", "what", "details", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("at", "kind"):
+        table.add_column(name, no_wrap=True)
+    for name, share in (("what", 3), ("details", 2)):  # one line per mark, within the width of the terminal
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=share)
     for mark in marks:
         told = [
             f"{k} {size_text(v) if 'bytes' in k and isinstance(v, (int, float)) else v}"

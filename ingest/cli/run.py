@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ingest.cli.common import echo_json, fail
+import click
+
+from ingest.cli.common import EXIT_FAILED, echo_json, fail
+from ingest.cli.first_steps import nothing_to_read
 from ingest.operate.terminal import Terminal
 from ingest.settings import Settings
 from tasks.connection import refuse_unsupported
@@ -10,10 +13,17 @@ from tasks.connection import refuse_unsupported
 
 def reader(loaded: Settings) -> int:
     """Consumes until SIGTERM. Returns the exit code. Raises RedisRefused, which click prints with exit code 2."""
+    from ingest.observe.health import HTTP_SETTING
     from ingest.reader import process
+    from tasks.observe.probe_server import ensure_probes_can_listen
 
     try:
         refuse_unsupported(loaded)
+        # Before the text below: wrong settings exit with 2, whatever else is missing.
+        ensure_probes_can_listen(loaded.http_host, loaded.http_port, setting=HTTP_SETTING)
+        if text := nothing_to_read(loaded):
+            click.echo(text, err=True)
+            return EXIT_FAILED
         return process.run(loaded)
     except process.ReaderFailed as error:
         fail(str(error))

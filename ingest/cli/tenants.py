@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from redis.exceptions import RedisError
 
 from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings
+from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.settings import Settings
 from tasks.connection import connect
+
+if TYPE_CHECKING:  # commands import what they run when they run
+    from ingest.reader.tenant_rules import TenantStore
+
+UNKNOWN = "unknown"
 
 
 @click.group(cls=Listing)
@@ -18,7 +25,7 @@ def tenants() -> None:
     """Rules that drop or limit the messages of one project, to protect the others."""
 
 
-def _store(loaded: Settings) -> Any:
+def _store(loaded: Settings) -> TenantStore:
     from ingest.reader.tenant_rules import TenantStore
 
     return TenantStore(connect(loaded), loaded)
@@ -44,10 +51,17 @@ def tenants_ls(as_json: bool) -> None:
 
 @tenants.command("kill")
 @click.argument("project", type=click.IntRange(0))
+@yes_option
 @by_option
-def tenants_kill(project: int, by: str) -> None:
+def tenants_kill(project: int, yes: bool, by: str) -> None:
     """Drop all messages of PROJECT from now on. Dropped messages are counted and cannot be recovered."""
-    _rule(lambda store: store.kill(project, by))
+    from ingest.operate.volume import volume_text
+
+    def consequences() -> str:
+        return f"Project {project}: {volume_text(settings(), project)}. All of its messages will be dropped."
+
+    confirm(consequences, f"Drop all messages of project {project}?", yes=yes)
+    _rule(project, lambda store: store.kill(project, by))
 
 
 @tenants.command("revive")
@@ -55,7 +69,7 @@ def tenants_kill(project: int, by: str) -> None:
 @by_option
 def tenants_revive(project: int, by: str) -> None:
     """Accept messages of PROJECT again."""
-    _rule(lambda store: store.revive(project, by))
+    _rule(project, lambda store: store.revive(project, by))
 
 
 @tenants.command("limit")
@@ -71,13 +85,33 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
     if remove == (per_second is not None):
         raise click.UsageError("give either --per-second or --remove")
     limit = None if per_second is None else Limit(per_second, burst or max(1.0, 10 * per_second))
-    _rule(lambda store: store.limit(project, limit, by))
+    _rule(project, lambda store: store.limit(project, limit, by))
 
 
-def _rule(act: Callable[[Any], None]) -> None:
+def _rule(project: int, act: Callable[[Any], None]) -> None:
+    """Changes a rule of the project, and reports what it was and what it is."""
     with redis_answers():
-        act(_store(settings()))
-    echo("done; readers apply it within two seconds")
+        store = _store(settings())
+        before = _rule_text(store, project)
+        act(store)
+        after = _rule_text(store, project)
+    change = f"still {after}" if before == after else f"{after} (was {before})"
+    if UNKNOWN in (before, after):
+        change = "the rule is changed"
+    echo(f"project {project}: {change}; readers apply it within two seconds")
+
+
+def _rule_text(store: TenantStore, project: int) -> str:
+    try:
+        rules = store.rules()
+    except RedisError:
+        return UNKNOWN  # Redis holds a copy: without it rules can be changed, but not shown
+    if project in rules.killed:
+        return "off"
+    limit = rules.limits.get(project)
+    if limit is None:
+        return "on, no limit"
+    return f"{limit.per_second:g} messages per second, bursts of {limit.burst:g}"
 
 
 COMMANDS = (tenants,)

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
-from ingest.operate.text import size_text
+from ingest.operate.text import counted, size_text
 from ingest.settings import Settings
 from tasks.connection import connect, prove_writable, refusal
 from tasks.kafka.options import without_secrets as without_option_secrets
@@ -137,14 +137,14 @@ def _kafka(settings: Settings) -> Iterable[Finding]:
     except ClusterUnreachable as failure:
         yield Finding("kafka", Severity.BAD, str(failure), "check REPLAYS_KAFKA_BROKERS and the security settings")
         return
-    yield Finding("kafka", Severity.OK, f"{cluster.brokers} brokers")
+    yield Finding("kafka", Severity.OK, counted(cluster.brokers, "broker"))
     for topic in (settings.kafka_topic, settings.dlq_topic):
         found = cluster.topics.get(topic)
         if found is None:
             advice = "create it, or run `replays-ingest migrate --topics`"
             yield Finding(f"topic {topic}", Severity.BAD, "not there", advice)
         else:
-            yield Finding(f"topic {topic}", Severity.OK, f"{found.partitions} partitions")
+            yield Finding(f"topic {topic}", Severity.OK, counted(found.partitions, "partition"))
 
 
 def _redis(settings: Settings) -> Iterable[Finding]:

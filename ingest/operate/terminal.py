@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +17,11 @@ LINE_END = "\n"
 class Terminal(Console):
     """Text is text: no markup in strings, and no character that steers the terminal. Styles come from `Text`."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
+        """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""
         super().__init__(**{"markup": False, "emoji": False, **options})
+        if columns_without_terminal and not self.is_terminal and not os.environ.get("COLUMNS"):
+            self.width = columns_without_terminal
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Everything that is drawn passes here, the cells of tables too."""

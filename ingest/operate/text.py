@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+UNIX_MS_MAX = 253_402_300_800_000  # the year 10,000
 AGE = re.compile(r"([0-9]{1,9})([smhd])")
 
 
@@ -38,6 +40,23 @@ def clock_text(seconds: float) -> str:
 def utc_text(seconds: float | None) -> str:
     """Unix seconds as UTC: `2026-05-01 12:00:03`, nothing for None."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values for people: unix milliseconds, by their names, become UTC in ISO 8601."""
+    return {
+        name.removesuffix("_ms") if name.endswith("_ms") else name: (
+            datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            if name.endswith("_ms") and isinstance(value, int) and 0 <= value < UNIX_MS_MAX
+            else value
+        )
+        for name, value in values.items()
+    }
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 broker`, `3 brokers`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def runs_text(numbers: Iterable[int]) -> str:

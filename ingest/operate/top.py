@@ -131,12 +131,13 @@ def _partitions(status: Status) -> RenderableType:
     for partition, reader in rows[:ROWS_MAX]:
         table.add_row(
             str(partition.partition),
-            Text(reader.reader, style="red" if reader.silent else ""),
+            Text(f"{age_mark(reader)}{reader.reader}", style="red" if reader.silent else ""),
             f"{partition.position:,}",
             "-" if partition.committed is None else f"{partition.committed:,}",
             "-" if partition.high < 0 else f"{partition.high:,}",
             f"{partition.lag_messages:,}",
             Text(f"{partition.lag_seconds:.1f}", style=lag_style(partition.lag_seconds)),
+            style="dim" if reader.silent else "",
         )
     return _more(table, len(rows))
 
@@ -177,13 +178,15 @@ def _flights(status: Status) -> RenderableType:
     )
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            flight.batch_id.removeprefix(f"{reader.topic}-"),  # so that a terminal of 80 columns has room for it
+            # Without the topic, so that a terminal of 80 columns has room for it.
+            age_mark(reader) + flight.batch_id.removeprefix(f"{reader.topic}-"),
             Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,
             str(flight.attempt),
             str(flight.messages),
             size_text(flight.size_bytes),
             f"{flight.age_seconds:.1f} s",
+            style="dim" if reader.silent else "",
         )
     return _more(table, len(rows))
 
@@ -234,6 +237,11 @@ def _more(table: Table, rows: int) -> Table:
     if rows > ROWS_MAX:
         table.caption = f"and {rows - ROWS_MAX} more"
     return table
+
+
+def age_mark(reader: ReaderStatus) -> str:
+    """Begins a line whose figures are no longer current: how long ago its reader reported them."""
+    return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 
 def lag_style(lag_seconds: float) -> str:

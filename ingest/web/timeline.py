@@ -412,6 +412,16 @@ _PLAIN: dict[str, tuple[str, str, Title]] = {
     "sentry.feedback": ("feedback", "", lambda _, data: f"feedback {_text(data.get('feedbackId'))}"),
 }
 
+KINDS = frozenset(
+    (
+        *(kind for kind, _, _ in _PLAIN.values()),
+        *_KEYS.values(),
+        *CLICK_RANKS,
+        *("asset", "breadcrumb", "console", "navigation", "network", "options", "page", "state", "video", "vital"),
+    )
+)
+"""Every kind that a mark can have."""
+
 
 def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | None, segment_id: int) -> Mark:
     """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key wins."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tasks.kafka.options import producer_options
@@ -9,6 +11,7 @@ from tasks.kafka.records import Headers
 from tasks.settings import Settings
 
 CALL_SECONDS_MAX = 15.0
+log = logging.getLogger(__name__)
 
 
 class NotProduced(Exception):
@@ -25,7 +28,7 @@ class AcknowledgedProducer:
     def produce(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> int:
         """Returns the record's offset once it is durable. Raises NotProduced."""
         if self._producer is None:
-            self._producer = Producer(producer_options(self._settings))
+            self._producer = Producer(producer_options(self._settings), logger=log)
         reports: list[str] = []
         offsets: list[int] = []
 

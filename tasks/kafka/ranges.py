@@ -118,6 +118,7 @@ class RangeReader:
         self, settings: Settings, topic: str, *, group: str = GROUP, bounds: Bounds | None = None
     ) -> None:
         self.topic = topic
+        self._brokers = settings.kafka_brokers
         self.gone: Counter[int] = Counter()
         """By partition: offsets in the ranges that are not in the log."""
         self._bounds = bounds or Bounds()
@@ -316,7 +317,9 @@ class RangeReader:
         text = f"topic {self.topic}: {error.str()}"
         if error.code() in MISSING:
             return TopicMissing(text)
-        return KafkaRefused(text) if error.code() in REFUSED else KafkaAway(text)
+        if error.code() in REFUSED:
+            return KafkaRefused(text)
+        return KafkaAway(f"{text}; is a broker of REPLAYS_KAFKA_BROKERS={self._brokers} up?")
 
 
 class _Budget:

@@ -35,7 +35,8 @@ def migrate_topics(settings: Settings, *, dry_run: bool, source: bool) -> Iterat
         source_bytes = topics.message_bytes_max(settings.kafka_topic, timeout_seconds) or source_bytes
     for name, (partitions, config) in _wanted(settings, source_bytes, source=source).items():
         if name in present:
-            yield f"= topic {name} is there, {present[name].partitions} partitions"
+            partitions = present[name].partitions
+            yield f"= topic {name} is there, {partitions} partition{'' if partitions == 1 else 's'}"
             if name == settings.operators_topic:
                 _expect_compaction(topics.config(name, timeout_seconds), name)
             continue

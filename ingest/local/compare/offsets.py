@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
@@ -11,6 +12,8 @@ from confluent_kafka import TopicPartition as KafkaPartition
 from ingest.local.compare.report import ReconcileError
 from ingest.settings import Settings
 from tasks.kafka.options import kafka_options
+
+log = logging.getLogger(__name__)
 
 CALL_SECONDS_MAX = 30.0
 COORDINATOR_MOVES = (
@@ -25,7 +28,8 @@ class Committed:
 
     def __init__(self, settings: Settings) -> None:
         self._consumer = Consumer(
-            {"group.id": settings.kafka_group, "enable.auto.commit": False, **kafka_options(settings)}
+            {"group.id": settings.kafka_group, "enable.auto.commit": False, **kafka_options(settings)},
+            logger=log,
         )
 
     def of(self, sources: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:

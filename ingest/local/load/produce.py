@@ -14,6 +14,7 @@ sessions are open, and a few messages are held back.
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ from ingest.local.load.sessions import Session
 from tasks.kafka.options import kafka_options
 from tasks.settings import Settings
 from tasks.units import MiB
+
+log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.2
 QUEUED_BYTES_MAX = 64 * MiB
@@ -238,7 +241,8 @@ class _Run:
                 "message.timeout.ms": int(DELIVERY_SECONDS_MAX * 1000),
                 "enable.idempotence": True,
                 **kafka_options(settings),
-            }
+            },
+            logger=log,  # the client library's own lines would flood the terminal
         )
         try:
             self._producer.list_topics(timeout=ASK_SECONDS_MAX)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ingest.core import events as on
 from ingest.core.model import OffsetRange
+from ingest.operate.text import utc_text
 from tests.kit.commands import Done, command
 from tests.kit.office import MESSAGES, READER, Office
+from tests.kit.paths import ROOT
 
 AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
@@ -70,7 +76,7 @@ def test_a_project_is_switched_off_while_redis_is_away(office: Office):
     """Readers follow the topic of decisions; the copy in Redis has it as soon as it is asked again."""
     done = command(office.env | AWAY, "tenants", "kill", "7")
 
-    assert (done.code, done.out) == (0, "done; readers apply it within two seconds\n")
+    assert (done.code, done.out) == (0, "project 7: the rule is changed; readers apply it within two seconds\n")
     assert "project 7: off" in command(office.env, "tenants", "ls").out
 
 
@@ -194,6 +200,9 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
 
     assert listed["counts"] == [{"reason": "no_header", "sink": "", "count": 1}]
     assert "no_header" in text.out
+    assert f"{utc_text(letter['timestamp_ms'] / 1000)}" in text.out
+    assert f"-0-{MESSAGES - 1} " in text.out
+    assert f"timestamp     {utc_text(letter['timestamp_ms'] / 1000).replace(' ', 'T')}" in shown.out
     assert "it never parses" in shown.out
     assert told["content"]["reject"]
     assert (dry["produced"], dry["dry_run"]) == (1, True)
@@ -201,6 +210,45 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert again["produced"] == 0
     assert office.coordination.audited()[-1]["what"] == "dlq_replay"
     assert office.coordination.audited()[-1]["by"] == "ann"
+
+
+def test_on_a_terminal_dangerous_commands_say_how_much_and_ask(office: Office):
+    """A no changes nothing; with --yes nothing is asked; each reports what changed."""
+    batch = office.park(2, 4)
+    office.bury(0, "no_header")
+
+    given_up = on_a_terminal(office.env, "n", "batches", "abandon", batch.id, "--reason", "why not")
+    replayed = on_a_terminal(office.env, "n", "dlq", "replay", "--reason", "no_header")
+    killed = on_a_terminal(office.env, "y", "tenants", "kill", "7")
+    again = command(office.env, "tenants", "kill", "7", "--yes")
+
+    assert "2 messages" in given_up
+    assert batch.id in office.coordination.parked()
+    assert "no_header to their topic" in replayed
+    assert "stored segments in the last hour" in killed
+    assert "project 7: off (was on, no limit)" in killed
+    assert "project 7: still off" in again.out
+    assert [deed["what"] for deed in office.coordination.audited()] == ["tenant_kill", "tenant_kill"]
+    assert command(office.env, "tenants", "revive", "7").code == 0
+
+
+def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
+    """What the command prints to somebody who answers its question so."""
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ingest.cli", *arguments],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        os.write(ours, f"{answer}\n".encode())
+        return process.communicate(timeout=60)[0]
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_replaying_needs_a_choice(office: Office):

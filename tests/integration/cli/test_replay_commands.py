@@ -7,7 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ingest.cli.main import main
+from ingest.web.timeline import KINDS
 from tests.kit.commands import Done, command
 from tests.kit.library import (
     HOLED,
@@ -93,6 +96,25 @@ def test_a_session_is_found_and_its_evidence_taken(library: Library):
     for wrong in (["--selector", "a b"], ["--error", "x"], ["--text", " "]):
         assert command(library.env, "replays", "find", *wrong).code == 2
     assert command(library.env, "events", library.shop_id, "--around", "soon").code == 2
+
+
+def test_events_of_an_unknown_kind_are_refused(library: Library):
+    """Exit code 2, with the kinds that there are; each kind of the recordings is among them."""
+    done = command(library.env, "events", HOLED, "--kind", "nope")
+    told = command(library.env, "events", HOLED, "--json").json
+
+    assert done.code == 2
+    assert "nope" in done.err
+    assert "rage_click" in done.err
+    assert set(told["counts"]) <= KINDS
+
+
+def test_events_keep_to_the_width_of_the_terminal(library: Library):
+    """One line per event, none longer than COLUMNS."""
+    done = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
+
+    assert done.exit_code == 0
+    assert max(map(len, done.output.splitlines())) <= 60
 
 
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from ingest.operate.text import age_seconds, clock_text, moment, runs_text, seconds_text, size_text, utc_text
+from ingest.operate.text import (
+    age_seconds,
+    clock_text,
+    counted,
+    moment,
+    runs_text,
+    seconds_text,
+    size_text,
+    times_as_text,
+    utc_text,
+)
 
 
 def test_an_operator_types_ages_or_times() -> None:
@@ -37,3 +47,14 @@ def test_times_and_numbers_read_as_people_write_them() -> None:
     assert [clock_text(each) for each in (245, 3723)] == ["4:05", "1:02:03"]
     assert [utc_text(each) for each in (None, 0)] == ["", "1970-01-01 00:00:00"]
     assert [runs_text(each) for each in ((), (7, 3, 5, 6))] == ["", "3, 5-7"]
+
+
+def test_milliseconds_are_shown_as_times() -> None:
+    """Only what is named so, and only what is a time."""
+    shown = times_as_text({"first_seen_ms": 1_500, "timestamp_ms": -1, "offset": 7, "note_ms": "none"})
+
+    assert shown == {"first_seen": "1970-01-01T00:00:01.500Z", "timestamp": -1, "offset": 7, "note": "none"}
+
+
+def test_one_of_a_thing_has_no_plural() -> None:
+    assert [counted(number, "broker") for number in (0, 1, 2000)] == ["0 brokers", "1 broker", "2,000 brokers"]

@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from ingest.observe.snapshot import RejectsOf, RejectState, Snapshot
-from ingest.operate.status import ReaderStatus
-from ingest.operate.top import _reader_line
+from ingest.observe.snapshot import PartitionState, RejectsOf, RejectState, Snapshot
+from ingest.operate.status import ReaderStatus, RedisStatus, Status
+from ingest.operate.top import _reader_line, page
 
 
 def line(rejects: RejectState) -> str:
@@ -31,3 +31,19 @@ def test_projects_that_are_shed_are_named() -> None:
     assert "SHED, mostly rejects: project 42, 44\n" in line(RejectState(worst, shed=2))
     assert "project 42, 44, ..." in line(RejectState(worst, shed=9))
     assert "SHED" not in line(RejectState(worst[1:2]))
+
+
+def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
+    """Its partitions and batches are shown with the age of what is known; those of another reader are not."""
+    partitions = (PartitionState(0, 10, 10, 10, 0, 0.0), PartitionState(1, 10, 10, 10, 0, 0.0))
+    readers = (
+        ReaderStatus(reader="gone", silent=True, silent_seconds=90.0, snapshot=Snapshot(0.0, partitions[:1])),
+        ReaderStatus(reader="here", silent=False, silent_seconds=1.0, snapshot=Snapshot(0.0, partitions[1:])),
+    )
+    redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
+    drawn = io.StringIO()
+
+    Console(file=drawn, width=200).print(page(Status(0.0, readers, (), (), redis, {})))
+
+    assert "(90 s old) gone" in drawn.getvalue()
+    assert "old) here" not in drawn.getvalue()

@@ -1,0 +1,23 @@
+"""Asking before a command changes what cannot be taken back: on a terminal, unless `--yes` is given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from ingest.cli.common import echo
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a terminal, nothing is asked.")
+
+
+def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:
+    """Prints the consequences and asks, on a terminal. A no ends the command with exit code 1.
+
+    `consequences` is only called to be printed: it may count what would change.
+    """
+    if yes or not sys.stdin.isatty():
+        return
+    echo(consequences(), err=True)
+    click.confirm(question, abort=True, err=True)
