@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from redis import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.backoff import ExponentialBackoff
 from redis.connection import PythonRespSerializer  # type: ignore[attr-defined]  # types-redis is older
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
@@ -321,3 +321,14 @@ def refuse_unsupported(settings: Settings) -> None:
         client.close()
     if text:
         raise RedisRefused(text)
+
+
+def advice(error: BaseException) -> str:
+    """What to do about a Redis that does not answer or refuses."""
+    if isinstance(error, AuthenticationError):
+        return "correct the user or password in REPLAYS_REDIS_URL"
+    if isinstance(error, NoPermissionError):
+        return "grant its user the rights of deploy/redis/users.acl"
+    if isinstance(error, (OSError, RedisConnectionError)):
+        return "start Redis, or correct REPLAYS_REDIS_URL"
+    return "check REPLAYS_REDIS_URL"

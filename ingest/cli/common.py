@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from redis.exceptions import RedisError
 
 from ingest.settings import Settings, load
-from tasks.connection import connect
+from tasks.connection import advice, connect
 from tasks.coordination import Coordination
 from tasks.kafka.options import producer_options
 from tasks.printed import ascii_json, printable, without_secrets
@@ -115,7 +115,7 @@ def redis_answers() -> Iterator[None]:
     except (NotProduced, DecisionsUnreadable, RangeError) as error:
         fail(f"operators' topic: {error}")
     except RedisError as error:
-        fail(f"redis: {error}; check REPLAYS_REDIS_URL")
+        fail(f"redis: {error}; {advice(error)}")
 
 
 def coordination_of(loaded: Settings) -> Coordination:

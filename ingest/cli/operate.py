@@ -58,15 +58,16 @@ def check(as_json: bool) -> None:
     probe in each sink, as far as permissions allow. Lists what could not be tested. Queues without a worker and
     partitions without an owner are errors.
     """
-    from ingest.operate.check import REDIS_KIND, run
+    from ingest.operate.check import REDIS_KIND, look
 
-    findings = run(settings())
+    findings = []
+    console = Terminal()
+    for finding in look(settings()):
+        findings.append(finding)
+        if not as_json:
+            console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
     if as_json:
         echo_json([finding.as_dict() for finding in findings])
-    else:
-        console = Terminal()
-        for finding in findings:
-            console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
     bad = [finding.name for finding in findings if finding.bad]
     sys.exit(RedisRefused.exit_code if REDIS_KIND in bad else EXIT_FAILED if bad else 0)
 

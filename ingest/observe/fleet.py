@@ -8,19 +8,21 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import structlog
 from redis.exceptions import RedisError
 
 from ingest.observe.metrics import Metrics
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.configuration import configuration
-from tasks.connection import connect, prove_writable, refusal
+from tasks.connection import advice, connect, prove_writable, refusal
 from tasks.coordination import Coordination
 from tasks.errors import shortened
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
 from tasks.observe.presence import consumers, workers
 
+log = structlog.get_logger(__name__)
 BREAKER_LEVELS = {BreakerPhase.CLOSED: 0, BreakerPhase.HALF_OPEN: 1, BreakerPhase.OPEN: 2}
 
 
@@ -56,6 +58,34 @@ def broker_prefix(settings: Settings) -> str:
     return str(configuration(settings)["broker_transport_options"]["global_keyprefix"])
 
 
+class Reported:
+    """What the log has said of Redis and of the workers: each state once, when it begins and when it ends."""
+
+    def __init__(self) -> None:
+        self._redis = ""
+        self._queues: tuple[str, ...] = ()
+
+    def redis(self, trouble: str, what_to_do: str) -> None:
+        """The state of Redis, "" if it is well."""
+        if trouble and trouble != self._redis:
+            log.warning("redis_unusable", error=trouble, what_to_do=what_to_do)
+        elif self._redis and not trouble:
+            log.info("redis_usable")
+        self._redis = trouble
+
+    def queues(self, without_worker: tuple[str, ...]) -> None:
+        """The queues that no worker consumes now."""
+        if without_worker and without_worker != self._queues:
+            log.warning(
+                "queues_without_worker",
+                queues=list(without_worker),
+                what_to_do="start `celery -A tasks worker`; until then nothing is committed",
+            )
+        elif self._queues and not without_worker:
+            log.info("every_queue_has_a_worker")
+        self._queues = without_worker
+
+
 class FleetWatch:
     """A thread that queries Redis every heartbeat, for metrics and /readyz. It never blocks the loop."""
 
@@ -64,6 +94,7 @@ class FleetWatch:
         self._metrics = metrics
         self._client: Any = connect(settings, retries=0)
         self._trouble = "not asked yet"
+        self._reported = Reported()
         self._kind_is_known = False
         self.loop = Loop("fleet-watch", self.look, settings.heartbeat_seconds, on_failure=metrics.loop_failed)
 
@@ -86,6 +117,9 @@ class FleetWatch:
         except (RedisError, OSError) as error:
             self._trouble = shortened(f"{type(error).__name__}: {error}")
             self._kind_is_known = False  # the address may lead to another server next time
+            self._reported.redis(self._trouble, advice(error))
+        else:
+            self._reported.redis(self._trouble, "see docs/redis.md")
         self._metrics.meters.set("replays.reader.redis_up", not self._trouble)
         if self._metrics.snapshot.paused:
             self._metrics.ask_log_ends()
@@ -110,8 +144,10 @@ class FleetWatch:
         for sink, state in states.items():
             meters.set("replays.reader.breaker_state", BREAKER_LEVELS[state.state], sink)
         found = workers(Coordination(self._client, self._settings), self._settings)
-        for queue, count in consumers(found, self._settings.sinks).items():
+        consumed = consumers(found, self._settings.sinks)
+        for queue, count in consumed.items():
             meters.set("replays.reader.queue_consumers", count, queue)
+        self._reported.queues(tuple(queue for queue, count in consumed.items() if not count))
         memory = redis_memory(self._client)
         meters.set("replays.reader.redis_used_bytes", memory.used_bytes)
         meters.set("replays.reader.redis_max_bytes", memory.max_bytes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import unquote, urlsplit
+
+from redis.exceptions import RedisError
 
 from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.text import counted, size_text
 from ingest.settings import Settings
-from tasks.connection import connect, prove_writable, refusal
+from tasks.connection import advice, connect, prove_writable, refusal
 from tasks.kafka.options import without_secrets as without_option_secrets
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.sinks import Level
@@ -18,41 +20,50 @@ from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 10.0
+DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are taken to be down
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leave nothing to read
 RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
 
 
 def run(settings: Settings) -> list[Finding]:
-    """Looks at settings, links, Kafka, Redis, the fleet and every sink, and does what reader and workers do there.
+    """All findings of `look`."""
+    return list(look(settings))
 
+
+def look(settings: Settings) -> Iterator[Finding]:
+    """Yields each finding as soon as it is known.
+
+    Looks at settings, links, Kafka, Redis, the fleet and every sink, and does what reader and workers do there.
     Takes seconds, and leaves nothing behind but what a finding names.
     """
-    findings = [Finding("settings", Severity.OK, "valid")]
-    findings += deadlines(settings)
-    findings += _links(settings)
+    secrets = secret_values(settings)
+    for finding in _all(settings):
+        yield finding.hiding(secrets)
+
+
+def _all(settings: Settings) -> Iterator[Finding]:
+    yield Finding("settings", Severity.OK, "valid")
+    yield from deadlines(settings)
+    yield from _links(settings)
     kafka = _guarded("kafka", lambda: _kafka(settings))
-    findings += kafka
+    yield from kafka
     if not any(finding.bad for finding in kafka):
-        findings += _guarded("consumer group", lambda: rehearsal.group(settings))
-        findings += _guarded("partition owners", lambda: rehearsal.owners(settings))
+        yield from _guarded("consumer group", lambda: rehearsal.group(settings))
+        yield from _guarded("partition owners", lambda: rehearsal.owners(settings))
     redis = _guarded("redis", lambda: _redis(settings))
-    findings += redis
+    yield from redis
     if not any(finding.name in ("redis", REDIS_KIND) and finding.bad for finding in redis):
-        findings += _guarded("staging", lambda: rehearsal.staging(settings))
-        findings += _guarded("tasks", lambda: rehearsal.task(settings))
-        findings += _guarded("workers", lambda: rehearsal.fleet(settings))
+        yield from _guarded("staging", lambda: rehearsal.staging(settings))
+        yield from _guarded("tasks", lambda: rehearsal.task(settings))
+        yield from _guarded("workers", lambda: rehearsal.fleet(settings))
     for name in settings.sinks:
         if name == "dead_letter" and kafka[0].bad:
-            findings.append(
-                Finding(name, Severity.BAD, "its topic is on the Kafka that does not answer", "see kafka")
-            )
+            yield Finding(name, Severity.BAD, "its topic is on the Kafka that does not answer", "see kafka")
             continue
-        findings += _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
+        yield from _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
     if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
-        findings += _guarded("metrics to dogstatsd", lambda: _sink(settings, SinkName.DATADOG))
-    secrets = secret_values(settings)
-    return [finding.hiding(secrets) for finding in findings]
+        yield from _guarded("metrics to dogstatsd", lambda: _sink(settings, SinkName.DATADOG))
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
@@ -81,7 +92,7 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
                 name,
                 Severity.BAD,
                 f"{type(failure).__name__}: {failure}",
-                "see the message; is the address right?",
+                advice(failure) if isinstance(failure, RedisError) else "see the message; is the address right?",
             )
         ]
 
@@ -133,9 +144,14 @@ def _links(settings: Settings) -> Iterable[Finding]:
 
 def _kafka(settings: Settings) -> Iterable[Finding]:
     try:
-        cluster = Topics(settings).inventory(CALL_SECONDS_MAX)
+        cluster = Topics(settings).inventory(CALL_SECONDS_MAX, down_seconds_max=DOWN_SECONDS_MAX)
     except ClusterUnreachable as failure:
-        yield Finding("kafka", Severity.BAD, str(failure), "check REPLAYS_KAFKA_BROKERS and the security settings")
+        yield Finding(
+            "kafka",
+            Severity.BAD,
+            str(failure),
+            "start a broker, or correct REPLAYS_KAFKA_BROKERS and the security settings",
+        )
         return
     yield Finding("kafka", Severity.OK, counted(cluster.brokers, "broker"))
     for topic in (settings.kafka_topic, settings.dlq_topic):

@@ -22,6 +22,7 @@ from ingest.operate.terminal import Terminal
 from ingest.operate.text import seconds_text, size_text
 from ingest.settings import Settings
 from tasks.breaker import BreakerPhase
+from tasks.connection import advice
 from tasks.errors import shortened
 
 PICTURE_COLUMNS = 110
@@ -64,7 +65,8 @@ def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
     try:
         return draw()
     except RedisError as error:
-        return Panel(f"Redis does not answer: {shortened(str(error))}", title="replays-ingest top", style="red")
+        text = f"Redis does not answer: {shortened(str(error))}\n{advice(error)}"
+        return Panel(Text(text), title="replays-ingest top", style="red")
 
 
 def _headline(status: Status) -> RenderableType:
@@ -86,7 +88,7 @@ def _headline(status: Status) -> RenderableType:
     for reader in status.readers:
         lines.append(_reader_line(reader))
     if not status.readers:
-        lines.append(Text("no reader has shown itself", style="bold red"))
+        lines.append(Text("no reader is running: start `replays-ingest`", style="bold red"))
     if status.unowned:
         shown = ", ".join(
             f"{one.partition} (lag {one.lag_messages:,})" if one.lag_messages >= 0 else str(one.partition)
@@ -96,6 +98,7 @@ def _headline(status: Status) -> RenderableType:
     if status.queues_without_worker:
         queues = ", ".join(status.queues_without_worker)
         lines.append(Text(f"queues without a worker: {queues}", style="bold red"))
+        lines.append(Text("start `celery -A tasks worker`; until then nothing is committed", style="red"))
     return Panel(Group(*lines), border_style="blue")
 
 

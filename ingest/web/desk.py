@@ -17,7 +17,7 @@ from ingest.operate import dlq, status
 from ingest.reader.configuration import rules_of
 from ingest.settings import Settings
 from ingest.web.journey import flower_url
-from tasks.connection import connect
+from tasks.connection import advice, connect
 from tasks.coordination import Coordination
 from tasks.errors import SinkError
 from tasks.kafka.decisions import DecisionsUnreadable
@@ -59,7 +59,7 @@ class Desk:
         except (RangeError, DecisionsUnreadable) as error:
             raise Refused(503, f"operators' decisions: {error}") from error
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}") from error
+            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
         for batch in found["parked"]:
             batch["flower"] = flower_url(self._settings, batch["batch_id"])
         for reader in found["readers"]:
@@ -77,7 +77,7 @@ class Desk:
         except ReaderGone as error:
             raise Refused(409, str(error)) from error
         except RedisError as error:
-            raise Refused(503, f"redis does not answer: {error}") from error
+            raise Refused(503, f"redis does not answer: {error}; {advice(error)}") from error
         except NotProduced as error:
             raise Refused(503, str(error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,12 +62,14 @@ class Topics:
         except (KafkaException, ValueError) as failure:
             raise ClusterUnreachable(self._reasons(failure), refused=True) from failure
 
-    def inventory(self, seconds_max: float) -> Inventory:
+    def inventory(self, seconds_max: float, *, down_seconds_max: float = math.inf) -> Inventory:
         """Lists topics. Raises ClusterUnreachable after `seconds_max`, or when the broker refuses.
 
+        `down_seconds_max`: after this, a client that reports all brokers as down is believed.
         A refused password or certificate is reported asynchronously; the call itself would time out.
         """
-        ends_at = time.monotonic() + seconds_max
+        began = time.monotonic()
+        ends_at = began + seconds_max
         while True:
             try:
                 found = self._admin.list_topics(timeout=min(ASK_SECONDS, seconds_max))
@@ -74,7 +77,9 @@ class Topics:
             except KafkaException as failure:
                 self._admin.poll(0)
                 refused = any(error.code() in REFUSALS for error in self._heard)
-                if refused or time.monotonic() >= ends_at:
+                down = any(error.code() == KafkaError._ALL_BROKERS_DOWN for error in self._heard)
+                given_up = down and time.monotonic() - began >= down_seconds_max
+                if refused or given_up or time.monotonic() >= ends_at:
                     raise ClusterUnreachable(self._reasons(failure), refused=refused) from failure
         topics = {
             name: Topic(

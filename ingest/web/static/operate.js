@@ -72,13 +72,17 @@ function draw(found) {
     ["up", (w) => length(found.at - w.started_at), "number"],
     ["seen", (w) => `${length(w.silent_seconds)} ago`, "number"],
   ];
-  replace("workers", table(workers, found.workers, "no worker has shown itself"));
+  replace("workers", table(workers, found.workers, "no worker is running: start celery -A tasks worker"));
   const unowned = [
     ["partition", (p) => String(p.partition), "number"],
     ["lag", (p) => (p.lag_messages < 0 ? "unknown" : String(p.lag_messages)), "number"],
   ];
   replace("unowned", table(unowned, found.unowned, "none"));
-  replace("unconsumed", table([["queue", (queue) => make("span", { class: "bad" }, queue)]], found.queues_without_worker, "none"));
+  const unconsumed = [
+    ["queue", (queue) => make("span", { class: "bad" }, queue)],
+    ["what to do", (queue) => `start celery -A tasks worker -Q ${queue}`, "wrap"],
+  ];
+  replace("unconsumed", table(unconsumed, found.queues_without_worker, "none"));
   const of = (name) => found.readers.flatMap((reader) => reader.snapshot[name].map((one) => ({ ...one, reader })));
   const partitions = [
     ["partition", (p) => String(p.partition), "number"],
@@ -89,7 +93,7 @@ function draw(found) {
     ["lag s", (p) => p.lag_seconds.toFixed(1), "number"],
     ["", (p) => (p.reader.snapshot.halted ? `halted: ${p.reader.snapshot.halted}` : p.reader.snapshot.paused ? "paused" : ""), "wrap"],
   ];
-  replace("partitions", table(partitions, of("partitions"), "no reader has a partition"));
+  replace("partitions", table(partitions, of("partitions"), "no reader has a partition: start replays-ingest"));
   const flights = [
     ["batch", flower],
     ["phase", (f) => f.phase],

@@ -1,0 +1,85 @@
+"""The faults that a first user meets: no broker, a wrong password, no worker. Each is answered with what to do."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from pydantic import SecretStr
+from rich.console import Console
+from structlog.testing import capture_logs
+
+from ingest.observe.fleet import FleetWatch
+from ingest.observe.metrics import Metrics
+from ingest.operate import status
+from ingest.operate.check import look
+from ingest.operate.finding import Finding
+from ingest.operate.top import page
+from ingest.settings import Settings
+from tests.kit.commands import command
+
+AWAY = "127.0.0.1:1"
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    """A Redis that answers, and nothing else."""
+    return Settings(
+        kafka_brokers=AWAY,
+        redis_url=SecretStr(redis_url),
+        key_prefix="first-faults",
+        sinks=("clickhouse", "dead_letter"),
+        clickhouse_url=f"http://{AWAY}",
+    )
+
+
+def watch(settings: Settings) -> FleetWatch:
+    """What writes the reader's log lines about Redis and workers."""
+    return FleetWatch(settings, Metrics(settings))
+
+
+def first(settings: Settings, name: str) -> Finding:
+    """The first finding of this name; what comes after it is not waited for."""
+    return next(finding for finding in look(settings) if finding.name == name)
+
+
+def test_no_broker_is_reported_with_what_to_do(settings: Settings):
+    """given no broker, when `check` runs, then it says so, and what to do"""
+    found = first(settings, "kafka")
+
+    assert found.bad
+    assert "start a broker, or correct REPLAYS_KAFKA_BROKERS" in found.line().plain
+
+
+def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
+    """given no worker, when page and log are looked at, then both say which queues wait and what to start"""
+    drawn = io.StringIO()
+    watching = watch(settings)
+
+    Console(file=drawn, width=200).print(page(status.collect(settings)))
+    with capture_logs() as lines:
+        watching.look()
+        watching.look()
+
+    assert "queues without a worker: flush.clickhouse, flush.dead_letter, control" in drawn.getvalue()
+    assert "start `celery -A tasks worker`" in drawn.getvalue()
+    (line,) = [line for line in lines if line["event"] == "queues_without_worker"]
+    assert line["queues"] == ["flush.clickhouse", "flush.dead_letter", "control"]
+    assert "celery -A tasks worker" in line["what_to_do"]
+
+
+def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: str):
+    """given a wrong password of Redis, when check, top and the log are asked, then each says what to correct"""
+    wrong = redis_url.replace("redis://", "redis://somebody:wrong@")
+    mistaken = settings.model_copy(update={"redis_url": SecretStr(wrong)})
+    watching = watch(mistaken)
+
+    with capture_logs() as lines:
+        watching.look()
+    shown = command({"REPLAYS_REDIS_URL": wrong}, "top", "--once")
+
+    expected = "correct the user or password in REPLAYS_REDIS_URL"
+    assert expected in first(mistaken, "redis").line().plain
+    assert (shown.code, expected in shown.err) == (1, True)
+    (line,) = [line for line in lines if line["event"] == "redis_unusable"]
+    assert line["what_to_do"] == expected
