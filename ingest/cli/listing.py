@@ -41,6 +41,7 @@ EXAMPLES: dict[str, str] = {
     "local up": "replays-ingest local up --all",
     "migrate": "replays-ingest migrate --dry-run",
     "reconcile": "replays-ingest reconcile --since 2h",
+    "replays find": "replays-ingest replays find --selector '#checkout' --since 7d",
     "replays ls": "replays-ingest replays ls --rage --since 6h",
     "replays show": "replays-ingest replays show REPLAY_ID",
     "shadow": "replays-ingest shadow --since 2h",

@@ -54,6 +54,7 @@ RUN: dict[str, str] = {
     "replays-ingest inspect": "",
     "replays-ingest replays ls": "",
     "replays-ingest replays find": "",
+    "replays-ingest replays show": "",
     "replays-ingest events": "",
     "replays-ingest fetch": "",
     "replays-ingest dlq ls": "",

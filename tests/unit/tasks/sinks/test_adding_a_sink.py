@@ -1,0 +1,89 @@
+"""The sink of docs/adding-a-sink.md does what its page says, and the page's list of places is right."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tasks.bisection import deliver
+from tasks.errors import PermanentSinkError, TransientSinkError
+from tasks.staging import Progress
+from tasks.wire import Row
+from tests.kit.paths import ROOT
+
+PAGE = (ROOT / "docs" / "adding-a-sink.md").read_text()
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Any:
+    """The page's own code, over an empty directory."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    found: dict[str, Any] = {"__name__": "the_page"}
+    exec(compile(code, "docs/adding-a-sink.md", "exec"), found)
+    return found["FilesSink"](tmp_path)
+
+
+def row(number: int, *, project: int = 11, size_bytes: int = 0) -> Row:
+    """A row of that project; equal numbers have equal ids."""
+    json = msgspec.json.encode({"project_id": project, "number": number, "text": "x" * size_bytes})
+    return Row("replays", f"id-{number}", json, number)
+
+
+def contents(folder: Path) -> list[bytes]:
+    """What the files hold."""
+    return sorted(path.read_bytes() for path in folder.iterdir())
+
+
+def test_a_write_that_is_repeated_leaves_one_copy(sink: Any, tmp_path: Path):
+    """given rows that were written, when they come again in other groups, then each is there once"""
+    rows = [row(1), row(2), row(1, project=12)]
+
+    sink.write(rows, "first", 5.0)
+    sink.write(rows[1:], "second", 5.0)
+
+    assert contents(tmp_path) == sorted(one.json for one in rows)
+
+
+def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
+    """given rows that no file takes, when a flush task delivers, then they alone become dead letters"""
+    rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
+    progress = Progress(left=list(range(len(rows))))
+
+    def write(positions: Any) -> None:
+        sink.write([rows[position] for position in positions], "token", 5.0)
+
+    deliver(write, partial(lambda _: sink.examine((), 5.0)), progress, len(rows), lambda: True)
+
+    assert [position for position, _ in progress.refused] == [1, 2]
+    assert contents(tmp_path) == sorted([rows[0].json, rows[3].json])
+
+
+def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
+    """given a directory that is gone, when rows are written, then the batch is parked, not buried"""
+    tmp_path.rmdir()
+
+    for ask in (lambda: sink.write([row(1)], "token", 5.0), sink.check):
+        with pytest.raises(PermanentSinkError) as found:
+            ask()
+        assert found.value.configuration
+
+
+def test_a_write_without_time_names_what_is_left(sink: Any):
+    """given a deadline that has passed, when rows are written, then all of them are tried again"""
+    with pytest.raises(TransientSinkError) as found:
+        sink.write([row(1), row(2)], "token", 0.0)
+
+    assert found.value.failed == (0, 1)
+
+
+def test_the_places_of_the_page_know_the_sinks():
+    """given the page's table, when each file is opened, then it names an existing sink"""
+    places = re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
+
+    assert len(places) >= 8
+    assert [place for place in places if "datadog" not in (ROOT / place).read_text().lower()] == []

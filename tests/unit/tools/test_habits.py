@@ -1,0 +1,51 @@
+"""What contributors meet: CI on every supported Python, hooks that are those of `make check`, forms that parse."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import yaml
+
+from tests.kit.paths import ROOT
+
+
+def loaded(path: str) -> Any:
+    """A YAML file of the checkout."""
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_ci_runs_on_every_supported_python():
+    """given requires-python, when the workflow is read, then its versions are those, and it runs .ci/run"""
+    supported = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported)
+    assert bounds is not None
+
+    job = loaded(".github/workflows/ci.yml")["jobs"]["run"]
+
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(int(bounds[1]), int(bounds[2]))]
+    assert job["steps"][-1] == {"run": ".ci/run"}
+
+
+def test_hooks_are_what_make_check_runs():
+    """given the hooks, when they are compared with `make check`, then each is a step of it"""
+    makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
+    (repository,) = loaded(".pre-commit-config.yaml")["repos"]
+
+    for hook in repository["hooks"]:
+        program = hook["entry"].removesuffix(" --force-exclude")
+        assert program in makefile
+
+
+def test_issue_forms_ask_for_something():
+    """given the forms, when they are read, then each has a name, a description and fields with ids"""
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+    assert len(forms) == 2
+    for form in forms:
+        found = yaml.safe_load(form.read_text())
+        assert found["name"]
+        assert found["description"]
+        ids = [field["id"] for field in found["body"]]
+        assert len(set(ids)) == len(ids) > 1
