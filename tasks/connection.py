@@ -19,6 +19,7 @@ from redis.backoff import ExponentialBackoff
 from redis.connection import PythonRespSerializer  # type: ignore[attr-defined]  # types-redis is older
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool, SentinelManagedConnection
 
@@ -324,11 +325,11 @@ def refuse_unsupported(settings: Settings) -> None:
 
 
 def advice(error: BaseException) -> str:
-    """What to do about a Redis that does not answer or refuses."""
+    """What to do about a Redis that does not answer or refuses; of other errors, where to look."""
     if isinstance(error, AuthenticationError):
         return "correct the user or password in REPLAYS_REDIS_URL"
     if isinstance(error, NoPermissionError):
         return "grant its user the rights of deploy/redis/users.acl"
-    if isinstance(error, (OSError, RedisConnectionError)):
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
         return "start Redis, or correct REPLAYS_REDIS_URL"
-    return "check REPLAYS_REDIS_URL"
+    return "check REPLAYS_REDIS_URL" if isinstance(error, RedisError) else "see the message; is the address right?"

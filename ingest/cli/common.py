@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 from packaging.requirements import Requirement
@@ -23,6 +23,7 @@ from tasks.coordination import Coordination
 from tasks.kafka.options import producer_options
 from tasks.printed import ascii_json, printable, without_secrets
 
+T = TypeVar("T")
 PACKAGE = "replays-ingest"
 EXIT_FAILED = 1
 
@@ -116,6 +117,14 @@ def redis_answers() -> Iterator[None]:
         fail(f"operators' topic: {error}")
     except RedisError as error:
         fail(f"redis: {error}; {advice(error)}")
+
+
+def unless_redis_is_away(ask: Callable[[], T]) -> T | None:
+    """The answer; None if Redis does not give one."""
+    try:
+        return ask()
+    except RedisError:
+        return None
 
 
 def coordination_of(loaded: Settings) -> Coordination:

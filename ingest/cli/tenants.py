@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
-from redis.exceptions import RedisError
 
-from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings
+from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings, unless_redis_is_away
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.settings import Settings
@@ -102,9 +101,8 @@ def _rule(project: int, act: Callable[[Any], None]) -> None:
 
 
 def _rule_text(store: TenantStore, project: int) -> str:
-    try:
-        rules = store.rules()
-    except RedisError:
+    rules = unless_redis_is_away(store.rules)
+    if rules is None:
         return UNKNOWN  # Redis holds a copy: without it rules can be changed, but not shown
     if project in rules.killed:
         return "off"

@@ -6,8 +6,6 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import unquote, urlsplit
 
-from redis.exceptions import RedisError
-
 from ingest.operate import rehearsal
 from ingest.operate.finding import Finding, Severity
 from ingest.operate.text import counted, size_text
@@ -92,7 +90,7 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
                 name,
                 Severity.BAD,
                 f"{type(failure).__name__}: {failure}",
-                advice(failure) if isinstance(failure, RedisError) else "see the message; is the address right?",
+                advice(failure),
             )
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +19,7 @@ class Terminal(Console):
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
         """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""
         super().__init__(**{"markup": False, "emoji": False, **options})
-        if columns_without_terminal and not self.is_terminal and not os.environ.get("COLUMNS"):
+        if columns_without_terminal and not self.is_terminal and self._width is None:  # rich read COLUMNS
             self.width = columns_without_terminal
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -34,7 +34,7 @@ TEXT = " ".join(HOSTILE.values()) + "\nforged line"
 SENDABLE = TEXT.encode("utf-8", "replace").decode()  # half a character cannot leave as UTF-8
 # Commands that print nothing from outside, or that start or change something.
 NOT_READING = {
-    *("migrate", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
+    *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
     *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status", "local logs"),
 }
 

@@ -69,7 +69,7 @@ def test_without_redis_each_command_says_what_to_check(office: Office, arguments
     done = command(office.env | AWAY, *arguments)
 
     assert (done.code, len(done.err.splitlines())) == (1, 1)
-    assert "check REPLAYS_REDIS_URL" in done.err
+    assert "start Redis, or correct REPLAYS_REDIS_URL" in done.err
 
 
 def test_a_project_is_switched_off_while_redis_is_away(office: Office):
