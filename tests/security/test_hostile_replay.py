@@ -139,9 +139,12 @@ def walk(office: Office, directory: str) -> dict[str, Done]:
         "tenants ls": [[]],
         "audit": [[]],
         "reconcile": [[]],
+        "shadow": [[]],
+        "backfill": [["--project", str(PROJECT), "--dry-run"]],
         "erase": [[REPLAY, "--project", str(PROJECT), "--dry-run"]],
         "replays ls": [[], ["--text", "\x1b[2J"]],
         "replays show": [[REPLAY], ["\x1b[2J"]],
+        "replays find": [["--text", "here"], ["--user", "here", "--url", "\x1b[2J"]],
         "events": [[REPLAY], [REPLAY, "--kind", "\x1b[2J"]],
         "fetch": [[REPLAY, "--output", directory]],
     }
@@ -193,5 +196,5 @@ def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
     piped = subprocess.run(wanted, env=env, capture_output=True, check=True)
 
     assert refused.returncode == 1
-    assert b"pipe or a file" in refused.stderr
+    assert b"does not write to a terminal" in refused.stderr
     assert piped.stdout.startswith(b"\x1b[2J")

@@ -78,7 +78,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: st
 def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest.MonkeyPatch):
     """Given a client that quotes a password decoded, when `check` fails, then it is hidden all the same."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
-    monkeypatch.setenv("REPLAYS_GCS_BUCKET", "p@ss/word-1")
+    monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
     monkeypatch.setenv("REPLAYS_KAFKA_BROKERS", "127.0.0.1:1")
     for name in ("REPLAYS_CLICKHOUSE_URL", "REPLAYS_GCS_ENDPOINT", "REPLAYS_BIGQUERY_ENDPOINT"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")

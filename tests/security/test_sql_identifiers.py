@@ -35,12 +35,24 @@ NOT_CHECKED = "ingest/local/"  # the embedded servers, which run what they are s
 CONSTANTS = {"TABLE", "PROJECT_ID", "NOBODY", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
 """Text of ours with placeholders, made beside the statement."""
-INTEGERS = re.compile(r"^(number|limit \+ 1|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
+INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN: dict[str, set[str]] = {
     # Through int() and UUID(): the plants below.
     # `named` is one of two texts of its function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
-    "ingest/operate/reconcile/presence.py": {"replays", "_numbers(...)", "_uuids(...)", "self._dataset", "table"},
+    "ingest/operate/reconcile/presence.py": {
+        *("replays", "events", "numbers(...)", "uuids(...)"),
+        *("self._dataset", "table", "columns", "grouped"),  # a setting, and constants by our own table
+    },
+    "ingest/operate/reconcile/recordings.py": {"numbers(...)", "uuids(...)"},
+    "ingest/operate/backfill/selection.py": {
+        *("replays", "uuid", "numbers(...)", "uuids(...)"),
+        "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # the plants below
+    },
+    # `where` is made of integers; the others are texts of the module.
+    "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
+    # `source`: FROM and a condition, or the encoded rows as one escaped literal.
+    "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
     # Settings with a pattern, and our own tables.
     "ingest/operate/erase/facts.py": {
         "what",
@@ -48,6 +60,9 @@ KNOWN: dict[str, set[str]] = {
         "settings.bigquery_dataset",
         "table",
     },
+    "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
+    # Columns of ours with placeholders.
+    "ingest/web/replays.py": {"clicked", "column"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
     # The table is one of TABLES_OF_SINK: the plant below. The partition is ClickHouse's own answer.
@@ -78,7 +93,7 @@ def interpolated(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _shortened(expression: ast.expr) -> str:
-    if isinstance(expression, ast.Call) and ast.unparse(expression.func) in ("_numbers", "_uuids"):
+    if isinstance(expression, ast.Call) and ast.unparse(expression.func) in ("numbers", "uuids"):
         return f"{ast.unparse(expression.func)}(...)"
     return ast.unparse(expression)
 
@@ -143,16 +158,16 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
         Rows(settings, PLANT, "0" * 32)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("query", ["_replays_query", "_segments_query", "_outcomes_query"])
+@pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
 @pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
-def test_reconcile_asks_for_no_planted_identity(query: str, field: str):
+def test_reconcile_asks_for_no_planted_identity(table: str, field: str):
     """Nothing of the plant is in the statement, if there is one."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
     row |= {"replay_id": identity, "event_hash": identity, field: PLANT}
 
     try:
-        made = getattr(presence, query)([row], 60)
+        made = presence.CONDITIONS[table]([row], 60)
     except ValueError:
         return
     assert "secret" not in made

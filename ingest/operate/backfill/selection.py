@@ -101,9 +101,10 @@ class StoredSegments:
         rows = self._server.query(
             "SELECT org_id, project_id, replace(toString(replay_id), '-', ''), segment_id, "
             "toUnixTimestamp(received), retention_days, partition, offset, object, size_compressed "
-            f"FROM replay_segments FINAL WHERE {where} AND (project_id > {project} OR (project_id = {project} AND "
-            f"(replay_id > {uuid} OR (replay_id = {uuid} AND segment_id > {segment})))) "
-            f"ORDER BY project_id, replay_id, segment_id LIMIT {segments_max}"
+            f"FROM replay_segments FINAL WHERE {where} AND (project_id > {int(project)} "
+            f"OR (project_id = {int(project)} AND "
+            f"(replay_id > {uuid} OR (replay_id = {uuid} AND segment_id > {int(segment)})))) "
+            f"ORDER BY project_id, replay_id, segment_id LIMIT {int(segments_max)}"
         ).result_rows
         found: list[StoredSegment] = []
         size_bytes = 0
