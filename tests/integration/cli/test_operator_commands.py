@@ -127,7 +127,7 @@ def test_a_parked_batch_is_given_up(office: Office):
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
     done = command(office.env, "batches", "abandon", batch.id, "--reason", "the table is gone")
 
-    assert "say why" in failed(unexplained)
+    assert "a reason is required" in failed(unexplained)
     assert "2 messages are dead letters" in done.out
     assert office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
 
