@@ -65,11 +65,11 @@ class _Delivery:
             if not positions:
                 continue
             if self._writes >= WRITES_MAX or not self._has_time():
-                self._convict()
+                self._confirm_refusals()
                 left = len(self._progress.left)
                 raise OutOfTime(f"{left} of {self._items} items are left for the next run")
             self._attempt(positions)
-        self._convict()
+        self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
         """One write; resulting groups are put in front of the others."""
@@ -125,7 +125,7 @@ class _Delivery:
         refused = len(self._suspects) + len(self._progress.refused)
         none_accepted = self._spread and not self._accepted_any
         if refused >= REFUSED_MIN and (refused > REFUSED_SHARE * self._items or none_accepted):
-            self._acquit(refused)
+            self._discard_refusals(refused)
 
     def _spread_out(self) -> None:
         """If all writes were refused so far, puts single items spread over the rest in front."""
@@ -137,7 +137,7 @@ class _Delivery:
         self._groups = [[position for position in group if position not in sample] for group in self._groups]
         self._groups += [[position] for position in sorted(sample)]
 
-    def _acquit(self, refused: int) -> None:
+    def _discard_refusals(self, refused: int) -> None:
         """Blames no item, including those of earlier runs: an operator must act."""
         first = next(iter(self._suspects.values()))
         self._progress.left = sorted({*self._progress.left, *(place for place, _ in self._progress.refused)})
@@ -146,7 +146,7 @@ class _Delivery:
             f"{refused} of {self._items} items are refused, the first with: {first}", configuration=True
         )
 
-    def _convict(self) -> None:
+    def _confirm_refusals(self) -> None:
         """Confirms the refusals of this run if the destination is still healthy."""
         if not self._suspects:
             return

@@ -1,8 +1,9 @@
 """A circuit breaker per sink, shared by the fleet through Redis (docs/decisions/009-independent-sinks.md).
 
-    closed ──▶ open more than half of the window's calls failed, and at least `breaker_failures_min` open ──▶
-    half-open the cool-down is over: one call, the probe, is allowed (it holds a lease) half-open ──▶ closed the
-    probe succeeded half-open ──▶ open the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
+    closed ──▶ open        more than half of the window's calls failed, and at least `breaker_failures_min`
+    open ──▶ half-open     the cool-down is over: one call, the probe, is allowed (it holds a lease)
+    half-open ──▶ closed   the probe succeeded
+    half-open ──▶ open     the probe failed: the cool-down doubles, up to `breaker_cool_seconds_max`
 
 While it is open, tasks are postponed instead of calling the sink, so that no worker process hangs. Refused rows
 count as success, because the sink responded. If Redis does not respond, all calls are allowed: the breaker is an
@@ -155,7 +156,7 @@ class Breaker:
             return Permit(PermitKind.CLOSED)
         return Permit(PermitKind(_text(kind)), float(wait_seconds), _text(error))
 
-    def tell(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
+    def report(self, sink: SinkName, permit: Permit, *, worked: bool, error: str = "") -> None:
         """Reports a call. `worked`: the sink responded, even if it refused items; otherwise `error`."""
         s = self._settings
         args: list[Any] = [
@@ -177,7 +178,7 @@ class Breaker:
         elif permit.kind is PermitKind.PROBE:
             log.warning("breaker of %s is closed again", sink)
 
-    def give_back(self, sink: SinkName, permit: Permit) -> None:
+    def return_permit(self, sink: SinkName, permit: Permit) -> None:
         """Returns an unused permit, so that another process can make the probe."""
         if permit.kind is PermitKind.PROBE:
             with contextlib.suppress(RedisError):  # its lease expires

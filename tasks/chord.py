@@ -1,7 +1,8 @@
 """Fan-out: one stage of one batch as a flat chord.
 
-    flush_gcs(blobs/gcs/0) ─┐ flush_gcs(blobs/gcs/1) ─┼─▶ complete all of them returned ... ─┘ chord_failed one of
-    them failed
+    flush_gcs(blobs/gcs/0) ─┐
+    flush_gcs(blobs/gcs/1) ─┼─▶ complete           all of them returned
+    ...                    ─┘   chord_failed       one of them failed
 
 The tasks run on their sinks' queues; `complete` and `chord_failed` on `control`, so that completions never wait
 behind flush tasks. Messages carry names only, the bytes are staged (docs/decisions/003-claim-check.md). Both need

@@ -60,6 +60,6 @@ def tell(chord_id: str, *, unexplained: str) -> str:
         metrics.observe_completion(NOBODY)
         log.warning("no reader is waiting for %s of %s", chord.stage, batch_id_of(chord.batch))
         return NOBODY
-    mine.coordination.tell(report.reader, report.completion)
+    mine.coordination.send_completion(report.reader, report.completion)
     metrics.observe_completion(report.completion.kind)
     return report.completion.kind.value

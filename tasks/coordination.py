@@ -1,8 +1,9 @@
 """Redis state shared by readers, workers and operators, besides batches.
 
-    <prefix>:reader:<reader> stream: completions and operators' requests, for one reader <prefix>:readers hash: the
-    last heartbeat of each reader <prefix>:workers hash: the last presence of each worker <prefix>:parked hash:
-    parked batches, each a lease renewed by its reader
+    <prefix>:reader:<reader>   stream: completions and operators' requests, for one reader
+    <prefix>:readers           hash: the last heartbeat of each reader
+    <prefix>:workers           hash: the last presence of each worker
+    <prefix>:parked            hash: parked batches, each a lease renewed by its reader
 
 No offset depends on this state; lost entries are written again. All times are Unix seconds by Redis' clock, so
 that clocks of different machines are never compared. Every key expires. Operators' decisions are in
@@ -56,7 +57,7 @@ class Coordination:
 
     # Completions
 
-    def tell(self, reader: str, completion: Completion) -> None:
+    def send_completion(self, reader: str, completion: Completion) -> None:
         """Adds an entry to the reader's stream."""
         stream, data = reader_stream(reader, self._prefix), msgspec.json.encode(completion)
         entry = {"c": data}
@@ -69,7 +70,7 @@ class Coordination:
 
     # Readers
 
-    def hello(self, reader: str, about: str) -> None:
+    def publish_reader(self, reader: str, about: str) -> None:
         """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, about)
@@ -83,7 +84,7 @@ class Coordination:
         if silent:
             self.client.hdel(self._readers, *silent)
 
-    def goodbye(self, reader: str) -> None:
+    def remove_reader(self, reader: str) -> None:
         """Removes the reader."""
         self.client.hdel(self._readers, reader)
 
@@ -93,7 +94,7 @@ class Coordination:
 
     # Workers
 
-    def worker_hello(self, worker: str, about: str) -> None:
+    def publish_worker(self, worker: str, about: str) -> None:
         """Stores a worker's presence: `about` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._workers, worker, about)
@@ -106,7 +107,7 @@ class Coordination:
         if silent:
             self.client.hdel(self._workers, *silent)
 
-    def worker_goodbye(self, worker: str) -> None:
+    def remove_worker(self, worker: str) -> None:
         """Removes the worker."""
         self.client.hdel(self._workers, worker)
 

@@ -37,7 +37,7 @@ def retry(coordination: Coordination, batch_id: str, by: str) -> str:
     """Returns one line about the result. Raises NotParked or ReaderGone."""
     reader = _reader_of(coordination, batch_id)
     coordination.audit({"what": "retry", "batch_id": batch_id, "by": by, "reader": reader})
-    coordination.tell(reader, Completion(CompletionKind.RETRY, batch_id))
+    coordination.send_completion(reader, Completion(CompletionKind.RETRY, batch_id))
     return f"{reader} was asked to retry {batch_id}"
 
 
@@ -62,16 +62,16 @@ def abandon(
             count += 1
             if size_bytes >= LETTERS_BYTES_MAX:
                 _reader_of(coordination, batch_id)
-                _bury(settings, dead_letters, batch_id, group)
+                _write_dead_letters(settings, dead_letters, batch_id, group)
                 group, size_bytes = [], 0
     _reader_of(coordination, batch_id)  # it may have settled while the topic was read
-    _bury(settings, dead_letters, batch_id, group)
+    _write_dead_letters(settings, dead_letters, batch_id, group)
     # Some messages have expired since; they are lost, so report it.
     gone = max(0, int(about.get("messages", count)) - count)
     coordination.audit(
         {"what": "abandon", "batch_id": batch_id, "by": by, "reason": reason, "messages": count, "gone": gone}
     )
-    coordination.tell(reader, Completion(CompletionKind.ABANDONED, batch_id, error=reason))
+    coordination.send_completion(reader, Completion(CompletionKind.ABANDONED, batch_id, error=reason))
     log.warning(
         "%s abandoned by %s: %s (%s messages to the dead letters, %s gone)", batch_id, by, reason, count, gone
     )
@@ -106,7 +106,9 @@ def _letter(record: Record, batch_id: str, error: str) -> DeadLetter:
     return DeadLetter(record.key, value, label.encode(), record.offset)
 
 
-def _bury(settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]) -> None:
+def _write_dead_letters(
+    settings: Settings, dead_letters: Sink[Any], batch_id: str, letters: Sequence[DeadLetter]
+) -> None:
     if letters:
         token = f"{batch_id}:{ABANDONED}:{letters[0].offset}"
         dead_letters.write(letters, token, settings.sink_timeout_seconds)

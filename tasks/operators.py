@@ -1,6 +1,6 @@
 """Operators' decisions: written to Kafka first, copied to Redis for commands and pages.
 
-<prefix>:operators hash: current decisions by key
+    <prefix>:operators           hash: current decisions by key
     <prefix>:operators:audit     sorted set: actions, by time
     <prefix>:operators:copied    the offset up to which both are complete
 
@@ -146,7 +146,7 @@ class Operators:
 
         If Redis is unreachable, a reader updates the copy later.
         """
-        both: Values = {**(decisions.deed(action) if action is not None else {}), **values}
+        both: Values = {**(decisions.audit_entry(action) if action is not None else {}), **values}
         with self._lock:
             offsets = self._writer.write(both)
         made = {key: Decision(offsets[key], None if value is None else dict(value)) for key, value in both.items()}
@@ -204,7 +204,7 @@ class Operators:
         """The last actions, the newest first."""
         known = self._lost()
         if known is None:
-            deeds = self._copy.audited(count_max)
+            actions = self._copy.audited(count_max)
         else:
-            deeds = sorted(known.of(AUDIT).values(), key=lambda one: float(one["at"]), reverse=True)[:count_max]
-        return [{name: str(value) for name, value in one.items()} for one in deeds]
+            actions = sorted(known.of(AUDIT).values(), key=lambda one: float(one["at"]), reverse=True)[:count_max]
+        return [{name: str(value) for name, value in one.items()} for one in actions]

@@ -87,7 +87,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         payload = mine.staging.payload(batch, name, begun.content)
         items = decode_items(target, payload)
     except Exception:
-        mine.breaker.give_back(target, permit)  # the sink was not called: no information about it
+        mine.breaker.return_permit(target, permit)  # the sink was not called: no information about it
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))
@@ -98,7 +98,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
     worked, last_error = True, ""
     try:
         deliver(write, examine, progress, len(items), lambda: time.monotonic() < ends_at)
-        _bury(mine, begun.manifest, target, items, progress)
+        _write_dead_letters(mine, begun.manifest, target, items, progress)
     except PermanentSinkError as error:
         raise Held(str(error), progress) from error
     except TransientSinkError as error:
@@ -115,7 +115,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         worked, last_error = False, f"{target}: did not return within the time limit"
         raise Later(last_error, None, progress) from error
     finally:
-        mine.breaker.tell(target, permit, worked=worked, error=last_error)
+        mine.breaker.report(target, permit, worked=worked, error=last_error)
 
 
 def _write(
@@ -132,7 +132,9 @@ def _examine(sink: Sink[Any], items: Sequence[Item], deadline_seconds: float, po
     sink.examine([items[position] for position in positions], deadline_seconds)
 
 
-def _bury(mine: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress) -> None:
+def _write_dead_letters(
+    mine: Tools, manifest: Manifest, sink: SinkName, items: Sequence[Item], progress: Progress
+) -> None:
     """Writes dead letters of refused items, before the task counts as done."""
     if not progress.refused:
         return

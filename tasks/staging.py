@@ -2,10 +2,11 @@
 
 Besides the payloads and done marks of `tasks.wire`, the hash has state that outlives one run of a task:
 
-    left/<task> JSON, `Progress`: items left when a task was put off error/<task> one line: why the task's last run
-    failed starts/<task>/<id> starts of the Celery task with that id that did not end chord/<stage> the token of
-    the last chord that was started for the stage seal/<field> the seal of that field, with a shared key
-    (`tasks.seals`); a done mark is its own seal
+    left/<task>        JSON, `Progress`: items left when a task was put off
+    error/<task>       one line: why the task's last run failed
+    starts/<task>/<id> starts of the Celery task with that id that did not end
+    chord/<stage>      the token of the last chord that was started for the stage
+    seal/<field>       the seal of that field, with a shared key (`tasks.seals`); a done mark is its own seal
 
 Redis keeps a batch for `staged_ttl_seconds`. A done mark is written, and the payload removed, by a script that
 Redis runs even at its memory limit; otherwise a full Redis could not be emptied by finishing tasks. Requires Redis

@@ -2,21 +2,22 @@
 
 One Redis hash per batch, under `batch_key(batch_id, digest)`:
 
-    manifest JSON, `Manifest` <task name> msgpack list of the items of one flush task; the name is a `TaskName`
-    done/<task name> set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
+    manifest          JSON, `Manifest`
+    <task name>       msgpack list of the items of one flush task; the name is a `TaskName`
+    done/<task name>  set once that task's write is durable (the done mark): "1", or its seal (`tasks.seals`)
 
-    The digest covers every item, so that a mark is only valid for the bytes that were written: the same range with
-    other content (for example from another release of the parser) is another hash.
+The digest covers every item, so that a mark is only valid for the bytes that were written: the same range with
+other content (for example from another release of the parser) is another hash.
 
-    Readers and workers of different releases run side by side during an upgrade. Compatibility:
+Readers and workers of different releases run side by side during an upgrade. Compatibility:
 
     manifest, completion   Objects. An unknown field is ignored, a missing one takes its default. `version` is
                            raised for everything else, and a newer version is refused.
-    items Arrays. A missing last element takes its default. An unknown one is refused, because ignoring it would
-    write less than the reader intended and report it as durable.
+    items                  Arrays. A missing last element takes its default. An unknown one is refused, because
+                           ignoring it would write less than the reader intended and report it as durable.
 
-    Hence a new element goes last and has a default, and workers are upgraded before readers. A refused batch is
-    parked with the reason until the workers are upgraded.
+Hence a new element goes last and has a default, and workers are upgraded before readers. A refused batch is parked
+with the reason until the workers are upgraded.
 
 This is the only module of `tasks` that the core imports: it does no I/O.
 """

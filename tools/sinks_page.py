@@ -1,4 +1,4 @@
-"""docs/sinks.md: what proves a write to each sink, and whose fault each failure is, by the tables of the code."""
+"""docs/sinks.md: proof of writes and classification of failures, from the tables in the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROOF_OF = {
 
 def sinks_page() -> Iterator[str]:
     """The whole page."""
-    yield "# Sinks: what proves a write, and whose fault a failure is"
+    yield "# Sinks: proof of writes, and causes of failures"
     yield from _proofs()
     yield from _blames()
     yield from _statuses()
@@ -47,41 +47,40 @@ def sinks_page() -> Iterator[str]:
 def _proofs() -> Iterator[str]:
     yield "## What proves a write"
     yield _text(
-        """An item counts as durable when the answer proves it in the sink's own format. A status of success
-        proves nothing: ClickHouse may send it before an insert fails, and proxies and portals answer with
-        pages of their own. What lacks the proof is tried again, and one line in the worker's log says
-        what came instead. Answers are read up to 64 KiB, and no redirect is followed."""
+        """An item counts as durable when the response proves it in the sink's own format. A success status proves
+        nothing: ClickHouse may send it before an insert fails, and proxies and captive portals respond with their
+        own pages. Writes without proof are retried, and one line in the worker's log has the response. Responses
+        are read up to 64 KiB, and redirects are not followed."""
     )
     yield _table(("sink", "proof"), ((f"`{name}`", PROOF_OF[name]) for name in SinkName))
 
 
 def _blames() -> Iterator[str]:
-    yield "## Whose fault"
+    yield "## Causes of failures"
     yield _text(
-        """Each failure is put down to one of these. The lists below say which status, code or reason is
-        which; what is not listed is the server's fault, or the network's where there was no answer: tried
-        again, then parked, never lost."""
+        """Each failure is assigned one cause, by the statuses, codes and reasons listed below. Unlisted ones are
+        assigned to `server`, or to `network` if there was no response: retried, then parked, never lost."""
     )
     rows = ((f"`{blame.value}`", MEANING_OF[blame], _sentence(blame.action)) for blame in Blame)
-    yield _table(("at fault", "which means", "what happens"), rows)
+    yield _table(("cause", "meaning", "handling"), rows)
     yield _text(
-        f"""Before an item is blamed, the place itself is examined, and again after the last one was: what was
-        refused without a healthy answer on both sides is forgotten. BigQuery and ClickHouse are asked for
-        the table's type and columns and for their answer to rows that are known to be good, without
-        storing them; Cloud Storage stores and deletes a small object. So a column that somebody added, or
-        a constraint that nothing meets, parks the batch, and one poison row, alone in its batch even,
-        becomes a dead letter. Refusals that name no row are halved, with at most {WRITES_MAX} writes per
-        run; when {REFUSED_MIN} items or more and over {REFUSED_SHARE:.0%} of a task (or all of those
-        tried all over it) are refused by a healthy place, our rows are wrong, and the batch parks."""
+        f"""Before an item is blamed, and again after the last one, the destination is examined; refusals
+        without a healthy result on both sides are discarded. BigQuery and ClickHouse are queried for the
+        table's type and columns, and tested with known-good rows that are not stored; in Cloud Storage a
+        small object is stored and deleted. An added column or a constraint that no row satisfies therefore
+        parks the batch, and a bad row becomes a dead letter even if it is alone in its batch. Refusals that
+        name no row are bisected, with at most {WRITES_MAX} writes per run. If a healthy destination refuses
+        {REFUSED_MIN} items or more and over {REFUSED_SHARE:.0%} of a task (or all of a sample spread over
+        it), our rows are wrong, and the batch is parked."""
     )
 
 
 def _statuses() -> Iterator[str]:
     yield "## HTTP statuses"
     yield _text(
-        """Of proxies and gateways: an answer in which the server itself does not say what is wrong.
-        `Retry-After`, a number of seconds or a date, is kept up to an hour. Statuses of success that
-        prove nothing are `network`."""
+        """For responses without an error of the server itself, for example from proxies and gateways.
+        `Retry-After`, in seconds or as a date, is honored up to one hour. Success statuses without proof are
+        `network`."""
     )
     yield _by_blame({str(status): blame for status, blame in answers.BLAME_OF_STATUS.items()}, "statuses")
 
@@ -89,13 +88,12 @@ def _statuses() -> Iterator[str]:
 def _google() -> Iterator[str]:
     yield "## Cloud Storage and BigQuery"
     yield _text(
-        """A JSON error of Google's is judged by its reasons, then by its status as above, with two
-        differences: 400 is `batch` (`row` for one object or one row), and `size` if its text says so. A
-        403 or 412 to an upload is followed by a look at what is stored there: an equal object is success;
-        another one that a retention policy or a hold protects is `row`. A packed object is never a dead
-        letter, since a letter could not say which recordings are in it: it is held. A row that BigQuery
-        refuses with `no such field` is `table`; `stopped` rows are written again without those that
-        stopped them."""
+        """Google's JSON errors are classified by reason, then by status as above, with two differences: 400 is
+        `batch` (`row` for one object or one row), or `size` if its text says so. After a 403 or 412 for an upload,
+        the stored object is compared: an equal object is success; a different one protected by a retention policy
+        or hold is `row`. A packed object never becomes a dead letter, because the letter could not name its
+        recordings: its batch is parked. A row that BigQuery refuses with `no such field` is `table`; `stopped`
+        rows are written again without those that stopped them."""
     )
     yield _by_blame({f"`{reason}`": blame for reason, blame in google_errors.BLAME_OF_REASON.items()}, "reasons")
 
@@ -103,10 +101,9 @@ def _google() -> Iterator[str]:
 def _clickhouse() -> Iterator[str]:
     yield "## ClickHouse"
     yield _text(
-        """By the exception's code, in its header or in the body, whatever the status. `batch` becomes `row`
-        for the row that the server names (`at row N`), once it was refused alone. An exception about an
-        unknown field, or one that was raised while pushing to a view, is `table`. A 413 is `size`
-        whatever the code."""
+        """By the exception code in the header or body, regardless of the status. `batch` becomes `row` for the row
+        named by the server (`at row N`), once it was refused on its own. Exceptions about an unknown field, or
+        raised while pushing to a view, are `table`. A 413 is `size` regardless of the code."""
     )
     codes = {f"{number} `{name}`": blame for (number, name), blame in clickhouse_errors.BLAME_OF_CODE.items()}
     yield _by_blame(codes, "codes")
@@ -115,8 +112,8 @@ def _clickhouse() -> Iterator[str]:
 def _kafka() -> Iterator[str]:
     yield "## Dead letters"
     yield _text(
-        """By the name of librdkafka's error. No letter is ever blamed: it has no other place to go. Codes of
-        consumers, transactions and administration, which a producer does not meet, are `server`."""
+        """By librdkafka's error name. Letters are never blamed, because there is no other destination. Codes of
+        consumers, transactions and administration, which do not occur in a producer, are `server`."""
     )
     ours = {
         f"`{name}`": blame
@@ -127,23 +124,23 @@ def _kafka() -> Iterator[str]:
 
 
 def _network() -> Iterator[str]:
-    yield "## No answer"
+    yield "## No response"
     yield _text(
-        """Ends of an HTTP request without an answer, by libcurl's code. A proxy that refuses the tunnel is
-        judged by its status, as above."""
+        """HTTP requests without a response, by libcurl's code. A proxy that refuses the tunnel is classified by
+        its status, as above."""
     )
     names = {getattr(pycurl, name): name for name in sorted(dir(pycurl)) if CURL_CODE.match(name)}
     yield _by_blame({f"`{names[code]}`": blame for code, blame in transfers.BLAME_OF_CODE.items()}, "codes")
 
 
 def _by_blame(blames: Mapping[str, Blame], what: str) -> str:
-    """A table with a row for each culprit, and all that is put down to it."""
+    """A table with a row for each cause."""
     rows = (
         (f"`{blame.value}`", ", ".join(name for name, found in blames.items() if found is blame))
         for blame in Blame
         if blame in blames.values()
     )
-    return _table(("at fault", what), rows)
+    return _table(("cause", what), rows)
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -196,7 +196,7 @@ def dlq_replay(
         except DeadLettersUnavailable as error:
             fail(str(error))
         if not dry_run:
-            deed = {
+            action = {
                 "what": "dlq_replay",
                 "by": by,
                 "reason": reason or "",
@@ -204,7 +204,7 @@ def dlq_replay(
                 "ids": ",".join(ids),
             }
             counts = {"produced": summary.produced, "written": summary.written, "failed": len(summary.failed)}
-            coordination.audit({**deed, **counts})
+            coordination.audit({**action, **counts})
     if as_json:
         echo_json({**msgspec.to_builtins(summary), "dry_run": dry_run})
     else:

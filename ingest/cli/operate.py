@@ -243,13 +243,15 @@ def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
 def audit(limit: int, as_json: bool) -> None:
     """List operator actions, latest first: kills, limits, retries, replays, erasures, and who took them."""
     with redis_answers():
-        deeds = coordination_of(settings()).audited(limit)
+        actions = coordination_of(settings()).audited(limit)
     if as_json:
-        echo_json(deeds)
+        echo_json(actions)
         return
-    for deed in deeds:
-        rest = ", ".join(f"{name} {value}" for name, value in deed.items() if name not in AUDIT_COLUMNS and value)
-        echo(f"{utc_text(float(deed['at']))}  {deed.get('by', ''):<12} {deed.get('what', '')}  {rest}")
+    for action in actions:
+        rest = ", ".join(
+            f"{name} {value}" for name, value in action.items() if name not in AUDIT_COLUMNS and value
+        )
+        echo(f"{utc_text(float(action['at']))}  {action.get('by', ''):<12} {action.get('what', '')}  {rest}")
 
 
 COMMANDS = (migrate, check, inspect, status, top, flower, batches, audit)

@@ -122,9 +122,9 @@ class HeartbeatWriter:
             started_at=self._started_at,
             seen_at=self._coordination.now(),
         )
-        self._coordination.hello(self._reader, msgspec.json.encode(beat).decode())
+        self._coordination.publish_reader(self._reader, msgspec.json.encode(beat).decode())
         self._written_at = now
 
     def remove(self) -> None:
         """Removes the reader from the list when it ends."""
-        self._coordination.goodbye(self._reader)
+        self._coordination.remove_reader(self._reader)

@@ -1,1 +1,1 @@
-"""What operators do: check, status, top, dead letters, inspection, reconciliation, erasure."""
+"""Operator commands: check, status, top, dead letters, inspection, reconciliation, erasure."""

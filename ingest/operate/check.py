@@ -1,4 +1,4 @@
-"""Is everything there that the reader and the fleet need? One finding a thing, each with what to do about it."""
+"""Checks everything that readers and workers need. One finding per check, each with what to do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tasks.wire import SinkName
 CALL_SECONDS_MAX = 10.0
 DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are taken to be down
 REDIS_KIND = "redis kind"
-SECRET_CHARACTERS_MIN = 4  # hiding each occurrence of a shorter text would leave nothing to read
-RUN_CALLS_MAX = 6  # a flush task is killed after so many calls' time (tasks.configuration.time_limits)
+SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would make messages unreadable
+RUN_CALLS_MAX = 6  # a flush task is killed after the time of this many calls (tasks.configuration.time_limits)
 
 
 def run(settings: Settings) -> list[Finding]:
@@ -32,8 +32,8 @@ def run(settings: Settings) -> list[Finding]:
 def look(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
-    Looks at settings, links, Kafka, Redis, the fleet and every sink, and does what reader and workers do there.
-    Takes seconds, and leaves nothing behind but what a finding names.
+    Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
+    workers use. Takes seconds, and leaves nothing behind except as named in findings.
     """
     secrets = secret_values(settings)
     for finding in _all(settings):
@@ -57,7 +57,7 @@ def _all(settings: Settings) -> Iterator[Finding]:
         yield from _guarded("workers", lambda: rehearsal.fleet(settings))
     for name in settings.sinks:
         if name == "dead_letter" and kafka[0].bad:
-            yield Finding(name, Severity.BAD, "its topic is on the Kafka that does not answer", "see kafka")
+            yield Finding(name, Severity.BAD, "its topic is on the unreachable Kafka", "see kafka")
             continue
         yield from _guarded(name, lambda name=name: _sink(settings, name))  # type: ignore[misc]
     if settings.metrics_dogstatsd and SinkName.DATADOG not in settings.sinks:
@@ -65,7 +65,7 @@ def _all(settings: Settings) -> Iterator[Finding]:
 
 
 def secret_values(settings: Settings) -> frozenset[str]:
-    """The secrets that these settings hold, also those inside addresses, as servers and clients may quote them."""
+    """The secrets in these settings, including those in addresses, because errors may quote them."""
     found: set[str] = set()
     for value in dict(settings).values():
         uncover = getattr(value, "get_secret_value", None)
@@ -84,7 +84,7 @@ def secret_values(settings: Settings) -> frozenset[str]:
 def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     try:
         return list(look())
-    except Exception as failure:  # whatever it is, the operator must still see the other findings
+    except Exception as failure:  # report any error as a finding, so that the other findings are still shown
         return [
             Finding(
                 name,
@@ -96,7 +96,7 @@ def _guarded(name: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def deadlines(settings: Settings) -> Iterable[Finding]:
-    """Settings that work together, and not well."""
+    """Checks settings that depend on each other."""
     run_seconds_max = RUN_CALLS_MAX * settings.sink_timeout_seconds
     if settings.task_visibility_seconds <= run_seconds_max:
         yield Finding(
@@ -110,7 +110,7 @@ def deadlines(settings: Settings) -> Iterable[Finding]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether traffic to this host name or address stays on this machine."""
+    """True if traffic to this host name or address stays on this machine."""
     if host in ("localhost", ""):
         return True
     try:
@@ -120,14 +120,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _links(settings: Settings) -> Iterable[Finding]:
-    """A warning for each link that is not encrypted and leaves the machine."""
+    """A warning for each unencrypted connection that leaves the machine."""
     redis = settings.redis_address
     plain = []
     if not settings.redis_tls and not all(is_loopback(host) for host, _ in redis.hosts):
         plain.append(("redis", "use rediss:// in REPLAYS_REDIS_URL, or set REPLAYS_REDIS_SENTINEL_TLS"))
     if settings.redis_tls and redis.verification == "none":
         advice = "remove ssl_cert_reqs from REPLAYS_REDIS_URL and set REPLAYS_REDIS_TLS_CA_FILE"
-        yield Finding("link to redis", Severity.WARNING, "whoever answers is believed to be Redis", advice)
+        yield Finding("link to redis", Severity.WARNING, "the server's certificate is not verified", advice)
     if "SSL" not in settings.kafka_security_protocol:
         hosts = [broker.rsplit(":", 1)[0] for broker in settings.kafka_brokers.split(",")]
         if not all(is_loopback(host.strip()) for host in hosts):
@@ -137,7 +137,7 @@ def _links(settings: Settings) -> Iterable[Finding]:
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             plain.append((name, f"use https:// in REPLAYS_{name.upper()}"))
     for name, advice in plain:
-        yield Finding(f"link to {name}", Severity.WARNING, "plain text, and it leaves this machine", advice)
+        yield Finding(f"link to {name}", Severity.WARNING, "not encrypted, and leaves this machine", advice)
 
 
 def _kafka(settings: Settings) -> Iterable[Finding]:
@@ -179,7 +179,7 @@ def _redis(settings: Settings) -> Iterable[Finding]:
         yield Finding(
             "redis eviction",
             Severity.BAD,
-            f"maxmemory-policy is {policy}: Redis may throw queues and chords away",
+            f"maxmemory-policy is {policy}: Redis may evict queues and chords",
             "set maxmemory-policy noeviction",
         )
     else:
@@ -197,7 +197,7 @@ def _sink(settings: Settings, name: str) -> Iterable[Finding]:
     checked = check_sink(name, settings)
     if checked.level is Level.ERROR:
         advice = "" if "`" in checked.text else "see the message"
-        advice = "it did not answer: is it up, is the address right?" if checked.transient else advice
+        advice = "no response: check that it is running, and the address" if checked.transient else advice
         yield Finding(name, Severity.BAD, checked.text, advice)
         return
     left_out = f" (not tested: {'; '.join(checked.not_tested)})" if checked.not_tested else ""

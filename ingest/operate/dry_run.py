@@ -1,6 +1,6 @@
-"""What the reader would do, without doing it: real messages, the real pipeline, memory instead of sinks.
+"""Dry run of the reader: real messages and pipeline, memory instead of sinks.
 
-Reads in a consumer group of its own that never commits, so it disturbs no reader; needs Kafka and nothing else.
+Uses its own consumer group and never commits, so it does not affect readers; requires only Kafka.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SILENT_SECONDS = 5.0
 
 
 class DryRun:
-    """One run; afterwards the attributes say what would have been written.
+    """One run; its attributes have what would have been written.
 
-    `sinks`: the memory sinks by name. `reasons`, `warnings`: how many messages had each. `tasks`: (sink, items,
-    bytes) of every flush task that a fleet would have been given.
+    `sinks`: memory sinks by name. `reasons`, `warnings`: message counts. `tasks`: (sink, items, bytes) of every
+    flush task.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,7 +53,7 @@ class DryRun:
         )
 
     def run(self, messages_max: int, seconds_max: float) -> None:
-        """Until so many messages, so long, or nothing came for a while.
+        """Runs until a message count, a time limit, or a period without messages.
 
         Raises ingest.reader.kafka.ConsumerFailed.
         """
@@ -76,10 +76,10 @@ class DryRun:
                 self._inbox.put(on.ShutdownRequested())
         source.close()
 
-    # What stands where the fleet is
+    # Replaces the workers
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Writes a stage to memory, through the same encoding as for the fleet."""
+        """Writes a stage to memory, with the same encoding as for workers."""
         if not isinstance(command, do.Dispatch):
             return
         batch, stage = command.batch, command.stage
@@ -105,7 +105,7 @@ class DryRun:
         elif isinstance(event.outcome, Segment):
             self.warnings.update(event.outcome.warnings)
 
-    # What came of it
+    # Results
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -135,7 +135,7 @@ class DryRun:
 
 
 class _Uncommitted(KafkaSource):
-    """Answers every commit as stored, and stores nothing."""
+    """Reports every commit as stored without storing it."""
 
     def commit(self, command: do.Commit) -> None:
         self._inbox.put(on.Committed(command.source, command.epoch, command.offset, command.record))

@@ -1,4 +1,4 @@
-"""One thing that `check` looked at, and what to do about it."""
+"""Findings of `check`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.printed import printable, without_secrets
 
 
 class Severity(StrEnum):
-    """WARNING: it works, and somebody should look. BAD: it does not work."""
+    """WARNING: works, but needs attention. BAD: does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -28,7 +28,7 @@ MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `advice` says what to do when it is not OK."""
+    """One finding. `advice` states what to do if it is not OK."""
 
     name: str
     level: Severity
@@ -48,6 +48,6 @@ class Finding:
         return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
 
     def hiding(self, secrets: Iterable[str]) -> Finding:
-        """The same without these values, and without what looks like a secret."""
+        """The same with these values, and text that looks like a secret, hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -1,7 +1,7 @@
-"""What one Kafka message contains and which rows it would make, for `replays-ingest inspect` and `dlq show`.
+"""Describes a Kafka message and its rows, for `replays-ingest inspect` and `dlq show`.
 
-`describe` is a pure function to plain JSON values, `render` turns its result into something for a terminal. What
-they show comes from the real parser, so it is what would be written. They never raise, whatever the bytes.
+`describe` returns plain JSON values, `render` formats them for a terminal. Uses the real parser, so it shows what
+would be written. Never raises.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EVENT_TYPES = (
 ROWS_SHOWN_MAX = 40
 VALUE_CHARACTERS_MAX = 160
 HEAD_BYTES = 64
-# Counting events by type, beside what the reader does: about a second. Measured: an event, and a byte of it.
+# Budget for counting events by type, about a second. Measured costs: per event, and per byte.
 COUNTING_UNITS = 1_000_000.0
 _UNITS_EVENT, _UNITS_BYTE = 1.0, 0.001
 
@@ -52,11 +52,11 @@ _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
-    """The message, as far as it can be read, and what would be written of it; JSON values only.
+    """The readable content of the message and its rows, as JSON values.
 
-    Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (of what is no envelope), `envelope`,
-    `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`. After a reject
-    those that come later are missing. A file knows neither partition nor offset nor Kafka's timestamp: they are 0.
+    Keys: `bytes`, `reject` (None, or its reason, error and meaning), `head` (if it is not an envelope),
+    `envelope`, `recording`, `warnings`, `object`, `clickhouse` (rows by table), `bigquery` (rows), `metrics`.
+    After a reject, later keys are missing. Partition, offset and Kafka timestamp are 0.
     """
     outcome = parse(Message(SOURCE, epoch=0, offset=0, value=data), rules)
     found: dict[str, Any] = {"bytes": len(data), "reject": None}
@@ -73,7 +73,7 @@ def describe(data: bytes, rules: ParseRules) -> dict[str, Any]:
 
 
 def _contents(data: bytes, rules: ParseRules, found: dict[str, Any]) -> None:
-    """Adds what can be read of envelope and recording, each on its own."""
+    """Adds the readable parts of envelope and recording, independently."""
     if len(data) > rules.message_bytes_max:
         return
     try:
@@ -109,9 +109,9 @@ def _envelope(envelope: Envelope) -> dict[str, Any]:
 
 
 def _events(raw: bytes | bytearray, rules: ParseRules) -> dict[str, int] | None:
-    """How many rrweb events there are of each type; None when that cannot be told.
+    """Number of rrweb events by type; None if unknown.
 
-    `not read`: 1 where counting on would cost more than the reader spends on a segment.
+    `not read`: 1 if counting would exceed the reader's budget.
     """
     counts: Counter[str] = Counter()
     budget = Budget(units_of(rules) + COUNTING_UNITS)
@@ -137,7 +137,7 @@ def _kind(item: Undecoded) -> str:
 
 
 def _written(segment: Segment, found: dict[str, Any]) -> None:
-    """Adds what each sink would get."""
+    """Adds the items of each sink."""
     warnings = Counter(segment.warnings)
     found["warnings"] = [
         {"warning": name, "count": count, "meaning": WARNINGS[name]} for name, count in warnings.items()
@@ -155,13 +155,13 @@ def _written(segment: Segment, found: dict[str, Any]) -> None:
 
 
 def _fact(row: Row) -> dict[str, Any]:
-    """With `attributes` as an object, which is JSON in a text in the row."""
+    """The fact with `attributes` decoded."""
     fields = _decode_object(row.json)
     fields["attributes"] = _decode_object(fields["attributes"])
     return fields
 
 
-# For a terminal. Whatever came from the message is plain text: no markup, no control characters.
+# Terminal output. Message content is plain text: no markup, no control characters.
 
 
 def render(description: dict[str, Any]) -> RenderableType:
@@ -204,7 +204,7 @@ def _pairs(title: str, values: dict[str, Any]) -> Table:
 
 
 def _rows(title: str, rows: list[dict[str, Any]], first: tuple[str, ...]) -> Table:
-    """The columns of `first`, then all others that say something, and something of the row itself."""
+    """The columns of `first`, then other non-empty columns."""
     shared = {"org_id", "project_id", "replay_id", "segment_id", "retention_days", "partition", "offset", "row_id"}
     table = Table(title=f"{title}, rows: {len(rows)}", title_justify="left", show_header=False, show_lines=True)
     for _ in first:

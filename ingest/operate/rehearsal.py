@@ -144,7 +144,7 @@ def staging(settings: Settings) -> Iterable[Finding]:
         begun = stage.begin(batch, task, token)
         same = begun is not None and stage.payload(batch, task, entry.content) == payload
         stage.mark(batch, task, token, entry.content)
-        coordination.tell(reader, Completion(CompletionKind.DONE, manifest.batch_id))
+        coordination.send_completion(reader, Completion(CompletionKind.DONE, manifest.batch_id))
         same = same and not stage.unmarked(manifest, [task]) and stage.client.xlen(_stream(reader, settings)) == 1
     finally:
         stage.client.delete(stage.key(batch), _stream(reader, settings))

@@ -1,6 +1,6 @@
-"""The state of the whole system as Redis shows it: readers, queues, breakers, parked batches.
+"""System state from Redis: readers, queues, breakers, parked batches.
 
-`collect` is what `replays-ingest status` and `top` print.
+Printed by `replays-ingest status` and `top`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SILENT_HEARTBEATS_MAX = 3  # missed heartbeats after which a reader is shown as 
 
 
 class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
-    """One reader by its last heartbeat, which was written `silent_seconds` ago."""
+    """One reader by its last heartbeat, `silent_seconds` old."""
 
     reader: str
     silent_seconds: float = 0.0
@@ -35,9 +35,9 @@ class ReaderStatus(Heartbeat, frozen=True, kw_only=True):
 
 
 class SinkStatus(msgspec.Struct, frozen=True):
-    """One sink. `queue_depth`: tasks that wait. `workers`: those that consume its queue.
+    """One sink. `queue_depth`: waiting tasks. `workers`: consumers of its queue.
 
-    Seconds are of recent runs, None when there were none.
+    Seconds are of recent runs; None if there were none.
     """
 
     sink: str
@@ -66,7 +66,7 @@ class ParkedStatus(msgspec.Struct, frozen=True):
 
 
 class RedisStatus(RedisMemory, frozen=True, kw_only=True):
-    """What Redis says about itself. `max_bytes` 0: unbounded."""
+    """Memory of Redis. `max_bytes` 0: unbounded."""
 
     unacknowledged_tasks: int
     control_queue_depth: int
@@ -91,12 +91,12 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def lag_messages(self) -> int:
-        """Over all partitions of the readers that are not silent."""
+        """Total lag over partitions of active readers."""
         return sum(p.lag_messages for r in self.readers if not r.silent for p in r.snapshot.partitions)
 
 
 def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
-    """Asks Redis, nothing else; a handful of commands. Raises redis.exceptions.RedisError."""
+    """Queries only Redis, with a few commands. Raises redis.exceptions.RedisError."""
     client = client or connect(settings)
     depths = queue_depths(settings, client)
     breakers = read_states(client, settings.key_prefix, settings.sinks)

@@ -1,4 +1,4 @@
-"""What commands draw on: a console that shows text from outside and never obeys it."""
+"""Console for commands that never interprets external text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_END = "\n"
 
 
 class Terminal(Console):
-    """Text is text: no markup in strings, and no character that steers the terminal. Styles come from `Text`."""
+    """No markup in strings, and no control characters. Styles come from `Text`."""
 
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
         """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""
@@ -23,7 +23,7 @@ class Terminal(Console):
             self.width = columns_without_terminal
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Everything that is drawn passes here, the cells of tables too."""
+        """All output passes here, including table cells."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable() or segment.text == LINE_END:
                 yield segment

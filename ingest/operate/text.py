@@ -1,4 +1,4 @@
-"""Numbers, times and text from outside as people read them, ages as they type them: one way each, everywhere."""
+"""Formats numbers and times, and parses ages."""
 
 from __future__ import annotations
 

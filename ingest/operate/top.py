@@ -1,6 +1,6 @@
-"""A live page in the terminal: readers and their partitions, sinks, parked batches, dead letters by reason.
+"""Live terminal page: readers and partitions, sinks, parked batches, dead letters by reason.
 
-`page` is a pure function of a Status; `run` asks for one every second until Ctrl-C.
+`page` is a pure function of a Status; `run` refreshes until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tasks.connection import advice
 from tasks.errors import shortened
 
 PICTURE_COLUMNS = 110
-ROWS_MAX = 20  # partitions, batches and reasons shown; the rest is counted
+ROWS_MAX = 20  # maximum partitions, batches and reasons shown
 LAG_SECONDS_GOOD, LAG_SECONDS_BAD = 10.0, 60.0
 BREAKER_STYLE = {BreakerPhase.CLOSED: "green", BreakerPhase.HALF_OPEN: "yellow", BreakerPhase.OPEN: "bold red"}
 
@@ -44,7 +44,7 @@ def page(status: Status) -> RenderableType:
 
 
 def run(settings: Settings, console: Console, *, once: bool = False, seconds: float = 1.0) -> None:
-    """Draws until interrupted, or once. A Redis that does not answer is shown, not raised (except with `once`)."""
+    """Refreshes until interrupted, or prints once. Redis errors are shown, not raised (except with `once`)."""
     if once:
         console.print(page(collect(settings)))
         return
@@ -55,7 +55,7 @@ def run(settings: Settings, console: Console, *, once: bool = False, seconds: fl
 
 
 def picture(settings: Settings) -> str:
-    """The page as it is now, as an SVG document: for a report, and for the README."""
+    """The current page as an SVG document."""
     console = Terminal(record=True, width=PICTURE_COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(page(collect(settings)))
     return console.export_svg(title="replays-ingest top", unique_id="top")
@@ -65,7 +65,7 @@ def _attempt(draw: Callable[[], RenderableType]) -> RenderableType:
     try:
         return draw()
     except RedisError as error:
-        text = f"Redis does not answer: {shortened(str(error))}\n{advice(error)}"
+        text = f"Redis does not respond: {shortened(str(error))}\n{advice(error)}"
         return Panel(Text(text), title="replays-ingest top", style="red")
 
 

@@ -429,13 +429,13 @@ class KafkaSource:
         log.info("partitions_revoked", partitions=[source.partition for source in sources])
         self._rebalancing = True
         try:
-            self._say_again(sources)
+            self._resend_commit(sources)
             self._drain(sources)
         finally:
             self._rebalancing = False
         self._forget(sources)
 
-    def _say_again(self, sources: tuple[TopicPartition, ...]) -> None:
+    def _resend_commit(self, sources: tuple[TopicPartition, ...]) -> None:
         """Resends the newest commit: its response is served only in `poll`, which waits for this drain."""
         for source in sources:
             waiting = self._sent.get(source.partition)

@@ -1,4 +1,4 @@
-"""What was ingested, to look at: reads, and pages on the loopback interface.
+"""Web UI for stored replays, on the loopback interface, and the reads behind it.
 
     blobs.py     one stored object -> its rrweb events and its video
     timeline.py  rrweb events -> marks, memory, when it can be played from

@@ -1,4 +1,4 @@
-"""What the pages about replays ask for: the list, one replay, its timeline, its recordings and videos."""
+"""API of the replay pages: list, replay, timeline, recordings and videos."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ReplaysHandler(Handler):
 
 
 class ReplayHandler(Handler):
-    """One replay: what it is, its segments, the facts of its ingestion."""
+    """One replay: properties, segments, ingestion."""
 
     async def get(self, project: str, replay_id: str) -> None:
         state = self.state
@@ -82,7 +82,7 @@ class TimelineHandler(Handler):
 
 
 class SegmentHandler(Handler):
-    """One segment's recording: what a player draws of it, or all of it as it was sent (`?raw=1`)."""
+    """One segment's recording: the events for the player, or all events as sent (`?raw=1`)."""
 
     async def get(self, project: str, replay_id: str, segment: str) -> None:
         raw = self.flag("raw")
@@ -137,7 +137,7 @@ def _for_javascript(value: Any) -> Any:
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """The one byte range that is asked for, half-open; None for the whole."""
+    """The requested byte range, half-open; None for the whole."""
     unit, _, asked = header.partition("=")
     first, dash, last = asked.partition("-")
     if unit != "bytes" or not dash or not size:

@@ -1,7 +1,7 @@
-"""What every answer of the web server has in common: its state, its headers, who is answered, errors as JSON.
+"""Common to all handlers: state, headers, access control, errors as JSON.
 
-Recordings are other people's sessions and other people's pages: scripts, styles and requests that are not ours are
-forbidden by the content security policy, which the player's frame inherits.
+Recordings contain untrusted pages: the content security policy, inherited by the player's frame, forbids foreign
+scripts, styles and requests.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
 
 
 def policy(*, elsewhere: bool = False) -> str:
-    """The content security policy. Recorded pages bring inline styles, and images and fonts as data; nothing of
-    them may load, run or send. `elsewhere`: images, styles, fonts and media of other servers may load."""
+    """The content security policy. Recorded pages have inline styles, and images and fonts as data URLs; they may
+    not load, run or send anything. `elsewhere`: allows images, styles, fonts and media of other servers."""
     rules = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -76,7 +76,7 @@ T = TypeVar("T")
 
 @dataclass
 class State:
-    """What the handlers share. `known`: segments of replays that were just looked at."""
+    """State shared by handlers. `known`: segments of recently viewed replays."""
 
     settings: Settings
     reads: Reads
@@ -84,13 +84,13 @@ class State:
     pool: ThreadPoolExecutor
     login: Login
     port: int
-    # Recordings that are in memory at a time, each inflated: one answer of a replay's bytes waits for another.
+    # Maximum decompressed recordings in memory; further requests wait.
     heavy: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(HEAVY_MAX))
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     known: OrderedDict[tuple[int, str], tuple[float, Replay, Segments]] = field(default_factory=OrderedDict)
 
     def look_up(self, project_id: int, replay_id: str, *, fresh: bool = False) -> tuple[Replay, Segments]:
-        """A replay and its segments, as of now or a few seconds ago."""
+        """A replay and its segments, possibly cached for a few seconds."""
         key = (project_id, replay_id)
         held = self.known.get(key)
         if held is None or fresh or time.monotonic() - held[0] > KNOWN_SECONDS_MAX:
@@ -126,9 +126,9 @@ class Handler(web.RequestHandler):
         self.let_in()
 
     def expect_own_name(self) -> None:
-        """A page elsewhere cannot ask through a name of its own that points here, nor from its own address."""
+        """Refuses requests with another host name (DNS rebinding) or from another origin."""
         if self.request.host_name not in NAMES:
-            raise web.HTTPError(421, reason="this server answers to 127.0.0.1 and localhost only")
+            raise web.HTTPError(421, reason="this server only accepts requests for 127.0.0.1 and localhost")
         if (
             self.request.headers.get("Sec-Fetch-Site") == "cross-site"
             and self.request.headers.get("Sec-Fetch-Mode") != "navigate"
@@ -136,7 +136,7 @@ class Handler(web.RequestHandler):
             raise web.HTTPError(403, reason="this request does not come from a page of this server")
 
     def let_in(self) -> None:
-        """Whoever has a session, or a password, which starts one."""
+        """The visitor with a session, or with a password, which starts a session."""
         login = self.state.login
         visitor = Visitor("", Way.OPEN) if login.is_open else login.by_cookie(self.get_cookie(self._cookie) or "")
         if visitor is None or not self.is_enough(visitor):
@@ -150,11 +150,11 @@ class Handler(web.RequestHandler):
             self.visitor = visitor
 
     def is_enough(self, visitor: Visitor) -> bool:
-        """Whether this handler answers them."""
+        """True if this visitor may use the handler."""
         return True
 
     def refuse(self) -> None:
-        """Raises for whoever may not see this."""
+        """Raises for visitors without access."""
         raise web.HTTPError(401, reason="sign in: open the link that replays-ingest web printed")
 
     def start_session(self, visitor: Visitor) -> None:
@@ -169,7 +169,7 @@ class Handler(web.RequestHandler):
 
     @property
     def _cookie(self) -> str:
-        """Browsers keep one set of cookies for all ports of a host."""
+        """Cookie name with the port, because browsers share cookies between ports of a host."""
         return f"replays_{self.state.port}"
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -177,7 +177,7 @@ class Handler(web.RequestHandler):
         return await asyncio.get_running_loop().run_in_executor(self.state.pool, work)
 
     async def sent(self) -> None:
-        """Waits until the browser has the answer, and hangs up on one that does not take it."""
+        """Waits until the browser has received the response; closes the connection on timeout."""
         connection: Any = self.request.connection
         try:
             async with asyncio.timeout(SEND_SECONDS_MAX):
@@ -191,13 +191,13 @@ class Handler(web.RequestHandler):
         self.finish(json.dumps(value))
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """An error's own headers: those set before it are gone by now."""
+        """Sets headers of error responses, because earlier ones were cleared."""
         status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
         self.set_status(status)
         self.answer({"error": text})
 
     def trouble(self, status_code: int, error: BaseException | None) -> tuple[int, str]:
-        """Status and text of an error; sets the headers that belong to it."""
+        """Status and text of an error; sets its headers."""
         text = error.reason if isinstance(error, web.HTTPError) and error.reason else self._reason
         for kind, status in ((NotFound, 404), (BlobError, 422), (ReadError, 503)):
             if isinstance(error, kind):
@@ -212,7 +212,7 @@ class Handler(web.RequestHandler):
         return status_code, text
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
-        """What the page is told anyway is not logged with a traceback."""
+        """Errors reported to the page are not logged with a traceback."""
         if not isinstance(value, (NotFound, BlobError, ReadError, Refused, Throttled, web.HTTPError)):
             super().log_exception(kind, value, trace)
 
@@ -220,7 +220,7 @@ class Handler(web.RequestHandler):
         return self.get_query_argument(name, "") in ("1", "true", "on")
 
     def number(self, name: str, low: int, high: int) -> int | None:
-        """A query argument, None when it is absent or empty. Anything else is a 400."""
+        """A numeric query argument; None if absent or empty. Other values give a 400."""
         text = self.get_query_argument(name, "")
         if not text:
             return None
@@ -229,7 +229,7 @@ class Handler(web.RequestHandler):
         return int(text)
 
     def text(self, name: str) -> str:
-        """A query argument, "" when it is absent. A longer one than TEXT_CHARACTERS_MAX is a 400."""
+        """A text query argument; "" if absent. Longer than TEXT_CHARACTERS_MAX gives a 400."""
         text: str = self.get_query_argument(name, "")
         if len(text) > TEXT_CHARACTERS_MAX:
             raise web.HTTPError(400, reason=f"{name} must have at most {TEXT_CHARACTERS_MAX} characters")
@@ -246,4 +246,4 @@ class NothingHandler(Handler):
 
     def prepare(self) -> None:
         super().prepare()
-        raise web.HTTPError(404, reason="there is nothing at this address")
+        raise web.HTTPError(404, reason="not found")

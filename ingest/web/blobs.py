@@ -14,18 +14,18 @@ from ingest.core.stored_recording import BlobError
 from tasks.units import MiB
 
 STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
-# What taking recordings apart may cost for one answer, in the parser's units of about a microsecond.
+# Budget for splitting recordings per response, in the parser's units of about a microsecond.
 VIEWER_UNITS = 1_000_000.0
-# Measured: an event whose head is decoded, and a byte of it.
+# Measured costs: per decoded event head, and per byte.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
 PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play more than this in one piece
 
 PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
-MILLISECONDS_MIN = 1e11  # above it a number is milliseconds: as seconds it would be the year 5138
+MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds: as seconds this would be the year 5138
 
 
 class CutShort(BlobError):
-    """Reading on would cost too much. What was read before counts."""
+    """The budget is exhausted: keep what was read so far."""
 
 
 class _Head(msgspec.Struct):
@@ -48,22 +48,22 @@ def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BlobError(f"not a JSON array: {error}") from None
     except Spent:
-        raise CutShort("its rest is not read: it would cost too much") from None
+        raise CutShort("the rest is not read: too expensive") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Playable:
-    """`content`: a JSON array, bytes. `left_out`: why its rest is not in it, "" when all is."""
+    """`content`: a JSON array, bytes. `left_out`: why the rest is missing; "" if complete."""
 
     content: bytes
     left_out: str = ""
 
 
 def playable(recording: bytes) -> Playable:
-    """The events that a player draws: no custom events, nothing of an unknown kind.
+    """The events for the player, without custom and unknown kinds.
 
-    The SDK stamps its spans in seconds, everything else in milliseconds; a player that was given both would
-    show a session of fifty years. Raises BlobError.
+    Span times are in seconds, all others in milliseconds, so mixing them would show a session of fifty years.
+    Raises BlobError.
     """
     kept: list[bytes] = []
     size_bytes, left_out = 0, ""

@@ -1,6 +1,6 @@
-"""What an operator sees and does here: the only door to the reader's view of the system and to its dead letters.
+"""Operator functions of the web UI: system state, parked batches, dead letters.
 
-All of it exists on the command line too (`status`, `batches`, `dlq`); this is the same library behind buttons.
+The same functions as the commands `status`, `batches` and `dlq`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tasks.sinks import build
 LETTERS_MAX = 200
 LETTERS_COUNTED_MAX = 100_000
 REPLAYS_PER_SECOND_MAX = 100.0
-DEEDS_MAX = 20
+ACTIONS_MAX = 20
 
 
 class Refused(RuntimeError):
-    """Nothing was done. The text says why; `status` is the HTTP status that fits."""
+    """The request was refused. The text states why; `status` is the HTTP status."""
 
     def __init__(self, status_code: int, text: str) -> None:
         super().__init__(text)
@@ -52,10 +52,11 @@ class Desk:
         self._client.close()
 
     def look(self) -> dict[str, Any]:
-        """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; last deeds."""
+        """Readers with partitions, lag and batches in flight; sinks and breakers; parked batches; recent
+        actions."""
         try:
             found = msgspec.to_builtins(status.collect(self._settings, self._client))
-            deeds = self._coordination.audited(DEEDS_MAX)
+            actions = self._coordination.audited(ACTIONS_MAX)
         except (RangeError, DecisionsUnreadable) as error:
             raise Refused(503, f"operators' decisions: {error}") from error
         except RedisError as error:
@@ -66,10 +67,10 @@ class Desk:
             for flight in reader["snapshot"]["flights"]:
                 flight["flower"] = flower_url(self._settings, flight["batch_id"])
         flower = flower_url(self._settings, "").partition("?")[0]
-        return {**found, "deeds": deeds, "flower": flower, "dead_letter_topic": self._settings.dlq_topic}
+        return {**found, "deeds": actions, "flower": flower, "dead_letter_topic": self._settings.dlq_topic}
 
     def retry_batch(self, batch_id: str, by: str) -> str:
-        """Asks the batch's reader to try it now; says what was done."""
+        """Requests an immediate retry from the batch's reader; returns the result as text."""
         try:
             return retry(self._coordination, batch_id, by)
         except NotParked as error:
@@ -82,9 +83,9 @@ class Desk:
             raise Refused(503, str(error)) from error
 
     def abandon_batch(self, batch_id: str, reason: str, by: str) -> str:
-        """Gives the batch up: its messages become dead letters first. Says what was done."""
+        """Abandons the batch: its messages become dead letters first. Returns the result as text."""
         if not reason.strip():
-            raise Refused(400, "say why: an abandoned batch is looked at again some day")
+            raise Refused(400, "a reason is required, to explain the dead letters later")
         sink = build("dead_letter", self._settings)
         try:
             return abandon(self._settings, self._coordination, sink, batch_id, reason.strip(), by)
@@ -98,7 +99,7 @@ class Desk:
             sink.close()
 
     def dead_letters(self, *, include_replayed: bool) -> dict[str, Any]:
-        """The first letters that are waiting, and how many there are of each reason and sink."""
+        """The first unreplayed letters, and counts by reason and sink."""
         counts: Counter[tuple[str, str]] = Counter()
         shown: list[dict[str, Any]] = []
         selection = dlq.Selection(include_replayed=include_replayed)
@@ -118,9 +119,9 @@ class Desk:
         }
 
     def replay_letters(self, ids: Sequence[str], by: str) -> dict[str, Any]:
-        """Sends these letters where they belong; what came of each."""
+        """Replays these letters; returns the outcome of each."""
         if not ids or len(ids) > LETTERS_MAX:
-            raise Refused(400, f"choose 1 to {LETTERS_MAX} letters")
+            raise Refused(400, f"select 1 to {LETTERS_MAX} letters")
         outcomes: list[dict[str, str]] = []
 
         def told(letter: dlq.Letter, outcome: str) -> None:
@@ -142,5 +143,5 @@ class Desk:
         except dlq.DeadLettersUnavailable as error:
             raise Refused(503, str(error)) from error
         except (RedisError, NotProduced) as error:
-            raise Refused(503, f"replayed, but not noted in the audit: {error}") from error
+            raise Refused(503, f"replayed, but not recorded in the audit trail: {error}") from error
         return {**msgspec.to_builtins(done), "outcomes": outcomes}

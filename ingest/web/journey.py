@@ -1,7 +1,7 @@
-"""Which batch a message travelled in, and which sinks are known to have it: Redis, as long as it remembers.
+"""The batch of a message and the sinks that have it, from Redis.
 
-A settled batch leaves its done marks in Redis for about an hour. After that the committed offset of the partition
-still says the one thing that matters: everything below it is durable in every sink.
+Done marks of a settled batch are kept for about an hour. After that the committed offset still tells that
+everything below it is durable in every sink.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SCAN_COUNT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Journey:
-    """One batch as Redis remembers it. `sinks`: by sink, how many of its flush tasks are done, and how many are.
+    """One batch as found in Redis. `sinks`: by sink, flush tasks done and total.
 
-    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error, "" when it is not parked.
+    `tasks`: ids of the flush tasks of the last chords, for Flower. `parked`: the error, "" if it is not parked.
     """
 
     batch_id: str
@@ -47,26 +47,26 @@ class Journey:
 
     @property
     def durable(self) -> bool:
-        """Every flush task of it is done."""
+        """True if all of its flush tasks are done."""
         return bool(self.sinks) and all(done == of for done, of in self.sinks.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Journeys:
-    """What is known of some messages. `committed`: offset by partition; `trouble`: why nothing is known."""
+    """Batches of some messages. `committed`: offset by partition; `trouble`: why nothing is known."""
 
     batches: tuple[Journey, ...] = ()
     committed: Mapping[int, int] = field(default_factory=dict)
     trouble: str = ""
 
     def of(self, partition: int, offset: int) -> Journey | None:
-        """The batch that held this message; the one that got furthest, should the range have been cut anew."""
+        """The batch of this message; if its range was cut again, the most advanced one."""
         held = [one for one in self.batches if one.holds(partition, offset)]
         return max(held, key=lambda one: (one.durable, len(one.sinks)), default=None)
 
 
 def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
-    """The batches of the messages at these (partition, offset). Never raises: this is a fact beside others."""
+    """The batches of the messages at these (partition, offset). Never raises."""
     client: Any = connect(settings, retries=0)
     try:
         coordination = Coordination(client, settings)
@@ -85,7 +85,7 @@ def journeys(settings: Settings, places: Sequence[tuple[int, int]]) -> Journeys:
 
 
 def _committed(coordination: Coordination) -> dict[int, int]:
-    """The committed offset of each partition, by the heartbeats of the readers that are heard of."""
+    """The committed offset of each partition, from heartbeats of active readers."""
     found: dict[int, int] = {}
     for about in coordination.readers().values():
         with contextlib.suppress(msgspec.ValidationError):  # no reader wrote it

@@ -1,9 +1,9 @@
-"""Who is let in: the link that is printed at start, passwords from the settings, and the sessions that follow.
+"""Login: the one-time link printed at startup, passwords from the settings, and sessions.
 
-Every page and every answer is behind one login. The link holds a token that works once. Whoever opens it gets a
-session: a cookie that only this process can make, so it ends with the process. Where REPLAYS_FLOWER_BASIC_AUTH is
-set, its names and passwords let in too, and the operator's page wants one of them, so that the audit trail names a
-person. Guesses are throttled for everyone together: on the loopback interface nobody can be told apart.
+Every page and response requires a login. Opening the link starts a session: a cookie that only this process can
+create, so it ends with the process. If REPLAYS_FLOWER_BASIC_AUTH is set, its logins work too, and the operator's
+page requires one, so that the audit trail names a person. Failed attempts are throttled globally, because clients
+on the loopback interface cannot be distinguished.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger("web")
 
 
 class Way(StrEnum):
-    """How somebody was let in. OPEN: with `--no-login`, as everyone is."""
+    """How a visitor logged in. OPEN: `--no-login`."""
 
     LINK = "link"
     PASSWORD = "password"
@@ -37,16 +37,16 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Somebody who was let in."""
+    """A logged-in visitor."""
 
     name: str
     way: Way
 
 
 class Login:
-    """Methods that take what somebody gave return a Visitor, or None. They raise Throttled.
+    """Methods that check credentials return a Visitor or None, and raise Throttled.
 
-    `relinked` is called with the path of a new link when one was used, so that another browser can be let in.
+    `relinked` is called with the path of a new link when one was used, for another browser.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Login:
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._token = secrets.token_urlsafe(32)
-        # Apart: any site can make a browser open wrong links, which must keep no password out.
+        # Separate throttle, because any site can make a browser open wrong links, which must not delay passwords.
         self._links, self._passwords = Throttle(clock), Throttle(clock)
 
     @property
@@ -72,11 +72,11 @@ class Login:
 
     @property
     def link(self) -> str:
-        """Path of the link that works once; without its token when no login is wanted."""
+        """Path of the one-time link; without a token if the login is disabled."""
         return "/" if self.is_open else f"/login?token={self._token}"
 
     def by_link(self, token: str) -> Visitor | None:
-        """Whoever has the token. A right one is never throttled: it cannot be guessed at any rate."""
+        """The visitor with the link's token. A correct token is never throttled, because it cannot be guessed."""
         if hmac.compare_digest(token.encode(), self._token.encode()):
             self._token = secrets.token_urlsafe(32)
             visitor = Visitor(_own_name(), Way.LINK)
@@ -88,7 +88,7 @@ class Login:
         return None
 
     def by_password(self, header: str) -> Visitor | None:
-        """Whoever sends `Authorization: Basic` with a name and its password."""
+        """The visitor with a correct `Authorization: Basic`."""
         given = credentials(header)
         if not given or not self._people:
             return None
@@ -110,7 +110,7 @@ class Login:
         return f"{content}.{self._proof(content)}"
 
     def by_cookie(self, cookie: str) -> Visitor | None:
-        """Whoever has a session. Wrong ones are not counted: they are left over from an earlier process."""
+        """The visitor with this session. Invalid cookies are not counted: they are from an earlier process."""
         content, _, proof = cookie.rpartition(".")
         if not hmac.compare_digest(proof.encode(), self._proof(content).encode()):
             return None

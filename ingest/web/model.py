@@ -1,6 +1,6 @@
-"""What the reads return: one replay, its segments, and the filters that choose among replays.
+"""Data types of the reads: replay, segments, filters.
 
-Times are unix seconds unless a name ends with another unit. A replay's id is 32 hex digits without dashes.
+Times are Unix seconds unless a name ends with another unit. A replay's id is 32 hex digits without dashes.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ REPLAY_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class NotFound(LookupError):
-    """There is no such replay, or no such segment of it."""
+    """The replay or segment does not exist."""
 
 
 class WasErased(NotFound):
-    """There was such a replay, and an operator erased it."""
+    """The replay was erased by an operator."""
 
 
 class ReadError(RuntimeError):
-    """A server did not answer, or not as it should. The text says which, and what it said."""
+    """A server did not respond, or returned an error. The text names it and the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which replays. Every field that is given must match; `since` and `until` bound the replay's last event.
+    """Selects replays. All given fields must match; `since` and `until` bound the replay's last event.
 
     With a selector, `rage` and `dead` are about clicks on that element.
     """
@@ -54,7 +54,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One replay as ClickHouse has it, exact whatever was delivered twice.
+    """One replay from ClickHouse, with exact counts despite duplicates.
 
     `pages`: the first PAGES_MAX page visits, in the order of segments. `clicks` counts dead and rage clicks too;
     `dead_clicks` rage clicks too. `bytes_stored`, `bytes_inflated`: of its segments.
@@ -91,7 +91,7 @@ class Replay:
 
 
 class SegmentState(StrEnum):
-    """`stored`: object and row. The others say what is not there."""
+    """`stored`: object and row exist. The others name what is missing."""
 
     STORED = "stored"
     MISSING = "missing"
@@ -101,7 +101,7 @@ class SegmentState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentCopy:
-    """One delivery of a segment that ClickHouse still remembers (merged ones are gone)."""
+    """One delivery of a segment still present in ClickHouse (merged ones are not)."""
 
     partition: int
     offset: int
@@ -109,10 +109,10 @@ class SegmentCopy:
 
 @dataclass(frozen=True, slots=True)
 class SegmentFacts:
-    """One segment, or the hole where it should be.
+    """One segment, or a gap.
 
     `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: the row was there by then; a merge
-    of table parts makes it later, never earlier. `copies`: more than one when it was delivered again.
+    of table parts makes it later, never earlier. `copies`: more than one if it was redelivered.
     """
 
     segment_id: int
@@ -131,9 +131,9 @@ class SegmentFacts:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """All of a replay's segments in order, holes included. What comes after the last one cannot be known.
+    """All segments of a replay in order, gaps included, except after the last one.
 
-    `places`: where the bytes are of those that are stored, by number.
+    `places`: locations of stored segments, by number.
     """
 
     all: tuple[SegmentFacts, ...]
@@ -142,7 +142,7 @@ class Segments:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Segments that cannot be played: no object is there."""
+        """Segments without an object, which cannot be played."""
         gone = (SegmentState.MISSING, SegmentState.NO_OBJECT)
         return tuple(one.segment_id for one in self.all if one.state in gone)
 
@@ -157,8 +157,8 @@ class Segments:
 
 
 def replay_id_of(text: str) -> str:
-    """The id without dashes, small letters. Raises NotFound when it cannot be one."""
+    """The id without dashes, lower case. Raises NotFound if invalid."""
     plain = text.strip().replace("-", "").lower()
     if not REPLAY_ID.fullmatch(plain):
-        raise NotFound(f"{text!r} is no replay id: 32 hex digits, with or without dashes")
+        raise NotFound(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")
     return plain

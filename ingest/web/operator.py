@@ -1,4 +1,4 @@
-"""The operator's page and its buttons: behind the login, and a token where they change something."""
+"""The operator's page and its actions, which require the login and a token."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ REASON_CHARACTERS_MAX = 1000
 
 
 class OperatorHandler(Handler):
-    """For who signed in: with a password where there are passwords. What changes something needs the token too."""
+    """Requires a login: by password if passwords are set. Actions also require the token."""
 
     def is_enough(self, visitor: Visitor) -> bool:
         return visitor.way is Way.PASSWORD or (visitor.way is Way.LINK and not self.state.login.has_passwords)
 
     def refuse(self) -> None:
         if self.state.login.has_passwords:
-            raise web.HTTPError(401, reason="name and password, as for Flower")
+            raise web.HTTPError(401, reason="requires a Flower login")
         if self.state.login.is_open:
             raise web.HTTPError(
                 403,
-                reason="without a login the operator's page has Flower's password: set "
+                reason="with --no-login, the operator's page requires a Flower login: set "
                 "REPLAYS_FLOWER_BASIC_AUTH=user:password",
             )
         super().refuse()
@@ -43,7 +43,7 @@ class OperatorHandler(Handler):
         site = self.request.headers.get("Sec-Fetch-Site", "same-origin")
         token = self.request.headers.get(TOKEN_HEADER, "")
         if site != "same-origin" or not hmac.compare_digest(token.encode(), self.state.token.encode()):
-            raise web.HTTPError(403, reason="this request does not come from the operator's page; load it again")
+            raise web.HTTPError(403, reason="this request does not come from the operator's page; reload it")
         kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise web.HTTPError(415, reason="the body must be application/json")
@@ -58,7 +58,7 @@ class OperatorHandler(Handler):
         return found
 
     def text_of(self, body: dict[str, Any], name: str, characters_max: int) -> str:
-        """A text of the body, "" when it is absent."""
+        """A text of the body; "" if absent."""
         text = body.get(name, "")
         if not isinstance(text, str) or len(text) > characters_max:
             raise web.HTTPError(400, reason=f"{name} must be a text of at most {characters_max} characters")
@@ -82,7 +82,7 @@ class LookHandler(OperatorHandler):
 
 
 class BatchHandler(OperatorHandler):
-    """Retry a parked batch, or give it up."""
+    """Retry or abandon a parked batch."""
 
     async def post(self, what: str) -> None:
         body, desk = self.body(), self.state.desk

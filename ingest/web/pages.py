@@ -1,4 +1,4 @@
-"""The pages themselves, their scripts and styles, which are the files of `static/`, and the login."""
+"""Pages, scripts and styles from `static/`, and the login page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingest.web.base import Handler, State, policy
 
 STATIC = Path(__file__).parent / "static"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
-# For whoever may not see a page: no script, no style of ours, since those are behind the login too.
+# For visitors without a login: without scripts and styles, which also require it.
 REFUSED = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>replays-ingest</title><link rel="icon" href="data:,">
 <body style="font: 16px/1.5 system-ui, sans-serif; margin: 4em auto; max-width: 40em">
@@ -22,7 +22,7 @@ REFUSED = """<!doctype html>
 
 
 class BrowserHandler(Handler):
-    """What a browser shows: errors are a page."""
+    """Pages for browsers: errors are rendered as a page."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         status, text = self.trouble(status_code, kwargs.get("exc_info", (None, None, None))[1])
@@ -32,7 +32,7 @@ class BrowserHandler(Handler):
 
 
 class LoginHandler(BrowserHandler):
-    """The link that is printed at start: its token is exchanged for a session."""
+    """The one-time link: exchanges its token for a session."""
 
     def let_in(self) -> None:
         """Nobody is yet."""
@@ -43,7 +43,8 @@ class LoginHandler(BrowserHandler):
             visitor = login.by_link(self.text("token"))
             if visitor is None:
                 raise web.HTTPError(
-                    401, reason="this link was used or is wrong: open the last one that replays-ingest web printed"
+                    401,
+                    reason="this link is invalid or was used: open the latest link printed by replays-ingest web",
                 )
             self.start_session(visitor)
         self.redirect("/", status=303)
@@ -58,19 +59,19 @@ class PageHandler(BrowserHandler):
 
     def get(self, *_: str) -> None:
         if self.flag("elsewhere") and self.request.headers.get("Sec-Fetch-Site") == "same-origin":
-            # Only a link on our own page says so: a link from elsewhere decides nothing for the viewer.
+            # Only honored for links on our own page, so that foreign links cannot enable it.
             self.set_header("Content-Security-Policy", policy(elsewhere=True))
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish((STATIC / self.page).read_bytes())
 
 
 class StaticHandler(Handler):
-    """Scripts and styles: asked for again each time, sent only when changed."""
+    """Scripts and styles: revalidated on each request, sent only if changed."""
 
     def get(self, name: str) -> None:
         path = files().get(name)
         if path is None:
-            raise web.HTTPError(404, reason="there is nothing at this address")
+            raise web.HTTPError(404, reason="not found")
         self.set_header("Content-Type", KINDS[path.suffix])
         self.set_header("Cache-Control", "no-cache")
         self.finish(path.read_bytes())
@@ -78,5 +79,5 @@ class StaticHandler(Handler):
 
 @cache
 def files() -> dict[str, Path]:
-    """All that may be asked for, by its name below /static/."""
+    """All static files, by name below /static/."""
     return {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.suffix in KINDS}

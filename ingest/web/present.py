@@ -1,4 +1,4 @@
-"""What the reads return, as JSON: one shape for the commands' `--json` and for the pages."""
+"""JSON form of the reads, for `--json` and for the pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.settings import Settings
 
 
 def replay_dict(replay: Replay) -> dict[str, Any]:
-    """One replay, all fields, and how long it lasted."""
+    """One replay with all fields and its duration."""
     plain: dict[str, Any] = msgspec.to_builtins(replay)
     return {**plain, "duration_seconds": replay.duration_seconds}
 
@@ -26,9 +26,9 @@ def page_dict(page: Page) -> dict[str, Any]:
 
 
 def segments_dict(settings: Settings, segments: Segments, journeys: Journeys) -> dict[str, Any]:
-    """Segments in order, holes named, each with the facts of its ingestion.
+    """Segments in order with gaps and ingestion details.
 
-    `committed`: its offset is below the committed one, so every sink has it. `batch`: as far as Redis remembers.
+    `committed`: its offset is below the committed one, so it is durable in every sink. `batch`: if still in Redis.
     """
     listed = []
     for one in segments.all:
@@ -70,6 +70,6 @@ def found_dict(page: FoundPage) -> dict[str, Any]:
 
 
 def timeline_dict(timeline: Timeline) -> dict[str, Any]:
-    """All of it, and the number of marks by kind."""
+    """The timeline, and counts of marks by kind."""
     plain: dict[str, Any] = msgspec.to_builtins(timeline)
     return {**plain, "counts": timeline.counts()}

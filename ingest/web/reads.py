@@ -1,4 +1,4 @@
-"""Replays read back from where they were written: the library behind the commands and the pages.
+"""Reads stored replays, for commands and pages.
 
 reads = Reads(settings)
 page = reads.replays(Filter(project_id=1))
@@ -34,19 +34,19 @@ class Reads:
         self._stores.close()
 
     def projects(self) -> tuple[Project, ...]:
-        """Every project that has replays, the one with the latest first."""
+        """Projects with replays, latest first."""
         return self._replays.projects()
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, the latest first."""
+        """Releases seen in replays, latest first."""
         return self._replays.releases(project_id)
 
     def replays(self, chosen: Filter) -> Page:
-        """The replays that match, the one that ended last first."""
+        """Matching replays, latest end first."""
         return self._replays.find(chosen)
 
     def replay(self, replay_id: str, project_id: int | None = None) -> Replay:
-        """One replay. Without a project it is looked for in all of them, which takes longer."""
+        """One replay. Without a project, all projects are searched, which takes longer."""
         try:
             return self._replays.one(replay_id, project_id)
         except NotFound as failure:
@@ -58,20 +58,21 @@ class Reads:
             ) from failure
 
     def segments(self, replay: Replay) -> Segments:
-        """Every segment in order, by what ClickHouse and Cloud Storage know of it; holes are named."""
+        """Every segment in order, from ClickHouse and Cloud Storage, with gaps."""
         return segments.segments(self._stores, replay)
 
     def recording(self, found: Segments, segment_id: int) -> Unpacked:
-        """The recording, and the video, of one segment. Raises BlobError when the object is not one of ours."""
+        """The recording, and the video, of one segment. Raises BlobError if the object was not written by this
+        system."""
         return recordings.recording(self._stores, found, segment_id)
 
     def recordings(self, found: Segments) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
-        """The stored bytes of every segment that can be read, in order, fetched some at a time."""
+        """The stored bytes of every readable segment, in order, fetched in groups."""
         return recordings.recordings(self._stores, found)
 
     def timeline(self, found: Segments, from_segment: int = 0) -> Timeline:
-        """One page of what happened in the replay, from its own segments; `next_segment` is where the next begins.
+        """One page of the replay's timeline, from its segments; `next_segment` starts the next page.
 
-        A segment that cannot be read is named, not fatal.
+        Unreadable segments are reported, not fatal.
         """
         return recordings.timeline(self._stores, found, from_segment)

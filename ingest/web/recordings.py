@@ -1,6 +1,6 @@
-"""The recordings themselves: stored bytes of a replay's segments, unpacked, and the timeline that is in them.
+"""Reads stored recordings of a replay and builds its timeline, in bounded pages and with the reader's limits.
 
-All of it is read in pages of bounded size, with the reader's bounds, and says what it left out.
+Reports what was left out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ingest.web.timeline import Timeline, read
 from tasks.units import MiB
 
 DOWNLOADS_AT_ONCE = 8
-# Stored bytes that are fetched ahead, beside at least one segment.
+# Maximum stored bytes fetched ahead; at least one segment.
 AHEAD_BYTES_MAX = 16 * MiB
-# One page of a timeline ends with the segment that goes beyond this.
+# A timeline page ends with the segment that exceeds this.
 PAGE_INFLATED_BYTES_MAX = 256 * MiB
 
 
@@ -37,7 +37,7 @@ def recordings(
 ) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
     """The stored bytes of every segment that can be read, in order, fetched some at a time.
 
-    An error stands for an object that is larger than any that the reader writes: it is not fetched.
+    Objects larger than any written by the reader are not fetched and yield an error.
     """
 
     def content(one: SegmentFacts) -> bytes | BlobError | None:
@@ -91,7 +91,7 @@ def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timel
 
 
 def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
-    """Segments that are fetched together."""
+    """Groups of segments fetched together."""
     group: list[SegmentFacts] = []
     size_bytes = 0
     for one in readable:
@@ -106,4 +106,4 @@ def _groups(readable: Sequence[SegmentFacts]) -> Iterator[list[SegmentFacts]]:
 
 def _expect_our_size(one: SegmentFacts) -> None:
     if one.bytes_stored > STORED_BYTES_MAX:
-        raise BlobError(f"its object has {one.bytes_stored} bytes, more than any that is written here")
+        raise BlobError(f"its object has {one.bytes_stored} bytes, more than this system writes")

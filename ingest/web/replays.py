@@ -1,7 +1,7 @@
-"""Replays as ClickHouse has them: which match a filter, and all that is known of each.
+"""Queries replays in ClickHouse.
 
-Exact under duplicates. Which replays match is decided by least and greatest values, which a row that is there
-twice cannot change; what is counted is counted with FINAL, over the chosen replays only.
+Exact despite duplicates: filters use minimum and maximum values, which duplicates do not change; counts use FINAL
+over the selected replays only.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from ingest.web.model import PAGES_MAX, Filter, NotFound, Replay, replay_id_of
 from ingest.web.stores import Stores
 
-# So that a query's parameters fit into its address, which proxies and the embedded server bound.
+# Query parameters must fit into a URL, whose length proxies and the embedded server limit.
 KEYS_MAX = 40
 LIMIT_MAX = 500
 RELEASES_MAX = 200
-START_SECONDS_MAX = 7200  # a session lasts an hour at most: an earlier start is a clock that is wrong
+START_SECONDS_MAX = 7200  # a session lasts at most an hour: an earlier start is a clock error
 
 CLICK = "(click_node_id > 0 OR click_tag != '')"
 TAP = "(tap_message != '' OR tap_view_class != '' OR tap_view_id != '')"
@@ -29,7 +29,7 @@ SEARCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some replays, the latest first. `more`: there are others after them."""
+    """Some replays, latest first. `more`: there are further ones."""
 
     replays: tuple[Replay, ...]
     more: bool
@@ -109,7 +109,7 @@ class Replays:
         return int(rows[0][0])
 
     def _facts(self, keys: Sequence[tuple[int, str]]) -> list[Replay]:
-        """All there is to know about these replays, two queries whatever their number."""
+        """Details of these replays, in two queries."""
         if not keys:
             return []
         given = {"projects": sorted({key[0] for key in keys}), "ids": [key[1] for key in keys]}

@@ -1,4 +1,4 @@
-"""A replay's segments in order: rows of ClickHouse and objects of Cloud Storage as one list, holes named."""
+"""Segments of a replay in order: merges ClickHouse rows and Cloud Storage objects, with gaps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USUAL_RETENTIONS = (30, 60, 90)
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """`name`: what its object is called, or would be if it were not packed."""
+    """`name`: its object's name, or the name it would have in the layout `segment`."""
 
     name: str
     place: Place
@@ -25,7 +25,7 @@ class _Object:
 
 
 def segments(stores: Stores, replay: Replay) -> Segments:
-    """Every segment in order, by what ClickHouse and Cloud Storage know of it; holes are named."""
+    """Every segment in order, from ClickHouse and Cloud Storage, with gaps."""
     given = {"project": replay.project_id, "id": replay.replay_id}
     where = "project_id = {project:UInt64} AND replay_id = {id:UUID}"
     rows = stores.query(
@@ -47,7 +47,7 @@ def segments(stores: Stores, replay: Replay) -> Segments:
 
 
 def _part_times(stores: Stores) -> dict[str, float]:
-    """When each part of the table was written, unix seconds; empty where one may not ask."""
+    """When each table part was written, Unix seconds; empty without permission."""
     try:
         rows = stores.query(
             "SELECT name, toUnixTimestamp(modification_time) FROM system.parts "
@@ -59,7 +59,7 @@ def _part_times(stores: Stores) -> dict[str, float]:
 
 
 def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict[int, _Object], list[str]]:
-    """The objects of a replay by segment, and what is odd about them."""
+    """The objects of a replay by segment, and anomalies."""
     found: dict[int, _Object] = {}
     notes: list[str] = []
     for days in sorted({*USUAL_RETENTIONS, *retentions}, key=lambda days: (days not in retentions, days)):
@@ -97,7 +97,7 @@ def _merge(
     part_times: dict[str, float],
     notes: Sequence[str],
 ) -> Segments:
-    """Rows, deliveries and objects as one list, with what lies between them as holes."""
+    """Merges rows, deliveries and objects into one list, with gaps."""
     by_id = {row[0]: row for row in rows}
     highest = max([*by_id, *objects], default=-1)
     if highest >= 2 * SEGMENTS_MAX:  # an absurd number is no reason for as many holes

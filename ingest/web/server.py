@@ -1,7 +1,7 @@
-"""All of it over HTTP, for a browser on this machine.
+"""The web server, for browsers on this machine.
 
-It listens on the loopback interface only, and answers to no other name, so that a page elsewhere cannot reach it
-through a name of its own that points here. Other users of this machine reach it, so it answers only who signed in.
+Listens on the loopback interface only and refuses other host names, to prevent DNS rebinding. Other users of the
+machine can reach it, so every request requires a login.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 THREADS = 6
 BODY_BYTES_MAX = 256 * KiB
 HEADER_BYTES_MAX = 32 * KiB
-# For the next request, all of it: whoever does not send one must not keep connections.
+# Timeout for a complete request, so that idle clients cannot hold connections.
 REQUEST_SECONDS_MAX = 30.0
 PATH = r"/api/replays/([0-9]{1,20})/([0-9a-fA-F-]{32,36})"
 
@@ -62,8 +62,7 @@ async def serve(
 ) -> None:
     """Listens until `stop` is set. Raises OSError (port in use).
 
-    `ready` is called with the address and with the path that lets a browser in once: at start, and with a new path
-    whenever one was used.
+    `ready` is called with the address and the path of the one-time link: at startup, and again after each use.
     """
     sockets = netutil.bind_sockets(port, HOST, family=socket.AF_INET)
     port = sockets[0].getsockname()[1]

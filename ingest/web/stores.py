@@ -1,4 +1,4 @@
-"""The two stores that replays are read back from: connections, and what goes wrong with them as one error each."""
+"""Connections to ClickHouse and Cloud Storage, with unified errors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Stores:
             raise ReadError(f"cloud storage: {error}") from error
 
     def content(self, place: Place) -> bytes:
-        """The bytes of one segment as they are stored. Raises NotFound or ReadError."""
+        """The stored bytes of one segment. Raises NotFound or ReadError."""
         settings = self._settings
         try:
             bucket = self._gcs.get().bucket(settings.gcs_bucket)

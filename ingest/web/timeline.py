@@ -1,8 +1,8 @@
-"""What happened in a replay, from its own recordings: clicks, network, console, vitals, memory, navigation.
+"""Timeline of a replay from its recordings: clicks, network, console, vitals, memory, navigation.
 
-Made from the stored segments themselves, so it is there as soon as a segment can be played, and it needs no
-analytics. It is read with bounds: of marks, of text, of work. Categories, field names and units are those of the
-Sentry JavaScript SDK and rrweb. A wrong shape anywhere costs that event alone; how many it cost is counted.
+Built from stored segments, so it is available as soon as a segment can be played, without analytics. Bounded in
+marks, text and work. Categories, field names and units are those of the Sentry JavaScript SDK and rrweb. Malformed
+events are left out and counted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tasks.units import MiB
 MARKS_MAX = 20_000
 TEXT_MAX = 400
 DETAILS_MAX = 12
-# Of all marks together. Each may hold several kilobytes.
+# Total text of all marks. Each may have several kilobytes.
 CHARACTERS_MAX = 12_000_000
-# An event that is built as a whole: a larger one counts as malformed. SDKs cut bodies of requests at 150 kB.
+# Maximum size of a decoded event; larger ones count as malformed. SDKs cut request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB
-# Measured: an event that is built, and a byte of it.
+# Measured costs: per decoded event, and per byte.
 _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))
@@ -82,11 +82,12 @@ class Memory(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Timeline(msgspec.Struct):
-    """`start_ms`, `end_ms`: of the recording, 0 when nothing has a time. `snapshots`: from where it can be drawn.
+    """`start_ms`, `end_ms`: of the recording; 0 if no event has a time. `snapshots`: times from which it can be
+    rendered.
 
-    `unreadable`: segments whose JSON is none, with why. `cut`: those that were read in part, and why.
-    `truncated`: more than MARKS_MAX, or more text in them than CHARACTERS_MAX. `next_segment`: the first one that
-    is not in this page of the timeline, None when all are.
+    `unreadable`: segments with invalid JSON, with the error. `cut`: segments read partly, with the reason.
+    `truncated`: more than MARKS_MAX marks or CHARACTERS_MAX characters. `next_segment`: the first segment not in
+    this page; None if all are.
     """
 
     start_ms: int
@@ -109,7 +110,7 @@ class Timeline(msgspec.Struct):
 
 
 class Malformed(ValueError):
-    """This event has another shape than it should have."""
+    """The event is malformed."""
 
 
 class _Head(msgspec.Struct):
@@ -130,7 +131,7 @@ class _Incremental(msgspec.Struct):
 
 
 def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
-    """Type and time. Of an event that is nested deeper than the decoder goes, as SDKs write them: at its ends."""
+    """Type and time. For events nested too deeply for the decoder, read from the event's ends."""
     try:
         return msgspec.json.decode(raw, type=_Head)
     except RecursionError:
@@ -191,7 +192,7 @@ class _Reader:
 
     def finish(self, unreadable: dict[int, str], cut: dict[int, str]) -> Timeline:
         if not self._clicks:
-            # Recordings without the SDK's breadcrumbs still say where the mouse clicked.
+            # Recordings without SDK breadcrumbs still contain mouse clicks.
             for mark in self._pointer:
                 self._add(mark)
         self.marks.sort(key=lambda mark: mark.at_ms)
@@ -277,7 +278,7 @@ class _Reader:
             self._add(Mark(at_ms, kind, self.segment_id, text, detail=detail))
 
     def _click(self, payload: dict[str, Any], data: dict[str, Any], at_ms: int, *, slow: bool) -> None:
-        """A click and the later word that nothing came of it are one mark, by the identity of its row."""
+        """A click and its later slow-click event are one mark, by the identity of its row."""
         node = _dict(data.get("node"))
         node_id = node.get("id")
         if type(node_id) is not int or node_id < 0:
@@ -347,7 +348,7 @@ class _Reader:
 def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) -> Timeline:
     """The timeline of these recordings: (segment id, JSON) in the order of segments. They share the budget.
 
-    Of one that ends amid an event, or when the budget is spent, what was read until then is in it.
+    Events read before an error or the end of the budget are included.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     reader = _Reader(budget)
@@ -361,7 +362,7 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
         except CutShort as error:
             cut[segment_id] = str(error)
         except Spent:
-            cut[segment_id] = "its rest is not read: it would cost too much"
+            cut[segment_id] = "the rest is not read: too expensive"
         except BlobError as error:
             unreadable[segment_id] = str(error)
         recording = b""
@@ -472,7 +473,7 @@ def _amount(data: dict[str, Any], name: str, older_name: str) -> float:
 
 
 def _scalars(data: dict[str, Any]) -> Detail:
-    """The first few fields that are no structure."""
+    """The first few scalar fields."""
     found: Detail = {}
     for key, value in data.items():
         if len(found) < DETAILS_MAX and (value is None or isinstance(value, (str, int, float, bool))):
@@ -502,7 +503,7 @@ def _integer(value: Any) -> int:
 
 
 def _milliseconds(value: Any) -> int:
-    """Unix milliseconds of a time in seconds or milliseconds; 0 for none at all."""
+    """Unix milliseconds of a time in seconds or milliseconds; 0 if missing."""
     if value is None:
         return 0
     number = _number(value)

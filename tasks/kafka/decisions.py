@@ -1,10 +1,11 @@
-"""Operators' decisions: records of the compacted operators' topic, written with acknowledgement and read to the
-end.
+"""Operators' decisions: records of the compacted operators' topic, acknowledged on write and read to the end.
 
-    killed/<project> its messages are dropped limit/<project> its token bucket: per_second, burst
-    erased/<project>/replay/<id> an erased replay; never written again erased/<project>/user/<digest> the replays
-    of a user that arrived before the erasure erased/<project>/all everything of a project that arrived before the
-    erasure audit/<milliseconds>-<token> one action of an operator
+    killed/<project>                   its messages are dropped
+    limit/<project>                    its token bucket: per_second, burst
+    erased/<project>/replay/<id>       an erased replay; never written again
+    erased/<project>/user/<digest>     the replays of a user that arrived before the erasure
+    erased/<project>/all               everything of a project that arrived before the erasure
+    audit/<milliseconds>-<token>       one action of an operator
 
 The value is a JSON object; a record without a value revokes the decision. Every decision has `at` (Unix seconds)
 and `by`; an erasure also `until`, when its messages have left every topic (0: never). The topic has one partition,
@@ -182,7 +183,7 @@ def encode(value: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode({"version": VERSION, **value})
 
 
-def deed(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
+def audit_entry(action: Mapping[str, Any], at: float | None = None) -> dict[str, dict[str, Any]]:
     """One audit entry: texts by name, with the time."""
     at = time.time() if at is None else at
     return {audit_key(at): {"at": at, **{name: str(value) for name, value in action.items()}}}

@@ -3,11 +3,15 @@
 A letter is a rejected message, or an item (blob, row, metric) that a sink refused. A *mark* is a third kind of
 record in the same topic: it records that a letter was replayed.
 
-    version FORMAT reason a stable name error the same as text topic, partition, offset of the original message;
-    offset -1 for an item of a whole batch batch_id the message's batch first_seen of a message: its Kafka
-    timestamp, unix milliseconds originals of a message: its own headers, encoded seal with a shared key: `sealed`,
-    over everything else in the record sink, kind, item of a refused item: who refused it, what it is, its name
-    within the sink
+    version      FORMAT
+    reason       a stable name
+    error        the same as text
+    topic, partition, offset   of the original message; offset -1 for an item of a whole batch
+    batch_id     the message's batch
+    first_seen   of a message: its Kafka timestamp, Unix milliseconds
+    originals    of a message: its own headers, encoded
+    seal         with a shared key: `sealed`, over everything else in the record
+    sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
 A message's own headers are chosen by its producer, so they are stored inside one value and never beside ours.
 Letters of the first format had them at the top level. `reason` was always ours and tells the kinds apart, so that

@@ -105,11 +105,11 @@ class _Writer:
             queues=tuple(sorted(self._consumer.app.amqp.queues.consume_from)),
             release=RELEASE,
         )
-        self._coordination.worker_hello(self._worker, msgspec.json.encode(presence).decode())
+        self._coordination.publish_worker(self._worker, msgspec.json.encode(presence).decode())
 
     def remove(self) -> None:
         with suppress(RedisError, OSError):
-            self._coordination.worker_goodbye(self._worker)
+            self._coordination.remove_worker(self._worker)
 
 
 class _State:

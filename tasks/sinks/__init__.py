@@ -1,4 +1,4 @@
-"""Where batches go. `build` makes the sink of a name; each client library is imported with its sink only."""
+"""Sinks. `build` creates a sink by name; each client library is imported only with its sink."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.wire import SinkName
 
 
 class Level(Enum):
-    """How a sink is. WARNING: writes work, and somebody should look. ERROR: writes do not work."""
+    """State of a sink. WARNING: writes work, but need attention. ERROR: writes do not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -25,8 +25,8 @@ class Level(Enum):
 class Checked:
     """The result of one sink's check.
 
-    `text`: one line about the server, or what is wrong with it. `transient`: the error may go by itself.
-    `warnings` and `not_tested`: see `tasks.sinks.base.Report`.
+    `text`: one line about the server or its problem. `transient`: the error may be temporary. `warnings` and
+    `not_tested`: see `tasks.sinks.base.Report`.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Checked:
 
     @property
     def ok(self) -> bool:
-        """Whether writes work."""
+        """True if writes work."""
         return self.level is not Level.ERROR
 
 
@@ -76,7 +76,7 @@ def build(name: str, settings: Settings) -> Sink[Any]:
 
 
 def check(name: str, settings: Settings) -> Checked:
-    """Tries the sink called `name`; writes and deletes a probe where that is possible."""
+    """Tests the sink called `name`; writes and deletes a probe if possible."""
     sink = build(name, settings)
     try:
         report: Report = sink.check()
@@ -89,6 +89,6 @@ def check(name: str, settings: Settings) -> Checked:
 
 
 def check_all(settings: Settings) -> list[Checked]:
-    """Checks every sink that is switched on, all at once, in the order of the settings."""
+    """Checks every enabled sink concurrently; results in the order of the settings."""
     with ThreadPoolExecutor(len(settings.sinks)) as pool:
         return list(pool.map(lambda name: check(name, settings), settings.sinks))

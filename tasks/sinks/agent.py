@@ -1,7 +1,6 @@
-"""Whether a DogStatsD agent listens where the settings say, as far as that can be known. Sends no metric.
+"""Detects whether a DogStatsD agent listens at the configured address, without sending a metric.
 
-Over a Unix socket the kernel knows. Over UDP a host may report that a port is closed, and nothing else is ever
-known: an agent confirms no packet.
+Over a Unix socket the kernel knows. Over UDP a host may report a closed port; otherwise delivery is not confirmed.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def report(settings: Settings) -> Report:
         raise PermanentSinkError(f"{host}: {error}", configuration=True) from error
     if not refused:
         return Report(f"sends to {place} over UDP, which is not refused", not_tested=(NOT_CONFIRMED,))
-    lost = f"nothing listens on {place}: metrics are lost; is the agent running, is the address right?"
+    lost = f"nothing listens on {place}: metrics are lost; check that the agent is running, and the address"
     if in_pod() and _is_loopback(host):
         lost = (
             f"nothing listens on {place}, which is this pod itself: metrics are lost; set REPLAYS_DATADOG_HOST to "
@@ -60,11 +59,13 @@ def _connect(place: str) -> None:
                 return probe.connect(path)
             except OSError as error:
                 failure = error
-    raise TransientSinkError(f"{place}: {failure}; is the agent running, and the socket mounted?") from failure
+    raise TransientSinkError(
+        f"{place}: {failure}; check that the agent is running and the socket is mounted"
+    ) from failure
 
 
 def _refuses(host: str, port: int) -> bool:
-    """Whether the host reports that nothing listens there. Raises OSError for a name that does not resolve."""
+    """True if the host reports a closed port. Raises OSError for a name that does not resolve."""
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)

@@ -1,4 +1,4 @@
-"""What a sink owes the flush task that calls it."""
+"""Interface of sinks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ItemT = TypeVar("ItemT", bound=Item, contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a check that succeeded found.
+    """Result of a successful check.
 
-    `text`: one line about the server. `warnings`: writes work, and somebody should look at this before it hurts.
-    `not_tested`: what could not be tried, each with the reason.
+    `text`: one line about the server. `warnings`: writes work, but this needs attention. `not_tested`: what could
+    not be tested, with reasons.
     """
 
     text: str
@@ -25,35 +25,34 @@ class Report:
 
 
 class Sink(Protocol[ItemT]):
-    """Writes items of one kind, durably.
+    """Writes items of one kind durably.
 
-    Construction is cheap and opens nothing; clients are made on first use, in the process that uses them
-    (a client must not cross a fork). Instances may be used by several threads at once.
+    Construction opens no connections; clients are created on first use in each process, because they must not
+    cross a fork. Thread-safe.
     """
 
     name: str
 
     def write(self, items: Sequence[ItemT], token: str, deadline_seconds: float) -> None:
-        """Returns when every item is durable, within `deadline_seconds`: when the answer proves it, by the proof
-        that docs/decisions/016-durable-means-proven.md names. A status of success proves nothing.
+        """Returns once every item is proven durable, within `deadline_seconds`
+        (docs/decisions/016-durable-means-proven.md); a success status alone is no proof.
 
-        `token` identifies exactly these items (same items, same token). Raises TransientSinkError or
-        PermanentSinkError, nothing else, for whatever the server or the network does.
+        `token` identifies exactly these items (same items, same token). Raises only TransientSinkError or
+        PermanentSinkError.
         """
 
     def examine(self, items: Sequence[ItemT], deadline_seconds: float) -> None:
-        """Asks whether the bucket, tables or topic that `items` go to take what they should take, and stores
-        nothing. Called before items that were refused become dead letters.
+        """Checks that the bucket, tables or topic of `items` accept valid items, without storing any. Called
+        before refused items become dead letters.
 
-        Returns when they do. Raises PermanentSinkError with `configuration` set when the place itself is at
-        fault, and TransientSinkError when that cannot be known at the moment.
+        Returns if they do. Raises PermanentSinkError with `configuration` set if the destination is at fault, and
+        TransientSinkError if that is currently unknown.
         """
 
     def check(self) -> Report:
-        """Does what a write does, with a probe that it reads back and deletes, as far as rights and the kind of
-        server allow.
+        """Writes, reads and deletes a probe, as far as permissions and the kind of server allow.
 
-        Raises a SinkError whose text says what is wrong and what to do.
+        Raises a SinkError whose text states the problem and what to do.
         """
 
     def close(self) -> None:

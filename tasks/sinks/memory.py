@@ -1,7 +1,7 @@
-"""Sinks that keep items in this process: for eager tests and for runs that must not write anything.
+"""In-memory sinks for tests and dry runs.
 
-They behave like the real ones: the same object twice is one object, the same row id twice is one row. Failures
-are scripted per sink: `fail` makes the next writes end with given errors, `refuse` makes items poison for good.
+They behave like the real ones: equal objects and row ids are stored once. Failures are scripted per sink: `fail`
+makes the next writes raise given errors, `refuse` makes items permanently refused.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whose fault a failed write is, and which error says so.
+"""Classifies failed writes.
 
-A sink writes in parts (objects, tables, requests), and each part may end differently. It notes them here, and
-`raise_if_any` makes the one error of `tasks.errors` that loses nothing of it.
+A sink writes in parts (objects, tables, requests) with different results; `raise_if_any` combines them into one
+error of `tasks.errors`.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from tasks.errors import PermanentSinkError, SinkError, TransientSinkError, shor
 
 log = logging.getLogger(__name__)
 
-# What a server asks for is a request, not an order: no answer may put a batch off for days.
+# Limits the wait requested by a server, so that no response delays a batch for days.
 RETRY_AFTER_SECONDS_MAX = 3600.0
 
 
 class Action(Enum):
-    """What happens to the items of a write that failed."""
+    """Handling of items of a failed write."""
 
-    RETRY = "tried again by the task, with backoff"
-    HOLD = "the batch is parked until a person has acted; no item becomes a dead letter"
-    SPLIT = "halved and written in parts; one item that fails alone becomes a dead letter"
-    BURY = "this item becomes a dead letter, once the table was asked and found healthy"
+    RETRY = "retried by the task, with backoff"
+    HOLD = "the batch is parked until an operator acts; no item becomes a dead letter"
+    SPLIT = "halved and written in parts; a single item that fails becomes a dead letter"
+    BURY = "this item becomes a dead letter, if the table is healthy"
 
 
 class Blame(Enum):
@@ -63,14 +63,14 @@ ACTION_OF = {
 }
 # For people: docs/sinks.md.
 MEANING_OF = {
-    Blame.ROW: "The server names this item, or refused it alone.",
-    Blame.BATCH: "The server refused a request for something in it, without naming the item.",
+    Blame.ROW: "The server names this item, or refused it on its own.",
+    Blame.BATCH: "The server refused a request because of an item, without naming it.",
     Blame.SIZE: "The request is larger than the server, or a proxy in front of it, accepts.",
-    Blame.REQUEST: "Address, proxy, certificate or setting: no request of ours would be accepted there.",
-    Blame.CREDENTIALS: "Login, rights, billing or licence of the account.",
+    Blame.REQUEST: "Address, proxy, certificate or setting: no request would be accepted.",
+    Blame.CREDENTIALS: "Login, permissions, billing or license of the account.",
     Blame.TABLE: "Bucket, table or topic: missing, altered, protected, or of another kind.",
-    Blame.SERVER: "The server is overloaded, restarting, moving, or failed inside.",
-    Blame.NETWORK: "No answer, a broken one, or one that proves nothing: whoever sent it, the write is unproven.",
+    Blame.SERVER: "The server is overloaded, restarting, moving, or has an internal error.",
+    Blame.NETWORK: "No response, a broken one, or one without proof of the write.",
 }
 
 

@@ -1,4 +1,4 @@
-"""One client a process, made on first use. A client must not cross a fork."""
+"""One client per process, created on first use, because clients must not cross a fork."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ T = TypeVar("T")
 class PerProcess(Generic[T]):
     """Calls `make` once in each process that asks.
 
-    What was inherited over a fork is kept but never used nor closed: its sockets belong to the parent, and
-    closing them here would say goodbye in the parent's name.
+    Inherited clients are kept but neither used nor closed, because their sockets belong to the parent.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:

@@ -61,7 +61,7 @@ def test_a_killed_project_stays_killed_and_the_audit_trail_listed_while_redis_is
         assert system.metric("replays_reader_drops_total", reason="killed") > dropped
         assert segments_of(system, project) == before
         assert TenantStore(redis, system.settings).rules().killed == {project}
-        assert [deed["what"] for deed in system.json("audit")] == ["tenant_kill"]
+        assert [action["what"] for action in system.json("audit")] == ["tenant_kill"]
 
 
 def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:

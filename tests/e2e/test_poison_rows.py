@@ -108,7 +108,7 @@ def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_get
     assert held_elsewhere(system) == before
     assert system.json("dlq", "replay", "--sink", "clickhouse")["written"] == 0
     audit = Coordination(connect(system.settings), system.settings).audited()
-    assert any(deed["what"] == "dlq_replay" and deed["sink"] == "clickhouse" for deed in audit)
+    assert any(action["what"] == "dlq_replay" and action["sink"] == "clickhouse" for action in audit)
 
 
 def poison(replay_id: str, segment_id: int, received: int) -> bytes:

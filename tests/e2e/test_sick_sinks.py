@@ -247,5 +247,5 @@ def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None
             return sum("replayed_from" in letter["headers"] for letter in letters) == count
 
         until(came_back, 60, "the replayed messages, which are as bad as before, to be dead letters again")
-        (deed,) = Coordination(connect(system.settings), system.settings).audited(1)
-        assert deed["what"] == "dlq_replay"
+        (action,) = Coordination(connect(system.settings), system.settings).audited(1)
+        assert action["what"] == "dlq_replay"

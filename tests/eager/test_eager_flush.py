@@ -248,7 +248,7 @@ def test_a_batch_that_was_not_tried_shows_what_the_sink_said_last(eager: Eager) 
     breaker = Breaker(eager.client, eager.settings)
     for _ in range(eager.settings.breaker_failures_min):
         error = "clickhouse: HTTP 413 with a web page: Request Entity Too Large"
-        breaker.tell("clickhouse", Permit(PermitKind.CLOSED), worked=False, error=error)
+        breaker.report("clickhouse", Permit(PermitKind.CLOSED), worked=False, error=error)
     batch = make_batch()
 
     eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 1.0))

@@ -39,8 +39,8 @@ def forged(stored: Settings) -> Iterator[Coordination]:
     coordination, prefix = Coordination(client, stored), stored.key_prefix
     now = coordination.now()
     heartbeat = {"seen_at": now, "topic": "t", "snapshot": {"now": 1.0, "partitions": []}}
-    coordination.hello(NAME, json.dumps(heartbeat))
-    coordination.worker_hello(WORKER, json.dumps({"seen_at": now}))
+    coordination.publish_reader(NAME, json.dumps(heartbeat))
+    coordination.publish_worker(WORKER, json.dumps({"seen_at": now}))
     keys = [f"{prefix}:{name}" for name in ("readers", "workers", "sinks")]
     for key in keys:
         client.hset(key, b"\xff", b"{}")
@@ -78,7 +78,7 @@ def test_a_heartbeat_removes_what_no_program_wrote(stored: Settings, forged: Coo
     """Readers and workers go on to show themselves; their own loop is not stopped by what others wrote."""
     now = forged.now()
     forged.hello(NAME, json.dumps({"seen_at": now}))
-    forged.worker_hello(WORKER, json.dumps({"seen_at": now}))
+    forged.publish_worker(WORKER, json.dumps({"seen_at": now}))
 
     client = connect(stored)
     left = {key: client.hgetall(f"{stored.key_prefix}:{key}") for key in ("readers", "workers")}

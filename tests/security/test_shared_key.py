@@ -101,7 +101,7 @@ def test_two_entries_of_a_stream_move_no_offset_past_rows_that_nobody_wrote(eage
 
 def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
     """A sealed completion, copied from the stream that it was written for."""
-    Coordination(eager.client, eager.settings).tell(
+    Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
     )
     ((_, fields),) = eager.client.xrange(reader_stream("other"))
@@ -207,7 +207,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
     """An operator who abandons it would bury the range that the forger chose."""
     coordination = Coordination(eager.client, eager.settings, Noted())
-    coordination.hello(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
+    coordination.publish_reader(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
     later = coordination.now() + 3600
     forged = {"batch_id": "t-0-0-9", "reader": READER, "parked_at": 1, "retry_at": later, "leased_until": later}
     eager.client.hset("replays:parked", "t-0-0-9", msgspec.json.encode(forged))
@@ -305,6 +305,6 @@ def test_what_a_program_without_the_key_reports_is_ignored_once_it_must_have_one
     batch, other = make_batch(messages=3), make_batch(start=100)
     eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))
     wait_until(lambda: eager.client.xlen(reader_stream(READER)) == 1, 20, "the report without a seal")
-    Coordination(eager.client, eager.settings).tell(READER, Completion(CompletionKind.RETRY, other.id))
+    Coordination(eager.client, eager.settings).send_completion(READER, Completion(CompletionKind.RETRY, other.id))
 
     assert eager.inbox.get(timeout=20) == on.RetryRequested(other.id)

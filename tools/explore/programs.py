@@ -133,7 +133,7 @@ def tell(program: Program, client: Client) -> str:
     report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
     if report is None:
         return "nobody"
-    Coordination(client, SETTINGS).tell(report.reader, report.completion)  # type: ignore[arg-type]
+    Coordination(client, SETTINGS).send_completion(report.reader, report.completion)  # type: ignore[arg-type]
     return report.completion.kind
 
 

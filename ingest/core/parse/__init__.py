@@ -1,10 +1,16 @@
 """Bytes in, a segment or a reject out: `parse(message, rules)`, a pure function.
 
-envelope.py the msgpack map recording.py header line, bounded inflate, what is stored budget.py budget for reading
-beyond that scan.py selects the events of the array to decode; with pieces.py, elements.py, surrogates.py, odd.py
-events.py the shapes of events; with shapes.py and values.py undecoded.py every event as sent, for viewing
-recordings rrweb.py interprets each event gather.py limits how much of that is kept document.py reads the
-replay_event rows.py rows for each sink rules.py limits, and names of rejects and warnings
+envelope.py    the msgpack map
+recording.py   header line, bounded decompression, stored bytes
+budget.py      budget for reading beyond that
+scan.py        selects the events of the array to decode; with pieces.py, elements.py, surrogates.py, odd.py
+events.py      the shapes of events; with shapes.py and values.py
+undecoded.py   every event as sent, for viewing recordings
+rrweb.py       interprets each event
+gather.py      limits how much of that is kept
+document.py    reads the replay_event
+rows.py        rows for each sink
+rules.py       limits, and names of rejects and warnings
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The dead-letter topic as operators see it: list, show, replay.
+"""Dead letters for operators: list, show, replay.
 
-letters.py    reads the topic: letters, which of them were replayed, selections
-originals.py  what a refused item's original message makes of itself today
-erased.py     which letters are of an erased replay: they are neither shown nor sent
-replay.py     sends letters where they belong, and marks them
+letters.py     reads the topic: letters, which of them were replayed, selections
+originals.py   rebuilds a refused item from its original message
+erased.py      letters of erased replays, which are neither shown nor sent
+replay.py      replays letters, and marks them
 """
 
 from ingest.operate.dlq.erased import ERASED, erasures_now, is_erased, shown

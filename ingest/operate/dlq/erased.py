@@ -1,8 +1,8 @@
-"""Which letters are of an erased replay. They stay in Kafka until their retention; nothing shows or writes them.
+"""Detects letters of erased replays. They stay in Kafka until their retention, but are neither shown nor written.
 
-A message names its replay, project and user. Of one that never parsed, an erased replay's id anywhere in it is
-enough. A row names its replay and user, a recording's own object its replay. A packed object may hold parts of any
-replay, and a recording alone does not name its user: of these the original message decides, while it is there.
+A message names its replay, project and user; for a message that cannot be parsed, an erased replay's id anywhere
+in it suffices. A row names its replay and user, an object its replay. A packed object may contain parts of any
+replay, and an object does not name its user: for these the original message decides, if it is still in the topic.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ANY_TIME = 0.0
 
 
 class _Row(msgspec.Struct):
-    """What a row says of its owner. ClickHouse's names; BigQuery's facts have no user."""
+    """Owner of a row, by ClickHouse's column names. BigQuery facts have no user."""
 
     project_id: int
     replay_id: str
@@ -48,7 +48,7 @@ class _Row(msgspec.Struct):
 
 
 def erasures_now(settings: Settings) -> Erasures:
-    """What must not come back. Raises DeadLettersUnavailable."""
+    """Current erasures. Raises DeadLettersUnavailable."""
     try:
         entries = load(settings).entries
     except (RangeError, DecisionsUnreadable) as failure:
@@ -58,9 +58,9 @@ def erasures_now(settings: Settings) -> Erasures:
 
 
 def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """Whether the letter itself shows that its replay, its user or its project was erased.
+    """True if the letter's replay, user or project was erased.
 
-    What it was made from arrived before the letter was written: an erasure after that holds for it.
+    Its message arrived before the letter was written, so later erasures apply to it.
     """
     if not erasures:
         return False
@@ -70,7 +70,7 @@ def is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
 
 
 def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, Any]:
-    """`Letter.as_dict`, with whether its replay was erased. What the message or row brought is left out then."""
+    """`Letter.as_dict`, with whether its replay was erased; then without content of the message or row."""
     about = letter.as_dict()
     if not is_erased(letter, erasures, rules):
         return {**about, "erased": False}
@@ -78,12 +78,12 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
-    """The same of a refused item that only its letter vouches for, since its message is gone: in doubt it is."""
+    """The same for a refused item whose message is gone; in doubt it counts as erased."""
     return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
 
 
 def _message_is_erased(letter: Letter, erasures: Erasures, rules: ParseRules) -> bool:
-    """Parses it only where a user of its project was erased: that may cost a second."""
+    """Parses the message only if a user of its project was erased, because that may take a second."""
     identity, project = identity_of(letter.value), project_of(letter.value)
     if identity is not None and erasures.holds(*identity):
         return True

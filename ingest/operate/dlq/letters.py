@@ -1,8 +1,8 @@
-"""Reads the dead-letter topic: its letters, and which of them were replayed.
+"""Reads the dead-letter topic: letters, and which of them were replayed.
 
 A replayed letter is marked by another record in the same topic, so the mark is as durable as the letter. A
-replayed message that fails once more comes back as another letter. It counts as replayed too, as long as its bytes
-are those that the mark vouches for: its headers alone prove nothing, since any producer can send them.
+replayed message that is rejected again becomes another letter, which also counts as replayed if its bytes match
+the mark; headers prove nothing, because any producer can send them.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from tasks.refused import OBJECT
 SCAN_SECONDS_MAX = 600.0
 MARKS_MAX = 1_000_000
 FOREIGN = Label("unknown", "", Origin("", -1, -1), "")
-"""Of a record that is no letter: somebody else wrote it."""
+"""Reason of a record that is not a letter of this system."""
 
 
 class DeadLettersUnavailable(Exception):
-    """The dead-letter topic could not be read or written. The text says why."""
+    """The dead-letter topic could not be read or written. The text states why."""
 
 
 class _Owned(msgspec.Struct):
-    """What a row says of its owner."""
+    """Owner of a row."""
 
     project_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter. `partition` and `offset` are its place in the dead-letter topic, its label has the rest.
+    """One dead letter. `partition` and `offset` are its position in the dead-letter topic; its label has the rest.
 
-    `timestamp_ms` is when it was written there, unix milliseconds. `replayed`: it was sent again already, or is
-    what came back of such a message: neither is sent again unless asked for. `tombstone`: the value is null.
-    `sealed`: what the shared key says of it.
+    `timestamp_ms` is its write time, Unix milliseconds. `replayed`: it was already replayed, or is a replayed
+    message that was rejected again; skipped unless requested. `tombstone`: the value is null. `sealed`: result of
+    verifying its seal.
     """
 
     partition: int
@@ -57,17 +57,17 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """How operators name it."""
+        """Id for operators."""
         return f"{self.partition}-{self.offset}"
 
     @property
     def reason(self) -> str:
-        """Why it is here, a stable name."""
+        """Stable reason name."""
         return self.label.reason
 
     @property
     def sink(self) -> str:
-        """Which sink refused the item; empty for a message."""
+        """The sink that refused the item; empty for a message."""
         return self.label.refusal.sink if self.label.refusal else ""
 
     @property
@@ -77,7 +77,7 @@ class Letter:
 
     @property
     def project_id(self) -> int | None:
-        """Whose it is, as far as one can tell: of a message, a row or a recording's own object. None: unknown."""
+        """The project of the message, row or object; None if unknown."""
         if self.label.refusal is None:
             return project_of(self.value)
         if own := OBJECT.fullmatch(self.item):
@@ -89,16 +89,16 @@ class Letter:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What equal letters share: one message, or one item that one sink refused.
+        """Identity shared by equal letters: one message, or one item refused by one sink.
 
-        A metric is made of a whole batch, and several of it may have one name.
+        Metrics belong to a whole batch, and several may have the same name.
         """
         label = self.label
         whole = (label.batch_id, digest(self.key, self.value)) if label.origin.offset < 0 else ()
         return (label.origin, self.sink, self.item, whole)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the bytes, which are counted. `headers`: the message's own."""
+        """For JSON: everything except the bytes, whose length is given. `headers`: the message's own."""
         label = self.label
         return {
             "id": self.id,
@@ -122,7 +122,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters: each given field must match; `ids` are `partition-offset` in the dead-letter topic."""
+    """Selects letters: all given fields must match; `ids` are `partition-offset` in the dead-letter topic."""
 
     reason: str | None = None
     sink: str | None = None
@@ -130,7 +130,7 @@ class Selection:
     include_replayed: bool = False
 
     def takes(self, letter: Letter) -> bool:
-        """Whether it is one of them."""
+        """True if the letter is selected."""
         return (
             (self.reason is None or letter.reason == self.reason)
             and (self.sink is None or letter.sink == self.sink)
@@ -140,9 +140,9 @@ class Selection:
 
 
 def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
-    """All selected letters, a partition after the other, in the order they were written.
+    """All selected letters, by partition, in write order.
 
-    The topic is read twice, for the marks first, so that memory grows with the marks (MARKS_MAX at most) and not
+    The topic is read twice, first for the marks, so that memory grows with the marks (at most MARKS_MAX) and not
     with the letters. Raises DeadLettersUnavailable.
     """
     marks = _marks(settings)
@@ -153,9 +153,9 @@ def letters(settings: Settings, selection: Selection) -> Iterator[Letter]:
 
 
 def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
-    """All letters, replayed ones too, that hold one of the texts anywhere. Reads the topic once.
+    """All letters, including replayed ones, that contain one of the texts.
 
-    Whether a letter was replayed is not known here. Raises DeadLettersUnavailable.
+    Reads the topic once; `replayed` is not set. Raises DeadLettersUnavailable.
     """
     wanted = tuple(text.encode() for text in texts)
     for record in _scan(settings):
@@ -167,9 +167,9 @@ def mentioning(settings: Settings, texts: Iterable[str]) -> Iterator[Letter]:
 
 
 def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
-    """The digest of each replayed letter by its id, empty where the mark has none; and whether the mark is sealed.
+    """The digest of each replayed letter by id, empty if the mark has none, and whether the mark is sealed.
 
-    A sealed mark is never replaced by another one.
+    A sealed mark is never replaced.
     """
     marks: dict[str, tuple[str, Sealed]] = {}
     for record in _scan(settings):
@@ -212,7 +212,7 @@ def _sealed(settings: Settings, record: Record) -> Sealed:
 def _is_replayed(
     record: Record, label: Label, state: Sealed, marks: Mapping[str, tuple[str, Sealed]], dlq_topic: str
 ) -> bool:
-    """Whoever can write the topic can write a mark: one without a seal hides no letter that has one."""
+    """An unsealed mark does not apply to a sealed letter, because any writer of the topic can write marks."""
 
     def marked(letter_id: str) -> str | None:
         mark, by = marks.get(letter_id, (None, Sealed.NO))
@@ -227,7 +227,7 @@ def _is_replayed(
 
 
 def _scan(settings: Settings) -> Iterator[Record]:
-    """Every record of the dead-letter topic up to its end as of now, a partition after the other."""
+    """Every record of the dead-letter topic up to its current end, by partition."""
     topic, group = settings.dlq_topic, f"{settings.kafka_group}-dlq-browser"
     try:
         with RangeReader(settings, topic, group=group, bounds=Bounds(seconds_max=SCAN_SECONDS_MAX)) as reader:

@@ -1,8 +1,8 @@
-"""What the message that a refused item was made from makes of itself today.
+"""Rebuilds refused items from their original messages.
 
-A letter names an item, and whoever can write the topic can write a letter. So a replay writes what the original
-message makes under that name, by today's code, and never the letter's own bytes: a letter can neither reach
-another project's replay nor change what is in one. That holds as long as the message is in its topic.
+Any writer of the topic can forge a letter. A replay therefore rebuilds the named item from the original message
+with the current code and never writes the letter's bytes: a letter can neither reach another project's replay nor
+change content. This requires that the message is still in its topic.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ READ = Bounds(messages_max=100_000, bytes_max=512 * MiB, seconds_max=120.0)
 
 
 class OriginalGone(Exception):
-    """The message is not in its topic any more."""
+    """The message is no longer in its topic."""
 
 
 class NotMade(Exception):
-    """The message is there, and makes no such item."""
+    """The message exists but does not produce this item."""
 
 
 class Originals:
-    """Reads the recordings' topic. Remembers what the last range made: letters of one batch lie side by side.
+    """Reads the input topic. Caches the items of the last range, because letters of one batch are adjacent.
 
     Memory: the items of one batch.
     """
@@ -52,12 +52,12 @@ class Originals:
         self.follow(erasures)
 
     def follow(self, erasures: Erasures) -> None:
-        """From here on nothing of these is made."""
+        """Sets the erasures to apply."""
         self._gate.decide(TenantRules(), erasures, 0)
         self._known: tuple[object, list[Item]] = (None, [])
 
     def remade(self, label: Label, sink: SinkName, named: Item) -> Item:
-        """The item that the letter names, as its original makes it. Raises OriginalGone, NotMade or RangeError."""
+        """The named item, rebuilt from its original message. Raises OriginalGone, NotMade or RangeError."""
         topic = self._settings.kafka_topic
         if label.origin.topic != topic:
             raise NotMade(f"it comes from topic {label.origin.topic!r}, this deployment reads {topic}")
@@ -71,14 +71,14 @@ class Originals:
         raise NotMade(f"its original, {topic} {wanted}, makes no such item")
 
     def _range(self, label: Label, named: Item) -> tuple[Range, bool]:
-        """What has to be read again, and whether the item depends on how recordings lie in packed objects."""
+        """The range to read, and whether the item depends on the packed layout."""
         origin = label.origin
         packed = (isinstance(named, Blob) and PACKED.fullmatch(named.name) is not None) or (
             isinstance(named, Row) and named.table == INDEX_TABLE
         )
         if not packed and not isinstance(named, Metric):
             if origin.partition < 0 or origin.offset < 0:
-                raise NotMade("it does not say which message it was made from")
+                raise NotMade("it does not name its original message")
             return Range(origin.partition, origin.offset, origin.offset + 1), False
         batch = BATCH.fullmatch(label.batch_id)
         if batch is None or (batch["topic"], int(batch["partition"])) != (origin.topic, origin.partition):

@@ -1,8 +1,8 @@
-"""Sends dead letters where they belong, and marks them.
+"""Replays dead letters and marks them.
 
-A message is produced to the topic that it came from; an item is written to the sink that refused it alone, since
-all others have it. A mark is written only after the broker acknowledged the message, or the sink took the item, so
-a second replay skips the letter. Equal letters (a batch may be flushed twice) are replayed once.
+A message is produced to its original topic; an item is written only to the sink that refused it, because all
+others have it. The mark is written after the broker or sink has acknowledged, so that a second replay skips the
+letter. Equal letters (a batch may be flushed twice) are replayed once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tasks.wire import Item
 
 @dataclass(slots=True)
 class Replayed:
-    """What a replay did. `failed` holds (letter id, error)."""
+    """Result of a replay. `failed` has (letter id, error)."""
 
     produced: int = 0
     written: int = 0
@@ -37,11 +37,11 @@ class Replayed:
 
 
 ERASURES_SECONDS_MAX = 5.0
-"""A replay that is erased during a long run is noticed after this."""
+"""Interval at which erasures are reloaded during a long run."""
 
 
 class NotReplayed(Exception):
-    """This letter is not sent anywhere. The text says why, and what to do if it should be."""
+    """This letter is not replayed. The text states why, and how to replay it anyway."""
 
 
 def replay(
@@ -53,11 +53,12 @@ def replay(
     unverified: bool = False,
     done: Callable[[Letter, str], None] = lambda letter, outcome: None,
 ) -> Replayed:
-    """Sends every selected letter, at most `per_second_max` a second, and marks it; `done` gets what came of each.
+    """Replays every selected letter, at most `per_second_max` per second, and marks it; `done` receives each
+    outcome.
 
-    `unverified`: letters without a seal of the shared key are sent too, and an item whose original message is gone
-    is written as its letter has it. A sealed letter's is in any case. Raises
-    DeadLettersUnavailable when the letters cannot be read; what fails for one letter is in the result.
+    `unverified`: also sends letters without a valid seal, and writes items whose original message is gone as
+    stored in the letter (sealed letters always are). Raises DeadLettersUnavailable if letters cannot be read;
+    errors of single letters are in the result.
     """
     summary = Replayed()
     sent: set[tuple[object, ...]] = set()
@@ -79,7 +80,7 @@ def replay(
 
 
 def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: bool, dry_run: bool) -> str | None:
-    """What was done; None when it failed, which the summary has."""
+    """The outcome; None if it failed (recorded in the summary)."""
     try:
         item = None if repeat else sender.prepared(letter)
         if not dry_run:
@@ -100,7 +101,7 @@ def _replay_one(sender: _Sender, letter: Letter, summary: Replayed, *, repeat: b
 
 
 class _Sender:
-    """Produces messages and marks, and writes items to sinks; each call returns when it is durable."""
+    """Produces messages and marks, and writes items to sinks; each call returns once durable."""
 
     def __init__(self, settings: Settings, *, unverified: bool) -> None:
         self._settings = settings
@@ -112,14 +113,14 @@ class _Sender:
         self._sinks: dict[str, Sink[Item]] = {}
 
     def prepared(self, letter: Letter) -> Item | None:
-        """The item to be written, None for a message to be produced. Raises NotReplayed, or RangeError."""
+        """The item to write; None for a message to produce. Raises NotReplayed, or RangeError."""
         if letter.label is FOREIGN:
             raise NotReplayed("it is not a letter of this system")
         self._follow_erasures()
         if is_erased(letter, self._erasures, self._rules):
             raise NotReplayed(ERASED)
         if letter.sealed is Sealed.NO and not self._unverified:
-            raise NotReplayed("it carries no seal of the shared key; --unverified replays it all the same")
+            raise NotReplayed("it has no valid seal; add --unverified to replay it anyway")
         if letter.label.refusal is None:
             topic, ours = letter.label.origin.topic, self._settings.kafka_topic
             if topic != ours:
@@ -138,7 +139,7 @@ class _Sender:
                     raise NotReplayed(ERASED) from error
                 return named
             raise NotReplayed(
-                f"{error}: nothing vouches for this item; --unverified writes it as the letter has it"
+                f"{error}: the item cannot be verified; add --unverified to write it as stored in the letter"
             ) from error
 
     def _follow_erasures(self) -> None:
@@ -149,7 +150,7 @@ class _Sender:
         self._originals.follow(self._erasures)
 
     def send(self, letter: Letter, item: Item | None) -> None:
-        """To its sink, or to its topic."""
+        """Writes to its sink or topic."""
         token = f"{self._settings.dlq_topic}-{letter.id}"
         if item is None:
             kept = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)
@@ -162,7 +163,7 @@ class _Sender:
         self._sinks[letter.sink].write([item], token, self._settings.sink_timeout_seconds)
 
     def mark(self, letter: Letter) -> None:
-        """In the dead-letter topic itself."""
+        """Writes a mark to the dead-letter topic."""
         mark = Mark(letter.id, digest(letter.key, letter.value))
         topic = self._settings.dlq_topic
         headers = sealed(self._settings.seals, topic, None, b"", mark.encode())

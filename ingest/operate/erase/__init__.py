@@ -1,4 +1,4 @@
-"""Erases one replay for good, in both layouts: objects and ranges first, the rows that lead to them last.
+"""Permanently erases replays, in both layouts: objects and ranges first, the rows that reference them last.
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
@@ -9,10 +9,10 @@
     2. BigQuery       its facts, by DML; what is in the streaming buffer cannot be deleted yet and is said
     3. ClickHouse     its rows, `replay_places` last: with it goes the knowledge where its bytes were
 
-So a run that was cut off anywhere is finished by the next one. `replay_outcomes` stays: it is what was billed
-(that there was a replay, whose, and when), and has no content. Kafka and the dead-letter topic cannot delete
-single messages: what they deliver again is dropped until it has left them; dead letters are named, not replayed.
-Why so: docs/decisions/018-operators-decisions-in-kafka.md, docs/decisions/028-erase-in-place.md.
+An interrupted run is thus completed by the next one. `replay_outcomes` is kept for billing and has no content.
+Kafka and the dead-letter topic cannot delete single messages: redelivered messages are dropped until they expire;
+dead letters are listed, not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
+docs/decisions/028-erase-in-place.md.
 
     holdings.py  what there is of a replay, and what no erasure reaches
     rows.py      ClickHouse: looks, and deletes

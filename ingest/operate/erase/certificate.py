@@ -1,4 +1,4 @@
-"""What one erasure removed, as a document: every object, row count, packed part and letter."""
+"""Record of an erasure: every object, row count, packed part and letter."""
 
 from __future__ import annotations
 

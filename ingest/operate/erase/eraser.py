@@ -1,4 +1,4 @@
-"""Looks for one replay in every store, and erases it there in an order that a second run can finish."""
+"""Finds one replay in every store and erases it, in an order that a second run can complete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Eraser:
         self._tombstones = Tombstones(settings)
 
     def look(self) -> Holdings:
-        """Everything that there is; changes nothing."""
+        """Finds everything stored; changes nothing."""
         settings, notes = self._settings, list[str]()
         found: dict[str, Any] = {}
         days = set(RETENTION_DAYS)
@@ -45,7 +45,7 @@ class Eraser:
             with asking("clickhouse", clickhouse_errors.sort):
                 days |= self._rows.look(found)
         else:
-            notes.append("clickhouse is switched off: packed objects cannot be found")
+            notes.append("clickhouse is disabled: packed objects cannot be found")
         if "gcs" in settings.sinks:
             with asking("cloud storage", google_errors.sort):
                 found["objects"] = tuple(self._objects.generations(self._project_id, self._replay_id, days))
@@ -61,11 +61,11 @@ class Eraser:
             letters = mentioning(settings, spellings)
             found["letters"] = tuple(letter.id for letter in letters if letter.project_id in mine)
         except DeadLettersUnavailable as error:
-            notes.append(f"dead letters were not looked through: {error}")
+            notes.append(f"dead letters were not searched: {error}")
         parked = len(self._coordination.parked())
         return Holdings(self._project_id, self._replay_id, parked=parked, notes=tuple(notes), **found)
 
-    def entomb(self, by: str) -> int:
+    def write_tombstone(self, by: str) -> int:
         """Decides that nothing of the replay is written again. Returns the offset that readers have to reach.
 
         Audited as begun, before anything is touched; without the topic nothing is erased. Raises NotProduced.
@@ -75,11 +75,11 @@ class Eraser:
         return self._tombstones.decide([key], by, action)
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader holds anything of it that it took before; what is left, one line each."""
+        """Waits until no reader has unsettled messages of it; returns what is left, one line each."""
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases what was found, and says what is left: one line each, with what to do about it. Audited."""
+        """Erases what was found; returns what is left, one line each, with what to do. Audited."""
         left: list[str] = []
         if "gcs" in self._settings.sinks:
             with asking("cloud storage", google_errors.sort):

@@ -1,4 +1,4 @@
-"""One request to erase: the replays that it names, decided together, erased one after the other at a rate."""
+"""One erasure request: decided for all its replays together, erased one by one at a limited rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What became of one replay. `left`: what is not erased, one line each."""
+    """Result for one replay. `left`: what is not erased, one line each."""
 
     found: Holdings
     left: list[str]
@@ -60,7 +60,7 @@ class Erasure:
         return remains(found)
 
     def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
-        """Decides, waits for what is in flight, looks again, and erases what is there then."""
+        """Writes the tombstones, waits for batches in flight, searches again, and erases what is found."""
         keys = self._keys + [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         action = {"what": "erase begins", "by": by, "project": self._project_id, "replays": len(keys)}
         if len(keys) == 1 and not self._keys:

@@ -1,4 +1,4 @@
-"""What there is of one replay, and where; and what goes wrong when somebody looks or erases."""
+"""What is stored of a replay and where, and errors of searching and erasing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.errors import shortened
 
 
 class EraseFailed(Exception):
-    """A server did not answer, or refused. What was erased until then stays so; the next run goes on."""
+    """A server did not respond, or refused. Completed erasures remain; the next run continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ def plain_id(text: str) -> str:
     """32 hex digits, small letters, without dashes. Raises ValueError for what is no replay's id."""
     plain = text.strip().replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
-        raise ValueError(f"{text!r} is no replay id: 32 hex digits, with or without dashes")
+        raise ValueError(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")
     return plain
 
 
 def remains(found: Holdings) -> list[str]:
-    """What no erasure reaches: one line each."""
+    """What erasure does not cover, one line each."""
     left = list(found.notes)
     if found.letters:
         shown = ", ".join(found.letters[:5]) + (", ..." if len(found.letters) > 5 else "")

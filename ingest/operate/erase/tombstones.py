@@ -1,4 +1,4 @@
-"""Tombstones: an erasure is decided before anything is deleted, and what is in flight is waited for.
+"""Tombstones: an erasure is recorded before anything is deleted, and batches in flight are awaited.
 
     1. the tombstone is durable in the topic of operators' decisions; readers drop what it names from then on
     2. every living reader reports that what it took before has settled
@@ -47,7 +47,8 @@ class Tombstones:
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader holds anything older. What is left when the time is over, one line each."""
+        """Waits until no reader has older unsettled messages. Returns what is left at the timeout, one line
+        each."""
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
             late = self._late(offset)
@@ -56,7 +57,8 @@ class Tombstones:
                 return []
             if time.monotonic() >= ends:
                 return [
-                    f"reader {name} may still write what it took before: run this again once its batches settled"
+                    f"reader {name} may still write messages read earlier: run this again once its batches "
+                    "have settled"
                     for name in late
                 ]
             time.sleep(LOOK_SECONDS)

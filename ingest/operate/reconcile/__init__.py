@@ -1,4 +1,4 @@
-"""Holds the sinks to account for a range of the topic: reads it again, and says what is missing where.
+"""Compares a range of the topic with the sinks: reads it again and reports what is missing.
 
     replays-ingest reconcile --since 2h
     replays-ingest reconcile --partition 3 --start 1200 --stop 1900 --repair

@@ -1,4 +1,4 @@
-"""The account: for each sink, how much was asked for, what was not there, and what a repair brought back."""
+"""Result of a reconciliation: per sink, items checked, missing, and repaired."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ EXAMPLES_MAX = 1000
 
 
 class ReconcileFailed(Exception):
-    """The account could not be made: the topic, the dead letters or a sink did not answer. Says which, and why."""
+    """The reconciliation failed because the topic, the dead letters or a sink could not be read. The text names it
+    and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """One item that its sink does not hold, or holds otherwise, and the message it comes from."""
+    """One missing or different item, and its message."""
 
     sink: str
     item: str
@@ -30,7 +31,7 @@ class Missing:
 
 @dataclass(slots=True)
 class Tally:
-    """One sink: items asked for, those that were not there, and those of them that are there now."""
+    """One sink: items checked, absent, and repaired."""
 
     checked: int = 0
     missing: int = 0
@@ -39,7 +40,7 @@ class Tally:
 
     @property
     def absent(self) -> int:
-        """Not there when they were first asked for."""
+        """Items absent at the first check."""
         return self.missing + self.differs
 
     @property
@@ -48,7 +49,7 @@ class Tally:
         return self.absent - self.repaired
 
     def count(self, problem: Problem) -> None:
-        """One more item that is not there."""
+        """Counts an absent item."""
         if problem is Problem.MISSING:
             self.missing += 1
         else:
@@ -57,8 +58,8 @@ class Tally:
 
 @dataclass(slots=True)
 class Account:
-    """What came of it. `examples` holds at most EXAMPLES_MAX of each sink's missing items, `unrepaired` as many of
-    those that a repair wrote and that are not there all the same."""
+    """The result. `examples` has at most EXAMPLES_MAX missing items per sink, `unrepaired` as many items that are
+    still missing after a repair."""
 
     topic: str
     spans: list[Span]
@@ -80,7 +81,7 @@ class Account:
 
     @property
     def ok(self) -> bool:
-        """Nothing is missing (any more)."""
+        """True if nothing is missing, or all was repaired."""
         return not self.failures and all(tally.left == 0 for tally in self.sinks.values())
 
     def as_dict(self) -> dict[str, Any]:

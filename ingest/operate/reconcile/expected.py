@@ -1,8 +1,7 @@
-"""What the sinks should hold of some messages: each is parsed as the reader would.
+"""Computes the expected items of messages, with the reader's parser.
 
-What was given up on purpose is no loss: dead letters (rejects, abandoned batches, items that a sink refused),
-what was erased, projects that are switched off, and what is older than its retention. A rate limit, though, leaves
-no trace: what it shed shows as missing from every sink.
+Not expected: dead letters (rejects, abandoned batches, refused items), erased replays, disabled projects, and
+expired recordings. Rate limits leave no trace: messages they dropped are reported as missing from every sink.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ DAY_SECONDS = 86_400
 
 
 class GivenUp:
-    """Where dead letters of these spans came from: messages by place, refused items by sink, name and project.
+    """Origins of dead letters in these spans: messages by position, refused items by sink, name and project.
 
-    Rows of two projects may share a name: `owners` has the projects. None: it cannot be told, and counts for all.
+    Rows of two projects may share a name: `owners` has the projects; None: unknown, applies to all.
 
-    Raises DeadLettersUnavailable, and ReconcileFailed when there are more than LETTERS_MAX.
+    Raises DeadLettersUnavailable, and ReconcileFailed if there are more than LETTERS_MAX.
     """
 
     def __init__(self, settings: Settings, spans: Iterable[Span]) -> None:
@@ -58,14 +57,14 @@ class GivenUp:
                 raise ReconcileFailed(f"more than {LETTERS_MAX} dead letters: take a smaller range")
 
     def refused(self, sink: str, item: Item, project_id: int | None) -> bool:
-        """Whether that sink refused this item of that project."""
+        """True if that sink refused this item of that project."""
         owners = self.owners.get((sink, name_of(item)), set())
         return None in owners or project_id in owners
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some messages of one partition as a batch, and by offset whose segment each is: `project/replay/segment`."""
+    """Messages of one partition as a batch, with the segment of each offset: `project/replay/segment`."""
 
     batch: Batch
     segments: dict[int, str]
@@ -77,7 +76,7 @@ class Chunk:
 
 
 class Expected:
-    """Counts in the account what is not expected anywhere, and why."""
+    """Also counts what is not expected, by reason."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._account = account
@@ -85,11 +84,11 @@ class Expected:
         self._gate = TenantGate()
         self.given_up = GivenUp(settings, account.spans)
         in_force = {key: one.value for key, one in load(settings).entries.items() if one.value is not None}
-        rules = TenantRules(rules_of_decisions(in_force).killed)  # a limit leaves no trace of what it dropped
+        rules = TenantRules(rules_of_decisions(in_force).killed)  # a limit leaves no trace of dropped messages
         self._gate.decide(rules, erasures_of(in_force, time.time()), 0)
 
     def of(self, messages: Sequence[Message]) -> Chunk:
-        """What these messages, of one partition and in order, should have become."""
+        """The expected items of these messages, of one partition and in order."""
         outcomes = [(message.offset, self._outcome(message)) for message in messages]
         segments = {offset: outcome for offset, outcome in outcomes if isinstance(outcome, Segment)}
         offsets = OffsetRange(messages[0].offset, messages[-1].offset + 1)
@@ -102,7 +101,7 @@ class Expected:
         )
 
     def items(self, chunk: Chunk, sink: str) -> Iterator[Item]:
-        """What one sink should hold of a chunk."""
+        """The expected items of one sink."""
         for item in items_of(chunk.batch, SinkName(sink)):
             if self.given_up.refused(sink, item, chunk.project_of(item)):
                 self._account.given_up += 1
@@ -110,7 +109,7 @@ class Expected:
                 yield item
 
     def _outcome(self, message: Message) -> Outcome | None:
-        """What the message should have become; None when nothing is expected of it."""
+        """The expected outcome of a message; None if nothing is expected."""
         account = self._account
         drop = shed(message, self._gate, time.monotonic)
         outcome = drop or self._gate.screened(parse(message, self._rules))

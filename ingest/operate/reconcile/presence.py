@@ -1,9 +1,8 @@
-"""What the sinks hold of a batch: asks each of them, by identity, and answers with what is not there.
+"""Queries the sinks for a batch's items by identity and returns the missing ones.
 
-Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by the key under which they replace
-each other, clicks also by how much they say; rows of BigQuery by `project_id` and `row_id`. DataDog is not asked.
-Each question is bounded: at most KEYS_MAX identities, and the days that the rows themselves name; for what is not
-found there, some days around them.
+Recordings are compared by their bytes (`recordings.py`); rows of ClickHouse by their replacement key, clicks also
+by rank; rows of BigQuery by `project_id` and `row_id`. DataDog is not queried. Queries are bounded: at most
+KEYS_MAX identities, and the days of the rows; for rows not found there, some days around them.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ Key = tuple[object, ...]
 
 
 class Presence(Protocol):
-    """One sink that can be asked. Used by one thread."""
+    """One sink that can be queried. Used by one thread."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
         """Position -> what is wrong, for the items that are not durable. Raises SinkError.
 
-        Of items that share an identity, one that is there speaks for all, and only the last can be absent.
+        For items with the same identity, only the last can be absent.
         """
 
     def close(self) -> None: ...
@@ -121,7 +120,7 @@ def outlived(row: dict[str, Any]) -> bool:
 
 
 def rank(row: dict[str, Any]) -> int:
-    """How much a click's row says; of rows with one identity, the highest stays."""
+    """Rank of a click's row; of rows with one identity, the highest is kept."""
     return int(row.get("click_is_dead", 0)) + int(row.get("click_is_rage", 0))
 
 
@@ -236,7 +235,7 @@ class Facts:
 
 
 def moment_of(seconds: float) -> datetime:
-    """Unix seconds as BigQuery's client takes them."""
+    """Unix seconds as BigQuery's client expects them."""
     return datetime.fromtimestamp(max(0.0, seconds), UTC)
 
 

@@ -1,4 +1,4 @@
-"""Writes items again, through the sinks' own `write`, in small writes at the rate that is allowed."""
+"""Writes items again through the sinks' `write`, in small writes at a limited rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKOFF_SECONDS = 0.5
 
 
 class Repair:
-    """One run's writes. Sinks are built when first needed."""
+    """Writes of one run. Sinks are built on first use."""
 
     def __init__(self, settings: Settings, per_second_max: float) -> None:
         self._settings = settings
@@ -32,7 +32,7 @@ class Repair:
         self._sinks: dict[str, Sink[Any]] = {}
 
     def write(self, sink: str, batch: Batch, items: Sequence[Item]) -> str:
-        """Returns what went wrong, "" when the sink took all of them. After a failure the rest is not tried."""
+        """Returns the error; "" if all were written. Stops at the first failure."""
         if sink == SinkName.GCS and self._settings.gcs_layout == "packed":
             wanted = set(map(id, items))
             segments = [one for one in batch.segments if any(id(blob) in wanted for blob in one.blobs)]

@@ -1,4 +1,4 @@
-"""Makes the account of a scope, chunk by chunk: what is expected, what each sink lacks, and the repair of it."""
+"""Reconciles a scope chunk by chunk: expected items, missing items per sink, and repair."""
 
 from __future__ import annotations
 
@@ -77,28 +77,30 @@ def run(
 
 
 class _Audit:
-    """What operators did: this run, and the rules that were in force before it."""
+    """Audit of this run, and of earlier tenant rules."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._coordination = Coordination(connect(settings), settings)
         self._account = account
 
     def note(self, by: str, scope: Scope, phase: str) -> None:
-        """This run, with what was repaired so far."""
+        """Records this run with the repairs so far."""
         account = self._account
         tallies = {name: f"{tally.repaired} of {tally.absent}" for name, tally in sorted(account.sinks.items())}
         what = {"what": f"reconcile {phase}", "by": by, "topic": account.topic, "scope": asdict(scope)}
         self._coordination.audit({**what, **tallies})
 
     def name_past_rules(self) -> None:
-        """What a project lost to a rule that is no longer in force looks like a loss: names such projects."""
-        deeds = [deed for deed in self._coordination.audited(AUDIT_READ_MAX) if deed.get("what") in RULES_PAST]
-        for project in sorted({deed.get("project", "") for deed in deeds}):
-            last = next(deed for deed in deeds if deed.get("project") == project)
+        """Names projects with a past rule, whose dropped messages are reported as missing."""
+        actions = [
+            action for action in self._coordination.audited(AUDIT_READ_MAX) if action.get("what") in RULES_PAST
+        ]
+        for project in sorted({action.get("project", "") for action in actions}):
+            last = next(action for action in actions if action.get("project") == project)
             at = datetime.fromtimestamp(float(last["at"]), UTC).isoformat(timespec="seconds")
             self._account.notes.append(
-                f"project {project} was switched off or limited ({last['what']} by {last.get('by', '')} at {at}): "
-                "what was dropped by that rule counts as missing here"
+                f"project {project} was switched off or limited ({last['what']} by {last.get('by', '')} at "
+                f"{at}): messages dropped by that rule are counted as missing"
             )
 
 
@@ -111,7 +113,7 @@ class _Sinks:
         self._presences: dict[str, Presence] = {}
         self._repair = None if per_second_max is None else Repair(settings, per_second_max)
         if "datadog" in settings.sinks:
-            account.notes.append("DataDog cannot be asked what it has")
+            account.notes.append("DataDog cannot be queried")
 
     def take(self, chunk: Chunk) -> None:
         """One chunk of one partition. Raises SinkError when a sink cannot be asked."""

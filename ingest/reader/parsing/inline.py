@@ -56,7 +56,7 @@ class InlineParser:
         self._gate = gate
         self._clock = clock
         self._usual = usual
-        self._wary = wary
+        self._suspects = wary
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
         """One answer per message, in order, before it takes the next message."""
@@ -67,7 +67,7 @@ class InlineParser:
     def _parse(self, message: Message) -> Outcome | None:
         if self._usual is None:
             return parse(message, self._rules)
-        return None if self._wary(message.source) else parse_usual(message, self._rules, self._usual)
+        return None if self._suspects(message.source) else parse_usual(message, self._rules, self._usual)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -95,7 +95,7 @@ class ProcessParser:
     ) -> None:
         assert processes > 0
         self._has_second_line = usual is not None
-        self._wary = wary
+        self._suspects = wary
         self._gate = gate
         self._clock = clock
         if memory_bytes_max is None:
@@ -122,7 +122,7 @@ class ProcessParser:
         wanted = [
             index
             for index, outcome in enumerate(outcomes)
-            if outcome is None and not (self._has_second_line and self._wary(messages[index].source))
+            if outcome is None and not (self._has_second_line and self._suspects(messages[index].source))
         ]
         shares = self._shares(messages, wanted)
         for child, share in zip(self._children, shares, strict=True):

@@ -82,7 +82,7 @@ class SecondLine:
     def _run(self) -> None:
         try:
             while (message := self._messages.get()) is not None and not self._closing.is_set():
-                outcome = self._surely(message)
+                outcome = self._guaranteed_outcome(message)
                 if self._closing.is_set():
                     break
                 self._answer(on.MessageParsed(message.source, message.epoch, message.offset, outcome))
@@ -90,7 +90,7 @@ class SecondLine:
             if self._child is not None:
                 self._child.close()
 
-    def _surely(self, message: Message) -> Outcome:
+    def _guaranteed_outcome(self, message: Message) -> Outcome:
         """Always produces an answer; otherwise the partition would wait indefinitely."""
         try:
             return self._outcome(message)

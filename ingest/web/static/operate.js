@@ -31,7 +31,7 @@ function buttons(batch) {
   const abandon = make("button", {
     type: "button",
     onclick: (event) => {
-      const reason = prompt(`Give up ${batch.batch_id}? Its messages become dead letters. Why:`);
+      const reason = prompt(`Abandon ${batch.batch_id}? Its messages become dead letters. Reason:`);
       if (!reason) return;
       const asked = { batch_id: batch.batch_id, reason };
       act(event.currentTarget, async () => (await post("/api/operate/batches/abandon", asked)).said);
@@ -50,7 +50,7 @@ function draw(found) {
     ["attempt", (b) => String(b.attempt), "number"],
     ["messages", (b) => String(b.messages), "number"],
     ["parked for", (b) => length(found.at - b.parked_at), "number"],
-    ["next try in", (b) => length(b.retry_at - found.at), "number"],
+    ["next retry in", (b) => length(b.retry_at - found.at), "number"],
     ["error", (b) => b.error, "wrap"],
     ["", buttons],
   ];
@@ -64,7 +64,7 @@ function draw(found) {
     ["workers", (s) => make("span", { class: s.workers || !s.switched_on ? "" : "bad" }, String(s.workers)), "number"],
     ["slowest flush", (s) => (s.flush_max_seconds === null ? "" : `${s.flush_max_seconds.toFixed(2)} s`), "number"],
   ];
-  replace("sinks", table(sinks, found.sinks, "no sink is known"));
+  replace("sinks", table(sinks, found.sinks, "no sinks"));
   const workers = [
     ["worker", (w) => make("span", { class: w.silent ? "bad mono" : "mono" }, w.worker)],
     ["queues", (w) => w.queues.join(" "), "wrap"],
@@ -143,7 +143,7 @@ async function letters() {
       ["error", (l) => l.error, "wrap"],
       ["batch", (l) => make("span", { class: "mono" }, l.batch_id)],
     ];
-    byId("letters").replaceChildren(table(columns, found.letters, "none is waiting"));
+    byId("letters").replaceChildren(table(columns, found.letters, "no dead letters"));
     count();
   } catch (error) {
     complain(byId("letters"), error);

@@ -72,9 +72,9 @@ function segments(ingestion) {
     ["size", (s) => size(s.bytes_stored), "number"],
     ["", (s) => (s.state === "stored" ? make("a", { href: `${api}/segments/${s.segment_id}?raw=1` }, "JSON") : "")],
   ];
-  byId("segments").replaceChildren(table(columns, ingestion.segments, "no segment is known"));
+  byId("segments").replaceChildren(table(columns, ingestion.segments, "no segments"));
   const said = [
-    [ingestion.missing, "is missing; what is there is played"],
+    [ingestion.missing, "is missing; the other segments are played"],
     [ingestion.duplicates, "was delivered more than once and is stored once"],
   ];
   for (const [numbers, what] of said)
@@ -202,7 +202,7 @@ async function play(ingestion) {
     try {
       const seen = (headers) => {
         const why = headers.get("X-Replays-Left-Out");
-        if (why) notice(`Segment ${one.segment_id} is played in part: ${why}.`);
+        if (why) notice(`Segment ${one.segment_id} is played partly: ${why}.`);
       };
       for (const event of await ask(`${api}/segments/${one.segment_id}`, { seen })) events.push(event);
     } catch (error) {
@@ -212,7 +212,7 @@ async function play(ingestion) {
   events.sort((a, b) => a.timestamp - b.timestamp);
   const first = events.findIndex((event) => event.type === 4 || event.type === 2);
   if (events.length < 2 || !events.some((event) => event.type === 2)) {
-    stage.replaceChildren(make("p", {}, "Nothing can be drawn: no full snapshot is stored. The timeline has what is known."));
+    stage.replaceChildren(make("p", {}, "Nothing can be rendered: no full snapshot is stored. The timeline shows the stored events."));
     return;
   }
   const drawn = events.slice(Math.max(0, first));
@@ -282,7 +282,7 @@ async function timeline() {
     Object.assign(whole.unreadable, page.unreadable);
   }
   if (whole.truncated) notice("There are more events than the timeline shows.");
-  for (const [segment, why] of Object.entries(whole.cut)) notice(`Segment ${segment} is in the timeline in part: ${why}.`);
+  for (const [segment, why] of Object.entries(whole.cut)) notice(`Segment ${segment} is partly in the timeline: ${why}.`);
   if (whole.next_segment !== null) notice(`Segment ${whole.next_segment} and later ones are not in the timeline.`);
   return whole;
 }

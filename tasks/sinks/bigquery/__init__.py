@@ -1,1 +1,1 @@
-"""BigQuery: the sink, what its answers prove, and whether its table takes rows."""
+"""BigQuery: the sink, proof of writes, and table checks."""

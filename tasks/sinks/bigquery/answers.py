@@ -1,7 +1,7 @@
-"""What an answer to tabledata.insertAll proves, and what it says about each row.
+"""Interprets responses of tabledata.insertAll.
 
-The proof is BigQuery's own response resource, known by its `kind`. Rows that its `insertErrors` do not list are
-stored. https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
+The proof is BigQuery's response resource, recognized by its `kind`. Rows not listed in `insertErrors` are stored.
+https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PROOF = (
     "not among the `insertErrors`, which may only name rows that were sent."
 )
 KIND = "bigquery#tableDataInsertAllResponse"
-# The neighbours of a bad row, in a request that was refused whole.
+# Rows beside a bad row, in a request that was refused as a whole.
 STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One row that was not stored. `trouble` None: only because of others in its request."""
+    """One row that was not stored. `trouble` is None if only because of other rows in its request."""
 
     index: int
     trouble: Trouble | None
@@ -53,7 +53,7 @@ def judged(answer: Answer, rows: int) -> list[Refusal] | Trouble:
 
 
 def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
-    """Whose fault the refusal of one row is."""
+    """Classifies the refusal of one row."""
     given = error.get("errors")
     entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
     reasons = [str(entry.get("reason", "")) for entry in entries]

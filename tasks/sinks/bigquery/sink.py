@@ -1,17 +1,16 @@
-"""Facts into BigQuery, streamed with tabledata.insertAll, of rows that the reader has encoded.
+"""Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
-Each row carries its identity as insertId. BigQuery drops a row whose id it saw within about a minute, best
-effort; later repetitions are stored again. The columns `project_id` and `row_id` hold the same identity, so exact
-numbers are one clause away, at any time:
+Each row has its identity as insertId. BigQuery drops rows whose id it saw within about a minute, best effort;
+later duplicates are stored. The columns `project_id` and `row_id` hold the same identity, so exact numbers are one
+clause away, at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
-and the view `<table>_exact` that migrations create is that query. The request's body is put together from the
-rows' bytes as they are; nothing is decoded or encoded again. Rows are judged one by one (skipInvalidRows), so a
-refused row does not keep its neighbours out. Credentials and addresses are the official client's, the requests are
-libcurl's.
-https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll
-Why not the Storage Write API: docs/decisions/024-insert-all.md.
+and the view `<table>_exact` that migrations create is that query. Request bodies are concatenated from the rows'
+bytes without re-encoding. Rows are validated individually (skipInvalidRows), so a refused row does not affect
+others. Credentials and addresses are the official client's, the requests are libcurl's.
+https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll Why not the Storage Write API:
+docs/decisions/024-insert-all.md.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ class BigQuerySink:
                 raise trouble.about(f"bigquery: table {table}").error()
 
     def _fault(self, service: Service, table: str, ends_at: float) -> Trouble | None:
-        """What is wrong with the table itself. None: it takes what it should take."""
+        """The table's problem; None if it accepts valid rows."""
         if table not in TABLES:
             return None
         end = service.send(Method.GET, table, b"", ends_at)

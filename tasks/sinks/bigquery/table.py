@@ -1,7 +1,7 @@
-"""Whether a table takes the rows of this release: its type, its columns, and a row that is known to be good.
+"""Checks that a table accepts the rows of this release: type, columns, and a known-good row.
 
-The good row is never stored. It travels with a row that no table takes, in a request that is refused whole if any
-row of it is bad (`skipInvalidRows` false): BigQuery then calls the good one `stopped` instead of `invalid`.
+The good row is never stored: it is sent with an invalid row in a request that is refused as a whole
+(`skipInvalidRows` false), and BigQuery reports it as `stopped` instead of `invalid`.
 """
 
 from __future__ import annotations

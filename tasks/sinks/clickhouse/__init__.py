@@ -1,1 +1,1 @@
-"""ClickHouse: the sink, and the classes of its errors."""
+"""ClickHouse: the sink and its error classification."""

@@ -1,4 +1,4 @@
-"""What an answer to an INSERT proves, and whose fault it is when it proves nothing.
+"""Interprets responses to INSERTs: proof of the write, or the cause of its failure.
 
 The proof, with `wait_end_of_query`: status 200, an empty body, no exception code, and a summary whose
 `written_rows` is at least the number of rows that were sent. Rows of materialized views are counted on top of

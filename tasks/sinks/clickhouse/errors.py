@@ -1,4 +1,4 @@
-"""Whose fault ClickHouse's errors are: by the server's code where there is one, by the driver's class otherwise.
+"""Classifies ClickHouse errors by the server's code if there is one, otherwise by the driver's class.
 
 The server knows about 650 codes. An insert of well-formed statements can meet those listed here; any other one
 counts as the server's, which means bounded retries and then a parked batch that a person sees. A code stands

@@ -1,6 +1,6 @@
-"""Rows into ClickHouse: one insert a table, of lines that the reader has encoded (JSONEachRow), byte for byte.
+"""Inserts rows encoded by the reader (JSONEachRow) into ClickHouse, one insert per table.
 
-Repetition is harmless three times over. An insert carries a token made of the batch's and the table's name: the
+Repetition is harmless for three reasons. An insert carries a token made of the batch's and the table's name: the
 server skips it when one with the same token is among the last `deduplication_window` ones. Past the window, or
 under another token, rows of the same identity replace each other when parts merge, and at once for a query with
 FINAL. And the materialised view counts distinct identities, so it does not count twice either.

@@ -1,1 +1,1 @@
-"""Dead letters in Kafka: the sink, and the classes of its errors."""
+"""Dead letters in Kafka: the sink and its error classification."""

@@ -1,4 +1,4 @@
-"""Whose fault Kafka's errors are, for a producer of dead letters.
+"""Classifies Kafka errors for a producer of dead letters.
 
 Every code that confluent-kafka knows stands in one of the sets; a test fails when an upgrade brings one that
 does not. There is no set for faulty items: see `sink.py`.
@@ -17,7 +17,7 @@ def _names(text: str) -> frozenset[str]:
 
 TOO_LARGE = frozenset({"MSG_SIZE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_MSG_SIZE"})
 
-# A person has to change a login, a right or a certificate.
+# An operator must fix a login, permission or certificate.
 CREDENTIALS = _names(
     """
     CLUSTER_AUTHORIZATION_FAILED DELEGATION_TOKEN_AUTHORIZATION_FAILED DELEGATION_TOKEN_AUTH_DISABLED
@@ -27,7 +27,7 @@ CREDENTIALS = _names(
     """
 )
 
-# The topic is missing, or does not take what the source topic took.
+# The topic is missing, or refuses what the source topic accepted.
 TABLE = TOO_LARGE | _names(
     """
     INVALID_CONFIG INVALID_RECORD INVALID_TIMESTAMP POLICY_VIOLATION TOPIC_EXCEPTION UNKNOWN_TOPIC_OR_PART
@@ -43,7 +43,7 @@ REQUEST = _names(
     """
 )
 
-# Nobody answers, or what came was damaged on the way.
+# No response, or a damaged one.
 NETWORK = _names(
     """
     INVALID_MSG NETWORK_EXCEPTION REQUEST_TIMED_OUT _ALL_BROKERS_DOWN _BAD_COMPRESSION _BAD_MSG _INTR

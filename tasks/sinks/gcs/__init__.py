@@ -1,1 +1,1 @@
-"""Cloud Storage: the sink, and its concurrent transfers."""
+"""Cloud Storage: the sink and its concurrent uploads."""

@@ -1,4 +1,4 @@
-"""What a bucket's own settings mean for recordings: retention, holds, lifecycle rules."""
+"""Evaluates a bucket's settings: retention, holds, lifecycle rules."""
 
 from __future__ import annotations
 

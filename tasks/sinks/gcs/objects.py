@@ -1,4 +1,4 @@
-"""What proves that an object is stored, and what an object that is stored already says about a refusal.
+"""Proof that an object is stored, and comparison with an existing object after a refusal.
 
 The proof is the object resource that Cloud Storage answers an upload with: name, bucket, size and CRC32C equal to
 what was sent, and a generation. https://cloud.google.com/storage/docs/json_api/v1/objects#resource

@@ -1,1 +1,1 @@
-"""What the two sinks in Google Cloud have in common."""
+"""Shared by the two Google Cloud sinks."""

@@ -1,4 +1,4 @@
-"""Whose fault Google's errors are: answers of its JSON APIs, and exceptions of its client libraries.
+"""Classifies Google errors: responses of its JSON APIs, and exceptions of its client libraries.
 
 An answer that is a Google JSON error is judged by its reasons first and its status second; any other one (a
 proxy's page) by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients below

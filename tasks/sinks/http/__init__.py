@@ -1,1 +1,1 @@
-"""What the sinks over HTTP have in common: requests, and what an answer is worth."""
+"""Shared by the HTTP sinks: requests, and interpretation of responses."""

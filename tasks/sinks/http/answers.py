@@ -1,7 +1,7 @@
-"""HTTP answers: what came, whose fault a status is, and how to say that an answer proves nothing.
+"""HTTP responses: classification of statuses, and descriptions of responses without proof.
 
-A status is the weakest evidence. Where the server itself speaks (ClickHouse's exception code, Google's JSON
-errors) its words go first, in the sink's own module; the table here is for the rest: proxies, gateways, portals.
+Errors of the server itself (ClickHouse's exception code, Google's JSON errors) take precedence and are handled in
+the sink's module; the table here covers proxies, gateways and captive portals.
 """
 
 from __future__ import annotations

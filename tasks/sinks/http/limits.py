@@ -1,4 +1,4 @@
-"""How large a request's body may be, as servers and the proxies in front of them let us know."""
+"""Maximum request body size, learned from refusals of servers and proxies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ BODY_BYTES_MIN = 1024
 
 
 class BodyLimit:
-    """At most `bytes_max`; half of what was refused, for ten minutes after the last refusal.
+    """At most `bytes_max`; half of the refused size for ten minutes after the last refusal, so that a limit is hit
+    once instead of in every write, and a raised limit is used again.
 
-    So a limit is met once and not in every write, and one that somebody raised is found again. May be used by
-    several threads: the worst that a race does is one more refused request.
+    Thread-safe: a race costs at most one more refused request.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -22,7 +22,7 @@ class BodyLimit:
 
     @property
     def bytes_max(self) -> int:
-        """What a body may have now."""
+        """Current maximum body size."""
         if time.monotonic() >= self._learned_until:
             self._learned_bytes = self._bytes_max
         return self._learned_bytes

@@ -168,9 +168,9 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
     assert "project 7: off" in text
     assert "project 9: 1 messages per second, bursts of 3" in text
     assert command(env, "tenants", "ls", "--json").json == {"killed": [], "limits": {}}
-    deeds = [(deed["what"], deed["project"], deed["by"]) for deed in office.coordination.audited()]
-    assert deeds[-1] == ("tenant_kill", "7", "ann")
-    assert deeds[0] == ("tenant_limit", "9", "bob")
+    actions = [(action["what"], action["project"], action["by"]) for action in office.coordination.audited()]
+    assert actions[-1] == ("tenant_kill", "7", "ann")
+    assert actions[0] == ("tenant_limit", "9", "bob")
 
 
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
@@ -185,7 +185,7 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """By reason or id, dry first; a second replay finds nothing; the deed is kept."""
+    """By reason or id, dry first; a second replay finds nothing; the action is kept."""
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 

@@ -160,7 +160,7 @@ def test_what_is_not_there_is_one_line(library: Library, tmp_path: Path):
     env = library.env
 
     assert "no replay" in failed(command(env, "replays", "show", "e" * 32))
-    assert "is no replay id" in failed(command(env, "events", "nonsense"))
+    assert "is not a replay id" in failed(command(env, "events", "nonsense"))
     assert "choose one: [7, 8]" in failed(command(env, "replays", "show", SHARED))
     assert command(env, "replays", "show", SHARED, "--project", str(OTHER_PROJECT)).code == 0
     assert "no stored segments match" in failed(

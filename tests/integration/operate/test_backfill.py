@@ -134,9 +134,9 @@ def test_lost_and_wrong_rows_are_rebuilt_as_ingestion_made_them_and_once(stored:
         assert (sink["written"], sink["left"]) == (wrong["missing"] + wrong["differs"], 0)
     assert {(sink["missing"], sink["written"]) for sink in second["sinks"].values()} == {(0, 0)}
     assert stored.tables() == whole
-    deeds = Coordination(connect(stored.settings), stored.settings).audited()
-    assert [deed["what"] for deed in deeds[:2]] == ["backfill ends", "backfill begins"]
-    assert deeds[0]["by"] == "oncall"
+    actions = Coordination(connect(stored.settings), stored.settings).audited()
+    assert [action["what"] for action in actions[:2]] == ["backfill ends", "backfill begins"]
+    assert actions[0]["by"] == "oncall"
 
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)

@@ -158,7 +158,7 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
         ("silent", time.time() - 3000, (Unowned(7, 1),)),
     ):
         about = msgspec.json.encode(Heartbeat(seen_at=seen_at, unowned=unowned)).decode()
-        coordination.hello(name, about)
+        coordination.publish_reader(name, about)
 
     found = status.collect(fleet.settings)
     console = Console(file=io.StringIO(), width=110)
@@ -198,7 +198,7 @@ def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
 
     def said(release: str) -> list[str]:
         beat = Heartbeat(seen_at=coordination.now(), release=release)
-        coordination.hello("reader-7", msgspec.json.encode(beat).decode())
+        coordination.publish_reader("reader-7", msgspec.json.encode(beat).decode())
         return [one.said for one in rehearsal.fleet(fleet.settings) if one.name == "releases"]
 
     assert said(RELEASE) == []

@@ -132,9 +132,9 @@ def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store
     bucket = store.bucket_bytes()
     assert not [content for content in recordings if content in bucket]
     assert store.everything(store.neighbour) == kept
-    deeds = Coordination(connect(store.settings), store.settings).audited()
-    assert [deed["what"] for deed in deeds] == ["erase ends", "erase begins"]
-    assert {deed["by"] for deed in deeds} == {"oncall"}
+    actions = Coordination(connect(store.settings), store.settings).audited()
+    assert [action["what"] for action in actions] == ["erase ends", "erase begins"]
+    assert {action["by"] for action in actions} == {"oncall"}
     again = store.erase()
     assert again.exit_code == 0, again.output
     assert "nothing is left" in again.output
@@ -210,7 +210,7 @@ def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None
     assert elsewhere.exit_code == 1
     assert f"project {untouched.victim[0]} has one" in elsewhere.output
     assert wrong.exit_code == 2
-    assert "is no replay id" in wrong.output
+    assert "is not a replay id" in wrong.output
 
 
 def test_what_was_cut_off_is_finished_by_the_next_run(packed: Store) -> None:

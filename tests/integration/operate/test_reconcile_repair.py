@@ -126,10 +126,10 @@ def test_just_what_was_deleted_is_written_again_and_audited(system: System) -> N
         assert account.sinks["gcs"].differs == 1
         report = compare(settings, system.expected)
         assert report.ok, report.failures()
-    deeds = Coordination(connect(settings), settings).audited()
-    assert [deed["what"] for deed in deeds[:2]] == ["reconcile ends", "reconcile begins"]
-    assert deeds[0]["by"] == "oncall"
-    assert deeds[0]["gcs"] == "3 of 3"
+    actions = Coordination(connect(settings), settings).audited()
+    assert [action["what"] for action in actions[:2]] == ["reconcile ends", "reconcile begins"]
+    assert actions[0]["by"] == "oncall"
+    assert actions[0]["gcs"] == "3 of 3"
 
 
 def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
@@ -229,7 +229,7 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
 
 
 def test_a_rule_that_was_in_force_is_named_where_something_is_missing(system: System) -> None:
-    """What a limit dropped looks like a loss, so the account names the project, and its latest deed."""
+    """What a limit dropped looks like a loss, so the account names the project, and its latest action."""
     coordination = Coordination(connect(system.settings), system.settings)
     for what in ("tenant_kill", "tenant_revive"):
         coordination.audit({"what": what, "project": 4242, "by": "oncall"})

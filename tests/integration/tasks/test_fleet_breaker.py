@@ -32,7 +32,7 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     """One probe at a time; a failed probe doubles the wait; one that works closes it for everybody."""
     one, other = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
-        one.tell("clickhouse", one.ask("clickhouse"), worked=False)
+        one.report("clickhouse", one.ask("clickhouse"), worked=False)
 
     assert state(fleet) == "open"
     assert not other.ask("clickhouse").granted
@@ -41,10 +41,10 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
     probe = one.ask("clickhouse")
     assert probe.kind == "probe"
     assert not other.ask("clickhouse").granted
-    one.tell("clickhouse", probe, worked=False)
+    one.report("clickhouse", probe, worked=False)
     assert 0.5 < other.ask("clickhouse").wait_seconds <= 1.0
     fleet.wait(lambda: state(fleet) == "half_open", "the longer cool-down")
-    other.tell("clickhouse", other.ask("clickhouse"), worked=True)
+    other.report("clickhouse", other.ask("clickhouse"), worked=True)
     assert state(fleet) == "closed"
     assert one.ask("clickhouse").kind == "closed"
 
@@ -53,11 +53,11 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
     """A sink that fails now and then is not sick."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for _ in range(20):
-        breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=False)
+        breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False)
         if state(fleet, "gcs") == "open":
             break
         for _ in range(2):
-            breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=True)
+            breaker.report("gcs", Permit(PermitKind.CLOSED), worked=True)
 
     assert state(fleet, "gcs") == "closed"
 
@@ -67,9 +67,9 @@ def test_an_answer_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.ask("clickhouse")
     for _ in range(3):
-        breaker.tell("clickhouse", Permit(PermitKind.CLOSED), worked=False)
+        breaker.report("clickhouse", Permit(PermitKind.CLOSED), worked=False)
 
-    breaker.tell("clickhouse", early, worked=True)
+    breaker.report("clickhouse", early, worked=True)
 
     assert state(fleet) == "open"
 
@@ -80,7 +80,7 @@ def test_without_redis_it_lets_everything_through(fleet: Fleet) -> None:
     fleet.redis.stop()
 
     permit = breaker.ask("clickhouse")
-    breaker.tell("clickhouse", permit, worked=False)
+    breaker.report("clickhouse", permit, worked=False)
 
     assert permit.granted
 
@@ -115,10 +115,10 @@ def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
     """What a batch shows that was not tried because of it: the sink's own words, not the breaker's."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for number in range(3):
-        breaker.tell("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")
+        breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")
 
     assert breaker.ask("gcs").error == "gcs: HTTP 503 number 2"
     assert breaker.ask("clickhouse").error == ""
     fleet.wait(lambda: state(fleet, "gcs") == "half_open", "the cool-down")
-    breaker.tell("gcs", breaker.ask("gcs"), worked=True)
+    breaker.report("gcs", breaker.ask("gcs"), worked=True)
     assert breaker.ask("gcs").error == ""

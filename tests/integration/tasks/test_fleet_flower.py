@@ -91,7 +91,7 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
 
 
 def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, flower: Ask) -> None:
-    """The page has the button, the button reaches the reader, the deed is audited with who did it."""
+    """The page has the button, the button reaches the reader, the action is audited with who did it."""
     page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
     form = urllib.parse.urlencode(
         {
@@ -110,8 +110,8 @@ def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, fl
     assert status == 200, text
     assert "reader-1 was asked to retry ingest-replay-recordings-0-0-3" in text
     assert fleet.next_event() == on.RetryRequested("ingest-replay-recordings-0-0-3")
-    (deed,) = Coordination(fleet.client, fleet.settings).audited()
-    assert (deed["what"], deed["by"]) == ("retry", "operator")
+    (action,) = Coordination(fleet.client, fleet.settings).audited()
+    assert (action["what"], action["by"]) == ("retry", "operator")
 
 
 def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:

@@ -76,8 +76,8 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
     assert (label.reason, label.error) == ("abandoned", "schema is gone (by ann)")
     assert (label.origin, label.batch_id) == (Origin(topic, 0, 1), batch_id)
     assert label.originals == (("trace", b"t"),)
-    (deed,) = coordination.audited()
-    assert (deed["what"], deed["by"], deed["reason"], deed["messages"]) == (
+    (action,) = coordination.audited()
+    assert (action["what"], action["by"], action["reason"], action["messages"]) == (
         "abandon",
         "ann",
         "schema is gone",
@@ -115,13 +115,13 @@ def test_what_no_reader_renews_is_not_parked(fleet: Fleet, kafka_brokers: str, t
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
 
     letters = build("dead_letter", settings)
-    deeds = {
+    actions = {
         "retry": lambda: retry(coordination, batch_id, "ann"),
         "abandon": lambda: abandon(settings, coordination, letters, batch_id, "why not", "ann"),
     }
 
     with pytest.raises(NotParked, match="no reader holds a parked batch"):
-        deeds[operate]()
+        actions[operate]()
 
     assert coordination.parked() == {}
     assert consume(settings, f"{topic}-dlq") == []

@@ -64,7 +64,7 @@ def test_where_there_are_passwords_the_link_alone_is_not_enough(office_settings:
         ann = Client(client.address, LOGIN).get("/")
 
     assert (seen.status, page.status, ann.status) == (401, 200, 200)
-    assert seen.error == "name and password, as for Flower"
+    assert seen.error == "requires a Flower login"
 
 
 def test_without_a_password_the_link_is_enough(office_settings: Settings):
@@ -116,7 +116,7 @@ def test_another_sites_page_presses_no_button(pages: Pages, headers: dict[str, s
 
 
 def test_a_parked_batch_is_retried(pages: Pages):
-    """Its reader hears of it; the page shows error and deed."""
+    """Its reader hears of it; the page shows error and action."""
     batch = pages.office.park(0, 2)
 
     seen = pages.ask("/api/operate/batches/retry", {"batch_id": batch.id})
@@ -126,8 +126,8 @@ def test_a_parked_batch_is_retried(pages: Pages):
     (parked,) = pages.look()["parked"]
     assert parked["error"] == "clickhouse is away"
     assert batch.id in parked["flower"].replace("%3A", ":")
-    deed = pages.look()["deeds"][0]
-    assert (deed["what"], deed["by"], deed["batch_id"]) == ("retry", "ann", batch.id)
+    action = pages.look()["deeds"][0]
+    assert (action["what"], action["by"], action["batch_id"]) == ("retry", "ann", batch.id)
 
 
 def test_a_parked_batch_is_given_up_with_a_reason(pages: Pages):

@@ -166,7 +166,7 @@ def test_a_range_that_is_none_means_the_whole(header: str):
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
-        ("/nowhere", 404, "there is nothing at this address"),
+        ("/nowhere", 404, "not found"),
         (f"/api/replays/{PROJECT}/{'e' * 32}", 404, "no replay"),
         (f"/api/replays/{PROJECT}/{MOBILE}/segments/9", 404, "segment 9"),
         (f"/api/replays/{PROJECT}/{HOLED}/segments/3", 404, "segment 3"),

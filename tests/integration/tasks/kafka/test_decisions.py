@@ -66,8 +66,8 @@ def test_a_reader_that_starts_finds_what_was_decided_although_redis_is_empty(
     assert gate.rules.killed == {7}
     assert gate.rules.limits == {9: Limit(5.0, 50.0)}
     assert TenantStore(client, settings).rules() == gate.rules
-    deeds = Operators(client, settings).audited()
-    assert [(deed["what"], deed["project"], deed["by"]) for deed in deeds] == [
+    actions = Operators(client, settings).audited()
+    assert [(action["what"], action["project"], action["by"]) for action in actions] == [
         ("tenant_limit", "9", "bob"),
         ("tenant_revive", "8", "bob"),
         ("tenant_kill", "8", "ann"),
@@ -157,7 +157,7 @@ def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Setting
     for one in (second, first):
         one.refresh()
 
-    assert [deed["what"] for deed in Operators(client, settings).audited()] == ["retry"]
+    assert [action["what"] for action in Operators(client, settings).audited()] == ["retry"]
     assert {key.decode() for key in client.keys("*")} <= set(names(settings.key_prefix))
     first.stop()
     second.stop()
@@ -172,13 +172,13 @@ def test_the_audit_trail_is_bounded_in_the_topic_too(
     operators = Operators(client, settings)
     operators.decide({"killed/7": {"at": 1.0, "by": "ann"}})
     for number in range(9):
-        operators.audit({"what": f"deed {number}"})
+        operators.audit({"what": f"action {number}"})
 
     reader = DecisionReader(settings)
     reader.read()
     kept = [value["what"] for key, value in sorted(reader.decisions.of("audit").items())]
     reader.close()
     assert 5 <= len(kept) <= 8
-    assert kept[-1] == "deed 8"
+    assert kept[-1] == "action 8"
     assert list(reader.decisions.of("killed")) == ["killed/7"]
     assert (AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE) == (10_000, 100)
