@@ -77,7 +77,7 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
 def test_a_heartbeat_removes_what_no_program_wrote(stored: Settings, forged: Coordination):
     """Readers and workers go on to show themselves; their own loop is not stopped by what others wrote."""
     now = forged.now()
-    forged.hello(NAME, json.dumps({"seen_at": now}))
+    forged.publish_reader(NAME, json.dumps({"seen_at": now}))
     forged.publish_worker(WORKER, json.dumps({"seen_at": now}))
 
     client = connect(stored)
