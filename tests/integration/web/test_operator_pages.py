@@ -137,7 +137,7 @@ def test_a_parked_batch_is_given_up_with_a_reason(pages: Pages):
     refused = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": " "})
     seen = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": "the table is gone"})
 
-    assert (refused.status, refused.error.split(":")[0]) == (400, "say why")
+    assert (refused.status, refused.error.split(",")[0]) == (400, "a reason is required")
     assert (
         seen.json["said"] == f"{batch.id} is abandoned: 2 messages are dead letters, 0 had expired from the topic"
     )
@@ -184,7 +184,7 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
         ([], "a JSON object was expected"),
         ({"ids": "0-1"}, "ids must be a list of letter ids"),
         ({"ids": [1]}, "ids must be a list of letter ids"),
-        ({"ids": []}, "choose 1 to 200 letters"),
+        ({"ids": []}, "select 1 to 200 letters"),
     ],
 )
 def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
