@@ -135,11 +135,11 @@ class Runtime:
     def _waits(self, one: Waiting) -> bool:
         """True if something before it waits, or there is no room for it. The end of an assignment needs no
         room."""
-        if self._must_wait(one.source):
+        if self.waits(one.source):
             return True
         return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER
 
-    def _must_wait(self, source: TopicPartition) -> bool:
+    def waits(self, source: TopicPartition) -> bool:
         """True if something earlier in this partition was not taken yet."""
         return self._kept.holds(source) or self.pipeline.is_deferred(source)
 
@@ -148,7 +148,7 @@ class Runtime:
 
     def _hand_over(self, one: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
         """Outcomes parsed while something before them started to wait are kept as well."""
-        if self._must_wait(one.source):
+        if self.waits(one.source):
             self._kept.add(one)
         elif isinstance(one, Unusual):
             message = one.message
@@ -165,7 +165,7 @@ class Runtime:
         """
         if self._closing:
             return
-        if isinstance(event, on.OffsetOutOfRange) and self._must_wait(event.source):
+        if isinstance(event, on.OffsetOutOfRange) and self.waits(event.source):
             self._kept.add(event)
             return
         if isinstance(event, on.PartitionsLost):

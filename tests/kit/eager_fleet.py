@@ -63,6 +63,7 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
     options = {
         "REDIS_URL": eager_redis.address,
         "SINK_KIND": "memory",
+        "BLOBS_PER_TASK": "128",
         "TASK_RETRIES_MAX": "2",
         "TASK_BACKOFF_SECONDS": "0.01",
         "TASK_BACKOFF_SECONDS_MAX": "0.01",

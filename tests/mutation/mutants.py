@@ -356,7 +356,7 @@ MUTANTS = (
     Mutant(
         "lets the log go on elsewhere before what was fetched is taken",
         RUNTIME,
-        "if isinstance(event, on.OffsetOutOfRange) and self._must_wait(event.source):",
+        "if isinstance(event, on.OffsetOutOfRange) and self.waits(event.source):",
         "if False:",
     ),
     Mutant(

@@ -323,6 +323,10 @@ class Reader:
         self.alive = False
         raise Killed
 
+    def waits(self, source: TopicPartition) -> bool:
+        """Whether something that was fetched of this partition was not handed to the core yet."""
+        return self._runtime.waits(source)
+
     def ask_to_stop(self) -> None:
         """SIGTERM."""
         self.stopping = True
