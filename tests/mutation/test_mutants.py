@@ -30,7 +30,7 @@ def test_there_is_a_bug_of_every_kind() -> None:
 
 
 def test_the_tables_of_the_proof_have_a_line_for_every_bug_and_a_test_that_exists() -> None:
-    """`make mutants` prints the table: put it into tools/proof_figures.json when a bug or a test is new or renamed."""
+    """`make mutants` prints the table: it goes into tools/proof_figures.json when a bug or a test is new."""
     lines = [line.split(" | ") for line in (ROOT / "docs" / "proof-tables.md").read_text().splitlines()]
     killers = {line[0].removeprefix("| "): line[2].strip("`") for line in lines if len(line) == 4}
     files = [
