@@ -103,7 +103,7 @@ def _unreadable(path: str) -> str:
     except UnicodeDecodeError:
         return "it is not UTF-8: save it as UTF-8"
     except tomllib.TOMLDecodeError as error:
-        return f"it is not valid TOML: {error}"
+        return f"it is not valid TOML, correct it: {error}"
     except (OSError, ValueError) as error:
         return (
             f"it cannot be read ({getattr(error, 'strerror', None) or error}): correct the path or its permissions"

@@ -231,7 +231,7 @@ def expect_one_line(ended: Ended, names: tuple[str, ...], who: str) -> None:
 
 WHAT_TO_DO = (
     "allowed", "set ", "correct", "remove", "did you mean", "is not of the form", "write it as", "save it",
-    "lower", "add it", "name a", "choose",  "use ", "cannot be set", "Input should be",
+    "lower", "add it", "generate", "name a", "choose",  "use ", "cannot be set", "Input should be",
 )  # fmt: skip
 
 

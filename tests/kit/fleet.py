@@ -176,6 +176,7 @@ def fleet(
         "TASK_VISIBILITY_SECONDS": "5",
         "TASK_BACKOFF_SECONDS": "0.2",
         "TASK_BACKOFF_SECONDS_MAX": "0.5",
+        "BLOBS_PER_TASK": "128",
         "TASK_RETRIES_MAX": "3",
         "WORKER_PROCESSES": "2",
         "FLUSH_DEADLINE_SECONDS": "30",

@@ -58,7 +58,7 @@ def test_sinks_that_are_off_are_left_alone(everything: Settings) -> None:
 
     lines = list(migrate(only, dry_run=True))
 
-    assert {line.split(":")[0] for line in lines} == {"clickhouse", "dead_letter"}
+    assert {line.split(":")[0] for line in lines} == {"clickhouse", "kafka"}
 
 
 def test_a_server_that_is_away_ends_the_run_with_its_name(everything: Settings) -> None:
