@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage test-measured floors check format docs simulate wrong-settings explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,21 +34,23 @@ PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # The quick tests. What talks to servers is measured too, and takes longer: COVERED="tests/unit tests/eager tests/integration"
 COVERED := tests/unit tests/eager
 
-test: $(STAMP) ## all tests
-	$(BIN)/python $(PYTEST)
-
-coverage: $(STAMP) ## what the tests run of each package, branches and child processes included, against the floors
-	rm -rf .coverage && mkdir .coverage
-	$(BIN)/python -m coverage run $(PYTEST) -q -m "not chaos" $(COVERED) || echo "a test failed: make test judges it"
-	$(MAKE) floors
-
-# What CI runs in place of `make test` and `make coverage`: each test once, those of COVERED under coverage; then the floors.
-test-measured: $(STAMP)
+# MEASURED=1, for CI: each test once too, those of COVERED under coverage, for `make floors` afterwards.
+ifdef MEASURED
+test: $(STAMP)
 	rm -rf .coverage && mkdir .coverage
 	failed=0; \
 	$(BIN)/python -m coverage run $(PYTEST) $(COVERED) || failed=1; \
 	$(BIN)/python $(PYTEST) $(COVERED:%=--ignore=%) || failed=1; \
 	exit $$failed
+else
+test: $(STAMP) ## all tests
+	$(BIN)/python $(PYTEST)
+endif
+
+coverage: $(STAMP) ## what the tests run of each package, branches and child processes included, against the floors
+	rm -rf .coverage && mkdir .coverage
+	$(BIN)/python -m coverage run $(PYTEST) -q -m "not chaos" $(COVERED) || echo "a test failed: make test judges it"
+	$(MAKE) floors
 
 floors: $(STAMP)
 	$(BIN)/python -m coverage combine --quiet
