@@ -1,7 +1,7 @@
 """An embedded stack in the background, for development: `replays-ingest local up`, `down`, `status` and `logs`.
 
-A supervisor of its own holds a lock in the stack's directory, starts again what dies, and keeps a state file there
-with addresses and settings. With `programs` it also runs the worker, the reader, Flower and the web pages.
+A supervisor process holds a lock in the stack's directory, restarts processes that die, and keeps a state file
+there with addresses and settings. With `programs` it also runs the worker, the reader, Flower and the web pages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """A stack in the background, as its state file tells. `error` is set if something of it did not come up."""
+    """A background stack, as its state file describes it. `error` is set if a part failed to start."""
 
     directory: str
     pid: int
@@ -51,11 +51,11 @@ class StackState:
     """Addresses of the programs that people open, by name; empty if only the servers run."""
 
     def to_json(self) -> str:
-        """For scripts."""
+        """The state as JSON, for scripts."""
         return json.dumps(asdict(self), indent=2)
 
     def exports(self) -> str:
-        """Lines for a shell."""
+        """`export` lines for a shell."""
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(self.settings.items()))
 
 
@@ -67,10 +67,10 @@ def up(
     programs: bool = False,
     progress: Progress = lambda line: None,
 ) -> StackState:
-    """Starts a stack that outlives us, and returns when all of it answers. One that runs already is returned.
+    """Starts a stack that outlives this process, and returns when all parts answer. Returns a running stack as is.
 
-    `programs`: also the worker, the reader, Flower and the web pages, on a running stack too. Raises LocalError if
-    something does not come up; then nothing is left running that did not run before.
+    `programs`: also starts the worker, the reader, Flower and the web pages, on a running stack too. Raises
+    LocalError if a part fails to start; everything that this call started is then stopped.
     """
     place = directory_of(directory)
     running = status(place)
@@ -79,7 +79,7 @@ def up(
         return _add_programs(place, progress) if programs and not running.pages else running
     private_folder(place)
     if (place / "lock").exists():
-        place.chmod(0o700)  # made by a release that left it open
+        place.chmod(0o700)  # an older release created it with wider permissions
     _state_path(place).unlink(missing_ok=True)
     _request_path(place).unlink(missing_ok=True)
     with open(place / "supervisor.log", "wb", opener=private_opener) as log:
@@ -118,7 +118,7 @@ def up(
 
 
 def _add_programs(place: Path, progress: Progress) -> StackState:
-    """Asks the supervisor for the programs, by a file, and waits for its answer."""
+    """Requests the programs from the supervisor with a file, and waits for its answer."""
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 
@@ -134,7 +134,7 @@ def _add_programs(place: Path, progress: Progress) -> StackState:
 
 
 class _Lines:
-    """What the supervisor has printed since the last time. `skip`: only what comes from now on."""
+    """Reads lines that the supervisor printed since the last call. `skip`: ignore lines printed so far."""
 
     def __init__(self, log: Path, progress: Progress, *, skip: bool = False) -> None:
         self._log = log
@@ -142,7 +142,7 @@ class _Lines:
         self._told = len(self._read()) if skip else 0
 
     def tell(self) -> None:
-        """Passes new lines on."""
+        """Prints new lines."""
         found = self._read()
         for line in found[self._told :]:
             self._progress(line)
@@ -153,7 +153,7 @@ class _Lines:
 
 
 def down(directory: Path | None = None) -> Path | None:
-    """Stops the running stack and returns its directory, where its data stays. None if none runs."""
+    """Stops the running stack and returns its directory, which keeps the data. None if no stack runs."""
     place = directory_of(directory)
     state = status(place)
     if state is None:
@@ -162,7 +162,7 @@ def down(directory: Path | None = None) -> Path | None:
     try:
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the stack to stop")
     except LocalError:
-        # Its warden takes the servers along.
+        # Its warden kills the servers.
         os.kill(state.pid, signal.SIGKILL)
         wait_until(lambda: not is_locked(place), DOWN_SECONDS_MAX, "the killed stack to go")
     _state_path(place).unlink(missing_ok=True)
@@ -170,26 +170,26 @@ def down(directory: Path | None = None) -> Path | None:
 
 
 def status(directory: Path | None = None) -> StackState | None:
-    """The stack of this directory if one runs. A state file without a supervisor is of the past."""
+    """The running stack of this directory, or None. A state file without a supervisor is stale."""
     place = directory_of(directory)
     return _read_state(place) if is_locked(place) else None
 
 
 def log_files(directory: Path | None = None) -> dict[str, Path]:
-    """The logs of the stack's processes by name, also of one that was stopped."""
+    """The logs of the stack's processes by name, including a stopped stack's."""
     place = directory_of(directory)
     return {path.stem: path for path in sorted((place / "logs").glob("*.log"))}
 
 
 def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
-    """What the background process does: hold the lock, run the parts, start again what dies, until SIGTERM."""
+    """Main function of the background process: holds the lock, runs the parts, restarts them, until SIGTERM."""
     with (directory / "lock").open("w") as lock, ending_on_signals() as ending:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("another supervisor holds the lock", flush=True)
             return 1
-        # The addresses of last time, so that what a shell has exported stays true.
+        # Reuse the previous addresses, so that variables exported in a shell stay valid.
         memory = directory / "ports.json"
         ports: dict[str, int] = json.loads(memory.read_text()) if memory.exists() else {}
         with Stack(directory, kafka=kafka, progress=_say, ports=ports) as stack:
@@ -210,7 +210,7 @@ def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
 
 
 class _Supervisor:
-    """Keeps the state file true, and starts the programs when `up` asks for them."""
+    """Keeps the state file current, and starts the programs when `up` requests them."""
 
     def __init__(self, directory: Path, stack: Stack, settings: Mapping[str, str], programs: Programs) -> None:
         self._directory = directory
@@ -220,7 +220,7 @@ class _Supervisor:
         self._error = ""
 
     def run(self, wait: Callable[[float], bool]) -> None:
-        """Until `wait` says that it is time to end."""
+        """Runs until `wait` returns true."""
         seen: StackState | None = None
         while True:
             if (now := self._state()) != seen:
@@ -239,7 +239,7 @@ class _Supervisor:
         except LocalError as error:
             self._programs.stop()
             self._error = str(error)
-        # First the answer, then the request goes: whoever waits for that reads a state of after it.
+        # Write the answer before removing the request: a waiting client then reads the new state.
         _write_state(self._directory, self._state())
         _request_path(self._directory).unlink(missing_ok=True)
 
@@ -260,12 +260,12 @@ def _state_path(directory: Path) -> Path:
 
 
 def _request_path(directory: Path) -> Path:
-    """Exists while somebody waits for the programs."""
+    """Path of the request file. It exists while a client waits for the programs."""
     return directory / "programs.wanted"
 
 
 def _write_state(directory: Path, state: StackState) -> None:
-    """Whole or not at all."""
+    """Writes the state file atomically."""
     draft = directory / "state.json.new"
     draft.write_text(state.to_json())
     draft.replace(_state_path(directory))

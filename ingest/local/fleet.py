@@ -1,4 +1,4 @@
-"""Readers, flush workers and Flower as processes of their own over an embedded stack, for chaos and tests.
+"""Readers, flush workers and Flower as separate processes over an embedded stack, for chaos runs and tests.
 
     with Stack(kafka="apache") as stack:
         fleet = Fleet(stack.start())
@@ -6,9 +6,9 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is started again when it ends, as a supervisor does in production. With `proxies`, the
+A process that is *kept* is restarted when it ends, as a supervisor does in production. With `proxies`, the
 processes reach a part through a fault proxy, while `settings` (for migrations, loads and reconciliations of the
-test itself) go straight to the server.
+test itself) point directly to the server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOP_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.1
 FLOWER_PASSWORD = "chaos:only-for-now"
 
-# A session that a paused reader outlives within seconds, and a drain that is shorter than the session.
+# The session of a paused reader expires within seconds; the drain is shorter than the session.
 SESSION_SECONDS = 6.0
 DRAIN_SECONDS = 4.0
 CALM = {
@@ -51,7 +51,7 @@ CALM = {
 
 
 def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
-    """REPLAYS_* variables that share the servers of a stack with others and nothing else.
+    """REPLAYS_* variables that isolate one user of a shared stack: only the servers are shared.
 
     `tag`: lower-case letters and digits. `database`: of Redis, 0 to 15.
     """
@@ -66,9 +66,9 @@ def isolated(tag: str, redis_url: str, database: int) -> dict[str, str]:
 
 
 class Fleet:
-    """The system's processes. They are children of the stack and end with it.
+    """The processes of the system. They are children of the stack and end with it.
 
-    `extra`: REPLAYS_* variables for all of them. `tag` begins the names of their logs.
+    `extra`: REPLAYS_* variables for all of them. `tag`: prefix of their log names.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Fleet:
     ) -> None:
         self.stack = stack
         self.direct = {**QUICK, **CALM, **stack.settings(), **(extra or {})}
-        # Brokers die here on purpose: the client library of this very process need not say so 20 times a second.
+        # Brokers are killed on purpose here: silence the client library, which would log 20 lines per second.
         self.settings: Settings = settings_of(self.direct).model_copy(update={"kafka_options": {"log_level": "0"}})
         self.env = dict(self.direct)
         self._tag = tag
@@ -94,16 +94,16 @@ class Fleet:
     # Start and stop
 
     def migrate(self) -> None:
-        """Tables, bucket and topics."""
+        """Creates tables, bucket and topics."""
         for _ in migrate(self.settings, topics=True):
             pass
 
     def reader(self, name: str, *, keep: bool = True, **settings: str) -> Child:
-        """Starts a reader, or starts it again; `settings` are REPLAYS_* variables of this one alone."""
+        """Starts or restarts a reader; `settings` are REPLAYS_* variables of this reader alone."""
         return self._start(name, replays_ingest(), {**self.env, **settings}, keep)
 
     def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
-        """Starts a flush worker of two processes, or starts it again; `settings` as of a reader."""
+        """Starts or restarts a flush worker with two processes; `settings` as for a reader."""
         arguments = ["worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
         return self._start(name, [*celery(), *arguments], {**self.env, **settings}, keep)
 
@@ -117,25 +117,25 @@ class Fleet:
         return child
 
     def flower_answers(self) -> bool:
-        """Whether its health check does."""
+        """Whether Flower's health check answers."""
         return answers_http(f"{self.flower_url}/healthcheck")
 
     def stop(self, child: Child, deadline_seconds: float = STOP_SECONDS_MAX) -> int:
-        """SIGTERM, and its exit code. It is not started again. Raises LocalError if it does not end in time."""
+        """Sends SIGTERM and returns the exit code. Not restarted. Raises LocalError if it does not end in time."""
         self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
         child.signal(signal.SIGTERM)
         return child.wait(deadline_seconds)
 
     def kill(self, child: Child, *, keep: bool = True) -> None:
-        """SIGKILL to it and all of its own children; a supervisor starts it again, if `keep`."""
+        """Sends SIGKILL to the process and its children; with `keep` it is restarted."""
         if not keep:
             self.stack.children.release(child)
         self.ended_by_us[child.name] += 1
         child.kill()
 
     def own_ends(self) -> dict[str, int]:
-        """How often each process ended though nobody here wanted it, by name."""
+        """Number of unrequested exits by process name."""
         ends = {
             name: child.starts - child.alive - self.ended_by_us[child.name]
             for name, child in self.children.items()
@@ -165,7 +165,7 @@ class Fleet:
             asking.close()
 
     def wait_committed(self, ends: Mapping[int, int], deadline_seconds: float) -> float:
-        """Until each partition's committed offset is its end: the seconds it took. Raises LocalError."""
+        """Waits until every committed offset is its partition's end; returns the seconds. Raises LocalError."""
         began = time.monotonic()
         asking = Committed(self.settings)
         wanted = {(self.settings.kafka_topic, partition): end for partition, end in ends.items()}
@@ -187,12 +187,12 @@ class Fleet:
 
 
 def said(child: Child, event: str) -> list[dict[str, Any]]:
-    """The lines of a process's log with this event, over all of its lives."""
+    """Log lines of a process with this event, over all of its runs."""
     return [line for line in _lines(child.log_path) if line.get("event") == event]
 
 
 def told(child: Child) -> Iterator[dict[str, Any]]:
-    """All lines of a process's log, over all of its lives."""
+    """All log lines of a process, over all of its runs."""
     return _lines(child.log_path)
 
 
@@ -210,14 +210,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def is_up(reader: Child) -> bool:
-    """Whether this life of a reader came as far as joining its group. Before that, SIGTERM simply ends it."""
+    """Whether this run of a reader has joined its group. Before that, SIGTERM ends it without a drain."""
     return reader.alive and any(
         line["reader"].split("-")[-2] == str(reader.pid) for line in said(reader, "reader_started")
     )
 
 
 def pool_processes(worker: Child) -> list[int]:
-    """The process ids of a worker's own children: those that run its tasks."""
+    """Process ids of a worker's children, which run its tasks."""
     listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
     pairs = [line.split() for line in listed.splitlines()]
     return [int(pid) for pid, parent in pairs if int(parent) == worker.pid and int(pid) != os.getpid()]

@@ -1,4 +1,4 @@
-"""How the system's own processes are started over an embedded stack: commands, settings, temporary files."""
+"""Start of the system's processes over an embedded stack: commands, settings, temporary files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import cast
 from ingest.settings import Settings
 from tasks.units import GiB
 
-# The stand-ins write a file an object and wait for the disk; in memory the demo takes half the time.
+# The emulators write one file per object and wait for the disk; in memory the demo takes half the time.
 MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 
-# Shorter than in production, so that what was lost with a killed part is missed within seconds.
+# Shorter than in production, so that work lost with a killed part is detected within seconds.
 QUICK = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -35,19 +35,19 @@ def settings_of(env: dict[str, str]) -> Settings:
 
 
 def replays_ingest() -> list[str]:
-    """The command line of this very environment."""
+    """Command line of `replays-ingest` in this environment."""
     program = Path(sys.executable).with_name("replays-ingest")
     return [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
 
 
 def celery() -> list[str]:
-    """Celery with the application of the flush fleet."""
+    """Command line of Celery with the flush application."""
     return [sys.executable, "-m", "celery", "-A", "tasks"]
 
 
 @contextmanager
 def temporary_files_in_memory(*, wanted: bool) -> Iterator[None]:
-    """Temporary files of this process and its children go to memory, where there is plenty and nobody chose."""
+    """Keeps temporary files of this process and its children in memory, if there is enough and TMPDIR is unset."""
     name = "TMPDIR"
     try:
         there = os.statvfs(MEMORY_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Reading the logs of a background stack: the last lines of a file, then what is added to it."""
+"""Reads the logs of a background stack: the last lines of a file, then appended lines."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-LINE_BYTES_MAX = 64 * 1024  # a longer line is passed on in pieces
+LINE_BYTES_MAX = 64 * 1024  # a longer line is split
 
 
 class Tail:
-    """One log. Lines are decoded, without line end and colours, and begin with `prefix`."""
+    """One log. Lines are decoded, stripped of line end and colours, and prefixed with `prefix`."""
 
     def __init__(self, path: Path, prefix: str = "") -> None:
         self._path = path
@@ -25,7 +25,7 @@ class Tail:
         return list(deque(self.new(), maxlen=count))
 
     def new(self) -> Iterator[str]:
-        """Complete lines that were added since the last call, all of them at the first one."""
+        """Complete lines appended since the last call; the first call returns all lines."""
         with contextlib.suppress(FileNotFoundError), self._path.open("rb") as log:
             log.seek(self._offset)
             while (line := log.readline(LINE_BYTES_MAX)) and (line.endswith(b"\n") or len(line) == LINE_BYTES_MAX):

@@ -1,6 +1,6 @@
-"""Where background stacks are: the directory of one, and a note of the one that was started last.
+"""Directories of background stacks, and a note of the stack that was started last.
 
-The note lets commands in other folders find a running stack instead of starting an empty one.
+With the note, commands in other folders find a running stack instead of starting an empty one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The chosen directory; without a choice, that of the running stack of another folder, or the default one."""
+    """The chosen directory; else that of a running stack of another folder; else the default."""
     if chosen is not None or environ.get(DIRECTORY_VARIABLE):
         return (chosen or default_directory(environ)).absolute()
     place = default_directory(environ).absolute()
@@ -39,7 +39,7 @@ def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -
 
 
 def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Notes a stack for commands in other folders, if nobody chose its directory."""
+    """Notes a stack for commands in other folders, unless its directory was chosen."""
     if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
         return
     private_folder(_note(environ).parent)
@@ -48,7 +48,7 @@ def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a supervisor lives there: the kernel releases its lock however it ends."""
+    """Whether a supervisor runs there: the kernel releases its lock when it ends, even if killed."""
     with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""The system's own processes over a background stack: flush worker, reader, Flower and the web pages.
+"""The system's processes over a background stack: flush worker, reader, Flower and the web pages.
 
-`replays-ingest local up --all` starts them. Each is started again when it ends, and all share one login.
+`replays-ingest local up --all` starts them. Each is restarted when it ends, and all share one login.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WEB_PORT = 8077
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
-STARTS_MAX = 3  # while they come up; a program that ends more often will not come up
+STARTS_MAX = 3  # during start-up; a program that ends more often is considered failed
 
 
 def login_of(directory: Path) -> str:
@@ -49,9 +49,9 @@ def login_of(directory: Path) -> str:
 
 
 class Programs:
-    """Started once, after the servers. `ports` are preferred ports by name, updated with those in use.
+    """The programs, started once after the servers. `ports`: preferred ports by name, updated with actual ones.
 
-    `ending` says that the stack is being stopped, which ends a start early.
+    `ending` returns true while the stack is being stopped, which aborts a start.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Programs:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """What a person opens, by name."""
+        """URLs of the web interfaces by name."""
         return dict(self._urls)
 
     @property
@@ -85,7 +85,7 @@ class Programs:
         )
 
     def start(self) -> None:
-        """Migrates and starts all. Raises LocalError, with the end of a log, if one does not come up."""
+        """Migrates, then starts all programs. Raises LocalError with the tail of a log if one fails to start."""
         env = {"REPLAYS_WORKER_PROCESSES": os.environ.get("REPLAYS_WORKER_PROCESSES", "2"), **self._settings}
         children = self._stack.children
         migration = children.start("migrate", [*replays_ingest(), "migrate", "--topics"], env=env)
@@ -102,14 +102,14 @@ class Programs:
         urls = {
             name: f"http://{HOST}:{port}" for name, port in (("web", web), ("flower", flower), ("reader", reader))
         }
-        # The pages themselves ask for a login.
+        # The pages require a login.
         self._await("web", urls["web"], lambda: is_listening(web))
         self._await("flower", urls["flower"], lambda: answers_http(f"{urls['flower']}/healthcheck"))
         self._await("reader", urls["reader"], lambda: answers_http(f"{urls['reader']}/livez"))
         self._urls = {**urls, "operator": f"{urls['web']}/operate"}
 
     def stop(self) -> None:
-        """Stops all at once; a program that takes too long is killed."""
+        """Stops all in parallel; a program that exceeds the deadline is killed."""
         for child in self._children.values():
             self._stack.children.release(child)
             child.signal(signal.SIGTERM)

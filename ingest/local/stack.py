@@ -1,4 +1,4 @@
-"""The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD, as one thing.
+"""The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD, as one unit.
 
 `Stack` starts them inside a `with` block; `background.py` keeps one running. Any part can be a real server
 instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`) makes the
@@ -34,7 +34,7 @@ KafkaKind = Literal["tansu", "apache"]
 RedisKind = Literal["single", "sentinel"]
 EXTERNAL_PREFIX = "REPLAYS_LOCAL_"
 
-# Tansu's group joins take half the session time-out; the drain deadline has to be shorter than the session.
+# Tansu's group joins take half the session time-out; the drain deadline must be shorter than the session.
 TANSU_SETTINGS = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "6", "REPLAYS_DRAIN_DEADLINE_SECONDS": "4"}
 
 Progress = Callable[[str], None]
@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One running part: where it is, and its process (0 and no log for a server that is not ours)."""
+    """One running part: its address and its process (0 and no log for a server that is not ours)."""
 
     name: str
     address: str
@@ -51,11 +51,11 @@ class Part:
 
 
 class Stack:
-    """Starts parts at once and stops them at the end, whatever happens in between.
+    """Starts parts in parallel, and stops them on exit, also after an error.
 
     `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
     `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels.
-    `progress` is called with one line a part. `ports` are wishes, by part; free ones are taken otherwise.
+    `progress` is called with one line per part. `ports`: preferred ports by part; otherwise free ones are used.
     Servers are in `servers` by part, for kill() and restart().
     """
 
@@ -92,7 +92,7 @@ class Stack:
         self.stop()
 
     def start(self, parts: Iterable[str] = PARTS) -> Self:
-        """Starts these parts in parallel. Raises LocalError, with the end of a log, if one does not come up."""
+        """Starts these parts in parallel. Raises LocalError, with the tail of a log, if one fails to start."""
         chosen = list(parts)
         unknown = set(chosen) - set(PARTS)
         if unknown:
@@ -104,7 +104,7 @@ class Stack:
                 self._progress(f"{name:<10} {address} (not ours)")
             elif name not in self.servers:
                 self.servers[name] = self._make(name)
-                # Not given to the constructor: taken meanwhile, another one will do.
+                # Not passed to the constructor: if the port has been taken meanwhile, another one is used.
                 self.servers[name].port = self._ports.get(name, 0)
         ours = [name for name in chosen if name in self.servers]
         with ThreadPoolExecutor(max_workers=len(PARTS)) as pool:
@@ -114,14 +114,14 @@ class Stack:
         return self
 
     def stop(self) -> None:
-        """Stops everything; a temporary directory goes. May be called twice."""
+        """Stops everything and removes a temporary directory. May be called twice."""
         self.children.close()
         if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def parts(self) -> dict[str, Part]:
-        """What is there now."""
+        """The running parts."""
         ours = {
             name: Part(name, server.address, server.child.pid, str(server.child.log_path))
             for name, server in self.servers.items()

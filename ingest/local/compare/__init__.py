@@ -1,9 +1,8 @@
-"""What the sinks hold, compared with what they should hold.
+"""Compares the contents of the sinks with their expected contents.
 
     report = reconcile(settings, Expectation.of_manifest(path), statsd_url=...)
     report.ok
 
-Each `read_*` asks one server for everything that it holds; each `compare_*` is pure and gives one `Check`. Sinks
-that are switched off in the settings are not asked. Objects are downloaded and hashed; nothing is concluded from
-listings alone.
+Each `read_*` reads everything that one server holds; each `compare_*` is pure and returns one `Check`. Sinks
+that are disabled in the settings are not read. Objects are downloaded and hashed; a listing alone is no evidence.
 """

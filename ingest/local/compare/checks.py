@@ -1,4 +1,4 @@
-"""Expected against found, as pure functions: how much of each, and examples of what differs."""
+"""Compares expected with actual contents, as pure functions: counts, and examples of differences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ V = TypeVar("V")
 def compare_maps(
     name: str, expected: Mapping[K, V], found: Mapping[K, V], *, extra_matters: bool = True, note: str = ""
 ) -> Check:
-    """Key by key and value by value."""
+    """Compares two maps by key and value."""
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected] if extra_matters else []
     wrong = [key for key, value in expected.items() if key in found and found[key] != value]
@@ -33,14 +33,14 @@ def compare_maps(
 def compare_sets(
     name: str, expected: Iterable[K], found: Iterable[K], *, extra_matters: bool = True, note: str = ""
 ) -> Check:
-    """Member by member."""
+    """Compares two sets by member."""
     return compare_maps(
         name, dict.fromkeys(expected, 1), dict.fromkeys(found, 1), extra_matters=extra_matters, note=note
     )
 
 
 def compare_facts(expected: Mapping[str, int], found: Mapping[str, int], *, extra_matters: bool = True) -> Check:
-    """Rows of the analytics table by event type."""
+    """Compares row counts of the analytics table by event type."""
     problems = []
     missing = extra = 0
     for name in sorted({*expected, *found}):
@@ -55,7 +55,7 @@ def compare_facts(expected: Mapping[str, int], found: Mapping[str, int], *, extr
 
 
 def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *, exactly: bool) -> Check:
-    """Totals by name. A metric may come again after a crash, so without `exactly` more is allowed."""
+    """Compares totals by name. A metric may be sent again after a crash: without `exactly`, more is allowed."""
     problems: list[str] = []
     missing = extra = wrong = 0
     for name, total in sorted(expected.items()):

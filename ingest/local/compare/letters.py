@@ -1,4 +1,4 @@
-"""Every rejected message of the dead-letter topic."""
+"""Reads every rejected message of the dead-letter topic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.kafka.ranges import Bounds, RangeError, RangeReader
 
 
 def read_letters(settings: Settings, deadline_seconds: float = 60.0) -> tuple[dict[Place, Letter], int]:
-    """The rejects of the dead-letter topic by the place of their original, and how many records repeat one."""
+    """Rejects of the dead-letter topic by the offset of their original, and the number of repeated records."""
     found: dict[Place, Letter] = {}
     repeats = 0
     try:

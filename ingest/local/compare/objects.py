@@ -1,4 +1,4 @@
-"""Every object of the bucket, downloaded and hashed; in the layout `packed` every recording within them."""
+"""Downloads and hashes every object of the bucket; in the `packed` layout, every recording within them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIST_PAGE = 1000
 
 
 def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str, Object]:
-    """Every object of the bucket; those that are expected are downloaded and hashed the way they are expected."""
+    """Reads every object of the bucket. Expected objects are downloaded and hashed as the expectation requires."""
     storage = _Storage(settings)
     names = list(storage.names())
     packed = [name for name in names if is_packed(name)]
@@ -49,9 +49,9 @@ def read_objects(settings: Settings, expected: Mapping[str, Object]) -> dict[str
 
 
 def _read_packed(storage: _Storage, settings: Settings, packed: list[str]) -> dict[str, bytes]:
-    """The recordings that the index finds in these objects, under the names of the layout `segment`.
+    """The recordings that the index finds in these objects, under their names in the `segment` layout.
 
-    An object that no row points into is no recording's place any more: redelivery under another release made it.
+    An object that no index row refers to is not in use: redelivery under another release created it.
     """
     with contextlib.closing(clickhouse_client(settings)) as server:
         rows = server.query("SELECT name, object, start_bytes, length_bytes FROM replay_objects FINAL").result_rows
@@ -63,7 +63,7 @@ def _read_packed(storage: _Storage, settings: Settings, packed: list[str]) -> di
 
 
 class _Storage:
-    """Reads a bucket over the JSON API, one kept connection a thread."""
+    """Reads a bucket over the JSON API, with one persistent connection per thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._base = urlsplit(settings.gcs_endpoint or "https://storage.googleapis.com")
@@ -72,7 +72,7 @@ class _Storage:
         self._headers = {} if settings.gcs_endpoint else _google_headers(settings)
 
     def names(self) -> Iterator[str]:
-        """Every object of the bucket."""
+        """Names of all objects in the bucket."""
         token = ""
         while True:
             fields = "&fields=items(name),nextPageToken"
@@ -88,7 +88,7 @@ class _Storage:
                 return
 
     def content(self, name: str) -> bytes:
-        """An object's bytes as they are stored."""
+        """The stored bytes of an object."""
         return self._get(f"/storage/v1/b/{self._bucket}/o/{quote(name, safe='')}?alt=media")
 
     def _get(self, path: str) -> bytes:

@@ -24,7 +24,7 @@ COORDINATOR_MOVES = (
 
 
 class Committed:
-    """Asks for the group's committed offsets, with one client for many questions."""
+    """Reads the group's committed offsets, with one client for all requests."""
 
     def __init__(self, settings: Settings) -> None:
         self._consumer = Consumer(
@@ -45,7 +45,7 @@ class Committed:
                 answer = self._consumer.committed(asked, timeout=max(0.1, ends_at - time.monotonic()))
                 break
             except KafkaException as error:
-                # A broker that has just started does not know its groups yet.
+                # A broker that has just started has not loaded its groups yet.
                 if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > ends_at:
                     raise ReconcileError(f"committed offsets: {error}") from error
                 time.sleep(0.1)
@@ -55,5 +55,5 @@ class Committed:
         }
 
     def close(self) -> None:
-        """Leaves."""
+        """Closes the client."""
         self._consumer.close()

@@ -1,4 +1,4 @@
-"""Every sink that is switched on, and Kafka, against the expectation of a load."""
+"""Compares every enabled sink, and Kafka, with the expectation of a load."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def reconcile(
     extra_matters: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Report:
-    """Asks every sink that is switched on, and Kafka. Raises ReconcileError when a server cannot be asked.
+    """Checks every enabled sink, and Kafka. Raises ReconcileError when a server cannot be read.
 
-    `extra_matters=False` where the sinks hold more than this load on purpose. `metrics_exactly` after a run
-    without any crash. Without `statsd_url` metrics are not checked: an agent does not tell.
+    `extra_matters=False`: the sinks hold more than this load on purpose. `metrics_exactly`: the run had no
+    crash. Without `statsd_url` metrics are not checked: an agent cannot be queried.
     """
     began = time.monotonic()
     checks: list[Check] = []
@@ -72,7 +72,7 @@ def reconcile(
 
 
 def _row_checks(expected: Expectation, rows: Rows, extra_matters: bool) -> list[Check]:
-    """The ClickHouse lines."""
+    """Checks of ClickHouse."""
     dead = {name for name, flags in expected.clicks.items() if flags.dead}
     found_dead = {name for name, flags in rows.clicks.items() if flags.dead}
 

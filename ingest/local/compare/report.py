@@ -1,4 +1,4 @@
-"""The result of a comparison: one check per kind of thing, and the table that shows them."""
+"""The result of a comparison: one check per kind of data, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rich.table import Table
 
 
 class ReconcileError(RuntimeError):
-    """A server could not be asked. The text says which, and what it answered."""
+    """A server could not be read. The message names it and quotes its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the reconciliation. `wrong`: there, but different. `note` explains what counts."""
+    """One line of the reconciliation. `wrong`: present, but different. `note` explains what is counted."""
 
     name: str
     expected: int
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Every check holds, and there is at least one."""
+        """Every check passes, and there is at least one."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Report:
         return {"ok": self.ok, "seconds": round(self.seconds, 2), "checks": checks}
 
     def failures(self) -> str:
-        """The checks that do not hold, a paragraph each; empty when all do."""
+        """The failed checks, one paragraph each; empty when all pass."""
         return "\n".join(
             f"{check.name}: expected {check.expected}, found {check.found}, missing {check.missing}, "
             f"extra {check.extra}, wrong {check.wrong}\n  " + "\n  ".join(check.examples)

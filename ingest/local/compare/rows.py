@@ -1,4 +1,4 @@
-"""Every row that ClickHouse holds, exact under FINAL."""
+"""Reads every row that ClickHouse holds, deduplicated with FINAL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.sinks.clickhouse.sink import client
 
 @dataclass(slots=True)
 class Rows:
-    """What ClickHouse holds, exact under FINAL."""
+    """The rows that ClickHouse holds, deduplicated with FINAL."""
 
     clicks: dict[Named, Flags] = field(default_factory=dict)
     taps: set[Named] = field(default_factory=set)
@@ -24,7 +24,7 @@ class Rows:
 
 
 def read_rows(settings: Settings) -> Rows:
-    """Every row of the three tables, one query a table."""
+    """Reads every row of the three tables, with one query per table."""
     rows = Rows()
     server = client(settings)
     try:

@@ -1,1 +1,1 @@
-"""The demo: the whole system on this machine, fed, watched, and held to account."""
+"""The demo: runs the whole system on this machine, with a load, and reconciles the sinks."""

@@ -1,4 +1,4 @@
-"""What came of a demo, as tables for a person and as JSON for a program."""
+"""The outcome of a demo, as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE_TITLE = "pages by rage clicks"
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it, for the table and for JSON."""
+    """The outcome of a demo, for the table and for JSON."""
 
     ok: bool = False
     error: str = ""
@@ -32,18 +32,18 @@ class Outcome:
 
     @property
     def messages_per_second(self) -> float:
-        """From the first message produced to the last offset committed."""
+        """Throughput from the first message produced to the last offset committed."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.messages / seconds if self.load and seconds else 0.0
 
     @property
     def mb_per_second(self) -> float:
-        """Of message values, over the same time."""
+        """Throughput in message values, over the same time."""
         seconds = self.seconds.get("ingest", 0.0)
         return self.load.size_bytes / 1e6 / seconds if self.load and seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The outcome as a dictionary, for --json."""
         return {
             "ok": self.ok,
             "error": self.error,
@@ -61,7 +61,7 @@ class Outcome:
 
 
 def show(screen: Screen, outcome: Outcome, *, as_json: bool) -> None:
-    """The end of the demo."""
+    """Prints the outcome."""
     if as_json:
         print(json.dumps(outcome.as_dict(), indent=2, default=str), flush=True)
         return

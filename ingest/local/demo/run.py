@@ -1,11 +1,11 @@
-"""The whole system on this machine, fed, watched, and held to account.
+"""Runs the whole system on this machine, with a load, and reconciles the sinks.
 
-`run` starts the embedded stack, migrates it, starts a flush worker, Flower and the reader as processes of their
-own, produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the
-load's manifest. It returns 0 only if all of that held. `kill` kills a part in the middle, with SIGKILL.
+`run` starts the embedded stack, migrates it, starts a flush worker, Flower and the reader as separate processes,
+produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the
+load's manifest. It returns 0 only if every step succeeds. `kill` kills a part mid-run, with SIGKILL.
 
-Nothing stays behind: all processes are children that a warden ends with us (`ingest/local/servers/processes.py`),
-also when this process is killed.
+No process outlives this one: a warden kills all children when it ends (`ingest/local/servers/processes.py`),
+also when it is killed.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ VICTIMS: tuple[Victim, ...] = get_args(Victim)
 
 FLOWER_USER = "demo"
 POLL_SECONDS = 0.1
-KILL_AT = 0.25  # of the messages committed
+KILL_AT = 0.25  # share of messages committed before the kill
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
-STALL_SECONDS_MAX = 90.0  # without one more offset committed, after which we give up
+STALL_SECONDS_MAX = 90.0  # without a newly committed offset, until the demo fails
 
 SAMPLE_QUERY = """
 SELECT url, countIf(click_is_rage = 1) AS rage, countIf(click_is_dead = 1) AS dead,
@@ -59,7 +59,7 @@ GROUP BY replay_id, project_id ORDER BY count() DESC, replay_id LIMIT 1
 
 
 class DemoError(RuntimeError):
-    """The demo cannot go on. The text says why, and ends with a log where one helps."""
+    """The demo cannot continue. The message says why, and ends with the tail of a log where one helps."""
 
 
 def run(
@@ -75,10 +75,10 @@ def run(
     layout: Literal["segment", "packed"] = "segment",
     settings: dict[str, str] | None = None,
 ) -> int:
-    """The demo with `count` segments. 0: everything held; 1: something did not; 130: interrupted.
+    """Runs the demo with `count` segments. Returns 0 if every check passed, 1 if one failed, 130 if interrupted.
 
-    `keep` leaves everything up until Ctrl-C. `directory` keeps data, logs and manifest there. `settings`: further
-    REPLAYS_* variables.
+    `keep`: keep everything running until Ctrl-C. `directory`: keep data, logs and manifest there. `settings`:
+    further REPLAYS_* variables.
     """
     screen = Screen(quiet=as_json)
     outcome = Outcome(killed=kill or "")
@@ -102,7 +102,7 @@ def run(
 
 
 class _Demo:
-    """One run, step by step."""
+    """One run of the demo; one method per step."""
 
     def __init__(self, stack: Stack, screen: Screen, outcome: Outcome, extra: dict[str, str]) -> None:
         self.stack = stack
@@ -119,7 +119,7 @@ class _Demo:
         self.began = time.monotonic()
 
     def run(self, count: int, seed: int, profile: Profile, kill: Victim | None) -> None:
-        """All of it. Raises what `run` above knows."""
+        """Runs all steps. Raises the errors that `run` above handles."""
         with self._timed("start"):
             self._start()
         manifest = self.stack.directory / "manifest.jsonl"
@@ -144,7 +144,7 @@ class _Demo:
         self.outcome.seconds["all"] = time.monotonic() - self.began
 
     def stay(self) -> None:
-        """Everything up again, addresses printed, until Ctrl-C."""
+        """Restarts everything, prints the addresses, and waits for Ctrl-C."""
         if self.reader is not None and not self.reader.alive:
             self.reader.start()
             self.stack.children.keep(self.reader)
@@ -168,17 +168,17 @@ class _Demo:
         self.screen.line("stopping")
 
     def _start_web(self) -> str:
-        """The pages over what was ingested; returns their address."""
+        """Starts the web pages over the ingested data; returns their address."""
         url = f"http://{HOST}:{free_port()}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.password}"}
         command = [*replays_ingest(), "web", "--port", url.rpartition(":")[2]]
         self.stack.children.start("web", command, env=env, keep=True)
-        # The pages themselves ask for a login.
+        # The pages require a login.
         wait_until(lambda: is_listening(int(url.rpartition(":")[2])), READY_SECONDS_MAX, "the pages")
         return url
 
     def stop(self) -> None:
-        """Tells those to end that take a second over it, at once; the stack then ends everything."""
+        """Stops the slow processes in parallel; the stack then stops everything else."""
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)
@@ -188,7 +188,7 @@ class _Demo:
 
     def _start(self) -> None:
         self.stack.start(PARTS)
-        scratch = self.stack.directory / "tmp"  # so that what a killed process leaves there goes with the rest
+        scratch = self.stack.directory / "tmp"  # removed with the stack, including files of killed processes
         scratch.mkdir(exist_ok=True)
         http_port = str(free_port())
         self.env = {**QUICK, "REPLAYS_HTTP_PORT": http_port, **self.stack.settings(), **self.extra}
@@ -212,7 +212,7 @@ class _Demo:
     # Settle
 
     def _settle(self, produced: Produced, kill: Victim | None) -> None:
-        """Until every partition's committed offset is its log end."""
+        """Waits until the committed offset of every partition is its log end."""
         topic = self.settings.kafka_topic
         ends = {(topic, partition): end for partition, end in produced.ends.items()}
         total = sum(ends.values())
@@ -239,7 +239,7 @@ class _Demo:
             committed.close()
 
     def _kill(self, victim: Victim) -> None:
-        """SIGKILL; what is supervised comes back, Redis comes back empty."""
+        """Sends SIGKILL. Supervised processes restart; Redis restarts empty."""
         if victim == "redis":
             server = self.stack.servers["redis"]
             assert isinstance(server, Redis)
@@ -251,7 +251,7 @@ class _Demo:
         self.screen.line(f"killed     {victim} with SIGKILL; it starts again")
 
     def _check_reader(self) -> None:
-        """A reader that halted, or that ends again and again, is a failure to be told at once."""
+        """Fails immediately if the reader halted or keeps ending."""
         assert self.reader is not None
         if self.reader.starts > 5:
             raise DemoError(f"the reader keeps ending\n{self.reader.log_tail()}")
@@ -268,7 +268,7 @@ class _Demo:
             code = self.outcome.reader_exit
             raise DemoError(f"the reader ended with code {code} after SIGTERM\n{self.reader.log_tail()}")
 
-    # Hold to account
+    # Reconcile
 
     def _reconcile(self, manifest: Path, kill: Victim | None) -> None:
         expected = Expectation.of_manifest(manifest, settings=self.settings)
@@ -302,7 +302,7 @@ class _Demo:
 
 @contextmanager
 def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: children first. Only where signals can be handled."""
+    """Makes SIGTERM end the demo like Ctrl-C: children first. Only where signals can be handled."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

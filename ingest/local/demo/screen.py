@@ -1,4 +1,4 @@
-"""What a person sees while the demo runs: bars on a terminal, lines elsewhere."""
+"""Progress output of the demo: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 PLAIN_LINE_SECONDS = 2.0
-PLAIN_WIDTH = 140  # of tables in a log file
+PLAIN_WIDTH = 140  # width of tables in a log file
 
 
 class Screen:
-    """What a person sees: bars on a terminal, lines elsewhere, nothing with --json."""
+    """Progress output: bars on a terminal, lines elsewhere, nothing with --json."""
 
     def __init__(self, quiet: bool) -> None:
         self.console = Console(quiet=quiet, highlight=False)
@@ -25,14 +25,14 @@ class Screen:
         self._said: dict[str, float] = {}
 
     def line(self, text: str) -> None:
-        """One line, at once."""
+        """Prints one line immediately."""
         self.console.print(text, soft_wrap=True, markup=False)
         if not self.console.is_terminal:
             self.console.file.flush()
 
     @contextmanager
     def bars(self) -> Iterator[None]:
-        """Bars, if this is a terminal."""
+        """Shows bars, if this is a terminal."""
         if not self.console.is_terminal:
             yield
             return
@@ -42,7 +42,7 @@ class Screen:
         self._bars = None
 
     def advance(self, name: str, done: int, total: int) -> None:
-        """Where one of the bars stands; a line now and then without a terminal."""
+        """Updates one bar; without a terminal, prints an occasional line."""
         if self._bars is not None:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=total)

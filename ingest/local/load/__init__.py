@@ -1,1 +1,1 @@
-"""The load generator: what a browser would have recorded, what is wrong with it, and what must come of it."""
+"""The load generator: recordings as a browser makes them, deliberate flaws, and the expected contents of sinks."""

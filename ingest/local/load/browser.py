@@ -1,4 +1,4 @@
-"""A visit in a browser: pages that load and change, requests, clicks, and rarities between them."""
+"""A visit in a browser: pages that load and change, requests, clicks, and rare events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPTIONS = {
     "networkResponseHasHeaders": True,
 }
 
-# Wrong shapes that an SDK of some age or a broken page sends: each may cost itself, nothing else.
+# Wrong shapes that an old SDK or a broken page sends: each may lose its own event, nothing else.
 ODD_EVENTS: tuple[Any, ...] = (
     {"type": 5},
     {"type": 5, "data": None},
@@ -63,7 +63,7 @@ class Browser:
         self.urls: list[str] = []
 
     def browse(self, segment: Segment) -> None:
-        """What happens in the next segment."""
+        """Generates the events of the next segment."""
         self.urls = []
         rng, mix = self.rng, self.mix
         if segment.number == 0 or rng.random() < mix.page_load:
@@ -119,7 +119,7 @@ class Browser:
         self._tick(segment)
 
     def _next_panel(self, segment: Segment, ms: int) -> None:
-        # Renderings follow one another in the order in which they are put, so their times must rise too.
+        # Renderings apply in the order in which they are added, so their times must increase too.
         last = max((at for at, pieces, _ in segment.events if len(pieces) == 3), default=0)
         segment.put_part(max(ms, last + 1), 3, self.page.panels[self.panel], "mutation")
         self.panel = (self.panel + 1) % len(self.page.panels)
@@ -146,7 +146,7 @@ class Browser:
             if target.id == self.page.input_id:
                 typed = {"source": 5, "text": "tent", "isChecked": False, "id": target.id}
                 segment.put(at + 4300, {"type": 3, "data": typed, "timestamp": at + 4300}, "input")
-        # At most one a segment: two reports about one node and second would share an identity.
+        # At most one per segment: two reports about one node in one second would share an identity.
         chance = rng.random()
         if chance < mix.dead_click:
             self.clicks.slow_click(segment, self.page, "dead")
@@ -182,7 +182,7 @@ class Browser:
             shape = rng.randrange(6)
             if shape == 0:  # SDK 7.44 and 7.45
                 data |= {"requestBodySize": sent, "responseBodySize": got}
-            elif shape == 1:  # both: the older keys win
+            elif shape == 1:  # both: the older keys take precedence
                 data |= {"requestBodySize": sent, "request": {"size": 1}, "response": {"size": got}}
             elif shape == 2:
                 data |= {"response": {"size": got, "headers": {}}}

@@ -35,7 +35,7 @@ class Clicks:
         self._pending: list[Pending] = []
 
     def click(self, segment: Segment, ms: int, target: Target) -> Click:
-        """A click as rrweb and as the SDK tell it: the mouse gets there, goes down, up, clicks."""
+        """A click as rrweb and the SDK report it: the mouse moves there, then down, up, click."""
         steps = [
             {"x": target.x - 8 * left, "y": target.y + 5 * left, "id": target.id, "timeOffset": -40 * left}
             for left in (6, 4, 2, 1, 0)
@@ -51,7 +51,7 @@ class Clicks:
         return click
 
     def slow_click(self, segment: Segment, page: Page, kind: str) -> None:
-        """A click that nothing happens after; the SDK reports it when it is sure, in a later segment."""
+        """A click without any effect; the SDK reports it in a later segment."""
         rng = self._rng
         names = DEAD_CLICK_TAGS if kind != "slow" else DEAD_CLICK_TAGS | {"div"}
         target = rng.choice([one for one in page.targets if one.tag in names])
@@ -101,7 +101,7 @@ class Clicks:
         self._pending.append(Pending(at + waited, event, later, kind))
 
     def report(self, segment: Segment) -> None:
-        """The slow clicks that the SDK is sure of by now."""
+        """Adds the slow clicks that are due."""
         end = segment.start_ms + SEGMENT_MS
         for report in [one for one in self._pending if one.due_ms < end]:
             self._pending.remove(report)

@@ -1,9 +1,9 @@
-"""Joins parts that were compressed before into one zlib stream, so that a big body costs what is new in it.
+"""Joins precompressed parts into one zlib stream, so that a large body costs only its new bytes.
 
 A `Part` is compressed once, on its own, and ends on a byte boundary with no reference to what comes before it
 (a full flush). Any sequence of such parts and of fresh bytes is then a valid zlib stream (RFC 1950) once it
-has a header, a last block and the checksum of the whole, which follows from the checksums of the parts. It is
-a few per cent larger than compressing the whole at once would make it.
+has a header, a last block and the checksum of the whole, which is computed from the checksums of the parts. It is
+a few per cent larger than the whole compressed at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ADLER_BASE = 65521
 
 
 class Part:
-    """Bytes that many bodies share: raw, and as a piece of a deflate stream."""
+    """Bytes that many bodies share: raw, and as part of a deflate stream."""
 
     __slots__ = ("adler", "deflated", "raw")
 
@@ -32,7 +32,7 @@ Piece = Part | bytes
 
 
 def inflated(pieces: Iterable[Piece]) -> bytes:
-    """The body itself."""
+    """The body, uncompressed."""
     return b"".join(piece.raw if isinstance(piece, Part) else piece for piece in pieces)
 
 

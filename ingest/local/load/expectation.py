@@ -1,12 +1,12 @@
-"""What every sink should hold after a load: the sum over a manifest.
+"""Expected contents of every sink after a load, computed from a manifest.
 
-`Expectation.of_manifest` derives it from the generator's own notes. Where there is no manifest, `add_outcome`
-makes one of messages that are read and parsed again; the comparison (`ingest/local/compare/`) does not care.
+`Expectation.of_manifest` derives it from the manifest of the generator. Without a manifest, `add_outcome`
+builds it from messages that are read and parsed again; the comparison (`ingest/local/compare/`) is the same.
 
-Rules that are applied here, and why the sums over messages are not simply sums:
-- an object, a row and an outcome have an identity, so messages that come twice count once;
-- a click and the later report that it was dead share an identity, and the one that says more wins;
-- metrics are events, so what comes twice counts twice.
+Rules for duplicates, which make these totals differ from plain sums over messages:
+- an object, a row and an outcome have an identity, so duplicate messages count once;
+- a click and the later report that it was dead share an identity, and the one with more flags wins;
+- metrics are events, so duplicates count twice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ingest.settings import Settings
 
 
 class Object(NamedTuple):
-    """One object: SHA-256 of its bytes (`exact`), or of what they inflate to."""
+    """One object: SHA-256 of its bytes (`exact`), or of its inflated bytes."""
 
     sha256: str
     exact: bool
@@ -41,7 +41,7 @@ class Letter(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """What a click turned out to be: 0 or 1 each."""
+    """Flags of a click: 0 or 1 each."""
 
     dead: int
     rage: int
@@ -49,7 +49,7 @@ class Flags(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """How often a metric was sent, and the sum of its values (None: not known beforehand)."""
+    """How often a metric was sent, and the sum of its values (None: not known in advance)."""
 
     count: int
     sum: float | None
@@ -61,7 +61,7 @@ Named = tuple[int, str]
 Place = tuple[str, int, int]
 """topic, partition, offset"""
 
-# Facts of the analytics table by the kind of thing that the generator put in.
+# Rows of the analytics table by the kind of event that the generator added.
 FACTS: dict[str, str] = {
     "ui.click": "ui.click",
     "ui.slowClickDetected:dead": "ui.deadClick",
@@ -101,7 +101,7 @@ FACTS: dict[str, str] = {
         )
     },
 }
-# Kept for a share of the segments only, by one coin a segment.
+# Kept for a share of the segments only, by one coin per segment.
 SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -117,7 +117,7 @@ def coin(entry: Entry, salt: str, share: float) -> bool:
 
 @dataclass(slots=True)
 class Expectation:
-    """Everything that has to be there, by identity.
+    """The expected contents of all sinks, by identity.
 
     objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), with one row
     of the replay event each; outcomes: category by (project, replay); facts: rows of the analytics table by
@@ -180,9 +180,9 @@ class Expectation:
         self._add_facts(entry)
 
     def add_outcome(self, source: TopicPartition, offset: int, outcome: Outcome) -> None:
-        """Adds a message that was read again and parsed: what it says is compared with what is there.
+        """Adds a message that was read again and parsed.
 
-        This expectation trusts the parser, so it finds what was lost on the way and not what was misread.
+        This expectation trusts the parser: it finds lost data, not parser errors.
         """
         self.messages += 1
         place = (source.topic, source.partition)
@@ -234,7 +234,7 @@ class Expectation:
 
     def _add_metrics(self, entry: Entry) -> None:
         seen, sums = entry.seen, entry.sums
-        # How far zlib gets with what the pipeline packs itself is not for us to know.
+        # The pipeline compresses these bytes itself, so their compressed size is not known here.
         self._sum(SIZES + "size_compressed", 1, sums["stored"] if entry.blob_exact else None)
         self._sum(SIZES + "size_uncompressed", 1, sums["raw"])
         for side in ("request", "response"):

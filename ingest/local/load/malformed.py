@@ -1,6 +1,6 @@
-"""Messages that can never be parsed, one maker a way to be wrong, each with the reason it should be given.
+"""Messages that can never be parsed: one maker per kind of flaw, each with its expected reject reason.
 
-The reasons are the stable names of `ingest.core.parse.REASONS`; a test keeps both lists together.
+The reasons are the stable names of `ingest.core.parse.REASONS`; a test keeps both lists equal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Maker = Callable[[random.Random], bytes]
 
 
 def _envelope(rng: random.Random, **changes: Any) -> dict[str, Any]:
-    """A good one, changed; a field that is changed to `...` is left out."""
+    """A valid envelope with changes; a field set to `...` is left out."""
     whole = {
         "type": ENVELOPE_TYPE,
         "replay_id": f"{rng.getrandbits(128):032x}",
@@ -60,7 +60,7 @@ def _noise(rng: random.Random) -> bytes:
 
 GOOD_HEAD = b'{"segment_id":3}\n'
 
-# (what is wrong, the reason it gets, how it is made)
+# (flaw, reject reason, maker)
 MAKERS: tuple[tuple[str, str, Maker], ...] = (
     ("noise", "not_msgpack", _noise),
     ("envelope cut off", "not_msgpack", _cut_envelope),
@@ -88,13 +88,13 @@ MAKERS: tuple[tuple[str, str, Maker], ...] = (
 
 
 def malformed(rng: random.Random, number: int, at: int) -> Message:
-    """The `number`th malformed message; numbers go round through all makers."""
+    """The `number`th malformed message; numbers cycle through all makers."""
     flaw, reason, make = MAKERS[number % len(MAKERS)]
     return _message(make(rng), reason, flaw, at)
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
-    """A small message that inflates to more than is allowed. Making it takes some 300 ms."""
+    """A small message that inflates beyond the limit. Making it takes about 300 ms."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))

@@ -1,8 +1,7 @@
-"""What the load generator made, message by message: the truth that sinks are reconciled against.
+"""The manifest of a generated load, message by message: sinks are reconciled against it.
 
-One JSON object a line, so that a manifest of any length streams: first a `Header`, then one `Entry` a message,
-written when the broker acknowledged it. What an entry expects comes from the generator's own knowledge of what
-it put in, never from the parser.
+One JSON object per line, so that a manifest of any length streams: first a `Header`, then one `Entry` per message,
+written when the broker has acknowledged it. The expected contents come from the generator, never from the parser.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Kind = Literal["segment", "video", "reject"]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """How the load was made: the same header makes the same messages."""
+    """Parameters of the load: the same header gives the same messages."""
 
     topic: str
     profile: str
@@ -32,7 +31,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One click as it should end up in a row. `event_hash` as UUID text; flags 0 or 1."""
+    """One click as its row should be. `event_hash` as UUID text; flags 0 or 1."""
 
     event_hash: str
     node_id: int
@@ -43,13 +42,13 @@ class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Entry(msgspec.Struct, omit_defaults=True):
     """One message.
 
-    blob, blob_sha256: the object's name and digest; with `blob_exact` of its stored bytes, otherwise of what
-    they inflate to (the pipeline compresses those itself). Of a reject, the digest of the message's own bytes.
+    blob, blob_sha256: the object's name and digest; with `blob_exact` of its stored bytes, otherwise of the
+    inflated bytes (the pipeline compresses those itself). For a reject, the digest of the message's own bytes.
     blob_bytes: inflated size.
-    clicks: what each click-like event of this message says, in order, those past the limit left out.
-    taps: event hashes. seen: how often each kind of thing occurs (DOMAIN names of categories, plus
-    `dead`, `rage` and the like). sums: totals of sizes in bytes. coins: places in the segment of the events of
-    kinds that are sampled one by one. flaw: what is wrong with it on purpose.
+    clicks: one entry per click-like event of this message, in order, without those past the limit.
+    taps: event hashes. seen: number of events of each kind (DOMAIN names of categories, plus
+    `dead`, `rage` and the like). sums: totals of sizes in bytes. coins: positions in the segment of events
+    that are sampled individually. flaw: the deliberate flaw of the message.
     """
 
     kind: Kind
@@ -78,7 +77,7 @@ class Entry(msgspec.Struct, omit_defaults=True):
 
 
 class ManifestError(ValueError):
-    """The file is not a manifest, or was cut off in the middle of a line. Says where."""
+    """The file is not a manifest, or ends in the middle of a line. The message names the line."""
 
 
 class Writer:
@@ -98,7 +97,7 @@ class Writer:
         self.close()
 
     def write(self, entry: Entry) -> None:
-        """One line."""
+        """Writes one line."""
         self._put(entry)
 
     def close(self) -> None:
@@ -110,13 +109,13 @@ class Writer:
 
 
 def read_header(path: Path) -> Header:
-    """The first line. Raises ManifestError."""
+    """Reads the first line. Raises ManifestError."""
     with path.open("rb") as file:
         return _decode(path, 1, file.readline(), Header)
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """All entries, in the order of their acknowledgement. Raises ManifestError."""
+    """Reads all entries, in the order of acknowledgement. Raises ManifestError."""
     decoder = msgspec.json.Decoder(Entry)
     with path.open("rb") as file:
         _decode(path, 1, file.readline(), Header)

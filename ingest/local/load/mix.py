@@ -1,4 +1,4 @@
-"""How often each thing happens in a generated session."""
+"""Frequencies of events in a generated session."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often things happen in a session; all are probabilities unless their name says otherwise.
+    """Frequencies of events in a session; all are probabilities unless their name says otherwise.
 
     The defaults give about 29 % segments with a full snapshot, 45 % heavy with mutations, 26 % light, a mean of
-    about 166 kB of JSON and 20 kB compressed, and 13 custom events a segment.
+    about 166 kB of JSON and 20 kB compressed, and 13 custom events per segment.
     """
 
     segments_mean: float = 7.0

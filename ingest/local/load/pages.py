@@ -1,10 +1,10 @@
-"""The pages that generated sessions visit: a made-up outdoor shop, as rrweb sees a page.
+"""The pages that generated sessions visit: a fictional outdoor shop, in the form that rrweb records.
 
-A `Page` is a DOM of some hundred to two thousand nodes with a fixed layout, so that the coordinates of what
-can be clicked are known. All its big pieces (the full snapshot, the re-renders of its live panel, ticks of
+A `Page` is a DOM of a few hundred to two thousand nodes with a fixed layout, so that the coordinates of clickable
+elements are known. All its large parts (the full snapshot, the re-renders of its live panel, ticks of
 bars and figures, idle mouse paths) are serialized and compressed once and then shared by every session that
-visits it. A site is a set of pages, made from a seed; everything refers only to nodes that exist at that
-moment, so a recording made of these pieces plays.
+visits it. A site is a set of pages, made from a seed. Every part refers only to nodes that exist at that
+moment, so a recording made of these parts plays.
 
 Shapes are rrweb's: `serializedNodeWithId` for nodes (type 0 document, 1 doctype, 2 element, 3 text),
 `mutationData` for re-renders.
@@ -27,7 +27,7 @@ ORIGIN = "https://shop.fernhill.example"
 WIDTH, HEIGHT = 1280, 800
 HEADER_PIXELS, SIDE_PIXELS, PANEL_PIXELS = 56, 208, 340
 CARD_WIDTH, CARD_HEIGHT, CARD_COLUMNS = 256, 232, 4
-PANELS = 6  # a page's live panel goes round through this many renderings
+PANELS = 6  # number of renderings that the live panel of a page cycles through
 TICKS = 4
 WANDERS = 8
 
@@ -61,7 +61,7 @@ ROUTES = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that can be clicked: the node as the SDK's breadcrumb describes it, and where it is."""
+    """A clickable element: the node as the SDK's breadcrumb describes it, and its position."""
 
     id: int
     tag: str
@@ -92,9 +92,9 @@ class Page:
 def make_site(
     seed: int, pages: int = 24, cards: tuple[int, int] = (24, 150), rules: tuple[int, ...] = (260, 420, 620)
 ) -> tuple[Page, ...]:
-    """`pages` pages with a number of cards in the range `cards` and style sheets of so many rules.
+    """`pages` pages, with a number of cards in the range `cards` and style sheets of `rules` rules.
 
-    The same for the same arguments.
+    The same arguments give the same site.
     """
     rng = random.Random(seed)
     styles = [_stylesheet(rng, number) for number in rules]
@@ -109,7 +109,7 @@ def make_site(
 
 
 class _Builder:
-    """Makes one page. Ids are given in the order of the document, as rrweb does."""
+    """Builds one page. Ids are assigned in document order, as rrweb does."""
 
     def __init__(self, rng: random.Random, icons: list[str], url: str, title: str) -> None:
         self.rng = rng
@@ -175,7 +175,7 @@ class _Builder:
         return made
 
     def icon(self) -> Node:
-        """A drawn icon: long attributes, as real pages have."""
+        """An SVG icon with long attributes, as on real pages."""
         svg = self.element("svg", {"viewBox": "0 0 24 24", "class": "icon", "aria-hidden": "true"}, isSVG=True)
         path = {"d": self.rng.choice(self.icons), "fill": "currentColor"}
         svg["childNodes"].append(self.element("path", path, isSVG=True))
@@ -203,7 +203,7 @@ class _Builder:
         return head
 
     def header(self) -> tuple[int, int, Node]:
-        """The ids of the search field and the canvas, and the header itself."""
+        """The ids of the search field and the canvas, and the header node."""
         header = self.element("header", {"class": "top", "role": "banner"})
         logo = self.element("a", {"href": ORIGIN + "/", "class": "logo", "title": "Home"}, "Fernhill")
         self.target(logo, "Fernhill", "header.top > a.logo", 60, 28)
@@ -301,7 +301,7 @@ class _Builder:
     # Changes
 
     def tick(self, bars: list[int], figures: list[int]) -> Node:
-        """Bars and prices change in place: attributes and texts only."""
+        """Changes bars and prices in place: attributes and texts only."""
         rng = self.rng
         chosen = rng.sample(range(len(bars)), min(len(bars), 24))
         return {
@@ -315,7 +315,7 @@ class _Builder:
         }
 
     def wander(self, node_id: int) -> Node:
-        """Half a second of an idle mouse."""
+        """Half a second of idle mouse movement."""
         rng = self.rng
         x, y = rng.randrange(SIDE_PIXELS, WIDTH), rng.randrange(HEADER_PIXELS, HEIGHT)
         positions = []
@@ -334,7 +334,7 @@ class _Builder:
 
 
 def _replacement(parent_id: int, old: Node, new: Node) -> Node:
-    """The mutation that takes `old` out of its parent and puts `new` there; added nodes are listed flat."""
+    """The mutation that replaces `old` in its parent by `new`; added nodes are listed flat."""
     adds: list[Node] = []
 
     def add(node: Node, parent: int) -> None:
@@ -389,7 +389,7 @@ PROPERTIES = tuple(PROPERTIES_TEXT.split())
 
 
 def _stylesheet(rng: random.Random, rules: int) -> str:
-    """The layout's own rules, and as many utility rules as big sites carry around."""
+    """The rules of the layout, and as many utility rules as large sites have."""
     text = [LAYOUT]
     for number in range(rules):
         name = f".{rng.choice(WORDS)}-{rng.choice(('sm', 'md', 'lg', 'xl'))}-{number}"
@@ -403,7 +403,7 @@ def _stylesheet(rng: random.Random, rules: int) -> str:
 
 
 def _icon_path(rng: random.Random) -> str:
-    strokes = {"l": 2, "L": 2, "q": 4, "c": 6}  # how many coordinates each takes
+    strokes = {"l": 2, "L": 2, "q": 4, "c": 6}  # number of coordinates of each command
     points = ""
     for _ in range(rng.randint(4, 9)):
         stroke = rng.choice(tuple(strokes))

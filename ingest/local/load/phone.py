@@ -1,4 +1,4 @@
-"""A visit on a phone: video instead of rrweb's mutations, with taps and what the device reports."""
+"""A visit on a phone: video instead of rrweb's mutations, with taps and device events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ingest.local.load.segment import SEGMENT_MS, Event, Segment, event_hash
 
 
 def use_phone(rng: random.Random, segment: Segment, replay_id: str, video_bytes: int) -> None:
-    """Fills a segment whose video has this size."""
+    """Fills a segment with a video of this size and its events."""
     at = segment.start_ms
     segment.put(at, {"type": 4, "data": {"href": "", "width": 412, "height": 892}, "timestamp": at}, "viewport")
     payload = {

@@ -1,12 +1,12 @@
-"""The load generator: a stream of believable messages from a seed, produced to Kafka, with a manifest.
+"""The load generator: produces a stream of realistic messages from a seed to Kafka, with a manifest.
 
     produced = produce(settings, PROFILES["demo"], count=5000, seed=1, manifest_path=path)
 
-A `Profile` states the mix. `stream` makes the messages: many sessions at once, their segments out of order now and
-then, some sent twice, some malformed. The same profile, count, seed and start give the same bytes in the same
-order; which partition each goes to is Kafka's to tell, and the manifest's to keep.
+A `Profile` defines the mix. `stream` makes the messages: many concurrent sessions, with some segments out of
+order, some sent twice, some malformed. The same profile, count, seed and start give the same bytes in the same
+order; Kafka chooses the partition of each message, and the manifest records it.
 
-Memory is bounded whatever the count: the pages of a site are made once and shared by all sessions (so full
+Memory is bounded for any count: the pages of a site are made once and shared by all sessions (so full
 snapshots and re-renders repeat between sessions, as they do for visitors of one site), about `sessions_at_once`
 sessions are open, and a few messages are held back.
 """
@@ -48,12 +48,12 @@ Progress = Callable[[int, int, int], None]
 
 
 class LoadError(RuntimeError):
-    """The broker did not take the load. The text says what it answered."""
+    """The broker did not accept the load. The message quotes its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A stated mix. Shares are per segment and come on top of the segments that are asked for.
+    """A mix of messages. Shares are per segment and are added to the requested segments.
 
     Sessions start in the last `spread_seconds` before the start that `stream` is given.
     """
@@ -72,9 +72,9 @@ class Profile:
 
 
 PROFILES = {
-    # What production looks like: a mean of about 166 kB of JSON a segment, 20 kB compressed.
+    # Like production: a mean of about 166 kB of JSON per segment, 20 kB compressed.
     "demo": Profile("demo"),
-    # For tests: the same events on small pages, about 4 kB compressed, and everything rare is frequent.
+    # For tests: the same events on small pages, about 4 kB compressed; rare events are frequent.
     "small": Profile(
         "small",
         mix=Mix(
@@ -103,7 +103,7 @@ PROFILES = {
         late=0.1,
         malformed=0.04,
     ),
-    # Nothing wrong with it, for benchmarks: no malformed messages, no duplicates.
+    # For benchmarks: no malformed messages, no duplicates.
     "clean": Profile(
         "clean",
         mix=Mix(broken_body=0, odd_event=0, trailing_bytes=0, replay_event_missing=0, replay_event_broken=0),
@@ -172,7 +172,7 @@ def _segments(profile: Profile, count: int, seed: int, started_at: int) -> Itera
 
 @dataclass(slots=True)
 class Produced:
-    """What went out. Bytes are of message values."""
+    """Totals of produced messages. Bytes are of message values."""
 
     messages: int = 0
     segments: int = 0
@@ -198,7 +198,7 @@ def produce(
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate`: messages a second at most; as fast as it goes if not given. `stop` is asked between messages. Raises
+    `rate`: maximum messages per second; None for no limit. `stop` is checked between messages. Raises
     LoadError when the broker refuses a message or does not answer.
     """
     start = default_start() if started_at is None else started_at
@@ -223,7 +223,7 @@ def produce(
 
 
 class _Run:
-    """The producer and what was acknowledged to it."""
+    """The producer and its acknowledged messages."""
 
     def __init__(self, settings: Settings, manifest: Writer) -> None:
         self.produced = Produced()
@@ -234,7 +234,7 @@ class _Run:
             {
                 "compression.type": "lz4",
                 "linger.ms": 5,
-                "partitioner": "random",  # as Relay: no key, segments of one replay are spread
+                "partitioner": "random",  # like Relay: no key, so segments of one replay are spread
                 "sticky.partitioning.linger.ms": 0,
                 "message.max.bytes": 16 * MiB,
                 "queue.buffering.max.kbytes": QUEUED_BYTES_MAX // 1024,
@@ -275,7 +275,7 @@ class _Run:
         self._raise()
 
     def wait_until(self, at: float) -> None:
-        """Serves acknowledgements until this moment."""
+        """Serves acknowledgements until this time."""
         while (left := at - time.monotonic()) > 0:
             self._producer.poll(min(left, 0.1))
 

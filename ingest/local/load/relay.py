@@ -1,4 +1,4 @@
-"""What Relay adds to a recording: the envelope, and the replay event with what it knows about the session."""
+"""Parts that Relay adds to a recording: the envelope, and the replay event with data about the session."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENVELOPE_TYPE = "replay_recording_not_chunked"
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One message for the topic: its value, and what is in it (topic, partition and offset not yet known)."""
+    """One message for the topic: its value and its manifest entry (topic, partition and offset not yet known)."""
 
     value: bytes
     entry: Entry
@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose session it is, and when it began (unix milliseconds)."""
+    """Identity of a session, and its start (unix milliseconds)."""
 
     replay_id: str
     project_id: int
@@ -74,7 +74,7 @@ class Relay:
     def message(
         self, segment: Segment, entry: Entry, body: bytes, *, video: bytes | None, urls: list[str]
     ) -> Message:
-        """The message for the topic. `entry` receives what only the envelope knows."""
+        """The message for the topic. Adds to `entry` the values that only the envelope has."""
         who = self.identity
         document, flaw = self._replay_event(segment, urls)
         received = segment.start_ms // 1000 + SEGMENT_MS // 1000 + 1
@@ -132,7 +132,7 @@ class Relay:
         return base
 
     def _replay_event(self, segment: Segment, urls: list[str]) -> tuple[bytes | None, str]:
-        """The document of this segment, and what is wrong with it on purpose."""
+        """The replay event of this segment, and its deliberate flaw."""
         rng, mix = self.rng, self.mix
         chance = rng.random()
         if chance < mix.replay_event_missing:

@@ -1,4 +1,4 @@
-"""One segment while it is made: its events, and what has to be remembered of them for the manifest."""
+"""One segment under construction: its events, and notes on them for the manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ to_json = msgspec.json.encode
 
 
 class Note(NamedTuple):
-    """What has to be remembered of one event: the click that it tells of, and whether a coin decides on it."""
+    """Note on one event: the click that it reports, and whether it is sampled by a coin."""
 
     click: Click | None = None
     coin: str = ""
@@ -30,7 +30,7 @@ NOTHING = Note()
 
 @dataclass(slots=True)
 class Segment:
-    """One segment while it is made."""
+    """One segment under construction."""
 
     number: int
     start_ms: int
@@ -41,25 +41,25 @@ class Segment:
     custom: int = 0
 
     def put(self, ms: int, event: Any, kind: str, note: Note = NOTHING) -> None:
-        """One event, and the kind of thing that it is."""
+        """Adds one event and its kind."""
         self.events.append((ms, (to_json(event),), note))
         self.seen[kind] += 1
 
     def put_part(self, ms: int, rrweb_type: int, data: Part, kind: str) -> None:
-        """One event whose `data` is shared by many segments."""
+        """Adds one event whose `data` is shared by many segments."""
         head = b'{"type":%d,"data":' % rrweb_type
         self.events.append((ms, (head, data, b',"timestamp":%d}' % ms), NOTHING))
         self.seen[kind] += 1
 
     def breadcrumb(self, ms: int, category: str, payload: Event, kind: str = "", note: Note = NOTHING) -> None:
-        """An event of the SDK: something that happened, with a category."""
+        """Adds an SDK breadcrumb with a category."""
         whole = {"timestamp": ms / 1000, "type": "default", "category": category, **payload}
         event = {"type": 5, "timestamp": ms, "data": {"tag": "breadcrumb", "payload": whole}}
         self.put(ms, event, kind or category, note)
         self.custom += 1
 
     def span(self, ms: int, op: str, description: str, took_ms: int, data: Event, kind: str = "") -> None:
-        """An event of the SDK: something that took time, or was measured."""
+        """Adds an SDK span: a duration or a measurement."""
         payload = {
             "op": op,
             "description": description,
@@ -76,7 +76,7 @@ class Segment:
         self.events.sort(key=_time)
 
     def body(self) -> list[Piece]:
-        """The JSON array, in the order of time, with the fresh bytes between two parts in one piece."""
+        """The JSON array in time order, with the fresh bytes between two parts joined."""
         pieces: list[Piece] = []
         fresh = [b"["]
         for number, (_, event, _note) in enumerate(self.events):

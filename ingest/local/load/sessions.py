@@ -1,9 +1,9 @@
-"""Sessions as the SDK and Relay would send them: one at a time, segment by segment, each with what is in it.
+"""Sessions as the SDK and Relay would send them, segment by segment, each with its manifest entry.
 
-A `Session` is one visit with a mind of its own: it opens pages, moves the mouse, clicks things that work and
-things that do not, waits, leaves. Web sessions send rrweb events with the SDK's breadcrumbs and spans between
-them; mobile sessions send video. Everything follows from the session's seed. What is put into a segment is
-noted in the manifest's `Entry` at the moment it is put there, so the expectation never asks a parser.
+A `Session` is one visit: it opens pages, moves the mouse, clicks elements that work and
+elements that do not, waits, leaves. Web sessions send rrweb events with the SDK's breadcrumbs and spans between
+them; mobile sessions send video. Everything is derived from the session's seed. Each event is recorded
+in the manifest's `Entry` when it is added to a segment, so the expectation never needs a parser.
 
 Times: a segment covers SEGMENT_MS; rrweb events carry milliseconds, the SDK's payloads seconds.
 """
@@ -38,7 +38,7 @@ class Session:
         self.relay = Relay(rng, mix, self.identity)
 
     def messages(self) -> Iterator[Message]:
-        """Every segment of the session as a message."""
+        """Yields every segment of the session as a message."""
         for number in range(self.length):
             segment = Segment(number, self.identity.start_ms + number * SEGMENT_MS)
             if self.identity.mobile:

@@ -1,4 +1,4 @@
-"""What all local servers share: a child process, a port, and the wait until it answers."""
+"""Base class of all local servers: a child process, a port, and the wait until it answers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ingest.local.servers.processes import HOST, Child, Children, LocalError, fr
 
 START_TRIES = 3
 LOOPBACK_NAMES = frozenset((HOST, "localhost"))
-# Browsers send at least one of them with whatever a page of another site asks for.
+# Browsers send at least one of these headers with every cross-site request.
 BROWSER_FIELDS = ("Origin", "Sec-Fetch-Site", "Referer")
-# How servers say that somebody took the port between our look and their bind.
+# Messages of servers whose port was taken between our check and their bind.
 PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
 
 
 class Server(ABC):
-    """One local server. Data lives below `directory`; the port stays the same over restarts.
+    """One local server. Its data is below `directory`; the port stays the same over restarts.
 
-    `start` returns once it answers. Raises LocalError with the end of its log if it ends or stays silent.
+    `start` returns once it answers. Raises LocalError with the tail of its log if it ends or does not answer.
     """
 
     name: ClassVar[str]
@@ -44,17 +44,17 @@ class Server(ABC):
         """The program and its arguments, for `self.port`."""
 
     def environment(self) -> Mapping[str, str]:
-        """What its environment has besides ours."""
+        """Environment variables in addition to ours."""
         return {}
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it answers its protocol. Quick; False for any failure."""
+        """Whether it answers its protocol. Returns quickly; False for any failure."""
 
     @property
     @abstractmethod
     def address(self) -> str:
-        """Where clients find it, in the form that their library takes."""
+        """Address for clients, in the form that their library takes."""
 
     @property
     def child(self) -> Child:
@@ -63,7 +63,7 @@ class Server(ABC):
         return self._child
 
     def start(self) -> None:
-        """Runs it and waits until it answers; tries other ports if one is taken and none was asked for."""
+        """Runs it and waits until it answers; tries other ports if one is taken and none was requested."""
         private_folder(self.directory)
         for attempt in range(START_TRIES):
             if not self.port:
@@ -97,12 +97,12 @@ class Server(ABC):
             raise LocalError(f"{error}\n{child.log_tail()}") from None
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Ends it in an orderly way. The data stays."""
+        """Stops it gracefully. The data stays."""
         if self._child is not None:
             self._child.stop(grace_seconds)
 
     def kill(self) -> None:
-        """SIGKILL. The data stays as far as the server had written it."""
+        """Sends SIGKILL. Data that the server had written stays."""
         self.child.kill()
 
     def restart(self, *, kill: bool = False) -> None:
@@ -111,7 +111,7 @@ class Server(ABC):
             self.kill()
         else:
             self.stop()
-        # The port is now part of what clients know: never another one.
+        # Clients use this port from now on, so it must not change.
         self._port_is_given = True
         self.start()
 
@@ -125,7 +125,7 @@ class Server(ABC):
 
 
 class HttpServer(ThreadingHTTPServer):
-    """What our own servers listen with: a thread a connection; clients that go away are not news."""
+    """HTTP server of our emulators: one thread per connection; disconnects are not logged."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -136,10 +136,10 @@ class HttpServer(ThreadingHTTPServer):
 
 
 class ProgramsOnly(BaseHTTPRequestHandler):
-    """Refuses browsers: a page of any web site may send requests to the ports of the machine that shows it."""
+    """Refuses browsers, because a page of any web site can send requests to local ports."""
 
     def parse_request(self) -> bool:
-        """False, once it was answered, for a request that goes no further."""
+        """False for a refused request, which has been answered."""
         if not super().parse_request():
             return False
         if is_from_a_page(self.headers):
@@ -150,13 +150,13 @@ class ProgramsOnly(BaseHTTPRequestHandler):
 
 
 def is_from_a_page(headers: Message) -> bool:
-    """Whether a browser sent it, or somebody who calls this machine by a name of their own."""
+    """Whether a browser sent the request, or a client that uses another host name for this machine."""
     name = headers.get("Host", HOST).rpartition(":")[0] or headers.get("Host", HOST)
     return name.lower() not in LOOPBACK_NAMES or any(field in headers for field in BROWSER_FIELDS)
 
 
 def answers_http(url: str) -> bool:
-    """Whether a GET of this URL on the loopback gives any success."""
+    """Whether a GET of this loopback URL succeeds."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2) as response:

@@ -41,7 +41,7 @@ QUERY_MEMORY_BYTES_MAX = 2048 * MiB
 REQUEST_SECONDS_MAX = 300
 PASSWORD_VARIABLE = "REPLAYS_LOCAL_CLICKHOUSE_PASSWORD"
 
-# URL parameters that steer the transport; every other one is a setting of the query.
+# URL parameters of the transport; every other one is a query setting.
 TRANSPORT_PARAMETERS = frozenset(
     {
         *("query", "database", "default_format", "query_id", "session_id", "session_timeout", "session_check"),
@@ -57,7 +57,7 @@ BAD_REQUEST_CODES = frozenset(
 CODE_TOO_LARGE, CODE_AUTHENTICATION, CODE_OTHER = 307, 516, 1002
 
 _INSERT = re.compile(r"\s*INSERT\b", re.IGNORECASE)
-# `INSERT INTO t (a, b) FORMAT Native` and a line end: what follows is data.
+# `INSERT INTO t (a, b) FORMAT Native` and a line end; the rest is data.
 _INLINE_INSERT = re.compile(rb"\s*INSERT\b[^\x00]*?\bFORMAT\s+\w+[ \t\r]*\n", re.IGNORECASE | re.DOTALL)
 _INLINE_INSERT_BYTES_MAX = 64 * 1024
 _FORMAT_AT_END = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*\Z", re.IGNORECASE)
@@ -85,16 +85,16 @@ class ClickHouse(Server):
         self.password = password
 
     def command(self) -> list[str]:
-        """Our own interpreter: chDB is a Python extension."""
+        """Command line, with our interpreter: chDB is a Python extension."""
         place = ["--data", str(self.directory / "data"), "--port", str(self.port), "--user", self.user]
         return [sys.executable, "-m", "ingest.local.servers.clickhouse", *place]
 
     def environment(self) -> Mapping[str, str]:
-        """The password does not belong on a command line."""
+        """The password as a variable, because command lines are visible to other users."""
         return {PASSWORD_VARIABLE: self.password}
 
     def is_ready(self) -> bool:
-        """/ping, which it serves once the engine is open."""
+        """Whether it answers /ping, which it does once the engine is open."""
         return answers_http(f"{self.address}/ping")
 
     @property
@@ -104,7 +104,7 @@ class ClickHouse(Server):
 
 
 class QueryError(Exception):
-    """What ClickHouse answers as an error: its code and text."""
+    """An error of ClickHouse: its code and text."""
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -113,7 +113,7 @@ class QueryError(Exception):
 
     @classmethod
     def of_engine(cls, error: Exception) -> QueryError:
-        """From chDB's exception, whose text starts somewhere with `Code: N. DB::Exception:`."""
+        """Parses chDB's exception, whose text contains `Code: N. DB::Exception:`."""
         text = str(error)
         found = _CODE.search(text)
         if not found:
@@ -123,7 +123,7 @@ class QueryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One query, taken apart: `data` is what an INSERT brings along."""
+    """One parsed query. `data`: the data of an INSERT."""
 
     sql: str
     data: bytes
@@ -140,7 +140,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The bytes of the result, in `format`, and the numbers of the summary header."""
+    """Bytes of the result, in `format`, and the values of the summary header."""
 
     body: bytes
     format: str
@@ -188,7 +188,7 @@ class Engine:
         self._slots = threading.BoundedSemaphore(QUERIES_AT_ONCE)
         self.timezone = self._scalar("SELECT timezone()")
         self.version = self._scalar("SELECT version()")
-        # Data of INSERTs on its way in; what a killed server left there is of no use.
+        # Data of INSERTs in progress; files that a killed server left there are useless.
         self._spool = directory.parent / "spool"
         shutil.rmtree(self._spool, ignore_errors=True)
         self._spool.mkdir(parents=True)
@@ -246,7 +246,7 @@ class Engine:
 
 
 def decompressed(data: bytes, encoding: str) -> bytes:
-    """Undoes a Content-Encoding, bounded by REQUEST_BYTES_MAX. Raises QueryError for what it is not."""
+    """Decodes a Content-Encoding, bounded by REQUEST_BYTES_MAX. Raises QueryError for invalid data."""
     try:
         match encoding.lower():
             case "" | "identity":
@@ -272,7 +272,7 @@ def decompressed(data: bytes, encoding: str) -> bytes:
 
 
 def too_large(size: int) -> QueryError:
-    """The bound on one request."""
+    """Error for a request over the bound."""
     text = f"Code: {CODE_TOO_LARGE}. DB::Exception: request of {size} bytes, limit {REQUEST_BYTES_MAX}"
     error = QueryError(CODE_TOO_LARGE, f"{text} (TOO_MANY_BYTES)")
     error.status = 413
@@ -353,7 +353,7 @@ class Handler(ProgramsOnly):
             raise QueryError(CODE_AUTHENTICATION, text)
 
     def _body(self) -> bytes:
-        """The whole body, by length or in chunks. Over the bound: the rest is not read, the connection closes."""
+        """The whole body, by length or in chunks. Over the bound, reading stops and the connection closes."""
         if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
             return b"".join(self._chunks())
         size = int(self.headers.get("Content-Length") or 0)
@@ -390,7 +390,7 @@ class Handler(ProgramsOnly):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not news."""
+        """Does not log requests."""
 
 
 def main() -> None:
@@ -403,9 +403,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--user", default="default")
     arguments = parser.parse_args()
-    # Bound first: a taken port must end us before the engine opens the data.
+    # Bind first: with a taken port, exit before the engine opens the data.
     server = HttpServer((HOST, arguments.port), Handler)
-    # The engine makes a directory there when it opens; the system's own is out of reach.
+    # The engine creates a directory there when it opens; the system's directory is not writable.
     temporary = arguments.data.parent / "temporary"
     shutil.rmtree(temporary, ignore_errors=True)
     private_folder(temporary)

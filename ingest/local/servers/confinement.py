@@ -1,13 +1,13 @@
-"""Confines a local server to its own directory, so that whoever reaches its port reaches no other file of ours.
+"""Confines a local server to its own directory, so that a client of its port cannot reach other files.
 
 ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server takes `..` in an
-object's name. Both listen without a password. With Landlock the kernel lets the process, and what it starts, write
-below its directory alone, and read that, the interpreter, its packages and the system's libraries.
+object's name. Both listen without a password. With Landlock the process and its children may write only
+below its directory, and read only that, the interpreter, its packages and the system's libraries.
 
     python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
 
-runs a program that is confined; `confine` confines this process. Linux with Landlock 3 (6.2) or newer; elsewhere
-nothing is confined. Nothing but the standard library.
+runs a program confined; `confine` confines this process. Needs Linux with Landlock 3 (6.2) or newer; elsewhere
+nothing is confined. Uses only the standard library.
 https://docs.kernel.org/userspace-api/landlock.html
 """
 
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# The same numbers on every architecture of Linux.
+# System call numbers, the same on every architecture of Linux.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
@@ -47,11 +47,11 @@ def is_supported() -> bool:
 
 
 def confine(directory: Path, *readable: Path) -> bool:
-    """From here on this thread, and what it starts, writes below `directory` alone. False where it cannot be.
+    """Limits writes of this thread and its children to `directory`, for good. False where it is not supported.
 
-    `readable`: what may be read besides the interpreter, its packages and the system.
+    `readable`: paths that may be read besides the interpreter, its packages and the system.
 
-    Call it before there is another thread. Raises OSError when the kernel refuses.
+    Call it before another thread starts. Raises OSError when the kernel refuses.
     """
     if not is_supported():
         return False
@@ -71,12 +71,12 @@ def confine(directory: Path, *readable: Path) -> bool:
 
 
 def confined(directory: Path, command: list[str]) -> list[str]:
-    """The command that runs this one confined. The process keeps its id."""
+    """The command that runs `command` confined. The process keeps its id."""
     return [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(directory), *command]
 
 
 def _readable() -> Iterable[str]:
-    """Of Python: this interpreter and its packages; not the current directory, which may be the home."""
+    """Readable paths of Python: interpreter and packages; not the current directory, which may be the home."""
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     places = {*SYSTEM, *user, sys.prefix, sys.base_prefix, str(PACKAGES)}
     return sorted(place for place in places if os.path.exists(place))
@@ -104,7 +104,7 @@ def _checked(result: int) -> int:
 
 
 def main() -> None:
-    """Replaces this process by the program. What it starts with is on the command line."""
+    """Replaces this process by the program on the command line."""
     directory, program, *arguments = sys.argv[1:]
     confine(Path(directory), Path(program).resolve().parent)
     os.execv(program, [program, *arguments])

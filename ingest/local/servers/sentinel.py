@@ -1,7 +1,7 @@
-"""Redis behind Sentinel: a primary, a replica, and three Sentinels that replace the one by the other.
+"""Redis behind Sentinel: a primary, a replica, and three Sentinels that fail over between them.
 
-Valkey's server is also its Sentinel. Nothing is written to disk, so a primary that was killed and comes back has
-nothing; by then it is a replica of the other. Times are shorter than in production: a failover takes 2 to 4 s.
+Valkey's server is also its Sentinel. Nothing is written to disk, so a killed primary restarts empty,
+as a replica of the new primary. Times are shorter than in production: a failover takes 2 to 4 s.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Sentinel(Server):
         sentinel_password: str = "",
         quorum: int = QUORUM,
     ) -> None:
-        """`password`: of the Redis servers. `sentinel_password`: of the Sentinels, among themselves too."""
+        """`password`: of the Redis servers. `sentinel_password`: of the Sentinels, also between them."""
         super().__init__(children, directory, name=name)
         self._primary_port = primary_port
         self._password, self._sentinel_password, self._quorum = password, sentinel_password, quorum
 
     def command(self) -> list[str]:
-        """The configuration file is Sentinel's own memory: written once, then left to it."""
+        """Command line. The configuration file is written once; afterwards Sentinel keeps its state there."""
         file = self.directory / "sentinel.conf"
         if not file.exists() or f"port {self.port}\n" not in file.read_text():
             file.write_text(self._configuration())
@@ -88,7 +88,7 @@ class Sentinel(Server):
 
 
 class RedisGroup(Server):
-    """All five as one server; `kill`, `pause` and `child` mean the primary of the moment."""
+    """All five processes as one server; `kill`, `pause` and `child` apply to the current primary."""
 
     name: ClassVar[str] = "redis"
 
@@ -116,7 +116,7 @@ class RedisGroup(Server):
         ]
 
     def start(self) -> None:
-        """Starts all that do not run, and returns once the Sentinels could replace the primary."""
+        """Starts all processes that do not run, and returns once a failover is possible."""
         for server in self.servers:
             if not self._runs(server):
                 server.start()
@@ -134,11 +134,11 @@ class RedisGroup(Server):
         return server._child is not None and server.child.alive
 
     def wait_settled(self) -> None:
-        """Until every Sentinel sees the same primary, a replica that follows it, and the other Sentinels."""
+        """Waits until every Sentinel sees the same primary, a replica that follows it, and the other Sentinels."""
         wait_until(self.settled, READY_SECONDS_MAX, "the Sentinels to agree")
 
     def settled(self) -> bool:
-        """Whether a failover could succeed now."""
+        """Whether a failover can succeed now."""
         try:
             seen = {tuple(s.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)) for s in self.sentinels}
             return len(seen) == 1 and all(self._sees_all(sentinel) for sentinel in self.sentinels)
@@ -157,7 +157,7 @@ class RedisGroup(Server):
 
     @property
     def primary(self) -> Redis:
-        """The server that the Sentinels name. Raises LocalError when none of them answers."""
+        """The primary according to the Sentinels. Raises LocalError when none of them answers."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
                 _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
@@ -165,7 +165,7 @@ class RedisGroup(Server):
         raise LocalError("no Sentinel names a primary")
 
     def failover(self) -> None:
-        """An orderly one, as for maintenance: the old primary lives on, read-only. Returns when it is done."""
+        """Runs a planned failover: the old primary stays up, read-only. Returns when it is done."""
         old = self.primary
         self.wait_settled()
         wait_until(self._failover_begins, READY_SECONDS_MAX, "a Sentinel to begin a failover")
@@ -175,12 +175,12 @@ class RedisGroup(Server):
     def _failover_begins(self) -> bool:
         try:
             self.sentinels[0].ask("SENTINEL", "FAILOVER", MASTER)
-        except LocalError:  # one is under way, or the replica was away a moment ago
+        except LocalError:  # a failover is in progress, or the replica was recently unreachable
             return False
         return True
 
     def kill_primary(self) -> None:
-        """SIGKILL; the Sentinels notice after a second. Returns when another leads and the old one is back."""
+        """Sends SIGKILL; detected after 1 s. Returns when a new primary leads and the old one is back."""
         old = self.primary
         self.wait_settled()
         old.kill()
@@ -194,7 +194,7 @@ class RedisGroup(Server):
         return self.primary.child
 
     def command(self) -> list[str]:
-        """Of the primary."""
+        """Command line of the primary."""
         return self.primary.command()
 
     def is_ready(self) -> bool:
@@ -210,7 +210,7 @@ class RedisGroup(Server):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The REPLAYS_* variables that lead there."""
+        """The REPLAYS_* variables for this server."""
         found = {"REPLAYS_REDIS_URL": self.address, "REPLAYS_REDIS_SENTINEL_MASTER": MASTER}
         return found | (
             {"REPLAYS_REDIS_SENTINEL_PASSWORD": self.sentinel_password} if self.sentinel_password else {}
@@ -222,7 +222,7 @@ class RedisGroup(Server):
             server.stop(grace_seconds)
 
     def kill(self) -> None:
-        """SIGKILL to the primary alone."""
+        """Sends SIGKILL to the primary alone."""
         self.primary.kill()
 
 

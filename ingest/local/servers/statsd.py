@@ -1,9 +1,8 @@
-"""DogStatsD: a UDP listener that keeps what it received, so that a test can ask for it.
+"""DogStatsD: a UDP listener that keeps received metrics, so that a test can query them.
 
-`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a process of its
-own, which also
-answers over HTTP: `GET /metrics` (one object a metric and set of tags), `GET /packets?since=N` (raw lines),
-`POST /reset`. `Statsd` starts that process and asks it. Sums for ever, raw lines up to a bound.
+`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate
+process, which also answers over HTTP: `GET /metrics` (one object per metric and set of tags),
+`GET /packets?since=N` (raw lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are kept for good, raw lines up to a bound.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from tasks.units import MiB
 PACKETS_KEPT_MAX = 100_000
 SERIES_MAX = 100_000
 VALUES_KEPT_MAX = 10_000
-# Bursts arrive faster than Python reads: let the kernel hold them (it may grant less).
+# Bursts arrive faster than Python reads: the kernel buffers them (it may grant less).
 RECEIVE_BUFFER_BYTES = 8 * MiB
 DATAGRAM_BYTES_MAX = 65535
 KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
@@ -38,7 +37,7 @@ KINDS = frozenset({"c", "g", "ms", "h", "s", "d"})
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One line: `name:value|kind|@rate|#tag,tag`. A line may hold several values, divided by colons."""
+    """One line: `name:value|kind|@rate|#tag,tag`. A line may hold several values, separated by colons."""
 
     name: str
     kind: str
@@ -62,7 +61,7 @@ class Series:
     values: list[float] = field(default_factory=list)
 
     def add(self, value: float, rate: float) -> None:
-        """Counts are scaled by the sample rate, as the agent does."""
+        """Adds a sample. Counts are scaled by the sample rate, as the agent does."""
         self.low = value if not self.count else min(self.low, value)
         self.high = value if not self.count else max(self.high, value)
         self.count += 1
@@ -72,7 +71,7 @@ class Series:
             self.values.append(value)
 
     def view(self) -> dict[str, Any]:
-        """For JSON. `values`: the first VALUES_KEPT_MAX, in order of arrival."""
+        """The series as JSON. `values`: the first VALUES_KEPT_MAX, in order of arrival."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -87,7 +86,7 @@ class Series:
 
 
 def parse_line(line: str) -> Sample | None:
-    """None for what is no metric: events (`_e{`), service checks (`_sc|`), garbage."""
+    """The sample, or None for other lines: events (`_e{`), service checks (`_sc|`), garbage."""
     name, colon, rest = line.partition(":")
     values, *parts = rest.split("|")
     if not colon or not name or name.startswith(("_e{", "_sc")) or not parts or parts[0] not in KINDS:
@@ -106,7 +105,7 @@ def parse_line(line: str) -> Sample | None:
 
 
 class Recorder:
-    """What was received. Safe to use from several threads."""
+    """Received metrics. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -116,7 +115,7 @@ class Recorder:
         self.malformed = 0
 
     def record(self, datagram: bytes) -> None:
-        """Takes one datagram, which may hold several lines."""
+        """Records one datagram, which may hold several lines."""
         for line in datagram.decode("utf-8", "replace").split("\n"):
             if line:
                 with self._lock:
@@ -144,13 +143,13 @@ class Recorder:
             series.add(value, sample.rate)
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:
-        """One entry a series, ordered by name and tags; only those of `name` if given."""
+        """One entry per series, ordered by name and tags; only those of `name` if given."""
         with self._lock:
             found = [series.view() for series in self._series.values() if name in ("", series.name)]
         return sorted(found, key=lambda entry: (entry["name"], entry["kind"], entry["tags"]))
 
     def packets(self, since: int = 0) -> tuple[int, list[str]]:
-        """(number of lines ever received, those kept with number > since)."""
+        """(total number of received lines, kept lines with number > since)."""
         with self._lock:
             first = self.received - len(self._packets)
             return self.received, list(self._packets)[max(0, since - first) :]
@@ -207,7 +206,7 @@ def count_of(metrics: Sequence[Mapping[str, Any]], name: str) -> int:
 
 
 class Statsd(Server):
-    """The listener as a process. `port` is UDP, `http_port` answers questions."""
+    """The listener as a process. `port` is UDP, `http_port` answers queries."""
 
     name: ClassVar[str] = "statsd"
 
@@ -222,7 +221,7 @@ class Statsd(Server):
         return [sys.executable, "-m", "ingest.local.servers.statsd", *ports]
 
     def is_ready(self) -> bool:
-        """It answers HTTP; the UDP socket is bound before."""
+        """Whether it answers HTTP; the UDP socket is bound first."""
         return answers_http(f"{self.query_url}/health")
 
     @property
@@ -232,7 +231,7 @@ class Statsd(Server):
 
     @property
     def query_url(self) -> str:
-        """Where the questions go."""
+        """Base URL of queries."""
         return f"http://{HOST}:{self.http_port}"
 
     def metrics(self, name: str = "") -> list[dict[str, Any]]:
@@ -245,7 +244,7 @@ class Statsd(Server):
         return lines
 
     def reset(self) -> None:
-        """Forgets what came so far."""
+        """Forgets all received metrics."""
         _ask(f"{self.query_url}/reset", post=True)
 
     def sum(self, name: str) -> float:
@@ -258,7 +257,7 @@ class Statsd(Server):
 
 
 def query_metrics(query_url: str, name: str = "") -> list[dict[str, Any]]:
-    """Asks a listener of another process. Raises OSError when it does not answer."""
+    """Queries a listener in another process. Raises OSError when it does not answer."""
     found: list[dict[str, Any]] = _ask(f"{query_url}/metrics?name={name}")["metrics"]
     return found
 
@@ -271,7 +270,7 @@ def _ask(url: str, *, post: bool = False) -> dict[str, Any]:
 
 
 def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
-    """The HTTP side of one recorder."""
+    """The HTTP handler of one recorder."""
 
     class Handler(ProgramsOnly):
         protocol_version = "HTTP/1.1"
@@ -308,7 +307,7 @@ def handler_of(recorder: Recorder) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(data)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Requests are not news."""
+            """Does not log requests."""
 
     return Handler
 

@@ -1,6 +1,6 @@
-"""Encrypted links on this machine: throw-away certificates, and TLS in front of servers that cannot speak it.
+"""Local TLS: throw-away certificates, and a TLS proxy in front of servers without TLS.
 
-`make_certificates` asks `openssl`. `TlsProxy` takes TLS off and hands the bytes to a server on the loopback, as a
+`make_certificates` runs `openssl`. `TlsProxy` terminates TLS and forwards to a server on the loopback, as a
 load balancer does; the embedded Redis and ClickHouse are built without TLS.
 """
 
@@ -33,9 +33,9 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """A throw-away authority and two certificates that it signed, valid for a day. Raises LocalError.
+    """Creates a throw-away authority and two certificates that it signed, valid for a day. Raises LocalError.
 
-    The server's is for 127.0.0.1 and localhost, and for no other name.
+    The server's certificate is for 127.0.0.1 and localhost only.
     """
     directory.mkdir(parents=True, exist_ok=True)
 
@@ -45,7 +45,7 @@ def make_certificates(directory: Path) -> Certificates:
             raise LocalError(f"openssl {arguments[0]}: {done.stderr[-1000:]}")
 
     authority = ["-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=local authority"]
-    # Python 3.13 and later refuse an authority that does not say what its key is for.
+    # Python 3.13 and later refuse an authority without key usage.
     authority += ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
     openssl("req", "-x509", *authority, "-keyout", "ca.key", "-out", "ca.pem")
     (directory / "names").write_text(
@@ -62,9 +62,9 @@ def make_certificates(directory: Path) -> Certificates:
 
 
 class TlsProxy:
-    """Listens with TLS on a port of its own and passes everything on to `target_port` in the clear.
+    """Listens with TLS on its own port and forwards everything to `target_port` in plain text.
 
-    Used as a context; `port` is known inside. Connections that do not begin with a handshake are cut.
+    Used as a context; `port` is known inside. Connections that do not begin with a handshake are closed.
     """
 
     def __init__(self, target_port: int, certificates: Certificates) -> None:
@@ -73,7 +73,7 @@ class TlsProxy:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificates.server)
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda loop, about: None)  # a failed handshake is the client's news
+        self._loop.set_exception_handler(lambda loop, about: None)  # the client reports a failed handshake
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls-proxy", daemon=True)
         self._copies: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -116,7 +116,7 @@ class TlsProxy:
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Until either side ends; then the sink's side ends too."""
+    """Copies until either side ends; then closes the sink's side too."""
     with contextlib.suppress(OSError):
         while data := await source.read(COPY_BYTES):
             sink.write(data)

@@ -1,12 +1,12 @@
-"""Kills what a parent left behind. Run as a script, by path, with nothing but the standard library.
+"""Kills processes that a parent left behind. Run as a script, by path, with only the standard library.
 
-One warden serves one parent. It reads orders from its standard input, one a line:
+One warden serves one parent. It reads orders from its standard input, one per line:
 
     +PGID     watch this process group
     -PGID     forget it
     *PATH     remove this directory at the end, if it is a temporary one
 
-and when that pipe closes, which the kernel does however the parent ended, `kill -9` included, it kills every
+When that pipe closes, which the kernel does even if the parent is killed with `kill -9`, it kills every
 group that is still watched, removes the directories, and ends. It works the same on Linux and macOS.
 """
 
@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A forked copy of the parent could hold the pipe open; then the change of parent still tells.
+# A forked copy of the parent could hold the pipe open; the changed parent id still shows that the parent ended.
 PARENT_CHECK_SECONDS = 1.0
 
 
@@ -37,7 +37,7 @@ def obey(order: str, groups: set[int], directories: set[str]) -> None:
 
 
 def clean_up(groups: set[int], directories: set[str]) -> None:
-    """SIGKILL to every group, then the directories go. Only below the system's temporary directory."""
+    """Sends SIGKILL to every group, then removes directories, only below the system's temporary directory."""
     for group in groups:
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)
@@ -45,12 +45,12 @@ def clean_up(groups: set[int], directories: set[str]) -> None:
     for directory in directories:
         if temporary in Path(directory).resolve().parents:
             shutil.rmtree(directory, ignore_errors=True)
-            # A group that was killed a moment ago may still have written a file meanwhile.
+            # A group that was just killed may have written a file meanwhile.
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> None:
-    """Until the pipe closes or the parent is another one."""
+    """Runs until the pipe closes or the parent changes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     parent = int(sys.argv[1])
@@ -61,7 +61,7 @@ def main() -> None:
         orphaned = os.getppid() != parent
         readable, _, _ = select.select([0], [], [], 0 if orphaned else PARENT_CHECK_SECONDS)
         if not readable:
-            # Only now: a parent that died before we were up has left its orders in the pipe.
+            # Checked after reading: a parent that died early has left its orders in the pipe.
             if orphaned:
                 break
             continue

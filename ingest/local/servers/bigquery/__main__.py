@@ -4,7 +4,7 @@
 
 Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, listing of rows, and queries
 in GoogleSQL (translated for DuckDB), on a data directory that survives a kill. An unmodified google-cloud-bigquery
-works with it. What it does not know it refuses with an error that says so.
+works with it. Unsupported calls fail with an error that says so.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Handler(ProgramsOnly):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not news."""
+        """Does not log requests."""
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from ingest.local.servers.bigquery.rows import CANONICAL, READERS
 
 
 def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
-    """The statement in DuckDB's dialect, and its tree. Raises ApiError for what is no single statement."""
+    """The statement in DuckDB's dialect, and its tree. Raises ApiError for anything but a single statement."""
     try:
         trees = [tree for tree in sqlglot.parse(sql, read="bigquery") if tree is not None]
     except SqlglotError as error:
@@ -49,12 +49,12 @@ def translated(sql: str, project: str, dataset: str) -> tuple[str, Any]:
 
 
 def _plain(error: SqlglotError) -> str:
-    """The text without the terminal's underlining."""
+    """The text without terminal escape codes."""
     return re.sub(r"\x1b\[\d*m", "", str(error)).replace("\n", " ")
 
 
 def table_names(tree: Any, project: str, dataset: str) -> set[TableName]:
-    """The tables that a statement names, without those that it defines in a WITH."""
+    """The tables that a statement refers to, without those that it defines in a WITH."""
     found = (_table_name(table, project, dataset) for table in tree.find_all(exp.Table))
     return {name for name in found if name is not None}
 
@@ -80,7 +80,7 @@ def _table_name(table: exp.Table, project: str, dataset: str) -> TableName | Non
 
 
 def _name_columns(tree: exp.Select) -> None:
-    """Columns without a name are called f0_, f1_ ... in the order in which they come."""
+    """Names unnamed columns f0_, f1_ ... in order."""
     nameless = 0
     for place, column in enumerate(tree.expressions):
         if not isinstance(column, exp.Column | exp.Alias | exp.Star | exp.Dot):
@@ -89,14 +89,14 @@ def _name_columns(tree: exp.Select) -> None:
 
 
 def _unnest_to_list(node: exp.In) -> None:
-    """`x IN UNNEST(list)` becomes `list_contains(list, x)`: sqlglot's own form is not typed for parameters."""
+    """Rewrites `x IN UNNEST(list)` as `list_contains(list, x)`: sqlglot's form is not typed for parameters."""
     unnest = node.args.get("unnest")
     if isinstance(unnest, exp.Unnest) and len(unnest.expressions) == 1:
         node.replace(exp.func("LIST_CONTAINS", unnest.expressions[0].copy(), node.this.copy()))
 
 
 def query_parameters(parameters: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[Any] | None:
-    """Values of `@name` or `?`, typed. Raises ApiError for what they are not."""
+    """Typed values of `@name` or `?`. Raises ApiError for a value that does not fit its type."""
     if not parameters:
         return None
     values = [

@@ -1,4 +1,4 @@
-"""Errors as Google's APIs answer them."""
+"""Errors in the form of Google's APIs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ STATUS_NAMES = {400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOU
 
 
 class ApiError(Exception):
-    """An error as Google's APIs answer it: HTTP status, reason, message."""
+    """An error in the form of Google's APIs: HTTP status, reason, message."""
 
     def __init__(self, code: int, reason: str, message: str, location: str = "") -> None:
         super().__init__(message)
@@ -18,12 +18,12 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, reason: str = "invalid", location: str = "") -> ApiError:
-    """400."""
+    """An error with status 400."""
     return ApiError(400, reason, message, location)
 
 
 def error_body(code: int, reason: str, message: str, location: str = "") -> dict[str, Any]:
-    """The shape of all errors of Google's APIs."""
+    """JSON body of an error, in the form of Google's APIs."""
     detail = {"message": message, "domain": "global", "reason": reason}
     if location:
         detail |= {"location": location, "locationType": "parameter"}

@@ -1,4 +1,4 @@
-"""`insertAll`: which rows of a request fit the table, and which insertIds were seen."""
+"""`insertAll`: validates rows against the table, and deduplicates by insertId."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ INSERT_IDS_MAX = 500_000
 
 
 class InsertIds:
-    """Which insertIds were seen lately: of a table, within a window of time, bounded in number.
+    """Recently seen insertIds of a table, within a time window, bounded in number.
 
-    The service promises no more than that, and neither does this: a restart forgets all.
+    Best effort, like the real service: a restart forgets all of them.
     """
 
     def __init__(self, window_seconds: float) -> None:
@@ -28,7 +28,7 @@ class InsertIds:
 
     @staticmethod
     def key(table: TableName, insert_id: str) -> bytes:
-        """16 bytes, so that half a million of them stay below 100 MB."""
+        """A 16-byte key, so that half a million of them use less than 100 MB."""
         return blake2b(f"{table}\0{insert_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     def seen(self, key: bytes, now: float) -> bool:
@@ -37,7 +37,7 @@ class InsertIds:
         return at is not None and now - at <= self._window_seconds
 
     def add(self, keys: Sequence[bytes], now: float) -> None:
-        """Notes rows that are stored."""
+        """Records the ids of stored rows."""
         for key in keys:
             self._seen.setdefault(key, now)
             if now - self._seen[key] > self._window_seconds:

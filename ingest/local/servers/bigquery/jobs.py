@@ -1,4 +1,4 @@
-"""The latest queries and their results, kept for the pages that a client asks for later."""
+"""The latest queries and their results, kept for pages that a client requests later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOB_ROWS_KEPT_MAX = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A query that ran: its result, or its error."""
+    """A completed query: its result or its error."""
 
     id: str
     project: str
@@ -29,21 +29,21 @@ class Job:
 
 
 class Jobs:
-    """The latest queries. The oldest results go when there are too many."""
+    """The latest queries. The oldest results are dropped when the bound is exceeded."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, job: Job) -> None:
-        """Keeps it for later pages."""
+        """Keeps a job for later pages."""
         with self._lock:
             self._jobs[job.project, job.id] = job
             while len(self._jobs) > 1 and (len(self._jobs) > JOBS_KEPT_MAX or self._rows() > JOB_ROWS_KEPT_MAX):
                 self._jobs.popitem(last=False)
 
     def get(self, project: str, job_id: str) -> Job | None:
-        """None if it never was, or is forgotten."""
+        """The job, or None if it never existed or was dropped."""
         with self._lock:
             return self._jobs.get((project, job_id))
 

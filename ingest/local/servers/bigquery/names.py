@@ -1,4 +1,4 @@
-"""Where a table is, for clients and for the storage engine."""
+"""Table names, for clients and for the storage engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingest.local.servers.bigquery.rows import identifier
 
 @dataclass(frozen=True, slots=True)
 class TableName:
-    """Where a table is."""
+    """Full name of a table."""
 
     project: str
     dataset: str

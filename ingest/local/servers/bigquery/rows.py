@@ -1,7 +1,7 @@
-"""BigQuery's types: which JSON values a column takes, how they are stored, and how a result spells them.
+"""BigQuery's types: the JSON values that a column accepts, their stored form, and their form in results.
 
 Pure functions of values and schemas. A value that does not fit raises BadValue, which becomes one `invalid` error
-of one row, with the column's name as its location, as the real service answers.
+of one row, with the column's name as its location, as in the real service.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ ARROW_TYPE: dict[str, pa.DataType] = {
 
 
 class BadSchema(ValueError):
-    """A schema that the service would not take."""
+    """A schema that the service would reject."""
 
 
 class BadValue(ValueError):
-    """A value that its column does not take. `location` is the dotted name of the column."""
+    """A value that its column does not accept. `location` is the dotted name of the column."""
 
     def __init__(self, location: str, message: str) -> None:
         super().__init__(message)
@@ -147,7 +147,7 @@ def schema_of(resource: Mapping[str, Any], depth: int = 0) -> tuple[Field, ...]:
 
 
 def row_of(fields: Sequence[Field], row: Any, *, ignore_unknown: bool) -> dict[str, Any]:
-    """The stored form of one row of insertAll. Raises BadValue for the first thing that does not fit."""
+    """The stored form of one row of insertAll. Raises BadValue for the first value that does not fit."""
     if not isinstance(row, dict):
         raise BadValue("", "A row must be a JSON object.")
     return _record(fields, row, "", ignore_unknown)
@@ -199,7 +199,7 @@ def _one(field: Field, value: Any, place: str, ignore_unknown: bool) -> Any:
 
 def _string(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    text.encode()  # A lone surrogate is no UTF-8: UnicodeEncodeError is a ValueError.
+    text.encode()  # A lone surrogate is not valid UTF-8: UnicodeEncodeError is a ValueError.
     return text
 
 
@@ -257,7 +257,7 @@ def _parsed(text: str) -> datetime | Decimal:
         pass
     offset = _OFFSET_AT_END.search(plain)
     if offset and ":" in plain[: offset.start()]:
-        # Python wants two digits of hours and the minutes; the service takes `+0`, `-8` and `+00:00`.
+        # Python requires two-digit hours and minutes; the service accepts `+0`, `-8` and `+00:00`.
         sign = "-" if offset[1].startswith("-") else "+"
         plain = f"{plain[: offset.start()].rstrip()}{sign}{abs(int(offset[1])):02d}:{offset[2] or '00'}"
     return datetime.fromisoformat(plain)
@@ -311,7 +311,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _json(value: Any) -> str:
-    """A JSON column takes text that holds JSON, not an object: the service refuses those as records."""
+    """A JSON column accepts text that contains JSON, not an object: the service refuses objects as records."""
     if not isinstance(value, str):
         return json.dumps(value)
     value.encode()
@@ -336,7 +336,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def check_partition(column: str, kind: str, row: Mapping[str, Any], today: date) -> None:
-    """Streaming reaches only partitions of the last ten years and the coming one. Raises BadValue."""
+    """Streaming accepts only partitions of the last ten years and the next one. Raises BadValue."""
     value = row.get(column)
     if value is None:
         return
@@ -359,7 +359,7 @@ def arrow_table(fields: Sequence[Field], rows: Sequence[Mapping[str, Any]]) -> p
 
 
 def spell_row(fields: Sequence[Field], row: Sequence[Any], timestamp_format: str) -> dict[str, Any]:
-    """One row of a result as the service spells it: `{"f": [{"v": ...}, ...]}`, scalars as text."""
+    """One row of a result in the service's format: `{"f": [{"v": ...}, ...]}`, scalars as text."""
     return {"f": [{"v": _spell(field, value, timestamp_format)} for field, value in zip(fields, row, strict=True)]}
 
 
@@ -422,7 +422,7 @@ _RESULT_TYPE = {
 
 
 def _field_of(name: str, kind: Any) -> Field:
-    """`kind` is the engine's type object: `id`, `children` and its spelling as text."""
+    """`kind` is the engine's type object: `id`, `children` and its name as text."""
     text = str(kind).upper()
     if kind.id == "list":
         one = _field_of(name, dict(kind.children)["child"])

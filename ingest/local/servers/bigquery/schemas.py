@@ -1,4 +1,4 @@
-"""Table schemas: what a table may be created with, and how it may grow."""
+"""Table schemas: validation at creation, and permitted changes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def fields_of(resource: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def columns_sql(fields: Sequence[Field]) -> str:
-    """Column definitions of the storage engine. REQUIRED is checked at the door, not by the engine."""
+    """Column definitions of the storage engine. REQUIRED is checked on insert, not by the engine."""
     return ", ".join(f"{identifier(field.name)} {field.sql_type}" for field in fields)
 
 
 def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
-    """The columns of a table to be: types, partitioning and clustering fit together. Raises ApiError."""
+    """The columns of a new table, with types, partitioning and clustering checked. Raises ApiError."""
     try:
         fields = schema_of(resource.get("schema") or {})
     except BadSchema as error:
@@ -53,7 +53,7 @@ def checked_schema(resource: Mapping[str, Any]) -> tuple[Field, ...]:
 
 
 def added_fields(name: TableName, before: Sequence[Field], after: Sequence[Field]) -> list[Field]:
-    """New columns. Nothing may go or change its type; REQUIRED may become NULLABLE. Raises ApiError."""
+    """New columns. No column may be removed or change type; REQUIRED may become NULLABLE. Raises ApiError."""
     by_name = {field.name.lower(): field for field in after}
     for field in before:
         now = by_name.pop(field.name.lower(), None)

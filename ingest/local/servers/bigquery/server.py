@@ -1,7 +1,7 @@
-"""BigQuery: our own server on DuckDB, with the REST calls that streaming, migrations and reading back need.
+"""BigQuery: our emulator on DuckDB, with the REST calls that streaming, migrations and reading back need.
 
-This is the part of the stack that starts it; the process itself is `python -m ingest.local.servers.bigquery`, so
-that naming the server costs a client neither DuckDB nor Arrow nor sqlglot.
+This module starts the process `python -m ingest.local.servers.bigquery`, so that importing it loads neither DuckDB
+nor Arrow nor sqlglot.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.local.servers.processes import HOST, Children
 
 
 class BigQuery(Server):
-    """The server process. Data survives stops and kills; the memory of insertIds does not."""
+    """The server process. Data survives stops and kills; recorded insertIds do not."""
 
     name: ClassVar[str] = "bigquery"
 
@@ -34,17 +34,17 @@ class BigQuery(Server):
         self.streaming_buffer_seconds = streaming_buffer_seconds
 
     def command(self) -> list[str]:
-        """Our own interpreter."""
+        """Command line, with our interpreter."""
         window = ["--insert-id-window-seconds", str(self.insert_id_window_seconds)]
         place = ["--data", str(self.directory), "--port", str(self.port)]
         buffer = ["--streaming-buffer-seconds", str(self.streaming_buffer_seconds)]
         return [sys.executable, "-m", "ingest.local.servers.bigquery", *place, *window, *buffer]
 
     def is_ready(self) -> bool:
-        """It serves once the database is open."""
+        """Whether it serves, which it does once the database is open."""
         return answers_http(f"{self.address}/health")
 
     @property
     def address(self) -> str:
-        """What goes into `ClientOptions(api_endpoint=...)`."""
+        """Value for `ClientOptions(api_endpoint=...)`."""
         return f"http://{HOST}:{self.port}"

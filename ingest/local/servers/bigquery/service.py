@@ -22,7 +22,7 @@ PAGE_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: who, what, with which parameters and body."""
+    """One request: path arguments, URL parameters and body."""
 
     project: str
     parts: Mapping[str, str]
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def timestamp_format(self) -> str:
-        """How this client wants TIMESTAMP values: INT64, FLOAT64 or ISO8601_STRING."""
+        """Requested format of TIMESTAMP values: INT64, FLOAT64 or ISO8601_STRING."""
         options = self.body.get("formatOptions") or {}
         given = options.get("timestampOutputFormat") or self.query.get("formatOptions.timestampOutputFormat")
         whole = options.get("useInt64Timestamp") or self.query.get("formatOptions.useInt64Timestamp")
@@ -140,7 +140,7 @@ class Service:
     # ---- queries
 
     def _run(self, project: str, job_id: str, query: Mapping[str, Any]) -> Job:
-        """Runs it to its end: jobs here are done when they are made."""
+        """Runs a query to its end: jobs here complete when they are created."""
         started = int(time.time() * 1000)
         result, failure = None, None
         try:
@@ -221,7 +221,7 @@ class Service:
             "cacheHit": False,
         }
         if rows:
-            # Absent when empty: clients ask with maxResults=0 first and take present rows for the whole page.
+            # Absent when empty: clients first request maxResults=0 and take `rows`, if present, for the page.
             answer["rows"] = [spell_row(job.result.fields, row, call.timestamp_format) for row in rows]
         if job.result.affected is not None:
             answer["numDmlAffectedRows"] = str(job.result.affected)

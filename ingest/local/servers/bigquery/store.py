@@ -1,7 +1,7 @@
-"""What the BigQuery server keeps: data sets, tables and rows in one DuckDB file, and queries over them.
+"""Storage of the BigQuery server: data sets, tables and rows in one DuckDB file, and queries over them.
 
 Resources are stored as the JSON that the API exchanges. A data set is a schema of DuckDB named `project:dataset`.
-Every call is one transaction, so a kill at any moment leaves all of it or nothing.
+Every call is one transaction, so a kill at any moment keeps all of it or nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ THREADS = 2
 ROWS_PER_REQUEST_MAX = 50_000
 RESULT_ROWS_MAX = 500_000
 
-# What a PATCH may change; the rest of a resource is the service's.
+# Fields that a PATCH may change; the service sets the others.
 TABLE_PARTS = (
     "schema",
     "description",
@@ -53,7 +53,7 @@ DATASET_PARTS = ("description", "friendlyName", "labels", "location", "defaultTa
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a query gave. `affected`: rows that a DML statement changed, None for others."""
+    """Result of a query. `affected`: rows that a DML statement changed, None for other statements."""
 
     fields: tuple[Field, ...]
     rows: list[tuple[Any, ...]]
@@ -62,7 +62,7 @@ class Result:
 
 
 class Store:
-    """The open database. Safe to use from several threads: writers go one at a time, readers do not wait."""
+    """The open database. Thread-safe: writers run one at a time, readers do not wait."""
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class Store:
         insert_id_window_seconds: float = INSERT_ID_WINDOW_SECONDS,
         streaming_buffer_seconds: float = 0.0,
     ) -> None:
-        """`streaming_buffer_seconds`: for so long after rows were streamed into a table it takes no UPDATE, DELETE
-        or MERGE. The service refuses those that would touch a streamed row, for up to 90 minutes; 0: never."""
+        """`streaming_buffer_seconds`: time after a streaming insert during which the table refuses UPDATE, DELETE
+        and MERGE; 0: never. The service refuses those that affect a streamed row, for up to 90 minutes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
         self._database.execute("SET TimeZone = 'UTC'")
-        # A query of a client must not read this machine's files.
+        # A client's query must not read files of this machine.
         self._database.execute("SET enable_external_access = false")
         self._writing = threading.RLock()
         self._insert_ids = InsertIds(insert_id_window_seconds)
@@ -93,12 +93,12 @@ class Store:
             )
 
     def close(self) -> None:
-        """Writes what is left of the log into the file."""
+        """Flushes the rest of the log into the file."""
         self._database.close()
 
     @contextmanager
     def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A transaction: all of it or nothing."""
+        """Runs a transaction: all or nothing."""
         with self._writing, self._database.cursor() as cursor:
             cursor.execute("BEGIN")
             try:
@@ -115,7 +115,7 @@ class Store:
     # ---- data sets
 
     def create_dataset(self, project: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """409 if it is there."""
+        """Creates a data set. 409 if it exists."""
         dataset = str(resource.get("datasetReference", {}).get("datasetId", ""))
         if not NAME.match(dataset) and not dataset.isalnum():
             raise bad_request(f'Invalid dataset ID "{dataset}".')
@@ -145,7 +145,7 @@ class Store:
         return found
 
     def datasets(self, project: str) -> list[dict[str, Any]]:
-        """All of a project, by name."""
+        """All data sets of a project, by name."""
         rows = self._rows("SELECT resource FROM meta.datasets WHERE project = ? ORDER BY dataset", project)
         return [json.loads(row[0]) for row in rows]
 
@@ -176,7 +176,7 @@ class Store:
     # ---- tables
 
     def create_table(self, project: str, dataset: str, resource: Mapping[str, Any]) -> dict[str, Any]:
-        """A table or a view. 409 if there is one, 404 without the data set, 400 for what it cannot be."""
+        """Creates a table or a view. 409 if it exists, 404 without the data set, 400 for an invalid resource."""
         self.dataset(project, dataset)
         name = TableName(project, dataset, str(resource.get("tableReference", {}).get("tableId", "")))
         if (
@@ -204,7 +204,7 @@ class Store:
                 made |= self._create_view(cursor, name, resource["view"])
             else:
                 fields = checked_schema(made)
-                # A table may be created before it has columns; the engine has no such tables.
+                # A table may be created without columns; the engine does not support such tables.
                 if fields:
                     cursor.execute(f"CREATE TABLE {name.sql} ({columns_sql(fields)})")
             values = [project, dataset, name.table, json.dumps(made)]
@@ -225,7 +225,7 @@ class Store:
         return {"view": {**view, "useLegacySql": False}, "schema": resource_of(fields_of_result(described))}
 
     def table(self, name: TableName) -> dict[str, Any]:
-        """The resource with its number of rows. 404 if it or its data set is not there."""
+        """The resource with its number of rows. 404 if it or its data set does not exist."""
         found = self._find_table(name)
         if found is None:
             self.dataset(name.project, name.dataset)
@@ -236,13 +236,13 @@ class Store:
         return found
 
     def tables(self, project: str, dataset: str) -> list[dict[str, Any]]:
-        """All of a data set, by name."""
+        """All tables of a data set, by name."""
         self.dataset(project, dataset)
         sql = "SELECT resource FROM meta.tables WHERE project = ? AND dataset = ? ORDER BY name"
         return [json.loads(row[0]) for row in self._rows(sql, project, dataset)]
 
     def update_table(self, name: TableName, change: Mapping[str, Any]) -> dict[str, Any]:
-        """Description, labels, and a schema that only grows: new columns are NULLABLE or REPEATED."""
+        """Changes description, labels and schema. The schema only grows: new columns are NULLABLE or REPEATED."""
         with self._write() as cursor:
             made = self.table(name)
             if made["type"] == "VIEW":
@@ -296,8 +296,8 @@ class Store:
     def insert_all(
         self, name: TableName, request: Mapping[str, Any], now: float, today: date
     ) -> list[dict[str, Any]]:
-        """The `insertErrors`. With any bad row and without skipInvalidRows nothing is stored and the good rows
-        are `stopped`; with it the good ones are stored. A row whose insertId was seen is taken and not stored."""
+        """Returns the `insertErrors`. With skipInvalidRows the good rows are stored; without it any bad row means
+        that nothing is stored and good rows are `stopped`. A row with a seen insertId is accepted, not stored."""
         rows = request.get("rows")
         if not isinstance(rows, list) or not rows:
             raise bad_request("No rows present in the request.")
@@ -348,7 +348,7 @@ class Store:
     def list_rows(
         self, name: TableName, start: int, count: int, selected: Sequence[str]
     ) -> tuple[tuple[Field, ...], list[tuple[Any, ...]], int]:
-        """(fields, rows start .. start+count in the order of storage, number of rows in all)."""
+        """(fields, rows start .. start+count in storage order, total number of rows)."""
         resource = self.table(name)
         fields = fields_of(resource)
         if resource["type"] == "VIEW":
@@ -363,7 +363,7 @@ class Store:
         return fields, self._rows(sql, count, start), int(resource["numRows"])
 
     def query(self, sql: str, project: str, dataset: str, parameters: Sequence[Mapping[str, Any]]) -> Result:
-        """Runs one statement of GoogleSQL. Raises ApiError 400 (invalidQuery) and 404 (a table not there)."""
+        """Runs one GoogleSQL statement. Raises ApiError 400 (invalidQuery) and 404 (table not found)."""
         plain, tree = translated(sql, project, dataset)
         values = query_parameters(parameters)
         for name in table_names(tree, project, dataset):
