@@ -1,1 +1,1 @@
-"""The test kit, for our tests and for those who build on the core: messages, MockRuntime, a simulated world."""
+"""Test kit, for our tests and for users of the core: message builders, MockRuntime, a simulated world."""

@@ -1,9 +1,9 @@
-"""Builders of Kafka messages, from a single breadcrumb up to the msgpack value: for tests and for users' own.
+"""Builders of Kafka messages for tests, from a single breadcrumb up to the msgpack value.
 
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
-Each takes keywords for what a test cares about and has plausible defaults for the rest. Anything may be given any
-value, so that malformed messages are built like good ones. Nothing is random and no clock is looked at.
+Each takes keywords for the fields that a test needs and has realistic defaults for the rest. Every field accepts
+any value, so that malformed messages are built like valid ones. Nothing is random and no clock is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _json = msgspec.json.Encoder().encode
 
 
 def envelope(payload: Any, **fields: Any) -> bytes:
-    """The msgpack map that Relay sends around a payload; a field that is LEFT_OUT is missing."""
+    """The msgpack map in which Relay sends a payload; a field that is LEFT_OUT is missing."""
     whole = {
         "type": ENVELOPE_TYPE,
         "replay_id": REPLAY_ID,
@@ -50,13 +50,13 @@ def envelope(payload: Any, **fields: Any) -> bytes:
 
 
 def frame(body: bytes, segment_id: int = 0, *, headers: bytes | None = None) -> bytes:
-    """The payload: a header line, given or made, and the body."""
+    """The payload: a header line, given or generated, and the body."""
     line = b'{"segment_id":%d}' % segment_id if headers is None else headers
     return line + b"\n" + body
 
 
 def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
-    """The rrweb events, or the bytes given, as a zlib stream or plain."""
+    """The rrweb events, or the given bytes, as a zlib stream or plain."""
     text = events if isinstance(events, bytes) else _json(events)
     return zlib.compress(text) if compressed else text
 
@@ -64,7 +64,7 @@ def body(events: Sequence[Any] | bytes, *, compressed: bool = True) -> bytes:
 def recording(
     events: Sequence[Any] | bytes = (), segment_id: int = 0, *, compressed: bool = True, **fields: Any
 ) -> bytes:
-    """A whole message that holds these rrweb events (or these bytes in their place)."""
+    """A whole message with these rrweb events (or these bytes instead)."""
     return envelope(frame(body(events, compressed=compressed), segment_id), **fields)
 
 
@@ -140,7 +140,7 @@ def mutation_event(count: int = 1) -> RRwebEvent:
 
 
 def canvas_event(commands: int = 1) -> RRwebEvent:
-    """What was drawn on a canvas (type 3, source 9)."""
+    """A canvas mutation (type 3, source 9)."""
     drawn = [{"property": "fillRect", "args": [0, 0, 1, 1]}] * commands
     return {"type": 3, "timestamp": RECEIVED * 1000, "data": {"source": 9, "id": 4, "type": 0, "commands": drawn}}
 
@@ -155,7 +155,7 @@ def breadcrumb(category: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent
 
 
 def node(node_id: Any = 7, tag: Any = "button", **attributes: Any) -> dict[str, Any]:
-    """What was clicked; underscores in attribute names become hyphens."""
+    """The clicked node; underscores in attribute names become hyphens."""
     named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
     return {"id": node_id, "tagName": tag, "textContent": "Buy now", "attributes": named}
 
@@ -168,7 +168,7 @@ def click_event(node_id: Any = 7, tag: Any = "button", attributes: Mapping[str, 
 
 
 def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """`ui.slowClickDetected` that the page answered in the end."""
+    """`ui.slowClickDetected` for a click that the page eventually reacted to."""
     whole = {
         "node": node(node_id, tag),
         "url": "https://shop.example/",
@@ -182,12 +182,12 @@ def slow_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwe
 
 
 def dead_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """A click that nothing answered for seven seconds."""
+    """A click without a reaction for seven seconds."""
     return slow_click_event(node_id, tag, **{"timeAfterClickMs": 7000, "endReason": "timeout", **data})
 
 
 def rage_click_event(node_id: Any = 7, tag: Any = "button", **data: Any) -> RRwebEvent:
-    """The same, clicked five times meanwhile."""
+    """A dead click that was repeated five times."""
     return dead_click_event(node_id, tag, **{"clickCount": 5, **data})
 
 
@@ -221,7 +221,7 @@ def console_event(message: Any = "it broke", level: Any = "error") -> RRwebEvent
 
 
 def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -> RRwebEvent:
-    """A performance span of a quarter second; its event counts seconds."""
+    """A performance span of a quarter second; its event's timestamp is in seconds."""
     payload = {
         "op": op,
         "description": description,
@@ -235,7 +235,7 @@ def span_event(op: Any, description: Any, data: Any = LEFT_OUT, **fields: Any) -
 
 
 def fetch_event(data: Any = LEFT_OUT, op: str = "resource.fetch") -> RRwebEvent:
-    """A request whose data are these, or method and status only."""
+    """A request with this data, or with method and status only."""
     return span_event(
         op, "https://api.shop.example/cart", {"method": "GET", "statusCode": 200} if data is LEFT_OUT else data
     )
@@ -261,17 +261,17 @@ def memory_event(*, nested: bool = True) -> RRwebEvent:
 
 
 def options_event(**options: Any) -> RRwebEvent:
-    """What the SDK was configured to do."""
+    """The SDK's configuration."""
     return custom_event("options", {"shouldRecordCanvas": True, "sessionSampleRate": 0.1, **options})
 
 
 def video_event(**fields: Any) -> RRwebEvent:
-    """What a mobile SDK says of the video that comes along."""
+    """A mobile SDK's description of the attached video."""
     whole = {"size": 16, "duration": 5000, "encoding": "h264", "container": "mp4", "width": 360, "height": 800}
     return custom_event("video", {**whole, "frameCount": 5, "frameRate": 1, "left": 0, "top": 0, **fields})
 
 
-# Messages that are wrong
+# Malformed messages
 
 REJECTED: tuple[tuple[str, str, bytes], ...] = (
     ("nothing", "not_msgpack", b""),

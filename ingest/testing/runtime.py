@@ -1,4 +1,4 @@
-"""The whole consumer in a test, one event at a time, with every effect in the test's hands.
+"""The whole consumer in a test, one event at a time; the test controls every effect.
 
     runtime = MockRuntime(Limits(batch_messages_max=2))
     runtime.assign(PARTITION)
@@ -7,7 +7,7 @@
     runtime.settle()                             # every effect answered with success
     assert runtime.committed == {PARTITION: 2}
 
-No clock is looked at (`advance` is the only time there is), no thread runs, nothing is patched.
+No clock is read (time passes only by `advance`), no thread runs, nothing is patched.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CommandT = TypeVar("CommandT", bound=do.Command)
 
 
 class MockRuntime:
-    """Hands every command to the test, which answers with the event that it chooses.
+    """Passes every command to the test, which answers with an event of its choice.
 
-    `commands` holds all commands since the last `take`; `committed` what a broker would have stored.
+    `commands` holds all commands since the last `take`; `committed` the offsets that a broker would have stored.
     """
 
     def __init__(self, limits: Limits | None = None, rules: ParseRules | None = None) -> None:
@@ -42,10 +42,10 @@ class MockRuntime:
         self._epochs: dict[TopicPartition, int] = {}
         self._offsets: dict[TopicPartition, int] = {}
 
-    # What happens
+    # Events
 
     def assign(self, *sources: TopicPartition) -> list[do.Command]:
-        """The group gives us partitions, with what was committed on them before."""
+        """The group assigns partitions, with their committed offsets."""
         given = []
         for source in sources or (PARTITION,):
             self._epochs[source] = self._epochs.get(source, 0) + 1
@@ -60,14 +60,14 @@ class MockRuntime:
     def submit(
         self, value: bytes, source: TopicPartition = PARTITION, offset: int | None = None
     ) -> list[do.Command]:
-        """A message arrives, at the next offset unless told otherwise, and is parsed by the real parser."""
+        """A message arrives, by default at the next offset, and is parsed by the real parser."""
         at = self._offsets.get(source, 0) if offset is None else offset
         self._offsets[source] = at + 1
         message = Message(source=source, epoch=self._epochs[source], offset=at, value=value)
         return self.publish(on.MessageParsed(source, message.epoch, at, parse(message, self.rules)))
 
     def publish(self, event: on.Event) -> list[do.Command]:
-        """Any event, as if it had happened now."""
+        """Passes any event to the pipeline, at the current time."""
         commands = self.pipeline.handle(event, self.now)
         self.commands.extend(commands)
         return commands
@@ -78,20 +78,20 @@ class MockRuntime:
         return self.publish(on.Ticked())
 
     def join(self) -> list[do.Command]:
-        """SIGTERM: what is there is flushed and committed, every effect answered with success."""
+        """SIGTERM: flushes and commits everything, and answers every effect with success."""
         self.publish(on.ShutdownRequested())
         return self.settle()
 
-    # What the test answers
+    # Answers of the test
 
     def take(self, kind: type[CommandT]) -> list[CommandT]:
-        """Removes and returns the commands of one kind that nobody answered yet."""
+        """Removes and returns the unanswered commands of one kind."""
         taken: list[CommandT] = [command for command in self.commands if isinstance(command, kind)]
         self.commands = [command for command in self.commands if not isinstance(command, kind)]
         return taken
 
     def acknowledge_commits(self) -> None:
-        """The broker stores every offset that it was sent."""
+        """The broker stores every offset that was sent."""
         while commits := self.take(do.Commit):
             for commit in commits:
                 self.committed[commit.source] = commit.offset
@@ -115,7 +115,7 @@ class MockRuntime:
         return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
 
     def settle(self) -> list[do.Command]:
-        """Everything that is out succeeds, and what follows from it, until nothing is left to answer."""
+        """Answers every pending command with success, and those that follow, until none is left."""
         answered: list[do.Command] = []
         while True:
             self.acknowledge_commits()

@@ -2,7 +2,8 @@
 
 `StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate
 process, which also answers over HTTP: `GET /metrics` (one object per metric and set of tags),
-`GET /packets?since=N` (raw lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are kept for good, raw lines up to a bound.
+`GET /packets?since=N` (raw lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are
+kept for good, raw lines up to a bound.
 """
 
 from __future__ import annotations

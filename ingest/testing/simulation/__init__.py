@@ -2,22 +2,22 @@
 
     World(Shape.draw(seed)).run()
 
-One seed makes the whole world: how many partitions and readers, which bounds, which faults and when they
-strike. `python -m ingest.testing.simulation --seeds 1000` tries many and tells the shortest story of one that
+One seed determines the whole world: number of partitions and readers, bounds, faults and their times.
+`python -m ingest.testing.simulation --seeds 1000` tries many seeds and prints the shortest history of one that
 fails.
 
-clock.py     time, and what happens next
+clock.py     time, and the events to come
 shape.py     the world of a seed
-faults.py    what may go wrong, how likely, and the dice
+faults.py    kinds of faults, their probabilities, and the random streams
 kafka.py     logs, the consumer group, the source
-redis.py     staged batches, which may vanish
+redis.py     staged batches, which may be lost
 celery.py    queues, workers, chords
-sinks.py     what is stored under what identity
+sinks.py     stored items by identity
 reader.py    a reader process that can be killed between two commands
 checkers.py  the invariants, one class each
 marks.py     the situations that runs must reach
-world.py     all of it together
-story.py     what happened
+world.py     the whole world
+story.py     history of a run
 shrink.py    tries a seed, and finds the smallest world in which it still fails
 """
 

@@ -29,12 +29,12 @@ START_MAX = 1_000_000_000
 
 
 def random_start() -> int:
-    """Where to begin with seeds that nobody tried yet."""
+    """A random first seed."""
     return secrets.randbelow(START_MAX)
 
 
 def wanted_marks() -> list[str]:
-    """Every situation and every kind of fault."""
+    """Marks of every situation and every kind of fault."""
     return [*MARKS, *(f"fault:{fault.value}" for fault in Fault)]
 
 
@@ -76,7 +76,7 @@ def _tell(outcome: Outcome, lines_max: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when an invariant broke."""
+    """Exit code 1 when an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
     parser.add_argument("--start", type=int, help="the first of them; chosen at random and printed by default")

@@ -1,7 +1,7 @@
-"""Simulated flush fleet: queues, workers that die, chords that lose their body, completions that come late.
+"""Simulated flush fleet: queues, workers that die, chords that lose their body, late completions.
 
-A task's life is that of `tasks/flush.py`: return when the mark is set, write, set the mark, count for the
-chord. The body reports success only when every mark of the stage is there.
+A task has the steps of `tasks/flush.py`: return when the mark is set, write, set the mark, count for the
+chord. The body reports success only when every mark of the stage is set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Written = Callable[[str, tuple[Item, ...], str, str], None]
 
 @dataclass(slots=True)
 class Chord:
-    """One dispatch of one stage. Its counter is in Redis: another generation of Redis does not know it."""
+    """One dispatch of one stage. Its counter is in Redis and is lost with that generation of Redis."""
 
     batch_id: str
     epoch: int
@@ -55,7 +55,7 @@ class Chord:
 
 @dataclass(slots=True)
 class Fleet:
-    """Workers are never scarce here: what matters is what they lose, repeat and delay."""
+    """The flush fleet. Capacity is unlimited; tasks can be lost, repeated and delayed."""
 
     timeline: Timeline
     dice: Dice
@@ -66,7 +66,7 @@ class Fleet:
     about_to_write: Written
 
     def start(self, chord: Chord, count: int | None = None) -> None:
-        """Puts the chord's tasks on their queues (the first `count` of them: the connection broke)."""
+        """Puts the chord's tasks on their queues (only the first `count`: the connection broke)."""
         for name in chord.names[:count]:
             self._push(chord, name, 0, self.dice.between(0.01, 0.2))
 
@@ -127,7 +127,7 @@ class Fleet:
             self._returned(chord, name, error)
 
     def _returned(self, chord: Chord, name: str, error: str) -> None:
-        """Counts one task; the last one wakes the body (or the errback)."""
+        """Counts one task; the last one starts the body (or the errback)."""
         if self.redis.away or chord.generation != self.redis.generation or name in chord.returned:
             return
         chord.returned.add(name)
@@ -153,7 +153,7 @@ class Fleet:
             self._tell(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
 
     def _tell(self, chord: Chord, event: on.Event) -> None:
-        """Into the reader's stream, which is in Redis too."""
+        """Adds to the reader's stream, which is in Redis too."""
         if self.dice.strikes(Fault.COMPLETION_LOST):
             return
         seconds = self.dice.between(0.01, 0.1)

@@ -1,6 +1,6 @@
-"""What must hold in every world: one class an invariant, each with the sentence that it checks.
+"""Invariants of every world: one class per invariant; its docstring states the invariant.
 
-They look at the broker, the sinks and the commands, never into the pipeline's private state.
+Checkers read the broker, the sinks and the commands, never the pipeline's private state.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUT_AT_ONCE_MAX = 3
-# The lease, a renewal that was on its way, and the step between two looks.
+# The lease, a renewal in flight, and one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
-# The members' own bound, their turns, and the longest time in which all of them may be frozen.
+# The members' own bound, their loop steps, and the longest time for which all of them may be frozen.
 UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
@@ -38,7 +38,7 @@ def _ends(offset: int, record: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _topic_of(offset: int, record: str) -> str:
-    """Id of the topic that a commit names; empty: none."""
+    """Topic id in the metadata of a commit; empty: none."""
     return cut_record.decode(offset, record).topic_id
 
 
@@ -59,14 +59,14 @@ class Durability:
         record = log.records[offset]
         at = (log.source.partition, offset, log.generation)
         if at in self._sinks.dead_letters or at in self._broker.shed:
-            return []  # rejected, refused for good, given up by an operator: kept, to the byte; or shed on purpose
+            return []  # rejected, refused permanently or abandoned: kept as a dead letter; or shed on purpose
         if record.kind is Kind.REJECT:
             return ["dead_letter"]
         wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind is Kind.ROWS_ONLY)]
         return [sink for sink in wanted if f"{sink}/{record.identity}" not in self._sinks.stored[sink]]
 
     def excused(self, log: Log, offset: int) -> bool:
-        """Expired, and somebody said so; or before the group's beginning, by policy."""
+        """Expired with an announcement, or before the group's starting offset by policy."""
         if offset < self._skipped.get(log.source.partition, 0):
             return True
         spans = self.announced.get(log.source.partition, ())
@@ -75,7 +75,7 @@ class Durability:
     def begun(self, partition: int, start: int) -> None:
         """A reader starts without a committed offset: at the oldest message, or later if the group is new.
 
-        Raises Violation.
+        Raises Violation for any other start.
         """
         log = self._broker.logs[partition]
         self.announced.setdefault(partition, []).append((0, log.low))
@@ -87,19 +87,19 @@ class Durability:
             self._skipped[partition] = max(start, self._skipped.get(partition, 0))
 
     def recreated(self) -> None:
-        """The topic is another one: what was not durable of the old one its operator deleted."""
+        """The topic was recreated: its operator deleted messages of the old one that were not durable."""
         self.announced.clear()
         self._checked.clear()
         self._skipped.clear()
         self._committed.clear()
 
     def _added(self, partition: int) -> bool:
-        """Whether the group began before the topic had this partition, as far as its stored commits tell."""
+        """Whether the group started before the topic had this partition, according to its stored commits."""
         began_with = [cut_record.decode(*found).partitions for found in self._group_commits()]
         return bool(began_with) and partition >= min(began_with)
 
     def _follows_another_topic(self) -> bool:
-        """Whether a stored commit names a topic that was deleted: then this one is new to the group as a whole."""
+        """Whether a stored commit names a deleted topic: then the current topic is new to the whole group."""
         return any(_topic_of(*found) not in ("", self._broker.topic_id) for found in self._group_commits())
 
     def _group_commits(self) -> list[tuple[int, str]]:
@@ -108,8 +108,8 @@ class Durability:
     def resumed(self, partition: int, offset: int, record: str) -> None:
         """A reader starts at a committed offset. Raises Violation where that belongs to a deleted topic.
 
-        One that names no topic (its record was lost or refused) cannot be told from one of this topic, unless
-        other commits of the group, or the process, still know of the former one: `ingest.core.starting`.
+        A commit without a topic (its record was lost or refused) cannot be distinguished from one of this topic,
+        unless other commits of the group, or the process, refer to the former one: `ingest.core.starting`.
         """
         topic_id = _topic_of(offset, record)
         if topic_id not in ("", self._broker.topic_id):
@@ -121,9 +121,9 @@ class Durability:
             self._skipped[partition] = max(offset, self._skipped.get(partition, 0))
 
     def committed(self, partition: int, offset: int, topic_id: str) -> None:
-        """The broker stored this. `topic_id`: the topic that its reader was assigned."""
+        """The broker stored this offset. `topic_id`: the topic that its reader was assigned."""
         if topic_id != self._broker.topic_id:
-            return  # it says nothing about this topic: `resumed`
+            return  # it does not apply to this topic: `resumed`
         log = self._broker.logs[partition]
         if log.high < offset <= self._skipped.get(partition, 0):
             return
@@ -138,13 +138,13 @@ class Durability:
         self._checked[partition] = max(checked, offset)
 
     def at_end(self) -> None:
-        """Everything is durable, or its loss was announced."""
+        """Checks that every message is durable, or that its loss was announced."""
         loss = self.loss()
         if loss is not None:
             raise Violation("eventually_durable", loss)
 
     def loss(self) -> str | None:
-        """A message that is not durable and whose loss nobody announced, if there is one."""
+        """A message that is not durable and whose loss was not announced, or None."""
         for log in self._broker.logs:
             for at in log.offsets:
                 if self.missing(log, at) and not self.excused(log, at):
@@ -152,7 +152,7 @@ class Durability:
         return None
 
     def lag(self) -> int:
-        """Offsets that are not committed, those at the end of a log included that hold no message."""
+        """Offsets that are not committed, including those without a message at the end of a log."""
         group = self._broker.group
         behind = 0
         for log in self._broker.logs:
@@ -164,7 +164,7 @@ class Durability:
 
 
 class BlobBeforeRows:
-    """No row is written before the blob of its segment (a user must not open a replay that is not there)."""
+    """No row is written before the blob of its segment (a user must not open a replay that is not stored)."""
 
     def __init__(self, broker: Broker, sinks: Sinks) -> None:
         self._broker = broker
@@ -183,9 +183,9 @@ class BlobBeforeRows:
 
 
 class NothingTwice:
-    """After de-duplication nothing is there twice, and nothing that nobody sent.
+    """After deduplication nothing is stored twice, and nothing is stored that was not sent.
 
-    Sinks keep one copy an identity; so a second copy could only hide under an identity that no message has.
+    Sinks keep one copy per identity, so a second copy could only exist under an identity that no message has.
     """
 
     def __init__(self, broker: Broker, sinks: Sinks) -> None:
@@ -193,7 +193,7 @@ class NothingTwice:
         self._sinks = sinks
 
     def at_end(self) -> None:
-        """Compares what is stored with what was sent. Raises Violation."""
+        """Compares stored items with sent messages. Raises Violation."""
         logs = self._broker.all_logs()
         known = {record.identity for log in logs for record in log.records.values()}
         for sink, stored in self._sinks.stored.items():
@@ -206,8 +206,8 @@ class NothingTwice:
 
 
 class CommitsRise:
-    """Within one assignment the committed offset only rises, no commit is ordered for what is not ours, and a
-    refused one is not repeated at once."""
+    """Within one assignment the committed offset only rises, no commit is sent for a partition that is not
+    assigned, and a refused commit is not repeated immediately."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, TopicPartition, int], do.Commit] = {}
@@ -218,7 +218,7 @@ class CommitsRise:
         """A reader orders a commit. Raises Violation."""
         key = (reader.name, command.source, command.epoch)
         epoch = reader.source.epochs.get(command.source.partition)
-        # The core does not know yet that the log goes on elsewhere while messages before that wait to be taken.
+        # The core does not know the new position while earlier messages wait to be taken.
         behind = epoch is not None and command.epoch < epoch and reader.waits(command.source)
         if epoch != command.epoch and not behind:
             raise Violation("commits_rise", f"{reader.name} commits {command}, which is not assigned to it")
@@ -238,21 +238,21 @@ class CommitsRise:
         key = (reader.name, event.source, event.epoch)
         last = self._last.get(key)
         if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
-            return  # the answer to one that was given up
+            return  # the answer to an abandoned commit
         waited_seconds = now - self._sent_at.pop(key)
         self._refused_at.pop(key, None)
         if (
             isinstance(event, on.CommitFailed)
-            and not event.record_too_long  # followed at once by a shorter one
+            and not event.record_too_long  # followed immediately by a shorter one
             and waited_seconds < reader.pipeline.limits.commit_answer_seconds_max
         ):
             self._refused_at[key] = now
 
 
 class Bounded:
-    """Chords out, batches held, bytes held, ranges pending: within their limits, plus what one poll brings.
+    """Running chords, held batches, held bytes and pending ranges stay within their limits, plus one poll.
 
-    Of bytes one batch more: a range that a predecessor recorded is completed although the bound is reached.
+    Bytes may exceed the limit by one batch: a range that a predecessor recorded is completed beyond the bound.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -260,19 +260,17 @@ class Bounded:
         self._recut = 0
 
     def recut(self) -> None:
-        """Two ranges took the place of one."""
+        """A range was replaced by two."""
         self._recut += 1
 
     def look(self, reader: Reader) -> None:
-        """After a decision of the reader. Raises Violation."""
+        """Checks after a decision of the reader. Raises Violation."""
         limits, pipeline = reader.pipeline.limits, reader.pipeline
         flights = pipeline.in_flight
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
-        slack = (
-            self._shape.partitions + CUT_AT_ONCE_MAX + self._recut
-        )  # those that the clock cuts, and one message
+        slack = self._shape.partitions + CUT_AT_ONCE_MAX + self._recut  # batches cut by time, and one message
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         # One planned range may be completed over the bound, and only what can be staged limits its bytes. A
@@ -297,7 +295,7 @@ class Bounded:
 
 
 class RecordedFirst:
-    """A batch's end is stored before its first chord starts, or that was tried for long enough.
+    """A batch's end is stored before its first chord starts, or the attempt has timed out.
 
     docs/decisions/014-same-cut.md
     """
@@ -307,7 +305,7 @@ class RecordedFirst:
         self._short: set[str] = set()
 
     def assigned(self, reader: Reader, given: on.Assignment) -> None:
-        """The ends that the predecessor stored count as stored."""
+        """Ends that the predecessor stored count as stored."""
         ends = _ends(given.committed or 0, given.record)
         self._stored[reader.name, given.source] = set(ends)
 
@@ -317,7 +315,7 @@ class RecordedFirst:
         ends.update(_ends(event.offset, event.record))
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """The broker stores no record of this length: ends that do not fit need not be stored."""
+        """The broker refuses a record of this length: ends that do not fit need not be stored."""
         if event.record_too_long:
             self._short.add(reader.name)
 
@@ -335,12 +333,13 @@ class RecordedFirst:
 
 
 class SameCut:
-    """Ranges that a predecessor recorded are cut again just so, and stay recorded until they settle.
+    """Ranges that a predecessor recorded are cut identically, and stay recorded until they settle.
 
-    One that is too large to be staged by now is cut in between, and so is one in which the reader halts.
+    A range that has become too large to stage is split, and so is one in which the reader halts.
 
-    A range may be given up only when its last message has expired, or when fetching ended before it for long
-    enough; however long the reader was paused, held, frozen or draining. docs/decisions/014-same-cut.md
+    A range may be abandoned only when its last message has expired, or when fetching ended before it for long
+    enough; the time that the reader was paused, held, frozen or draining does not matter.
+    docs/decisions/014-same-cut.md
     """
 
     def __init__(self, broker: Broker, story: Story) -> None:
@@ -360,7 +359,7 @@ class SameCut:
         self._ended_early.pop((reader.name, given.source), None)
 
     def refused(self, reader: Reader, event: on.CommitFailed) -> None:
-        """The broker stores no record of this length: it need not keep all ends."""
+        """The broker refuses a record of this length: it need not keep all ends."""
         if event.record_too_long:
             self._short.add(reader.name)
 
@@ -380,7 +379,7 @@ class SameCut:
         if start >= plan[-1] or stop in plan:
             return
         if batch.cut_by is CutReason.DRAIN and reader.pipeline.halted is not None:
-            return  # what it took has to be durable before a person looks
+            return  # messages that it took must be durable before an operator acts
         end = min(end for end in plan if end > start)
         full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
         if batch.cut_by is CutReason.BYTES and stop < end and full:
@@ -392,14 +391,14 @@ class SameCut:
             self._story.mark("plan_given_up")
 
     def recut(self, command: do.Recut) -> None:
-        """A batch could not be staged: others cover its range."""
+        """A batch could not be staged and was replaced by others for its range."""
         self._recut.update(command.into)
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """Whether the last message of the range that ends here could not be fetched any more, or not for long.
+        """Whether the last message of the range that ends here cannot be fetched, for good or for long enough.
 
-        None of a topic that was deleted can.
+        Messages of a deleted topic cannot be fetched.
         """
         topic_id = self._topic_ids.get((reader.name, source), "")
         if topic_id not in ("", self._broker.topic_id):
@@ -409,7 +408,7 @@ class SameCut:
         return waited or end - 1 < self._broker.logs[source.partition].low
 
     def committed(self, reader: Reader, command: do.Commit, now: float) -> None:
-        """A reader orders a commit: it keeps the ends of the plan. Raises Violation."""
+        """A reader sends a commit: it keeps the ends of the plan. Raises Violation."""
         plan = self._plans[reader.name, command.source]
         kept = _ends(command.offset, command.record)
         forgotten = [
@@ -442,16 +441,16 @@ class OwnedInTime:
 
 
 class ParkedIsTrue:
-    """What operators see as parked is unsettled, in a reader that lives, or its lease is about to end."""
+    """A batch shown as parked is unsettled in a living reader, or its lease is about to end."""
 
     def __init__(self, story: Story) -> None:
         self._story = story
         self._since: dict[tuple[str, str, int], float] = {}
 
     def look(self, parked: Mapping[str, tuple[Any, Any]], now: float) -> None:
-        """`parked`: by batch id its reader and batch. Raises Violation.
+        """`parked`: reader and batch by batch id. Raises Violation.
 
-        A batch of a later assignment may have the same id, and its entry takes the place of the earlier one.
+        A batch of a later assignment may have the same id; its entry replaces the earlier one.
         """
         shown = {
             (batch_id, reader.name, batch.epoch): (reader, batch) for batch_id, (reader, batch) in parked.items()
@@ -472,7 +471,7 @@ def _holds(reader: Reader, batch: Batch) -> bool:
 
 
 class Checkers:
-    """All of them, where the world calls."""
+    """All checkers, as one interface for the world."""
 
     def __init__(self, shape: Shape, broker: Broker, sinks: Sinks, story: Story) -> None:
         self.durability = Durability(broker, sinks, story)
@@ -535,6 +534,6 @@ class Checkers:
                 self._same_cut.ordered(reader, command, now)
 
     def at_end(self) -> None:
-        """Faults stopped long ago."""
+        """Final checks, long after faults stopped."""
         self.durability.at_end()
         self._twice.at_end()

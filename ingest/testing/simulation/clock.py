@@ -1,4 +1,4 @@
-"""Simulated time: nothing happens but what was put on the timeline, in order of time, then of arrival."""
+"""Simulated time: events run in order of time, then of insertion. Nothing else happens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Timeline:
         self._put = 0
 
     def after(self, seconds: float, call: Call, *arguments: Any) -> None:
-        """`call(*arguments)` happens `seconds` from now."""
+        """Schedules `call(*arguments)` for `seconds` from now."""
         self._put += 1
         heapq.heappush(self._heap, (self.now + seconds, self._put, call, arguments))
 
     def run_until(self, moment: float) -> None:
-        """Everything up to `moment` happens. May be called again from inside: a process that waits does that."""
+        """Runs all events up to `moment`. Reentrant: a waiting process calls it from inside an event."""
         heap = self._heap
         while heap and heap[0][0] <= moment:
             when, _, call, arguments = heapq.heappop(heap)

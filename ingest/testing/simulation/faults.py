@@ -1,4 +1,4 @@
-"""What can go wrong in the simulated world, how likely it is, and the dice that decide."""
+"""Faults of the simulated world, their probabilities, and the random streams that decide on them."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from ingest.testing.simulation.clock import Timeline
 
 
 class Fault(StrEnum):
-    """Every kind of fault; a seed switches about half of them on (swarm testing)."""
+    """Every kind of fault; a seed enables about half of them (swarm testing)."""
 
-    COMMIT_REFUSED = "commit_refused"  # the broker says no, once
+    COMMIT_REFUSED = "commit_refused"  # the broker refuses once
     COMMIT_UNANSWERED = "commit_unanswered"  # stored, and the answer is lost
     COMMIT_VANISHED = "commit_vanished"  # neither stored nor answered
     COMMIT_SLOW = "commit_slow"
-    RECORD_LOST = "record_lost"  # somebody committed the same offset without our metadata
+    RECORD_LOST = "record_lost"  # another client committed the same offset without our metadata
     RETENTION = "retention"  # messages expire before they are read
     READER_CRASH = "reader_crash"
     READER_CRASH_MIDWAY = "reader_crash_midway"  # between two commands of one decision
     READER_FROZEN = "reader_frozen"  # SIGSTOP past the session time-out, then SIGCONT
-    READER_STOP = "reader_stop"  # SIGTERM, and a new one some time later
+    READER_STOP = "reader_stop"  # SIGTERM, and a new reader some time later
     BAD_RELEASE = "bad_release"  # a release whose parser rejects everything, rolled back later
     SHEDDING = "shedding"  # a reader drops a project's messages on purpose
     REDIS_WIPED = "redis_wiped"  # restarted empty
-    REDIS_DOWN = "redis_down"  # away for a while, nothing lost
+    REDIS_DOWN = "redis_down"  # unavailable for a while, nothing lost
     STAGING_REFUSED = "staging_refused"  # out of memory
-    STAGING_TOO_LARGE = "staging_too_large"  # for this Redis, for ever
+    STAGING_TOO_LARGE = "staging_too_large"  # for this Redis, permanently
     STAGED_EVICTED = "staged_evicted"  # one batch's hash disappears, marks and all
     PUBLISHED_HALF = "published_half"  # some tasks of the chord are sent, then the connection breaks
     TASK_LOST = "task_lost"
     TASK_DOUBLED = "task_doubled"
     WORKER_KILLED = "worker_killed"  # before the write, after it, or after the mark; redelivered later
-    WORKER_ZOMBIE = "worker_zombie"  # holds the payload, writes long after everyone gave it up
+    WORKER_ZOMBIE = "worker_zombie"  # holds the payload and writes long after the chord was abandoned
     BODY_LOST = "body_lost"
-    BODY_EARLY = "body_early"  # the chord's body fires before all tasks are done
+    BODY_EARLY = "body_early"  # the chord's body runs before all tasks are done
     COMPLETION_LOST = "completion_lost"
     COMPLETION_LATE = "completion_late"
     COMPLETION_DOUBLED = "completion_doubled"
     SINK_TRANSIENT = "sink_transient"
     SINK_REPLY_LOST = "sink_reply_lost"  # written, and the answer is lost
     SINK_OUTAGE = "sink_outage"  # one sink fails for a while
-    SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, nobody's row is to blame
+    SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, whatever the rows
     OPERATOR_RETRY = "operator_retry"
     OPERATOR_ABANDON = "operator_abandon"
     REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
-    KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # in the callback that takes partitions back
-    DISCARD_LOST = "discard_lost"  # Redis was away when a batch settled: nobody takes back what it shows
-    COMMIT_STALE_EPOCH = "commit_stale_epoch"  # the member's epoch is not the group's any more, or not yet
-    FETCH_STALE_EPOCH = "fetch_stale_epoch"  # the same, when it asks for committed offsets
-    RECORD_REFUSED = "record_refused"  # the brokers store short metadata only
+    KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # in the callback that revokes partitions
+    DISCARD_LOST = "discard_lost"  # Redis was unavailable when a batch settled: its entry is not removed
+    COMMIT_STALE_EPOCH = "commit_stale_epoch"  # the member's epoch is not the group's current one
+    FETCH_STALE_EPOCH = "fetch_stale_epoch"  # the same, for a request of committed offsets
+    RECORD_REFUSED = "record_refused"  # the brokers store only short metadata
     PARTITION_ADDED = "partition_added"
-    OFFSET_READ_NONE = "offset_read_none"  # the brokers say once that nothing is committed
-    OFFSET_READ_ZERO = "offset_read_zero"  # they say 0, without a record, once
-    FETCH_EMPTY = "fetch_empty"  # of one assignment of a partition, for ever
-    COMMIT_LOST = "commit_lost"  # acknowledged, and not stored
+    OFFSET_READ_NONE = "offset_read_none"  # the brokers report once that nothing is committed
+    OFFSET_READ_ZERO = "offset_read_zero"  # the brokers report offset 0 without a record, once
+    FETCH_EMPTY = "fetch_empty"  # in one assignment of a partition, permanently
+    COMMIT_LOST = "commit_lost"  # acknowledged but not stored
     CLOCKS_APART = "clocks_apart"  # a reader's clock is up to a minute off
     TOPIC_RECREATED = "topic_recreated"  # deleted and created again, under running readers
 
@@ -113,7 +113,7 @@ RATES: dict[Fault, float] = {
 
 
 class Dice:
-    """One stream of chance a fault kind, so that leaving a kind out leaves the others where they were."""
+    """One random stream per kind of fault, so that disabling a kind does not change the others."""
 
     def __init__(self, seed: int, faults: Iterable[Fault], timeline: Timeline, calm_at: float) -> None:
         self.struck: Counter[Fault] = Counter()
@@ -123,7 +123,7 @@ class Dice:
         self._latency = Random(f"{seed}/latency")
 
     def strikes(self, fault: Fault) -> bool:
-        """Whether this fault happens at this opportunity. Never after the faults stopped."""
+        """Whether this fault happens at this opportunity. Never after faults stopped."""
         if self._timeline.now >= self.calm_at:
             return False
         stream = self._streams.get(fault)
@@ -133,9 +133,9 @@ class Dice:
         return True
 
     def pick(self, fault: Fault, count: int) -> int:
-        """Which of `count` things the fault hits."""
+        """Index of the target, below `count`."""
         return int(self._streams[fault].random() * count)
 
     def between(self, low: float, high: float) -> float:
-        """A latency or another harmless accident."""
+        """A latency, or another harmless random value."""
         return low + (high - low) * self._latency.random()

@@ -1,8 +1,8 @@
 """Simulated Kafka: logs with gaps and retention, a consumer group that fences by generation, and the source.
 
-The group follows the classic protocol as far as a consumer can see it: members join, the last one to join
-completes the rebalance, everybody syncs at the next poll. Eager members give everything back first;
-cooperative ones only what moves, and nobody is given a partition that a live member still holds.
+The group follows the classic protocol as seen by a consumer: members join, the last one to join
+completes the rebalance, and all sync at the next poll. Eager members first revoke all partitions;
+cooperative ones only those that move. A partition that a live member holds is not assigned to another.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ RECORD_TOO_LONG = "OFFSET_METADATA_TOO_LARGE"
 
 
 class Kind(StrEnum):
-    """What the parser makes of a message."""
+    """Result of parsing a message."""
 
     SEGMENT = "segment"
     ROWS_ONLY = "rows_only"  # a segment without a blob
     REJECT = "reject"
-    SHEDDABLE = "sheddable"  # of a project that some readers drop on purpose
+    SHEDDABLE = "sheddable"  # from a project that some readers drop on purpose
 
 
 class Record(NamedTuple):
-    """A message in the log: what the parser makes of it, and the identity of its segment."""
+    """A message in the log: its parse result, and the identity of its segment."""
 
     kind: Kind
     identity: str
 
 
 class Log:
-    """One partition. Expired messages stay known to the checkers; nobody can fetch them."""
+    """One partition. Expired messages stay visible to the checkers but cannot be fetched."""
 
     def __init__(self, partition: int, generation: int = 0) -> None:
-        self.generation = generation  # how often its topic was created before
+        self.generation = generation  # number of earlier topics of this name
         self.source = TopicPartition(TOPIC, partition)
         self.offsets: list[int] = []
         self.records: dict[int, Record] = {}
@@ -64,14 +64,14 @@ class Log:
         self._behind: tuple[float, int] = (0.0, 0)
 
     def append(self, record: Record, skipped: int = 0) -> None:
-        """At the next offset, or some further (compaction, transaction markers)."""
+        """Appends at the next offset, or after a gap (compaction, transaction markers)."""
         offset = self.high + skipped
         self.offsets.append(offset)
         self.records[offset] = record
         self.high = offset + 1
 
     def mark(self) -> None:
-        """A transaction ends: its marker takes an offset and is no message."""
+        """A transaction ends: its marker takes an offset without a message."""
         self.high += 1
 
     def first_at(self, offset: int) -> int | None:
@@ -80,12 +80,12 @@ class Log:
         return self.offsets[at] if at < len(self.offsets) else None
 
     def end_at(self, now: float) -> int:
-        """Where fetching ends: at the high watermark, or before it while the replica that is read lags behind."""
+        """End of fetching: the high watermark, or an earlier offset while the replica that is read lags."""
         until, end = self._behind
         return min(end, self.high) if now < until else self.high
 
     def lag_behind(self, end: int, until: float) -> None:
-        """The replica that is read does not have the messages from `end` on, until then."""
+        """Until `until`, the replica that is read does not have the messages from `end` on."""
         self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
@@ -95,7 +95,7 @@ class Log:
 
 @dataclass(slots=True)
 class Member:
-    """One member as the coordinator knows it. `owned` is what it reported when it joined."""
+    """One member as the coordinator knows it. `owned`: partitions that it reported when it joined."""
 
     instance: str
     beat_at: float
@@ -122,7 +122,7 @@ class Group:
     _view: GroupView | None = None
 
     def enter(self, member_id: str, instance: str) -> None:
-        """A new member. A static one takes the place of its former self, whose id is fenced from now on."""
+        """Adds a member. A static one replaces its earlier instance, whose id is then fenced."""
         self._view = None
         member = Member(instance, self.timeline.now)
         for former in [name for name, other in self.members.items() if instance and other.instance == instance]:
@@ -136,19 +136,19 @@ class Group:
         self.rebalance()
 
     def leave(self, member_id: str) -> None:
-        """Gone, by its own will or by the session time-out."""
+        """Removes a member that left or whose session timed out."""
         if self.members.pop(member_id, None) is not None:
             self._view = None
             self.rebalance()
 
     def beat(self, member_id: str) -> None:
-        """The member's background thread lives."""
+        """A heartbeat of the member's background thread."""
         member = self.members.get(member_id)
         if member is not None:
             member.beat_at = self.timeline.now
 
     def expire(self) -> None:
-        """Removes members that were not heard of, and those that do not join in time."""
+        """Removes members without heartbeats, and those that do not join in time."""
         now = self.timeline.now
         for name in [n for n, m in self.members.items() if now - m.beat_at > self.session_seconds]:
             self.leave(name)
@@ -159,7 +159,7 @@ class Group:
             self._complete_if_all_joined()
 
     def rebalance(self) -> None:
-        """Everybody has to join again."""
+        """Starts a rebalance: all members must join again."""
         if self.preparing_since is None:
             self._view = None
             self.preparing_since = self.timeline.now
@@ -168,13 +168,13 @@ class Group:
         self._complete_if_all_joined()
 
     def grow(self) -> None:
-        """The topic has one partition more, and the members' metadata says so."""
+        """Adds a partition to the topic and to the members' metadata."""
         self.partitions += 1
         self._view = None
         self.rebalance()
 
     def join(self, member_id: str, owned: tuple[int, ...]) -> None:
-        """The member is ready for the next generation and still holds `owned`."""
+        """A member joins the next generation and still holds `owned`."""
         member = self.members[member_id]
         member.joined, member.owned = True, owned
         self._complete_if_all_joined()
@@ -200,7 +200,7 @@ class Group:
             self.assignment[name] = tuple(p for p in partitions if holder.get(p, name) == name)
 
     def _stick(self, wanted: dict[str, list[int]]) -> None:
-        """Balanced, leaving partitions where they are as far as that goes."""
+        """Balanced assignment that moves as few partitions as possible."""
         quota = -(-self.partitions // len(wanted))
         free = []
         for partition in range(self.partitions):
@@ -214,14 +214,14 @@ class Group:
             min(wanted.values(), key=len).append(partition)
 
     def view(self) -> GroupView:
-        """As an admin client sees it. The same object until something changes."""
+        """The group as an admin client sees it. The same object until something changes."""
         if self._view is None:
             members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
             self._view = GroupView(self.partitions, members, self.preparing_since is None)
         return self._view
 
     def refusal(self, member_id: str, generation: int, record: str) -> str:
-        """Why this commit is not stored. Like the real one it asks for the generation, not for the partition."""
+        """Reason for which this commit is refused. Like the real one, checks the generation, not the partition."""
         member = self.members.get(member_id)
         if member is None:
             return "UNKNOWN_MEMBER_ID"
@@ -232,7 +232,7 @@ class Group:
         return ""
 
     def store(self, partition: int, offset: int, record: str, topic_id: str) -> None:
-        """Keeps it, whatever `topic_id` its member read: the coordinator knows names only."""
+        """Stores the commit for any `topic_id` that its member read: the coordinator knows only names."""
         self.committed[partition] = (offset, record)
         self.stored(partition, offset, record, topic_id)
 
@@ -244,32 +244,32 @@ class Broker:
     logs: list[Log]
     group: Group
     former: list[list[Log]] = field(default_factory=list)
-    shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that some reader dropped on purpose
+    shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that a reader dropped on purpose
     latest: bool = False  # the readers' reset policy
     began: Callable[[int, int], None] = lambda partition, offset: None  # a reader chose where to start
     resumed: Callable[[int, int, str], None] = lambda partition, offset, record: None  # it started where one ended
 
     @property
     def topic_id(self) -> str:
-        """Of the topic as it is now."""
+        """Id of the current topic."""
         return f"t{len(self.former) + 1}"
 
     def recreate(self, logs: list[Log]) -> None:
-        """The topic is deleted and created again, with these logs."""
+        """Deletes the topic and creates it again, with these logs."""
         self.former.append(self.logs)
         self.logs = logs
 
     def log_of(self, partition: int, generation: int) -> Log:
-        """A log of the topic, or of a former one."""
+        """A log of the current topic, or of a former one."""
         return (self.former[generation] if generation < len(self.former) else self.logs)[partition]
 
     def all_logs(self) -> list[Log]:
-        """Those of former topics too."""
+        """All logs, including those of former topics."""
         return [log for logs in (*self.former, self.logs) for log in logs]
 
 
 class SimulatedSource:
-    """What `ingest.reader.kafka.KafkaSource` is to the runtime, with accidents.
+    """Simulates `ingest.reader.kafka.KafkaSource` for the runtime, with faults.
 
     Rebalances happen inside `poll`.
     """
@@ -304,10 +304,10 @@ class SimulatedSource:
         self._ends: dict[int, on.EndReached] = {}
         self._answers: deque[on.Event] = deque()
 
-    # What the runtime asks for
+    # Calls of the runtime
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
-        """At most POLL_MESSAGES_MAX messages."""
+        """Returns at most POLL_MESSAGES_MAX messages."""
         while self._answers:
             self.inbox(self._answers.popleft())
         if not self._serve_group():
@@ -347,7 +347,7 @@ class SimulatedSource:
             messages.append(Message(log.source, epoch, offset, b"", timestamp_ms=log.generation))
 
     def _reach_end(self, partition: int, end: int) -> None:
-        """Reported once for each end, before the messages of the same poll are handed over, as the client does."""
+        """Reports each end once, before the messages of the same poll, as the client does."""
         position = self._positions[partition]
         if end < position:
             return
@@ -358,7 +358,7 @@ class SimulatedSource:
             self.emit(event)
 
     def _restart_stalled(self) -> None:
-        """As `ingest.reader.kafka` does it."""
+        """Restarts stalled partitions, like `ingest.reader.kafka`."""
         now = self._timeline.now
         if now < self._stalls_at:
             return
@@ -375,7 +375,7 @@ class SimulatedSource:
                 self._story.mark("fetch_restarted")
 
     def commit(self, command: do.Commit) -> None:
-        """Answered in a later poll, or at once inside a rebalance callback."""
+        """Commits; answered in a later poll, or immediately inside a rebalance callback."""
         dice, generation = self._dice, self._generation
         if self._rebalancing:
             refused = dice.strikes(Fault.COMMIT_REFUSED)
@@ -410,26 +410,26 @@ class SimulatedSource:
         return on.CommitFailed(*said, error, error == RECORD_TOO_LONG) if error else on.Committed(*said)
 
     def pause(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Nothing is fetched from these until `resume`."""
+        """Stops fetching from these partitions until `resume`."""
         self._paused.update(source.partition for source in sources if source.partition in self.epochs)
 
     def resume(self, sources: tuple[TopicPartition, ...]) -> None:
-        """Fetches from these again."""
+        """Fetches from these partitions again."""
         self._paused.difference_update(source.partition for source in sources)
 
     def rejoin(self) -> None:
-        """Gives everything back and joins again, which makes the group assign all partitions."""
+        """Revokes all partitions and joins again, which makes the group reassign all partitions."""
         self._must_rejoin = True
 
     def close(self) -> None:
-        """Leaves the group, unless static: then the coordinator waits for this instance to come back."""
+        """Leaves the group, unless static: then the coordinator waits for this instance to return."""
         if not self._instance:
             self._group.leave(self.member_id)
 
-    # What the group does
+    # Group protocol
 
     def _serve_group(self) -> bool:
-        """Follows the group; False when there is nothing to fetch."""
+        """Follows the group protocol; False when there is nothing to fetch."""
         group = self._group
         group.expire()
         member = group.members.get(self.member_id)
@@ -485,7 +485,7 @@ class SimulatedSource:
             self._rebalancing = False
 
     def _committed(self, partition: int) -> dict[int, Stored]:
-        """What the group is said to have committed. A doubtful answer for this partition is asked for again."""
+        """Committed offsets as reported by the broker. A doubtful answer for this partition is requested again."""
         stored = {number: Stored(*found) for number, found in self._group.committed.items()}
         known = said = stored.get(partition, Stored())
         if known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):
@@ -499,7 +499,7 @@ class SimulatedSource:
         return stored
 
     def _start(self, partition: int, former: str) -> on.Assignment:
-        """As `ingest.reader.kafka` does it: at the committed offset, or where `ingest.core.starting` says."""
+        """Starts like `ingest.reader.kafka`: at the committed offset, or as `ingest.core.starting` decides."""
         self._epoch += 1
         self.epochs[partition] = self._epoch
         self._topic_ids[self._epoch] = self.topic_id
@@ -526,7 +526,7 @@ class SimulatedSource:
         return given
 
     def _read_replica(self, log: Log) -> None:
-        """A new owner may be served by a replica that lags behind the one its predecessor read."""
+        """A new owner may read from a replica that lags behind the one its predecessor read."""
         if self._dice.strikes(Fault.REPLICA_BEHIND):
             position = self._positions[log.source.partition]
             end = position + int(min(log.high - position, REPLICA_MESSAGES_MAX) * self._dice.between(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""Which situations a run reached. A simulation that never pauses proves nothing about resuming."""
+"""Situations that a run reached. A simulation that never pauses proves nothing about resuming."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MARKS = {
 
 
 class Marks:
-    """Notes what the readers' events and commands show."""
+    """Records marks from the events and commands of readers."""
 
     def __init__(self, story: Story) -> None:
         self._story = story
@@ -72,7 +72,7 @@ class Marks:
         self._trailing: set[tuple[str, int]] = set()
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
-        """After each decision of a reader."""
+        """Called after each decision of a reader."""
         if not commands and type(event) is on.Ticked:
             return
         mark = self._story.mark
@@ -110,7 +110,7 @@ class Marks:
         for command in commands:
             waits = isinstance(event, on.MessageDeferred) and isinstance(command, do.Pause)
             goes_on = isinstance(event, on.MessageParsed) and isinstance(command, do.Resume)
-            if not waits and not goes_on:  # those are of one message's partition, no bound was reached
+            if not waits and not goes_on:  # these concern one message's partition; no bound was reached
                 self._ordered(reader, command, now)
 
     def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:

@@ -1,7 +1,7 @@
 """One reader process of the simulated world: the real pipeline in the real runtime loop, on simulated shells.
 
-It can be killed between any two commands, frozen like by SIGSTOP, and asked to stop; a slot of the
-deployment starts the next life of it.
+It can be killed between any two commands, frozen as by SIGSTOP, and stopped; a slot of the
+deployment starts the next process.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ UNUSUAL_EVERY = 9
 
 
 class Killed(BaseException):
-    """SIGKILL: unwinds the process, wherever it is."""
+    """SIGKILL: unwinds the process from any point."""
 
 
 class Watcher(Protocol):
-    """Sees what a reader was told and what it decided."""
+    """Observes a reader's events and commands."""
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
-        """After each decision."""
+        """Called after each decision."""
 
 
 class Parser:
     """Makes segments with tiny rows from the log's records; `bad` rejects everything, `sheds` drops a project.
 
-    `release` is part of every batch's content digest, as it is when another release writes other rows.
+    `release` is part of every batch's content digest, because another release may write other rows.
     """
 
     def __init__(self, broker: Broker, release: int, *, bad: bool, sheds: bool) -> None:
@@ -75,12 +75,12 @@ class Parser:
         self._sheds = sheds
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message. Some take long; the second line parses those."""
+        """One result per message. Some are slow; the second line parses those."""
         for message in messages:
             yield Unusual(message) if message.offset % UNUSUAL_EVERY == 0 else self.parsed(message)
 
     def parsed(self, message: Message) -> on.MessageParsed:
-        """What becomes of this message."""
+        """The parse result of this message."""
         return on.MessageParsed(message.source, message.epoch, message.offset, self._outcome(message))
 
     def _outcome(self, message: Message) -> Outcome:
@@ -97,7 +97,7 @@ class Parser:
 
 
 def project_of(offset: int) -> int | None:
-    """Every eleventh message names none."""
+    """The project of a message. Every eleventh message has none."""
     return offset % PROJECTS if offset % 11 else None
 
 
@@ -120,14 +120,14 @@ def segment(identity: str, offset: int, *, with_blob: bool = True, generation: i
 
 
 def messages_of(batch: Batch) -> list[tuple[int, int, int]]:
-    """(partition, offset, generation of the topic) of what the batch holds."""
+    """(partition, offset, generation of the topic) of the messages in the batch."""
     partition = batch.source.partition
     taken = [(partition, seen.clickhouse[0].offset, seen.received) for seen in batch.segments]
     return taken + [(partition, reject.offset, reject.first_seen_ms) for reject in batch.rejects]
 
 
 def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
-    """Task name -> items, like `tasks.wire` lays a batch out: one task a sink that has something to write."""
+    """Task name -> items, in the layout of `tasks.wire`: one task per sink that has items."""
     partition = batch.source.partition
 
     def item(sink: str, identity: str, offset: int) -> Item:
@@ -149,7 +149,7 @@ def staged_items(batch: Batch) -> dict[str, tuple[Item, ...]]:
 
 
 class SimulatedDispatcher:
-    """Stands in for `ingest.reader.dispatch.Dispatcher`: stages, starts the chord, or reports that it failed."""
+    """Simulates `ingest.reader.dispatch.Dispatcher`: stages and starts the chord, or reports a failure."""
 
     def __init__(self, reader: Reader, redis: Redis, fleet: Fleet, dice: Dice, timeline: Timeline) -> None:
         self._reader = reader
@@ -159,7 +159,7 @@ class SimulatedDispatcher:
         self._timeline = timeline
 
     def submit(self, command: do.Dispatch | do.Park | do.Renew | do.Discard | do.Recut) -> None:
-        """Performed a little later, unless the process is killed first."""
+        """Runs a little later, unless the process is killed first."""
         self._reader.may_be_killed()
         seconds = self._dice.between(0.005, 0.05)
         match command:
@@ -171,7 +171,7 @@ class SimulatedDispatcher:
                 self._timeline.after(seconds, self._discard, command)
 
     def stop(self, deadline_seconds: float) -> None:
-        """Nothing is waited for."""
+        """Stops without waiting."""
 
     def _dispatch(self, command: do.Dispatch) -> None:
         if not self._reader.alive:
@@ -222,7 +222,7 @@ class SimulatedDispatcher:
 
 
 class Reader:
-    """One life of one process. `put` is its inbox; `turn` is one step of its loop."""
+    """One run of one process. `put` is its inbox; `turn` is one step of its loop."""
 
     def __init__(
         self,
@@ -273,11 +273,11 @@ class Reader:
 
     @property
     def frozen(self) -> bool:
-        """Stopped by a signal, for now."""
+        """Whether it is stopped by a signal."""
         return self._timeline.now < self.frozen_until
 
     def turn(self) -> None:
-        """One step of the loop, unless it is still inside the previous one. May end the process."""
+        """Runs one step of the loop, unless the previous one is still running. May end the process."""
         self.busy = True
         try:
             self._runtime.step()
@@ -291,16 +291,16 @@ class Reader:
             self.source.close()
 
     def put(self, event: on.Event) -> None:
-        """Another thread left an event."""
+        """Another thread adds an event."""
         if self.alive:
             self._events.append(event)
 
     def kill(self) -> None:
-        """Takes effect at once, or as soon as the process runs again."""
+        """Takes effect immediately, or as soon as the process runs again."""
         self.alive = False
 
     def watch_ownership(self, view: GroupView) -> None:
-        """Another thread looks at the group from time to time. A view in which all is owned teaches it once."""
+        """Another thread polls the group. A view in which all partitions are owned is reported once."""
         if view is self._seen:
             return
         self._seen = None if view.unowned else view
@@ -308,7 +308,7 @@ class Reader:
             self.source.rejoin()
 
     def watch_topic(self, topic_id: str) -> None:
-        """Another thread compares the topic's id from time to time."""
+        """Another thread compares the topic's id periodically."""
         now = self._timeline.now
         if self.source.topic_id in ("", topic_id):
             self._other_topic_since = None
@@ -324,7 +324,7 @@ class Reader:
         raise Killed
 
     def waits(self, source: TopicPartition) -> bool:
-        """Whether something that was fetched of this partition was not handed to the core yet."""
+        """Whether fetched messages of this partition have not been passed to the core yet."""
         return self._runtime.waits(source)
 
     def ask_to_stop(self) -> None:
@@ -333,12 +333,12 @@ class Reader:
         self.put(on.ShutdownRequested())
 
     def may_be_killed(self) -> None:
-        """Between two commands."""
+        """A point between two commands at which it may be killed."""
         if not self.alive or self._dice.strikes(Fault.READER_CRASH_MIDWAY):
             self.alive = False
             raise Killed
 
-    # The inbox of the runtime
+    # The runtime's inbox
 
     def get(self, block: bool = True, timeout: float | None = None) -> on.Event:
         """The next event; simulated time passes while it waits. Raises queue.Empty, or Killed."""
@@ -353,10 +353,10 @@ class Reader:
             raise queue.Empty
         return self._events.popleft()
 
-    # The second line of the runtime
+    # The runtime's second line
 
     def submit(self, message: Message) -> None:
-        """Answered a little later, out of step with everything else."""
+        """Answered a little later, in no fixed order."""
         self._story.mark("deferred")
         self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
 
@@ -364,7 +364,7 @@ class Reader:
         if self.alive:
             self.put(self.parser.parsed(message))
 
-    # The source of the runtime, with the chance to die before each call
+    # The runtime's source; the process may die before each call
 
     def poll(self, timeout_seconds: float) -> Sequence[Message]:
         return self.source.poll(timeout_seconds)
@@ -399,10 +399,10 @@ class Reader:
                 story.tell(now, self.name, f"    -> {command}")
         try:
             self._watcher.saw(self, event, commands)
-        except Exception as error:  # the loop would survive it, as it survives every observer's
+        except Exception as error:  # the loop would survive it, as it survives errors of observers
             raise Violation("checker", repr(error)) from error
 
 
 def with_ratio_off(limits: Limits) -> Limits:
-    """What an operator sets to get a topic past its bad messages."""
+    """Disables the reject-ratio halt, as an operator does to get past bad messages."""
     return replace(limits, reject_ratio_max=1.0, reject_unattributed_ratio_max=1.0)

@@ -1,8 +1,8 @@
-"""Simulated Redis: staged batches with their done marks, and what is parked. It may vanish at any moment.
+"""Simulated Redis: staged batches with their done marks, and parked batches. Data may be lost at any time.
 
-A parked entry is a lease: (reader, batch, until when).
+A parked entry is a lease: (reader, batch, end time).
 
-`generation` counts restarts that lost everything: whatever was queued under an older one is gone.
+`generation` counts restarts that lost all data: tasks queued under an older one are lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PARKED_LEASE_SECONDS = 3.0
 
 
 class RedisAway(Exception):
-    """No answer."""
+    """Redis does not answer."""
 
 
 @dataclass(slots=True)
@@ -30,31 +30,31 @@ class Redis:
     generation: int = 0
 
     def park(self, batch_id: str, reader: Any, batch: Any) -> None:
-        """Shows a batch, until PARKED_LEASE_SECONDS passed without a renewal."""
+        """Shows a batch as parked, until PARKED_LEASE_SECONDS pass without a renewal."""
         self.parked[batch_id] = (reader, batch, self.timeline.now + PARKED_LEASE_SECONDS)
 
     def live(self) -> dict[str, tuple[Any, Any]]:
-        """Batch id -> (reader, batch) of the leases that are not over."""
+        """Batch id -> (reader, batch) of current leases."""
         now = self.timeline.now
         return {key: (reader, batch) for key, (reader, batch, until) in self.parked.items() if until >= now}
 
     @property
     def away(self) -> bool:
-        """Whether nobody gets an answer now."""
+        """Whether Redis is unavailable now."""
         return self.timeline.now < self.down_until
 
     def require(self) -> None:
-        """Raises RedisAway while it is."""
+        """Raises RedisAway while it is unavailable."""
         if self.away:
             raise RedisAway
 
     def stage(self, key: str, fields: dict[str, Any]) -> None:
-        """Sets payload fields; marks of an existing hash stay."""
+        """Sets payload fields; marks of an existing hash are kept."""
         self.require()
         self.batches.setdefault(key, {}).update(fields)
 
     def wipe(self) -> None:
-        """Restarted without its data."""
+        """Restarts without data."""
         self.generation += 1
         self.batches.clear()
         self.parked.clear()

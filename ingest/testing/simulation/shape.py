@@ -1,4 +1,4 @@
-"""The world that a seed makes: how many partitions, readers and messages, which bounds, which faults."""
+"""The parameters of a seed's world: partitions, readers, messages, bounds and faults."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SINKS = ("gcs", "clickhouse", "bigquery", "datadog")
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything about a world but its accidents. All seconds are simulated.
+    """All parameters of a world, without its random events. All seconds are simulated.
 
-    Time is pressed together (a flush deadline of seconds instead of minutes): the core knows only limits.
+    Time is compressed (a flush deadline of seconds instead of minutes): the core knows only limits.
     """
 
     seed: int
@@ -34,7 +34,7 @@ class Shape:
     visibility_seconds: float = 4.0
 
     def settle_seconds_max(self, messages: int) -> float:
-        """How long this many messages may take to become durable and committed once the faults stopped."""
+        """Maximum time until all messages are durable and committed after faults stopped."""
         limits = self.limits
         staged_messages = max(1, limits.staged_bytes_max // LETTER_BYTES)
         batch_messages = min(limits.batch_messages_max, 1 + limits.batch_bytes_max // 100, staged_messages)

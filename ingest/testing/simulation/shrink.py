@@ -1,4 +1,4 @@
-"""Tries a world, and finds the smallest one in which the same invariant still breaks."""
+"""Tries a world, and finds the smallest one that still violates the same invariant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORLDS_MAX = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a world ended. `checker` is empty when every invariant held; `crash` is a traceback of our code."""
+    """Result of a world. `checker` is empty when every invariant held; `crash` is a traceback of our code."""
 
     shape: Shape
     simulated_seconds: float
@@ -26,7 +26,7 @@ class Outcome:
 
 
 def attempt(shape: Shape, *, telling: bool = False) -> Outcome:
-    """Runs one world. Whatever our code raises is a failure too."""
+    """Runs one world. Any exception of our code is a failure too."""
     world = World(shape, telling=telling)
     checker = text = ""
     try:
@@ -39,7 +39,7 @@ def attempt(shape: Shape, *, telling: bool = False) -> Outcome:
 
 
 def shortest(failed: Outcome) -> Outcome:
-    """The same failure with fewer faults, messages, readers, partitions and seconds; its story is told."""
+    """The same failure with fewer faults, messages, readers, partitions and seconds, with its history recorded."""
     best, worlds = failed, 0
     progress = True
     while progress:
@@ -56,7 +56,7 @@ def shortest(failed: Outcome) -> Outcome:
 
 
 def _smaller(shape: Shape) -> Iterator[Shape]:
-    """Worlds with less in them, the biggest cuts first."""
+    """Smaller worlds, the largest reductions first."""
     if shape.messages > 1:
         yield replace(shape, messages=shape.messages // 2)
     if shape.readers > 1:

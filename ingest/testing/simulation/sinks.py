@@ -1,7 +1,7 @@
-"""The four sinks and the dead-letter topic, as far as at-least-once can tell: what is stored, and under what name.
+"""The four sinks and the dead-letter topic, reduced to stored items and their identities.
 
-Each keeps a write under the identity of what is written, as the real ones do: an object's name, a row's id,
-ClickHouse's deduplication token. DataDog keeps everything: it is the done mark that must stop a second packet.
+Each stores a write under the identity of the item, as the real ones do: an object's name, a row's id,
+ClickHouse's deduplication token. DataDog keeps everything: only the done mark prevents a second packet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tasks.errors import PermanentSinkError, TransientSinkError
 
 
 class Item(NamedTuple):
-    """One thing to write: its identity and the message it came from. A poisoned one is refused for good."""
+    """One item to write: its identity and its message. A poisoned one is refused permanently."""
 
     id: str
     partition: int
@@ -31,7 +31,7 @@ class Item(NamedTuple):
 
 
 class Sinks:
-    """What is durable, and what was written how often."""
+    """Durable items, and the number of writes of each."""
 
     def __init__(self, dice: Dice, story: Story) -> None:
         self.stored: dict[str, set[str]] = {"gcs": set(), "clickhouse": set(), "bigquery": set(), "datadog": set()}
@@ -44,7 +44,7 @@ class Sinks:
         self._story = story
 
     def write(self, sink: str, items: Iterable[Item], token: str, now: float) -> None:
-        """Durable when it returns, whatever it raises otherwise: TransientSinkError or PermanentSinkError."""
+        """The items are durable when it returns. Raises TransientSinkError or PermanentSinkError."""
         if now < self.misconfigured_until.get(sink, 0.0):
             raise PermanentSinkError(f"{sink}: no such table", configuration=True)
         if now < self.down_until.get(sink, 0.0) or self._dice.strikes(Fault.SINK_TRANSIENT):

@@ -1,6 +1,6 @@
-"""What happened in a world, as lines for a person.
+"""History of a world, as lines for people.
 
-Telling is off while seeds are tried in bulk; a seed that fails is run again with it on.
+It is off while seeds are tried in bulk; a failing seed is run again with it on.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 
 class Violation(BaseException):
-    """An invariant does not hold. `checker` is its stable name.
+    """An invariant is violated. `checker` is its stable name.
 
-    No Exception: checkers look on as observers of the loop, whose exceptions the loop survives.
+    Not an Exception: checkers are observers of the loop, and the loop survives their exceptions.
     """
 
     def __init__(self, checker: str, text: str) -> None:
@@ -22,7 +22,7 @@ class Violation(BaseException):
 
 
 class Story:
-    """Lines in order of simulated time, and counts of the situations that a run reached (marks)."""
+    """Lines in order of simulated time, and counts of situations that a run reached (marks)."""
 
     def __init__(self, *, telling: bool) -> None:
         self.telling = telling
@@ -30,10 +30,10 @@ class Story:
         self.marks: Counter[str] = Counter()
 
     def tell(self, now: float, who: str, what: Any) -> None:
-        """One line, if anybody listens."""
+        """Adds one line, if the history is on."""
         if self.telling:
             self.lines.append(f"{now:8.3f}  {who:<10} {what}")
 
     def mark(self, name: str) -> None:
-        """This situation was reached."""
+        """Counts a situation."""
         self.marks[name] += 1

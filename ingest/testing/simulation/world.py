@@ -1,6 +1,6 @@
-"""A whole world from one seed: brokers, Redis, the fleet, sinks, readers, operators, and what happens to them.
+"""A whole world from one seed: brokers, Redis, the fleet, sinks, readers, operators, and faults.
 
-Faults strike until `calm_at`; then everything heals, and within a bounded time every message must be durable
+Faults happen until `calm_at`; then everything recovers, and within a bounded time every message must be durable
 in every sink and committed.
 """
 
@@ -42,7 +42,7 @@ NEW_MESSAGES_MAX = 30
 
 @dataclass(slots=True)
 class Slot:
-    """One replica of the deployment: the life that runs in it, and how many it had."""
+    """One replica of the deployment: its current process, and the number of processes so far."""
 
     name: str
     instance: str
@@ -51,7 +51,7 @@ class Slot:
 
 
 class World:
-    """Made from a shape, run once."""
+    """A world, made from a shape and run once."""
 
     def __init__(self, shape: Shape, *, telling: bool = False) -> None:
         self.shape = shape
@@ -107,7 +107,7 @@ class World:
         return self.timeline.now
 
     def _outlast_leases(self) -> None:
-        """What is shown as parked of a settled batch must be gone when its lease is over. Raises Violation."""
+        """The parked entry of a settled batch must be gone when its lease ends. Raises Violation."""
         ends_at = self.timeline.now + UNTRUE_SECONDS_MAX + 1.0
         while self.redis.live() and self.timeline.now < ends_at:
             self.timeline.run_until(self.timeline.now + 0.5)
@@ -116,7 +116,7 @@ class World:
     # Messages
 
     def _produce(self) -> None:
-        """Some messages are there already, others come until shortly before the faults stop."""
+        """Some messages exist at the start, others arrive until shortly before faults stop."""
         random = Random(f"{self.shape.seed}/messages")
         backlog = self.shape.messages // 3
         storm = random.random() < 0.2
@@ -142,7 +142,7 @@ class World:
                     self.timeline.after(self.shape.calm_at * moment, self._mark, log.source.partition)
 
     def _append(self, partition: int, record: Record, skipped: int) -> None:
-        """To the topic of that moment."""
+        """Appends to the current topic."""
         self.broker.logs[partition].append(record, skipped)
 
     def _mark(self, partition: int) -> None:
@@ -180,13 +180,13 @@ class World:
         self._turn(slot, reader)
 
     def _clock_ahead(self) -> float:
-        """How far the clock of a new reader is ahead, in seconds."""
+        """Clock offset of a new reader, in seconds."""
         if not self.dice.strikes(Fault.CLOCKS_APART):
             return 0.0
         return float(self.dice.pick(Fault.CLOCKS_APART, CLOCK_AHEAD_SECONDS_MAX) + 1)
 
     def _turn(self, slot: Slot, reader: Reader) -> None:
-        """One step of the loop and one heartbeat, over and over; when it died, the next life."""
+        """Repeats one step of the loop and one heartbeat; after a death, starts the next process."""
         if reader.alive and self.timeline.now >= reader.frozen_until:
             self.broker.group.beat(reader.source.member_id)
             reader.watch_ownership(self.broker.group.view())
@@ -206,21 +206,21 @@ class World:
         self.timeline.after(self.dice.between(0.2, 8.0), self._start, slot)
 
     def saw(self, reader: Reader, event: on.Event, commands: Sequence[do.Command]) -> None:
-        """A reader decided: invariants and marks."""
+        """Checks invariants and records marks after a reader's decision."""
         now = self.timeline.now
         self.checkers.saw(reader, event, commands, now)
         self.marks.saw(reader, event, commands, now)
         if commands and any(isinstance(command, do.Halt) for command in commands):
-            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # a person rolls it back
+            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # an operator rolls it back
 
     def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
         self._tell("broker", f"stored {partition}: {offset} {record!r}")
         self.checkers.stored(partition, offset, topic_id)
 
-    # Trouble
+    # Faults
 
     def _trouble(self) -> None:
-        """Every half a second: what strikes at no particular call."""
+        """Every half second: faults that are not tied to a call."""
         now = self.timeline.now
         if now >= self.shape.calm_at:
             return
@@ -256,7 +256,7 @@ class World:
         self._operate()
 
     def _recreate_topic(self) -> None:
-        """The new one has messages at once, fewer or more than before. Offsets are deleted with it, or not."""
+        """The new topic has messages immediately, fewer or more than before. Offsets are deleted too, or not."""
         generation, pick = len(self.broker.former) + 1, partial(self.dice.pick, Fault.TOPIC_RECREATED)
         logs = [Log(former.source.partition, generation) for former in self.broker.logs]
         longer, forgotten = pick(2), pick(2)
@@ -271,7 +271,7 @@ class World:
         self.checkers.durability.recreated()
 
     def _add_partition(self) -> None:
-        """It has messages before the group hears of it."""
+        """The partition has messages before the group knows of it."""
         log = Log(len(self.broker.logs), len(self.broker.former))
         for n in range(ADDED_MESSAGES):
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))
@@ -300,7 +300,7 @@ class World:
         log.low = low
 
     def _operate(self) -> None:
-        """An operator looks at what is parked."""
+        """An operator acts on parked batches."""
         if self.redis.away:
             return
         for batch_id, (reader, batch) in self.redis.live().items():
@@ -310,7 +310,7 @@ class World:
                 messages = messages_of(batch)
                 deleted = any(generation < len(self.broker.former) for _, _, generation in messages)
                 if deleted or batch.offsets.start < self.broker.logs[batch.source.partition].low:
-                    continue  # it cannot be read again, so it cannot be kept
+                    continue  # it cannot be read again, so it cannot be kept as a dead letter
                 self.sinks.dead_letters.update(messages)
                 event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
                 self.timeline.after(0.1, partial(reader.put, event))
