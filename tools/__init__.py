@@ -1,1 +1,1 @@
-"""For those who work on this project; not in the wheel."""
+"""Development tools; not in the wheel."""

@@ -2,10 +2,9 @@
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 
-The question is pip-audit's, put to OSV (https://osv.dev): names and versions leave the machine, nothing is
-installed. Exit code 1: a pinned version has a known vulnerability. 0: none has, or it could not be asked, which
-is then said: a machine without the network must be able to pass `make check`, and must not be told that all is
-well.
+Runs pip-audit against OSV (https://osv.dev): names and versions leave the machine, nothing is
+installed. Exit code 1: a pinned version has a known vulnerability. 0: none has, or OSV was not reachable, which
+is reported: `make check` must pass without a network, but must not report success for a check that did not run.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ OSV_URL = "https://api.osv.dev/v1/query"
 
 
 class NotChecked(Exception):
-    """The data could not be had. The text says why."""
+    """The data is not available. The message says why."""
 
 
 def ask(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:
-    """pip-audit's findings, one a package: `name`, `version`, `vulns`; or `skip_reason`. Raises NotChecked."""
+    """pip-audit's findings, one per package: `name`, `version`, `vulns`; or `skip_reason`. Raises NotChecked."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--no-deps", "--disable-pip"]
     command += ["--vulnerability-service", "osv", "--osv-url", osv_url, "--timeout", str(ASK_SECONDS_MAX)]
     command += ["--format", "json", "--progress-spinner", "off"]
@@ -46,7 +45,7 @@ def ask(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float
 
 
 def report(found: list[dict[str, Any]]) -> int:
-    """Prints what is vulnerable, and how to mend it. The exit code."""
+    """Prints vulnerable packages and their fixes. Returns the exit code."""
     bad = [one for one in found if one.get("vulns")]
     skipped = [one["name"] for one in found if "skip_reason" in one]
     for one in bad:

@@ -2,9 +2,9 @@
 
     python -m tools.coverage_floors [--data .coverage/data]
 
-Reads what `coverage run` and `coverage combine` left, and the table `[tool.coverage_floors]` in pyproject.toml:
-package directory -> least per cent of lines and branches. A file counts for the deepest package that is listed
-above it, and every package must be listed. Exit code 1: a package is below its floor, or was not measured.
+Reads the data of `coverage run` and `coverage combine`, and the table `[tool.coverage_floors]` in pyproject.toml:
+package directory -> minimum per cent of lines and branches. A file counts for the deepest listed package that
+contains it, and every package must be listed. Exit code 1: a package is below its floor, or was not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Statements and branches together: how many there are and how many ran."""
+    """Statements and branches together: the total and the covered number."""
 
     total: int = 0
     ran: int = 0
@@ -39,7 +39,7 @@ class Share:
         return 100 * self.ran / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """With one file of coverage's JSON report."""
+        """The sum with one file of coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
             self.ran + summary["covered_lines"] + summary.get("covered_branches", 0),
@@ -47,12 +47,12 @@ class Share:
 
 
 def floors(pyproject: Path) -> dict[str, float]:
-    """Package directory -> least per cent."""
+    """Package directory -> minimum per cent."""
     return dict(tomllib.loads(pyproject.read_text())["tool"]["coverage_floors"])
 
 
 def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[str, Share]:
-    """What ran of each package. `files`: coverage's JSON report by path.
+    """Coverage of each package. `files`: coverage's JSON report by path.
 
     Raises KeyError for a file of no package.
     """

@@ -1,9 +1,9 @@
-"""The rule of imports: what each package may import, of ours and of third parties.
+"""Import rules: the modules of ours and of third parties that each package may import.
 
-`TABLE` is the rule, from the ground up: a package imports itself and packages above it in the table, and of third
-parties what its row names. `violations` checks one source text against it; ARCHITECTURE.md shows the same table.
+`TABLE` has the rules, bottom up: a package may import itself, packages above it in the table, and the third-party
+modules in its row. `violations` checks one source text against it; ARCHITECTURE.md shows the same table.
 
-    python -m tools.imports         prints what breaks the rule; exit code 1 if anything does
+    python -m tools.imports         prints violations; exit code 1 if there are any
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ EVERYWHERE = "*"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One row: modules that form one step, by dotted name with everything below it.
+    """One row: modules of one layer, by dotted name, including everything below it.
 
-    `ours`: what of our own code it may import beside itself; None: everything above it in the table.
-    `libraries`: part of the row -> top-level names of third parties it may import; EVERYWHERE is the whole row.
+    `ours`: our own modules that it may import besides itself; None: everything above it in the table.
+    `libraries`: part of the row -> top-level third-party names that it may import; EVERYWHERE is the whole row.
     None: any. `standard`: the modules of the standard library that it may import; None: all.
     """
 
@@ -39,7 +39,7 @@ class Package:
         return any(within(module, mine) for mine in self.modules)
 
     def may_use(self, module: str, library: str) -> bool:
-        """Whether that module of this row may import the third party."""
+        """Whether that module of this row may import the third-party package."""
         if self.libraries is None:
             return True
         parts = [libraries for part, libraries in self.libraries.items() if self._covers(part, module)]
@@ -51,7 +51,7 @@ class Package:
         )
 
 
-# Nothing that reads a clock, a file, the network, the environment or a source of randomness.
+# No module that reads a clock, a file, the network, the environment or a source of randomness.
 CORE_STANDARD = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
     "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
@@ -245,7 +245,7 @@ def module_of(path: str) -> str:
 
 
 def row_of(module: str) -> int | None:
-    """The module's row in the table, by its longest name there; None: it has none."""
+    """The module's row in the table, by the longest matching name; None: it has none."""
     found = [
         (len(name), row) for row, package in enumerate(TABLE) for name in package.modules if within(module, name)
     ]
@@ -254,7 +254,7 @@ def row_of(module: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import, wherever it stands in the file: `from a import b` is `a.b`, `module` is then `a`."""
+    """One import, anywhere in the file: `from a import b` is `a.b`, `module` is then `a`."""
 
     line: int
     name: str
@@ -279,7 +279,7 @@ def imports(text: str) -> Iterator[Import]:
 
 
 def _called(node: ast.AST) -> str:
-    """The last name of what a call calls; "" for anything else."""
+    """The last name of the called expression; "" for other nodes."""
     function = node.func if isinstance(node, ast.Call) else None
     if isinstance(function, ast.Attribute):
         return function.attr
@@ -287,7 +287,7 @@ def _called(node: ast.AST) -> str:
 
 
 def violations(path: str, text: str) -> list[str]:
-    """What in this source text breaks the rule, one line each with its line number. `path` is from the root."""
+    """Violations in this source text, one line each with its line number. `path` is relative to the root."""
     module = module_of(path)
     row = row_of(module)
     found = [
@@ -301,7 +301,7 @@ def violations(path: str, text: str) -> list[str]:
 
 
 def _refusal(module: str, row: int | None, one: Import) -> str:
-    """Why this import is not allowed; "": it is."""
+    """The reason for which this import is not allowed; "" if it is."""
     top = one.name.split(".")[0]
     if not top:
         return "imports are absolute"
@@ -340,12 +340,12 @@ def _effects(text: str) -> Iterator[tuple[int, str]]:
 
 
 def sources() -> list[Path]:
-    """Every Python file that is checked."""
+    """Every checked Python file."""
     return [ROOT / "celeryconfig.py", *(path for one in CHECKED for path in sorted((ROOT / one).rglob("*.py")))]
 
 
 def table() -> str:
-    """The rule as ARCHITECTURE.md shows it."""
+    """The rules as a table for ARCHITECTURE.md."""
     lines = ["| package | own packages | third parties |", "| --- | --- | --- |"]
     for package in TABLE:
         names = ", ".join(f"`{name.replace('.', '/')}`" for name in package.modules)

@@ -1,6 +1,6 @@
-"""docs/proof-tables.md: the long tables of docs/proof.md, from figures that were measured.
+"""Generates docs/proof-tables.md: the long tables of docs/proof.md, from measured figures.
 
-tools/proof_figures.json keeps the figures. `explored` comes from `make explore`, `mutants` from `make mutants`,
+The figures are in tools/proof_figures.json. `explored` comes from `make explore`, `mutants` from `make mutants`,
 `marks` from `make simulate`, `rebalance` from `python -m benchmarks.rebalance`.
 """
 
@@ -41,7 +41,7 @@ def proof_page() -> Iterator[str]:
 
 
 def _explored(one: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the explorer. The model of staging has no pipelines."""
+    """One row of the explorer's table. The staging model has no pipelines."""
     numbers = [one.get("pipelines"), one.get("decisions")]
     return (
         one["bound"],

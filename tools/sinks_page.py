@@ -1,4 +1,4 @@
-"""docs/sinks.md: proof of writes and classification of failures, from the tables in the code."""
+"""Generates docs/sinks.md: proof of writes and classification of failures, from the tables in the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tasks.sinks.http import answers, transfers
 from tasks.sinks.outcome import MEANING_OF, Action, Blame
 from tasks.wire import SinkName
 
-# Some codes have two names, of which these are the older ones.
+# Older names of codes that have two names.
 CURL_CODE = re.compile("E_(?!MULTI|FTP|TFTP|URL_MALFORMAT_USER|UNKNOWN_TELNET_OPTION|SSL_PEER_CERT|SSL_CACERT$)")
 PROOF_OF = {
     SinkName.GCS: objects.PROOF,
@@ -134,7 +134,7 @@ def _network() -> Iterator[str]:
 
 
 def _by_blame(blames: Mapping[str, Blame], what: str) -> str:
-    """A table with a row for each cause."""
+    """A table with one row per cause."""
     rows = (
         (f"`{blame.value}`", ", ".join(name for name, found in blames.items() if found is blame))
         for blame in Blame

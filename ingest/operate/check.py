@@ -18,7 +18,7 @@ from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 10.0
-DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are taken to be down
+DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are considered down
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would make messages unreadable
 RUN_CALLS_MAX = 6  # a flush task is killed after the time of this many calls (tasks.configuration.time_limits)

@@ -33,7 +33,7 @@ SILENT_SECONDS = 5.0
 
 
 class DryRun:
-    """One run; its attributes have what would have been written.
+    """One run; its attributes hold the items that would have been written.
 
     `sinks`: memory sinks by name. `reasons`, `warnings`: message counts. `tasks`: (sink, items, bytes) of every
     flush task.
@@ -93,7 +93,7 @@ class DryRun:
         self._inbox.put(on.FlushSucceeded(batch.id, batch.epoch, stage))
 
     def stop(self, deadline_seconds: float) -> None:
-        """Nothing runs."""
+        """Nothing to stop."""
 
     def _observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> None:
         if not isinstance(event, on.MessageParsed):

@@ -48,6 +48,6 @@ class Finding:
         return Text.assemble(MARKS[self.level], f" {printable(self.name)}: {printable(self.said)}{advice}")
 
     def hiding(self, secrets: Iterable[str]) -> Finding:
-        """The same with these values, and text that looks like a secret, hidden."""
+        """The finding with these values, and text that looks like a secret, hidden."""
         name, said, advice = (without_secrets(text, secrets) for text in (self.name, self.said, self.advice))
         return Finding(name, self.level, said, advice)

@@ -1,7 +1,7 @@
-"""What reader and workers do with Kafka and Redis, done once by `check` with the same clients and undone again.
+"""Operations of reader and workers on Kafka and Redis, run once by `check` with the same clients and undone.
 
-A consumer group, a staged batch, a reader's stream and a queue are made under names of their own
-(`check-<random>`), so that nothing of production moves, and deleted at the end.
+A consumer group, a staged batch, a reader's stream and a queue are created under separate names
+(`check-<random>`), so that production is not affected, and deleted at the end.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STAGED_BYTES = MiB
 
 
 def group(settings: Settings) -> Iterable[Finding]:
-    """Joins a group of its own with the reader's options, and commits with metadata as long as a cut record."""
+    """Joins a separate group with the reader's options, and commits with metadata as long as a cut record."""
     name = f"{settings.kafka_group}-check-{secrets.token_hex(4)}"
     config = {**consumer_config(settings), "group.id": name}
-    config.pop("group.instance.id", None)  # a static member would stay behind until its session ends
+    config.pop("group.instance.id", None)  # a static member would remain until its session ends
     metadata_bytes = settings.cut_record_bytes_max
     refused: NoMember | None = None
     partitions = 0
@@ -77,7 +77,7 @@ def group(settings: Settings) -> Iterable[Finding]:
 
 
 def _deleted(settings: Settings, name: str) -> str:
-    """Deletes the group. Returns what is left of it; empty when nothing is, or when there never was one."""
+    """Deletes the group. Returns what remains of it; empty if nothing remains or it never existed."""
     ends_at = time.monotonic() + DELETE_SECONDS_MAX
     while True:
         try:
@@ -113,7 +113,7 @@ def owners(settings: Settings) -> Iterable[Finding]:
             f"partitions without an owner: {shown}",
             "see ReplaysPartitionUnowned in docs/runbook.md",
         )
-    elif not found.members and found.stable:  # Kafka would call it EMPTY
+    elif not found.members and found.stable:  # Kafka would report EMPTY
         yield Finding("partition owners", Severity.OK, "not tested: the brokers do not describe members")
     elif not found.members:
         yield Finding(
@@ -164,7 +164,7 @@ def _stream(reader: str, settings: Settings) -> str:
 
 
 def task(settings: Settings) -> Iterable[Finding]:
-    """Publishes a task and consumes it, with the fleet's broker configuration, on a queue of its own."""
+    """Publishes a task and consumes it, with the fleet's broker configuration, on a separate queue."""
     try:
         publish_and_consume(settings, TASK_SECONDS_MAX)
     except NotDelivered as failure:
@@ -178,7 +178,7 @@ def task(settings: Settings) -> Iterable[Finding]:
 
 
 def fleet(settings: Settings) -> Iterable[Finding]:
-    """Whether some worker consumes each queue, and whether all processes run this release."""
+    """Whether a worker consumes each queue, and whether all processes run this release."""
     coordination = Coordination(connect(settings), settings)
     found = workers(coordination, settings)
     yield from _releases(coordination, found)
@@ -203,7 +203,7 @@ def fleet(settings: Settings) -> Iterable[Finding]:
 
 
 def _releases(coordination: Coordination, found: Iterable[WorkerStatus]) -> Iterable[Finding]:
-    """A warning while readers and workers run different releases, as in the middle of an upgrade."""
+    """A warning while readers and workers run different releases, as during an upgrade."""
     running = {f"worker {worker.worker}": worker.release for worker in found if not worker.silent}
     running |= {f"reader {name}": str(about.get("release", "")) for name, about in coordination.readers().items()}
     running["this command"] = RELEASE

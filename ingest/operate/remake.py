@@ -1,4 +1,4 @@
-"""Messages read again and made into a batch as the reader would: for whoever asks what they should become."""
+"""Builds a batch from messages that are read again, as the reader does, to compute their expected items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def message_of(record: Record) -> Message:
 
 
 def batch_of(source: TopicPartition, offsets: OffsetRange, outcomes: Iterable[Outcome | None]) -> Batch:
-    """What became of the messages of a range, in their order; None is left out."""
+    """The batch of a range's parse results, in order; None is left out."""
     kept: Sequence[Outcome | None] = tuple(outcomes)
     return Batch(
         source,

@@ -76,7 +76,7 @@ class Status(msgspec.Struct, frozen=True):
     """Everything at one moment (`at`, unix seconds). `rejects`: by reason, since the readers started.
 
     `unowned`: partitions without an owner, as the readers last saw their group. `queues_without_worker`: queues of
-    sinks that are switched on, and `control`, that no worker consumes.
+    enabled sinks, and `control`, that no worker consumes.
     """
 
     at: float
@@ -138,7 +138,7 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
 
 
 def _unowned(readers: Iterable[ReaderStatus]) -> tuple[Unowned, ...]:
-    """Each partition once: readers look at their group at different moments."""
+    """Each partition once: readers poll their group at different times."""
     found = {one.partition: one for reader in readers if not reader.silent for one in reader.unowned}
     return tuple(found[partition] for partition in sorted(found))
 
@@ -156,7 +156,7 @@ def _redis(settings: Settings, client: Any, depths: dict[str, int]) -> RedisStat
 
 
 class _Runs(msgspec.Struct, frozen=True):
-    """How long recent runs of one sink took, as the reader wrote it."""
+    """Durations of recent runs of one sink, as written by the reader."""
 
     p50_seconds: float | None = None
     max_seconds: float | None = None
@@ -166,7 +166,7 @@ NO_RUNS = _Runs()
 
 
 def _runs(client: Any, key: str) -> dict[str, _Runs]:
-    """By sink. What no reader wrote is left out, so that it hides nothing else."""
+    """Durations by sink. Invalid entries are ignored, so that the others are still shown."""
     found: dict[str, _Runs] = {}
     for name, text in client.hgetall(key).items():
         with contextlib.suppress(*UNREADABLE):
@@ -175,7 +175,7 @@ def _runs(client: Any, key: str) -> dict[str, _Runs]:
 
 
 def _readers(coordination: Coordination, settings: Settings) -> Iterator[ReaderStatus]:
-    """Readers by their last heartbeats. What no reader wrote is left out."""
+    """Readers by their last heartbeats. Invalid entries are ignored."""
     for name, about in coordination.readers().items():
         shown = {**about, "reader": name, "silent": _is_silent(about, settings)}
         with contextlib.suppress(msgspec.ValidationError):

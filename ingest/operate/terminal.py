@@ -23,7 +23,7 @@ class Terminal(Console):
             self.width = columns_without_terminal
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """All output passes here, including table cells."""
+        """All output goes through this method, including table cells."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable() or segment.text == LINE_END:
                 yield segment

@@ -24,26 +24,26 @@ def size_text(size_bytes: float) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A short time: `250 ms`, `1.5 s`, nothing for None."""
+    """A short duration: `250 ms`, `1.5 s`, empty for None."""
     if seconds is None:
         return ""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def clock_text(seconds: float) -> str:
-    """A length as a player shows it: `1:02:03`, `4:05`."""
+    """A duration as in a player: `1:02:03`, `4:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def utc_text(seconds: float | None) -> str:
-    """Unix seconds as UTC: `2026-05-01 12:00:03`, nothing for None."""
+    """Unix seconds as UTC: `2026-05-01 12:00:03`, empty for None."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values for people: unix milliseconds, by their names, become UTC in ISO 8601."""
+    """The same values for people: unix milliseconds, recognized by name, become UTC in ISO 8601."""
     return {
         name.removesuffix("_ms") if name.endswith("_ms") else name: (
             datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -79,7 +79,7 @@ def age_seconds(text: str) -> int:
 
 
 def moment(text: str, now: float) -> float:
-    """Unix seconds of an age before `now`, or of a time in ISO 8601 (UTC where it names no zone).
+    """Unix seconds of an age before `now`, or of a time in ISO 8601 (UTC without a zone).
 
     Raises ValueError.
     """

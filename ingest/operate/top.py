@@ -181,7 +181,7 @@ def _flights(status: Status) -> RenderableType:
     )
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            # Without the topic, so that a terminal of 80 columns has room for it.
+            # Without the topic, so that it fits a terminal of 80 columns.
             age_mark(reader) + flight.batch_id.removeprefix(f"{reader.topic}-"),
             Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,
@@ -243,12 +243,12 @@ def _more(table: Table, rows: int) -> Table:
 
 
 def age_mark(reader: ReaderStatus) -> str:
-    """Begins a line whose figures are no longer current: how long ago its reader reported them."""
+    """Prefix of a line with stale values: the age of its reader's last report."""
     return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 
 def lag_style(lag_seconds: float) -> str:
-    """Green, yellow, red."""
+    """Style of a lag: green, yellow or red."""
     if lag_seconds >= LAG_SECONDS_BAD:
         return "bold red"
     return "yellow" if lag_seconds >= LAG_SECONDS_GOOD else "green"

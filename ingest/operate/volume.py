@@ -1,4 +1,4 @@
-"""How much a project sends, for whoever is about to drop it."""
+"""Volume of a project, shown before it is dropped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ANSWER_SECONDS_MAX = 3.0
 
 
 def volume_text(settings: Settings, project_id: int) -> str:
-    """The project's segments of the last hour and their share of all, as ClickHouse has them, or why not."""
+    """The project's segments of the last hour and their share of all, from ClickHouse, or the error."""
     query = (
         "SELECT uniqExactIf((replay_id, segment_id), project_id = {project:UInt64}), "
         "uniqExact((project_id, replay_id, segment_id)) "
@@ -24,7 +24,7 @@ def volume_text(settings: Settings, project_id: int) -> str:
             own, whole = found.result_rows[0]
         finally:
             server.close()
-    except Exception as error:  # whatever ClickHouse does, the operator can still decide
+    except Exception as error:  # the operator can decide without ClickHouse
         return f"its volume is unknown: ClickHouse: {type(error).__name__}"
     share = 100 * own / whole if whole else 0.0
     return f"{own:,} stored segments in the last hour, {share:.1f} % of all"

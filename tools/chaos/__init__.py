@@ -1,1 +1,1 @@
-"""Random faults on real processes, from a seed, and the proof that nothing was lost."""
+"""Random faults on real processes, from a seed, and a check that nothing was lost."""

@@ -1,15 +1,15 @@
-"""Breaks the system at random, from a seed, and then proves that nothing was lost.
+"""Injects random faults from a seed, and then checks that nothing was lost.
 
     python -m tools.chaos --minutes 10 --seed 1        (make chaos)
 
-The embedded stack, two readers in one group, two flush workers and Flower run as processes of their own under a
-steady load. Two hands break things at the same time, each from its own pack of faults, shuffled by the seed: one
-hits processes (kill -9, also amid a rebalance, SIGSTOP, a reader more or less, Redis and the broker; partitions
-are added), the other makes sinks sick through
-fault proxies. When the time is over all faults stop, every message has to become committed, the readers have to
-end in an orderly way, and every sink is compared with the manifest of the load, object for object and row for row.
+The embedded stack, two readers in one group, two flush workers and Flower run as separate processes under a
+steady load. Two threads inject faults concurrently, each from its own list, shuffled by the seed: one
+hits processes (kill -9, also during a rebalance, SIGSTOP, added and removed readers, Redis and the broker;
+partitions are added), the other injects sink faults through fault proxies. When the time is over all faults stop,
+every message must become committed, the readers must stop gracefully, and every sink is compared with the manifest
+of the load, object by object and row by row.
 
-Which faults come in which order depends on the seed alone; what they meet depends on the machine as well.
+The order of faults depends only on the seed; their effects also depend on the machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What chaos can break: faults of processes and of sinks, each from a random generator of its own.
+"""Faults of a chaos run: faults of processes and of sinks, each with its own random generator.
 
-A fault returns the name of the process that it hit when all of it is over; one that does not end as it should
+A fault returns the name of its target when it is completely over; a fault that does not end as expected
 raises LocalError.
 """
 
@@ -67,7 +67,7 @@ SINK_FAULTS: dict[str, Callable[[], Fault]] = {
 
 
 class ProcessFaults:
-    """The faults of processes. Each returns whom it hit, when all of it is over."""
+    """Faults of processes. Each returns the name of its target when it is completely over."""
 
     def __init__(self, fleet: Fleet, redis_proxy: FaultProxy | None, calm: threading.Event) -> None:
         """`calm` ends every wait of a fault early. `redis_proxy` None: Redis is behind Sentinel."""
@@ -76,7 +76,7 @@ class ProcessFaults:
         self._added = 0
 
     def by_name(self, kafka: KafkaKind) -> dict[str, Inflict]:
-        """The faults that this broker survives with its data."""
+        """The faults that this broker survives without data loss."""
         found: dict[str, Inflict] = {
             "reader: kill -9": self.kill_reader,
             "reader: SIGSTOP past its session": self.stop_reader_past_its_session,
@@ -124,7 +124,7 @@ class ProcessFaults:
         return self._kill(rng, ("flower",))
 
     def kill_pool_process(self, rng: random.Random) -> str:
-        """As the kernel does when memory runs out: the worker lives on and hands the task out again."""
+        """Like the kernel's OOM killer: the worker survives and redelivers the task."""
         child = self._child(rng, WORKERS)
         pids = pool_processes(child)
         if pids:
@@ -132,20 +132,20 @@ class ProcessFaults:
         return child.name
 
     def stop_reader_past_its_session(self, rng: random.Random) -> str:
-        """It wakes up as a zombie: its partitions have another owner, and its chords have ended meanwhile."""
+        """When it continues, its partitions have another owner, and its chords have ended."""
         return self._stop(self._child(rng, READERS), SESSION_SECONDS + rng.uniform(1.5, 4))
 
     def stop_worker(self, rng: random.Random) -> str:
         return self._stop(self._child(rng, WORKERS), rng.uniform(2, 8))
 
     def add_and_remove_reader(self, rng: random.Random) -> str:
-        """Two rebalances under load, the second by an orderly end."""
+        """Two rebalances under load, the second by a graceful stop."""
         child = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         self._calm.wait(rng.uniform(4, 9))
         return self._ends_with_zero(child)
 
     def restart_reader(self, rng: random.Random) -> str:
-        """A deployment: SIGTERM under load, and the next release."""
+        """A deployment: SIGTERM under load, then a new process."""
         child = self._child(rng, READERS)
         try:
             return self._ends_with_zero(child)
@@ -153,7 +153,7 @@ class ProcessFaults:
             self._fleet.reader(child.name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
 
     def kill_reader_amid_rebalance(self, rng: random.Random) -> str:
-        """One more reader makes the others give partitions back; the first to do so dies in its callback."""
+        """A new reader makes the others revoke partitions; the first to do so is killed in its callback."""
         readers = [self._fleet.children[name] for name in READERS]
         before = {child.name: len(said(child, "partitions_revoked")) for child in readers}
         guest = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
@@ -169,7 +169,7 @@ class ProcessFaults:
         return killed
 
     def add_partition(self, rng: random.Random) -> str:
-        """The load reaches it within seconds, perhaps before the readers know of it."""
+        """Adds a partition. The load reaches it within seconds, possibly before the readers know of it."""
         if self._added == ADDED_PARTITIONS_MAX:
             return ""
         self._added += 1
@@ -198,11 +198,11 @@ class ProcessFaults:
         return self._stop(self._servers["redis"].child, rng.uniform(1, 5))
 
     def demote_redis(self, rng: random.Random) -> str:
-        """A replica of nobody for a while: as the old primary after a failover that no client noticed."""
+        """Makes Redis a replica for a while, like the old primary after a failover that clients did not notice."""
         server = self._primary()
         server.ask("REPLICAOF", HOST, str(free_port()))
         self._calm.wait(rng.uniform(1, 4))
-        with contextlib.suppress(OSError):  # the other hand killed it, or Sentinel put it right meanwhile
+        with contextlib.suppress(OSError):  # the other thread killed it, or Sentinel has restored it
             if server is self._primary():
                 server.ask("REPLICAOF", "NO", "ONE")
         return ""
@@ -266,7 +266,7 @@ def _signal(pid: int, number: int) -> None:
 
 
 def sink_faults(proxies: Mapping[str, FaultProxy], calm: threading.Event) -> dict[str, Inflict]:
-    """Every fault of SINK_FAULTS at every sink, for a few seconds each."""
+    """Every fault of SINK_FAULTS for every sink, a few seconds each."""
 
     def make(sink: str, fault: Callable[[], Fault]) -> Inflict:
         def inflict(rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""What a chaos run found: the faults, the account of every sink, and the tables that show them."""
+"""Result of a chaos run: the faults, the comparison of every sink, and the tables that show them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VIOLATIONS_SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Done:
-    """One fault: when it began (seconds into the run), how long it lasted, whom it hit, what was wrong with it."""
+    """One fault: its start (seconds into the run), duration, target and error."""
 
     kind: str
     at_seconds: float
@@ -27,7 +27,7 @@ class Done:
 
 @dataclass(slots=True)
 class Result:
-    """Everything that is told in the end."""
+    """The result of the run."""
 
     seed: int
     kafka: str
@@ -54,7 +54,7 @@ class Result:
     ended_by_themselves: dict[str, int] = field(default_factory=dict)
 
     def judge(self) -> None:
-        """Sets `ok`, and `error` to the first thing that does not hold."""
+        """Sets `ok`, and `error` to the first failed check."""
         troubles = [f"{done.kind}: {done.trouble}" for done in self.faults if done.trouble]
         exits = [f"{name} ended with code {code}" for name, code in self.exit_codes.items() if code != 0]
         wrong = [*troubles, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
@@ -76,7 +76,7 @@ class Result:
 
 
 def show(console: Console, result: Result) -> None:
-    """Three tables and a verdict."""
+    """Prints three tables and the verdict."""
     faults = Table(title="faults injected", title_justify="left")
     faults.add_column("fault")
     faults.add_column("times", justify="right")

@@ -1,4 +1,4 @@
-"""One chaos run: a steady load, two hands that break things, and the account in the end."""
+"""One chaos run: a steady load, two threads that inject faults, and the comparison at the end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
 PLAIN_WIDTH = 150
 
-# So that a call to a sick sink ends while the sink is still sick, and a breaker closes soon after.
+# So that a call to a failing sink ends during the fault, and a breaker closes soon after it.
 IMPATIENT = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
@@ -59,9 +59,9 @@ IMPATIENT = {
     "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
     "REPLAYS_BATCH_MESSAGES_MAX": "50",
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
-    "REPLAYS_LOG_LEVEL": "debug",  # readers tell what they commit and read
+    "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
 }
-# So that the load reaches partitions that are added.
+# So that the load reaches added partitions.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 
@@ -77,11 +77,11 @@ def run(
     layout: str = "segment",
     as_json: bool = False,
 ) -> int:
-    """Chaos for `minutes`, then the account. 0: everything held; 1: something did not; 130: interrupted.
+    """Injects faults for `minutes`, then compares. Returns 0: checks passed; 1: one failed; 130: interrupted.
 
     `kafka` None: Apache Kafka where it can run, Tansu elsewhere. `redis`: one server, or a primary and a
-    replica behind Sentinels. `rate`: messages a second. `directory` keeps data
-    and logs there; a temporary one, in memory where there is some, is removed at the end.
+    replica behind Sentinels. `rate`: messages per second. `directory`: keeps data and logs; by default a
+    temporary directory, in memory if there is enough, is removed at the end.
     """
     chosen: KafkaKind = kafka or ("tansu" if java_kafka.available() else "apache")
     if group_protocol is GroupProtocol.CONSUMER and chosen != "apache":
@@ -138,7 +138,7 @@ class _Chaos:
         self.calm = threading.Event()
         self.began = time.monotonic()
         self._open = ExitStack()
-        # A directory of its own makes the stack's Redis keep an append-only file, which it may lose on purpose.
+        # A given directory makes the stack's Redis keep an append-only file, which faults may delete on purpose.
         self.stack = self._open.enter_context(
             Stack(directory / "stack", kafka=kafka, redis=redis, progress=self.say)
         )
@@ -147,11 +147,11 @@ class _Chaos:
         self.proxies: dict[str, FaultProxy] = {}
         self.settings = {**IMPATIENT, "REPLAYS_GCS_LAYOUT": layout}
         self.fleet: Fleet | None = None
-        # Tansu keeps no metadata of commits.
+        # Tansu does not keep commit metadata.
         self.history = History(has_records=kafka == "apache")
 
     def say(self, line: str) -> None:
-        """One line, with the time."""
+        """Prints one line with the time."""
         self.console.print(f"{time.monotonic() - self.began:6.1f} s  {line}", soft_wrap=True, markup=False)
         if not self.console.is_terminal:
             self.console.file.flush()
@@ -162,7 +162,7 @@ class _Chaos:
         self._open.close()
 
     def run(self, fault_seconds: float) -> None:
-        """All of it. Raises what went wrong with the experiment itself; `result` has the rest."""
+        """Runs all steps. Raises errors of the experiment itself; `result` has the rest."""
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
         processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)
@@ -194,7 +194,7 @@ class _Chaos:
 
     def _start(self) -> Fleet:
         stack = self.stack.start()
-        # Clients follow the address that the Sentinels give, past a proxy.
+        # Clients connect to the address that the Sentinels return, bypassing a proxy.
         single = isinstance(stack.servers["redis"], Redis)
         for part in (*SINKS, *(["redis"] if single else [])):
             proxy = FaultProxy(stack.servers[part].address, http=part != "redis", seed=self.seed)
@@ -210,7 +210,7 @@ class _Chaos:
         return fleet
 
     def _load(self, settings: Settings, manifest: Path) -> None:
-        """As long as there are faults, at a steady rate."""
+        """Produces at a steady rate until faults end."""
         count = int(self.rate * self.result.fault_seconds * 2) + 1
         try:
             self.result.load = produce(
@@ -227,7 +227,7 @@ class _Chaos:
             self.over.set()
 
     def _watch_commits(self, fleet: Fleet) -> None:
-        """What the broker says about committed offsets, for the history."""
+        """Records committed offsets from the broker, for the history."""
         asked = Asked(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
         while not self.calm.wait(0.5):
             asked.ask()
@@ -235,7 +235,7 @@ class _Chaos:
         self.history.reads += asked.reads
 
     def _judge(self, fleet: Fleet) -> None:
-        """Holds what the readers told against what the broker told."""
+        """Compares the readers' logs with the broker's answers."""
         for name, child in fleet.children.items():
             if name.startswith("reader"):
                 Told.of(name, told(child)).add_to(self.history)
@@ -243,10 +243,10 @@ class _Chaos:
         self.result.violations = judge(self.history)
         self.say(f"judged a history of {self.history.counts()}")
 
-    # Two hands
+    # Faults
 
     def _hand(self, faults: Mapping[str, Inflict], number: int) -> None:
-        """Deals its faults, one after another, the pack shuffled anew each time, until it shall be calm."""
+        """Injects its faults one after another, reshuffled each round, until the run is calm."""
         rng = random.Random(f"{self.seed}:{number}")
         while not self.calm.is_set():
             pack = list(faults.items())
@@ -264,7 +264,7 @@ class _Chaos:
                 self.result.faults.append(done)
                 self.say(f"{kind} {done.whom} ({done.seconds:.1f} s) {done.trouble}")
 
-    # The account
+    # Comparison
 
     def _account(self, fleet: Fleet, manifest: Path) -> None:
         result, settings = self.result, fleet.settings
@@ -286,7 +286,7 @@ class _Chaos:
 
 
 def _stored_twice(settings: Settings) -> dict[str, float]:
-    """The share of rows that are stored more than once, and that readers never see."""
+    """Share of rows that are stored more than once; queries do not return the copies."""
     found = {}
     server = clickhouse.client(settings)
     try:
@@ -315,7 +315,7 @@ def _stored_twice(settings: Settings) -> dict[str, float]:
 
 @contextmanager
 def _place(directory: Path | None) -> Iterator[Path]:
-    """The directory, or a temporary one, in memory if there is some: a stand-in writes a file an object."""
+    """The directory, or a temporary one, in memory if there is enough: an emulator writes one file per object."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
@@ -330,7 +330,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _ending() -> Iterator[threading.Event]:
-    """Set by SIGTERM and Ctrl-C, where signals can be handled."""
+    """An event set by SIGTERM and Ctrl-C, where signals can be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
         return

@@ -27,7 +27,7 @@ from tools.explore.staging_model import StagingModel
 
 
 class Bound(NamedTuple):
-    """How large a world is: messages of each partition, none for the model of staging; faults in one run."""
+    """Size of a world: messages of each partition, none for the staging model; faults in one run."""
 
     messages: tuple[int, ...]
     faults: int
@@ -40,7 +40,7 @@ class Bound(NamedTuple):
         return f"core: {len(self.messages)} partition(s) with {counts} message(s), 2 readers, {faults}"
 
 
-# What is explored, the longest first. Faults cost more states than messages, and two partitions multiply both.
+# Worlds to explore, the longest first. Faults add more states than messages, and two partitions multiply both.
 STAGING = ()
 BOUNDS = {
     "usual": (
@@ -57,7 +57,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class Explored(NamedTuple):
-    """One bound: what its search came to, figures of the model in words, and seconds of CPU."""
+    """One bound: the result of its search, figures of the model as text, and CPU seconds."""
 
     bound: Bound
     result: Result
@@ -66,7 +66,7 @@ class Explored(NamedTuple):
 
 
 def explore(bound: Bound) -> Explored:
-    """Searches it to its end, or to what breaks."""
+    """Searches a bound to its end, or to the first violation."""
     model = CoreModel(bound.messages, bound.faults) if bound.messages else StagingModel(bound.faults)
     began = time.process_time()
     result = Search(model, on_terminal()).run()
@@ -74,7 +74,7 @@ def explore(bound: Bound) -> Explored:
 
 
 def on_terminal() -> Callable[[int, int, int], None]:
-    """Shows how far a search is, at most once a second, if anybody looks."""
+    """Shows the progress of a search, at most once per second, on a terminal only."""
     shown_at = time.monotonic()
 
     def show(states: int, waiting: int, depth: int) -> None:
@@ -107,7 +107,7 @@ def as_json(explored: Explored) -> str:
 
 
 def spoken_bug(bug: planted.Bug, found: planted.Found) -> str:
-    """How a planted bug showed, as lines."""
+    """The result for a planted bug, as lines."""
     if found.code != 1 or not found.story:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
     lines = [f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"]
@@ -115,7 +115,7 @@ def spoken_bug(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """`2+1`: two messages in one partition and one in the other; `staging`: the model of staging."""
+    """`2+1`: two messages in one partition and one in the other; `staging`: the staging model."""
     if text == "staging":
         return STAGING
     found = tuple(int(part) for part in text.split("+"))
@@ -125,7 +125,7 @@ def counts(text: str) -> tuple[int, ...]:
 
 
 def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[Explored]:
-    """Each world in a process of its own, `jobs` at once; printed as soon as it ends."""
+    """Explores each world in a separate process, `jobs` in parallel; prints each as soon as it ends."""
     done = []
     with ProcessPoolExecutor(jobs) as pool:
         for future in as_completed([pool.submit(explore, bound) for bound in bounds]):
@@ -136,7 +136,7 @@ def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[E
 
 
 def find_planted(jobs: int, *, as_lines: bool) -> int:
-    """Plants each bug; the number of those that were found."""
+    """Plants each bug; returns the number of found ones."""
     count = 0
     with ProcessPoolExecutor(jobs) as pool:
         for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):
@@ -147,7 +147,7 @@ def find_planted(jobs: int, *, as_lines: bool) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when an invariant broke, or a planted bug was not found."""
+    """Exit code 1 when an invariant was violated, or a planted bug was not found."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
-"""One pipeline as a value that compares: what it will decide, and nothing about when it got there.
+"""A pipeline as a comparable value: everything that affects its decisions, without absolute times.
 
-Moments become ticks relative to now, capped where no bound of the limits can tell them apart any more. What no
-decision reads is left out (`LEFT_OUT`). The walk over the core's objects is generic: a new attribute is part of
-the value by itself, and a new float stops the explorer until `AGES`, `DEADLINES` or `DURATIONS` names it.
+Times become ticks relative to now, capped where no limit can distinguish them any more. Attributes that no
+decision reads are left out (`LEFT_OUT`). The walk over the core's objects is generic: a new attribute becomes part
+of the value automatically, and a new float stops the explorer until `AGES`, `DEADLINES` or `DURATIONS` names it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
 ANSWER_TICKS = 2
 
-# Moments in the past, and the age in ticks from which on nothing changes any more.
+# Times in the past, and the age in ticks beyond which nothing changes any more.
 AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
@@ -33,7 +33,7 @@ AGES = {
     "_cut_early_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }
-# Moments in the future: something happens once they are reached.
+# Times in the future, at which something happens.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
 # Constants, views for operators, and counts of rejects: under the limits of the model no decision reads them.
@@ -43,11 +43,11 @@ LEFT_OUT = frozenset(
         *("failures", "_acknowledged", "_source", "_ticked_at"),
     }
 )
-# Attempts are only compared with those of chords, which `readers` does by itself, but for the first one.
+# Attempts are only compared with those of chords, which `readers` does itself, except the first one.
 CAPPED = {"attempt": 1}
-# Of a batch: by whom it was cut concerns people, but for whether it is a part of another.
+# Of a batch: the origin of its cut is for people only, except whether it is part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
-# One for all partitions: counted with the pipeline.
+# One object for all partitions: part of the pipeline's value.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
 
 
@@ -62,13 +62,13 @@ class Role(Enum):
 
 
 def role_of(name: str) -> Role:
-    """By its name, which is one thing in all of the core."""
+    """Role of an attribute by name; a name has one meaning in the whole core."""
     roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPPED}
     return next((role for role, names in roles.items() if name in names), Role.PLAIN)
 
 
 def role_value(role: Role, name: str, value: float, now: float) -> float:
-    """Moments as ticks from now."""
+    """The value of an attribute, with times as ticks from now."""
     match role:
         case Role.AGE:
             return min(AGES[name], round((now - value) / TICK_SECONDS))
@@ -90,7 +90,7 @@ class Canon:
         self._frozen = Frozen(self._is_atom)
 
     def value(self, pipeline: Pipeline, now: float) -> int:
-        """Equal for two pipelines that will decide alike on the same events after the same time."""
+        """Equal for two pipelines that make the same decisions on the same events after the same time."""
         value: int = self._part(pipeline, now)
         return value
 
@@ -129,7 +129,7 @@ class Canon:
         return self._number(tuple(parts))
 
     def _plan(self, thing: Any) -> tuple[tuple[str, Role], ...]:
-        """The attributes that decisions read, those in slots included, and how each is compared."""
+        """The attributes that decisions read, including slots, and how each is compared."""
         kind, own = type(thing), getattr(thing, "__dict__", ())
         key = kind, len(own)
         plan = self._plans.get(key)
@@ -141,7 +141,7 @@ class Canon:
         return plan
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """The pipeline's state, from which `unpack` makes others. Frozen data is shared among them."""
+        """The pipeline's state, from which `unpack` makes copies. Frozen data is shared among them."""
         return self._frozen.pack(pipeline)
 
     def unpack(self, packed: bytes) -> Pipeline:
@@ -149,7 +149,7 @@ class Canon:
         return self._frozen.unpack(packed)
 
     def _is_atom(self, kind: type) -> bool:
-        """Whether things of this kind never change: numbers, texts, frozen data, named tuples of these."""
+        """Whether the type is immutable: numbers, texts, frozen data, named tuples of these."""
         known = self._atomic.get(kind)
         if known is None:
             parameters = getattr(kind, "__dataclass_params__", None)
@@ -160,7 +160,7 @@ class Canon:
 
 
 def unused_in(thing: object) -> frozenset[str]:
-    """What is left over in an object from before, and will be set again before it is read."""
+    """Stale attributes of an object that are set again before they are read."""
     if isinstance(thing, Builder) and not len(thing):
         return frozenset({"_start", "_started_at", "_waited_seconds"})
     if isinstance(thing, Flight) and thing.phase is Phase.WAITING:

@@ -1,8 +1,8 @@
 """The model of the core: two readers with the real `Pipeline`, one or two partitions, a few messages, and faults.
 
-A state is four numbers: both readers, the partitions together, and how many faults there were. What can happen to
-one reader does not depend on the other, so it is worked out once for each reader and board that occur together,
-and looked up for every state that holds them. Readers are alike, so a state and its mirror image count as one.
+A state is four numbers: both readers, the partitions together (the board), and the number of faults. The events of
+one reader do not depend on the other, so they are computed once for each pair of reader and board,
+and looked up for every state that contains it. Readers are interchangeable: a state and its mirror image are one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MASK = (1 << WIDTH) - 1
 
 
 def segment(offset: int, *, blob: bool) -> Segment:
-    """The smallest segment that has rows, and a blob if it should."""
+    """The smallest segment that has rows, and optionally a blob."""
     return Segment(
         org_id=1,
         project_id=1,
@@ -60,7 +60,7 @@ def segment(offset: int, *, blob: bool) -> Segment:
 
 
 def partition(number: int, parsed: tuple[tuple[int, Outcome], ...], end: int) -> Partition:
-    """One partition of the model, and what the oracle has to know of it."""
+    """One partition of the model, and its log for the oracle."""
     messages = []
     for index, (offset, outcome) in enumerate(parsed):
         blob = isinstance(outcome, Segment) and bool(outcome.blobs)
@@ -77,13 +77,13 @@ PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
-    """One partition per number, which is how many messages the partition has."""
+    """One partition per number; the number is its count of messages."""
     logs = [outcomes[:count] for outcomes, count in zip(OUTCOMES, messages, strict=False)]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 
 
 class Move(NamedTuple):
-    """One thing that one reader may do, worked out: what it is, and the reader and the board after it."""
+    """One computed step of one reader: its event, and the reader and the board after it."""
 
     what: int
     fault: bool
@@ -92,14 +92,14 @@ class Move(NamedTuple):
 
 
 class CoreModel:
-    """For `tools.explore.search`. `messages`: of each partition; `faults`: how many may happen, at most 3.
+    """For `tools.explore.search`. `messages`: of each partition; `faults`: maximum per run, at most 3.
 
-    A reader whose partitions the group took, and that does not know, goes on alone until it learns of it. Nothing
-    that breaks is missed by that. Its commits are refused, and all that others see of it is what its chords make
-    durable, which is never what breaks an invariant; so whatever the others do meanwhile they may as well do
-    afterwards, with its chords still out, and it decides the same. `every_order` explores the other orders too.
+    A reader that has lost its partitions without knowing it runs alone until it learns of it. This misses no
+    violation: its commits are refused, and the others see only the items that its chords make durable, which
+    never violate an invariant. So the others can take their steps afterwards, with its chords still running, and
+    it makes the same decisions. `every_order` explores the other orders too.
 
-    A label is the number of what happens, who does it (one bit), and whether the readers change places (one bit).
+    A label is the number of the event, its reader (one bit), and whether the readers change places (one bit).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class CoreModel:
 
     @property
     def figures(self) -> str:
-        """What the search met, in words."""
+        """Figures of the search, as text."""
         cores = self.readers.cores
         return (
             f"{len(cores)} states of a pipeline, {cores.decisions} decisions of the real one, "
@@ -157,7 +157,7 @@ class CoreModel:
         return state >> 2 + 2 * WIDTH, state >> 2 + WIDTH & MASK, state >> 2 & MASK, state & 3
 
     def is_done(self, state: int) -> bool:
-        """Every message is durable, and everything is committed."""
+        """Whether every message is durable and committed."""
         board = state >> 2 & MASK
         known = self._done.get(board)
         if known is None:
@@ -170,7 +170,7 @@ class CoreModel:
     # Steps
 
     def steps(self, state: int) -> Iterator[tuple[int, int]]:
-        """Everything that can happen next to either reader, and to Redis."""
+        """All possible next events of either reader, and of Redis."""
         one, other, board, faults = self._parts(state)
         may_fail = faults < self._faults
         mirror = self._mirrored(board)
@@ -194,7 +194,7 @@ class CoreModel:
                 yield self._wipe << 2 | mirrored, after
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """Whether the group took this reader's partitions, and it does not know: it goes on alone."""
+        """Whether this reader has lost its partitions without knowing it: it runs alone."""
         if self._every_order:
             return False
         entries = self._reader.things[reader].entries
@@ -226,17 +226,17 @@ class CoreModel:
             yield Move(self._what.of((outcome.what, outcome.fault)), outcome.fault, became, after)
 
     def is_fault(self, label: int) -> bool:
-        """Whether the label is that of a fault."""
+        """Whether the label belongs to a fault."""
         return self._what.things[label >> 2][1]
 
     def broken(self, state: int) -> str:
-        """The invariant that does not hold."""
+        """The violated invariant."""
         return self._broken[-state - 1]
 
-    # Stories
+    # Counterexamples
 
     def tell(self, labels: list[int]) -> list[str]:
-        """One line per step, with what the reader ordered. Readers keep their names where states mirror them."""
+        """One line per step, with the reader's commands. Readers keep their names in mirrored states."""
         state, names, lines = self.start, ["A", "B"], []
         for label in labels:
             (what, fault), actor = self._what.things[label >> 2], label >> 1 & 1
@@ -259,7 +259,7 @@ class CoreModel:
 
 
 def spoken(command: do.Command) -> str:
-    """A command in a few words; empty for those that change nothing here."""
+    """A command in a few words; empty for commands without effect in the model."""
     match command:
         case do.Commit():
             ends = oracle.ends_in(command.offset, command.record)

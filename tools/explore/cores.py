@@ -1,7 +1,7 @@
-"""The real pipelines of the search: each distinct state once, and what each does with each event, decided once.
+"""The real pipelines of the search: each distinct state once, and its decision on each event, computed once.
 
-A pipeline's state is a number. What follows from an event is the answer of the real `Pipeline`, which runs the
-first time that this event meets this state; afterwards the answer is looked up.
+A pipeline's state is a number. The decision on an event is computed by the real `Pipeline` the
+first time that this event occurs in this state; afterwards it is looked up.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ingest.core.model import TopicPartition
 from ingest.core.pipeline import Pipeline, Room
 from tools.explore.canonical import TICK_SECONDS, Canon
 
-# Late enough that whatever a pipeline does first is not due to its clock having just begun.
+# Late enough that the first decisions do not depend on the start of the clock.
 BEGAN_AT = 1000.0
-# Every assignment has this epoch: those of a former one are forgotten by then, or marked (`Chord.ours`).
+# Every assignment has this epoch: chords of a former one are gone by then, or marked (`Chord.ours`).
 EPOCH, FORMER_EPOCH = 1, 0
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the pipeline ordered, and the state that it is in then. `error`: the assertion that failed, if one did.
+    """The pipeline's commands and its next state. `error`: the failed assertion, if any.
 
-    `cut`: ids of batches that were not there before.
+    `cut`: ids of new batches.
     """
 
     core: int
@@ -36,12 +36,12 @@ class Decision:
     error: str = ""
 
     def is_nothing(self, core: int) -> bool:
-        """Whether a pipeline in that state is as it was, and ordered nothing."""
+        """Whether the state is unchanged and there is no command."""
         return not self.error and not self.commands and self.core == core
 
 
 class Cores:
-    """Every state of a pipeline under these limits that was met so far."""
+    """All states of a pipeline under these limits that were reached so far."""
 
     def __init__(self, limits: Limits) -> None:
         self._canon = Canon()
@@ -57,7 +57,7 @@ class Cores:
 
     @property
     def decisions(self) -> int:
-        """How often a real pipeline ran."""
+        """Number of runs of a real pipeline."""
         return len(self._decisions)
 
     def _keep(self, pipeline: Pipeline, now: float) -> int:
@@ -70,7 +70,7 @@ class Cores:
         return core
 
     def step(self, core: int, event: on.Event) -> Decision:
-        """What follows from the event. A `Ticked` comes one tick after whatever was before."""
+        """The decision on the event. A `Ticked` is one tick after the previous event."""
         key = (core, event)
         decision = self._decisions.get(key)
         if decision is None:
@@ -94,11 +94,11 @@ class Cores:
         return self._flights[core].get(batch_id)
 
     def next_offset(self, core: int, source: TopicPartition) -> int | None:
-        """The offset from which on a message of the current assignment would be taken now; None: none would."""
+        """The first offset from which messages of the current assignment would be taken now; None: none would."""
         return self._positions[core].get(source)
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
-    """Of each partition of which a message would be taken now: the offset from which on."""
+    """First offset to take now, by partition; partitions that take none are left out."""
     takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
     return {source: pipeline.position(source)[0] for source in takes}

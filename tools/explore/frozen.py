@@ -1,6 +1,6 @@
-"""Copies of a pipeline, fast: its state as bytes, in which frozen data is named by its number.
+"""Fast copies of a pipeline: its state as bytes, in which frozen data is replaced by its number.
 
-The bytes never leave the process that made them, which is why they may be pickled.
+The bytes never leave the process that made them, so pickle is safe here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Frozen:
         self._handlers: dict[type, Any] = {}
 
     def pack(self, pipeline: Pipeline) -> bytes:
-        """Its state. The pipeline stays as it is."""
+        """The pipeline's state. Does not change the pipeline."""
         state = dict(vars(pipeline))
         handlers = state.pop("_handlers")
         if not self._handlers:
@@ -43,7 +43,7 @@ class Frozen:
 
 
 class _Pickler(pickle.Pickler):
-    """Frozen data, and counts of rejects, which no decision reads, as the number under which they are kept."""
+    """Pickles frozen data, and counts of rejects, which no decision reads, as the number of the kept object."""
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:
         super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
@@ -62,12 +62,12 @@ _numbers: dict[int, int] = {}
 
 
 def kept(number: int) -> Any:
-    """What has this number."""
+    """The object with this number."""
     return _kept[number]
 
 
 def _keep(thing: Any) -> int:
-    """By identity: equal things may differ in what does not compare, such as times for people."""
+    """Keeps by identity: equal objects may differ in fields that are not compared, such as times for people."""
     number = _numbers.get(id(thing))
     if number is None:
         number = _numbers[id(thing)] = len(_kept)

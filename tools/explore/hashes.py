@@ -1,8 +1,8 @@
 """A Redis of one hash and one stream, as far as `tasks.staging` and `tasks.coordination` use it, without effects.
 
-The real code talks to a `Client`. What it asks for is an `Effect`, which `perform` applies to a `Staged`, a value.
-Scripts are translated by hand, each known by its whole text: an altered script stops the explorer until it is
-translated again. A test compares all of this with a real server.
+The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a `Staged`, a value.
+Scripts are translated by hand and identified by their whole text: an altered script stops the explorer until it is
+translated again. A test compares this module with a real server.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tasks import breaker
 
 
 class Effect(NamedTuple):
-    """One round trip: what is asked for, and its arguments as plain data."""
+    """One round trip: the request, and its arguments as plain data."""
 
     name: str
     arguments: tuple[Any, ...]
 
 
 class Staged(NamedTuple):
-    """The hash of one batch. `there`: the key exists; `expires`: it will go by itself."""
+    """The hash of one batch. `there`: the key exists; `expires`: it has an expiry."""
 
     fields: frozenset[tuple[str, bytes]] = frozenset()
     expires: bool = False
@@ -34,26 +34,26 @@ class Staged(NamedTuple):
         return bool(self.fields)
 
     def value(self, name: str) -> bytes | None:
-        """A field; None when it is not there."""
+        """A field; None if it does not exist."""
         return next((value for field, value in self.fields if field == name), None)
 
     def put(self, values: Mapping[str, bytes]) -> Staged:
-        """With these fields set."""
+        """A copy with these fields set."""
         kept = {(name, value) for name, value in self.fields if name not in values}
         return self._replace(fields=frozenset(kept | set(values.items())))
 
     def without(self, names: Sequence[str]) -> Staged:
-        """Without these fields. A hash without fields is gone, and its expiry with it."""
+        """A copy without these fields. A hash without fields does not exist and has no expiry."""
         kept = frozenset((name, value) for name, value in self.fields if name not in names)
         return Staged(kept, self.expires and bool(kept))
 
     def expiring(self) -> Staged:
-        """With an expiry, if it exists."""
+        """A copy with an expiry, if it exists."""
         return self._replace(expires=self.there)
 
 
 class Waits(BaseException):
-    """The code asked for something that was not answered yet."""
+    """The code made a request that has no answer yet."""
 
     def __init__(self, effect: Effect) -> None:
         super().__init__(effect)
@@ -61,7 +61,7 @@ class Waits(BaseException):
 
 
 class Client:
-    """Stands where the client of redis-py stands. Gives the answers of before, in order; then raises Waits."""
+    """Replaces the client of redis-py. Returns the recorded answers in order; then raises Waits."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)
@@ -73,7 +73,7 @@ class Client:
         raise Waits(Effect(name, arguments))
 
     def hmget(self, key: str, names: Sequence[str]) -> list[bytes | None]:
-        """Fields of the hash, None for those that are not there."""
+        """Fields of the hash, None for missing ones."""
         return list(self.ask("hmget", tuple(names)))
 
     def hget(self, key: str, name: str) -> bytes | None:
@@ -82,21 +82,21 @@ class Client:
         return found
 
     def time(self) -> tuple[int, int]:
-        """The clock stands still: no deadline of a task passes here."""
+        """A constant time: no deadline of a task passes here."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
-        """As a server whose access list hides its memory."""
+        """Like a server whose ACL hides its memory."""
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
-        """A callable as redis-py returns it. Breakers are always closed."""
+        """A callable like that of redis-py. Breakers are always closed."""
         if text in (breaker._ASK, breaker._TELL):
             return lambda keys, args: [b"closed", b"0", b""] if text == breaker._ASK else b"closed"
         return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
 
     def pipeline(self, transaction: bool) -> Pipeline:
-        """Both kinds are performed at once: between the commands of a batch nobody else has a say that matters."""
+        """Both kinds run as one step: no other client can affect the result between the commands."""
         return Pipeline(self)
 
 
@@ -116,7 +116,7 @@ class Pipeline:
         self._commands.append(("hdel", names))
 
     def expire(self, key: str, seconds: int) -> None:
-        """The hash, or the stream, goes by itself later."""
+        """Sets the expiry of the hash or the stream."""
         self._commands.append(("expire",))
 
     def xadd(self, stream: str, entry: Mapping[str, bytes], maxlen: int, approximate: bool) -> None:
@@ -124,7 +124,7 @@ class Pipeline:
         self._commands.append(("xadd", entry["c"]))
 
     def execute(self) -> Any:
-        """All of them, in one round trip."""
+        """Runs all commands in one round trip."""
         return self._client.ask("pipeline", *self._commands)
 
 
@@ -133,7 +133,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def digest(text: str) -> str:
-    """Names a script."""
+    """The id of a script."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -142,7 +142,7 @@ def _text(value: Any) -> Any:
 
 
 class Performed(NamedTuple):
-    """The hash after an effect, its answer, and the completion that was put on a stream, if one was."""
+    """The hash after an effect, its answer, and the completion added to a stream, if any."""
 
     staged: Staged
     answer: Any
@@ -150,7 +150,7 @@ class Performed(NamedTuple):
 
 
 def perform(effect: Effect, staged: Staged) -> Performed:
-    """What the server does. Raises KeyError for a script that was not translated."""
+    """Applies an effect like the server. Raises KeyError for a script that was not translated."""
     match effect.name:
         case "hmget":
             return Performed(staged, tuple(staged.value(name) for name in effect.arguments[0]))

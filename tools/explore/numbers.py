@@ -1,4 +1,4 @@
-"""Things as numbers, so that a state is small and compares fast."""
+"""Maps objects to numbers, so that a state is small and compares fast."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 
 class Numbers(Generic[Thing]):
-    """Equal things have equal numbers."""
+    """Numbers of objects. Equal objects have equal numbers."""
 
     def __init__(self) -> None:
         self.things: list[Thing] = []
         self._numbers: dict[Thing, int] = {}
 
     def of(self, thing: Thing) -> int:
-        """Its number, the next free one for a new thing."""
+        """The number of an object, the next free one for a new object."""
         number = self._numbers.get(thing)
         if number is None:
             number = self._numbers[thing] = len(self.things)

@@ -1,6 +1,6 @@
-"""Judges what a reader orders, by what the brokers and the sinks hold. It shares no code with the core.
+"""Judges a reader's commands by the contents of brokers and sinks. It shares no code with the core.
 
-Each function returns what is wrong, in words; empty when nothing is. `durable` and `needed` are sets of items as
+Each function returns the violation as text, empty if there is none. `durable` and `needed` are sets of items as
 bits, two per message: its blob and its rows.
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One message of a log: its offset, and what has to be durable of it."""
+    """One message of a log: its offset, and its items that must be durable."""
 
     offset: int
     blob: int
@@ -18,7 +18,7 @@ class Message(NamedTuple):
 
 
 class Log(NamedTuple):
-    """One partition: its messages, and one past its last offset, which need not hold a message."""
+    """One partition: its messages, and its end, one past the last offset, which may have no message."""
 
     messages: tuple[Message, ...]
     end: int
@@ -41,7 +41,7 @@ class Log(NamedTuple):
 
 
 def ends_in(offset: int, record: str) -> list[int]:
-    """The ends of batches that a commit's metadata names: steps in base 36 behind `c=`, from the offset on."""
+    """The ends of batches in a commit's metadata: steps in base 36 after `c=`, starting at the offset."""
     ends: list[int] = []
     for part in record.split(";"):
         if part.startswith("c="):
@@ -51,7 +51,7 @@ def ends_in(offset: int, record: str) -> list[int]:
 
 
 class Commits(NamedTuple):
-    """What the broker holds of one partition. `offset` -1: nothing yet."""
+    """The committed state of one partition at the broker. `offset` -1: nothing yet."""
 
     offset: int
     record: str
@@ -62,7 +62,7 @@ class Commits(NamedTuple):
 
 
 def commit(log: Log, stored: Commits, durable: int, offset: int, record: str, *, owner: bool) -> str:
-    """A reader orders this commit. `owner`: the group counts it as the partition's owner."""
+    """A reader sends this commit. `owner`: it is the partition's owner in the group."""
     if offset > log.end:
         return f"it commits {offset}, and the log ends at {log.end}"
     for message in log.messages:
@@ -77,7 +77,7 @@ def commit(log: Log, stored: Commits, durable: int, offset: int, record: str, *,
 
 
 class Batch(NamedTuple):
-    """What a reader starts a chord for. `fresh`: cut in the same decision; `halved`: a part of another batch."""
+    """A batch for which a reader starts a chord. `fresh`: cut in the same decision; `halved`: part of another."""
 
     start: int
     stop: int
@@ -104,13 +104,13 @@ def dispatch(log: Log, stored: Commits, durable: int, batch: Batch, *, owner: bo
 
 
 def discard(log: Log, durable: int, start: int, stop: int) -> str:
-    """A reader takes a batch as settled."""
+    """A reader considers a batch settled."""
     missing = log.needed(start, stop) & ~durable
     return f"it settles [{start}, {stop}), which is not durable" if missing else ""
 
 
 def release(*, chords: int, commits: int, by_clock: bool) -> str:
-    """A reader gives a partition back with this much of it out."""
+    """A reader releases a partition with these chords and commits in flight."""
     if by_clock or not (chords or commits):
         return ""
     return f"it gives the partition back before its deadline, with {chords} chords and {commits} commits out"

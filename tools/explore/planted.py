@@ -1,7 +1,7 @@
-"""Safety bugs, planted one at a time into a copy of the code, which is then explored in a process of its own.
+"""Safety bugs, planted one at a time into a copy of the code, which is then explored in a separate process.
 
-They show that the explorer finds what it is there for. Each is a replacement of text that occurs exactly once, and
-each breaks what a user relies on: nothing lost, nothing reported early, the same cut, no batch forgotten.
+They show that the explorer finds such bugs. Each replaces a text that occurs exactly once, and
+each breaks a guarantee: nothing lost, nothing reported early, the same cut, no batch forgotten.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS_MAX = 600.0
 
 
 class Bug(NamedTuple):
-    """What it is, the text before and after, and the smallest world that shows it (`--world`, `--faults`)."""
+    """A description, the text before and after, and the smallest world that shows it (`--world`, `--faults`)."""
 
     name: str
     file: str
@@ -86,7 +86,7 @@ BUGS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How the explorer ended on a copy. `broken` is empty when it found nothing; `story` is its counterexample."""
+    """Result of the explorer on a copy. `broken` is empty if it found nothing; `story` is its counterexample."""
 
     code: int
     broken: str
@@ -94,11 +94,11 @@ class Found:
 
 
 class OutOfDate(Exception):
-    """The code that a bug is planted into changed: the bug has to be written anew."""
+    """The code for a planted bug has changed: the bug must be rewritten."""
 
 
 def copy(into: Path) -> None:
-    """What the explorer needs of the code."""
+    """Copies the code that the explorer needs."""
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in COPIED:
         if (ROOT / name).is_file():
@@ -109,7 +109,7 @@ def copy(into: Path) -> None:
 
 
 def plant(bug: Bug, into: Path) -> None:
-    """Raises OutOfDate."""
+    """Plants the bug into a copy. Raises OutOfDate."""
     file = into / bug.file
     text = file.read_text()
     if text.count(bug.before) != 1:
@@ -118,7 +118,7 @@ def plant(bug: Bug, into: Path) -> None:
 
 
 def explored(where: Path, world: str, faults: int) -> Found:
-    """Runs the explorer of the copy."""
+    """Runs the explorer in the copy."""
     done = subprocess.run(
         [sys.executable, "-m", "tools.explore", "--json", "--world", world, "--faults", str(faults)],
         cwd=where,
@@ -136,7 +136,7 @@ def explored(where: Path, world: str, faults: int) -> Found:
 
 
 def found(bug: Bug) -> Found:
-    """Plants the bug into a copy, and explores that."""
+    """Plants the bug into a copy, and explores the copy."""
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         copy(Path(name))
         plant(bug, Path(name))

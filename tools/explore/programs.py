@@ -1,7 +1,7 @@
 """The real code of the fleet and of the dispatch, one round trip at a time.
 
-A program is code that talks to Redis and to a sink. It is run from its beginning with the answers that it received
-so far, up to what it asks for next. So its state is the list of those answers, and no stack is copied.
+A program is code that uses Redis and a sink. It is run from its beginning with the answers received
+so far, up to its next request. So its state is the list of those answers, and no stack is copied.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SETTINGS = Settings.model_construct(task_retries_max=1)
 
 
 class Chord(NamedTuple):
-    """One chord: the life of the reader that started it (its epoch too), its stage and attempt."""
+    """One chord: the run of the reader that started it (also its epoch), its stage and attempt."""
 
     reader: int
     rows: bool
@@ -64,7 +64,7 @@ class Chord(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What runs: a task's `run`, a chord's end (`tell`), a reader's `dispatch` or `discard`."""
+    """A running program: a task's `run`, a chord's end (`tell`), a reader's `dispatch` or `discard`."""
 
     kind: str
     chord: Chord
@@ -73,14 +73,14 @@ class Program(NamedTuple):
 
 
 class Next(NamedTuple):
-    """What a program does next: an effect, or its end with a result."""
+    """The next step of a program: an effect, or its end with a result."""
 
     effect: Effect | None
     result: Any = None
 
 
 def manifest(reader: int) -> Manifest:
-    """The same batch whoever stages it; only who waits for it differs."""
+    """The manifest of the batch; only the waiting reader differs between manifests."""
     entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
     return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
 
@@ -91,7 +91,7 @@ def tasks_of(rows: bool) -> list[str]:
 
 
 class Programs:
-    """Each program with each list of answers is run once."""
+    """Runs each program once for each list of answers."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Program, tuple[Any, ...]], Next] = {}
@@ -100,7 +100,7 @@ class Programs:
         return len(self._known)
 
     def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
-        """What this program does next, having received these answers."""
+        """The next step of this program after these answers."""
         key = (program, answers)
         if key not in self._known:
             try:
@@ -110,11 +110,11 @@ class Programs:
         return self._known[key]
 
 
-# What runs: `dispatch` does what `ingest.reader.dispatch.Dispatcher` does, `tell` what `tasks.control.tell` does.
+# Programs: `dispatch` works like `ingest.reader.dispatch.Dispatcher`, `tell` like `tasks.control.tell`.
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
-    """Stages what has no mark. Returns the tasks that are to be started; none: the stage is durable already."""
+    """Stages items without a mark. Returns the tasks to start; none: the stage is durable already."""
     chord, staging = program.chord, Staging(client, SETTINGS)  # type: ignore[arg-type]
     missing = staging.unmarked(manifest(chord.reader), tasks_of(chord.rows))
     if missing:
@@ -123,13 +123,13 @@ def dispatch(program: Program, client: Client) -> tuple[str, ...]:
 
 
 def discard(program: Program, client: Client) -> str:
-    """The batch settled."""
+    """Discards the settled batch."""
     Staging(client, SETTINGS).discard(manifest(program.chord.reader))  # type: ignore[arg-type]
     return "discarded"
 
 
 def tell(program: Program, client: Client) -> str:
-    """A chord ended: reports how its stage stands."""
+    """A chord ended: reports the state of its stage."""
     report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
     if report is None:
         return "nobody"
@@ -158,13 +158,13 @@ START = {"dispatch": dispatch, "discard": discard, "tell": tell, "run": run}
 
 
 class Sink:
-    """A sink whose calls are effects, too. Answers: empty, or why it raises."""
+    """A sink whose calls are effects, too. Answers: empty, or the reason of an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Durable when it returns."""
+        """Writes items; they are durable when it returns."""
         error = self._client.ask("write")
         if error:
             raise TransientSinkError(error)
@@ -172,13 +172,13 @@ class Sink:
 
 @contextmanager
 def _unwatched(*_: Any) -> Iterator[Watch]:
-    """Metrics, logs and traces are no part of the model."""
+    """Disables metrics, logs and traces, which are not part of the model."""
     yield Watch()
 
 
 @contextmanager
 def within(client: Client) -> Iterator[None]:
-    """`tasks.run` uses this client and this sink meanwhile, in place of those of the process."""
+    """Makes `tasks.run` use this client and this sink instead of those of the process."""
     mine = SimpleNamespace(
         settings=SETTINGS,
         staging=Staging(client, SETTINGS),  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Readers with real pipelines, and what the group, the fleet and the clock do to one of them.
+"""Readers with real pipelines, and the events of one reader: from the group, the fleet and the clock.
 
-Everything here concerns one reader and what all readers share of the partitions (`Shared`). Functions yield what
-can happen next as `Outcome`s: what happens by itself costs nothing, a fault costs one.
+Everything here concerns one reader and the shared state of the partitions (`Shared`). Functions yield possible
+next events as `Outcome`s: a regular event costs nothing, a fault costs one.
 
 A reader has its own clock, which moves by ticks: no order between the clocks of two readers is assumed. Without a
 fault an answer arrives before the next tick.
@@ -23,14 +23,14 @@ from ingest.core.model import Outcome as Parsed
 from tools.explore import oracle
 from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
-# Owners of a partition, as the reader that something happens to sees them.
+# Owners of a partition, as seen by the reader of the event.
 ME, OTHER, NOBODY = 0, 1, 2
-# Starts that a cut record counts beyond this are not told apart: no decision reads their number.
+# Counts of starts in a cut record beyond this are equivalent: no decision reads the exact number.
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
 class Sent(NamedTuple):
-    """One commit on its way. `late`: it may take for ever; `answer` -1: not there yet, 1: stored, 0: refused."""
+    """One commit in flight. `late`: it may take any time; `answer` -1: none yet, 1: stored, 0: refused."""
 
     offset: int
     record: str
@@ -39,10 +39,10 @@ class Sent(NamedTuple):
 
 
 class Chord(NamedTuple):
-    """One chord that is out. `items`: what it makes durable when it completes; `rows`: its stage.
+    """One running chord. `items`: the items that it makes durable when it completes; `rows`: its stage.
 
-    `ours`: it belongs to the assignment that its reader has now. `current`: the pipeline waits for just this one.
-    Numbers of epochs and attempts are only ever compared for equality, so these two say all there is to them.
+    `ours`: it belongs to its reader's current assignment. `current`: the pipeline waits for this chord.
+    Epochs and attempts are only compared for equality, so these two flags replace them.
     """
 
     partition: int
@@ -60,7 +60,7 @@ class Chord(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One partition as a reader's client sees it."""
+    """One partition as seen by a reader's client."""
 
     paused: bool = False
     draining: bool = False
@@ -78,7 +78,7 @@ class Reader(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What outlives readers of one partition: its owner, what is committed (-1: nothing), what is durable."""
+    """State of one partition that outlives readers: owner, committed offset (-1: none), durable items."""
 
     owner: int = NOBODY
     offset: int = -1
@@ -91,13 +91,13 @@ class Shared(NamedTuple):
 
 
 Board = tuple[Shared, ...]
-# What happened besides, and how reader and board are then.
+# An additional event, and the reader and board after it.
 Branch = tuple[str, Reader, Board]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One thing that can happen: what, and how the reader and the board are then. `broken`: an invariant is."""
+    """One possible event: a description, and the reader and board after it. `broken`: it violates an invariant."""
 
     what: str
     reader: Reader
@@ -117,7 +117,7 @@ class Partition:
 
 
 class Readers:
-    """What can happen to one reader. The two are alike, so the board is always seen from the side of this one."""
+    """Possible events of one reader. Readers are interchangeable, so the board is always seen from this one."""
 
     def __init__(self, partitions: Sequence[Partition], limits: Limits) -> None:
         self.partitions = tuple(partitions)
@@ -128,7 +128,7 @@ class Readers:
         self.fresh = Reader(self.cores.fresh, none, tuple(() for _ in partitions))
 
     def outcomes(self, reader: Reader, board: Board, *, may_fail: bool) -> Iterator[Outcome]:
-        """Everything that can happen to this reader now; faults as well if they may."""
+        """All possible events of this reader now, including faults if allowed."""
         self._may_fail = may_fail
         for outcome in self._outcomes(reader, board):
             if may_fail or not outcome.fault:
@@ -153,7 +153,7 @@ class Readers:
         mine = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner == ME]
         gone = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner != ME]
         draining = any(entry is not None and entry.draining for entry in reader.entries)
-        if gone and not draining:  # the client says so in a poll, and a drain is inside one
+        if gone and not draining:  # the client reports it in a poll, and a drain is inside one
             yield from self._lost(reader, board)
         elif not gone and not draining and not reader.stopping:
             for number, shared in enumerate(board):
@@ -190,12 +190,12 @@ class Readers:
         yield from self._feed(what, became, board, event, fault=True)
 
     def _expire(self, reader: Reader, board: Board, mine: list[int]) -> Iterator[Outcome]:
-        """The group counts it as gone, and it does not know yet."""
+        """The group has removed the reader, which does not know it yet."""
         for text, became, after in self._give_up(reader, board, mine):
             yield Outcome(f"is taken for dead by the group, which takes {names(mine)}{text}", became, after, True)
 
     def _lost(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """It learns that it was taken for dead: all of its partitions are gone, with the commits on their way."""
+        """It learns that it was removed: it loses all of its partitions, with the commits in flight."""
         lost = [number for number, entry in enumerate(reader.entries) if entry is not None]
         after = board
         for number in lost:
@@ -211,7 +211,7 @@ class Readers:
             yield Outcome(f"is killed and starts anew{text}", self.fresh, after, True)
 
     def _give_up(self, reader: Reader, board: Board, mine: Sequence[int]) -> Iterator[tuple[str, Reader, Board]]:
-        """The partitions have no owner any more. A commit on its way was stored before that, or never will be."""
+        """The partitions have no owner any more. A commit in flight was stored before that, or never will be."""
         if not mine:
             yield "", reader, board
             return
@@ -302,7 +302,7 @@ class Readers:
             yield from self._feed(f"hears that {this} {text}", without, board, event, fault=True)
 
     def _reports(self, core: int, chord: Chord) -> tuple[on.FlushSucceeded, on.FlushFailed, int]:
-        """What may be heard of a chord: that it is durable, or failed, with the attempt that it was."""
+        """Possible reports of a chord: durable or failed, with its attempt."""
         batch_id = self._batch_id(chord)
         flight = self.cores.flight(core, batch_id)
         attempt = 0 if flight is None else flight.attempt - (chord.ours and not chord.current)
@@ -319,12 +319,12 @@ class Readers:
     # Time
 
     def _tick(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Half a second passes. By then everything is answered but what is lost or late."""
+        """Half a second passes. Everything that is not lost or late has been answered by then."""
         prompt = any(not chord.late for chord in reader.chords)
         if not prompt and all(sent.late for commits in reader.commits for sent in commits):
             yield from self._feed("waits for a tick", reader, board, on.Ticked())
 
-    # The pipeline, and what it orders
+    # The pipeline and its commands
 
     def _feed(
         self, what: str, reader: Reader, board: Board, event: on.Event, *, fault: bool = False
@@ -351,7 +351,7 @@ class Readers:
             )
 
     def _outdated(self, reader: Reader, decision: Decision) -> Reader:
-        """After the decision, with its chords that the pipeline does not wait for any more marked so."""
+        """The reader after the decision, with chords marked that the pipeline no longer waits for."""
         again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
         chords = []
         for chord in reader.chords:
@@ -366,14 +366,14 @@ class Readers:
         return self._chords(reader, chords)._replace(core=decision.core)
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """Without chords that can change nothing any more, whatever becomes of them."""
+        """The reader without chords that can have no effect any more."""
         if not reader.chords:
             return reader
         kept = [chord for chord in reader.chords if not self._is_dead(reader.core, board, chord)]
         return reader if len(kept) == len(reader.chords) else reader._replace(chords=tuple(kept))
 
     def _is_dead(self, core: int, board: Board, chord: Chord) -> bool:
-        """All of it is durable, no report of it changes the pipeline, and its batch or stage is over for good."""
+        """Whether all its items are durable, no report changes the pipeline, and its batch or stage is over."""
         if chord.items & ~board[chord.partition].durable:
             return False
         flight = self.cores.flight(core, self._batch_id(chord)) if chord.ours else None
@@ -417,9 +417,9 @@ class Readers:
         return ""
 
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
-        """What is out: chords of what is not durable yet, and commits that would change what is stored.
+        """Judges work in flight: chords with items that are not durable, and commits that change the stored one.
 
-        The answer to a late commit may pass for that of an equal one, which costs a repetition and no message.
+        The answer to a late commit may be taken for that of an equal one, which costs a repetition and no message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):
@@ -475,7 +475,7 @@ class Readers:
         )
 
     def _items(self, number: int, batch: Batch, *, rows: bool) -> int:
-        """What is really in the batch, whatever its range says."""
+        """The items actually in the batch, regardless of its range."""
         held = {one.offset for one in batch.segments} | {one.offset for one in batch.rejects}
         messages = [message for message in self.partitions[number].log.messages if message.offset in held]
         return sum(message.rows if rows else message.blob for message in messages)
@@ -495,13 +495,13 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        """Of two that are alike and late, the second can do nothing that the first cannot."""
+        """Sets the chords without duplicates: of two equal late chords, the second has no further effect."""
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
 def in_turn(commits: Sequence[Sent]) -> list[Sent]:
-    """Those that something can happen to now: answers come in the order in which the broker gave them."""
+    """Commits that can be answered now: answers arrive in the order in which the broker sent them."""
     answered = [sent for sent in commits if sent.answer >= 0]
     prompt = [sent for sent in commits if sent.answer < 0 and not sent.late]
     late = [sent for sent in commits if sent.answer < 0 and sent.late]
@@ -509,7 +509,7 @@ def in_turn(commits: Sequence[Sent]) -> list[Sent]:
 
 
 def put(values: tuple, number: int, value: object) -> tuple:  # type: ignore[type-arg]
-    """The tuple with another value in one place."""
+    """The tuple with one value replaced."""
     return (*values[:number], value, *values[number + 1 :])
 
 

@@ -1,8 +1,8 @@
 """Breadth-first search through every state of a model, to the last one.
 
-A state is a number that names it exactly: two different states never share one, so nothing is missed by a
-collision of hashes. States of one distance from the start are expanded before those of the next, so that no
-counterexample is shorter than the one that is found.
+A state is an exact number: two different states never share one, so no hash collision can hide a
+state. States of one distance from the start are expanded before those of the next, so the counterexample
+found is a shortest one.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ PROGRESS_STATES = 20_000
 
 
 class Model(Protocol):
-    """What is searched."""
+    """Interface of a searched model."""
 
     @property
     def start(self) -> int:
         """The first state."""
 
     def steps(self, state: int) -> Iterator[tuple[int, int]]:
-        """(label, next state) of everything that can happen next. A negative next state is a broken invariant."""
+        """(label, next state) of every possible next event. A negative next state is a violated invariant."""
 
     def is_done(self, state: int) -> bool:
-        """Whether everything that was to be done is done."""
+        """Whether all work is done."""
 
     def is_fault(self, label: int) -> bool:
-        """Whether that step is a fault, which a run need not contain."""
+        """Whether that step is a fault, which is optional in a run."""
 
     def broken(self, state: int) -> str:
-        """What is wrong in a negative state."""
+        """The violation of a negative state."""
 
     def tell(self, labels: list[int]) -> list[str]:
-        """A path from the start as lines for a person."""
+        """A path from the start, as lines for people."""
 
 
 @dataclass(slots=True)
 class Result:
-    """`complete`: every reachable state was visited. `story` is empty when no invariant broke."""
+    """`complete`: every reachable state was visited. `story` is empty if no invariant was violated."""
 
     states: int = 0
     steps: int = 0
@@ -67,12 +67,12 @@ class Search:
         self._parents = array("I", [0])
         self._labels = array("I", [0])
         self._depths = array("H", [0])
-        # Edges without faults, as (from, to), for the question whether the end can still be reached.
+        # Edges without faults, as (from, to), to check that the end stays reachable.
         self._from, self._to = array("I"), array("I")
         self._done = array("I")
 
     def run(self) -> Result:
-        """Visits every state, or ends at the first broken invariant."""
+        """Visits every state, or ends at the first violated invariant."""
         result, began = Result(), time.monotonic()
         at = 0
         while at < len(self._states) and not result.broken:
@@ -117,14 +117,14 @@ class Search:
         return labels[::-1]
 
     def _expect_ends(self, result: Result) -> None:
-        """From every state the end can be reached without another fault."""
+        """Checks that the end can be reached from every state without another fault."""
         stuck = self._first_without_end()
         if stuck is not None:
             result.broken = "from here no order of events makes everything durable and committed"
             result.story = [*self._model.tell(self._path(stuck)), result.broken]
 
     def _first_without_end(self) -> int | None:
-        """The state nearest to the start from which no done state is reachable: backwards from those that are."""
+        """The state nearest to the start from which no done state is reachable, by a backward search."""
         count = len(self._states)
         starts = array("I", bytes(4 * (count + 1)))
         for to in self._to:

@@ -1,9 +1,9 @@
 """The model of the fleet: one batch in two stages, staged in Redis, flushed by chords, reported by marks.
 
-A reader dispatches the batch, and a successor may dispatch it again; workers run its tasks, as many at once as
-there are deliveries; the end of a chord reports to the reader. All of them run the real code
-(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. What a program does
-between two round trips is seen by nobody, so it is one step with the round trip before it.
+A reader dispatches the batch, and a successor may dispatch it again; workers run its tasks, one for each
+delivery in parallel; the end of a chord reports to the reader. All of them run the real code
+(`tools.explore.programs`) on one hash (`tools.explore.hashes`), one round trip at a time. Work of a program
+between two round trips is not visible to others, so it is one step with the round trip before it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from tools.explore.numbers import Numbers
 from tools.explore.programs import TASKS, Chord, Program, Programs, tasks_of
 
 READERS = 2
-WRITES_MAX = 2  # more are not told apart
+WRITES_MAX = 2  # more are equivalent
 NAMES = tuple(TASKS)
 PAID_TWICE = NAMES.index("rows/datadog/0")
 
 
 class Running(NamedTuple):
-    """A program with the answers that it has. `marked`: its task had its mark when it began."""
+    """A program with its answers so far. `marked`: its task had its mark when it began."""
 
     program: Program
     answers: tuple[object, ...] = ()
@@ -31,7 +31,7 @@ class Running(NamedTuple):
 
 
 class Out(NamedTuple):
-    """A chord that was started: its tasks that did not return yet, and whether one of them failed."""
+    """A started chord: its unfinished tasks, and whether one of them failed."""
 
     chord: Chord
     left: frozenset[str]
@@ -47,8 +47,8 @@ class Completion(NamedTuple):
 class World(NamedTuple):
     """`chord`: the one that the reader dispatches or waits for; None once both stages are durable.
 
-    `reader` counts lives; `settled`: the batch is, and what is staged of it was discarded, or that was lost.
-    `writes`: of each task, how often. `queue`: deliveries of tasks that no worker has begun, with their tries.
+    `reader` counts processes; `settled`: the batch is settled, and its staged data was discarded or lost.
+    `writes`: number of writes by task. `queue`: deliveries of tasks that no worker has begun, with their tries.
     `ends`: chords whose end is queued.
     """
 
@@ -67,7 +67,7 @@ class World(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What can happen: in words, and the world after it. `broken`: an invariant is."""
+    """A possible event: a description, and the world after it. `broken`: it violates an invariant."""
 
     what: str
     world: World
@@ -75,7 +75,7 @@ class Event(NamedTuple):
 
 
 class StagingModel:
-    """For `tools.explore.search`. `faults`: how many may happen in one run."""
+    """For `tools.explore.search`. `faults`: maximum per run."""
 
     def __init__(self, faults: int = 2) -> None:
         self._faults = faults
@@ -87,11 +87,11 @@ class StagingModel:
 
     @property
     def figures(self) -> str:
-        """What the search met, in words."""
+        """Figures of the search, as text."""
         return f"{len(self._programs)} round trips and ends of the real code"
 
     def steps(self, state: int) -> Iterator[tuple[int, int]]:
-        """Everything that can happen next."""
+        """All possible next events."""
         world = self._worlds.things[state]
         for event in self._events(world):
             fault = event.world.faults > world.faults
@@ -106,15 +106,15 @@ class StagingModel:
                 yield label, self._worlds.of(event.world)
 
     def is_done(self, state: int) -> bool:
-        """The batch is durable and settled."""
+        """Whether the batch is durable and settled."""
         return self._worlds.things[state].settled
 
     def is_fault(self, label: int) -> bool:
-        """Whether the label is that of a fault."""
+        """Whether the label belongs to a fault."""
         return self._what.things[label][1]
 
     def broken(self, state: int) -> str:
-        """The invariant that does not hold."""
+        """The violated invariant."""
         return self._broken[-state - 1]
 
     def tell(self, labels: list[int]) -> list[str]:
@@ -122,7 +122,7 @@ class StagingModel:
         things = [self._what.things[label] for label in labels]
         return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
 
-    # What can happen
+    # Events
 
     def _events(self, world: World) -> Iterator[Event]:
         yield from self._reader(world)
@@ -188,11 +188,11 @@ class StagingModel:
         yield fault(left, f"{spoken_of(delivery)} is lost")
 
     def _begin(self, world: World, program: Program) -> Iterator[Event]:
-        """The program begins: its first round trip."""
+        """Starts a program: its first round trip."""
         yield from self._advance(world, Running(program))
 
     def _advance(self, left: World, running: Running) -> Iterator[Event]:
-        """The next round trip of a program, which is not among those that run in `left`."""
+        """Runs the next round trip of a program; `left`: the other running programs."""
         effect = self._programs.next(running.program, running.answers).effect
         assert effect is not None, running
         if effect.name == "write":
@@ -221,7 +221,7 @@ class StagingModel:
         yield from self._resume(after, became, f"{spoken_of(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
-        """A program has an answer more: it waits for the next one, or it ends."""
+        """A program receives an answer: it waits for the next one, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
             yield Event(what, put(left, running=running))
@@ -288,7 +288,7 @@ class StagingModel:
 
 
 def judge(before: World, after: World) -> str:
-    """What is wrong with the world after a step, by what its sinks hold."""
+    """The violation in the world after a step, by the contents of its sinks."""
     if after.staged.there and not after.staged.expires:
         return "what is staged never expires"
     for number, name in enumerate(NAMES):
@@ -304,18 +304,18 @@ def judge(before: World, after: World) -> str:
 
 
 def fault(world: World, what: str) -> Event:
-    """Something that need not happen."""
+    """Marks an optional event."""
     return Event(what, world._replace(faults=world.faults + 1))
 
 
 def put(world: World, **more: object) -> World:
-    """With one thing more in a bag."""
+    """The bag with one more element."""
     bags: dict[str, Any] = {name: bag((*getattr(world, name), one)) for name, one in more.items()}
     return world._replace(**bags)
 
 
 def without(world: World, **less: object) -> World:
-    """With one thing less in a bag."""
+    """The bag with one element less."""
     bags: dict[str, Any] = {}
     for name, one in less.items():
         things = list(getattr(world, name))
@@ -328,18 +328,18 @@ _met: dict[object, int] = {}
 
 
 def bag(things: tuple[object, ...]) -> tuple[object, ...]:
-    """In the order in which such things were first met, so that equal bags are equal tuples."""
+    """Elements in the order in which they first occurred, so that equal bags are equal tuples."""
     return tuple(sorted(things, key=lambda thing: _met.setdefault(thing, len(_met))))
 
 
 def forget(world: World) -> World:
-    """Redis restarts empty: hash, queues, counters and streams are gone. What runs goes on."""
+    """Redis restarts empty: hash, queues, counters and streams are lost. Running programs continue."""
     running = tuple(one for one in world.running if one.program.kind != "tell")
     return world._replace(staged=Staged(), out=(), queue=(), ends=(), stream=(), running=running)
 
 
 def gone(world: World, chord: Chord) -> bool:
-    """Nothing is left that could still report on this chord."""
+    """Whether nothing can report on this chord any more."""
     programs = [*world.queue, *(one.program for one in world.running if one.program.kind != "discard")]
     told = [*world.ends, *(one.chord for one in world.stream)]
     return chord not in told and all(one.chord != chord for one in programs)

@@ -1,7 +1,7 @@
-"""The faults of a game day: how each is injected, and what the runbook says to do about it, done.
+"""The faults of a game day: how each is injected, and how it is fixed by the runbook.
 
-The mending of a fault knows no more than the person on call: it follows the section of docs/runbook.md that the
-alert links to, with the commands that it names. Where Kubernetes would act, `Game.run` does.
+A fix uses only what the person on call knows: it follows the section of docs/runbook.md that the
+alert links to, with its commands. `Game.run` takes the place of Kubernetes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def start_workers(game: Game) -> None:
 
 
 def outlive_session(game: Game) -> None:
-    """The reader stands still for longer than its session, and wakes up as nobody's member."""
+    """The reader is stopped for longer than its session, and is no longer a member when it continues."""
     child = game.fleet.children[READERS[0]]
     child.pause()
     try:
@@ -96,7 +96,7 @@ def start_kafka(game: Game) -> None:
 
 
 def refuse_login(game: Game) -> None:
-    """The readers are deployed with a protocol that the brokers do not speak: no login ever succeeds."""
+    """Readers are deployed with a protocol that the brokers do not support: every login fails."""
     restart_readers(game, wait=False, REPLAYS_KAFKA_SECURITY_PROTOCOL="SASL_PLAINTEXT", **WRONG_LOGIN)
 
 
@@ -130,7 +130,7 @@ def start_redis(game: Game) -> None:
 
 
 def fill_redis(game: Game) -> None:
-    """As if its memory were only a little more than what it uses."""
+    """Sets the memory limit just above the memory in use."""
     with client(game) as redis:
         info: Any = redis.info("memory")
         redis.config_set("maxmemory", int(info["used_memory"] * 1.15))
@@ -182,7 +182,7 @@ def mend_uploads(game: Game) -> None:
 
 
 def refuse_rows(game: Game) -> None:
-    """A row of twelve years ago, which BigQuery takes into no partition, and one that ClickHouse's table bans."""
+    """A twelve-year-old row, which BigQuery refuses, and one that a ClickHouse constraint refuses."""
     execute(game, f"ALTER TABLE replay_segments ADD CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}")
     now = int(time.time())
     events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
@@ -201,7 +201,7 @@ def replay_refused(game: Game) -> None:
 
 
 def lose_column(game: Game) -> None:
-    """BigQuery's table as a release before ours had it: without one of the columns."""
+    """BigQuery's table as in an earlier release: without one of the columns."""
     server = bigquery.client(game.settings)
     try:
         name = f"{game.settings.bigquery_project}.{game.settings.bigquery_dataset}.replay_events"
@@ -222,7 +222,7 @@ def migrate_and_retry(game: Game) -> None:
 
 
 def find_replayed(game: Game) -> None:
-    """The row that ClickHouse refused is in its table. BigQuery's can never be: it stays a dead letter."""
+    """ClickHouse's refused row is in its table. BigQuery can never accept its row: it stays a dead letter."""
     server = clickhouse.client(game.settings)
     try:
 
@@ -237,7 +237,7 @@ def find_replayed(game: Game) -> None:
 
 
 def repair(game: Game) -> None:
-    """The rows that went with the old table."""
+    """Writes the rows that were lost with the old table."""
     game.command("reconcile", "--repair", "--rate", "5000", *BY)
 
 
@@ -245,13 +245,13 @@ def repair(game: Game) -> None:
 
 
 def send_garbage(game: Game) -> None:
-    """One message in twenty-five, all of one project: below the ratio that halts a reader."""
+    """Sends one bad message in twenty-five, all of one project: below the ratio that halts a reader."""
     game.load.garbage_share = 0.04
 
 
 def send_one_projects_garbage(game: Game) -> None:
-    """As much garbage as there are good messages. Nobody halts."""
-    game.load.garbage_project = GARBAGE_PROJECT + 100  # the other one is switched off
+    """Sends as many bad messages as good ones. No reader halts."""
+    game.load.garbage_project = GARBAGE_PROJECT + 100  # the other one is disabled
     game.load.garbage_share = 1.0
 
 
@@ -262,14 +262,14 @@ def shed_project(game: Game) -> None:
 
 
 def mend_sdk(game: Game) -> None:
-    """The project stays switched off: only so is what was shed explained when the sinks are asked in the end."""
+    """The project stays disabled: otherwise the final reconciliation reports its dropped messages as missing."""
     game.load.garbage_share = 0.0
     game.step("the project's owner mends its SDK")
 
 
 def send_mostly_garbage(game: Game) -> None:
-    """Of many projects: a single one would be shed alone."""
-    game.load.garbage_project = GARBAGE_PROJECT + 1  # the other one is switched off
+    """Sends bad messages of many projects: a single one would be shed alone."""
+    game.load.garbage_project = GARBAGE_PROJECT + 1  # the other one is disabled
     game.load.garbage_projects = 50
     game.load.garbage_share = 1.0
 
@@ -298,7 +298,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
 
 
 def commit_beyond_the_end(game: Game) -> None:
-    """As after an unclean election: the group has read what the log does not hold."""
+    """Like after an unclean leader election: the group's offset is beyond the end of the log."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
     end = game.load.ends[0]
@@ -318,7 +318,7 @@ def compare_offsets(game: Game) -> None:
 
 
 def execute(game: Game, sql: str) -> None:
-    """One statement for ClickHouse."""
+    """Runs one statement in ClickHouse."""
     server = clickhouse.client(game.settings)
     try:
         server.command(sql)
@@ -335,7 +335,7 @@ ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max
 
 
 def closed(sink: str) -> str:
-    """The breaker of that sink is closed in every reader."""
+    """Expression: the breaker of that sink is closed in every reader."""
     return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
 
 

@@ -1,4 +1,4 @@
-"""The system of a game day, and what the person on call can do to it.
+"""The system of a game day, and the actions of the person on call.
 
 `Game` runs the embedded stack, two readers, two workers and Flower under a steady load, with a real Prometheus
 that scrapes them; faults are injected and fixed through its methods. Every wait is bounded.
@@ -46,14 +46,14 @@ POLL_SECONDS = 0.25
 ASK_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
-# With thresholds divided by FACTOR these also fire when others have the machine's cores, until they are done.
+# With thresholds divided by FACTOR these also fire while other processes use the machine's cores.
 BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
-# An alert on spent budget goes when its window has passed, whatever is done: minutes here, hours in production.
+# An alert on spent budget resolves when its window has passed: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# The clocks of the system that the rules wait for, divided by about the same factor; what a busy machine of two
-# cores could not keep (a chord within six seconds) less so.
+# Intervals of the system on which the rules depend, divided by about the same factor; less where a busy machine
+# with two cores could not keep up (a chord within six seconds).
 HASTY = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -69,16 +69,16 @@ HASTY = {
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
     "REPLAYS_REJECT_WINDOW": "200",
     "REPLAYS_LOG_FORMAT": "json",
-    "REPLAYS_LOG_LEVEL": "debug",  # readers tell what they commit and read
+    "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`inject` and `mend` are given the game; `after` is done when all is well again.
+    """One fault. `inject` and `mend` receive the game; `after` runs after recovery.
 
-    `alert` has to fire within FIRE_SECONDS_MAX of the injection. `mend` does what the runbook's section says.
-    `healthy` is an expression for Prometheus that has a value when the part is well again.
+    `alert` must fire within FIRE_SECONDS_MAX of the injection. `mend` follows the runbook's section.
+    `healthy` is an expression for Prometheus that has a value when the part has recovered.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Fault:
 
 
 class Game:
-    """One game day. Everything it starts is stopped by `close`. Faults work with its attributes."""
+    """One game day. `close` stops everything that it starts. Faults use its attributes."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Game:
     # Start and end
 
     def start(self, kafka: KafkaKind, rate: float) -> None:
-        """Raises LocalError if a part does not come up."""
+        """Starts everything. Raises LocalError if a part fails to start."""
         place = None if self._directory is None else self._directory / "stack"
         self.stack = self._open.enter_context(Stack(place, kafka=kafka, progress=self.say))
         self.stack.start()
@@ -148,7 +148,7 @@ class Game:
         self.say("two readers, two workers, Flower and Prometheus run")
 
     def _ask(self) -> None:
-        """What the broker says about committed offsets, for the history."""
+        """Records committed offsets from the broker, for the history."""
         asked = Asked(self.settings, SOURCE_PARTITIONS)
         self.history.reads = asked.reads
         while not self._over.wait(ASK_SECONDS):
@@ -156,7 +156,7 @@ class Game:
         asked.close()
 
     def judge(self) -> list[str]:
-        """What contradicts that each partition's committed offset is one register (`tools.history`)."""
+        """Violations of the rule that each partition's committed offset is one register (`tools.history`)."""
         self._over.set()
         self._asking.join()
         for name in READERS:
@@ -172,12 +172,12 @@ class Game:
         self._open.close()
 
     def say(self, line: str) -> None:
-        """One line, with the time."""
+        """Prints one line with the time."""
         self.console.print(f"{time.monotonic() - self.began:6.1f} s  {line}", soft_wrap=True, markup=False)
         if not self.console.is_terminal:
             self.console.file.flush()
 
-    # What faults and their mending are made of
+    # Building blocks of faults and fixes
 
     @property
     def redis_server(self) -> Redis:
@@ -186,29 +186,29 @@ class Game:
         return server
 
     def run(self, name: str, **settings: str) -> None:
-        """Starts a reader or a worker, under a supervisor, on the port that Prometheus knows."""
+        """Starts a reader or a worker, under a supervisor, on the port that Prometheus scrapes."""
         port = str(self.ports[name])
         if name in READERS:
             self.fleet.reader(name, keep=True, REPLAYS_HTTP_PORT=port, **settings)
         elif name == WORKERS[1]:
-            # This one has a way to Redis of its own, which can be cut.
+            # This process has its own connection to Redis, which can be cut.
             way = f"redis://{self.proxies['redis'].address}/0"
             self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, REPLAYS_REDIS_URL=way, **settings)
         else:
             self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, **settings)
 
     def step(self, text: str) -> None:
-        """Notes something that was done by hand."""
+        """Records a manual step."""
         self._steps.append(text)
         self.say(f"  {text}")
 
     def see(self, text: str) -> None:
-        """Notes a check that held."""
+        """Records a passed check."""
         self._seen.append(text)
         self.say(f"  seen: {text}")
 
     def command(self, *arguments: str, codes: Sequence[int] = (0,)) -> str:
-        """What `replays-ingest ARGUMENTS` printed. Raises LocalError for another exit code than `codes`."""
+        """Output of `replays-ingest ARGUMENTS`. Raises LocalError for an exit code not in `codes`."""
         self.step(f"replays-ingest {' '.join(arguments)}")
         return self._commanded(arguments, codes)
 
@@ -227,17 +227,17 @@ class Game:
         return done.stdout
 
     def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
-        """The same with --json, read."""
+        """The same with --json, parsed."""
         return json.loads(self.command(*arguments, "--json", codes=codes))
 
     def reconcile(self) -> tuple[str, bool]:
-        """What `replays-ingest reconcile` prints, the topic against every sink, and whether nothing is missing."""
+        """Output of `replays-ingest reconcile`, topic against every sink, and whether nothing is missing."""
         self._steps = []
         printed = self.command("reconcile", codes=(0, 1))
         return printed, not self._steps[-1].endswith(")")
 
     def letters(self, sink: str) -> list[dict[str, Any]]:
-        """The dead letters of a sink, as soon as there are any. Raises LocalError."""
+        """Waits for dead letters of a sink and returns them. Raises LocalError."""
         arguments = ("dlq", "ls", "--sink", sink, "--json")
         found: list[dict[str, Any]] = self.json(*arguments[:-1])["letters"]
 
@@ -250,7 +250,7 @@ class Game:
         return found
 
     def until(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
-        """Waits, the seconds it took. What fails with OSError is not so yet. Raises LocalError after `seconds`."""
+        """Waits; returns the seconds it took. OSError counts as false. Raises LocalError after `seconds`."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
             with suppress(OSError):
@@ -268,7 +268,7 @@ class Game:
     # One fault
 
     def play(self, fault: Fault) -> Played:
-        """The whole of it; what went wrong is its `trouble`, and then everything is put right by force."""
+        """Plays a fault completely; an error becomes its `trouble`, and then everything is reset by force."""
         played = Played(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()
@@ -302,9 +302,9 @@ class Game:
         return played
 
     def calm(self) -> str:
-        """Waits until no alert fires, and says so; raises LocalError.
+        """Waits until no alert fires, and reports it. Raises LocalError.
 
-        After `quiet_seconds_max` it is also well when only BUSY ones are left.
+        After `quiet_seconds_max` alerts in BUSY are ignored.
         """
         began = time.monotonic()
         left: set[str] = set()
@@ -340,7 +340,7 @@ class Game:
         return found[0]
 
     def _force(self) -> None:
-        """After a failure, so that the next fault meets a healthy system."""
+        """Resets the system after a failure, so that the next fault starts from a healthy one."""
         self.load.garbage_share, self.load.silent = 0.0, False
         for proxy in self.proxies.values():
             proxy.set(Pass())

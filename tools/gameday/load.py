@@ -1,4 +1,4 @@
-"""The steady load of a game day: recordings that Relay received just now, and garbage on request."""
+"""The steady load of a game day: recordings that Relay has just received, and garbage on request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GARBAGE_PROJECT = 4242
 
 
 class Load(threading.Thread):
-    """A steady stream of segments that Relay received just now, until `close`.
+    """A steady stream of segments that Relay has just received, until `close`.
 
     `garbage_share`: unparsable messages to add, as a fraction of the segments; they belong to `garbage_projects`
     consecutive projects, starting at `garbage_project`. `silent`: send nothing. `ends`: the log end of each
@@ -56,11 +56,11 @@ class Load(threading.Thread):
                 self.send(recording(b"hello", compressed=False, project_id=project_id, received=int(time.time())))
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> None:
-        """Queues one message. `timestamp_ms`: Kafka's own, unix milliseconds; 0 is now."""
+        """Queues one message. `timestamp_ms`: Kafka timestamp, unix milliseconds; 0 is now."""
         self._producer.produce(self._topic, value, timestamp=timestamp_ms, on_delivery=self._delivered)
 
     def close(self) -> None:
-        """Ends it, and waits for the last acknowledgement."""
+        """Ends the load, and waits for the last acknowledgement."""
         self._over.set()
         self.join(10)
         self._producer.flush(20)
@@ -77,6 +77,6 @@ class Load(threading.Thread):
 
 
 def received_at(value: bytes, seconds: int) -> bytes:
-    """The same message, as if Relay had got it then (unix seconds)."""
+    """The same message with this time of arrival at Relay (unix seconds)."""
     envelope = msgspec.msgpack.decode(value)
     return msgspec.msgpack.encode({**envelope, "received": seconds})

@@ -1,10 +1,10 @@
-"""The tables of docs/gameday.md, from what a game day wrote with --json.
+"""Generates the tables of docs/gameday.md from the --json output of a game day.
 
     python -m tools.gameday.page .gameday/gameday.json [FILE ...]
 
 Several files are several runs, each with its own table.
 
-Whatever stands between the page's two marks is replaced; the words around them are written by hand.
+Replaces the text between the page's two markers; the text around them is written by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEGIN, END = "<!-- the run: begin -->\n", "<!-- the run: end -->\n"
 
 
 def cell(text: str) -> str:
-    """Text that a table's cell can hold."""
+    """Text escaped for a table cell."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -31,7 +31,7 @@ def code(text: str) -> str:
 
 
 def step(text: str) -> str:
-    """What was typed looks like that; what was done some other way is said."""
+    """A step: a typed command as code, other actions as text."""
     return code(text) if text.startswith(("replays-ingest ", "redis-cli ")) else cell(text)
 
 
@@ -45,7 +45,7 @@ def spent(played: Mapping[str, Any]) -> str:
 
 
 def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row a fault."""
+    """One row per fault."""
     heads = (
         "#",
         "fault",
@@ -79,7 +79,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row a panel: how many of its expressions answered, with how much."""
+    """One row per panel: number of expressions with data, and of their values."""
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
     for title, group in groupby(asked, key=lambda each: str(each["panel"])):
@@ -90,7 +90,7 @@ def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def run(result: Mapping[str, Any]) -> Iterator[str]:
-    """What one run was, its faults, and the account of its topic."""
+    """Description of one run, its faults, and the reconciliation of its topic."""
     verdict = (
         "Every fault raised its alert and was fixed." if result["ok"] else "**Not everything went as it should.**"
     )
@@ -115,7 +115,7 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each expression once: of the run in which it had the most values."""
+    """Each expression once, from the run in which it had the most values."""
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for each in (each for result in results for each in result["panels"]):
         key = (each["panel"], each["expression"])
@@ -125,7 +125,7 @@ def asked_of(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """All that stands between the marks."""
+    """The text between the markers."""
     asked = asked_of(results)
     empty = [each for each in asked if not each["values"]]
     lines = [

@@ -1,9 +1,9 @@
-"""A real Prometheus over the local processes: the deployed alert rules, on a clock that runs faster.
+"""A real Prometheus over the local processes: the deployed alert rules, with shorter times.
 
 `hastened` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
-thresholds of the few rules that compare a number of seconds. What a rule asks about is left as it is, so that a
-rule which could not fire on the deployed clock does not fire here either, and the other way round.
-The program `prometheus` is not ours to install: `available()` says whether it is there.
+thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a
+rule fires here if and only if it can fire with the deployed times.
+The program `prometheus` must be installed separately: `available()` checks for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RUNBOOK = REPOSITORY / "docs" / "runbook.md"
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 DURATION = re.compile(r"(\d+)([smhd])")
 THRESHOLD = re.compile(r"> ([\d.]+(?: \* [\d.]+)?)\s*$")
-# Rules whose threshold is a number of seconds that passes while something is wrong.
+# Rules whose threshold is a number of seconds of an ongoing problem.
 WAITING_RULES = {
     "ReplaysLoopStuck",
     "ReplaysLag",
@@ -42,18 +42,18 @@ WAITING_RULES = {
     "ReplaysBatchParked",
     "ReplaysWorkerLostRedis",
 }
-# Two scrapes are the least that a rate is made of; a worker beats every two seconds, on a busy machine in five.
+# A rate needs at least two scrapes; a worker's heartbeat is every two seconds, on a busy machine every five.
 RANGE_SECONDS_MIN = 5
 THRESHOLD_SECONDS_MIN = 5
 
 
 def available() -> str:
-    """Empty if Prometheus can run here; otherwise why not."""
+    """Empty if Prometheus can run here; otherwise the reason."""
     return "" if shutil.which("prometheus") else "there is no program `prometheus` on the PATH"
 
 
 def hastened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
-    """The document of a rule file with all of its times divided by `factor`."""
+    """The content of a rule file with all of its times divided by `factor`."""
 
     def shorter(found: re.Match[str]) -> str:
         seconds = int(found[1]) * SECONDS_OF[found[2]] / factor
@@ -88,7 +88,7 @@ def _sooner(factor: float) -> Callable[[re.Match[str]], str]:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One that fires or is pending. `runbook_url` is its annotation."""
+    """A firing or pending alert. `runbook_url` is its annotation."""
 
     name: str
     state: str
@@ -97,7 +97,7 @@ class Alert:
 
 
 class Prometheus(Server):
-    """Scrapes `targets` (addresses by job) every second and judges the rules of `alerts` as often."""
+    """Scrapes `targets` (addresses by job) and evaluates the rules of `alerts`, both every second."""
 
     name: ClassVar[str] = "prometheus"
     start_seconds_max: ClassVar[float] = 60.0
@@ -126,7 +126,7 @@ class Prometheus(Server):
         self._configuration.write_text(yaml.safe_dump(whole, sort_keys=False))
 
     def command(self) -> list[str]:
-        """On the loopback, with its data in our directory."""
+        """Command line: on the loopback, with its data in our directory."""
         return [
             "prometheus",
             f"--config.file={self._configuration}",
@@ -136,7 +136,7 @@ class Prometheus(Server):
         ]
 
     def is_ready(self) -> bool:
-        """Its own probe."""
+        """Prometheus' readiness probe."""
         return answers_http(f"{self.address}/-/ready")
 
     @property
@@ -144,10 +144,10 @@ class Prometheus(Server):
         """http://host:port."""
         return f"http://{HOST}:{self.port}"
 
-    # Questions. They raise OSError when it does not answer, ValueError with its own words when it refuses one.
+    # Queries. They raise OSError when it does not answer, ValueError with its message when it refuses one.
 
     def alerts(self) -> list[Alert]:
-        """What is pending or firing now."""
+        """Alerts that are pending or firing now."""
         return [
             Alert(
                 found["labels"]["alertname"],
@@ -169,14 +169,14 @@ class Prometheus(Server):
 
     def history(self, expression: str, start: float, end: float, step_seconds: float = 1) -> list[dict[str, Any]]:
         """The series of a range query: {"metric": labels, "values": [[unix seconds, text], ...]}."""
-        # At most 11,000 points a series are answered.
+        # Prometheus returns at most 11,000 points per series.
         step_seconds = max(step_seconds, (end - start) / 10_000)
         asked = {"query": expression, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step_seconds:.3f}"}
         found: list[dict[str, Any]] = self._ask("query_range", **asked)["result"]
         return found
 
     def durable(self, seconds: float) -> tuple[int, int]:
-        """Segments that became durable in the last seconds, and how many of them were late for the objective."""
+        """Segments that became durable in the last seconds, and the number of those later than the objective."""
         window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
         counted = {"count": "", "bucket": '{le="30.0"}'}
         found = []
@@ -204,7 +204,7 @@ class Prometheus(Server):
 
 @dataclass(frozen=True, slots=True)
 class PanelQuery:
-    """One expression of the dashboard, and how many series and values with a number it gave."""
+    """One expression of the dashboard, and the number of series and numeric values that it returned."""
 
     panel: str
     expression: str
@@ -213,7 +213,7 @@ class PanelQuery:
 
 
 def asked_panels(server: Prometheus, start: float, end: float) -> list[PanelQuery]:
-    """Every expression of every panel, over this time."""
+    """Queries every expression of every panel over this time."""
     found = []
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         for target in panel.get("targets", ()):
@@ -229,7 +229,7 @@ def without_variables(expression: str) -> str:
 
 
 def runbook_has(url: str) -> bool:
-    """Whether the page that an alert links to has that section."""
+    """Whether the page of an alert's link has that section."""
     _, _, anchor = url.partition("#")
     headings = (line[4:] for line in RUNBOOK.read_text().splitlines() if line.startswith("### "))
     return anchor in {heading.strip().lower() for heading in headings}

@@ -1,4 +1,4 @@
-"""What a game day found: each fault as it was played, and the tables that show it on a terminal."""
+"""Result of a game day: each played fault, and the tables for a terminal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MESSAGES_PER_SECOND = 20.0
 
 @dataclass(slots=True)
 class Played:
-    """One fault. `steps`: what was done to mend it; seconds are None where it did not come to that.
+    """One fault. `steps`: the steps of its fix; seconds are None for phases that were not reached.
 
     `fired_seconds` are from the injection; `resolved_seconds` and `drained_seconds` from the last step: until the
-    alert was gone, and until all that had been produced by then was committed. `late_segments` of `segments` took
-    longer than the objective's 30 s: what the fault spent of the error budget.
+    alert was resolved, and until all messages produced by then were committed. `late_segments` of `segments` took
+    longer than the objective's 30 s: the error budget spent by the fault.
     """
 
     fault: str
@@ -45,7 +45,7 @@ class Played:
 
 @dataclass(slots=True)
 class Result:
-    """Everything that is told in the end."""
+    """The result of the game day."""
 
     factor: float = FACTOR
     rate: float = MESSAGES_PER_SECOND
@@ -65,7 +65,7 @@ class Result:
 
 
 def show(console: Console, result: Result) -> None:
-    """The table of faults, the panels without data, the account of the sinks, and a verdict."""
+    """Prints the table of faults, panels without data, the reconciliation, and the verdict."""
 
     def seconds(number: float | None) -> str:
         return "never" if number is None else f"{number:.0f}"

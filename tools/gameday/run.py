@@ -1,13 +1,13 @@
-"""A game day: faults one after another, each with the alert that tells of it and the steps that mend it.
+"""A game day: faults one after another, each with its alert and the steps of its fix.
 
     python -m tools.gameday.run [--json FILE] [--only NAME]        (make gameday)
 
 The embedded stack, two readers, two workers and Flower run under a steady load, and a real Prometheus scrapes them
-and judges the rules of deploy/prometheus/alerts.yml, whose times are divided by FACTOR. For each fault of
-`tools/gameday/faults.py`: it is injected; the alert that should tell of it has to fire; what the runbook's section
-says is done; the alert has to go, everything that was produced has to be committed, and the metrics have to say
-that the part is well. In the end every expression of the dashboard is asked over the run, and `replays-ingest
-reconcile` holds the topic against the sinks. Every wait is bounded, and so is the whole of it.
+and evaluates the rules of deploy/prometheus/alerts.yml, whose times are divided by FACTOR. For each fault of
+`tools/gameday/faults.py`: it is injected; its alert must fire; the steps of the runbook's section are taken; the
+alert must resolve, all produced messages must be committed, and the metrics must show that the part has recovered.
+At the end every expression of the dashboard is queried over the run, and `replays-ingest reconcile` compares the
+topic with the sinks. Every wait is bounded, and so is the whole run.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def play(
     minutes_max: float = MINUTES_MAX,
     quiet_seconds_max: float = QUIET_SECONDS_MAX,
 ) -> Result:
-    """The game day with these faults. What went wrong is in the result, also that its time was up.
+    """Runs a game day with these faults. Errors are in the result, including a timeout.
 
-    After `minutes_max` no fault is begun any more; a little later the one that is played is broken off.
+    After `minutes_max` no further fault starts; a little later the current one is aborted.
     """
     result = Result(rate=rate, kafka=kafka)
     began = time.monotonic()
@@ -82,7 +82,7 @@ def play(
 
 
 def _account(game: Game, result: Result) -> None:
-    """The dashboard over the run; then the topic against the sinks."""
+    """Queries the dashboard over the run; then compares the topic with the sinks."""
     result.panels = asked_panels(game.prometheus, game.began_unix, time.time())
     game.load.close()
     result.messages = game.load.messages

@@ -1,7 +1,7 @@
-"""What a history of commits, reads and assignments is, and what must hold in every one.
+"""The history of commits, reads and assignments, and the rules that every history must satisfy.
 
-`judge` sees only what readers and the broker said and when, and shares no code with the reader. All times are
-seconds of one wall clock; of an operation the moments at which it was sent and answered, so that it took effect
+`judge` uses only timed statements of readers and the broker, and shares no code with the reader. All times are
+seconds of one wall clock. An operation has the times at which it was sent and answered; it took effect
 between them.
 """
 
@@ -16,8 +16,8 @@ from operator import attrgetter
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A reader committed this. `answered_at` None, or an unclear error: stored at any time from `sent_at` on, or
-    never. `refused`: the broker said that it did not store it. `life`: one run of one reader process."""
+    """A commit of a reader. `answered_at` None, or an unclear error: stored at any time from `sent_at` on, or
+    never. `refused`: the broker reported that it did not store it. `life`: one run of one reader process."""
 
     life: str
     partition: int
@@ -34,13 +34,13 @@ class Commit:
 
     @property
     def ends_at(self) -> float:
-        """When it had taken effect at the latest."""
+        """Latest time at which it took effect."""
         return inf if self.answered_at is None else self.answered_at
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Somebody asked for the committed offset. `offset` None: the broker said that there is none."""
+    """A read of the committed offset. `offset` None: the broker reported that there is none."""
 
     by: str
     partition: int
@@ -52,7 +52,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The group gave a partition to a reader."""
+    """The group assigned a partition to a reader."""
 
     life: str
     partition: int
@@ -61,7 +61,7 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """From then on offsets may be lower or gone: an operator, an injected fault, or another topic of the name."""
+    """From then on offsets may be lower or missing: an operator, an injected fault, or a recreated topic."""
 
     at: float
     reason: str
@@ -69,7 +69,7 @@ class Excuse:
 
 @dataclass(slots=True)
 class History:
-    """Everything that was seen. `has_records`: whether the broker keeps the metadata of commits."""
+    """All observations. `has_records`: whether the broker keeps the metadata of commits."""
 
     commits: list[Commit] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
@@ -78,7 +78,7 @@ class History:
     has_records: bool = True
 
     def counts(self) -> str:
-        """How much of it there is."""
+        """Counts of observations."""
         stored = sum(one.stored for one in self.commits)
         return (
             f"{len(self.commits):,} commits ({stored:,} acknowledged), {len(self.reads):,} reads, "
@@ -103,7 +103,7 @@ def judge(history: History) -> list[str]:
 
 
 class _Partition:
-    """The rules, on what concerns one partition."""
+    """The rules for one partition."""
 
     def __init__(self, history: History, commits: Sequence[Commit], reads: Sequence[Read]) -> None:
         self._excuses = [excuse.at for excuse in history.excuses]
@@ -122,14 +122,14 @@ class _Partition:
         return any(since <= at <= until for at in self._excuses)
 
     def _candidates(self, read: Read) -> list[Commit]:
-        """The commits that it may have seen."""
+        """The commits that the read may have returned."""
         if read.offset is None:
             return []
         writers = self._writers.get(self._value(read.offset, read.record), [])
         return [commit for commit in writers if commit.sent_at <= read.answered_at]
 
     def unwritten(self) -> list[str]:
-        """What is read was committed before, offset and record alike."""
+        """A read returns an offset and a record that were committed before."""
         return [
             f"{read.by} read offset {read.offset} with record {read.record!r}, which nobody had committed"
             for read in self._reads
@@ -137,12 +137,12 @@ class _Partition:
         ]
 
     def stale(self) -> list[str]:
-        """What is read was not replaced by a later commit before the question. "None" only before the first."""
+        """A read never returns a commit that was replaced before it. "None" only before the first commit."""
         found = []
         for read in self._reads:
             candidates = self._candidates(read)
             if read.offset is not None and not candidates:
-                continue  # told by `unwritten`
+                continue  # reported by `unwritten`
             since = max((commit.ends_at for commit in candidates), default=-inf)
             value = None if read.offset is None else self._value(read.offset, read.record)
             for later in self._stored:
@@ -154,7 +154,7 @@ class _Partition:
         return found
 
     def backwards(self) -> list[str]:
-        """Neither what is stored nor what is read ever falls."""
+        """Neither stored nor read offsets ever fall."""
         stored = [(one.offset, one.sent_at, one.ends_at, f"{one.life} committed") for one in self._stored]
         read = [
             (one.offset, one.asked_at, one.answered_at, f"{one.by} read")
@@ -164,7 +164,7 @@ class _Partition:
         return [*self._falls(stored), *self._falls(read)]
 
     def _falls(self, steps: Sequence[tuple[int, float, float, str]]) -> list[str]:
-        """`steps`: (offset, from, until, who did it), by their beginning."""
+        """`steps`: (offset, from, until, author), ordered by start."""
         found = []
         over = sorted(steps, key=lambda step: step[2])
         highest: tuple[int, float, float, str] | None = None
@@ -179,9 +179,9 @@ class _Partition:
         return found
 
     def two_owners(self, assigned: Sequence[Assigned]) -> list[str]:
-        """Once a later owner's commit is stored, no earlier owner's is; nobody commits what is not theirs."""
+        """After a later owner's commit is stored, no earlier owner's is; readers commit only their partitions."""
         found = []
-        newest: tuple[float, Commit] | None = None  # of the stored commits: when its owner got the partition
+        newest: tuple[float, Commit] | None = None  # of the stored commits: (start of assignment, commit)
         for commit in self._stored:
             owned = [one.at for one in assigned if one.life == commit.life and one.at <= commit.sent_at]
             if not owned:

@@ -1,6 +1,6 @@
-"""A history of committed offsets, from the logs of readers and from asking the broker.
+"""Collects a history of committed offsets, from the logs of readers and from the broker.
 
-Readers tell what they commit and read at the log level `debug`: `commit_sent`, `commit_answered`, `offsets_read`.
+Readers log commits and reads at level `debug`: `commit_sent`, `commit_answered`, `offsets_read`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOT_STORED = (
 
 
 class Told:
-    """What the log of one reader tells, over all lives of its process."""
+    """Operations in the log of one reader, over all runs of its process."""
 
     def __init__(self, name: str) -> None:
         self.commits: list[Commit] = []
@@ -41,7 +41,7 @@ class Told:
 
     @classmethod
     def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> Told:
-        """`lines`: the log, in order."""
+        """Parses a log. `lines`: its lines, in order."""
         told = cls(name)
         for line in lines:
             told._hear(line)
@@ -49,7 +49,7 @@ class Told:
         return told
 
     def add_to(self, history: History) -> None:
-        """Adds all of it."""
+        """Adds all operations to a history."""
         history.commits += self.commits
         history.reads += self.reads
         history.assignments += self.assignments
@@ -88,7 +88,7 @@ class Told:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _give_up(self) -> None:
-        """What was on its way when the process ended has no answer."""
+        """Operations in flight when the process ended have no answer."""
         for key, sent in self._waiting.items():
             self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
         self._waiting.clear()
@@ -102,7 +102,7 @@ def _seconds(timestamp: str) -> float:
 
 
 class Asked:
-    """Asks the broker for what the group has committed, again and again, with one client."""
+    """Reads the group's committed offsets from the broker repeatedly, with one client."""
 
     def __init__(self, settings: Settings, partitions: int) -> None:
         self.reads: list[Read] = []
@@ -110,7 +110,7 @@ class Asked:
         self._sources = [(settings.kafka_topic, number) for number in range(partitions)]
 
     def ask(self) -> None:
-        """Once; a broker that does not answer is left out."""
+        """Reads once; a failed read is ignored."""
         asked_at = time.time()
         try:
             found = self._committed.records_of(self._sources)
@@ -121,5 +121,5 @@ class Asked:
             self.reads.append(Read("broker", partition, offset, clean(record), asked_at, answered_at))
 
     def close(self) -> None:
-        """Leaves."""
+        """Closes the client."""
         self._committed.close()

@@ -1,1 +1,1 @@
-"""The specification of the commit protocol: checked exhaustively, and histories of runs held against it."""
+"""The specification of the commit protocol: exhaustive check, and check of run histories against it."""

@@ -3,9 +3,9 @@
     python -m tools.spec                       (make spec)
     python -m tools.spec --logs .chaos         (make spec LOGS=.chaos): the readers' logs of a chaos run
 
-First SPIN tries every order of the actions in spec/commit_protocol.pml: no order may break an assertion, each has
-to come to an end, and in the end everything is committed. Then the histories of simulated worlds, or those in the
-logs of real readers, are replayed: the specification has to allow each of their actions.
+First SPIN tries every order of the actions in spec/commit_protocol.pml: no order may violate an assertion, each
+must end, and at the end everything must be committed. Then the histories of simulated worlds, or those in the
+logs of real readers, are replayed: the specification must allow each of their actions.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ingest.observe.steps import Step
 from tools.spec import runs, spin
 from tools.spec.history import History, Unreadable, histories, partitions
 
-BEFORE = 12  # actions shown before the one that is refused
+BEFORE = 12  # actions shown before the refused one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 when something does not hold, 2 when it could not be checked."""
+    """Exit code 1 when a check fails, 2 when it could not run."""
     parser = argparse.ArgumentParser(prog="python -m tools.spec", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20, help="simulated worlds to replay")
     parser.add_argument("--start", type=int, default=0, help="seed of the first one")
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exhausted(directory: Path, faults: int | None) -> bool:
-    """Both searches, told in a line each."""
+    """Runs both searches and prints one line for each."""
     holds = True
     claims = {
         False: "no assertion is violated, and in the end all is committed",
@@ -70,7 +70,7 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[str, list[Step]]]:
 
 
 def replayed(checker: spin.Checker, sources: Iterator[tuple[str, list[Step]]]) -> bool:
-    """Every history of every partition. The first refused ones are told with the actions before."""
+    """Replays every history of every partition. Prints the first refused ones with the preceding actions."""
     count, actions, refused, readers = 0, 0, 0, set[str]()
     for name, steps in sources:
         readers |= {f"{name} {step['reader']}" for step in steps}

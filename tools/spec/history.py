@@ -1,8 +1,8 @@
-"""From the steps that readers logged to the specification's actions, partition by partition.
+"""Converts the logged steps of readers to the specification's actions, partition by partition.
 
-A reader does not see everything that the specification speaks of. What it cannot see is added here, as late as
-possible: that the group took a partition from a reader, that a worker wrote and marked what a completion reports.
-When the broker stored a commit is left to the search. Offsets become ranks, because only their order matters.
+A reader does not see all actions of the specification. The others are added here, as late as
+possible: the group takes a partition from a reader; a worker writes and marks the items that a completion reports.
+The search decides when the broker stored a commit. Offsets become ranks, because only their order matters.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from ingest.observe.steps import Step
 
 READERS_MAX = 6
-SLOTS = 4  # of one reader's commits whose fate is open at the same time
+SLOTS = 4  # commits of one reader with an unknown result at the same time
 STAGES = {"blobs": 2, "rows": 1}
-# Why a batch may end inside a range that a former owner recorded.
+# Reasons for which a batch may end inside a range that a former owner recorded.
 PARTS = frozenset({"bytes", "drain", "planned"})
 END_OF_LOG = 1 << 62
 
@@ -31,11 +31,11 @@ ACTIONS = (
 
 
 class Unreadable(Exception):
-    """The steps are not those of one whole run: the history cannot be told from them."""
+    """The steps are not those of one complete run, so there is no history."""
 
 
 class Action(NamedTuple):
-    """One line for spec/replay.pml. `line` is the step that it stands for, for a person."""
+    """One line for spec/replay.pml. `line`: its step, for people."""
 
     name: str
     reader: int
@@ -45,7 +45,7 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader. `seen`: stored, as an answer or the next owner says; `bare`: without its ends."""
+    """One commit of a reader. `seen`: stored, by an answer or the next owner's read; `bare`: without its ends."""
 
     offset: int
     ends: tuple[int, ...]
@@ -68,11 +68,11 @@ class _Life:
     plan: list[int]
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    cut: dict[int, bool] = field(default_factory=dict)  # by stop: whether its chord is out
+    cut: dict[int, bool] = field(default_factory=dict)  # by stop: whether its chord is running
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
-        """Whether this assignment is the one that this reader had then."""
+        """Whether this is the reader's assignment at that time."""
         return self.assigned_at < at < self.until
 
     def planned(self) -> int | None:
@@ -80,7 +80,7 @@ class _Life:
         return next((end for end in self.plan if end > self.taken), None)
 
     def is_empty(self, start: int, stop: int) -> bool:
-        """Whether every offset of the range is known to hold nothing to write."""
+        """Whether every offset of the range is known to have no items."""
         for low, high in sorted(self.nothing):
             if low <= start < high:
                 start = high
@@ -96,7 +96,7 @@ def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
 
 
 def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """One partition's steps, divided where the group has no committed offset (any more).
+    """One partition's steps, split where the group has no committed offset (any more).
 
     Readers that still hold the partition from before then can neither commit nor hand over.
     """
@@ -133,7 +133,7 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Every offset that an action names, ascending; its place is its rank."""
+        """Every offset in an action, ascending; the index is its rank."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 
@@ -150,13 +150,13 @@ class History:
             found.append(" ".join(map(str, (ACTIONS.index(action.name), action.reader, *padded))))
         return found
 
-    # What becomes of each commit
+    # Result of each commit
 
     def _commits(self) -> dict[int, _Sent]:
         """By the place of its step.
 
-        An answer belongs to the newest commit of that reader that says the same and has none yet: a reader that
-        sent one again cannot tell them apart, and takes the first answer for that of the one it waits for.
+        An answer belongs to the newest unanswered equal commit of that reader: a reader that sent one twice
+        cannot distinguish the answers, and takes the first one for the commit it waits for.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
@@ -191,7 +191,7 @@ class History:
         life = self._lives.get(reader)
         if life is None:
             if name in ("committed", "refused", "stopped"):
-                return  # the answer to a commit of an assignment that is over
+                return  # the answer to a commit of an ended assignment
             raise Unreadable(f"nothing says that the partition was assigned before {self._line}")
         getattr(self, f"_on_{name}")(life, step, at)
         if name in ("released", "lost", "stopped"):
@@ -227,7 +227,7 @@ class History:
         self._do("reads_ends", life, len(ends))
 
     def _leave(self, owner: str, at: int) -> None:
-        """The group gave the partition to another: its owner is dead, or does not know yet."""
+        """The group assigned the partition to another reader: its owner is dead, or does not know it yet."""
         dead = self._last[owner] < at
         self._do("crash" if dead else "expel", self._lives[owner])
         if dead:
@@ -272,7 +272,7 @@ class History:
             self._give_plan_up(life, planned)
             planned = life.planned()
         if not stages and not life.is_empty(start, stop):
-            stages = STAGES["rows"]  # it is said to hold nothing, and no step says so: let it be refused
+            stages = STAGES["rows"]  # claims to be empty, but no step confirms it: the search must refuse it
         self._do("cut_short" if planned is not None and stop < planned else "cut", life, stop, stages)
         life.taken = stop
         if stages:
@@ -281,10 +281,10 @@ class History:
             self._pass(life, planned)
 
     def _passed_before(self, life: _Life, reader: str, start: int) -> int:
-        """How far the reader had gone on without a batch when it cut one from `start` on.
+        """The offset that the reader had passed without a batch when it cut one from `start` on.
 
         Messages are taken in order, so the log has none between. A batch covers the gap before it, unless recorded
-        ends lie in the gap, or a commit of this reader says that it passed the end of the log there.
+        ends are in the gap, or a commit of this reader shows that it passed the end of the log there.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
         said = [one.offset for one in self._sent.values() if one.reader == reader and life.holds(one.at)]
@@ -299,7 +299,7 @@ class History:
         life.taken = to
 
     def _give_plan_up(self, life: _Life, planned: int) -> None:
-        """Only where fetching ended before that end. All of the plan at once."""
+        """Abandons the whole plan, only where fetching ended before that end."""
         if life.plan and any(end < planned for end in life.ended):
             self._do("give_plan_up", life)
             life.plan = []
@@ -335,7 +335,7 @@ class History:
             self._do("names_end", life, slot, end)
         self._do("names_ends", life, slot, len(ends))
         if not sent.seen or self._owner != str(step["reader"]):
-            # Nobody ever saw that it was stored, so it need not have been; or it was sent too late.
+            # No reader saw it stored, so it may not have been stored; or it was sent too late.
             self._do("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
             return
         sent.slot, life.waits = slot, sent
@@ -355,7 +355,7 @@ class History:
                     life.waits = None
 
     def _on_refused(self, life: _Life, step: Step, at: int) -> None:
-        """Counted with the commit that it answers."""
+        """No action: it is handled with the commit that it answers."""
 
     # Flush
 
@@ -383,7 +383,7 @@ class History:
 
 
 def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
-    """The commit that the next owner read was stored, whether its reader received the answer or not."""
+    """Marks the commit that the next owner read as stored, even if its reader received no answer."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
     exact = [one for one in since if (one.offset, one.ends) == (offset, ends)]
     bare = [one for one in since if one.offset == offset] if not ends else []

@@ -1,4 +1,4 @@
-"""Where steps come from: simulated worlds, and the logs of real readers."""
+"""Sources of steps: simulated worlds, and the logs of real readers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ingest.testing.simulation.world import World
 
 LOG_EVENT = "protocol_step"
 
-# A reader that dies between two commands of one decision has acted on what no observer saw. Steps are timed by the
-# world's clock, so readers go by it. The others are brokers that say what is not so, and another topic under the
-# same name: beyond what the specification speaks of.
+# A reader that dies between two commands of one decision has taken steps that no observer saw. Steps have the
+# world's time, so readers' clocks must agree. The others, brokers with wrong answers and a recreated topic, are
+# outside the specification.
 LEFT_OUT = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,
@@ -33,7 +33,7 @@ LEFT_OUT = frozenset(
 
 
 class _Recorded(World):
-    """A world whose readers' steps are kept."""
+    """A world that records its readers' steps."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
@@ -56,7 +56,7 @@ def simulated(seed: int) -> list[Step]:
 
 
 def logged(directory: Path) -> list[Step]:
-    """The steps in the logs below a directory, in order of time. Lines that are no steps are passed over."""
+    """The steps in the logs below a directory, in order of time. Other lines are ignored."""
     lines = [line for path in sorted(directory.rglob("*.log")) for line in _lines(path)]
     lines.sort(key=lambda line: str(line["timestamp"]))
     return lines

@@ -1,6 +1,6 @@
-"""SPIN: the specification checked in every order of its actions, and histories held against it.
+"""SPIN: checks the specification in every order of its actions, and histories against it.
 
-Needs `spin` (Debian's package of that name) and gcc. What is compiled goes into a directory that is given.
+Needs `spin` (Debian package `spin`) and gcc. Compiled files go into a given directory.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from tools.spec.history import READERS_MAX, SLOTS, History
 
 SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
-SIZES = (64, 256, 1024)  # offsets of a history that a checker has room for
+SIZES = (64, 256, 1024)  # maximum offsets of a history, one checker each
 DEPTH_MAX = 1_000_000
 STATE_BYTES_MAX = 524_288
 SECONDS_MAX = 600.0
 
 
 class SpinFailed(Exception):
-    """The tools are missing, or do not take the specification."""
+    """The tools are missing, or refuse the specification."""
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What an exhaustive search found. `error`: what SPIN printed of the first thing that does not hold, or ""."""
+    """Result of an exhaustive search. `error`: SPIN's output for the first failed check, or ""."""
 
     states: int
     transitions: int
@@ -38,7 +38,7 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of one history. `refused` is the place of the first action that is not allowed; None: all are."""
+    """Verdict on one history. `refused`: index of the first action that is not allowed; None: all are allowed."""
 
     actions: int
     refused: int | None
@@ -50,15 +50,15 @@ class Verdict:
 
 
 def missing() -> str:
-    """What is not installed, for a person; empty when all is there."""
+    """Missing programs, for people; empty if all are installed."""
     absent = [name for name in ("spin", "gcc") if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
 
 
 def search(directory: Path, *, faults: int | None = None, ends: bool = False, text: str | None = None) -> Searched:
-    """Every order of the specification's actions. With `ends`: whether each of them comes to an end.
+    """Searches every order of the specification's actions. With `ends`, also checks that each order ends.
 
-    `faults`: how many of them; by default as many as the specification says. `text` in place of the file's.
+    `faults`: maximum number of faults, by default that of the specification. `text` replaces the file's text.
     Raises SpinFailed.
     """
     source = SPECIFICATION.read_text() if text is None else text
@@ -67,7 +67,7 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "searched.pml").write_text(source)
     _run(directory, ["spin", "-a", "searched.pml"])
-    # To optimize takes longer than a search with a fault or none does. Without -DSAFETY it also looks for cycles.
+    # Optimizing takes longer than a search with at most one fault. Without -DSAFETY it also searches for cycles.
     optimized = "-O2" if faults is None or faults > 1 else "-O0"
     _compile(directory, "search", [optimized, "-DNP" if ends else "-DSAFETY"])
     printed = _run(directory, ["./search", f"-m{DEPTH_MAX}", "-w26", *(["-l"] if ends else [])])
@@ -83,13 +83,13 @@ def search(directory: Path, *, faults: int | None = None, ends: bool = False, te
 
 
 class Checker:
-    """Holds histories against the specification. Compiles what it needs, once per size and directory."""
+    """Checks histories against the specification. Compiles a checker once per size and directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def check(self, history: History) -> Verdict:
-        """Raises SpinFailed, also for a history with more offsets than there is room for."""
+        """Checks one history. Raises SpinFailed, also for a history with too many offsets."""
         needed = len(history.ranks)
         stop = next((size for size in SIZES if size >= needed), None)
         if stop is None:
@@ -122,7 +122,7 @@ def _compile(directory: Path, program: str, options: Sequence[str]) -> None:
 
 
 def _run(directory: Path, command: Sequence[str], **environment: str) -> str:
-    """What it prints. Raises SpinFailed when it cannot run or fails."""
+    """Runs the program and returns its output. Raises SpinFailed when it cannot run or fails."""
     try:
         done = subprocess.run(
             command,

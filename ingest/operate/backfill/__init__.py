@@ -2,14 +2,14 @@
 
     replays-ingest backfill --project 11 --since 3d --dry-run
 
-    selection.py  which stored segments, and which of the bucket's recordings have no row
+    selection.py  selects stored segments, and lists recordings in the bucket without a row
     rebuild.py    a stored recording -> its rows, with the parser of ingestion
     facts.py      facts in BigQuery by identity and content; those that differ are deleted before they are written
-    outcome.py    what came of it, for machines and people
-    run.py        a page of segments at a time: rebuilt, compared, written, compared again
+    outcome.py    the result, for machines and people
+    run.py        one page of segments at a time: rebuilt, compared, written, compared again
 
-What the recording itself does not say (organisation, retention, time of arrival, environment, place in Kafka) is
-copied from the rows that ClickHouse has. Rows get the identities that ingestion gives them, so a second run finds
+Values that the recording does not contain (organisation, retention, time of arrival, environment, Kafka position)
+are copied from the rows in ClickHouse. Rows get the same identities as in ingestion, so a second run finds
 nothing to write.
 """
 

@@ -1,8 +1,8 @@
 """Facts in BigQuery by identity and content.
 
-A stored fact is never replaced by an insert, and the view that shows each identity once would keep either. So one
-that differs is deleted before it is written again. BigQuery deletes nothing that was streamed in the last 90
-minutes: that is reported, and a later run finishes.
+An insert never replaces a stored fact, and the view that shows each identity once could keep either. A fact that
+differs is therefore deleted before it is written again. BigQuery does not delete rows streamed in the last 90
+minutes: these are reported, and a later run completes them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ROWS_MAX = 2000
 
 
 class StoredFacts(Facts):
-    """Adds what differs to what is missing. Methods raise SinkError."""
+    """Compares facts and deletes those that differ. Methods raise SinkError."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._table = f"`{self._dataset}.replay_events`"
 
     def compare(self, items: Sequence[Row]) -> dict[int, tuple[Problem, str]]:
-        """Position -> what is wrong, and the columns that differ."""
+        """Position -> the problem, and the columns that differ."""
         found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
         present = [position for position in range(len(items)) if position not in found]
         for some in chunks(present, ROWS_MAX):
@@ -59,12 +59,12 @@ class StoredFacts(Facts):
         return found
 
     def delete(self, items: Sequence[Row]) -> None:
-        """Every stored row with the identities of these."""
+        """Deletes every stored row with the identities of these facts."""
         for some in chunks(items, ROWS_MAX):
             self._run(f"DELETE FROM {self._table}", some)
 
     def _run(self, what: str, items: Sequence[Row]) -> Any:
-        """One statement about the identities of these rows, on the days around their own times."""
+        """Runs one statement for the identities of these rows, limited to the days around their times."""
         times = [float(decoded(item)["timestamp"]) for item in items]
         keys = [fact_key(item) for item in items]
         around = DELIVERED_AGAIN_SECONDS_MAX
@@ -93,7 +93,7 @@ class StoredFacts(Facts):
 def _same(wanted: Any, stored: Any) -> bool:
     if wanted == stored:
         return True
-    try:  # a column of the type JSON has its own spelling of the same value
+    try:  # a JSON column may format the same value differently
         as_text = stored if isinstance(stored, str) else msgspec.json.encode(stored)
         return bool(msgspec.json.decode(wanted) == msgspec.json.decode(as_text))
     except (msgspec.MsgspecError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What came of a backfill: complete counts, and the first examples of each kind."""
+"""Result of a backfill: complete counts, and the first examples of each kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Tally:
-    """One sink: rows rebuilt, those that were missing or different, and those that still are after the writes."""
+    """One sink: rows rebuilt, rows missing or different before the writes, and rows still so afterwards."""
 
     rebuilt: int = 0
     missing: int = 0
@@ -27,7 +27,7 @@ class Tally:
     left: int = 0
 
     def count(self, problem: Problem) -> None:
-        """One more row that is not stored as it is rebuilt."""
+        """Counts a row that differs from its stored form or is missing."""
         if problem is Problem.MISSING:
             self.missing += 1
         else:
@@ -36,7 +36,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One row that is not stored as it is rebuilt. `what`: the columns that differ, or in words."""
+    """One row that is missing or differs from its stored form. `what`: columns that differ, or a description."""
 
     problem: Problem
     sink: str
@@ -49,10 +49,10 @@ class Difference:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it. Counts are complete; lists of names hold at most NAMED_MAX, differences `differences_max`.
+    """The result. Counts are complete; lists of names hold at most NAMED_MAX, differences `differences_max`.
 
-    `without_rows`: recordings in the bucket, and replay ids that were given, without a row in ClickHouse: nothing
-    can be copied from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot
+    `without_rows`: recordings in the bucket, and given replay ids, without a row in ClickHouse to copy values
+    from. `gone`: segments whose recording is not in the bucket. `unreadable`: recordings that cannot
     be inflated. `erased`: segments that were erased.
     """
 
@@ -71,12 +71,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Every recording could be rebuilt, and what was written is there."""
+        """True if every recording was rebuilt, and every written row is stored."""
         troubled = self.without_rows or self.gone or self.unreadable or self.failures
         return not troubled and not any(tally.left for tally in self.sinks.values())
 
     def note(self, kind: str, name: str) -> None:
-        """One more recording that could not be rebuilt: `without_rows`, `gone` or `unreadable`."""
+        """Counts a recording that could not be rebuilt: `without_rows`, `gone` or `unreadable`."""
         setattr(self, kind, getattr(self, kind) + 1)
         names = self.names.setdefault(kind, [])
         if len(names) < NAMED_MAX:
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def render(found: Outcome) -> Group:
-    """Everything that a terminal shows of it."""
+    """Formats the result for a terminal."""
     about = (
         f"{found.recordings:,} recordings rebuilt{', nothing written' if found.dry_run else ''}; "
         f"{found.without_rows:,} without rows, {found.gone:,} gone from the bucket, "

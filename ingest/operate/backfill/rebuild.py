@@ -1,7 +1,7 @@
-"""One stored recording becomes its facts and click rows, by the parser of ingestion.
+"""Rebuilds the facts and click rows of one stored recording, with the parser of ingestion.
 
-The bound on the bytes of a segment's rows counts these alone here, and not the row of its session: a recording
-that reaches the bound may get a few more rows than ingestion gave it.
+The bound on the bytes of a segment's rows does not include the row of its session here: a recording
+that reaches the bound may get a few more rows than in ingestion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingest.core.stored_recording import unpack
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """What ClickHouse knows of one segment. `object`: the name of the object that the layout `segment` makes."""
+    """A segment's values in ClickHouse. `object`: its object name in the `segment` layout."""
 
     org_id: int
     project_id: int
@@ -36,7 +36,7 @@ class StoredSegment:
 
 
 def rebuilt(segment: StoredSegment, content: bytes, rules: ParseRules) -> Rebuilt:
-    """Its rows. Raises BlobError when the content is no recording."""
+    """The rows of a recording. Raises BlobError when the content is not a recording."""
     identity = Identity(
         segment.org_id,
         segment.project_id,

@@ -1,7 +1,7 @@
-"""Rebuilds the rows of a selection: a page of segments at a time, compared, written where they differ, compared
-again.
+"""Rebuilds the rows of a selection, one page of segments at a time: compares them, writes those that differ, and
+compares again.
 
-Memory: one page, at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and what it makes.
+Memory: one page, at most PAGE_SEGMENTS segments and about PAGE_BYTES of recordings, and its rows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Wrong = dict[int, tuple[Problem, str]]
 
 
 class BackfillFailed(Exception):
-    """A server could not be read, or took no more. What was written until then stays; a later run goes on."""
+    """A server could not be read or written. Rows written so far stay; a later run continues."""
 
 
 class Backfill:
@@ -57,7 +57,7 @@ class Backfill:
         self._now = time.time()
 
     def count(self) -> int:
-        """How many stored segments are selected."""
+        """Number of selected stored segments."""
         with _failing(), contextlib.closing(self._segments()) as segments:
             return segments.count()
 
@@ -136,7 +136,7 @@ class _Pages:
         self._run = int(time.time() * 1000)
 
     def take(self, page: Sequence[StoredSegment]) -> None:
-        """One page. Raises SinkError when a server cannot be read."""
+        """Processes one page. Raises SinkError when a server cannot be read."""
         wanted = [one for one in page if not self._is_erased(one)]
         contents = self._recordings.contents([one.object for one in wanted])
         clicks: dict[int, list[tuple[StoredSegment, Row]]] = {}
@@ -176,7 +176,7 @@ class _Pages:
         made: Sequence[tuple[StoredSegment, Row]],
         compare: Callable[[Sequence[Row]], Wrong],
     ) -> None:
-        """Compares, writes what differs, and compares that again."""
+        """Compares rows, writes those that differ, and compares these again."""
         tally = self._found.sinks.setdefault(str(sink), Tally())
         items = [row for _, row in made]
         tally.rebuilt += len(items)
@@ -230,7 +230,7 @@ def _erasures(settings: Settings) -> Erasures:
 
 
 def _readable(pages: Iterable[Any]) -> Iterator[Any]:
-    """Pages of ClickHouse; what the driver raises as SinkError."""
+    """Pages of ClickHouse, with the driver's errors as SinkError."""
     try:
         yield from pages
     except SinkError:

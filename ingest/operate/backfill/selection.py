@@ -1,4 +1,4 @@
-"""Which stored segments a backfill is about, a page at a time, and which recordings of the bucket have no row.
+"""Selects the stored segments of a backfill, page by page, and the recordings in the bucket without a row.
 
 Pages follow the primary key of `replay_segments`, so each costs the server the rows that it returns.
 """
@@ -32,9 +32,10 @@ NOTHING_BEFORE = (0, "00000000-0000-0000-0000-000000000000", -1)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Segments of one project, that arrived in a window of unix seconds, of certain replays: whatever is given.
+    """Selects segments by project, by time of arrival (a window in unix seconds) and by replay; all given
+    conditions apply.
 
-    `replay_ids`: 32 hex digits each; None: not selected by id. Raises ValueError when nothing is given.
+    `replay_ids`: 32 hex digits each; None: any. Raises ValueError when no condition is given.
     """
 
     project_id: int | None = None
@@ -47,11 +48,11 @@ class Selection:
             raise ValueError("nothing is selected: give --project, --since, --until or --list")
 
     def holds(self, seconds: float) -> bool:
-        """Whether a moment is in the window."""
+        """Whether a time is in the window."""
         return (self.since or 0.0) <= seconds < (math.inf if self.until is None else self.until)
 
     def conditions(self, now: float) -> Iterator[str]:
-        """A condition on `replay_segments` for each part of the ids. Rows past their retention are left out."""
+        """A condition on `replay_segments` for each part of the ids. Rows past their retention are excluded."""
         parts = [f"toUnixTimestamp(received) + retention_days * {DAY_SECONDS} > {int(now)}"]
         if self.project_id is not None:
             parts.append(f"project_id = {int(self.project_id)}")
@@ -63,7 +64,7 @@ class Selection:
             yield " AND ".join([*parts, f"replay_id IN ({uuids(ids)})"] if ids else parts)
 
     def prefixes(self) -> Iterator[str]:
-        """Where in the bucket its recordings lie in the layout `segment`."""
+        """Prefixes of its recordings in the bucket, in the `segment` layout."""
         if self.project_id is None:
             yield from ([] if self.replay_ids is not None else [""])
             return
@@ -73,14 +74,14 @@ class Selection:
 
 
 class StoredSegments:
-    """Asks ClickHouse. Methods raise what clickhouse-connect raises."""
+    """Queries ClickHouse. Methods raise the errors of clickhouse-connect."""
 
     def __init__(self, settings: Settings, selection: Selection, now: float) -> None:
         self._selection, self._now = selection, now
         self._server: Any = clickhouse.client(settings)
 
     def count(self) -> int:
-        """How many segments are selected."""
+        """Number of selected segments."""
         queries = [
             f"SELECT uniqExact(project_id, replay_id, segment_id) FROM replay_segments WHERE {where}"
             for where in self._selection.conditions(self._now)
@@ -88,7 +89,7 @@ class StoredSegments:
         return sum(int(self._server.query(query).result_rows[0][0]) for query in queries)
 
     def pages(self, segments_max: int) -> Iterator[list[StoredSegment]]:
-        """At most so many segments, and about PAGE_BYTES of recordings, at a time."""
+        """Pages of at most the given number of segments, and about PAGE_BYTES of recordings."""
         for where in self._selection.conditions(self._now):
             after: tuple[int, str, int] = NOTHING_BEFORE
             while page := self._page(where, after, min(PAGE_SEGMENTS, segments_max)):
@@ -116,10 +117,10 @@ class StoredSegments:
         return self._with_environments(found)
 
     def _with_environments(self, page: Sequence[StoredSegment]) -> list[StoredSegment]:
-        """Each with the environment that its session's row has; that row has it from the replay_event."""
+        """Adds the environment of the session's row, which has it from the replay_event."""
         if not page:
             return []
-        # Two projects may use one replay id, and then share its hashes.
+        # Two projects may use one replay id, and then share its event hashes.
         hashes = {hashed(f"{one.replay_id}/segment/{one.segment_id}"): one.key[1:] for one in page}
         replays = uuids(one.replay_id for one in page)
         times = [one.received for one in page]
@@ -134,7 +135,7 @@ class StoredSegments:
         return [replace(one, environment=known.get(one.key, "")) for one in page]
 
     def unlisted(self, names: Sequence[str]) -> list[str]:
-        """Those of these objects that are segments without a row."""
+        """The objects that are segments without a row."""
         parts = {name: name.split("/") for name in names}
         keys = {
             name: {"project_id": int(project), "replay_id": replay, "segment_id": int(segment)}
@@ -150,7 +151,7 @@ class StoredSegments:
         return [name for name, key in keys.items() if tuple(key.values()) not in known]
 
     def unknown_replays(self) -> Iterator[str]:
-        """Replay ids that were given and of which there is no row."""
+        """The given replay ids without a row."""
         for ids in chunks(sorted(set(self._selection.replay_ids or ())), IDS_AT_ONCE):
             project = self._selection.project_id
             where = f"replay_id IN ({uuids(ids)})" + (
@@ -167,7 +168,7 @@ class StoredSegments:
 
 
 def recordings(bucket: Bucket, selection: Selection) -> Iterator[list[str]]:
-    """Names of the selected recordings in the bucket that are objects of their own, some at a time."""
+    """Names of the selected recordings that have their own object in the bucket, in chunks."""
     names: list[str] = []
     for prefix in selection.prefixes():
         for one in bucket.objects(prefix):

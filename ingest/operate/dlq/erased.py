@@ -1,8 +1,8 @@
 """Detects letters of erased replays. They stay in Kafka until their retention, but are neither shown nor written.
 
-A message names its replay, project and user; for a message that cannot be parsed, an erased replay's id anywhere
-in it suffices. A row names its replay and user, an object its replay. A packed object may contain parts of any
-replay, and an object does not name its user: for these the original message decides, if it is still in the topic.
+A message contains its replay, project and user; for a message that cannot be parsed, an erased replay's id
+anywhere in it suffices. A row contains its replay and user, an object name its replay. A packed object may contain
+parts of any replay, and an object has no user: for these the original message decides, if it still exists.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _item_is_erased(letter: Letter, erasures: Erasures, received: float, *, in_d
     refusal = letter.label.refusal
     assert refusal is not None, letter.id
     if refusal.kind == Kind.METRIC:
-        return False  # a number: of nobody's
+        return False  # a number has no owner
     if refusal.kind == Kind.ROW:
         try:
             row = msgspec.json.decode(letter.value, type=_Row)

@@ -2,25 +2,25 @@
 
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
-    0. Kafka          a tombstone in the topic of operators' decisions: readers write nothing of it from then on;
-                      what they took before is waited for
-    1. Cloud Storage  objects of its own are deleted in every generation; its ranges within packed objects are
+    0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
+                      messages that they took before are awaited
+    1. Cloud Storage  its own objects are deleted in every generation; its ranges within packed objects are
                       overwritten with zeros, if the generation is still the one that was read
-    2. BigQuery       its facts, by DML; what is in the streaming buffer cannot be deleted yet and is said
-    3. ClickHouse     its rows, `replay_places` last: with it goes the knowledge where its bytes were
+    2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
+    3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
 
-An interrupted run is thus completed by the next one. `replay_outcomes` is kept for billing and has no content.
+The next run thus completes an interrupted one. `replay_outcomes` is kept for billing and has no content.
 Kafka and the dead-letter topic cannot delete single messages: redelivered messages are dropped until they expire;
 dead letters are listed, not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
 docs/decisions/028-erase-in-place.md.
 
-    holdings.py  what there is of a replay, and what no erasure reaches
-    rows.py      ClickHouse: looks, and deletes
-    facts.py     BigQuery: counts, and deletes
-    objects.py   Cloud Storage: objects of its own, and ranges within packed ones
-    tombstones.py  the decision, and the wait for what is in flight
-    certificate.py what was erased, as a document
-    eraser.py    all of it in order, audited
+    holdings.py  what is stored of a replay, and what erasure does not cover
+    rows.py      ClickHouse: finds and deletes rows
+    facts.py     BigQuery: counts and deletes facts
+    objects.py   Cloud Storage: a replay's own objects, and ranges within packed ones
+    tombstones.py  the decision, and the wait for batches in flight
+    certificate.py the record of an erasure
+    eraser.py    all steps in order, audited
 """
 
 from ingest.operate.erase.certificate import certificate

@@ -12,9 +12,9 @@ VERSION = 1
 
 
 def certificate(found: Holdings, left: Sequence[str], *, by: str, at: float) -> dict[str, Any]:
-    """For JSON. `letters` cannot be removed from their topic: they are not replayed, and go with its retention.
+    """The record as JSON. `letters` cannot be removed from their topic: they are not replayed, and expire with it.
 
-    `at`: unix seconds of its end.
+    `at`: end of the erasure, unix seconds.
     """
     return {
         "version": VERSION,

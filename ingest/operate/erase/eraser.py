@@ -24,7 +24,7 @@ from tasks.sinks.google import errors as google_errors
 class Eraser:
     """One replay. `replay_id`: 32 hex digits, with or without dashes; ValueError for anything else.
 
-    Methods raise EraseFailed, and what `Operators` raises where decisions and the audit are concerned.
+    Methods raise EraseFailed, and the errors of `Operators` for decisions and the audit.
     """
 
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
@@ -55,9 +55,9 @@ class Eraser:
             with asking("bigquery", google_errors.sort):
                 found["facts"] = self._facts.count()
         try:
-            # Whole messages that never parsed, or items that a sink refused; rows spell the id with dashes.
+            # Messages that could not be parsed, or items that a sink refused; rows have the id with dashes.
             spellings = (self._replay_id, str(UUID(self._replay_id)))
-            mine = (None, self._project_id)  # None: one cannot tell whose the letter is
+            mine = (None, self._project_id)  # None: the letter's project is unknown
             letters = mentioning(settings, spellings)
             found["letters"] = tuple(letter.id for letter in letters if letter.project_id in mine)
         except DeadLettersUnavailable as error:
@@ -66,20 +66,20 @@ class Eraser:
         return Holdings(self._project_id, self._replay_id, parked=parked, notes=tuple(notes), **found)
 
     def write_tombstone(self, by: str) -> int:
-        """Decides that nothing of the replay is written again. Returns the offset that readers have to reach.
+        """Writes the tombstone: the replay is not written again. Returns the offset that readers have to reach.
 
-        Audited as begun, before anything is touched; without the topic nothing is erased. Raises NotProduced.
+        Audited as begun before any change; without the topic nothing is erased. Raises NotProduced.
         """
         action = {"what": "erase begins", **self._deed(by)}
         key = replay_key(self._project_id, self._replay_id)
         return self._tombstones.decide([key], by, action)
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has unsettled messages of it; returns what is left, one line each."""
+        """Waits until no reader has unsettled messages of it; returns the remainder, one line each."""
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases what was found; returns what is left, one line each, with what to do. Audited."""
+        """Erases what was found; returns the remainder, one line each, with what to do. Audited."""
         left: list[str] = []
         if "gcs" in self._settings.sinks:
             with asking("cloud storage", google_errors.sort):
@@ -96,7 +96,7 @@ class Eraser:
         return left
 
     def done_before(self) -> bool:
-        """Whether its tombstone is there. Raises RedisError, RangeError or DecisionsUnreadable."""
+        """Whether its tombstone exists. Raises RedisError, RangeError or DecisionsUnreadable."""
         key = replay_key(self._project_id, self._replay_id)
         return self._coordination.operators.get([key])[0] is not None
 

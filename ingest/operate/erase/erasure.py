@@ -29,7 +29,7 @@ class Erased:
 class Erasure:
     """`named`: replay ids; or a `user`, or `everything` of the project. `rate`: replays per second.
 
-    Methods raise EraseFailed, and what `Operators` raises. Everything may be repeated, and finishes what is left.
+    Methods raise EraseFailed, and the errors of `Operators`. A repeated run completes the rest.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Erasure:
         self._tombstones = Tombstones(settings)
 
     def look(self) -> list[Holdings]:
-        """What there is of each; changes nothing."""
+        """Finds what is stored of each replay; changes nothing."""
         return [self._eraser(replay_id).look() for replay_id in self._replays()]
 
     def known(self, found: Holdings) -> bool:
-        """Whether there was such a replay, though nothing that could be erased is there."""
+        """Whether the replay existed, although nothing erasable is stored."""
         return bool(found.billed or found.letters or self._eraser(found.replay_id).done_before())
 
     def left_of(self, found: Holdings) -> list[str]:
-        """What an erasure would leave."""
+        """What an erasure would not remove."""
         return remains(found)
 
     def erase(self, *, by: str, wait_seconds: float) -> list[Erased]:
@@ -66,7 +66,7 @@ class Erasure:
         if len(keys) == 1 and not self._keys:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
-        # What settled meanwhile, of a user or a project.
+        # Replays of the user or project that settled meanwhile.
         late = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(late).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})

@@ -1,4 +1,4 @@
-"""A replay's facts in BigQuery: counted, and deleted by DML."""
+"""Counts a replay's facts in BigQuery, and deletes them by DML."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ STREAMING_BUFFER = "streaming buffer"
 
 
 class Facts:
-    """Methods raise what BigQuery's client raises."""
+    """Facts of one replay. Methods raise the errors of BigQuery's client."""
 
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
         self._project_id, self._replay_id = project_id, replay_id
 
     def count(self) -> int:
-        """How many there are."""
+        """Number of stored facts."""
         return self._run("SELECT COUNT(*)")
 
     def delete(self) -> list[str]:
-        """Deletes them; says what is left, one line each."""
+        """Deletes the facts; returns the remainder, one line each."""
         try:
             self._run("DELETE")
         except BadRequest as error:
@@ -41,7 +41,7 @@ class Facts:
         return []
 
     def _run(self, what: str) -> int:
-        """Runs one statement on this replay's facts: how many it counted, or deleted."""
+        """Runs one statement on this replay's facts; returns the number of counted or deleted rows."""
         settings, total = self._settings, 0
         given = [
             official_bigquery.ScalarQueryParameter("project", "INT64", self._project_id),

@@ -25,13 +25,13 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What there is of one replay, and where.
+    """What is stored of one replay, and where.
 
-    `ranges`: (first byte, length) by packed object, also those that are overwritten already. `rows`: by ClickHouse
-    table. `facts`: rows in BigQuery. `newest_at`: when its newest segment arrived at Relay, unix seconds.
-    `letters`: dead letters with something of it, or with something of this id whose project nobody can tell.
-    `elsewhere`: other projects with a replay of this id. `parked`: batches that wait. `notes`: what could not be
-    looked at.
+    `ranges`: (first byte, length) by packed object, including those already overwritten. `rows`: by ClickHouse
+    table. `facts`: rows in BigQuery. `newest_at`: arrival of its newest segment at Relay, unix seconds.
+    `letters`: dead letters with content of it, or with content of this id whose project is unknown.
+    `elsewhere`: other projects with a replay of this id. `parked`: parked batches. `notes`: what could not be
+    read.
     """
 
     project_id: int
@@ -49,11 +49,11 @@ class Holdings:
 
     @property
     def erasable(self) -> bool:
-        """Whether there is anything that an erasure would delete."""
+        """Whether an erasure would delete anything."""
         return bool(self.objects or self.ranges or self.facts or any(self.rows.values()))
 
     def counts(self) -> dict[str, int]:
-        """For people and machines."""
+        """Counts by kind, for people and machines."""
         return {
             "objects": len(self.objects),
             "packed_objects": len(self.ranges),
@@ -64,7 +64,7 @@ class Holdings:
 
 
 def plain_id(text: str) -> str:
-    """32 hex digits, small letters, without dashes. Raises ValueError for what is no replay's id."""
+    """The id as 32 lower-case hex digits without dashes. Raises ValueError for an invalid replay id."""
     plain = text.strip().replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
         raise ValueError(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")
@@ -84,7 +84,7 @@ def remains(found: Holdings) -> list[str]:
 
 @contextlib.contextmanager
 def asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Any error of a client as EraseFailed, in one line that names the server."""
+    """Raises any error of a client as EraseFailed, in one line that names the server."""
     try:
         yield
     except EraseFailed:

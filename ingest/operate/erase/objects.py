@@ -26,7 +26,7 @@ class Objects:
         self._timeout_seconds = settings.sink_timeout_seconds
 
     def generations(self, project_id: int, replay_id: str, days: set[int]) -> Iterator[Generation]:
-        """Of the objects that are the replay's own, noncurrent ones too, whether rows know them or not."""
+        """Generations of the replay's own objects, including noncurrent ones and objects without a row."""
         settings = self._settings
         with contextlib.closing(gcs.client(settings)) as server:
             for number in sorted(days):
@@ -40,7 +40,7 @@ class Objects:
                     yield Generation(blob.name, int(blob.generation))
 
     def erase(self, found: Holdings) -> list[str]:
-        """All of the replay's bytes; one that is gone is as good as deleted. Says what the bucket keeps."""
+        """Erases all of the replay's bytes; a missing object counts as deleted. Returns what the bucket keeps."""
         with contextlib.closing(gcs.client(self._settings)) as server:
             bucket = server.bucket(self._settings.gcs_bucket)
             for one in found.objects:
@@ -59,8 +59,8 @@ class Objects:
     def _blank(self, bucket: Any, name: str, spans: Sequence[tuple[int, int]]) -> int | None:
         """Overwrites the spans with zeros. Returns the generation that has them, None when there is no object.
 
-        Length and name stay, so the other segments' index rows stay true. The condition on the generation keeps
-        two erasures from undoing each other; the one that comes second reads again.
+        Length and name stay, so the other segments' index rows stay valid. The condition on the generation keeps
+        two erasures from undoing each other; the second one reads again.
         """
         for _ in range(RACES_MAX):
             old = bucket.get_blob(name, timeout=self._timeout_seconds)
@@ -89,7 +89,7 @@ class Objects:
         raise EraseFailed(f"{name} was written by somebody else {RACES_MAX} times meanwhile; run this again")
 
     def _kept_by(self, server: Any) -> list[str]:
-        """What the bucket keeps of deleted objects. It may be forbidden to ask: then that is said."""
+        """What the bucket keeps of deleted objects. Without permission to read that, says so."""
         name = self._settings.gcs_bucket
         try:
             bucket = server.get_bucket(name, timeout=self._timeout_seconds)
@@ -102,7 +102,7 @@ class Objects:
 
 
 def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bool:
-    """Zeros in every span (first byte, length), in place. Whether there was anything else. Raises EraseFailed."""
+    """Writes zeros to every span (first byte, length), in place. True if any byte changed. Raises EraseFailed."""
     changed = False
     for start, length in spans:
         if start + length > len(content):
@@ -117,10 +117,10 @@ def blank(content: bytearray, spans: Sequence[tuple[int, int]], name: str) -> bo
 
 
 def rewritten(bucket: Any, old: Any) -> Any:
-    """A new generation of an object, with all that its writer said of the old one.
+    """Writes a new generation of an object, with the metadata of the old one.
 
-    The custom time is the first generation's birth: the bucket's rules count from it, so that the neighbours are
-    not kept for longer than their retention because somebody else was erased.
+    The custom time is the creation of the first generation: the bucket's rules count from it, so that an erasure
+    does not extend the retention of the other recordings in the object.
     """
     new = bucket.blob(old.name)
     for attribute in (

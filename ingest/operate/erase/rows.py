@@ -1,4 +1,4 @@
-"""A replay's rows in ClickHouse: how many there are in which table, where its bytes lie, and their deletion."""
+"""A replay's rows in ClickHouse: counts by table, the positions of its bytes, and deletion."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ingest.operate.erase.holdings import EraseFailed, Holdings
 from ingest.settings import Settings
 from tasks.sinks.clickhouse import sink as clickhouse
 
-# In the order of their deletion; the last is what a second run needs to find the rest.
+# In the order of deletion; a second run needs the last one to find the rest.
 TABLES = ("replays", "replay_summaries", "replay_segments", "replay_objects", "replay_places")
 DELETE_SECONDS_MAX = 300.0
 REPLAYS_MAX = 1_000_000
 
 
 def replays_of(settings: Settings, project_id: int, user: str = "") -> list[str]:
-    """The replays of a project, or of one user of it by any of the names that rows have, at most REPLAYS_MAX.
+    """The replays of a project, or of one of its users by any user field of the rows, at most REPLAYS_MAX.
 
-    32 hex digits each. Raises what clickhouse-connect raises.
+    32 hex digits each. Raises the errors of clickhouse-connect.
     """
     named = "AND {user:String} IN (user, user_id, user_name, user_email) " if user else ""
     tables = ("replays",) if user else ("replays", "replay_segments", "replay_places")
@@ -38,7 +38,7 @@ def replays_of(settings: Settings, project_id: int, user: str = "") -> list[str]
 
 
 class Rows:
-    """Methods raise what clickhouse-connect raises."""
+    """Rows of one replay. Methods raise the errors of clickhouse-connect."""
 
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class Rows:
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
     def look(self, found: dict[str, Any]) -> set[int]:
-        """Fills in fields of Holdings; returns the retentions, in days, that the replay's segments have."""
+        """Sets fields of Holdings; returns the retentions of the replay's segments, in days."""
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             found["rows"] = {table: self._count(server, table) for table in TABLES}
             places = server.query(
@@ -82,7 +82,7 @@ class Rows:
         return int(server.query(f"SELECT count() FROM {table} WHERE {self._which}").result_rows[0][0])
 
     def delete(self, found: Holdings) -> None:
-        """A mutation a table, waited for on every replica; unlike masked rows, the bytes leave the disk."""
+        """Runs one mutation per table, on every replica; unlike masked rows, the bytes leave the disk."""
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=DELETE_SECONDS_MAX)
             for table in TABLES:

@@ -1,10 +1,10 @@
 """Tombstones: an erasure is recorded before anything is deleted, and batches in flight are awaited.
 
-    1. the tombstone is durable in the topic of operators' decisions; readers drop what it names from then on
-    2. every living reader reports that what it took before has settled
-    3. bytes that readers which are gone had staged before are removed from Redis, so that no late task writes them
+    1. the tombstone is durable in the topic of operators' decisions; from then on readers drop its messages
+    2. every living reader reports that the messages it took before have settled
+    3. bytes staged before by readers that have ended are removed from Redis, so that no late task writes them
 
-Only then are the stores looked through. A tombstone ends when no topic can hold a message of the replay any more.
+Only then are the stores searched. A tombstone ends when no topic can hold a message of the replay any more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ASK_SECONDS_MAX = 10.0
 
 
 class Tombstones:
-    """Raises NotProduced, RangeError, DecisionsUnreadable or RedisError."""
+    """Tombstones of an erasure. Raises NotProduced, RangeError, DecisionsUnreadable or RedisError."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -40,14 +40,14 @@ class Tombstones:
         self._coordination = Coordination(self._client, settings)
 
     def decide(self, keys: list[str], by: str, action: dict[str, Any]) -> int:
-        """Durable when this returns: the offset after the last of them."""
+        """Writes the tombstones durably; returns the offset after the last of them."""
         now = time.time()
         value = {"at": now, "by": by, "until": ends_at(self._settings, now)}
         offsets = self._coordination.operators.decide(dict.fromkeys(keys, value), action)
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has older unsettled messages. Returns what is left at the timeout, one line
+        """Waits until no reader has older unsettled messages. Returns the remainder at the timeout, one line
         each."""
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
@@ -71,7 +71,7 @@ class Tombstones:
         ]
 
     def _drop_staged_before(self, since: float) -> None:
-        """Payloads only. A batch that was staged before and is unsettled belongs to no living reader."""
+        """Drops payloads only. An unsettled batch that was staged before belongs to no living reader."""
         age_seconds = self._coordination.now() - since
         for key in self._client.scan_iter(f"{self._settings.key_prefix}:batch:*", count=500):
             if self._settings.staged_ttl_seconds - self._client.ttl(key) <= age_seconds:
@@ -82,15 +82,15 @@ class Tombstones:
 
 
 def _settled(about: Mapping[str, Any]) -> int:
-    """Up to where a reader's heartbeat says that it settled decisions; UNKNOWN for what is no number."""
+    """Offset up to which a reader has settled decisions, by its heartbeat; UNKNOWN if it is not a number."""
     found = about.get("decisions_settled", UNKNOWN)
     return found if isinstance(found, int) else UNKNOWN
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """When every message that there is now has left its topic, unix seconds; 0 where a topic keeps them for ever.
+    """Time at which every current message has left its topic, unix seconds; 0 if a topic keeps them for good.
 
-    A dead letter that is replayed on its last day lives as long again as the topic that is read keeps messages.
+    A dead letter that is replayed on its last day is kept for the retention of the input topic after that.
     """
     try:
         topics = Topics(settings)
@@ -100,12 +100,12 @@ def ends_at(settings: Settings, now: float) -> float:
         return 0.0
     if source is None or letters is None:
         return 0.0
-    # Retention removes whole log segments, which are closed after at most a week by Kafka's default.
+    # Retention removes whole log segments, which Kafka closes after a week at most by default.
     return now + source + letters + settings.staged_ttl_seconds + 8 * DAY_SECONDS
 
 
 def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None:
-    """None: for ever."""
+    """Retention of a topic, seconds; None: unlimited."""
     text = topics.config(topic, ASK_SECONDS_MAX).get("retention.ms")
     if text is None:
         return usual
@@ -113,7 +113,7 @@ def _retention_seconds(topics: Topics, topic: str, usual: float) -> float | None
 
 
 def erased(settings: Settings, replay_id: str, project_id: int | None) -> dict[str, Any] | None:
-    """The tombstone of a replay, of any project if None; None where there is none, or nobody knows."""
+    """The tombstone of a replay, of any project if None; None if it does not exist or is unknown."""
     operators = Coordination(connect(settings), settings).operators
     try:
         if project_id is not None:

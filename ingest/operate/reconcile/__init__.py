@@ -3,17 +3,17 @@
     replays-ingest reconcile --since 2h
     replays-ingest reconcile --partition 3 --start 1200 --stop 1900 --repair
 
-    topic.py     a scope that an operator names -> spans of committed offsets -> their messages
-    expected.py  messages -> what each sink should hold of them, without what was given up on purpose
-    presence.py  asks one sink which of these items it does not hold
-    recordings.py  asks that of Cloud Storage, in either layout
+    topic.py     a scope given by an operator -> spans of committed offsets -> their messages
+    expected.py  messages -> expected items of each sink, without those abandoned on purpose
+    presence.py  queries one sink for missing items
+    recordings.py  the same for Cloud Storage, in either layout
     repair.py    writes items again, at a bounded rate
-    account.py   what came of it
-    run.py       all of it, a chunk at a time
-    render.py    the account for people
+    account.py   the result
+    run.py       the whole reconciliation, one chunk at a time
+    render.py    the result for people
 
-Only offsets that the group has committed are looked at: of the others the system has not claimed anything yet.
-A repair writes what is missing and nothing else, through the sinks' own `write`, and asks again. Rows and objects
+Only offsets that the group has committed are compared; others are not durable yet.
+A repair writes only missing items, through the sinks' own `write`, and checks again. Rows and objects
 have identities, so a repair that overlaps with the reader's work is harmless.
 """
 

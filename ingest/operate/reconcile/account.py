@@ -45,7 +45,7 @@ class Tally:
 
     @property
     def left(self) -> int:
-        """Still not there."""
+        """Items still missing."""
         return self.absent - self.repaired
 
     def count(self, problem: Problem) -> None:

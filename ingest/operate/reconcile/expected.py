@@ -70,7 +70,7 @@ class Chunk:
     segments: dict[int, str]
 
     def project_of(self, item: Item) -> int | None:
-        """Whose segment the item was made from; None for a dead letter's."""
+        """Project of the item's segment; None for a dead letter."""
         project, _, _ = self.segments.get(offset_of(item), "").partition("/")
         return int(project) if project else None
 
@@ -131,6 +131,6 @@ class Expected:
 
 
 def offset_of(item: Item) -> int:
-    """Of the message that it was made from."""
+    """Offset of the item's message."""
     assert isinstance(item, Blob | Row | DeadLetter), item
     return item.offset

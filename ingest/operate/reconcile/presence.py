@@ -40,7 +40,7 @@ class Presence(Protocol):
     """One sink that can be queried. Used by one thread."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
-        """Position -> what is wrong, for the items that are not durable. Raises SinkError.
+        """Position -> the problem, for items that are not durable. Raises SinkError.
 
         For items with the same identity, only the last can be absent.
         """
@@ -58,8 +58,8 @@ class Rows:
             raise clickhouse_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
-        """A row is there when one of its key is; of a click, when one that says as much is: a click that is stored
-        without its later report of being dead differs."""
+        """A row is present if a row with its key is stored; a click, if one of its rank or higher is stored: a
+        click stored without its later dead-click report differs."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -88,7 +88,7 @@ class Rows:
         }
 
     def _stored(self, table: str, rows: list[dict[str, Any]], around_seconds: int) -> dict[Key, int]:
-        """Key -> rank, of those that are there at the times of these rows, or so far around them."""
+        """Key -> rank of the stored rows, within the given distance of the times of these rows."""
         try:
             columns, grouped = _SELECTED[table]
             where = CONDITIONS[table](rows, around_seconds)
@@ -102,7 +102,7 @@ class Rows:
 
 
 def decoded(item: Row) -> dict[str, Any]:
-    """The row as it is encoded: columns that have nothing to say are left out."""
+    """The row as it is encoded: empty columns are left out."""
     row: dict[str, Any] = msgspec.json.decode(item.json)
     return row
 
@@ -114,7 +114,7 @@ def fact_key(item: Row) -> FactKey:
 
 
 def outlived(row: dict[str, Any]) -> bool:
-    """Whether the table's TTL may have taken it: an event can be older than the segment that tells of it."""
+    """Whether the table's TTL may have deleted it: an event can be older than the segment that contains it."""
     moment = row.get("received", row.get("timestamp", 0))
     return "retention_days" in row and moment + row["retention_days"] * DAY_SECONDS < time.time()
 
@@ -125,7 +125,7 @@ def rank(row: dict[str, Any]) -> int:
 
 
 def _replays_condition(rows: Sequence[dict[str, Any]], around_seconds: int, *, of_event: bool = True) -> str:
-    """The bounds of time and the hash let the server use partitions and the primary key."""
+    """The time bounds and the hash let the server use partitions and the primary key."""
     times = [int(row["timestamp"]) for row in rows]
     replays = uuids(row["replay_id"] for row in rows)
     events = f" AND event_hash IN ({uuids(row['event_hash'] for row in rows)})" if of_event else ""
@@ -158,7 +158,7 @@ KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
     "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
     "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
 }
-# What the rows of a table that have the keys of these are among, and how their keys are selected.
+# By table: the condition that bounds the search for keys, and the key columns.
 CONDITIONS: dict[str, Callable[..., str]] = {
     "replays": _replays_condition,
     "replay_segments": _segments_condition,
@@ -175,7 +175,7 @@ _SELECTED = {
 
 
 class Facts:
-    """BigQuery. A question reads two columns of the days that its rows lie in, and that is what it costs."""
+    """BigQuery. A query is billed for two columns of the days of its rows."""
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.sink_timeout_seconds
@@ -187,7 +187,7 @@ class Facts:
             raise google_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:
-        """By `project_id` and `row_id`."""
+        """Compares by `project_id` and `row_id`."""
         found: dict[int, Problem] = {}
         tables: dict[str, list[int]] = {}
         for position, item in enumerate(items):
@@ -207,8 +207,8 @@ class Facts:
         return bool(limit) and float(decoded(item)["timestamp"]) + limit < time.time()
 
     def _stored(self, table: str, items: Sequence[Row], around_seconds: int) -> set[FactKey]:
-        """Keys of those that are there at the times of these rows, or so far around them: a second at least, since
-        how a fraction is rounded is the server's affair."""
+        """Keys of the stored rows, within the given distance of the times of these rows, at least one second,
+        because the server may round fractions."""
         times = [float(decoded(item)["timestamp"]) for item in items]
         keys = [fact_key(item) for item in items]
         config = google_bigquery.QueryJobConfig(

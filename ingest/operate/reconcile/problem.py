@@ -1,4 +1,4 @@
-"""What can be wrong with a stored item, and how identities get into a question to ClickHouse."""
+"""Problems of stored items, and identities as text for ClickHouse queries."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from uuid import UUID
 
 
 class Problem(StrEnum):
-    """What is wrong with an item that is not durable as it should be."""
+    """Problem of an item that is not stored as expected."""
 
     MISSING = "missing"
     DIFFERS = "differs"
 
 
 def uuids(values: Iterable[str]) -> str:
-    """A list for IN (...). Through UUID, so that nothing else can get into the query."""
+    """A list for IN (...). Converted through UUID, so that no other text can get into the query."""
     return ", ".join(f"'{value}'" for value in sorted({str(UUID(value)) for value in values}))
 
 
 def numbers(values: Iterable[int]) -> str:
-    """A list for IN (...), of integers alone."""
+    """A list of integers for IN (...)."""
     return ", ".join(str(int(value)) for value in sorted(set(values)))

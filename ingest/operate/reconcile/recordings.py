@@ -1,7 +1,7 @@
-"""Which recordings Cloud Storage does not hold, or holds with other bytes, in either layout.
+"""Finds recordings that are missing in Cloud Storage, or stored with different bytes, in either layout.
 
-The index in ClickHouse comes first, as it does for whoever plays a recording (`tasks.stored`): a recording that it
-lists is read from its range of a packed object. Every other one is an object of its own name, compared by CRC32C.
+The index in ClickHouse has precedence, as in playback (`tasks.stored`): a recording that it
+lists is read from its range of a packed object. Every other one has its own object, compared by CRC32C.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ THREADS = 32
 
 
 class Recordings:
-    """Cloud Storage. One request per recording, `THREADS` at once; an object of its own name is only downloaded
-    when its checksum differs. Memory: `THREADS` recordings."""
+    """Cloud Storage. One request per recording, `THREADS` in parallel; a recording's own object is downloaded
+    only when its checksum differs. Memory: `THREADS` recordings."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -42,9 +42,9 @@ class Recordings:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
     def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
-        """Position -> what is wrong. Of items of one name, any that is stored speaks for all, and only the last
-        can be absent. Recordings that came as plain JSON are packed by us, so that another release may have stored
-        other bytes that inflate to the same: those are equal. Raises SinkError."""
+        """Position -> the problem. Of items with one name, any stored one counts for all, and only the last
+        can be absent. Recordings that arrived as plain JSON are compressed by us, so another release may have
+        stored different bytes that inflate to the same: those count as equal. Raises SinkError."""
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             positions.setdefault(item.name, []).append(position)
@@ -79,8 +79,8 @@ class Recordings:
             raise google_errors.sort(error).error() from error
 
     def _indexed(self, names: Sequence[str]) -> dict[str, Place]:
-        """The places of those that lie in packed objects, by the name that they would have as objects of their
-        own."""
+        """Positions of recordings in packed objects, by the name that each would have as its own
+        object."""
         if SinkName.CLICKHOUSE not in self._settings.sinks:
             return {}
         found: dict[str, Place] = {}
@@ -130,7 +130,7 @@ class Recordings:
 
 
 def _index_query(names: Sequence[str]) -> str:
-    """Through numbers and UUIDs, so that nothing else can get into the query."""
+    """The query, built from numbers and UUIDs, so that no other text can get into it."""
     keys = [name.split("/") for name in names]
     return (
         "SELECT name, project_id, toString(replay_id), segment_id, object, start_bytes, length_bytes "

@@ -1,4 +1,4 @@
-"""The account for people: what was looked at, one line per sink, and the first of what is missing."""
+"""The result for people: the scope, one line per sink, and the first missing items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN_MAX = 20
 
 
 def render(account: Account) -> Group:
-    """Everything that a terminal shows of it."""
+    """Formats the result for a terminal."""
     about = [
         f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop})"
         + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")
@@ -35,7 +35,7 @@ def render(account: Account) -> Group:
 
 
 def _lines(told: Sequence[Missing], still: str) -> Iterator[str]:
-    """The first SHOWN_MAX of each sink."""
+    """Lines for the first SHOWN_MAX items of each sink."""
     shown: Counter[str] = Counter()
     for one in told:
         shown[one.sink] += 1

@@ -46,7 +46,7 @@ class Repair:
         return self.write_items(sink, batch.id, items)
 
     def write_items(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
-        """The same, of items that are written as they are. `batch_id` is part of the token."""
+        """The same for items that are written unchanged. `batch_id` is part of the token."""
         if sink not in self._sinks:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))
@@ -64,8 +64,8 @@ class Repair:
         return ""
 
     def _anew(self, sink: str, item: Item) -> Item:
-        """BigQuery remembers insert ids for a minute or so, and would not store what went meanwhile. The row's own
-        identity is the column `row_id`, which stays."""
+        """Changes insert ids: BigQuery remembers them for about a minute, and would not store a row that was
+        deleted meanwhile. The row's identity is the column `row_id`, which stays."""
         if sink == "bigquery" and isinstance(item, Row):
             return msgspec.structs.replace(item, id=f"{item.id}-{self._run}")
         return item

@@ -42,10 +42,10 @@ def run(
     by: str = "unknown",
     progress: Progress = lambda messages: None,
 ) -> Account:
-    """The account of a scope. `progress` is told the messages so far.
+    """Reconciles a scope. `progress` receives the number of messages so far.
 
-    `repair` writes what is missing, at most `per_second_max` a second, as `by` in the audit; without an audit
-    (Redis away) nothing is written. Raises ReconcileFailed.
+    `repair` writes missing items, at most `per_second_max` per second, as `by` in the audit; without an audit
+    (Redis unavailable) nothing is written. Raises ReconcileFailed.
     """
     began = time.monotonic()
     try:
@@ -105,7 +105,7 @@ class _Audit:
 
 
 class _Sinks:
-    """Asks every sink that can be asked, writes if it may (`per_second_max` is given), and counts."""
+    """Queries every sink that can be queried, writes if allowed (`per_second_max` is given), and counts."""
 
     def __init__(self, settings: Settings, account: Account, per_second_max: float | None) -> None:
         self._settings, self._account = settings, account
@@ -116,7 +116,7 @@ class _Sinks:
             account.notes.append("DataDog cannot be queried")
 
     def take(self, chunk: Chunk) -> None:
-        """One chunk of one partition. Raises SinkError when a sink cannot be asked."""
+        """Processes one chunk of one partition. Raises SinkError when a sink cannot be queried."""
         for sink in self._settings.sinks:
             if sink in PRESENCES or sink == "dead_letter":
                 self._account_for(sink, chunk)
@@ -135,13 +135,13 @@ class _Sinks:
             failure = self._repair.write(sink, chunk.batch, wanted)
             if failure:
                 self._account.failures.append(failure)
-            # Dead letters are in an append-only topic: what the broker acknowledged is there.
+            # Dead letters are in an append-only topic: an acknowledged letter is stored.
             still = {} if sink == "dead_letter" and not failure else self._absent(sink, chunk, wanted)
             tally.repaired += len(wanted) - len(still)
             _add(self._account.unrepaired, _missing(sink, chunk, wanted, still), tally.left)
 
     def _absent(self, sink: str, chunk: Chunk, items: Sequence[Item]) -> dict[int, Problem]:
-        """By position in `items`."""
+        """Problems by position in `items`."""
         partition = chunk.batch.source.partition
         if sink == "dead_letter":
             known = self.expected.given_up.messages
@@ -171,7 +171,7 @@ def _missing(sink: str, chunk: Chunk, items: Sequence[Item], absent: dict[int, P
 
 
 def _add(told: list[Missing], found: Iterable[Missing], counted: int) -> None:
-    """Keeps EXAMPLES_MAX per sink; `counted`: how many of this sink there are, `found` included."""
+    """Keeps EXAMPLES_MAX per sink; `counted`: number of missing items of this sink, including `found`."""
     some = list(found)
     room = EXAMPLES_MAX - (counted - len(some))
     told += some[: max(0, room)]

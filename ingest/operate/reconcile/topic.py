@@ -1,4 +1,4 @@
-"""The recordings' topic as an operator names a part of it: a scope becomes spans, spans become messages.
+"""Reads a part of the recordings' topic: a scope becomes spans, spans become messages.
 
 Memory: one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MAX bytes.
 """
@@ -22,11 +22,11 @@ SILENT_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to look at: offsets [start, stop) of one partition, or a window of Kafka timestamps in unix seconds,
-    or nothing of that: all that the topic still holds.
+    """The scope: offsets [start, stop) of one partition, or a window of Kafka timestamps in unix seconds,
+    or neither: everything that the topic still holds.
 
     A window is from the first message that is not older than `since` up to the first that is not older than
-    `until`. Raises ValueError for a mixture of both.
+    `until`. Raises ValueError if both are given.
     """
 
     partition: int | None = None
@@ -43,15 +43,15 @@ class Scope:
             raise ValueError("either offsets or a window of time")
 
     def holds(self, timestamp_ms: int) -> bool:
-        """Whether a message of this time is in the window; one without a time is."""
+        """Whether a message of this time is in the window; true for a message without a time."""
         since, until = self.since or 0.0, math.inf if self.until is None else self.until
         return not timestamp_ms or since <= timestamp_ms / 1000 < until
 
 
 @dataclass(slots=True)
 class Span:
-    """One partition's part. `gone`: offsets that were asked for and that the topic no longer holds; `open`: those
-    that are not committed yet and therefore were not looked at."""
+    """The part of one partition. `gone`: requested offsets that the topic no longer holds; `open`: offsets
+    that are not committed yet and therefore were not read."""
 
     partition: int
     start: int
@@ -80,7 +80,7 @@ class RecordingsTopic:
         self._reader.close()
 
     def spans(self) -> list[Span]:
-        """The offsets to be read, one span per partition; partitions with nothing to read are left out."""
+        """The offsets to read, one span per partition; partitions with nothing to read are left out."""
         numbers = self._reader.partitions()
         if self._scope.partition is not None:
             numbers = (self._scope.partition,)
@@ -95,7 +95,7 @@ class RecordingsTopic:
         return self._reader.committed(self._reader.partitions())
 
     def spans_from(self, positions: Mapping[int, int]) -> list[Span]:
-        """What was committed beyond these offsets."""
+        """Spans of offsets committed beyond these offsets."""
         committed = self.committed()
         spans = [
             Span(partition, max(start, held.start), max(start, held.start, committed[partition]))
@@ -124,12 +124,12 @@ class RecordingsTopic:
         )
 
     def _at(self, held: Range, seconds: float) -> int:
-        """The first offset whose message is not older than this; the end if there is none."""
+        """The first offset whose message is not older than this; the log end if there is none."""
         found = self._reader.offset_at(held.partition, seconds)
         return held.stop if found is None else found
 
     def chunks(self, span: Span) -> Iterator[list[Message]]:
-        """The messages of a span, some at a time. Counts in the span what left the topic meanwhile."""
+        """The messages of a span, in chunks. Counts in the span the messages that expired meanwhile."""
         chunk: list[Message] = []
         size_bytes = 0
         for record in self._reader.read([Range(span.partition, span.start, span.stop)]):

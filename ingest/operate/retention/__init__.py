@@ -1,10 +1,10 @@
-"""Audits retention: what the bucket keeps for too long, and which rows point at an object that is not there.
+"""Audits retention: objects that the bucket keeps for too long, and rows whose object is missing.
 
     replays-ingest reconcile --expired
 
     bucket.py  every object of the bucket, in the order of names
-    rows.py    every object that a row of ClickHouse points at, in the same order
-    audit.py   both, side by side, and what came of it
+    rows.py    every object that a row of ClickHouse refers to, in the same order
+    audit.py   compares both streams, and reports the result
 
 Each side is a sorted stream, so memory does not grow with the bucket.
 """

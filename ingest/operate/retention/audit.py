@@ -1,7 +1,7 @@
-"""The audit: a sorted listing of the bucket beside sorted names from ClickHouse, and what came of it.
+"""The audit: compares a sorted listing of the bucket with sorted names from ClickHouse.
 
-An object that is not listed is asked for by name before it counts as missing, since its row may be younger than
-the listing. An erasure deletes objects before rows: one that runs at the same time may show; run the audit again.
+An object that is not listed is requested by name before it counts as missing, because its row may be newer than
+the listing. An erasure deletes objects before rows, so a concurrent one may be reported; run the audit again.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Progress = Callable[[int], None]
 
 
 class AuditFailed(Exception):
-    """The bucket or ClickHouse could not be read. Says which, and why."""
+    """The bucket or ClickHouse could not be read. The message names it and the reason."""
 
 
 class Kind(StrEnum):
-    """What an audit finds."""
+    """Kind of finding."""
 
     EXPIRED = "expired"
     ROW_WITHOUT_OBJECT = "row_without_object"
@@ -47,8 +47,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One finding. `overdue_days`: of an expired object, days since its retention ended. `segments`: of a missing
-    object, how many rows point at it."""
+    """One finding. `overdue_days`: for an expired object, days since its retention ended. `segments`: for a
+    missing object, the number of rows that refer to it."""
 
     kind: Kind
     object: str
@@ -58,11 +58,11 @@ class Kept:
 
 @dataclass(slots=True)
 class Audit:
-    """What came of it. Counts are complete; `examples` names at most EXAMPLES_MAX of each kind.
+    """The result. Counts are complete; `examples` has at most EXAMPLES_MAX of each kind.
 
     `expired`: generations of objects that are past their retention by more than the grace period.
     `rows_without_object`: segments whose recording is not in the bucket.
-    `unknown`: objects whose name has no retention; nothing deletes them.
+    `unknown`: objects whose name has no retention; no rule deletes them.
     """
 
     bucket: str
@@ -80,7 +80,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Nothing is kept for too long, and every row has its object."""
+        """True if no object is kept for too long, and every row has its object."""
         return not (self.expired or self.rows_without_object)
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Audit:
 def audit(
     settings: Settings, *, grace_days: float, now: float | None = None, progress: Progress = lambda objects: None
 ) -> Audit:
-    """Changes nothing. `progress` receives the objects listed so far. Raises AuditFailed."""
+    """Runs the audit; changes nothing. `progress` receives the number of listed objects. Raises AuditFailed."""
     began, now = time.monotonic(), time.time() if now is None else now
     found = Audit(settings.gcs_bucket, grace_days)
     with contextlib.ExitStack() as closing:
@@ -133,20 +133,20 @@ def _count(found: Audit, one: StoredObject, now: float) -> None:
 
 
 class _Ahead(Generic[T]):
-    """A sorted stream with its first element in view. `key` gives an element's name."""
+    """A sorted stream with one element of lookahead. `key` returns an element's name."""
 
     def __init__(self, elements: Iterator[T], key: Callable[[T], str]) -> None:
         self._elements, self._key = elements, key
         self._first = next(elements, None)
 
     def before(self, name: str | None) -> Iterator[T]:
-        """Takes the elements whose names come before this one; None: all."""
+        """Takes the elements whose names are before this one; None: all."""
         while self._first is not None and (name is None or self._key(self._first) < name):
             taken, self._first = self._first, next(self._elements, None)
             yield taken
 
     def take(self, name: str) -> int:
-        """Takes the elements of this name: how many."""
+        """Takes the elements with this name; returns their number."""
         taken = 0
         while self._first is not None and self._key(self._first) == name:
             self._first = next(self._elements, None)
@@ -164,9 +164,9 @@ class Pointing:
 
 
 class Missing:
-    """Follows the listing with the names from ClickHouse, and counts those that are not in the bucket.
+    """Merges the listing with the names from ClickHouse, and counts those that are not in the bucket.
 
-    `missing`: asks for objects by name, and answers with those that are not there.
+    `missing`: requests objects by name, and returns those that do not exist.
     """
 
     def __init__(self, found: Audit, rows: Pointing, missing: Callable[[list[str]], list[str]]) -> None:
@@ -179,13 +179,13 @@ class Missing:
         self._last = ""
 
     def listed(self, name: str) -> None:
-        """The next live object. Names come in order."""
+        """Takes the next live object. Names are in order."""
         self._pass(name)
         self._found.rows += bool(self._segments.take(name))
         self._packed.take(name)
 
     def ended(self) -> None:
-        """There is no further object."""
+        """Ends the listing."""
         self._pass(None)
         self._confirm()
 
@@ -208,7 +208,7 @@ class Missing:
             self._confirm()
 
     def _confirm(self) -> None:
-        """Asks for each by name: a listing is older than a row that was written meanwhile."""
+        """Requests each object by name, because a row may have been written after the listing."""
         with _asking("cloud storage", google_errors.sort):
             missing = self._missing(list(self._suspects))
         for name in missing:
@@ -234,7 +234,7 @@ def _rows(settings: Settings, now: float, found: Audit, closing: contextlib.Exit
 
 @contextlib.contextmanager
 def _asking(what: str, sort: Callable[[BaseException], Any]) -> Iterator[None]:
-    """Any error of a client as AuditFailed, in one line that names the server."""
+    """Raises any error of a client as AuditFailed, in one line that names the server."""
     try:
         yield
     except AuditFailed:
@@ -249,7 +249,7 @@ def _guarded(what: str, sort: Callable[[BaseException], Any], elements: Iterable
 
 
 def render(found: Audit) -> Group:
-    """Everything that a terminal shows of it."""
+    """Formats the result for a terminal."""
     table = Table("what", "found", "")
     table.add_row(
         f"objects past their retention by more than {found.grace_days:g} days",
@@ -269,7 +269,7 @@ def render(found: Audit) -> Group:
 
 
 def _lines(found: Audit) -> Iterator[str]:
-    """The first SHOWN_MAX of each kind."""
+    """Lines for the first SHOWN_MAX findings of each kind."""
     expired = [one for one in found.examples if one.kind is Kind.EXPIRED]
     missing = [one for one in found.examples if one.kind is Kind.ROW_WITHOUT_OBJECT]
     for one in expired[:SHOWN_MAX]:

@@ -1,7 +1,7 @@
-"""Every object of the bucket in the order of names, one page per request, and when its retention ends.
+"""Lists every object of the bucket in the order of names, one page per request, with the end of its retention.
 
 The first part of a name is its retention in days, in both layouts. The bucket's rules count from the creation of
-the object, or from the custom time that `erase` gives to the packed objects that it rewrites.
+the object, or from the custom time that `erase` sets on the packed objects that it rewrites.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _RETENTION = re.compile(r"([1-9][0-9]{0,4})/")
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One generation of an object. `born_at`: unix seconds, what its retention counts from. `live`: it is not a
+    """One generation of an object. `born_at`: start of its retention, unix seconds. `live`: it is not a
     noncurrent generation of a versioned bucket."""
 
     name: str
@@ -36,18 +36,18 @@ class StoredObject:
 
     @property
     def retention_days(self) -> int | None:
-        """None: the name has none, so no lifecycle rule of ours deletes it."""
+        """Retention in days. None: the name has none, so none of our lifecycle rules deletes it."""
         found = _RETENTION.match(self.name)
         return int(found[1]) if found else None
 
     def overdue_days(self, now: float) -> float:
-        """Days since its retention ended; 0 or less while it lasts, or where the name has none."""
+        """Days since its retention ended; 0 or less before that, or if the name has no retention."""
         days = self.retention_days
         return (now - self.born_at) / DAY_SECONDS - days if days is not None else 0.0
 
 
 class Bucket:
-    """The bucket of the recordings. Methods raise what the official client raises."""
+    """The bucket of the recordings. Methods raise the errors of the official client."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -56,7 +56,7 @@ class Bucket:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="retention")
 
     def objects(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All generations of all objects whose names begin so, in the order of their names."""
+        """All generations of all objects with this prefix, in the order of names."""
         for blob in self._server.list_blobs(
             self._settings.gcs_bucket,
             prefix=prefix or None,
@@ -70,13 +70,13 @@ class Bucket:
             yield StoredObject(blob.name, int(blob.size or 0), min(times, default=0.0), live)
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those of these objects that are not there. One request per name."""
+        """The objects among these that do not exist. One request per name."""
         bucket = self._server.bucket(self._settings.gcs_bucket)
         there = self._pool.map(lambda name: bucket.blob(name).exists(timeout=self._seconds), names)
         return [name for name, exists in zip(names, there, strict=True) if not exists]
 
     def misfits(self) -> Iterator[str]:
-        """How the bucket's lifecycle rules differ from those that `migrate` sets; emulators have none."""
+        """Differences between the bucket's lifecycle rules and those that `migrate` sets; emulators have none."""
         if self._settings.gcs_endpoint:
             return
         try:

@@ -1,7 +1,7 @@
-"""Every object that a row of ClickHouse points at, in the order of names.
+"""Lists every object that a row of ClickHouse refers to, in the order of names.
 
-Rows whose retention ends within a day are left out: their object may go at any moment. The server sorts each
-project's names, on disk when that takes more than SORT_BYTES_MAX; here one block of rows is in memory.
+Rows whose retention ends within a day are left out: their object may be deleted at any time. The server sorts each
+project's names, on disk if it needs more than SORT_BYTES_MAX; this process holds one block of rows in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SORT = f"SETTINGS max_bytes_before_external_sort = {SORT_BYTES_MAX}"
 
 
 class PointingRows:
-    """Asks one server. Methods raise what clickhouse-connect raises."""
+    """Queries one server. Methods raise the errors of clickhouse-connect."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self._settings = settings
@@ -32,21 +32,21 @@ class PointingRows:
         self._server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=ANSWER_SECONDS_MAX)
 
     def segments(self) -> Iterator[str]:
-        """The object of its own that each segment has in the layout `segment`; doubles follow one another."""
+        """The object of each segment in the `segment` layout; duplicates are adjacent."""
         for where in self._by_project("replay_segments"):
             query = f"SELECT object FROM replay_segments WHERE {where} AND {self._alive} ORDER BY object {_SORT}"
             for (name,) in self._rows(query):
                 yield name
 
     def indexed(self) -> Iterator[str]:
-        """The same name, of the segments that lie in a packed object."""
+        """The same name for segments that are stored in a packed object."""
         for where in self._by_project("replay_objects"):
             query = f"SELECT name FROM replay_objects WHERE {where} AND {self._alive} ORDER BY name {_SORT}"
             for (name,) in self._rows(query):
                 yield name
 
     def packed(self) -> Iterator[tuple[str, int]]:
-        """(packed object, how many segments lie in it)."""
+        """(packed object, number of its segments)."""
         query = (
             f"SELECT object, count() FROM replay_objects FINAL WHERE {self._alive} "
             f"GROUP BY object ORDER BY object {_SORT}"
@@ -54,7 +54,7 @@ class PointingRows:
         yield from self._rows(query)
 
     def _by_project(self, table: str) -> Iterator[str]:
-        """A condition for each retention and project, in the order of the names that their objects have."""
+        """One condition per retention and project, in the order of their objects' names."""
         found = self._server.query(
             f"SELECT DISTINCT retention_days, project_id FROM {table} WHERE {self._alive} LIMIT {PROJECTS_MAX}"
         ).result_rows

@@ -3,11 +3,11 @@
     replays-ingest shadow --since 30m
 
     contents.py    rows of ClickHouse by identity and by content
-    comparison.py  what came of it, for machines and people
-    run.py         reads the topic a chunk at a time and compares each sink
+    comparison.py  the result, for machines and people
+    run.py         reads the topic one chunk at a time and compares each sink
 
 Nothing is written, no group is joined and nothing is committed. Only offsets that the readers' group has committed
-are read: of the others nothing is stored yet.
+are read, because others are not stored yet.
 """
 
 from ingest.operate.shadow.comparison import Comparison, Difference, Kind, Tally, render

@@ -1,4 +1,4 @@
-"""What a comparison found: complete counts by sink, and the first differences with their messages."""
+"""Result of a comparison: complete counts by sink, and the first differences with their messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPLAINED = ("given_up", "shed", "erased", "expired")
 
 
 class Kind(StrEnum):
-    """In which way the stored data is not what this release would write."""
+    """Kind of difference between the stored data and what this release would write."""
 
     MISSING = "missing"
     DIFFERS = "differs"
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference, and the message that it comes from. `what`: the columns that differ, or in words.
+    """One difference, and its message. `what`: the columns that differ, or a description.
 
     `project_id` and `segment_id` are None, and `replay_id` is empty, for a dead letter.
     """
@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """One sink. `superseded`: stored rows that another message of the same replay has replaced since."""
+    """One sink. `superseded`: stored rows that another message of the same replay has replaced."""
 
     compared: int = 0
     missing: int = 0
@@ -54,7 +54,7 @@ class Tally:
     superseded: int = 0
 
     def count(self, kind: Kind) -> None:
-        """One more difference."""
+        """Counts a difference."""
         match kind:
             case Kind.MISSING:
                 self.missing += 1
@@ -65,15 +65,15 @@ class Tally:
 
     @property
     def differences(self) -> int:
-        """Of every kind."""
+        """Number of differences of every kind."""
         return self.missing + self.differs + self.unexpected
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of it. Counts are complete; `differences` holds the first `differences_max` of each sink.
+    """The result. Counts are complete; `differences` holds the first `differences_max` of each sink.
 
-    `explained`: messages and items that nothing is expected of, by reason (dead letters, switched-off projects,
+    `explained`: messages and items that are not expected to be stored, by reason (dead letters, disabled projects,
     erased, past their retention).
     """
 
@@ -91,11 +91,11 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """This release would write what is stored."""
+        """True if this release would write exactly the stored data."""
         return not any(tally.differences for tally in self.sinks.values())
 
     def add(self, account: Account) -> None:
-        """Counts the messages of one more round, and keeps one span per partition."""
+        """Adds the messages of another round, and keeps one span per partition."""
         self.messages += account.messages
         self.segments += account.segments
         self.rejects += account.rejects
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def render(found: Comparison) -> Group:
-    """Everything that a terminal shows of it."""
+    """Formats the result for a terminal."""
     about = [
         f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop})"
         + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")

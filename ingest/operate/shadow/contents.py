@@ -1,9 +1,9 @@
-"""Rows of ClickHouse by identity and by content: what would be written, beside what is stored.
+"""Compares rows of ClickHouse by identity and by content: rows that would be written with stored rows.
 
-The server itself turns the encoded rows into values of the columns' types, so both sides are compared as it reads
-them. What is compared is the row that FINAL shows. A row of the same identity that another message wrote is no
-difference where ingestion means it to replace this one: a click that is reported again, with a higher rank or in
-another segment; a segment that an SDK sent twice, at two times of arrival.
+The server converts the encoded rows to the columns' types, so both sides are compared as the server reads
+them. The stored side is the row that FINAL returns. A row with the same identity from another message is not a
+difference if ingestion replaces this row with it: a click that is reported again, with a higher rank or in
+another segment; a segment that an SDK sent twice, with two times of arrival.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RowDifference:
-    """`position`: of the row among those that were given; None: it is stored and was not among them."""
+    """`position`: index of the row among the given rows; None: a stored row that is not among them."""
 
     kind: Kind
     table: str
@@ -52,7 +52,7 @@ class RowDifference:
 
 @dataclass(slots=True)
 class Compared:
-    """What came of some rows."""
+    """Result of comparing some rows."""
 
     compared: int
     superseded: int
@@ -60,7 +60,7 @@ class Compared:
 
 
 class StoredRows:
-    """Asks one server. Methods raise SinkError."""
+    """Queries one server. Methods raise SinkError."""
 
     def __init__(self, settings: Settings) -> None:
         try:
@@ -69,8 +69,8 @@ class StoredRows:
             raise clickhouse_errors.sort(error).error() from error
 
     def compare(self, items: Sequence[Row], partition: int, *, unexpected: bool = True) -> Compared:
-        """All rows of some messages of one partition, or some of them without `unexpected`. Rows that the tables'
-        TTL may have taken are left out."""
+        """Compares all rows of some messages of one partition, or some rows without `unexpected`. Rows that the
+        tables' TTL may have deleted are left out."""
         found = Compared(0, 0, [])
         tables: dict[str, dict[int, Row]] = {}
         for position, item in enumerate(items):
@@ -84,7 +84,7 @@ class StoredRows:
         return found
 
     def _unexpected(self, items: Sequence[Row], partition: int) -> Iterator[RowDifference]:
-        """Rows of `replays` that these messages once made and make no longer."""
+        """Stored rows of `replays` from these messages that this release would not write."""
         key_of = KEYS["replays"]
         rows = [decoded(item) for item in items]
         made = {key_of(row) for row in rows}
@@ -104,10 +104,10 @@ class StoredRows:
                     yield RowDifference(Kind.UNEXPECTED, "replays", what, int(offset), item=f"replays/{event}")
 
     def _rows(self, table: str, source: str, query_bytes: int = 0) -> list[Values]:
-        """The columns of the table out of `source`, which is all of a statement after FROM."""
+        """Selects the columns of the table from `source`, the part of a statement after FROM."""
         names = list(COLUMNS[table])
         columns = ", ".join(f"`{name}`" for name in names)
-        # The rows to be compared are part of the statement, which the server bounds by 256 KiB otherwise.
+        # The rows to compare are part of the statement, which the server limits to 256 KiB by default.
         settings = {"max_query_size": 2 * query_bytes + MiB}
         return [
             dict(zip(names, row, strict=True)) for row in self._query(f"SELECT {columns} FROM {source}", settings)
@@ -126,7 +126,7 @@ class StoredRows:
 
 
 class _Comparing:
-    """Some rows of one table."""
+    """Compares some rows of one table."""
 
     def __init__(self, rows: Any, table: str, items: dict[int, Row], found: Compared) -> None:
         self._rows, self._table, self._found = rows, table, found
@@ -135,7 +135,7 @@ class _Comparing:
         self._encoded = {position: encoded[position] for position in self._items}
 
     def run(self) -> None:
-        """Adds to what was found."""
+        """Runs the comparison and adds to the result."""
         if not self._items:
             return
         table, key_of = self._table, KEYS[self._table]
@@ -163,7 +163,7 @@ class _Comparing:
             self._found.differences.append(RowDifference(kind, table, what, item.offset, mine[-1], name))
 
     def _typed(self, items: Sequence[Row]) -> list[Values]:
-        """The rows as an insert would store them."""
+        """The rows in the form that an insert would store."""
         structure = ", ".join(f"`{name}` {kind}" for name, (kind, _) in COLUMNS[self._table].items())
         data = b"\n".join(item.json for item in items).decode()
         found: list[Values] = self._rows(
@@ -188,7 +188,7 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
     for row in stored:
         for mine in wanted:
             columns = [name for name in mine if mine[name] != row[name] and name not in PLACE]
-            if table == "replay_outcomes":  # says nothing of its message: a second delivery has its own time
+            if table == "replay_outcomes":  # has no message position: a second delivery has its own time
                 columns = [name for name in columns if name != TIME[table]]
             if not columns:
                 return None
@@ -201,19 +201,19 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
 
 
 def _replaces(table: str, row: Values, mine: Values, columns: list[str]) -> bool:
-    """Whether a row of another message is one that ingestion replaces this one with."""
+    """Whether ingestion replaces this row with a row of another message."""
     if columns == [TIME[table]]:
         return True
     return table == "replays" and (rank(row) > rank(mine) or row["segment_id"] != mine["segment_id"])
 
 
 def literal(text: str) -> str:
-    """The text as a string in a statement."""
+    """The text as a string literal."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def bounded(rows: dict[int, Row]) -> Iterator[dict[int, Row]]:
-    """At most ROWS_MAX rows and about ROWS_BYTES_MAX bytes at a time."""
+    """Chunks of at most ROWS_MAX rows and about ROWS_BYTES_MAX bytes."""
     some: dict[int, Row] = {}
     size_bytes = 0
     for position, row in rows.items():

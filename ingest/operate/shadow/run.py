@@ -1,6 +1,6 @@
-"""Reads a scope of the topic, a chunk at a time, and compares what this release makes of it with what is stored.
+"""Reads a scope of the topic, one chunk at a time, and compares the items of this release with stored ones.
 
-Memory: one chunk of messages and what they make.
+Memory: one chunk of messages and its items.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def run(
     another_round: Callable[[], bool] | None = None,
     progress: Progress = lambda messages: None,
 ) -> Comparison:
-    """The comparison. `per_second_max`: messages per second; `differences_max`: how many are kept of each sink.
+    """Runs the comparison. `per_second_max`: messages per second; `differences_max`: maximum kept per sink.
 
-    `another_round` makes it follow the group: it starts at what is committed now, unless the scope says where, and
-    after each round `another_round` waits, and says whether what was committed meanwhile is compared too.
+    With `another_round` it follows the group: it starts at the committed offsets, unless the scope defines a
+    start. After each round `another_round` waits, and returns whether to compare offsets committed meanwhile.
     Raises ReconcileFailed when Kafka, the dead letters, ClickHouse or Cloud Storage cannot be read.
     """
     began = time.monotonic()
@@ -72,7 +72,7 @@ def run(
 
 
 def _round(settings: Settings, topic: RecordingsTopic, spans: list[Span], sinks: _Sinks, pace: _Pace) -> None:
-    """Compares these spans, with the dead letters and operators' decisions as they are now."""
+    """Compares these spans, with the current dead letters and operators' decisions."""
     account = Account(settings.kafka_topic, spans)
     expected = Expected(settings, account)
     pace.begin()
@@ -92,11 +92,11 @@ class _Pace:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """A round begins: what was idle before it gives no credit."""
+        """Begins a round: idle time before it gives no credit."""
         self._since = time.monotonic()
 
     def took(self, messages: int) -> None:
-        """So many more messages are compared: waits until as many may have been."""
+        """Counts compared messages, and waits until the rate allows them."""
         self._messages += messages
         self._progress(self._messages)
         if self._per_second_max is not None:
@@ -105,7 +105,7 @@ class _Pace:
 
 
 class _Sinks:
-    """Asks Cloud Storage, ClickHouse and the dead letters for what a chunk should have become."""
+    """Queries Cloud Storage, ClickHouse and the dead letters for the expected items of a chunk."""
 
     def __init__(self, settings: Settings, found: Comparison, differences_max: int) -> None:
         self.found, self._differences_max = found, differences_max
@@ -114,7 +114,7 @@ class _Sinks:
         self._rows = StoredRows(settings) if SinkName.CLICKHOUSE in settings.sinks else None
 
     def compare(self, expected: Expected, chunk: Chunk) -> None:
-        """One chunk of one partition. Raises SinkError."""
+        """Compares one chunk of one partition. Raises SinkError."""
         if self._recordings is not None:
             items = list(expected.items(chunk, SinkName.GCS))
             tally = self._tally(SinkName.GCS, len(items))
@@ -136,7 +136,7 @@ class _Sinks:
             )
 
     def _compare_letters(self, expected: Expected, chunk: Chunk) -> None:
-        """A reject of this release that is no dead letter is a message that the live release took."""
+        """A message that this release rejects but that has no dead letter was accepted by the live release."""
         items = list(expected.items(chunk, SinkName.DEAD_LETTER))
         tally = self._tally(SinkName.DEAD_LETTER, len(items))
         known = expected.given_up.messages
