@@ -1,7 +1,7 @@
-"""What all benchmarks share: fair timing of several programs on one workload, a table, a JSON file.
+"""Shared by all benchmarks: fair timing of several programs on one workload, a table, a JSON file.
 
-Programs take turns on small chunks of the workload, and of each program's rounds on a chunk the best counts. So a
-neighbour on the machine who takes the processor for a while disturbs all programs alike, and mostly none. The
+Programs alternate on small chunks of the workload, and the best of each program's rounds on a chunk counts. So
+other processes on the machine disturb all programs equally, and mostly not at all. The
 garbage collector is on throughout, as in production.
 """
 
@@ -35,7 +35,7 @@ class Timing:
 
     @property
     def micros(self) -> float:
-        """Microseconds an item."""
+        """Microseconds per item."""
         return self.seconds / self.items * 1e6
 
 
@@ -63,7 +63,7 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The environment on which the figures depend, besides the code."""
     return {
         "python": platform.python_version(),
         "processor": _processor(),
@@ -93,6 +93,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], capt
 
 
 def write_json(path: str | None, result: Mapping[str, Any]) -> None:
-    """Writes the figures where they were asked for."""
+    """Writes the figures to the requested file."""
     if path is not None:
         Path(path).write_text(json.dumps(result, indent=2) + "\n")

@@ -3,8 +3,8 @@
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 
 The reader's own code stages real parsed segments and starts their chords on a real Redis, with nobody consuming.
-Printed: CPU of the publishing process and of Redis a batch and a segment, chords a second, and the longest entry
-that lands in a queue.
+Prints CPU of the publishing process and of Redis per batch and per segment, chords per second, and the longest
+entry in a queue.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _add(spent: dict[str, float], what: str, since: float) -> float:
 
 
 def _longest(client: Any) -> int:
-    """Of all entries of all lists: what a worker is sent."""
+    """Length of the longest entry of all lists: the messages to workers."""
     sizes = [
         len(entry)
         for key in client.scan_iter(count=1000)

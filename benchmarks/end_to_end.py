@@ -55,11 +55,11 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Each layout, recordings alone and with all sinks."""
+    """Our system in each layout, with recordings alone and with all sinks."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:
-                sinks = "gcs,clickhouse,dead_letter"  # its index is rows
+                sinks = "gcs,clickhouse,dead_letter"  # its index is in ClickHouse
             yield Shape(layout=layout, sinks=sinks, processes=arguments.processes)
 
 
@@ -72,7 +72,7 @@ def matrix() -> Iterable[Shape]:
 
 
 def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: argparse.Namespace) -> list[Result]:
-    """Each shape `rounds` times in turns; of each the round with the least CPU counts."""
+    """Runs the shapes alternately, `rounds` times each; the round with the least CPU counts."""
     chosen = [
         replace(shape, count=arguments.segments, warm=arguments.segments // 4, cores=bench.cores)
         for shape in shapes
@@ -89,7 +89,7 @@ def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: ar
 
 
 def ratios(results: Iterable[Result]) -> dict[str, dict[str, float]]:
-    """Against the reference, of the same run."""
+    """Ratios to the reference of the same run."""
     found = {result.label: result for result in results}
     base = next((result for label, result in found.items() if label.startswith(REFERENCE)), None)
     if base is None:

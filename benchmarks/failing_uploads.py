@@ -1,12 +1,12 @@
 """What a small share of failing uploads costs the whole system: the ratio to its own clean throughput.
 
     python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
-    python -m benchmarks.failing_uploads --retry-after 1      the 429 ask for a second
+    python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
-One backlog is drained by one reader and one fleet, as processes, and meanwhile uploads are clean and faulty in
-turns: after so many committed messages the proxy before Cloud Storage changes what it does. So both kinds of turn
-share the machine's mood, neither has a start or an end of its own, and retries that a faulty turn puts off count
-against whom they delay. Of each turn the time is taken between two commits.
+One backlog is drained by one reader and one fleet, as processes, while clean and faulty uploads alternate: after a
+number of committed messages the proxy in front of Cloud Storage changes its fault. So noise of the machine affects
+both kinds of turn, neither includes start-up or shutdown, and postponed retries of a faulty turn count
+against the turn that they delay. The time of each turn is measured between two commits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SILENT_SECONDS_MAX = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A stretch of the backlog: what the proxy did meanwhile, messages committed, seconds that they took."""
+    """A part of the backlog: the fault of the proxy, committed messages, and their seconds."""
 
     faulty: bool
     messages: int
@@ -48,12 +48,12 @@ class Turn:
 
     @property
     def rate(self) -> float:
-        """Messages a second."""
+        """Messages per second."""
         return self.messages / self.seconds
 
 
 def main() -> int:
-    """Runs it; 1 when something is lost, was parked, or the ratio is below what was asked for."""
+    """Runs it; returns 1 when a message was lost or parked, or the ratio is below the requested one."""
     args = arguments()
     errors = (Errors(503, args.share_503), Errors(429, args.share_429, args.retry_after))
     with tempfile.TemporaryDirectory() as directory, ExitStack() as opened:
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int) -> Iterator[Turn]:
-    """Turns until all is committed: first a warm-up that is not told, then clean and faulty in turns."""
+    """Turns until everything is committed: first an unreported warm-up, then clean and faulty alternately."""
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in made.ends]
     warm = faulty = False
@@ -106,7 +106,7 @@ def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_m
 
 
 def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, args: argparse.Namespace) -> int:
-    """The table, the file, the exit code. Only whole pairs count; the rest of the backlog is the tail."""
+    """Prints the table, writes the file, returns the exit code. Only whole pairs count; the rest is the tail."""
     pairs = list(zip(turns[0::2], turns[1::2], strict=False))
     rates = [
         sum(pair[side].messages for pair in pairs) / sum(pair[side].seconds for pair in pairs) for side in (0, 1)

@@ -3,14 +3,14 @@
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
 It answers like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
-interface (inserts, and what its official client asks when it connects) and like BigQuery's insertAll. It keeps
-names, generations and sizes, no content. One asyncio process, no thread: about 0.1 ms of CPU an upload.
+interface (inserts, and the requests of its official client on connect) and like BigQuery's insertAll. It keeps
+names, generations and sizes, no content. One asyncio process, no thread: about 0.1 ms of CPU per upload.
 
 A script is a list of rules, tried in order: `sink` (gcs, clickhouse, bigquery), `every` (the n-th request of that
 sink, and each n-th after it) or `first` and `last` (positions from 1), `status` (503 if not given) and
 `retry_after_seconds`; with `drop` the connection is closed instead, after the write took place.
 
-GET /_seen answers what arrived: counts and bytes by sink, and with ?objects=1 the unix time of each object.
+GET /_seen returns counts and bytes by sink, and with ?objects=1 the unix time of arrival of each object.
 PUT /_script replaces the script, POST /_reset forgets everything.
 """
 
@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Store:
-    """What arrived, and the script that decides what fails."""
+    """Received requests, and the script that decides which requests fail."""
 
     latency_seconds: float
     script: list[dict[str, Any]] = field(default_factory=list)
@@ -64,12 +64,12 @@ class Store:
     stored_at: dict[str, float] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Forgets everything but the script."""
+        """Forgets everything except the script."""
         for found in (self.requests, self.size_bytes, self.generations, self.objects, self.stored_at):
             found.clear()
 
     def count(self, sink: str, size_bytes: int) -> Answer | None:
-        """Notes a request; the failure that the script has for it, if it has one."""
+        """Counts a request; returns its failure from the script, if any."""
         number = self.requests[sink] = self.requests.get(sink, 0) + 1
         self.size_bytes[sink] = self.size_bytes.get(sink, 0) + size_bytes
         for rule in self.script:
@@ -85,7 +85,7 @@ class Store:
         return None
 
     def put(self, name: str, size_bytes: int, only_new: bool) -> int | None:
-        """The object's new generation; None if it exists and must not."""
+        """Stores an object; returns its new generation, or None if it must not exist but does."""
         if only_new and name in self.generations:
             return None
         self.stored_at[name] = time.time()
@@ -93,7 +93,7 @@ class Store:
         return self.generations[name]
 
     def seen(self, objects: bool) -> dict[str, Any]:
-        """For the program that measures."""
+        """Counts for the measuring program."""
         found: dict[str, Any] = {"requests": self.requests, "bytes": self.size_bytes}
         found["objects_stored"] = len(self.generations)
         if objects:
@@ -102,7 +102,7 @@ class Store:
 
 
 def answer(store: Store, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, bool]:
-    """(answer, whether it takes the latency)."""
+    """(answer, whether the latency applies)."""
     path, _, query = target.partition("?")
     if path.startswith("/_"):
         return _control(store, method, path, query, body), False
@@ -180,7 +180,7 @@ def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
     parameters = parse_qs(query)
     sql = parameters.get("query", [""])[0]
-    # Rows are not counted, which would cost more than all the rest: as many as any insert has.
+    # Rows are not counted, which would cost more than everything else: a number larger than any insert's.
     headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"1000000000"}'))
     if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
         return store.count("clickhouse", len(body)) or Answer(200, b"", headers)
@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
             self._take()
 
     def _take(self) -> None:
-        """One whole request, if it is there; joins the pieces only once they are complete."""
+        """One whole request, if it has arrived; joins the parts only once they are complete."""
         whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = [whole]
         end = whole.find(b"\r\n\r\n")
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
 
 
 def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
-    """(body, where it ends) of a chunked body; None while some of it is missing."""
+    """(body, end position) of a chunked body; None while it is incomplete."""
     parts = []
     while True:
         line_end = whole.find(b"\r\n", begin)
@@ -295,11 +295,11 @@ def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
 
 
 class Discard(asyncio.DatagramProtocol):
-    """DogStatsD's place: takes everything, keeps nothing."""
+    """Replaces DogStatsD: receives everything, keeps nothing."""
 
 
 async def serve(port: int, latency_ms: float, script: list[dict[str, Any]]) -> None:
-    """Until it is cancelled. UDP of the same port takes metrics."""
+    """Serves until it is cancelled. UDP on the same port receives metrics."""
     store = Store(latency_ms / 1000, script)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(store), HOST, port, backlog=1024)

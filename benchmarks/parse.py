@@ -39,12 +39,12 @@ RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)
 STARTED_AT = 1_790_000_000
 MB = 1e6
-# Facts that a coin decides on: the peers toss none, and make none.
+# Sampled facts: the peers do not sample, and do not make these.
 SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
 class Least(msgspec.Struct, gc=False):
-    """The least that a decoder can build of an event that it checks."""
+    """The smallest object that a validating decoder can build from an event."""
 
     type: int
 
@@ -53,18 +53,18 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """Inflate with a bound and scan: nothing else."""
+    """Inflates with a bound and scans, nothing else."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
 def ours(message: Message) -> None:
-    """All of it: every row of every sink, encoded."""
+    """Our parser: every row of every sink, encoded."""
     parse(message, RULES)
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The same segments in the form that each program takes."""
+    """The same segments in the input form of each program."""
 
     name: str
     messages: list[Message]
@@ -84,7 +84,7 @@ def generated(count: int) -> Workload:
 
 
 def recorded(folder: Path) -> Workload | None:
-    """Each file of the recorded material that holds rrweb events, as one segment; None when there is none."""
+    """Each recorded file with rrweb events, as one segment; None if there is none."""
     if not folder.is_dir():
         return None
     values = []
@@ -136,7 +136,7 @@ def _workload(name: str, values: Sequence[bytes]) -> Workload:
 
 
 def check(workload: Workload) -> dict[str, int]:
-    """All programs find the same: or the comparison would be of different work. Returns what there is."""
+    """Checks that all programs find the same facts, so that they do the same work. Returns the counts."""
     sums = dict.fromkeys(("clicks", "taps", "facts", "sizes"), 0)
     for message in workload.messages:
         segment, other = parse(message, RULES), peers_parse.typed(message.value)
@@ -160,7 +160,7 @@ def check(workload: Workload) -> dict[str, int]:
 
 
 def compare(workload: Workload, rounds: int) -> dict[str, Timing]:
-    """Every program over the workload, in turns."""
+    """Runs every program over the workload, alternating."""
     programs: dict[str, tuple[Callable[[Any], object], Sequence[Any]]] = {
         "floor (inflate and scan)": (floor, workload.bodies),
         "replays-ingest": (ours, workload.messages),
@@ -206,7 +206,7 @@ def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]
 
 
 def memory(raw_mb: int) -> dict[str, Any]:
-    """Peak memory that parsing one large segment takes beyond its message, by tracemalloc."""
+    """Peak memory of parsing one large segment, without its message, by tracemalloc."""
     event = json.dumps({"type": 3, "data": {"source": 2, "text": "x" * 200}, "timestamp": 1}).encode()
     count = raw_mb * 1_000_000 // (len(event) + 1)
     value = enveloped(zlib.compress(b"[" + b",".join([event] * count) + b"]", 1))
@@ -223,7 +223,7 @@ def memory(raw_mb: int) -> dict[str, Any]:
 
 
 def processes(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Segments a second through parsing processes, by the wall clock: polls of 100 messages."""
+    """Segments per second through parsing processes, by the wall clock, in polls of 100 messages."""
     gate = TenantGate()
     parsers: dict[str, InlineParser | ProcessParser] = {
         "inline": InlineParser(RULES, gate, time.monotonic),

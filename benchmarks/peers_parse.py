@@ -1,11 +1,11 @@
-"""Parsing as others do it, for comparison: the same messages in, the same facts out, from public packages.
+"""Peer parsers for comparison, built from public packages: the same messages in, the same facts out.
 
-`P1 typed` has the shape that consumers of this topic run in production: msgpack into a dict, the topic's JSON
+`P1 typed` has the design that consumers of this topic run in production: msgpack into a dict, the topic's JSON
 schema checked by code that fastjsonschema compiles, zlib, and a msgspec tagged union over the events, with the
-whole document decoded generically when the union does not fit. `P1 full JSON` is the generation before that: all
-of the recording becomes dicts. Both then pick out clicks, taps, sizes and facts, and encode rows as dicts.
+whole document decoded generically when the union does not fit. `P1 full JSON` is the generation before that: the
+whole recording becomes dicts. Both then extract clicks, taps, sizes and facts, and encode rows as dicts.
 
-Each makes what the parser makes of a valid message (`Found`), which benchmarks/parse.py checks before it measures.
+Each produces the same output as the parser for a valid message (`Found`); benchmarks/parse.py checks this first.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _encode = orjson.dumps
 
 @dataclass(slots=True)
 class Found:
-    """What one message gave: rows as JSON by kind of sink, and body sizes."""
+    """Output for one message: rows as JSON by kind of sink, and body sizes."""
 
     clicks: int = 0
     taps: int = 0
@@ -60,7 +60,7 @@ class Found:
     name: str = ""
 
 
-# The tagged union: an event that is looked into has its type, all others are skipped.
+# The tagged union: an event that is read has its type, all others are skipped.
 
 
 class DomLoaded(msgspec.Struct, gc=False, tag_field="type", tag=0):
@@ -76,7 +76,7 @@ class FullSnapshot(msgspec.Struct, gc=False, tag_field="type", tag=2):
 
 
 class Source(msgspec.Struct, gc=False):
-    """Which kind of mutation."""
+    """The kind of mutation."""
 
     source: int | None = None
 

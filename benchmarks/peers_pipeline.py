@@ -2,16 +2,16 @@
 
     python -m benchmarks.peers_pipeline p1-typed --brokers HOST:PORT --topic T --group G --endpoint URL
 
-- `p1-json`, `p1-typed`: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one object a segment with
-  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, with all of the JSON or typed.
-  Like its model it stores recordings only: rows are made, encoded, and dropped.
+- `p1-json`, `p1-typed`: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one object per segment with
+  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed.
+  Like its model it stores only recordings: rows are made, encoded, and dropped.
 - `p2`: RunTask(parse) -> Reduce(a batch) -> RunTaskInThreads(the batch's objects one after another, one ClickHouse
   insert of rows, one BigQuery insert, with the official clients) -> CommitOffsets.
-- `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit what is
-  contiguous.
+- `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit
+  contiguous offsets.
 
-Offsets are committed when all objects before them are stored, at most every half second, as the system does it.
-The official client gets a connection pool as large as the number of threads, else it would open connections anew.
+Offsets are committed when all objects before them are stored, at most every half second, as in our system.
+The official client gets a connection pool as large as the number of threads; otherwise it reopens connections.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS = ("p1-json", "p1-typed", "p2", "p3")
 
 
 class Upload:
-    """One object a segment through the official client."""
+    """Uploads one object per segment through the official client."""
 
     def __init__(self, endpoint: str, bucket: str, threads: int) -> None:
         options = {"api_endpoint": endpoint}
@@ -61,7 +61,7 @@ class Upload:
 
 
 def named(parse: Any, value: bytes) -> tuple[str, Found]:
-    """(object name, what was found). The name costs them a second look at the envelope's head only."""
+    """(object name, parser output). For the name, peers only read the envelope's head again."""
     found: Found = parse(value)
     return found.name, found
 
@@ -85,7 +85,7 @@ class Rows:
         )
 
     def write(self, found: list[Found]) -> None:
-        """One insert a sink."""
+        """Writes one insert per sink."""
         rows = b"\n".join(row for one in found for row in one.rows)
         if rows:
             self._clickhouse.raw_insert("replays", insert_block=rows, fmt="JSONEachRow")
@@ -95,7 +95,7 @@ class Rows:
 
 
 def run_arroyo(arguments: argparse.Namespace) -> None:
-    """P1 and P2."""
+    """Runs P1 or P2."""
     from arroyo.backends.kafka import KafkaConsumer, build_kafka_consumer_configuration
     from arroyo.commit import CommitPolicy
     from arroyo.processing.processor import StreamProcessor
@@ -140,7 +140,7 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         {
             "bootstrap.servers": arguments.brokers,
             "session.timeout.ms": 6000,
-            # arroyo stores offsets and librdkafka commits them, every 5 s if not told: the others commit sooner.
+            # arroyo stores offsets and librdkafka commits them, every 5 s by default: others commit more often.
             "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
         },
         group_id=arguments.group,
@@ -160,7 +160,7 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
 
 
 def run_loop(arguments: argparse.Namespace) -> None:
-    """P3."""
+    """Runs P3."""
     from confluent_kafka import Consumer, TopicPartition
 
     upload = Upload(arguments.endpoint, arguments.bucket, arguments.threads)

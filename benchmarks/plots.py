@@ -20,7 +20,7 @@ ROLES = {"reader": "#4878a8", "worker": "#e07b39", "redis": "#a83c3c", "peer": "
 
 
 def peers(found: Mapping[str, Any], axes: Any) -> None:
-    """CPU a segment by system, split by process."""
+    """CPU per segment by system, split by process."""
     results = sorted(found["results"], key=lambda one: one["cpu_micros_per_segment"])
     left = [0.0] * len(results)
     labels = [one["label"] for one in results]
@@ -33,7 +33,7 @@ def peers(found: Mapping[str, Any], axes: Any) -> None:
 
 
 def dispatch(found: Mapping[str, Any], axes: Any) -> None:
-    """Cost of the handing over, by batch size."""
+    """Cost of dispatch by batch size."""
     sizes = [one["size"] for one in found["results"]]
     axes.loglog(sizes, [one["segment_micros"] for one in found["results"]], "o-", label="reader")
     axes.loglog(sizes, [one["redis_micros_per_segment"] for one in found["results"]], "s-", label="Redis")

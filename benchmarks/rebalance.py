@@ -3,15 +3,15 @@
     python -m benchmarks.rebalance                             every case, once
     python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
 
-A *case* is what makes the group rebalance. Messages come at a steady rate all the while. Two shares are told:
+A *case* is the cause of the rebalance. Messages are produced at a steady rate throughout. Two shares are reported:
 
-- *read again*: what the readers took from Kafka, all together, beyond one time each. A killed reader cannot be
-  asked any more and is taken to have read up to the end of the log, so its share is an upper bound.
-- *sent again*: packets of the metric that every stored segment has, beyond one each. DogStatsD cannot tell a
-  repetition, so it shows each flush that ran twice; in the other sinks a repetition changes nothing.
+- *read again*: messages that the readers took from Kafka, in total, beyond once each. A killed reader cannot be
+  queried any more and is assumed to have read up to the end of the log, so its share is an upper bound.
+- *sent again*: packets of the metric that every stored segment has, beyond one each. DogStatsD does not
+  deduplicate, so it shows each flush that ran twice; in the other sinks a repetition changes nothing.
 
 Afterwards every sink is compared with the manifest of the load; the exit code is 1 when anything is missing
-anywhere, when a committed offset fell, or when the rebalance came after the load.
+in any sink, when a committed offset fell, or when the rebalance happened after the load.
 """
 
 from __future__ import annotations
@@ -83,17 +83,17 @@ class Outcome:
 
     @property
     def read_again(self) -> float:
-        """Of the messages, 0 to 1 and beyond."""
+        """Share of messages read again, 0 to 1 and beyond."""
         return max(0, self.consumed - self.messages) / self.messages
 
     @property
     def sent_again(self) -> float:
-        """Of the segments that one pass stores, 0 to 1 and beyond."""
+        """Share of the segments stored in one pass that were sent again, 0 to 1 and beyond."""
         return max(0, self.packets - self.packets_expected) / self.packets_expected
 
     @property
     def ok(self) -> bool:
-        """Nothing lost, and the run was what it says."""
+        """True if nothing was lost and the run was valid."""
         return self.amid and not self.fell and not self.missing
 
 
@@ -118,7 +118,7 @@ def figures_of(page: str) -> dict[str, float]:
 
 
 class Watch:
-    """Looks at the readers and at the committed offsets all the time, from a thread."""
+    """Polls the readers and the committed offsets continuously, from a thread."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.samples: list[tuple[float, int]] = []
@@ -139,7 +139,7 @@ class Watch:
         return child
 
     def wait_shares(self, **shares: int) -> None:
-        """Until these readers own so many partitions each."""
+        """Waits until these readers own this many partitions each."""
         wait_until(
             lambda: all(self._latest.get(name, {}).get(ASSIGNED) == share for name, share in shares.items()),
             WAIT_SECONDS_MAX,
@@ -147,7 +147,7 @@ class Watch:
         )
 
     def wait_committed(self, messages: int) -> None:
-        """Until so many messages are below the committed offsets."""
+        """Waits until this many messages are below the committed offsets."""
         wait_until(lambda: self.committed >= messages, WAIT_SECONDS_MAX, f"{messages} messages to be committed")
 
     @property
@@ -156,7 +156,7 @@ class Watch:
         return self.samples[-1][1] if self.samples else 0
 
     def ended(self, child: Child, positions: Mapping[int, int]) -> None:
-        """A reader is gone, and its last figures with it. It read each of its partitions up to `positions`."""
+        """A reader has ended without its last figures. It read each of its partitions up to `positions`."""
         name = next(name for name, (other, _) in self._readers.items() if other is child)
         del self._readers[name]
         read = sum(positions[partition] - start for partition, start in given(child).items())
@@ -196,7 +196,7 @@ class Watch:
             asking.close()
 
     def _look(self, name: str, port: int) -> None:
-        """A reader that starts, ends or sleeps does not answer, and keeps the figures that it had."""
+        """Polls readers. One that starts, ends or is stopped does not answer and keeps its previous figures."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
                 found = figures_of(answer.read().decode())
@@ -207,13 +207,13 @@ class Watch:
 
 
 def given(child: Child) -> dict[int, int]:
-    """The partitions that a reader had at its end, and the offset from which it read each, by its own log."""
+    """The partitions of a reader at its end, and the first offset that it read of each, by its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted((line for event in events for line in said(child, event)), key=lambda line: line["timestamp"])
     found: dict[int, int] = {}
     for line in lines:
         if line["event"] == "partitions_revoked" and line is lines[-1]:
-            break  # it is leaving: what it has is what it drains
+            break  # it is leaving: it drains the partitions that it has now
         for partition in map(int, line["partitions"]):
             if line["event"] == "partitions_assigned":
                 found[partition] = line["partitions"][str(partition)] or 0
@@ -223,7 +223,7 @@ def given(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Partitions that were given to one of these readers since then, by their logs."""
+    """Partitions assigned to one of these readers since then, by their logs."""
     lines = (line for child in children for line in said(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
@@ -263,18 +263,18 @@ class Load:
         self._thread.start()
 
     def any_moment(self) -> None:
-        """Waits up to the age of a batch: what follows must not come just after a commit each time."""
+        """Waits up to the age of a batch, so that the next event does not always follow a commit."""
         time.sleep(self.random.uniform(0, BATCH_SECONDS))
 
     def end(self) -> Produced:
-        """When every message is acknowledged."""
+        """Ends the load; returns when every message is acknowledged."""
         self._thread.join()
         if self._made is None:
             raise SystemExit("the load could not be produced")
         return self._made
 
 
-# What makes the group rebalance: each starts the load when its readers are ready, and returns when all is over
+# Causes of a rebalance: each starts the load when its readers are ready, and returns when everything is over
 
 
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
@@ -300,14 +300,14 @@ def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """The same, and at that moment Redis forgets everything: staged batches, queues, done marks."""
+    """The same, and Redis loses everything at the same time: staged batches, queues, done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)
 
 
 def sleeps(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """One of two readers stands still (SIGSTOP) until its partitions are the other's, then wakes up."""
+    """One of two readers is stopped (SIGSTOP) until the other has its partitions, then continues."""
     second = _two(watch, load)
     second.pause()
     watch.wait_shares(one=SOURCE_PARTITIONS)
@@ -339,7 +339,7 @@ CASES: dict[str, Callable[[Fleet, Watch, Load], None]] = {
 
 
 def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Namespace) -> Outcome:
-    """One case with topics, tables, a bucket and a Redis database of its own."""
+    """Runs one case with its own topics, tables, bucket and Redis database."""
     statsd = stack.servers["statsd"]
     assert isinstance(statsd, Statsd)
     statsd.reset()
@@ -354,7 +354,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
             made = load.end()
             fleet.wait_committed(made.ends, WAIT_SECONDS_MAX)
             watch.wait_committed(sum(made.ends.values()))
-            time.sleep(2 * SNAPSHOT_SECONDS + 4 * LOOK_SECONDS)  # the last figures of each reader, and a look
+            time.sleep(2 * SNAPSHOT_SECONDS + 4 * LOOK_SECONDS)  # the last figures of each reader, and a poll
         expected = Expectation.of_manifest(manifest, settings=fleet.settings)
         statsd_url = stack.addresses["statsd_query"]
         report = reconcile(fleet.settings, expected, statsd_url=statsd_url)
@@ -375,7 +375,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
 
 @contextmanager
 def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet]:
-    """Migrated; its processes end with the context."""
+    """A migrated fleet; its processes end with the context."""
     fleet = Fleet(stack, settings, tag=tag)
     fleet.migrate()
     try:
@@ -387,7 +387,7 @@ def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet
 
 
 def tell(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
-    """The table and the file."""
+    """Prints the table and writes the file."""
     rows = [
         (
             one.case,

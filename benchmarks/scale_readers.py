@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale_readers
 
-A partition *stops* between two rises of its committed offset while messages come in for it. Three of four readers
-end at SIGTERM, together, as a scaler ends them; when one reader has all partitions, three are started again.
+A partition is *stopped* between two rises of its committed offset while it receives messages. Three of four
+readers get SIGTERM together, as from an autoscaler; when one reader has all partitions, three are started again.
 Afterwards every sink is compared with the manifest of the load. The exit code is 1 when anything is missing, when
 a committed offset fell, when the load ended before the last rebalance, or when a partition stopped for `--limit`
 seconds.
@@ -55,7 +55,7 @@ class Outcome:
         return max(self.stopped_seconds.values())
 
     def ok(self, limit_seconds: float) -> bool:
-        """Nothing lost, the run was what it says, and no partition stopped for too long."""
+        """True if nothing was lost, the run was valid, and no partition stopped for too long."""
         return self.amid and not self.fell and not self.missing and self.longest_seconds < limit_seconds
 
 
@@ -70,7 +70,7 @@ def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, unti
 
 
 def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, float]]:
-    """4 -> 1 -> 4 readers while the load runs: when it was under way, and how long each change took to settle."""
+    """Scales 4 -> 1 -> 4 readers under load; returns the start, and the settling time of each change."""
     for name in READERS:
         watch.reader(name)
     watch.wait_shares(**dict.fromkeys(READERS, SHARE))
@@ -80,7 +80,7 @@ def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, floa
     began = time.monotonic()
     leaving = [fleet.children[name] for name in READERS[1:]]
     with ThreadPoolExecutor(len(leaving)) as pool:
-        codes = pool.map(fleet.stop, leaving)  # all at once: a second SIGTERM would not let a reader drain
+        codes = pool.map(fleet.stop, leaving)  # in parallel: a second SIGTERM would prevent a drain
         watch.wait_shares(one=SOURCE_PARTITIONS)
         settled = {"4 to 1": time.monotonic() - began}
         if any(codes):
@@ -94,7 +94,7 @@ def scale(fleet: Fleet, watch: Watch, load: Load) -> tuple[float, dict[str, floa
 
 
 def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
-    """One run with topics, tables, a bucket and a Redis database of its own."""
+    """One run with its own topics, tables, bucket and Redis database."""
     with fleet_of(stack, isolated("scale", stack.addresses["redis"], 1), "") as fleet:
         manifest = directory / "manifest.jsonl"
         load = Load(fleet, manifest, args.segments, args.rate, args.seed)
@@ -117,7 +117,7 @@ def run(stack: Stack, directory: Path, args: argparse.Namespace) -> Outcome:
 
 
 def tell(outcome: Outcome, args: argparse.Namespace) -> None:
-    """The table and the file."""
+    """Prints the table and writes the file."""
     rows = [
         (f"{name} readers, all partitions owned", f"{took:.1f}") for name, took in outcome.settled_seconds.items()
     ]

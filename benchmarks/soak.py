@@ -22,7 +22,7 @@ LINES = 10
 
 
 def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
-    """Bytes a minute, least squares over the second half: the first is caches filling."""
+    """Bytes per minute, least squares over the second half: caches fill during the first."""
     half = series[len(series) // 2 :]
     if len(half) < 3:
         return 0.0
@@ -31,7 +31,7 @@ def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
 
 
 def thirds(series: list[dict[str, float]]) -> list[float]:
-    """CPU microseconds a segment in each third of the run."""
+    """CPU microseconds per segment in each third of the run."""
     size = max(1, len(series) // 3)
     marks = [series[0], series[min(size, len(series) - 1)], series[min(2 * size, len(series) - 1)], series[-1]]
     return [

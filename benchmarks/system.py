@@ -1,9 +1,9 @@
-"""Runs a whole consumer, ours or a peer, over one workload, and takes its measure: time, CPU, memory, delay.
+"""Runs a whole consumer, ours or a peer, over one workload, and measures time, CPU, memory and delay.
 
-Everything that the measured system runs (reader, workers, Redis; or the peer's one process) is pinned to the same
-cores and counted; broker, stores, producer and this program have the others and are not. The backlog is in the
-broker before the system starts, and the clock runs from the moment that `warm_segments` are committed until all
-are, so neither start-up nor joining the group is in it.
+All processes of the measured system (reader, workers, Redis; or the peer's one process) are pinned to the same
+cores and counted; broker, stores, producer and this program use the other cores and are not counted. The backlog
+is in the broker before the system starts. The time is measured from the commit of `warm_segments` until all are
+committed, so it excludes start-up and joining the group.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Workload:
 
     @property
     def mean_bytes(self) -> float:
-        """Of one value."""
+        """Mean size of one value."""
         return sum(map(len, self.values)) / len(self.values)
 
 
@@ -62,7 +62,7 @@ class Workload:
 class Shape:
     """One run. `system`: ours or one of PEERS. `layout`: of ours. `count`: segments, cycling through the workload.
 
-    `rate`: segments a second that are produced while the system runs; 0: a backlog, as fast as it goes.
+    `rate`: segments per second produced while the system runs; 0: a backlog, without a rate limit.
     """
 
     system: str = "ours"
@@ -81,7 +81,7 @@ class Shape:
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """Label in tables."""
         if self.system != "ours":
             return f"{self.system}, {self.threads} threads"
         return f"ours {self.layout}, {self.sinks.replace(',dead_letter', '')}"
@@ -89,7 +89,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Result:
-    """What a run took. CPU and memory by role: reader, worker, redis, or peer."""
+    """Measurements of a run. CPU and memory by role: reader, worker, redis, or peer."""
 
     shape: dict[str, Any]
     label: str
@@ -105,21 +105,21 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Segments a second."""
+        """Segments per second."""
         return self.segments / self.seconds
 
     @property
     def cpu_micros(self) -> float:
-        """Microseconds of CPU a segment, everything that is counted."""
+        """Microseconds of CPU per segment, over all counted processes."""
         return sum(self.cpu_seconds.values()) / self.segments * 1e6
 
     @property
     def per_core(self) -> float:
-        """Segments a second of one core that does nothing else."""
+        """Segments per second of one dedicated core."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """With the derived figures."""
+        """The result as JSON, with derived figures."""
         gigabytes = self.value_bytes / 1e9
         return asdict(self) | {
             "segments_per_second": self.rate,
@@ -197,7 +197,7 @@ class Bench:
         return found
 
     def control(self, method: str, path: str) -> Any:
-        """Asks the latency server."""
+        """Calls the latency server."""
         request = urllib.request.Request(self.endpoint + path, method=method)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
             text = response.read()
@@ -205,13 +205,13 @@ class Bench:
 
 
 def pin(pid: int, cores: Sequence[int]) -> None:
-    """All threads of a process."""
+    """Pins all threads of a process."""
     for thread in psutil.Process(pid).threads():
         os.sched_setaffinity(thread.id, cores)
 
 
 class Meter(threading.Thread):
-    """Samples CPU and memory of some processes and of all that they start, by role."""
+    """Samples CPU and memory of some processes and their descendants, by role."""
 
     def __init__(self, roles: Mapping[str, Sequence[int]]) -> None:
         super().__init__(daemon=True)
@@ -253,7 +253,7 @@ class Meter(threading.Thread):
 
 
 def run(bench: Bench, shape: Shape, load: Workload) -> Result:
-    """One run, on a topic and a Redis database of its own. Raises LocalError when it does not end."""
+    """One run, on its own topic and Redis database. Raises LocalError when it does not end."""
     tag = f"b{random.getrandbits(40):x}"
     env = bench.environment() | {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
@@ -299,7 +299,7 @@ def run(bench: Bench, shape: Shape, load: Workload) -> Result:
 
 
 def _start(bench: Bench, shape: Shape, env: Mapping[str, str], tag: str) -> list[tuple[str, Child]]:
-    """The measured processes, on the measured cores."""
+    """Starts the measured processes on the measured cores."""
     pinned = ["taskset", "-c", ",".join(map(str, shape.cores))]
     children = bench.stack.children
     if shape.system != "ours":
@@ -400,12 +400,12 @@ def _make_topic(settings: Settings, partitions: int) -> None:
         try:
             future.result(30)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # the client asked twice
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # the client sent the request twice
                 raise
 
 
 def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[float]) -> None:
-    """Partition by number, so that each has the same load."""
+    """Assigns partitions by message number, so that each has the same load."""
     producer = Producer(
         {
             "bootstrap.servers": settings.kafka_brokers,
@@ -434,7 +434,7 @@ def _produce(settings: Settings, shape: Shape, load: Workload, sent_at: list[flo
 def _delays(
     objects: Mapping[str, float], load: Workload, sent_at: Sequence[float], shape: Shape
 ) -> dict[str, float]:
-    """From produce() to the moment that the store has it: percentiles in ms, of what came after the warm-up.
+    """Delay from produce() to storage: percentiles in ms, for segments after the warm-up.
 
     A packed object is named by its batch, whose id ends with the offsets that it covers.
     """
@@ -460,7 +460,7 @@ def _delays(
 
 @contextmanager
 def profiled(pids: Sequence[int], directory: Path, seconds: float) -> Iterator[None]:
-    """py-spy beside these processes, if it is installed; raw stacks go to `directory`."""
+    """Runs py-spy on these processes, if it is installed; raw stacks go to `directory`."""
     program = Path(sys.executable).with_name("py-spy")
     running = []
     directory.mkdir(parents=True, exist_ok=True)

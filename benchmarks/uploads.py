@@ -2,8 +2,8 @@
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 
-All write the same objects, 64 a call, to the same server (benchmarks/latency_server.py), in turns, on one core;
-the server has the other. CPU is that of this process alone, of the round with the least.
+All write the same objects, 64 per call, to the same server (benchmarks/latency_server.py), alternately, on one
+core; the server has the other. CPU is that of this process alone, in the round with the least.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def official(settings: Settings, threads: int) -> Write:
 
 
 def pooled(settings: Settings, threads: int) -> Write:
-    """`http.client`, a kept connection a thread, the same request and checksum as ours."""
+    """`http.client`, one persistent connection per thread, with the same request and checksum as ours."""
     pool, local = ThreadPoolExecutor(threads), threading.local()
     where = urlsplit(settings.gcs_endpoint)
     path = f"/upload/storage/v1/b/{settings.gcs_bucket}/o?uploadType=media&fields=crc32c&name="
@@ -73,7 +73,7 @@ def ours(settings: Settings, connections: int) -> Write:
 
 
 def measure(write: Write, tag: str, objects: int, content: bytes) -> tuple[float, float]:
-    """(CPU microseconds an object, objects a second), after one call that is not counted."""
+    """(CPU microseconds per object, objects per second), after one uncounted call."""
 
     def items(call: int) -> list[Blob]:
         return [Blob(f"30/1/{tag}{call}/{number}", memoryview(content), number) for number in range(CALL_OBJECTS)]

@@ -1,1 +1,1 @@
-"""What tests share: builders, running servers, fleets and whole systems. Imported by name, never collected."""
+"""Shared test helpers: builders, running servers, fleets and whole systems. Imported by name, never collected."""

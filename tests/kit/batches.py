@@ -1,4 +1,4 @@
-"""Messages as the parser leaves them, and batches of them, for tests of what comes after the parser."""
+"""Parsed messages, and batches of them, for tests of the stages after the parser."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def reject(
     value: bytes = b"not msgpack",
     project_id: int | None = None,
 ) -> Reject:
-    """The message at that offset, which will never parse."""
+    """The message at that offset, which cannot be parsed."""
     headers = (("traceparent", b"00-1"),)
     return Reject(reason, "bad", offset, value, b"k", headers, first_seen_ms=5, project_id=project_id)
 
 
 def drop() -> Drop:
-    """A message of a project that is switched off."""
+    """A message of a disabled project."""
     return Drop(DropReason.KILLED, 2)
 
 
@@ -90,7 +90,7 @@ def make_batch(
     epoch: int = 1,
     content: bytes = b"recording",
 ) -> Batch:
-    """A batch of `messages` segments from offset `start` on, each with content of its own, then of `rejects`."""
+    """A batch of `messages` segments from offset `start` on, each with different content, then of `rejects`."""
     middle, stop = start + messages, start + messages + rejects
     segments = [
         segment(offset, content=content + b" %d" % offset, size_bytes=200) for offset in range(start, middle)

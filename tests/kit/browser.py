@@ -18,7 +18,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's 
 
 @contextmanager
 def browser(settings: Settings) -> Iterator[Page]:
-    """A page that the printed link signed in."""
+    """A page signed in by the printed link."""
     with running(settings) as announced, sync_playwright() as playwright:
         address, link = announced.get(timeout=30)
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

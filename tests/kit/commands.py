@@ -1,4 +1,4 @@
-"""`replays-ingest COMMAND` in this process, with variables of its own: exit code, output, errors."""
+"""Runs `replays-ingest COMMAND` in this process, with its own variables: exit code, output, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingest.cli.main import main
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -26,6 +26,6 @@ class Done:
 
 
 def command(env: Mapping[str, str], *arguments: str) -> Done:
-    """Runs it. An exception that the command did not turn into a line is raised."""
+    """Runs a command. Raises an exception that the command did not report as a line."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
     return Done(result.exit_code, result.stdout, result.stderr)

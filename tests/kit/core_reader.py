@@ -1,4 +1,4 @@
-"""The core without a parser: a MockRuntime that takes parsed messages, and bounds that a test can reach."""
+"""The core without a parser: a MockRuntime for parsed messages, with bounds that a test can reach."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OTHER = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """Small bounds, and those given. Batches are not cut early unless a test asks for it."""
+    """Small bounds, and the given ones. Batches are not cut early unless a test requests it."""
     values: dict[str, float] = {
         "batch_messages_max": 2,
         "batch_age_idle_seconds": 600.0,
@@ -49,12 +49,12 @@ class Reader(MockRuntime):
         return commands
 
     def settle_stages(self, dispatch: do.Dispatch) -> None:
-        """All chords of this dispatch's batch complete; the dispatches that follow stay in `commands`."""
+        """Completes all chords of this dispatch's batch; the next dispatches stay in `commands`."""
         for stage in dispatch.batch.stages:
             self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
 
     def flush(self, dispatch: do.Dispatch) -> None:
-        """The same, and the dispatches that follow are taken."""
+        """The same, and takes the next dispatches."""
         self.settle_stages(dispatch)
         self.take(do.Dispatch)
 
@@ -64,7 +64,7 @@ class Reader(MockRuntime):
         return self.take(do.Dispatch)
 
     def epoch(self, source: TopicPartition = PARTITION) -> int:
-        """The current one."""
+        """The current epoch."""
         return self._epochs[source]
 
 

@@ -1,4 +1,4 @@
-"""Two recordings in a topic of their own and its dead letters, on real servers; and letters, also forged ones."""
+"""Two recordings in a separate topic and its dead letters, on real servers; and letters, including forged ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ALL = Selection(include_replayed=True)
 class Topics:
     """A topic with a recording of project 11 at offset 0 and one of project 777 at offset 1, and its dead letters.
 
-    `mine` and `theirs` are what the two make; nothing of it was written to any sink.
+    `mine` and `theirs` are the items of the two; they were not written to any sink.
     """
 
     settings: Settings
@@ -45,7 +45,7 @@ class Topics:
     theirs: Segment
 
     def write(self, *items: DeadLetter) -> None:
-        """Letters, as the dead-letter sink writes them."""
+        """Writes letters like the dead-letter sink."""
         for item in items:
             value = None if item.value is None else bytes(item.value)
             self.produce(self.settings.dlq_topic, item.key, value, item.headers)
@@ -123,7 +123,7 @@ def refusal(topics: Topics, sink: SinkName, item: Item) -> DeadLetter:
 
 
 def forged(topics: Topics, sink: str, kind: str, item: str, value: bytes, offset: int = 0) -> DeadLetter:
-    """A letter by somebody who can write the topic and knows our headers."""
+    """A letter from a writer of the topic who knows our headers."""
     origin = Origin(topics.settings.kafka_topic, 0, offset)
     label = Label(REFUSED, "no", origin, manifest(topics).batch_id, refusal=Refusal(sink, kind, item))
     return DeadLetter(None, value, label.encode(), offset)

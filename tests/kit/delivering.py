@@ -1,4 +1,4 @@
-"""Items into one sink as a run of a flush task brings them there, without Celery and Redis."""
+"""Delivers items to one sink like a run of a flush task, without Celery and Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS_MAX = 20.0
 
 
 def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None = None) -> Progress:
-    """What became of the items: none are left, some are refused. Raises what the delivery raises."""
+    """Result of the delivery, with refused items. Raises the errors of the delivery."""
     progress = progress or Progress(left=list(range(len(items))))
     deliver(
         lambda positions: sink.write([items[place] for place in positions], f"t{positions}", SECONDS_MAX),

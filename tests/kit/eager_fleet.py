@@ -27,7 +27,7 @@ from tasks.sinks.memory import MemorySink
 
 @pytest.fixture(scope="session")
 def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """One server for all tests here; each empties it."""
+    """One server for all tests of a module; each test empties it."""
     directory = tmp_path_factory.mktemp("eager")
     with Children(directory / "logs") as children:
         server = Redis(children, directory / "redis")
@@ -37,7 +37,7 @@ def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 @dataclass
 class Eager:
-    """What a test asks and tells."""
+    """Interface for tests."""
 
     settings: Settings
     client: Any
@@ -49,9 +49,9 @@ class Eager:
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:
-        """Dispatches one stage and returns the event that answers it.
+        """Dispatches one stage and returns its result event.
 
-        A chord that gives up raises where it is started, since it runs there: it is answered with DispatchFailed.
+        A failing chord raises at its start, because it runs there: the result is DispatchFailed.
         """
         self.dispatcher.submit(do.Dispatch(batch, stage, attempt, 60.0))
         return self.inbox.get(timeout=20)
@@ -59,7 +59,7 @@ class Eager:
 
 @pytest.fixture
 def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager]:
-    """A fleet of one thread, everything empty."""
+    """A fleet with one thread and empty stores."""
     options = {
         "REDIS_URL": eager_redis.address,
         "SINK_KIND": "memory",
@@ -71,7 +71,7 @@ def eager(eager_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[Eager
     }
     for name, value in options.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
-    # Imported late: the app reads the settings when it is first asked for them.
+    # Imported late: the app reads the settings on first use.
     from tasks.celery import app
     from tasks.tools import tools
 

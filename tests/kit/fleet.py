@@ -1,4 +1,4 @@
-"""A fleet for one test: Redis, a dispatcher as the reader has it, workers whose sinks are files."""
+"""A fleet for one test: Redis, the reader's dispatcher, workers whose sinks are files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.kit.paths import ROOT
 
 @dataclass
 class Fleet:
-    """What a test asks and tells."""
+    """Interface for tests."""
 
     settings: Settings
     redis: Redis | RedisGroup
@@ -48,7 +48,7 @@ class Fleet:
         return Client.from_url(self.redis.address)
 
     def dispatcher(self, reader: str = "reader-1") -> Dispatcher:
-        """A started dispatcher; it ends with the test."""
+        """A started dispatcher; it is stopped after the test."""
         made = Dispatcher(self.settings, reader, self.inbox)
         made.start()
         self._dispatchers.append(made)
@@ -57,7 +57,7 @@ class Fleet:
     def worker(
         self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
     ) -> Child:
-        """A running worker, once it says that it is ready."""
+        """A running worker, after it has reported that it is ready."""
         child = self.start_worker(name, app=app, options=options)
         wait_until(lambda: b" ready." in child.log_path.read_bytes(), 90, f"{name} to be ready")
         return child
@@ -65,12 +65,12 @@ class Fleet:
     def start_worker(
         self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
     ) -> Child:
-        """A worker that was started."""
+        """Starts a worker without waiting for it."""
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", "-n", f"{name}@%h"]
         return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
-        """From its next call on the sink does this."""
+        """Sets the action of the sink from its next call on."""
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Fleet:
         return [line for line in map(json.loads, lines) if line["what"] == what]
 
     def next_event(self, deadline_seconds: float = 30.0) -> on.Event:
-        """The next event that the dispatcher left."""
+        """The next event of the dispatcher."""
         event = self.inbox.get(timeout=deadline_seconds)
         self.events.append(event)
         return event
@@ -92,10 +92,10 @@ class Fleet:
     def settle(
         self, dispatcher: Dispatcher, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1
     ) -> on.Event:
-        """Dispatches and returns the first event about this attempt.
+        """Dispatches and returns the first event of this attempt.
 
-        A failure of an earlier one is passed over, as the core does: of a process that it killed Celery tells
-        twice (the time limit, then the lost process), and the second word may come at any time.
+        Failures of earlier attempts are ignored, as in the core: Celery reports a process that it killed
+        twice (the time limit, then the lost process), and the second report may arrive at any time.
         """
         dispatcher.submit(do.Dispatch(batch, stage, attempt, self.settings.flush_deadline_seconds))
         while True:
@@ -106,7 +106,7 @@ class Fleet:
     def settle_all(
         self, dispatcher: Dispatcher, batches: Sequence[Batch], deadline_seconds: float = 90.0
     ) -> dict[str, int]:
-        """Dispatches as the core does, again after a failure or a deadline, until all succeeded.
+        """Dispatches like the core, with retries after a failure or a deadline, until all have succeeded.
 
         Returns the number of attempts by batch id.
         """
@@ -133,7 +133,7 @@ class Fleet:
         return attempts
 
     def close(self) -> None:
-        """Ends everything, roughly: what a warm shutdown takes is not what a test waits for."""
+        """Kills everything, so that a test does not wait for a warm shutdown."""
         for made in self._dispatchers:
             made.stop(0.2)
         for child in self.children:
@@ -148,7 +148,7 @@ def fleet_options() -> dict[str, str]:
 
 @pytest.fixture
 def fleet_redis(tmp_path: Path, children: Children) -> Redis | RedisGroup:
-    """Overridden by a test module that needs another one."""
+    """Overridden by a test module that needs another server."""
     return Redis(children, tmp_path / "redis")
 
 
@@ -162,7 +162,7 @@ def fleet(
     kafka_brokers: str,
     fresh_name: Callable[[str], str],
 ) -> Iterator[Fleet]:
-    """Redis and the topic of operators' decisions are there, workers are not yet."""
+    """A fleet with Redis and the topic of operators' decisions, without workers."""
     redis = fleet_redis
     redis.start()
     sinks = tmp_path / "sinks"

@@ -1,6 +1,6 @@
-"""Commands in forks of one process that has imported what they need: a start costs milliseconds, not a second.
+"""Runs commands in forks of one process that has imported their modules: a start costs milliseconds, not a second.
 
-A fork runs the very function that the program's script calls, with its own environment, arguments and streams.
+A fork runs the same function as the program's script, with its own environment, arguments and streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Self
 from tests.kit.paths import ROOT
 
 SECONDS_MAX = 30
-# None of them reads a setting when it is imported.
+# None of these modules reads a setting on import.
 LOADED = (
     "celery.apps.worker",
     "celery.backends.redis",
@@ -41,7 +41,7 @@ LOADED = (
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended."""
+    """Result of a command."""
 
     exit_code: int
     stdout: str
@@ -78,7 +78,7 @@ class ForkedCommands:
 
 
 def _serve() -> None:
-    """The parent of the forks: a line in, a line out."""
+    """The parent of the forks: reads and writes one line per command."""
     for module in LOADED:
         importlib.import_module(module)
     import celery.__main__
@@ -103,7 +103,7 @@ def _serve() -> None:
 
 
 def _become(program: Any, words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
-    """The fork: runs the program and never returns. SIGALRM ends one that does not end."""
+    """The fork: runs the program and never returns. SIGALRM ends a program that hangs."""
     import signal
 
     signal.alarm(SECONDS_MAX)

@@ -1,7 +1,7 @@
-"""Manifests held against the schemas of their kinds: Kubernetes' own, strictly, and those of custom resources.
+"""Validates manifests against the schemas of their kinds: Kubernetes' own, strictly, and of custom resources.
 
-The custom resources' schemas are ours: of the fields that the manifests use, with the types of the published
-definitions (KEDA 2.16, Prometheus operator 0.80). A field that they do not name is refused.
+The schemas of custom resources are ours: they contain the fields that the manifests use, with the types of the
+published definitions (KEDA 2.16, Prometheus operator 0.80). Other fields are refused.
 """
 
 from __future__ import annotations
@@ -84,17 +84,17 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 def documents_of(text: str) -> list[dict[str, Any]]:
-    """The documents of a file or of what a renderer printed."""
+    """The documents of a file or of a renderer's output."""
     return [document for document in yaml.safe_load_all(text) if document]
 
 
 def mistakes(document: dict[str, Any]) -> str:
-    """What is wrong with a manifest; empty when nothing is."""
+    """Errors of a manifest; empty if there are none."""
     import jsonschema
     import kubernetes_validate
 
     if document["apiVersion"].startswith("kustomize.config.k8s.io"):
-        return ""  # read by kubectl alone, which another test asks
+        return ""  # read only by kubectl, which another test runs
     spec = SPECS.get(f"{document['apiVersion']}/{document['kind']}")
     try:
         if spec is not None:

@@ -1,4 +1,4 @@
-"""A bucket and tables that hold a few replays of every kind, for tests of what reads replays back.
+"""A bucket and tables with a few replays of every kind, for tests of reading replays back.
 
 shop      a session of SDK 11 with clicks, a rage click, requests; whole
 old_shop  the same page with SDK 7, in the same project
@@ -31,7 +31,7 @@ OLD_SECONDS = 3 * 86_400
 
 @dataclass(frozen=True)
 class Library:
-    """Where the replays are (`env`: as REPLAYS_* variables), and when they were received (unix seconds)."""
+    """Location of the replays (`env`: REPLAYS_* variables), and their time of receipt (unix seconds)."""
 
     env: dict[str, str]
     settings: Settings
@@ -85,7 +85,7 @@ def _segment(replay_id: str, segment_id: int, at: int, *, project_id: int = PROJ
 
 
 def _damage(settings: Settings) -> None:
-    """What storage loses in the life of a bucket."""
+    """Deletes and damages data, as storage may over time."""
     client = gcs.client(settings)
     try:
         bucket = client.bucket(settings.gcs_bucket)
@@ -98,7 +98,7 @@ def _damage(settings: Settings) -> None:
 
 
 def _keep_copies(settings: Settings) -> None:
-    """A merge would make one row of two deliveries, at a moment of the server's choice."""
+    """Stops merges, which would collapse two deliveries into one row at an arbitrary time."""
     server = clickhouse.client(settings)
     try:
         server.command("SYSTEM STOP MERGES replay_segments")

@@ -1,4 +1,4 @@
-"""Tests that a page names as `path::name`: where they stand in a text, and which of them there are."""
+"""Tests cited by a page as `path::name`: finds them in a text, and checks that they exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 
 @cache
 def names_of(path: str) -> frozenset[str]:
-    """Names of the test functions of a file; none of a file that is not there."""
+    """Names of the test functions of a file; empty for a missing file."""
     file = ROOT / path
     if not file.is_file():
         return frozenset()
@@ -22,7 +22,7 @@ def names_of(path: str) -> frozenset[str]:
 
 
 def missing(text: str) -> list[str]:
-    """What the text names that is no test."""
+    """Citations in the text that are not tests."""
     return [
         f"{path}::{name}"
         for path, name in NAMED.findall(text)

@@ -18,7 +18,7 @@ WALL = RECEIVED + 3.0
 
 
 class Driver(Reader):
-    """`publish` is one turn of the loop: the core decides, the metrics look on. `high`: the end of the log."""
+    """`publish` is one step of the loop: the core decides, the metrics observe. `high`: the end of the log."""
 
     def __init__(self, **limits: float) -> None:
         super().__init__(Limits(**limits))  # type: ignore[arg-type]
@@ -29,11 +29,11 @@ class Driver(Reader):
         self.metrics.watch(self.pipeline, self)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """What the consumer knows of the log."""
+        """Log ranges known to the consumer."""
         return {PARTITION: (0, self.high)}
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """What the broker answers."""
+        """Log ranges from the broker."""
         return self.log_ranges()
 
     def publish(self, event: on.Event) -> list[do.Command]:
@@ -42,22 +42,22 @@ class Driver(Reader):
         return commands
 
     def message(self, outcome: Outcome | None = None) -> None:
-        """One message arrives, a segment unless told otherwise."""
+        """One message arrives, a segment by default."""
         self.parsed(outcome or segment(self._offsets[PARTITION]))
 
     def acknowledge(self, seconds: float = 0.0) -> None:
-        """The broker stores every offset that it was sent, `seconds` from now."""
+        """The broker stores every sent offset, `seconds` from now."""
         self.now += seconds
         self.acknowledge_commits()
 
     def complete(self, seconds: float = 0.0) -> None:
-        """Every chord that is out completes, `seconds` from now."""
+        """Every running chord completes, `seconds` from now."""
         self.now += seconds
         for dispatch in self.take(do.Dispatch):
             self.succeed(dispatch)
 
     def give_up(self, error: str = "sink said no") -> None:
-        """Every chord that is out fails."""
+        """Every running chord fails."""
         for dispatch in self.take(do.Dispatch):
             self.fail(dispatch, error)
 

@@ -1,4 +1,4 @@
-"""What an operator works with: a topic with messages, its dead letters, and a reader that has parked batches."""
+"""Environment for operator commands: a topic with messages, its dead letters, and a reader with parked batches."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Office:
         return Coordination(self.redis, self.settings)
 
     def next_event(self) -> on.Event:
-        """What the reader hears next."""
+        """The next event that the reader receives."""
         return self.inbox.get(timeout=DEADLINE_SECONDS)
 
     def park(self, start: int, stop: int, error: str = "clickhouse is away") -> Batch:
-        """A batch of that range waits for its retry."""
+        """Parks a batch of that range."""
         held = [segment(offset) for offset in range(start, stop)]
         source = TopicPartition(self.settings.kafka_topic, 0)
         batch = batch_of(held, [], OffsetRange(start, stop), source=source)
@@ -63,7 +63,7 @@ class Office:
         return batch
 
     def leave(self) -> None:
-        """The reader is gone, without a goodbye."""
+        """The reader ends, and its heartbeat is removed."""
         self.reader.stop(1.0)
         self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
 

@@ -1,4 +1,4 @@
-"""Small things that the parser's tests are made of: messages come from `ingest.testing.messages`."""
+"""Small helpers for tests of the parser. Messages come from `ingest.testing.messages`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED *
 
 
 def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
-    """Why that value is none."""
+    """The reject of that value."""
     outcome = parse(message(value), rules)
     assert isinstance(outcome, Reject), outcome
     return outcome

@@ -1,4 +1,4 @@
-"""Where things lie: the repository, and foreign recordings beside it."""
+"""Paths: the repository, and foreign recordings next to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def foreign_fixtures() -> Path:
-    """Recordings of other projects, which are not ours to copy; the directory may be missing.
+    """Recordings of other projects, which we may not copy; the directory may be missing.
 
     `REPLAYS_FIXTURES`, or `shared/fixtures` beside the repository or beside the directory that holds it.
     """

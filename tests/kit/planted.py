@@ -1,4 +1,4 @@
-"""A copy of the code with a bug from the list of mutants in it, explored in a process of its own."""
+"""Explores a copy of the code with a bug from the list of mutants, in a separate process."""
 
 from __future__ import annotations
 

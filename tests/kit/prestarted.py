@@ -1,9 +1,9 @@
-"""Programs of this project in forks of processes that have imported what they need: a start costs milliseconds.
+"""Runs this project's programs in forks of processes that have imported their modules: a start costs milliseconds.
 
-A fork becomes what `Child` (ingest/local/servers/processes.py) starts: a process group of its own, with its own
-environment, folder, streams and exit code, running the same module with the same arguments. One parent of forks
-for each kind of program, so that a reader holds no library that it would not have loaded. Programs that are not in
-LOADED, and environments that change the interpreter itself, are started as always.
+A fork is equivalent to a process of `Child` (ingest/local/servers/processes.py): its own process group,
+environment, folder, streams and exit code, running the same module with the same arguments. There is one parent
+for each kind of program, so that a reader has no library that it would not have loaded. Programs that are not in
+LOADED, and environments that change the interpreter, are started normally.
 
     python -m tests.kit.prestarted KIND    the parent, on the socket that is its standard input
     python -m tests.kit.prestarted SOCKETS MODULE WORDS    a program whose own children are forked, too
@@ -32,7 +32,7 @@ from typing import IO
 from ingest.local.servers.processes import POLL_SECONDS, PRIVATE_UMASK, Children, Program, start_program
 from tests.kit.paths import ROOT
 
-# What each kind of program would import anyway. None of them reads a setting when it is imported.
+# Modules that each kind of program imports anyway. None of them reads a setting on import.
 WORKER = (
     *("celery.apps.worker", "celery.backends.redis", "celery.bin.celery", "celery.concurrency.prefork"),
     *("flower.command", "kombu.transport.redis", "tasks.celery", "tasks.control", "tasks.flush"),
@@ -50,12 +50,12 @@ LOADED = {
     ),
     READER: ("celery.backends.redis", "ingest.cli.main", "ingest.reader.process", "kombu.transport.redis"),
     "ingest.local.servers.bigquery": ("ingest.local.servers.bigquery.service",),
-    # Not chdb, which starts threads when it is imported.
+    # Not chdb, which starts threads on import.
     "ingest.local.servers.clickhouse": ("ingest.local.servers.base", "ingest.local.servers.confinement"),
     "ingest.local.servers.statsd": ("ingest.local.servers.base",),
 }
 SCRIPTS = {"replays-ingest": READER}
-# They change how the interpreter itself starts.
+# Variables that change the start of the interpreter.
 INTERPRETER = ("COVERAGE", "LD_", "MALLOC_", "PYTHON")
 ORDER_BYTES_MAX = 1 << 20
 FORK_SECONDS_MAX = 60.0
@@ -63,7 +63,7 @@ GO = b"go\n"
 
 
 def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
-    """The kind of program that a command starts, if that is one of LOADED, and its arguments."""
+    """The kind of program that a command starts, if it is in LOADED, and its arguments."""
     program = Path(command[0])
     if program.parent == Path(sys.executable).parent and program.name in SCRIPTS:
         module, words = SCRIPTS[program.name], list(command[1:])
@@ -76,7 +76,7 @@ def kind_of(command: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 class Parents:
-    """The parents of forks of this process, each started when its first fork is asked for."""
+    """The fork parents of this process, each started at its first fork."""
 
     def __init__(self) -> None:
         self._controls: dict[str, socket.socket] = {}
@@ -90,7 +90,7 @@ class Parents:
         folder: Path | None,
         errors: IO[bytes] | None = None,
     ) -> Program:
-        """As `start_program`, which is what becomes of everything that cannot be forked."""
+        """Like `start_program`, which starts every program that cannot be forked."""
         found = kind_of(command)
         if found is None or _interpreter(environment) != _interpreter(os.environ):
             return start_program(command, output, environment, folder)
@@ -106,7 +106,7 @@ class Parents:
         return Fork(told, os.fdopen(go, "wb", buffering=0))
 
     def prepare(self, *kinds: str) -> None:
-        """Starts these parents, without waiting for what they import."""
+        """Starts these parents without waiting for their imports."""
         with self._lock:
             for kind in kinds:
                 self._control(kind)
@@ -118,7 +118,7 @@ class Parents:
         folder: Path | None = None,
         seconds_max: float = 60.0,
     ) -> Ended:
-        """Starts it, waits for its end, and returns what it printed."""
+        """Starts a program, waits for its end, and returns its output."""
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             program = self.start(command, output, environment, folder, errors)
             assert program.stdin is not None
@@ -134,17 +134,17 @@ class Parents:
         return Ended(code, *texts)
 
     def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
-        """A command that runs the module with our parents for what it starts, and the sockets that it inherits."""
+        """A command that runs the module with our parents for its children, and the sockets that it inherits."""
         self.prepare(*LOADED)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
 
     def borrow(self, numbers: Mapping[str, int]) -> None:
-        """What `lend` left to this process."""
+        """The parents that `lend` passed to this process."""
         self._controls = {kind: socket.socket(fileno=number) for kind, number in numbers.items()}
 
     def close(self) -> None:
-        """The parents end; their forks do not."""
+        """Ends the parents; their forks continue."""
         for control in self._controls.values():
             control.close()
         self._controls.clear()
@@ -162,7 +162,7 @@ class Parents:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     exit_code: int
     stdout: str
@@ -173,7 +173,7 @@ PARENTS = Parents()
 
 
 class Fork:
-    """One fork, as `Child` uses a process. It waits for a word on `stdin` before its program runs."""
+    """One fork, with the interface that `Child` uses. It waits for a line on `stdin` before its program runs."""
 
     def __init__(self, told: int, stdin: IO[bytes]) -> None:
         self.stdin: IO[bytes] | None = stdin
@@ -199,7 +199,7 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a fork is to run, and its end of the pipes."""
+    """The program of a fork, and its end of the pipes."""
 
     words: list[str]
     environment: dict[str, str]
@@ -262,7 +262,7 @@ def _write(tell: int, number: int) -> None:
 
 
 def become(order: Order) -> None:
-    """The fork takes the order's place, folder, environment and streams, and waits for the word."""
+    """Sets up the fork's group, folder, environment and streams, and waits for the line."""
     os.close(order.tell)
     os.setsid()
     os.umask(PRIVATE_UMASK)
@@ -285,7 +285,7 @@ def _interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """A parent until its socket closes; a fork runs its program, and ends as that program ends."""
+    """Runs a parent until its socket closes; a fork runs its program and ends with its exit code."""
     kind = sys.argv[1]
     if kind not in LOADED:
         PARENTS.borrow(json.loads(kind))

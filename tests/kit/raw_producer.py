@@ -1,4 +1,4 @@
-"""Produces what the Python client cannot: header names that are not UTF-8, as other languages' clients send them.
+"""Produces header names that are not UTF-8, as clients in other languages can and the Python client cannot.
 
 Calls the C library that the Python client comes with.
 """
@@ -20,7 +20,7 @@ COPY = 2
 
 
 class _Any(ctypes.Structure):
-    """The union of rd_kafka_vu_t, as far as it is used here."""
+    """The used part of the union rd_kafka_vu_t."""
 
     class _Value(ctypes.Union):
         class _Bytes(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""Real reader processes in one consumer group on Apache Kafka: a test's fleet, its load, what the group did."""
+"""Real reader processes in one consumer group on Apache Kafka: fleet, load, and observations of the group."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ numbers = itertools.count(1)
 
 @contextmanager
 def apache_stack() -> Iterator[Stack]:
-    """Everything, with Apache Kafka as the broker. Skips, and says why, where it cannot run; in CI it must run."""
+    """The whole stack with Apache Kafka as the broker. Skips with a reason if it cannot run; in CI it must run."""
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)
@@ -65,7 +65,7 @@ def made(stack: Stack, settings: dict[str, str]) -> Iterator[Fleet]:
 
 
 class Load:
-    """Messages at a steady rate from a thread, and afterwards the account."""
+    """Produces messages at a steady rate from a thread; afterwards compares the sinks."""
 
     def __init__(self, fleet: Fleet, directory: Path, count: int, rate: float | None = None) -> None:
         self.fleet, self.manifest = fleet, directory / "manifest.jsonl"
@@ -88,31 +88,31 @@ class Load:
         )
 
     def end(self) -> Produced:
-        """When every message is acknowledged."""
+        """Ends the load; returns when every message is acknowledged."""
         self._thread.join()
         assert self.produced is not None
         return self.produced
 
     def settle(self) -> None:
-        """Until every message is committed."""
+        """Waits until every message is committed."""
         self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
     def account(self, *, exactly: bool = False) -> Report:
-        """`exactly`: nothing was done twice, metrics included."""
+        """Compares the sinks. `exactly`: nothing was done twice, including metrics."""
         settings = self.fleet.settings
         expected = Expectation.of_manifest(self.manifest, settings=settings)
         statsd_url = self.fleet.stack.addresses["statsd_query"]
         return reconcile(settings, expected, statsd_url=statsd_url, metrics_exactly=exactly)
 
     def share_twice(self) -> float:
-        """Of the segments, by the one sink that cannot tell a repetition."""
+        """Share of segments sent twice, by the one sink that does not deduplicate."""
         expected = Expectation.of_manifest(self.manifest, settings=self.fleet.settings)
         sent = read_metrics(self.fleet.stack.addresses["statsd_query"])
         return sent[SIZES + "size_compressed"].count / expected.metrics[SIZES + "size_compressed"].count - 1
 
 
 def stored(fleet: Fleet) -> dict[int, tuple[int, str]]:
-    """What the group committed by partition: the offset, and the record of cuts that came with it."""
+    """Commits of the group by partition: the offset, and its cut record."""
     consumer = Consumer(
         {"bootstrap.servers": fleet.settings.kafka_brokers, "group.id": fleet.settings.kafka_group}
     )
@@ -135,14 +135,14 @@ def recorded_batches(fleet: Fleet) -> set[str]:
 
 
 def staged_batches(fleet: Fleet) -> set[str]:
-    """The ids of the batches whose bytes lie in Redis: those that a reader has dispatched."""
+    """Ids of the batches with bytes in Redis, which a reader has dispatched."""
     client = connect(fleet.settings)
     pattern = f"{fleet.settings.key_prefix}:batch:*"
     return {key.decode().split("{")[1].split("}")[0] for key in client.scan_iter(pattern, count=1000)}
 
 
 def overlapping(batches: set[str]) -> list[tuple[str, str]]:
-    """Neighbours that hold the same messages: a range was cut in two ways."""
+    """Adjacent batches with common messages: a range was cut in two ways."""
     ranges = []
     for batch in batches:
         source, start, stop = batch.rsplit("-", 2)
@@ -157,7 +157,7 @@ def up(child: Child) -> Child:
 
 
 def owned(child: Child) -> set[int]:
-    """The partitions that a reader has, by its own log."""
+    """The partitions of a reader, by its log."""
     found: set[int] = set()
     for line in said_in_order(child):
         match line["event"]:
@@ -178,7 +178,7 @@ def said_in_order(child: Child) -> list[dict[str, Any]]:
 
 @contextmanager
 def commits_never_fall(fleet: Fleet) -> Iterator[None]:
-    """Looks all the time; fails when a committed offset is lower than it was."""
+    """Polls continuously; fails when a committed offset decreases."""
     over, falls = threading.Event(), []
     sources = [(fleet.settings.kafka_topic, number) for number in range(SOURCE_PARTITIONS)]
 
@@ -202,7 +202,7 @@ def commits_never_fall(fleet: Fleet) -> Iterator[None]:
 
 
 def covers_all(fleet: Fleet, produced: Produced) -> bool:
-    """Whether the staged batches hold every offset."""
+    """Whether the staged batches cover every offset."""
     reached = dict.fromkeys(produced.ends, 0)
     for batch_id in staged_batches(fleet):
         partition, start, stop = map(int, batch_id.rsplit("-", 3)[1:])

@@ -1,4 +1,4 @@
-"""The recordings in tests/recordings: what an SDK sent, and what was done in the page meanwhile."""
+"""The recordings in tests/recordings: an SDK's data, and the actions in the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kit.paths import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something that was done in the page. Unix milliseconds, half-open."""
+    """One action in the page. Unix milliseconds, half-open."""
 
     what: str
     start_ms: int
@@ -49,7 +49,7 @@ class Recording:
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """What the parser makes of each value when it arrives at once, nothing sampled away."""
+        """The parser's result for each value, received without delay and without sampling."""
         return [
             parsed(value, timestamp_ms=msgspec.msgpack.decode(value)["received"] * 1000) for value in self.values
         ]
@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def actions(self) -> list[Action]:
-        """What was done, in order."""
+        """The actions, in order."""
         return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
 
     def payloads(self, tag: str) -> list[dict[str, Any]]:

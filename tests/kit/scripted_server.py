@@ -1,9 +1,9 @@
-"""An HTTP server whose answers a test writes: lies, half answers, hangs, and whatever good servers never do.
+"""An HTTP server with answers scripted by a test: false and truncated answers, hangs, and protocol errors.
 
     with answering(lambda asked: Answer(503)) as (url, asked): ...       # every request alike
     with answering(in_turn([half(whole), whole])) as (url, asked): ...   # by the number of the call
 
-`tests.kit.sink_answers` has the good answers of each sink, and a list of those that prove nothing.
+`tests.kit.sink_answers` has the valid answers of each sink, and a list of those that prove nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back.
+    """One answer.
 
-    `delay`: waited for before answering, at most 30 s. `cut`: close without an answer. `sent_bytes_max`: close
-    after so many bytes of the body, whose length was announced in full. `raw`: these bytes instead of an HTTP
+    `delay`: wait before answering, at most 30 s. `cut`: close without an answer. `sent_bytes_max`: close
+    after this many bytes of the body, with the full length in the header. `raw`: these bytes instead of an HTTP
     answer, then close.
     """
 
@@ -50,7 +50,7 @@ Script = Callable[[Asked], Answer]
 
 
 def in_turn(answers: Sequence[Answer | Script]) -> Script:
-    """The n-th answer to the n-th request; the last one to all that follow."""
+    """The n-th answer for the n-th request; the last one for all later requests."""
     numbers = itertools.count()
 
     def answer(asked: Asked) -> Answer:
@@ -61,12 +61,12 @@ def in_turn(answers: Sequence[Answer | Script]) -> Script:
 
 
 def half(whole: Answer) -> Answer:
-    """An answer that is cut off in the middle of its body."""
+    """An answer that is truncated in the middle of its body."""
     return replace(whole, sent_bytes_max=len(whole.body) // 2)
 
 
 def relay_to(url: str) -> Script:
-    """Hands every request on to a server, and its answer back."""
+    """Forwards every request to a server, and returns its answer."""
 
     def answer(asked: Asked) -> Answer:
         headers = {name: value for name, value in asked.headers.items() if name.lower() != "host"}
@@ -82,10 +82,10 @@ def relay_to(url: str) -> Script:
 
 @contextmanager
 def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Asked]]]:
-    """The server's URL, and the list that all requests are noted in.
+    """The server's URL, and the list of received requests.
 
-    `body_bytes_max`: a larger request gets 413 without having been read, and its connection is closed, as proxies
-    do it.
+    `body_bytes_max`: a larger request gets 413 without being read, and its connection is closed, as by
+    proxies.
     """
     asked: list[Asked] = []
 
@@ -135,7 +135,7 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that went away is no news."""
+            """Does not log disconnected clients."""
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,12 +1,12 @@
-"""Sinks for real workers in tests: they append what they are given to files, and do what a file tells them to.
+"""Sinks for real workers in tests: they append received items to files, and act as a file says.
 
-`celery -A tests.kit.scripted_sinks worker` is the fleet as it is, except for where the items go.
-In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line for every call (start, then how it ended),
-`<sink>.do` says what to do:
+`celery -A tests.kit.scripted_sinks worker` is the real fleet, except for the destination of items.
+In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line for every call (start, then result),
+`<sink>.do` has the action:
 
     ok | slow <seconds> | stuck | transient | scattered | die | refuse <part of a row id>
 
-`scattered`: a quarter of what is given is taken back, so the next run has less, until less than four are left.
+`scattered`: a quarter of the items is not kept, so the next run has fewer, until fewer than four are left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["app"]
 
 
 def name_of(item: Item) -> str | int:
-    """What a test knows an item by."""
+    """Name of an item for tests."""
     if isinstance(item, Row):
         return item.id
     return item.offset if isinstance(item, DeadLetter) else item.name
@@ -44,14 +44,14 @@ class FileSink:
         self._script = directory / f"{name}.do"
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """As the script says; items are durable once their line says `kept`."""
+        """Acts as the script says; items are durable once their line says `kept`."""
         names = [name_of(item) for item in items]
         self._note("began", token, names)
         verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")
         if verb == "slow":
             time.sleep(float(argument))
         elif verb == "stuck":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # as a C library that holds on
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # like a C library that blocks signals
             time.sleep(120)
         elif verb == "transient":
             raise TransientSinkError(f"{self.name} is away")
@@ -71,14 +71,14 @@ class FileSink:
             log.write(line + "\n")
 
     def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
-        """A file takes everything: what it refuses is the item's fault."""
+        """A file accepts everything: a refusal is the item's fault."""
 
     def check(self) -> Report:
-        """A file is always there."""
+        """A file is always available."""
         return Report(str(self._log))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 def scripted(self: Tools, name: str) -> Sink[Any]:

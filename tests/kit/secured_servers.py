@@ -1,4 +1,4 @@
-"""Servers that let nobody in without encryption and a name, and the system's processes before them."""
+"""Servers that require encryption and authentication, and the system's processes connected to them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ KAFKA_USER = "replays"
 KAFKA_PASSWORD = "scram-secret-of-this-test"
 AUTHORIZED = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    # Who comes through the plain listener: the test itself, as the cluster's keeper.
+    # The user of the plain listener: the test itself, as the cluster's administrator.
     "super.users": "User:ANONYMOUS",
 }
 
-# What docs/hardening.md tells to grant: (resource, name, operations).
+# Rights that docs/hardening.md says to grant: (resource, name, operations).
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
 DECISION_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE")
@@ -62,13 +62,13 @@ def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict
 
 
 def grant(server: JavaKafka, topic: str, group: str) -> None:
-    """Gives the user the rights that docs/hardening.md names, and no others."""
+    """Grants the user the rights in docs/hardening.md, and no others."""
     admin = AdminClient({"bootstrap.servers": server.address})
     wanted: list[tuple[Any, str, Any, tuple[str, ...]]]
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-dlq", ResourcePatternType.LITERAL, LETTER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-operators", ResourcePatternType.LITERAL, DECISION_TOPIC_RIGHTS)]
-    # A prefix: `dlq` and `reconcile` read in groups whose names begin like the readers'.
+    # A prefix: `dlq` and `reconcile` use groups whose names begin with the readers' group.
     wanted += [(ResourceType.GROUP, group, ResourcePatternType.PREFIXED, GROUP_RIGHTS)]
     bindings = [
         AclBinding(
@@ -79,7 +79,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     ]
     for future in admin.create_acls(bindings).values():
         future.result(20)
-    # The controller has answered; the broker learns of it from the metadata log, a moment later.
+    # The controller has answered; the broker reads the change from the metadata log a little later.
     names = sorted((kind.name, name) for kind, name, _, operations in wanted for _ in operations)
     wait_until(lambda: _granted(admin, {name for _, name in names}) == names, 20, "the broker to know the rights")
 
@@ -102,7 +102,7 @@ def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRedis:
-    """Redis with deploy/redis/users.acl behind TLS: its URL for the system, a client for its keeper."""
+    """Redis with deploy/redis/users.acl behind TLS: its URL for the system, a client for the administrator."""
 
     url: str
     keeper: Any
@@ -115,7 +115,7 @@ class GuardedRedis:
 
 @contextmanager
 def guarded_redis(children: Children, directory: Path, certificates: Certificates) -> Iterator[GuardedRedis]:
-    """The access list as it is deployed, and one more user, who may read the server's log of refusals."""
+    """The deployed access list, and one more user, who may read the server's ACL log."""
     directory.mkdir(parents=True)
     users = directory / "users.acl"
     users.write_text(USERS.read_text() + "user keeper on nopass ~* &* +@all\n")
@@ -131,7 +131,7 @@ def guarded_redis(children: Children, directory: Path, certificates: Certificate
 def token_endpoint(subject: str, seconds: float = 300) -> Iterator[tuple[str, list[str]]]:
     """An OAuth server for the client-credentials grant: its URL, and the Authorization headers that it saw.
 
-    Its tokens are not signed; the broker of these tests believes them.
+    Its tokens are not signed; the broker of these tests accepts them.
     """
     seen: list[str] = []
 
@@ -184,7 +184,7 @@ class Programs:
         return f"http://{HOST}:{port}"
 
     def stop(self) -> None:
-        """In an orderly way, while their servers are there."""
+        """Stops the programs gracefully, while their servers still run."""
         for child in reversed([child for child in self.children if child.name in ("worker", "flower", "reader")]):
             child.stop()
 

@@ -1,4 +1,4 @@
-"""Which simulated worlds a test run tries: from a random seed on, so that every run tries new ones."""
+"""Seeds of the simulated worlds of a test run, from a random one on, so that every run tries new worlds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Running servers for tests: one embedded stack a session, started part by part when asked for.
+"""Running servers for tests: one embedded stack per session, each part started on first use.
 
 A fixture yields the address of a running server. Tests share the servers, so they take fresh names (`fresh_name`)
-instead of cleaning up. A test that kills or restarts a server makes one of its own with `children`.
+instead of cleaning up. A test that kills or restarts a server creates its own with `children`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ingest.local.stack import Stack
 
 
 def kill_all(children: Children) -> None:
-    """For the end of a test: how programs end by themselves is what other tests are about."""
+    """Kills all programs at the end of a test; other tests cover graceful stops."""
     for child in children:
         children.release(child)
         child.kill()
@@ -38,7 +38,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def children(tmp_path: Path) -> Iterator[Children]:
-    """For servers and programs of one test; all of them are gone after it."""
+    """For servers and programs of one test; all of them are killed after it."""
     with Children(tmp_path / "logs") as owner:
         yield owner
         kill_all(owner)
@@ -91,7 +91,7 @@ def statsd(statsd_server: Statsd) -> Statsd:
 
 @pytest.fixture(scope="session")
 def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
-    """Apache Kafka itself. Skips, and says why, where it cannot run; in CI it must run."""
+    """Apache Kafka. Skips with a reason if it cannot run; in CI it must run."""
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)

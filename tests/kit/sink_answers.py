@@ -1,6 +1,6 @@
-"""What the servers behind the sinks answer when a write is durable, and answers with a 2xx that prove nothing.
+"""Answers of the sinks' servers for a durable write, and answers with a 2xx that prove nothing.
 
-`PROOFS` has the good answer by sink. `lies(sink)` are all the others: name and script, to be tried one by one.
+`PROOFS` has the valid answer by sink. `lies(sink)` has all others: name and script, to be tried one by one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def stored(asked: Asked, **other: Any) -> Answer:
 
 
 def rows_of(asked: Asked) -> int:
-    """How many lines an INSERT brings."""
+    """Number of lines in an INSERT."""
     body = asked.body
     if asked.headers.get("Content-Encoding") == "lz4":
         body = lz4.frame.decompress(body)
@@ -94,7 +94,7 @@ def lies(sink: str) -> dict[str, Script]:
 
 
 def always(answer: Answer) -> Script:
-    """The same answer to whatever is asked."""
+    """The same answer to every request."""
     return lambda asked: answer
 
 
@@ -150,7 +150,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
 
 
 def _proof_of_another(sink: str, asked: Asked) -> Answer:
-    """For a request that was meant for somebody else."""
+    """The proof of another request."""
     return PROOFS[sink](replace(asked, path="/upload/storage/v1/b/bucket/o?name=object"))
 
 

@@ -1,4 +1,4 @@
-"""A store that was written through the sinks, without readers and workers, and what can be seen of its replays."""
+"""A store written through the sinks, without readers and workers, and the visible content of its replays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Store:
-    """Servers that hold a few replays, two of which a test looks at."""
+    """Servers with a few replays, two of which a test checks."""
 
     env: dict[str, str]
     settings: Settings
@@ -60,7 +60,7 @@ class Store:
         return int(rows[0]["n"])
 
     def everything(self, which: Key) -> dict[str, Any]:
-        """What can be seen of a replay from outside."""
+        """Everything of a replay that is visible from outside."""
         tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
         return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
 
@@ -86,7 +86,7 @@ def batch_of(segments: list[Segment], start: int) -> Batch:
 
 
 def write(settings: Settings, batch: Batch) -> None:
-    """As the fleet does: objects, then rows."""
+    """Writes like the fleet: objects, then rows."""
     encoder = Encoder(settings.sinks, 1000, "reader", packed=settings.gcs_layout == "packed")
     for name, data in encoder.encode(batch).payloads.items():
         kind = name.split("/")[1]

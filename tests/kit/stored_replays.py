@@ -1,4 +1,4 @@
-"""Replays for tests of the web package: parsed and written as the pipeline does it, without Kafka and workers."""
+"""Replays for tests of the web package: parsed and written as by the pipeline, without Kafka and workers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def message(
 
 
 def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
-    """Messages of believable sessions, the malformed ones left out."""
+    """Messages of realistic sessions, without malformed ones."""
     made = stream(PROFILES[profile], count, seed, int(time.time()) - 60)
     return [one.value for one in made if one.entry.kind != "reject"]
 
@@ -67,7 +67,7 @@ def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
 
 
 def ingest(settings: Settings, values: Iterable[bytes], *, first_offset: int = 0) -> list[Segment]:
-    """Writes what the pipeline would; message n lies at partition n % 4. Bucket and tables must be there."""
+    """Writes the pipeline's items; message n is in partition n % 4. Bucket and tables must exist."""
     segments: list[Segment] = []
     for number, value in enumerate(values):
         source = TopicPartition(settings.kafka_topic, number % PARTITIONS)

@@ -1,4 +1,4 @@
-"""The pages' server in this process, and a client that sees what a browser would see of an answer."""
+"""The pages' server in this process, and a client that reads answers like a browser."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Seen:
 
     @property
     def error(self) -> str:
-        """What it says is wrong."""
+        """The error message."""
         return str(self.json["error"])
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks one server, as `login` ("user:password") or in the session of `cookie` if that is given."""
+    """Client of one server, as `login` ("user:password") or in the session of `cookie` if that is given."""
 
     address: str
     login: str = ""
@@ -55,7 +55,7 @@ class Client:
         return self.ask("POST", path, sent, {"Content-Type": "application/json", **headers})
 
     def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> Seen:
-        """Underscores in the names of headers become hyphens."""
+        """Sends a request. Underscores in header names become hyphens."""
         place = urlsplit(self.address)
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -79,7 +79,7 @@ def signed_in(address: str, link: str) -> Client:
 
 @contextmanager
 def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQueue[tuple[str, str]]]:
-    """A running server with these settings: what it announces, (address, link)."""
+    """A running server with these settings: (address, link) as it prints them."""
     announced: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The whole system as processes, for tests that make parts of it sick: stack, proxies, workers, reader, load."""
+"""The whole system as processes, for tests with injected faults: stack, proxies, workers, reader, load."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ PROXIED = {
 
 
 class System:
-    """Used as a context. `proxies` stand before the HTTP sinks; `env` is what every process is given."""
+    """Used as a context. `proxies` are in front of the HTTP sinks; `env` is the environment of every process."""
 
     def __init__(
         self,
@@ -112,32 +112,32 @@ class System:
         self._open.close()
 
     def start_reader(self, **settings: str) -> None:
-        """A new reader process; `settings` are its own, by their names."""
+        """Starts a reader process; `settings`: additional settings of this reader, by name."""
         env = self.env | {f"REPLAYS_{name.upper()}": value for name, value in settings.items()}
         command = [sys.executable, "-m", "ingest.cli"]
         self.reader = self.stack.children.start("reader", command, env=env, keep=True)
 
     def stop_reader(self, seconds: float = 60) -> int:
-        """SIGTERM, and the exit code. It has left its group then, and is not started again."""
+        """Sends SIGTERM and returns the exit code. The reader has left its group and is not restarted."""
         self.stack.children.release(self.reader)
         self.reader.signal(signal.SIGTERM)
         return self.reader.wait(seconds)
 
-    # Load and what became of it
+    # Load and its results
 
     def load(self, count: int, seed: int = 1) -> Produced:
-        """Small segments, produced as fast as they are taken."""
+        """Produces small segments without a rate limit."""
         path = self.directory / f"manifest-{seed}.jsonl"
         made = produce(self.settings, PROFILES["small"], count, seed, manifest_path=path)
         self.produced.append((path, made))
         return made
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> tuple[int, int]:
-        """Produces one message; `timestamp_ms` 0: now. The partition and offset where it lies."""
+        """Produces one message; `timestamp_ms` 0: now. Returns its partition and offset."""
         return self.send_all([value], timestamp_ms)[0]
 
     def send_all(self, values: Iterable[bytes], timestamp_ms: int = 0) -> list[tuple[int, int]]:
-        """Produces messages as fast as they are taken. Partition and offset of each, in the order of delivery."""
+        """Produces messages without a rate limit. Returns partition and offset of each, in order of delivery."""
         found: list[tuple[int, int]] = []
         producer = Producer({"message.max.bytes": 17 * MiB, **kafka_options(self.settings)})
         for value in values:
@@ -154,7 +154,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """Log end by (topic, partition), of all that was produced here."""
+        """Log end by (topic, partition), of all messages produced here."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
@@ -171,13 +171,13 @@ class System:
         return sum(self.ends.values()) - self.committed()
 
     def reader_peak_bytes(self) -> int:
-        """The most memory that the reader's process has had resident so far."""
+        """Peak resident memory of the reader's process so far."""
         status = Path(f"/proc/{self.reader.pid}/status").read_text()
         (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
         return int(line.split()[1]) * 1024
 
     def worker_cpu_seconds(self) -> float:
-        """Processor time that the workers and their pools have used so far."""
+        """CPU time of the workers and their pools so far."""
         groups = {child.pid for child in self.workers}
         ticks = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -192,17 +192,17 @@ class System:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def wait_committed(self, seconds: float = 120) -> None:
-        """Until every message that was produced is committed."""
+        """Waits until every produced message is committed."""
         wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, f"commits: {self.status()}")
 
     def reconcile(self, **options: Any) -> Report:
-        """Every sink against the manifests. Metrics at least once: faults repeat packets."""
+        """Compares every sink with the manifests. Metrics at least once, because faults repeat packets."""
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")
         return reconcile(self.settings, expected, statsd_url=statsd, metrics_exactly=False, **options)
 
     def assert_whole(self) -> None:
-        """Everything that was produced is in every sink."""
+        """Asserts that every sink has everything that was produced."""
         report = self.reconcile()
         assert report.ok, [check for check in report.checks if not check.ok]
 
@@ -215,17 +215,17 @@ class System:
             server.close()
 
     def wait_for_rows(self, table: str, count: int, seconds: float = 120) -> None:
-        """Until ClickHouse shows so many distinct rows."""
+        """Waits until ClickHouse has this many distinct rows."""
         wait_until(
             lambda: bool(self.query(f"SELECT count() FROM {table} FINAL")[0][0] >= count),
             seconds,
             f"rows of {table}",
         )
 
-    # What an operator sees and does
+    # Operator commands and metrics
 
     def command(self, *arguments: str, ok: bool = True) -> str:
-        """Runs `replays-ingest ARGUMENTS` and returns what it printed."""
+        """Runs `replays-ingest ARGUMENTS` and returns its output."""
         done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **self.env})
         assert (done.exit_code == 0) == ok, (done.exit_code, done.stdout, done.stderr)
         return done.stdout
@@ -238,7 +238,7 @@ class System:
         return self.json("status")
 
     def breaker(self, sink: str) -> str:
-        """closed, open or half_open."""
+        """State of the breaker: closed, open or half_open."""
         return str(next(found["breaker"] for found in self.status()["sinks"] if found["sink"] == sink))
 
     def metric(self, name: str, **labels: str) -> float:
@@ -255,7 +255,7 @@ class System:
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for a condition that may fail with an exception until then."""
+    """Waits for a condition, which may raise exceptions until then."""
 
     def holds() -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Values that a setting must refuse, worked out from its type: a new setting is covered by itself."""
+"""Values that a setting must refuse, derived from its type, so that a new setting is covered automatically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = ("", " ", "http://:x", "\x07\x1b[2J", "a\nb", "x" * 5000, "\udcff", "{",
 
 
 def candidates(field: FieldInfo) -> tuple[str, ...]:
-    """Values that no setting of this type can have, or that few can."""
+    """Values that no setting of this type accepts, or that few accept."""
     kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
     if bool in kinds:
         return BOOLEANS
