@@ -1,13 +1,14 @@
 """Every command with every kind of wrong setting: one line that names the setting and what to do, exit code 2.
 
 Commands are found in the command line itself, so a new one is included. Ours run in this process; those of
-`celery`, and whatever listens, in forks of one process that has loaded everything (`tests.kit.forked_commands`).
+`celery`, and whatever listens, in forks of a process that has imported them (`tests.kit.prestarted`).
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,13 @@ from click.testing import CliRunner
 from ingest.cli.main import main
 from ingest.local.servers.tls import make_certificates
 from ingest.settings import Settings
-from tests.kit.forked_commands import Ended, ForkedCommands
+from tests.kit.paths import ROOT
+from tests.kit.prestarted import PARENTS, Ended
 from tests.kit.wrong_values import refused
 
 SECRET = "hunter2-of-this-test"
 SIBLING_COMMANDS = 2
+COMMAND_SECONDS_MAX = 60.0
 ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 
@@ -305,29 +308,31 @@ def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> No
     assert [line.split("REPLAYS_")[0] for line in found.stderr.splitlines()] == ["wrong setting: "] * 3
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommands]:
-    """Runs commands in forks of one process that has imported them all."""
-    with ForkedCommands() as running:
-        yield running
+PROGRAMS = {"celery": "celery", "replays-ingest": "ingest.cli"}
+
+
+def ran(program: str, *words: str, **variables: str) -> Ended:
+    """A program that ends by itself, with these settings and no others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
+    return PARENTS.run(
+        [sys.executable, "-m", PROGRAMS[program], *words], kept | variables, ROOT, COMMAND_SECONDS_MAX
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
-def test_celerys_commands_refuse_it_in_one_line(
-    case: Broken, files: dict[str, str], forked: ForkedCommands
-) -> None:
+def test_celerys_commands_refuse_it_in_one_line(case: Broken, files: dict[str, str]) -> None:
     """given a wrong setting, when a worker or Flower starts, then it says which and what to do, and ends"""
     variables = LOCKED | filled(case.variables, files)
     for command in CELERY[:2] if case.kind else meeting(case, CELERY)[:1]:
-        ended = forked.run("celery", "-A", "tasks", *command, **variables)
+        ended = ran("celery", "-A", "tasks", *command, **variables)
 
         expect_one_line(ended, case.names, " ".join(command))
 
 
-def test_the_readers_values_are_left_to_the_reader(forked: ForkedCommands) -> None:
+def test_the_readers_values_are_left_to_the_reader() -> None:
     """given an environment that reader and workers share, when a worker's configuration is read, then no name of
     the reader's is unknown to it"""
-    ended = forked.run("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
+    ended = ran("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
 
     assert ended.exit_code == 0, ended
 
@@ -342,9 +347,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
-def test_a_port_in_use_is_refused_in_one_line(
-    command: tuple[str, ...], setting: str, forked: ForkedCommands
-) -> None:
+def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
     """given a port that another process listens on, when something wants it, then it says how to choose another"""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -353,6 +356,6 @@ def test_a_port_in_use_is_refused_in_one_line(
             variables[setting] = port
         else:
             command = (*command, port)
-        ended = forked.run(*command, **variables)
+        ended = ran(*command, **variables)
 
     expect_one_line(ended, (setting or "--port", port), " ".join(command))
