@@ -31,9 +31,10 @@ demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and pro
 
 # More processes than cores: tests of servers wait a lot.
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-# The quick tests of the packages that have a floor. What talks to servers is measured too, and takes longer:
+# The quick tests that run packages with a floor. What talks to servers is measured too, and takes longer:
 # COVERED="tests/unit tests/eager tests/integration"
-COVERED := $(addprefix tests/unit/,cli core local observe operate reader tasks testing web) tests/eager
+COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing web) tests/eager \
+  $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
 # MEASURED=1, for CI: each test once too, those of COVERED under coverage, for `make floors` afterwards.
 ifdef MEASURED

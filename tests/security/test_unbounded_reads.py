@@ -135,5 +135,5 @@ def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, 
         assert peak_bytes(pid) < MEMORY_BYTES_MAX
     assert [mark["kind"] for mark in marks] == ["page"]
     assert [(seen.status, len(seen.json)) for seen in played] == [(200, 0), (200, 0), (200, 1)]
-    assert "too much" in played[1].headers["X-Replays-Left-Out"]
+    assert "too expensive" in played[1].headers["X-Replays-Left-Out"]
     assert len(raw.body) == len(SHAPES[0])

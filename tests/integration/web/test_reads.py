@@ -93,7 +93,7 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
     [
         ("e" * 32, None, "no replay e{32} in any project"),
         ("e" * 32, PROJECT, "no replay e{32} in project 7"),
-        ("not-an-id", None, "'not-an-id' is no replay id"),
+        ("not-an-id", None, "'not-an-id' is not a replay id"),
     ],
 )
 def test_what_is_not_there_is_not_found(reads: Reads, replay_id: str, project: int | None, said: str):
