@@ -51,10 +51,10 @@ def report(found: list[dict[str, Any]]) -> int:
     for one in bad:
         for known in one["vulns"]:
             names = ", ".join([known["id"], *known.get("aliases", [])])
-            mended = (
-                f"mended in {', '.join(known['fix_versions'])}" if known.get("fix_versions") else "not mended yet"
+            fixed = (
+                f"fixed in {', '.join(known['fix_versions'])}" if known.get("fix_versions") else "not fixed yet"
             )
-            print(f"{one['name']} {one['version']}: {names}, {mended}: {known.get('description', '')}")
+            print(f"{one['name']} {one['version']}: {names}, {fixed}: {known.get('description', '')}")
     if skipped:
         print(f"not checked for known vulnerabilities: {', '.join(skipped)}")
     print(f"{len(found) - len(skipped)} pinned packages looked up, {len(bad)} with known vulnerabilities")

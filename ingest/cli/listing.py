@@ -1,4 +1,4 @@
-"""How `--help` lists commands: in sections, each with its whole first sentence and, below it, one example."""
+"""Layout of `--help`: commands in sections with their whole first sentence, and one example per command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-SENTENCE_CHARACTERS_MAX = 1000  # click cuts the first sentence of a command's help after so many
+SENTENCE_CHARACTERS_MAX = 1000  # click shortens the first sentence of a command's help to this length
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Run": ("migrate", "check", "flower", "web"),
     "Look": ("status", "top", "replays", "events", "fetch", "inspect", "audit"),
@@ -56,7 +56,7 @@ EXAMPLES: dict[str, str] = {
 
 
 class Listing(click.Group):
-    """A group whose help shows what its commands do instead of the beginning of it."""
+    """A group whose help shows the whole first sentence of each command."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands, by section where there are sections."""
@@ -79,7 +79,7 @@ def sentence(command: click.Command) -> str:
 
 
 def leaves(command: click.Command, path: str = "") -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, with its words."""
+    """Every command that is not a group, with its path: (`batches ls`, command)."""
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
             yield from leaves(below, f"{path} {name}".strip())
@@ -98,7 +98,7 @@ def add_examples(main: click.Command) -> None:
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes this shell complete commands, options and values."""
+    """Print the completion script for this shell."""
     from click.shell_completion import get_completion_class
 
     root = click.get_current_context().find_root().command

@@ -149,7 +149,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
     if as_json:
         echo_json(_as_dict(state))
         return
-    if programs and sys.stdout.isatty():  # a person reads it; otherwise a shell evaluates it
+    if programs and sys.stdout.isatty():  # without a terminal, a shell evaluates the output
         _list(state, "")
         echo("")
         for line in _next_steps(directory):
@@ -169,9 +169,9 @@ def _next_steps(directory: Path | None) -> list[str]:
         *([f"  . {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}"] if activated else []),
         f'  eval "$(replays-ingest local up{where})"    # the addresses above as variables',
         "  replays-ingest load --rate 50        # recordings to look at",
-        "  replays-ingest top                   # how they pass",
-        f"  replays-ingest local logs{where}            # of all processes, or of one: local logs reader",
-        f"  replays-ingest local down{where}            # the end; data is kept",
+        "  replays-ingest top                   # live state",
+        f"  replays-ingest local logs{where}            # all processes; `local logs reader` for one",
+        f"  replays-ingest local down{where}            # stops everything; data is kept",
     ]
 
 

@@ -28,9 +28,9 @@ class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
     `since`: start of its phase; `until`: end of its phase by the clock. `attempt` counts its chords, `failures`
-    consecutive failed chords of this stage, `misses` consecutive deadlines without a completion. `outdone`:
-    another batch passed the same stage while this one's last chord was running, so the sinks work. `shown` is what
-    operators see since `shown_at`, from its first Park until its stage is durable.
+    consecutive failed chords of this stage, `misses` consecutive deadlines without a completion.
+    `others_succeeded`: another batch passed the same stage while this one's last chord was running, so the sinks
+    work. `shown` is what operators see since `shown_at`, from its first Park until its stage is durable.
     """
 
     batch: Batch
@@ -42,7 +42,7 @@ class Flight:
     failures: int = 0
     error: str = ""
     misses: int = 0
-    outdone: bool = False
+    others_succeeded: bool = False
     shown: do.Park | None = None
     shown_at: float = 0.0
 
@@ -54,7 +54,7 @@ class Flight:
     def dispatch(self, now: float, deadline_seconds: float) -> do.Dispatch:
         """Starts its next chord, with a deadline."""
         self.attempt += 1
-        self.outdone = False
+        self.others_succeeded = False
         self.phase, self.since, self.until = Phase.FLUSHING, now, now + deadline_seconds
         return do.Dispatch(self.batch, self.stage, self.attempt, deadline_seconds)
 
@@ -81,8 +81,8 @@ class Flight:
         if self.stage is not stage:
             return
         if self.phase is Phase.FLUSHING:
-            self.outdone = True
-        elif self.phase is Phase.PARKED and not self.outdone:
+            self.others_succeeded = True
+        elif self.phase is Phase.PARKED and not self.others_succeeded:
             self.until = now
 
     def show(self, park: do.Park, now: float) -> do.Park:

@@ -167,7 +167,7 @@ def hang_clickhouse(game: Game) -> None:
 
 def mend_clickhouse(game: Game) -> None:
     game.command("check", codes=(1,))
-    game.step("ClickHouse is mended")
+    game.step("ClickHouse is fixed")
     game.proxies["clickhouse"].set(Pass())
 
 
@@ -177,7 +177,7 @@ def refuse_uploads(game: Game) -> None:
 
 def mend_uploads(game: Game) -> None:
     game.command("check", codes=(1,))
-    game.step("Cloud Storage is mended")
+    game.step("Cloud Storage is fixed")
     game.proxies["gcs"].set(Pass())
 
 
@@ -264,7 +264,7 @@ def shed_project(game: Game) -> None:
 def mend_sdk(game: Game) -> None:
     """The project stays disabled: otherwise the final reconciliation reports its dropped messages as missing."""
     game.load.garbage_share = 0.0
-    game.step("the project's owner mends its SDK")
+    game.step("the project's owner fixes its SDK")
 
 
 def send_mostly_garbage(game: Game) -> None:

@@ -75,16 +75,16 @@ HASTY = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `inject` and `mend` receive the game; `after` runs after recovery.
+    """One fault. `inject` and `fix` receive the game; `after` runs after recovery.
 
-    `alert` must fire within FIRE_SECONDS_MAX of the injection. `mend` follows the runbook's section.
+    `alert` must fire within FIRE_SECONDS_MAX of the injection. `fix` follows the runbook's section.
     `healthy` is an expression for Prometheus that has a value when the part has recovered.
     """
 
     name: str
     alert: str
     inject: Callable[[Game], None]
-    mend: Callable[[Game], None]
+    fix: Callable[[Game], None]
     healthy: str
     after: Callable[[Game], None] = lambda game: None
 
@@ -281,17 +281,17 @@ class Game:
             self.say(f"  {alert.name} fires after {played.fired_seconds:.1f} s: {alert.summary}")
             if not runbook_has(alert.runbook_url):
                 raise LocalError(f"the runbook has no section {alert.runbook_url}")
-            fault.mend(self)
-            ends, mended = dict(self.load.ends), time.monotonic()
+            fault.fix(self)
+            ends, fixed_at = dict(self.load.ends), time.monotonic()
             self.until(lambda: not self.fires(fault.alert), RESOLVE_SECONDS_MAX, f"{fault.alert} to go")
-            played.resolved_seconds = time.monotonic() - mended
+            played.resolved_seconds = time.monotonic() - fixed_at
             self.fleet.wait_committed(ends, CALM_SECONDS_MAX)
-            played.drained_seconds = time.monotonic() - mended
+            played.drained_seconds = time.monotonic() - fixed_at
             self.see(f"{fault.alert} gone, {sum(ends.values()):,} offsets committed on {len(ends)} partitions")
             fault.after(self)
             self._healthy(fault.healthy)
             self.see(self.calm())
-            self.say(f"  all is well {time.monotonic() - mended:.1f} s after the last step")
+            self.say(f"  all is well {time.monotonic() - fixed_at:.1f} s after the last step")
         except (LocalError, LoadError, OSError, subprocess.TimeoutExpired, ValueError) as error:
             played.trouble = str(error)
             self.say(f"  FAILED: {played.trouble.splitlines()[0]}")

@@ -39,7 +39,7 @@ def everything(
 
 
 def test_after_migrating_every_check_is_content(everything: Settings) -> None:
-    """Before: all but DataDog lack something. A dry run mends nothing. A second run does nothing."""
+    """Before: all but DataDog lack something. A dry run changes nothing. A second run does nothing."""
     before = {checked.name: checked.ok for checked in check_all(everything)}
     told = list(migrate(everything, dry_run=True, topics=True))
     still = {checked.name: checked.ok for checked in check_all(everything)}

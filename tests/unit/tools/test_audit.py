@@ -70,7 +70,7 @@ def test_a_known_vulnerability_fails_and_says_what_mends_it(tmp_path: Path, osv_
     assert code == 1, said
     assert "badly-kept 1.2.3: " in said
     assert all(name in said for name in (KNOWN["id"], *KNOWN["aliases"]))
-    assert "mended in 1.2.4" in said
+    assert "fixed in 1.2.4" in said
     assert "2 pinned packages looked up, 1 with known vulnerabilities" in said
 
 

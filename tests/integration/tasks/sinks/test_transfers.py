@@ -105,7 +105,7 @@ def test_what_is_broken_off_ends_nowhere_and_the_next_one_does() -> None:
 
 
 def test_a_deadline_ends_a_request_that_hangs() -> None:
-    """By itself, without anybody who breaks it off; time is the machine's to mend."""
+    """The transfer ends on its own; nothing aborts it."""
     never = threading.Event()
     with answering(lambda asked: Said(delay=never)) as (url, _):
         transfers = Transfers(1)
