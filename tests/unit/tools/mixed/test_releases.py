@@ -1,0 +1,116 @@
+"""The previous release is found from tags, or without them from the record, or it is said why there is none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import ROOT
+from tools.mixed.releases import RECORD, NoRelease, previous, recorded, tagged
+
+
+class Repository:
+    """A small git repository with a record of releases."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.git("init", "--quiet", "--initial-branch", "main")
+        self.record()
+
+    def git(self, *arguments: str) -> str:
+        """Runs git, and returns its output."""
+        identity = ("-c", "user.name=test", "-c", "user.email=test@example.com")
+        done = subprocess.run(
+            ["git", "-C", str(self.root), *identity, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def commit(self, tag: str = "") -> str:
+        """A commit, and its tag if one is given."""
+        self.git("commit", "--quiet", "--allow-empty", "-m", tag or "one more")
+        if tag:
+            self.git("tag", "-a", tag, "-m", tag)
+        return self.git("rev-parse", "HEAD")
+
+    def record(self, **commits: str) -> None:
+        """Writes the record; a name such as v1_0 is version 1.0."""
+        lines = [f'"{name[1:].replace("_", ".")}" = "{commit}"' for name, commit in commits.items()]
+        (self.root / RECORD).parent.mkdir(exist_ok=True)
+        (self.root / RECORD).write_text("\n".join(["[releases]", *lines]))
+
+    def previous(self) -> str:
+        """The version of the previous release."""
+        return str(previous(self.root).version)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """A repository without commits."""
+    return Repository(tmp_path)
+
+
+def test_tags_and_the_record_name_the_same_commits():
+    """given the tags of this clone, when they are compared with the record, then neither has more or others"""
+    tags = {one.version: one.commit for one in tagged(ROOT)}
+    if not tags:
+        pytest.skip("this clone has no tags")
+
+    record = {one.version: one.commit for one in recorded(ROOT)}
+
+    assert tags.items() <= record.items()
+
+
+def test_every_recorded_release_has_a_section_of_the_changelog():
+    """given the record, when the changelog is read, then it has a dated section for each release"""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+
+    assert [one for one in recorded(ROOT) if f"\n## {one.version} (2" not in changelog] == []
+
+
+def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Repository):
+    """given tags before, at and beside the commit, then the newest before it, by version and not by text"""
+    repository.commit("v0.9.0")
+    repository.commit("v0.10.0")
+    repository.commit("vexing")
+    repository.git("checkout", "--quiet", "-b", "side")
+    repository.commit("v3.0.0")
+    repository.git("checkout", "--quiet", "main")
+    repository.commit("v0.11.0")
+
+    assert repository.previous() == "0.10.0"
+    repository.commit()
+    assert repository.previous() == "0.11.0"
+
+
+def test_without_tags_the_record_names_it(repository: Repository):
+    """given a clone without tags, when the previous release is asked for, then it is the recorded one"""
+    first, second = repository.commit(), repository.commit()
+    repository.commit()
+    repository.record(v1_0=first, v1_1=second)
+
+    assert repository.previous() == "1.1"
+
+
+def test_a_clone_without_that_commit_says_so(repository: Repository):
+    """given a record whose commit a shallow clone does not contain, then the reason names it and the command"""
+    repository.commit()
+    repository.record(v1_0="d612bc7afd11d1545762359304c5bcf2d91737c3")
+
+    with pytest.raises(NoRelease, match=r"1\.0 \(d612bc7a\)\. git fetch --unshallow"):
+        repository.previous()
+
+
+def test_the_first_release_has_no_previous_one(repository: Repository):
+    """given the commit of the first release itself, then there is nothing to compare it with"""
+    repository.commit("v0.1.0")
+
+    with pytest.raises(NoRelease, match="before this commit"):
+        repository.previous()
+
+
+def test_a_copy_without_git_says_so(tmp_path: Path):
+    """given the sources alone, then the reason is that they are no checkout"""
+    with pytest.raises(NoRelease, match="not a git checkout"):
+        previous(tmp_path)

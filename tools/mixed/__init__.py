@@ -1,0 +1,4 @@
+"""Runs two releases over one Redis, one schema and one group, under load, and checks that nothing is lost.
+
+releases.py  finds the previous release
+"""

@@ -1,0 +1,84 @@
+"""The previous release: its newest tag, or what `tools/releases.toml` records for clones without tags."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+ROOT = Path(__file__).parents[2]
+RECORD = Path("tools/releases.toml")
+GIT_SECONDS_MAX = 60
+
+
+class NoRelease(Exception):
+    """There is no earlier release in this checkout. The text says why, and what helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A release and its commit."""
+
+    version: Version
+    commit: str
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """Output of git in the checkout; None if it failed or there is no git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS_MAX,
+            check=False,
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def recorded(root: Path = ROOT) -> list[Released]:
+    """The releases in `tools/releases.toml`."""
+    found = tomllib.loads((root / RECORD).read_text())["releases"]
+    return [Released(Version(version), commit) for version, commit in found.items()]
+
+
+def tagged(root: Path = ROOT) -> list[Released]:
+    """The releases that have a tag `v<version>` in this clone."""
+    return list(_tagged(root))
+
+
+def _tagged(root: Path) -> Iterator[Released]:
+    for tag in (git(root, "tag", "--list", "v*") or "").split():
+        commit = git(root, "rev-parse", f"{tag}^{{commit}}")
+        try:
+            version = Version(tag.removeprefix("v"))
+        except InvalidVersion:
+            continue
+        if commit:
+            yield Released(version, commit)
+
+
+def previous(root: Path = ROOT) -> Released:
+    """The newest release among the ancestors of the checked-out commit. Raises NoRelease."""
+    head = git(root, "rev-parse", "HEAD")
+    if head is None:
+        raise NoRelease(
+            f"{root} is not a git checkout, so there is no earlier release to build: clone the repository"
+        )
+    known = {*tagged(root), *recorded(root)}
+    earlier = sorted((one for one in known if one.commit != head), key=lambda one: one.version, reverse=True)
+    for one in earlier:
+        if git(root, "merge-base", "--is-ancestor", one.commit, head) is not None:
+            return one
+    if not earlier:
+        raise NoRelease("no release is tagged or recorded in tools/releases.toml before this commit")
+    names = ", ".join(f"{one.version} ({one.commit[:8]})" for one in earlier)
+    raise NoRelease(
+        f"this clone does not contain the commit of a release before it: {names}. git fetch --unshallow"
+    )
