@@ -1,4 +1,5 @@
-"""The pages that explain the structure hold: the tree, the walk of one message, and the decision records."""
+"""The pages that explain the structure are correct: the tree, the path of one message, and the decision
+records."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ LINE_CHARACTERS_MAX = 128
 
 
 def listed() -> list[str]:
-    """The folders and files of the tree, as paths; a line's indentation says what it lies in."""
+    """The folders and files of the tree, as paths; a line's indentation gives its parent."""
     text = (ROOT / "ARCHITECTURE.md").read_text().split("## The tree")[1]
     block = text.split("```")[1]
     found: list[str] = []
@@ -48,7 +49,7 @@ def test_the_tree_has_one_line_per_package():
     assert len(lines) == len(set(lines))
 
 
-# The walk of docs/follow-a-message.md
+# The path of a message in docs/follow-a-message.md
 
 
 def steps() -> list[tuple[int, str, str]]:
@@ -70,12 +71,12 @@ def functions_of(path: Path) -> set[str]:
 
 
 def test_every_step_of_a_message_is_a_function():
-    """The walk names files and functions that exist."""
+    """The page names files and functions that exist."""
     assert [step for step in steps() if step[2] not in functions_of(ROOT / step[1])] == []
 
 
-def test_a_message_takes_no_step_back():
-    """Steps are numbered without gaps, and no function is passed twice."""
+def test_the_path_of_a_message_has_no_repetition():
+    """Steps are numbered without gaps, and no function appears twice."""
     walked = steps()
 
     assert len(walked) > 40
@@ -87,7 +88,7 @@ def test_a_message_takes_no_step_back():
 
 
 def test_records_are_numbered_without_gaps():
-    """From 001 on; the title repeats the number."""
+    """Starting at 001; the title repeats the number."""
     numbers = [path.name[:3] for path in RECORDS]
 
     assert numbers == [f"{number:03d}" for number in range(1, len(RECORDS) + 1)]
@@ -95,7 +96,7 @@ def test_records_are_numbered_without_gaps():
 
 
 def test_the_index_lists_every_record_once():
-    """With its title."""
+    """The index has each record's title."""
     index = (ROOT / "docs/decisions/README.md").read_text()
     lines = re.findall(r"^- \[(\d{3})\]\(([^)]+)\) (.+)$", index, flags=re.MULTILINE)
     titles = {path.name: path.read_text().splitlines()[0].split(". ", 1)[1] for path in RECORDS}
@@ -104,7 +105,7 @@ def test_the_index_lists_every_record_once():
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
-def test_a_record_is_one_page_and_says_what_a_record_says(path: Path):
+def test_a_record_is_one_page_and_has_every_section(path: Path):
     """Status, code, what enforces it; context, decision, why, consequences; on one page."""
     text = path.read_text()
     lines = text.splitlines()

@@ -1,6 +1,6 @@
-"""A citation leads somewhere: paths, links, anchors, modules, tests and decision records, in code and in docs.
+"""Every citation resolves: paths, links, anchors, modules, tests and decision records, in code and in docs.
 
-Whoever moves a file finds here what still names its old place.
+Moving a file fails here for every place that still cites the old path.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ FILE = re.compile(r"(?<![\w./{<-])([a-z_][\w/]*\.(?:py|md|sql))\b(?!\.)")
 DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)")
 HELD = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
 RECORD = re.compile(r"\b[Dd]ecisions? (\d{3})\b")
-# What a design of before the records was called. It is not in the repository.
+# Name of a design document that preceded the records. It is not in the repository.
 UNWRITTEN = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Words of a file that can hold a citation, and where they stand."""
+    """Words of a file that can hold a citation, and their location."""
 
     path: Path
     line: int
@@ -46,7 +46,7 @@ class Text:
 
 
 def files() -> list[Path]:
-    """Everything that we wrote, and that a person reads."""
+    """Every file that we wrote for people to read."""
     at_top = [
         path for path in ROOT.iterdir() if path.suffix in CODE | {".md"} or path.name in ("Makefile", "Dockerfile")
     ]
@@ -57,7 +57,7 @@ def files() -> list[Path]:
 
 @cache
 def names_in(path: Path) -> frozenset[str]:
-    """What a module defines or imports at its top, and the functions, classes and methods anywhere in it."""
+    """Names that a module defines or imports at its top level, and all its functions, classes and methods."""
     tree = ast.parse(path.read_text())
     found: set[str] = set()
     for node in ast.walk(tree):
@@ -73,7 +73,7 @@ def names_in(path: Path) -> frozenset[str]:
 
 @cache
 def anchors_in(path: Path) -> frozenset[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """The anchors that GitHub generates for a page's headings."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ +(.+?) *$", text, flags=re.MULTILINE)
     found: list[str] = []
@@ -90,7 +90,8 @@ def all_paths() -> frozenset[str]:
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """Of Python the comments and strings (strings of tests name what does not exist), of all else every line."""
+    """For Python the comments and strings (strings of tests name things that do not exist), for other files every
+    line."""
     if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
         yield from prose(path)
         return
@@ -105,7 +106,7 @@ def texts(path: Path) -> Iterator[Text]:
 
 
 def prose(path: Path) -> Iterator[Text]:
-    """Of Python the comments and docstrings: other strings may name files that do not exist, on purpose."""
+    """For Python the comments and docstrings: other strings may name files that do not exist, on purpose."""
     if path.suffix != ".py":
         yield from texts(path)
         return
@@ -122,7 +123,7 @@ def prose(path: Path) -> Iterator[Text]:
 
 
 def broken_paths(text: Text) -> Iterator[str]:
-    """Paths from the root, of modules also without their ending.
+    """Paths from the root; for modules also without their extension.
 
     `docs/runbook.md#replayshalted`, `tests/e2e/test_demo.py::test_x`, `deploy/*/*.yml`, `tasks/wire`
     """
@@ -154,7 +155,8 @@ def broken_files(text: Text) -> Iterator[str]:
 
 
 def broken_names(text: Text) -> Iterator[str]:
-    """`tasks.stored.read_replay`, `python -m tools.gameday.run`: a package or module, and perhaps a name in it."""
+    """`tasks.stored.read_replay`, `python -m tools.gameday.run`: a package or module, and possibly a name in
+    it."""
     for cited in DOTTED.findall(re.sub(r"https?://\S+", "", text.words)):
         parts = cited.split(".")
         for depth in range(len(parts), 0, -1):
@@ -179,7 +181,7 @@ def held(cited: str, path: Path) -> bool:
 
 
 def broken_records(text: Text) -> Iterator[str]:
-    """`decision 014`, and what was called otherwise before there were records."""
+    """`decision 014`, and the names used before there were records."""
     for number in RECORD.findall(text.words):
         if not next((ROOT / "docs/decisions").glob(f"{number}-*.md"), None):
             yield f"decision {number}"
@@ -187,7 +189,7 @@ def broken_records(text: Text) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_citation_leads_somewhere(path: Path):
+def test_every_citation_resolves(path: Path):
     """In comments, strings, docs and deployment files."""
     broken = [f"{text}: {cited}" for text in texts(path) for cited in (*broken_paths(text), *broken_records(text))]
     for text in prose(path):
@@ -210,8 +212,8 @@ def test_every_citation_leads_somewhere(path: Path):
         "the DES" + "IGN has it",
     ],
 )
-def test_a_citation_of_nothing_is_found(words: str):
-    """Each kind, wherever it stands."""
+def test_a_broken_citation_is_found(words: str):
+    """One of each kind, in any position."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_paths(text), *broken_records(text)]
@@ -227,18 +229,18 @@ def test_a_citation_of_nothing_is_found(words: str):
         "[a](README.md#nothing)",
     ],
 )
-def test_a_citation_of_nothing_is_found_in_prose(words: str):
+def test_a_broken_citation_is_found_in_prose(words: str):
     """Files by the end of their path, names in modules, links."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_files(text), *broken_names(text), *broken_holders(text), *broken_links(text)]
 
 
-def test_what_exists_may_be_cited():
-    """Every kind again, with something at its end."""
+def test_valid_citations_are_accepted():
+    """Every kind again, with an existing target."""
     words = (
         "docs/decisions/014-same-cut.md docs/runbook.md#erase-a-replay deploy/*/*.yml decision 014 "
-        "tests/unit/test_architecture.py::test_a_message_takes_no_step_back ingest.core.parse.parse "
+        "tests/unit/test_architecture.py::test_the_path_of_a_message_has_no_repetition ingest.core.parse.parse "
         "tasks.stored.read_replay [a](docs/rows.md) [b](ARCHITECTURE.md#terms) MD5 3D "
         "`core/ledger.py` `Staging.report` in `tasks/staging.py` https://example.org/tasks/nothing.py"
     )

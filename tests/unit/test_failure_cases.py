@@ -1,4 +1,4 @@
-"""docs/failure-cases.md claims no test that does not exist, and says of each case which test holds it."""
+"""docs/failure-cases.md cites only existing tests, and names the test of each case."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ SECTIONS = [section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    """A row whose test was renamed or removed holds nothing."""
+    """A row whose test was renamed or removed proves nothing."""
     assert missing("".join(SECTIONS)) == []
 
 
 def test_there_is_a_section_for_each_kind() -> None:
-    """Eight kinds of fault; the list of what is not covered has no table."""
+    """Eight kinds of fault; the list of uncovered cases has no table."""
     assert len(SECTIONS) == 8
     assert "\n## Not covered\n" in PAGE
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
 def test_each_case_names_its_test_or_says_that_there_is_none(section: str) -> None:
-    """Three cells a row, the last of which is evidence or its absence."""
+    """Three cells per row, the last of which cites evidence or states that there is none."""
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
 
     assert rows

@@ -1,7 +1,7 @@
 """No module of `ingest`, `tasks` or `tools` imports, however indirectly, one that imports it.
 
-Imports inside functions count: they keep a cycle from failing, not from being one. Imports under
-`if TYPE_CHECKING:` do not count: they never run.
+Imports inside functions count: they hide a cycle, but do not remove it. Imports under `if TYPE_CHECKING:` do not
+count, because they never run.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom
 def imported(source: str, modules: Iterable[str]) -> set[str]:
     """Which of `modules` this source imports itself: `from a import b` is `a.b` where that is a module, else `a`.
 
-    That importing `a.b` also runs `a` is left out: a package's face is complete before its modules run, unless it
-    imports them, and then the edge is its own.
+    The implied import of `a` by `a.b` is ignored: a package's `__init__` is complete before its modules run,
+    unless it imports them, and then that import is counted.
     """
     known = set(modules)
     found: set[str] = set()
@@ -69,7 +69,7 @@ def graph() -> Graph:
 
 
 def cycle(edges: Mapping[str, set[str]]) -> list[str]:
-    """One cycle, its first module again at the end; empty if there is none."""
+    """One cycle, with its first module repeated at the end; empty if there is none."""
     done: set[str] = set()
 
     def visit(name: str, trail: list[str]) -> list[str]:
@@ -86,8 +86,8 @@ def cycle(edges: Mapping[str, set[str]]) -> list[str]:
     return next((found for name in sorted(edges) if (found := visit(name, []))), [])
 
 
-def test_no_import_comes_back_to_where_it_began():
-    """Given every module's own imports, there is an order in which each stands after all that it imports."""
+def test_there_is_no_import_cycle():
+    """All modules can be ordered so that each follows everything it imports."""
     edges = graph()
 
     assert len(edges) > 150
@@ -109,11 +109,11 @@ def test_no_import_comes_back_to_where_it_began():
     ],
 )
 def test_what_counts_as_an_import(source: str, expected: set[str]):
-    """All that runs at some time, wherever it stands."""
+    """All imports that ever run, wherever they are."""
     assert imported(source, {"a", "a.b", "c"}) == expected
 
 
 def test_a_cycle_is_found_and_shown():
-    """Of three modules in a row whose last imports the first."""
+    """Three modules in a row, the last of which imports the first."""
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

@@ -1,4 +1,4 @@
-"""The rule of imports holds for every file, and the checker sees what would break it."""
+"""Every file follows the import rules, and the checker reports violations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PRODUCT = [path for path in sources() if not name_of(path).startswith("benchmark
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
-    """given the table, when all imports of the file are walked, then each is in it: ours and third parties"""
+    """given the table, when all imports of the file are walked, then each is allowed, ours and third-party"""
     assert violations(name_of(path), path.read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        # Third parties out of their place
+        # Third-party packages in a forbidden place
         ("tasks/sinks/clickhouse/sink.py", "import celery"),
         ("tasks/sinks/clickhouse/sink.py", "import celery.app as app"),
         ("tasks/sinks/clickhouse/sink.py", "from celery import shared_task"),
@@ -53,7 +53,7 @@ def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
         ("ingest/web/server.py", "import flask"),
         ("ingest/cli/main.py", "import confluent_kafka"),
         ("tasks/flush.py", "import not_in_the_table"),
-        # Of the standard library, what the core must not reach
+        # Standard library modules that the core must not import
         ("ingest/core/pipeline.py", "import time"),
         ("ingest/core/ledger.py", "from os import environ"),
         ("ingest/core/retry.py", "import random"),
@@ -61,7 +61,7 @@ def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
         ("ingest/core/parse/scan.py", "import socket"),
         ("ingest/core/packing.py", "from uuid import uuid4"),
         ("ingest/core/model.py", "import importlib"),
-        # Ours, up the table
+        # Our packages, upwards in the table
         ("tasks/flush.py", "from ingest.core import model"),
         ("tasks/flush.py", "import ingest"),
         ("tasks/sinks/gcs/sink.py", "from tasks import breaker"),
@@ -100,7 +100,7 @@ def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
     ids=["top", "function", "class", "try", "typing"],
 )
 def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
-    """given a file that breaks the rule in one line, wherever it stands, then exactly that line is reported"""
+    """given a file that breaks the rule in one line, in any position, then exactly that line is reported"""
     text = form.format(line=line)
     at = next(number for number, part in enumerate(text.splitlines(), 1) if line in part)
 
@@ -113,7 +113,7 @@ def test_a_planted_import_is_reported(path: str, line: str, form: str) -> None:
     "call", ["import_module('redis')", "importlib.import_module('redis.exceptions')", "__import__('redis')"]
 )
 def test_an_import_by_name_at_run_time_is_reported(call: str) -> None:
-    """given a literal name, when it is imported by a call, then the rule holds for it as well"""
+    """given a literal name, when it is imported by a call, then the rule applies to it as well"""
     (found,) = violations("tasks/sinks/gcs/sink.py", f"thing = {call}")
 
     assert "redis" in found
@@ -146,12 +146,12 @@ def test_an_effect_in_the_core_is_reported(call: str) -> None:
         ("tools/documents.py", "import anything.at_all\nfrom ingest.cli.main import main"),
     ],
 )
-def test_what_the_table_allows_is_not_reported(path: str, text: str) -> None:
-    """given imports of the own package, of packages above it and of its libraries, then nothing is reported"""
+def test_allowed_imports_are_not_reported(path: str, text: str) -> None:
+    """given imports of its own package, of packages below it and of its libraries, then nothing is reported"""
     assert violations(path, text) == []
 
 
-def test_the_table_allows_nothing_that_nobody_uses() -> None:
+def test_the_table_has_no_unused_permission() -> None:
     """given all imports of all files, then each library of each row is imported where it is allowed"""
     used = {
         (row_of(module), one.name.split(".")[0], module)
@@ -174,20 +174,20 @@ def test_the_table_allows_nothing_that_nobody_uses() -> None:
 
 
 def test_architecture_shows_the_same_table() -> None:
-    """given the page, then it holds the table as `python -m tools.documents` writes it"""
+    """given the page, then it contains the table as `python -m tools.documents` writes it"""
     assert table() in (ROOT / "ARCHITECTURE.md").read_text()
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
-def test_a_file_opens_by_saying_what_it_owns(path: Path) -> None:
-    """given a file with code, then it has a docstring: a module without one leaves a newcomer guessing"""
+def test_a_file_begins_with_a_docstring(path: Path) -> None:
+    """given a file with code, then it has a module docstring that tells newcomers what it owns"""
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), path
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_only_settings_read_the_environment(path: Path) -> None:
-    """given a package, then one place of it reads the environment, or nobody knows what a process depends on"""
+    """given a package, then only one module reads the environment, so that its dependencies are visible"""
     if path.name in ("settings.py", "loading.py") or name_of(path).startswith(
         ("ingest/local/", "tools/", "ingest/cli/")
     ):

@@ -1,4 +1,4 @@
-"""Tests lie where the code that they test lies, so that either is found from the other."""
+"""Tests mirror the packages that they test, so that each can be found from the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kit.paths import ROOT
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
 FLAT = ("eager", "e2e", "security", "simulation", "mutation", "cost")
-# Directly in a mirror: about the repository as a whole, or about a module that lies directly in ingest/.
+# Directly in a mirror: about the whole repository, or about a module directly in ingest/.
 WHOLE = {
     "test_architecture.py",
     "test_citations.py",
@@ -25,7 +25,7 @@ WHOLE = {
 
 
 def misplaced(path: Path) -> str:
-    """What is wrong with the place of a test file; empty when nothing is."""
+    """What is wrong with the location of a test file; empty if nothing is."""
     *folders, name = path.relative_to(TESTS).parts
     kind = folders.pop(0) if folders else ""
     if kind in FLAT:
@@ -58,13 +58,13 @@ def test_every_test_file_mirrors_a_package() -> None:
         "e2e/web/test_new.py",
     ],
 )
-def test_a_file_in_no_packages_place_is_found(place: str) -> None:
-    """The old folders, none at all, and folders where there are none."""
+def test_a_misplaced_test_file_is_found(place: str) -> None:
+    """Old folders, no folder, and folders without a package."""
     assert misplaced(TESTS / place)
 
 
-def test_every_folder_is_a_package_and_helpers_are_no_tests() -> None:
-    """Helpers are imported by name, so every folder needs an __init__.py; nothing in `kit` is collected."""
+def test_every_folder_is_a_package_and_helpers_are_not_collected() -> None:
+    """Helpers are imported by name, so every folder needs an __init__.py; `kit` has no tests."""
     folders = {path.parent for path in TESTS.rglob("*.py")}
 
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []

@@ -1,4 +1,5 @@
-"""What production installs, without the extras: everything that runs there is importable, the rest says so."""
+"""A production install without the extras: everything that runs there can be imported, and other commands name the
+extra."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from packaging.requirements import Requirement
 
 from tests.kit.paths import ROOT
 
-# A finder in front of all others that hides the modules of the extras, as if they were not installed.
+# A finder before all others that hides the modules of the extras, as if they were not installed.
 WITHOUT_EXTRAS = """
 import importlib.metadata as metadata, sys
 hidden = set({hidden!r})
@@ -33,14 +34,14 @@ metadata.version = version
 
 
 def names_of_extras() -> set[str]:
-    """Distributions that only an extra of ours asks for."""
+    """Distributions that only one of our extras requires."""
     wanted = [Requirement(text) for text in metadata.requires("replays-ingest") or []]
     always = {one.name for one in wanted if one.marker is None or "extra" not in str(one.marker)}
     return {one.name for one in wanted} - always
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    """A Python program where the extras are not to be had."""
+    """Runs a Python program without the extras."""
     names = names_of_extras()
     hidden = {
         module
@@ -64,16 +65,17 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
         "ingest.cli.replays",
     ],
 )
-def test_what_runs_in_production_needs_no_extra(module: str) -> None:
-    """given only the packages that production has, when its programs are imported, then nothing is missing"""
+def test_production_programs_need_no_extra(module: str) -> None:
+    """given only the production packages, when its programs are imported, then nothing is missing"""
     done = run(f"import {module}")
 
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("words", [["demo"], ["local", "up"]], ids=" ".join)
-def test_a_command_of_an_extra_says_which(words: list[str]) -> None:
-    """given the same, when the embedded stack is asked for, then one line says what to install, and exit code 1"""
+def test_a_command_of_an_extra_names_it(words: list[str]) -> None:
+    """given the same, when the embedded stack is started, then one line says what to install, and the exit code is
+    1"""
     done = run(f"from ingest.cli.main import main; main({words!r})")
 
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Settings reach the core under their own names, and `check` sees those that do not fit together."""
+"""Settings reach the core under their own names, and `check` reports those that are inconsistent."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
 # The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable; one more
-# commit per minute and idle partition is nothing that an operator has to decide.
+# commit per minute and idle partition needs no setting.
 FIXED = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 
 def another(value: Any) -> Any:
-    """A value of the same type that is allowed as well."""
+    """Another allowed value of the same type."""
     if isinstance(value, RejectPolicy):
         return next(policy for policy in RejectPolicy if policy is not value)
     return max(value // 2, 1) if isinstance(value, int) else value / 2
 
 
 def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
-    """An operator can see and change each of them; what the core would do by itself is what the page says."""
+    """Operators can see and change each of them; the core's own default equals the documented one."""
     settings = Settings()
 
     bounds = {field.name for kind in (Limits, ParseRules) for field in fields(kind)}
@@ -36,8 +36,8 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in FIXED])
-def test_a_bound_that_is_set_arrives(name: str) -> None:
-    """Under its name, and alone."""
+def test_a_configured_bound_reaches_the_core(name: str) -> None:
+    """Under its name, without changing others."""
     value = another(getattr(Limits(), name))
     changed = Settings.model_validate({name: value})
 
@@ -49,19 +49,19 @@ def test_a_bound_that_is_set_arrives(name: str) -> None:
     ] == [name]
 
 
-def test_the_defaults_fit_together() -> None:
-    """Whoever sets nothing is told nothing."""
+def test_the_defaults_are_consistent() -> None:
+    """An unconfigured installation gets no report."""
     assert list(deadlines(Settings())) == []
 
 
-def test_check_names_what_does_not_fit() -> None:
-    """At the very bound already, with the settings to change."""
+def test_check_names_inconsistent_settings() -> None:
+    """Even exactly at the limit, with the settings to change."""
     (finding,) = deadlines(Settings(task_visibility_seconds=180, sink_timeout_seconds=30))
 
     assert (finding.name, finding.level) == ("visibility of tasks", "warning")
     assert "REPLAYS_" in finding.advice
 
 
-def test_a_visibility_just_above_the_longest_run_fits() -> None:
-    """One second more than six calls."""
+def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
+    """One second longer than six calls."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []

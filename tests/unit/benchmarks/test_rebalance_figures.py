@@ -1,4 +1,4 @@
-"""What `benchmarks.rebalance` makes of what it saw."""
+"""How `benchmarks.rebalance` computes its figures from its observations."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ CALM = Outcome(
 )
 
 
-def test_what_is_read_and_sent_beyond_once_is_a_share_of_the_load() -> None:
-    """Of messages and of packets, each of its own."""
+def test_repeated_reads_and_sends_are_a_share_of_the_load() -> None:
+    """Messages and packets are measured separately."""
     assert (CALM.read_again, CALM.sent_again, CALM.ok) == (0, 0, True)
 
     outcome = replace(CALM, consumed=1100, packets=945)
@@ -40,12 +40,12 @@ def test_what_is_read_and_sent_beyond_once_is_a_share_of_the_load() -> None:
 
 @pytest.mark.parametrize("fault", [{"missing": "GCS objects"}, {"fell": True}, {"amid": False}])
 def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, object]) -> None:
-    """A rebalance after the load proves as little as a good share of a load that is not there."""
+    """A run without load, or with a rebalance only after the load, proves nothing."""
     assert not replace(CALM, **fault).ok  # type: ignore[arg-type]
 
 
 def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
-    """Between two rises, or from the last rise to the end of the load; nothing later counts."""
+    """Measured between two commits, or from the last commit to the end of the load; later commits do not count."""
     samples = [(0.0, 5), (1.0, 5), (2.0, 9), (3.0, 10), (9.0, 20)]
 
     assert longest_still(samples, until=4.0) == 2.0
@@ -55,7 +55,7 @@ def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
 
 
 def test_figures_are_summed_over_their_labels() -> None:
-    """As a page of Prometheus has them, comments left out."""
+    """Prometheus text format; comment lines are skipped."""
     page = '# HELP read what\n# TYPE read counter\nread{partition="0"} 3.0\nread{partition="1"} 4.0\nowned 2.0\n'
 
     assert figures_of(page) == {"read": 7.0, "owned": 2.0}
@@ -63,7 +63,7 @@ def test_figures_are_summed_over_their_labels() -> None:
 
 @pytest.fixture
 def child(tmp_path: Path) -> Child:
-    """Never started, but it has a log: of a reader that got three partitions, and gave one away."""
+    """A log of a reader that received three partitions and gave one away; no process is started."""
     found = Children(tmp_path).add("reader", [sys.executable])
     lines = [
         ("partitions_assigned", {"0": None, "1": None}, "10"),
@@ -78,13 +78,13 @@ def child(tmp_path: Path) -> Child:
     return found
 
 
-def test_a_reader_s_log_tells_what_it_has_and_from_where_it_read_it(child: Child) -> None:
+def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> None:
     """By partition; 0 where nothing was committed before."""
     assert given(child) == {0: 0, 2: 40}
 
 
-def test_what_a_leaving_reader_drains_is_still_its_own(child: Child) -> None:
-    """The revocation that its end brings along takes nothing from the account."""
+def test_a_leaving_reader_owns_its_partitions_while_it_drains(child: Child) -> None:
+    """The revocation at shutdown does not remove its partitions from the result."""
     with child.log_path.open("a") as log:
         line = {"event": "partitions_revoked", "partitions": [0, 2], "timestamp": "2026-01-01T00:00:13.000000Z"}
         log.write(json.dumps(line) + "\n")
@@ -93,5 +93,5 @@ def test_what_a_leaving_reader_drains_is_still_its_own(child: Child) -> None:
 
 
 def test_only_moves_after_the_load_began_count(child: Child) -> None:
-    """What a group does before it has something to do moves nothing."""
+    """Assignments before the load starts are not counted as moves."""
     assert moved([child], datetime.fromisoformat("2026-01-01T00:00:11Z")) == 1

@@ -1,4 +1,4 @@
-"""What `benchmarks.scale_readers` makes of what it saw."""
+"""How `benchmarks.scale_readers` computes its figures from its observations."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.scale_readers import Outcome, stops
 CALM = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid=True, missing="")
 
 
-def test_a_stop_is_between_two_rises_of_one_partition() -> None:
-    """Others may rise meanwhile; what lies outside of the time that counts is left out."""
+def test_a_stop_lasts_from_one_commit_of_a_partition_to_the_next() -> None:
+    """Commits of other partitions do not end it; commits outside the measured window are ignored."""
     samples = [
         (0.0, {0: 0, 1: 0}),
         (1.0, {0: 5, 1: 1}),

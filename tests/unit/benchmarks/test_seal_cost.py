@@ -1,4 +1,4 @@
-"""The program whose figures docs/hardening.md states runs."""
+"""The program behind the figures in docs/hardening.md still runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import seals
 
 
 def test_the_cost_of_a_key_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Per MiB, per entry and per batch."""
+    """Costs per MiB, per entry and per batch."""
     monkeypatch.setattr(seals, "ROUNDS", 2)
 
     seals.main()

@@ -21,12 +21,13 @@ from tests.kit.paths import ROOT
 
 
 def test_every_command_is_in_one_section():
-    """given the command line, when its sections are compared with it, then none is missing, doubled or unknown"""
+    """given the command line, when its sections are compared with it, then no command is missing, duplicated or
+    unknown"""
     assert sorted(main.commands) == sorted(name for names in SECTIONS.values() for name in names)
 
 
 def test_help_shows_whole_sentences_on_80_columns():
-    """given 80 columns, when help is printed, then every first sentence is there whole and no line is too long"""
+    """given 80 columns, when help is printed, then every first sentence is complete and no line is too long"""
     shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
 
     assert "..." not in shown.replace("[ARGS]...", "")
@@ -36,7 +37,7 @@ def test_help_shows_whole_sentences_on_80_columns():
 
 
 def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatch):
-    """given the example of each command, when its own parser reads it, then it knows every word"""
+    """given the example of each command, when its own parser reads it, then every word is accepted"""
     monkeypatch.chdir(ROOT)
     assert set(EXAMPLES) == {"", *(path for path, _ in leaves(main))}
     for path, text in EXAMPLES.items():
@@ -46,7 +47,7 @@ def test_every_command_has_an_example_that_parses(monkeypatch: pytest.MonkeyPatc
 
 
 def parsed(words: list[str]) -> str:
-    """The command that click finds in these words, after it has read every option. Raises UsageError."""
+    """The command that click resolves from these words, with all options parsed. Raises UsageError."""
     command: click.Command = main
     context, path = None, ""
     while True:
@@ -68,7 +69,7 @@ def test_an_example_is_at_the_end_of_the_help():
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeypatch: pytest.MonkeyPatch):
-    """given a wrong setting, when a shell starts and asks for its completion, then it gets a script"""
+    """given a wrong setting, when a shell requests its completion script, then it gets one"""
     monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "none")
 
     found = CliRunner().invoke(main, ["completion", shell])
@@ -78,7 +79,7 @@ def test_completion_prints_a_script_even_with_wrong_settings(shell: str, monkeyp
 
 
 def test_a_shell_completes_commands():
-    """given what bash sends for `replays-ingest loc`, when the program is asked, then it answers `local`"""
+    """given what bash sends for `replays-ingest loc`, when the program completes it, then it prints `local`"""
     environment = {"COMP_WORDS": "replays-ingest loc", "COMP_CWORD": "1", "PYTHONPATH": str(ROOT)}
     program = "import sys; sys.argv[0] = 'replays-ingest'; from ingest.cli.main import main; main()"
     done = subprocess.run(
@@ -93,8 +94,9 @@ def test_a_shell_completes_commands():
     assert done.stdout.splitlines() == ["plain,local"]
 
 
-def test_without_a_broker_it_says_what_to_do_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """given no configured broker and none at the default address, when the reader starts, then it helps"""
+def test_without_a_broker_help_fits_on_one_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """given no configured broker and none at the default address, when the reader starts, then it prints what to
+    do"""
     monkeypatch.chdir(tmp_path)
     closed = closed_port()
     settings = Settings.model_construct(_fields_set=set(), kafka_brokers=f"127.0.0.1:{closed}")
@@ -107,8 +109,8 @@ def test_without_a_broker_it_says_what_to_do_on_one_screen(tmp_path: Path, monke
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_configured_or_answering_broker_is_read():
-    """given a broker that is configured or answers, when the reader starts, then nothing keeps it"""
+def test_a_configured_or_reachable_broker_is_used():
+    """given a broker that is configured or reachable, when the reader starts, then nothing stops it"""
     closed = closed_port()
     configured = Settings.model_construct(_fields_set={"kafka_brokers"}, kafka_brokers=f"127.0.0.1:{closed}")
     with socket.create_server(("127.0.0.1", 0)) as answering:
@@ -119,6 +121,6 @@ def test_a_configured_or_answering_broker_is_read():
 
 
 def closed_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""When the reader stops taking messages, pauses, and goes on."""
+"""When the reader stops polling, pauses, and resumes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def pressure() -> Backpressure:
 
 
 @pytest.mark.parametrize(("batches", "size_bytes"), [(4, 0), (0, 1000), (9, 9999)])
-def test_at_a_bound_nothing_is_taken_any_more(batches: int, size_bytes: int) -> None:
-    """Batches and bytes each stop it; the consumer is not told yet, since a pause throws its prefetch away."""
+def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
+    """Either bound, batches or bytes, stops it; the consumer is not paused yet, since a pause discards its
+    prefetched messages."""
     full = pressure()
 
     assert full.update(batches, size_bytes, now=0.0) is None
@@ -22,16 +23,16 @@ def test_at_a_bound_nothing_is_taken_any_more(batches: int, size_bytes: int) -> 
     assert not full.paused
 
 
-def test_below_the_bounds_messages_are_taken() -> None:
-    """One batch and one byte below is not full."""
+def test_below_the_bounds_messages_are_polled() -> None:
+    """One batch or one byte below the bound is not full."""
     free = pressure()
 
     assert free.update(3, 999, now=0.0) is None
     assert free.has_room
 
 
-def test_it_pauses_only_when_it_lasts() -> None:
-    """Half a second of fullness is normal under load."""
+def test_it_pauses_only_after_a_while_at_the_bound() -> None:
+    """Half a second at the bound is normal under load."""
     full = pressure()
     full.update(4, 0, now=10.0)
 
@@ -41,8 +42,8 @@ def test_it_pauses_only_when_it_lasts() -> None:
     assert full.update(4, 0, now=99.0) is None
 
 
-def test_it_goes_on_at_half_of_both_bounds() -> None:
-    """Not at one below, or it would flap."""
+def test_it_resumes_at_half_of_both_bounds() -> None:
+    """Resuming one below the bound would flap."""
     full = pressure()
     full.update(4, 0, now=0.0)
     full.update(4, 0, now=1.0)
@@ -56,7 +57,7 @@ def test_it_goes_on_at_half_of_both_bounds() -> None:
 
 
 def test_without_a_pause_there_is_nothing_to_resume() -> None:
-    """The consumer was never told."""
+    """The consumer was never paused."""
     full = pressure()
     full.update(4, 0, now=0.0)
 
@@ -65,7 +66,7 @@ def test_without_a_pause_there_is_nothing_to_resume() -> None:
 
 
 def test_a_bound_of_one_still_resumes() -> None:
-    """Half of one is none."""
+    """Half of one rounds down to zero."""
     full = Backpressure(limits(in_flight_batches_max=1))
     full.update(1, 0, now=0.0)
     full.update(1, 0, now=1.0)

@@ -1,4 +1,4 @@
-"""When a batch is cut: by count, by bytes, by age, at a planned end."""
+"""When a batch is cut: by count, bytes, age, or planned end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def only(batches: list[Batch]) -> Batch:
     return batches[0]
 
 
-def test_the_last_message_of_the_count_cuts() -> None:
+def test_the_message_that_reaches_the_count_cuts() -> None:
     """At length 2, the second message cuts."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2))
 
@@ -38,7 +38,7 @@ def test_the_last_message_of_the_count_cuts() -> None:
 
 
 def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
-    """A batch may exceed its bytes by one message, never by two."""
+    """A batch may exceed the byte limit by one message, never by two."""
     open_batch = builder(batch_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -49,15 +49,15 @@ def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
     assert open_batch.size_bytes == 0
 
 
-def test_a_message_larger_than_the_bytes_is_a_batch_of_its_own() -> None:
-    """Fifteen megabytes must not wait for company."""
+def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
+    """A message of fifteen megabytes must not wait for others."""
     open_batch = builder(batch_bytes_max=250)
 
     assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """What is staged at once stays within what Redis takes; the message begins the next batch."""
+    """What is staged at once stays below what Redis accepts; the message begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -69,7 +69,7 @@ def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> N
 
 
 def test_a_message_that_is_too_large_by_itself_shares_its_batch_with_none() -> None:
-    """Neither those before it nor those behind."""
+    """Neither earlier nor later messages join it."""
     open_batch = builder(batch_bytes_max=250, staged_bytes_max=250)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -81,7 +81,7 @@ def test_a_message_that_is_too_large_by_itself_shares_its_batch_with_none() -> N
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """Another release makes more rows of it: the recorded range can no longer be staged at once."""
+    """Another release produces more rows from it: the recorded range can no longer be staged at once."""
     open_batch = builder(plan=(4, 9), batch_bytes_max=100, staged_bytes_max=250)
 
     cut = [batch for offset in range(4) for batch in open_batch.add(offset, segment(offset), now=0.0)]
@@ -94,7 +94,8 @@ def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end
 
 
 def test_records_with_long_headers_are_many_batches() -> None:
-    """Forty-eight records with 12 MB of headers each were one batch of 576 MB that Redis never took."""
+    """Without this limit, 48 records with 12 MB of headers each were one batch of 576 MB that Redis never
+    accepted."""
     blown_up = Reject("schema", "bad", 0, b"", None, (("h", bytes(12 * MiB)),))
     open_batch = Builder(PARTITION, 1, Limits())
 
@@ -117,7 +118,7 @@ def test_keys_and_headers_of_a_dead_letter_count() -> None:
 
 
 def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
-    """Each begins and ends at a message, so that the same log is cut there again."""
+    """Each begins and ends at a message, so that the same cuts are made again after a restart."""
     open_batch = builder(batch_messages_max=5)
     outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
     whole = only([batch for at, one in enumerate(outcomes, 10) for batch in open_batch.add(at, one, now=0.0)])
@@ -134,7 +135,7 @@ def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
 
 
 def test_halves_leave_out_the_gap_between_them() -> None:
-    """A recorded end that lies behind a gap would be cut before it the next time."""
+    """A recorded end behind a gap would be cut before the gap the next time."""
     open_batch = builder(batch_messages_max=2)
     open_batch.add(10, segment(10), now=0.0)
 
@@ -145,14 +146,14 @@ def test_halves_leave_out_the_gap_between_them() -> None:
 
 
 def test_a_single_message_has_no_halves() -> None:
-    """It goes alone, or not at all."""
+    """It is staged alone, or not at all."""
     open_batch = builder(batch_messages_max=1)
 
     assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
 
 
 def test_age_counts_from_the_first_message_of_the_batch() -> None:
-    """Not from the last one, or a trickle would never be flushed; nor from the previous cut."""
+    """Counting from the last message would never flush a trickle; the previous cut does not matter either."""
     open_batch = builder(batch_age_seconds_max=2.0)
     open_batch.add(0, segment(0), now=10.0)
     open_batch.add(1, segment(1), now=11.9)
@@ -166,13 +167,13 @@ def test_age_counts_from_the_first_message_of_the_batch() -> None:
 
 
 def test_an_empty_batch_is_never_due() -> None:
-    """No message, no age."""
+    """Without messages there is no age."""
     assert builder().due(now=1e9) is None
     assert builder().drain(now=1e9) is None
 
 
-def test_what_is_open_is_cut_at_shutdown() -> None:
-    """SIGTERM flushes what is there."""
+def test_the_open_batch_is_cut_at_shutdown() -> None:
+    """SIGTERM flushes the open messages."""
     open_batch = builder()
     open_batch.add(3, segment(3), now=0.0)
 
@@ -183,7 +184,7 @@ def test_what_is_open_is_cut_at_shutdown() -> None:
 
 
 def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> None:
-    """A reject becomes a dead letter with its batch; a message that was shed needs nothing but to be passed."""
+    """A reject becomes a dead letter with its batch; a shed message only advances the offset."""
     open_batch = builder()
     open_batch.add(0, reject(0), now=0.0)
     open_batch.add(1, drop(), now=0.0)
@@ -194,8 +195,8 @@ def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> Non
     assert batch.stages == (Stage.ROWS,)
 
 
-def test_a_batch_has_only_the_stages_that_it_needs() -> None:
-    """Blobs before rows; neither when there is nothing to write."""
+def test_a_batch_has_only_the_stages_it_needs() -> None:
+    """Blobs before rows; no stage when there is nothing to write."""
     for outcomes, stages in (
         ([segment(0)], (Stage.BLOBS, Stage.ROWS)),
         ([segment(0, rows=False)], (Stage.BLOBS,)),
@@ -211,7 +212,7 @@ def test_a_batch_has_only_the_stages_that_it_needs() -> None:
 
 
 def test_the_id_comes_from_the_range_alone() -> None:
-    """The same range cut again, by whatever and whenever, is the same batch."""
+    """The same range, cut again by any reader at any time, is the same batch."""
     first, second = builder(), Builder(PARTITION, 9, limits(batch_messages_max=1))
     first.add(4, segment(4), now=0.0)
 
@@ -226,7 +227,7 @@ def test_the_id_comes_from_the_range_alone() -> None:
 
 
 def test_planned_ends_come_before_count_bytes_and_age() -> None:
-    """A new owner cuts the ranges that were recorded, whatever its own bounds say."""
+    """A new owner cuts the recorded ranges, whatever its own limits are."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2, batch_age_seconds_max=1.0), (3, 4))
 
     for offset in (0, 1):
@@ -242,8 +243,8 @@ def test_planned_ends_come_before_count_bytes_and_age() -> None:
     assert open_batch.planned == ()
 
 
-def test_after_the_plan_the_own_bounds_count_again() -> None:
-    """The plan is used up once."""
+def test_after_the_plan_its_own_limits_apply_again() -> None:
+    """Each planned end is used once."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2), (1,))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -251,8 +252,9 @@ def test_after_the_plan_the_own_bounds_count_again() -> None:
     assert only(open_batch.add(2, segment(2), now=0.0)).cut_by is CutReason.COUNT
 
 
-def test_a_planned_range_whose_end_left_the_log_ends_where_the_log_goes_on() -> None:
-    """Compaction took the last message: the batch is cut when a later one shows up, which opens the next."""
+def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None:
+    """Compaction removed the last message: the batch is cut when a later one arrives, which opens the next
+    batch."""
     open_batch = builder(plan=(3, 10))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -263,7 +265,7 @@ def test_a_planned_range_whose_end_left_the_log_ends_where_the_log_goes_on() -> 
 
 
 def test_one_message_can_complete_two_batches() -> None:
-    """The planned one that it shows to be over, and its own."""
+    """It shows that the planned one is over, and fills its own."""
     open_batch = builder(plan=(3, 6))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -272,8 +274,8 @@ def test_one_message_can_complete_two_batches() -> None:
     assert [(b.offsets.start, b.offsets.stop) for b in batches] == [(0, 1), (5, 6)]
 
 
-def test_a_plan_that_does_not_come_true_is_given_up() -> None:
-    """Other ids are harmless, waiting for ever is not."""
+def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
+    """Other batch ids are harmless; waiting forever is not."""
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -287,8 +289,8 @@ def test_a_plan_that_does_not_come_true_is_given_up() -> None:
     assert open_batch.planned == ()
 
 
-def test_a_plan_waits_for_as_long_as_nobody_fetches() -> None:
-    """The clock alone says nothing about messages that nobody asked for."""
+def test_a_plan_waits_while_nothing_is_fetched() -> None:
+    """Time alone does not show that messages are missing when none were fetched."""
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
     open_batch.waited(10.0)
@@ -297,8 +299,8 @@ def test_a_plan_waits_for_as_long_as_nobody_fetches() -> None:
     assert open_batch.planned == (100,)
 
 
-def test_each_message_of_a_planned_range_begins_the_wait_anew() -> None:
-    """A range that comes slowly does come."""
+def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
+    """A range that arrives slowly is still completed."""
     open_batch = builder(plan=(100,), plan_seconds_max=30.0)
     for offset in range(3):
         open_batch.add(offset, segment(offset), now=25.0 * offset)
@@ -309,7 +311,7 @@ def test_each_message_of_a_planned_range_begins_the_wait_anew() -> None:
 
 
 def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
-    """A part of it would be another batch under another id."""
+    """Cutting a part of it would create another batch with another id."""
     open_batch = builder(plan=(3,))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -321,8 +323,8 @@ def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None
     plan=st.lists(st.integers(1, 9), max_size=8),
     count=st.integers(1, 6),
 )
-def test_no_message_is_in_no_batch_or_in_two(steps: list[int], plan: list[int], count: int) -> None:
-    """Over any gaps and any plan: ranges ascend, do not overlap, and hold every message once."""
+def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int], count: int) -> None:
+    """For any gaps and any plan, ranges ascend, do not overlap, and contain every message once."""
     offsets = [sum(steps[: n + 1]) for n in range(len(steps))]
     ends = tuple(sum(plan[: n + 1]) for n in range(len(plan)))
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)
@@ -346,8 +348,8 @@ def test_no_message_is_in_no_batch_or_in_two(steps: list[int], plan: list[int], 
     first=st.integers(1, 7),
     second=st.integers(1, 7),
 )
-def test_a_new_owner_cuts_what_the_former_one_cut(offsets: list[int], first: int, second: int) -> None:
-    """Under other bounds, the recorded ranges come out the same, to the id."""
+def test_a_new_owner_repeats_the_cuts_of_the_former_one(offsets: list[int], first: int, second: int) -> None:
+    """With other limits, the recorded ranges are cut again with the same ids."""
     former = Builder(PARTITION, 1, limits(batch_messages_max=first))
     cut = [batch for offset in offsets for batch in former.add(offset, segment(offset), now=0.0)]
     plan = tuple(batch.offsets.stop for batch in cut)

@@ -1,4 +1,4 @@
-"""The end of a partition may hold no message (transaction markers); it is committed all the same."""
+"""The end of a partition may hold no message (transaction markers); it is still committed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def end_reached(runtime: Reader, position: int, end: int) -> None:
     runtime.acknowledge_commits()
 
 
-def test_the_offset_behind_a_transaction_marker_is_committed() -> None:
-    """Otherwise lag stays one, and grows by one with every transaction."""
+def test_the_offset_after_a_transaction_marker_is_committed() -> None:
+    """Otherwise the lag would grow by one with every transaction."""
     runtime = reader()
     runtime.segments(2)
     runtime.settle()
@@ -27,7 +27,7 @@ def test_the_offset_behind_a_transaction_marker_is_committed() -> None:
 
 
 def test_a_log_of_markers_alone_is_committed() -> None:
-    """No message was ever taken of it."""
+    """No message was ever read from it."""
     runtime = reader()
 
     end_reached(runtime, 0, 7)
@@ -35,8 +35,8 @@ def test_a_log_of_markers_alone_is_committed() -> None:
     assert runtime.committed == {PARTITION: 7}
 
 
-def test_the_next_marker_is_passed_too() -> None:
-    """The client's position stays behind the last message, ours is past the first marker."""
+def test_the_next_marker_is_committed_too() -> None:
+    """The client's position stays after the last message; ours is after the first marker."""
     runtime = reader()
     end_reached(runtime, 0, 1)
 
@@ -46,7 +46,7 @@ def test_the_next_marker_is_passed_too() -> None:
 
 
 def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
-    """It is committed when they settled."""
+    """It is committed when they have settled."""
     runtime = reader()
     runtime.segments(2)
     (out,) = runtime.dispatches()
@@ -62,7 +62,7 @@ def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
 
 
 def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
-    """Its messages are not even cut."""
+    """Its messages have not been cut yet."""
     runtime = reader(batch_age_seconds_max=60.0)
     runtime.segments(1)
 
@@ -72,7 +72,7 @@ def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
 
 
 def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> None:
-    """The client reports it while the messages before it are still on their way through the parser."""
+    """The client reports it while earlier messages are still in the parser."""
     runtime = reader()
     end_reached(runtime, 2, 3)
     assert runtime.committed == {}
@@ -85,8 +85,8 @@ def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> 
     assert runtime.committed == {PARTITION: 3}
 
 
-def test_an_end_of_a_former_assignment_says_nothing() -> None:
-    """The log of another epoch may be another log."""
+def test_an_end_reported_for_a_former_assignment_is_ignored() -> None:
+    """In another epoch, the log may be another one."""
     runtime = reader()
     runtime.publish(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
     runtime.advance(1.0)
@@ -94,7 +94,7 @@ def test_an_end_of_a_former_assignment_says_nothing() -> None:
     assert runtime.take(do.Commit) == []
 
 
-def test_passing_markers_costs_at_most_one_commit_an_interval() -> None:
+def test_markers_cause_at_most_one_commit_per_interval() -> None:
     """A producer may end a hundred transactions per second."""
     runtime = reader(commit_interval_seconds=1.0)
     commits = 0

@@ -1,4 +1,4 @@
-"""The at-least-once guarantee: examples, and a machine that compares the ledger with sets of offsets."""
+"""The at-least-once guarantee: examples, and a state machine that compares the ledger with sets of offsets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ledger_with(*ranges: tuple[int, int], source: TopicPartition = P) -> Ledger:
     return ledger
 
 
-def test_nothing_is_committable_before_something_settled() -> None:
+def test_nothing_is_committable_before_a_range_settles() -> None:
     """An assignment alone commits nothing."""
     ledger = ledger_with((0, 2))
 
@@ -38,8 +38,8 @@ def test_a_batch_commits_only_after_the_one_before_it() -> None:
     assert ledger.committable(P) == 3
 
 
-def test_the_parts_of_a_split_range_settle_each_on_its_own_and_in_order() -> None:
-    """What lies behind waits for both."""
+def test_the_parts_of_a_split_range_settle_separately_and_commit_in_order() -> None:
+    """Later ranges wait for both."""
     ledger = ledger_with((0, 4), (4, 6))
 
     ledger.split(P, OffsetRange(0, 4), OffsetRange(0, 1), OffsetRange(2, 4))
@@ -51,7 +51,7 @@ def test_the_parts_of_a_split_range_settle_each_on_its_own_and_in_order() -> Non
     assert ledger.committable(P) == 6
 
 
-def test_what_kafka_commits_is_one_past_the_last_offset() -> None:
+def test_the_committed_offset_is_one_past_the_last_one() -> None:
     """The stop of a half-open range is the next offset to read."""
     ledger = ledger_with((7, 9))
 
@@ -60,8 +60,8 @@ def test_what_kafka_commits_is_one_past_the_last_offset() -> None:
     assert ledger.committable(P) == 9
 
 
-def test_a_gap_in_the_log_does_not_hold_anything_back() -> None:
-    """Compacted offsets hold no message: nobody waits for them."""
+def test_a_gap_in_the_log_blocks_nothing() -> None:
+    """Compacted offsets hold no message, so nothing waits for them."""
     ledger = ledger_with((0, 2), (10, 12))
 
     ledger.settle(P, OffsetRange(0, 2))
@@ -71,7 +71,7 @@ def test_a_gap_in_the_log_does_not_hold_anything_back() -> None:
 
 
 def test_settling_twice_changes_nothing() -> None:
-    """Completions are delivered at least once too."""
+    """Completions, too, are delivered at least once."""
     ledger = ledger_with((0, 2), (2, 4))
 
     ledger.settle(P, OffsetRange(0, 2))
@@ -80,8 +80,8 @@ def test_settling_twice_changes_nothing() -> None:
     assert ledger.committable(P) == 2
 
 
-def test_a_range_that_was_never_taken_settles_nothing() -> None:
-    """Another cut of the same offsets is not the range that we wait for."""
+def test_an_unknown_range_settles_nothing() -> None:
+    """Another cut of the same offsets is not the range in the ledger."""
     ledger = ledger_with((0, 4))
 
     assert not ledger.settle(P, OffsetRange(0, 2))
@@ -90,7 +90,7 @@ def test_a_range_that_was_never_taken_settles_nothing() -> None:
 
 
 def test_partitions_do_not_wait_for_each_other() -> None:
-    """A watermark a partition."""
+    """Each partition has its own watermark."""
     ledger = ledger_with((0, 2))
     ledger.take(Q, OffsetRange(5, 6))
 
@@ -99,8 +99,8 @@ def test_partitions_do_not_wait_for_each_other() -> None:
     assert (ledger.committable(P), ledger.committable(Q)) == (None, 6)
 
 
-def test_a_forgotten_partition_commits_nothing_and_starts_anew() -> None:
-    """After a revocation the next owner decides; after the next assignment we begin where it left off."""
+def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
+    """After a revocation the next owner commits; after the next assignment we start at its committed offset."""
     ledger = ledger_with((4, 6))
     ledger.settle(P, OffsetRange(4, 6))
 
@@ -121,7 +121,7 @@ def test_ranges_that_overlap_are_a_broken_invariant() -> None:
 
 
 def test_pending_counts_settled_ranges_that_wait() -> None:
-    """A crash now would read them again, so they are part of the record."""
+    """A crash now would read them again, so they belong in the cut record."""
     ledger = ledger_with((0, 1), (1, 2), (2, 3))
 
     ledger.settle(P, OffsetRange(1, 2))
@@ -132,10 +132,10 @@ def test_pending_counts_settled_ranges_that_wait() -> None:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The ledger against sets of offsets: what was received, what is durable, by partition.
+    """The ledger compared with sets of offsets per partition: received and durable.
 
-    The model knows nothing of ranges or order: an offset is committable when no received offset below it
-    lacks durability. Batches of former assignments keep settling, as late completions do.
+    The model has no ranges and no order: an offset is committable when every received offset below it is durable.
+    Batches of former assignments keep settling, as late completions do.
     """
 
     cut = Bundle("cut")
@@ -155,7 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([P, Q]), restart=st.booleans())
     def assign(self, source: TopicPartition, restart: bool) -> None:
-        """The group gives us a partition, from the committed offset on or from where the reset policy says."""
+        """The group assigns us a partition, starting at the committed offset or where the reset policy says."""
         if source in self.received:
             return
         self.received[source], self.durable[source], self.open[source] = set(), set(), []
@@ -165,7 +165,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.received)
     @rule(data=st.data(), count=st.integers(1, 4), gap=st.integers(0, 3))
     def receive(self, data: st.DataObject, count: int, gap: int) -> None:
-        """Messages arrive, perhaps after a gap in the log."""
+        """Messages arrive, possibly after a gap in the log."""
         source = data.draw(st.sampled_from(self._owned()))
         start = self.next[source] + gap
         offsets = range(start, start + count)
@@ -175,7 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self.open.values()))
     @rule(target=cut, data=st.data())
     def cut_batch(self, data: st.DataObject) -> object:
-        """The open batch of a partition is cut, or a part of it."""
+        """The open batch of a partition, or a part of it, is cut."""
         source = data.draw(st.sampled_from([s for s in self._owned() if self.open[s]]))
         count = data.draw(st.integers(1, len(self.open[source])))
         taken, self.open[source] = self.open[source][:count], self.open[source][count:]
@@ -186,20 +186,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(batch=consumes(cut))
     def settle(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> None:
-        """Its chord completes, once."""
+        """Its chord completes once."""
         self._settle(batch)
 
     @rule(target=cut, batch=consumes(cut))
-    def settle_and_hear_of_it_again(
-        self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]
-    ) -> object:
-        """Its chord completes, and will complete again."""
+    def settle_twice(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
+        """Its chord completes, and its completion will be delivered again."""
         self._settle(batch)
         return multiple(batch)
 
     @rule(target=cut, batch=consumes(cut))
     def fail(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
-        """Its chord fails: nothing changes, it will be tried again."""
+        """Its chord fails: nothing changes, it will be retried."""
         return multiple(batch)
 
     def _settle(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> None:
@@ -215,7 +213,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.received)
     @rule(data=st.data(), commits=st.booleans())
-    def give_back(self, data: st.DataObject, commits: bool) -> None:
+    def remove_partition(self, data: st.DataObject, commits: bool) -> None:
         """Revoked (with a last commit) or lost (without)."""
         source = data.draw(st.sampled_from(self._owned()))
         committable = self.ledger.committable(source)

@@ -1,4 +1,4 @@
-"""Which partitions have no owner, and whose turn it is to make the group assign them."""
+"""Which partitions have no owner, and which member makes the group reassign them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def watch() -> Ownership:
 
 
 def test_partitions_that_no_member_owns_are_named() -> None:
-    """Of a group that is stable; while it rebalances partitions are on their way."""
+    """Only in a stable group; during a rebalance partitions may be unassigned for a moment."""
     assert ORPHANED.unowned == (2,)
     assert WHOLE.unowned == ()
     assert MOVING.unowned == ()
@@ -22,7 +22,8 @@ def test_partitions_that_no_member_owns_are_named() -> None:
 
 
 def test_a_stable_group_without_members_is_no_evidence() -> None:
-    """Kafka calls a group without members EMPTY; a server that says otherwise does not describe its members."""
+    """Kafka reports a group without members as EMPTY; a server that reports otherwise does not list its
+    members."""
     nobody = GroupView(2, {}, stable=True)
     a = watch()
 
@@ -30,8 +31,8 @@ def test_a_stable_group_without_members_is_no_evidence() -> None:
     assert not any(a.must_rejoin(nobody, "a", now) for now in (0.0, 100.0, 1000.0))
 
 
-def test_a_member_joins_again_when_a_partition_had_no_owner_for_too_long() -> None:
-    """Not before, and once."""
+def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
+    """Not earlier, and only once."""
     b = watch()
 
     assert not b.must_rejoin(ORPHANED, "b", 100.0)
@@ -40,8 +41,8 @@ def test_a_member_joins_again_when_a_partition_had_no_owner_for_too_long() -> No
     assert not b.must_rejoin(ORPHANED, "b", 131.0)
 
 
-def test_if_that_did_not_help_it_joins_again_after_the_same_time() -> None:
-    """A group that stays broken is not left alone."""
+def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
+    """Attempts continue while the group stays broken."""
     b = watch()
     for now in (0.0, 30.0, 31.0):
         b.must_rejoin(ORPHANED, "b", now)
@@ -59,8 +60,8 @@ def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
     assert a.must_rejoin(ORPHANED, "a", 40.0)
 
 
-def test_a_partition_that_found_an_owner_starts_anew() -> None:
-    """Two short gaps are no long one; neither is a gap with a rebalance in it."""
+def test_a_partition_with_an_owner_resets_its_timer() -> None:
+    """Two short gaps do not add up to a long one; neither does a gap interrupted by a rebalance."""
     for between in (WHOLE, MOVING):
         b = watch()
         b.must_rejoin(ORPHANED, "b", 0.0)
@@ -70,7 +71,7 @@ def test_a_partition_that_found_an_owner_starts_anew() -> None:
         assert not b.must_rejoin(ORPHANED, "b", 50.0)
 
 
-def test_who_is_no_member_does_nothing() -> None:
+def test_a_reader_outside_the_group_does_nothing() -> None:
     """Before its first join, and after it was fenced."""
     stranger = watch()
     stranger.must_rejoin(ORPHANED, "c", 0.0)

@@ -1,4 +1,4 @@
-"""The layout `packed`: identity, retention classes, bounds, and what the index says."""
+"""The layout `packed`: identity, retention classes, bounds, and the contents of the index."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
     assert encoder.encode(once).manifest.digest == encoder.encode(again).manifest.digest
 
 
-def test_other_bytes_of_the_same_range_are_another_object():
-    """Else a 412 would vouch for bytes that are not there."""
+def test_other_bytes_of_the_same_range_get_another_name():
+    """Otherwise a 412 response would confirm bytes that are not stored."""
     (one,), (other,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 
     assert one.name.rsplit("-", 1)[0] == other.name.rsplit("-", 1)[0]
@@ -45,7 +45,7 @@ def test_other_bytes_of_the_same_range_are_another_object():
 
 
 def test_the_index_finds_every_recording_in_its_retention_class():
-    """One object a class, and each row cuts out exactly its segment."""
+    """One object per class, and each row selects exactly its segment."""
     batch = with_retention(make_batch(4), 90, 30, 90, 30)
 
     objects, rows = pack(batch)
@@ -60,8 +60,9 @@ def test_the_index_finds_every_recording_in_its_retention_class():
 
 
 @pytest.mark.parametrize("received", [5, 2**32 + 1000, 123_123_123_123])
-def test_the_index_row_arrived_when_its_segment_did(received: int):
-    """Whatever the message claims: a row of the distant past would be dropped at once, and the recording lost."""
+def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
+    """The message's own claim does not matter: a row in the distant past would be dropped at once, and the
+    recording lost."""
     now = 1_790_000_000
     value = recording(replay_id="a" * 32, segment_id=0, received=received)
     segment = parse(Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=now * 1000), ParseRules())
@@ -73,7 +74,7 @@ def test_the_index_row_arrived_when_its_segment_did(received: int):
 
 
 def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    """A large batch gives several parts; no recording is cut in two."""
+    """A large batch becomes several parts; no recording is split."""
     monkeypatch.setattr(packing, "OBJECT_BYTES_MAX", 25)
 
     objects, rows = pack(make_batch(5))  # 11 bytes each
@@ -83,6 +84,6 @@ def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_packed_objects_without_an_index_are_refused():
-    """Nobody could read them."""
+    """Without an index they cannot be read."""
     with pytest.raises(ValueError, match="holds the index"):
         Settings(gcs_layout="packed", sinks=("gcs", "dead_letter"))

@@ -22,7 +22,7 @@ def kinds(commands: list[do.Command]) -> list[str]:
 
 
 def test_set_up_gives_the_initial_state() -> None:
-    """Nothing is in flight, nothing is committed, there is room."""
+    """Nothing is in flight, nothing is committed, and there is capacity."""
     runtime = reader()
 
     assert runtime.commands == []
@@ -33,7 +33,7 @@ def test_set_up_gives_the_initial_state() -> None:
 
 
 def test_below_the_thresholds_nothing_is_flushed() -> None:
-    """One message of two, young and small."""
+    """One message of two, small and recent."""
     runtime = reader()
 
     runtime.segments(1)
@@ -43,8 +43,8 @@ def test_below_the_thresholds_nothing_is_flushed() -> None:
     assert runtime.pipeline.held_bytes == 100
 
 
-def test_the_second_message_at_length_two_flushes_and_commits_one_past_it() -> None:
-    """The whole way: cut, blobs, rows, commit."""
+def test_the_second_message_of_two_flushes_and_is_committed() -> None:
+    """The whole path: cut, blobs, rows, commit of the offset after it."""
     runtime = reader()
 
     runtime.segments(2)
@@ -55,8 +55,8 @@ def test_the_second_message_at_length_two_flushes_and_commits_one_past_it() -> N
     assert runtime.pipeline.held_bytes == 0
 
 
-def test_bytes_flush_before_the_count_does() -> None:
-    """Two segments of 100 bytes against a bound of 150."""
+def test_the_byte_limit_flushes_before_the_count() -> None:
+    """Two segments of 100 bytes with a limit of 150."""
     runtime = reader(batch_messages_max=100, batch_bytes_max=150)
 
     runtime.segments(2)
@@ -64,8 +64,8 @@ def test_bytes_flush_before_the_count_does() -> None:
     assert ids(runtime.dispatches()) == ["0-2/blobs#1"]
 
 
-def test_while_nothing_is_in_flight_a_younger_batch_goes() -> None:
-    """Half a second after its first message; the next one waits for its age while that is out."""
+def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
+    """Half a second after its first message; while it is in flight, the next one waits for its full age."""
     runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
     runtime.segments(1)
     runtime.advance(0.4)
@@ -83,7 +83,7 @@ def test_while_nothing_is_in_flight_a_younger_batch_goes() -> None:
 
 
 def test_early_cuts_are_spread_over_time() -> None:
-    """Of three partitions two are cut at once, the third half a second later."""
+    """Two of three partitions are cut at once, the third half a second later."""
     runtime = reader(batch_age_seconds_max=60.0, batch_age_idle_seconds=0.5, early_cuts_per_second_max=2.0)
     third = TopicPartition(PARTITION.topic, 2)
     runtime.assign(OTHER)
@@ -103,7 +103,7 @@ def test_early_cuts_are_spread_over_time() -> None:
     assert [dispatch.batch.source for dispatch in runtime.dispatches()] == [third]
 
 
-def test_age_flushes_what_is_there() -> None:
+def test_age_flushes_the_open_batch() -> None:
     """Two seconds after its first message."""
     runtime = reader(batch_age_seconds_max=2.0)
     runtime.segments(1)
@@ -113,8 +113,8 @@ def test_age_flushes_what_is_there() -> None:
     assert ids(runtime.dispatches()) == ["0-1/blobs#1"]
 
 
-def test_join_flushes_what_is_there_and_commits_it() -> None:
-    """SIGTERM with half a batch open."""
+def test_join_flushes_and_commits_the_open_batch() -> None:
+    """SIGTERM with a half-full batch."""
     runtime = reader()
     runtime.segments(1)
 
@@ -125,7 +125,7 @@ def test_join_flushes_what_is_there_and_commits_it() -> None:
 
 
 def test_a_batch_with_nothing_to_write_still_commits() -> None:
-    """Messages that were shed move the offset and start no chord."""
+    """Shed messages advance the offset and start no chord."""
     runtime = reader()
 
     runtime.parsed(drop(), drop())
@@ -136,7 +136,7 @@ def test_a_batch_with_nothing_to_write_still_commits() -> None:
 
 
 def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
-    """It travels in the batch; its stage is that of the rows."""
+    """It is part of the batch and is written in the row stage."""
     runtime = reader()
 
     runtime.parsed(reject(0), reject(1))
@@ -151,7 +151,7 @@ def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
 
 
 def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
-    """The watermark is that of the longest settled prefix."""
+    """The watermark is the end of the longest settled prefix."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -167,8 +167,8 @@ def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
     assert runtime.committed[PARTITION] == 4
 
 
-def test_partitions_are_committed_each_on_its_own() -> None:
-    """One message on each of two partitions: two offsets, none overwritten."""
+def test_partitions_are_committed_separately() -> None:
+    """One message on each of two partitions: two offsets, neither overwrites the other."""
     runtime = reader(batch_messages_max=1)
     runtime.assign(OTHER)
 
@@ -179,7 +179,7 @@ def test_partitions_are_committed_each_on_its_own() -> None:
     assert runtime.committed == {PARTITION: 1, OTHER: 3}
 
 
-def test_offsets_that_were_taken_already_are_ignored() -> None:
+def test_offsets_already_taken_are_ignored() -> None:
     """A message fetched twice is in one batch."""
     runtime = reader()
     runtime.segments(2)
@@ -190,7 +190,7 @@ def test_offsets_that_were_taken_already_are_ignored() -> None:
 
 
 def test_messages_of_an_older_epoch_are_ignored() -> None:
-    """They were fetched before the partition went away and came back."""
+    """They were fetched before the partition was revoked and assigned again."""
     runtime = reader()
 
     runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
@@ -203,7 +203,7 @@ def test_messages_of_an_older_epoch_are_ignored() -> None:
 
 
 def test_the_cut_is_recorded_before_its_chord_starts() -> None:
-    """The record rides on a commit; until the broker stored it the batch waits."""
+    """The record is stored with a commit; until the broker has stored it the batch waits."""
     runtime = reader()
 
     runtime.segments(2)
@@ -216,7 +216,7 @@ def test_the_cut_is_recorded_before_its_chord_starts() -> None:
 
 
 def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> None:
-    """Losing the record costs a duplicate; waiting for it would cost everything."""
+    """Losing the record may cause duplicates; waiting for it would stop ingestion."""
     runtime = reader(cut_record_seconds_max=5.0)
     runtime.segments(2)
 
@@ -227,8 +227,8 @@ def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> No
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#1"]
 
 
-def test_a_batch_cut_while_a_record_is_on_its_way_waits_for_the_next_one() -> None:
-    """One commit at a time a partition, and an answer speaks only for what was asked."""
+def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
+    """One commit at a time per partition; a response covers only what was in its request."""
     runtime = reader()
     runtime.segments(4)
     (commit,) = runtime.take(do.Commit)
@@ -240,7 +240,7 @@ def test_a_batch_cut_while_a_record_is_on_its_way_waits_for_the_next_one() -> No
 
 
 def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
-    """Cut by age in the first life, by the record in the second: the ids are the same."""
+    """Cut by age in the first run, by the record in the second: the ids are the same."""
     first = reader(batch_messages_max=100)
     for count in (3, 1, 2):
         first.segments(count)
@@ -258,7 +258,7 @@ def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
     assert {dispatch.batch.cut_by for dispatch in again} == {CutReason.PLANNED}
 
 
-def test_a_second_crash_forgets_no_recorded_cut() -> None:
+def test_a_second_crash_loses_no_recorded_cut() -> None:
     """The rest of the predecessor's plan stays in the record until it is reached."""
     runtime = Reader(limits())
     runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3,3,3"}
@@ -271,8 +271,8 @@ def test_a_second_crash_forgets_no_recorded_cut() -> None:
     assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (13, "2;c=3,3")
 
 
-def test_a_cut_that_is_recorded_already_starts_at_once() -> None:
-    """The record would say the same again; no commit is sent, and nobody waits for an answer to nothing."""
+def test_an_already_recorded_cut_starts_at_once() -> None:
+    """The record would not change; no commit is sent, and nothing waits for a response."""
     runtime = Reader(limits())
     runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3"}
     runtime.assign(PARTITION)
@@ -288,7 +288,7 @@ def test_a_cut_that_is_recorded_already_starts_at_once() -> None:
 
 
 def test_rows_start_only_after_the_blobs_are_durable() -> None:
-    """A user must not open a replay whose blob is not there."""
+    """Users must not open a replay whose blob is missing."""
     runtime = reader()
     runtime.segments(2)
     (blobs,) = runtime.dispatches()
@@ -303,7 +303,7 @@ def test_rows_start_only_after_the_blobs_are_durable() -> None:
 
 
 def test_a_settled_batch_is_discarded_once() -> None:
-    """Its staged bytes are no longer needed; a second completion says nothing new."""
+    """Its staged bytes are no longer needed; a second completion changes nothing."""
     runtime = reader()
     runtime.segments(2)
     (blobs,) = runtime.dispatches()
@@ -316,8 +316,8 @@ def test_a_settled_batch_is_discarded_once() -> None:
     assert [discard.batch.id for discard in runtime.take(do.Discard)] == [rows.batch.id]
 
 
-def test_a_chord_that_is_not_heard_of_is_started_again_at_its_deadline() -> None:
-    """The same batch under the same id, a higher attempt."""
+def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
+    """The same batch with the same id and a higher attempt."""
     runtime = reader(flush_deadline_seconds=120.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -332,7 +332,7 @@ def test_a_chord_that_is_not_heard_of_is_started_again_at_its_deadline() -> None
 
 
 def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
-    """Nobody flushes, or queues are too long: more chords would not help, and somebody should see it."""
+    """No worker flushes, or queues are too long: more chords would not help, and an operator should see it."""
     runtime = reader(flush_deadline_seconds=100.0, retry_backoff_seconds=5.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -353,8 +353,8 @@ def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
     assert longer.retry_seconds > park.retry_seconds
 
 
-def test_a_word_between_two_missed_deadlines_starts_their_count_anew() -> None:
-    """The blobs took two deadlines and ended; the rows may take two as well."""
+def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
+    """The blobs missed two deadlines and completed; the rows may miss two as well."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -371,8 +371,8 @@ def test_a_word_between_two_missed_deadlines_starts_their_count_anew() -> None:
     assert runtime.take(do.Park) == []
 
 
-def test_a_batch_that_was_parked_in_silence_settles_when_it_is_heard_of() -> None:
-    """The queue was long, nothing more: the chord that ends late is as good as the next one."""
+def test_a_batch_parked_without_a_result_settles_on_a_late_completion() -> None:
+    """The queue was merely long: the chord that completes late counts like the next one."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -388,7 +388,7 @@ def test_a_batch_that_was_parked_in_silence_settles_when_it_is_heard_of() -> Non
 
 
 def test_the_failure_of_an_older_attempt_is_ignored() -> None:
-    """It says nothing about the one that is out."""
+    """It does not affect the current attempt."""
     runtime = reader(flush_deadline_seconds=10.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -403,7 +403,7 @@ def test_the_failure_of_an_older_attempt_is_ignored() -> None:
 
 
 def test_the_success_of_an_older_attempt_counts() -> None:
-    """Durable is durable, whoever did it."""
+    """The data is durable, whichever attempt wrote it."""
     runtime = reader(flush_deadline_seconds=10.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -415,8 +415,8 @@ def test_the_success_of_an_older_attempt_counts() -> None:
     assert ids(runtime.take(do.Dispatch)) == ["0-2/rows#3"]
 
 
-def test_a_failed_chord_parks_its_batch_and_is_tried_again_later_and_later() -> None:
-    """The backoff doubles; the error is shown."""
+def test_a_failed_chord_parks_its_batch_with_a_growing_backoff() -> None:
+    """The backoff doubles; the error is displayed."""
     runtime = reader(retry_backoff_seconds=5.0, retry_backoff_seconds_max=300.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -434,8 +434,8 @@ def test_a_failed_chord_parks_its_batch_and_is_tried_again_later_and_later() -> 
     assert all(2.5 * 2**n <= wait <= 5.0 * 2**n for n, wait in enumerate(waits))
 
 
-def test_a_parked_batch_holds_its_watermark_and_nothing_else() -> None:
-    """Other batches go on; the offset waits in front of the parked one."""
+def test_a_parked_batch_blocks_only_its_watermark() -> None:
+    """Other batches continue; the committed offset stays before the parked one."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -449,7 +449,7 @@ def test_a_parked_batch_holds_its_watermark_and_nothing_else() -> None:
     assert runtime.pipeline.has_room
 
 
-def test_a_success_forgives_the_failures_before_it() -> None:
+def test_a_success_resets_the_failure_count() -> None:
     """The next stage starts with the shortest wait."""
     runtime = reader(retry_backoff_seconds=4.0)
     runtime.segments(2)
@@ -468,8 +468,8 @@ def test_a_success_forgives_the_failures_before_it() -> None:
     assert park.retry_seconds <= 4.0
 
 
-def test_a_batch_that_could_not_be_staged_is_not_parked_but_tried_again() -> None:
-    """Nobody has to look at it: Redis is away."""
+def test_a_batch_that_could_not_be_staged_is_retried_without_parking() -> None:
+    """Redis is unavailable; no operator action is needed."""
     runtime = reader(retry_backoff_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -484,7 +484,7 @@ def test_a_batch_that_could_not_be_staged_is_not_parked_but_tried_again() -> Non
 
 
 def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None:
-    """The backoff of what could not be started has a low cap."""
+    """The backoff of chords that could not be started has a low cap."""
     runtime = reader(retry_backoff_seconds=5.0, undispatched_seconds_max=15.0)
     runtime.segments(2)
     for _ in range(40):
@@ -495,8 +495,8 @@ def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None
     assert len(runtime.take(do.Dispatch)) == 1
 
 
-def test_a_batch_that_redis_can_never_hold_is_cut_again_and_recorded_first() -> None:
-    """Waiting for room would be waiting for ever; the halves flush once their boundary is stored."""
+def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
+    """It would wait forever; the halves flush once their boundary is stored."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -519,8 +519,8 @@ def test_a_batch_that_redis_can_never_hold_is_cut_again_and_recorded_first() -> 
     assert runtime.pipeline.held_bytes == 0
 
 
-def test_a_crash_after_a_batch_was_cut_again_cuts_the_same_halves() -> None:
-    """The record has their boundary; the end of the whole batch is still in it."""
+def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
+    """The record has their boundary and still the end of the whole batch."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -534,8 +534,8 @@ def test_a_crash_after_a_batch_was_cut_again_cuts_the_same_halves() -> None:
     assert ids(runtime.dispatches()) == before
 
 
-def test_what_settles_late_of_a_batch_that_was_cut_again_is_ignored() -> None:
-    """An earlier chord of it may still complete; the halves are written all the same, under identities of their
+def test_a_late_completion_of_a_split_batch_is_ignored() -> None:
+    """An earlier chord of it may still complete; the halves are written regardless, under the identities of their
     messages."""
     runtime = reader(batch_messages_max=2)
     runtime.segments(2)
@@ -547,8 +547,8 @@ def test_what_settles_late_of_a_batch_that_was_cut_again_is_ignored() -> None:
     assert ids(runtime.dispatches()) == ["0-1/blobs#1", "1-2/blobs#1"]
 
 
-def test_a_single_message_that_redis_can_never_hold_is_tried_again() -> None:
-    """It cannot be cut; an operator gives Redis more memory."""
+def test_a_single_message_too_large_for_redis_is_retried() -> None:
+    """It cannot be split; an operator gives Redis more memory."""
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     (dispatch,) = runtime.dispatches()
@@ -559,7 +559,7 @@ def test_a_single_message_that_redis_can_never_hold_is_tried_again() -> None:
     assert ids(runtime.dispatches()) == ["0-1/blobs#2"]
 
 
-def test_when_the_sinks_are_back_parked_batches_are_due_at_once() -> None:
+def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
     """Three batches failed while nothing succeeded; the first success of their stage ends their backoff."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0)
     runtime.segments(3)
@@ -577,7 +577,7 @@ def test_when_the_sinks_are_back_parked_batches_are_due_at_once() -> None:
 
 
 def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
-    """Its sinks work: what fails is its own, and each success would only start it again."""
+    """Its sinks work, so the failure is its own, and each success of another batch would only restart it."""
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     stuck, other = runtime.dispatches()
@@ -592,7 +592,7 @@ def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
 
 
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
-    """Without waiting for the backoff."""
+    """It skips the backoff."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -603,8 +603,8 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
     assert ids(runtime.take(do.Dispatch)) == ["0-2/blobs#2"]
 
 
-def test_what_is_shown_as_parked_is_renewed_until_its_stage_is_durable() -> None:
-    """A Discard that gets lost leaves nothing behind: the lease ends, because nobody renews it."""
+def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
+    """A lost Discard leaves nothing behind: without renewal the lease expires."""
     runtime = reader(parked_renew_seconds=5.0, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -628,8 +628,8 @@ def test_what_is_shown_as_parked_is_renewed_until_its_stage_is_durable() -> None
     assert runtime.take(do.Renew) == []
 
 
-def test_a_batch_that_was_not_shown_is_not_renewed() -> None:
-    """One that could not be staged is retried without an operator."""
+def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
+    """A batch that could not be staged is retried without an operator."""
     runtime = reader(parked_renew_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -640,8 +640,8 @@ def test_a_batch_that_was_not_shown_is_not_renewed() -> None:
     assert runtime.take(do.Renew) == []
 
 
-def test_a_retry_of_what_is_not_parked_changes_nothing() -> None:
-    """A second click, or a batch that is not ours."""
+def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
+    """A second click, or a batch of another reader."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -650,8 +650,8 @@ def test_a_retry_of_what_is_not_parked_changes_nothing() -> None:
     assert runtime.publish(on.RetryRequested("other-0-1-2")) == []
 
 
-def test_an_abandoned_batch_lets_the_watermark_pass() -> None:
-    """Its messages are dead letters already."""
+def test_an_abandoned_batch_unblocks_the_watermark() -> None:
+    """Its messages are already dead letters."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -673,8 +673,8 @@ def test_an_abandoned_batch_lets_the_watermark_pass() -> None:
 # Bounds
 
 
-def test_no_more_chords_are_out_than_allowed() -> None:
-    """The rest waits for a slot, which the next stage of a batch keeps."""
+def test_chords_in_flight_are_bounded() -> None:
+    """The rest waits for a slot; a batch keeps its slot for its next stage."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=2)
     runtime.segments(4)
     out = runtime.dispatches()
@@ -687,10 +687,10 @@ def test_no_more_chords_are_out_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("bound", [{"in_flight_batches_max": 2}, {"in_flight_bytes_max": 400}])
-def test_at_a_bound_nothing_more_is_taken_and_after_a_while_the_consumer_is_paused(
+def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
     bound: dict[str, float],
 ) -> None:
-    """It goes on when both fell to half."""
+    """It resumes when both have dropped to half."""
     runtime = reader(pause_after_seconds=0.5, **bound)
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -707,8 +707,8 @@ def test_at_a_bound_nothing_more_is_taken_and_after_a_while_the_consumer_is_paus
     runtime.flush(second)
 
 
-def test_a_partition_that_comes_while_paused_is_paused_too() -> None:
-    """Or its messages would come over the bound."""
+def test_a_partition_assigned_while_paused_is_paused_too() -> None:
+    """Otherwise its messages would exceed the bound."""
     runtime = reader(in_flight_batches_max=1, pause_after_seconds=0.0)
     runtime.segments(2)
     runtime.advance(1.0)
@@ -718,8 +718,8 @@ def test_a_partition_that_comes_while_paused_is_paused_too() -> None:
     assert commands == [do.Pause((OTHER,))]
 
 
-def test_behind_one_stuck_batch_a_partition_runs_ahead_only_so_far() -> None:
-    """That partition alone is paused: a crash would read all of it again."""
+def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
+    """Only that partition is paused: a crash would read all of it again."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=6)
     runtime.assign(OTHER)
     runtime.segments(1)
@@ -740,7 +740,7 @@ def test_behind_one_stuck_batch_a_partition_runs_ahead_only_so_far() -> None:
 
 
 def test_resuming_all_leaves_a_held_partition_paused() -> None:
-    """Two reasons to pause; one of them is over."""
+    """There are two reasons to pause, and only one has ended."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=4, in_flight_batches_max=2, pause_after_seconds=0.5)
     runtime.assign(OTHER)
     runtime.segments(1)
@@ -764,11 +764,11 @@ def test_resuming_all_leaves_a_held_partition_paused() -> None:
     assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
 
 
-# Commits are answered, or not
+# Commits with and without a response
 
 
-def test_a_refused_commit_is_tried_again_after_the_interval_not_at_once() -> None:
-    """Whatever happens meanwhile: no hot loop."""
+def test_a_refused_commit_is_retried_after_the_interval() -> None:
+    """No other event triggers it earlier: no hot loop."""
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -788,8 +788,8 @@ def test_a_refused_commit_is_tried_again_after_the_interval_not_at_once() -> Non
     assert runtime.take(do.Commit) == []
 
 
-def test_an_acknowledged_commit_is_repeated_while_nothing_new_is_to_be_committed() -> None:
-    """A broker may have lost it, and an idle partition would keep its lag for ever."""
+def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
+    """A broker may have lost it, and an idle partition would keep its lag forever."""
     runtime = reader(commit_interval_seconds=0.5, commit_repeat_seconds=60.0)
     runtime.segments(2)
     runtime.settle()
@@ -809,8 +809,8 @@ def test_an_acknowledged_commit_is_repeated_while_nothing_new_is_to_be_committed
     assert runtime.take(do.Commit) == []
 
 
-def test_a_refused_commit_is_said_again_even_if_nothing_else_happens() -> None:
-    """The broker did not store it: an idle reader must not leave the group behind."""
+def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
+    """The broker did not store it: an idle reader must not leave its lag in place."""
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     runtime.settle_stages(runtime.dispatches()[0])
@@ -822,8 +822,8 @@ def test_a_refused_commit_is_said_again_even_if_nothing_else_happens() -> None:
     assert runtime.take(do.Commit) == [commit]
 
 
-def test_a_commit_without_an_answer_is_given_up_and_said_again() -> None:
-    """The next one says the same or more."""
+def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
+    """The next commit covers at least as much."""
     runtime = reader(commit_answer_seconds_max=10.0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -835,8 +835,9 @@ def test_a_commit_without_an_answer_is_given_up_and_said_again() -> None:
     assert runtime.take(do.Commit) == [commit]
 
 
-def test_the_late_answer_to_a_commit_that_was_given_up_makes_the_newer_one_be_said_again() -> None:
-    """It may have been stored over the newer one, which would leave the group behind until the next message."""
+def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
+    """The broker may have stored it after the newer one, which would leave the group behind until the next
+    message."""
     runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
     runtime.segments(1)
     (old,) = runtime.take(do.Commit)
@@ -852,8 +853,8 @@ def test_the_late_answer_to_a_commit_that_was_given_up_makes_the_newer_one_be_sa
     assert [commit.offset for commit in runtime.take(do.Commit)] == [1]
 
 
-def test_the_answer_to_a_former_assignment_is_ignored() -> None:
-    """Another epoch's commit is not the one that is out."""
+def test_a_response_to_a_former_assignment_is_ignored() -> None:
+    """A commit of another epoch is not the one in flight."""
     runtime = reader()
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -863,8 +864,8 @@ def test_the_answer_to_a_former_assignment_is_ignored() -> None:
     assert runtime.take(do.Dispatch) == []
 
 
-def test_commits_come_at_most_once_an_interval_under_load() -> None:
-    """Settled batches share one; only the record of a cut does not wait."""
+def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
+    """Settled batches share one commit; only the record of a cut does not wait."""
     runtime = reader(batch_messages_max=1, commit_interval_seconds=0.5, in_flight_batches_max=9)
     runtime.segments(8)
     out = runtime.dispatches()
@@ -883,11 +884,11 @@ def test_commits_come_at_most_once_an_interval_under_load() -> None:
     assert [commit.offset for commit in runtime.take(do.Commit)] == [4]
 
 
-# Partitions go
+# Revocation and loss
 
 
 def test_a_revoked_partition_drains_then_is_released() -> None:
-    """What is in flight may settle and is committed; what is open is left to the next owner."""
+    """Batches in flight may settle and are committed; open messages are left to the next owner."""
     runtime = reader()
     runtime.segments(3)
     (dispatch,) = runtime.dispatches()
@@ -907,7 +908,7 @@ def test_a_revoked_partition_drains_then_is_released() -> None:
 
 
 def test_a_drain_ends_at_its_deadline() -> None:
-    """Shorter than the session time-out; what did not settle is read again by the next owner."""
+    """It is shorter than the session time-out; the next owner reads the unsettled messages again."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -921,8 +922,8 @@ def test_a_drain_ends_at_its_deadline() -> None:
     assert runtime.committed[PARTITION] == 0
 
 
-def test_a_drain_does_not_wait_for_what_is_parked() -> None:
-    """Its retry is the next owner's."""
+def test_a_drain_does_not_wait_for_parked_batches() -> None:
+    """The next owner retries them."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -958,7 +959,7 @@ def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
 
 
 def test_revoking_one_partition_leaves_the_other_alone() -> None:
-    """Cooperative: only what moves stops."""
+    """Cooperative rebalance: only the moved partition stops."""
     runtime = reader()
     runtime.assign(OTHER)
     runtime.segments(2, source=OTHER)
@@ -971,7 +972,7 @@ def test_revoking_one_partition_leaves_the_other_alone() -> None:
 
 
 def test_a_lost_partition_is_dropped_without_a_commit() -> None:
-    """It may be somebody else's already."""
+    """Another reader may own it already."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -985,7 +986,7 @@ def test_a_lost_partition_is_dropped_without_a_commit() -> None:
 
 
 def test_a_completion_of_an_older_epoch_is_ignored() -> None:
-    """The same range may be in flight again: only its own chord settles it."""
+    """The same range may be in flight again: only its current chord settles it."""
     runtime = reader()
     runtime.segments(2)
     (old,) = runtime.dispatches()
@@ -1005,11 +1006,11 @@ def test_a_completion_of_an_older_epoch_is_ignored() -> None:
     assert runtime.committed[PARTITION] == 2
 
 
-# Messages that expired
+# Expired messages
 
 
-def test_an_offset_out_of_range_is_a_gap_and_what_is_held_stays_ours() -> None:
-    """Batches in flight of expired messages are their only copy."""
+def test_an_offset_out_of_range_is_a_gap_and_held_batches_are_kept() -> None:
+    """Batches in flight are the only copy of expired messages."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -1028,8 +1029,8 @@ def test_an_offset_out_of_range_is_a_gap_and_what_is_held_stays_ours() -> None:
     assert runtime.committed[PARTITION] == 52
 
 
-def test_a_log_that_went_back_is_another_log() -> None:
-    """The topic was made anew: nothing that we held is true there."""
+def test_a_log_with_lower_offsets_is_a_new_log() -> None:
+    """The topic was recreated: nothing known about the old one applies."""
     runtime = reader()
     runtime.segments(2)
     runtime.dispatches()
@@ -1043,11 +1044,11 @@ def test_a_log_that_went_back_is_another_log() -> None:
     assert runtime.pipeline.in_flight == ()
 
 
-# Room
+# Capacity
 
 
 def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
-    """Nothing has to be cut or ticked for it to be noticed."""
+    """Reaching the bound needs neither a cut nor a tick."""
     runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
 
     runtime.parsed(segment(0, size_bytes=999))
@@ -1057,8 +1058,8 @@ def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
     assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.LATER
 
 
-def test_a_held_partition_has_no_room_and_the_others_do() -> None:
-    """What was fetched of it waits."""
+def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
+    """Its fetched messages wait."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     runtime.assign(OTHER)
     runtime.segments(8)
@@ -1067,8 +1068,8 @@ def test_a_held_partition_has_no_room_and_the_others_do() -> None:
     assert runtime.pipeline.room(OTHER, runtime.epoch(OTHER)) is Room.NOW
 
 
-def test_there_is_never_room_for_what_will_be_read_again() -> None:
-    """A former assignment, a partition that is given back, a reader that stops."""
+def test_messages_that_will_be_read_again_are_never_taken() -> None:
+    """Messages of a former assignment, of a partition being drained, or during shutdown."""
     runtime = reader()
     runtime.assign(OTHER)
     here, there = runtime.epoch(), runtime.epoch(OTHER)
@@ -1081,15 +1082,15 @@ def test_there_is_never_room_for_what_will_be_read_again() -> None:
     assert runtime.pipeline.room(OTHER, there) is Room.NEVER
 
 
-# Messages that are parsed beside the loop
+# Messages parsed outside the loop
 
 
 def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, size_bytes: int = 0) -> None:
     runtime.publish(on.MessageDeferred(source, runtime.epoch(source), offset, size_bytes))
 
 
-def test_what_was_taken_before_a_deferred_message_does_not_wait_for_it() -> None:
-    """The open batch ends there when it is old enough; nothing of the message is committed."""
+def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
+    """The open batch is cut there when it is old enough; nothing of the deferred message is committed."""
     runtime = reader(batch_messages_max=10, batch_age_seconds_max=5.0)
     runtime.segments(3)
 
@@ -1104,8 +1105,8 @@ def test_what_was_taken_before_a_deferred_message_does_not_wait_for_it() -> None
     assert runtime.committed[PARTITION] == 3
 
 
-def test_a_partition_with_a_deferred_message_waits_and_the_others_go_on() -> None:
-    """It is paused until the answer, which goes into a batch like any other."""
+def test_a_deferred_message_blocks_only_its_partition() -> None:
+    """It is paused until the result, which joins a batch like any other message."""
     runtime = reader(batch_messages_max=2)
     runtime.assign(OTHER)
 
@@ -1126,7 +1127,7 @@ def test_a_partition_with_a_deferred_message_waits_and_the_others_go_on() -> Non
 
 
 def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
-    """A batch costs a dozen round trips: an answer that comes soon causes no further one."""
+    """A batch costs a dozen round trips: a result that arrives soon causes none of its own."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(2)
 
@@ -1137,7 +1138,7 @@ def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
 
 
 def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
-    """The same cut comes first."""
+    """The planned cut is made as recorded."""
     runtime = reader(batch_messages_max=4)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,4"}
     runtime.publish(on.PartitionsLost((PARTITION,)))
@@ -1151,8 +1152,8 @@ def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
     assert ids(runtime.dispatches()) == ["0-4/blobs#1"]
 
 
-def test_a_deferred_message_counts_towards_the_bytes_that_are_held() -> None:
-    """It is in memory, here and in the child."""
+def test_a_deferred_message_counts_towards_the_held_bytes() -> None:
+    """It is in memory, here and in the child process."""
     runtime = reader(in_flight_bytes_max=1000)
 
     deferred(runtime, 0, size_bytes=1000)
@@ -1163,8 +1164,8 @@ def test_a_deferred_message_counts_towards_the_bytes_that_are_held() -> None:
     assert runtime.pipeline.held_bytes == 100
 
 
-def test_an_answer_for_a_former_assignment_is_ignored() -> None:
-    """The next owner reads the message again, if that is us."""
+def test_a_parse_result_for_a_former_assignment_is_ignored() -> None:
+    """The next owner reads the message again, even if it is this reader."""
     runtime = reader()
     deferred(runtime, 0)
     former = runtime.epoch()
@@ -1177,8 +1178,8 @@ def test_an_answer_for_a_former_assignment_is_ignored() -> None:
     assert runtime.pipeline.room(PARTITION, runtime.epoch()) is Room.NOW
 
 
-def test_giving_a_partition_back_does_not_wait_for_a_deferred_message() -> None:
-    """It is read again."""
+def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
+    """The message is read again."""
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     deferred(runtime, 1)
@@ -1190,8 +1191,8 @@ def test_giving_a_partition_back_does_not_wait_for_a_deferred_message() -> None:
     assert runtime.committed[PARTITION] == 1
 
 
-def test_a_reader_that_resumes_leaves_a_partition_with_a_deferred_message_paused() -> None:
-    """What comes behind it has nowhere to go."""
+def test_resuming_leaves_a_partition_with_a_deferred_message_paused() -> None:
+    """Later messages of that partition cannot be taken yet."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=1, pause_after_seconds=0.1)
     runtime.assign(OTHER)
     deferred(runtime, 0)
@@ -1233,7 +1234,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
 
 
 def test_a_halt_in_a_planned_range_makes_its_first_part_durable() -> None:
-    """Otherwise no restart would ever get further, and no letter would say why."""
+    """Otherwise no restart would ever make progress, and no letter would show the reason."""
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
     runtime.publish(on.PartitionsLost((PARTITION,)))
@@ -1246,8 +1247,8 @@ def test_a_halt_in_a_planned_range_makes_its_first_part_durable() -> None:
     assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (10, "2;c=2i")
 
 
-def test_garbage_of_one_project_is_reported_and_everything_goes_on() -> None:
-    """Half of all is its garbage: its letters are written, the others' segments too."""
+def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
+    """Half of all messages are its garbage: its letters are written, and so are the segments of other projects."""
     runtime = reader(batch_messages_max=10, reject_window=20)
     for offset in range(0, 200, 2):
         runtime.parsed(reject(offset, project_id=7), segment(offset + 1))
@@ -1260,7 +1261,7 @@ def test_garbage_of_one_project_is_reported_and_everything_goes_on() -> None:
 
 
 def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> None:
-    """The first ones, before it is shed, are letters; the offsets of all are committed."""
+    """Its rejects before shedding become letters; all offsets are committed."""
     runtime = Reader(limits(batch_messages_max=10, reject_window=20, reject_policy=RejectPolicy.DROP))  # type: ignore[arg-type]
     runtime.assign(PARTITION)
     runtime.parsed(*[reject(offset, project_id=7) for offset in range(50)])
@@ -1273,7 +1274,7 @@ def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> No
     assert runtime.committed[PARTITION] == 50
 
 
-def test_a_halted_reader_settles_what_is_in_flight_and_pauses_what_it_is_given() -> None:
+def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None:
     """It stays up, keeps its partitions, and consumes nothing."""
     runtime = reader(reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.parsed(*[reject(offset) for offset in range(10)])
@@ -1289,7 +1290,7 @@ def test_a_halted_reader_settles_what_is_in_flight_and_pauses_what_it_is_given()
 
 
 def test_shutdown_settles_commits_and_stops_clean() -> None:
-    """What is open is cut, the commit is waited for."""
+    """The open batch is cut, and its commit is awaited."""
     runtime = reader()
     runtime.segments(3)
 
@@ -1305,7 +1306,7 @@ def test_shutdown_settles_commits_and_stops_clean() -> None:
 
 
 def test_shutdown_ends_at_the_drain_deadline() -> None:
-    """A sick sink must not keep a process that was told to go."""
+    """An unavailable sink must not block the shutdown of a process."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -1319,7 +1320,7 @@ def test_shutdown_ends_at_the_drain_deadline() -> None:
 
 
 def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
-    """Its retry is the next owner's."""
+    """The next owner retries it."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -1331,7 +1332,7 @@ def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
     assert runtime.take(do.Stop) == [do.Stop(clean=False)]
 
 
-def test_shutdown_is_asked_for_once() -> None:
+def test_a_second_shutdown_request_changes_nothing() -> None:
     """A second SIGTERM does not move the deadline."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
@@ -1345,8 +1346,8 @@ def test_shutdown_is_asked_for_once() -> None:
     assert runtime.take(do.Stop) == [do.Stop(clean=False)]
 
 
-def test_after_the_stop_nothing_is_decided_any_more() -> None:
-    """The process is on its way out."""
+def test_after_the_stop_no_decisions_are_made() -> None:
+    """The process is about to exit."""
     runtime = reader()
     runtime.join()
     runtime.take(do.Stop)

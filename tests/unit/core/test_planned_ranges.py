@@ -1,4 +1,4 @@
-"""The ranges that a predecessor recorded wait for their messages, for as long as those can still come."""
+"""Recorded ranges of a predecessor wait for their messages as long as those can still arrive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAN_SECONDS_MAX = 5.0
 
 
 def heir(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Reader:
-    """A reader that takes PARTITION over with recorded ranges."""
+    """A reader that takes over PARTITION with recorded ranges."""
     runtime = Reader(limits(batch_messages_max=100, plan_seconds_max=PLAN_SECONDS_MAX, **changed))
     runtime.committed, runtime.records = {PARTITION: committed}, {PARTITION: record}
     runtime.assign(PARTITION)
@@ -38,8 +38,8 @@ def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
     return [(d.batch.offsets.start, d.batch.offsets.stop, d.batch.cut_by) for d in runtime.take(do.Dispatch)]
 
 
-def test_at_the_end_of_the_log_the_rest_of_a_range_is_given_up() -> None:
-    """The log ends before the planned end: it was truncated, or a replica lags behind for long."""
+def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
+    """The log ends before the planned end: it was truncated, or a replica has lagged for long."""
     runtime = heir()
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -52,7 +52,7 @@ def test_at_the_end_of_the_log_the_rest_of_a_range_is_given_up() -> None:
 
 
 def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> None:
-    """Nothing lies between what was taken and the planned end: nobody has to wait."""
+    """There is nothing between the last message taken and the planned end, so there is nothing to wait for."""
     runtime = heir()
     runtime.segments(3)
     end_reached(runtime, 20)
@@ -61,8 +61,8 @@ def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> 
     assert cuts(runtime) == [(10, 13, CutReason.PLANNED)]
 
 
-def test_a_range_waits_for_a_broker_that_delivers_nothing() -> None:
-    """Without the end of the log in sight, no silence says that the messages are gone."""
+def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
+    """Before the end of the log is reached, a pause does not show that messages are gone."""
     runtime = heir()
     runtime.segments(3)
 
@@ -73,7 +73,7 @@ def test_a_range_waits_for_a_broker_that_delivers_nothing() -> None:
 
 
 def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
-    """The in-flight bound is reached with a range half read: nobody asks for the rest of it."""
+    """The in-flight bound is reached within a range: the rest of it is not fetched."""
     runtime = heir(in_flight_batches_max=1, record="1,5")
     runtime.assign(OTHER)
     runtime.segments(3)
@@ -90,8 +90,8 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
     assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
 
 
-def test_a_reader_without_room_does_not_wait_for_messages() -> None:
-    """Before it pauses the consumer, it just polls nothing."""
+def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
+    """Before it pauses the consumer, it stops polling."""
     runtime = heir(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER)
     runtime.segments(3)
@@ -109,7 +109,7 @@ def test_a_reader_without_room_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Behind a stuck batch nothing more is fetched of it; the other partition is no witness."""
+    """Nothing more is fetched for it while a batch is stuck; the other partition proves nothing about it."""
     runtime = heir(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
@@ -128,8 +128,8 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
     assert cuts(runtime) == [(14, 19, CutReason.PLANNED)]
 
 
-def test_a_drain_of_another_partition_is_no_time_of_fetching() -> None:
-    """The loop waits inside the client's callback, which fetches nothing."""
+def test_time_in_a_drain_does_not_count_as_waiting() -> None:
+    """The loop blocks inside the client's callback, which fetches nothing."""
     runtime = heir(drain_deadline_seconds=100.0)
     runtime.assign(OTHER)
     runtime.segments(3)
@@ -147,8 +147,8 @@ def test_a_drain_of_another_partition_is_no_time_of_fetching() -> None:
     assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
 
 
-def test_a_process_that_stood_still_did_not_wait() -> None:
-    """SIGSTOP, or a suspended machine: the clock moves on, and nothing was fetched."""
+def test_time_while_the_process_is_suspended_does_not_count() -> None:
+    """SIGSTOP or a suspended machine: the clock advances, and nothing was fetched."""
     runtime = heir()
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -161,8 +161,8 @@ def test_a_process_that_stood_still_did_not_wait() -> None:
     assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
 
 
-def test_a_record_with_another_owner_in_between_is_carried_on() -> None:
-    """A plan that waits stays in the record of every commit."""
+def test_a_record_survives_an_owner_in_between() -> None:
+    """A waiting plan stays in the record of every commit."""
     runtime = heir(record="1,1,5")
     runtime.segments(3)
     runtime.settle()
@@ -172,11 +172,11 @@ def test_a_record_with_another_owner_in_between_is_carried_on() -> None:
     assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (11, "2;c=5")
 
 
-# Planned ranges that fill the byte bound
+# Planned ranges that reach the byte bound
 
 
-def test_one_planned_range_after_the_other_is_completed_over_the_byte_bound() -> None:
-    """Parts of them fill the bound; without more messages none would ever end."""
+def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
+    """Their parts reach the bound; without more messages none would ever be completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=500, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER: 0}
     runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
@@ -198,8 +198,8 @@ def test_one_planned_range_after_the_other_is_completed_over_the_byte_bound() ->
 
 
 @pytest.mark.parametrize("event", [on.PartitionsRevoked((PARTITION,)), on.PartitionsLost((PARTITION,))])
-def test_the_range_that_is_completed_may_be_taken_away(event: on.Event) -> None:
-    """Then it is the next one's turn."""
+def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
+    """The next one is then completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=300, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER: 0}
     runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
@@ -214,8 +214,8 @@ def test_the_range_that_is_completed_may_be_taken_away(event: on.Event) -> None:
     assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
 
 
-def test_a_range_over_the_byte_bound_is_given_up_at_the_end_of_the_log() -> None:
-    """The one that is fetched waits like any other."""
+def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
+    """The range being fetched waits like any other."""
     runtime = heir(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)
     lapse(runtime, 1.0)

@@ -1,4 +1,4 @@
-"""Whose rejects they are: one project is shed alone, many projects or nobody's garbage halt the reader."""
+"""Attribution of rejects: a single project is shed, garbage of many projects or of no project halts the reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def count(rejects: Rejects, *messages: tuple[int | None, bool]) -> list[ProjectC
 
 
 def test_garbage_of_one_project_never_halts() -> None:
-    """Whatever its share is: also when the window holds nothing else."""
+    """Its share does not matter, even if the window holds nothing else."""
     rejects = window()
 
     count(rejects, *[(1, BAD)] * 100)
@@ -33,7 +33,7 @@ def test_garbage_of_one_project_never_halts() -> None:
 
 
 def test_garbage_of_many_projects_halts_and_names_them() -> None:
-    """Then it is a deploy."""
+    """This indicates a bad deployment."""
     rejects = window()
 
     count(rejects, *[(project, BAD) for project in (1, 2, 3, 4)] * 5)
@@ -44,8 +44,8 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
     assert "1, 2, 3, 4" in verdict
 
 
-def test_exactly_the_share_of_projects_is_still_allowed() -> None:
-    """More than, not as much as."""
+def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
+    """The limit is exceeded only above it."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
     assert rejects.verdict() is None
@@ -55,8 +55,8 @@ def test_exactly_the_share_of_projects_is_still_allowed() -> None:
     assert rejects.verdict() is not None
 
 
-def test_a_project_with_some_bad_messages_is_no_bad_project() -> None:
-    """Half of them is not most of them."""
+def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
+    """Half of its messages is not most of them."""
     rejects = window(30)
 
     count(rejects, *[(project, bad) for project in range(5) for bad in (BAD, GOOD)] * 3)
@@ -65,15 +65,15 @@ def test_a_project_with_some_bad_messages_is_no_bad_project() -> None:
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
-    """Two projects that somebody registered are not a deploy; a small installation may say otherwise."""
+    """Two registered projects do not indicate a deployment; a small installation can configure otherwise."""
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
         count(rejects, *[(1, BAD), (2, BAD), (3, GOOD), (4, GOOD)] * 5)
         assert (rejects.verdict() is not None) == halts
 
 
-def test_garbage_of_nobody_has_its_own_limit() -> None:
-    """No project can be shed for it."""
+def test_garbage_without_a_project_has_its_own_limit() -> None:
+    """There is no project to shed."""
     rejects = window(20, reject_unattributed_ratio_max=0.2)
     count(rejects, *[(1, GOOD)] * 16, *[(None, BAD)] * 4)
     assert rejects.verdict() is None
@@ -85,8 +85,8 @@ def test_garbage_of_nobody_has_its_own_limit() -> None:
     assert "25% of the last 20 messages are rejects that name no project" in verdict
 
 
-def test_a_window_must_be_full_before_it_judges() -> None:
-    """A few bad messages at start-up are no bad deploy."""
+def test_a_window_must_be_full_before_it_counts() -> None:
+    """A few bad messages at start-up do not indicate a bad deployment."""
     rejects = window(20)
     count(rejects, *[(project, BAD) for project in range(19)])
     assert rejects.verdict() is None
@@ -96,8 +96,8 @@ def test_a_window_must_be_full_before_it_judges() -> None:
     assert rejects.verdict() is not None
 
 
-def test_a_project_is_shed_once_and_named_when_that_ends() -> None:
-    """Two reports, however many messages come."""
+def test_shedding_a_project_is_reported_at_start_and_end() -> None:
+    """Two reports, however many messages arrive."""
     rejects = window(40)
 
     (shed,) = count(rejects, *[(7, BAD)] * 15)
@@ -109,13 +109,13 @@ def test_a_project_is_shed_once_and_named_when_that_ends() -> None:
 
 
 def test_a_few_rejects_shed_no_project() -> None:
-    """A project with one message has all of them bad."""
+    """In a project with one message, all messages may be bad."""
     assert count(window(40), *[(7, BAD)] * (SHED_REJECTS_MIN - 1)) == []
 
 
 @pytest.mark.parametrize(("policy", "drops"), [(RejectPolicy.DEAD_LETTER, False), (RejectPolicy.DROP, True)])
 def test_rejects_of_a_shed_project_are_dropped_by_policy_only(policy: RejectPolicy, drops: bool) -> None:
-    """And nobody else's."""
+    """Other projects are unaffected."""
     rejects = window(40, reject_policy=policy)  # type: ignore[arg-type]
     count(rejects, *[(7, BAD)] * 15, (8, BAD), (None, BAD))
 
@@ -124,8 +124,8 @@ def test_rejects_of_a_shed_project_are_dropped_by_policy_only(policy: RejectPoli
     assert not rejects.drops(None)
 
 
-def test_the_worst_come_first_and_are_few() -> None:
-    """What metrics and logs name is bounded."""
+def test_the_worst_projects_are_listed_first_and_bounded() -> None:
+    """The number of projects named in metrics and logs is bounded."""
     rejects = window(100)
     count(rejects, *[(project, BAD) for project in range(10) for _ in range(project)])
 
@@ -133,8 +133,8 @@ def test_the_worst_come_first_and_are_few() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
-def test_counts_are_those_of_the_last_messages(messages: list[tuple[int | None, bool]]) -> None:
-    """A sliding window, message by message, whatever its projects."""
+def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]]) -> None:
+    """A window that slides per message, across all projects."""
     rejects = window(10, reject_projects_min=2, reject_ratio_max=0.4, reject_unattributed_ratio_max=0.3)
 
     for seen, message in enumerate(messages, start=1):

@@ -1,4 +1,4 @@
-"""How long a batch waits before it is tried again."""
+"""How long a batch waits before a retry."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from ingest.core.retry import retry_seconds
 
 
 def test_the_wait_doubles_up_to_its_cap() -> None:
-    """Half to whole of 5, 10, 20, ... 300 seconds, for ever."""
+    """Half to whole of 5, 10, 20, ... 300 seconds, forever."""
     for failures, ceiling in ((1, 5.0), (2, 10.0), (3, 20.0), (7, 300.0), (10_000, 300.0)):
         seconds = retry_seconds("t-0-1-2", failures, 5.0, 300.0)
         assert ceiling / 2 <= seconds <= ceiling
 
 
-def test_batches_that_failed_together_do_not_come_back_together() -> None:
-    """The jitter is the batch's own, and the same every time."""
+def test_batches_that_failed_together_do_not_retry_together() -> None:
+    """The jitter depends on the batch alone and is the same every time."""
     waits = {retry_seconds(f"t-0-{n}-{n + 1}", 1, 5.0, 300.0) for n in range(50)}
 
     assert len(waits) > 40

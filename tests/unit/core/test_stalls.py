@@ -1,4 +1,4 @@
-"""Which partitions are fetched anew because nothing comes although messages are there."""
+"""Which partitions are refetched because no messages arrive although there are some."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ def looks(stalls: Stalls, fetched: dict[int, tuple[int, int]], *moments: float) 
     return [stalls.look(fetched, now) for now in moments]
 
 
-def test_a_partition_that_stands_still_before_the_end_of_its_log_is_fetched_anew() -> None:
-    """After `seconds_max`, and alone."""
+def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
+    """After `seconds_max`, and no other partition."""
     stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
 
     assert looks(stalls, {0: (5, 9), 1: (7, 7)}, 100.0, 110.0, 120.0) == [[], [], []]
     assert stalls.look({0: (5, 9), 1: (7, 7)}, 130.0) == [0]
 
 
-def test_each_restart_that_does_not_help_doubles_the_time_to_the_next_one() -> None:
-    """An open transaction looks the same, and nothing can be fetched behind it."""
+def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
+    """An open transaction looks the same, and messages behind it cannot be fetched."""
     stalls = Stalls(seconds_max=10.0, look_seconds_max=10.0)
 
     found = looks(stalls, {0: (5, 9)}, *range(0, 90, 10))
@@ -26,7 +26,7 @@ def test_each_restart_that_does_not_help_doubles_the_time_to_the_next_one() -> N
     assert [number for number, due in enumerate(found) if due] == [1, 3, 7]
 
 
-def test_a_partition_that_moves_or_is_not_fetched_does_not_stand_still() -> None:
+def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
     """One message is enough; so is a pause."""
     stalls = Stalls(seconds_max=20.0, look_seconds_max=10.0)
 
@@ -37,8 +37,8 @@ def test_a_partition_that_moves_or_is_not_fetched_does_not_stand_still() -> None
     assert stalls.look({0: (6, 9)}, 70.0) == [0]
 
 
-def test_time_in_which_nobody_fetched_does_not_count() -> None:
-    """The loop waits in a drain, or the process stands still."""
+def test_time_without_fetching_does_not_count() -> None:
+    """The loop is in a drain, or the process is suspended."""
     stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
 
     assert looks(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]

@@ -1,4 +1,5 @@
-"""Where a partition starts: at its offset, at its beginning when it is new, by policy when the offset was lost."""
+"""Where a partition starts: at its offset, at its beginning when it is new, or by policy when the offset was
+lost."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ NOW = TopicView("new", 4)
 
 
 def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
-    """A commit of ours."""
+    """A commit by this group."""
     return Stored(offset, encode(offset, Record(topic_id, partitions, 1, (offset + 5,)), 4000))
 
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
-    """And the number of partitions that the group began with is handed on."""
+    """The number of partitions at the group's start is kept."""
     assert start(0, {0: stored(7)}, NOW) == Start(Place.COMMITTED, 2)
 
 
@@ -25,28 +26,28 @@ def test_a_group_without_commits_starts_where_the_policy_says() -> None:
 
 
 def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
-    """The group began with two; its third partition cannot have been there."""
+    """The group started with two; its third partition cannot have existed then."""
     group = {0: stored(7), 1: stored(9)}
 
     assert start(2, group, NOW) == Start(Place.BEGINNING, 2)
     assert start(3, {**group, 2: stored(0)}, NOW) == Start(Place.BEGINNING, 2)
 
 
-def test_a_partition_of_the_groups_beginning_whose_offset_was_lost_follows_the_policy() -> None:
-    """Also when another reader of a new group has just chosen for its partitions: both choose alike."""
+def test_an_original_partition_with_a_lost_offset_follows_the_policy() -> None:
+    """This also holds when another reader of a new group has just chosen for its partitions: both choose alike."""
     assert start(1, {0: stored(7)}, NOW) == Start(Place.POLICY, 2)
 
 
-def test_commits_that_say_nothing_make_every_other_partition_new() -> None:
-    """Of an older release, or a tool: reading too much loses nothing."""
+def test_commits_without_a_record_make_every_other_partition_new() -> None:
+    """Commits of an older release or another tool: reading too much loses nothing."""
     for text in ("", "1,rs", "hello"):
         assert start(1, {0: Stored(7, text)}, NOW) == Start(Place.BEGINNING, 0)
         assert start(0, {0: Stored(7, text)}, NOW) == Start(Place.COMMITTED, 0)
     assert start(1, {0: stored(7), 2: Stored(7)}, NOW) == Start(Place.BEGINNING, 0)
 
 
-def test_an_offset_of_a_topic_that_was_deleted_means_nothing() -> None:
-    """The new log is read from its beginning, whatever the policy, however long it is already."""
+def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
+    """The new log is read from its beginning, whatever the policy and its length."""
     group = {0: stored(7, "old"), 1: stored(9, "old")}
 
     assert start(0, group, NOW) == Start(Place.BEGINNING, 0, "old")
@@ -55,15 +56,15 @@ def test_an_offset_of_a_topic_that_was_deleted_means_nothing() -> None:
     assert start(1, {0: stored(0, partitions=0), 1: Stored()}, NOW) == Start(Place.BEGINNING, 0)
 
 
-def test_a_topic_whose_offsets_were_deleted_with_it_is_known_by_who_read_it() -> None:
-    """Apache Kafka deletes them; the group does not begin anew because of that."""
+def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
+    """Apache Kafka deletes them with the topic; the group does not start from scratch because of that."""
     assert start(0, {}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
     assert start(0, {}, NOW, former="new").place is Place.POLICY
     assert start(0, {}, TopicView(), former="old").place is Place.POLICY
     assert start(0, {0: stored(7)}, NOW, former="old").place is Place.COMMITTED
 
 
-def test_an_offset_that_names_no_topic_is_not_believed_while_somebody_knows_of_a_former_one() -> None:
+def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() -> None:
     """Its record was lost or refused. Reading too much loses nothing; a skipped beginning is lost."""
     assert start(0, {0: Stored(7), 1: stored(9, "old")}, NOW) == Start(Place.BEGINNING, 0, "old")
     assert start(0, {0: Stored(7)}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
@@ -72,8 +73,8 @@ def test_an_offset_that_names_no_topic_is_not_believed_while_somebody_knows_of_a
     assert is_known(Stored(7), TopicView())
 
 
-def test_an_answer_that_would_move_the_start_is_doubtful() -> None:
-    """Nothing, or 0 without a record. What the group itself committed at 0 has one."""
+def test_a_response_that_would_move_the_start_is_doubtful() -> None:
+    """No offset, or 0 without a record. The group's own commit at 0 has a record."""
     assert is_doubtful(Stored())
     assert is_doubtful(Stored(0))
     assert not is_doubtful(stored(0))
@@ -81,13 +82,13 @@ def test_an_answer_that_would_move_the_start_is_doubtful() -> None:
 
 
 def test_an_unknown_topic_id_contradicts_nothing() -> None:
-    """Brokers that do not tell it, or did not this time."""
+    """Some brokers do not report it, or did not this time."""
     assert start(0, {0: stored(7, "old")}, TopicView()).place is Place.COMMITTED
     assert start(0, {0: stored(7, "")}, NOW).place is Place.COMMITTED
 
 
-def test_the_first_record_counts_the_start_and_keeps_what_is_not_known_better() -> None:
-    """A topic id that is unknown this time is not forgotten."""
+def test_the_first_record_counts_the_start_and_keeps_the_known_topic_id() -> None:
+    """A topic id is kept when the broker does not report it this time."""
     found = Record("old", 2, 3, (5,))
 
     assert first_record(found, "", 0) == Record("old", 2, 4)

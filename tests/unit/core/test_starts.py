@@ -1,4 +1,4 @@
-"""What the first commit of an assignment says, and how starts without progress are counted."""
+"""The contents of the first commit of an assignment, and how starts without progress are counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kit.core_reader import Reader, limits, reader
 
 
 def started(text: str = "", *, committed: int | None = 10, **given: object) -> Reader:
-    """A reader that was just given PARTITION."""
+    """A reader to which PARTITION was just assigned."""
     runtime = Reader(limits())
     runtime._epochs[PARTITION], runtime._offsets[PARTITION] = 1, 10
     assignment = on.Assignment(PARTITION, 1, committed, text, **given)  # type: ignore[arg-type]
@@ -32,8 +32,8 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
     return found
 
 
-def test_a_chosen_start_is_committed_before_any_message() -> None:
-    """With the topic's id, and how many partitions the group began with."""
+def test_the_chosen_start_is_committed_before_any_message() -> None:
+    """With the topic's id and the number of partitions at the group's start."""
     runtime = started(committed=None, start=7, topic_id="now", began_with=4)
 
     assert records(runtime) == [(7, Record("now", 4, 1))]
@@ -41,15 +41,15 @@ def test_a_chosen_start_is_committed_before_any_message() -> None:
 
 
 def test_each_start_without_progress_counts() -> None:
-    """The count is in the commit at the assignment, with the cuts that are still to be made."""
+    """The count is in the commit at the assignment, with the pending cuts."""
     runtime = started("2;t=now;p=4;s=2;c=3,3", topic_id="now")
 
     assert runtime.pipeline.failed_starts(PARTITION) == 2
     assert records(runtime) == [(10, Record("now", 4, 3, (13, 16)))]
 
 
-def test_the_count_ends_when_the_offset_moves() -> None:
-    """Whatever killed the readers before is behind it."""
+def test_the_count_resets_when_the_offset_advances() -> None:
+    """The cause of the earlier crashes is behind it."""
     runtime = started("2;s=2")
     records(runtime)
     runtime.segments(2)
@@ -62,8 +62,8 @@ def test_the_count_ends_when_the_offset_moves() -> None:
 
 
 @pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
-def test_an_orderly_end_takes_its_start_back(end: on.Event) -> None:
-    """It waits until that is stored: a deployment is no failure."""
+def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
+    """It waits until the commit is stored: a deployment is not a failure."""
     runtime = started("2;s=2")
     records(runtime)
 
@@ -74,18 +74,19 @@ def test_an_orderly_end_takes_its_start_back(end: on.Event) -> None:
     assert runtime.take(do.Release) + runtime.take(do.Stop)  # type: ignore[operator]
 
 
-def test_a_partition_of_somebody_else_has_no_failed_starts() -> None:
-    """Messages of it may still be on their way through the loop."""
+def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
+    """Its messages may still be passing through the loop."""
     assert Reader(limits()).pipeline.failed_starts(PARTITION) == 0
 
 
-def test_an_unknown_topic_id_leaves_the_recorded_one() -> None:
-    """The brokers did not answer this time."""
+def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
+    """The brokers did not respond this time."""
     assert records(started("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
 
 
-def test_where_reading_goes_on_after_a_gap_is_committed_at_once() -> None:
-    """A crash must not choose again, under `latest` at a later end. Recorded ends in the gap are gone with it."""
+def test_the_offset_after_a_gap_is_committed_at_once() -> None:
+    """A crash must not choose again; with `latest` that would be a later end. Recorded ends inside the gap are
+    removed."""
     runtime = started("2;c=5,2s")
     records(runtime)
 
@@ -94,8 +95,8 @@ def test_where_reading_goes_on_after_a_gap_is_committed_at_once() -> None:
     assert records(runtime) == [(50, Record(stops=(115,)))]
 
 
-def test_the_end_of_a_gap_waits_for_what_was_taken_before_it() -> None:
-    """The messages that we hold are the only copy."""
+def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
+    """The messages in memory are the only copy."""
     runtime = started()
     records(runtime)
     runtime.segments(3)
@@ -118,7 +119,7 @@ def test_the_end_of_a_gap_waits_for_what_was_taken_before_it() -> None:
 
 
 def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> None:
-    """Of half the length, and then half of that, until it is stored."""
+    """Half the length, then a quarter, until it is stored."""
     runtime = reader()
     runtime.segments(4)
     lengths = []
@@ -136,8 +137,8 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
     assert len(runtime.take(do.Dispatch)) == 2, "no batch waits for a record that cannot be stored"
 
 
-def test_a_broker_that_refuses_even_the_empty_record_is_asked_again_after_the_interval() -> None:
-    """That is another refusal: no hot loop."""
+def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> None:
+    """This is another kind of refusal: no hot loop."""
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)

@@ -1,4 +1,4 @@
-"""One stored recording, taken apart: it is what the reader stores, or a BlobError says in which way it is not."""
+"""Decoding one stored recording: it is what the reader stores, or a BlobError describes the difference."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def stored(segment: Segment) -> bytes:
     return bytes(blob.content)
 
 
-def test_what_the_reader_stores_of_a_mobile_segment_comes_apart_again() -> None:
-    """The video and the events, to the byte."""
+def test_a_stored_mobile_segment_is_decoded_into_its_parts() -> None:
+    """The video and the events, byte for byte."""
     events = [viewport_event(), snapshot_event()]
 
     found = unpack(stored(parsed(video_recording(b"an mp4 file", events))))
@@ -49,8 +49,8 @@ def test_what_is_not_ours_says_in_which_way(content: bytes, reason: str) -> None
         unpack(content)
 
 
-def test_an_object_that_inflates_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the bound, not after it."""
+def test_an_object_that_inflates_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit, not after it."""
     monkeypatch.setattr(stored_recording, "INFLATED_BYTES_MAX", 1000)
 
     with pytest.raises(BlobError, match="inflates to more"):

@@ -1,4 +1,4 @@
-"""Every alert is about metrics that exist, leads to a page that exists, and fires when it should."""
+"""Every alert uses metrics that exist, links to a page that exists, and fires when it should."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """(where, expression) of everything that asks Prometheus."""
+    """(where, expression) of everything that queries Prometheus."""
     found = [(rule["alert"], rule["expr"]) for rule in rules()]
     return found + [(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
-def test_what_is_asked_for_exists(where: str, expression: str):
-    """A renamed metric must not leave an alert behind that can never fire."""
+def test_queried_metrics_exist(where: str, expression: str):
+    """A renamed metric must not leave an alert that can never fire."""
     for name in METRIC.findall(expression):
         assert name in KNOWN, f"{where} asks for {name}"
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
-def test_labels_that_are_selected_exist(where: str, expression: str):
+def test_selected_labels_exist(where: str, expression: str):
     """The same for labels in selectors and groupings."""
     known = TARGET_LABELS.union(*(LABELS[name] for name in METRIC.findall(expression)))
     selected = set(re.findall(r"[{,]\s*([a-z_]+)\s*(?:=~|!=|!~|=)", expression))
@@ -65,8 +65,8 @@ def test_labels_that_are_selected_exist(where: str, expression: str):
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
-def test_an_alert_tells_what_to_do(rule: dict[str, Any]):
-    """How bad, what, and a section of the runbook of the same name with steps."""
+def test_an_alert_says_what_to_do(rule: dict[str, Any]):
+    """Severity, summary, and a runbook section of the same name with steps."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"].endswith((".", "?", ";", "staged.", "lost."))
@@ -78,7 +78,7 @@ def test_an_alert_tells_what_to_do(rule: dict[str, Any]):
 
 
 def test_the_runbook_names_only_what_exists():
-    """Its commands, settings, metrics and links."""
+    """This covers its commands, settings, metrics and links."""
     from ingest.cli.main import main as command_line
     from ingest.settings import Settings
 
@@ -97,8 +97,8 @@ def test_the_runbook_names_only_what_exists():
         assert f"### Fault {fault}: " in text
 
 
-def test_every_alert_has_a_test_that_provokes_it():
-    """alerts_test.yml is run by promtool below; this one needs no promtool."""
+def test_every_alert_has_a_test_that_fires_it():
+    """promtool runs alerts_test.yml below; this test needs no promtool."""
     provoked = {
         expected["alertname"]
         for path in TESTS
@@ -112,26 +112,26 @@ def test_every_alert_has_a_test_that_provokes_it():
 
 @needs_promtool
 def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
-    """Prometheus' own rule tester on recorded series."""
+    """Prometheus' own rule tester runs on recorded series."""
     for arguments in (["check", "rules", ALERTS], ["test", "rules", *TESTS]):
         done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
-def test_prometheus_takes_its_configuration():
-    """The file of the compose set-up, with its rules."""
+def test_prometheus_accepts_its_configuration():
+    """The configuration of the compose setup, with its rules."""
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
-    """Whoever follows an alert to the dashboard finds it there."""
+def test_the_dashboard_shows_every_metric_of_an_alert():
+    """Following an alert to the dashboard shows the metric there."""
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     not_drawn = {
-        "replays_reader_loop_turned_seconds",  # stuck readers answer scrapes, but a line says nothing more
+        "replays_reader_loop_turned_seconds",  # a stuck reader is still scraped; a graph adds nothing
         "replays_reader_partitions_assigned",
         "replays_reader_queue_consumers",  # `status` names the workers and their queues
         "replays_reader_offsets_out_of_range_total",
@@ -139,15 +139,15 @@ def test_the_dashboard_shows_every_gauge_and_counter_that_an_alert_is_about():
         "replays_reader_redis_up",
         "replays_worker_completions_total",
         "replays_worker_heartbeat_seconds",
-        "replays_reader_unverified_total",  # zero unless somebody forges; the log names the process that found it
+        "replays_reader_unverified_total",  # zero unless an entry is forged; the log names the process
         "replays_worker_unverified_total",
     }
 
     assert alerted - shown - not_drawn == set()
 
 
-def test_every_expression_of_the_dashboard_follows_its_variables():
-    """Data source, namespace, topic and instance are chosen at the top, for each series of each panel."""
+def test_every_expression_of_the_dashboard_uses_its_variables():
+    """Data source, namespace, topic and instance are selected at the top, for each series of each panel."""
     variables = [each["name"] for each in json.loads(DASHBOARD.read_text())["templating"]["list"]]
     scope = 'namespace=~"$namespace", topic=~"$topic", instance=~"$instance"'
 
@@ -160,15 +160,15 @@ def test_every_expression_of_the_dashboard_follows_its_variables():
                 assert selector.startswith("{" + scope), panel["title"]
 
 
-def test_the_variables_find_what_is_scraped():
-    """Their values come from labels of `up`. Without such a label "All" still matches."""
+def test_the_variables_match_scraped_targets():
+    """Their values come from labels of `up`. "All" still matches where such a label is missing."""
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         assert re.fullmatch(rf"label_values\(up\{{.*\}}, {variable['name']}\)", variable["definition"])
         assert variable["allValue"] == ".*"
 
 
 def test_panels_do_not_overlap_and_have_descriptions():
-    """A dashboard that renders as it was meant."""
+    """The dashboard renders as intended."""
     cells: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         place = panel["gridPos"]

@@ -1,4 +1,4 @@
-"""The Helm chart: what its values change, and that deploy/kubernetes is what it renders by default."""
+"""The Helm chart: the effect of its values, and that deploy/kubernetes is its default rendering."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def by_name(documents: list[dict[str, Any]], kind: str) -> dict[str, dict[str, A
 
 
 @pytest.mark.parametrize("path", sorted(MANIFESTS.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_manifests_keep_to_the_schemas_of_their_kinds(path: Path):
-    """Core kinds strictly, custom resources by the fields that we use: an unknown field is a mistake."""
+def test_the_manifests_match_the_schemas_of_their_kinds(path: Path):
+    """Core kinds are checked strictly, custom resources by the fields that we use: an unknown field is an
+    error."""
     for document in documents_of(path.read_text()):
         assert mistakes(document) == ""
 
@@ -69,8 +70,8 @@ def test_the_manifests_keep_to_the_schemas_of_their_kinds(path: Path):
         ({"apiVersion": "apps/v2", "kind": "Deployment", "metadata": {"name": "x"}}, "Deployment"),
     ],
 )
-def test_a_wrong_field_type_or_kind_is_a_mistake(manifest: dict[str, Any], field: str):
-    """So that the test above can fail."""
+def test_a_wrong_field_type_or_kind_is_an_error(manifest: dict[str, Any], field: str):
+    """This shows that the test above can fail."""
     assert field in mistakes(manifest)
 
 
@@ -82,7 +83,7 @@ def test_the_rule_object_holds_the_deployed_alerts():
 
 
 def test_every_file_says_that_it_is_rendered_and_is_applied():
-    """Who edits one of them would lose it at the next rendering."""
+    """Manual edits would be lost at the next rendering."""
     kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
     templates = {path.name for path in (CHART / "templates").glob("*.yaml")}
 
@@ -108,7 +109,7 @@ def test_documents_are_split_by_their_template():
 
 @needs_helm
 def test_the_manifests_are_what_the_chart_renders():
-    """One source: `python -m tools.manifests` writes them again."""
+    """Single source: `python -m tools.manifests` regenerates them."""
     assert stale() == []
     assert documents_of(rendered("--show-only", "templates/alerts.yaml")) == documents_of(
         (MANIFESTS / "alerts.yaml").read_text()
@@ -116,7 +117,7 @@ def test_the_manifests_are_what_the_chart_renders():
     assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART))
 
 
-# Each combination is rendered once: helm takes a while to start.
+# Each combination is rendered once, because helm takes a while to start.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "without keda": ("keda.enabled=false", "reader.replicas=5", "worker.replicas=2"),
     "nothing optional": (
@@ -166,8 +167,8 @@ def charts() -> dict[str, list[dict[str, Any]]]:
 
 
 @needs_helm
-def test_whatever_is_chosen_is_valid(charts: dict[str, list[dict[str, Any]]]):
-    """Each combination against the schemas."""
+def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, Any]]]):
+    """Each combination is checked against the schemas."""
     for name, documents in charts.items():
         assert documents
         for document in documents:
@@ -175,8 +176,8 @@ def test_whatever_is_chosen_is_valid(charts: dict[str, list[dict[str, Any]]]):
 
 
 @needs_helm
-def test_without_keda_the_replicas_are_ours(charts: dict[str, list[dict[str, Any]]]):
-    """Nobody else would set them."""
+def test_without_keda_the_chart_sets_the_replicas(charts: dict[str, list[dict[str, Any]]]):
+    """Nothing else would set them."""
     documents = charts["without keda"]
     deployments = by_name(documents, "Deployment")
 
@@ -187,8 +188,8 @@ def test_without_keda_the_replicas_are_ours(charts: dict[str, list[dict[str, Any
 
 
 @needs_helm
-def test_what_is_switched_off_is_absent(charts: dict[str, list[dict[str, Any]]]):
-    """Readers and workers are what is left."""
+def test_disabled_components_are_absent(charts: dict[str, list[dict[str, Any]]]):
+    """Only readers and workers are left."""
     kinds = {document["kind"] for document in charts["nothing optional"]}
 
     assert kinds == {"ConfigMap", "ServiceAccount", "StatefulSet", "Deployment", "Service", "PodDisruptionBudget"}
@@ -196,7 +197,7 @@ def test_what_is_switched_off_is_absent(charts: dict[str, list[dict[str, Any]]])
 
 @needs_helm
 def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
-    """Image, socket, collector, prefix, place, memory, the name of the Secret."""
+    """Image, socket, collector, prefix, location, memory, and the name of the Secret."""
     documents = charts["everything"]
     worker = by_name(documents, "Deployment")["replays-worker-gcs"]["spec"]["template"]["spec"]
     (container,) = worker["containers"]
@@ -225,7 +226,7 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 
 @needs_helm
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
-    """One without it would have all that it leaves for others ignored; by default there is none."""
+    """A pod without the key would have its entries ignored by all others; by default there is no key."""
     by_chart: dict[str, list[dict[str, Any]]] = {name: [] for name in charts}
     for name, documents in charts.items():
         for document in documents:
@@ -245,8 +246,8 @@ def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
         assert not [entry for entry in container["env"] if "SHARED_KEY" in entry["name"]]
 
 
-def test_the_schema_of_the_values_takes_the_defaults_and_no_other_name():
-    """helm holds values against it: a misspelt one, or a secret among the settings, is refused at once."""
+def test_the_values_schema_accepts_the_defaults_and_no_unknown_name():
+    """helm validates values against it: a misspelt name, or a secret among the settings, is refused at once."""
     import json
 
     import jsonschema

@@ -1,4 +1,4 @@
-"""Safe defaults at each step of a deployment, checked on the files themselves."""
+"""Safe defaults for each step of a deployment, checked on the files themselves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = {f"REPLAYS_{name.upper()}" for name in Settings.model_fields}
 
 @cache
 def documents() -> list[dict[str, Any]]:
-    """Every manifest, as it is written."""
+    """Every manifest, as parsed."""
     found: list[dict[str, Any]] = []
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         found += [document for document in yaml.safe_load_all(path.read_text()) if document]
@@ -42,7 +42,7 @@ def named(kind: str) -> dict[str, dict[str, Any]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The pod of everything that has one: workloads, Jobs, CronJobs. Name -> its spec."""
+    """The pod spec of everything that has one: workloads, Jobs, CronJobs. Maps name to spec."""
     found = {
         each["metadata"]["name"]: each["spec"]["template"]["spec"]
         for each in (*workloads(), *named("Job").values())
@@ -54,7 +54,7 @@ def pods() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=list(pods()))
 def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
-    """No root, no writable image, no token, no capabilities, a memory limit; probes where it is to run on."""
+    """No root, no writable image, no token, no capabilities, a memory limit, and probes on long-running pods."""
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -66,7 +66,7 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
             "capabilities": {"drop": ["ALL"]},
         }
         assert container["resources"]["limits"]["memory"]
-        assert "cpu" not in container["resources"]["limits"]  # throttling looks like a stuck loop
+        assert "cpu" not in container["resources"]["limits"]  # throttling can look like a stuck loop
         if pod.get("restartPolicy") != "Never":
             assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
         for variable in container["env"]:
@@ -74,8 +74,8 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
             assert not secret or "secretKeyRef" in variable["valueFrom"], variable["name"]
 
 
-def test_a_reader_is_given_the_time_to_drain():
-    """SIGTERM, the drain deadline, the last commit; then only SIGKILL."""
+def test_a_reader_has_enough_time_to_drain():
+    """SIGTERM, the drain deadline, the last commit; SIGKILL only after that."""
     (reader,) = (document for document in documents() if document["kind"] == "StatefulSet")
     settings = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
     drain_seconds = float(settings["REPLAYS_DRAIN_DEADLINE_SECONDS"])
@@ -84,8 +84,8 @@ def test_a_reader_is_given_the_time_to_drain():
     assert drain_seconds < float(settings["REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS"])
 
 
-def test_every_setting_in_the_manifests_is_one():
-    """A misspelt one would keep the pod from starting."""
+def test_every_setting_in_the_manifests_exists():
+    """A misspelt setting would keep the pod from starting."""
     for path in [*KUBERNETES.rglob("*.yaml"), ROOT / "docker-compose.yml", ROOT / "Dockerfile"]:
         for name in set(re.findall(r"\bREPLAYS_[A-Z][A-Z_]*\b", path.read_text())):
             known = name in SETTINGS or name in ("REPLAYS_READER_SERVICE_HOST", "REPLAYS_")
@@ -104,7 +104,7 @@ def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch
 
 
 def queues() -> dict[str, str]:
-    """Deployment -> the queue that its workers listen to."""
+    """Maps each Deployment to the queue of its workers."""
     return {
         name: each["spec"]["template"]["spec"]["containers"][0]["args"][1]
         for name, each in named("Deployment").items()
@@ -113,7 +113,7 @@ def queues() -> dict[str, str]:
 
 
 def test_each_queue_has_a_deployment_that_scales_on_its_depth():
-    """A queue without workers stops everything; the list that KEDA watches is the one that Celery fills."""
+    """A queue without workers stops ingestion; the list that KEDA watches is the one that Celery fills."""
     prefix = configuration(Settings())["broker_transport_options"]["global_keyprefix"]
     scaled = {
         document["spec"]["scaleTargetRef"]["name"]: document["spec"]["triggers"][0]
@@ -130,7 +130,7 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
 
 
 def test_no_workload_resets_the_replicas_that_keda_chose():
-    """`kubectl apply` during a backlog would scale everything back."""
+    """Otherwise `kubectl apply` during a backlog would scale everything down."""
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
         for d in named("ScaledObject").values()
@@ -142,7 +142,7 @@ def test_no_workload_resets_the_replicas_that_keda_chose():
         assert is_scaled != ("replicas" in workload["spec"]), workload["metadata"]["name"]
 
 
-def test_drains_and_upgrades_leave_somebody_at_work():
+def test_drains_and_upgrades_leave_pods_running():
     """A disruption budget and a spread over zones and nodes for readers and for the workers of each queue."""
     budgets = [each["spec"] for each in named("PodDisruptionBudget").values()]
     for name in ("replays-reader", *queues()):
@@ -156,8 +156,8 @@ def test_drains_and_upgrades_leave_somebody_at_work():
         assert all(each["labelSelector"] == {"matchLabels": labels} for each in spread), name
 
 
-def test_services_find_the_pods_that_they_are_for():
-    """The headless one that the StatefulSet names, and Flower's; by label and by port."""
+def test_services_select_their_pods():
+    """The headless Service that the StatefulSet names, and Flower's; matched by label and port."""
     reader = named("StatefulSet")["replays-reader"]
     headless = named("Service")[reader["spec"]["serviceName"]]
 
@@ -172,8 +172,8 @@ def test_services_find_the_pods_that_they_are_for():
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
-def test_every_pod_with_metrics_is_scraped_and_may_be():
-    """A PodMonitor per component, by the label and the port that its pods have; the policy admits Prometheus."""
+def test_every_pod_with_metrics_is_scraped_and_reachable():
+    """A PodMonitor per component, with the label and port of its pods; the policy admits Prometheus."""
     admitted = {
         port["port"]
         for rule in named("NetworkPolicy")["replays-ingest"]["spec"]["ingress"]
@@ -195,8 +195,9 @@ def test_every_pod_with_metrics_is_scraped_and_may_be():
         assert {each["targetLabel"] for each in endpoint["relabelings"]} == {"job", "topic"}
 
 
-def test_check_and_migrate_have_all_that_the_system_needs():
-    """Run in a pod, they reach and log in to whatever readers and workers reach: settings, secrets, the policy."""
+def test_check_and_migrate_reach_everything_the_system_uses():
+    """Their pods can reach and authenticate to everything that readers and workers use: settings, secrets, network
+    policy."""
     (migrate,) = (name for name in named("Job") if name.startswith("replays-migrate"))
     settings = named("ConfigMap")["replays-settings"]["data"]
     needed = {
@@ -215,7 +216,7 @@ def test_check_and_migrate_have_all_that_the_system_needs():
 
 
 def test_migrate_runs_before_the_pods_of_an_upgrade():
-    """Helm's hook. A Job cannot be changed, so its name follows what it runs."""
+    """It is a Helm hook. A Job is immutable, so its name depends on its contents."""
     (job,) = named("Job").values()
 
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,pre-upgrade"
@@ -223,7 +224,7 @@ def test_migrate_runs_before_the_pods_of_an_upgrade():
     assert job["spec"]["template"]["spec"]["containers"][0]["command"] == ["replays-ingest", "migrate"]
 
 
-def test_spans_may_leave_for_a_collector():
+def test_the_policy_lets_spans_reach_a_collector():
     """OTLP over gRPC and over HTTP."""
     egress = named("NetworkPolicy")["replays-ingest"]["spec"]["egress"]
 
@@ -231,7 +232,7 @@ def test_spans_may_leave_for_a_collector():
 
 
 def test_readers_are_dynamic_members_with_cooperative_hand_over():
-    """A static member that is scaled away keeps its partitions for the session time-out."""
+    """A static member that is removed by scaling down keeps its partitions until the session times out."""
     assert Settings().kafka_instance_id == ""
     for path in KUBERNETES.rglob("*.yaml"):
         set_there = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
@@ -240,7 +241,7 @@ def test_readers_are_dynamic_members_with_cooperative_hand_over():
 
 
 def test_metrics_go_to_the_agent_of_the_node():
-    """The default host is the pod itself, where nobody listens; the policy lets the packets out."""
+    """By default the host would be the pod itself, where nothing listens; the policy allows the packets."""
     for name, pod in pods().items():
         if name == "replays-flower":
             continue
@@ -252,8 +253,8 @@ def test_metrics_go_to_the_agent_of_the_node():
     assert {"ports": [port]} in policy["spec"]["egress"]
 
 
-def test_secrets_are_only_named():
-    """The example's values say that they are examples, and it is not part of what is applied."""
+def test_secrets_are_only_referenced():
+    """The values of the example are marked as examples, and it is not applied with the rest."""
     kustomization = (KUBERNETES / "kustomization.yaml").read_text()
     example = yaml.safe_load((KUBERNETES / "secrets.example.yaml").read_text())
 
@@ -269,7 +270,7 @@ def test_secrets_are_only_named():
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize_builds_it():
-    """kubectl's reading of the files, into one namespace."""
+    """kubectl's own parser reads the files into one namespace."""
     done = subprocess.run(["kubectl", "kustomize", str(KUBERNETES)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     built = [document for document in yaml.safe_load_all(done.stdout) if document]
@@ -287,8 +288,9 @@ def test_kustomize_builds_it():
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
-def test_compose_has_every_part_and_opens_nothing_to_others():
-    """All parts are there; ports on the loopback only; ours without root and with a read-only image."""
+def test_compose_has_every_component_and_listens_on_loopback_only():
+    """All components are present; ports listen on the loopback interface; our containers run without root and with
+    a read-only image."""
     services = COMPOSE["services"]
     wanted = {"kafka", "redis", "clickhouse", "gcs", "bigquery", "statsd", "reader", "worker", "flower"}
     assert wanted | {"prometheus", "grafana", "migrate"} == set(services)
@@ -308,7 +310,7 @@ def test_compose_has_every_part_and_opens_nothing_to_others():
 
 
 def _listens_on(service: str) -> set[int]:
-    """Ports with metrics of a service of docker-compose.yml, from its settings or its image's documentation."""
+    """Metrics ports of a service of docker-compose.yml, from its settings or its image's documentation."""
     environment = COMPOSE["services"][service].get("environment", {})
     if service == "statsd":
         return {9102}
@@ -319,8 +321,9 @@ def _listens_on(service: str) -> set[int]:
     }
 
 
-def test_prometheus_scrapes_what_its_file_says_and_what_compose_has():
-    """Each target is a service that listens there; each service with metrics is a target and in the comment."""
+def test_prometheus_scrapes_exactly_the_services_of_compose():
+    """Each target is a service that listens on that port; each service with metrics is a target and is listed in
+    the comment."""
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     targets = set()
     for job in yaml.safe_load(path.read_text())["scrape_configs"]:
@@ -337,7 +340,8 @@ def test_prometheus_scrapes_what_its_file_says_and_what_compose_has():
 
 
 def test_prometheus_has_the_password_of_flower():
-    """Flower's metrics are closed; its password reaches Prometheus through a file that only its container has."""
+    """Flower's metrics require its password, which reaches Prometheus through a file that only its container
+    has."""
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     (job,) = (job for job in config["scrape_configs"] if job["job_name"] == "replays-flower")
     user, _, password = COMPOSE["services"]["flower"]["environment"]["REPLAYS_FLOWER_BASIC_AUTH"].partition(":")
@@ -347,8 +351,8 @@ def test_prometheus_has_the_password_of_flower():
     assert COMPOSE["services"]["prometheus"]["environment"]["FLOWER_PASSWORD"] == password
 
 
-def test_what_must_survive_down_and_up_is_written_into_a_volume():
-    """`down` keeps volumes and nothing else. A data directory beside its volume loses topics."""
+def test_data_that_must_survive_compose_down_is_in_a_volume():
+    """`down` keeps only volumes. A data directory outside its volume loses topics."""
     kept = {
         "kafka": COMPOSE["services"]["kafka"]["environment"]["KAFKA_LOG_DIRS"],
         "redis": "/data",
@@ -373,8 +377,8 @@ def _compose() -> list[str] | None:
 
 
 @pytest.mark.skipif(_compose() is None, reason="no docker compose is installed")
-def test_compose_is_valid_and_asks_for_a_flower_password():
-    """Docker's own reading of the file; without a password it refuses."""
+def test_compose_is_valid_and_requires_a_flower_password():
+    """Parsed by Docker itself; without a password it fails."""
     command = [*(_compose() or []), "-f", str(ROOT / "docker-compose.yml"), "config"]
     base = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     with_password = subprocess.run(
@@ -391,8 +395,8 @@ def test_compose_is_valid_and_asks_for_a_flower_password():
     assert "set it, eight characters at least" in without.stderr
 
 
-def test_the_image_runs_as_nobody_and_holds_nothing_but_the_program():
-    """No root, no compilers' layer, no tests, no repository."""
+def test_the_image_runs_without_root_and_contains_only_the_program():
+    """No root, no compiler layer, no tests, no repository."""
     text = (ROOT / "Dockerfile").read_text()
     assert text.count("FROM ") == 2
     assert re.search(r"^USER 10001", text, re.MULTILINE)
@@ -409,8 +413,8 @@ def test_the_image_runs_as_nobody_and_holds_nothing_but_the_program():
         assert (ROOT / name).exists(), name
 
 
-def test_the_image_gets_all_that_the_wheel_is_made_of():
-    """What the wheel includes is copied into the build, and .dockerignore lets it through."""
+def test_the_image_build_gets_all_sources_of_the_wheel():
+    """Everything in the wheel is copied into the build and passes .dockerignore."""
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = set()
     for line in (ROOT / "Dockerfile").read_text().splitlines():

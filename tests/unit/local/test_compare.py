@@ -1,4 +1,4 @@
-"""The comparison finds what is missing, unexpected and different, and adds a manifest up by identity."""
+"""The comparison finds missing, unexpected and different items, and merges a manifest by identity."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def segment(offset: int = 0, **changes: object) -> Entry:
 
 
 def test_a_message_that_was_sent_twice_is_expected_once():
-    """One object, one row, one outcome; but both offsets have to be committed."""
+    """One object, one row, one outcome; but both offsets must be committed."""
     expected = Expectation()
     expected.add_all([segment(0), segment(1, duplicate=True)])
 
@@ -41,7 +41,7 @@ def test_a_message_that_was_sent_twice_is_expected_once():
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_click_that_says_more_wins_in_any_order(order: tuple[int, int]):
+def test_the_most_severe_click_wins_in_any_order(order: tuple[int, int]):
     """Segments of one replay arrive out of order; a dead click stays dead."""
     click, dead = Click("hash", 7, 0, 0), Click("hash", 7, 1, 0)
     entries = [segment(0, segment_id=0, clicks=(click,)), segment(1, segment_id=2, clicks=(dead,))]
@@ -62,8 +62,8 @@ def test_a_rejected_message_is_expected_as_a_dead_letter_only():
     assert not expected.segments
 
 
-def test_a_comparison_tells_missing_unexpected_and_different_apart():
-    """Each is counted, and named in the examples."""
+def test_a_comparison_separates_missing_unexpected_and_different():
+    """Each is counted and listed in the examples."""
     check = compare_maps("things", {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5})
 
     assert (check.missing, check.extra, check.wrong) == (1, 1, 1)
@@ -71,14 +71,14 @@ def test_a_comparison_tells_missing_unexpected_and_different_apart():
     assert check.examples == ("missing: a", "unexpected: d", "c: 4 instead of 3")
 
 
-def test_what_is_extra_can_be_allowed():
-    """Where a sink also holds another load."""
+def test_extra_items_can_be_allowed():
+    """For a sink that also holds another load."""
     assert compare_sets("things", {1}, {1, 2}, extra_matters=False).ok
     assert not compare_sets("things", {1}, {1, 2}).ok
 
 
 def test_facts_are_compared_by_event_type():
-    """What one type has too many does not make up for what another lacks."""
+    """Extra facts of one type do not compensate for missing facts of another."""
     expected = {"ui.click": 3, "memory": 1}
 
     assert compare_facts(expected, {"ui.click": 3, "memory": 1}).ok
@@ -88,7 +88,7 @@ def test_facts_are_compared_by_event_type():
 
 
 def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
-    """UDP and redelivery: at least once, exactly once only if nothing was killed."""
+    """With UDP and redelivery, counts are exact only if nothing was killed."""
     expected = {"size": Total(2, 10.0)}
 
     assert compare_metrics(expected, {"size": Total(2, 10.0)}, exactly=True).ok
@@ -99,7 +99,7 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
-    """Header and entries, whatever their kind."""
+    """Header and entries of every kind."""
     path, header = tmp_path / "manifest.jsonl", Header("t", "small", 1, 50, 0)
     entries = [message.entry for message in stream(PROFILES["small"], 50, 1, 1_790_000_000)]
     with Writer(path, header) as writer:
@@ -110,7 +110,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
     assert entries == list(read_entries(path))
 
 
-def test_a_manifest_that_was_cut_off_says_where(tmp_path: Path):
+def test_a_truncated_manifest_is_reported_with_its_position(tmp_path: Path):
     """As after a kill in the middle of a line."""
     path = tmp_path / "manifest.jsonl"
     with Writer(path, Header("t", "small", 1, 1, 0)) as writer:

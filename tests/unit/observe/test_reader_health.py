@@ -1,4 +1,4 @@
-"""Probes: alive means that the loop turns, ready means that the reader does its work."""
+"""Probes: live means that the loop runs, ready means that the reader does its work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kit.observed_reader import Driver
 
 
 class Reader:
-    """A driver with probes; `silent_seconds` is how long its loop has not turned."""
+    """A driver with probes; `silent_seconds` is the time since its loop last ran."""
 
     def __init__(self) -> None:
         self.driver = Driver(reject_window=10, reject_unattributed_ratio_max=0.1)
@@ -46,12 +46,12 @@ def reader() -> Iterator[Reader]:
 
 
 def test_it_listens_on_loopback_by_default(reader: Reader):
-    """Metrics are nobody's business unless somebody opens them."""
+    """Metrics are not exposed unless configured."""
     assert reader.probes.host == "127.0.0.1"
 
 
-def test_a_turning_loop_is_alive_and_a_silent_one_is_not(reader: Reader):
-    """Restarting is the only cure for a loop that stands still."""
+def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
+    """Only a restart helps a stuck loop."""
     assert reader.get("/livez") == (200, '{"ok":true,"checks":{"loop":""}}')
 
     reader.silent_seconds = 61.0
@@ -62,7 +62,7 @@ def test_a_turning_loop_is_alive_and_a_silent_one_is_not(reader: Reader):
 
 
 def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
-    """Without an assignment it is alive and does nothing."""
+    """Without an assignment it is live but does nothing."""
     status, body = reader.get("/readyz")
     assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
 
@@ -73,7 +73,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 
 
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
-    """Not ready, but alive: a restart would not help."""
+    """Not ready, but live: a restart would not help."""
     reader.driver.assign()
     reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}
@@ -82,8 +82,8 @@ def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
     assert reader.get("/livez")[0] == 200
 
 
-def test_a_halted_reader_is_not_ready_and_says_why(reader: Reader):
-    """Too many rejects: it waits for a person."""
+def test_a_halted_reader_is_not_ready_and_reports_why(reader: Reader):
+    """Too many rejects: it waits for an operator."""
     reader.driver.assign()
     for offset in range(12):
         reader.driver.message(reject(offset))
@@ -96,15 +96,15 @@ def test_a_halted_reader_is_not_ready_and_says_why(reader: Reader):
 
 
 def test_metrics_are_served_and_nothing_else_is(reader: Reader):
-    """Three paths; the rest is 404."""
+    """Three paths; any other path is 404."""
     status, body = reader.get("/metrics")
     assert status == 200
     assert "replays_reader_loop_turned_seconds 0.0" in body
     assert reader.get("/etc/passwd")[0] == 404
 
 
-def test_a_standstill_is_reported_once_with_every_stack():
-    """And once more only after the loop had turned again."""
+def test_a_stuck_loop_is_reported_once_with_every_stack():
+    """A second report needs the loop to run in between."""
     silent = [0.0]
     reports: list[dict[str, list[str]]] = []
     detector = StuckDetector(lambda: silent[0], 10.0, reports.append)
@@ -124,7 +124,7 @@ def test_a_standstill_is_reported_once_with_every_stack():
 
 
 def test_the_stacks_name_the_threads():
-    """Whoever reads them wants to know which one is the loop."""
+    """The reader of the stacks must see which thread is the loop."""
     asked, release = threading.Event(), threading.Event()
 
     def wait_here() -> None:

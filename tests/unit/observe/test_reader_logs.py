@@ -1,4 +1,4 @@
-"""One line a batch; no payload and no secret in any line."""
+"""One line per batch; no payload and no secret in any line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PASSWORD = "hunter2-correct-horse"
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """Logging as the reader sets it up, into a text; put back afterwards."""
+    """Logging configured as in the reader, captured as text; restored afterwards."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     stream = io.StringIO()
@@ -64,8 +64,8 @@ def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
     assert "xxxx" not in lines.getvalue()
 
 
-def test_a_batch_that_leaves_with_its_partition_says_so():
-    """The next owner cuts it again; here its life ends as lost."""
+def test_a_batch_of_a_lost_partition_is_logged_as_lost():
+    """The next owner cuts it again."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message()
@@ -93,7 +93,7 @@ def test_a_batch_that_leaves_with_its_partition_says_so():
     ids=lambda fields: next(iter(fields)),
 )
 def test_a_secret_is_hidden_whatever_field_it_is_in(lines: io.StringIO, fields: dict[str, object]):
-    """By name, by type, and by the shape of a URL or an assignment; bytes are never shown."""
+    """By name, by type, and by the form of a URL or an assignment; bytes are never shown."""
     structlog.get_logger("test").warning("something", **fields)
 
     assert PASSWORD not in lines.getvalue()
@@ -101,7 +101,7 @@ def test_a_secret_is_hidden_whatever_field_it_is_in(lines: io.StringIO, fields: 
 
 
 def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
-    """The standard logging module goes through the same door, tracebacks included."""
+    """The standard logging module uses the same filter, including for tracebacks."""
     try:
         raise ConnectionError(f"amqp://celery:{PASSWORD}@broker")
     except ConnectionError:
@@ -112,8 +112,8 @@ def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
     assert "ConnectionError" in line["exception"]
 
 
-def test_a_person_on_a_terminal_gets_text():
-    """auto: JSON when it is not a terminal; text when asked for."""
+def test_a_terminal_gets_text():
+    """auto: JSON when the output is not a terminal; text when configured."""
     root = logging.getLogger()
     before = root.handlers[:]
     try:

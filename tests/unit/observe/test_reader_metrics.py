@@ -1,4 +1,4 @@
-"""Metrics are a view over events and commands: what happened is what is counted."""
+"""Metrics are derived from events and commands: every count is of something that happened."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def settled_batch() -> Driver:
     return driver
 
 
-def test_every_metric_says_what_it_is():
-    """A name, a unit and a sentence each; no name twice."""
+def test_every_metric_is_described():
+    """A name, a unit and a sentence each; names are unique."""
     names = [definition.name for definition in DEFINITIONS]
 
     assert len(names) == len(set(names))
@@ -46,7 +46,7 @@ def test_every_metric_says_what_it_is():
         assert definition.name.startswith(("replays.reader.", "replays.recording_consumer."))
 
 
-def test_a_batch_that_settles_leaves_its_traces():
+def test_a_settled_batch_is_counted():
     """Size, reason, stages and end-to-end latency, each counted once."""
     driver = settled_batch()
 
@@ -66,8 +66,8 @@ def test_a_batch_that_settles_leaves_its_traces():
     assert driver.value("replays_reader_commits_total", outcome="stored") == 2
 
 
-def test_a_parked_batch_and_its_retry_are_told_apart_from_a_missed_deadline():
-    """Failure: parked and retried. Silence: started again at the deadline."""
+def test_parking_and_retry_are_counted_apart_from_missed_deadlines():
+    """Failure: parked and retried. Missed deadline: restarted."""
     driver = Driver(batch_messages_max=1, retry_backoff_seconds=5.0, flush_deadline_seconds=60.0)
     driver.assign()
     driver.message()
@@ -80,7 +80,7 @@ def test_a_parked_batch_and_its_retry_are_told_apart_from_a_missed_deadline():
     assert (driver.value("replays_reader_parked_oldest_seconds") or 0) == pytest.approx(1.0)
 
     driver.advance(5.0)
-    driver.take(do.Dispatch)  # nothing is heard of this one
+    driver.take(do.Dispatch)  # no result arrives for this one
     driver.advance(61.0)
 
     assert driver.value("replays_reader_dispatches_total", stage="blobs", why="retry") == 1
@@ -88,7 +88,7 @@ def test_a_parked_batch_and_its_retry_are_told_apart_from_a_missed_deadline():
 
 
 def test_rejects_and_warnings_are_counted_by_their_stable_names():
-    """A reason that exists has a series at zero before its first message."""
+    """A known reason has a series at zero before its first message."""
     driver = Driver()
     assert driver.value("replays_reader_rejects_total", reason="not_msgpack") == 0
     driver.assign()
@@ -104,7 +104,7 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 
 
 def test_lag_counts_what_is_not_committed_and_ages_it_by_its_oldest_message():
-    """Messages and seconds a partition; an idle partition has no lag however old its last message is."""
+    """Messages and seconds per partition; an idle partition has no lag, however old its last message is."""
     driver = Driver(batch_messages_max=100)
     driver.assign()
     driver.high = 10
@@ -125,8 +125,8 @@ def test_lag_counts_what_is_not_committed_and_ages_it_by_its_oldest_message():
     assert driver.value("replays_reader_lag_seconds", partition="0") == 0
 
 
-def test_a_partition_that_left_has_no_series():
-    """Another reader reports its lag now; ours would be a lie."""
+def test_a_revoked_partition_has_no_series():
+    """Another reader reports its lag now; ours would be outdated."""
     driver = Driver()
     driver.assign()
     driver.advance(1.0)
@@ -141,7 +141,7 @@ def test_a_partition_that_left_has_no_series():
 
 
 def test_backpressure_is_timed():
-    """Seconds without room, and seconds paused."""
+    """Seconds at the bound, and seconds paused."""
     driver = Driver(batch_messages_max=1, in_flight_batches_max=2, pause_after_seconds=0.5)
     driver.assign()
     driver.advance(0.0)
@@ -155,8 +155,8 @@ def test_backpressure_is_timed():
     assert (driver.value("replays_reader_full_seconds_total") or 0) >= 3.0
 
 
-def test_expired_messages_are_loud():
-    """Retention overtook us: how many were never read is a number."""
+def test_expired_messages_are_counted():
+    """The metric shows how many messages expired unread."""
     driver = Driver()
     driver.committed[PARTITION] = 5
     driver.assign()
@@ -167,8 +167,8 @@ def test_expired_messages_are_loud():
     assert driver.value("replays_reader_messages_expired_total") == 100
 
 
-def test_an_absurd_received_time_is_no_latency():
-    """A public example says the year 5871."""
+def test_an_impossible_received_time_is_not_a_latency():
+    """A public example has the year 5871."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message(segment(0, received=123123123123))
@@ -179,8 +179,8 @@ def test_an_absurd_received_time_is_no_latency():
     assert driver.value("replays_reader_end_to_end_seconds_count") == 0
 
 
-def test_a_message_costs_next_to_nothing():
-    """The view runs for every message, so it calls nothing: two counters of its own go up (0.3 to 0.6 us)."""
+def test_counting_a_message_is_cheap():
+    """The view runs for every message, so it makes no calls: it increments two counters (0.3 to 0.6 us)."""
     metrics = Metrics(Settings(), wall=lambda: WALL)
     event = on.MessageParsed(PARTITION, 1, 0, segment(0))
     called: list[str] = []
@@ -197,8 +197,8 @@ def test_a_message_costs_next_to_nothing():
     assert called == ["observe", "setprofile"]
 
 
-class Heard:
-    """A DogStatsD agent's ear."""
+class FakeAgent:
+    """Receives DogStatsD packets like an agent."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, float, tuple[str, ...]]] = []
@@ -213,21 +213,21 @@ class Heard:
         self.lines.append(("d", metric, value, tuple(tags)))
 
 
-def test_dogstatsd_hears_the_same_names():
-    """Dots there, underscores in Prometheus; labels are tags."""
-    heard = Heard()
+def test_dogstatsd_receives_the_same_names():
+    """Dots instead of Prometheus' underscores; labels become tags."""
+    agent = FakeAgent()
     table = (
         Definition("replays.reader.rejects", Kind.COUNTER, "messages", "x.", ("reason",)),
         Definition("replays.reader.paused", Kind.GAUGE, "0 or 1", "x."),
         Definition("replays.reader.commit_seconds", Kind.HISTOGRAM, "seconds", "x."),
     )
-    meters = Meters(table, CollectorRegistry(), heard)
+    meters = Meters(table, CollectorRegistry(), agent)
 
     meters.count("replays.reader.rejects", 2, "oversize")
     meters.set("replays.reader.paused", 1)
     meters.observe("replays.reader.commit_seconds", 0.5, times=3)
 
-    assert heard.lines == [
+    assert agent.lines == [
         ("c", "replays.reader.rejects", 2, ("reason:oversize",)),
         ("g", "replays.reader.paused", 1, ()),
         ("d", "replays.reader.commit_seconds", 0.5, ()),
@@ -236,8 +236,8 @@ def test_dogstatsd_hears_the_same_names():
     assert meters.registry.get_sample_value("replays_reader_commit_seconds_count") == 3
 
 
-def test_the_projects_with_the_most_rejects_are_named_and_the_others_are_one_series() -> None:
-    """However many projects there are; one that recovered is no series any more."""
+def test_projects_with_the_most_rejects_have_series_and_the_rest_share_one() -> None:
+    """The number of series is bounded; a project that has recovered has none."""
     driver = Driver(reject_window=100)
     driver.assign()
     for project in range(1, 10):

@@ -13,7 +13,7 @@ from tests.kit.core_reader import Reader, limits
 
 
 class Followed(Reader):
-    """A reader with the observer beside it. `said`: its steps so far."""
+    """A reader with its observer. `said`: its steps so far."""
 
     def __init__(self, bounds: Limits) -> None:
         super().__init__(bounds)
@@ -26,13 +26,13 @@ class Followed(Reader):
         return commands
 
     def take_steps(self) -> list[Step]:
-        """The steps since the last time."""
+        """The steps since the last call."""
         said, self.said = self.said, []
         return said
 
 
 def followed(**changed: float) -> Followed:
-    """A reader that owns PARTITION. The steps until then are taken."""
+    """A reader that owns PARTITION. Steps until then are removed."""
     reader = Followed(limits(**changed))
     reader.assign(PARTITION)
     reader.take_steps()
@@ -44,7 +44,7 @@ def names(steps: list[Step]) -> list[str]:
 
 
 def facts(steps: list[Step], name: str) -> list[Step]:
-    """The steps of one name, without name and partition."""
+    """The fields of all steps with one name, without name and partition."""
     return [
         {key: value for key, value in step.items() if key not in ("step", "partition")}
         for step in steps
@@ -52,8 +52,8 @@ def facts(steps: list[Step], name: str) -> list[Step]:
     ]
 
 
-def test_a_batch_is_followed_from_its_assignment_to_its_commit() -> None:
-    """given two segments and effects that succeed, then each step of the protocol is said once, in order"""
+def test_a_batch_is_logged_from_its_assignment_to_its_commit() -> None:
+    """given two segments and effects that succeed, then each step of the protocol is logged once, in order"""
     reader = Followed(limits())
     reader.assign(PARTITION)
     reader.segments(2)
@@ -72,8 +72,8 @@ def test_a_batch_is_followed_from_its_assignment_to_its_commit() -> None:
     assert {step["partition"] for step in said} == {PARTITION.partition}
 
 
-def test_a_new_owner_says_which_ends_it_was_handed() -> None:
-    """given a batch that was recorded and not settled, then the next assignment names its end"""
+def test_a_new_owner_logs_the_ends_it_received() -> None:
+    """given a recorded batch that has not settled, then the next assignment names its end"""
     reader = followed()
     reader.segments(2)
     reader.acknowledge_commits()
@@ -84,16 +84,16 @@ def test_a_new_owner_says_which_ends_it_was_handed() -> None:
     assert facts(reader.take_steps(), "assigned") == [{"offset": 0, "ends": [2], "new": False}]
 
 
-def test_messages_that_are_dropped_are_said_as_a_range_with_nothing_to_write() -> None:
-    """given a segment and two drops behind it, then the range begins after the segment and grows"""
+def test_dropped_messages_are_logged_as_a_range_with_nothing_to_write() -> None:
+    """given a segment and two drops after it, then the range begins after the segment and grows"""
     reader = followed(batch_messages_max=5)
     reader.parsed(segment(0), Drop(DropReason.KILLED, 1), Drop(DropReason.KILLED, 1))
 
     assert facts(reader.take_steps(), "nothing") == [{"start": 1, "stop": 2}, {"start": 1, "stop": 3}]
 
 
-def test_a_message_that_is_not_taken_is_no_step() -> None:
-    """given an offset that was taken before, then nothing is said of it"""
+def test_a_message_that_is_not_taken_is_not_a_step() -> None:
+    """given an offset that was taken before, then nothing is logged for it"""
     reader = followed(batch_messages_max=5)
     reader.parsed(Drop(DropReason.KILLED, 1))
     reader.take_steps()
@@ -102,8 +102,8 @@ def test_a_message_that_is_not_taken_is_no_step() -> None:
     assert reader.take_steps() == []
 
 
-def test_a_chord_that_failed_parks_its_batch_and_starts_again() -> None:
-    """given a failure, then the batch is parked; its retry is a dispatch that no deadline allowed"""
+def test_a_failed_chord_parks_its_batch_and_restarts() -> None:
+    """given a failure, then the batch is parked; its retry is a dispatch without a missed deadline"""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -115,8 +115,8 @@ def test_a_chord_that_failed_parks_its_batch_and_starts_again() -> None:
     assert [step["late"] for step in facts(said, "dispatch")] == [False, False]
 
 
-def test_the_failure_of_an_older_attempt_is_no_step() -> None:
-    """given that a newer chord is out, then the older one's failure parks nothing"""
+def test_the_failure_of_an_older_attempt_is_not_a_step() -> None:
+    """given a newer chord in flight, when the older one fails, then nothing is parked"""
     reader = followed(flush_deadline_seconds=10.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -128,7 +128,7 @@ def test_the_failure_of_an_older_attempt_is_no_step() -> None:
 
 
 def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
-    """given a Redis that is away, then that is a step, although operators are shown nothing"""
+    """given that Redis is unavailable, then parking is a step, although operators see no entry"""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -138,8 +138,8 @@ def test_a_chord_that_could_not_be_started_parks_its_batch() -> None:
     assert facts(reader.take_steps(), "parked") == [{"stop": 2}]
 
 
-def test_a_dispatch_after_the_deadline_says_so() -> None:
-    """given a chord that nothing is heard of, then the next one is late, which the specification asks for"""
+def test_a_dispatch_after_the_deadline_is_logged_as_late() -> None:
+    """given a chord without a result, then the next one is late, as the specification requires"""
     reader = followed(flush_deadline_seconds=10.0)
     reader.segments(2)
     reader.dispatches()
@@ -149,8 +149,8 @@ def test_a_dispatch_after_the_deadline_says_so() -> None:
     assert [step["late"] for step in facts(reader.take_steps(), "dispatch")] == [True]
 
 
-def test_a_batch_that_is_not_recorded_in_time_goes_without() -> None:
-    """given a broker that does not answer, then its first dispatch is late"""
+def test_a_batch_not_recorded_in_time_starts_without_a_record() -> None:
+    """given a broker that does not respond, then the first dispatch is late"""
     reader = followed(cut_record_seconds_max=3.0)
     reader.segments(2)
     reader.advance(3.0)
@@ -159,7 +159,7 @@ def test_a_batch_that_is_not_recorded_in_time_goes_without() -> None:
 
 
 def test_a_batch_that_can_never_be_staged_is_split() -> None:
-    """given a Redis that has no room for it, then both halves are named, and nothing is parked"""
+    """given a Redis that cannot hold it, then both halves are logged, and nothing is parked"""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -173,7 +173,7 @@ def test_a_batch_that_can_never_be_staged_is_split() -> None:
     assert "parked" not in names(said)
 
 
-def test_a_record_that_is_too_long_makes_later_steps_short() -> None:
+def test_a_record_that_is_too_long_shortens_later_steps() -> None:
     """given a broker that refuses long metadata, then later commits may name fewer ends"""
     reader = followed()
     reader.segments(2)
@@ -185,8 +185,8 @@ def test_a_record_that_is_too_long_makes_later_steps_short() -> None:
     assert facts(said, "commit")[-1] == {"offset": 0, "ends": [], "short": True}
 
 
-def test_a_batch_that_an_operator_gave_up_is_settled_by_the_operator() -> None:
-    """given a parked batch that is abandoned, then the specification can tell it from one that is durable"""
+def test_an_abandoned_batch_is_settled_by_the_operator() -> None:
+    """given a parked batch that is abandoned, then the specification can distinguish it from a durable one"""
     reader = followed()
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -197,7 +197,7 @@ def test_a_batch_that_an_operator_gave_up_is_settled_by_the_operator() -> None:
 
 
 def test_a_drain_that_ends_in_time_is_not_late() -> None:
-    """given a revocation with nothing in flight, then the release says that no deadline was needed"""
+    """given a revocation with nothing in flight, then the release does not need its deadline"""
     reader = followed()
     reader.publish(on.PartitionsRevoked((PARTITION,)))
 
@@ -206,8 +206,8 @@ def test_a_drain_that_ends_in_time_is_not_late() -> None:
     assert not facts(said, "released")[0]["late"]
 
 
-def test_a_drain_that_its_deadline_ends_is_late() -> None:
-    """given a chord that nothing is heard of, then the release needed the deadline"""
+def test_a_drain_ended_by_its_deadline_is_late() -> None:
+    """given a chord without a result, then the release needs the deadline"""
     reader = followed(drain_deadline_seconds=4.0)
     reader.segments(2)
     reader.dispatches()
@@ -217,16 +217,16 @@ def test_a_drain_that_its_deadline_ends_is_late() -> None:
     assert [step["late"] for step in facts(reader.take_steps(), "released")] == [True]
 
 
-def test_a_log_that_goes_on_behind_a_gap_holds_nothing_there() -> None:
-    """given messages that expired, then the gap is a range with nothing to write"""
+def test_a_gap_in_the_log_is_a_range_with_nothing_to_write() -> None:
+    """given expired messages, then the gap is a range with nothing to write"""
     reader = followed()
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 0, 7))
 
     assert facts(reader.take_steps(), "nothing") == [{"start": 0, "stop": 7}]
 
 
-def test_a_log_that_begins_anew_is_another_assignment() -> None:
-    """given offsets that fell, then what was known is lost, and the partition new"""
+def test_a_recreated_log_is_another_assignment() -> None:
+    """given lower offsets than before, then previous state is lost, and the partition is new"""
     reader = followed(batch_messages_max=5)
     reader.segments(3)
     reader.publish(on.OffsetOutOfRange(PARTITION, reader.epoch() + 1, 3, 0))
@@ -237,7 +237,7 @@ def test_a_log_that_begins_anew_is_another_assignment() -> None:
 
 
 def test_the_end_of_the_log_is_a_step() -> None:
-    """given offsets without messages at the end, then the specification knows that they hold nothing"""
+    """given offsets without messages at the end, then the specification treats them as empty"""
     reader = followed()
     reader.publish(on.EndReached(PARTITION, reader.epoch(), 0, 3))
 
@@ -245,7 +245,7 @@ def test_the_end_of_the_log_is_a_step() -> None:
 
 
 def test_a_reader_that_stopped_takes_no_more_steps() -> None:
-    """given a completion after the end, which the core ignores, then nothing is said of it"""
+    """given a completion after the end, which the core ignores, then nothing is logged for it"""
     reader = followed(drain_deadline_seconds=4.0)
     reader.segments(2)
     (dispatch,) = reader.dispatches()
@@ -257,8 +257,8 @@ def test_a_reader_that_stopped_takes_no_more_steps() -> None:
     assert reader.take_steps() == []
 
 
-def test_partitions_of_others_are_no_steps() -> None:
-    """given answers and losses of a partition that is not owned, then nothing is said"""
+def test_partitions_of_other_readers_are_not_steps() -> None:
+    """given responses and losses of a partition that is not owned, then nothing is logged"""
     reader = Followed(limits())
     reader.publish(on.Committed(PARTITION, 1, 4, ""))
     reader.publish(on.PartitionsLost((PARTITION,)))

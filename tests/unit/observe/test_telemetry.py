@@ -28,7 +28,7 @@ TRACES = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 100)]
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
-    """Tracing on, into memory; off again afterwards."""
+    """Tracing to memory; disabled afterwards."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -47,7 +47,7 @@ def message(offset: int, traceparent: str | None) -> Message:
 
 
 def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spans: InMemorySpanExporter):
-    """One parent, links for the rest, and only those of its own range."""
+    """One parent, links to the rest, and only to those of its own range."""
     tracing = Tracing()
     tracing.polled([message(0, None), message(1, TRACES[0]), message(2, TRACES[1]), message(3, TRACES[2])])
 
@@ -65,8 +65,8 @@ def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spa
     assert (first.attributes or {})["replays.outcome"] == "settled"
 
 
-def test_a_batch_that_leaves_with_its_partition_ends_its_span(spans: InMemorySpanExporter):
-    """Or it would be held for ever."""
+def test_a_batch_of_a_lost_partition_ends_its_span(spans: InMemorySpanExporter):
+    """Otherwise the span would be kept forever."""
     tracing = Tracing()
     tracing.begin(batch(0, 3))
 
@@ -76,8 +76,8 @@ def test_a_batch_that_leaves_with_its_partition_ends_its_span(spans: InMemorySpa
     assert (span.attributes or {})["replays.outcome"] == "released"
 
 
-def test_a_header_that_is_no_traceparent_begins_a_trace_of_its_own(spans: InMemorySpanExporter):
-    """Headers are made by strangers."""
+def test_an_invalid_traceparent_header_starts_a_new_trace(spans: InMemorySpanExporter):
+    """Headers come from untrusted producers."""
     tracing = Tracing()
     tracing.polled([message(0, "00-zz-\xff")])
 
@@ -85,7 +85,7 @@ def test_a_header_that_is_no_traceparent_begins_a_trace_of_its_own(spans: InMemo
 
 
 def test_a_flush_that_fails_is_an_error_without_its_secrets(spans: InMemorySpanExporter):
-    """The status says what went wrong; the password in the URL stays here."""
+    """The status describes the error without the password in the URL."""
     request = SimpleNamespace(headers={"traceparent": TRACES[0]}, retries=2)
 
     with pytest.raises(ConnectionError), telemetry.sink_span(request, "clickhouse"):
@@ -97,8 +97,8 @@ def test_a_flush_that_fails_is_an_error_without_its_secrets(spans: InMemorySpanE
     assert (span.attributes or {})["replays.retries"] == 2
 
 
-def test_nothing_is_traced_unless_it_is_asked_for():
-    """Off by default: no span, no header."""
+def test_tracing_is_off_by_default():
+    """No span and no header."""
     tracing = Tracing()
     tracing.polled([message(0, TRACES[0])])
 
@@ -108,7 +108,7 @@ def test_nothing_is_traced_unless_it_is_asked_for():
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    """The setting, the package, and how to get it."""
+    """The setting, the package, and how to install it."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:
@@ -125,8 +125,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
         telemetry.configure(Settings(sentry_dsn=SecretStr("https://x@sentry.example/1")), "test")
 
 
-def test_what_goes_to_sentry_is_cleaned():
-    """By name and by shape, at any depth; bytes are counted, not sent."""
+def test_reports_to_sentry_are_scrubbed():
+    """By name and by form, at any depth; bytes are replaced by their length."""
     event = {
         "message": "redis://replays:hunter2@redis refused",
         "extra": {"kafka_sasl_password": "hunter2", "body": b"hunter2"},

@@ -1,4 +1,4 @@
-"""What `replays-ingest inspect` says of a message."""
+"""Output of `replays-ingest inspect` for a message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.kit.parsing import ALL
 
 
 def page(value: bytes, rules: ParseRules = ALL) -> str:
-    """What a terminal of 120 columns would show."""
+    """Output for a terminal of 120 columns."""
     console = Console(file=io.StringIO(), width=120)
     console.print(render(describe(value, rules)))
     assert isinstance(console.file, io.StringIO)
@@ -63,8 +63,8 @@ def test_a_segment_is_described_down_to_its_rows():
 
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
-def test_a_reject_says_why_and_shows_what_could_be_read(reason: str, value: bytes):
-    """The reason, its meaning, and the envelope where there is one."""
+def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: bytes):
+    """The reason, its meaning, and the envelope if there is one."""
     found = describe(value, ALL)
 
     assert found["reject"]["reason"] == reason
@@ -73,7 +73,7 @@ def test_a_reject_says_why_and_shows_what_could_be_read(reason: str, value: byte
 
 
 def test_a_page_shows_rows_and_facts():
-    """And is fit to be read."""
+    """The page is readable."""
     shown = page(video_recording(b"video", [click_event()]))
 
     assert "A segment" in shown
@@ -84,7 +84,7 @@ def test_a_page_shows_rows_and_facts():
 
 
 def test_nothing_in_a_message_reaches_the_terminal_as_markup_or_control():
-    """A recording is a stranger's text."""
+    """Recordings are untrusted text."""
     evil = click_event(attributes={"title": "\x1b[2J[bold red]boo[/]", "id": "\u202e\x07"})
 
     shown = page(recording([evil]))
@@ -93,8 +93,8 @@ def test_nothing_in_a_message_reaches_the_terminal_as_markup_or_control():
     assert not {"\x1b", "\x07", "\u202e"} & set(shown)
 
 
-def test_many_rows_are_cut_short_on_a_page_and_not_in_json():
-    """A page is for a person."""
+def test_many_rows_are_truncated_on_a_page_but_not_in_json():
+    """The page is for reading, JSON for processing."""
     value = recording([viewport_event()] * 500)
 
     assert len(describe(value, ALL)["bigquery"]) == 501
@@ -102,8 +102,8 @@ def test_many_rows_are_cut_short_on_a_page_and_not_in_json():
     assert len(page(value).splitlines()) < 300
 
 
-def test_a_message_over_the_limit_is_not_opened():
-    """Only why it was rejected is said."""
+def test_a_message_over_the_limit_is_not_parsed():
+    """Only the reason for its rejection is shown."""
     found = describe(envelope(b"hello"), ParseRules(message_bytes_max=10))
 
     assert found["reject"]["reason"] == "message_too_large"

@@ -1,4 +1,4 @@
-"""Numbers and times as people read and type them."""
+"""Numbers and times in the form in which operators read and type them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingest.operate.text import (
 )
 
 
-def test_an_operator_types_ages_or_times() -> None:
+def test_ages_and_times_are_accepted() -> None:
     """Ages count back from now; a time without a zone is UTC."""
     assert moment("2h", now=10_000.0) == 2_800.0
     assert moment("1970-01-01T00:01", now=0.0) == 60.0
@@ -26,8 +26,8 @@ def test_an_operator_types_ages_or_times() -> None:
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2", "2w", "-2h", "2 h", "٢h"])
-def test_what_is_neither_is_refused_with_examples(text: str) -> None:
-    """The message shows what would have been right."""
+def test_other_text_is_refused_with_examples(text: str) -> None:
+    """The error shows valid examples."""
     with pytest.raises(ValueError, match="like"):
         moment(text, now=0.0)
     with pytest.raises(ValueError, match="90s"):
@@ -50,7 +50,7 @@ def test_times_and_numbers_read_as_people_write_them() -> None:
 
 
 def test_milliseconds_are_shown_as_times() -> None:
-    """Only what is named so, and only what is a time."""
+    """Only fields named so, and only valid times."""
     shown = times_as_text({"first_seen_ms": 1_500, "timestamp_ms": -1, "offset": 7, "note_ms": "none"})
 
     assert shown == {"first_seen": "1970-01-01T00:00:01.500Z", "timestamp": -1, "offset": 7, "note": "none"}

@@ -1,4 +1,4 @@
-"""What the page of `status` and `top` says of a reader."""
+"""How the page of `status` and `top` shows a reader."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def line(rejects: RejectState) -> str:
     return drawn.getvalue()
 
 
-def test_projects_that_are_shed_are_named() -> None:
-    """Those that are not are not, however many of their messages are rejects."""
+def test_shed_projects_are_named() -> None:
+    """Other projects are not named, however many of their messages are rejects."""
     worst = (
         RejectsOf(42, 100, 90, shed=True),
         RejectsOf(43, 900, 80, shed=False),
@@ -34,7 +34,7 @@ def test_projects_that_are_shed_are_named() -> None:
 
 
 def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
-    """Its partitions and batches are shown with the age of what is known; those of another reader are not."""
+    """Its partitions and batches are shown with the age of the data; those of another reader are not."""
     partitions = (PartitionState(0, 10, 10, 10, 0, 0.0), PartitionState(1, 10, 10, 10, 0, 0.0))
     readers = (
         ReaderStatus(reader="gone", silent=True, silent_seconds=90.0, snapshot=Snapshot(0.0, partitions[:1])),

@@ -1,4 +1,4 @@
-"""How long the group's offsets are asked for, by what the broker answers. No answer is not "no offset"."""
+"""How long the group's offsets are queried, by the broker's response. A missing response is not "no offset"."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ingest.reader.assignment import (
 
 
 class Coordinator:
-    """Refuses `times` times, then answers; its clock runs only while one waits."""
+    """Refuses `times` times, then responds; its clock advances only during waits."""
 
     def __init__(self, code: int, times: int) -> None:
         self.now, self.asked = 0.0, 0
@@ -41,8 +41,8 @@ class Coordinator:
 @pytest.mark.parametrize(
     "code", [KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_COORDINATOR, KafkaError._TIMED_OUT]
 )
-def test_what_passes_is_asked_again(code: int) -> None:
-    """A heartbeat brings the epoch up to date, a new coordinator is found."""
+def test_a_temporary_error_is_retried(code: int) -> None:
+    """A heartbeat updates the epoch, or a new coordinator is found."""
     assert Coordinator(code, times=3).answer() == {0: Stored(7)}
 
 
@@ -58,8 +58,8 @@ def test_what_passes_is_asked_again(code: int) -> None:
         (KafkaError.REBALANCE_IN_PROGRESS, 0.0),
     ],
 )
-def test_what_does_not_pass_ends_without_an_answer(code: int, seconds: float) -> None:
-    """The reader joins the group again then."""
+def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> None:
+    """The reader then rejoins the group."""
     coordinator = Coordinator(code, times=10**6)
 
     with pytest.raises(Unanswered):
@@ -69,14 +69,14 @@ def test_what_does_not_pass_ends_without_an_answer(code: int, seconds: float) ->
 
 
 @pytest.mark.parametrize("code", [KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED])
-def test_a_missing_right_is_for_a_person(code: int) -> None:
-    """Joining again would not help."""
+def test_a_missing_permission_needs_an_operator(code: int) -> None:
+    """Rejoining would not help."""
     with pytest.raises(ConsumerFailed, match="may not read"):
         Coordinator(code, times=10**6).answer()
 
 
-class Forgetful:
-    """Answers each question with the next of `answers`, as far as it was asked for."""
+class ScriptedCoordinator:
+    """Returns the next of `answers` for each query, as far as it was requested."""
 
     def __init__(self, *answers: dict[int, Stored]) -> None:
         self.asked: list[list[int]] = []
@@ -92,19 +92,20 @@ class Forgetful:
 
 
 @pytest.mark.parametrize("wrong", [Stored(), Stored(0)])
-def test_nothing_or_zero_is_believed_only_when_it_is_said_twice(wrong: Stored) -> None:
-    """given a coordinator that is wrong once, then its second answer counts; of the others the first does"""
+def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
+    """given a coordinator that is wrong once, then its second response counts; of other responses the first
+    does"""
     group = {0: Stored(7, "2;s=1"), 1: Stored(9, "2;s=1"), 2: Stored()}
-    once = Forgetful({**group, 1: wrong}, group)
+    once = ScriptedCoordinator({**group, 1: wrong}, group)
 
     assert once.answer() == group
     assert once.asked == [[0, 1, 2], [1, 2]]
-    assert Forgetful({**group, 1: wrong}, {**group, 1: wrong}).answer()[1] == wrong
+    assert ScriptedCoordinator({**group, 1: wrong}, {**group, 1: wrong}).answer()[1] == wrong
 
 
-def test_an_answer_without_doubt_is_not_asked_for_twice() -> None:
-    """What an assignment costs by default."""
-    sure = Forgetful({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
+def test_an_unambiguous_response_is_not_confirmed() -> None:
+    """The cost of a typical assignment."""
+    sure = ScriptedCoordinator({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
 
     assert sure.answer()[1] == Stored(0, "2;s=1")
     assert sure.asked == [[0, 1, 2]]

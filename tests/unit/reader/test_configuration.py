@@ -1,4 +1,4 @@
-"""The reader's consumer under both group protocols, and what its settings have to be to each other."""
+"""The reader's consumer under both group protocols, and constraints between its settings."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_the_classic_protocol_is_cooperative() -> None:
     Consumer(config).close()
 
 
-def test_the_consumer_protocol_leaves_out_what_the_brokers_decide() -> None:
-    """librdkafka refuses to start with any of it."""
+def test_the_consumer_protocol_omits_what_the_brokers_decide() -> None:
+    """librdkafka refuses to start with any of these properties."""
     config = consumer_config(made(kafka_group_protocol="consumer", kafka_instance_id="one"))
 
     assert not CLASSIC_ONLY & config.keys()
@@ -36,7 +36,7 @@ def test_the_consumer_protocol_leaves_out_what_the_brokers_decide() -> None:
 
 
 def test_the_client_really_refuses_it() -> None:
-    """Or leaving it out would be for nothing."""
+    """Otherwise omitting them would be unnecessary."""
     config = {**consumer_config(made()), "group.protocol": "consumer"}
 
     with pytest.raises(Exception, match=r"session\.timeout\.ms|partition\.assignment\.strategy|heartbeat"):
@@ -44,7 +44,7 @@ def test_the_client_really_refuses_it() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """Equal is too late already."""
+    """Equal values are already too late."""
     made(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
     with pytest.raises(
@@ -54,7 +54,7 @@ def test_under_classic_a_drain_ends_before_the_session() -> None:
 
 
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
-    """The session is kept alive in the background there, and is the brokers' setting."""
+    """The session is kept alive in the background there, and its time-out is a broker setting."""
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
     made(drain_deadline_seconds=299, **consumer)
 
@@ -70,8 +70,8 @@ def test_a_long_session_makes_the_poll_interval_as_long() -> None:
     Consumer(config).close()
 
 
-def test_a_heartbeat_interval_has_no_place_under_the_consumer_protocol() -> None:
-    """The brokers tell each member how often."""
+def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
+    """The brokers set the interval of each member."""
     options = {"heartbeat.interval.ms": "500"}
     Consumer(consumer_config(made(kafka_options=options))).close()
 

@@ -1,4 +1,4 @@
-"""What was erased is dropped before it is written, whichever way its messages come back."""
+"""Erased data is dropped before it is written, on whatever path its messages return."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = RECEIVED + 100.0
 
 
 def outcome(erasures: Erasures, replay_id: str = REPLAY, received: int = RECEIVED, **fields: object) -> object:
-    """What a message becomes under these erasures."""
+    """The outcome of a message under these erasures."""
     gate = TenantGate()
     gate.decide(TenantRules(), erasures, 1)
     value = recording(replay_id=replay_id, project_id=11, received=received, **fields)
@@ -47,8 +47,8 @@ def test_a_replay_is_dropped_whenever_it_arrives_and_its_neighbours_are_not() ->
     assert isinstance(outcome(decided(replay_key(12, REPLAY))), Segment)
 
 
-def test_a_project_is_dropped_as_far_as_it_had_arrived() -> None:
-    """given an erased project, then what arrives afterwards is a new replay"""
+def test_a_project_is_dropped_up_to_the_time_of_its_erasure() -> None:
+    """given an erased project, then messages that arrive afterwards belong to new replays"""
     erasures = decided(project_key(11))
 
     assert dropped(outcome(erasures))
@@ -56,8 +56,9 @@ def test_a_project_is_dropped_as_far_as_it_had_arrived() -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "username", "email"])
-def test_a_user_is_known_by_any_of_the_names_and_not_written_down(name: str) -> None:
-    """given an erased user, then what names it is dropped; the decision holds a digest, another per project"""
+def test_a_user_is_matched_by_any_name_and_stored_as_a_digest(name: str) -> None:
+    """given an erased user, then messages with any of the names are dropped; the decision holds a digest that
+    differs per project"""
     theirs = {"replay_event": replay_event(user={"id": "someone", name: "ann@shop.example"})}
     key = user_key(11, "ann@shop.example")
 
@@ -70,7 +71,7 @@ def test_a_user_is_known_by_any_of_the_names_and_not_written_down(name: str) -> 
 
 
 def test_an_erasure_ends_when_its_messages_have_left_every_topic() -> None:
-    """given the end of an erasure, then it is forgotten; without an end it holds for ever"""
+    """given the end of an erasure, then it is removed; without an end it holds forever"""
     over = decided(replay_key(11, REPLAY), at=1.0, until=NOW - 1)
 
     assert not over

@@ -1,4 +1,4 @@
-"""A topic that was created again under a running reader makes it join again; nothing else about the topic does."""
+"""A topic that is recreated while a reader runs makes it rejoin; no other change of the topic does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Member:
 
 
 class Brokers:
-    """Describes one topic, or does not answer."""
+    """Describes one topic, or does not respond."""
 
     def __init__(self, topic_id: str | None) -> None:
         self._topic_id = topic_id
@@ -47,8 +47,8 @@ class Brokers:
     ("read", "now", "rejoins"),
     [("old", "new", 1), ("old", "old", 0), ("", "new", 0), ("old", "", 0), ("old", None, 0)],
 )
-def test_another_topic_id_makes_the_reader_join_again(read: str, now: str | None, rejoins: int) -> None:
-    """At the assignment that follows the new log is read from its beginning."""
+def test_another_topic_id_makes_the_reader_rejoin(read: str, now: str | None, rejoins: int) -> None:
+    """At the following assignment the new log is read from its beginning."""
     settings, member = Settings(), Member(read)
     metrics = Metrics(settings)
     watch = GroupWatch(settings, metrics, member)

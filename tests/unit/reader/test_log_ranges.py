@@ -1,4 +1,4 @@
-"""Asking for the ends of a partition may fail; that ends no loop."""
+"""Querying the ends of a partition may fail; that does not end the loop."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ingest.reader.kafka import KafkaSource
 NOBODY = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0}
 
 
-def test_a_partition_whose_ends_the_client_cannot_tell_is_left_out() -> None:
-    """A closed client raises RuntimeError for whatever it is asked."""
+def test_a_partition_with_unknown_ends_is_left_out() -> None:
+    """A closed client raises RuntimeError for every call."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
     source = KafkaSource(NOBODY, "recordings", inbox)
     source._epochs[0] = 1
@@ -25,8 +25,8 @@ def test_a_partition_whose_ends_the_client_cannot_tell_is_left_out() -> None:
     assert source.ask_log_ranges() == {}
 
 
-def test_a_start_whose_ends_the_client_cannot_tell_is_unanswered() -> None:
-    """The reader joins the group again then, instead of choosing an offset."""
+def test_a_start_with_unknown_ends_has_no_result() -> None:
+    """The reader then rejoins the group instead of choosing an offset."""
     consumer = Consumer(NOBODY)
     consumer.close()
 

@@ -1,4 +1,4 @@
-"""The loop: events in order, commands performed, drains that wait for the core's release."""
+"""The loop: events in order, commands executed, drains that wait for the core's release."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def parsed(message: Message) -> on.MessageParsed:
 
 
 class Bench:
-    """Every protocol of the runtime in one small object: a clock that moves only when the loop waits."""
+    """Implements every protocol of the runtime in one small object: a clock that advances only when the loop
+    waits."""
 
     def __init__(self, **bounds: float) -> None:
         self.now = 0.0
@@ -100,8 +101,8 @@ def settle(bench: Bench) -> None:
         bench.events.append(on.FlushSucceeded(flight.batch.id, 1, stage))
 
 
-def test_a_step_takes_events_then_the_time_then_messages() -> None:
-    """What is known already is decided before more is taken in."""
+def test_a_step_handles_events_then_the_time_then_messages() -> None:
+    """Known events are handled before new messages are polled."""
     bench = Bench()
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.events.append(on.RetryRequested("t-0-0-1"))
@@ -113,8 +114,8 @@ def test_a_step_takes_events_then_the_time_then_messages() -> None:
     assert [type(event).__name__ for event in bench.seen[1:]] == ["RetryRequested", "Ticked", "MessageParsed"]
 
 
-def test_at_a_bound_the_loop_does_not_poll_until_it_paused_the_consumer() -> None:
-    """Then it polls on, so that the group does not take it for dead; nothing is fetched while paused."""
+def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
+    """Then it polls again, so that the group does not consider it dead; nothing is fetched while paused."""
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
     bench.did.clear()
 
@@ -128,7 +129,7 @@ def test_at_a_bound_the_loop_does_not_poll_until_it_paused_the_consumer() -> Non
 
 
 def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
-    """Each step takes its idle time."""
+    """Each step uses its idle time."""
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=99.0)
     before = bench.now
 
@@ -138,8 +139,8 @@ def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
     assert bench.now - before >= 10 * IDLE_SECONDS - 1e-6
 
 
-def test_a_drain_returns_when_the_core_released_the_partition() -> None:
-    """It is called inside the rebalance: completions and commits go on, polling does not."""
+def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
+    """It is called inside the rebalance: completions and commits continue, polling does not."""
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
     bench.did.clear()
     waits = iter(range(100))
@@ -155,7 +156,7 @@ def test_a_drain_returns_when_the_core_released_the_partition() -> None:
 
 
 def test_a_drain_that_nothing_settles_ends_at_the_deadline() -> None:
-    """The group must not wait for a sick sink for longer than the session time-out."""
+    """The group must not wait for an unavailable sink longer than the session time-out."""
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=3.0)
     started = bench.now
 
@@ -190,8 +191,8 @@ def test_run_ends_with_the_shells_closed() -> None:
     assert bench.did[-2:] == ["dispatcher stopped", "source closed"]
 
 
-def test_a_halt_keeps_the_loop_turning() -> None:
-    """The process stays up and in its group, and takes nothing."""
+def test_a_halt_keeps_the_loop_running() -> None:
+    """The process stays up and in its group, and takes no messages."""
     bench = Bench(reject_window=10, reject_unattributed_ratio_max=0.01)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.pipeline.halted = "by a test"
@@ -242,8 +243,8 @@ def test_a_loop_that_ends_by_an_exception_closes_its_shells_without_a_drain() ->
     assert bench.now < 1000.0
 
 
-def test_a_shell_that_fails_to_close_keeps_the_other_one_open_no_longer() -> None:
-    """given a dispatcher whose stop raises, when the loop ends, then the source is closed all the same"""
+def test_a_shell_that_fails_to_close_does_not_keep_the_other_open() -> None:
+    """given a dispatcher whose stop raises, when the loop ends, then the source is still closed"""
     bench = Bench()
 
     def stop(deadline_seconds: float) -> None:
@@ -255,7 +256,7 @@ def test_a_shell_that_fails_to_close_keeps_the_other_one_open_no_longer() -> Non
     assert bench.did == ["source closed"]
 
 
-# More than there is room for
+# More messages than capacity
 
 
 def messages(*offsets: int, epoch: int = 1, source: TopicPartition = PARTITION) -> list[Message]:
@@ -266,8 +267,8 @@ def parsed_offsets(bench: Bench) -> list[int]:
     return [event.offset for event in bench.seen if isinstance(event, on.MessageParsed)]
 
 
-def test_a_poll_is_taken_only_as_far_as_there_is_room_and_the_rest_later_in_order() -> None:
-    """Six messages of 100 bytes against a bound of 250: three are held at once, never six."""
+def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
+    """Six messages of 100 bytes with a bound of 250: three are held at once, never six."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -285,8 +286,8 @@ def test_a_poll_is_taken_only_as_far_as_there_is_room_and_the_rest_later_in_orde
     assert most == 300
 
 
-def test_what_waits_is_parsed_when_its_turn_comes_and_not_before() -> None:
-    """What it would become is not in memory meanwhile."""
+def test_waiting_messages_are_parsed_only_when_taken() -> None:
+    """Their parsed form is not in memory while they wait."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=100)
     asked: list[int] = []
 
@@ -304,7 +305,7 @@ def test_what_waits_is_parsed_when_its_turn_comes_and_not_before() -> None:
     assert asked == [0, 1, 2]
 
 
-def test_a_partition_that_is_held_keeps_its_messages_and_the_others_go_on() -> None:
+def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
     """Each partition has its own queue."""
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
@@ -317,8 +318,8 @@ def test_a_partition_that_is_held_keeps_its_messages_and_the_others_go_on() -> N
     assert bench.pipeline.position(other) == (2, None)
 
 
-def test_the_log_going_on_elsewhere_waits_for_what_was_fetched_before() -> None:
-    """Those messages are gone from the log: what we hold of them is the only copy."""
+def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
+    """Those messages have expired from the log: the fetched ones are the only copy."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -335,8 +336,8 @@ def test_the_log_going_on_elsewhere_waits_for_what_was_fetched_before() -> None:
     assert parsed_offsets(bench) == [0, 1, 2, 3, 4, 5, 9]
 
 
-def test_what_waits_of_a_partition_that_went_away_is_dropped() -> None:
-    """Its next owner reads it again; if that is us, from the committed offset on."""
+def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
+    """The next owner reads them again from the committed offset, even if it is this reader."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -351,8 +352,8 @@ def test_what_waits_of_a_partition_that_went_away_is_dropped() -> None:
     assert parsed_offsets(bench) == [0, 1, 2, 1]
 
 
-def test_what_follows_an_unusual_message_waits_and_other_partitions_go_on() -> None:
-    """The loop keeps turning; once the answer is there, the rest comes in order."""
+def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> None:
+    """The loop keeps running; once the result is available, the rest follows in order."""
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
@@ -370,8 +371,8 @@ def test_what_follows_an_unusual_message_waits_and_other_partitions_go_on() -> N
     assert parsed_offsets(bench) == [0, 4, 5, 6, 1, 2, 3]
 
 
-def test_what_a_parser_made_of_messages_behind_an_unusual_one_is_kept_in_order() -> None:
-    """Parsing processes answer for a whole run of messages at once; two of these are unusual."""
+def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
+    """Parser processes return a whole run of messages at once; two of these are unusual."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1, 3}
     lazily = bench.parse
@@ -388,7 +389,7 @@ def test_what_a_parser_made_of_messages_behind_an_unusual_one_is_kept_in_order()
     assert [one.offset for one in bench.deferred] == [1, 3]
 
 
-def test_the_log_going_on_elsewhere_waits_for_an_unusual_message() -> None:
+def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
     """It may be the only copy."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}

@@ -1,4 +1,4 @@
-"""Up to which decision a reader's work is settled: what an erasure waits for."""
+"""Up to which decision a reader's work is settled; an erasure waits for this."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ingest.reader.tenant_gate import TenantGate, TenantRules
 from tests.kit.core_reader import reader
 
 
-def test_a_decision_is_settled_when_all_that_was_taken_before_it_is() -> None:
-    """given a batch in flight, when something is decided, then it counts once that batch settled"""
+def test_a_decision_is_settled_when_all_earlier_messages_are() -> None:
+    """given a batch in flight, when a decision arrives, then it counts once that batch has settled"""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(2)
@@ -31,8 +31,8 @@ def test_a_decision_is_settled_when_all_that_was_taken_before_it_is() -> None:
     assert runtime.pipeline.oldest_opened_at == after.batch.opened_at
 
 
-def test_messages_of_an_open_batch_are_waited_for() -> None:
-    """given an open batch, when something is decided, then it counts once that batch settled"""
+def test_a_decision_waits_for_an_open_batch() -> None:
+    """given an open batch, when a decision arrives, then it counts once that batch has settled"""
     runtime, gate = reader(), TenantGate()
     settled = Settled(runtime.pipeline, gate)
     runtime.segments(1)

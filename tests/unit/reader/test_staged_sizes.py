@@ -1,4 +1,4 @@
-"""What a batch is counted as covers what is staged of it, and what it keeps in memory."""
+"""The counted size of a batch covers its staged bytes and the memory it holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ SHAPES = {
 @pytest.mark.parametrize("layout", ["packed", "objects"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
-    """The bound on a batch is kept in what Redis receives, framing included; a packed object's index aside."""
+    """The bound on a batch limits the bytes that Redis receives, framing included, except for a packed object's
+    index."""
     runtime = Reader(Limits(batch_messages_max=1))
     runtime.assign(PARTITION)
     runtime.parsed(parse(SHAPES[name], RULES))
@@ -47,7 +48,7 @@ def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("padding", ["unread", "replay_event"])
 def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
-    """Its blob would be a view on all of it, which no bound counts."""
+    """Otherwise its blob would be a view of the whole message, which no bound counts."""
     long = bytes(1 * MiB)
     value = make.recording([make.mutation_event()], **{padding: long})
 
@@ -59,7 +60,7 @@ def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) 
 
 
 def test_a_large_recording_is_not_copied() -> None:
-    """Most of its message is what is stored."""
+    """Most of its message is stored anyway."""
     value = make.recording([make.mutation_event()], replay_event=b"{}") + b""
     outcome = parse(Message(PARTITION, 1, 0, value), RULES)
 
@@ -67,7 +68,7 @@ def test_a_large_recording_is_not_copied() -> None:
     assert isinstance(outcome.blobs[0].content, memoryview)
 
 
-def test_the_record_of_a_reject_counts_whole() -> None:
+def test_a_reject_counts_its_whole_record() -> None:
     """Value, key and headers are kept until its dead letter is durable."""
     outcome = parse(SHAPES["headers"], RULES)
 

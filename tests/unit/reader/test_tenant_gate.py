@@ -1,4 +1,4 @@
-"""The tenant gate: who is dropped, and that nobody is while the shared buckets do not answer."""
+"""The tenant gate: which messages are dropped, and that none are while the shared buckets are unavailable."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PROJECT, OTHER = 7, 8
 
 
 def limited(tokens: float, *, burst: float = 10.0, now: float = 0.0) -> TenantGate:
-    """A gate that was granted this many tokens for PROJECT at `now`."""
+    """A gate with this many tokens granted for PROJECT at `now`."""
     gate = TenantGate(stale_seconds=10.0)
     gate.grant(TenantRules(limits={PROJECT: Limit(5.0, burst)}), {PROJECT: tokens}, now)
     return gate
 
 
 def test_a_killed_project_is_dropped_and_no_other_is():
-    """given the kill switch of one project, when both send, then only that one is dropped"""
+    """given the kill switch of one project, when two projects send, then only its messages are dropped"""
     gate = TenantGate()
     gate.grant(TenantRules(killed=frozenset({PROJECT})), {}, 0.0)
 
@@ -28,7 +28,7 @@ def test_a_killed_project_is_dropped_and_no_other_is():
 
 
 def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
-    """given two tokens, when three messages come, then the third is dropped, and all three are wanted"""
+    """given two tokens, when three messages arrive, then the third is dropped, and the demand is three"""
     gate = limited(2.0)
 
     assert [gate.refusal(PROJECT, 1.0) for _ in range(3)] == [None, None, DropReason.RATE_LIMITED]
@@ -36,7 +36,7 @@ def test_a_limited_project_is_admitted_as_often_as_it_has_tokens():
     assert gate.take_wanted() == {}
 
 
-def test_without_an_answer_of_the_shared_buckets_everything_is_admitted():
+def test_without_the_shared_buckets_everything_is_admitted():
     """given an empty bucket whose grant is older than stale_seconds, then the gate is open"""
     gate = limited(0.0)
     assert gate.refusal(PROJECT, 10.0) is DropReason.RATE_LIMITED
@@ -44,8 +44,8 @@ def test_without_an_answer_of_the_shared_buckets_everything_is_admitted():
     assert gate.refusal(PROJECT, 10.1) is None
 
 
-def test_unspent_tokens_stay_up_to_one_burst():
-    """given 4 unspent tokens and a burst of 5, when 3 more are granted, then 5 are there"""
+def test_unspent_tokens_are_kept_up_to_one_burst():
+    """given 4 unspent tokens and a burst of 5, when 3 more are granted, then 5 are available"""
     gate = limited(4.0, burst=5.0)
 
     gate.grant(gate.rules, {PROJECT: 3.0}, 1.0)
@@ -54,8 +54,9 @@ def test_unspent_tokens_stay_up_to_one_burst():
     assert answers == [None] * 5 + [DropReason.RATE_LIMITED]
 
 
-def test_no_message_is_counted_twice_or_not_at_all_while_another_thread_refreshes():
-    """given a loop that asks 20,000 times, when another thread takes the counts meanwhile, then none is missing"""
+def test_every_message_is_counted_once_while_another_thread_refreshes():
+    """given a loop that makes 20,000 calls, when another thread takes the counts meanwhile, then none is
+    missing"""
     gate, taken, done = limited(1e9, burst=1e9), [0], threading.Event()
 
     def refresh() -> None:

@@ -1,4 +1,5 @@
-"""Getting items into a sink: partial success is kept, poison is found, a wrong table is not poison."""
+"""Writing items to a sink: partial success is kept, poison items are found, and a wrong table is not treated as
+poison."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from tasks.staging import Progress
 
 
 class Server:
-    """Keeps positions; `poison` are refused, named or not; `away` fail once each for now.
+    """Stores positions; items in `poison` are refused, named or not; items in `away` fail once each.
 
-    `faults`: what `examine` raises, by the number of the call; None where the place is healthy.
+    `faults`: exceptions of `examine` by call number; None where the destination is healthy.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ def fresh(items: int) -> Progress:
 
 
 def test_all_items_in_one_write() -> None:
-    """The ordinary case: nothing is asked."""
+    """The ordinary case: the destination is not examined."""
     server, progress = Server(), fresh(64)
 
     server.deliver(progress, 64)
@@ -76,8 +77,8 @@ def test_all_items_in_one_write() -> None:
     assert server.examined == []
 
 
-def test_only_what_failed_is_tried_again() -> None:
-    """Of 64 blobs 2 fail: the next run writes 2."""
+def test_only_failed_items_are_retried() -> None:
+    """2 of 64 blobs fail: the next run writes those 2."""
     server, progress = Server(away=[5, 40]), fresh(64)
 
     with pytest.raises(TransientSinkError):
@@ -92,7 +93,8 @@ def test_only_what_failed_is_tried_again() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 137, 255])
 def test_one_poison_item_is_found_by_halving(position: int) -> None:
-    """About two writes a halving; every other item is written once; the place is asked before and after."""
+    """About two writes per halving; every other item is written once; the destination is examined before and
+    after."""
     server, progress = Server(poison=[position]), fresh(256)
 
     server.deliver(progress, 256)
@@ -104,7 +106,7 @@ def test_one_poison_item_is_found_by_halving(position: int) -> None:
 
 
 def test_one_poison_item_alone_in_its_batch_is_refused() -> None:
-    """No neighbour vouches for the table; the table itself does."""
+    """No neighbor proves that the table works, so the table itself is examined."""
     server, progress = Server(poison=[0]), fresh(1)
 
     server.deliver(progress, 1)
@@ -112,8 +114,8 @@ def test_one_poison_item_alone_in_its_batch_is_refused() -> None:
     assert progress.refused == [(0, "something is bad")]
 
 
-def test_named_items_are_taken_out_at_once() -> None:
-    """A server that names them has written the rest."""
+def test_named_items_are_removed_at_once() -> None:
+    """A server that names items has written the rest."""
     server, progress = Server(poison=[3, 9], named=True), fresh(20)
 
     server.deliver(progress, 20)
@@ -122,7 +124,7 @@ def test_named_items_are_taken_out_at_once() -> None:
     assert [position for position, _ in progress.refused] == [3, 9]
 
 
-def test_named_items_that_kept_the_rest_out_are_followed_by_a_second_write() -> None:
+def test_named_items_that_blocked_the_rest_cause_a_second_write() -> None:
     """`all_refused`: the server named the bad ones and wrote nothing."""
     writes: list[list[int]] = []
 
@@ -138,8 +140,8 @@ def test_named_items_that_kept_the_rest_out_are_followed_by_a_second_write() -> 
     assert progress.refused == [(1, "bad")]
 
 
-def test_only_those_that_the_refused_are_among_are_written_again() -> None:
-    """Another table's rows, written by the same call, are durable."""
+def test_only_the_group_with_refused_items_is_written_again() -> None:
+    """Rows of another table, written by the same call, are durable."""
     writes: list[list[int]] = []
 
     def write(positions: Sequence[int]) -> None:
@@ -158,7 +160,7 @@ def test_only_those_that_the_refused_are_among_are_written_again() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
-    """Asked before the first item is blamed: one write, one question, nothing refused."""
+    """Examined before the first item is blamed: one write, one examination, nothing refused."""
     server, progress = Server(poison=range(8), named=named, faults=[ALTERED]), fresh(8)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED") as caught:
@@ -169,7 +171,7 @@ def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
 
 
 def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
-    """Healthy when the search began, altered when it ended: what was refused in between is forgotten."""
+    """Healthy at the start of the search, altered at its end: refusals in between are discarded."""
     server, progress = Server(poison=[0, 1, 2], faults=[None, ALTERED]), fresh(16)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED"):
@@ -179,8 +181,8 @@ def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
     assert progress.left == [0, 1, 2]
 
 
-def test_a_question_that_cannot_be_answered_now_blames_no_item() -> None:
-    """The next run asks again."""
+def test_a_failed_examination_blames_no_item() -> None:
+    """The next run examines again."""
     away = TransientSinkError("503")
     server, progress = Server(poison=[2], faults=[away]), fresh(4)
 
@@ -192,8 +194,8 @@ def test_a_question_that_cannot_be_answered_now_blames_no_item() -> None:
     assert progress.refused == [(2, "something is bad")]
 
 
-def test_what_an_interrupted_search_refused_is_forgotten_and_what_it_wrote_is_not() -> None:
-    """The table was repaired between two runs: every row that it takes now is written."""
+def test_an_interrupted_search_keeps_its_writes_and_discards_its_refusals() -> None:
+    """The table was repaired between two runs: every row that it accepts now is written."""
     server = Server(poison=[0, 1])
     server.away = {12}
     progress = fresh(16)
@@ -209,8 +211,9 @@ def test_what_an_interrupted_search_refused_is_forgotten_and_what_it_wrote_is_no
     assert sorted(server.kept) == list(range(16))
 
 
-def test_a_wrong_table_is_not_poison() -> None:
-    """When most of many items are refused nobody is dead-lettered: a person fixes the table, or our rows."""
+def test_a_wrong_table_is_not_treated_as_poison() -> None:
+    """When most of many items are refused, none is dead-lettered: an operator fixes the table, or we fix our
+    rows."""
     server, progress = Server(poison=range(100), named=True), fresh(100)
 
     with pytest.raises(PermanentSinkError) as caught:
@@ -222,7 +225,8 @@ def test_a_wrong_table_is_not_poison() -> None:
 
 @pytest.mark.parametrize("items", [40, 120, 500])
 def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
-    """The table is found healthy and takes nothing: so it is our rows, and forty writes are enough to see it."""
+    """The table is healthy and refuses everything, so our rows are at fault; forty writes are enough to show
+    it."""
     server, progress = Server(poison=range(items)), fresh(items)
 
     with pytest.raises(PermanentSinkError, match=f"{REFUSED_MIN} of {items}") as caught:
@@ -234,7 +238,8 @@ def test_the_search_ends_early_when_everything_is_refused(items: int) -> None:
 
 
 def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
-    """One message may make thirty bad rows in a row; items from all over the batch show that the rest is fine."""
+    """One message may produce thirty bad rows in a row; items from the whole batch show that the rest is
+    accepted."""
     server, progress = Server(poison=range(30)), fresh(200)
 
     server.deliver(progress, 200)
@@ -243,8 +248,8 @@ def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
     assert sorted(server.kept) == list(range(30, 200))
 
 
-def test_a_search_is_bounded_and_the_next_run_goes_on() -> None:
-    """Scattered poison in unnamed refusals costs many writes: what is certain by then is kept."""
+def test_a_search_is_bounded_and_the_next_run_continues() -> None:
+    """Scattered poison without names needs many writes: results that are certain by then are kept."""
     poison = range(0, 600, 5)
     server, progress = Server(poison=poison), fresh(600)
 
@@ -263,8 +268,8 @@ def test_a_search_is_bounded_and_the_next_run_goes_on() -> None:
     assert len(server.kept) == len(set(server.kept)) == 480
 
 
-def test_refusals_of_earlier_runs_count_when_most_is_refused() -> None:
-    """And nobody is blamed then, whenever it was refused."""
+def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
+    """No item is blamed then, in whichever run it was refused."""
     progress = Progress(left=list(range(25, 50)), refused=[(position, "bad") for position in range(25)])
     server = Server(poison=range(50), named=True)
 
@@ -275,7 +280,7 @@ def test_refusals_of_earlier_runs_count_when_most_is_refused() -> None:
 
 
 def test_a_missing_bucket_is_not_the_items_fault() -> None:
-    """configuration=True passes through, nothing is bisected or asked."""
+    """configuration=True passes through; nothing is bisected or examined."""
     calls: list[int] = []
 
     def write(positions: Sequence[int]) -> None:
@@ -290,7 +295,7 @@ def test_a_missing_bucket_is_not_the_items_fault() -> None:
 
 
 def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
-    """What is left is for the next run."""
+    """The rest is left for the next run."""
     server, progress = Server(poison=[0]), fresh(8)
     times = iter([True, True, False])
 

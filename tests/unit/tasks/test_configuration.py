@@ -1,4 +1,4 @@
-"""What Celery is told, when it is told, and what a wrong setting looks like."""
+"""How and when Celery is configured, and how a wrong setting is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     "module", ["celeryconfig", "tasks.configuration", "tasks.celery", "tasks.flush", "tasks.flower.start"]
 )
 def test_an_import_reads_no_settings(module: str) -> None:
-    """given a wrong setting, when a module is imported, then nothing fails: nobody asked for a value yet"""
+    """given a wrong setting, when a module is imported, then nothing fails, because no value is needed yet"""
     done = run("-c", f"import {module}", **WRONG)
 
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def test_an_import_reads_no_settings(module: str) -> None:
     [["worker"], ["inspect", "ping"], ["report"], ["flower"], ["beat"]],
     ids=" ".join,
 )
-def test_a_celery_command_with_a_wrong_setting_says_which_and_exits_with_2(words: list[str]) -> None:
+def test_a_celery_command_with_a_wrong_setting_names_it_and_exits_with_2(words: list[str]) -> None:
     """given a wrong setting, when `celery -A tasks` starts, then it prints the mistake, without a traceback"""
     done = run("-m", "celery", "-A", "tasks", *words, **WRONG)
 
@@ -59,7 +59,8 @@ def test_a_celery_command_with_a_wrong_setting_says_which_and_exits_with_2(words
 
 
 def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given settings, when Celery lists the file and reads it, then it finds exactly what was computed"""
+    """given settings, when Celery lists and reads the file's attributes, then it finds exactly the computed
+    values"""
     monkeypatch.setenv("REPLAYS_KEY_PREFIX", "mine")
     current.cache_clear()
     try:
@@ -70,8 +71,8 @@ def test_celery_reads_the_computed_values_through_its_file(monkeypatch: pytest.M
     assert values == configuration(Settings(key_prefix="mine"))
 
 
-def test_what_celery_does_not_find_is_absent() -> None:
-    """given a name that is no setting of Celery's, when it is asked for, then the file has no such attribute"""
+def test_unknown_celery_settings_are_absent() -> None:
+    """given a name that is not a Celery setting, when it is read, then the file has no such attribute"""
     assert not hasattr(celeryconfig, "task_always_eager")
     assert not hasattr(celeryconfig, "__wrapped__")
 
@@ -98,7 +99,7 @@ def test_what_celery_does_not_find_is_absent() -> None:
         ({"REPLAYS_SINKS": "gcs,kafka,dead_letter"}, "any of gcs, clickhouse, bigquery, datadog, dead_letter"),
     ],
 )
-def test_what_cannot_work_is_refused_with_what_to_do(
+def test_unusable_settings_are_refused_with_what_to_do(
     environment: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """given settings with which no worker could start, when they are read, then no secret is in the refusal"""
@@ -116,14 +117,14 @@ def test_what_cannot_work_is_refused_with_what_to_do(
     "url", ["redis://127.0.0.1", "redis://:secret@redis:6379/1", "redis://[::1]:6379", "redis:///2"]
 )
 def test_addresses_of_redis_that_clients_accept_are_accepted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """given a form that both redis-py and kombu take, when it is read, then nothing is refused"""
+    """given a form that both redis-py and kombu accept, when it is read, then nothing is refused"""
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
 
     assert load_fleet().redis_url.get_secret_value() == url
 
 
 def test_a_worker_without_the_package_that_a_setting_needs_exits_with_2(tmp_path: Path) -> None:
-    """given tracing without the extra, when a worker starts, then it says what to install, and does not run on"""
+    """given tracing without the extra, when a worker starts, then it says what to install and exits"""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
 

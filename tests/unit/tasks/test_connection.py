@@ -1,4 +1,4 @@
-"""Which answers of Redis mean that it cannot serve, in the form in which redis-py raises them."""
+"""Which Redis responses mean that it cannot serve, in the form in which redis-py raises them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ CODES = (
 
 
 def raised(answer: str) -> RedisError:
-    """The error that redis-py makes of an answer; it takes codes that it knows off the text."""
+    """The error that redis-py creates from a response; it removes known codes from the text."""
     error = BaseParser.parse_error(answer)
     assert isinstance(error, RedisError)
     return error
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_each_code_is_away(code: str) -> None:
-    """Also those that no server can be brought to answer in a test."""
+def test_each_code_means_unavailable(code: str) -> None:
+    """Including codes that no server can be made to send in a test."""
     assert away_code(raised(f"{code} this server cannot serve")) == code
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_each_code_is_away_inside_a_script(code: str) -> None:
-    """Older servers put it into the text."""
+def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
+    """Older servers put the code into the text."""
     assert away_code(raised(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
-def test_other_answers_are_answers(answer: str) -> None:
-    """A full server, a mistake of ours, a missing password: another connection would get the same."""
+def test_other_errors_are_not_unavailability(answer: str) -> None:
+    """A full server, a bug of ours, a missing password: another connection would get the same response."""
     assert away_code(raised(answer)) == ""
 
 
-def test_the_page_lists_them() -> None:
-    """Whoever meets one looks there."""
+def test_the_page_lists_the_codes() -> None:
+    """Operators who see one look it up there."""
     page = (ROOT / "docs" / "redis.md").read_text()
 
     assert set(CODES) == AWAY

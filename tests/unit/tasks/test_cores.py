@@ -1,4 +1,4 @@
-"""What a container may use of its machine, read from control groups as kernels lay them out."""
+"""How much of its machine a container may use, read from control groups as kernels expose them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPUS = 64
 
 
 def tree(root: Path, membership: str, **files: str) -> Path:
-    """A root directory with /proc/self/cgroup and files of /sys/fs/cgroup; `__` in a name is a slash."""
+    """A root directory with /proc/self/cgroup and files of /sys/fs/cgroup; `__` in a name stands for a slash."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(membership)
     for name, text in files.items():
@@ -28,7 +28,7 @@ def tree(root: Path, membership: str, **files: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node of 64 cores, all of which the kernel lets this process run on."""
+    """A node of 64 cores, all of them available to this process."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)), raising=False)
 
 
@@ -45,7 +45,7 @@ V1 = "5:cpu,cpuacct:/docker/c0ffee\n4:memory:/docker/c0ffee\n1:name=systemd:/doc
         ("0::/\n", {"cpu.max": "6400000 50000"}, CPUS),
         ("0::/\n", {}, CPUS),
         ("", {}, CPUS),
-        # The limit of the pod holds for its containers, wherever in the tree this process sees itself.
+        # The pod's limit applies to its containers, wherever in the tree this process is.
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "max 100000"}, 3),
         ("0::/pod/ours\n", {"pod__cpu.max": "300000 100000", "pod__ours__cpu.max": "100000 100000"}, 1),
         ("0::/../../kubepods/pod1/c1\n", {"cpu.max": "400000 100000"}, 4),
@@ -83,7 +83,7 @@ def test_an_affinity_below_the_quota_wins(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_the_memory_limit_is_read(membership: str, files: dict[str, str], expected: int | None, tmp_path: Path):
-    """given a limit of cgroup v2 or v1, or none"""
+    """given a limit of cgroup v2 or v1, or no limit"""
     assert cores.memory_limit_bytes(tree(tmp_path, membership, **files)) == expected
 
 

@@ -1,4 +1,4 @@
-"""One reading of the address of Redis: each option works everywhere, or is refused by name."""
+"""The address of Redis is parsed in one place: each option works everywhere, or is refused by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("url", ACCEPTED)
 def test_an_address_is_read(url: str) -> None:
-    """given a form that the documentation lists, when it is read, then every part of it is there"""
+    """given a form that the documentation lists, when it is read, then every part of it is present"""
     assert parse(url) == ACCEPTED[url]
     assert parse(parse(url).shown).hosts == ACCEPTED[url].hosts
 
@@ -72,7 +72,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("url", REFUSED)
-def test_what_would_not_work_everywhere_is_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_some_client_ignores_are_refused_by_name(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """given an option that some client would ignore, when settings are read, then one line says what to do"""
     with pytest.raises(WrongAddress, match=REFUSED[url].replace("+", r"\+")):
         parse(url)
@@ -101,10 +101,10 @@ CROSSED: list[tuple[dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("given", "said"), CROSSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_settings_of_redis_that_do_not_fit_are_refused(
+def test_inconsistent_redis_settings_are_refused(
     given: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a setting that would be idle or is missing, when settings are read, then it is named"""
+    """given a setting that has no effect or is missing, when settings are read, then it is named"""
     for name, value in given.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -116,7 +116,7 @@ def test_settings_of_redis_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("url", [url for url in ACCEPTED if not url.startswith("sentinel")])
-def test_celery_is_given_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celery_options_contain_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """given any address, when Celery's configuration is printed, then no password is in it"""
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
 
@@ -127,7 +127,7 @@ def test_celery_is_given_no_password(url: str, monkeypatch: pytest.MonkeyPatch) 
     assert "p%40ss" not in repr(config)
 
 
-def test_celery_is_given_no_password_of_sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_celery_options_contain_no_sentinel_password(monkeypatch: pytest.MonkeyPatch) -> None:
     """given a password for Redis and one for the Sentinels, when Celery prints its options, then neither is in"""
     for name, value in {**SENTINEL, "REDIS_SENTINEL_PASSWORD": "hunter2"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)

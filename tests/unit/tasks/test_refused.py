@@ -1,4 +1,4 @@
-"""A refused item goes to the dead letters and comes back as it was."""
+"""A refused item is dead-lettered and can be restored unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def label_of(letter: DeadLetter) -> Label:
 
 
 def forged(sink: str, kind: str, item: str) -> Label:
-    """What somebody who can write the topic may put into a letter's headers."""
+    """Headers that an attacker with write access to the topic may put into a letter."""
     return Label(
         REFUSED, "no", Origin("recordings", 3, 12), "recordings-3-10-20", refusal=Refusal(sink, kind, item)
     )
@@ -40,7 +40,7 @@ def forged(sink: str, kind: str, item: str) -> Label:
     ],
 )
 def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
-    """`revive` makes the same item of the letter's value and headers."""
+    """`revive` rebuilds the same item from the letter's value and headers."""
     letter = dead_letter(item, MANIFEST, sink, "Cannot\nparse")
 
     label = label_of(letter)
@@ -52,14 +52,14 @@ def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
 
 
 def test_the_same_refusal_is_the_same_letter() -> None:
-    """Nothing random and nothing of the clock: a repeated batch repeats its letters, byte for byte."""
+    """No random values and no current time: a repeated batch repeats its letters, byte for byte."""
     item = Row("replays", "x", b"{}", 11)
 
     assert dead_letter(item, MANIFEST, "bigquery", "no") == dead_letter(item, MANIFEST, "bigquery", "no")
 
 
-def test_a_kept_message_is_not_an_item() -> None:
-    """Whoever asks learns what was there."""
+def test_a_kept_message_cannot_be_revived() -> None:
+    """The error says what the letter contains."""
     with pytest.raises(ValueError, match="bad_header"):
         revive(replace(forged("gcs", "blob", "x"), reason="bad_header", refusal=None), b"")
 
@@ -88,6 +88,6 @@ def test_a_kept_message_is_not_an_item() -> None:
     ],
 )
 def test_a_letter_names_only_what_this_code_writes(sink: str, kind: str, item: str, value: bytes) -> None:
-    """Sinks, kinds, tables and forms of names are ours; anything else is refused before a sink sees it."""
+    """Sinks, kinds, tables and name formats are ours; anything else is refused before a sink receives it."""
     with pytest.raises(ValueError, match=r"\w"):
         revive(forged(sink, kind, item), value)

@@ -1,4 +1,5 @@
-"""A seal fits one purpose, one text and one key; keys rotate; what has no seal is accepted only when told so."""
+"""A seal is valid for one purpose, one text and one key; keys rotate; unsealed entries are accepted only when
+configured."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def test_a_seal_is_for_exactly_what_it_was_made_for(purpose: Purpose, parts: tup
     assert not SEALS.verifies(seal, purpose, *parts)
 
 
-def test_keys_rotate_without_a_moment_in_which_something_does_not_verify():
-    """Everyone gets `old,new`, then `new,old`, then `new`."""
+def test_keys_rotate_without_a_verification_failure():
+    """All processes get `old,new`, then `new,old`, then `new`."""
     both, turned, after = Seals((OLD, NEW)), Seals((NEW, OLD)), Seals((NEW,))
 
     for sealing, verifying in [(SEALS, both), (both, SEALS), (both, turned), (turned, both), (turned, after)]:
@@ -41,8 +42,8 @@ def test_keys_rotate_without_a_moment_in_which_something_does_not_verify():
     assert not after.verifies(SEALS.seal(Purpose.MARK, "x"), Purpose.MARK, "x")
 
 
-def test_what_has_no_seal_is_accepted_only_when_told_so():
-    """A wrong seal never is."""
+def test_unsealed_entries_are_accepted_only_when_configured():
+    """A wrong seal is never accepted."""
     lenient = Seals((OLD,), unsealed_accepted=True)
     foreign = Seals((NEW,)).seal(Purpose.MARK, "x")
 

@@ -1,4 +1,4 @@
-"""Readers and workers of different releases: what each takes from the other, and what it refuses."""
+"""Readers and workers of different releases: what each accepts from the other, and what it refuses."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ MANIFEST = Manifest(
 
 
 def as_json(value: Manifest | Completion, **more: object) -> bytes:
-    """What a release writes that knows further fields, or gives these other values."""
+    """The JSON of a release that has further fields, or these other values."""
     return msgspec.json.encode({**msgspec.to_builtins(value), **more})
 
 
 @pytest.mark.parametrize("sink", SinkName)
-def test_items_come_out_as_they_went_in(sink: SinkName) -> None:
+def test_items_survive_a_round_trip(sink: SinkName) -> None:
     """given an item of each sink, when it is staged and read, then it is equal"""
     assert decode_items(sink, encode_items([ITEMS[sink]])) == [ITEMS[sink]]
 
 
 @pytest.mark.parametrize("sink", SinkName)
-def test_an_item_with_an_unknown_element_is_refused_and_not_cut_short(sink: SinkName) -> None:
-    """given a newer reader's item with one element more, when a worker reads it, then it says what to upgrade"""
+def test_an_item_with_an_unknown_element_is_refused_and_not_truncated(sink: SinkName) -> None:
+    """given a newer reader's item with one more element, when a worker reads it, then the error says what to
+    upgrade"""
     longer = [[*msgspec.to_builtins(ITEMS[sink], builtin_types=(bytes, memoryview)), "content-type"]]
 
     with pytest.raises(Incompatible, match="upgrade the workers before the readers"):
@@ -62,21 +63,22 @@ def test_an_item_with_an_unknown_element_is_refused_and_not_cut_short(sink: Sink
 
 
 def test_an_older_readers_item_without_the_last_element_takes_its_default() -> None:
-    """given an item of a release that did not know the tags, when it is read, then there are none"""
+    """given an item of a release without tags, when it is read, then it has no tags"""
     assert decode_items("datadog", msgspec.msgpack.encode([["c", "clicks", 1.0]])) == [
         Metric(MetricKind.COUNTER, "clicks", 1.0)
     ]
 
 
 @pytest.mark.parametrize("data", [b"", b"\xc1", msgspec.msgpack.encode([["d"]]), msgspec.msgpack.encode({"a": 1})])
-def test_bytes_that_are_no_items_are_refused(data: bytes) -> None:
-    """given anything else under a task's name, when it is read, then the same error says so"""
+def test_bytes_that_are_not_items_are_refused(data: bytes) -> None:
+    """given any other bytes under a task's name, when they are read, then the same error is raised"""
     with pytest.raises(Incompatible):
         decode_items("gcs", data)
 
 
 def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
-    """given a newer release that only adds, when the older one reads it, then all that it knows is there"""
+    """given a newer release that only adds fields, when the older one reads it, then all known fields are
+    present"""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3", 1, "rows", 2)
 
     assert decode_manifest(as_json(MANIFEST, compression="zstd")) == MANIFEST
@@ -84,7 +86,7 @@ def test_an_unknown_field_of_a_manifest_or_completion_is_ignored() -> None:
 
 
 def test_a_missing_version_is_the_first() -> None:
-    """given what a release wrote that knew no versions of completions, when it is read, then it is version 1"""
+    """given a completion of a release without versions, when it is read, then it has version 1"""
     fields = msgspec.to_builtins(Completion(CompletionKind.RETRY, "recordings-0-0-3"))
     del fields["version"]
 
@@ -93,7 +95,7 @@ def test_a_missing_version_is_the_first() -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_another_version_is_refused_with_both_numbers(version: int) -> None:
-    """given a version that is not read here, when it comes, then the error names it and those that are"""
+    """given an unsupported version, when it is read, then the error names it and the supported ones"""
     completion = Completion(CompletionKind.DONE, "recordings-0-0-3")
 
     with pytest.raises(Incompatible, match=rf"recordings-0-0-3 .*version {version} .*reads 1 to {VERSION}"):
@@ -102,8 +104,8 @@ def test_another_version_is_refused_with_both_numbers(version: int) -> None:
         decode_completion(as_json(completion, version=version))
 
 
-def test_whoever_refuses_a_manifest_still_knows_whom_to_tell() -> None:
-    """given a manifest of a version whose other fields changed, when its head is read, then the reader is there"""
+def test_a_refused_manifest_still_names_its_reader() -> None:
+    """given a manifest of an incompatible version, when its head is read, then the reader's name is present"""
     data = msgspec.json.encode(
         {"version": 9, "batch_id": "recordings-0-0-3", "reader": "reader-1", "epoch": 4, "tasks": "elsewhere"}
     )
@@ -114,7 +116,7 @@ def test_whoever_refuses_a_manifest_still_knows_whom_to_tell() -> None:
 
 
 def test_names_are_read_as_they_were_written() -> None:
-    """given the names of a task and of a chord, when their text is parsed, then the parts are the same"""
+    """given the names of a task and a chord, when they are parsed, then the parts are the same"""
     chord = ChordName("recordings-0-0-3:digest", Stage.ROWS, 2, "token")
     task = TaskName(Stage.BLOBS, SinkName.GCS, 12)
 

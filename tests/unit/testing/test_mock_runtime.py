@@ -1,4 +1,4 @@
-"""The public MockRuntime, as somebody who builds on the core would use it: whole messages in, the real parser."""
+"""The public MockRuntime in the hands of somebody who builds on the core: whole messages and the real parser."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def started(**limits: int) -> MockRuntime:
     return runtime
 
 
-def test_the_example_of_its_docstring_holds() -> None:
-    """given batches of two, when two recordings arrive and all settles, then the offset behind them is stored"""
+def test_the_example_in_its_docstring_works() -> None:
+    """given batches of two, when two recordings arrive and everything settles, then the offset after them is
+    stored"""
     runtime = started(batch_messages_max=2)
 
     runtime.submit(recording(segment_id=0))
@@ -30,8 +31,8 @@ def test_the_example_of_its_docstring_holds() -> None:
     assert runtime.committed == {PARTITION: 2}
 
 
-def test_a_gap_in_the_log_lies_inside_a_range() -> None:
-    """given a log with a gap, when the message behind it arrives, then the batch's range covers the gap"""
+def test_a_gap_in_the_log_is_inside_a_range() -> None:
+    """given a log with a gap, when the message after it arrives, then the batch's range covers the gap"""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
 
@@ -43,8 +44,8 @@ def test_a_gap_in_the_log_lies_inside_a_range() -> None:
     assert len(dispatch.batch.segments) == 2
 
 
-def test_a_message_that_never_parses_travels_as_a_dead_letter() -> None:
-    """given garbage, when its batch is due, then the batch has a reject and only rows to write"""
+def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
+    """given garbage, when its batch is due, then the batch has one reject and only rows to write"""
     runtime = started(batch_messages_max=1)
 
     runtime.submit(LETTER)
@@ -56,7 +57,7 @@ def test_a_message_that_never_parses_travels_as_a_dead_letter() -> None:
 
 
 def test_the_test_chooses_how_a_chord_ends() -> None:
-    """given a batch, when its chord gives up it is parked, and when it cannot start it is not; both retry"""
+    """given a batch, when its chord fails it is parked, and when it cannot start it is not; both are retried"""
     runtime = started(batch_messages_max=1)
     runtime.submit(recording())
     runtime.acknowledge_commits()
@@ -71,8 +72,8 @@ def test_the_test_chooses_how_a_chord_ends() -> None:
     assert [dispatch.attempt for dispatch in runtime.take(do.Dispatch)] == [3]
 
 
-def test_a_crash_is_another_runtime_that_knows_what_was_stored() -> None:
-    """given a reader that died with a cut recorded, when the next one reads on, then it cuts the same range"""
+def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
+    """given a reader that died with a recorded cut, when the next one continues, then it cuts the same range"""
     runtime = started(batch_messages_max=2)
     runtime.submit(recording(segment_id=0))
     runtime.submit(recording(segment_id=1))
@@ -91,7 +92,7 @@ def test_a_crash_is_another_runtime_that_knows_what_was_stored() -> None:
     assert dispatch.batch.cut_by is CutReason.PLANNED
 
 
-def test_joining_flushes_what_is_open() -> None:
+def test_joining_flushes_the_open_batch() -> None:
     """given an open batch, when the runtime joins, then its message is committed and the reader stops clean"""
     runtime = started()
     runtime.submit(recording())

@@ -1,4 +1,4 @@
-"""A known vulnerability of a pinned package fails the check; no network does not, and is not called good news."""
+"""A known vulnerability of a pinned package fails the check; a missing network does not fail, and is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN = {
 
 
 class Advisories(BaseHTTPRequestHandler):
-    """Knows one vulnerability, as OSV would tell it."""
+    """Serves one vulnerability in OSV's format."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -40,12 +40,12 @@ class Advisories(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing."""
+        """Suppresses the log."""
 
 
 @pytest.fixture
 def osv_url() -> Iterator[str]:
-    """A server that answers like OSV."""
+    """A server that responds like OSV."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -55,7 +55,7 @@ def osv_url() -> Iterator[str]:
 
 
 def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and what was printed."""
+    """Exit code and output."""
     path = directory / "pins.txt"
     path.write_text(pins)
     command = [sys.executable, "-m", "tools.audit", "--requirements", str(path), *arguments]
@@ -63,8 +63,9 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_known_vulnerability_fails_and_says_what_mends_it(tmp_path: Path, osv_url: str):
-    """given a pin with a known vulnerability, when it is audited, then exit code 1, its names, and the remedy"""
+def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):
+    """given a pin with a known vulnerability, when it is audited, then exit code 1, its ids, and the fixed
+    version"""
     code, said = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
 
     assert code == 1, said
@@ -74,15 +75,15 @@ def test_a_known_vulnerability_fails_and_says_what_mends_it(tmp_path: Path, osv_
     assert "2 pinned packages looked up, 1 with known vulnerabilities" in said
 
 
-def test_one_that_was_accepted_does_not_fail(tmp_path: Path, osv_url: str):
-    """given the same, when somebody has accepted that one by its id, then exit code 0"""
+def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
+    """given the same, when that one is accepted by its id, then exit code 0"""
     code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--ignore-vuln", KNOWN["id"])
 
     assert code == 0, said
 
 
-def test_without_the_network_it_says_that_nothing_was_checked(tmp_path: Path):
-    """given an address where nobody listens, when audited, then exit code 0, and no word of all being well"""
+def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path):
+    """given an address where nothing listens, when audited, then exit code 0, and no claim of success"""
     code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
 
     assert code == 0, said
@@ -90,8 +91,8 @@ def test_without_the_network_it_says_that_nothing_was_checked(tmp_path: Path):
     assert "looked up" not in said
 
 
-def test_a_server_that_never_answers_does_not_hold_the_check_up(tmp_path: Path, osv_url: str):
-    """given less time than an answer takes, when pins are audited, then it ends and says so"""
+def test_a_server_that_never_responds_does_not_block_the_check(tmp_path: Path, osv_url: str):
+    """given less time than a response takes, when pins are audited, then it ends and reports that"""
     code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--seconds", "0.01")
 
     assert code == 0, said

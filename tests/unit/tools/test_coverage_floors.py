@@ -1,4 +1,4 @@
-"""Coverage is added up by package, and every file belongs to one."""
+"""Coverage is summed by package, and every file belongs to a package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
 
 
 def test_a_file_counts_for_the_deepest_package():
-    """Lines and branches together."""
+    """Lines and branches are summed."""
     files = {
         "ingest/settings.py": measured(8, 0),
         "ingest/core/a.py": measured(8, 8),
@@ -33,19 +33,19 @@ def test_a_file_counts_for_the_deepest_package():
     assert shares["ingest/core"].per_cent == 70.0
 
 
-def test_a_package_of_which_nothing_was_measured_is_at_zero():
-    """So that a floor cannot be met by not running."""
+def test_an_unmeasured_package_is_at_zero():
+    """A floor cannot be met by not running the tests."""
     assert by_package({}, FLOORS)["ingest/core"].per_cent == 0.0
 
 
-def test_a_file_of_no_package_is_an_error():
+def test_a_file_without_a_package_is_an_error():
     """A new package needs a floor."""
     with pytest.raises(KeyError, match=r"web/page\.py belongs to no package"):
         by_package({"web/page.py": measured(1, 1)}, FLOORS)
 
 
 def test_the_repository_has_a_floor_for_every_package():
-    """And none of them is zero."""
+    """None of them is zero."""
     listed = floors(REPOSITORY / "pyproject.toml")
     files = [
         path.relative_to(REPOSITORY) for top in ("ingest", "tasks") for path in (REPOSITORY / top).rglob("*.py")

@@ -1,4 +1,4 @@
-"""The pages of docs/ say what the code says; settings say what is wrong with them."""
+"""The pages of docs/ match the code; settings report what is wrong with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools import documents
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No REPLAYS_* variable of the caller's."""
+    """Without REPLAYS_* variables of the caller."""
     import os
 
     for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
@@ -20,12 +20,12 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_page_is_stale():
-    """`python -m tools.documents` writes them again."""
+    """`python -m tools.documents` regenerates them."""
     assert documents.stale() == []
 
 
-def test_every_setting_says_what_it_is():
-    """And has bounds, where it is a number."""
+def test_every_setting_is_described():
+    """Numbers also have bounds."""
     for name, field in Settings.model_fields.items():
         assert field.description, name
         if field.annotation in (int, float):
@@ -33,7 +33,7 @@ def test_every_setting_says_what_it_is():
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
-    """It used to be ignored, and the default stayed in force."""
+    """It was once ignored, so the default stayed in force."""
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
 
     with pytest.raises(
@@ -58,7 +58,7 @@ def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The message goes to a log."""
+    """The message is logged."""
     settings = tmp_path / "settings.toml"
     settings.write_text("redis_url = 987654321\nbatch_byte_max = 1\n")
     monkeypatch.setenv("REPLAYS_SETTINGS_FILE", str(settings))
@@ -70,8 +70,8 @@ def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "batch_byte_max" in str(caught.value)
 
 
-def test_what_belongs_to_the_embedded_stack_is_no_mistake(monkeypatch: pytest.MonkeyPatch):
-    """REPLAYS_LOCAL_* and REPLAYS_TEST_* are not for the reader."""
+def test_settings_of_the_embedded_stack_are_accepted(monkeypatch: pytest.MonkeyPatch):
+    """REPLAYS_LOCAL_* and REPLAYS_TEST_* are not reader settings."""
     monkeypatch.setenv("REPLAYS_LOCAL_KAFKA", "tansu")
     monkeypatch.setenv("REPLAYS_TEST_SINKS", "/tmp")
 

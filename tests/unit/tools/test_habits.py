@@ -1,4 +1,4 @@
-"""What contributors meet: CI on every supported Python, hooks that are those of `make check`, forms that parse."""
+"""What contributors rely on: CI on every supported Python, hooks equal to `make check`, forms that parse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def loaded(path: str) -> Any:
 
 
 def test_ci_runs_on_every_supported_python():
-    """given requires-python, when the workflow is read, then its versions are those, and it runs .ci/run"""
+    """given requires-python, when the workflow is read, then it has the same versions and runs .ci/run"""
     supported = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported)
     assert bounds is not None
@@ -29,7 +29,7 @@ def test_ci_runs_on_every_supported_python():
 
 
 def test_hooks_are_what_make_check_runs():
-    """given the hooks, when they are compared with `make check`, then each is a step of it"""
+    """given the hooks, when they are compared with `make check`, then each is one of its steps"""
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     (repository,) = loaded(".pre-commit-config.yaml")["repos"]
 
@@ -38,7 +38,7 @@ def test_hooks_are_what_make_check_runs():
         assert program in makefile
 
 
-def test_issue_forms_ask_for_something():
+def test_issue_forms_have_fields():
     """given the forms, when they are read, then each has a name, a description and fields with ids"""
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 

@@ -1,4 +1,4 @@
-"""What a history of committed offsets may look like, and what it may not."""
+"""Which histories of committed offsets are possible, and which are not."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ SAID = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
-    """Whatever the order in which operations that overlap took effect."""
+    """In whatever order overlapping operations took effect."""
     assert judge(GOOD[name]) == []
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
-    """With one sentence that names what contradicts what."""
+    """The error is one sentence that names the contradiction."""
     (sentence,) = judge(BAD[name])
 
     assert sentence.startswith("partition 0: ")
     assert SAID.get(name, name) in sentence
 
 
-def test_partitions_are_judged_apart() -> None:
+def test_partitions_are_checked_separately() -> None:
     """Each is a register of its own."""
     other = Commit("a", 1, 3, "", 3.0, 4.0)
 
@@ -99,8 +99,8 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
     return {"event": event, "timestamp": f"2026-11-27T10:00:{second:02}Z", **fields}
 
 
-def test_the_log_of_a_reader_tells_its_part_of_the_history() -> None:
-    """Commits with their answers, also those whose process ended first; offsets that were read; assignments."""
+def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
+    """Commits with their responses, also those of a process that ended first; offsets read; assignments."""
     said = {"partition": 0, "offset": 5, "record": "s=1"}
     told = Told.of(
         "r",

@@ -1,4 +1,4 @@
-"""The tables of the proof are about bugs that exist, and worlds that are explored."""
+"""The tables of the proof list bugs that exist and worlds that are explored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tools.explore.__main__ import BOUNDS
 from tools.proof_page import FIGURES, proof_page
 
 
-def test_every_bug_of_the_table_is_planted_where_it_says() -> None:
+def test_every_bug_of_the_table_applies_to_its_file() -> None:
     """A bug that was renamed or removed must not stay in the table."""
     planted = {mutant.bug: mutant.file for mutant in MUTANTS}
     shown = {bug: file for bug, file, _, _ in json.loads(FIGURES.read_text())["mutants"]}
@@ -18,14 +18,14 @@ def test_every_bug_of_the_table_is_planted_where_it_says() -> None:
 
 
 def test_every_world_of_the_table_is_one_that_is_explored() -> None:
-    """By the words that the explorer prints."""
+    """Matched by the text that the explorer prints."""
     known = {str(bound) for bounds in BOUNDS.values() for bound in bounds}
 
     assert {one["bound"] for one in json.loads(FIGURES.read_text())["explored"]} <= known
 
 
 def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
-    """given the figures that are kept, then each table has a line per figure"""
+    """given the stored figures, then each table has a line per figure"""
     figures, page = json.loads(FIGURES.read_text()), list(proof_page())
     tables = [part for part in page if part.startswith("| ")]
 

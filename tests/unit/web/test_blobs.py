@@ -1,4 +1,4 @@
-"""The events of a stored recording: whatever its bytes are, they are read or it is a BlobError."""
+"""The events of a stored recording: any bytes are either read or raise BlobError."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
             list(split(unpack(each).recording))
 
 
-def test_a_player_gets_events_that_it_draws() -> None:
-    """No custom events, nothing of an unknown kind, no time in seconds: with it a session would last for years."""
+def test_a_player_gets_only_events_it_can_draw() -> None:
+    """No custom events, no unknown types, no times in seconds: with one of those a session would last for
+    years."""
     drawn = [viewport_event(), snapshot_event()]
     spans = [{"type": 5, "timestamp": 1790000000.5, "data": {}}, {"type": 3, "timestamp": 1790000000, "data": {}}]
     recording = json.dumps([drawn[0], click_event(), *spans, {"type": 99}, 7, drawn[1]]).encode()
@@ -33,8 +34,8 @@ def test_a_player_gets_events_that_it_draws() -> None:
         playable(b"{}")
 
 
-def test_an_emoji_that_was_cut_in_half_costs_nothing() -> None:
-    """An SDK cuts long texts by UTF-16; a browser reads the half, the decoder does not."""
+def test_half_an_emoji_loses_no_event() -> None:
+    """An SDK truncates long texts by UTF-16 units; a browser accepts the half, the decoder does not."""
     recording = rb'[{"type":4,"timestamp":1790000000000,"data":{"href":"https://a/\ud83d"}}]'
 
     (event,) = json.loads(playable(recording).content)
@@ -42,7 +43,7 @@ def test_an_emoji_that_was_cut_in_half_costs_nothing() -> None:
     assert event["data"]["href"] == "https://a/\N{REPLACEMENT CHARACTER}"
 
 
-def test_an_event_that_is_nested_too_deeply_costs_itself() -> None:
+def test_an_event_that_is_nested_too_deeply_affects_no_other() -> None:
     """The others are drawn."""
     deep = b'{"type":3,"timestamp":1790000000000,"data":' + b"[" * 5000 + b"]" * 5000 + b"}"
     recording = b"[" + deep + b',{"type":4,"timestamp":1790000000000,"data":{}}]'

@@ -1,4 +1,4 @@
-"""What a browser may ask for: ranges of a video, and who it says it is."""
+"""Browser request headers: ranges of a video, and the user's identity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.sign_in import credentials
     ],
 )
 def test_one_range_of_a_video_is_half_open(header: str, found: tuple[int, int] | None) -> None:
-    """None is the whole: a server may answer with it whatever was asked for."""
+    """An invalid one returns the whole: a server may always respond with it."""
     assert byte_range(header, 10) == found
 
 

@@ -1,4 +1,4 @@
-"""A selector of one clicked element, read or refused."""
+"""A selector of one clicked element is parsed or refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ingest.web.selector import CHARACTERS_MAX, PARTS_MAX, Selector, parse_selec
         ("#" + "x" * 70, {"click_id": "x" * 64}, ()),
     ],
 )
-def test_an_element_is_named_by_what_rows_of_clicks_hold(
+def test_an_element_is_matched_by_columns_of_click_rows(
     text: str, columns: dict[str, str], classes: tuple[str, ...]
 ):
-    """Texts are cut as the parser cuts them."""
+    """Texts are truncated as in the parser."""
     assert parse_selector(text) == Selector(tuple(columns.items()), classes)
 
 
@@ -39,7 +39,7 @@ def test_an_element_is_named_by_what_rows_of_clicks_hold(
         ("#a' OR 1=1 --", "is not understood"),
     ],
 )
-def test_what_rows_cannot_answer_is_refused(text: str, said: str):
-    """With what would be right."""
+def test_selectors_that_rows_cannot_match_are_refused(text: str, said: str):
+    """The error shows a valid selector."""
     with pytest.raises(ValueError, match=said):
         parse_selector(text)

@@ -1,4 +1,4 @@
-"""The timeline says what happened in a replay, from its own events; a wrong event costs itself alone."""
+"""The timeline shows what happened in a replay, from its own events; a malformed event affects no other."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ JSON = st.recursive(
 
 
 def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
-    """Of these segments' events."""
+    """The timeline of these segments' events."""
     return read(enumerate(json.dumps(events).encode() for events in segments))
 
 
 def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
-    """What rrweb itself records of the mouse: `kind` 2 is a click."""
+    """What rrweb itself records for the mouse: `kind` 2 is a click."""
     return {"type": 3, "timestamp": at_ms, "data": {"source": 2, "type": kind, "id": node_id, "x": 4, "y": 5}}
 
 
@@ -104,7 +104,7 @@ def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
     ],
 )
 def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: str, title: str):
-    """A kind, how bad it is, and a title that a person reads."""
+    """A kind, a severity, and a readable title."""
     (mark,) = timeline([event]).marks
 
     assert (mark.kind, mark.level, mark.title) == (kind, level, title)
@@ -122,7 +122,8 @@ def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
 
 
 def test_a_navigation_is_one_mark():
-    """SDKs report a push as breadcrumb and span, a page load as span and rrweb event; others stay as they are."""
+    """SDKs report a push as breadcrumb and span, a page load as span and rrweb event; other events stay
+    separate."""
     at = AT_MS / 1000
     load = span_event("navigation.navigate", "https://a/x", startTimestamp=at - 1)
     page = viewport_event("https://a/x")
@@ -143,8 +144,8 @@ def test_a_navigation_is_one_mark():
     assert (marks[0].detail["type"], marks[0].detail["width"] is not None) == ("navigation.navigate", True)
 
 
-def test_details_say_what_the_event_says():
-    """Sizes of both generations of SDKs, the element, the rating; a span has its length."""
+def test_details_show_the_event():
+    """Sizes from both generations of SDKs, the element, the rating; a span has its duration."""
     marks = timeline(
         [
             fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 7}, "response": {"size": "11"}}),
@@ -162,8 +163,8 @@ def test_details_say_what_the_event_says():
     assert vital.detail == {"value": 12, "rating": "good"}
 
 
-def test_a_click_and_what_became_of_it_are_one_mark():
-    """In any order the worst of them stays; a second click on the node within the second is counted."""
+def test_a_click_and_its_outcome_are_one_mark():
+    """In any order the most severe one stays; a second click on the node within one second is counted."""
     for events in ([click_event(7), rage_click_event(7)], [rage_click_event(7), click_event(7)]):
         (mark,) = timeline(events).marks
         assert mark.kind == "rage_click"
@@ -173,8 +174,8 @@ def test_a_click_and_what_became_of_it_are_one_mark():
     assert (twice.times, other.times) == (2, 1)
 
 
-def test_without_the_sdks_clicks_the_mouse_says_where_it_clicked():
-    """With them its clicks would be there twice; other uses of the mouse are none."""
+def test_without_sdk_clicks_rrweb_clicks_are_used():
+    """Otherwise each click would appear twice; other mouse events are not clicks."""
     mouse = [pointer_event(AT_MS), pointer_event(AT_MS + 1, kind=1)]
 
     (mark,) = timeline(mouse).marks
@@ -183,7 +184,7 @@ def test_without_the_sdks_clicks_the_mouse_says_where_it_clicked():
 
 
 def test_marks_are_in_the_order_of_time_over_all_segments():
-    """Segments overlap: a span is sent when it ended."""
+    """Segments overlap, because a span is sent when it ends."""
     found = timeline([console_event("later")], [viewport_event()])
 
     assert [(mark.segment_id, mark.kind) for mark in found.marks] == [(1, "page"), (0, "console")]
@@ -191,21 +192,21 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
 
 
 def test_a_recording_of_breadcrumbs_alone_has_their_times():
-    """Nothing can be played, and it still began and ended."""
+    """Nothing can be played, but it still has a start and an end."""
     found = timeline([console_event()])
 
     assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])
     assert timeline([]).start_ms == 0
 
 
-def test_snapshots_are_where_the_player_can_begin():
-    """Sorted; one in seconds is no time of a player's."""
+def test_snapshots_are_where_the_player_can_start():
+    """Sorted; a snapshot with a time in seconds is ignored."""
     late = {**snapshot_event(), "timestamp": AT_MS + 9000}
 
     assert timeline([late], [snapshot_event()]).snapshots == [AT_MS, AT_MS + 9000]
 
 
-def test_memory_is_sampled_from_old_and_new_sdks():
+def test_memory_samples_of_old_and_new_sdks_are_read():
     """Used and total bytes, in order."""
     samples = timeline([memory_event(), memory_event(nested=False)]).memory
 
@@ -213,8 +214,8 @@ def test_memory_is_sampled_from_old_and_new_sdks():
 
 
 @pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=lambda event: json.dumps(event)[:60])
-def test_a_malformed_event_costs_at_most_itself(event: Any):
-    """The marks around it are there."""
+def test_a_malformed_event_removes_no_other_mark(event: Any):
+    """The marks around it are present."""
     found = timeline([viewport_event(), event, console_event("after")])
 
     assert {"page", "console"} <= {mark.kind for mark in found.marks}
@@ -232,14 +233,14 @@ def test_a_malformed_event_costs_at_most_itself(event: Any):
         {"type": 3, "timestamp": AT_MS, "data": {}},
     ],
 )
-def test_what_is_malformed_is_counted(event: Any):
-    """So that an empty timeline is not taken for a quiet session."""
+def test_malformed_events_are_counted(event: Any):
+    """Otherwise an empty timeline would look like a quiet session."""
     found = timeline([event])
 
     assert (found.malformed, found.marks) == (1, [])
 
 
-def test_a_segment_that_is_no_json_is_named():
+def test_a_segment_that_is_not_json_is_named():
     """The next one is read."""
     found = read([(0, b"{"), (1, b'{"type":4}'), (2, json.dumps([console_event()]).encode())])
 
@@ -249,7 +250,8 @@ def test_a_segment_that_is_no_json_is_named():
 
 
 def test_a_hostile_recording_is_bounded():
-    """As many marks as a page can show, texts of a length that it can show, and it says that there was more."""
+    """The number of marks and the length of texts are limited to what a page can show, and the page says that
+    there was more."""
     found = timeline([console_event("x" * (TEXT_MAX + 1))] * (MARKS_MAX + 1))
 
     assert (len(found.marks), found.truncated) == (MARKS_MAX, True)
@@ -259,7 +261,7 @@ def test_a_hostile_recording_is_bounded():
 
 @each
 def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
-    """Counted from the SDK's events themselves; what is clicked again within a second shares its mark."""
+    """Counted from the SDK's events themselves; repeated clicks within one second share a mark."""
     found = read(enumerate(inflated(body) for body in recorded.bodies))
     crumbs = [
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -281,7 +283,7 @@ def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
 
 @each
 def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
-    """From its first snapshot on; nothing of it is malformed but the breadcrumb that was made odd."""
+    """From its first snapshot on; only the deliberately malformed breadcrumb is malformed."""
     found = read(enumerate(inflated(body) for body in recorded.bodies))
 
     times = [mark.at_ms for mark in found.marks]
@@ -291,14 +293,14 @@ def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
 
 
 @given(st.lists(JSON, max_size=6))
-def test_any_json_is_read(values: list[Any]):
-    """A wrong shape costs its event alone, and is counted or skipped."""
+def test_any_json_is_accepted(values: list[Any]):
+    """A malformed event is counted or skipped, without affecting others."""
     found = timeline([*values, console_event("still here")])
 
     assert [mark.title for mark in found.marks if mark.kind == "console"][-1:] == ["still here"]
 
 
 @given(st.sampled_from(["breadcrumb", "performanceSpan", "options", "video"]), JSON)
-def test_any_payload_of_a_known_event_is_read(tag: str, payload: Any):
-    """Whatever is in it."""
+def test_any_payload_of_a_known_event_is_accepted(tag: str, payload: Any):
+    """The payload may contain anything."""
     assert timeline([custom_event(tag, payload)]).malformed <= 1

@@ -1,4 +1,4 @@
-"""Whatever the bytes: an outcome, never an exception, and always the same one."""
+"""Any bytes produce an outcome, never an exception, and the same bytes always produce the same outcome."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ GOOD = (
 
 @st.composite
 def changed(draw: st.DrawFn, whole: Any) -> Any:
-    """A document in which one value somewhere is another, is missing, or is twice there."""
+    """A document with one value replaced, removed or duplicated."""
     if not isinstance(whole, dict | list) or not whole or draw(st.integers(0, 4)) == 0:
         return draw(values)
     if isinstance(whole, list):
@@ -89,7 +89,8 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
 
 
 def well_formed(value: bytes) -> None:
-    """An outcome, the same twice, whose rows are JSON objects within their columns, and can be shown."""
+    """The outcome is the same on every parse, its rows are JSON objects that fit their columns, and it can be
+    displayed."""
     outcome = parse(message(value), ALL)
     assert outcome == parse(message(value), ALL)
     description = describe(value, ALL)
@@ -113,21 +114,21 @@ def well_formed(value: bytes) -> None:
 @given(st.binary(max_size=300))
 @FEW
 def test_any_bytes_as_a_message(value: bytes):
-    """Mostly no msgpack."""
+    """Most of these are not valid msgpack."""
     well_formed(value)
 
 
 @given(st.binary(max_size=300))
 @FEW
 def test_any_bytes_as_a_payload(payload: bytes):
-    """Mostly no header."""
+    """Most of these have no header."""
     well_formed(envelope(payload))
 
 
 @given(st.binary(max_size=100), st.binary(max_size=200))
 @FEW
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
-    """And each with a good other."""
+    """Each half is also combined with a valid other half."""
     well_formed(envelope(frame(b"[]", headers=header)))
     well_formed(envelope(frame(body)))
     well_formed(envelope(frame(b"[" + body)))
@@ -138,7 +139,7 @@ def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
 @given(st.data())
 @FEW
 def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
-    """Anywhere in it."""
+    """The change can be at any position."""
     value = bytearray(recording([*GOOD, {"type": 3}], replay_video=data.draw(st.sampled_from([None, b"v" * 30]))))
     place = data.draw(st.integers(0, len(value) - 1))
     value[place] = data.draw(st.integers(0, 255))
@@ -150,7 +151,7 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
 @FEW
 def test_any_fields_in_the_envelope(fields: dict[str, Any]):
-    """Of any type that msgpack has."""
+    """Values of any type that msgpack supports."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
     payload = whole.pop("payload", frame(b"[]"))
     well_formed(envelope(payload, **whole))
@@ -167,14 +168,14 @@ def _too_large(value: Any) -> bool:
 @given(changed(json.loads(replay_event())))
 @FEW
 def test_any_shape_of_the_replay_event(document: Any):
-    """The row is there, whatever it says."""
+    """The row is written whatever the event contains."""
     well_formed(recording(replay_event=json.dumps(document).encode()))
 
 
 @given(st.sampled_from(GOOD).flatmap(changed))
 @FEW
-def test_any_shape_of_any_event_costs_at_most_itself(event: Any):
-    """The clicks around it are read; it may be a click itself."""
+def test_an_event_of_any_shape_affects_no_other_event(event: Any):
+    """The clicks around it are read; the event may be a click itself."""
     text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
 
     well_formed(recording(text))
@@ -186,5 +187,5 @@ def test_any_shape_of_any_event_costs_at_most_itself(event: Any):
 @given(st.lists(st.sampled_from(MALFORMED_EVENTS) | st.sampled_from(GOOD) | values, max_size=12))
 @FEW
 def test_any_mix_of_events(events: list[Any]):
-    """Good ones, malformed ones, and things that are no events."""
+    """Valid events, malformed events, and values that are not events."""
     well_formed(recording(json.dumps(events).encode()))

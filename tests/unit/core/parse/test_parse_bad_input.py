@@ -1,4 +1,5 @@
-"""What bad input gets: rejects with a stable reason and the original bytes, or a segment without what is wrong."""
+"""Bad input becomes a reject with a stable reason and the original bytes, or a segment without the invalid
+part."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from tests.kit.parsing import ALL, OFFSET, clicks, facts, kinds, message, parsed
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
 def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: str, value: bytes):
-    """And kept: the dead letter holds the message to the byte."""
+    """The dead letter holds the exact bytes of the message."""
     reject = rejected(value)
 
     assert reject.reason == reason
@@ -34,7 +35,7 @@ def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: 
 
 
 def test_a_dead_letter_keeps_key_headers_and_time():
-    """What a replay of the letter needs."""
+    """These are needed to replay the letter."""
     made = Message(
         source=message(b"").source,
         epoch=1,
@@ -52,12 +53,12 @@ def test_a_dead_letter_keeps_key_headers_and_time():
 
 
 def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
-    """Payload `hello`, received 123123123123."""
+    """Payload `hello`, received at 123123123123."""
     assert rejected(envelope(b"hello", received=123123123123)).reason == "no_header"
 
 
 def test_every_reason_is_explained():
-    """And every one that a parser alone can give is built by `ingest.testing.messages` or tested for its size."""
+    """Each reason that only a parser process can give is built by `ingest.testing.messages` or has a size test."""
     assert {case[1] for case in REJECTED} == set(REASONS) - {
         "message_too_large",
         "body_too_large",
@@ -66,8 +67,8 @@ def test_every_reason_is_explained():
     assert all(text.endswith(".") for text in (*REASONS.values(), *WARNINGS.values()))
 
 
-def test_a_message_over_the_limit_is_not_even_opened():
-    """One byte more than allowed."""
+def test_a_message_over_the_limit_is_rejected_unparsed():
+    """One byte above the limit."""
     value = recording()
 
     assert parsed(value, ParseRules(message_bytes_max=len(value)))
@@ -75,8 +76,8 @@ def test_a_message_over_the_limit_is_not_even_opened():
 
 
 @pytest.mark.parametrize("text", [b"[{]", b"{}", b"null", b"", b"[1,", b"[]]", b"[NaN]"])
-def test_a_body_that_is_no_json_array_is_stored_and_billed_without_events(text: bytes):
-    """The blob is what was received, the segment and the outcome are there, no fact is."""
+def test_a_body_that_is_not_a_json_array_is_stored_and_billed_without_events(text: bytes):
+    """The blob equals the received bytes; segment and outcome are written, facts are not."""
     stream = zlib.compress(text)
 
     segment = parsed(envelope(frame(stream)))
@@ -87,8 +88,8 @@ def test_a_body_that_is_no_json_array_is_stored_and_billed_without_events(text: 
     assert facts(segment) == []
 
 
-def test_a_plain_body_that_is_no_json_is_stored_compressed():
-    """`[{]` as it stands."""
+def test_a_plain_body_that_is_not_json_is_stored_compressed():
+    """The body `[{]`."""
     segment = parsed(envelope(frame(b"[{]")))
 
     assert segment.warnings == ("recording_not_json",)
@@ -96,8 +97,8 @@ def test_a_plain_body_that_is_no_json_is_stored_compressed():
 
 
 @pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=range(len(MALFORMED_EVENTS)))
-def test_a_malformed_event_costs_itself_alone(event: object):
-    """The good ones around it are read, and where they are in the array is still right."""
+def test_a_malformed_event_affects_no_other_event(event: object):
+    """The valid events around it are read, and their array indexes are still correct."""
     segment = parsed(recording([click_event(1), event, click_event(2)]))
 
     assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
@@ -106,8 +107,8 @@ def test_a_malformed_event_costs_itself_alone(event: object):
     assert segment.warnings == ("event_malformed",)
 
 
-def test_all_malformed_events_at_once_cost_themselves_alone():
-    """One warning each."""
+def test_many_malformed_events_affect_no_valid_event():
+    """One warning per malformed event."""
     segment = parsed(recording([click_event(1), *MALFORMED_EVENTS, click_event(2)]))
 
     assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
@@ -115,8 +116,8 @@ def test_all_malformed_events_at_once_cost_themselves_alone():
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"7", b'"text"', b"\xff", b""])
-def test_a_replay_event_that_is_no_object_costs_its_fields(text: bytes):
-    """The row of the segment is there, bare; blob and events are not touched."""
+def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes):
+    """The segment's row is written without those fields; blob and events are unaffected."""
     segment = parsed(recording([click_event()], replay_event=text))
 
     assert "replay_event_not_json" in segment.warnings
@@ -125,8 +126,8 @@ def test_a_replay_event_that_is_no_object_costs_its_fields(text: bytes):
     assert segment.blobs
 
 
-def test_a_message_without_a_replay_event_says_so():
-    """A warning, a bare row, and the metric that on-call people know."""
+def test_a_message_without_a_replay_event_gets_a_warning():
+    """A warning, a row without details, and the metric that on-call engineers know."""
     segment = parsed(recording(replay_event=None))
 
     assert segment.warnings == ("replay_event_missing",)
@@ -135,15 +136,16 @@ def test_a_message_without_a_replay_event_says_so():
 
 
 @pytest.mark.parametrize("flag", [True, False, None, 1, "true", ...])
-def test_the_session_row_is_written_whatever_relay_says_of_its_own_publishing(flag: object):
-    """True, which today's Relay always sends, asks for the row; it was once read the other way round."""
+def test_the_session_row_is_written_whatever_relay_published_itself(flag: object):
+    """True, which current Relay versions always send, means that the row is needed; an earlier version inverted
+    this."""
     segment = parsed(recording(relay_snuba_publish_disabled=flag))
 
     assert session(segment)["user"] == "u-1"
 
 
 def test_unknown_keys_are_ignored():
-    """In the envelope, in the header and in the replay_event."""
+    """In the envelope, the header and the replay_event."""
     payload = frame(body([]), headers=b'{"segment_id":4,"sequence":"later","more":[{"x":null}]}')
 
     segment = parsed(envelope(payload, new_thing={"a": [1, b"x"]}, replay_event=replay_event(new_thing=[1])))
@@ -166,6 +168,6 @@ def test_unknown_keys_are_ignored():
         (b"", None),
     ],
 )
-def test_a_reject_names_its_project_where_the_envelope_does(value: bytes, project_id: int | None) -> None:
-    """What is counted per project must not be counted for another one."""
+def test_a_reject_names_the_project_of_its_envelope(value: bytes, project_id: int | None) -> None:
+    """Counts per project must not include another project's rejects."""
     assert rejected(value).project_id == project_id

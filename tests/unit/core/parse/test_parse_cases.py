@@ -1,4 +1,4 @@
-"""Single segments of real SDKs that were once read wrongly: tests/recordings/cases."""
+"""Single segments of real SDKs that were once parsed incorrectly: tests/recordings/cases."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def vitals(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "warnings"), [("half-surrogate", ()), ("dom-500-deep", ("event_too_deep",))])
-def test_what_the_reader_takes_the_viewer_can_play(name: str, warnings: tuple[str, ...]):
-    """The segment is stored, and its snapshot is where the player begins."""
+def test_the_viewer_can_play_what_the_reader_accepts(name: str, warnings: tuple[str, ...]):
+    """The segment is stored, and its snapshot is where the player starts."""
     assert segment(name).warnings == warnings
     body = bytes(msgspec.msgpack.decode(value(name))["payload"]).partition(b"\n")[2]
 
@@ -51,22 +51,22 @@ def test_vitals_of_sdk_11_have_their_values():
 
 
 def test_vitals_of_sdk_7_have_their_values():
-    """Whose span of the largest contentful paint has an op of its own."""
+    """In SDK 7 the span of the largest contentful paint has its own op."""
     found = vitals("vitals-sdk7")
 
     assert found["web-vital.largest-contentful-paint"] == 2324
     assert found["web-vital.first-contentful-paint"] == pytest.approx(2324.0, abs=0.1)
 
 
-def test_a_click_says_where_its_page_ran():
-    """Its row is found by environment."""
+def test_a_click_row_has_its_environment():
+    """Rows can be queried by environment."""
     (click,) = clicks(segment("click-environment"))
 
     assert click["environment"] == "dev"
 
 
 def test_the_tag_of_the_transaction_is_the_title():
-    """And the names of segments, which newer SDKs send, are kept."""
+    """Segment names, which newer SDKs send, are kept."""
     row = session(segment("title-segment-names"))
 
     assert row["title"] == "/a/b"

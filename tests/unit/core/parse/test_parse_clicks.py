@@ -1,4 +1,4 @@
-"""Clicks of every kind, and taps: what becomes a row, what is dead or rage, what is cut, what is refused."""
+"""Clicks of every kind, and taps: which become rows, which are dead or rage, which are truncated or dropped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def flags(*events: Any) -> list[tuple[int, int]]:
 
 
 def test_a_click_a_dead_click_and_a_rage_click():
-    """(0, 0), (1, 0) and (1, 1), each as a row and as a fact."""
+    """(0, 0), (1, 0) and (1, 1), each with a row and a fact."""
     events = [click_event(1), dead_click_event(2), rage_click_event(3)]
 
     assert flags(*events) == [(0, 0), (1, 0), (1, 1)]
@@ -59,27 +59,25 @@ def test_a_click_a_dead_click_and_a_rage_click():
         (slow_click_event(clickCount=9), (0, 0)),
     ],
 )
-def test_dead_is_seven_seconds_without_an_answer_and_rage_is_five_clicks_in_them(
-    event: Any, expected: tuple[int, int]
-):
-    """On links, buttons and inputs only; all else that is slow is a click."""
+def test_dead_is_seven_seconds_without_a_reaction_and_rage_is_five_clicks(event: Any, expected: tuple[int, int]):
+    """Only on links, buttons and inputs; every other slow click is an ordinary click."""
     assert flags(event) == [expected]
 
 
 def test_a_slow_click_keeps_its_category():
-    """It is a click row, and its fact tells it from a click."""
+    """It is a click row, and its fact distinguishes it from an ordinary click."""
     assert kinds(events_parsed([slow_click_event()])) == ["ui.slowClickDetected"]
 
 
 def test_counts_are_read_in_small_letters_too():
-    """As some SDKs and Relays wrote them."""
+    """Some SDKs and Relay versions send lower-case keys."""
     small = {"timeafterclickms": 7000, "clickcount": 5, "node": node(), "endReason": "timeout"}
 
     assert flags(breadcrumb("ui.slowClickDetected", small)) == [(1, 1)]
 
 
 def test_a_click_and_its_later_dead_click_are_one_row():
-    """Their event_hash is md5(replay, whole seconds, node): that is how a click becomes dead."""
+    """Their event_hash is md5(replay, whole seconds, node), so the dead click replaces the click."""
     plain, dead = clicks(events_parsed([click_event(7), dead_click_event(7)]))
 
     assert plain["event_hash"] == dead["event_hash"]
@@ -88,8 +86,8 @@ def test_a_click_and_its_later_dead_click_are_one_row():
 
 
 @pytest.mark.parametrize("node_id", [-1, -(2**31), -(2**70)])
-def test_a_negative_node_drops_the_click_and_says_so(node_id: int):
-    """The column is unsigned. The next click is not touched."""
+def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
+    """The column is unsigned. The next click is unaffected."""
     segment = events_parsed([click_event(node_id), click_event(8)])
 
     assert [click["click_node_id"] for click in clicks(segment)] == [8]
@@ -98,8 +96,8 @@ def test_a_negative_node_drops_the_click_and_says_so(node_id: int):
 
 
 @pytest.mark.parametrize("node_id", [0, 2**32 - 1])
-def test_a_node_may_have_any_number_that_its_column_holds(node_id: int):
-    """Zero included."""
+def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
+    """Including zero."""
     assert [click["click_node_id"] for click in clicks(events_parsed([click_event(node_id)]))] == [node_id]
 
 
@@ -117,7 +115,7 @@ def test_a_node_may_have_any_number_that_its_column_holds(node_id: int):
     ],
 )
 def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], testid: str):
-    """testId, data-testid, data-test-id; one that is no text is empty."""
+    """testId, data-testid, data-test-id; a value that is not text counts as empty."""
     assert clicks(events_parsed([click_event(attributes=attributes)]))[0]["click_testid"] == testid
 
 
@@ -134,12 +132,12 @@ def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], tes
     ],
 )
 def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: list[str]):
-    """Empty ones are dropped before they are counted."""
+    """Empty classes are dropped before counting."""
     assert clicks(events_parsed([click_event(attributes={"class": written})]))[0]["click_class"] == classes
 
 
-def test_texts_of_a_click_are_cut():
-    """To the width of their columns, in characters: 64, 32 or 1024."""
+def test_texts_of_a_click_are_truncated():
+    """Truncated to the width of their columns, in characters: 64, 32 or 1024."""
     long = "é" * 3000
     names = ("id", "alt", "title", "aria-label", "role", "data-testid", "data-sentry-component")
     clicked = {"id": 7, "tagName": long, "textContent": long, "attributes": dict.fromkeys(names, long)}
@@ -156,7 +154,7 @@ def test_texts_of_a_click_are_cut():
 
 
 def test_a_click_with_odd_attributes_is_still_a_click():
-    """Each text stands for itself."""
+    """Each attribute is validated on its own."""
     odd = {"id": 5, "alt": None, "title": {}, "role": ["button"], "aria-label": True}
 
     (click,) = clicks(events_parsed([click_event(attributes=odd)]))
@@ -166,7 +164,7 @@ def test_a_click_with_odd_attributes_is_still_a_click():
 
 @pytest.mark.parametrize("attributes", [None, "text", [1], ...])
 def test_a_node_without_attributes_is_still_clicked(attributes: Any):
-    """They are absent on some SDKs."""
+    """Some SDKs do not send them."""
     clicked = {"id": 7, "tagName": "a", "attributes": attributes}
     clicked = {name: value for name, value in clicked.items() if value is not ...}
 
@@ -186,15 +184,15 @@ def test_twenty_clicks_and_twenty_taps_are_kept_of_a_segment():
 
 
 def test_a_tap_has_message_class_and_id():
-    """And an identity of replay, whole seconds and view."""
+    """Its identity is made of replay, whole seconds and view."""
     (tap,) = taps(events_parsed([tap_event("add", "Button")]))
 
     assert (tap["tap_message"], tap["tap_view_class"], tap["tap_view_id"]) == ("add_item", "Button", "add")
     assert tap["event_hash"] == str(UUID(md5(f"{REPLAY_ID}{RECEIVED}add".encode()).hexdigest()))
 
 
-def test_multi_clicks_and_rage_clicks_are_told_for_a_share_of_them():
-    """The rage click's own row and fact are always there."""
+def test_multi_clicks_and_rage_clicks_are_sampled():
+    """The rage click's own row and fact are always written."""
     events = [multi_click_event(count=3), rage_click_event()]
 
     told = dict(facts(events_parsed(events, ALL)))

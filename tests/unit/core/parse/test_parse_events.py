@@ -1,4 +1,4 @@
-"""What each category of event says, and what is made of values of a wrong type."""
+"""Facts from each category of event, and how values of a wrong type are handled."""
 
 from __future__ import annotations
 
@@ -56,29 +56,29 @@ HEAP = {"jsHeapSizeLimit": 4294705152, "totalJSHeapSize": 21_000_000, "usedJSHea
     ],
 )
 def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, Any] | None):
-    """Of its kind, with the attributes of its kind."""
+    """The fact has the event's kind, with the attributes of that kind."""
     ((found, said),) = facts(events_parsed([event]))
 
     assert found == kind
     assert said == (event["data"]["payload"]["data"] if attributes is None else attributes)
 
 
-def test_a_viewport_says_where_and_how_large():
-    """Type 4."""
+def test_a_viewport_has_url_and_size():
+    """rrweb event type 4."""
     attributes = {"href": "https://shop.example/", "width": 1280, "height": 720}
     assert facts(events_parsed([viewport_event()])) == [("viewport", attributes)]
 
 
 @pytest.mark.parametrize("op", ["navigation.navigate", "navigation.push", "navigation"])
-def test_a_navigation_span_says_where_to_and_how_long(op: str):
-    """Whatever kind of navigation it is."""
+def test_a_navigation_span_has_target_and_duration(op: str):
+    """This holds for every kind of navigation."""
     said = {"url": "/cart", "duration": 0.25, "op": op}
     assert facts(events_parsed([span_event(op, "/cart", {"size": 1})])) == [("navigation.span", said)]
 
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
-def test_an_asset_says_how_large_it_was(op: str):
-    """Transferred, encoded, decoded."""
+def test_an_asset_has_its_sizes(op: str):
+    """Transferred, encoded and decoded size."""
     ((kind, said),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -88,7 +88,7 @@ def test_an_asset_says_how_large_it_was(op: str):
 
 @pytest.mark.parametrize("op", ["resource", "paint", "replay.throttled", "", None, 7, ["a"]])
 def test_a_span_of_another_kind_is_skipped(op: Any):
-    """It is no error either."""
+    """It does not count as malformed either."""
     segment = events_parsed([span_event(op, "first-paint", {"size": 1})])
 
     assert facts(segment) == []
@@ -97,7 +97,7 @@ def test_a_span_of_another_kind_is_skipped(op: Any):
 
 @pytest.mark.parametrize("category", ["replay.throttled", "sentry.event", "", None, 7, {"a": 1}])
 def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
-    """It is no error either."""
+    """It does not count as malformed either."""
     segment = events_parsed([breadcrumb(category, {"a": 1})])
 
     assert facts(segment) == []
@@ -105,7 +105,7 @@ def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
 
 
 def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
-    """One kind of fact for all of them, with the scalar fields of its data."""
+    """They share one kind of fact, with the scalar fields of their data."""
     event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
 
     ((kind, said),) = facts(events_parsed([event]))
@@ -117,14 +117,14 @@ def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
 
 @pytest.mark.parametrize("data", [None, [1], "text", 7])
 def test_a_breadcrumb_of_the_application_may_have_any_data(data: Any):
-    """Its category is fact enough."""
+    """The category alone is sufficient for a fact."""
     ((kind, said),) = facts(events_parsed([breadcrumb("x" * 1000, data)]))
 
     assert (kind, said["category"], said["data"]) == ("breadcrumb", "x" * 64, {})
 
 
-def test_a_key_says_what_was_held_down_with_it():
-    """And where: the selector, and the node."""
+def test_a_key_has_its_modifiers_and_element():
+    """The element is given by selector and node."""
     node = {"id": 9, "tagName": "input", "textContent": "", "attributes": {}}
     data = {"nodeId": 9, "node": node, "key": "Enter", "metaKey": False, "ctrlKey": True, "altKey": 1}
 
@@ -141,8 +141,8 @@ def test_a_key_says_what_was_held_down_with_it():
     }
 
 
-def test_an_input_says_where_it_went_and_nothing_of_what_was_typed():
-    """The SDK sends no more, and neither do we."""
+def test_an_input_names_its_element_and_not_the_typed_text():
+    """The SDK does not send the text, and neither do we."""
     data = {"nodeId": "nine", "node": {"id": 9, "tagName": "input", "textContent": "secret"}, "value": "secret"}
 
     ((kind, said),) = facts(events_parsed([breadcrumb("ui.input", data, message="input")]))
@@ -152,14 +152,14 @@ def test_an_input_says_where_it_went_and_nothing_of_what_was_typed():
 
 @pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
 def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
-    """As Resource Timing names what starts a load."""
+    """Kinds are the initiator types of Resource Timing."""
     ((kind, _),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
 
 
 def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
-    """Nobody can make up kinds of facts."""
+    """A sender cannot create new kinds of facts."""
     ((kind, _),) = facts(events_parsed([asset_event("resource.made-up")]))
 
     assert kind == "resource.other"
@@ -172,7 +172,7 @@ def painted(*events: tuple[str, str, float]) -> list[Any]:
 
 
 def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
-    """Milliseconds; `navigation.push` loads nothing, and a page that loaded hours ago is another one."""
+    """Milliseconds; `navigation.push` loads nothing, and a load hours earlier belongs to another page."""
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
     assert painted(load, paint) == [764.0]
@@ -189,7 +189,7 @@ def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
     [("largest-contentful-paint", "largest-contentful-paint"), ("web-vital", "first-input-delay")],
 )
 def test_vitals_of_older_sdks_are_facts(op: str, name: str):
-    """SDK 7 names the span itself, SDKs 8 and 9 send the delay of the first input."""
+    """SDK 7 names the span itself; SDKs 8 and 9 send the delay of the first input."""
     ((kind, said),) = facts(events_parsed([span_event(op, name, {"value": 12.5, "size": 7})]))
 
     assert (kind, said["value"], said["op"]) == (f"web-vital.{name}", 12.5, op)
@@ -197,7 +197,7 @@ def test_vitals_of_older_sdks_are_facts(op: str, name: str):
 
 @pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])
 def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
-    """Whatever its payload is."""
+    """Its payload does not matter."""
     segment = events_parsed([custom_event(tag, payload) for payload in ({}, None, "text", [1])])
 
     assert facts(segment) == []
@@ -213,8 +213,8 @@ def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
         "interaction-to-next-paint",
     ],
 )
-def test_a_web_vital_is_told_by_its_name(name: str):
-    """Also where its op is `paint`."""
+def test_a_web_vital_is_recognized_by_its_name(name: str):
+    """Even if its op is `paint`."""
     ((kind, said),) = facts(events_parsed([vital_event(name)]))
     assert kind == f"web-vital.{name}"
     assert (said["rating"], said["size"], said["value"]) == ("good", 1250.5, 1250.5)
@@ -222,8 +222,8 @@ def test_a_web_vital_is_told_by_its_name(name: str):
     assert kinds(events_parsed([span_event("paint", name, {"value": 1})])) == [f"web-vital.{name}"]
 
 
-def test_a_paint_has_no_data_and_is_told_all_the_same():
-    """The SDK sends two on every page load: one is a web vital, the other is not, neither is malformed."""
+def test_a_paint_without_data_is_still_read():
+    """The SDK sends two per page load: one is a web vital, the other is not; neither is malformed."""
     segment = events_parsed([span_event("paint", "first-paint"), span_event("paint", "first-contentful-paint")])
 
     assert kinds(segment) == ["web-vital.first-contentful-paint"]
@@ -231,12 +231,12 @@ def test_a_paint_has_no_data_and_is_told_all_the_same():
 
 
 def test_an_unknown_web_vital_is_skipped():
-    """So the kinds of facts stay few."""
+    """This keeps the number of fact kinds small."""
     assert facts(events_parsed([vital_event("time-to-nowhere"), vital_event(None)])) == []
 
 
-def test_a_canvas_is_as_large_as_its_events_json():
-    """Type 3, source 9; other sources are not read, and a wrong shape is none."""
+def test_canvas_size_is_that_of_its_events_json():
+    """Type 3, source 9; other sources are ignored, and a malformed event does not count."""
     drawn = canvas_event(40)
     others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
 
@@ -246,15 +246,15 @@ def test_a_canvas_is_as_large_as_its_events_json():
     assert said == {"size": len(json.dumps(drawn, separators=(",", ":")))}
 
 
-def test_a_video_event_tells_of_the_video():
-    """What reconciles a mobile replay."""
+def test_a_video_event_describes_the_video():
+    """Reconciliation of mobile replays needs it."""
     ((kind, said),) = facts(events_parsed([video_event(size=123)]))
 
     assert (kind, said["size"], said["duration"], said["container"]) == ("mobile_event", 123, 5000, "mp4")
 
 
-def test_canvas_mutations_and_options_are_told_for_a_share_of_segments():
-    """All three, or none of them."""
+def test_canvas_mutations_and_options_are_sampled():
+    """For each segment, all three or none are written."""
     events = [canvas_event(), mutations_event(), options_event()]
 
     assert kinds(events_parsed(events)) == ["canvas_size", "mutations", "sdk_options"]
@@ -279,7 +279,7 @@ def test_canvas_mutations_and_options_are_told_for_a_share_of_segments():
     ],
 )
 def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float):
-    """Payloads count seconds, events mostly milliseconds; what cannot be is the segment's time."""
+    """Payloads are in seconds, events mostly in milliseconds; an impossible time is replaced by the segment's."""
     segment = events_parsed([event])
 
     assert json.loads(segment.bigquery[-1].json)["timestamp"] == seconds
@@ -300,7 +300,7 @@ def test_a_fact_has_the_time_of_its_event_in_seconds(event: Any, seconds: float)
 def test_sizes_of_request_and_response_in_all_nine_permutations(
     request_side: dict[str, Any], response_side: dict[str, Any]
 ):
-    """Each side is known or not, on its own."""
+    """Each side may be known or unknown, independently."""
     segment = events_parsed([fetch_event({**request_side, **response_side})])
 
     has = [bool(side and next(iter(side.values()))) for side in (request_side, response_side)]
@@ -310,8 +310,8 @@ def test_sizes_of_request_and_response_in_all_nine_permutations(
     assert said["response_size"] == (8001 if has[1] else None)
 
 
-def test_the_older_names_of_sizes_win():
-    """SDK 7.44 and 7.45."""
+def test_older_names_of_sizes_take_precedence():
+    """As sent by SDK 7.44 and 7.45."""
     both = {"requestBodySize": 1, "responseBodySize": 2, "request": {"size": 3}, "response": {"size": 4}}
 
     assert body_sizes(events_parsed([fetch_event(both)])) == ([1], [2])
@@ -332,7 +332,7 @@ def test_the_older_names_of_sizes_win():
     ],
 )
 def test_each_side_is_a_number_or_unknown_on_its_own(data: dict[str, Any], sizes: tuple[list[int], list[int]]):
-    """What `int()` makes of it."""
+    """Values are converted by `int()`."""
     assert body_sizes(events_parsed([fetch_event(data)])) == sizes
 
 
@@ -346,7 +346,7 @@ def test_a_request_without_data_is_still_a_request(data: Any):
 
 
 def test_one_hydration_error_and_two_sizes_among_events_without_data():
-    """As in the field: one segment, one counter, one size a side."""
+    """Seen in production: one segment, one counter, one size per side."""
     events = [
         hydration_error_event(),
         fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 1002}, "response": {"size": 8001}}),
@@ -362,12 +362,12 @@ def test_one_hydration_error_and_two_sizes_among_events_without_data():
     assert body_sizes(segment) == ([1002], [8001])
 
 
-# Odd texts and numbers
+# Unusual texts and numbers
 
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**64, -(2**63) - 1, 10**200, 10**400, 1e308, -0.0])
 def test_numbers_of_any_size_crash_nothing(number: Any):
-    """In every place that a number may be in. The click beside them is read."""
+    """In every field that may hold a number. The click next to them is read."""
     events = [
         options_event(sessionSampleRate=number),
         breadcrumb("ui.scroll", {"x": number}, timestamp=number),
@@ -386,8 +386,8 @@ def test_numbers_of_any_size_crash_nothing(number: Any):
     assert kinds(segment)[-1] == "ui.click"
 
 
-def test_an_emoji_that_was_cut_in_half_costs_nothing():
-    """JavaScript writes a lone surrogate, which is no text; the replacement character stands in for it."""
+def test_half_an_emoji_loses_no_event():
+    """JavaScript writes a lone surrogate, which is invalid text; the replacement character is used instead."""
     text = rb'[{"type":5,"data":{"tag":"breadcrumb","payload":{"category":"console","message":"cut \ud83d"}}}]'
 
     segment = parsed(recording(text))
@@ -397,7 +397,7 @@ def test_an_emoji_that_was_cut_in_half_costs_nothing():
 
 
 def test_texts_are_bounded():
-    """A console message may hold a whole page."""
+    """A console message may contain a whole page."""
     ((_, said),) = facts(events_parsed([console_event("x" * 100_000)]))
     assert len(said["message"]) == 1024
 
@@ -406,7 +406,7 @@ def test_texts_are_bounded():
 
 
 def test_an_event_of_an_unknown_type_is_skipped():
-    """A newer rrweb may send what it likes."""
+    """A newer rrweb may add types."""
     segment = events_parsed([{"type": 8}, {"type": 99, "data": 1}, {"type": -1}, {"type": 10**30}, click_event()])
 
     assert kinds(segment) == ["ui.click"]

@@ -1,6 +1,7 @@
-"""Recorded material of others through the parser: real snapshots, real spans, the public example.
+"""Third-party recordings through the parser: real snapshots, real spans, the public example.
 
-The material is not ours to ship: REPLAYS_FIXTURES, or shared/fixtures beside the checkout, says where it is.
+The material is not ours to ship: set REPLAYS_FIXTURES to its directory, or place it in shared/fixtures beside the
+checkout.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded mate
 
 
 def recordings() -> list[Path]:
-    """Every file of rrweb events; an rrweb event alone counts as an array of one."""
+    """Every file of rrweb events; a single rrweb event counts as an array of one."""
     patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
     return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
 
@@ -35,7 +36,7 @@ def events_of(path: Path) -> list[Any]:
 
 @pytest.mark.parametrize("path", recordings(), ids=lambda path: path.name)
 def test_a_real_recording_is_stored_and_counted(path: Path):
-    """The blob reads back to the same JSON, every event is counted, none is malformed."""
+    """The blob decodes to the same JSON, every event is counted, none is malformed."""
     events = events_of(path)
 
     segment = events_parsed(events)
@@ -58,7 +59,7 @@ def test_a_real_request_has_its_sizes():
 
 
 def test_a_real_navigation_and_a_real_link_are_facts():
-    """As an SDK sent them."""
+    """As sent by an SDK."""
     assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
         "navigation.span"
     ]
@@ -67,7 +68,7 @@ def test_a_real_navigation_and_a_real_link_are_facts():
 
 @pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
 def test_a_real_replay_event_becomes_a_session_row(name: str):
-    """Its tags are an object there, not pairs, and its ids no UUIDs: they are left out, the rest is not."""
+    """Its tags are an object, not pairs, and its ids are not UUIDs: those are left out, the rest is kept."""
     text = (FIXTURES / "relay" / name).read_bytes()
 
     segment = parsed(recording(replay_event=text))
@@ -78,8 +79,8 @@ def test_a_real_replay_event_becomes_a_session_row(name: str):
     assert segment.warnings == ()
 
 
-def test_the_sdks_own_examples_are_told():
-    """Its templates of breadcrumbs and spans, with the placeholders filled in."""
+def test_the_sdks_own_examples_become_facts():
+    """Its templates of breadcrumbs and spans, with placeholders filled in."""
     template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
     events = []
     for payload in template.values():
@@ -96,7 +97,7 @@ def test_the_sdks_own_examples_are_told():
 
 
 def filled(template: Any) -> Any:
-    """A value of the kind that each placeholder names."""
+    """A value of the type that each placeholder names."""
     if isinstance(template, list):
         return [filled(item) for item in template]
     if not isinstance(template, dict):
@@ -110,7 +111,7 @@ def filled(template: Any) -> Any:
     return {key: filled(value) for key, value in template.items()}
 
 
-def test_a_real_body_that_was_cut_off_is_stored_without_events():
+def test_a_truncated_real_body_is_stored_without_events():
     """The SDK's own example of incomplete JSON."""
     text = (FIXTURES / "sentry-javascript/fixJson__1_incompleteJson.txt").read_bytes()
 

@@ -1,4 +1,4 @@
-"""From payload to blob: header line, inflating within a bound, and the bytes that are stored."""
+"""From payload to blob: header line, bounded decompression, and the stored bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.kit.parsing import ALL, clicks, message, metric, parsed, rejected, se
 
 
 def test_a_compressed_body_is_stored_as_received():
-    """Not one byte is changed, and the name says whose it is."""
+    """The bytes are unchanged, and the name identifies the replay."""
     stream = zlib.compress(b'[{"type":3}]', 1)
 
     (blob,) = parsed(envelope(frame(stream, 12), retention_days=90, project_id=8)).blobs
@@ -35,8 +35,8 @@ def test_a_compressed_body_is_stored_as_received():
     assert blob.name == f"90/8/{REPLAY_ID}/12"
 
 
-def test_bytes_behind_a_complete_stream_are_tolerated():
-    """They are stored too: as received."""
+def test_bytes_after_a_complete_stream_are_tolerated():
+    """They are stored too, as received."""
     stream = body([click_event()]) + b"trailing"
 
     segment = parsed(envelope(frame(stream)))
@@ -46,7 +46,7 @@ def test_bytes_behind_a_complete_stream_are_tolerated():
 
 
 def test_a_plain_body_is_compressed_before_it_is_stored():
-    """The events are read all the same."""
+    """Its events are read as well."""
     segment = parsed(recording([click_event()], compressed=False))
 
     assert json.loads(zlib.decompress(segment.blobs[0].content)) == [click_event()]
@@ -54,7 +54,7 @@ def test_a_plain_body_is_compressed_before_it_is_stored():
 
 
 def test_a_video_is_packed_with_its_events():
-    """zlib(0x01, length in 4 bytes, video, JSON); the outcome is of another category."""
+    """zlib(0x01, length in 4 bytes, video, JSON); the outcome has another category."""
     segment = parsed(video_recording(b"video" * 9, [click_event()]))
 
     unpacked = zlib.decompress(segment.blobs[0].content)
@@ -68,8 +68,8 @@ def test_a_video_is_packed_with_its_events():
 
 
 @pytest.mark.parametrize("video", [None, b"", ...])
-def test_an_empty_video_is_no_video(video: object):
-    """The object is the recording alone."""
+def test_an_empty_video_counts_as_no_video(video: object):
+    """The object contains only the recording."""
     segment = parsed(recording(replay_video=video))
 
     assert zlib.decompress(segment.blobs[0].content) == b"[]"
@@ -90,12 +90,12 @@ def test_an_empty_video_is_no_video(video: object):
     ],
 )
 def test_a_header_line_is_an_object_with_a_segment_id(header: bytes, segment_id: int):
-    """Whatever else is in it, and however it is spaced."""
+    """Other keys and any whitespace are accepted."""
     assert parsed(envelope(frame(body([]), headers=header))).segment_id == segment_id
 
 
 def test_the_payload_is_split_at_the_first_newline_only():
-    """A body may hold as many as it likes."""
+    """A body may contain any number of newlines."""
     segment = parsed(envelope(frame(b"[\n\n]")))
 
     assert zlib.decompress(segment.blobs[0].content) == b"[\n\n]"
@@ -111,7 +111,7 @@ def test_a_segment_id_beyond_its_column_is_null_there_and_nowhere_else():
 
 
 def test_one_byte_over_the_inflated_limit_is_a_reject():
-    """The limit itself is allowed, by zlib and as plain JSON."""
+    """The limit itself is allowed, for zlib and for plain JSON."""
     text = b"[" + b" " * (3 * MiB) + b"]"
     exactly, less = (ParseRules(inflated_bytes_max=len(text) - short) for short in (0, 1))
 
@@ -120,8 +120,8 @@ def test_one_byte_over_the_inflated_limit_is_a_reject():
         assert rejected(value, less).reason == "body_too_large"
 
 
-def test_a_bomb_costs_the_bound_and_no_more():
-    """100 MB from 100 kB, with 8 MiB allowed: a reject, and memory stays under twice those."""
+def test_a_decompression_bomb_uses_no_more_than_the_limit():
+    """100 kB inflates to 100 MB with a limit of 8 MiB: a reject, and memory stays below twice the limit."""
     value = envelope(frame(zlib.compress(b"[" + b" " * 100_000_000 + b"]", 9)))
     assert len(value) < 100_000
 
@@ -138,7 +138,7 @@ def test_a_bomb_costs_the_bound_and_no_more():
 
 @pytest.mark.parametrize("level", [1, 9])
 def test_a_large_segment_takes_less_than_twice_its_size(level: int):
-    """12 MB of snapshots; what is stored is a view on the message, not a copy."""
+    """12 MB of snapshots; the stored blob is a view of the message, not a copy."""
     text = json.dumps([snapshot_event([f"child {number}" for number in range(9000)])] * 100).encode()
     assert len(text) > 10_000_000
     value = message(envelope(frame(zlib.compress(text, level))))
@@ -155,7 +155,7 @@ def test_a_large_segment_takes_less_than_twice_its_size(level: int):
 
 
 def test_a_million_events_are_read():
-    """In about a second, with memory in proportion."""
+    """In about one second, with memory proportional to the input."""
     count = 1_000_000
     text = b"[" + b'{"type":3,"data":{"source":1}},' * (count - 1) + json.dumps(click_event()).encode() + b"]"
     value = message(envelope(frame(zlib.compress(text, 1))))
@@ -173,8 +173,8 @@ def test_a_million_events_are_read():
 
 
 @pytest.mark.parametrize("text", [b"0,", b"[],", b'{"type":5},'], ids=repr)
-def test_a_million_worthless_events_are_given_up_before_they_cost_much(text: bytes):
-    """The segment is kept, the warnings are bounded, and so is the memory."""
+def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
+    """The segment is kept; warnings and memory are bounded."""
     value = message(envelope(frame(zlib.compress(b"[" + text * 1_000_000 + b"0]"))))
 
     tracemalloc.start()
@@ -191,8 +191,8 @@ def test_a_million_worthless_events_are_given_up_before_they_cost_much(text: byt
 
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
-def test_nesting_of_any_depth_costs_at_most_the_event_that_it_is_in(depth: int):
-    """Arrays and objects, closed and not: no crash of the interpreter, and the click beside it is read."""
+def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
+    """Arrays and objects, closed or not: the interpreter does not crash, and the click next to it is read."""
     click = json.dumps(click_event()).encode()
     arrays = b"[" * depth + b"]" * depth
     objects = b'{"a":' * depth + b"1" + b"}" * depth
@@ -205,7 +205,7 @@ def test_nesting_of_any_depth_costs_at_most_the_event_that_it_is_in(depth: int):
 
 @pytest.mark.parametrize("depth", [5_000, 100_000])
 def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
-    """In the envelope, in the header, in the replay_event, and in a recording that never ends."""
+    """In the envelope, the header, the replay_event, and an unterminated recording."""
     arrays = b"[" * depth + b"]" * depth
 
     rejected(b"\x91" * depth + b"\xc0")
@@ -214,8 +214,8 @@ def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
     assert parsed(recording(b"[" * depth)).warnings
 
 
-def test_mutations_alone_make_only_the_row_that_counts_them():
-    """What nobody asks for is skipped, not built."""
+def test_mutations_alone_produce_only_the_row_that_counts_them():
+    """Data that no row needs is skipped, not decoded."""
     segment = parsed(recording([mutation_event(), snapshot_event(), {"type": 99}, {"type": 7}, {"type": 0}]))
 
     assert [json.loads(json.loads(row.json)["attributes"]) for row in segment.bigquery] == [{"count": 5}]

@@ -1,6 +1,6 @@
-"""Recorded sessions through the parser: what an SDK sent becomes what was done in its page.
+"""Recorded sessions through the parser: events sent by an SDK become the actions performed in its page.
 
-tests/recordings says what the sessions are. test_parse_foreign.py has material that is not ours to ship.
+tests/recordings describes the sessions. test_parse_foreign.py covers material that is not ours to ship.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLICKING = {
 MERGED_MS = 1000
 SDK_VERSIONS = {"v7": "7.120.4", "v11": "11.12.0"}
 
-# Kinds of facts, and the category or op that the SDK's events of that kind have.
+# Kinds of facts, and the category or op of the SDK events behind each kind.
 CRUMBS = {
     "ui.blur": "ui.blur",
     "ui.focus": "ui.focus",
@@ -57,13 +57,13 @@ SPANS = {
 
 
 def facts_of(recorded: Recording) -> list[dict[str, Any]]:
-    """The analytics rows of the whole session, attributes decoded."""
+    """The analytics rows of the whole session, with decoded attributes."""
     rows = [json.loads(row.json) for segment in recorded.segments for row in segment.bigquery]
     return [row | {"attributes": json.loads(row["attributes"])} for row in rows]
 
 
 def clicking(recorded: Recording) -> list[Action]:
-    """The actions that leave a click breadcrumb."""
+    """The actions that produce a click breadcrumb."""
     left: list[Action] = []
     for action in recorded.actions:
         again = any(a.what == action.what and action.start_ms - a.stop_ms < MERGED_MS for a in left)
@@ -73,13 +73,13 @@ def clicking(recorded: Recording) -> list[Action]:
 
 
 def at(action: Action, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows whose time lies within the action."""
+    """The rows whose time is within the action."""
     return [row for row in rows if action.start_ms <= row["timestamp"] * 1000 < action.stop_ms]
 
 
 @each
 def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
-    """Every segment parses, and its blob is the very bytes that the SDK compressed."""
+    """Every segment parses, and its blob equals the bytes that the SDK compressed."""
     for number, (segment, body) in enumerate(zip(recorded.segments, recorded.bodies, strict=True)):
         (blob,) = segment.blobs
 
@@ -88,8 +88,8 @@ def test_a_session_of_an_sdk_is_stored_to_the_byte(recorded: Recording):
 
 
 @each
-def test_the_only_warning_is_of_a_breadcrumb_that_was_made_odd(recorded: Recording):
-    """The page v11-extra adds a navigation whose data is a text; everything else has the right shape."""
+def test_only_the_deliberately_malformed_breadcrumb_causes_a_warning(recorded: Recording):
+    """The page v11-extra adds a navigation whose data is a text; every other event is well-formed."""
     odd = [crumb for crumb in recorded.payloads("breadcrumb") if not isinstance(crumb.get("data", {}), dict)]
     warnings = [warning for segment in recorded.segments for warning in segment.warnings]
 
@@ -99,7 +99,7 @@ def test_the_only_warning_is_of_a_breadcrumb_that_was_made_odd(recorded: Recordi
 
 @each
 def test_every_event_of_a_session_is_counted(recorded: Recording):
-    """`rrweb_event_count` adds up to what was sent."""
+    """The sum of `rrweb_event_count` equals the number of events sent."""
     counts = [
         fact["attributes"]["count"] for fact in facts_of(recorded) if fact["event_type"] == "rrweb_event_count"
     ]
@@ -108,8 +108,8 @@ def test_every_event_of_a_session_is_counted(recorded: Recording):
 
 
 @each
-def test_every_event_that_is_a_fact_becomes_one(recorded: Recording):
-    """As many facts of each kind as a count of the SDK's events finds."""
+def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
+    """Facts of each kind are as many as the SDK's events of that kind."""
     found = Counter(fact["event_type"] for fact in facts_of(recorded))
     crumbs = Counter(
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -135,7 +135,7 @@ def test_every_event_that_is_a_fact_becomes_one(recorded: Recording):
 
 @each
 def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(recorded: Recording):
-    """Milliseconds since the page began to load, as the spans of the same page tell."""
+    """Milliseconds since the page began to load, taken from the spans of the same page."""
     values = [
         fact["attributes"]["value"]
         for fact in facts_of(recorded)
@@ -151,15 +151,15 @@ def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(record
 
 
 @each
-def test_rows_of_clicks_say_where_the_page_ran(recorded: Recording):
-    """The environment of the session, as its own row has it."""
+def test_click_rows_have_the_environment(recorded: Recording):
+    """It equals the environment in the session's own row."""
     for segment in recorded.segments:
         assert {row.get("environment") for row in clicks(segment)} <= {session(segment)["environment"]}
 
 
 @each
-def test_each_click_in_the_page_is_a_click_at_its_moment(recorded: Recording):
-    """No click more, none less."""
+def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
+    """No additional click, and none missing."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
     done = clicking(recorded)
 
@@ -169,7 +169,7 @@ def test_each_click_in_the_page_is_a_click_at_its_moment(recorded: Recording):
 
 @each
 def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
-    """Its rows agree on when it began and which SDK recorded it, and end before the page was left."""
+    """Its rows agree on start time and SDK, and end before the page was left."""
     rows = [session(segment) for segment in recorded.segments]
 
     (began,) = {row["replay_start_timestamp"] for row in rows}
@@ -179,8 +179,8 @@ def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
 
 
 @each_shop
-def test_a_dead_click_and_a_rage_click_are_told_from_the_others(recorded: Recording):
-    """The button that does nothing, and seven clicks on one; the first dead click was followed by a change."""
+def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording):
+    """The button without effect, and seven clicks on one; the first dead click was followed by a change."""
     rows = [row for segment in recorded.segments for row in clicks(segment)]
     dead = {row["click_id"] for row in rows if row["click_is_dead"]}
     rage = {row["click_id"] for row in rows if row["click_is_rage"]}
@@ -194,7 +194,7 @@ def test_a_dead_click_and_a_rage_click_are_told_from_the_others(recorded: Record
 
 
 @each_shop
-def test_the_requests_of_the_page_are_there_with_method_status_and_size(recorded: Recording):
+def test_the_requests_of_the_page_have_method_status_and_size(recorded: Recording):
     """`doFetch` and `doXhr` of shop.html; SDK 7 does not report a request that was refused."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] in ("resource.fetch", "resource.xhr")]
     found = [

@@ -1,4 +1,4 @@
-"""Rows and their identity: the same on every delivery, never twice the same, and within their columns."""
+"""Rows and their identity: the same on every delivery, unique, and within their columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_c
 
 
 def test_a_second_delivery_makes_the_same_rows():
-    """Byte for byte, and at another offset too but for the columns that say where a message lay."""
+    """Byte for byte; at another offset only the columns with the Kafka position differ."""
     value = recording([*EVERYTHING, rage_click_event()])
 
     first, again = parsed(value), parsed(value)
@@ -46,17 +46,17 @@ def test_a_second_delivery_makes_the_same_rows():
 
 
 def test_no_two_rows_of_a_table_share_an_identity():
-    """Within a segment and between segments; a click repeated by the recording itself is one."""
+    """Within a segment and across segments; a click that the recording itself repeats counts once."""
     segments = [parsed(recording([*EVERYTHING, *EVERYTHING[2:]], segment_id=number)) for number in range(3)]
 
     facts = [row.id for segment in segments for row in segment.bigquery]
     assert len(facts) == len(set(facts))
     sessions = [row.id for segment in segments for row in segment.clickhouse if b"click_tag" not in row.json]
-    assert len(sessions) - len(set(sessions)) == 2  # the tap, thrice the same
+    assert len(sessions) - len(set(sessions)) == 2  # the same tap three times
 
 
 def test_an_identity_is_made_of_project_replay_segment_event_and_kind():
-    """As docs/rows.md has it, for those who look a fact up."""
+    """As documented in docs/rows.md, for users who look up a fact."""
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 
     assert [row.id for row in segment.bigquery] == [
@@ -77,7 +77,7 @@ def test_an_identity_is_made_of_project_replay_segment_event_and_kind():
     }
 
 
-def test_every_row_is_one_line_of_json_and_knows_its_offset():
+def test_every_row_is_one_line_of_json_with_its_offset():
     """Newlines in texts are escaped."""
     event = click_event(attributes={"title": "two\nlines", "class": "a\u2028b"})
 
@@ -91,7 +91,7 @@ def test_every_row_is_one_line_of_json_and_knows_its_offset():
 
 
 def test_only_the_first_segment_is_billed():
-    """One outcome a replay, keyed by the replay."""
+    """One outcome per replay, keyed by replay."""
     assert table(parsed(recording(segment_id=1)), "replay_outcomes") == []
 
     (row,) = [row for row in parsed(recording()).clickhouse if row.table == "replay_outcomes"]
@@ -109,13 +109,13 @@ def test_only_the_first_segment_is_billed():
 
 
 @pytest.mark.parametrize("key_id", [None, LEFT_OUT, -1])
-def test_an_outcome_may_have_no_key(key_id: Any):
-    """Null in the row."""
+def test_an_outcome_without_a_key_is_written(key_id: Any):
+    """The column is null."""
     assert table(parsed(recording(key_id=key_id)), "replay_outcomes")[0]["key_id"] is None
 
 
-def test_a_segment_row_says_where_its_bytes_are():
-    """And how many: stored, inflated, video."""
+def test_a_segment_row_locates_its_bytes():
+    """It also has their sizes: stored, inflated, video."""
     (row,) = table(parsed(video_recording(b"video", segment_id=2)), "replay_segments")
 
     assert (row["object"], row["segment_id"], row["size_video"]) == (f"30/11/{REPLAY_ID}/2", 2, 5)
@@ -124,17 +124,17 @@ def test_a_segment_row_says_where_its_bytes_are():
 
 
 def test_a_replay_id_in_capitals_is_the_same_replay():
-    """Or a replay would have two objects of each segment."""
+    """Otherwise a replay would have two objects per segment."""
     assert parsed(recording(replay_id=REPLAY_ID.upper())) == parsed(recording())
 
 
-# Absurd times
+# Impossible times
 
 
 @pytest.mark.parametrize("received", [0, 123123123123, 2**63 - 1, 2**32])
 @pytest.mark.parametrize("timestamp_ms", [0, RECEIVED * 1000])
-def test_an_absurd_year_stays_within_the_columns(received: int, timestamp_ms: int):
-    """Kafka's own time stands in for it; nothing is lost."""
+def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms: int):
+    """Kafka's timestamp is used instead; nothing is lost."""
     segment = parsed(recording(EVERYTHING, received=received), timestamp_ms=timestamp_ms)
 
     rows = [json.loads(row.json) for row in (*segment.clickhouse, *segment.bigquery)]
@@ -146,15 +146,15 @@ def test_an_absurd_year_stays_within_the_columns(received: int, timestamp_ms: in
 
 
 @pytest.mark.parametrize("timestamp", [-1, 0, 1e300, "1", None, RECEIVED * 1000])
-def test_an_absurd_time_of_the_session_is_the_segments(timestamp: Any):
-    """More than 30 days away from it, or no number."""
+def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
+    """More than 30 days away from it, or not a number."""
     assert session(parsed(recording(replay_event=replay_event(timestamp=timestamp))))["timestamp"] == RECEIVED
 
 
-# What the replay_event says
+# Contents of the replay_event
 
 
-def test_a_session_row_holds_what_the_replay_event_says():
+def test_a_session_row_holds_the_fields_of_the_replay_event():
     """In the columns of snuba's table."""
     row = session(parsed(recording()))
 
@@ -217,7 +217,7 @@ def test_a_session_row_holds_what_the_replay_event_says():
     ],
 )
 def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str | None):
-    """And absent when there is none."""
+    """Absent when none of them is set."""
     assert session(parsed(recording(replay_event=replay_event(user=user)))).get("user") == shown
 
 
@@ -236,7 +236,7 @@ def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str 
     ],
 )
 def test_an_address_goes_into_the_column_of_its_version(address: Any, columns: tuple[str | None, str | None]):
-    """One that ClickHouse would refuse goes into neither: it would cost the whole batch a bisection."""
+    """An address that ClickHouse would refuse is left out: it would make the whole batch be bisected."""
     row = session(parsed(recording(replay_event=replay_event(user={"ip_address": address}))))
 
     assert (row.get("ip_address_v4"), row.get("ip_address_v6")) == columns
@@ -247,8 +247,8 @@ FIELDS = tuple(json.loads(replay_event()))
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_of_a_wrong_type_costs_itself(field: str):
-    """All others of the row are as they were."""
+def test_a_field_of_a_wrong_type_affects_no_other_field(field: str):
+    """All other fields of the row are unchanged."""
     good = session(parsed(recording()))
     for wrong in WRONG:
         segment = parsed(recording([click_event()], replay_event=replay_event(**{field: wrong})))
@@ -261,8 +261,8 @@ def test_a_field_of_a_wrong_type_costs_itself(field: str):
 
 
 @pytest.mark.parametrize("outer", ["user", "contexts"])
-def test_a_wrong_type_further_inside_costs_that_alone(outer: str):
-    """Such as contexts.os a text."""
+def test_a_nested_value_of_a_wrong_type_affects_nothing_else(outer: str):
+    """For example, contexts.os is a text."""
     inside = json.loads(replay_event())[outer]
     for name in inside:
         for wrong in WRONG:
@@ -271,8 +271,8 @@ def test_a_wrong_type_further_inside_costs_that_alone(outer: str):
             assert row["sdk_name"] == "sentry.javascript.react"
 
 
-def test_identifiers_that_are_no_uuids_are_left_out():
-    """Their columns are arrays of UUIDs; with and without dashes both are taken."""
+def test_identifiers_that_are_not_uuids_are_left_out():
+    """Their columns are arrays of UUIDs; UUIDs with and without dashes are accepted."""
     ids = ["1", None, 7, UUID_TEXT, REPLAY_ID.upper(), "g" * 32]
 
     row = session(parsed(recording(replay_event=replay_event(error_ids=ids, trace_ids=ids))))
@@ -281,7 +281,7 @@ def test_identifiers_that_are_no_uuids_are_left_out():
 
 
 def test_lists_and_texts_of_a_session_are_bounded():
-    """A page may have made up what it likes."""
+    """A page can send any number of them."""
     many = [f"https://shop.example/{number}" for number in range(1000)]
     tags = [[f"key {number}", "v" * 10_000] for number in range(1000)]
 
@@ -292,8 +292,8 @@ def test_lists_and_texts_of_a_session_are_bounded():
     assert {len(value) for value in row["tags.value"]} == {len(row["release"])} == {2048}
 
 
-def test_tags_that_are_no_pairs_are_left_out():
-    """Keys and values have to have the same length."""
+def test_tags_that_are_not_pairs_are_left_out():
+    """The arrays of keys and values must have the same length."""
     tags = [["a", "b"], ["alone"], "text", None, ["a", "b", "c"], [None, 1], ["n", 2]]
 
     row = session(parsed(recording(replay_event=replay_event(tags=tags))))
@@ -304,8 +304,8 @@ def test_tags_that_are_no_pairs_are_left_out():
 # Sampling
 
 
-def test_a_coin_is_the_segments_own():
-    """The share holds over many segments, and each of them answers the same again."""
+def test_sampling_is_decided_per_segment():
+    """The sampled share holds over many segments, and a segment always gets the same decision."""
     rules = ParseRules(sample_segment_rate=0.2, sample_event_rate=0.0)
 
     def heads() -> list[bool]:
@@ -317,8 +317,8 @@ def test_a_coin_is_the_segments_own():
     assert tossed == heads()
 
 
-def test_no_coin_decides_on_what_is_always_told():
-    """Clicks, errors, sizes, vitals."""
+def test_some_facts_are_never_sampled():
+    """Clicks, errors, sizes and web vitals."""
     events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
 
     assert events_parsed(events, ALL).bigquery == events_parsed(events, NONE).bigquery
@@ -328,7 +328,7 @@ def test_no_coin_decides_on_what_is_always_told():
 
 
 def test_sizes_of_a_segment_are_measured():
-    """Stored and inflated bytes of every one."""
+    """Stored and inflated bytes of every segment."""
     segment = parsed(recording([click_event()]))
 
     assert metric(segment, "replays.usecases.ingest.size_compressed") == [len(segment.blobs[0].content)]
@@ -338,15 +338,15 @@ def test_sizes_of_a_segment_are_measured():
 
 
 def test_an_oversized_segment_is_kept_and_counted():
-    """More than 20 MB of JSON: no SDK should send it."""
+    """More than 20 MB of JSON, which no SDK should send."""
     segment = parsed(recording(b"[" + b" " * 20_000_000 + b"]"))
 
     assert segment.warnings == ("oversized_segment",)
     assert metric(segment, "replays.consumer.recording.oversized_segment") == [1]
 
 
-def test_a_segment_says_how_much_is_staged_for_it():
-    """At least the bytes of its object and rows, at most some more a row."""
+def test_a_segment_states_its_staged_bytes():
+    """At least the size of its object and rows, plus at most a small overhead per row."""
     segment = parsed(recording(EVERYTHING))
 
     rows = (*segment.clickhouse, *segment.bigquery)
@@ -355,15 +355,15 @@ def test_a_segment_says_how_much_is_staged_for_it():
 
 
 def test_facts_of_a_segment_are_bounded():
-    """The first 2000, and a warning."""
+    """The first 2000 are kept, with a warning."""
     segment = events_parsed([viewport_event()] * 2100)
 
     assert len(segment.bigquery) == 2000
     assert segment.warnings == ("events_over_limit",)
 
 
-def test_a_message_has_no_part_in_its_identity_but_its_content():
-    """Neither partition nor epoch nor headers."""
+def test_identity_depends_on_content_only():
+    """Partition, epoch and headers are not part of it."""
     value = recording(EVERYTHING)
     here = parse(message(value), ALL)
     there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)

@@ -1,4 +1,4 @@
-"""Bodies joined from compressed parts are ordinary zlib streams."""
+"""Bodies assembled from compressed parts are ordinary zlib streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pieces = some.lists(
 
 @given(pieces)
 def test_any_sequence_of_parts_and_fresh_bytes_inflates_to_their_concatenation(body: list[Piece]):
-    """zlib itself checks the stream's Adler-32, which is computed here without looking at the parts again."""
+    """zlib itself checks the stream's Adler-32, which is computed here without reading the parts again."""
     stream = deflated(body)
 
     inflater = zlib.decompressobj()
@@ -30,7 +30,7 @@ def test_any_sequence_of_parts_and_fresh_bytes_inflates_to_their_concatenation(b
 
 
 def test_a_part_is_not_compressed_again():
-    """A large part costs its size in copying, so a body of it is about as large as the part."""
+    """A large part is only copied, so a body containing it is about as large as the part."""
     part = Part(b"<div class='card'></div>" * 10_000)
 
     stream = deflated([b"[", part, b"]"])

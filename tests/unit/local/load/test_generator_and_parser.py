@@ -1,4 +1,4 @@
-"""The generator's notes and the parser agree: two independent readings of the same messages."""
+"""The generator's manifest and the parser agree: two independent interpretations of the same messages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ingest.local.load.produce import PROFILES, stream
 
 START = 1_790_000_000
 SOURCE = TopicPartition("t", 0)
-# A high rate, so that coins fall on both sides.
+# A high rate, so that both sampling decisions occur.
 RULES = ParseRules(sample_segment_rate=0.3, sample_event_rate=0.3)
 
 
 def load(count: int = 400, profile: str = "small") -> tuple[Expectation, list[tuple[Entry, Segment | Reject]]]:
-    """What should come out, and what the parser makes of each message."""
+    """The expected results, and the parser's results for each message."""
     expected = Expectation(sample_segment_rate=0.3, sample_event_rate=0.3)
     parsed = []
     for offset, made in enumerate(stream(PROFILES[profile], count, 4, START)):
@@ -34,8 +34,8 @@ def load(count: int = 400, profile: str = "small") -> tuple[Expectation, list[tu
     return expected, parsed
 
 
-def test_every_message_is_parsed_or_rejected_as_the_generator_says():
-    """Kinds and reasons agree, one by one, in both profiles."""
+def test_every_message_is_parsed_or_rejected_as_in_the_manifest():
+    """Kinds and reasons match message by message, in both profiles."""
     for profile, count in (("small", 400), ("demo", 150)):
         for entry, outcome in load(count, profile)[1]:
             if entry.kind == "reject":
@@ -46,15 +46,15 @@ def test_every_message_is_parsed_or_rejected_as_the_generator_says():
                 assert outcome.blobs[0].name == entry.blob
 
 
-def test_every_reason_that_a_body_can_have_is_made():
-    """The generator knows a message for each reject reason but those that need megabytes or a crash."""
+def test_every_reject_reason_of_a_body_is_generated():
+    """The generator builds a message for each reject reason except those that need megabytes or a crash."""
     made = {reason for _, reason, _ in MAKERS}
 
     assert made == set(REASONS) - {"message_too_large", "body_too_large", "parser_failed"}
 
 
-def test_objects_hold_the_bytes_that_the_manifest_names():
-    """As received, or packed by the parser and then compared inflated."""
+def test_objects_have_the_bytes_of_the_manifest():
+    """As received, or packed by the parser and compared after decompression."""
     expected, parsed = load()
     for _, outcome in parsed:
         if isinstance(outcome, Segment):
@@ -66,7 +66,7 @@ def test_objects_hold_the_bytes_that_the_manifest_names():
 
 
 def test_clicks_taps_and_outcomes_add_up():
-    """Rows by identity; of two rows of one click the one that says more counts, as the table's engine has it."""
+    """Compared by row identity; of two rows of one click the more severe one counts, as in the table's engine."""
     expected, parsed = load()
     clicks: dict[Named, Flags] = {}
     taps, outcomes = set(), {}
@@ -88,7 +88,7 @@ def test_clicks_taps_and_outcomes_add_up():
 
 
 def test_facts_add_up():
-    """Distinct row ids by event type, sampled ones included."""
+    """Distinct row ids by event type, including sampled ones."""
     expected, parsed = load()
     ids: dict[str, str] = {}
     for _, outcome in parsed:
@@ -101,7 +101,7 @@ def test_facts_add_up():
 
 
 def test_metrics_add_up():
-    """Counts and sums by name; every message counts, also one that came before."""
+    """Counts and sums by name; every message counts, including redeliveries."""
     expected, parsed = load()
     totals: dict[str, Total] = {}
     for _, outcome in parsed:
@@ -116,7 +116,7 @@ def test_metrics_add_up():
 
 
 def test_an_expectation_of_parsed_messages_is_that_of_the_manifest():
-    """So a topic that was read again can be reconciled as a load can."""
+    """Therefore a topic that was read again can be reconciled like a load."""
     expected, parsed = load()
     again = Expectation()
     for entry, outcome in parsed:

@@ -1,4 +1,4 @@
-"""Generated sessions are believable: they repeat, they have the stated mix, and a player could play them."""
+"""Generated sessions are realistic: reproducible, with the stated mix, and playable."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def sessions(count: int, mix: Mix, site: tuple[Page, ...] = SITE) -> list[list[M
 
 
 def test_the_same_seed_makes_the_same_bytes():
-    """Two streams of one seed agree, another seed's does not."""
+    """Two streams of one seed are equal, and those of another seed differ."""
     one, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
 
     assert one == again
     assert one != other
 
 
-def test_the_mix_is_what_the_profile_states():
-    """Sizes and shares of the `demo` profile are near the figures of production that it imitates."""
+def test_the_mix_matches_the_profile():
+    """Sizes and shares of the `demo` profile are close to the production figures that it imitates."""
     entries = [message.entry for message in stream(PROFILES["clean"], 1500, 1, START)]
     web = [entry for entry in entries if entry.kind == "segment"]
     seen: Counter[str] = Counter()
@@ -67,8 +67,8 @@ def test_the_mix_is_what_the_profile_states():
     assert seen["custom"] / len(web) == pytest.approx(13, abs=1.5)
 
 
-def test_every_event_that_is_noted_is_in_the_segment():
-    """The manifest counts what is really there: rrweb events, clicks, slow clicks, spans, canvas."""
+def test_every_event_in_the_manifest_is_in_the_segment():
+    """The manifest counts actual contents: rrweb events, clicks, slow clicks, spans, canvas."""
     for message in stream(PROFILES["small"], 200, 5, START):
         entry = message.entry
         if entry.kind != "segment" or entry.flaw == "body_not_json":
@@ -78,7 +78,7 @@ def test_every_event_that_is_noted_is_in_the_segment():
 
         assert entry.seen["rrweb"] == len(found)
         clicks = entry.seen.get("ui.click", 0) + entry.seen.get("negative_click", 0)
-        # One of the odd shapes is a click without a node.
+        # One of the malformed shapes is a click without a node.
         assert clicks <= categories["ui.click"] <= clicks + entry.seen.get("odd_event", 0)
         assert categories["resource.fetch"] == entry.seen.get("span:resource.fetch", 0)
         slow = sum(count for name, count in entry.seen.items() if name.startswith("ui.slowClickDetected"))
@@ -86,7 +86,7 @@ def test_every_event_that_is_noted_is_in_the_segment():
 
 
 def category(event: Any) -> str:
-    """What a custom event is about; empty for all others and for odd shapes."""
+    """The category of a custom event; empty for other events and malformed shapes."""
     if not isinstance(event, dict) or event.get("type") != 5:
         return ""
     payload = (event.get("data") or {}).get("payload")
@@ -94,7 +94,7 @@ def category(event: Any) -> str:
 
 
 def test_a_click_and_its_slow_click_report_share_an_identity():
-    """The report comes later, in another segment perhaps, and says the same second and node."""
+    """The report is sent later, possibly in another segment, with the same second and node."""
     mix = Mix(segments_mean=9, dead_click=0.5, rage_click=0.3, slow_click=0.2, mobile=0, negative_click=0)
     for session in sessions(10, mix):
         clicked = set()
@@ -129,7 +129,8 @@ def test_at_most_the_allowed_clicks_of_a_segment_are_expected():
 
 
 def test_a_recording_refers_only_to_nodes_that_exist_at_that_moment():
-    """A player that keeps rrweb's rules finds every node: snapshots first, removals before additions, ids once."""
+    """A player that enforces rrweb's rules finds every node: snapshots first, removals before additions, each id
+    once."""
     mix = Mix(segments_mean=8, mobile=0, canvas=0.5, odd_event=0, broken_body=0, raw_body=0.5)
     for session in sessions(8, mix):
         player = Player()
@@ -140,7 +141,7 @@ def test_a_recording_refers_only_to_nodes_that_exist_at_that_moment():
 
 
 class Player:
-    """Keeps the ids of the page as rrweb's mirror does, and fails on what it could not play."""
+    """Tracks the ids of the page like rrweb's mirror, and fails on an unplayable event."""
 
     def __init__(self) -> None:
         self.ids: dict[int, list[int]] = {}
@@ -187,7 +188,7 @@ class Player:
 
 
 def test_the_manifest_names_the_object_and_its_digest():
-    """What will be stored: the body as received, or, where the pipeline packs it, what it inflates to."""
+    """The stored content: the body as received, or, if the pipeline packs it, its decompressed form."""
     for message in stream(PROFILES["small"], 150, 9, START):
         entry, whole = message.entry, None
         if entry.kind == "reject":
@@ -209,8 +210,8 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_duplicates_and_late_segments_come_in_bounded_disorder():
-    """A duplicate is the very message that was sent before; nothing is lost by being late."""
+def test_duplicates_and_late_segments_are_boundedly_out_of_order():
+    """A duplicate equals the message sent earlier; late messages are not lost."""
     profile = Profile("test", duplicates=0.2, late=0.2, malformed=0, pages=2, cards=(3, 4), style_rules=(2,))
     messages = list(stream(profile, 300, 1, START))
     seen: dict[tuple[str, int], bytes] = {}

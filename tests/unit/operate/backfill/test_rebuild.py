@@ -1,4 +1,4 @@
-"""Rows rebuilt from what is stored are the rows that ingestion makes, to the byte."""
+"""Rows rebuilt from stored data equal the rows of ingestion, byte for byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def segments(count: int) -> list[Segment]:
 
 
 def stored(segment: Segment) -> StoredSegment:
-    """What ClickHouse has of it, by the rows that ingestion writes."""
+    """The contents of ClickHouse, from the rows that ingestion writes."""
     rows = [(row, msgspec.json.decode(row.json)) for row in segment.clickhouse]
     facts = next(row for one, row in rows if one.table == "replay_segments")
     environments = [row.get("environment", "") for one, row in rows if is_session(segment, one)]
@@ -50,8 +50,8 @@ def is_session(segment: Segment, row: Row) -> bool:
     return row.id == hashed(f"{segment.replay_id}/segment/{segment.segment_id}")
 
 
-def test_clicks_taps_and_facts_come_out_as_they_went_in() -> None:
-    """Of web and mobile recordings: identities, content, place in Kafka, environment."""
+def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
+    """For web and mobile recordings: identities, content, Kafka position, environment."""
     made = segments(80)
 
     for one in made:

@@ -9,8 +9,8 @@ from ingest.operate.backfill.selection import IDS_AT_ONCE, Selection
 REPLAY = "a" * 32
 
 
-def test_every_condition_that_is_given_selects() -> None:
-    """Rows past their retention never; an id only as a UUID, so that nothing else gets into a query."""
+def test_every_given_condition_selects() -> None:
+    """Rows past their retention are never selected; ids must be UUIDs, so that nothing else reaches a query."""
     (where,) = Selection(11, since=5.5, until=9.0, replay_ids=(REPLAY,)).conditions(now=100.0)
 
     for part in ("project_id = 11", "received >= toDateTime(6)", "received < toDateTime(9)", "> 100"):
@@ -29,8 +29,8 @@ def test_many_ids_are_several_questions_and_none_is_none() -> None:
         Selection()
 
 
-def test_the_bucket_is_listed_where_the_selection_lies() -> None:
-    """All of it for a window alone; nothing where ids without a project cannot be found by name."""
+def test_only_the_selected_part_of_the_bucket_is_listed() -> None:
+    """A window alone lists all of it; ids without a project list nothing, because they cannot be found by name."""
     assert list(Selection(7).prefixes()) == ["30/7/", "60/7/", "90/7/"]
     assert next(Selection(7, replay_ids=(REPLAY,)).prefixes()) == f"30/7/{REPLAY}/"
     assert list(Selection(since=1.0).prefixes()) == [""]

@@ -1,4 +1,4 @@
-"""Names from ClickHouse beside a listing: what is not in the bucket, whatever the order of the streams."""
+"""Names from ClickHouse compared with a listing: missing objects are found in any order of the streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def missing(
     packed: list[tuple[str, int]] | None = None,
     appeared: frozenset[str] = frozenset(),
 ) -> Audit:
-    """What an audit of these names finds; `appeared`: objects that are there although they were not listed."""
+    """Result of an audit of these names; `appeared`: objects that exist although they were not listed."""
     found = Audit("bucket", 0.0)
     pointing = Pointing(iter(segments), iter(indexed or []), iter(packed or []))
     follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
@@ -30,16 +30,17 @@ def named(found: Audit) -> list[tuple[str, int]]:
     return [(one.object, one.segments) for one in found.examples]
 
 
-def test_a_row_without_its_object_is_found_wherever_it_lies() -> None:
-    """Before, between and behind what is listed; doubles count once."""
+def test_a_row_without_its_object_is_found_at_any_position() -> None:
+    """Before, between and after the listed names; duplicates count once."""
     found = missing(["b", "d"], ["a", "a", "b", "b", "c", "d", "e"])
 
     assert named(found) == [("a", 1), ("c", 1), ("e", 1)]
     assert (found.rows, found.rows_without_object) == (5, 3)
 
 
-def test_a_segment_of_a_packed_object_needs_that_object_alone() -> None:
-    """One is listed, one is gone with three segments; a segment without object and index row is missing."""
+def test_a_segment_of_a_packed_object_needs_only_that_object() -> None:
+    """One object is listed, one with three segments is missing; a segment without object and index row is
+    missing."""
     found = missing(["30/packed/x"], ["a", "b", "c"], ["a", "b"], [("30/packed/w", 3), ("30/packed/x", 1)])
 
     assert sorted(named(found)) == [("30/packed/w", 3), ("c", 1)]
@@ -51,8 +52,8 @@ def test_what_was_written_after_the_listing_is_not_missing() -> None:
     assert named(found) == [("b", 1)]
 
 
-def test_many_are_counted_and_some_named() -> None:
-    """An empty bucket beside a full table."""
+def test_many_missing_objects_are_counted_and_some_are_named() -> None:
+    """A full table with an empty bucket."""
     count = 2 * SUSPECTS_MAX + 5
 
     found = missing([], [f"{number:06}" for number in range(count)])

@@ -1,4 +1,4 @@
-"""When a stored row is what would be written, when another message has replaced it, and when it is wrong."""
+"""When a stored row is correct, when another message has replaced it, and when it is wrong."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_a_row_of_another_message_may_replace_this_one_and_nothing_else_may(
         assert all(name in found[1] for name in changed if name not in ("partition", "offset"))
 
 
-def test_one_of_several_copies_is_enough_and_none_is_missing() -> None:
-    """Of a row that the message has twice, and of rows on two days."""
+def test_one_of_several_copies_is_sufficient_and_zero_is_missing() -> None:
+    """For a row that occurs twice in the message, and for rows on two days."""
     assert verdict("replays", [CLICK], []) == (Kind.MISSING, "no such row")
     assert verdict("replays", [CLICK | {"click_text": "x"}, CLICK], [CLICK]) is None
     assert verdict("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None

@@ -1,4 +1,4 @@
-"""Parsing beside the loop: the same outcomes as in it, whatever happens to the processes."""
+"""Parsing in processes gives the same outcomes as in the loop, whatever happens to the processes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ DEADLINE_SECONDS = 20.0
 
 
 def still(seconds: float = 0.0) -> float:
-    """A clock that stands."""
+    """A clock that does not advance."""
     return seconds
 
 
 def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
-    """As a poll brings them."""
+    """Messages as polled."""
     return [
         Message(
             SOURCE,
@@ -49,7 +49,7 @@ def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
 
 
 def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> list[Outcome]:
-    """What comes out, after a check that it is about what went in, in order."""
+    """The outcomes, after a check that they correspond to the input, in order."""
     events = list(parser.parse(sent))
     assert [(event.source, event.epoch, event.offset) for event in events] == [
         (message.source, message.epoch, message.offset) for message in sent
@@ -66,7 +66,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def is_gone(process_id: int) -> bool:
-    """Whether there is no such process, not even one that nobody has waited for."""
+    """Whether the process is gone; a zombie counts as existing."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:
@@ -76,13 +76,13 @@ def is_gone(process_id: int) -> bool:
 
 @pytest.fixture
 def inline() -> InlineParser:
-    """In this process."""
+    """Parses in this process."""
     return InlineParser(RULES, TenantGate(), still)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., ProcessParser]]:
-    """Starts parsers that end with the test."""
+    """Starts parsers that are stopped after the test."""
     started: list[ProcessParser] = []
 
     def make(
@@ -98,15 +98,15 @@ def start() -> Iterator[Callable[..., ProcessParser]]:
 
 @pytest.fixture(scope="module")
 def load() -> list[bytes]:
-    """Everything that the generator knows, rejects and videos too."""
+    """Everything that the generator can produce, including rejects and videos."""
     return list(values(PROFILES["small"], 150, seed=11, started_at=1_790_000_000))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_processes_find_what_the_loop_would_find(
+def test_processes_parse_like_the_loop(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes], processes: int
 ) -> None:
-    """Equal to the byte, in order, over several polls of different size, a single message and none among them."""
+    """Equal byte for byte, in order, over several polls of different size, including one message and none."""
     parser = start(processes)
 
     for poll in (load[:70], load[70:71], [], load[71:]):
@@ -117,7 +117,7 @@ def test_processes_find_what_the_loop_would_find(
 
 
 def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., ProcessParser]) -> None:
-    """It is a view on the message that the reader has; what was packed here is new."""
+    """It is a view of the message that the reader already has; a blob compressed by the child is new."""
     received, packed = messages([recording([click_event()]), recording([click_event()], replay_video=b"mp4" * 9)])
 
     first, second = outcomes(start(1), [received, packed])
@@ -130,10 +130,8 @@ def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., Proce
     assert zlib.decompress(second.blobs[0].content).startswith(b"\x01\x00\x00\x00\x1bmp4")
 
 
-def test_the_memory_between_them_grows_with_the_poll(
-    start: Callable[..., ProcessParser], inline: InlineParser
-) -> None:
-    """From messages of some bytes to one of megabytes and back."""
+def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], inline: InlineParser) -> None:
+    """From messages of a few bytes to megabytes and back."""
     parser = start(2)
     large = recording(
         b"[" + b",".join(b'{"type":3,"data":{"n":%d}}' % n for n in range(200_000)) + b"]", compressed=False
@@ -147,7 +145,7 @@ def test_the_memory_between_them_grows_with_the_poll(
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
 ) -> None:
-    """Killed between two polls, and both at once; the next poll brings everything."""
+    """One killed between two polls, then both at once; the next poll returns everything."""
     parser = start(2)
     sent = messages(load[:40])
     expected = outcomes(inline, sent)
@@ -165,7 +163,7 @@ def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
 def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
 ) -> None:
-    """Stopped, it does not answer in time."""
+    """It is stopped and does not respond in time."""
     parser = start(2, answer_seconds_max=5.0)
     sent = messages(load[:20])
     expected = outcomes(inline, sent)
@@ -178,8 +176,8 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
     assert is_gone(victim)
 
 
-def test_a_message_that_ends_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """One that inflates to more memory than a process may have: its neighbours are parsed, its bytes are kept."""
+def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
+    """It inflates to more memory than a process may use: its neighbours are parsed, its bytes are kept."""
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
     parser = start(2, memory_bytes_max=40 * MiB)
@@ -196,10 +194,10 @@ def test_a_message_that_ends_the_process_twice_becomes_a_reject(start: Callable[
     assert isinstance(outcomes(parser, messages([good]))[0], Segment)
 
 
-def test_a_usual_bound_on_memory_is_enough_for_the_largest_segment(
+def test_the_default_memory_limit_is_enough_for_the_largest_segment(
     start: Callable[..., ProcessParser],
 ) -> None:
-    """100 MiB of JSON, the most that is inflated."""
+    """100 MiB of JSON, the inflate limit."""
     body = b"[" + b",".join([b'{"type":3,"data":{"source":1}}'] * 3_300_000) + b"]"
 
     (outcome,) = outcomes(start(1, rules=ParseRules()), messages([recording(body)]))
@@ -207,8 +205,8 @@ def test_a_usual_bound_on_memory_is_enough_for_the_largest_segment(
     assert isinstance(outcome, Segment)
 
 
-def test_what_the_tenant_rules_shed_is_not_sent_anywhere(start: Callable[..., ProcessParser]) -> None:
-    """In both parsers, also when it is all there is."""
+def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[..., ProcessParser]) -> None:
+    """In both parsers, also when a poll has no other messages."""
     gate = TenantGate()
     gate.rules = TenantRules(killed=frozenset({11}))
     sent = messages([recording(project_id=11), recording(project_id=12)])
@@ -221,7 +219,7 @@ def test_what_the_tenant_rules_shed_is_not_sent_anywhere(start: Callable[..., Pr
 
 
 def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
-    """Neither children at rest nor one that was never asked."""
+    """Neither idle children nor one that was never used."""
     parser = start(3)
     outcomes(parser, messages([recording()]))
     processes = parser.process_ids
@@ -229,11 +227,11 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
     parser.close()
 
     assert all(is_gone(process) for process in processes)
-    parser.close()  # again is no error
+    parser.close()  # a second call is no error
 
 
 def test_processes_end_with_a_reader_that_was_killed() -> None:
-    """They see that the other end is gone."""
+    """They detect that the other end of the socket is closed."""
     script = (
         "import time; from ingest.reader.parsing.inline import *\n"
         "from ingest.reader.tenant_gate import TenantGate\n"
@@ -252,8 +250,8 @@ def test_processes_end_with_a_reader_that_was_killed() -> None:
     until(lambda: all(is_gone(child) for child in children))
 
 
-def test_rows_do_not_depend_on_the_run() -> None:
-    """The same bytes under other hash seeds: no set and no dictionary order reaches a row."""
+def test_rows_do_not_depend_on_hash_seeds() -> None:
+    """The same bytes give the same rows: no order of a set or dictionary affects them."""
     script = (
         "import hashlib\n"
         "from ingest.core.model import Message, TopicPartition\n"

@@ -1,4 +1,4 @@
-"""Messages that are not plainly cheap: parsed in a child with limits, each answered whatever becomes of it."""
+"""Messages that are not clearly cheap are parsed in a child with limits; each gets a result, whatever it does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def message(value: bytes, offset: int = 0) -> Message:
 
 
 class Bench:
-    """A second line whose answers are waited for."""
+    """A second line whose results are awaited."""
 
     def __init__(self, deadlines: Deadlines = UNHURRIED, **more: Any) -> None:
         self.answers: queue.SimpleQueue[on.MessageParsed] = queue.SimpleQueue()
@@ -60,8 +60,8 @@ def start() -> Iterator[Callable[..., Bench]]:
         bench.line.close()
 
 
-def test_it_finds_what_the_parser_finds(start: Callable[..., Bench]) -> None:
-    """Segments and rejects, in the order in which they came."""
+def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
+    """Segments and rejects, in the order of the messages."""
     sent = [
         message(make.recording([make.click_event()]), 0),
         message(b"garbage", 1),
@@ -79,7 +79,7 @@ def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
     assert start().line.process_id is None
 
 
-def test_a_message_that_wants_too_much_memory_is_a_letter_that_says_so(start: Callable[..., Bench]) -> None:
+def test_a_message_that_needs_too_much_memory_becomes_a_letter(start: Callable[..., Bench]) -> None:
     """The next one is parsed by the next child."""
     bench = start(memory_bytes_max=40 * MiB)
     costly = message(make.envelope(make.frame(MANY_EVENTS)))
@@ -94,8 +94,8 @@ def test_a_message_that_wants_too_much_memory_is_a_letter_that_says_so(start: Ca
     assert isinstance(second.outcome, Segment)
 
 
-def test_a_message_that_takes_too_much_cpu_time_is_a_letter_that_says_so(start: Callable[..., Bench]) -> None:
-    """And the next one is parsed."""
+def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[..., Bench]) -> None:
+    """The next one is parsed."""
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     spinning = bench.line.process_id
@@ -108,8 +108,8 @@ def test_a_message_that_takes_too_much_cpu_time_is_a_letter_that_says_so(start: 
     assert isinstance(bench.parsed(message(make.recording()))[0].outcome, Segment)
 
 
-def test_the_limit_on_cpu_time_counts_anew_for_each_message(start: Callable[..., Bench]) -> None:
-    """The kernel counts per process: what earlier messages took must not be held against later ones."""
+def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
+    """The kernel counts per process: earlier messages must not use up the limit of later ones."""
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -125,13 +125,13 @@ def test_the_limit_on_cpu_time_counts_anew_for_each_message(start: Callable[...,
 
 
 def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
-    """The kernel's signal, sent by us: no message within the rules takes a second."""
+    """Sends the kernel's signal: no message within the limits takes a second."""
     os.kill(process_id, signal.SIGXCPU)
     return bench.parsed(message(make.recording([make.click_event()]), 7))
 
 
-def test_a_child_that_is_killed_costs_nothing_the_first_time(start: Callable[..., Bench]) -> None:
-    """The kernel's choice need not be the message's doing."""
+def test_the_first_kill_of_a_child_rejects_nothing(start: Callable[..., Bench]) -> None:
+    """The kernel may have killed it for another reason."""
     bench = start()
     bench.parsed(message(make.recording()))
     victim = bench.line.process_id
@@ -144,8 +144,8 @@ def test_a_child_that_is_killed_costs_nothing_the_first_time(start: Callable[...
     assert bench.line.process_id != victim
 
 
-def test_a_child_that_is_late_twice_costs_its_message_a_letter(start: Callable[..., Bench]) -> None:
-    """Nobody waits longer than the deadline says."""
+def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Bench]) -> None:
+    """The wait never exceeds the deadline."""
     bench = start(Deadlines(cpu_seconds=30, answer_seconds=0.001, probe_seconds=600.0))
 
     (answer,) = bench.parsed(message(make.envelope(make.frame(MANY_EVENTS))))
@@ -155,7 +155,7 @@ def test_a_child_that_is_late_twice_costs_its_message_a_letter(start: Callable[.
     assert "TimeoutError" in answer.outcome.error or "timed out" in answer.outcome.error
 
 
-def test_close_ends_the_child_and_answers_nothing_more(start: Callable[..., Bench]) -> None:
+def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., Bench]) -> None:
     """Also while it parses."""
     bench = start()
     bench.parsed(message(make.recording()))
@@ -170,8 +170,8 @@ def test_close_ends_the_child_and_answers_nothing_more(start: Callable[..., Benc
     assert bench.answers.empty()
 
 
-def test_child_reject_and_probe_have_this_order() -> None:
-    """Whatever the probe is set to."""
+def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
+    """For any configured probe deadline."""
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)
         assert deadlines.cpu_seconds >= 1
@@ -179,7 +179,7 @@ def test_child_reject_and_probe_have_this_order() -> None:
         assert 2 * deadlines.answer_seconds < deadlines.probe_seconds
 
 
-# What is usual
+# Which messages are ordinary
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_child_reject_and_probe_have_this_order() -> None:
     ],
     ids=["clicks", "mutations", "video", "no json", "garbage", "no zlib"],
 )
-def test_a_usual_message_is_parsed_to_the_same_outcome(value: bytes) -> None:
-    """The bound changes where parsing runs, never what comes of it."""
+def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None:
+    """The limit changes where parsing runs, never its result."""
     assert parse_usual(message(value), RULES, USUAL) == parse(message(value), RULES)
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_recording_that_inflates_to_more_is_not_usual(compressed: bool) -> None:
+def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
     """Compressed or not."""
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
@@ -208,24 +208,24 @@ def test_a_recording_that_inflates_to_more_is_not_usual(compressed: bool) -> Non
     assert isinstance(parse(message(value), RULES), Segment)
 
 
-def test_a_recording_that_is_too_large_for_the_rules_is_a_reject_at_once_when_they_are_tighter() -> None:
-    """Nobody else would find anything else."""
+def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
+    """A child would reach the same result."""
     value = make.recording([make.mutation_event(5000)])
     rules = ParseRules(inflated_bytes_max=64 * KiB)
 
     assert isinstance(parse_usual(message(value), rules, USUAL), Reject)
 
 
-def test_a_recording_whose_reading_takes_long_is_not_usual() -> None:
-    """Wrong types in each field are looked at one by one."""
+def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
+    """Wrong types in each field are checked one by one."""
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
     value = make.recording([event] * 3000)
 
     assert parse_usual(message(value), RULES, USUAL) is None
 
 
-def test_both_parsers_hand_on_what_is_not_usual() -> None:
-    """And nothing else."""
+def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
+    """They hand on no other messages."""
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
     usual = Usual(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
@@ -239,8 +239,8 @@ def test_both_parsers_hand_on_what_is_not_usual() -> None:
         processes.close()
 
 
-def test_what_ended_a_parsing_process_goes_to_the_second_line() -> None:
-    """The loop does not wait for each message alone."""
+def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
+    """The loop does not wait for single messages."""
     parser = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=USUAL)
     try:
         (before,) = parser.parse([message(make.recording())])
@@ -253,8 +253,8 @@ def test_what_ended_a_parsing_process_goes_to_the_second_line() -> None:
     assert isinstance(after, Unusual)
 
 
-def test_where_readers_died_everything_goes_to_the_second_line() -> None:
-    """Which message it was need not be known."""
+def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
+    """The responsible message need not be known."""
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])

@@ -1,4 +1,4 @@
-"""Which properties REPLAYS_KAFKA_OPTIONS may not hold, and how a refusal reads."""
+"""Which properties REPLAYS_KAFKA_OPTIONS must not contain, and how a refusal is worded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def given(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """By reader and fleet alike: each has clients that take them."""
+    """By reader and fleet alike: both have clients that accept them."""
     given(monkeypatch, {"client.rack": "a", name: "true"})
 
     for read in (load, load_fleet):
@@ -48,8 +48,8 @@ def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", sorted(GUARDED.keys() - IN_THE_CLIENT))
-def test_each_is_a_property_that_a_client_would_take(name: str) -> None:
-    """A name with a typing mistake would guard nothing."""
+def test_each_is_a_property_that_a_client_would_accept(name: str) -> None:
+    """A misspelt name would protect nothing."""
     options = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", name: VALUES.get(name, "1")}
     if name.startswith("enable.") or name in ("auto.commit.enable", "delivery.report.only.error"):
         options[name] = "true"
@@ -69,8 +69,8 @@ def is_taken(client: type[Consumer | Producer], options: dict[str, str]) -> bool
     return True
 
 
-def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In JSON's own types, too."""
+def test_all_mistakes_are_listed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistakes of JSON types are included."""
     given(monkeypatch, {"enable.auto.commit": True, "auto.offset.reset": "latest", "acks": 0})
 
     with pytest.raises(SettingsError) as caught:
@@ -81,7 +81,7 @@ def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The properties beside it may hold a password, and so may one of the wrong type."""
+    """Other properties may contain a password, and so may one of the wrong type."""
     for wrong in ({"acks": "0"}, {"sasl.oauthbearer.scope": ["hunter2"]}):
         given(monkeypatch, {"sasl.oauthbearer.client.secret": "hunter2", **wrong})
         with pytest.raises(SettingsError) as caught:
@@ -89,7 +89,7 @@ def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_every_command_ends_with_two() -> None:
+def test_every_command_exits_with_2() -> None:
     """One line that says what to do, no traceback."""
     command = Path(sys.executable).with_name("replays-ingest")
     for arguments in ([], ["check"], ["status"]):
@@ -105,8 +105,8 @@ def test_every_command_ends_with_two() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_numbers_and_booleans_of_tuning_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As JSON has them."""
+def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON numbers and booleans."""
     given(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
 
     config = consumer_config(load())
@@ -116,7 +116,7 @@ def test_numbers_and_booleans_of_tuning_are_taken(monkeypatch: pytest.MonkeyPatc
     Consumer(config).close()
 
 
-def test_whatever_the_options_say_the_guarantee_has_the_last_word() -> None:
+def test_options_cannot_override_the_guarantee() -> None:
     """Also for settings that were never validated."""
     unchecked = Settings().model_copy(update={"kafka_options": {"acks": "0", "statistics.interval.ms": "1000"}})
 

@@ -1,4 +1,4 @@
-"""What every Kafka client is told about encryption and names."""
+"""How every Kafka client is configured for encryption and names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
-    """And nothing that was not asked for."""
+    """No other property is set."""
     options = kafka_options(
         settings(
             monkeypatch,
@@ -45,7 +45,7 @@ def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The authority, our certificate and its key, as paths: librdkafka reads them."""
+    """The authority, our certificate and its key, as paths that librdkafka reads."""
     made = make_certificates(tmp_path)
     options = kafka_options(
         settings(
@@ -64,7 +64,7 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_oauth_goes_through_the_further_options_to_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
-    """librdkafka takes them as they are, and its own build knows the method."""
+    """librdkafka accepts them unchanged, and its build supports the method."""
     further = {
         "sasl.oauthbearer.method": "oidc",
         "sasl.oauthbearer.client.id": "ingest",
@@ -84,8 +84,8 @@ def test_oauth_goes_through_the_further_options_to_reader_and_dead_letters(monke
     Consumer(consumer_config(made)).close()
 
 
-def test_what_is_printed_of_them_holds_no_secret(monkeypatch: pytest.MonkeyPatch):
-    """Neither the password nor what came in the further options."""
+def test_printed_options_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
+    """Neither the password nor the values of the further options."""
     made = settings(
         monkeypatch,
         kafka_sasl_password="hunter2",
@@ -99,8 +99,8 @@ def test_what_is_printed_of_them_holds_no_secret(monkeypatch: pytest.MonkeyPatch
     assert printed["linger.ms"] == "1"
 
 
-def test_the_operators_own_properties_win(monkeypatch: pytest.MonkeyPatch):
-    """They are the last resort of whoever is on call."""
+def test_the_operators_properties_take_precedence(monkeypatch: pytest.MonkeyPatch):
+    """They are the on-call engineer's last resort."""
     made = settings(monkeypatch, kafka_options=json.dumps({"socket.keepalive.enable": "false"}))
 
     assert kafka_options(made)["socket.keepalive.enable"] == "false"

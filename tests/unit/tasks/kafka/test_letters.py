@@ -1,4 +1,4 @@
-"""A letter's headers say what it is, and nothing that a producer sends is taken for them."""
+"""A letter's headers describe it, and no header of a producer is mistaken for them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def message(originals: Headers, reason: str = "not_msgpack") -> Label:
 
 
 def first_format(originals: Headers) -> Headers:
-    """What the first release wrote for a message: its headers at the top level, seven of ours behind them."""
+    """A message in the first release's format: its headers at the top level, followed by seven of ours."""
     ours = {
         "reason": "not_msgpack",
         "error": "why",
@@ -64,7 +64,7 @@ def first_format(originals: Headers) -> Headers:
 
 @given(HEADERS)
 def test_a_message_keeps_its_own_headers_whatever_they_are(originals: list[tuple[str, bytes | None]]) -> None:
-    """In their order, twice the same name included; none of them stands beside ours."""
+    """In their order, including duplicate names; none of them is next to ours."""
     label = message(tuple(originals))
 
     encoded = label.encode()
@@ -75,7 +75,7 @@ def test_a_message_keeps_its_own_headers_whatever_they_are(originals: list[tuple
 
 
 @pytest.mark.parametrize("reason", ["not_msgpack", ABANDONED])
-def test_a_kept_message_is_never_taken_for_a_refused_item(reason: str) -> None:
+def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> None:
     """Its producer sent headers that look like ours."""
     label = decode(message(FORGED, reason).encode())
 
@@ -83,16 +83,16 @@ def test_a_kept_message_is_never_taken_for_a_refused_item(reason: str) -> None:
     assert label.refusal is None
 
 
-def test_neither_is_a_letter_of_the_first_format() -> None:
-    """There the forged headers stand beside ours, but the reason is ours."""
+def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
+    """Forged headers are next to ours there, but the reason is ours."""
     label = decode(first_format(FORGED))
 
     assert label == message(FORGED)
 
 
 @given(HEADERS)
-def test_ours_win_in_the_first_format_too(originals: list[tuple[str, bytes | None]]) -> None:
-    """Where it came from and why is what we wrote, whatever the producer sent."""
+def test_our_headers_win_in_the_first_format_too(originals: list[tuple[str, bytes | None]]) -> None:
+    """Its origin and reason are the ones that we wrote, whatever the producer sent."""
     label = decode(first_format(tuple(originals)))
 
     assert label is not None
@@ -100,8 +100,8 @@ def test_ours_win_in_the_first_format_too(originals: list[tuple[str, bytes | Non
 
 
 @pytest.mark.parametrize("packed", [b"", b"\xc1", b"\x91\xc4\x01a", b"\x92\xc0\xc0", b"\x92\x01\x02", b"x" * 100])
-def test_broken_originals_are_no_originals(packed: bytes) -> None:
-    """A record that is not quite of the second format is read like the first, and nothing raises."""
+def test_malformed_originals_are_ignored(packed: bytes) -> None:
+    """A record that does not fully match the second format is read like the first, and nothing raises."""
     headers = (*message(()).encode(), ("originals", packed))
 
     label = decode(headers)
@@ -112,7 +112,7 @@ def test_broken_originals_are_no_originals(packed: bytes) -> None:
 
 
 def test_a_refused_item_carries_no_message() -> None:
-    """Both formats have the same headers for it, but for the version."""
+    """Both formats have the same headers for it, except for the version."""
     label = Label(REFUSED, "no", ORIGIN, "recordings-3-10-20", refusal=Refusal("gcs", "blob", "30/1/a/0"))
 
     assert decode(label.encode()) == label
@@ -126,15 +126,15 @@ def test_a_record_without_a_reason_is_no_letter() -> None:
 
 
 @pytest.mark.parametrize("number", [b"", b"x", b"-1", b"1.0", "١".encode(), b"9" * 30, None])
-def test_a_place_that_is_no_number_is_none(number: bytes | None) -> None:
-    """Readers of the topic meet records that others wrote."""
+def test_a_position_that_is_not_a_number_is_none(number: bytes | None) -> None:
+    """Readers of the topic may find records that others wrote."""
     label = decode((("reason", b"r"), ("topic", b"t"), ("partition", number), ("offset", number)))
 
     assert label is not None
     assert label.origin == Origin("t", -1, -1)
 
 
-def test_a_mark_is_nothing_but_a_mark() -> None:
+def test_a_header_alone_is_only_a_mark() -> None:
     """A message with such a header is a letter once it is in the topic."""
     mark = Mark("3-12", digest(b"k", b"v"))
 
@@ -162,8 +162,8 @@ SEALS = Seals((b"a-key-of-this-test-" * 2,))
 RECORD = (b"k", b"value", Label("not_msgpack", "why", ORIGIN, "b", 5, (("trace", b"1"),)).encode())
 
 
-def test_a_sealed_letter_reads_like_one_without_a_seal():
-    """And is known to be ours by whoever has the key."""
+def test_a_sealed_letter_is_read_like_an_unsealed_one():
+    """Holders of the key can verify it."""
     headers = sealed(SEALS, "dlq", *RECORD)
 
     assert decode(headers) == decode(RECORD[2])
@@ -186,8 +186,8 @@ def test_a_sealed_letter_reads_like_one_without_a_seal():
         lambda key, value, headers: ("dlq", key, value, (*headers[:-1], ("seal", None))),
     ],
 )
-def test_a_letter_that_was_changed_in_any_part_is_not_ours(forge: Any):
-    """Its topic, key, value or headers; nor is one with two seals."""
+def test_a_changed_letter_fails_verification(forge: Any):
+    """A changed topic, key, value or header; a letter with two seals fails too."""
     topic, key, value, headers = forge(*RECORD[:2], sealed(SEALS, "dlq", *RECORD))
 
     assert examine(SEALS, topic, key, value, headers) is Sealed.NO

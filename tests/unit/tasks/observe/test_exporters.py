@@ -1,4 +1,4 @@
-"""Where spans go, as the standard OTEL_* variables say."""
+"""Where spans are sent, according to the standard OTEL_* variables."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_variables_choose_exporter_and_protocol(environ: dict[str, str], exp
         ({"OTEL_RESOURCE_ATTRIBUTES": "team=replays"}, "replays-worker"),
     ],
 )
-def test_the_service_has_the_name_that_it_was_given(
+def test_the_service_has_its_configured_name(
     environ: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
 ):
     """given a name in either variable, then ours is only the default"""
@@ -73,8 +73,8 @@ def test_the_service_has_the_name_that_it_was_given(
         {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"},
     ],
 )
-def test_what_is_not_there_is_refused_with_what_to_use(environ: dict[str, str]):
-    """given an exporter or a protocol that we do not have, then the text names the variable and the choices"""
+def test_an_unsupported_exporter_or_protocol_is_refused(environ: dict[str, str]):
+    """given an exporter or protocol that is not supported, then the error names the variable and the choices"""
     with pytest.raises(NotExported, match="use ") as refused:
         provider("replays-worker", environ)
 

@@ -1,4 +1,4 @@
-"""Background loops outlive what their steps raise; observers keep their exceptions to themselves."""
+"""Background loops survive exceptions of their steps; exceptions of observers do not propagate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tasks.observe.loops import Guard, Loop, LoopEnded
 from tests.kit.paths import ROOT
 
 DEADLINE_SECONDS = 20.0
-# The embedded stack and the simulation run beside the product, not in it.
+# The embedded stack and the simulation run next to the product, not in it.
 FOR_TESTS = {("ingest", "local"), ("ingest", "testing")}
 
 
 class Steps:
-    """A step that does what its script says, then succeeds for ever, and lets a test wait for the n-th call."""
+    """A step that follows its script, then always succeeds, and lets a test wait for the n-th call."""
 
     def __init__(self, *script: BaseException | None) -> None:
         self.calls = 0
@@ -42,7 +42,7 @@ def loop_of(steps: Callable[[], object], on_failure: Callable[[str], None] = loo
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), OSError("away"), MemoryError(), AssertionError()], ids=repr)
-def test_a_loop_goes_on_after_whatever_its_step_raised(error: Exception) -> None:
+def test_a_loop_continues_after_any_exception(error: Exception) -> None:
     """given a step that fails three times, when the loop runs, then it is called again, and each failure counts"""
     failed: list[str] = []
     steps = Steps(error, error, error)
@@ -58,7 +58,7 @@ def test_a_loop_goes_on_after_whatever_its_step_raised(error: Exception) -> None
 
 
 def test_a_loop_survives_a_broken_failure_counter() -> None:
-    """given a metric that raises, when a step fails, then the loop still goes on"""
+    """given a metric that raises, when a step fails, then the loop still continues"""
 
     def broken(name: str) -> None:
         raise RuntimeError(name)
@@ -72,8 +72,8 @@ def test_a_loop_survives_a_broken_failure_counter() -> None:
     assert loop.stop(DEADLINE_SECONDS)
 
 
-def test_a_loop_that_has_nothing_left_to_do_ends() -> None:
-    """given a step that raises LoopEnded, when the loop runs, then its thread ends, without a failure"""
+def test_a_loop_ends_when_its_step_raises_loop_ended() -> None:
+    """given a step that raises LoopEnded, when the loop runs, then its thread ends, and no failure is counted"""
     failed: list[str] = []
     loop = loop_of(Steps(None, LoopEnded()), failed.append)
 
@@ -83,8 +83,9 @@ def test_a_loop_that_has_nothing_left_to_do_ends() -> None:
     assert failed == []
 
 
-def test_a_loop_that_keeps_failing_is_in_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given no patience, when a step keeps failing, then the loop says how often and why, until it succeeds"""
+def test_a_loop_that_keeps_failing_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """given zero tolerated failures, when a step keeps failing, then the loop reports count and reason until it
+    succeeds"""
     monkeypatch.setattr(loops, "FAILING_SECONDS_MAX", 0.0)
     gate = threading.Event()
     failing = threading.Semaphore(0)
@@ -109,12 +110,12 @@ def test_a_loop_that_keeps_failing_is_in_trouble(monkeypatch: pytest.MonkeyPatch
 
 
 def test_stopping_a_loop_that_never_started_is_harmless() -> None:
-    """given a loop that was only made, when it is stopped, then nothing is waited for"""
+    """given a loop that was constructed but not started, when it is stopped, then nothing blocks"""
     assert loop_of(Steps()).stop(0.0)
 
 
 def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
-    """given an observer that works and one that raises, when both are called, then only the result comes out"""
+    """given an observer that works and one that raises, when both are called, then only the result is returned"""
     failed: list[str] = []
     guard = Guard(failed.append)
 
@@ -124,7 +125,7 @@ def test_a_guard_returns_the_result_or_counts_the_exception() -> None:
     assert failed == ["breaks"]
 
 
-# A thread without a Loop, and why it cannot die silently.
+# Threads without a Loop, and why they cannot end unnoticed.
 OTHER_THREADS = {
     "tasks/observe/loops.py": "the Loop itself",
     "tasks/observe/probe_server.py": "serves until it is shut down, and each request has a handler of its own",
@@ -133,7 +134,7 @@ OTHER_THREADS = {
 
 
 def test_every_thread_of_reader_and_worker_is_a_loop() -> None:
-    """A thread that is written by hand has a policy of its own for what it meets."""
+    """A hand-written thread would have its own handling of exceptions."""
     found = {
         path.relative_to(ROOT).as_posix()
         for package in ("ingest", "tasks")

@@ -1,4 +1,4 @@
-"""What a worker logs about its size when it is ready."""
+"""What a worker logs about its size at start-up."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from tasks.observe.watch import report_size
 from tasks.units import GiB, MiB
 
 
-def test_a_worker_logs_its_processes_and_the_memory_that_they_need():
-    """given a container with enough memory, or without a limit, then one line"""
+def test_a_worker_logs_its_processes_and_their_memory():
+    """given a container with enough memory, or without a limit, then one line is logged"""
     with capture_logs() as lines:
         report_size(8, GiB)
         report_size(8, None)
@@ -19,7 +19,7 @@ def test_a_worker_logs_its_processes_and_the_memory_that_they_need():
 
 
 def test_a_worker_warns_when_its_container_is_too_small():
-    """given 64 processes in 1 GiB, then the warning says what to do"""
+    """given 64 processes in 1 GiB, then the warning says how to fix it"""
     with capture_logs() as lines:
         report_size(64, 1024 * MiB)
 

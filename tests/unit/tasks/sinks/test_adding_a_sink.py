@@ -1,4 +1,4 @@
-"""The sink of docs/adding-a-sink.md does what its page says, and the page's list of places is right."""
+"""The sink of docs/adding-a-sink.md works as its page describes, and the page's list of places is complete."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def sink(tmp_path: Path) -> Any:
 
 
 def row(number: int, *, project: int = 11, size_bytes: int = 0) -> Row:
-    """A row of that project; equal numbers have equal ids."""
+    """A row of that project; equal numbers give equal ids."""
     json = msgspec.json.encode({"project_id": project, "number": number, "text": "x" * size_bytes})
     return Row("replays", f"id-{number}", json, number)
 
 
 def contents(folder: Path) -> list[bytes]:
-    """What the files hold."""
+    """The contents of the files."""
     return sorted(path.read_bytes() for path in folder.iterdir())
 
 
-def test_a_write_that_is_repeated_leaves_one_copy(sink: Any, tmp_path: Path):
-    """given rows that were written, when they come again in other groups, then each is there once"""
+def test_a_repeated_write_leaves_one_copy(sink: Any, tmp_path: Path):
+    """given rows that were written, when they are written again in other groups, then each is stored once"""
     rows = [row(1), row(2), row(1, project=12)]
 
     sink.write(rows, "first", 5.0)
@@ -50,7 +50,7 @@ def test_a_write_that_is_repeated_leaves_one_copy(sink: Any, tmp_path: Path):
 
 
 def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
-    """given rows that no file takes, when a flush task delivers, then they alone become dead letters"""
+    """given rows that no file accepts, when a flush task delivers, then only they become dead letters"""
     rows = [row(1), row(2, size_bytes=2 * 1024 * 1024), Row("replays", "id-3", b"no json", 3), row(4)]
     progress = Progress(left=list(range(len(rows))))
 
@@ -64,7 +64,7 @@ def test_bad_rows_are_refused_and_the_others_kept(sink: Any, tmp_path: Path):
 
 
 def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
-    """given a directory that is gone, when rows are written, then the batch is parked, not buried"""
+    """given a missing directory, when rows are written, then the batch is parked and no row is dead-lettered"""
     tmp_path.rmdir()
 
     for ask in (lambda: sink.write([row(1)], "token", 5.0), sink.check):
@@ -73,15 +73,15 @@ def test_a_missing_directory_blames_no_row(sink: Any, tmp_path: Path):
         assert found.value.configuration
 
 
-def test_a_write_without_time_names_what_is_left(sink: Any):
-    """given a deadline that has passed, when rows are written, then all of them are tried again"""
+def test_a_write_past_its_deadline_lists_all_items(sink: Any):
+    """given a deadline that has passed, when rows are written, then all of them are retried"""
     with pytest.raises(TransientSinkError) as found:
         sink.write([row(1), row(2)], "token", 0.0)
 
     assert found.value.failed == (0, 1)
 
 
-def test_the_places_of_the_page_know_the_sinks():
+def test_the_files_of_the_page_name_the_sinks():
     """given the page's table, when each file is opened, then it names an existing sink"""
     places = re.findall(r"^\| `([^`]+)` \|", PAGE, flags=re.MULTILINE)
 

@@ -1,4 +1,5 @@
-"""Every exception class and error code of the client libraries is sorted; an upgrade that adds one fails here."""
+"""Every exception class and error code of the client libraries is classified; an upgrade that adds one fails
+here."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tasks.sinks.outcome import Blame
 
 
 def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
-    """Exception classes that a module defines, warnings excepted: those are not raised."""
+    """Exception classes that a module defines, except warnings, which are not raised."""
     return [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
@@ -33,7 +34,7 @@ def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
 
 
 @pytest.mark.parametrize("module", [from_api, from_auth, requests.exceptions, urllib3.exceptions])
-def test_each_exception_of_google_and_its_http_clients_is_sorted(module: ModuleType) -> None:
+def test_each_exception_of_google_and_its_http_clients_is_classified(module: ModuleType) -> None:
     """google-api-core, google-auth, requests, urllib3."""
     found = exceptions_of(module)
 
@@ -48,8 +49,8 @@ def test_each_exception_of_clickhouse_connect_is_sorted() -> None:
     assert [cls.__name__ for cls in found if cls not in clickhouse_errors.BLAME_OF_CLASS] == []
 
 
-def test_each_error_code_of_confluent_kafka_is_sorted_once() -> None:
-    """Each name stands in exactly one set, and no set holds a name that does not exist."""
+def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:
+    """Each name is in exactly one set, and no set contains a name that does not exist."""
     names = {
         name
         for name in dir(KafkaError)
@@ -65,8 +66,8 @@ def test_each_error_code_of_confluent_kafka_is_sorted_once() -> None:
     assert len(names) == sum(len(each) for each in sets)
 
 
-def test_what_is_not_known_is_transient_everywhere() -> None:
-    """Bounded retries and then a parked batch: the one answer that loses nothing."""
+def test_unknown_errors_are_transient_everywhere() -> None:
+    """Bounded retries, then a parked batch: the only choice that loses nothing."""
 
     class FromTheFuture(Exception):
         pass
@@ -105,8 +106,8 @@ def test_what_is_not_known_is_transient_everywhere() -> None:
         (599, "whatever", Blame.SERVER),
     ],
 )
-def test_an_answer_and_its_exception_are_sorted_alike(status: int, reason: str, blame: Blame) -> None:
-    """Writes are judged without google-api-core, everything else with it: both must mean the same."""
+def test_a_response_and_its_exception_are_classified_alike(status: int, reason: str, blame: Blame) -> None:
+    """Writes are classified without google-api-core, everything else with it: both must agree."""
     body = f'{{"error":{{"code":{status},"message":"m","errors":[{{"reason":"{reason}"}}]}}}}'.encode()
     response = requests.Response()
     response.status_code = status
@@ -141,7 +142,7 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, expecte
     assert retry_after_seconds(value) == expected
 
 
-def test_a_wrong_certificate_is_for_a_person() -> None:
+def test_a_wrong_certificate_needs_an_operator() -> None:
     """It looks like a broken connection, but retrying never helps."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
@@ -149,8 +150,8 @@ def test_a_wrong_certificate_is_for_a_person() -> None:
     assert clickhouse_errors.sort(from_clickhouse.OperationalError(text)).blame is Blame.REQUEST
 
 
-def test_clickhouse_errors_are_sorted_by_code() -> None:
-    """Data, load, schema; and the URL with its host stays out of the text."""
+def test_clickhouse_errors_are_classified_by_code() -> None:
+    """Data, load, schema; the URL with its host is not in the text."""
 
     def sort(code: int, text: str = "x") -> Blame:
         return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame
@@ -171,8 +172,8 @@ def test_the_row_that_clickhouse_names_is_counted_from_zero(message: str, row: i
     assert clickhouse_errors.row_of(message) == row
 
 
-def test_kafka_errors_become_the_two_errors() -> None:
-    """With the code's name in the text, so that a person can look it up."""
+def test_kafka_errors_become_one_of_two_errors() -> None:
+    """The text has the code's name, so that an operator can look it up."""
     too_large = kafka_errors.sort(KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)))
     away = kafka_errors.sort(KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
 

@@ -1,4 +1,4 @@
-"""What an answer, a table or a bucket is worth, without a server: descriptions, types, columns, rules."""
+"""How a response, a table or a bucket is evaluated, without a server: descriptions, types, columns, rules."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
         (b"\xff\xfe" * 3, "", "the text (6 bytes): ������"),
     ],
 )
-def test_an_answer_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
-    """Short and printable: it goes into logs, Flower and terminals."""
+def test_a_response_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
+    """Short and printable, because it is shown in logs, Flower and terminals."""
     assert described(Answer(200, body, content_type=content_type)) == shown
 
 
-def test_a_long_answer_is_described_in_one_short_line() -> None:
-    """Whatever came, and says so when not all of it was read."""
+def test_a_long_response_is_described_in_one_short_line() -> None:
+    """For any content; the line says when the response was not read completely."""
     text = described(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")
@@ -74,7 +74,7 @@ def test_every_culprit_has_a_meaning_and_an_action() -> None:
     ],
 )
 def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: str, blame: Blame | None) -> None:
-    """Whatever the status: ClickHouse may have sent 200 before it failed."""
+    """Whatever the status: ClickHouse may have sent 200 before the error."""
     headers = {"x-clickhouse-exception-code": code} if code else {}
 
     found = exception_of(Answer(200, body, headers=headers))
@@ -110,13 +110,14 @@ def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: s
         ("String", "UUID", False),
     ],
 )
-def test_a_column_fits_when_it_keeps_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
-    """Wider is fine, narrower is not: ClickHouse cuts a number that does not fit without an error."""
+def test_a_column_fits_when_it_holds_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
+    """A wider type fits, a narrower one does not: ClickHouse truncates a number that does not fit without an
+    error."""
     assert clickhouse.takes(kind, wanted) is fits
 
 
-def test_good_rows_lie_in_two_partitions_and_have_every_column() -> None:
-    """So that an insert that may make one partition refuses them, after everything else was checked."""
+def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
+    """Therefore an insert limited to one partition refuses them after all other checks."""
     for name in clickhouse.TIME_COLUMN:
         first, second = map(json.loads, clickhouse.dry_rows(name, now=1_800_000_000).splitlines())
         assert first.keys() == second.keys() == clickhouse.COLUMNS[name].keys()
@@ -134,15 +135,15 @@ def test_good_rows_lie_in_two_partitions_and_have_every_column() -> None:
         ("Distributed", "(retention_days, toMonday(timestamp))", False),
     ],
 )
-def test_only_a_table_that_is_sure_to_refuse_good_rows_is_asked(engine: str, key: str, tried: bool) -> None:
-    """Otherwise they would be stored."""
+def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: str, tried: bool) -> None:
+    """Otherwise the probe rows would be stored."""
     facts = clickhouse.TableFacts(engine, key, {})
 
     assert clickhouse.can_be_tried("replays", facts) is tried
 
 
 def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
-    """The table as `migrate` makes it; a column is replaced, added, or left out with None."""
+    """The table as `migrate` creates it; a column is replaced, added, or omitted with None."""
     fields = {name: dict(field) for name, field in bigquery.columns_of("replay_events").items()}
     for name, field in changed.items():
         if field is None:
@@ -201,7 +202,7 @@ def test_lifecycle_rules_are_known_by_what_they_delete() -> None:
 
 
 def test_lifecycle_rules_that_differ_from_ours_are_named() -> None:
-    """A rule that deletes some of the objects proves nothing; one that deletes too early loses recordings."""
+    """A rule that deletes only some objects proves nothing; one that deletes too early loses recordings."""
 
     def rule(prefix: str, **condition: Any) -> dict[str, Any]:
         return {"action": {"type": "Delete"}, "condition": {"matchesPrefix": [prefix], **condition}}
@@ -230,7 +231,7 @@ def test_a_body_limit_halves_what_was_refused_and_never_reaches_nothing() -> Non
 
     limit.refused(8_000_000)
     assert limit.bytes_max == 4_000_000
-    limit.refused(6_000_000)  # by a thread that had begun before
+    limit.refused(6_000_000)  # by a thread that started earlier
     assert limit.bytes_max == 3_000_000
     for _ in range(40):
         limit.refused(limit.bytes_max)

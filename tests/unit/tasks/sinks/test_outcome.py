@@ -1,4 +1,4 @@
-"""One error out of many parts, with nothing lost."""
+"""Combining many partial results into one error, losing none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_transient_positions_are_listed_in_order_with_the_longest_wait() -> None
     assert str(raised.value).startswith("sink: later")
 
 
-def test_refused_items_wait_for_the_transient_ones() -> None:
+def test_refused_items_are_reported_after_the_transient_ones() -> None:
     """They are not durable either, so they are listed; the next write names them."""
     outcome = Outcome("sink")
     outcome.note(data(), [1])
@@ -59,8 +59,8 @@ def test_refused_items_are_named_with_their_reasons() -> None:
     assert (raised.value.all_refused, raised.value.configuration) == (False, False)
 
 
-def test_items_that_nobody_can_name_ask_for_a_bisection() -> None:
-    """Also when others could be named: what is cut in half finds both."""
+def test_unnamed_refusals_lead_to_a_bisection() -> None:
+    """Even when others are named: the bisection finds both."""
     outcome = Outcome("sink")
     outcome.note(data(), [2])
     outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])
@@ -72,8 +72,8 @@ def test_items_that_nobody_can_name_ask_for_a_bisection() -> None:
     assert raised.value.among == (2, 4, 5)
 
 
-def test_a_wrong_configuration_goes_first() -> None:
-    """The whole batch is parked and tried again in any case."""
+def test_a_configuration_error_takes_precedence() -> None:
+    """The whole batch is parked and retried in any case."""
     outcome = Outcome("sink")
     outcome.note(transient(), [1])
     outcome.note(Trouble(Blame.TABLE, "no such bucket"), [2])
@@ -85,6 +85,6 @@ def test_a_wrong_configuration_goes_first() -> None:
 
 
 def test_texts_are_one_short_line() -> None:
-    """They travel through Redis and Flower."""
+    """They are passed through Redis and Flower."""
     assert shortened("a\n  b") == "a b"
     assert len(shortened("x" * 10_000)) == 500

@@ -1,4 +1,5 @@
-"""Building, memory sinks, request bodies, packets, Kafka properties, migration files: all that needs no socket."""
+"""Construction, memory sinks, request bodies, packets, Kafka properties, migration files: everything that needs no
+socket."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def row(number: int, json_bytes: bytes = b"{}") -> Row:
 
 
 def test_every_sink_can_be_built_and_opens_nothing() -> None:
-    """The settings point nowhere, and nobody notices before the first write."""
+    """The settings point to nothing, which no sink notices before the first write."""
     settings = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
 
     assert [build(name, settings).name for name in SinkName] == list(SinkName)
@@ -41,8 +42,8 @@ def test_every_sink_can_be_built_and_opens_nothing() -> None:
         build("nowhere", settings)
 
 
-def test_memory_sinks_are_one_a_name_and_process() -> None:
-    """So that a test sees what an eager task wrote."""
+def test_there_is_one_memory_sink_per_name_and_process() -> None:
+    """A test can read what an eager task wrote."""
     settings = Settings(sink_kind="memory")
 
     assert build("gcs", settings) is build("gcs", settings) is memory.sink("gcs")
@@ -65,8 +66,8 @@ def test_memory_sinks_keep_one_copy_of_what_has_an_identity() -> None:
     assert (sink.row_writes, sink.calls) == (2, [("token", 4), ("token", 4)])
 
 
-def test_scripted_failures_keep_what_they_say_they_keep() -> None:
-    """Partial success, then none, then all."""
+def test_scripted_failures_store_what_they_declare() -> None:
+    """Partial success, then none, then full success."""
     sink = memory.sink("clickhouse")
     sink.fail(
         TransientSinkError("part", failed=(1,)),
@@ -98,7 +99,7 @@ def test_poison_rows_are_refused_each_time_named_or_not() -> None:
 
 
 def test_a_bigquery_body_is_json_made_of_the_rows_bytes() -> None:
-    """Views included, ids with quotes too."""
+    """Including views, and ids with quotes."""
     items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 
     body = json.loads(body_of(items, [0, 1]))
@@ -111,7 +112,7 @@ def test_a_bigquery_body_is_json_made_of_the_rows_bytes() -> None:
 
 
 def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
-    """A row that is too large alone still goes, alone: the server says what is wrong with it."""
+    """A single row that is too large is still sent, alone: the server reports what is wrong with it."""
     items = [row(n, b"x" * size) for n, size in enumerate([4_000_000, 4_000_000, 4_000_000, 12_000_000, 10])]
 
     cut = list(requests(items, range(5)))
@@ -121,14 +122,14 @@ def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
 
 
 def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
-    """Also past the size of a piece, and at its edges."""
+    """Also for sizes beyond one chunk, and at chunk boundaries."""
     for size in (0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20):
         content = os.urandom(size)
         assert crc32c(content) == crc32c(memoryview(content))
 
 
-def test_a_client_is_made_once_a_process_and_again_after_a_fork() -> None:
-    """The parent's client is neither used nor closed by the child."""
+def test_a_client_is_created_once_per_process_and_again_after_a_fork() -> None:
+    """The child neither uses nor closes the parent's client."""
     made: list[int] = []
     holder = PerProcess(lambda: made.append(os.getpid()) or object())
     first = holder.get()
@@ -166,13 +167,13 @@ def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None
     assert "hunter" not in repr(settings.kafka_sasl_password)
 
 
-def test_nothing_is_said_about_sasl_without_it() -> None:
-    """librdkafka warns about properties that do nothing."""
+def test_sasl_properties_are_omitted_without_sasl() -> None:
+    """librdkafka warns about properties that have no effect."""
     assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
 
 
-def test_dead_letters_are_acknowledged_by_all_replicas_and_fit() -> None:
-    """What an operator may not change, and a queue that holds the largest message."""
+def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> None:
+    """Operators cannot change this, and the queue holds the largest message."""
     options = producer_options(Settings())
 
     assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)
@@ -180,7 +181,7 @@ def test_dead_letters_are_acknowledged_by_all_replicas_and_fit() -> None:
 
 
 def test_migrations_are_numbered_without_gaps_and_fit_one_node_and_a_cluster() -> None:
-    """Each statement can run again, and each table is replicated where a cluster is named."""
+    """Each statement can be repeated, and each table is replicated if a cluster is named."""
     found = migrations()
 
     assert [migration.version for migration in found] == list(range(1, len(found) + 1))

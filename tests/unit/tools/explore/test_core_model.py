@@ -1,4 +1,4 @@
-"""Small worlds around the real pipeline, explored to their ends, and safety bugs that are found in them."""
+"""Small worlds around the real pipeline, explored exhaustively, and the safety bugs found in them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tools.explore.canonical import Canon
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
-# Seconds on an idle machine, and all of it is CPU.
+# Seconds on an idle machine, all of it CPU time.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, with the smallest world that shows it and a word of what breaks there.
+# One bug per line, with the smallest world that shows it and a word from its violation.
 FOUND = (
     ("commits one too far", "2", 0, "it commits 2, and"),
     ("settles a batch when its blobs are there", "1", 0, "which is not durable"),
@@ -41,7 +41,7 @@ def searched(messages: tuple[int, ...], faults: int) -> Result:
     ("messages", "faults", "states_min"), [((1,), 1, 1_000), ((2,), 0, 70), ((1, 1), 0, 1_000)], ids=str
 )
 def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], faults: int, states_min: int) -> None:
-    """Every state was visited, and from each of them the end can be reached."""
+    """Every state is visited, and the end can be reached from each of them."""
     result = searched(messages, faults)
 
     assert result.broken == "", "\n".join(result.story)
@@ -50,8 +50,8 @@ def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], fault
     assert result.done
 
 
-def test_a_reader_that_is_taken_for_dead_may_go_on_alone() -> None:
-    """Explored in every order the world has more states, and each of them is as sound."""
+def test_a_reader_considered_dead_may_continue_alone() -> None:
+    """Explored in every order, the world has more states, and all of them are valid."""
     every = Search(CoreModel((1,), 1, every_order=True)).run()
 
     assert every.complete, "\n".join(every.story)
@@ -60,7 +60,7 @@ def test_a_reader_that_is_taken_for_dead_may_go_on_alone() -> None:
 
 @pytest.mark.parametrize(("bug", "world", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: int, broken: str) -> None:
-    """The real pipeline with one safety bug: some order of events shows it, told as a short story."""
+    """The real pipeline with one safety bug: some order of events shows it, and the shortest is printed."""
     mutant = next(one for one in MUTANTS if one.bug == bug)
     found = explored(mutant, tmp_path, world, faults)
 
@@ -71,13 +71,13 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
     assert len(found.story) < 40
 
 
-def test_without_a_bug_the_copy_is_sound(tmp_path: Path) -> None:
+def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
     """The tests above would prove nothing if the copy failed for another reason."""
     assert explored(None, tmp_path, "2", 0).code == 0
 
 
 def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing of the progress is in the output, which is no terminal."""
+    """Progress is not printed, because the output is not a terminal."""
     assert main(["--world", "1", "--faults", "0"]) == 0
 
     said = capsys.readouterr()
@@ -88,14 +88,14 @@ def test_a_bound_is_printed_with_its_size_and_time(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("text", ["0", "4", "2+3", "1+1+1", "two"])
-def test_a_world_that_there_is_not_is_refused(text: str) -> None:
-    """The model has messages for three in the first partition and two in the second."""
+def test_an_unsupported_world_is_refused(text: str) -> None:
+    """The model has at most three messages in the first partition and two in the second."""
     with pytest.raises(SystemExit):
         main(["--world", text])
 
 
-def test_a_float_that_nobody_classified_stops_the_explorer() -> None:
-    """A new moment in the core would otherwise be compared as it is, and no state would be met twice."""
+def test_an_unclassified_float_stops_the_explorer() -> None:
+    """Otherwise a new time in the core would make every state look new."""
     pipeline = Pipeline(LIMITS)
     pipeline.looked_at = 3.0  # type: ignore[attr-defined]
 
@@ -103,8 +103,8 @@ def test_a_float_that_nobody_classified_stops_the_explorer() -> None:
         Canon().value(pipeline, 10.0)
 
 
-def test_a_copy_of_a_pipeline_is_another_one_in_the_same_state() -> None:
-    """What is decided in the copy leaves the first one as it was."""
+def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
+    """Decisions in the copy leave the original unchanged."""
     canon, pipeline = Canon(), Pipeline(LIMITS)
     copied = canon.unpack(canon.pack(pipeline))
     before = canon.value(pipeline, 10.0)
@@ -115,8 +115,8 @@ def test_a_copy_of_a_pipeline_is_another_one_in_the_same_state() -> None:
     assert canon.value(pipeline, 10.0) == before
 
 
-def test_a_planted_bug_is_told_with_its_story() -> None:
-    """As `make explore` prints it: what it is, where, and how it shows."""
+def test_a_planted_bug_is_printed_with_its_steps() -> None:
+    """The output of `make explore`: the bug, its location, and the steps that show it."""
     bug = planted.BUGS[1]
     found = planted.found(bug)
 
@@ -126,8 +126,8 @@ def test_a_planted_bug_is_told_with_its_story() -> None:
     assert "NOT FOUND" in spoken_bug(bug, planted.Found(0, "", ()))
 
 
-def test_every_planted_bug_fits_the_code(tmp_path: Path) -> None:
-    """Five of the core and one of the fleet; a text that is not there any more stops the run."""
+def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:
+    """Five in the core and one in the fleet; a text that no longer exists stops the run."""
     planted.copy(tmp_path)
     for bug in planted.BUGS:
         planted.plant(bug, tmp_path)

@@ -1,4 +1,4 @@
-"""The search visits every state, tells the shortest way to what is broken, and finds where no way goes on."""
+"""The search visits every state, returns the shortest path to a violation, and finds dead ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tools.explore.search import Search
 
 
 class Graph:
-    """A model drawn by hand: state -> (label, next state), a negative one is broken. Labels from 90 are faults."""
+    """A hand-written model: state -> (label, next state); a negative state violates the invariant. Labels from 90
+    on are faults."""
 
     start = 0
 
@@ -33,7 +34,7 @@ class Graph:
 
 
 def test_every_state_is_visited_once() -> None:
-    """Two ways to the same state are two steps, one state."""
+    """Two paths to the same state are two steps and one state."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 1: [(3, 3)], 2: [(4, 3)]}, [3])).run()
 
     assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
@@ -41,8 +42,8 @@ def test_every_state_is_visited_once() -> None:
     assert result.story == []
 
 
-def test_the_shortest_way_to_what_is_broken_is_told() -> None:
-    """The longer way is met first in the list of steps."""
+def test_the_shortest_path_to_a_violation_is_returned() -> None:
+    """The longer path comes first in the list of steps."""
     edges = {0: [(1, 1), (5, 5)], 1: [(2, 2)], 2: [(3, -7)], 5: [(6, -8)]}
 
     result = Search(Graph(edges, [])).run()
@@ -52,14 +53,14 @@ def test_the_shortest_way_to_what_is_broken_is_told() -> None:
 
 
 def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
-    """State 2 goes round for ever."""
+    """State 2 loops forever."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
 
     assert result.story[:-1] == ["2"]
     assert "no order of events" in result.broken
 
 
-def test_a_fault_is_no_way_to_the_end() -> None:
-    """What only a fault gets moving stands still."""
+def test_a_fault_is_not_a_path_to_the_end() -> None:
+    """A state that only a fault can leave is a dead end."""
     assert Search(Graph({0: [(90, 1)]}, [1])).run().broken
     assert not Search(Graph({0: [(89, 1)]}, [1])).run().broken

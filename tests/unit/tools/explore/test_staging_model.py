@@ -1,4 +1,4 @@
-"""The fleet around one staged batch, explored to its end, and safety bugs that are found in it."""
+"""The fleet around one staged batch, explored exhaustively, and the safety bugs found in it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.search import Search
 from tools.explore.staging_model import StagingModel
 
-# Seconds on an idle machine, and all of it is CPU.
+# Seconds on an idle machine, all of it CPU time.
 pytestmark = pytest.mark.timeout(400)
 
-# One bug per line, how many faults show it, and a word of what breaks there.
+# One bug per line, the number of faults that show it, and a word from its violation.
 FOUND = (
     (
         Mutant(
@@ -74,7 +74,7 @@ FOUND = (
 
 @pytest.mark.parametrize(("faults", "states_min"), [(0, 40), (1, 20_000)])
 def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: int) -> None:
-    """Every state was visited, and from each of them the batch can become durable and settled."""
+    """Every state is visited, and from each of them the batch can become durable and settled."""
     result = Search(StagingModel(faults)).run()
 
     assert result.broken == "", "\n".join(result.story)
@@ -96,6 +96,6 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 
 
 def test_an_altered_script_stops_the_explorer() -> None:
-    """Its translation would be that of another script."""
+    """Its translation would be outdated."""
     with pytest.raises(KeyError):
         perform(Effect("script", ("return 1", ())), Staged())

@@ -1,4 +1,4 @@
-"""The rules of a game day are the deployed ones, with shorter times."""
+"""The rules of a game day are the deployed ones with shorter durations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hasty(factor: float) -> dict[str, dict[str, str]]:
 
 
 def test_a_factor_of_one_changes_no_duration():
-    """What is divided by one stays as long as it was."""
+    """Dividing by one leaves every duration unchanged."""
     before, after = deployed()["ReplaysRejects"], hasty(1)["ReplaysRejects"]
 
     assert before["for"] == "10m"
@@ -30,8 +30,8 @@ def test_a_factor_of_one_changes_no_duration():
     assert "[600s]" in after["expr"]
 
 
-def test_for_ranges_and_waiting_thresholds_are_divided():
-    """Every time in a rule, and nothing else."""
+def test_for_clauses_ranges_and_thresholds_are_divided():
+    """Every duration in a rule, and nothing else."""
     rules = hasty(20)
 
     assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
@@ -43,15 +43,15 @@ def test_for_ranges_and_waiting_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """A renamed rule must not leave a fault behind that waits for it."""
+    """A renamed rule must not leave a fault that waits for it."""
     for fault in FAULTS:
         assert fault.alert in deployed()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 10
 
 
-def test_the_page_has_a_row_a_fault_and_says_what_was_not_fixed():
-    """The tables of docs/gameday.md come from the run's own record, failures included."""
+def test_the_page_has_a_row_per_fault_and_lists_unfixed_ones():
+    """The tables of docs/gameday.md come from the recorded run, including failures."""
     fault = {
         "fault": "Redis killed",
         "alert": "ReplaysRedisDown",
@@ -77,7 +77,7 @@ def test_the_page_has_a_row_a_fault_and_says_what_was_not_fixed():
 
 
 def test_the_page_names_the_panels_expressions_without_data():
-    """A panel that never had data is said, not left out."""
+    """A panel that never had data is listed."""
     asked = [
         {"panel": "Lag", "expression": "max(lag)", "series": 4, "values": 1200},
         {"panel": "Lag", "expression": "sum(lag)", "series": 0, "values": 0},

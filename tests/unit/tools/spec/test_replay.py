@@ -1,4 +1,4 @@
-"""Runs of the code follow the specification, and one that does not is refused."""
+"""Runs of the code conform to the specification, and a run that does not is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def calm() -> list[Step]:
 
 
 def refused(checker: spin.Checker, steps: list[Step]) -> str:
-    """The name of the action that is not allowed; empty when all are."""
+    """The name of the action that is not allowed; empty if all are."""
     history = History(steps)
     at = checker.check(history).refused
     return "" if at is None else history.actions[at].name
@@ -54,7 +54,7 @@ def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
     assert [refused(checker, part) for part in parts] == [""] * len(parts)
 
 
-def test_a_batch_that_nothing_happens_to_is_allowed(checker: spin.Checker) -> None:
+def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
     """Cut, recorded, dispatched, marked, settled, committed."""
     assert refused(checker, calm()) == ""
 
@@ -71,8 +71,8 @@ def test_one_altered_step_is_refused(moved: int, before: int, action: str, check
     assert refused(checker, steps) == action
 
 
-def test_a_new_owner_reads_what_was_stored(checker: spin.Checker) -> None:
-    """The ends that the former one recorded, and no others."""
+def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
+    """The ends that the former owner recorded, and no others."""
     handed_over: Step = {
         "step": "assigned",
         "offset": 0,
@@ -96,8 +96,8 @@ REVOKED: Step = {"step": "revoked"}
 RELEASED: Step = {"step": "released", "late": False, "gave_up": False}
 
 
-def test_an_answer_may_be_that_of_an_equal_commit_before(checker: spin.Checker) -> None:
-    """A reader that sends a commit again takes the first answer for that of the one it waits for."""
+def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker) -> None:
+    """A reader that resends a commit accepts the first response as that of the resent one."""
     again = of("one", {"step": "commit", "offset": 3, "ends": [], "short": False})
     answer = calm()[-1:]
     steps = [*calm()[:-1], *again, *answer, *of("one", REVOKED, RELEASED)]
@@ -107,7 +107,7 @@ def test_an_answer_may_be_that_of_an_equal_commit_before(checker: spin.Checker) 
 
 
 def cut_behind_a_gap(committed: int) -> list[Step]:
-    """A batch [5, 7) after [0, 3) was committed, recorded with this offset, parked and left to the next owner."""
+    """A batch [5, 7) after [0, 3) was committed, recorded with this offset, parked, and left to the next owner."""
     return of(
         "one",
         {"step": "cut", "start": 5, "stop": 7, "stages": ["rows"], "cut_by": "age"},
@@ -122,12 +122,12 @@ def cut_behind_a_gap(committed: int) -> list[Step]:
 
 @pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
 def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
-    """What may be committed does not move over the gap with the cut; a commit that did tells so. Never into it."""
+    """The cut does not move the committable offset over the gap; a commit does. Never into it."""
     assert refused(checker, [*calm(), *cut_behind_a_gap(committed)]) == action
 
 
-def test_commits_of_a_later_assignment_say_nothing_about_an_earlier_one(checker: spin.Checker) -> None:
-    """The reader gets the partition back, and passes the gap only then."""
+def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
+    """The reader gets the partition back and passes the gap only then."""
     back = of(
         "one",
         {"step": "assigned", "offset": 3, "ends": [7], "new": False},
@@ -139,8 +139,8 @@ def test_commits_of_a_later_assignment_say_nothing_about_an_earlier_one(checker:
     assert refused(checker, [*calm(), *cut_behind_a_gap(3), *back]) == ""
 
 
-def test_a_plan_of_two_ends_is_given_up_at_once(checker: spin.Checker) -> None:
-    """The log ended before both of them; without that, the recorded ends may not be forgotten."""
+def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> None:
+    """The log ended before both of them; otherwise recorded ends must not be dropped."""
     two = of(
         "one",
         {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},
@@ -154,7 +154,7 @@ def test_a_plan_of_two_ends_is_given_up_at_once(checker: spin.Checker) -> None:
 
 
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
-    """Among other lines, and in the order of time."""
+    """Between other lines, sorted by time."""
     (tmp_path / "reader-1.log").write_text(
         'no json\n{"event": "protocol_step", "timestamp": "2", "step": "lost", "partition": 0}\n'
         '{"event": "reader_started", "timestamp": "0"}\n'

@@ -1,4 +1,4 @@
-"""The specification of the commit protocol holds in every order of its actions, and needs each of its rules."""
+"""The specification of the commit protocol holds for every order of its actions, and needs each of its rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tools.spec import spin
 LINES_MAX = 200
 needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=spin.missing() or "-")
 
-# What is planted -> the text of the specification before and after. Each takes one rule away.
+# Name of the planted bug -> the text of the specification before and after. Each removes one rule.
 PLANTED = {
     "commits what is not settled": ("R.safe = (k > R.taken -> R.taken : R.safe)", "R.safe = R.taken"),
     "settles a batch when its blobs are there": ("B.parked = false; B.left--;", "B.parked = false; B.left = 0;"),
@@ -27,7 +27,7 @@ PLANTED = {
 }
 
 
-def test_the_specification_can_be_read_at_once() -> None:
+def test_the_specification_is_short() -> None:
     """At most 200 lines."""
     assert len(spin.SPECIFICATION.read_text().splitlines()) <= LINES_MAX
 
@@ -35,7 +35,7 @@ def test_the_specification_can_be_read_at_once() -> None:
 @needs_spin
 @pytest.mark.timeout(900)
 def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
-    """With as many faults as it says: no assertion breaks, and in the end all is committed."""
+    """With its stated number of faults: no assertion is violated, and in the end everything is committed."""
     found = spin.search(tmp_path)
 
     assert found.error == ""
@@ -43,15 +43,15 @@ def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
 
 
 @needs_spin
-def test_every_run_of_it_ends(tmp_path: Path) -> None:
-    """No order of its actions goes on for ever, so that its end is reached."""
+def test_every_run_of_it_terminates(tmp_path: Path) -> None:
+    """No order of its actions continues forever, so its end is reached."""
     assert spin.search(tmp_path, faults=1, ends=True).error == ""
 
 
 @needs_spin
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_rule_that_is_missing_is_noticed(planted: str, tmp_path: Path) -> None:
-    """Each rule is there because without it an assertion breaks, or the end is not reached."""
+def test_a_missing_rule_is_detected(planted: str, tmp_path: Path) -> None:
+    """Without any one rule, an assertion is violated or the end is not reached."""
     before, after = PLANTED[planted]
     text = spin.SPECIFICATION.read_text()
     assert text.count(before) == 1
