@@ -1,6 +1,6 @@
-"""Running servers for every test that asks for one; see `tests.kit.servers`.
+"""Running servers for the tests that use them; see `tests.kit.servers`.
 
-Tests run with the longest files first: several processes take whole files, and the run ends with the last of them.
+The files with the longest tests run first: workers take whole files, and the run ends with the slowest worker.
 """
 
 import pytest
@@ -38,20 +38,20 @@ __all__ = [
     "topics",
 ]
 
-# Folders and files by the time of their longest test, the longest first; whatever is not listed comes after.
+# Folders and files by the duration of their longest test, longest first; unlisted ones run last.
 LONG = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
-# CPU time depends on who else uses the caches: measured when real systems no longer run beside it.
+# CPU time depends on other users of the caches: these run after the tests with real systems.
 LAST = "cost"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What tests start as `Child` is forked from a process that has imported it."""
+    """Programs that tests start as `Child` are forked from a process that has already imported them."""
     Children.start_program = staticmethod(PARENTS.start)
     config.add_cleanup(PARENTS.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Orders files, and leaves the order within a file as it is."""
+    """Orders files, and keeps the order within each file."""
     items.sort(key=lambda item: _rank(item.nodeid.removeprefix("tests/")))
 
 

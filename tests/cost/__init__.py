@@ -1,1 +1,1 @@
-"""What the worst messages cost: the shapes that are known, a search for more, and the bound that all must keep."""
+"""The cost of the most expensive messages: known shapes, a search for more, and the limit that all must meet."""

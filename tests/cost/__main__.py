@@ -1,10 +1,10 @@
-"""The committed shapes, measured: prints a Markdown table.
+"""Measures the committed shapes and prints a Markdown table.
 
     python -m tests.cost [--raw-bytes N] [--name TEXT] [--before DIRECTORY]
 
 Each shape is measured in a process of its own. With --before, the parser of another checkout (an earlier commit,
-from `git worktree add DIRECTORY COMMIT`) is measured on the same bytes in the same run. Exit code 1 when one is
-beyond the bound here.
+from `git worktree add DIRECTORY COMMIT`) is measured on the same bytes in the same run. Exit code 1 when a shape
+exceeds the limit here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.cost.committed import ALL
 from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measured
 
 RAW_BYTES = 95_000_000
-# What a checkout of any age has: the least of two CPU times, and the memory of the first, in bytes.
+# Works in a checkout of any age: the lower of two CPU times, and the memory of the first run, in bytes.
 EARLIER = """
 import sys, time
 from pathlib import Path
@@ -45,7 +45,7 @@ print(min(seconds), taken)
 
 
 def main() -> int:
-    """Prints one row per shape, as it is measured."""
+    """Prints one row per shape as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw-bytes", type=int, default=RAW_BYTES, help="Inflated size of each recording, bytes.")
     parser.add_argument("--name", default="", help="Only shapes whose name contains this.")
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """What the same message costs the parser of that checkout; the floor is the one measured here."""
+    """Cost of the same message in the parser of that checkout; the floor is the one measured here."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

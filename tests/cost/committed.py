@@ -1,4 +1,4 @@
-"""The whole committed set: shapes made by hand, and recipes that `tests.cost.search` found."""
+"""The complete committed set: handmade shapes, and recipes found by `tests.cost.search`."""
 
 from __future__ import annotations
 

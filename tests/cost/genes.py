@@ -1,4 +1,4 @@
-"""A recording as a short recipe that can be changed at random, and written down when it turned out to be costly.
+"""A recording as a short recipe that can be mutated at random, and stored if it is costly.
 
 A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, as long as `event_bytes` asks
 for, repeated for its share of the recording. With empty `before` and `after` the part itself is the event.
@@ -86,7 +86,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One event, or one run of them: bytes of JSON, or of what claims to be JSON."""
+    """One event, or a run of events: bytes of JSON, or bytes that only resemble JSON."""
 
     before: bytes
     part: bytes
@@ -94,7 +94,7 @@ class Piece:
     event_bytes: int = 0
 
     def made(self, share_bytes: int) -> bytes:
-        """This event repeated, without a trailing comma, to about `share_bytes`."""
+        """The event repeated, without a trailing comma, up to about `share_bytes`."""
         if not self.before and not self.after:
             return filled(b"", self.part + b",", b"", share_bytes)[:-1]
         event = filled(self.before, self.part, self.after, min(self.event_bytes, share_bytes))
@@ -103,7 +103,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`is_sampled`: under a segment number whose canvas mutations and options are read."""
+    """`is_sampled`: its segment number is one whose canvas mutations and options are read."""
 
     pieces: tuple[Piece, ...]
     is_sampled: bool = False
@@ -131,7 +131,7 @@ class Recipe:
 
     @classmethod
     def loaded(cls, found: dict[str, Any]) -> Recipe:
-        """The other way round."""
+        """The inverse of `dumped`."""
         pieces = [
             Piece(before.encode("latin-1"), part.encode("latin-1"), after.encode("latin-1"), event_bytes)
             for before, part, after, event_bytes in found["pieces"]
@@ -139,13 +139,13 @@ class Recipe:
         return cls(tuple(pieces), found["is_sampled"])
 
     def shape(self, name: str) -> Shape:
-        """As a member of the committed set."""
+        """The recipe as a member of the committed set."""
         return Shape(name, self.value)
 
 
 @cache
 def events() -> tuple[bytes, ...]:
-    """Events to begin with: one of each kind in our recordings, and those that no recording has."""
+    """Initial events: one of each kind in our recordings, and kinds that no recording has."""
     found: dict[tuple[Any, ...], bytes] = {}
     for recording in RECORDINGS:
         for body in recording.bodies:
@@ -174,7 +174,7 @@ def _one(before: bytes, part: bytes, after: bytes) -> Recipe:
     return Recipe((Piece(before, part, after, EVENT_BYTES[-1]),))
 
 
-# Those of the committed shapes that were the dearest of their kind before there was a bound.
+# The most expensive committed shapes of their kind before the limit existed.
 STOPPED_A_READER = (
     _one(b'{"type":2,"data":"', rb"\\", rb'\ud800"}'),
     _one(
@@ -193,14 +193,14 @@ STOPPED_A_READER = (
 
 
 def fresh(chance: random.Random) -> Recipe:
-    """A shape that stopped a reader, or an event with a run of something in one of its values."""
+    """A shape that once stopped a reader, or an event with a repeated part in one of its values."""
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
     return Recipe((_stuffed(chance),), chance.random() < 0.2)
 
 
 def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
-    """A child: one or a few changes to `recipe`, sometimes a piece of `other`."""
+    """A child: one or more changes to `recipe`, sometimes with a piece of `other`."""
     pieces = list(recipe.pieces)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         at = chance.randrange(len(pieces))
@@ -223,7 +223,7 @@ def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
 
 
 def _stuffed(chance: random.Random) -> Piece:
-    """An event of a recording in which one value is a run; or that event as a run."""
+    """An event of a recording with a repeated part in one value; or that event repeated."""
     event = chance.choice(events())
     if chance.random() < 0.2:
         return Piece(b"", event, b"")
@@ -246,7 +246,7 @@ def _stuffed(chance: random.Random) -> Piece:
 
 
 def _mutated(part: bytes, chance: random.Random) -> bytes:
-    """One token more, less, doubled or moved; never empty."""
+    """One token added, removed, duplicated or moved; never empty."""
     tokens = TOKENS.findall(part) or [b"a"]
     at, kind = chance.randrange(len(tokens)), chance.random()
     if kind < 0.45:

@@ -1,10 +1,9 @@
-"""What one message costs, and the floor under that: CPU seconds of this process, and memory in a process of its
-own.
+"""The cost of one message and its floor: CPU seconds of this process, and memory in a separate process.
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-CPU time and not the clock, the least of several times, and cost and floor by turns: so a busy machine changes
-both.
+CPU time instead of elapsed time, the minimum of several runs, with cost and floor measured alternately: a busy
+machine affects both.
 """
 
 from __future__ import annotations
@@ -50,19 +49,19 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """Times the floor, beyond what every message may cost."""
+        """Multiple of the floor, beyond the base cost of every message."""
         return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
 
     @property
     def memory_ratio(self) -> float:
-        """Times the message's size, inflated, beyond what every message may take."""
+        """Multiple of the inflated size, beyond the base memory of every message."""
         return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
-    """(work, bytes of the recording): scanning the message once, and inflating and scanning what is in it, with
-    the inflater and the scanners of the parser, and nothing else. What is no JSON all the way through counts as as
-    much white space, what is no msgpack as nothing.
+    """(work, bytes of the recording): scanning the message once, then inflating and scanning its contents, with
+    the parser's inflater and scanners and nothing else. Data that is not valid JSON counts as white space of the
+    same size; data that is not msgpack counts as nothing.
     """
     work, raw_bytes = _floor_inside(value)
     try:
@@ -122,7 +121,8 @@ def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
 
 
 def memory(value: bytes) -> int:
-    """Peak of this process' resident memory while it parses, beyond what it had before: once, and first of all."""
+    """Increase of this process's peak resident memory during a parse; must be the first measurement, and only
+    once."""
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -138,14 +138,14 @@ def _status(name: str) -> int:
 
 
 def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
-    """All of it, in this process."""
+    """All of these figures, measured in this process."""
     taken = memory(value)
     floor_seconds, cost_seconds, raw_bytes = cpu(value, rounds)
     return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
 
 
 def measured(value: bytes) -> Cost:
-    """The same in a process of its own."""
+    """The same, in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

@@ -1,12 +1,13 @@
-"""All committed shapes from one project, sent to the running system while another project sends at a steady rate.
+"""All committed shapes from one project, sent to the running system while another project sends at a constant
+rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
-The system is stack, workers and one reader as processes, over emulators. The reader has the memory that
-deploy/kubernetes/reader.yaml grants, as RLIMIT_DATA of each of its processes: that needs no cgroup, and a process
-that asks for more gets a MemoryError. Printed: the steady project's delay, from sending a segment to the commit of
-its batch, alone and beside the hostile project, and what became of each hostile message. Exit code 1 when one is
-unaccounted for, a segment is lost, a reader ended, or p99 rose to twice what it was.
+The system is the stack, workers and one reader as processes, with emulators. The reader has the memory limit of
+deploy/kubernetes/reader.yaml as RLIMIT_DATA of each process: this needs no cgroup, and a process over the limit
+gets a MemoryError. Printed: the other project's delay from sending a segment to the commit of its batch, alone and
+next to the hostile project, and the outcome of each hostile message. Exit code 1 if a message is unaccounted for,
+a segment is lost, a reader exits, or p99 more than doubles.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from tests.kit.whole_system import System, until
 MEMORY_BYTES_MAX = GiB
 STEADY = 4200  # all shapes are of project 11
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
-# Nothing may be parked only because a shared machine is busy; every segment is sampled, which costs the most.
+# Nothing may be parked only because a shared machine is busy; every segment is sampled, which is the most
+# expensive case.
 PATIENT = {
     "sink_timeout_seconds": "20",
     "flush_deadline_seconds": "120",
@@ -45,7 +47,7 @@ Place = tuple[int, int]
 
 
 def replay_of(number: int) -> str:
-    """Each hostile message is a replay of its own, so that it can be found."""
+    """Each hostile message is a separate replay, so that it can be identified."""
     return f"bad{number:029x}"
 
 
@@ -62,15 +64,15 @@ def steady(number: int) -> bytes:
 
 
 def limited(system: System) -> None:
-    """The manifest's memory limit, for the reader and every process that it starts from now on."""
+    """Applies the manifest's memory limit to the reader and every process that it starts from now on."""
     resource.prlimit(system.reader.pid, resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
 
 
 def send_steadily(
     system: System, first: int, amount: int, rate: float, beside: Sequence[bytes] = ()
 ) -> tuple[dict[Place, float], list[Place]]:
-    """`amount` segments, `rate` a second, and the messages beside them spread evenly between: (when each segment
-    was sent, unix seconds, by its place; the places of the messages beside)."""
+    """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them: (send time
+    of each segment in unix seconds by index; indexes of the other messages)."""
     began, sent, places = time.time(), dict[Place, float](), list[Place]()
     for number in range(amount):
         time.sleep(max(0.0, began + number / rate - time.time()))
@@ -82,7 +84,7 @@ def send_steadily(
 
 
 def delays(system: System, sent: dict[Place, float]) -> list[float]:
-    """Seconds until the batch of each was committed, from the reader's log, sorted."""
+    """Seconds from sending to commit of each batch, from the reader's log, sorted."""
     found = dict[Place, float]()
     for line in system.reader.log_path.read_text().splitlines():
         if '"event": "batch"' not in line:
@@ -100,7 +102,7 @@ def p99(values: Sequence[float]) -> float:
 
 
 def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
-    """Numbers of those hostile messages that are neither a segment in ClickHouse nor a dead letter."""
+    """Numbers of the hostile messages that are neither a segment in ClickHouse nor a dead letter."""
     rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
     stored = {str(replay).replace("-", "") for (replay,) in rows}
     letters = system.json("dlq", "ls", "--limit", str(10 * len(places)))["letters"]
@@ -111,12 +113,12 @@ def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
 
 
 def steady_rows(system: System) -> int:
-    """Distinct segments of the steady project in ClickHouse."""
+    """Distinct segments of the other project in ClickHouse."""
     return int(system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {STEADY}")[0][0])
 
 
 def main() -> int:
-    """Two phases of equal length, alone and beside the hostile project."""
+    """Two phases of equal length, without and with the hostile project."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--raw-bytes", type=int, default=10_000_000, help="Inflated size of each shape, bytes.")
     parser.add_argument("--segments", type=int, default=1000, help="Segments of the steady project, per phase.")

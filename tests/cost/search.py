@@ -1,11 +1,11 @@
-"""Grows messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
+"""Evolves messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
 
-Three populations, each bred for one kind of cost as a share of its bound: CPU (times the floor), memory (times
-the inflated size), and bytes of rows per segment. It starts from shapes that have stopped a reader and from the
-events of our recordings with a run of something in them. The best of each are measured again at full size, each
-in a process of its own, and printed; `--keep` adds the dearest of each kind to tests/cost/found.json.
+Three populations, each bred for one kind of cost as a share of its bound: CPU (times the floor), memory (times the
+inflated size), and bytes of rows per segment. It starts from shapes that have stopped a reader and from the events
+of our recordings with a run of something in them. The best of each are measured again at full size in separate
+processes and printed; `--keep` adds the most expensive of each kind to tests/cost/found.json.
 
-Exit code 1: one is beyond a bound of docs/cost.md.
+Exit code 1: one exceeds a limit of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.cost.measure import CPU_SECONDS_BASE, MEMORY_RATIO_MAX, RATIO_MAX, RU
 
 POPULATION = 24
 BRED_FROM = 8
-# CPU of a small message is mostly what every message costs, so it is bred from larger ones.
+# The CPU time of a small message is mostly the base cost, so larger ones are bred.
 BRED_RAW_BYTES = {"cpu": 6_000_000, "memory": 6_000_000, "rows": 1_500_000}
 FULL_RAW_BYTES = 60_000_000
 BEST = 3
@@ -35,20 +35,20 @@ TIMESTAMP_MS = 1_790_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A recipe and its share of the bound: 1 is the bound itself."""
+    """A recipe and its cost relative to the limit: 1 is the limit itself."""
 
     share: float
     recipe: Recipe
 
 
 def cpu_share(value: bytes) -> float:
-    """Without the base that every message may take, which a small one would hide behind; so it may exceed 1."""
+    """Excludes the base allowance, which would hide differences between small messages; may exceed 1."""
     floor_seconds, seconds, _ = cpu(value, rounds=1)
     return seconds / max(floor_seconds, 1e-3) / RATIO_MAX
 
 
 def memory_share(value: bytes) -> float:
-    """The same: without the base."""
+    """The same, without the base allowance."""
     return memory(value) / BRED_RAW_BYTES["memory"] / MEMORY_RATIO_MAX
 
 
@@ -66,7 +66,7 @@ KINDS: dict[str, Callable[[bytes], float]] = {"cpu": cpu_share, "memory": memory
 def bred(
     kind: str, seconds: float, chance: random.Random, say: Callable[[str], None], recipes_max: int = 10**9
 ) -> tuple[int, list[Scored]]:
-    """(recipes tried, the best, dearest first)."""
+    """(number of recipes tried, best recipes, most expensive first)."""
     score = KINDS[kind]
     until, tried = time.monotonic() + seconds, 0
     population: list[Scored] = []
@@ -79,7 +79,7 @@ def bred(
         value = recipe.value(BRED_RAW_BYTES[kind])
         share = score(value)
         if population and share > population[0].share:
-            # CPU time on a busy machine: only what repeats is believed.
+            # On a busy machine only CPU times that are reproducible count.
             share = min(share, score(value), score(value))
             if share > population[0].share:
                 say(f"{kind}: {share:.2f} of the bound after {tried} recipes")

@@ -1,9 +1,8 @@
-"""Messages that cost as much as their sender could make them: the committed set that the bound is held against.
+"""The most expensive messages that a sender can create: the committed set for the cost limit.
 
 Each shape is a function of the size that its recording inflates to, so one shape serves a quick test and a table
-of
-the largest messages. The first ones have stopped a reader before there was a bound. A shape that the search finds
-joins the set.
+of the largest messages. The first shapes stopped a reader before the limit existed. Shapes found by the search are
+added.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ from ingest.testing.messages import (
 
 MESSAGE_BYTES_MAX = 15_000_000
 SAMPLED_SHARE = 1 / 500
-CONTROL = "\x01"  # one byte here, six in a row, seven in a row within a row
+CONTROL = "\x01"  # one byte here, six bytes escaped, seven bytes escaped within an escape
 
 Make = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`make(raw_bytes)` is the Kafka value whose recording inflates to about so many bytes."""
+    """`make(raw_bytes)` returns the Kafka value whose recording inflates to about that many bytes."""
 
     name: str
     make: Make
@@ -77,12 +76,12 @@ def shape(name: str) -> Callable[[Make], Make]:
 
 
 def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
-    """A message around that recording."""
+    """A message with that recording."""
     return envelope(frame(isal_zlib.compress(raw, 1), segment_id), **fields)
 
 
 def sampled_segment_id() -> int:
-    """A segment whose canvas mutations are read: its sender can choose one."""
+    """A segment number whose canvas mutations are read: its sender can choose one."""
     for number in range(100_000):
         if coin(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
             return number
@@ -90,12 +89,12 @@ def sampled_segment_id() -> int:
 
 
 def text(value: Any) -> bytes:
-    """As JavaScript would write it."""
+    """A string as JavaScript encodes it."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def filled(head: bytes, part: bytes, tail: bytes, raw_bytes: int) -> bytes:
-    """As many parts between head and tail as there is room for, one at least."""
+    """As many parts between head and tail as fit, at least one."""
     return head + part * max((raw_bytes - len(head) - len(tail)) // len(part), 1) + tail
 
 
@@ -105,40 +104,40 @@ def listed(element: bytes, raw_bytes: int, last: bytes = b'{"type":3}') -> bytes
 
 
 def stuffed(event: Any, part: bytes, raw_bytes: int, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """An array of one event, in which `"@"` stands for head, parts, tail."""
+    """An array of one event, in which `"@"` is replaced by head, parts, tail."""
     before, after = text([event]).split(b'"@"', 1)
     return filled(before + head, part, tail + after, raw_bytes)
 
 
 def many(name: str, *elements: Any, is_sampled: bool = False) -> None:
-    """Adds a recording of these events, over and over."""
+    """Adds a recording that repeats these events."""
     part = b",".join(element if isinstance(element, bytes) else text(element) for element in elements)
     segment_id = sampled_segment_id() if is_sampled else 0
     shape(name)(lambda raw_bytes: packed(listed(part, raw_bytes), segment_id))
 
 
 def one(name: str, event: Any, part: bytes, head: bytes = b"", tail: bytes = b"") -> None:
-    """Adds a recording of one event with one long place in it."""
+    """Adds a recording of one event with one long value."""
     shape(name)(lambda raw_bytes: packed(stuffed(event, part, raw_bytes, head, tail)))
 
 
 def chunks(name: str, event: Any, part: bytes, head: bytes, tail: bytes, chunk_bytes: int) -> None:
-    """Adds a recording of events that are each as long as that."""
+    """Adds a recording of events that each have that length."""
     element = stuffed(event, part, chunk_bytes, head, tail)[1:-1]
     shape(name)(lambda raw_bytes: packed(listed(element, raw_bytes)))
 
 
 def crumb(fields: bytes) -> bytes:
-    """A breadcrumb of these fields."""
+    """A breadcrumb with these fields."""
     return b'{"type":5,"data":{"tag":"breadcrumb","payload":{%b}}}' % fields
 
 
 def span(fields: bytes) -> bytes:
-    """A performance span of these fields."""
+    """A performance span with these fields."""
     return b'{"type":5,"data":{"tag":"performanceSpan","payload":{%b}}}' % fields
 
 
-# What stopped a reader before there was a bound
+# Shapes that stopped a reader before the limit existed
 
 one("escaped backslashes, then a lone surrogate", {"type": 2, "data": "@"}, rb"\\", b'"', rb'\ud800"')
 one("a scroll of empty arrays", breadcrumb("ui.scroll", {"a": "@"}), b"[],", b"[", b"0]")
@@ -196,7 +195,7 @@ shape("spaces")(lambda raw_bytes: packed(filled(b"[", b" ", b"]", raw_bytes)))
 shape("brackets that never close")(lambda raw_bytes: packed(b"[" * raw_bytes))
 shape("an array that never closes")(lambda raw_bytes: packed(filled(b"[", b'{"type":3},', b"", raw_bytes)))
 
-# Events, by the million
+# Millions of events
 
 many("custom events of nothing but a type", {"type": 5})
 many("custom events of empty data", {"type": 5, "data": {}})
@@ -234,7 +233,7 @@ many("canvas mutations of nothing, sampled", {"type": 3, "data": {"source": 9}},
 many("incremental snapshots, sampled", {"type": 3, "data": {"source": 0}}, is_sampled=True)
 many("incremental snapshots of wrong sources, sampled", {"type": 3, "data": {"source": []}}, is_sampled=True)
 
-# Keys that come again and again
+# Repeated keys
 
 one("the same time again and again", {"type": 5, "timestamp": "@"}, b'1,"timestamp":', b"", b"1")
 one("the same data again and again", span_event("memory", "", "@"), b'{},"data":', b"", b"{}")
@@ -310,7 +309,7 @@ chunks(
     150_000,
 )
 
-# Places where a recording might be cut
+# Positions at which a recording might be split
 
 chunks(
     "ends of events that are none",
@@ -341,7 +340,7 @@ shape("a snapshot of a long page, then events")(
     )
 )  # fmt: skip
 
-# Rows larger than what they are made of
+# Rows larger than their source
 
 many("addresses of control characters", viewport_event(CONTROL * 1024))
 many("requests to control characters", span_event("resource.fetch", CONTROL * 1024, {"method": CONTROL * 32}))

@@ -1,4 +1,5 @@
-"""No message costs more than a multiple of inflating and scanning it. `python -m tests.cost` prints the table."""
+"""The cost of a message is limited to a multiple of inflating and scanning it. `python -m tests.cost` prints the
+table."""
 
 from __future__ import annotations
 
@@ -11,14 +12,14 @@ from tests.cost.shapes import SHAPES, Shape
 
 RAW_BYTES = 4_000_000
 LARGE_RAW_BYTES = 60_000_000
-# What is measured twice is CPU time of this process; the further looks are for a core whose caches others use.
+# CPU time of this process is measured twice; further attempts are for a core with shared caches.
 ATTEMPTS = 10
 
 
 @pytest.mark.parametrize("shape", ALL, ids=lambda shape: shape.name)
 def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
     """given a recording made to be costly, when it is parsed, then its CPU time is at most 4 times that of
-    inflating and scanning it, plus 50 ms, and its rows are within their bound"""
+    inflating and scanning it, plus 50 ms, and its rows are within their limit"""
     value = shape.make(RAW_BYTES)
     assert rows_share(value) <= 1.0
     for _ in range(ATTEMPTS):
@@ -31,7 +32,7 @@ def test_a_hostile_message_costs_a_multiple_of_its_floor(shape: Shape) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=lambda shape: shape.name)
 def test_a_large_hostile_message_takes_a_multiple_of_its_size(shape: Shape) -> None:
-    """given the shapes that have stopped a reader, when they are parsed in a process of their own, then its memory
+    """given the shapes that once stopped a reader, when they are parsed in a separate process, then its memory
     grows by at most 2.5 times the inflated size plus 64 MiB"""
     cost = measured(shape.make(LARGE_RAW_BYTES))
 

@@ -1,4 +1,4 @@
-"""The search for costly messages breeds, reports and repeats."""
+"""The search for costly messages mutates, reports, and is reproducible."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.cost.search import KINDS, bred
 from tests.kit.parsing import parsed
 
 
-def test_a_recipe_comes_back_as_it_was_written_down() -> None:
-    """Whatever bytes are in it."""
+def test_a_recipe_survives_a_round_trip() -> None:
+    """It may contain any bytes."""
     chance = random.Random(1)
     for _ in range(200):
         recipe = changed(fresh(chance), fresh(chance), chance)
@@ -20,7 +20,7 @@ def test_a_recipe_comes_back_as_it_was_written_down() -> None:
 
 
 def test_the_same_seed_breeds_the_same_messages() -> None:
-    """So that what a search found can be looked at again."""
+    """Results of a search can be reproduced."""
 
     def children(seed: int) -> list[Recipe]:
         chance = random.Random(seed)
@@ -30,14 +30,14 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
     assert children(7) != children(8)
 
 
-def test_what_it_starts_from_is_read_by_the_parser() -> None:
-    """A message that is refused at the door costs nothing, and would teach nothing."""
+def test_initial_recipes_are_accepted_by_the_parser() -> None:
+    """A message that is rejected at once costs nothing and would be useless."""
     for recipe in STOPPED_A_READER:
         assert isinstance(parsed(recipe.value(50_000)), Segment)
 
 
-def test_breeding_makes_messages_dearer() -> None:
-    """Rows, which are counted and not timed: the best child costs more than every ancestor."""
+def test_breeding_makes_messages_more_expensive() -> None:
+    """Measured by rows, which are counted and not timed: the best child costs more than every ancestor."""
     chance = random.Random(3)
     first = max(KINDS["rows"](fresh(chance).value(1_500_000)) for _ in range(10))
 

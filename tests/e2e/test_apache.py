@@ -1,7 +1,7 @@
 """Real reader processes in a real consumer group: Apache Kafka, kill -9, SIGSTOP, SIGTERM, rebalances, restarts.
 
-One broker and one set of servers for all tests; each test has topics, tables, a bucket and a Redis database of
-its own. Where a test stops the flush fleet, batches stay in flight for as long as it likes.
+One broker and one set of servers for all tests; each test has topics, tables, a bucket and a Redis database of its
+own. If a test stops the flush fleet, batches stay in flight until it starts the fleet again.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(150)]
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Everything, with Apache Kafka as the broker."""
+    """The whole stack, with Apache Kafka as the broker."""
     with apache_stack() as running:
         yield running
 
 
 @pytest.fixture
 def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
-    """Migrated, nothing runs yet. Its processes end with the test."""
+    """Migrated, with no process running yet. Its processes are stopped after the test."""
     with made(stack, {}) as found:
         yield found
 
 
 def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stack, tmp_path: Path) -> None:
-    """Batches are cut by the clock under a trickle, their reader dies, twice; the ids stay, and nothing is twice.
+    """Batches are cut by age at a low rate, and their reader dies twice; the ids are unchanged and nothing is
+    duplicated.
 
-    Without the record the second reader, which finds a backlog, would cut it into other ranges.
+    Without the record, the second reader finds a backlog and would cut other ranges.
     """
     settings = {
         "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3",
@@ -89,8 +90,8 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
         assert recorded_batches(fleet) == set()
 
 
-def test_a_member_with_an_instance_id_comes_back_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
-    """kill -9 and a restart within the session: the other reader keeps its partitions and hears of nothing."""
+def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
+    """kill -9 and a restart within the session: the other reader keeps its partitions and sees no rebalance."""
     fleet.worker("worker-1")
     session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # a busy machine starts a process in several seconds
     static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
@@ -109,10 +110,9 @@ def test_a_member_with_an_instance_id_comes_back_without_a_rebalance(fleet: Flee
     assert report.ok, report.failures()
 
 
-def test_a_second_reader_takes_its_share_under_load_and_nothing_is_done_twice(
-    fleet: Fleet, tmp_path: Path
-) -> None:
-    """Cooperative rebalance, in and out: the first keeps half of its partitions all along; 0 % processed twice."""
+def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fleet, tmp_path: Path) -> None:
+    """Cooperative rebalance, on joining and leaving: the first keeps half of its partitions throughout; 0 % is
+    processed twice."""
     fleet.worker("worker-1")
     first = up(fleet.reader("reader-1"))
     wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "all partitions")
@@ -133,8 +133,9 @@ def test_a_second_reader_takes_its_share_under_load_and_nothing_is_done_twice(
     assert report.ok, report.failures()
 
 
-def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(stack: Stack, tmp_path: Path) -> None:
-    """Within the drain deadline; the next reader goes on where it ended, so nothing is done twice."""
+def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: Stack, tmp_path: Path) -> None:
+    """Within the drain deadline; the next reader continues at the committed offsets, so nothing is processed
+    twice."""
     settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
     with made(stack, settings) as fleet:
         fleet.worker("worker-1")
@@ -153,10 +154,11 @@ def test_sigterm_under_load_commits_what_settled_and_ends_with_zero(stack: Stack
         assert report.ok, report.failures()
 
 
-def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_deadline(
+def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
     fleet: Fleet, tmp_path: Path
 ) -> None:
-    """What settled stays committed; what did not is left uncommitted, its ends recorded; nobody waits longer."""
+    """Settled batches stay committed; unsettled ones stay uncommitted with their ends recorded; shutdown does not
+    take longer."""
     worker = fleet.worker("worker-1", keep=False)
     reader = up(fleet.reader("reader-1", keep=False))
     load = Load(fleet, tmp_path, 800, rate=100).start()
@@ -180,8 +182,8 @@ def test_sigterm_with_batches_that_do_not_settle_ends_with_zero_at_the_drain_dea
     assert report.ok, report.failures()
 
 
-def test_a_broker_that_is_killed_comes_back_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
-    """kill -9 of the broker under load: the reader stays up, commits go on where they stood."""
+def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
+    """kill -9 of the broker under load: the reader stays up, and commits continue from the last offsets."""
     fleet.worker("worker-1")
     reader = up(fleet.reader("reader-1"))
     load = Load(fleet, tmp_path, 400, rate=60).start()
@@ -199,9 +201,10 @@ def test_a_broker_that_is_killed_comes_back_and_nothing_is_missing(fleet: Fleet,
     assert report.ok, report.failures()
 
 
-def test_a_reader_that_sleeps_past_its_session_commits_nothing_as_a_zombie(stack: Stack, tmp_path: Path) -> None:
-    """SIGSTOP with batches in flight. Another reader takes over; their chords end, and then the sleeper wakes up
-    with completions waiting for it: its partitions are lost, committed offsets never fall, nothing is missing."""
+def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
+    """SIGSTOP with batches in flight. Another reader takes over and its chords complete, then the suspended one
+    resumes with completions pending: its partitions are lost, committed offsets never decrease, nothing is
+    missing."""
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
         sleeper = up(fleet.reader("reader-1"))
         other = up(fleet.reader("reader-2"))
@@ -226,7 +229,7 @@ def test_a_reader_that_sleeps_past_its_session_commits_nothing_as_a_zombie(stack
 
 
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
-    """As a person starts it."""
+    """Started like a user would."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 

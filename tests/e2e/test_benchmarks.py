@@ -1,4 +1,4 @@
-"""The benchmark programs run at all: what they find is for docs/performance.md, not for tests."""
+"""The benchmark programs run; their results belong in docs/performance.md, not in tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"the extra bench is not i
 
 
 def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
-    """What the program printed. Fails with its errors."""
+    """Output of the program. Fails with its error output."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -30,12 +30,12 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
     "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
 def test_each_program_explains_itself(module: str) -> None:
-    """given a program of benchmarks/, when it is asked for help, then it answers with its options"""
+    """given a program of benchmarks/, when it is run with --help, then it prints its options"""
     assert "usage:" in run(module, "--help")
 
 
-def test_fifty_segments_are_measured_from_kafka_to_the_store(tmp_path: Path) -> None:
-    """given fifty segments, when the system takes them to the slow store, then all are stored and counted"""
+def test_fifty_segments_are_measured_from_kafka_to_the_bucket(tmp_path: Path) -> None:
+    """given fifty segments, when they are uploaded to a slow store, then all are stored and counted"""
     figures = tmp_path / "figures.json"
 
     run("end_to_end", "--segments", "50", "--workload", "50", "--processes", "1", "--latency-ms", "1",

@@ -1,4 +1,4 @@
-"""The chaos run in its short form: real processes, faults from a seed, every sink reconciled."""
+"""A short chaos run: real processes, faults from a seed, every sink reconciled."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MINUTES = "0.35"
 
 @pytest.mark.chaos
 @pytest.mark.timeout(SECONDS_MAX + 10)
-def test_nothing_is_lost_and_nothing_doubled_while_everything_breaks():
-    """Readers, workers, Redis, broker, Flower and sinks fail at random; then every row is accounted for."""
+def test_nothing_is_lost_or_duplicated_under_random_faults():
+    """Readers, workers, Redis, broker, Flower and sinks fail at random; every row is accounted for."""
     seed = os.environ.get("REPLAYS_TEST_CHAOS_SEED", "5")
 
     command, sockets = PARENTS.lend("tools.chaos", "--minutes", MINUTES, "--seed", seed, "--json")

@@ -1,4 +1,4 @@
-"""The demo, as a person starts it, on a small load: everything that goes in comes out, whatever is killed."""
+"""The demo on a small load, started like a user would: every input arrives, whatever is killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 from tests.kit.prestarted import PARENTS
 
 SECONDS_MAX = 170
-# Several batches a partition even in a small load, so that a kill hits some of them in flight.
+# Several batches per partition even with a small load, so that a kill hits some of them in flight.
 SMALL_BATCHES = {"REPLAYS_BATCH_MESSAGES_MAX": "20"}
 
 
@@ -36,20 +36,20 @@ def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments, "--json")
     process = start(command, directory, sockets)
     output, _ = process.communicate(timeout=SECONDS_MAX)
-    began = output.find("{")  # the Kafka client may have written a line of its own before
+    began = output.find("{")  # the Kafka client may have printed a line before
     assert began >= 0, output
     return process.returncode, json.JSONDecoder().raw_decode(output[began:])[0]
 
 
 def explain(outcome: dict[str, Any]) -> str:
-    """What did not hold, for a failing test."""
+    """The checks that failed, for a failing test."""
     checks = (outcome["reconciliation"] or {}).get("checks", ())
     return "\n".join([outcome["error"], *(str(check) for check in checks if not check["ok"])])
 
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
-def test_everything_that_goes_in_comes_out_once(tmp_path: Path):
-    """Objects, rows, facts, metrics, dead letters, offsets; the reader ends with 0."""
+def test_every_input_arrives_exactly_once(tmp_path: Path):
+    """Objects, rows, facts, metrics, dead letters, offsets; the reader exits with 0."""
     code, outcome = demo("300", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -61,7 +61,7 @@ def test_everything_that_goes_in_comes_out_once(tmp_path: Path):
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_packed_objects_hold_every_recording(tmp_path: Path):
-    """The other layout: fewer objects, and each recording byte for byte where the index says."""
+    """The packed layout: fewer objects, and each recording byte for byte where the index says."""
     code, outcome = demo("300", "--layout", "packed", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -70,8 +70,8 @@ def test_packed_objects_hold_every_recording(tmp_path: Path):
 
 @pytest.mark.parametrize("victim", ["worker", "reader", "redis"])
 @pytest.mark.timeout(SECONDS_MAX + 10)
-def test_nothing_is_lost_when_a_part_is_killed_in_the_middle(tmp_path: Path, victim: str):
-    """SIGKILL, then a new one: the reconciliation still holds. Redis comes back empty."""
+def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, victim: str):
+    """SIGKILL, then a restart: the reconciliation still passes. Redis restarts empty."""
     code, outcome = demo("600", "--kill", victim, directory=tmp_path)
 
     assert outcome["killed"] == victim
@@ -80,7 +80,7 @@ def test_nothing_is_lost_when_a_part_is_killed_in_the_middle(tmp_path: Path, vic
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
-    """kill -9 of the demo itself: its warden ends every child."""
+    """kill -9 of the demo itself: its warden stops every child."""
     process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Flower "))
@@ -96,7 +96,7 @@ def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
 
 
 def pids_below(parent: int) -> set[int]:
-    """The direct children of a process, read from the system."""
+    """The direct children of a process, from /proc."""
     listed = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True)
     pairs = [line.split() for line in listed.stdout.splitlines()]
     return {int(pid) for pid, ppid in pairs if int(ppid) == parent}

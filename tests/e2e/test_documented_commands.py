@@ -1,9 +1,9 @@
-"""Every command that the pages show exists as they show it; those that do no harm are run, and end as they should.
+"""Every command in the docs exists as written; harmless ones are run and must succeed.
 
-A command is what stands in a fenced or indented block, or in backquotes within a sentence. Placeholders (`<id>`,
-`REPLAY_ID`, `N`) are filled with things that a running system has. Each command belongs to RUN or to NOT_RUN; a
-new one that belongs to neither fails here, so that whoever documents it decides. The name of a command without the
-argument that it needs (`dlq show`) is a mention: it must exist.
+A command is the content of a fenced or indented block, or of backquotes within a sentence. Placeholders (`<id>`,
+`REPLAY_ID`, `N`) are replaced by values from a running system. Each command belongs to RUN or to NOT_RUN; a new
+one in neither fails here, so that its author decides. A command name without its required argument (`dlq show`) is
+a mention: only its existence is checked.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from tests.kit.whole_system import System, until
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")] + [
     page
     for page in sorted((ROOT / "docs").rglob("*.md"))
-    if page.name != "commands.md"  # made from the command line itself
+    if page.name != "commands.md"  # generated from the command line itself
 ]
 PROGRAMS = ("replays-ingest", "celery", "python", "make")
 PARKED_AT_LEAST = 3
 COMMAND_SECONDS_MAX = 90
 PROJECT = "11"
 
-# In the order in which they are run, so that what changes the system comes last. The value: arguments that make an
-# endless or a long command end, or keep it apart from the developer's own things.
+# Listed in execution order, so that commands that change the system run last. The value: arguments that make an
+# endless or long command end, or keep it away from the developer's own files.
 RUN: dict[str, str] = {
     "replays-ingest check": "",
     "replays-ingest status": "",
@@ -121,13 +121,13 @@ NOT_RUN = {
     "python -m tests.cost": "minutes; tests/cost/test_cost.py runs the same shapes with smaller recordings",
     "python -m benchmarks.soak": "minutes; test_benchmarks.py asks it for help",
 }
-# These start processes or publish tasks, for which this process has not the right environment.
+# These start processes or publish tasks and need an environment that this process does not have.
 OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """A command as a page has it, without the comment behind it, and where."""
+    """A command as written in a page, without its trailing comment, and its location."""
 
     text: str
     page: str
@@ -138,7 +138,7 @@ class Documented:
 
     @property
     def group(self) -> str:
-        """The entry of RUN or NOT_RUN that it belongs to: the longest that it begins with; or itself."""
+        """Its entry in RUN or NOT_RUN: the longest matching prefix, or the command itself."""
         words = self.words
         found = [
             name
@@ -154,7 +154,7 @@ def documented() -> list[Documented]:
     """Every command of the pages, once, in the order of RUN and then of the pages."""
     found: dict[str, Documented] = {}
     for page in PAGES:
-        # The record of a run, with ids of things that are gone, is not for others to type.
+        # A record of a run has ids that no longer exist; its commands are not meant to be typed.
         for text in commands_of(page.read_text().partition("<!-- the run: begin -->")[0]):
             found.setdefault(text, Documented(text, str(page.relative_to(ROOT))))
     order = list(RUN)
@@ -173,17 +173,17 @@ def commands_of(page: str) -> Iterator[str]:
             prose.append(line)
     for span in re.findall(r"`([^`]+)`", "\n".join(prose)):
         text = " ".join(span.split())
-        # "`dlq ls`" in a sentence means the command, too.
+        # "`dlq ls`" in a sentence refers to the command, too.
         short = len(text.split()) > 1 and text.split()[0] in main.commands
         yield from commands_of_line(f"replays-ingest {text}" if short else text)
 
 
 def commands_of_line(line: str) -> Iterator[str]:
-    """What a shell would run of ours: `a && b` has two, and `eval "$(c)"` has one."""
+    """Our commands in a shell line: `a && b` has two, and `eval "$(c)"` has one."""
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line.strip())
     for part in re.sub(r"(^|\s)#.*$", "", line).split("&&"):
         text = part.strip().removeprefix(".venv/bin/")
-        # Placeholders of several words are one word to a shell.
+        # A placeholder of several words is one word to a shell.
         text = re.sub(r"<[^<>]*>", lambda found: found[0].replace(" ", "-"), text)
         if text.split(" ")[0] in PROGRAMS:
             yield text
@@ -210,14 +210,14 @@ TO_RUN = [one for one in DOCUMENTED if one.group in RUN and not is_mention(one)]
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system that has ingested, with some batches parked that will not be tried again by their own clock.
+    """A system that has ingested a load, with some parked batches that are not retried automatically.
 
-    BigQuery stays away from the workers, or the first batch that is retried would release the others. Commands
+    BigQuery stays unavailable to the workers, or the first successful retry would release the others. Commands can
     reach it.
     """
     patience = {"retry_backoff_seconds": "600", "retry_backoff_seconds_max": "600"}
     park_at_once = {"task_retries_max": "0", "breaker_failures_min": "10000"}
-    # A call that is slow because the machine is busy would be parked just so, and stay parked.
+    # A call that is slow because the machine is busy would be parked as well, and stay parked.
     patience |= {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     with System(tmp_path_factory.mktemp("documented"), **patience, **park_at_once) as running:
         running.load(60, seed=1)
@@ -230,7 +230,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def filling(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Placeholder -> what can stand there, by the commands' first words; lists of ids are used from the front."""
+    """Placeholder -> possible values, by the commands' first words; lists of ids are used from the front."""
     message = tmp_path_factory.mktemp("message") / "message.bin"
     message.write_bytes(recording(replay_id="0ddba110000000000000000000000001", segment_id=0))
     parked = sorted(system.json("batches", "ls"))
@@ -245,7 +245,7 @@ def filling(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def found(answer: object, key: str) -> object:
-    """The first value of that key anywhere in a JSON answer."""
+    """The first value of that key anywhere in a JSON response."""
     waiting = [answer]
     while waiting:
         one = waiting.pop(0)
@@ -259,7 +259,7 @@ def found(answer: object, key: str) -> object:
 
 
 def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
-    """The words with their placeholders replaced. A parked batch is retried or abandoned once."""
+    """The words with their placeholders replaced. A parked batch can be retried or abandoned once."""
     plain = {
         "<project>": PROJECT,
         "N": "5",
@@ -283,8 +283,8 @@ def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
     return result
 
 
-def test_every_documented_command_is_run_or_says_why_not():
-    """given the pages, when a command is new in them, then somebody has decided whether it can be run here"""
+def test_every_documented_command_is_run_or_has_a_reason():
+    """given the pages, when they contain a new command, then RUN or NOT_RUN must list it"""
     groups = {one: one.group for one in DOCUMENTED}
     undecided = [f"{one.page}: {one.text}" for one, group in groups.items() if group not in {*RUN, *NOT_RUN}]
     gone = [name for name in (*RUN, *NOT_RUN) if name not in groups.values()]
@@ -296,8 +296,10 @@ def test_every_documented_command_is_run_or_says_why_not():
 @pytest.mark.parametrize(
     "one", [one for one in DOCUMENTED if one.words[0] in ("replays-ingest", "celery")], ids=lambda one: one.text
 )
-def test_its_words_and_options_exist(one: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """given a command of ours or of Celery's, when its own parser reads it, then it knows every word"""
+def test_the_words_and_options_of_a_command_exist(
+    one: Documented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """given a command of ours or of Celery's, when its own parser reads it, then every word is valid"""
     monkeypatch.chdir(ROOT)
     file = tmp_path / "file"
     file.touch()
@@ -311,7 +313,7 @@ def test_its_words_and_options_exist(one: Documented, tmp_path: Path, monkeypatc
 
 
 def parse(command: click.Command, name: str, words: list[str]) -> None:
-    """As click does before it calls anything. Raises click.UsageError."""
+    """Parses like click before it calls anything. Raises click.UsageError."""
     context = None
     while True:
         context = command.make_context(name, list(words), parent=context)
@@ -326,8 +328,8 @@ def parse(command: click.Command, name: str, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "make"], ids=lambda one: one.text)
-def test_make_knows_its_target(one: Documented):
-    """given a target that the pages name, when make is asked what it would do, then it knows"""
+def test_a_make_target_exists(one: Documented):
+    """given a target named in the pages, when make dry-runs it, then it exists"""
     done = subprocess.run(
         ["make", "-n", *one.words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -336,8 +338,8 @@ def test_make_knows_its_target(one: Documented):
 
 
 @pytest.mark.parametrize("one", [one for one in DOCUMENTED if one.words[0] == "python"], ids=lambda one: one.text)
-def test_its_module_takes_these_options(one: Documented, monkeypatch: pytest.MonkeyPatch):
-    """given `python -m MODULE OPTIONS`, when the module's own parser reads them, then it knows each"""
+def test_a_module_accepts_its_documented_options(one: Documented, monkeypatch: pytest.MonkeyPatch):
+    """given `python -m MODULE OPTIONS`, when the module's own parser reads them, then each is valid"""
     _, flag, module, *options = one.words
     assert flag == "-m"
     specification = importlib.util.find_spec(module)
@@ -366,21 +368,21 @@ def test_its_module_takes_these_options(one: Documented, monkeypatch: pytest.Mon
 
 
 def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
-    """In the place of `parse_args`: parses, and ends the program there."""
+    """Replaces `parse_args`: parses, and ends the program there."""
     parser.parse_known_args(arguments)[1] and parser.error("an option that it does not know")
     parser.exit()
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("one", TO_RUN, ids=lambda one: one.text)
-def test_it_does_what_the_page_says(
+def test_a_documented_command_succeeds(
     one: Documented,
     system: System,
     filling: dict[str, list[str]],
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """given a running system, when a documented command is run, then it ends with exit code 0"""
+    """given a running system, when a documented command is run, then its exit code is 0"""
     program, *words = filled(one.words, filling)
     words += [word for word in RUN[one.group].split() if word not in words]
     name = "REPLAYS_BIGQUERY_ENDPOINT"
@@ -401,7 +403,8 @@ def test_it_does_what_the_page_says(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the commands are run: what they write is found by the next one, and is gone afterwards."""
+    """Working directory of the commands: files written by one are available to the next, and are deleted
+    afterwards."""
     path = tmp_path_factory.mktemp("at")
     yield path
     down = [sys.executable, "-m", "ingest.cli", "local", "down", "--directory", str(path / "stack")]

@@ -1,4 +1,4 @@
-"""The game day in its short form: a real Prometheus, two faults, their alerts, the runbook's steps."""
+"""A short game day: a real Prometheus, two faults, their alerts, the runbook's steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAULTS = {"one reader killed": "ReplaysReaderDown", "Redis killed": "ReplaysRedi
 @pytest.mark.skipif(bool(available()), reason=available())
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_two_faults_raise_their_alerts_and_are_fixed(tmp_path: Path):
-    """The deployed rules fire on the real metrics, the alert goes after the steps, the dashboard is not empty."""
+    """The deployed rules fire on real metrics, the alert resolves after the steps, and the dashboard has data."""
     told = tmp_path / "gameday.json"
     only = [argument for name in FAULTS for argument in ("--only", name)]
     modest = ["--kafka", "tansu", "--rate", "8", "--quiet-seconds", "2"]

@@ -1,4 +1,4 @@
-"""What a consumer group does to readers that die amid its rebalances, on Apache Kafka."""
+"""How a consumer group treats readers that die during its rebalances, on Apache Kafka."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ UNOWNED_SECONDS_MAX = 3.0
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Everything, with Apache Kafka as the broker."""
+    """The whole stack, with Apache Kafka as the broker."""
     with apache_stack() as running:
         yield running
 
 
 def owners(fleet: Fleet) -> list[int]:
-    """The partitions that somebody owns, as the group's coordinator says; empty during a rebalance."""
+    """The partitions with an owner, as the group's coordinator reports them; empty during a rebalance."""
     group = Cluster(fleet.settings).group(fleet.settings.kafka_group, fleet.settings.kafka_topic)
     return sorted(number for member in group.members for number in member.partitions) if group.stable else []
 
 
-def test_a_partition_that_a_static_member_left_to_nobody_is_found_and_read(stack: Stack, tmp_path: Path) -> None:
-    """A reader dies while it gives partitions back, and its successor is there before the group noticed."""
+def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Stack, tmp_path: Path) -> None:
+    """A reader dies while it releases partitions, and its successor starts before the group has noticed."""
     settings = {
         "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "20",
         "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
@@ -65,11 +65,12 @@ def test_a_partition_that_a_static_member_left_to_nobody_is_found_and_read(stack
 def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     stack: Stack, tmp_path: Path, instances: tuple[str, str]
 ) -> None:
-    """KIP-848: the brokers assign. A static member's successor waits for the session of its former self."""
+    """KIP-848: the brokers assign. A static member's successor waits until the session of its predecessor
+    expires."""
     settings = {
         "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",
         "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
-        # Longer than the session: under this protocol only the poll interval bounds it.
+        # Longer than the session: under this protocol only the poll interval limits it.
         "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
     }
     with made(stack, settings) as fleet:

@@ -1,6 +1,6 @@
-"""One project sends every message that was found to cost the most; another loses nothing by it.
+"""One project sends every message known to be expensive; another project loses nothing.
 
-How much longer the other waits is a figure and not a test: `python -m tests.cost.running`, docs/cost.md.
+The other project's additional delay is a figure, not a test: `python -m tests.cost.running`, docs/cost.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RAW_BYTES = 500_000
 SEGMENTS = 40
 
 
-def test_every_costly_message_is_accounted_for_and_the_other_project_is_whole(tmp_path: Path) -> None:
-    """All shapes, smaller than they could be, through one reader with the memory that its manifest grants."""
+def test_every_costly_message_is_accounted_for_and_the_other_project_is_complete(tmp_path: Path) -> None:
+    """All shapes, below their maximum size, through one reader with the memory limit of its manifest."""
     names, values = zip(*hostile(RAW_BYTES), strict=True)
     with System(tmp_path, **PATIENT) as system:
         system.load(20)

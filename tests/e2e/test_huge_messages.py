@@ -1,4 +1,5 @@
-"""Messages that are made to use up memory, through the real reader: each a dead letter or a row, none a crash."""
+"""Messages designed to exhaust memory, through the real reader: each becomes a dead letter or a row, without a
+crash."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
 EVENT = b'{"type":3,"timestamp":1790000000000,"data":{"source":1}}'
-# The reader with its libraries has some 80 MiB; measured peaks are 183 MiB (100 MiB inflated) and 205 MiB (a
-# million events). The bound leaves room for another interpreter's and another allocator's habits.
+# The reader with its libraries uses about 80 MiB; measured peaks are 183 MiB (100 MiB inflated) and 205 MiB (a
+# million events). The limit leaves a margin for other interpreters and allocators.
 PEAK_BYTES_MAX = 400 * MiB
 
 
 def blank(inflated_bytes: int) -> bytes:
-    """An array of nothing but blanks, a thousandth of its size compressed."""
+    """An array of blanks, which compresses to a thousandth of its size."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     whole, rest = divmod(inflated_bytes - 2, MiB)
@@ -35,7 +36,7 @@ def sent(replay: int, body: bytes) -> bytes:
 
 
 HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    # what: (the reason of its dead letter, "" for a row, how it is made)
+    # name: (the reason of its dead letter, "" for a row, how it is built)
     "100 MiB of 100 kB": ("", lambda replay: sent(replay, blank(100 * MiB))),
     "101 MiB of 100 kB": ("body_too_large", lambda replay: sent(replay, blank(101 * MiB))),
     "nested 100,000 deep": ("", lambda replay: sent(replay, zlib.compress(b"[" * 100_000 + b"]" * 100_000))),
@@ -55,7 +56,7 @@ HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A system in which an ordinary message came through, with time for what is large."""
+    """A system that has ingested an ordinary message, with enough time for large ones."""
     with System(tmp_path_factory.mktemp("system"), sink_timeout_seconds="20", flush_deadline_seconds="60") as made:
         made.load(40)
         made.wait_committed()
@@ -63,7 +64,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def test_huge_messages_are_rows_or_dead_letters_in_bounded_memory(system: System, tmp_path: Path) -> None:
-    """One after another through one reader, which prints its peak after each of them."""
+    """One after another through one reader, which logs its peak after each of them."""
     ordinary = system.reader_peak_bytes()
     print(f"\n{'ordinary messages':<30} peak {ordinary / MiB:6.0f} MiB")
     for replay, (what, (_, make)) in enumerate(HUGE.items(), start=1):

@@ -1,7 +1,7 @@
-"""One project sends as much garbage as all others send good messages, while the reader dies again and again.
+"""One project sends as much garbage as the others send valid messages, while the reader is killed repeatedly.
 
-The others lose nothing and wait for nobody; the project is named wherever an operator looks; and the runbook's
-section on it is followed as it is written.
+The others lose nothing and are not delayed; the project is named wherever an operator looks; and the runbook's
+section on it is followed as written.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ pytestmark = pytest.mark.timeout(300)
 GARBAGE = 4242
 OTHERS = (11, 12, 13, 14, 15)
 RESTARTS = 10
-EACH = 20  # good messages, and as much garbage, per life of the reader
+EACH = 20  # valid messages, and as many invalid ones, per life of the reader
 WINDOW = 100
 SHED = "replays_reader_project_shed"
 numbers = count()
 
 
 def good(amount: int) -> list[bytes]:
-    """Segments of several projects by turns."""
+    """Segments of several projects, alternating."""
     return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
 
 
 def garbage(amount: int) -> list[bytes]:
-    """What names its project and never parses."""
+    """Messages that name their project and never parse."""
     return [envelope(b"no header %d" % number, project_id=GARBAGE) for number in next_numbers(amount)]
 
 
@@ -42,7 +42,7 @@ def next_numbers(amount: int) -> list[int]:
 
 
 def mixed(amount: int) -> list[bytes]:
-    """Half of them garbage, one after the other."""
+    """Half of them garbage, alternating."""
     return [value for pair in zip(good(amount), garbage(amount), strict=True) for value in pair]
 
 
@@ -51,7 +51,7 @@ def is_shed(system: System) -> bool:
 
 
 def section(name: str) -> str:
-    """Of the runbook."""
+    """A section of the runbook."""
     return (ROOT / "docs" / "runbook.md").read_text().split(f"### {name}\n")[1].split("\n### ")[0]
 
 
@@ -60,9 +60,9 @@ def restart(system: System, **settings: str) -> None:
     system.start_reader(**settings)
 
 
-def test_ten_readers_die_over_one_projects_garbage_and_the_others_are_durable(tmp_path: Path) -> None:
-    """Then the runbook's steps: look, drop its rejects, switch it off, and the alert clears."""
-    # A killed reader's partitions wait for the end of its session.
+def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path: Path) -> None:
+    """Then the runbook's steps: inspect, drop its rejects, disable it, and the alert resolves."""
+    # A killed reader's partitions are reassigned when its session ends.
     session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}
     with System(tmp_path, reject_window=str(WINDOW), **session) as system:
         sent = 0
@@ -84,7 +84,7 @@ def test_ten_readers_die_over_one_projects_garbage_and_the_others_are_durable(tm
 
 
 def assert_named(system: System) -> None:
-    """By the log, the metric that the alert asks about, and `status`. Nobody halted."""
+    """In the log, in the metric behind the alert, and in `status`. No reader halted."""
     logged = [line for line in system.reader.log_path.read_text().splitlines() if '"project_shed"' in line]
     assert logged
     assert all(f'"project": {GARBAGE}' in line for line in logged)
@@ -104,7 +104,7 @@ def assert_named(system: System) -> None:
 
 
 def assert_steps_work(system: System) -> None:
-    """Each command and setting as the section has it, in its order."""
+    """Each command and setting as written in the section, in order."""
     commands = re.findall(r"`replays-ingest ([^`]+)`|`(dlq show <id>)`", section("ReplaysProjectShed"))
     status, listed, show, kill = [(one or other).split() for one, other in commands]
     (setting,) = re.findall(r"`(REPLAYS_[A-Z_]+)=(\w+)`", section("ReplaysProjectShed"))

@@ -1,4 +1,4 @@
-"""What operators decide on the whole system outlives an emptied Redis, and nothing in Redis is kept for ever."""
+"""Operators' decisions survive an emptied Redis on the whole system, and every key in Redis expires."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks.operators import names
 from tests.kit.whole_system import System, until
 
 FLUSHES = 2
-# Kombu's own: queues, their bindings and what workers hold. All other keys have to expire.
+# Kombu's own: queues, their bindings, and messages held by workers. All other keys must expire.
 KOMBU = ("celery:flush.", "celery:control", "celery:_kombu.binding", "celery:unacked")
 
 
 def lasting(client: Any, prefix: str) -> set[str]:
-    """Keys without an expiry, but for kombu's and the copy of operators' decisions."""
+    """Keys without an expiry, except kombu's and the copy of operators' decisions."""
     allowed = tuple(f"{prefix}:{name}" for name in KOMBU)
     found = {key.decode() for key in client.scan_iter("*") if client.ttl(key) == -1}
     return {key for key in found if not key.startswith(allowed)} - set(names(prefix))
@@ -31,8 +31,8 @@ def segments_of(system: System, project: int) -> int:
     return int(system.query(f"SELECT count() FROM replay_segments FINAL WHERE project_id = {project}")[0][0])
 
 
-def test_a_killed_project_stays_killed_and_the_audit_trail_listed_while_redis_is_emptied(tmp_path: Path) -> None:
-    """given a project that was killed, when Redis is emptied again and again under load, then it gets no row"""
+def test_a_disabled_project_and_the_audit_trail_survive_an_emptied_redis(tmp_path: Path) -> None:
+    """given a disabled project, when Redis is emptied repeatedly under load, then the project gets no row"""
     with System(tmp_path, flush_deadline_seconds="10") as system:
         redis: Any = connect(system.settings)
         system.load(60, seed=1)
@@ -65,7 +65,8 @@ def test_a_killed_project_stays_killed_and_the_audit_trail_listed_while_redis_is
 
 
 def test_every_key_of_the_running_system_expires(tmp_path: Path) -> None:
-    """given a sink that refuses, a parked batch and its retry, then all but kombu's keys and decisions expire"""
+    """given a sink that refuses, a parked batch and its retry, then all keys except kombu's and the decisions
+    expire"""
     with System(tmp_path, task_retries_max="1") as system:
         redis: Any = connect(system.settings)
         coordination = Coordination(redis, system.settings)

@@ -1,7 +1,8 @@
-"""One row that a sink refuses: it becomes a dead letter, the others are there, the offset goes on, it can return.
+"""A row that a sink refuses becomes a dead letter, the others are stored, the offset advances, and it can be
+replayed.
 
-The refusals are the servers' own. BigQuery takes no row of a day more than ten years ago into a partitioned table;
-ClickHouse refuses a whole insert for one row that violates a constraint of the table.
+The servers themselves refuse it. BigQuery accepts no row older than ten years into a partitioned table; ClickHouse
+refuses a whole insert if one row violates a constraint of the table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tasks.sinks.gcs.sink import client as gcs_client
 from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
-# Large batches, so that the one row has neighbours; load for one batch a partition or two.
+# Large batches, so that the row has neighbors; enough load for one or two batches per partition.
 LARGE = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
 SEGMENTS = 500
 OLD_ID = "0ddba110000000000000000000000001"
@@ -36,11 +37,11 @@ Place = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, Place, Place]]:
-    """A system that took both poison messages among others, and where the two lay."""
+    """A system that ingested both poison messages among others, and the positions of the two."""
     # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
-    # The reader finds all of it at once: otherwise it may cut a batch before the poison has neighbours.
+    # The reader finds everything at once: otherwise it may cut a batch before the poison has neighbors.
     with System(directory, reader_at_once=False, **LARGE, **patient) as system:
         rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
@@ -54,8 +55,8 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
         yield system, old, banned
 
 
-def test_all_other_rows_are_there_and_the_offset_went_on(poisoned: tuple[System, Place, Place]) -> None:
-    """Everything of the load is in every sink, nothing was parked."""
+def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned: tuple[System, Place, Place]) -> None:
+    """The whole load is in every sink, and nothing was parked."""
     system, *places = poisoned
 
     report = system.reconcile(extra_matters=False)
@@ -67,7 +68,7 @@ def test_all_other_rows_are_there_and_the_offset_went_on(poisoned: tuple[System,
 
 
 def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple[System, Place, Place]) -> None:
-    """The other sinks have the message. A replay is refused again, and leaves the letter where it is."""
+    """The other sinks have the message. A replay is refused again and keeps the letter."""
     system, old, _ = poisoned
     (letter,) = letters(system, "bigquery")
 
@@ -83,10 +84,10 @@ def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple
     assert [found["replayed"] for found in letters(system, "bigquery")] == [False]
 
 
-def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_gets_it_back(
+def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     poisoned: tuple[System, Place, Place],
 ) -> None:
-    """Once the table takes the row, a replay brings it to ClickHouse, and to nobody else, once."""
+    """Once the table accepts the row, a replay writes it to ClickHouse, to no other sink, once."""
     system, _, banned = poisoned
     (letter,) = letters(system, "clickhouse")
     assert "banned" in letter["error"]
@@ -112,7 +113,7 @@ def test_a_batch_that_clickhouse_refuses_for_one_row_lacks_only_that_one_and_get
 
 
 def poison(replay_id: str, segment_id: int, received: int) -> bytes:
-    """A message that makes one BigQuery row, the one that counts its events."""
+    """A message that produces one BigQuery row, the one that counts its events."""
     events = [{"type": 3, "timestamp": received * 1000, "data": {"source": 1}}]
     fields = {"replay_id": replay_id, "received": received, "replay_event": None}
     return recording(events, segment_id, **fields)
@@ -125,7 +126,7 @@ def letters(system: System, sink: str) -> list[dict[str, Any]]:
 
 
 def assert_is_about(letter: dict[str, Any], where: Place) -> None:
-    """The letter names its message, and its batch held many others."""
+    """The letter names its message, and its batch contained many others."""
     assert letter["reason"] == "sink_refused"
     assert tuple(int(number) for number in letter["origin"].split("-")[-2:]) == tuple(where)
     start, stop = letter["batch_id"].split("-")[-2:]
@@ -138,7 +139,7 @@ def committed(system: System, where: Place) -> int:
 
 
 def execute(system: System, sql: str) -> None:
-    """One statement for ClickHouse that answers with nothing."""
+    """Runs a ClickHouse statement without a result."""
     from tasks.sinks.clickhouse.sink import client
 
     server = client(system.settings)
@@ -159,7 +160,7 @@ def objects_named(system: System, part: str) -> int:
 
 
 def held_elsewhere(system: System) -> tuple[Any, ...]:
-    """What the others have: objects, facts, and messages of the topic."""
+    """What the other sinks have: objects, facts, and messages of the topic."""
     consumer = Consumer({"group.id": "looks-only", **kafka_options(system.settings)})
     topic = system.settings.kafka_topic
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions

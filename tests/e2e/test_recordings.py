@@ -1,4 +1,4 @@
-"""Recordings of real SDKs go through the real pipeline: blobs read back to the same JSON, rows are there."""
+"""Recordings of real SDKs pass through the real pipeline: blobs decode to the same JSON, and their rows exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STARTED_AT = 1_700_000_000
 
 
 def recordings() -> dict[str, list[Any]]:
-    """The rrweb events of every segment that we recorded, and of every file of others where there are any."""
+    """The rrweb events of every segment that we recorded, and of every third-party file if available."""
     found: dict[str, list[Any]] = {}
     for recorded in RECORDINGS:
         for number, body in enumerate(recorded.bodies):
@@ -56,8 +56,8 @@ def message(number: int, events: list[Any]) -> bytes:
     )
 
 
-def test_recordings_of_real_sdks_come_back_as_they_were(tmp_path: Path) -> None:
-    """Every object holds the JSON that was sent, and every segment has its rows; nothing is a dead letter."""
+def test_recordings_of_real_sdks_are_stored_unchanged(tmp_path: Path) -> None:
+    """Every object has the JSON that was sent, and every segment has its rows; there is no dead letter."""
     sent = recordings()
     assert len(sent) > 20
     with System(tmp_path) as system:

@@ -1,8 +1,8 @@
-"""Every batch delivered again, on real servers: each sink holds afterwards what it held before.
+"""Every batch is delivered again on real servers: afterwards each sink has the same contents.
 
-The group's offsets are set back to the beginning while no reader runs, and a new reader takes everything again.
-The broker is Apache Kafka, since Tansu forgets the record of the cuts that is stored with an offset.
-The tests do not depend on each other's order: each compares the sinks with what it found itself.
+The group's offsets are reset to the beginning while no reader runs, and a new reader reads everything again. The
+broker is Apache Kafka, because Tansu does not store the cut record with an offset. The tests are independent of
+their order: each compares the sinks with their state before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 SEGMENTS = 400
 MESSAGES_IN_A_BATCH = 40
 
-# What makes a row itself, by table. The rows of one identity may come from two messages, and say so.
+# The identity columns of a row, by table. Rows with the same identity may come from two messages, which differ in
+# the other columns.
 IDENTITIES = {
     "replays": "project_id, replay_id, event_hash, click_rank",
     "replay_segments": "project_id, replay_id, segment_id, object",
@@ -48,18 +49,18 @@ SUMMARIES = (
 
 @dataclass(frozen=True)
 class Census:
-    """What every sink holds."""
+    """The contents of every sink."""
 
     objects: dict[str, tuple[str, int]]
     """Checksum and size of each object of Cloud Storage, by name."""
     generations: dict[str, str]
-    """Of each object, by name: another generation is another write."""
+    """Generation of each object, by name: another generation is another write."""
     exact: dict[str, tuple[int, int]]
-    """Rows with FINAL and a sum over their identities, by table."""
+    """Row count with FINAL and a sum over identities, by table."""
     raw: dict[str, int]
-    """Rows without FINAL, by table: merges are stopped, so every row that was ever written."""
+    """Row count without FINAL, by table: merges are stopped, so it includes every row ever written."""
     summaries: list[tuple[Any, ...]]
-    """What the materialised view has made of the rows, one row a replay and day."""
+    """The contents of the materialized view, one row per replay and day."""
     replays_billed: tuple[int, int]
     """Outcomes with FINAL, and distinct replays among them."""
     facts: int
@@ -71,7 +72,7 @@ class Census:
     """Metrics that the DogStatsD server received."""
 
     def after_deduplication(self) -> tuple[Any, ...]:
-        """What readers of the sinks see: never changes, whatever is delivered again."""
+        """The state visible to readers of the sinks: redelivery must not change it."""
         return (self.objects, self.exact, self.summaries, self.replays_billed, self.facts, self.letters)
 
 
@@ -83,14 +84,14 @@ class Loaded:
     cuts: frozenset[str]
     """References (batch id and digest) of the batches as they were cut the first time."""
     metrics: int
-    """Metrics that one pass sends, by the manifest of the load."""
+    """Metrics that one pass sends, according to the load's manifest."""
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
-    """Several batches on four partitions, videos, duplicates and rejects among them, all committed.
+    """Several batches on four partitions, including videos, duplicates and rejects, all committed.
 
-    In two halves: the last batches of the first one are cut by the clock, and by nothing that comes back with it.
+    In two halves: the last batches of the first half are cut by age, which redelivery would not repeat.
     """
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
@@ -111,8 +112,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
         yield Loaded(system, cuts, sum(total.count for total in expected.metrics.values()))
 
 
-def test_while_the_marks_live_no_sink_is_even_asked_again(loaded: Loaded) -> None:
-    """The same cuts under marks that Redis kept: no request, no packet, no dead letter; only commits."""
+def test_with_marks_no_sink_is_called_again(loaded: Loaded) -> None:
+    """The same cuts while Redis still has the marks: no request, no packet, no dead letter; only commits."""
     system = loaded.system
     before, asked = census(system), requests(system)
 
@@ -124,11 +125,11 @@ def test_while_the_marks_live_no_sink_is_even_asked_again(loaded: Loaded) -> Non
     system.assert_whole()
 
 
-def test_without_marks_the_same_cuts_are_written_again_and_leave_nothing_twice(loaded: Loaded) -> None:
-    """Redis comes back empty. Each object is overwritten with the same bytes: one of each name, a new generation.
+def test_without_marks_the_same_cuts_leave_no_duplicates(loaded: Loaded) -> None:
+    """Redis restarts empty. Each object is overwritten with the same bytes: one object per name, a new generation.
 
-    ClickHouse skips each insert by its token; BigQuery drops what its window still knows, and the view the rest.
-    DataDog cannot tell a repetition and gets every packet again, the dead-letter topic every record again.
+    ClickHouse skips each insert by its token; BigQuery drops duplicates within its window, and the view drops the
+    rest. DataDog cannot detect a repetition and gets every packet again, the dead-letter topic every record.
     """
     system = loaded.system
     before, asked = census(system), requests(system)
@@ -147,10 +148,10 @@ def test_without_marks_the_same_cuts_are_written_again_and_leave_nothing_twice(l
     system.assert_whole()
 
 
-def test_without_a_cut_record_other_cuts_leave_nothing_twice_after_deduplication(loaded: Loaded) -> None:
-    """The commit's metadata was lost and batches are cut elsewhere: neither marks nor tokens know these ranges.
+def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication(loaded: Loaded) -> None:
+    """The commit's metadata was lost and batches are cut differently: neither marks nor tokens match.
 
-    Names, keys and row ids do. Rows come in again, and merges or FINAL take them out.
+    Names, keys and row ids do match. Rows are inserted again, and merges or FINAL remove them.
     """
     system = loaded.system
     before = census(system)
@@ -166,13 +167,13 @@ def test_without_a_cut_record_other_cuts_leave_nothing_twice_after_deduplication
     system.assert_whole()
 
 
-# Delivering again
+# Redelivery
 
 
 def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> None:
-    """Stops the reader, sets the offsets back, starts a new reader, and waits until all is committed again.
+    """Stops the reader, resets the offsets, starts a new reader, and waits until everything is committed again.
 
-    `cuts`: batches whose ends are recorded with the offsets, as a crash would have left them; None: no record.
+    `cuts`: batches whose ends are recorded with the offsets, as after a crash; None: no record.
     """
     assert system.stop_reader() == 0
     topic = system.settings.kafka_topic
@@ -211,23 +212,23 @@ def ends_by_partition(references: frozenset[str]) -> dict[int, list[int]]:
 
 
 def cut_early(stops: list[int]) -> bool:
-    """Whether a batch before the last one was ended by the clock."""
+    """Whether a batch before the last one was cut by age."""
     sizes = [stop - start for start, stop in pairwise([0, *stops])]
     return any(size < MESSAGES_IN_A_BATCH for size in sizes[:-1])
 
 
 def batches(system: System) -> frozenset[str]:
-    """References of the batches that Redis knows, by what is left of them there: their marks."""
+    """References of the batches in Redis, from their remaining marks."""
     pattern = f"{system.settings.key_prefix}:batch:*"
     keys = connect(system.settings).scan_iter(pattern, count=1000)
     return frozenset(key.decode().split(":batch:")[1].translate({ord("{"): None, ord("}"): None}) for key in keys)
 
 
-# Looking at the sinks
+# State of the sinks
 
 
 def census(system: System) -> Census:
-    """Asks every sink, past the proxies."""
+    """Queries every sink, bypassing the proxies."""
     identities = {
         table: f"SELECT count(), sum(cityHash64({columns})) FROM {table}" for table, columns in IDENTITIES.items()
     }
@@ -251,7 +252,7 @@ def census(system: System) -> Census:
 
 
 def listed(system: System) -> dict[str, dict[str, Any]]:
-    """What Cloud Storage says of each object, by name."""
+    """Cloud Storage's metadata of each object, by name."""
     settings, token = system.settings, ""
     found: dict[str, dict[str, Any]] = {}
     while True:
@@ -283,5 +284,5 @@ def packets(system: System) -> int:
 
 
 def requests(system: System) -> dict[str, int]:
-    """What each sink behind a proxy was asked so far."""
+    """Number of requests to each sink behind a proxy so far."""
     return {part: proxy.counts["requests"] for part, proxy in system.proxies.items()}

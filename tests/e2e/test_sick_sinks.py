@@ -1,4 +1,4 @@
-"""A sick sink does not make a sick system: real servers behind a fault proxy, the whole system as processes."""
+"""A failing sink does not stop the system: real servers behind a fault proxy, the whole system as processes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ PROBES = 3
 PROBE_CPU_SECONDS_MAX = 2.5
 
 
-def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path: Path) -> None:
-    """ClickHouse hangs: the rest flows up to the bound, the reader keeps its partitions, then all drains.
+def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_path: Path) -> None:
+    """ClickHouse hangs: ingestion continues up to the bound, the reader keeps its partitions, then everything
+    drains.
 
-    SICK_SECONDS: how long it hangs; a moment longer than it takes to see all of it, unless that is set.
+    SICK_SECONDS: duration of the hang; the default is just long enough to observe everything.
     """
     with System(tmp_path, queues=QUEUES, **BOUND) as system:
         system.load(100, seed=1)
@@ -52,7 +53,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path:
         stuck_at = system.committed()
         assert stuck_at < sum(system.ends.values())
         assert system.metric("replays_reader_in_flight_batches", phase="flushing") <= 6
-        # What one poll had returned already (200 messages, 40 a batch) and one a partition may wait for a slot.
+        # The result of one poll (200 messages, 40 per batch), plus one batch per partition waiting for a slot.
         assert system.metric("replays_reader_in_flight_batches") <= 6 + 200 / 40 + 4
         used, held = system.worker_cpu_seconds(), clickhouse.counts["held"]
 
@@ -78,7 +79,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_go_on(tmp_path:
 
 
 def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
-    """503 to 2 % of the uploads and 429 to 1 %: single objects are tried again, no batch is parked."""
+    """503 for 2 % of the uploads and 429 for 1 %: single objects are retried, no batch is parked."""
     with System(tmp_path) as system:
         system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)
@@ -98,8 +99,8 @@ def attempts(system: System, batch: str) -> int:
 
 
 def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_path: Path) -> None:
-    """After its retries a batch is parked and shown; an operator's retry tries it again at once. Once the sink is
-    back, one that succeeds releases the others, and the reader commits."""
+    """After its retries a batch is parked and displayed; an operator's retry runs it at once. Once the sink works
+    again, the first success releases the other batches, and the reader commits."""
     patience = {"retry_backoff_seconds": "120", "retry_backoff_seconds_max": "600", "task_retries_max": "1"}
     password = "a-long-password"
     port = free_port()
@@ -129,14 +130,14 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
         assert flower_call(port, "/api/task/async-apply/retry_batch", asked, f"op:{password}") == 200
 
-        # Its success shows that the sink is back: the other batches do not wait for their backoff.
+        # Its success shows that the sink works: the other batches skip their backoff.
         system.wait_committed()
         assert system.json("batches", "ls") == {}
         system.assert_whole()
 
 
 def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
-    """Redis refuses what is staged: nothing crashes or is lost, and the reader goes on when there is room."""
+    """Redis refuses staged bytes: nothing crashes or is lost, and the reader resumes when memory is free."""
     with System(tmp_path, in_flight_batches_max="4") as system:
         system.load(60, seed=1)
         system.wait_committed()
@@ -159,7 +160,7 @@ def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
 
 
 def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
-    """The kill switch drops a project's messages and counts them; another's are kept, and the offsets go on."""
+    """The kill switch drops and counts a project's messages; other projects' are kept, and offsets advance."""
     shed, kept = 11, 12
     with System(tmp_path) as system:
         system.command("tenants", "kill", str(shed), "--by", "test")
@@ -183,7 +184,7 @@ def test_a_flood_of_one_project_is_shed_by_rule(tmp_path: Path) -> None:
 
 
 def dropped_count(system: System) -> float:
-    """Messages that the kill switch dropped so far."""
+    """Messages dropped by the kill switch so far."""
     return system.metric("replays_reader_drops_total", reason="killed")
 
 
@@ -196,7 +197,7 @@ def flushed(system: System) -> tuple[int, int, int]:
 
 
 def fewer(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    """Whether each of them grew."""
+    """Whether each of them increased."""
     return all(old < new for old, new in zip(before, now, strict=True))
 
 
@@ -215,7 +216,7 @@ def answers(port: int) -> bool:
 
 
 def flower_call(port: int, path: str, body: dict[str, object], login: str) -> int:
-    """The status of a POST to Flower's API."""
+    """HTTP status of a POST to Flower's API."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -229,7 +230,7 @@ def flower_call(port: int, path: str, body: dict[str, object], login: str) -> in
 
 
 def test_dead_letters_are_listed_shown_and_replayed_once(tmp_path: Path) -> None:
-    """Rejects go back to their topic, marked; a second replay leaves them alone, and so does a dry run."""
+    """Rejects return to their topic with a mark; a second replay skips them, and a dry run changes nothing."""
     with System(tmp_path) as system:
         made = system.load(150)
         system.wait_committed()

@@ -1,4 +1,4 @@
-"""The pages in a real browser, over what a whole running system ingested: look at a replay, play it, operate."""
+"""The pages in a real browser, on data ingested by a whole running system: find a replay, play it, operate."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def browser(system: System) -> Iterator[Page]:
 
 
 def changes_while_it_plays(page: Page) -> bool:
-    """Whether the recorded page looks different some time after play was pressed."""
+    """Whether the recorded page changes some time after play is pressed."""
     frame = page.locator(".replayer-wrapper")
     frame.wait_for()
     before = frame.screenshot()
@@ -57,7 +57,7 @@ def changes_while_it_plays(page: Page) -> bool:
 
 
 def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
-    """The list is filtered to rage clicks; the replay plays, and the rage click is marked on its timeline."""
+    """The list is filtered by rage clicks; the replay plays, and the rage click is marked on its timeline."""
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         system.load(400)
         system.wait_committed()
@@ -78,7 +78,7 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
 
 
 def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
-    """A real recording comes through Kafka, whole and with a segment lost on the way; both play."""
+    """A real recording is ingested twice, complete and with one segment missing; both play."""
     whole, holed = "a" * 32, "b" * 32
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         for value in recorded_session(whole):
@@ -98,7 +98,7 @@ def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path
 
 
 def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -> None:
-    """Both from the page, behind the password; the reader commits what was parked, and the letter is sent once."""
+    """Both on the page, with a password; the reader commits the parked batch, and the letter is sent once."""
     with System(tmp_path, flower_basic_auth=":".join(LOGIN), **PATIENT) as system:
         system.send(message("c" * 32, 0, b"this is no recording"))
         until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")
@@ -113,7 +113,7 @@ def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -
 
             def retry_all() -> bool:
                 button = page.locator("#parked button", has_text="Retry").first
-                with suppress(TimeoutError):  # by its own clock the batch may have been tried again, and be gone
+                with suppress(TimeoutError):  # an automatic retry may have released the batch already
                     button.click(timeout=2_000)
                 return system.lag() == 0
 

@@ -1,7 +1,7 @@
 """Every command with every kind of wrong setting: one line that names the setting and what to do, exit code 2.
 
-Commands are found in the command line itself, so a new one is included. Ours run in this process; those of
-`celery`, and whatever listens, in forks of a process that has imported them (`tests.kit.prestarted`).
+Commands are taken from the command line itself, so new ones are included. Our commands run in this process;
+`celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ ALL_COMMANDS = bool(os.environ.get("REPLAYS_TEST_ALL_COMMANDS"))
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """One wrong setting. `names`: all of them have to be in the line. `reader`: workers do not read it.
+    """One wrong setting. `names`: all of them must be in the line. `reader`: workers do not read it.
 
-    `kind`: the first of its kind, which every command meets; siblings are met by some commands each.
+    `kind`: every command is tested with the first of each kind, and some commands with each of the others.
     """
 
     id: str
@@ -45,12 +45,12 @@ class Broken:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> Broken:
-    """Values by lower-case names; without `names` the line has to name each of them."""
+    """Values by lower-case name; without `names`, the line must contain each of these names."""
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
     return Broken(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
 
 
-# {folder}, {pem} (a CA), {key} (a private key of another certificate) and {text} (no PEM) are filled in.
+# {folder}, {pem} (a CA), {key} (a private key of another certificate) and {text} (not PEM) are replaced.
 BROKEN = (
     broken("no number", kind=True, redis_timeout_seconds="soon"),
     broken("no number, of the reader", reader=True, batch_messages_max="many"),
@@ -144,7 +144,7 @@ BROKEN = (
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What placeholders stand for."""
+    """Values of the placeholders."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "broken.toml").write_text("kafka_topic = \n")
     (folder / "latin.toml").write_bytes('kafka_topic = "gr\xfcn"\n'.encode("latin-1"))
@@ -163,21 +163,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is set but what a test sets."""
+    """Only variables set by a test are set."""
     for name in list(os.environ):
         if name.startswith("REPLAYS_"):
             monkeypatch.delenv(name)
 
 
 def filled(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
-    """The variables with placeholders replaced."""
+    """The variables with their placeholders replaced."""
     for name, value in files.items():
         variables = {variable: text.replace(f"{{{name}}}", value) for variable, text in variables.items()}
     return variables
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every command that does something, by its words: the reader, which has none, too."""
+    """Every executable command, by its words, including the reader, which has none."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path
@@ -188,7 +188,7 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def words(path: tuple[str, ...], folder: str) -> list[str]:
-    """The command with something for everything that it requires."""
+    """The command with values for all required arguments."""
     command: click.Command = main
     for name in path:
         assert isinstance(command, click.Group)
@@ -213,7 +213,7 @@ CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def meeting(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """All commands for the first of a kind; a few for each sibling, other ones each time."""
+    """All commands for the first of a kind; for each of the others a few, different every time."""
     if case.kind:
         return list(commands)
     first = BROKEN.index(case)
@@ -221,7 +221,7 @@ def meeting(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str
 
 
 def expect_one_line(ended: Ended, names: tuple[str, ...], who: str) -> None:
-    """Exit code 2, nothing on standard output, and one line that helps."""
+    """Exit code 2, no standard output, and one helpful line."""
     assert ended.exit_code == 2, (who, ended)
     assert len(ended.stderr.splitlines()) == 1, (who, ended)
     for name in names:
@@ -239,16 +239,17 @@ WHAT_TO_DO = (
 
 
 def test_the_commands_were_found() -> None:
-    """The reader, single commands and commands of groups."""
+    """The reader, single commands, and subcommands."""
     assert {(), ("check",), ("batches", "retry"), ("local", "up"), ("demo",)} <= set(COMMANDS)
     assert len(COMMANDS) > 25
 
 
 @pytest.mark.parametrize("case", BROKEN, ids=lambda case: case.id)
-def test_every_command_refuses_it_in_one_line(
+def test_every_command_refuses_a_wrong_setting_in_one_line(
     case: Broken, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a wrong setting, when any command starts, then it says which and what to do, and does nothing"""
+    """given a wrong setting, when any command starts, then it prints which one and what to do, and does nothing
+    else"""
     for name, value in filled(case.variables, files).items():
         monkeypatch.setenv(name, value)
     for path in meeting(case, COMMANDS):
@@ -263,8 +264,8 @@ def test_every_command_refuses_it_in_one_line(
 def test_every_setting_is_refused_in_one_line(
     name: str, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given each value that a setting cannot have, when commands start (all of them in `make wrong-settings`, else
-    one after the other), then each refuses it as above, and prints no control character"""
+    """given each invalid value of a setting, when commands start (all of them in `make wrong-settings`, else in
+    rotation), then each refuses it as above, and prints no control character"""
     variable = f"REPLAYS_{name.upper()}"
     wrong = [*refused(name, files["folder"], files["text"])]
     assert wrong, "no value of its type is refused"
@@ -281,8 +282,8 @@ def test_every_setting_is_refused_in_one_line(
             assert found.stderr.rstrip("\n").isprintable(), found.stderr
 
 
-def test_a_settings_file_that_is_named_on_the_command_line(files: dict[str, str]) -> None:
-    """given --settings with each file that is none, then it is refused as the variable's would be"""
+def test_an_invalid_settings_file_on_the_command_line_is_refused(files: dict[str, str]) -> None:
+    """given --settings with each invalid file, then it is refused like that of the variable"""
     for name in ("nothing.toml", "broken.toml", "latin.toml", ""):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("REPLAYS_SETTINGS_FILE", "")
@@ -291,14 +292,14 @@ def test_a_settings_file_that_is_named_on_the_command_line(files: dict[str, str]
 
 
 def test_help_needs_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given a wrong setting, when help is asked for, then it is given"""
+    """given a wrong setting, when help is requested, then it is printed"""
     monkeypatch.setenv("REPLAYS_REDIS_TIMEOUT_SECONDS", "soon")
     for path in COMMANDS:
         assert CliRunner().invoke(main, [*path, "--help"]).exit_code == 0, path
 
 
 def test_several_mistakes_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given three wrong settings, then each is told at once"""
+    """given three wrong settings, then each is reported at once"""
     for name, value in {"REDIS_TIMEOUT_SECONDS": "soon", "LOG_LEVEL": "loud", "REDIS_ULR": "x"}.items():
         monkeypatch.setenv(f"REPLAYS_{name}", value)
 
@@ -312,7 +313,7 @@ PROGRAMS = {"celery": "celery", "replays-ingest": "ingest.cli"}
 
 
 def ran(program: str, *words: str, **variables: str) -> Ended:
-    """A program that ends by itself, with these settings and no others."""
+    """A program that exits by itself, with only these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return PARENTS.run(
         [sys.executable, "-m", PROGRAMS[program], *words], kept | variables, ROOT, COMMAND_SECONDS_MAX
@@ -320,8 +321,8 @@ def ran(program: str, *words: str, **variables: str) -> Ended:
 
 
 @pytest.mark.parametrize("case", [case for case in BROKEN if not case.reader], ids=lambda case: case.id)
-def test_celerys_commands_refuse_it_in_one_line(case: Broken, files: dict[str, str]) -> None:
-    """given a wrong setting, when a worker or Flower starts, then it says which and what to do, and ends"""
+def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files: dict[str, str]) -> None:
+    """given a wrong setting, when a worker or Flower starts, then it prints which one and what to do, and exits"""
     variables = LOCKED | filled(case.variables, files)
     for command in CELERY[:2] if case.kind else meeting(case, CELERY)[:1]:
         ended = ran("celery", "-A", "tasks", *command, **variables)
@@ -330,8 +331,8 @@ def test_celerys_commands_refuse_it_in_one_line(case: Broken, files: dict[str, s
 
 
 def test_the_readers_values_are_left_to_the_reader() -> None:
-    """given an environment that reader and workers share, when a worker's configuration is read, then no name of
-    the reader's is unknown to it"""
+    """given an environment shared by reader and workers, when a worker's configuration is read, then it accepts
+    the reader's names"""
     ended = ran("celery", "-A", "tasks", "report", REPLAYS_BATCH_MESSAGES_MAX="many")
 
     assert ended.exit_code == 0, ended
@@ -348,7 +349,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """given a port that another process listens on, when something wants it, then it says how to choose another"""
+    """given a port in use, when a program needs it, then the error says how to choose another"""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}

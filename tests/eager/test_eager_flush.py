@@ -1,4 +1,4 @@
-"""Every way in which a stage can end, with the real tasks in this process."""
+"""Every possible end of a stage, with the real tasks in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.kit.eager_fleet import Eager
 
 
 def test_every_sink_gets_its_items(eager: Eager) -> None:
-    """Blobs, then rows, metrics and dead letters; the reader hears of each stage."""
+    """Blobs, then rows, metrics and dead letters; the reader receives the result of each stage."""
     batch = make_batch(messages=134, rejects=2)
 
     assert eager.settle(batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
@@ -32,8 +32,8 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
     assert len(eager.sink("dead_letter").dead_letters) == 2
 
 
-def test_a_dead_letter_says_what_became_of_the_message(eager: Eager) -> None:
-    """The original record, with headers of ours alone: its own are inside one of them."""
+def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
+    """The original record, with only our headers; its own headers are inside one of them."""
     eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
 
     (letter,) = eager.sink("dead_letter").dead_letters
@@ -53,8 +53,8 @@ def test_a_dead_letter_says_what_became_of_the_message(eager: Eager) -> None:
     }
 
 
-def test_a_sink_that_fails_twice_and_then_works_is_no_failure(eager: Eager) -> None:
-    """Retries are the machine's business."""
+def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) -> None:
+    """Retries are automatic."""
     eager.sink("clickhouse").fail(TransientSinkError("503"), TransientSinkError("503"))
 
     assert isinstance(eager.settle(make_batch()), on.FlushSucceeded)
@@ -62,7 +62,7 @@ def test_a_sink_that_fails_twice_and_then_works_is_no_failure(eager: Eager) -> N
 
 
 def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
-    """Of 64 blobs two fail: the retry writes two, under a token of their own."""
+    """2 of 64 blobs fail: the retry writes those two, with a separate token."""
     eager.sink("gcs").fail(TransientSinkError("429", failed=(5, 40)))
 
     assert isinstance(eager.settle(make_batch(messages=64), Stage.BLOBS), on.FlushSucceeded)
@@ -74,7 +74,7 @@ def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
 
 
 def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
-    """The task gave up, the batch is tried again minutes later: what was durable stays so."""
+    """The task failed, and the batch is retried minutes later: durable items stay durable."""
     away = TransientSinkError("429", failed=(5,))
     eager.sink("gcs").fail(away, *[TransientSinkError("429", failed=(0,))] * 2)
     batch = make_batch(messages=10)
@@ -88,7 +88,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
 
 
 def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
-    """Named by the server: with the sink, its error, and where the row came from."""
+    """The server names it: the letter has the sink, its error, and the row's origin."""
     eager.sink("bigquery").refuse(lambda item: "no such field: x" if item.offset == 3 else None)
     batch = make_batch(messages=50)
 
@@ -112,8 +112,8 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
     assert json.loads(bytes(letter.value)) == {"n": 3}
 
 
-def test_a_row_that_nobody_names_is_found_in_about_log2_writes(eager: Eager) -> None:
-    """The same for a server that only says no."""
+def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
+    """The same for a server that refuses without naming the row."""
     eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
 
     assert isinstance(eager.settle(make_batch(messages=256)), on.FlushSucceeded)
@@ -124,7 +124,7 @@ def test_a_row_that_nobody_names_is_found_in_about_log2_writes(eager: Eager) -> 
 
 
 def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
-    """Nobody is to blame but the configuration: the chord fails at once, with the reason."""
+    """The configuration is at fault: the chord fails at once, with the reason."""
     eager.sink("clickhouse").fail(PermanentSinkError("table replays is missing", configuration=True))
 
     event = eager.settle(make_batch())
@@ -135,8 +135,8 @@ def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) 
     assert eager.sink("dead_letter").dead_letters == []
 
 
-def test_a_dead_letter_that_cannot_be_kept_keeps_the_row_out(eager: Eager) -> None:
-    """The row's own sink took the rest, but the task is not done before the letter is durable."""
+def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) -> None:
+    """The row's own sink stored the rest, but the task is not done before the letter is durable."""
     eager.sink("bigquery").refuse(lambda item: "bad" if item.offset == 0 else None)
     eager.sink("dead_letter").fail(*[TransientSinkError("no brokers")] * 3)
     batch = make_batch()
@@ -151,7 +151,7 @@ def test_a_dead_letter_that_cannot_be_kept_keeps_the_row_out(eager: Eager) -> No
 
 
 def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
-    """Marks gone, as after a Redis that restarted empty: everything is written again, nothing is doubled."""
+    """The marks are gone, as after Redis restarted empty: everything is written again, without duplicates."""
     batch = make_batch(messages=5)
     for stage in Stage:
         eager.settle(batch, stage)
@@ -165,8 +165,8 @@ def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
     assert len({token for token, _ in tokens}) == 1
 
 
-def test_the_same_range_with_other_content_is_written_for_itself(eager: Eager) -> None:
-    """Another release's parser: its digest is another, so no mark vouches for bytes that were never written."""
+def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -> None:
+    """Another release's parser gives another digest, so no mark covers bytes that were never written."""
     eager.settle(make_batch(messages=2), Stage.BLOBS)
 
     eager.settle(make_batch(messages=2, content=b"new", epoch=2), Stage.BLOBS)
@@ -175,8 +175,8 @@ def test_the_same_range_with_other_content_is_written_for_itself(eager: Eager) -
     assert len(eager.client.keys("replays:batch:*")) == 2
 
 
-def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its sinks a stage has nothing to do, and says so at once."""
+def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without sinks a stage has nothing to do and completes at once."""
     from ingest.reader.encoding import Encoder
 
     encoder = Encoder((SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r")
@@ -187,7 +187,7 @@ def test_a_sink_that_is_off_is_not_in_the_chord(eager: Eager, monkeypatch: pytes
 
 
 def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
-    """With its error, its reader, and when it is tried again."""
+    """With its error, its reader, and the time of its next retry."""
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
     eager.settle(batch, Stage.BLOBS)
@@ -205,10 +205,11 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_whatever_fails_everything_is_durable_once_when_it_succeeds(eager: Eager, seed: int) -> None:
-    """Random failures and poison: each row is in its sink or, refused, a dead letter, and never both.
+def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
+    """Random failures and poison: each row is in its sink or, if refused, a dead letter, and never both.
 
-    A scripted partial failure keeps what it does not list, poison included: hence the subset at the end.
+    A scripted partial failure stores everything that it does not list, including poison: hence the subset at the
+    end.
     """
     dice = random.Random(seed)
     batch = make_batch(messages=dice.randint(1, 40), rejects=dice.randint(0, 3))
@@ -243,8 +244,8 @@ def test_whatever_fails_everything_is_durable_once_when_it_succeeds(eager: Eager
         assert letters <= bad
 
 
-def test_a_batch_that_was_not_tried_shows_what_the_sink_said_last(eager: Eager) -> None:
-    """Its sink's breaker is open: the batch parks with the sink's error."""
+def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eager) -> None:
+    """Its sink's breaker is open: the batch is parked with the sink's error."""
     breaker = Breaker(eager.client, eager.settings)
     for _ in range(eager.settings.breaker_failures_min):
         error = "clickhouse: HTTP 413 with a web page: Request Entity Too Large"
@@ -261,7 +262,7 @@ def test_a_batch_that_was_not_tried_shows_what_the_sink_said_last(eager: Eager) 
 
 
 def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> None:
-    """Every row is refused, and so is one that is known to be good; after the repair all are written."""
+    """Every row is refused, even one known to be good; after the repair all are written."""
     sink = eager.sink("bigquery")
     sink.refuse(lambda item: "Missing required field: team")
     sink.fault(PermanentSinkError("bigquery: column team is REQUIRED", configuration=True))
@@ -279,8 +280,8 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
     assert eager.sink("dead_letter").dead_letters == []
 
 
-def test_what_was_written_before_the_table_was_found_at_fault_stays_written(eager: Eager) -> None:
-    """The next attempt writes the rest only, and what an unfinished search refused is forgotten."""
+def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
+    """The next attempt writes only the rest, and refusals of an unfinished search are discarded."""
     sink = eager.sink("clickhouse")
     sink.refuse(lambda item: "no" if item.offset >= 6 else None, named=False)
     healthy_once = iter([None, PermanentSinkError("clickhouse: a constraint", configuration=True)])

@@ -1,4 +1,4 @@
-"""A fleet of real workers, a library of replays, an operator's office, and settings with names of their own."""
+"""A fleet of real workers, a library of replays, an operator environment, and settings with unique names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOGINS = "bob:other, ann:a-long-password"
 
 @pytest.fixture
 def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
-    """Makes settings: fresh bucket, database, data set and topics, and what is given."""
+    """Creates settings: a fresh bucket, database, data set and topics, plus the given values."""
 
     def make(**given: object) -> Settings:
         fresh = {
@@ -48,7 +48,7 @@ def settings(fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
 
 
 def variables(stack: Stack, name: str, database: int) -> dict[str, str]:
-    """REPLAYS_* variables of the session's servers, with names of their own."""
+    """REPLAYS_* variables of the session's servers, with unique names."""
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"{name}{uuid.uuid4().hex[:8]}", stack.addresses["redis"], database)
     return {**stack.settings(), **names, "REPLAYS_SINKS": SINKS}
@@ -56,24 +56,25 @@ def variables(stack: Stack, name: str, database: int) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def library(stack: Stack) -> Library:
-    """The replays of `tests.kit.library`, for everyone: reading changes nothing."""
+    """The replays of `tests.kit.library`, shared because reading changes nothing."""
     return fill(variables(stack, "library", LIBRARY_DATABASE))
 
 
 @pytest.fixture(scope="session")
 def office_env(stack: Stack) -> dict[str, str]:
-    """Variables of the office, whose pages have the passwords of LOGINS."""
+    """Variables of the operator environment, whose pages use the passwords of LOGINS."""
     return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
 
 
 @pytest.fixture(scope="session")
 def office_settings(office_env: dict[str, str]) -> ReaderSettings:
-    """The office's settings; its topics, bucket and tables are there."""
+    """Its settings; its topics, bucket and tables exist."""
     return furnish(office_env)
 
 
 @pytest.fixture
 def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
-    """A reader lives, nothing is parked, no rule, nothing in the audit trail. Dead letters of other tests stay."""
+    """A reader is running, nothing is parked, no rule is set, and the audit trail is empty. Dead letters of other
+    tests remain."""
     with opened(office_env, office_settings) as running:
         yield running

@@ -1,7 +1,7 @@
 """`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test kills it.
 
-Two nets are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
-slips through both is a hole in the tests, and the exit code says so.
+Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
+escapes both is a gap in the tests, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tests.mutation.mutants import MUTANTS, Mutant
 UNIT_TESTS = ("tests/unit/core", "tests/unit/reader/test_runtime.py")
 PARSER_TESTS = "tests/unit/core/parse"  # no bug is planted there
 COPIED = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
-TEST_SECONDS_MAX = 30  # a test that takes longer hangs, and is named
+TEST_SECONDS_MAX = 30  # a test that takes longer counts as hanging, and is named
 SECONDS_MAX = 90.0
 
 
 class Verdict(NamedTuple):
-    """Which test failed first in each net; empty when the net caught nothing."""
+    """Which test failed first in each method; empty if none did."""
 
     mutant: Mutant
     unit: str
@@ -65,7 +65,7 @@ def copy(into: Path) -> None:
 
 
 def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
-    """(exit code, output); a bug that hangs the tests is killed by the clock, exit code -1."""
+    """(exit code, output); a bug that hangs the tests is killed after a time-out, exit code -1."""
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
@@ -98,7 +98,7 @@ def unit_tests(where: Path) -> str:
 
 
 def simulated_worlds(where: Path, seeds: int) -> str:
-    """The invariants that broke, the most frequent first."""
+    """The violated invariants, the most frequent first."""
     code, output = run(where, ["-m", "ingest.testing.simulation", "--start", "0", "--seeds", str(seeds), "--json"])
     if code == 0:
         return ""
@@ -112,7 +112,7 @@ def simulated_worlds(where: Path, seeds: int) -> str:
 
 
 def judge(mutant: Mutant, seeds: int) -> Verdict:
-    """Plants one bug and tries both nets on it."""
+    """Plants one bug and tries both methods on it."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         where = Path(name)
         copy(where)
@@ -121,7 +121,7 @@ def judge(mutant: Mutant, seeds: int) -> Verdict:
 
 
 def healthy(seeds: int) -> bool:
-    """Without a bug both nets must stay quiet, or they prove nothing."""
+    """Without a bug both methods must pass, or they prove nothing."""
     with tempfile.TemporaryDirectory(prefix="healthy-") as name:
         where = Path(name)
         copy(where)

@@ -1,6 +1,6 @@
 """Deliberate bugs in the core, each a replacement of text that occurs exactly once.
 
-They are the mistakes that a tired person could make, and that would lose, block or repeat something.
+They are mistakes that a developer could plausibly make, and that would lose, block or repeat data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One bug: what it is, in which file of `ingest/` (or below `tasks/`), and the text before and after."""
+    """One bug: its description, its file in `ingest/` (or below `tasks/`), and the text before and after."""
 
     bug: str
     file: str

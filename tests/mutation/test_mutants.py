@@ -1,4 +1,4 @@
-"""The list of planted bugs fits the code as it is; planting them takes minutes and is `make mutants`."""
+"""The list of planted bugs matches the current code; testing them takes minutes and is `make mutants`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INGEST = ROOT / "ingest"
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
 def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
-    """Otherwise the table would tell of another bug, or of none."""
+    """Otherwise the table would describe another bug, or none."""
     text = (INGEST / mutant.file).read_text()
 
     assert text.count(mutant.before) == 1
@@ -22,7 +22,7 @@ def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
 
 
 def test_there_is_a_bug_of_every_kind() -> None:
-    """Every decision of the core has somebody who gets it wrong."""
+    """Every decision of the core has at least one mutant."""
     assert len({mutant.bug for mutant in MUTANTS}) == len(MUTANTS) >= 20
     assert {mutant.file for mutant in MUTANTS} >= {
         f"core/{name}.py" for name in ("ledger", "pipeline", "batching", "backpressure", "retry", "cut_record")
@@ -30,7 +30,7 @@ def test_there_is_a_bug_of_every_kind() -> None:
 
 
 def test_the_tables_of_the_proof_have_a_line_for_every_bug_and_a_test_that_exists() -> None:
-    """`make mutants` prints the table: it goes into tools/proof_figures.json when a bug or a test is new."""
+    """`make mutants` prints the table: add it to tools/proof_figures.json when a bug or a test is new."""
     lines = [line.split(" | ") for line in (ROOT / "docs" / "proof-tables.md").read_text().splitlines()]
     killers = {line[0].removeprefix("| "): line[2].strip("`") for line in lines if len(line) == 4}
     files = [

@@ -1,4 +1,4 @@
-"""A bucket and a database of their own for attacks on what reads replays back."""
+"""A separate bucket and database for attacks on the reading of replays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATABASE = 11
 
 @pytest.fixture(scope="session")
 def env(stack: Stack) -> dict[str, str]:
-    """REPLAYS_* variables of running servers, with names of their own; topics, bucket and tables are there."""
+    """REPLAYS_* variables of running servers, with unique names; topics, bucket and tables exist."""
     stack.start(["gcs", "clickhouse", "redis", "kafka"])
     names = isolated(f"attacked{uuid.uuid4().hex[:8]}", stack.addresses["redis"], DATABASE)
     made = {**stack.settings(), **names, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}

@@ -1,4 +1,5 @@
-"""A producer's few kilobytes that inflate to more than a reader takes would stop their partition for good."""
+"""A few kilobytes from a producer that inflate beyond the reader's limit would stop their partition
+permanently."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ BOMB = bytes(100 * MiB)
 
 
 def answer_to(brokers: str, topic: str, value: bytes, codec: str) -> KafkaError | None:
-    """What the broker says of one message; None when it took it."""
+    """The broker's error for one message; None if it was accepted."""
     answers: list[KafkaError | None] = []
     limits = {"message.max.bytes": 1_000_000_000, "compression.type": codec}
     producer = Producer({"bootstrap.servers": brokers, **limits})
@@ -30,7 +31,7 @@ def answer_to(brokers: str, topic: str, value: bytes, codec: str) -> KafkaError 
 def test_a_broker_that_inflates_refuses_bombs(
     apache_kafka: JavaKafka, fresh_name: Callable[[str], str], codec: str
 ):
-    """With `compression.type=uncompressed` its limit is of what a message inflates to; by default it is not."""
+    """With `compression.type=uncompressed` its limit applies to the inflated size; by default it does not."""
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     limit = {"max.message.bytes": str(SOURCE_MESSAGE_BYTES_MAX)}
     guarded, usual = fresh_name("guarded"), fresh_name("usual")

@@ -1,4 +1,4 @@
-"""Whoever reaches the ports of the embedded servers, a web page in a browser included, reaches no other file."""
+"""Clients of the embedded servers' ports, including web pages in a browser, cannot reach other files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def status_of(url: str, data: bytes | None = None, headers: dict[str, str] | Non
 
 
 def test_sql_reads_and_writes_no_file_of_ours(stack: Stack, tmp_path: Path):
-    """By table functions, and by what ClickHouse's own client does with files."""
+    """Through table functions, and through the file features of ClickHouse's own client."""
     url = stack.start(["clickhouse"]).addresses["clickhouse"]
     mine, planted = tmp_path / "key", tmp_path / "planted"
     mine.write_text(SECRET)
@@ -62,7 +62,7 @@ def test_sql_reads_and_writes_no_file_of_ours(stack: Stack, tmp_path: Path):
 
 
 def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Path):
-    """Neither out of the bucket's directory nor over a file that is there."""
+    """Neither outside the bucket's directory nor over an existing file."""
     url = stack.start(["gcs"]).addresses["gcs"]
     mine = tmp_path / "key"
     mine.write_text(SECRET)
@@ -80,7 +80,7 @@ def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Pat
 
 @pytest.mark.parametrize("headers", BROWSERS, ids=str)
 def test_no_page_in_a_browser_is_answered(stack: Stack, headers: dict[str, str]):
-    """A site that somebody looks at sends requests to the loopback's ports, without reading what comes back."""
+    """A site open in a browser can send requests to loopback ports, without reading the responses."""
     stack.start(["clickhouse", "bigquery", "statsd"])
     addresses = stack.addresses
     sent = (

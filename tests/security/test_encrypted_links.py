@@ -1,7 +1,8 @@
-"""Servers that demand encryption and a name: the system gets in, with the rights that docs/hardening.md lists.
+"""Servers that require encryption and authentication: the system connects, with the rights that docs/hardening.md
+lists.
 
-Kafka is Apache's, with SASL over TLS and access lists. Redis has the deployed access list; it and ClickHouse have
-TLS in front of them, since the embedded ones are built without.
+Kafka is Apache's, with SASL over TLS and access lists. Redis has the deployed access list; it and ClickHouse are
+behind TLS proxies, because the embedded ones are built without TLS.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JavaKafka]:
-    """Apache Kafka with SASL_SSL and an authorizer. Skips where it cannot run, and says why; not in CI."""
+    """Apache Kafka with SASL_SSL and an authorizer. Skips with a reason where it cannot run; in CI it must run."""
     reason = java_kafka.available()
     if reason and not os.environ.get("CI"):
         pytest.skip(reason)
@@ -87,7 +88,7 @@ def redis(kafka: JavaKafka, children: Children, tmp_path: Path) -> Iterator[Guar
 
 
 def topics(kafka: JavaKafka, topic: str) -> None:
-    """Made by the keeper: the system's own user may not."""
+    """Created by the administrator: the system's own user must not create topics."""
     keeper = settings_of(
         {"REPLAYS_KAFKA_BROKERS": kafka.address, "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_SINKS": "dead_letter"}
     )
@@ -96,7 +97,7 @@ def topics(kafka: JavaKafka, topic: str) -> None:
 
 
 def findings(variables: dict[str, str]) -> dict[str, check.Finding]:
-    """What `check` says about Kafka and Redis, by name."""
+    """Findings of `check` about Kafka and Redis, by name."""
     settings = settings_of({"REPLAYS_SINKS": "dead_letter", **variables})
     return {finding.name: finding for finding in check.run(settings)}
 
@@ -111,7 +112,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ):
-    """Reader, worker, Flower, `check`, `dlq`: everything arrives, nothing is refused, no secret is written."""
+    """Reader, worker, Flower, `check`, `dlq`: everything arrives, nothing is refused, no secret is logged."""
     stack.start(["gcs", "clickhouse", "bigquery", "statsd"])
     topic, group = fresh_name("recordings"), fresh_name("readers")
     names = {
@@ -138,7 +139,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         }
         found = check.run(settings_of(secured))
         missing = {finding.name.split()[0] for finding in found if finding.level != "ok"}
-        assert missing == {"queue", "partition"}, found  # no worker and no reader runs yet
+        assert missing == {"queue", "partition"}, found  # no worker and no reader is running yet
         programs = Programs(children, secured)
         flower = programs.start()
         manifest = tmp_path / "manifest.jsonl"
@@ -165,7 +166,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
 
 
 def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs) -> None:
-    """Until the group's offsets are the ends of the log."""
+    """Waits until the group's offsets are the ends of the log."""
     asking = Committed(settings)
     wanted = {(settings.kafka_topic, partition): end for partition, end in ends.items()}
     try:
@@ -178,7 +179,7 @@ def wait_committed(settings: Settings, ends: dict[int, int], programs: Programs)
 
 
 def flower_answers(url: str, path: str) -> Any:
-    """Flower's JSON, once it has some."""
+    """Flower's JSON, once it has data."""
     request = urllib.request.Request(url + path)
     request.add_header("Authorization", "Basic " + base64.b64encode(b"test:only-for-now").decode())
     found: list[Any] = []
@@ -196,7 +197,7 @@ def flower_answers(url: str, path: str) -> Any:
 
 
 def command(env: dict[str, str], *arguments: str) -> str:
-    """What `replays-ingest ARGUMENTS` prints."""
+    """Output of `replays-ingest ARGUMENTS`."""
     done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**os.environ, **env})
     assert done.exit_code == 0, done.stderr
     return done.stdout
@@ -207,7 +208,7 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_lets_the_dead_letter_producer_in(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either hash a letter becomes durable, by a user who may do little else."""
+    """With either hash a letter becomes durable, by a user with few other rights."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -222,7 +223,7 @@ def test_scram_lets_the_dead_letter_producer_in(
 
 
 def write_letter(settings: Settings) -> None:
-    """One reject, through the sink that the fleet has."""
+    """Writes one reject through the fleet's sink."""
     headers = (("reason", b"not_msgpack"), ("topic", b"source"), ("partition", b"0"), ("offset", b"7"))
     sink = DeadLetterSink(settings)
     try:
@@ -234,7 +235,7 @@ def write_letter(settings: Settings) -> None:
 
 @pytest.mark.kafka
 def test_a_topic_without_a_grant_stays_closed(kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """A name and a password alone open nothing; whoever reads `check` learns which topic it is."""
+    """Authentication alone gives no access; `check` reports which topic is denied."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     variables = {**kafka_variables(kafka), "REPLAYS_KAFKA_TOPIC": topic}
@@ -261,7 +262,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_says_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """Not only that nobody answered: the operator reads what to look at."""
+    """Not only that no broker responded: the operator reads what to check."""
     changes, said = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 
@@ -276,7 +277,8 @@ def test_check_says_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
 def test_a_token_of_an_oauth_server_opens_the_broker(
     kafka: JavaKafka, monkeypatch: pytest.MonkeyPatch, fresh_name: Callable[[str], str]
 ):
-    """OAUTHBEARER as the settings page says it: the client fetches tokens with the client-credentials grant."""
+    """OAUTHBEARER as described in the settings page: the client fetches tokens with the client-credentials
+    grant."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -303,7 +305,7 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_only_believed_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """Without its authority nobody connects; nor with a wrong password, nor without TLS."""
+    """Without its authority no client connects; nor with a wrong password, nor without TLS."""
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     strangers = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
     forgetful = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}

@@ -1,4 +1,4 @@
-"""A dead letter of an erased replay stays in Kafka until its retention: nothing shows it, nothing writes it."""
+"""A dead letter of an erased replay stays in Kafka until its retention: it is neither shown nor written."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ OFFSETS = itertools.count()
 
 
 def erase(topics: Topics, *keys: str) -> None:
-    """The decision alone, as if the stores were empty. A minute ahead: the letters were written before it."""
+    """Only the decision, as if the stores were empty. One minute ahead: the letters were written before it."""
     value = {"at": time.time() + 60, "by": "bob", "until": 0}
     DecisionWriter(topics.settings).write(dict.fromkeys(keys, value))
 
 
 def message(topics: Topics, value: bytes, reason: str = ABANDONED, headers: Headers = ()) -> DeadLetter:
-    """A letter that is a message, each of another offset."""
+    """Letters of messages, each with another offset."""
     label = Label(reason, SECRET, Origin(topics.settings.kafka_topic, 0, next(OFFSETS)), "b", 5, headers)
     return DeadLetter(None, value, label.encode(), 0)
 
 
 def row(topics: Topics, offset: int = 0, **fields: object) -> DeadLetter:
-    """A letter that is a row of MINE, with these fields besides or instead."""
+    """A letter with a row of MINE, with these fields added or replaced."""
     whole = {"project_id": MY_PROJECT, "replay_id": str(UUID(MINE)), "text": SECRET, **fields}
     return forged(topics, "clickhouse", "row", "replays/x", json.dumps(whole).encode(), offset)
 
 
 def blob(topics: Topics, offset: int = 0) -> DeadLetter:
-    """A letter that is MINE's recording."""
+    """A letter with MINE's recording."""
     return forged(topics, "gcs", "blob", topics.mine.blobs[0].name, SECRET.encode(), offset)
 
 
@@ -58,7 +58,7 @@ def of_user(replay_id: str, email: str) -> bytes:
 
 
 def expect_erased(topics: Topics, *written: DeadLetter) -> None:
-    """Replay, list, show and the operator's page answer that each of the first letters was erased."""
+    """Replay, list, show and the operator's page report that each of the first letters was erased."""
     settings = topics.settings
     names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
     env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
@@ -83,7 +83,8 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
 
 
 def test_a_letter_of_an_erased_replay_is_answered_with_erased(topics: Topics):
-    """Whatever was refused, whether its message is there or gone; a neighbour's letter is replayed as ever."""
+    """For everything that was refused, whether its message exists or not; a neighbor's letter is still
+    replayed."""
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT), headers=(("trace", SECRET.encode()),)),
         message(topics, b"\xc1" + MINE.encode(), "not_msgpack"),
@@ -100,7 +101,7 @@ def test_a_letter_of_an_erased_replay_is_answered_with_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_project_is_answered_with_erased(topics: Topics):
-    """What it was made from arrived before the letter was written, and that was before the erasure."""
+    """Its message arrived before the letter was written, which was before the erasure."""
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
         *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
@@ -112,7 +113,7 @@ def test_a_letter_of_an_erased_project_is_answered_with_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_user_is_answered_with_erased(topics: Topics):
-    """ClickHouse refused the row that names the user, so no erasure could know which replay was theirs."""
+    """ClickHouse refused the row that names the user, so no erasure could find the user's replay."""
     written = [message(topics, of_user(MINE, ANN)), row(topics, user_email=ANN), row(topics, GONE, user=ANN)]
     topics.write(*written)
     erase(topics, user_key(MY_PROJECT, ANN))
@@ -121,7 +122,7 @@ def test_a_letter_of_an_erased_user_is_answered_with_erased(topics: Topics):
 
 
 def test_what_only_a_letter_vouches_for_is_not_written_in_doubt(topics: Topics):
-    """A recording does not name its user, and a row that cannot be read names nobody."""
+    """A recording does not name its user, and neither does an unreadable row."""
     topics.write(blob(topics, GONE), row(topics, GONE, project_id="x"), row(topics, GONE, replay_id=None))
     topics.write(message(topics, of_user(THEIRS, "bob@shop.example")))
     erase(topics, user_key(MY_PROJECT, ANN))
@@ -134,7 +135,7 @@ def test_what_only_a_letter_vouches_for_is_not_written_in_doubt(topics: Topics):
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_an_erasure_during_a_replay_is_noticed(topics: Topics, monkeypatch: pytest.MonkeyPatch, seconds: float):
-    """A long run asks for decisions again and again."""
+    """A long run reloads decisions repeatedly."""
     monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_SECONDS_MAX", seconds)
     topics.write(message(topics, b"first"), message(topics, recording(replay_id=MINE, project_id=MY_PROJECT)))
 

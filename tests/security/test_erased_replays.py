@@ -1,4 +1,4 @@
-"""Whoever makes an erased replay's messages come again, by whatever way, brings nothing of it back."""
+"""Messages of an erased replay that are delivered again, on any path, restore nothing of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def held(system: System, project: int, replay_id: str) -> dict[str, int]:
 
 
 def rewind(system: System) -> None:
-    """The group's offsets are set back to the beginning, as an operator, or somebody with the right to, would."""
+    """Resets the group's offsets to the beginning, like an operator or a user with that right."""
     consumer = Consumer({**kafka_options(system.settings), "group.id": system.settings.kafka_group})
     wanted = [TopicPartition(topic, partition, 0) for topic, partition in system.ends]
     consumer.commit(offsets=wanted, asynchronous=False)
@@ -65,8 +65,8 @@ def bury_messages_of(system: System, replay_id: str) -> int:
 
 
 def test_an_erased_replay_does_not_come_back(tmp_path: Path) -> None:
-    """given an erased replay, when offsets are rewound, letters replayed, Redis emptied and losses repaired, then
-    no store holds anything of it, its neighbours are whole, and its absence counts as explained"""
+    """given an erased replay, when offsets are reset, letters replayed, Redis emptied and losses repaired, then no
+    store has any of its data, its neighbors are complete, and its absence counts as explained"""
     with System(tmp_path) as system:
         system.load(60)
         system.wait_committed()

@@ -1,4 +1,4 @@
-"""Flower takes the passwords of `web`'s operator page: they cannot be guessed at speed there either."""
+"""Flower accepts the passwords of `web`'s operator page: they cannot be brute-forced there either."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(children: Children, redis_url: str) -> Ask:
 
 
 def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
-    """Past the first few, nothing is checked for a while; whoever signed in before stays in."""
+    """After the first few, no password is checked for a while; existing sessions stay valid."""
     status, headers = ask(PASSWORD)
     cookie = "; ".join(part.partition(";")[0] for part in headers.get_all("Set-Cookie") or [])
     guesses = [
@@ -62,7 +62,7 @@ def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
 
 
 def test_flower_is_drawn_in_no_frame(ask: Ask):
-    """A page of another site could lure clicks to its buttons; a refusal is no exception."""
+    """A page of another site could trick users into clicking its buttons; error pages are no exception."""
     for password in (PASSWORD, "operator:gu\xe9ss"):
         _, headers = ask(password)
         assert headers["X-Frame-Options"] == "DENY"
@@ -70,6 +70,6 @@ def test_flower_is_drawn_in_no_frame(ask: Ask):
 
 
 def test_no_password_is_an_error_of_flowers(ask: Ask):
-    """Flower compares texts, which fails for those that are not ASCII; ours compares bytes."""
+    """Flower compares texts, which fails for non-ASCII passwords; ours compares bytes."""
     assert ask("ö:é")[0] == 401
     assert ask(PASSWORD)[0] == 200

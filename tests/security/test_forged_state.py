@@ -1,4 +1,4 @@
-"""Whoever writes the state that Redis shows is not authenticated, and blinds no operator for all that."""
+"""State in Redis is not authenticated, but a forged entry must not hide others from operators."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GARBAGE = (
 
 @pytest.fixture
 def forged(stored: Settings) -> Iterator[Coordination]:
-    """A reader and a worker that are there, among entries that nobody of ours wrote."""
+    """A running reader and worker, among entries that none of our programs wrote."""
     client = connect(stored)
     coordination, prefix = Coordination(client, stored), stored.key_prefix
     now = coordination.now()
@@ -53,7 +53,7 @@ def forged(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordination):
-    """Whatever commands and pages read: the entries of programs are shown, the others are left out."""
+    """In all commands and pages: entries of our programs are shown, the others are left out."""
     seen = collect(stored)
 
     assert NAME in [reader.reader for reader in seen.readers]
@@ -64,7 +64,7 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordinati
 
 
 def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged: Coordination):
-    """One that says nothing usable is waited for, as a reader of an earlier release is."""
+    """An unusable heartbeat is waited for, like that of a reader of an earlier release."""
     client = connect(stored)
     client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
 
@@ -75,7 +75,7 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
 
 
 def test_a_heartbeat_removes_what_no_program_wrote(stored: Settings, forged: Coordination):
-    """Readers and workers go on to show themselves; their own loop is not stopped by what others wrote."""
+    """Readers and workers continue to publish their state; entries of others do not stop their loop."""
     now = forged.now()
     forged.publish_reader(NAME, json.dumps({"seen_at": now}))
     forged.publish_worker(WORKER, json.dumps({"seen_at": now}))

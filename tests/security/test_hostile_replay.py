@@ -1,4 +1,4 @@
-"""One hostile replay in real servers, and every command that reads: none prints what steers a terminal."""
+"""One hostile replay in real servers, and every command that reads: none prints terminal control sequences."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOT_READING = {
 
 
 def hostile_value() -> bytes:
-    """A segment that says TEXT wherever a browser may choose the words."""
+    """A segment that contains TEXT wherever a browser may choose the words."""
     events = [
         viewport_event(TEXT),
         console_event(TEXT, TEXT),
@@ -73,7 +73,7 @@ def hostile_value() -> bytes:
 
 
 def bury(settings: Settings, value: bytes) -> None:
-    """A dead letter whose reason, error, batch and headers were chosen by somebody else."""
+    """A dead letter with attacker-chosen reason, error, batch and headers."""
     headers = ((SENDABLE, SENDABLE.encode()), ("x", b"\x1b]52;c;ZXZpbA==\x07\xff"))
     label = Label(SENDABLE, SENDABLE, Origin(settings.kafka_topic, 0, 0), SENDABLE, originals=headers)
     sink = build("dead_letter", settings)
@@ -84,7 +84,7 @@ def bury(settings: Settings, value: bytes) -> None:
 
 
 def produce(settings: Settings, value: bytes) -> None:
-    """The message lies in the topic, and its group has committed it."""
+    """The message is in the topic, and its group has committed it."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     producer.produce(
         settings.kafka_topic,
@@ -124,7 +124,7 @@ def commands(group: click.Group = main, *path: str) -> Iterator[str]:
 
 
 def walk(office: Office, directory: str) -> dict[str, Done]:
-    """Every reading command on the hostile replay, as text and as JSON."""
+    """Runs every reading command on the hostile replay, as text and as JSON."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     (batch,) = office.coordination.parked()
     arguments: dict[str, list[list[str]]] = {
@@ -158,7 +158,7 @@ def walk(office: Office, directory: str) -> dict[str, Done]:
 
 
 def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
-    """Given a replay that is hostile in every word, then all that is printed or logged is printable text."""
+    """Given a replay that is hostile in every word, then all output and all log lines are printable text."""
     office.park(0, 1, error=SENDABLE)
     (tmp_path / "hostile").write_bytes(hostile_value())
     root = logging.getLogger()
@@ -183,7 +183,8 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
 
 
 def test_raw_bytes_go_to_a_pipe_and_not_to_a_terminal(office: Office):
-    """Given a letter whose bytes clear the screen, when they are asked for on a terminal, then it refuses."""
+    """Given a letter whose bytes clear the screen, when they are requested on a terminal, then the command
+    refuses."""
     letters = command(office.env, "dlq", "ls", "--json").json["letters"]
     wanted = [sys.executable, "-m", "ingest.cli", "dlq", "show", letters[-1]["id"], "--raw"]
     env = {**os.environ, **office.env}

@@ -33,7 +33,7 @@ PLANTED = {
 
 
 def printed(*arguments: str, **more: str) -> str:
-    """All that a command prints, where no server answers."""
+    """All output of a command while no server is reachable."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     done = PARENTS.run([sys.executable, "-m", "ingest.cli", *arguments], {**environ, **PLANTED, **more})
     assert done.exit_code in (1, 2), done.stderr
@@ -53,7 +53,7 @@ def printed(*arguments: str, **more: str) -> str:
     ids=" ".join,
 )
 def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[str, ...]):
-    """Given passwords in every setting that can hold one, when nothing answers, then none is printed."""
+    """Given passwords in every setting that can hold one, when no server is reachable, then none is printed."""
     told = printed(*arguments)
 
     assert told.strip()
@@ -71,12 +71,12 @@ def test_a_command_that_reaches_no_server_prints_no_password(arguments: tuple[st
     ],
 )
 def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: str, value: str):
-    """Given an address that is none, when it is checked, then what is printed says so without the password."""
+    """Given an invalid address, when it is checked, then the error says so without the password."""
     assert PASSWORD not in printed("check", **{name: value})
 
 
 def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest.MonkeyPatch):
-    """Given a client that quotes a password decoded, when `check` fails, then it is hidden all the same."""
+    """Given a client that quotes a decoded password, when `check` fails, then it is still hidden."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
     monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
     monkeypatch.setenv("REPLAYS_KAFKA_BROKERS", "127.0.0.1:1")
@@ -106,14 +106,14 @@ def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest
     ],
 )
 def test_what_looks_like_a_secret_is_hidden_in_any_text(text: str):
-    """Given a text of a client or a server with a secret in it, when it is an error, then the rest is left."""
+    """Given a client's or server's text with a secret, when it is an error, then only the secret is removed."""
     for told in (without_secrets(text), shortened(text)):
         assert PASSWORD not in told
         assert "***" in told
 
 
 def test_what_holds_no_secret_is_left_as_it_is():
-    """Given ordinary errors, when they are printed, then nothing is missing from them."""
+    """Given ordinary errors, when they are printed, then nothing is removed from them."""
     for text in (
         "http://127.0.0.1:8123: refused",
         "mail a@b.example",
@@ -124,7 +124,7 @@ def test_what_holds_no_secret_is_left_as_it_is():
 
 
 def test_a_wrong_setting_is_told_in_printable_text(monkeypatch: pytest.MonkeyPatch):
-    """Given a value with escapes in it, when it is refused, then its message is fit for a terminal."""
+    """Given a value with escape sequences, when it is refused, then its message is safe for a terminal."""
     monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
     with pytest.raises(SettingsError) as refused:
         load()

@@ -1,4 +1,4 @@
-"""Whoever reaches the probes' port cannot keep probes from being answered, nor use up threads."""
+"""Clients of the probes' port cannot block probes, nor exhaust threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOW = 300
 
 @pytest.fixture
 def probes() -> Iterator[Probes]:
-    """Alive and ready."""
+    """Live and ready."""
     served = Probes(
         "127.0.0.1", 0, lambda: {"x": ""}, lambda: {"x": ""}, CollectorRegistry, setting="REPLAYS_HTTP"
     )
@@ -45,7 +45,7 @@ def threads() -> int:
 
 
 def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Probes):
-    """Given hundreds of them, then a probe is answered at once, and there are few threads."""
+    """Given hundreds of them, then a probe gets its response at once, and there are few threads."""
     with ExitStack() as open_ones:
         for _ in range(SLOW):
             open_ones.enter_context(slow(probes))
@@ -57,7 +57,7 @@ def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Pro
 
 
 def test_a_request_has_a_deadline_however_slowly_it_comes(probes: Probes, monkeypatch: pytest.MonkeyPatch):
-    """A byte now and then does not keep a connection."""
+    """Occasional bytes do not keep a connection open."""
     monkeypatch.setattr(probe_server, "REQUEST_SECONDS_MAX", 0.5)
     gone = threading.Event()
 

@@ -1,6 +1,7 @@
-"""A writer of Redis without the shared key: what commits offsets or hides rows without a key is ignored with one.
+"""A writer of Redis without the shared key: attacks that commit offsets or hide rows without a key are ignored
+with one.
 
-Each attack is made twice. Without a key it works, or else it would show nothing.
+Each attack is made twice. Without a key it succeeds; otherwise the test would prove nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def sealed() -> bool:
 
 @pytest.fixture(autouse=True)
 def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the environment before anything reads the settings; a text is what to do with what has no seal."""
+    """Set before anything reads the settings; a text is the policy for unsealed entries."""
     if sealed:
         monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)
     if isinstance(sealed, str):
@@ -58,7 +59,7 @@ def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Noted:
-    """What was ignored, by purpose."""
+    """Ignored entries, by purpose."""
 
     def __init__(self) -> None:
         self.purposes: list[Purpose] = []
@@ -68,7 +69,7 @@ class Noted:
 
 
 def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest, ChordName]:
-    """A batch whose rows are staged as its reader does it, and not written yet."""
+    """A batch whose rows are staged like by its reader, and not written yet."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
     batch = make_batch(messages=3)
@@ -81,14 +82,14 @@ def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest,
 
 
 def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = READER) -> None:
-    """One XADD, as the attack report has it."""
+    """One XADD, as in the attack report."""
     completion = Completion(CompletionKind.DONE, batch_id, 1, stage, 1)
     eager.client.xadd(reader_stream(reader), {"c": msgspec.json.encode(completion)})
 
 
 @SEALED
 def test_two_entries_of_a_stream_move_no_offset_past_rows_that_nobody_wrote(eager: Eager, sealed: bool):
-    """The reader learns of the batch that its workers wrote, and of nothing else."""
+    """The reader accepts the completion that its workers wrote, and no other."""
     forged, real = make_batch(start=100), make_batch()
     for stage in Stage:
         forge_completion(eager, forged.id, stage)
@@ -100,7 +101,7 @@ def test_two_entries_of_a_stream_move_no_offset_past_rows_that_nobody_wrote(eage
 
 
 def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
-    """A sealed completion, copied from the stream that it was written for."""
+    """A sealed completion, copied from another reader's stream."""
     Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
     )
@@ -112,7 +113,7 @@ def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
 
 
 def marks_of_another_task(eager: Eager) -> bytes:
-    """The mark of a task that a worker did write, of another batch."""
+    """The mark of a task that a worker did write, for another batch."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
     ((key,),) = [eager.client.keys("replays:batch:*")]
@@ -126,7 +127,7 @@ def marks_of_another_task(eager: Eager) -> bytes:
     "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
 )
 def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
-    """Set before the reader looks which tasks are left to do."""
+    """It is set before the reader checks which tasks are left."""
     mark = marks_of_another_task(eager) if mark is None else mark
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
@@ -140,7 +141,7 @@ def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark
 
 @SEALED
 def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Eager, sealed: bool):
-    """Neither does a worker skip its task, nor is the stage reported as done."""
+    """No worker skips its task, and the stage is not reported as done."""
     noted = Noted()
     staging, manifest, name = staged(eager, noted)
     for entry in manifest.of_stage(Stage.ROWS):
@@ -157,7 +158,7 @@ def test_a_mark_that_is_forged_after_staging_ends_no_task_and_no_chord(eager: Ea
 
 @SEALED
 def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
-    """The worker hashes what it was given before it writes."""
+    """The worker hashes the received bytes before it writes."""
     from tasks.celery import app
 
     staging, _, name = staged(eager)
@@ -175,7 +176,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_manifest_that_forgets_its_digests_is_not_obeyed(eager: Eager, sealed: bool):
-    """Nor is any other: its tasks, its reader and its digests are under one seal."""
+    """The same holds for every manifest: its tasks, its reader and its digests are under one seal."""
     staging, manifest, name = staged(eager)
     changed = msgspec.to_builtins(manifest)
     for entry in changed["tasks"]:
@@ -192,7 +193,7 @@ def test_a_manifest_that_forgets_its_digests_is_not_obeyed(eager: Eager, sealed:
 
 @SEALED
 def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
-    """`left` says which items are not durable yet; an empty list would say that all of them are."""
+    """`left` lists the items that are not durable yet; an empty list would mean that all of them are."""
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
     key = Staging(eager.client, eager.settings).key(reference(encoder.encode(batch).manifest))
@@ -205,7 +206,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
-    """An operator who abandons it would bury the range that the forger chose."""
+    """Abandoning it would dead-letter the range that the attacker chose."""
     coordination = Coordination(eager.client, eager.settings, Noted())
     coordination.publish_reader(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
     later = coordination.now() + 3600
@@ -260,7 +261,7 @@ def test_a_copy_of_decisions_from_before_the_key_is_made_anew(eager: Eager):
 
 
 def test_retries_and_attempts_go_on_where_they_stopped(eager: Eager):
-    """Sealed progress and marks are believed: nothing is written twice because of the key."""
+    """Sealed progress and marks are accepted: nothing is written twice because of the key."""
     from tasks.errors import TransientSinkError
 
     failures: list[Any] = [TransientSinkError("429", failed=(5,)), *[TransientSinkError("429", failed=(0,))] * 2]
@@ -281,7 +282,7 @@ def test_retries_and_attempts_go_on_where_they_stopped(eager: Eager):
 def test_the_key_is_turned_on_one_program_after_the_other(
     eager: Eager, sealed: bool | str, monkeypatch: pytest.MonkeyPatch
 ):
-    """While one side has no key the other accepts what has no seal, and batches flow."""
+    """While one side has no key the other accepts unsealed entries, and batches are flushed."""
     if sealed:
         monkeypatch.delenv("REPLAYS_SHARED_KEY")
     else:
@@ -300,7 +301,7 @@ def test_the_key_is_turned_on_one_program_after_the_other(
 def test_what_a_program_without_the_key_reports_is_ignored_once_it_must_have_one(
     eager: Eager, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its rows are there, and the reader writes them again: that costs work and loses nothing."""
+    """Its rows are stored, and the reader writes them again: this costs work and loses nothing."""
     monkeypatch.delenv("REPLAYS_SHARED_KEY")
     batch, other = make_batch(messages=3), make_batch(start=100)
     eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))

@@ -1,7 +1,7 @@
 """No identifier from outside reaches SQL as text.
 
-Values travel as parameters. What else a statement is made of is listed here with where it comes from, so that a
-new interpolation fails until somebody has looked at it. Identifiers are planted where they come nearest.
+Values are passed as parameters. Everything else in a statement is listed here with its source, so that a new
+interpolation fails until it has been reviewed. Malicious identifiers are planted at the nearest inputs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ SQL = re.compile(
     r"\b(AND|SELECT|INSERT INTO|ALTER TABLE|DELETE|CREATE|DROP|TRUNCATE|OPTIMIZE|FROM|WHERE|FORMAT)\b"
 )
 CHECKED = ("tasks", "ingest")
-NOT_CHECKED = "ingest/local/"  # the embedded servers, which run what they are sent
+NOT_CHECKED = "ingest/local/"  # the embedded servers, which run the SQL they receive
 
-# By file: expressions that are interpolated into SQL, other than numbers that are written down here.
+# By file: expressions interpolated into SQL, except literal numbers.
 CONSTANTS = {"TABLE", "PROJECT_ID", "NOBODY", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
-"""Text of ours with placeholders, made beside the statement."""
+"""Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN: dict[str, set[str]] = {
-    # Through int() and UUID(): the plants below.
-    # `named` is one of two texts of its function.
+    # Converted by int() and UUID(): see the plants below. `named` is one of two texts of its function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),
@@ -49,7 +48,7 @@ KNOWN: dict[str, set[str]] = {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
         "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # the plants below
     },
-    # `where` is made of integers; the others are texts of the module.
+    # `where` is built from integers; the others are texts of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
     # `source`: FROM and a condition, or the encoded rows as one escaped literal.
     "ingest/operate/shadow/contents.py": {"offsets", "self._table", "columns", "source"},
@@ -61,11 +60,11 @@ KNOWN: dict[str, set[str]] = {
         "table",
     },
     "ingest/operate/backfill/facts.py": {"columns", "self._table", "what"},
-    # Columns of ours with placeholders.
+    # Our own columns with placeholders.
     "ingest/web/replays.py": {"clicked", "column"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
-    # The table is one of TABLES_OF_SINK: the plant below. The partition is ClickHouse's own answer.
+    # The table is one of TABLES_OF_SINK: see the plant below. The partition is ClickHouse's own value.
     "tasks/sinks/clickhouse/server.py": {"table"},
     "tasks/sinks/clickhouse/table.py": {"names"},
     "tasks/sinks/clickhouse/probe.py": {"partition", "trouble.message", "left"},
@@ -73,7 +72,7 @@ KNOWN: dict[str, set[str]] = {
 
 
 def interpolated(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, expression) of everything that is put into a text with SQL in it."""
+    """(line, expression) of everything that is interpolated into a text with SQL."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
@@ -108,7 +107,7 @@ def unknown(path: Path, name: str) -> list[str]:
 
 
 def test_every_interpolation_into_sql_is_known():
-    """A new one is a parameter, or is listed above with where it comes from."""
+    """A new one must be a parameter, or be listed above with its source."""
     found = []
     for folder in CHECKED:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -129,7 +128,7 @@ def test_every_interpolation_into_sql_is_known():
     ],
 )
 def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
-    """However it is written."""
+    """In any form of interpolation."""
     path = tmp_path / "new.py"
     path.write_text(f"query({source})\n")
 
@@ -138,7 +137,7 @@ def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
 
 @pytest.mark.parametrize("sink", [SinkName.CLICKHOUSE, SinkName.BIGQUERY])
 def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
-    """The table of a staged row is compared with ours before a server is asked."""
+    """The table of a staged row is compared with ours before a request is sent."""
     settings = settings_of(
         {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:9", "REPLAYS_BIGQUERY_ENDPOINT": "http://127.0.0.1:9"}
     )
@@ -149,7 +148,7 @@ def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
 
 
 def test_erase_takes_a_replay_and_a_project_and_no_sql():
-    """Both are converted before they stand in a statement."""
+    """Both are converted before they are used in a statement."""
     settings = settings_of({})
 
     with pytest.raises(ValueError, match="UUID"):
@@ -161,7 +160,7 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
 @pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
 @pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
 def test_reconcile_asks_for_no_planted_identity(table: str, field: str):
-    """Nothing of the plant is in the statement, if there is one."""
+    """No part of the plant is in the statement, if there is one."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
     row |= {"replay_id": identity, "event_hash": identity, field: PLANT}
@@ -174,7 +173,7 @@ def test_reconcile_asks_for_no_planted_identity(table: str, field: str):
 
 
 def test_the_pages_ask_with_parameters():
-    """Whatever a visitor types is a value."""
+    """All of a visitor's input is passed as values."""
     where, having, given = _conditions(Filter(release=PLANT, text=PLANT))
 
     assert "secret" not in where + having

@@ -1,4 +1,4 @@
-"""What is run is what was chosen: hashes of every file that the image installs, exact images, few ways out."""
+"""Only chosen software runs: hashes of every file in the image, exact images, restricted egress."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("name", LISTS)
 def test_every_file_that_the_image_installs_has_a_hash(name: str):
-    """At the version of constraints.txt, with all that it needs; and no list names where it comes from."""
+    """At the version in constraints.txt, with all dependencies; no list names a package index."""
     text = (IMAGE / name).read_text()
     entries = re.split(r"\n(?=[a-z])", text[text.index("\n", text.rindex("\n#") + 1) + 1 :])
     constrained = {
@@ -70,7 +70,7 @@ def test_the_image_installs_nothing_else():
 
 
 def test_every_image_is_exact():
-    """A digest, or a tag with all numbers of a version; a digest is passed to the build without an edit."""
+    """A digest, or a tag with a complete version; a digest can be passed to the build without an edit."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = [service["image"] for service in compose["services"].values() if "image" in service]
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -83,7 +83,7 @@ def test_every_image_is_exact():
 
 
 def test_nothing_reaches_the_whole_internet():
-    """HTTPS only to Google's private addresses; names are asked of the cluster alone."""
+    """HTTPS only to Google's private addresses; DNS only to the cluster."""
     policy = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "network-policy.yaml").read_text())
     for rule in policy["spec"]["egress"]:
         ports = {port["port"] for port in rule["ports"]}

@@ -1,4 +1,4 @@
-"""Text from outside is shown on a terminal and never obeyed, whichever command prints it."""
+"""External text is displayed on a terminal and never interpreted, in every command."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ HOSTILE = {
 
 
 def drawn(what: RenderableType | str) -> str:
-    """What a terminal without colours gets."""
+    """Output on a terminal without colors."""
     stream = io.StringIO()
     Terminal(file=stream, width=600, force_terminal=True, color_system=None, legacy_windows=False).print(what)
     return stream.getvalue()
 
 
 def unsafe(text: str) -> set[str]:
-    """The characters in it that steer a terminal, or the eye."""
+    """Its characters that control the terminal, or mislead the eye."""
     return {letter for letter in text if not letter.isprintable() and letter != "\n"}
 
 
 def a_status(text: str) -> Status:
-    """Where everything that a writer of Redis may choose is `text`."""
+    """A status in which every attacker-controlled field is `text`."""
     reader = ReaderStatus(reader=text, topic=text, host=text, snapshot=Snapshot(now=0.0, halted=text))
     parked: dict[str, Any] = dict.fromkeys(("attempt", "messages", "size_bytes", "parked_at", "retry_at"), 1)
     batch = ParkedStatus(batch_id=text, stage=text, reader=text, error=text, **parked)  # type: ignore[arg-type]
@@ -79,13 +79,13 @@ def a_status(text: str) -> Status:
 
 
 def a_replay(text: str) -> Replay:
-    """Where every text is `text`."""
+    """A replay in which every text is `text`."""
     values: dict[str, Any] = {each.name: text if each.type == "str" else 1 for each in fields(Replay)}
     return Replay(**{**values, "pages": (text, text), "is_video": False})
 
 
 def an_account(text: str) -> Account:
-    """Where every text is `text`."""
+    """A report in which every text is `text`."""
     missing = Missing(text, text, Problem.MISSING, 0, 0, text)
     return Account(
         topic=text,
@@ -99,14 +99,14 @@ def an_account(text: str) -> Account:
 
 
 def a_comparison(text: str) -> shadow.Comparison:
-    """Where every text is `text`."""
+    """A comparison in which every text is `text`."""
     difference = shadow.Difference(shadow.Kind.DIFFERS, text, text, text, text, 0, 0, 1, text, 0)
     sinks = {text: shadow.Tally(1, differs=1)}
     return shadow.Comparison(text, text, [Span(0, 0, 1)], sinks=sinks, differences=[difference], notes=[text])
 
 
 def an_outcome(text: str) -> backfill.Outcome:
-    """Where every text is `text`."""
+    """An outcome in which every text is `text`."""
     found = backfill.Outcome(dry_run=True, failures=[text], notes=[text])
     found.note("without_rows", text)
     found.differences.append(Rebuilt(Problem.MISSING, text, text, text, 1, text, 0))
@@ -114,19 +114,19 @@ def an_outcome(text: str) -> backfill.Outcome:
 
 
 def an_audit(text: str) -> retention.Audit:
-    """Where every text is `text`."""
+    """An audit in which every text is `text`."""
     kept = [retention.Kept(kind, text) for kind in retention.Kind]
     return retention.Audit(text, 2.0, examples=kept, notes=[text])
 
 
 def a_timeline(text: str) -> Timeline:
-    """One mark, with `text` wherever a recording has its say."""
+    """One mark, with `text` in every field that a recording controls."""
     mark = Mark(at_ms=1, kind=text, segment_id=0, title=text, detail={"url": text, text: 1})
     return Timeline(0, 1, [mark], [], [], 0, {}, truncated=False)
 
 
 def a_message(text: str) -> RenderableType:
-    """What `inspect` and `dlq show` draw of a message that says `text` wherever it may."""
+    """The output of `inspect` and `dlq show` for a message with `text` in every possible field."""
     events = [
         {"type": 5, "timestamp": 1_700_000_000_000, "data": {"tag": "breadcrumb", "payload": {"message": text}}}
     ]
@@ -161,7 +161,8 @@ PAGES = {
 @pytest.mark.parametrize("place", PAGES)
 @pytest.mark.parametrize("attack", [name for name in HOSTILE if name != "half a character"])
 def test_no_page_of_a_command_steers_the_terminal(place: str, attack: str):
-    """Given hostile text wherever somebody outside chooses it, when it is drawn, then only printable text is."""
+    """Given hostile text in every field that outsiders control, when it is displayed, then the output is printable
+    text."""
     shown = drawn(PAGES[place](f"begin {HOSTILE[attack]} end"))
 
     assert unsafe(shown) == set()
@@ -189,7 +190,8 @@ def test_no_line_of_a_command_steers_the_terminal(attack: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_log_line_steers_the_terminal(log_format: Any):
-    """Given hostile text in a value, a message and an exception, when logged, then only printable text is."""
+    """Given hostile text in a value, a message and an exception, when logged, then the output is printable
+    text."""
     root = logging.getLogger()
     before = root.handlers[:]
     stream = io.StringIO()

@@ -1,4 +1,4 @@
-"""SECURITY.md claims nothing without a test: every test that it names exists, and each attacker has some."""
+"""SECURITY.md makes no claim without a test: every cited test exists, and each attacker has some."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS_MAX = 1500
 
 
 def test_every_test_that_the_threat_model_names_exists():
-    """A claim whose test was renamed or removed is a claim that nobody checks."""
+    """A claim whose test was renamed or removed is no longer checked."""
     assert missing(PAGE) == []
 
 
@@ -35,13 +35,13 @@ def test_every_test_that_the_threat_model_names_exists():
     ],
 )
 def test_a_name_that_is_no_test_is_found(named: str):
-    """A file without a test's name shows nothing in particular."""
+    """A file without a test name proves nothing specific."""
     assert len(missing(f"shown by {named}, among others")) == 1
 
 
 @pytest.mark.parametrize("attacker", ATTACKERS)
 def test_each_attacker_has_a_table_of_limits(attacker: str):
-    """Every row names the test that shows it; what is left is said."""
+    """Every row cites its test; remaining risks are stated."""
     section = re.split(r"\n### ", PAGE.partition(f"{attacker}\n")[2])[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
 
@@ -51,5 +51,5 @@ def test_each_attacker_has_a_table_of_limits(attacker: str):
 
 
 def test_the_threat_model_is_two_pages():
-    """Long enough to attack from, short enough to be read; names of tests do not count."""
+    """Long enough to attack from, short enough to read; names of tests do not count."""
     assert len(NAMED.sub("", PAGE).split()) <= WORDS_MAX

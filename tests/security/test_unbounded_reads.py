@@ -1,4 +1,4 @@
-"""A recording that inflates hugely costs its viewer a bounded amount of memory, and says what is left out."""
+"""A recording that inflates hugely uses a bounded amount of its viewer's memory, and omissions are reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.kit.stored_replays import ingest, message
 from tests.kit.web_pages import Client, signed_in
 
 INFLATED_BYTES = 10 * MiB
-# An idle command has 110 to 150 MiB. Before, the first shape alone took 400 more.
+# An idle command uses 110 to 150 MiB. Before this limit, the first shape alone used 400 more.
 MEMORY_BYTES_MAX = 330 * MiB
 REPLAY, PROJECT, AT_MS = "6" * 32, 7, 1_780_000_000_000
 _BREADCRUMB = (
@@ -37,7 +37,7 @@ SHAPES = (
     b"[" + _BREADCRUMB + b"[" + b"[]," * (INFLATED_BYTES // 3) + b"[]]}}}]",
     b"[" + b",".join([_MEMORY] * (INFLATED_BYTES // (len(_MEMORY) + 1))) + b"]",
 )
-# Not ru_maxrss: that begins with what the process had which started this one.
+# Not ru_maxrss: its initial value is inherited from the parent process.
 MEASURED = """
 import sys
 from ingest.cli.main import main
@@ -51,7 +51,7 @@ finally:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command printed, and the most memory that it had."""
+    """Output of a command, and its peak memory."""
 
     out: str
     memory_bytes: int
@@ -59,7 +59,7 @@ class Measured:
 
 @pytest.fixture(scope="module")
 def bombs(stored: Settings) -> Settings:
-    """One segment per shape, and a harmless one behind them."""
+    """One segment per shape, followed by a harmless one."""
     last = json.dumps([{"type": 4, "timestamp": AT_MS, "data": {"href": "https://shop.example/", "width": 1}}])
     bodies = [zlib.compress(shape) for shape in (*SHAPES, last.encode())]
     assert max(map(len, bodies)) < 200_000
@@ -68,7 +68,7 @@ def bombs(stored: Settings) -> Settings:
 
 
 def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
-    """One command in a process of its own."""
+    """Runs one command in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *arguments],
         env={**os.environ, **env},
@@ -81,7 +81,7 @@ def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
 
 @contextmanager
 def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
-    """The pages in a process of their own: a client that is signed in, and the process's id."""
+    """The pages in a separate process: a signed-in client, and the process id."""
     command = [sys.executable, "-m", "ingest.cli", "web", "--port", "0"]
     with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -94,13 +94,13 @@ def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that the process had so far."""
+    """Peak memory of the process so far."""
     (line,) = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 
 
 def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """Given segments that inflate to 100 times their size, then what is behind them is still read."""
+    """Given segments that inflate to 100 times their size, then later segments are still read."""
     done = run(env, "events", REPLAY, "--json")
 
     found = json.loads(done.out)
@@ -111,7 +111,7 @@ def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, st
 
 
 def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
-    """The elements are counted as far as it is affordable."""
+    """Elements are counted up to a limit."""
     for shape in SHAPES[:2]:
         done = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
         assert done.memory_bytes < MEMORY_BYTES_MAX
@@ -119,7 +119,7 @@ def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
 
 
 def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """The timeline page by page, what the player gets, and the raw bytes."""
+    """The timeline page by page, the player's data, and the raw bytes."""
     path = f"/api/replays/{PROJECT}/{REPLAY}"
     with pages(env) as (client, pid):
         first: int | None = 0

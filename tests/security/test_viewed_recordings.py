@@ -1,4 +1,4 @@
-"""Looking at a hostile recording connects to nobody: a server that every trick points to hears nothing."""
+"""Playing a hostile recording makes no connection: a server that every trick points to receives nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = needs_chromium
 
 
 class Listener:
-    """A server that only counts who connects."""
+    """A server that only counts connections."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -45,13 +45,13 @@ class Listener:
 
 
 def element(number: int, tag: str, **attributes: object) -> dict[str, object]:
-    """A recorded element; underscores at the end of names are cut, others become hyphens."""
+    """A recorded element; underscores at the end of names are removed, others become hyphens."""
     named = {name.rstrip("_").replace("__", "-"): value for name, value in attributes.items()}
     return {"type": 2, "id": number, "tagName": tag, "attributes": named, "childNodes": []}
 
 
 def tricks(target: str, first: int) -> list[dict[str, object]]:
-    """Elements of which each would connect to the target, were it allowed to."""
+    """Elements that would each connect to the target if allowed."""
     made = [
         element(0, "iframe", src=f"{target}/iframe"),
         element(0, "iframe", rr_src=f"{target}/rr_src"),
@@ -90,7 +90,7 @@ def tricks(target: str, first: int) -> list[dict[str, object]]:
 
 
 def recording(target: str) -> list[dict[str, object]]:
-    """A page with every trick in its snapshot, again in a mutation, and by attributes of harmless elements."""
+    """A page with every trick in its snapshot, again in a mutation, and in attributes of harmless elements."""
     style = element(5, "style")
     style["childNodes"] = [
         {
@@ -135,21 +135,21 @@ def recording(target: str) -> list[dict[str, object]]:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    """What a hostile recording points to."""
+    """The target of a hostile recording."""
     made = Listener()
     yield made
     made.close()
 
 
 def test_a_hostile_recording_connects_to_nobody(stored: Settings, listener: Listener):
-    """Given every trick that we know, when it is played to its end, then nobody hears of it."""
+    """Given every known trick, when it is played to its end, then no server receives a request."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         page.goto(f"/replay/{PROJECT}/{REPLAY}")
         frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
-        assert frame.locator("iframe").count() >= 1  # it is drawn, and goes nowhere
+        assert frame.locator("iframe").count() >= 1  # it is drawn, and links nowhere
         assert listener.heard == []
 
         page.get_by_text("Load images, styles and fonts").click()
@@ -177,7 +177,8 @@ def test_a_hostile_recording_connects_to_nobody(stored: Settings, listener: List
 
 
 def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listener):
-    """Given a link with the viewer's permission in it, when it comes from elsewhere, then it permits nothing."""
+    """Given a link with the viewer's permission in it, when it is opened from another site, then it permits
+    nothing."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
         answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere=1")

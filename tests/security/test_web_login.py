@@ -1,4 +1,4 @@
-"""Other users of the machine reach the pages' port: they see nothing, and cannot guess their way in."""
+"""Other users of the machine can reach the pages' port: they see nothing, and cannot guess a login."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOGIN = "ann:a-long-password"
 
 @contextmanager
 def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]]]:
-    """The address of running pages whose servers are away, and the links that were announced so far."""
+    """The address of running pages whose servers are unavailable, and the links printed so far."""
     with running(Settings(flower_basic_auth=SecretStr(passwords)), **options) as announced:
         address, link = announced.get(timeout=30)
         links = [link]
@@ -52,7 +52,7 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_a_stranger_sees_nothing(passwords: str):
-    """No page, no script, no answer of the API; and no address that tells whether something is there."""
+    """No page, no script, no API response; and no address that reveals whether something exists."""
     with pages(passwords) as (address, _):
         stranger = Client(address)
         answers = {path: stranger.get(path).status for path in PATHS}
@@ -64,7 +64,7 @@ def test_a_stranger_sees_nothing(passwords: str):
 
 
 def test_the_link_works_once_and_is_followed_by_another():
-    """What a shell's history keeps is worth nothing once it was used."""
+    """A link in a shell's history is useless once it was used."""
     with pages() as (address, links):
         first = Client(address).get(links[0])
         again = Client(address).get(links[0])
@@ -78,7 +78,7 @@ def test_the_link_works_once_and_is_followed_by_another():
 
 
 def test_the_session_is_this_servers_alone():
-    """The cookie is out of reach of scripts and other sites, and ends with the process."""
+    """The cookie is inaccessible to scripts and other sites, and ends with the process."""
     with pages() as (address, links):
         cookie = Client(address).get(links[0]).headers["Set-Cookie"]
         mine = cookie.partition(";")[0]
@@ -92,7 +92,8 @@ def test_the_session_is_this_servers_alone():
 
 
 def test_passwords_cannot_be_guessed_at_speed():
-    """Past the first few, nothing is checked for a while, the right one neither; whoever is in stays in."""
+    """After the first few, no password is checked for a while, not even the right one; existing sessions stay
+    valid."""
     with structlog.testing.capture_logs() as logged, pages(LOGIN) as (address, links):
         inside = signed_in(address, links[0])
         guesses = [Client(address, f"ann:guess-{number}").get("/") for number in range(60)]
@@ -113,7 +114,7 @@ def test_passwords_cannot_be_guessed_at_speed():
 
 
 def test_a_wrong_link_is_throttled_and_the_right_one_never():
-    """Otherwise whoever guesses could keep everybody out."""
+    """Otherwise an attacker who guesses could lock everybody out."""
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -131,7 +132,7 @@ def test_wrong_links_keep_no_password_out():
 
 
 def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
-    """By a clock of our own."""
+    """Measured with a fake clock."""
     now = [0.0]
     throttle = Throttle(lambda: now[0])
     delays = []
@@ -167,8 +168,8 @@ def test_a_session_ends():
 @pytest.mark.parametrize(
     "host", ["rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example", "[::1]"]
 )
-def test_no_other_name_is_answered_to(host: str):
-    """A page elsewhere that points a name of its own here gets nothing, the link's session neither."""
+def test_other_host_names_are_refused(host: str):
+    """A page elsewhere that resolves its own name to this address gets nothing, nor does the link's session."""
     with pages() as (address, links):
         me = signed_in(address, links[0])
 
@@ -188,7 +189,7 @@ def test_without_a_login_only_when_asked_for():
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_password_that_is_guessed(passwords: str):
-    """The rule that Flower has for the same setting; a comma in a password makes two people of it."""
+    """The same rule as Flower's for this setting; a comma in a password would split it into two logins."""
     done = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
         {**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},

@@ -1,4 +1,4 @@
-"""A bad request is the asker's fault: 4xx whatever the bytes, and the server goes on."""
+"""A bad request is the client's fault: 4xx for any bytes, and the server continues."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def client(stored: Settings) -> Iterator[Client]:
 
 
 def status_of(client: Client, method: str, target: str, *headers: str, body: bytes = b"") -> int:
-    """The status of what is sent as it is; 400 where the server hangs up instead."""
+    """The status for raw bytes; 400 if the server closes the connection instead."""
     place = urlsplit(client.address)
     lines = [f"{method} {target} HTTP/1.1", *headers, "Connection: close", f"Cookie: {client.cookie}"]
     if not any(header.lower().startswith("host:") for header in headers):
@@ -126,7 +126,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[:40])
 def test_no_address_is_an_error_of_ours(client: Client, target: str):
-    """Below 500, whatever is asked for; and nothing outside of the static files is sent."""
+    """Below 500 for any address; and nothing outside the static files is sent."""
     assert 200 <= status_of(client, "GET", target) < 500
     if target.startswith("/static/"):
         assert status_of(client, "GET", target) >= 400
@@ -145,7 +145,7 @@ def test_no_body_is_an_error_of_ours(client: Client, number: int):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_no_header_is_an_error_of_ours(client: Client, number: int):
-    """On pages, files, videos and what is not there."""
+    """On pages, files, videos and missing addresses."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 
@@ -165,7 +165,7 @@ def test_a_client_that_sends_no_request_keeps_no_connection(
 
 
 def test_random_requests_are_no_errors_of_ours(client: Client):
-    """Pieces of good and bad requests, put together at random."""
+    """Random combinations of parts of good and bad requests."""
     chosen = random.Random(SEED)
     pieces = ["/", "/api", "/replays", "/7", "/" + "a" * 32, "/static", "/operate", "/segments", "/0", "/timeline"]
     pieces += [

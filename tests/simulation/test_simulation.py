@@ -1,4 +1,4 @@
-"""Many worlds, each from one seed: the invariants hold, and every situation was reached."""
+"""Many worlds, each from one seed: the invariants hold, and every situation is reached."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def regressions() -> list[int]:
 
 @cache
 def worlds(start: int, count: int) -> tuple[Counter[str], list[Outcome]]:
-    """All of these seeds once, for every test that looks at them."""
+    """All of these seeds once, shared by the tests that inspect them."""
     _, _, marks, failures = try_seeds(range(start, start + count))
     return marks, failures
 
@@ -43,32 +43,32 @@ def explain(failures: list[Outcome]) -> str:
 
 
 def test_every_invariant_holds_in_every_world() -> None:
-    """Kafka, Redis, the fleet, sinks and readers fail as they like: nothing is lost, nothing is there twice."""
+    """Kafka, Redis, the fleet, sinks and readers fail in any way: nothing is lost, nothing is duplicated."""
     _, failures = worlds(0, FIXED_SEEDS)
     assert not failures, explain(failures)
 
 
-def test_every_invariant_holds_in_worlds_that_nobody_tried_yet() -> None:
-    """From another seed on in every run: the report's first lines say which, SIMULATION_START repeats it."""
+def test_every_invariant_holds_in_new_worlds() -> None:
+    """Each run starts at another seed: the report's first lines name it, and SIMULATION_START repeats it."""
     _, failures = worlds(simulation_start(), SEEDS)
     assert not failures, explain(failures)
 
 
 @pytest.mark.parametrize("mark", wanted_marks())
 def test_the_worlds_reach_every_situation(mark: str) -> None:
-    """A run that never pauses, parks, halts or loses Redis proves nothing about it."""
+    """A run that never pauses, parks, halts or loses Redis proves nothing about those."""
     marks, _ = worlds(0, FIXED_SEEDS)
     assert marks[mark] > 0
 
 
 @pytest.mark.parametrize("seed", regressions())
 def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
-    """Each line of regressions.txt says what its seed taught."""
+    """Each line of regressions.txt says what its seed found."""
     outcome = attempt(Shape.draw(seed))
     assert not outcome.checker, explain([outcome])
 
 
-def test_seeds_begin_somewhere_else_each_time_and_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
     """Before the first world, so that a run that hangs can be repeated."""
     printed, firsts = set(), set()
     for _ in range(3):
@@ -81,14 +81,14 @@ def test_seeds_begin_somewhere_else_each_time_and_are_printed(capsys: pytest.Cap
     assert len(firsts) > 1
 
 
-def test_one_seed_is_one_story() -> None:
-    """The same seed gives the same story twice in this process."""
+def test_a_world_is_reproducible_from_its_seed() -> None:
+    """The same seed gives the same log twice in this process."""
     shape = Shape.draw(7)
     assert attempt(shape, telling=True).story == attempt(shape, telling=True).story
 
 
-def test_the_story_does_not_depend_on_the_hash_seed() -> None:
-    """Nor does it in other processes, whatever order their sets have."""
+def test_a_world_does_not_depend_on_the_hash_seed() -> None:
+    """Nor in other processes, whatever the order of their sets."""
     summaries = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(
@@ -104,15 +104,15 @@ def test_the_story_does_not_depend_on_the_hash_seed() -> None:
 
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
-    """What the simulation itself does when nobody interferes: a check of the model."""
+    """The simulation without interference: a check of the model."""
     calm = [attempt(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
     assert [outcome.checker for outcome in calm] == [""] * len(calm)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):
         assert not any(outcome.marks.get(mark) for outcome in calm), mark
 
 
-def test_a_failure_is_told_in_its_smallest_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug planted in the ledger is found, and the story that remains is short and has no needless fault."""
+def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug planted in the ledger is found, and the reduced log is short and has no needless fault."""
     import ingest.core.ledger as ledger
 
     def committable(self: ledger.Ledger, source: object) -> int | None:

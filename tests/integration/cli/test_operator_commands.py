@@ -1,4 +1,4 @@
-"""What operators type: state, parked batches, dead letters, rules for projects, schema and checks."""
+"""Operator commands: state, parked batches, dead letters, rules for projects, schema and checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
 def failed(done: Done) -> str:
-    """The one line that a command failed with."""
+    """The line with which a command failed."""
     assert done.code == 1
     return done.err.splitlines()[-1]
 
@@ -45,7 +45,7 @@ def test_the_state_of_the_system_is_one_page(office: Office):
 
 
 def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
-    """An SVG file, nothing on the terminal."""
+    """An SVG file, with no output on the terminal."""
     done = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
 
     assert (done.code, done.out) == (0, "")
@@ -64,7 +64,7 @@ def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
     ],
     ids=" ".join,
 )
-def test_without_redis_each_command_says_what_to_check(office: Office, arguments: tuple[str, ...]):
+def test_without_redis_each_command_reports_what_to_check(office: Office, arguments: tuple[str, ...]):
     """One line and exit code 1."""
     done = command(office.env | AWAY, *arguments)
 
@@ -72,16 +72,16 @@ def test_without_redis_each_command_says_what_to_check(office: Office, arguments
     assert "start Redis, or correct REPLAYS_REDIS_URL" in done.err
 
 
-def test_a_project_is_switched_off_while_redis_is_away(office: Office):
-    """Readers follow the topic of decisions; the copy in Redis has it as soon as it is asked again."""
+def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
+    """Readers follow the topic of decisions; the copy in Redis is updated on the next request."""
     done = command(office.env | AWAY, "tenants", "kill", "7")
 
     assert (done.code, done.out) == (0, "project 7: the rule is changed; readers apply it within two seconds\n")
     assert "project 7: off" in command(office.env, "tenants", "ls").out
 
 
-def test_wrong_settings_are_exit_code_2(office: Office):
-    """With the setting's name, its value and what is allowed."""
+def test_wrong_settings_give_exit_code_2(office: Office):
+    """With the setting's name, its value and the allowed values."""
     done = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
 
     assert done.code == 2
@@ -92,7 +92,7 @@ def test_wrong_settings_are_exit_code_2(office: Office):
 
 
 def test_parked_batches_are_listed_and_shown(office: Office):
-    """With their error; nothing parked is said so."""
+    """With their errors; an empty list is stated."""
     assert "nothing is parked" in command(office.env, "batches", "ls").out
     batch = office.park(0, 2)
 
@@ -110,7 +110,7 @@ def test_parked_batches_are_listed_and_shown(office: Office):
 
 
 def test_a_parked_batch_is_retried(office: Office):
-    """Its reader hears of it, and who asked is kept."""
+    """Its reader is notified, and the operator's name is recorded."""
     batch = office.park(0, 2)
 
     done = command(office.env, "batches", "retry", batch.id, "--by", "ann")
@@ -120,8 +120,8 @@ def test_a_parked_batch_is_retried(office: Office):
     assert office.coordination.audited()[0]["by"] == "ann"
 
 
-def test_a_parked_batch_is_given_up(office: Office):
-    """Its messages are dead letters first; without a reason nothing is done."""
+def test_a_parked_batch_is_abandoned(office: Office):
+    """Its messages become dead letters first; without a reason nothing happens."""
     batch = office.park(2, 4)
 
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
@@ -132,8 +132,8 @@ def test_a_parked_batch_is_given_up(office: Office):
     assert office.next_event() == on.BatchAbandoned(batch.id, OffsetRange(2, 4), "the table is gone")
 
 
-def test_a_batch_of_a_reader_that_is_gone_is_left_alone(office: Office):
-    """Nobody could be asked."""
+def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
+    """There is no reader to notify."""
     batch = office.park(0, 2)
     office.leave()
 
@@ -146,7 +146,7 @@ def test_a_batch_of_a_reader_that_is_gone_is_left_alone(office: Office):
 
 
 def test_rules_for_projects_are_set_and_removed(office: Office):
-    """Each is in the audit trail with who did it."""
+    """Each is in the audit trail with the operator's name."""
     env = office.env
     assert "no rules" in command(env, "tenants", "ls").out
 
@@ -175,7 +175,7 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
 
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
 def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
-    """Exit code 2."""
+    """Otherwise exit code 2."""
     done = command(office.env, "tenants", "limit", "8", *options)
 
     assert (done.code, "give either --per-second or --remove" in done.err) == (2, True)
@@ -185,7 +185,7 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """By reason or id, dry first; a second replay finds nothing; the action is kept."""
+    """By reason or id, first as a dry run; a second replay finds nothing; the action is recorded."""
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 
@@ -212,8 +212,8 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
     assert office.coordination.audited()[-1]["by"] == "ann"
 
 
-def test_on_a_terminal_dangerous_commands_say_how_much_and_ask(office: Office):
-    """A no changes nothing; with --yes nothing is asked; each reports what changed."""
+def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask(office: Office):
+    """Answering no changes nothing; --yes skips the question; each reports what it changed."""
     batch = office.park(2, 4)
     office.bury(0, "no_header")
 
@@ -233,7 +233,7 @@ def test_on_a_terminal_dangerous_commands_say_how_much_and_ask(office: Office):
 
 
 def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
-    """What the command prints to somebody who answers its question so."""
+    """Output of the command for a user who answers its question this way."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -251,8 +251,8 @@ def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
         os.close(theirs)
 
 
-def test_replaying_needs_a_choice(office: Office):
-    """Exit code 2: really all of them is an option of its own."""
+def test_replaying_needs_a_selection(office: Office):
+    """Exit code 2: replaying all of them needs a separate option."""
     done = command(office.env, "dlq", "replay")
 
     assert (done.code, "--all" in done.err) == (2, True)
@@ -262,8 +262,8 @@ def test_replaying_needs_a_choice(office: Office):
 # Schema and checks
 
 
-def test_schema_and_topics_are_there_already(office: Office):
-    """A second `migrate` changes nothing, and a dry run says what it would do elsewhere."""
+def test_existing_schema_and_topics_are_left_unchanged(office: Office):
+    """A second `migrate` changes nothing, and a dry run lists what it would do elsewhere."""
     again = command(office.env, "migrate", "--topics")
     elsewhere = command(office.env | {"REPLAYS_GCS_BUCKET": "elsewhere-bucket"}, "migrate", "--dry-run")
 
@@ -273,8 +273,9 @@ def test_schema_and_topics_are_there_already(office: Office):
     assert "clickhouse" in failed(command(away, "migrate"))
 
 
-def test_a_check_names_every_server_and_what_is_wrong(office: Office):
-    """All well but for the workers that nobody started: only their queues are errors. One away: its line, too."""
+def test_check_lists_every_server_and_its_errors(office: Office):
+    """Everything works except for missing workers: only their queues are errors. A server that is unavailable has
+    an error line, too."""
     good = command(office.env, "check", "--json")
     bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 

@@ -1,4 +1,4 @@
-"""`replays`, `events` and `fetch`: replays read back, as text for people and as JSON for scripts."""
+"""`replays`, `events` and `fetch`: reading replays, as text for people and as JSON for scripts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.kit.recordings import inflated
     ],
 )
 def test_replays_are_listed(library: Library, options: list[str], expected: set[str]):
-    """The same ones as text and as JSON."""
+    """Text and JSON list the same replays."""
     text = command(library.env, "replays", "ls", *options)
     listed = command(library.env, "replays", "ls", *options, "--json").json
 
@@ -46,8 +46,8 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
     assert {line.split()[0] for line in text.out.splitlines()[1:] if line.strip()} == expected
 
 
-def test_a_list_that_is_cut_says_so(library: Library):
-    """There are more."""
+def test_a_truncated_list_says_so(library: Library):
+    """The last line says that there are more."""
     done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
 
@@ -56,7 +56,7 @@ def test_a_list_that_is_cut_says_so(library: Library):
 
 
 def test_one_replay_is_shown_with_its_segments(library: Library):
-    """Facts, then a line per segment with what is missing of it, then what is odd."""
+    """Facts, then a line per segment with its missing data, then anomalies."""
     shown = command(library.env, "replays", "show", HOLED)
     told = command(library.env, "replays", "show", HOLED, "--json").json
 
@@ -70,8 +70,8 @@ def test_one_replay_is_shown_with_its_segments(library: Library):
     assert told["replay"]["segments"] == 3
 
 
-def test_events_tell_what_happened(library: Library):
-    """A line per mark, kinds on request; segments that cannot be told are named."""
+def test_events_are_listed(library: Library):
+    """One line per mark, kinds on request; unreadable segments are named."""
     everything = command(library.env, "events", library.shop_id, "--json").json
     rage = command(library.env, "events", library.shop_id, "--kind", "rage_click")
     spoiled = command(library.env, "events", SPOILED)
@@ -83,8 +83,8 @@ def test_events_tell_what_happened(library: Library):
     assert "missing segments: 2-3" in command(library.env, "events", HOLED).out
 
 
-def test_a_session_is_found_and_its_evidence_taken(library: Library):
-    """The event that a search names is what `events --around` takes."""
+def test_a_session_is_found_and_its_evidence_exported(library: Library):
+    """`events --around` accepts the event id from a search result."""
     found = command(library.env, "replays", "find", "--selector", "#rage", "--text", "rage", "--json").json
     (shop,) = [one for one in found["replays"] if one["replay_id"] == library.shop_id]
     event = shop["matches"][0]["event"]
@@ -99,7 +99,7 @@ def test_a_session_is_found_and_its_evidence_taken(library: Library):
 
 
 def test_events_of_an_unknown_kind_are_refused(library: Library):
-    """Exit code 2, with the kinds that there are; each kind of the recordings is among them."""
+    """Exit code 2 with the available kinds; each kind in the recordings is among them."""
     done = command(library.env, "events", HOLED, "--kind", "nope")
     told = command(library.env, "events", HOLED, "--json").json
 
@@ -109,7 +109,7 @@ def test_events_of_an_unknown_kind_are_refused(library: Library):
     assert set(told["counts"]) <= KINDS
 
 
-def test_events_keep_to_the_width_of_the_terminal(library: Library):
+def test_events_fit_the_width_of_the_terminal(library: Library):
     """One line per event, none longer than COLUMNS."""
     done = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
 
@@ -118,7 +118,7 @@ def test_events_keep_to_the_width_of_the_terminal(library: Library):
 
 
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
-    """Its events as they were sent, its videos; what is gone or unreadable is named."""
+    """Its events as sent, and its videos; missing or unreadable segments are named."""
     shop = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path), "--json").json
     mobile = command(library.env, "fetch", MOBILE, "--output", str(tmp_path))
     part = command(library.env, "fetch", SPOILED, "--segment", "0", "--segment", "1", "--output", str(tmp_path))
@@ -134,8 +134,8 @@ def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
     assert "missing segments: 2-3" in holed.out
 
 
-def test_a_download_is_for_its_user_alone(library: Library, tmp_path: Path):
-    """Recordings are personal data, and the usual umask lets every user of the machine read new files."""
+def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Path):
+    """Recordings are personal data, and the usual umask makes new files readable for every user of the machine."""
     before = os.umask(0o022)
     try:
         done = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path / "new" / "folder"))
@@ -149,14 +149,14 @@ def test_a_download_is_for_its_user_alone(library: Library, tmp_path: Path):
 
 
 def failed(done: Done) -> str:
-    """The one line that a command failed with."""
+    """The line with which a command failed."""
     assert done.code == 1
     (line,) = done.err.splitlines()
     return line
 
 
-def test_what_is_not_there_is_one_line(library: Library, tmp_path: Path):
-    """And exit code 1: no such replay, no such id, several projects, nothing to download, a server away."""
+def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tmp_path: Path):
+    """Exit code 1: no such replay, no such id, several projects, nothing to download, a server unavailable."""
     env = library.env
 
     assert "no replay" in failed(command(env, "replays", "show", "e" * 32))
@@ -170,8 +170,8 @@ def test_what_is_not_there_is_one_line(library: Library, tmp_path: Path):
     assert "clickhouse: " in failed(command(away, "replays", "ls"))
 
 
-def test_a_wrong_option_is_a_wrong_usage(library: Library):
-    """Exit code 2, and examples of what is right."""
+def test_a_wrong_option_is_a_usage_error(library: Library):
+    """Exit code 2, with examples of valid values."""
     done = command(library.env, "replays", "ls", "--since", "yesterday")
 
     assert done.code == 2
@@ -179,7 +179,7 @@ def test_a_wrong_option_is_a_wrong_usage(library: Library):
 
 
 def test_messages_are_inspected_before_they_are_ingested(library: Library, tmp_path: Path):
-    """What it would make; a reject is exit code 1."""
+    """The output shows what ingestion would write; a reject gives exit code 1."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.write_bytes(library.shop.values[4])
     bad.write_bytes(b"\xc1")

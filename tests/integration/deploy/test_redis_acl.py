@@ -1,4 +1,4 @@
-"""The access list of deploy/redis is enough for reader, fleet and viewer, and not more than the keys of each."""
+"""The access list of deploy/redis allows what reader, fleet and viewer need, and only their own keys."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ USERS = ROOT / "deploy" / "redis" / "users.acl"
 PASSWORD = "CHANGE-ME"
 
 
-# Subcommands that users are given by name. Redis 7.0 has them; it does not start with one that it does not know.
+# Subcommands granted by name. Redis 7.0 supports them; it does not start with an unknown one.
 SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
 
 
 def guard(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Redis:
-    """Redis as it is deployed, a user for workers and one for the reader. Returns an administrator's client."""
+    """Redis as deployed, with a user for workers and one for the reader. Returns an administrator's client."""
     keeper: Any = fleet.client
     keeper.execute_command("ACL", "SETUSER", "keeper", "on", "nopass", "~*", "&*", "+@all")
     admin = Redis.from_url(fleet.redis.address.replace("redis://", "redis://keeper:x@"))
@@ -51,7 +51,7 @@ def settings_as(fleet: Fleet, user: str, monkeypatch: pytest.MonkeyPatch) -> Set
     return Settings()
 
 
-def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+def test_the_listed_rights_are_sufficient_for_a_batch(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
     """Chords, retries, parking, heartbeats, status: Redis refused no command."""
     admin = guard(fleet, monkeypatch)
     viewer = settings_as(fleet, "replays-viewer", monkeypatch)
@@ -77,8 +77,8 @@ def test_a_batch_flows_with_nothing_but_the_listed_rights(fleet: Fleet, monkeypa
 USERS_OF_THE_FILE = ("replays", "replays-reader", "replays-worker", "replays-viewer")
 
 
-def test_other_keys_and_dangerous_commands_are_out_of_reach(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A stolen password opens nothing but this system's own keys, and no connection of another client."""
+def test_other_keys_and_dangerous_commands_are_refused(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """A stolen password gives access only to this system's own keys, and to no other client's connection."""
     guard(fleet, monkeypatch)
 
     for user in USERS_OF_THE_FILE:
@@ -96,8 +96,9 @@ def test_other_keys_and_dangerous_commands_are_out_of_reach(fleet: Fleet, monkey
                 ours.execute_command(*command)
 
 
-def test_each_program_writes_the_keys_of_its_own_alone(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """A worker switches no project off and parks nothing, a reader resets no breaker, a viewer writes nothing."""
+def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """A worker cannot disable a project or park a batch, a reader cannot reset a breaker, a viewer cannot
+    write."""
     guard(fleet, monkeypatch)
     refused = {
         "replays-worker": ("replays:operators", "replays:tenants:bucket:1", "replays:parked", "replays:readers"),
@@ -112,10 +113,8 @@ def test_each_program_writes_the_keys_of_its_own_alone(fleet: Fleet, monkeypatch
                 client.set(key, "forged")
 
 
-def test_a_viewer_sees_what_is_parked_beside_what_only_others_may_remove(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-):
-    """A lease that ended long ago is left for somebody who may write."""
+def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
+    """An expired lease is left for a user with write access."""
     guard(fleet, monkeypatch)
     Redis.from_url(url_of(fleet, "replays")).hset(
         "replays:parked", "t-0-0-9", '{"batch_id":"t-0-0-9","leased_until":1,"parked_at":1,"retry_at":1}'
@@ -124,13 +123,13 @@ def test_a_viewer_sees_what_is_parked_beside_what_only_others_may_remove(
     assert list(status.collect(settings_as(fleet, "replays-viewer", monkeypatch)).parked) == []
 
 
-def test_the_file_names_nothing_that_redis_7_0_does_not_know():
-    """`client|setinfo` came with 7.2: a 7.0 refuses the whole file, and does not start."""
+def test_the_file_works_with_redis_7_0():
+    """`client|setinfo` was added in 7.2: Redis 7.0 refuses the whole file and does not start."""
     named = set(re.findall(r"[+-](\S+\|\S+)", USERS.read_text()))
 
     assert named <= SUBCOMMANDS_OF_7_0
 
 
-def test_the_password_of_the_example_is_the_one_that_says_change_me():
-    """So that nobody takes the file as it is for a secret."""
+def test_the_example_password_says_change_me():
+    """Nobody should mistake the file's password for a secret one."""
     assert hashlib.sha256(PASSWORD.encode()).hexdigest() in USERS.read_text()

@@ -1,4 +1,4 @@
-"""What is installed: our packages and nothing that could be somebody else's."""
+"""Contents of the installation: our packages, and no name that could belong to another project."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from tests.kit.paths import ROOT
 
 OURS = {"ingest", "tasks", "celeryconfig.py"}
-# Packages of the index, or of the team that installs us. The last three are also directories of this repository.
+# Packages of the index, or of the team that installs ours. The last three are also directories of this repository.
 THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as the image builds it: without a network, by the backend that is installed here."""
+    """Built like in the image: without a network, by the installed backend."""
     if importlib.util.find_spec("hatchling") is None and not os.environ.get("CI"):
         pytest.skip("needs hatchling: run `make setup`")
     directory = tmp_path_factory.mktemp("wheel")
@@ -35,13 +35,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Installed:
-    """A virtual environment with the wheel in it, and a directory that is not the repository."""
+    """A virtual environment with the wheel, and a directory outside the repository."""
 
     python: Path
     elsewhere: Path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command of the environment."""
+        """Runs a command of the environment."""
         command = [str(self.python.with_name(words[0])), *words[1:]]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         return subprocess.run(
@@ -51,7 +51,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel beside THEIRS; what we depend on is borrowed from the environment of this test."""
+    """The wheel next to THEIRS; dependencies come from the environment of this test."""
     root = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True, timeout=120)
     python = root / "venv" / "bin" / "python"
@@ -59,7 +59,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     for name in THEIRS:
         (site / name).mkdir()
         (site / name / "__init__.py").write_text(f"OWNER = 'whoever installed {name}'\n")
-    # A plain path: what its own .pth files add, our checkout among it, is not borrowed.
+    # A plain path: directories added by its own .pth files, including our checkout, are not visible.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, *install], check=True, timeout=120)
@@ -68,7 +68,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path) -> None:
-    """given the repository, when the wheel is built, then nothing of it goes by another top-level name"""
+    """given the repository, when the wheel is built, then it has no other top-level name"""
     names = zipfile.ZipFile(wheel).namelist()
 
     tops = {name.split("/")[0] for name in names}
@@ -78,7 +78,7 @@ def test_the_wheel_holds_our_two_packages_and_celerys_configuration(wheel: Path)
     assert "ingest/web/static/list.html" in names
 
 
-def test_packages_of_others_stay_theirs(installed: Installed) -> None:
+def test_other_packages_keep_their_names(installed: Installed) -> None:
     """given packages named like our directories, when ours is installed, then each import still finds theirs"""
     owners = "; ".join(f"import {name}; print({name}.OWNER)" for name in THEIRS)
 
@@ -90,16 +90,16 @@ def test_packages_of_others_stay_theirs(installed: Installed) -> None:
 @pytest.mark.parametrize(
     "words", [["--help"], ["web", "--help"], ["local", "--help"], ["check", "--help"]], ids=" ".join
 )
-def test_our_commands_run_beside_them(installed: Installed, words: list[str]) -> None:
-    """given the same, when a command of ours is run elsewhere, then it is the installed one, and it works"""
+def test_our_commands_run_next_to_them(installed: Installed, words: list[str]) -> None:
+    """given the same, when one of our commands is run elsewhere, then the installed one runs, and it works"""
     done = installed.run("replays-ingest", *words)
 
     assert done.returncode == 0, done.stderr
     assert "Usage: replays-ingest" in done.stdout
 
 
-def test_the_fleet_is_found_where_it_is_installed(installed: Installed) -> None:
-    """given the same, when Celery is asked elsewhere, then it has our app, our configuration and our tasks"""
+def test_celery_finds_the_installed_fleet(installed: Installed) -> None:
+    """given the same, when Celery runs elsewhere, then it has our app, our configuration and our tasks"""
     where = installed.run("python", "-c", "import celeryconfig, ingest, tasks; print(celeryconfig.__file__)")
 
     report = installed.run("python", "-m", "celery", "-A", "tasks", "report")

@@ -1,4 +1,5 @@
-"""`local up --all`: the whole system by one command, found from another folder, ended by one more."""
+"""`local up --all`: one command starts the whole system, it is found from another folder, and one command stops
+it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 
 
 def status_of(url: str, login: str = "") -> int:
-    """The HTTP status of a GET, with that login if any."""
+    """The HTTP status of a GET, with an optional login."""
     headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
@@ -31,7 +32,8 @@ def status_of(url: str, login: str = "") -> int:
 
 
 def test_the_whole_system_comes_up_ingests_and_ends(tmp_path: Path):
-    """given nothing, when all is started, then what is loaded is committed, and one login opens every page"""
+    """given an empty directory, when everything is started, then a load is committed, and one login opens every
+    page"""
     place = tmp_path / "stack"
     state = background.up(place, programs=True)
     try:
@@ -59,8 +61,8 @@ def test_the_whole_system_comes_up_ingests_and_ends(tmp_path: Path):
     assert background.login_of(place) == login
 
 
-def test_a_log_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
-    """given a stack's logs, when another name is asked for, then the exit code is 2 and the names are listed"""
+def test_an_unknown_log_is_refused_with_the_available_names(tmp_path: Path):
+    """given a stack's logs, when another name is requested, then the exit code is 2 and the names are listed"""
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "reader.log").write_text("one\ntwo\n")
 
@@ -73,7 +75,8 @@ def test_a_log_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
 
 
 def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
-    """given a line that is still being written, when the log is read, then it comes once it is complete"""
+    """given a line that is still being written, when the log is followed, then it is printed once it is
+    complete"""
     path = tmp_path / "reader.log"
     path.write_bytes(b"one\nhal")
     tail = Tail(path)
@@ -86,7 +89,8 @@ def test_a_log_is_followed_by_whole_lines(tmp_path: Path):
 
 
 def test_a_running_stack_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """given a stack of a checkout, when another folder asks for one, then it gets that one and its place"""
+    """given a running stack of a checkout, when another folder starts one, then it gets that stack and its
+    location"""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("REPLAYS_LOCAL_DIRECTORY", raising=False)
     checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"

@@ -1,4 +1,4 @@
-"""The stack as one thing: all parts in seconds, settings that point at them, nothing left behind."""
+"""The stack as a whole: all components in seconds, settings that point to them, nothing left behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ingest.local.stack import PARTS, Stack
 from ingest.settings import Settings
 
 
-def test_all_parts_start_together_and_leave_nothing():
-    """One line of progress a part, addresses of all; afterwards no process and no directory."""
+def test_all_components_start_together_and_leave_nothing():
+    """One line of progress per component, and all addresses; afterwards no process and no directory remain."""
     lines: list[str] = []
     with Stack(progress=lines.append, environ={}) as stack:
         stack.start()
@@ -32,7 +32,7 @@ def test_all_parts_start_together_and_leave_nothing():
 
 
 def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch):
-    """Every variable is one that the system reads, and the values are valid."""
+    """The system reads every variable, and the values are valid."""
     with Stack(environ={}) as stack:
         stack.start(["redis", "statsd"])
         found = stack.settings()
@@ -48,8 +48,8 @@ def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch
     assert {name.removeprefix("REPLAYS_").lower() for name in stacks.TANSU_SETTINGS} <= set(Settings.model_fields)
 
 
-def test_a_part_can_be_a_real_server():
-    """Named in the environment it is used and not started; `cloud` is Google itself."""
+def test_a_component_can_be_a_real_server():
+    """A server named in the environment is used and not started; `cloud` is Google itself."""
     environ = {"REPLAYS_LOCAL_REDIS": "redis://elsewhere:6379/1", "REPLAYS_LOCAL_GCS": "cloud"}
     with Stack(environ=environ) as stack:
         stack.start(["redis", "gcs"])
@@ -58,14 +58,14 @@ def test_a_part_can_be_a_real_server():
         assert stack.parts["redis"].pid == 0
 
 
-def test_an_unknown_part_is_refused():
-    """With the names that there are."""
+def test_an_unknown_component_is_refused():
+    """The error lists the valid names."""
     with Stack(environ={}) as stack, pytest.raises(LocalError, match="kafka, redis"):
         stack.start(["postgres"])
 
 
-def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path):
-    """Redis on a directory that is a file."""
+def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
+    """Redis with a data directory that is a file."""
     (tmp_path / "clickhouse").mkdir()
     (tmp_path / "clickhouse" / "data").write_text("in the way")
     with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
@@ -73,7 +73,7 @@ def test_a_part_that_does_not_start_shows_its_log(tmp_path: Path):
 
 
 def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
-    """up returns when all answers, a second up finds the first, down leaves the data."""
+    """up returns when every server is ready, a second up finds the first, down keeps the data."""
     state = background.up(tmp_path, parts=["redis", "statsd"])
 
     assert background.up(tmp_path, parts=["redis"]) == background.status(tmp_path)
@@ -90,8 +90,9 @@ def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
     assert background.down(tmp_path)
 
 
-def test_what_a_background_stack_keeps_is_for_its_user_alone(tmp_path: Path):
-    """given a user whose umask hides nothing, when a stack runs, then no folder or file of it is open to others"""
+def test_the_files_of_a_background_stack_are_private(tmp_path: Path):
+    """given a user with a permissive umask, when a stack runs, then none of its folders or files is accessible to
+    others"""
     place = tmp_path / "new" / "stack"
     before = os.umask(0)
     try:
@@ -107,7 +108,7 @@ def test_what_a_background_stack_keeps_is_for_its_user_alone(tmp_path: Path):
     assert place / "state.json" in found
 
 
-def test_a_background_stack_of_an_older_release_is_closed(tmp_path: Path):
+def test_the_files_of_an_older_background_stack_become_private(tmp_path: Path):
     """given a folder that others can read, when its stack starts again, then they cannot"""
     background.up(tmp_path, parts=["statsd"])
     background.down(tmp_path)
@@ -119,8 +120,8 @@ def test_a_background_stack_of_an_older_release_is_closed(tmp_path: Path):
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
-    """A killed server comes back at its address; a killed supervisor takes all along, and up works again."""
+def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path):
+    """A killed server restarts at its address; a killed supervisor stops everything, and up works again."""
     state = background.up(tmp_path, parts=["redis"])
     port = int(state.settings["REPLAYS_REDIS_URL"].rsplit(":", 1)[1].split("/")[0])
 
@@ -129,14 +130,14 @@ def test_a_background_stack_restarts_what_dies_and_dies_whole(tmp_path: Path):
 
     os.kill(state.pid, signal.SIGKILL)
     wait_until(lambda: not is_listening(port), 10, "Redis to go with its supervisor")
-    # The kernel may close the warden's pipe, which ends Redis, before it lets go of the supervisor's lock.
+    # The kernel may close the warden's pipe, which stops Redis, before it releases the supervisor's lock.
     wait_until(lambda: background.status(tmp_path) is None, 10, "the lock of the killed supervisor to go")
     background.up(tmp_path, parts=["redis"])
     assert background.down(tmp_path)
 
 
 def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
-    """As when somebody kills the demo: every server and the directory go."""
+    """As when the demo is killed: every server and the directory are removed."""
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
     program.wait()
 
     wait_until(lambda: not Path(directory).exists(), 10, "the directory to go")
-    # Orphans are reaped by whoever adopted them; until then a zombie still has its number.
+    # Orphans are reaped by the process that adopted them; until then a zombie keeps its pid.
     for pid in pids:
         done = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True, check=False)
         assert done.stdout.strip()[:1] in ("", "Z"), pid

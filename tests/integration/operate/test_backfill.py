@@ -1,4 +1,4 @@
-"""`replays-ingest backfill` on real servers: rows of stored recordings come back as ingestion made them."""
+"""`replays-ingest backfill` on real servers: rows of stored recordings are restored as ingestion wrote them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SEGMENTS, AT_ONCE = 60, 20
 
 @dataclass(frozen=True)
 class Stored:
-    """Recordings and rows, written as the fleet does."""
+    """Recordings and rows, written like the fleet does."""
 
     env: dict[str, str]
     settings: Settings
@@ -65,7 +65,7 @@ class Stored:
         return rows
 
     def tables(self) -> tuple[list[Any], list[Any]]:
-        """Everything in both stores, each identity once."""
+        """The contents of both stores, each identity once."""
         facts = self.bigquery(
             "SELECT DISTINCT project_id, row_id, event_type, timestamp, segment_id, org_id, attributes FROM FACTS "
             "ORDER BY project_id, row_id"
@@ -91,7 +91,7 @@ def stored(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[s
         message = Message(TopicPartition("b", 0), 1, offset, value, timestamp_ms=now * 1000)
         outcome = parse(message, rules_of(settings))
         if isinstance(outcome, Segment):
-            segments.setdefault(outcome.blobs[0].name, outcome)  # an SDK's second copy has another place
+            segments.setdefault(outcome.blobs[0].name, outcome)  # a second copy from the SDK has another position
     made = list(segments.values())
     for start in range(0, len(made), AT_ONCE):
         write(settings, batch_of(made[start : start + AT_ONCE], start))
@@ -101,7 +101,7 @@ def stored(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[s
 CLICKS = "(click_tag != '' OR tap_view_id != '' OR tap_message != '')"
 
 
-def test_lost_and_wrong_rows_are_rebuilt_as_ingestion_made_them_and_once(stored: Stored) -> None:
+def test_lost_and_wrong_rows_are_rebuilt_once_as_ingestion_wrote_them(stored: Stored) -> None:
     """Clicks and facts of half of the replays are lost, others wrong; a second run finds nothing to write."""
     whole = stored.tables()
     clean = stored.found("--since", "1d", "--dry-run")
@@ -140,8 +140,8 @@ def test_lost_and_wrong_rows_are_rebuilt_as_ingestion_made_them_and_once(stored:
 
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
-def test_what_cannot_be_rebuilt_is_counted_and_named(stored: Stored, tmp_path: Path) -> None:
-    """No row to copy from, a recording that is gone, one that is no recording; others are rebuilt all the same."""
+def test_recordings_that_cannot_be_rebuilt_are_counted_and_named(stored: Stored, tmp_path: Path) -> None:
+    """No row to copy from, a missing recording, an invalid recording; all others are rebuilt."""
     names = sorted({one.blobs[0].name for one in stored.segments if one.project_id == project_of(stored)})
     unlisted, gone, broken = names[:3]
     _, project, replay, segment = unlisted.split("/")
@@ -175,7 +175,7 @@ def project_of(stored: Stored) -> int:
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_it_asks_before_it_writes(stored: Stored) -> None:
-    """Who says no changed nothing; a script must say yes; nothing selected is wrong usage."""
+    """Answering no changes nothing; a script must pass --yes; an empty selection is a usage error."""
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()
 

@@ -1,4 +1,4 @@
-"""`check` does what reader and workers do, on real servers, and leaves nothing of it behind."""
+"""`check` exercises what reader and workers do, on real servers, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def only(findings: Iterable[Finding]) -> Finding:
 
 @pytest.fixture
 def kafka(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]) -> Callable[..., Settings]:
-    """Makes settings of a new topic with two partitions on Apache Kafka."""
+    """Creates settings of a new topic with two partitions on Apache Kafka."""
     topic = fresh_name("topic")
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     for future in admin.create_topics(
@@ -63,11 +63,11 @@ def groups(settings: Settings) -> list[str]:
 
 
 @pytest.mark.parametrize("protocol", list(GroupProtocol))
-def test_a_group_of_its_own_is_joined_committed_and_deleted(
+def test_a_temporary_group_is_joined_committed_and_deleted(
     kafka: Callable[..., Settings], protocol: GroupProtocol
 ) -> None:
-    """given a topic, when the reader's group membership is tried, then both partitions are assigned, a commit with
-    the metadata of a long cut record is read back, and no group is left"""
+    """given a topic, when the reader's group membership is checked, then both partitions are assigned, a commit
+    with the metadata of a long cut record is read back, and no group remains"""
     settings = kafka(kafka_group_protocol=protocol, kafka_instance_id="reader-1")
 
     found = only(rehearsal.group(settings))
@@ -80,7 +80,7 @@ def test_a_group_of_its_own_is_joined_committed_and_deleted(
 
 
 def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Settings]) -> None:
-    """given metadata above what the brokers keep, then the setting of both sides is named and no group is left"""
+    """given metadata above what the brokers accept, then both settings are named and no group remains"""
     settings = kafka(cut_record_bytes_max=8000)
 
     found = only(rehearsal.group(settings))
@@ -92,7 +92,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
-    """given a group without members, when its owners are asked for, then somebody is told to start a reader"""
+    """given a group without members, when its owners are checked, then the warning says to start a reader"""
     found = only(rehearsal.owners(kafka()))
 
     assert found.level is Severity.WARNING
@@ -100,7 +100,7 @@ def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) ->
 
 
 def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Callable[..., Settings]) -> None:
-    """given a stable group whose only member reads another topic, then each partition is named with its lag"""
+    """given a stable group whose only member reads another topic, then each partition is reported with its lag"""
     settings = kafka()
     producer = AcknowledgedProducer(settings)
     for number in range(3):
@@ -129,20 +129,20 @@ def test_partitions_that_no_member_owns_are_an_error_with_their_lag(kafka: Calla
     )
 
 
-def test_staging_and_tasks_are_tried_and_nothing_is_left(fleet: Fleet) -> None:
-    """given Redis, when a batch is staged and a task goes round, then both come back and no key stays"""
+def test_staging_and_tasks_are_checked_and_nothing_is_left(fleet: Fleet) -> None:
+    """given Redis, when a batch is staged and a task makes a round trip, then both succeed and no key remains"""
     before = set(fleet.client.keys("*"))
 
     for found in (only(rehearsal.staging(fleet.settings)), only(rehearsal.task(fleet.settings))):
         assert found.level is Severity.OK, found
 
-    # Clients prove that Redis takes writes with keys that expire within seconds.
+    # Clients verify that Redis accepts writes with keys that expire within seconds.
     left = {key for key in set(fleet.client.keys("*")) - before if not key.endswith(b":probe")}
     assert left == set()
 
 
 def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
-    """given no worker, when the fleet is looked at, then each queue is reported with what to start"""
+    """given no worker, when the fleet is checked, then each queue is reported with what to start"""
     found = list(rehearsal.fleet(fleet.settings))
 
     assert [finding.name for finding in found] == [f"queue {name}" for name in queues_of(fleet.settings.sinks)]
@@ -151,7 +151,7 @@ def test_a_queue_without_a_worker_is_an_error(fleet: Fleet) -> None:
 
 
 def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
-    """given readers that saw some, one of them silent since, then those of the others are shown with their lag"""
+    """given readers that reported some, one of them silent since, then the others' are shown with their lag"""
     coordination = Coordination(fleet.client, fleet.settings)
     for name, seen_at, unowned in (
         ("fresh", time.time(), (Unowned(3, 41), Unowned(5))),
@@ -170,8 +170,8 @@ def test_status_and_top_show_partitions_without_an_owner(fleet: Fleet) -> None:
 
 
 def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None:
-    """given a worker of two queues, when it runs, then it is seen with them and the others have no consumer; when
-    it ends, then it is not seen any more"""
+    """given a worker of two queues, when it runs, then it is listed with them and the other queues have no
+    consumer; when it stops, then it is no longer listed"""
     worker = fleet.worker("one", app="tasks", options=("-Q", f"{CONTROL_QUEUE},flush.gcs"))
 
     fleet.wait(lambda: bool(status.collect(fleet.settings).workers), "the worker to show itself")
@@ -193,7 +193,7 @@ def test_workers_are_seen_with_their_queues_until_they_end(fleet: Fleet) -> None
 
 
 def test_processes_of_different_releases_are_named(fleet: Fleet) -> None:
-    """given a reader of another release, then it is named; given only this release, nothing is said"""
+    """given a reader of another release, then it is named; given only this release, nothing is reported"""
     coordination = Coordination(fleet.client, fleet.settings)
 
     def said(release: str) -> list[str]:

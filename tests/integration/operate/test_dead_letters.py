@@ -1,4 +1,4 @@
-"""Dead letters on real servers: what a letter may do when it is replayed, whoever wrote it."""
+"""Dead letters on real servers: what a replayed letter may do, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.kit.dead_letters import (
 
 
 def first_format(item: DeadLetter) -> DeadLetter:
-    """The letter as the first release wrote it."""
+    """The letter in the first release's format."""
     headers = tuple(pair for pair in item.headers if pair[0] != "version")
     return DeadLetter(item.key, item.value, headers, item.offset)
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """Blob and rows; equal letters once; a second replay finds nothing to do."""
+    """Blob and rows; equal letters are written once; a second replay finds nothing to do."""
     written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
     written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
     topics.write(*(first_format(letter) if older else letter for letter in written))
@@ -55,8 +55,8 @@ def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older:
     assert all(letter.replayed for letter in topics.letters())
 
 
-def test_a_producers_headers_make_no_refused_item_of_its_garbage(topics: Topics) -> None:
-    """The first format kept them beside ours. They named another project's recording, and hid the letter."""
+def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Topics) -> None:
+    """The first format kept them next to ours. They named another project's recording, and hid the letter."""
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
     origin = (("topic", topics.settings.kafka_topic.encode()), ("partition", b"0"), ("offset", b"0"))
@@ -74,8 +74,8 @@ def test_a_producers_headers_make_no_refused_item_of_its_garbage(topics: Topics)
     assert topics.records()[-1].headers[: len(headers)] == headers
 
 
-def test_a_letter_reaches_no_other_projects_recording(topics: Topics) -> None:
-    """It names their object and a message of ours; the message makes no such object."""
+def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) -> None:
+    """It names their object and one of our messages; the message does not produce such an object."""
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
     topics.write(forged(topics, "gcs", "blob", name, b"overwritten"))
@@ -87,8 +87,8 @@ def test_a_letter_reaches_no_other_projects_recording(topics: Topics) -> None:
     assert topics.object(name) == b"theirs"
 
 
-def test_a_letter_cannot_change_what_its_message_made(topics: Topics) -> None:
-    """Right name, right message, other bytes: what is written is what the message makes."""
+def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None:
+    """Right name, right message, other bytes: the message's own item is written."""
     name = topics.mine.blobs[0].name
     topics.write(forged(topics, "gcs", "blob", name, b"other bytes"))
 
@@ -99,7 +99,7 @@ def test_a_letter_cannot_change_what_its_message_made(topics: Topics) -> None:
 
 
 def test_a_tables_name_is_never_sql(topics: Topics) -> None:
-    """With the rights of the operator it would be run."""
+    """It would run with the operator's rights."""
     (row, *_) = items_of(batch(topics), SinkName.CLICKHOUSE)
     assert isinstance(row, Row)
     tables = [
@@ -118,8 +118,8 @@ def test_a_tables_name_is_never_sql(topics: Topics) -> None:
     assert topics.rows("replays") == topics.rows("replay_segments") == 0
 
 
-def test_an_item_whose_message_is_gone_needs_to_be_asked_for(topics: Topics) -> None:
-    """Nothing vouches for it then; its names are still checked."""
+def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
+    """Nothing verifies it then; its names are still checked."""
     name, content = topics.mine.blobs[0].name, b"as the letter has it"
     topics.write(forged(topics, "gcs", "blob", name, content, offset=50))
     topics.write(forged(topics, "gcs", "blob", f"{name}/../../1", content, offset=50))
@@ -133,8 +133,8 @@ def test_an_item_whose_message_is_gone_needs_to_be_asked_for(topics: Topics) -> 
     assert topics.object(name) == content
 
 
-def test_with_a_shared_key_only_sealed_letters_are_replayed_unasked(topics: Topics) -> None:
-    """Without the key nobody forges a letter or hides one; a sealed one needs no original."""
+def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: Topics) -> None:
+    """Without the key no letter can be forged or hidden; a sealed one needs no original."""
     settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
     keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic
     label = Label("not_msgpack", "", Origin(settings.kafka_topic, 0, 2), "b", 5)
@@ -157,8 +157,8 @@ def test_with_a_shared_key_only_sealed_letters_are_replayed_unasked(topics: Topi
     assert keyed.letters(Selection()) == []
 
 
-def test_a_packed_object_and_its_index_come_from_their_whole_batch(topics: Topics) -> None:
-    """And an index row that points elsewhere does not."""
+def test_a_packed_object_and_its_index_are_rebuilt_from_the_whole_batch(topics: Topics) -> None:
+    """An index row that points elsewhere is not written."""
     encoded = Encoder((SinkName.GCS, SinkName.CLICKHOUSE), 100, "reader", packed=True).encode(batch(topics))
     (blob,) = decode_items("gcs", encoded.payloads["blobs/gcs/0"])
     index = [
@@ -182,7 +182,7 @@ def test_a_packed_object_and_its_index_come_from_their_whole_batch(topics: Topic
 
 
 def test_a_message_of_another_topic_is_not_produced(topics: Topics) -> None:
-    """The operator's rights reach further than the topic of this deployment."""
+    """The operator's rights extend beyond the topic of this deployment."""
     label = Label("not_msgpack", "", Origin("payments", 0, 3), "payments-0-0-9")
     topics.write(DeadLetter(None, b"x", label.encode(), 3))
     topics.produce(topics.settings.dlq_topic, None, b"whose?")
@@ -194,8 +194,8 @@ def test_a_message_of_another_topic_is_not_produced(topics: Topics) -> None:
     assert topics.letters()[1].reason == "unknown"
 
 
-def test_what_came_back_counts_as_replayed_only_with_the_bytes_that_were_replayed(topics: Topics) -> None:
-    """Any producer can send the header of a replayed message along."""
+def test_a_message_counts_as_replayed_only_with_the_same_bytes(topics: Topics) -> None:
+    """Any producer can send the header of a replayed message."""
     topic = topics.settings.kafka_topic
 
     def rejected(offset: int, value: bytes, originals: Headers = ()) -> DeadLetter:
@@ -216,7 +216,7 @@ def test_what_came_back_counts_as_replayed_only_with_the_bytes_that_were_replaye
     assert [letter.value for letter in waiting] == [b"other garbage"]
 
 
-def test_letters_that_mention_a_replay_are_found_wherever_they_do(topics: Topics) -> None:
+def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
     """In a message, in its headers, in an item's name or bytes."""
     topic = topics.settings.kafka_topic
     label = Label("not_msgpack", "", Origin(topic, 0, 1), "b", 5, (("trace", MINE.encode()),))
@@ -234,8 +234,8 @@ def test_letters_that_mention_a_replay_are_found_wherever_they_do(topics: Topics
 
 
 @pytest.mark.parametrize("value", [None, b""])
-def test_a_null_value_stays_null_and_an_empty_one_empty(topics: Topics, value: bytes | None) -> None:
-    """From the topic into a dead letter, from there back into the topic, and through what parses it again."""
+def test_null_and_empty_values_are_preserved(topics: Topics, value: bytes | None) -> None:
+    """From the topic into a dead letter, back into the topic, and through the parser."""
     source = topics.settings.kafka_topic
     topics.produce(source, b"key", value)
     record = topics.records()[-1]

@@ -1,4 +1,4 @@
-"""`replays-ingest erase` on real servers: nothing of one replay is left, and its neighbours have lost nothing."""
+"""`replays-ingest erase` on real servers: nothing of one replay is left, and its neighbors are unchanged."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OLD_SECONDS = 3 * DAY_SECONDS  # no redelivery any more, and within every retent
 
 @pytest.fixture(params=["packed", "segment"])
 def store(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
-    """In either layout."""
+    """In both layouts."""
     yield from stored(stack, fresh_name("e"), request.param)
 
 
@@ -57,12 +57,12 @@ def packed(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def untouched(stack: Stack) -> Iterator[Store]:
-    """For tests that change nothing, which is what they are about."""
+    """For tests that change nothing."""
     yield from stored(stack, f"e_{uuid.uuid4().hex[:10]}", "packed")
 
 
 def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
-    """Parses a load and writes it through the sinks, twice in two batches of other names."""
+    """Parses a load and writes it through the sinks twice, in two batches with different names."""
     stack.start(PARTS)
     env = {
         **stack.settings(),
@@ -75,11 +75,11 @@ def stored(stack: Stack, name: str, layout: str) -> Iterator[Store]:
     for _ in migrate(settings, topics=True):
         pass
     segments = parsed(settings, int(time.time()) - OLD_SECONDS)
-    for start in (0, 1000):  # the same recordings at other offsets: what a client that retries makes of them
+    for start in (0, 1000):  # the same recordings at other offsets, as after a client's retry
         write(settings, batch_of(segments, start))
     server = clickhouse.client(settings)
     for table in ("replay_objects", "replay_segments"):
-        server.command(f"OPTIMIZE TABLE {table} FINAL")  # the index forgets the first copies
+        server.command(f"OPTIMIZE TABLE {table} FINAL")  # the index drops the first copies
     server.close()
     yield Store(env, settings, *chosen(segments))
     coordination: Any = connect(settings)
@@ -99,7 +99,7 @@ def parsed(settings: Settings, started_at: int) -> list[Segment]:
 
 
 def chosen(segments: list[Segment]) -> tuple[Key, Key]:
-    """Two replays of one retention, the first with several segments: they share their packed objects."""
+    """Two replays of one retention class, the first with several segments: they share their packed objects."""
     replays: dict[int, dict[Key, int]] = {}
     for one in segments:
         keys = replays.setdefault(one.retention_days, {})
@@ -111,8 +111,9 @@ def chosen(segments: list[Segment]) -> tuple[Key, Key]:
     return first, second
 
 
-def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store: Store) -> None:
-    """Both copies of each recording go; outcomes stay; it is audited; a second time finds nothing, and is fine."""
+def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> None:
+    """Both copies of each recording are removed; outcomes stay; it is audited; a second run finds nothing and
+    succeeds."""
     before, kept = store.everything(store.victim), store.everything(store.neighbour)
     recordings = [content for content in before["recordings"] if content]
     assert len(recordings) > 1
@@ -141,7 +142,7 @@ def test_nothing_of_a_replay_is_left_and_its_neighbour_plays_byte_for_byte(store
 
 
 def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
-    """Who is asked may think better of it; no tombstone is left then."""
+    """An operator may answer no; no tombstone remains then."""
     before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
 
     told = untouched.run("--dry-run")
@@ -157,7 +158,7 @@ def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
 
 
 def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
-    """A dry run changes nothing; the certificate names what was removed of each; other users keep theirs."""
+    """A dry run changes nothing; the certificate lists what was removed of each; other users keep theirs."""
     project = packed.victim[0]
     server = clickhouse.client(packed.settings)
     named = (
@@ -199,8 +200,8 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
     assert run("--list", str(listed), "--user", user, "--yes").exit_code == 2
 
 
-def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None:
-    """With the project that has it, if the project was the mistake. What is no id at all is wrong usage."""
+def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None:
+    """The error names the project that has it, if the given project was wrong. An invalid id is a usage error."""
     unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
     elsewhere = untouched.erase(which=(99, untouched.victim[1]))
     wrong = untouched.erase(which=(99, "not-an-id"))
@@ -213,8 +214,8 @@ def test_a_replay_that_never_was_is_one_clear_sentence(untouched: Store) -> None
     assert "is not a replay id" in wrong.output
 
 
-def test_what_was_cut_off_is_finished_by_the_next_run(packed: Store) -> None:
-    """BigQuery is away after the objects were overwritten: the rows are still there to find the rest by."""
+def test_an_interrupted_erasure_is_finished_by_the_next_run(packed: Store) -> None:
+    """BigQuery is unavailable after the objects were overwritten: the rows still exist to find the rest."""
     bucket = packed.bucket_bytes()
     found = Eraser(packed.settings, *packed.victim).look()
     away = packed.settings.model_copy(
@@ -235,10 +236,10 @@ def test_what_was_cut_off_is_finished_by_the_next_run(packed: Store) -> None:
 
 
 def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> None:
-    """Neighbours erased at the same moment: whoever comes second reads what the first has written.
+    """Neighbors erased at the same moment: the second run reads what the first has written.
 
-    The object keeps its labels, and the age that the bucket's rules count from: else whoever else is in it would
-    outlive their retention.
+    The object keeps its labels and the age from which the bucket's rules count: otherwise its other recordings
+    would outlive their retention.
     """
     victims = (packed.victim, packed.neighbour)
     recordings = [content for which in victims for content in packed.recordings(which) if content]
@@ -271,11 +272,11 @@ def test_two_erasures_in_one_object_do_not_undo_each_other(packed: Store) -> Non
     assert after.custom_time == born
 
 
-def test_what_cannot_be_deleted_is_said_and_the_rest_is_erased(
+def test_undeletable_data_is_reported_and_the_rest_is_erased(
     packed: Store, children: Children, tmp_path: Path
 ) -> None:
-    """BigQuery deletes nothing that was just streamed, Kafka no single dead letter, and a parked batch may hold
-    more of the replay: exit code 1, and what to do about each."""
+    """BigQuery cannot delete recently streamed rows, Kafka no single dead letter, and a parked batch may hold more
+    of the replay: exit code 1, and what to do about each."""
     server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
     server.start()
     env = {**packed.env, "REPLAYS_BIGQUERY_ENDPOINT": server.address}
@@ -300,8 +301,8 @@ def test_what_cannot_be_deleted_is_said_and_the_rest_is_erased(
     assert not any(buffered.rows(packed.victim, table) for table in TABLES)
 
 
-def test_a_lost_race_is_read_again_and_older_generations_go(untouched: Store) -> None:
-    """A versioned bucket with soft delete, where another writer comes between: answers of our own.
+def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Store) -> None:
+    """A versioned bucket with soft delete and a concurrent writer: the responses are scripted.
 
     The emulators keep neither old generations nor deleted objects.
     """
@@ -345,8 +346,8 @@ def test_a_lost_race_is_read_again_and_older_generations_go(untouched: Store) ->
     assert "soft delete of gs://" in left[0]
 
 
-def test_an_index_that_points_beyond_its_object_is_not_believed() -> None:
-    """Nothing is overwritten then: a person looks first."""
+def test_an_index_that_points_beyond_its_object_is_refused() -> None:
+    """Nothing is overwritten then: an operator must look first."""
     content = bytearray(b"before")
 
     with pytest.raises(EraseFailed, match="6 bytes, its index says 7"):

@@ -1,4 +1,4 @@
-"""The faults that a first user meets: no broker, a wrong password, no worker. Each is answered with what to do."""
+"""The faults of a first-time user: no broker, a wrong password, no worker. Each is reported with what to do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ AWAY = "127.0.0.1:1"
 
 @pytest.fixture
 def settings(redis_url: str) -> Settings:
-    """A Redis that answers, and nothing else."""
+    """A reachable Redis, and nothing else."""
     return Settings(
         kafka_brokers=AWAY,
         redis_url=SecretStr(redis_url),
@@ -34,17 +34,17 @@ def settings(redis_url: str) -> Settings:
 
 
 def watch(settings: Settings) -> FleetWatch:
-    """What writes the reader's log lines about Redis and workers."""
+    """Writes the reader's log lines about Redis and workers."""
     return FleetWatch(settings, Metrics(settings))
 
 
 def first(settings: Settings, name: str) -> Finding:
-    """The first finding of this name; what comes after it is not waited for."""
+    """The first finding of this name; later ones are not awaited."""
     return next(finding for finding in look(settings) if finding.name == name)
 
 
 def test_no_broker_is_reported_with_what_to_do(settings: Settings):
-    """given no broker, when `check` runs, then it says so, and what to do"""
+    """given no broker, when `check` runs, then it reports that and what to do"""
     found = first(settings, "kafka")
 
     assert found.bad
@@ -52,7 +52,7 @@ def test_no_broker_is_reported_with_what_to_do(settings: Settings):
 
 
 def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
-    """given no worker, when page and log are looked at, then both say which queues wait and what to start"""
+    """given no worker, when page and log are read, then both name the waiting queues and what to start"""
     drawn = io.StringIO()
     watching = watch(settings)
 
@@ -69,7 +69,7 @@ def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
 
 
 def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: str):
-    """given a wrong password of Redis, when check, top and the log are asked, then each says what to correct"""
+    """given a wrong Redis password, when check, top and the log are read, then each says what to correct"""
     wrong = redis_url.replace("redis://", "redis://somebody:wrong@")
     mistaken = settings.model_copy(update={"redis_url": SecretStr(wrong)})
     watching = watch(mistaken)

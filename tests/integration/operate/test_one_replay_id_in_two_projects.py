@@ -1,7 +1,8 @@
-"""Two projects record under one replay_id, as anybody who knows it can do: each has all of its own everywhere.
+"""Two projects record under one replay_id, as anybody who knows it can do: each has all of its own data
+everywhere.
 
-What they send differs only in a text, so that every identity within the replay is the same in both: clicks, facts,
-segments, the outcome.
+Their messages differ only in one text, so that every identity within the replay is the same in both: clicks,
+facts, segments, the outcome.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ from tests.kit.store import Key, Store, batch_of, write
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 REPLAY_ID = "c0ffee00000000000000000000000014"
-OLD_SECONDS = 3 * 86_400  # nothing of it may be delivered again, so that it can be erased for good
+OLD_SECONDS = 3 * 86_400  # redelivery must be impossible, so that it can be erased permanently
 SEGMENTS = 2
 GAPS = {"seconds": 5, "minutes": 300}
 
 
 @dataclass(frozen=True)
 class Two(Store):
-    """The victim of the erasure and its neighbour have one replay_id here. `segments`: as parsed, by project."""
+    """The erased replay and its neighbor have the same replay_id here. `segments`: as parsed, by project."""
 
     segments: dict[int, list[Segment]]
     expected: Expectation
@@ -68,7 +69,7 @@ def two(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[Two]:
-    """Both were written, one project after the other. Seconds apart: while BigQuery remembers insertIds."""
+    """Both were written, one project after the other. Seconds apart: within BigQuery's insertId window."""
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
@@ -104,13 +105,13 @@ def two(
 
 
 def message(project_id: int, segment_id: int, received: int) -> bytes:
-    """One segment: equal in both projects but for the console's text, and for when it arrived."""
+    """One segment: equal in both projects except for the console's text and the arrival time."""
     events = [click_event(), rage_click_event(8), tap_event(), console_event(f"I am project {project_id}")]
     return recording(events, segment_id, project_id=project_id, replay_id=REPLAY_ID, received=received)
 
 
 def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
-    """Into partition 0, committed as a reader would have, and parsed."""
+    """Produced to partition 0, committed like a reader does, and parsed."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     for value in values:
         producer.produce(settings.kafka_topic, value, partition=0)
@@ -124,7 +125,7 @@ def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
 
 
 def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
-    """How often a table or view of BigQuery has each (project, row_id, event_type)."""
+    """Number of copies of each (project, row_id, event_type) in a BigQuery table or view."""
     connected: Any = bigquery.client(settings)
     name = f"`{settings.bigquery_project}.{settings.bigquery_dataset}.{table}`"
     rows = connected.query_and_wait(f"SELECT project_id, row_id, event_type FROM {name}")
@@ -134,8 +135,9 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
-def test_each_is_whole_in_every_sink_and_view_and_erasing_one_leaves_the_other(two: Two) -> None:
-    """Counted by project, against what was parsed. A dead letter of the other leaves no erasure unfinished."""
+def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: Two) -> None:
+    """Counted per project and compared with the parsed data. A dead letter of the other project leaves no erasure
+    unfinished."""
     rows = [
         msgspec.json.decode(row.json) for some in two.segments.values() for one in some for row in one.bigquery
     ]
@@ -171,8 +173,8 @@ def test_each_is_whole_in_every_sink_and_view_and_erasing_one_leaves_the_other(t
 
 
 @pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
-def test_what_one_lacks_is_missing_whatever_the_other_has_or_was_refused(two: Two) -> None:
-    """Facts and an outcome of one are deleted. The other has such rows, and a sink refused one of them."""
+def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: Two) -> None:
+    """Facts and an outcome of one project are deleted. The other has such rows, and a sink refused one of them."""
     delete_some(two, two.neighbour)
     refuse_outcome(two, two.victim)
 
@@ -184,7 +186,7 @@ def test_what_one_lacks_is_missing_whatever_the_other_has_or_was_refused(two: Tw
 
 
 def assert_shown(two: Two, which: Key) -> None:
-    """Its recordings, as both readers of them find them, and its line of the materialized view."""
+    """Its recordings, as read by both readers, and its row of the materialized view."""
     blobs = [bytes(one.blobs[0].content) for one in two.segments[which[0]]]
     assert two.recordings(which) == blobs
     reads = Reads(two.settings)
@@ -213,7 +215,7 @@ def clicks(two: Two, project: int) -> tuple[int, int, int]:
 
 
 def delete_some(two: Two, which: Key) -> None:
-    """All of its facts, and its outcome."""
+    """Deletes all of its facts, and its outcome."""
     connected: Any = bigquery.client(two.settings)
     table = f"`{two.settings.bigquery_project}.{two.settings.bigquery_dataset}.replay_events`"
     connected.query_and_wait(f"DELETE FROM {table} WHERE project_id = {which[0]}")
@@ -225,7 +227,7 @@ def delete_some(two: Two, which: Key) -> None:
 
 
 def refuse_outcome(two: Two, which: Key) -> None:
-    """A dead letter says that ClickHouse refused its outcome, whose name within the sink is the replay's id."""
+    """A dead letter for its outcome, refused by ClickHouse; its name within the sink is the replay's id."""
     (row,) = [row for one in two.segments[which[0]] for row in one.clickhouse if row.table == "replay_outcomes"]
     origin = Origin(two.settings.kafka_topic, 0, row.offset)
     label = Label(REFUSED, "", origin, "b", refusal=Refusal("clickhouse", Kind.ROW, f"{row.table}/{row.id}"))

@@ -1,4 +1,4 @@
-"""`replays-ingest reconcile` against real servers: it finds what is missing, and repairs just that."""
+"""`replays-ingest reconcile` on real servers: it finds missing items, and repairs only those."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAST = 1e6
 
 @dataclass(frozen=True)
 class System:
-    """Servers with a load in the topic; every offset is committed, and nothing was written anywhere."""
+    """Servers with a load in the topic; every offset is committed, and no sink was written."""
 
     settings: Settings
     produced: Produced
@@ -86,8 +86,8 @@ def left(account: reconcile.Account) -> dict[str, int]:
     return {name: tally.left for name, tally in account.sinks.items()}
 
 
-def test_all_of_a_lost_load_is_found_and_written_again(system: System) -> None:
-    """Nothing was ever written: every segment is missing everywhere; after the repair every sink is complete."""
+def test_a_completely_lost_load_is_found_and_repaired(system: System) -> None:
+    """Every segment is missing from every sink; after the repair every sink is complete."""
     before = reconcile.run(system.settings, Scope())
     found = before.examples
 
@@ -112,8 +112,9 @@ def test_all_of_a_lost_load_is_found_and_written_again(system: System) -> None:
     assert all(tally.checked and not tally.missing for tally in after.sinks.values())
 
 
-def test_just_what_was_deleted_is_written_again_and_audited(system: System) -> None:
-    """Objects, one spoiled object, rows and facts go; the repair brings back these alone, twice in a row."""
+def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
+    """Objects, one corrupted object, rows and facts are removed; the repair restores only these, twice in a
+    row."""
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
     for _ in range(2):  # the second time, tokens of the first repair must not make ClickHouse skip the insert
@@ -133,7 +134,7 @@ def test_just_what_was_deleted_is_written_again_and_audited(system: System) -> N
 
 
 def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
-    """Two objects deleted and one overwritten, some rows of each table deleted: how many items, by sink."""
+    """Deletes two objects, overwrites one, and deletes some rows of each table: number of items, by sink."""
     bucket = gcs.client(settings).bucket(settings.gcs_bucket)
     for name in names[:2]:
         bucket.blob(name).delete()
@@ -141,7 +142,7 @@ def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
     server = clickhouse.client(settings)
     deleted = 0
     for table in ("replays", "replay_segments", "replay_outcomes"):
-        # The identities only: rows that wait for their merge count once.
+        # Distinct identities only: unmerged duplicates count once.
         server.command(f"OPTIMIZE TABLE {table} FINAL")
         where = "cityHash64(replay_id) % 4 = 1"
         deleted += server.query(f"SELECT count() FROM {table} WHERE {where}").result_rows[0][0]
@@ -158,8 +159,9 @@ def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
     return {"gcs": 3, "clickhouse": deleted, "bigquery": rows["n"], "dead_letter": 0}
 
 
-def test_recordings_in_packed_objects_are_found_through_their_index(packed_system: System) -> None:
-    """What is stored is not missing; a lost object, a spoiled one and a lost index row are, and are repaired."""
+def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: System) -> None:
+    """Stored recordings are not missing; a lost object, a corrupted one and a lost index row are found and
+    repaired."""
     settings, expected = packed_system.settings, packed_system.expected
     written = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
 
@@ -180,7 +182,7 @@ def test_recordings_in_packed_objects_are_found_through_their_index(packed_syste
 
 
 def spoil_packed(settings: Settings) -> dict[str, set[str]]:
-    """One object deleted, one overwritten, one index row of a third deleted: the recordings, by what is wrong."""
+    """Deletes one object, overwrites one, and deletes one index row of a third: the recordings, by fault."""
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
     members: dict[str, set[str]] = {}
     for name, place in server.query("SELECT name, object FROM replay_objects FINAL").result_rows:
@@ -198,8 +200,8 @@ def spoil_packed(settings: Settings) -> dict[str, set[str]]:
     return {"missing": members[lost] | {unlisted}, "differs": members[spoiled]}
 
 
-def test_only_the_range_that_is_asked_for_is_looked_at(system: System) -> None:
-    """Half of one partition; what is not committed is told and not judged; nothing is written without repair."""
+def test_only_the_requested_range_is_checked(system: System) -> None:
+    """Half of one partition; uncommitted messages are listed, not checked; nothing is written without repair."""
     end = system.produced.ends[0]
 
     account = reconcile.run(system.settings, Scope(partition=0, start=2, stop=end // 2))
@@ -213,8 +215,8 @@ def test_only_the_range_that_is_asked_for_is_looked_at(system: System) -> None:
     assert not gcs.client(system.settings).bucket(system.settings.gcs_bucket).get_blob(account.examples[0].item)
 
 
-def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System) -> None:
-    """A dead letter or a kill switch explains an absence."""
+def test_refused_and_disabled_items_are_not_losses(system: System) -> None:
+    """A dead letter or a kill switch explains a missing item."""
     from ingest.reader.tenant_rules import TenantStore
 
     projects = {project for project, _, _ in system.expected.segments}
@@ -228,8 +230,8 @@ def test_what_a_sink_refused_and_what_is_switched_off_is_no_loss(system: System)
     assert left(account)["gcs"] == 0
 
 
-def test_a_rule_that_was_in_force_is_named_where_something_is_missing(system: System) -> None:
-    """What a limit dropped looks like a loss, so the account names the project, and its latest action."""
+def test_a_rule_in_force_is_named_when_items_are_missing(system: System) -> None:
+    """Messages dropped by a limit look like a loss, so the report names the project and its latest action."""
     coordination = Coordination(connect(system.settings), system.settings)
     for what in ("tenant_kill", "tenant_revive"):
         coordination.audit({"what": what, "project": 4242, "by": "oncall"})
@@ -241,8 +243,8 @@ def test_a_rule_that_was_in_force_is_named_where_something_is_missing(system: Sy
     assert "tenant_revive by oncall" in note
 
 
-def test_a_segment_that_came_again_later_is_not_missing(system: System) -> None:
-    """The SDK sent it twice, a minute apart, into two partitions; the sinks hold it as it came the other time."""
+def test_a_segment_sent_again_later_is_not_missing(system: System) -> None:
+    """The SDK sent it twice, one minute apart, to two partitions; the sinks have the other copy."""
     first, later = int(time.time()) - 60, int(time.time())
     ends = dict(system.produced.ends)
     producer = Producer({"bootstrap.servers": system.settings.kafka_brokers})
@@ -267,8 +269,8 @@ def test_a_topic_that_is_not_there_is_one_clear_sentence(system: System) -> None
         reconcile.run(system.settings.model_copy(update={"kafka_topic": "nowhere"}), Scope())
 
 
-def test_offsets_and_times_are_not_mixed() -> None:
-    """A scope is one or the other."""
+def test_offsets_and_times_cannot_be_combined() -> None:
+    """A scope is either one."""
     with pytest.raises(ValueError, match="which"):
         Scope(start=3)
     with pytest.raises(ValueError, match="either"):
@@ -277,7 +279,7 @@ def test_offsets_and_times_are_not_mixed() -> None:
 
 @pytest.mark.kafka
 def test_a_window_of_time_selects_by_the_timestamps_of_messages(system_on_apache: System) -> None:
-    """From the first message that is not older to the first one that is too young, on all partitions."""
+    """From the first message that is recent enough to the first one that is too recent, on all partitions."""
     settings, now = system_on_apache.settings, time.time()
 
     everything = reconcile.run(settings, Scope(since=now - 600, until=now + 600))

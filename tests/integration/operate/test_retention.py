@@ -34,7 +34,7 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Kept:
-    """A bucket and tables with `segments`, written as the fleet does."""
+    """A bucket and tables with `segments`, written like the fleet does."""
 
     env: dict[str, str]
     settings: Settings
@@ -70,8 +70,8 @@ def kept(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
     return Kept(env, settings, segments)
 
 
-def test_objects_past_their_retention_are_named_and_rows_of_gone_objects_too(kept: Kept) -> None:
-    """A month later nothing has deleted the objects of 30 days, and somebody deleted one of 90."""
+def test_expired_objects_and_rows_of_missing_objects_are_named(kept: Kept) -> None:
+    """A month later, the objects with 30 days of retention still exist, and one with 90 days was deleted."""
     before = audit(kept.settings, grace_days=0)
     names = kept.names
     later = time.time() + 40 * DAY_SECONDS
@@ -98,8 +98,8 @@ def test_objects_past_their_retention_are_named_and_rows_of_gone_objects_too(kep
 
 
 @pytest.mark.parametrize("kept", ["segment"], indirect=True)
-def test_the_command_exits_with_1_and_says_what_it_found(kept: Kept) -> None:
-    """An object as `erase` leaves it counts from its custom time; one without a retention is a note."""
+def test_the_command_exits_with_1_and_reports_its_findings(kept: Kept) -> None:
+    """An object overwritten by `erase` counts from its custom time; one without a retention is a note."""
     bucket = gcs.client(kept.settings).bucket(kept.settings.gcs_bucket)
     for name, days in (("60/7/" + "a" * 32 + "/0", 100), ("left/by\x1b[31m/somebody", 0)):
         blob = bucket.blob(name)

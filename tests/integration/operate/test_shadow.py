@@ -1,4 +1,4 @@
-"""`replays-ingest shadow` against real servers: what differs from what this release would write is found."""
+"""`replays-ingest shadow` on real servers: differences from what this release would write are found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNT = 60
 
 @dataclass(frozen=True)
 class Live:
-    """What the live group has ingested and committed."""
+    """Data that the live group has ingested and committed."""
 
     env: dict[str, str]
     settings: Settings
@@ -54,7 +54,7 @@ class Live:
         server.close()
 
     def commit(self, partition: int, offset: int) -> None:
-        """As the live group does; here also backwards."""
+        """Commits like the live group, here also backwards."""
         group = {"bootstrap.servers": self.settings.kafka_brokers, "group.id": self.settings.kafka_group}
         consumer = Consumer(group)
         consumer.commit(offsets=[KafkaPartition(self.settings.kafka_topic, partition, offset)], asynchronous=False)
@@ -72,7 +72,7 @@ class Live:
 
 @pytest.fixture(params=["segment", "packed"])
 def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str], tmp_path: Path) -> Live:
-    """A load, written to every sink, and committed."""
+    """A load, written to every sink and committed."""
     stack.start(("kafka", "redis", "gcs", "clickhouse"))
     env = {
         **stack.settings(),
@@ -92,8 +92,8 @@ def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
     return Live(env, settings, produced)
 
 
-def test_the_same_release_finds_no_difference_and_an_injected_one_is_found_each(live: Live) -> None:
-    """A wrong row, a row that nobody makes, a lost row, a lost object and one with other bytes."""
+def test_only_injected_differences_are_found(live: Live) -> None:
+    """A wrong row, an unexpected row, a lost row, a lost object and one with other bytes."""
     before, offsets = live.found(), live.committed()
     wrong, lost, spoiled = inject(live)
     after = live.found()
@@ -127,7 +127,7 @@ Segment = tuple[str, int]
 
 
 def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
-    """(segment with a wrong row, segment without its row, recordings by what is wrong with them)."""
+    """(segment with a wrong row, segment without its row, recordings by fault)."""
     server = clickhouse.client(live.settings)
     columns = "replace(toString(replay_id), '-', ''), segment_id"
     rows = server.query(f"SELECT {columns}, object FROM replay_segments FINAL ORDER BY object").result_rows
@@ -158,8 +158,8 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
-def test_it_follows_what_the_group_commits(live: Live) -> None:
-    """Nothing is new in the first round; in the second, half of a partition is; in the third, the rest."""
+def test_it_follows_the_commits_of_the_group(live: Live) -> None:
+    """Nothing is new in the first round, half of a partition in the second, the rest in the third."""
     end = live.produced.ends[0]
     live.commit(0, 2)
     commits = iter((None, end // 2, end))
@@ -182,7 +182,7 @@ def test_it_follows_what_the_group_commits(live: Live) -> None:
     assert ended.exit_code == 2
 
 
-def test_a_server_or_credentials_that_are_missing_are_one_line(kafka_brokers: str) -> None:
+def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers: str) -> None:
     """No traceback: the last line names what is missing."""
     env = {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
     env |= {"GOOGLE_APPLICATION_CREDENTIALS": "", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nonexistent"}
@@ -196,8 +196,8 @@ def test_a_server_or_credentials_that_are_missing_are_one_line(kafka_brokers: st
 
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
-def test_a_range_and_a_rate_bound_what_is_read(live: Live) -> None:
-    """Half of one partition, slowly; offsets without a partition are wrong usage."""
+def test_a_range_and_a_rate_limit_the_reading(live: Live) -> None:
+    """Half of one partition, slowly; offsets without a partition are a usage error."""
     end = live.produced.ends[0]
 
     found = live.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")

@@ -1,4 +1,5 @@
-"""The reader's loop against a real broker: consume, commit, pause, rebalance. The test answers for sinks."""
+"""The reader's loop with a real broker: consume, commit, pause, rebalance. The test takes the place of the
+sinks."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class PlainParser:
 
 
 class Fleet:
-    """Stands where the flush fleet is: keeps what was dispatched, and settles it when `open`."""
+    """Takes the place of the flush fleet: keeps dispatched batches, and settles them when `open`."""
 
     def __init__(self, inbox: queue.SimpleQueue[on.Event]) -> None:
         self.inbox = inbox
@@ -66,7 +67,7 @@ class Fleet:
 
 
 class Reader:
-    """One reader, turned by hand so that a test decides what happens between two turns."""
+    """One reader, stepped by hand so that a test controls what happens between two steps."""
 
     def __init__(
         self,
@@ -111,8 +112,8 @@ class Reader:
         if not isinstance(event, on.Ticked):
             self.events.append(event)
 
-    def turn_until(self, condition: Callable[[], bool], *others: Reader) -> None:
-        """Turns this loop (and others beside it) until the condition holds."""
+    def step_until(self, condition: Callable[[], bool], *others: Reader) -> None:
+        """Steps this loop (and others with it) until the condition holds."""
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not condition():
             assert time.monotonic() < deadline, self.events[-5:]
@@ -132,13 +133,14 @@ class Reader:
         ]
 
     def crash(self) -> None:
-        """The process is gone as far as the group can tell: nothing is drained, nothing committed."""
+        """From the group's point of view the process is gone: nothing is drained, nothing is committed."""
         self.source.subscribe(lambda event: None, lambda sources: None)
         self.source.close()
 
 
 def wait_for_assignment(brokers: str, group: str, partitions: int, seconds: float) -> bool:
-    """Until the group's one member owns so many partitions, as its coordinator says. False past the deadline."""
+    """Waits until the group's one member owns this many partitions, according to its coordinator. Returns False
+    after the deadline."""
     admin = AdminClient({"bootstrap.servers": brokers})
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -201,12 +203,12 @@ def committed(brokers: str, topic: str, partitions: int = 2) -> list[KafkaPartit
         consumer.close()
 
 
-def test_what_settled_is_committed_one_past_the_last_message(brokers: str, topic: str) -> None:
-    """300 messages in, every one dispatched once, both partitions committed to their ends."""
+def test_settled_batches_are_committed_one_past_their_last_message(brokers: str, topic: str) -> None:
+    """Each of 300 messages is dispatched once, and both partitions are committed to their ends."""
     produce(brokers, topic, 300)
     reader = Reader(brokers, topic, LIMITS)
 
-    reader.turn_until(
+    reader.step_until(
         lambda: {(e.source.partition, e.offset) for e in reader.seen(on.Committed)} >= {(0, 150), (1, 150)}
     )  # type: ignore[attr-defined]
 
@@ -216,10 +218,8 @@ def test_what_settled_is_committed_one_past_the_last_message(brokers: str, topic
 
 
 @pytest.mark.kafka
-def test_the_longest_record_is_one_that_a_broker_stores_by_default(
-    apache_kafka: JavaKafka, apache_topic: str
-) -> None:
-    """To the last byte; one that Kafka refuses would take the offset with it."""
+def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """Up to the last byte; if Kafka refused the record, the offset would be lost too."""
     stops = tuple(range(40, 100_000, 40))
     longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)
     assert len(longest) >= Limits().cut_record_bytes_max - 1
@@ -238,47 +238,47 @@ def test_the_longest_record_is_one_that_a_broker_stores_by_default(
 
 
 def test_nothing_is_committed_while_nothing_settles(brokers: str, topic: str) -> None:
-    """The fleet is silent: the committed offset stays at the start, however much was read."""
+    """The fleet does not respond: the committed offset stays at the start, however much was read."""
     produce(brokers, topic, 300)
     reader = Reader(brokers, topic, LIMITS)
     reader.fleet.open = False
 
-    reader.turn_until(lambda: len(reader.blobs()) == 300)
+    reader.step_until(lambda: len(reader.blobs()) == 300)
 
     assert all(p.offset <= 0 for p in committed(brokers, topic))
     reader.crash()
 
 
-def test_a_full_window_pauses_and_a_settled_one_resumes(brokers: str, topic: str) -> None:
-    """Backpressure on a real consumer: no message is lost or read twice by it."""
+def test_a_full_window_pauses_and_resumes_after_settling(brokers: str, topic: str) -> None:
+    """Backpressure on a real consumer loses no message and reads none twice."""
     produce(brokers, topic, 600)
     limits = Limits(
         batch_messages_max=20, batch_age_seconds_max=0.1, in_flight_batches_max=4, pause_after_seconds=0.1
     )
     reader = Reader(brokers, topic, limits)
     reader.fleet.open = False
-    reader.turn_until(lambda: reader.pipeline.paused)
+    reader.step_until(lambda: reader.pipeline.paused)
 
     reader.fleet.open = True
     for command in reader.fleet.dispatched:
         reader.fleet.settle(command)
-    reader.turn_until(lambda: sum(e.offset == 300 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    reader.step_until(lambda: sum(e.offset == 300 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
 
     assert sorted(set(reader.blobs())) == sorted(reader.blobs())
     assert len(reader.blobs()) == 600
     reader.source.close()
 
 
-def test_a_second_reader_takes_over_what_the_first_one_drained(brokers: str, topic: str) -> None:
-    """Cooperative rebalance under load: the drained partition goes on where its commit stands, nothing twice."""
+def test_a_second_reader_takes_over_a_drained_partition(brokers: str, topic: str) -> None:
+    """Cooperative rebalance under load: reading continues at the committed offset, without duplicates."""
     produce(brokers, topic, 200)
     first = Reader(brokers, topic, LIMITS)
-    first.turn_until(lambda: len(first.blobs()) == 200)
+    first.step_until(lambda: len(first.blobs()) == 200)
     second = Reader(brokers, topic, LIMITS)
 
-    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    first.step_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
     produce(brokers, topic, 200)
-    first.turn_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
+    first.step_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
 
     assert len(set(first.blobs()) | set(second.blobs())) == 400
     assert len(first.blobs()) + len(second.blobs()) == 400
@@ -287,39 +287,40 @@ def test_a_second_reader_takes_over_what_the_first_one_drained(brokers: str, top
 
 
 @pytest.mark.kafka
-def test_a_reader_that_is_given_partitions_while_it_leaves_leaves_at_once(
+def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """The client tells such a rebalance in its close, where a question about offsets gets no answer."""
+    """The client reports such a rebalance in its close, when offset queries get no response."""
     produce(apache_kafka.address, apache_topic, 10)
     group = f"{apache_topic}-group"
     admin = AdminClient({"bootstrap.servers": apache_kafka.address})
     first = Reader(apache_kafka.address, apache_topic, LIMITS)
     for attempts_left in reversed(range(8)):
         second = Reader(apache_kafka.address, apache_topic, LIMITS)
-        first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)  # noqa: B023
-        first.turn_until(lambda: is_settled(admin, group, [1, 1]), second)
-        for _ in range(SETTLING_TURNS):  # the client may still have a callback of that rebalance for them
+        first.step_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)  # noqa: B023
+        first.step_until(lambda: is_settled(admin, group, [1, 1]), second)
+        for _ in range(SETTLING_TURNS):  # the client may still have a pending callback of that rebalance
             first.runtime.step()
             second.runtime.step()
         second.source.close()
         given = wait_for_assignment(apache_kafka.address, group, 2, seconds=15)
         if given or not attempts_left:
             break
-        # A callback of the rebalance before still waited for a poll of the first, and it joins none until then.
-        first.turn_until(lambda: len(first.pipeline.sources) == 2)
+        # A callback of the previous rebalance still waited for a poll of the first reader, which delays the next
+        # rebalance.
+        first.step_until(lambda: len(first.pipeline.sources) == 2)
     assert len(first.pipeline.sources) == 1, "the second partition waits to be told, as nobody polled"
 
     with capture_logs() as logs:
         first.source.close()
 
     assert given
-    # The question would end unanswered after CALL_SECONDS_MAX, and be asked again twice.
+    # The query would time out after CALL_SECONDS_MAX, and be repeated twice.
     assert [line["event"] for line in logs if line["event"] == "committed_offsets_unavailable"] == []
 
 
-def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(brokers: str, topic: str) -> None:
-    """The client remembers a pause over rebalances; a reader that has room again must not inherit it."""
+def test_a_partition_revoked_while_paused_is_read_after_its_return(brokers: str, topic: str) -> None:
+    """The client keeps a pause across rebalances; a reader that has resumed must not inherit it."""
     produce(brokers, topic, 400)
     limits = Limits(
         batch_messages_max=20,
@@ -330,32 +331,32 @@ def test_a_partition_that_left_while_paused_is_read_when_it_comes_back(brokers: 
     )
     first = Reader(brokers, topic, limits)
     first.fleet.open = False
-    first.turn_until(lambda: first.pipeline.paused)
+    first.step_until(lambda: first.pipeline.paused)
     second = Reader(brokers, topic, limits)
     second.fleet.open = False
-    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    first.step_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
 
     first.fleet.open = True
     for command in first.fleet.dispatched:
         first.fleet.settle(command)
     second.crash()
-    first.turn_until(lambda: sum(e.offset == 200 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    first.step_until(lambda: sum(e.offset == 200 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
 
     assert [p.offset for p in committed(brokers, topic)] == [200, 200]
     first.source.close()
 
 
-def test_a_partition_of_which_nothing_comes_is_fetched_anew(brokers: str, topic: str) -> None:
-    """given a client that silently fetches nothing of one partition, then its messages come all the same"""
+def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
+    """given a client that silently stops fetching one partition, then its messages still arrive"""
     reader = Reader(brokers, topic, LIMITS, stalled_seconds_max=1.0)
     produce(brokers, topic, 4)
-    reader.turn_until(lambda: len(reader.parser.messages) == 4)
+    reader.step_until(lambda: len(reader.parser.messages) == 4)
 
     reader.source._consumer.pause([KafkaPartition(topic, 0)])
     produce(brokers, topic, 4)
     reader.source.ask_log_ranges()
     with capture_logs() as logs:
-        reader.turn_until(lambda: len(reader.parser.messages) == 8)
+        reader.step_until(lambda: len(reader.parser.messages) == 8)
 
     assert [line["partition"] for line in logs if line["event"] == "fetch_stalled"] == [0]
     assert sorted((m.source.partition, m.offset) for m in reader.parser.messages) == [
@@ -364,11 +365,11 @@ def test_a_partition_of_which_nothing_comes_is_fetched_anew(brokers: str, topic:
     reader.source.close()
 
 
-def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
+def test_shutdown_commits_settled_batches(brokers: str, topic: str) -> None:
     """SIGTERM with an open batch: it is flushed and committed, then the loop stops."""
     produce(brokers, topic, 30)
     reader = Reader(brokers, topic, Limits(batch_age_seconds_max=300, batch_age_idle_seconds=300))
-    reader.turn_until(lambda: len(reader.seen(on.MessageParsed)) == 30)
+    reader.step_until(lambda: len(reader.seen(on.MessageParsed)) == 30)
 
     reader.inbox.put(on.ShutdownRequested())
     stop = reader.runtime.run()
@@ -378,29 +379,28 @@ def test_shutdown_commits_what_settled(brokers: str, topic: str) -> None:
 
 
 @pytest.mark.kafka
-def test_an_offset_that_is_not_in_the_log_is_an_event_by_policy(
-    apache_kafka: JavaKafka, apache_topic: str
-) -> None:
-    """The committed offset lies beyond the log (the topic was made anew): loud, and everything there is read."""
+def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """The committed offset is beyond the log (the topic was recreated): it is reported, and the whole log is
+    read."""
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS)
 
-    reader.turn_until(lambda: len(set(reader.blobs())) == 20)
+    reader.step_until(lambda: len(set(reader.blobs())) == 20)
 
     assert {event.wanted for event in reader.seen(on.OffsetOutOfRange)} == {5000}  # type: ignore[attr-defined]
     reader.source.close()
 
 
 @pytest.mark.kafka
-def test_the_policy_error_refuses_to_jump(apache_kafka: JavaKafka, apache_topic: str) -> None:
+def test_the_policy_error_stops_the_reader(apache_kafka: JavaKafka, apache_topic: str) -> None:
     """With `error` the reader stops and says what to decide."""
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS, reset="error")
 
     with pytest.raises(ConsumerFailed, match="REPLAYS_KAFKA_OFFSET_RESET"):
-        reader.turn_until(lambda: False)
+        reader.step_until(lambda: False)
     reader.crash()
 
 
@@ -409,15 +409,15 @@ def commit_far_ahead(brokers: str, topic: str) -> None:
 
 
 def commit(brokers: str, topic: str, offsets: list[KafkaPartition]) -> None:
-    """As a tool does it."""
+    """Commits like an external tool."""
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": f"{topic}-group"})
     consumer.commit(offsets=offsets, asynchronous=False)
     consumer.close()
 
 
 @pytest.mark.kafka
-def test_the_end_behind_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """A committed transaction and an aborted one: their markers take offsets, and lag ends at zero."""
+def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka, apache_topic: str) -> None:
+    """A committed transaction and an aborted one: their markers occupy offsets, and the lag ends at zero."""
     producer = Producer({"bootstrap.servers": apache_kafka.address, "transactional.id": apache_topic})
     producer.init_transactions(20)
     for end in (producer.commit_transaction, producer.abort_transaction):
@@ -428,7 +428,7 @@ def test_the_end_behind_transaction_markers_is_committed(apache_kafka: JavaKafka
         end(20)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS)
 
-    reader.turn_until(
+    reader.step_until(
         lambda: {(e.source.partition, e.offset) for e in reader.seen(on.Committed)} >= {(0, 6), (1, 6)}
     )  # type: ignore[attr-defined]
 
@@ -437,8 +437,9 @@ def test_the_end_behind_transaction_markers_is_committed(apache_kafka: JavaKafka
     reader.source.close()
 
 
-def test_a_header_name_that_is_no_text_stops_nobody(brokers: str, topic: str) -> None:
-    """Other languages' clients send any bytes. The message is ingested without its headers, and so is the next."""
+def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, topic: str) -> None:
+    """Clients in other languages can send any bytes. The message is ingested without its headers, and so is the
+    next."""
     producer = RawProducer(brokers)
     producer.produce(topic, b"before", [(b"name", b"value")])
     for name in (b"\xff\xfe", b"caf\xe9"):
@@ -447,7 +448,7 @@ def test_a_header_name_that_is_no_text_stops_nobody(brokers: str, topic: str) ->
     producer.close()
     reader = Reader(brokers, topic, LIMITS)
 
-    reader.turn_until(
+    reader.step_until(
         lambda: (0, 4) in {(e.source.partition, e.offset) for e in reader.seen(on.Committed)}  # type: ignore[attr-defined]
     )
 
@@ -461,7 +462,7 @@ def test_a_header_name_that_is_no_text_stops_nobody(brokers: str, topic: str) ->
 
 
 def starts(reader: Reader) -> dict[int, int | None]:
-    """Where each partition began that had no commit."""
+    """The start of each partition that had no commit."""
     return {
         given.source.partition: given.start
         for event in reader.seen(on.PartitionsAssigned)
@@ -471,20 +472,21 @@ def starts(reader: Reader) -> dict[int, int | None]:
 
 
 @pytest.mark.kafka
-def test_the_start_that_the_policy_chose_is_committed_before_anything_is_read(
+def test_the_start_chosen_by_the_policy_is_committed_before_reading(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """A reader that dies before its first batch leaves its successor no choice: nothing in between is skipped."""
+    """A reader that dies before its first batch leaves no choice to its successor: nothing in between is
+    skipped."""
     brokers, topic = apache_kafka.address, apache_topic
     produce(brokers, topic, 20)
     first = Reader(brokers, topic, LIMITS, reset="latest")
-    first.turn_until(lambda: len(first.pipeline.sources) == 2)
+    first.step_until(lambda: len(first.pipeline.sources) == 2)
     assert [p.offset for p in committed(brokers, topic)] == [10, 10]
     first.crash()
 
     produce(brokers, topic, 8)
     second = Reader(brokers, topic, LIMITS, reset="latest")
-    second.turn_until(lambda: len(second.blobs()) == 8)
+    second.step_until(lambda: len(second.blobs()) == 8)
 
     assert sorted(second.blobs()) == sorted(f"{topic}-{p}/{o}" for p in (0, 1) for o in range(10, 14))
     second.source.close()
@@ -492,19 +494,19 @@ def test_the_start_that_the_policy_chose_is_committed_before_anything_is_read(
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("reset", ["latest", "error"])
-def test_a_partition_that_is_added_is_read_from_its_beginning(
+def test_an_added_partition_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """Its messages arrive before the group knows of it. Under every policy: nothing of it was lost or skipped."""
+    """Its messages arrive before the group has discovered it. Under every policy, nothing is lost or skipped."""
     brokers = apache_kafka.address
     commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
     reader = Reader(brokers, apache_topic, LIMITS, reset=reset)
-    reader.turn_until(lambda: len(reader.pipeline.sources) == 2)
+    reader.step_until(lambda: len(reader.pipeline.sources) == 2)
 
     admin = AdminClient({"bootstrap.servers": brokers})
     admin.create_partitions([NewPartitions(apache_topic, 3)])[apache_topic].result(20)
     produce(brokers, apache_topic, 30, partitions=3)
-    reader.turn_until(lambda: len(reader.blobs()) == 30)
+    reader.step_until(lambda: len(reader.blobs()) == 30)
 
     assert starts(reader) == {2: 0}
     assert {f"{apache_topic}-2/{offset}" for offset in range(10)} <= set(reader.blobs())
@@ -513,17 +515,18 @@ def test_a_partition_that_is_added_is_read_from_its_beginning(
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("reset", ["latest", "error"])
-def test_a_topic_that_was_created_again_is_read_from_its_beginning(
+def test_a_recreated_topic_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """The new log is longer than the committed offset, so that only the topic's id tells. Old cuts do not apply.
+    """The new log is longer than the committed offset, so that only the topic id shows the change. Old cuts do not
+    apply.
 
-    Apache Kafka deletes a topic's offsets with it; a member that commits once more brings them back.
+    Apache Kafka deletes a topic's offsets with it; a member that commits once more restores them.
     """
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 20)
     first = Reader(brokers, apache_topic, LIMITS)
-    first.turn_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    first.step_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
     first.source.close()
     kept = committed(brokers, apache_topic)
 
@@ -532,40 +535,40 @@ def test_a_topic_that_was_created_again_is_read_from_its_beginning(
     commit(brokers, apache_topic, kept)
     second = Reader(brokers, apache_topic, LIMITS, reset=reset)
     with capture_logs() as logs:
-        second.turn_until(lambda: len(second.blobs()) == 60)
+        second.step_until(lambda: len(second.blobs()) == 60)
 
     assert starts(second) == {0: 0, 1: 0}
     assert len([line for line in logs if line["event"] == "topic_recreated"]) == 1
-    second.turn_until(lambda: [p.offset for p in committed(brokers, apache_topic)] == [30, 30])
+    second.step_until(lambda: [p.offset for p in committed(brokers, apache_topic)] == [30, 30])
     second.source.close()
     third = Reader(brokers, apache_topic, LIMITS, reset=reset)
-    third.turn_until(lambda: len(third.pipeline.sources) == 2)
+    third.step_until(lambda: len(third.pipeline.sources) == 2)
     assert starts(third) == {}, "the new topic's id is recorded with the offsets"
     third.source.close()
 
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("reset", ["latest", "error"])
-def test_a_topic_that_is_created_again_shorter_under_a_running_reader_is_read_from_its_beginning(
+def test_a_topic_recreated_under_a_running_reader_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """The offset is out of range there, but no message was lost: the policy has no say."""
+    """The new log is shorter and the offset out of range, but no message was lost: the policy does not apply."""
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 40)
     commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
     reader = Reader(brokers, apache_topic, LIMITS, reset=reset)
-    reader.turn_until(lambda: sum(e.offset == 20 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    reader.step_until(lambda: sum(e.offset == 20 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
 
     recreate(brokers, apache_topic)
     produce(brokers, apache_topic, 10)
-    reader.turn_until(lambda: len(reader.blobs()) == 50)
+    reader.step_until(lambda: len(reader.blobs()) == 50)
 
     assert reader.seen(on.OffsetOutOfRange) == []
     reader.source.close()
 
 
 def recreate(brokers: str, topic: str) -> None:
-    """Deletes the topic and creates it under the same name, as soon as the brokers allow that."""
+    """Deletes the topic and creates it again under the same name, as soon as the brokers allow that."""
     admin = AdminClient({"bootstrap.servers": brokers})
     described = TopicDescriber(Settings(kafka_brokers=brokers, kafka_topic=topic))
     before = described().id
@@ -579,16 +582,18 @@ def recreate(brokers: str, topic: str) -> None:
 
 
 @pytest.mark.kafka
-def test_readers_that_die_before_the_offset_moves_are_counted(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """Kept with the offset, so that the count survives what kills them; an orderly end does not count."""
+def test_readers_that_die_before_the_offset_advances_are_counted(
+    apache_kafka: JavaKafka, apache_topic: str
+) -> None:
+    """The count is stored with the offset, so that it survives crashes; a clean shutdown does not count."""
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 20)
     seen = []
     for number in range(4):
         reader = Reader(brokers, apache_topic, LIMITS)
         reader.fleet.open = False
-        reader.turn_until(lambda: len(reader.pipeline.sources) == 2)  # noqa: B023
-        reader.turn_until(lambda: len({e.source for e in reader.seen(on.Committed)}) == 2)  # noqa: B023
+        reader.step_until(lambda: len(reader.pipeline.sources) == 2)  # noqa: B023
+        reader.step_until(lambda: len({e.source for e in reader.seen(on.Committed)}) == 2)  # noqa: B023
         seen.append(
             {source.partition: reader.pipeline.failed_starts(source) for source in reader.pipeline.sources}
         )
@@ -600,7 +605,7 @@ def test_readers_that_die_before_the_offset_moves_are_counted(apache_kafka: Java
 
     assert seen == [{0: 0, 1: 0}, {0: 1, 1: 1}, {0: 2, 1: 2}, {0: 2, 1: 2}]
     last = Reader(brokers, apache_topic, LIMITS)
-    last.turn_until(lambda: sum(e.offset == 10 for e in last.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+    last.step_until(lambda: sum(e.offset == 10 for e in last.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
     assert [last.pipeline.failed_starts(source) for source in last.pipeline.sources] == [0, 0]
     last.source.close()
 
@@ -610,7 +615,7 @@ def test_readers_that_die_before_the_offset_moves_are_counted(apache_kafka: Java
 def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
 ) -> None:
-    """At once, down to none; the offsets are stored all the same, and it is logged once."""
+    """At once, down to none; offsets are still stored, and it is logged once."""
     options = {"offset.metadata.max.bytes": str(bytes_max)}
     server = JavaKafka(children, tmp_path_factory.mktemp("kafka"), name=fresh_name("kafka"), options=options)
     server.start()
@@ -619,7 +624,7 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     reader = Reader(server.address, topic, LIMITS)
 
     with capture_logs() as logs:
-        reader.turn_until(lambda: sum(e.offset == 100 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+        reader.step_until(lambda: sum(e.offset == 100 for e in reader.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
 
     assert [p.offset for p in committed(server.address, topic)] == [100, 100]
     told = [line["event"] for line in logs if line["event"] in ("commit_failed", "commit_metadata_refused")]
@@ -630,20 +635,21 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
 
 @pytest.mark.kafka
 def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """KIP-848 refuses a killed reader's successor until the session ends: one line, no exit, then it reads."""
+    """KIP-848 refuses a killed reader's successor until the session ends: it logs one line, does not exit, and
+    then reads."""
     static = {"group.protocol": "consumer", "group.instance.id": "one"}
     produce(apache_kafka.address, apache_topic, 20)
     first = Reader(apache_kafka.address, apache_topic, LIMITS, **static)
-    first.turn_until(lambda: len(first.pipeline.sources) == 2)
+    first.step_until(lambda: len(first.pipeline.sources) == 2)
     second = Reader(apache_kafka.address, apache_topic, LIMITS, **static)
 
     with capture_logs() as logs:
-        first.turn_until(lambda: second.source.renewals >= 2, second)
+        first.step_until(lambda: second.source.renewals >= 2, second)
         assert second.pipeline.sources == ()
-        first.turn_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
+        first.step_until(lambda: sum(e.offset == 10 for e in first.seen(on.Committed)) >= 2)  # type: ignore[attr-defined]
         first.source.close()
         produce(apache_kafka.address, apache_topic, 20)
-        second.turn_until(lambda: len(set(first.blobs()) | set(second.blobs())) == 40)
+        second.step_until(lambda: len(set(first.blobs()) | set(second.blobs())) == 40)
 
     assert len([line for line in logs if line["event"] == "instance_id_in_use"]) == 1
     second.source.close()
@@ -651,16 +657,16 @@ def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaK
 
 @pytest.mark.kafka
 def test_two_readers_share_a_topic_under_the_consumer_protocol(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """The second takes over what the first one drained; every message once, and starts are recorded as ever."""
+    """The second takes over drained partitions; every message is read once, and starts are recorded."""
     brokers = apache_kafka.address
     produce(brokers, apache_topic, 200)
     first = Reader(brokers, apache_topic, LIMITS, **{"group.protocol": "consumer"})
-    first.turn_until(lambda: len(first.blobs()) == 200)
+    first.step_until(lambda: len(first.blobs()) == 200)
     second = Reader(brokers, apache_topic, LIMITS, **{"group.protocol": "consumer"})
 
-    first.turn_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
+    first.step_until(lambda: len(first.pipeline.sources) == len(second.pipeline.sources) == 1, second)
     produce(brokers, apache_topic, 200)
-    first.turn_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
+    first.step_until(lambda: len(first.blobs()) + len(second.blobs()) >= 400, second)
 
     assert len(set(first.blobs()) | set(second.blobs())) == 400
     assert starts(first) == {0: 0, 1: 0}

@@ -1,4 +1,4 @@
-"""Answers that mean "away", each from a real server in that state, and servers that are refused."""
+"""Responses that mean "unavailable", each from a real server in that state, and servers that are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.kit.prestarted import PARENTS
 
 @contextmanager
 def demoted(admin: Any) -> Iterator[None]:
-    """A replica of nobody: its connections live, and it takes no writes."""
+    """A replica without a primary: its connections are open, and it accepts no writes."""
     admin.replicaof("127.0.0.1", free_port())
     yield
     admin.replicaof("NO", "ONE")
@@ -38,7 +38,7 @@ def demoted(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def without_stale_data(admin: Any) -> Iterator[None]:
-    """A replica that lost its primary and says so to every reader."""
+    """A replica that lost its primary and refuses every read."""
     admin.config_set("replica-serve-stale-data", "no")
     with demoted(admin):
         yield
@@ -67,7 +67,7 @@ def without_disk(admin: Any) -> Iterator[None]:
 
 @contextmanager
 def busy(admin: Any) -> Iterator[None]:
-    """A server in an endless script."""
+    """A server running an endless script."""
     admin.config_set("busy-reply-threshold", "10")
     runner = Client.from_url(f"redis://127.0.0.1:{admin.connection_pool.connection_kwargs['port']}/0")
     thread = threading.Thread(target=lambda: _quietly(lambda: runner.eval("while true do end", 0)))
@@ -103,10 +103,9 @@ STATES: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_a_server_that_cannot_serve_is_away_and_the_same_client_goes_on_when_it_can(
-    fleet: Fleet, state: str
-) -> None:
-    """given a living connection, when the server cannot serve, then all of ours are closed, and later renewed"""
+def test_an_unavailable_server_closes_connections_until_it_recovers(fleet: Fleet, state: str) -> None:
+    """given an open connection, when the server cannot serve, then all connections are closed, and renewed
+    later"""
     sick, call = STATES[state]
     client: Any = connect(fleet.settings, retries=0)
     reading: Any = connect(fleet.settings, retries=0)
@@ -120,8 +119,9 @@ def test_a_server_that_cannot_serve_is_away_and_the_same_client_goes_on_when_it_
     assert reading.client_id() != reading_before
 
 
-def test_a_call_that_waits_at_a_primary_that_is_demoted_is_away(fleet: Fleet) -> None:
-    """given a call that blocks, when the server becomes a replica, then UNBLOCKED is no answer but an absence"""
+def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) -> None:
+    """given a blocking call, when the server becomes a replica, then UNBLOCKED counts as unavailable, not as a
+    result"""
     client: Any = connect(fleet.settings, retries=0)
     found: list[BaseException] = []
 
@@ -140,8 +140,8 @@ def test_a_call_that_waits_at_a_primary_that_is_demoted_is_away(fleet: Fleet) ->
     assert [str(each).split()[0] for each in found] == ["UNBLOCKED"]
 
 
-def test_a_full_server_is_not_away(fleet: Fleet) -> None:
-    """given a primary at its memory limit, when it refuses, then the connection stays, and readiness does"""
+def test_a_full_server_is_not_unavailable(fleet: Fleet) -> None:
+    """given a primary at its memory limit, when it refuses writes, then the connection and readiness stay"""
     client: Any = connect(fleet.settings, retries=0)
     before = client.client_id()
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))
@@ -156,7 +156,7 @@ def test_a_full_server_is_not_away(fleet: Fleet) -> None:
 
 
 def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
-    """given a demoted primary, when the reader looks, then it is not ready, and is again when it can write"""
+    """given a demoted primary, when the reader checks it, then the reader is not ready until it can write again"""
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     watch.look()
@@ -175,7 +175,7 @@ def test_a_read_only_primary_is_not_ready(fleet: Fleet) -> None:
 
 
 def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
-    """given a demoted primary, when a worker would connect, then that is a connection error, no channel's"""
+    """given a demoted primary, when a worker connects, then that is a connection error, not a channel error"""
     connection = publisher(fleet.settings).connection_for_write()
 
     with demoted(fleet.client), pytest.raises(RedisAway) as refused:
@@ -217,8 +217,9 @@ def test_a_server_of_the_wrong_kind_is_refused_in_one_line(
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_meets_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
-    """given a Redis that was away at the start, when it turns out to be a cluster, then readiness says so"""
+def test_a_reader_that_finds_a_cluster_later_is_not_ready(children: Children, tmp_path: Path) -> None:
+    """given a Redis that was unavailable at the start, when it turns out to be a cluster, then readiness reports
+    that"""
     server = Redis(children, tmp_path / "redis", options=REFUSED["Redis Cluster"])
     server.start()
     settings = Settings(redis_url=SecretStr(server.address))
@@ -230,7 +231,7 @@ def test_a_reader_that_meets_a_cluster_later_is_not_ready(children: Children, tm
 
 
 class _Bare(Redis):
-    """A Sentinel that watches nothing."""
+    """A Sentinel that monitors nothing."""
 
     def command(self) -> list[str]:
         file = self.directory / "sentinel.conf"
@@ -239,7 +240,7 @@ class _Bare(Redis):
 
 
 def test_settings_are_read_alike_by_reader_and_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """given an address with options, when each side makes its connections, then they are made alike"""
+    """given an address with options, when each side connects, then the connections have the same options"""
     monkeypatch.setenv(
         "REPLAYS_REDIS_URL", "rediss://me:p%40ss@redis:6380/3?ssl_cert_reqs=none&health_check_interval=9"
     )

@@ -1,4 +1,4 @@
-"""The circuit breaker on a real Redis: what opens it, who may probe, and that nothing depends on it."""
+"""The circuit breaker on a real Redis: what opens it, what may probe, and that no guarantee depends on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """A breaker that opens after three failures and cools for half a second, at most two."""
+    """A breaker that opens after three failures, with a cooldown of half a second and a cap of two."""
     return {
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",
@@ -29,7 +29,7 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 
 
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
-    """One probe at a time; a failed probe doubles the wait; one that works closes it for everybody."""
+    """One probe at a time; a failed probe doubles the cooldown; a successful one closes it for all."""
     one, other = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
         one.report("clickhouse", one.ask("clickhouse"), worked=False)
@@ -50,7 +50,7 @@ def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
 
 
 def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
-    """A sink that fails now and then is not sick."""
+    """Occasional failures do not mean that a sink is down."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for _ in range(20):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False)
@@ -62,8 +62,8 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
     assert state(fleet, "gcs") == "closed"
 
 
-def test_an_answer_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
-    """A slow call that was let through while it was closed may succeed later: only the probe closes it."""
+def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
+    """A slow call that started while it was closed may succeed later: only the probe closes it."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.ask("clickhouse")
     for _ in range(3):
@@ -74,8 +74,8 @@ def test_an_answer_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
     assert state(fleet) == "open"
 
 
-def test_without_redis_it_lets_everything_through(fleet: Fleet) -> None:
-    """It saves work; nothing depends on it."""
+def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
+    """It only saves work; no guarantee depends on it."""
     breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
     fleet.redis.stop()
 
@@ -85,8 +85,9 @@ def test_without_redis_it_lets_everything_through(fleet: Fleet) -> None:
     assert permit.granted
 
 
-def test_a_dead_sink_costs_probes_and_the_others_go_on(fleet: Fleet) -> None:
-    """Twenty batches wait for ClickHouse: it is hardly called, no worker sleeps for it, all settle in the end."""
+def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fleet) -> None:
+    """Twenty batches wait for ClickHouse: it is hardly called, no worker sleeps for it, and all settle in the
+    end."""
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -112,7 +113,7 @@ def test_a_dead_sink_costs_probes_and_the_others_go_on(fleet: Fleet) -> None:
 
 
 def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
-    """What a batch shows that was not tried because of it: the sink's own words, not the breaker's."""
+    """The error shown for a batch that was not attempted: the sink's own, not the breaker's."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for number in range(3):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")

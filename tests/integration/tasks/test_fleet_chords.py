@@ -1,4 +1,4 @@
-"""Chords on a real Redis with real workers: what completes, what fails, what is lost, and who hears of it."""
+"""Chords on a real Redis with real workers: what completes, fails or is lost, and which reader is notified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.fleet import Fleet
 
 
 def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
-    """Blobs first, then the rows and the dead letters, each told once to the reader that waits."""
+    """Blobs first, then the rows and the dead letters, each reported once to the waiting reader."""
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch(messages=130, rejects=2)
@@ -30,8 +30,8 @@ def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
     assert fleet.calls("dead_letter")[0]["names"] == [130, 131]
 
 
-def test_what_is_durable_is_not_written_again(fleet: Fleet) -> None:
-    """A second dispatch finds all marks and needs no task; settled, only the marks are left in Redis."""
+def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
+    """A second dispatch finds all marks and needs no task; after settling only the marks are left in Redis."""
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch()
@@ -50,7 +50,7 @@ def test_what_is_durable_is_not_written_again(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("messages", [1, 3000])
 def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) -> None:
-    """The whole entry of the Redis list, whatever the batch's size, at offsets of a busy topic's second year."""
+    """The whole entry of the Redis list, for any batch size, at offsets of a busy topic's second year."""
     dispatcher = fleet.dispatcher()
     batch = make_batch(messages=messages, start=123_456_789_000, partition=127)
 
@@ -63,8 +63,8 @@ def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) 
     assert max(map(len, entries)) < 1000
 
 
-def test_a_worker_killed_in_the_middle_of_a_flush_loses_nothing(fleet: Fleet) -> None:
-    """kill -9 of the whole worker: after the visibility time-out another one does its task again."""
+def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
+    """kill -9 of the whole worker: after the visibility time-out another one runs its task again."""
     fleet.script("clickhouse", "slow 60")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker("first")
@@ -80,8 +80,8 @@ def test_a_worker_killed_in_the_middle_of_a_flush_loses_nothing(fleet: Fleet) ->
     assert len(fleet.calls("clickhouse")) == 1
 
 
-def test_a_task_that_kills_its_process_each_time_fails_in_the_end(fleet: Fleet) -> None:
-    """Poison is bounded: the chord fails, the rest of the fleet works on."""
+def test_a_task_that_always_kills_its_process_fails_eventually(fleet: Fleet) -> None:
+    """Poison is bounded: the chord fails, and the rest of the fleet continues."""
     fleet.script("bigquery", "die")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -95,8 +95,8 @@ def test_a_task_that_kills_its_process_each_time_fails_in_the_end(fleet: Fleet) 
     assert len(fleet.calls("clickhouse")) == 1
 
 
-def test_a_sink_that_stays_away_fails_the_chord_with_its_error(fleet: Fleet) -> None:
-    """Retries are bounded; the others' marks stay, so that the next attempt is about the sick sink alone."""
+def test_a_sink_that_stays_unavailable_fails_the_chord_with_its_error(fleet: Fleet) -> None:
+    """Retries are bounded; the other sinks' marks stay, so that the next attempt needs only the failing sink."""
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -114,10 +114,10 @@ def test_a_sink_that_stays_away_fails_the_chord_with_its_error(fleet: Fleet) -> 
     assert len(fleet.calls("bigquery")) == 1
 
 
-def test_a_reader_whose_clock_is_a_day_behind_leaves_its_tasks_their_time(
+def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given a deadline that is set there and met on a worker, when a write fails once, then it is tried again"""
+    """given a deadline set by the reader and checked by a worker, when a write fails once, then it is retried"""
     clock, dispatcher = time.time, fleet.dispatcher()
     monkeypatch.setattr(time, "time", lambda: clock() - 86_400.0)
     fleet.script("clickhouse", "transient")
@@ -131,8 +131,8 @@ def test_a_reader_whose_clock_is_a_day_behind_leaves_its_tasks_their_time(
     assert fleet.next_event() == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def test_a_row_that_clickhouse_never_takes_becomes_a_dead_letter(fleet: Fleet) -> None:
-    """Nobody names it: it is found by halving, the others are written, the stage completes."""
+def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet) -> None:
+    """The server does not name it: it is found by bisection, the others are written, and the stage completes."""
     fleet.script("clickhouse", "refuse click-37")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -163,7 +163,7 @@ def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
 
 
 def test_a_lost_body_costs_one_deadline(fleet: Fleet) -> None:
-    """Nobody tells the reader; its next attempt finds the marks and needs no worker at all."""
+    """The reader is not notified; its next attempt finds the marks and needs no worker."""
     dispatcher = fleet.dispatcher()
     worker = fleet.worker(options=("-Q", "flush.clickhouse,flush.bigquery,flush.datadog"))
     batch = make_batch()
@@ -177,8 +177,8 @@ def test_a_lost_body_costs_one_deadline(fleet: Fleet) -> None:
     assert fleet.settle(dispatcher, batch, Stage.ROWS, attempt=2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def test_redis_that_restarts_empty_costs_an_attempt_and_no_row(fleet: Fleet) -> None:
-    """Queues, chord, bytes and stream are gone; the same dispatcher and worker carry the next attempt."""
+def test_an_empty_restart_of_redis_costs_one_attempt_and_no_row(fleet: Fleet) -> None:
+    """Queues, chord, bytes and stream are lost; the same dispatcher and worker run the next attempt."""
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -190,7 +190,7 @@ def test_redis_that_restarts_empty_costs_an_attempt_and_no_row(fleet: Fleet) -> 
     fleet.redis.restart(kill=True, empty=True)
     fleet.script("clickhouse", "ok")
     event = None
-    for attempt in range(2, 12):  # the core's backoff, in short
+    for attempt in range(2, 12):  # the core's backoff, shortened
         event = fleet.settle(dispatcher, batch, Stage.ROWS, attempt=attempt)
         if isinstance(event, on.FlushSucceeded):
             break
@@ -199,7 +199,7 @@ def test_redis_that_restarts_empty_costs_an_attempt_and_no_row(fleet: Fleet) -> 
 
 
 def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
-    """Refused connections and a server that hangs alike: the dispatch failed, the loop never waited."""
+    """For refused connections and for a hanging server: the dispatch fails, and the loop never waits."""
     dispatcher = fleet.dispatcher()
     fleet.redis.pause()
     try:
@@ -213,7 +213,7 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
     assert isinstance(refused, on.DispatchFailed)
 
 
-def test_a_child_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
+def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
     """SIGKILL of one worker process: its task is queued again without waiting for the visibility time-out."""
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
@@ -228,8 +228,8 @@ def test_a_child_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
     assert fleet.next_event(8) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
 
 
-def test_a_stream_that_began_anew_is_read_from_its_beginning(fleet: Fleet) -> None:
-    """A fail-over to a node with a clock behind gives smaller ids: nothing on it is missed."""
+def test_a_recreated_stream_is_read_from_its_beginning(fleet: Fleet) -> None:
+    """A failover to a node with a slower clock gives lower ids: no entry is missed."""
     dispatcher = fleet.dispatcher()
     fleet.wait(lambda: fleet.client.hexists("replays:readers", "reader-1"), "the reader to be shown")
     stream = reader_stream("reader-1")

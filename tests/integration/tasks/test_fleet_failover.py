@@ -1,4 +1,4 @@
-"""Redis fails over under load: the reader's side and the workers go on, and every batch arrives."""
+"""Redis fails over under load: reader and workers continue, and every batch arrives."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def fleet_options(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def during(change: Callable[[], object]) -> threading.Thread:
-    """Does that meanwhile."""
+    """Runs the load during that action."""
     thread = threading.Thread(target=change)
     thread.start()
     return thread
 
 
 def load(fleet: Fleet, start: int, change: Callable[[], object]) -> None:
-    """Batches that are in flight while it happens; all of them succeed and none is missing at the sink."""
+    """Batches in flight during a failover; all of them succeed and none is missing at the sink."""
     batches = [make_batch(start=start + 100 * number) for number in range(BATCHES)]
     fleet.script("clickhouse", "slow 0.2")
     thread = during(change)
@@ -79,10 +79,11 @@ def switched(children: Children, tmp_path: Path) -> Iterator[tuple[FaultProxy, R
         yield proxy, first, second
 
 
-def test_a_demoted_primary_whose_connections_live_is_left_for_its_successor(
+def test_a_demoted_primary_with_open_connections_is_abandoned(
     switched: tuple[FaultProxy, Redis, Redis], fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given open connections, when the address moves and the old primary is a replica, then nothing is lost"""
+    """given open connections, when the address moves and the old primary becomes a replica, then nothing is
+    lost"""
     proxy, first, second = switched
     url = f"redis://{proxy.address}/0"
     monkeypatch.setenv("REPLAYS_REDIS_URL", url)
@@ -109,7 +110,7 @@ def test_a_demoted_primary_whose_connections_live_is_left_for_its_successor(
 
 
 class TestSentinel:
-    """A primary, a replica and three Sentinels, with a password each."""
+    """A primary, a replica and three Sentinels, each with a password."""
 
     @pytest.fixture
     def fleet_redis(self, children: Children, tmp_path: Path) -> RedisGroup:
@@ -117,7 +118,7 @@ class TestSentinel:
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
     def test_batches_arrive_through_a_failover_and_a_killed_primary(self, fleet: Fleet) -> None:
-        """given load, when Sentinel replaces the primary and the next one is killed, then all goes on as before"""
+        """given load, when Sentinel replaces the primary and the next one is killed, then ingestion continues"""
         assert isinstance(fleet.redis, RedisGroup)
         worker = fleet.worker()
         fleet.dispatcher()
@@ -132,8 +133,8 @@ class TestSentinel:
         assert "pw-sentinel" not in worker.log_path.read_text()
 
     @pytest.mark.parametrize("fleet_options", [{"REDIS_SENTINEL_PASSWORD": "pw-sentinel"}], indirect=True)
-    def test_every_program_asks_the_next_sentinel(self, fleet: Fleet) -> None:
-        """given that the first Sentinel is gone, when a command or Flower asks, then each finds the primary"""
+    def test_every_program_tries_the_next_sentinel(self, fleet: Fleet) -> None:
+        """given that the first Sentinel is down, when a command or Flower connects, then each finds the primary"""
         assert isinstance(fleet.redis, RedisGroup)
         fleet.redis.sentinels[0].kill()
         fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.ROWS, 1, 60.0))
@@ -161,7 +162,7 @@ class TestSentinel:
 
 
 def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: Path) -> None:
-    """given TLS before a Sentinel and before Redis, when each kind of client connects, then it checks both"""
+    """given TLS for Sentinel and for Redis, when each kind of client connects, then it verifies both"""
     certificates = make_certificates(tmp_path / "certificates")
     redis = Redis(children, tmp_path / "redis", options=("--requirepass", "pw-redis"))
     redis.start()
@@ -187,7 +188,7 @@ def test_sentinels_and_redis_are_reached_over_tls(children: Children, tmp_path: 
                 connect(Settings(**given | {"redis_sentinel_tls": "redis"})).ping()
 
 
-def test_a_batch_travels_over_a_unix_socket(
+def test_a_batch_is_flushed_over_a_unix_socket(
     fleet: Fleet, children: Children, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """given an address as a path with a database, when reader and worker use it, then a batch arrives"""
@@ -212,9 +213,9 @@ def ask_info(redis: Redis) -> str:
 
 @contextmanager
 def either(plain_port: int, tls_port: int) -> Iterator[int]:
-    """A port that takes both: what begins with a handshake goes to `tls_port`, the rest to `plain_port`.
+    """A port for both protocols: a TLS handshake goes to `tls_port`, everything else to `plain_port`.
 
-    Sentinel gives its clients the address that it uses itself, and the embedded one speaks no TLS.
+    Sentinel gives its clients the address that it uses itself, and the embedded one does not support TLS.
     """
 
     class Sniff(socketserver.BaseRequestHandler):

@@ -1,4 +1,4 @@
-"""Flower as operators have it: closed to strangers, readable, a failed task a click from its batch's retry."""
+"""Flower for operators: authenticated, readable, and with a retry button on failed tasks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def flower(fleet: Fleet, request: pytest.FixtureRequest) -> Ask:
 
 
 def failed_task(fleet: Fleet, flower: Ask) -> str:
-    """Fails and parks a batch; returns the id of its failed task, once Flower knows it."""
+    """Fails and parks a batch; returns the id of its failed task once Flower lists it."""
     fleet.script("clickhouse", "transient")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -90,8 +90,8 @@ def failed_task(fleet: Fleet, flower: Ask) -> str:
     return found[0]
 
 
-def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, flower: Ask) -> None:
-    """The page has the button, the button reaches the reader, the action is audited with who did it."""
+def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: Ask) -> None:
+    """The page has the button, the button notifies the reader, and the action is audited with its user."""
     page = flower("/task/" + urllib.parse.quote(failed_task(fleet, flower)))[1]
     form = urllib.parse.urlencode(
         {
@@ -115,7 +115,7 @@ def test_a_failed_task_is_one_click_from_the_retry_of_its_batch(fleet: Fleet, fl
 
 
 def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
-    """POST /api/task/async-apply/retry_batch with just the batch's id."""
+    """POST /api/task/async-apply/retry_batch with only the batch's id."""
     failed_task(fleet, flower)
     body = json.dumps({"args": ["ingest-replay-recordings-0-0-3"]})
 
@@ -128,14 +128,14 @@ def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -
 
 
 @pytest.mark.parametrize("flower", COMMANDS, indirect=True)
-def test_strangers_see_nothing(flower: Ask) -> None:
-    """Pages, API and metrics ask for the password; the health check says OK to a probe."""
+def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
+    """Pages, API and metrics require the password; the health check returns OK to a probe."""
     for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
         assert flower(path, password=None)[0] == 401
-    for path in ("/", "/api/workers", "/metrics"):  # more would be throttled
+    for path in ("/", "/api/workers", "/metrics"):  # further attempts would be throttled
         assert flower(path, password="operator:wrong-password")[0] == 401
     assert flower("/metrics")[0] == 200
-    assert flower("/retry-batch")[0] == 405  # ours is there; it takes a POST only
+    assert flower("/retry-batch")[0] == 405  # our route exists; it accepts POST only
     assert flower("/healthcheck", password=None) == (200, "OK")
 
 
@@ -151,10 +151,11 @@ def test_strangers_see_nothing(flower: Ask) -> None:
         ("celery", [], {}, "basic_auth = []"),
     ],
 )
-def test_no_way_of_starting_it_leaves_it_open(
+def test_it_never_starts_without_authentication(
     command: str, arguments: list[str], environment: dict[str, str], file: str, tmp_path: Path
 ) -> None:
-    """given options that let anybody in, from settings, arguments, environment or a file, then it exits with 2"""
+    """given options without authentication, from settings, arguments, environment or a file, then it exits with
+    2"""
     if file:
         (tmp_path / "flowerconfig.py").write_text(file)
     environment = {"REPLAYS_FLOWER_BASIC_AUTH": PASSWORD, "REPLAYS_FLOWER_PORT": "0", **environment}
@@ -182,7 +183,7 @@ def test_no_way_of_starting_it_leaves_it_open(
         },
     ],
 )
-def test_flower_does_not_start_open(values: dict[str, str]) -> None:
-    """No password, a guessable one, or a door for everybody: it says which setting to set instead."""
+def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
+    """No password, a guessable one, or open access: it says which setting to set instead."""
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What stops a task that does not stop by itself."""
+"""Limits that stop a task that does not stop by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fleet_options() -> dict[str, str]:
 
 
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
-    """The soft limit ends the run, the task is put off, the next run works. Nobody's process stays taken."""
+    """The soft limit ends the run, the task is postponed, the next run works. No process stays occupied."""
     fleet.script("clickhouse", "slow 120")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -35,7 +35,7 @@ def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
 
 
 def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
-    """The hard limit kills the process: the chord fails, the core tries again, the worker has a new process."""
+    """The hard limit kills the process: the chord fails, the core retries, the worker has a new process."""
     fleet.script("clickhouse", "stuck")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -49,8 +49,8 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
     assert fleet.settle(dispatcher, batch, Stage.ROWS, 2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def test_a_few_items_that_failed_are_no_failure_of_the_task(fleet: Fleet) -> None:
-    """64, 16, 4, 1: each run gets most of it done, which is more runs than this task may fail."""
+def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
+    """64, 16, 4, 1: each run makes most of the items durable, in more runs than the task may fail."""
     fleet.script("gcs", "scattered")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -64,7 +64,7 @@ def test_a_few_items_that_failed_are_no_failure_of_the_task(fleet: Fleet) -> Non
     assert len(kept) == len(set(kept)) == 64
 
 
-def test_a_worker_that_is_asked_to_stop_finishes_its_task(fleet: Fleet) -> None:
+def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
     """SIGTERM, a warm shutdown: nothing is lost, nothing is done twice."""
     fleet.script("clickhouse", "slow 1")
     dispatcher = fleet.dispatcher()
@@ -80,7 +80,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_task(fleet: Fleet) -> None:
     assert len(fleet.calls("clickhouse", "began")) == 1
 
 
-def test_a_worker_that_must_go_now_gives_its_task_back(fleet: Fleet) -> None:
+def test_a_worker_in_a_soft_shutdown_requeues_its_task(fleet: Fleet) -> None:
     """SIGQUIT, a soft shutdown: after a moment the task is queued again, long before its visibility time-out."""
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()

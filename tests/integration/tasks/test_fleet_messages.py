@@ -1,4 +1,4 @@
-"""What travels over the broker: JSON that says the same on the other side, signed if wanted, and nothing else."""
+"""Messages over the broker: JSON that decodes to the same values, optionally signed, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.kit.fleet import Fleet
     "name", ["flush_gcs", "flush_clickhouse", "flush_bigquery", "flush_datadog", "flush_dead_letter"]
 )
 def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
-    """What `start` makes of it is what the worker reads."""
+    """The worker reads what `start` creates."""
     app = publisher(fleet.settings)
     kwargs = {"batch": "recordings-0-0-3:digest", "task": "rows/clickhouse/0", "until": 1_700_000_000}
     complete = app.signature("complete", immutable=True, link_error=[app.signature("chord_failed")])
@@ -36,7 +36,7 @@ def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
 
 
 def test_a_pickled_message_is_refused(fleet: Fleet) -> None:
-    """A message is data, never code: the worker says so, runs nothing of it, and goes on."""
+    """A message is data, never code: the worker logs it, does not run it, and continues."""
     worker = fleet.worker()
     evil = Celery("evil", set_as_current=False)
     evil.conf.update(configuration(fleet.settings), task_serializer="pickle", accept_content=["pickle", "json"])
@@ -52,7 +52,7 @@ class TestSigned:
 
     @pytest.fixture
     def fleet_options(self, tmp_path: Path) -> Iterator[dict[str, str]]:
-        """A key of our own, trusted by itself. Signing is for a whole process, so it is taken back."""
+        """A self-signed key that is trusted. Signing applies to a whole process, so it is disabled afterwards."""
         pytest.importorskip("cryptography")
         key, certificate = make_certificate()
         (tmp_path / "keys").mkdir()
@@ -67,7 +67,7 @@ class TestSigned:
         registry._set_default_serializer("json")
 
     def test_signed_messages_complete_and_unsigned_ones_are_refused(self, fleet: Fleet) -> None:
-        """Whoever can write to Redis but has no key runs nothing."""
+        """A writer of Redis without the key cannot run anything."""
         worker = fleet.worker()
         dispatcher = fleet.dispatcher()
 

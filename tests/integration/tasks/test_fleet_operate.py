@@ -1,4 +1,4 @@
-"""What operators do to parked batches, with a real broker to read the range from again."""
+"""Operator actions on parked batches, with a real broker from which to read the range again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def topic(kafka_brokers: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
-    """Shows a batch of that range as parked by a living reader."""
+    """Shows a batch of that range as parked by a running reader."""
     coordination = Coordination(fleet.client, fleet.settings)
     batch_id = f"{topic}-0-{start}-{stop}"
     about = {
@@ -56,10 +56,10 @@ def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
     return batch_id
 
 
-def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
+def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """The range's original messages with the reason, the audit, then the reader goes on."""
+    """The range's original messages with the reason, the audit entry, then the reader continues."""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
@@ -85,10 +85,10 @@ def test_an_abandoned_batch_is_dead_letters_before_its_reader_hears_of_it(
     )
 
 
-def test_nothing_is_given_up_while_dead_letters_cannot_be_kept(
+def test_nothing_is_abandoned_while_dead_letters_cannot_be_stored(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """The reader hears nothing, the batch stays parked."""
+    """The reader is not notified, and the batch stays parked."""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic, sink_timeout_seconds=1)
@@ -104,8 +104,10 @@ def test_nothing_is_given_up_while_dead_letters_cannot_be_kept(
 
 
 @pytest.mark.parametrize("operate", ["retry", "abandon"])
-def test_what_no_reader_renews_is_not_parked(fleet: Fleet, kafka_brokers: str, topic: str, operate: str) -> None:
-    """given a batch whose Discard was lost, when its lease is over, then nobody can retry or abandon it"""
+def test_a_parked_entry_without_renewal_expires(
+    fleet: Fleet, kafka_brokers: str, topic: str, operate: str
+) -> None:
+    """given a batch whose Discard was lost, when its lease expires, then it cannot be retried or abandoned"""
     fleet.dispatcher()
     batch_id = park(fleet, topic, 0, 2)
     coordination = Coordination(fleet.client, fleet.settings)
@@ -128,8 +130,8 @@ def test_what_no_reader_renews_is_not_parked(fleet: Fleet, kafka_brokers: str, t
     assert fleet.inbox.empty()
 
 
-def test_a_renewal_brings_back_what_a_flushed_redis_showed(fleet: Fleet, topic: str) -> None:
-    """The lease carries all that operators see, so that FLUSHALL hides a parked batch for seconds only."""
+def test_a_renewal_restores_parked_entries_after_flushall(fleet: Fleet, topic: str) -> None:
+    """The lease contains everything that operators see, so that FLUSHALL hides a parked batch only for seconds."""
     batch, dispatcher = make_batch(), fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     parked = do.Park(batch, Stage.BLOBS, 2, "bucket is gone", 25.0)
@@ -148,7 +150,7 @@ def test_a_renewal_brings_back_what_a_flushed_redis_showed(fleet: Fleet, topic: 
 def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    """given a clock that is a day off, when its reader shows a batch, then the lease is as long as ever"""
+    """given a clock that is a day off, when its reader shows a batch, then the lease has its usual length"""
     clock, dispatcher = time.time, fleet.dispatcher()
     coordination = Coordination(fleet.client, fleet.settings)
     monkeypatch.setattr(time, "time", lambda: clock() + ahead_seconds)
@@ -160,8 +162,8 @@ def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
     assert 0 < shown["leased_until"] - fleet.client.time()[0] <= PARKED_LEASE_SECONDS + 1
 
 
-def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) -> None:
-    """Otherwise the operator is told why nothing was done."""
+def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -> None:
+    """Otherwise the operator gets the reason why nothing was done."""
     coordination = Coordination(fleet.client, fleet.settings)
     with pytest.raises(NotParked, match="batches ls"):
         retry(coordination, "recordings-0-0-3", "ann")
@@ -173,7 +175,7 @@ def test_only_a_parked_batch_of_a_living_reader_can_be_operated(fleet: Fleet) ->
 
 
 def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
-    """The task that Flower starts, in a worker: the reader hears of it, retries, and the batch settles."""
+    """The task that Flower starts, in a worker: the reader is notified, retries, and the batch settles."""
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch()

@@ -1,4 +1,4 @@
-"""Redis at its limits, and what the reader's publisher leaves behind in its own memory."""
+"""Redis at its limits, and the memory that the reader's publisher uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def full(fleet: Fleet) -> Fleet:
-    """Redis with 8 MiB, most of which somebody else took."""
+    """Redis with 8 MiB, most of which is already used."""
     fleet.client.config_set("maxmemory", 8 * MiB)
     number = 0
     while fleet.client.info("memory")["used_memory"] < 7 * MiB:
@@ -25,8 +25,8 @@ def full(fleet: Fleet) -> Fleet:
     return fleet
 
 
-def test_a_nearly_full_redis_is_not_filled_further(full: Fleet) -> None:
-    """Staging stops before queues and marks run out of room; the event says that it is the memory."""
+def test_staging_stops_before_redis_is_full(full: Fleet) -> None:
+    """Staging stops before queues and marks run out of memory; the event names memory as the reason."""
     dispatcher = full.dispatcher()
 
     refused = full.settle(dispatcher, make_batch(messages=500), Stage.ROWS)
@@ -34,8 +34,8 @@ def test_a_nearly_full_redis_is_not_filled_further(full: Fleet) -> None:
     assert "redis is nearly full" in refused.error
 
 
-def test_work_finishes_while_redis_takes_no_more(fleet: Fleet) -> None:
-    """At the limit a finished write still gets its mark and its bytes leave, so a full Redis empties itself."""
+def test_work_finishes_while_redis_is_full(fleet: Fleet) -> None:
+    """At the limit a finished write still sets its mark and frees its bytes, so a full Redis drains itself."""
     fleet.script("clickhouse", "slow 4")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -61,7 +61,7 @@ def test_work_finishes_while_redis_takes_no_more(fleet: Fleet) -> None:
 
 
 def test_the_publisher_keeps_nothing_of_its_chords(fleet: Fleet) -> None:
-    """No results, no subscriptions: Celery's own backend would keep four of each a chord, for ever."""
+    """No results, no subscriptions: Celery's own backend would keep four of each per chord, forever."""
     dispatcher = fleet.dispatcher()
     for number in range(100):
         dispatcher.submit(do.Dispatch(make_batch(start=1000 * number), Stage.ROWS, 1, 60.0))

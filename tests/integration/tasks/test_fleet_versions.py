@@ -1,4 +1,4 @@
-"""A batch of a newer reader at a worker of this release: it is written as the reader meant it, or not at all."""
+"""A batch of a newer reader at a worker of this release is written as the reader intended, or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLICKHOUSE = "rows/clickhouse/0"
 
 
 def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None:
-    """Starts the chord of the rows after fields of the staged hash were given other contents."""
+    """Starts the row chord after some fields of the staged hash were replaced."""
     manifest = Encoder(tuple(SinkName), 128, "reader-1").encode(batch).manifest
     tasks = [entry.name for entry in manifest.of_stage(Stage.ROWS)]
     name = ChordName(reference(manifest), Stage.ROWS, 1, chord.new_token())
@@ -33,8 +33,9 @@ def dispatch_as_newer_reader(fleet: Fleet, batch: Batch, **changed: Any) -> None
     chord.start(chord.publisher(fleet.settings), chord.FanOut(name, tuple(tasks), until))
 
 
-def test_a_batch_of_a_newer_version_is_refused_and_its_reader_told_what_to_upgrade(fleet: Fleet) -> None:
-    """given a manifest of version 2, when a worker takes its tasks, then no sink is called; its reader knows"""
+def test_a_batch_of_a_newer_version_is_refused_and_names_the_upgrade(fleet: Fleet) -> None:
+    """given a manifest of version 2, when a worker takes its tasks, then no sink is called, and its reader is
+    notified"""
     dispatcher, batch = fleet.dispatcher(), make_batch()
     fleet.worker()
 
@@ -49,8 +50,8 @@ def test_a_batch_of_a_newer_version_is_refused_and_its_reader_told_what_to_upgra
     assert fleet.settle(dispatcher, batch, attempt=2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def test_an_item_with_more_than_the_worker_knows_is_not_written_in_part(fleet: Fleet) -> None:
-    """given rows with one element more, when a worker reads them, then none is written, and the error says why"""
+def test_an_item_with_unknown_elements_is_not_written_partially(fleet: Fleet) -> None:
+    """given rows with one more element, when a worker reads them, then none is written, and the error says why"""
     fleet.dispatcher()
     fleet.worker()
     rows = msgspec.msgpack.encode([["replays", "click-0", b"{}", 0, "a column for the newer table"]])
@@ -63,8 +64,8 @@ def test_an_item_with_more_than_the_worker_knows_is_not_written_in_part(fleet: F
     assert fleet.calls("clickhouse", "began") == []
 
 
-def test_what_a_newer_release_adds_to_a_manifest_is_no_obstacle(fleet: Fleet) -> None:
-    """given a manifest with a field that nobody here knows, when its tasks run, then the stage is done"""
+def test_an_unknown_manifest_field_is_ignored(fleet: Fleet) -> None:
+    """given a manifest with an unknown field, when its tasks run, then the stage completes"""
     fleet.dispatcher()
     fleet.worker()
     batch = make_batch()

@@ -1,4 +1,4 @@
-"""All that `replays-ingest migrate` does, on all servers at once, and checks of the sinks after it."""
+"""`replays-ingest migrate` on all servers at once, and the sinks' checks after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def everything(
     bigquery_endpoint: str,
     statsd: Statsd,
 ) -> Settings:
-    """Settings that point at every server; nothing is there yet."""
+    """Settings that point to every server; nothing exists yet."""
     host, _, port = statsd.address.rpartition(":")
     return settings(
         kafka_brokers=kafka_brokers,
@@ -38,8 +38,8 @@ def everything(
     )
 
 
-def test_after_migrating_every_check_is_content(everything: Settings) -> None:
-    """Before: all but DataDog lack something. A dry run changes nothing. A second run does nothing."""
+def test_after_migrating_every_check_passes(everything: Settings) -> None:
+    """Before: all sinks except DataDog lack something. A dry run changes nothing. A second run does nothing."""
     before = {checked.name: checked.ok for checked in check_all(everything)}
     told = list(migrate(everything, dry_run=True, topics=True))
     still = {checked.name: checked.ok for checked in check_all(everything)}
@@ -71,7 +71,7 @@ def test_a_server_that_is_away_ends_the_run_with_its_name(everything: Settings) 
 def test_a_wrong_password_is_configuration(
     settings: Callable[..., Settings], children: Children, tmp_path: Path
 ) -> None:
-    """It is said so, without the password."""
+    """The error says so, without the password."""
     server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
     server.start()
     wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")

@@ -1,4 +1,4 @@
-"""The library of replays behind its reads, and a place for tests to store what they watch."""
+"""The library of replays with its reads, and a place for tests to store data to watch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WATCHED_DATABASE = 12
 
 @pytest.fixture
 def reads(library: Library) -> Iterator[Reads]:
-    """What commands and pages read replays with."""
+    """The reads that commands and pages use."""
     opened = Reads(library.settings)
     yield opened
     opened.close()
@@ -27,7 +27,7 @@ def reads(library: Library) -> Iterator[Reads]:
 
 @pytest.fixture(scope="session")
 def watched(stack: Stack) -> Settings:
-    """Settings of a bucket and tables of their own, which are there, for tests that store what they watch."""
+    """Settings of a separate bucket and tables, already created, for tests that store data to watch."""
     made = settings_of(variables(stack, "watched", WATCHED_DATABASE))
     for _ in migrate(made):
         pass

@@ -1,4 +1,4 @@
-"""Evidence from the library's replays: what happened around an event, and which replays match a search."""
+"""Evidence from the library's replays: the events around an event, and replays that match a search."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.kit.paths import ROOT
 
 
 def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
-    """Replays that match."""
+    """Matching replays."""
     return {one.replay.replay_id for one in find(reads, Filter(**chosen), text).found}  # type: ignore[arg-type]
 
 
-def test_a_rage_click_is_shown_with_what_happened_around_it(reads: Reads, library: Library):
-    """By the id that the search names, or by its second: the same events, all of the window and nothing else."""
+def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
+    """By the id in the search result, or by its second: the same events, complete within the window."""
     replay = reads.replay(library.shop_id)
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]
@@ -38,7 +38,7 @@ def test_a_rage_click_is_shown_with_what_happened_around_it(reads: Reads, librar
 
 
 def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, monkeypatch: pytest.MonkeyPatch):
-    """A long replay is read a page at a time; the window does not end with a page."""
+    """A long replay is read page by page; the window may span pages."""
     replay = reads.replay(library.shop_id)
     whole = around(reads, replay, 0.0, 3_600_000)
     monkeypatch.setattr("ingest.web.recordings.PAGE_INFLATED_BYTES_MAX", 1)
@@ -50,8 +50,8 @@ def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, 
     assert (paged.start_ms, paged.end_ms) == (whole.start_ms, whole.end_ms)
 
 
-def test_an_event_that_is_not_there_is_not_found(reads: Reads, library: Library):
-    """One line; what is no id is wrong usage."""
+def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
+    """One line; an invalid id is a usage error."""
     with pytest.raises(NotFound, match="no event 4-99999"):
         around(reads, reads.replay(library.shop_id), "4-99999", 1000)
     with pytest.raises(ValueError, match="like 4-17, nor seconds"):
@@ -60,7 +60,7 @@ def test_an_event_that_is_not_there_is_not_found(reads: Reads, library: Library)
 
 
 def test_each_search_finds_its_replays(reads: Reads, library: Library):
-    """By address, user, release, error, and element, which one click has to match wholly."""
+    """By address, user, release, error, and element, which a single click must match completely."""
     shops = {library.shop_id, library.old_shop_id}
 
     assert ids(reads, url="SHOP.EXAMPLE/3") == {HOLED}
@@ -76,7 +76,7 @@ def test_each_search_finds_its_replays(reads: Reads, library: Library):
 
 
 def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Library):
-    """In breadcrumbs, console and requests, in any case; each match names its event."""
+    """In breadcrumbs, console and requests, case-insensitively; each match names its event."""
     page = find(reads, Filter(project_id=None), "/API/")
     matches = {one.replay.replay_id: one.matches for one in page.found}
 
@@ -89,8 +89,8 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
     assert page.incomplete  # SPOILED and HOLED cannot be searched completely
 
 
-def test_pages_of_a_search_make_the_whole(reads: Reads):
-    """Each names the next; a page of a text may be empty."""
+def test_pages_of_a_search_are_complete(reads: Reads):
+    """Each names the next; a page of a text search may be empty."""
     whole = ids(reads, project_id=PROJECT)
     seen: set[str] = set()
     offset: int | None = 0
@@ -103,7 +103,7 @@ def test_pages_of_a_search_make_the_whole(reads: Reads):
     assert find(reads, Filter(project_id=PROJECT, limit=1), "no such text").found == ()
 
 
-def test_the_documented_fields_are_those_that_are_printed(reads: Reads, library: Library):
+def test_the_documented_fields_are_the_printed_ones(reads: Reads, library: Library):
     """docs/evidence.md names every field, and no other."""
     text = (ROOT / "docs" / "evidence.md").read_text()
     told = {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.M) for name in re.findall(r"`([^`]*)`", row)}

@@ -1,4 +1,4 @@
-"""The operator's part of the pages: who gets in, and what the buttons do to batches and dead letters."""
+"""The operator part of the pages: authentication, and what the buttons do to batches and dead letters."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LOGIN = "ann:a-long-password"
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of an office, for an operator."""
+    """The pages for an operator."""
 
     office: Office
     client: Client
 
     def ask(self, path: str, body: object, **headers: str) -> Seen:
-        """A request of the page's own: with its token."""
+        """A request as the page sends it: with its token."""
         token = str(self.client.get("/api/operate").json["token"])
         return self.client.post(path, body, **{TOKEN_HEADER: token}, **headers)
 
     def look(self) -> dict[str, list[dict[str, str]]]:
-        """What the page is told of the system."""
+        """The system state that the page receives."""
         found: dict[str, list[dict[str, str]]] = self.client.get("/api/operate").json
         return found
 
@@ -46,8 +46,8 @@ def pages(office: Office) -> Iterator[Pages]:
 
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
-def test_nobody_gets_in_without_flowers_password(pages: Pages, login: str):
-    """Page, state and buttons; a browser is told to ask for it."""
+def test_flowers_password_is_required(pages: Pages, login: str):
+    """For page, state and buttons; a browser is prompted for it."""
     stranger = Client(pages.client.address, login)
 
     for seen in (stranger.get("/operate"), stranger.get("/api/operate"), stranger.get("/api/operate/letters")):
@@ -57,8 +57,8 @@ def test_nobody_gets_in_without_flowers_password(pages: Pages, login: str):
     assert stranger.get("/").status == 401
 
 
-def test_where_there_are_passwords_the_link_alone_is_not_enough(office_settings: Settings):
-    """The audit trail shall name a person; a password lets into everything."""
+def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
+    """The audit trail must name a person; a password gives access to everything."""
     with served(office_settings) as client:
         seen, page = client.get("/api/operate"), client.get("/")
         ann = Client(client.address, LOGIN).get("/")
@@ -68,7 +68,7 @@ def test_where_there_are_passwords_the_link_alone_is_not_enough(office_settings:
 
 
 def test_without_a_password_the_link_is_enough(office_settings: Settings):
-    """Whoever started the server is the operator."""
+    """The user who started the server is the operator."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with served(plain) as client:
         look, stranger = client.get("/api/operate"), Client(client.address).get("/api/operate")
@@ -77,8 +77,8 @@ def test_without_a_password_the_link_is_enough(office_settings: Settings):
     assert (stranger.status, stranger.headers["WWW-Authenticate"]) == (401, None)
 
 
-def test_without_any_login_the_part_is_closed(office_settings: Settings):
-    """403, which says what to set."""
+def test_without_any_login_the_operator_part_is_disabled(office_settings: Settings):
+    """403, with the setting to set."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with running(plain, login=False) as announced:
         client = Client(announced.get(timeout=30)[0])
@@ -90,7 +90,7 @@ def test_without_any_login_the_part_is_closed(office_settings: Settings):
 
 
 def test_an_operator_sees_page_and_state(pages: Pages):
-    """Readers, sinks with their breakers, and who is asking; any of several passwords will do."""
+    """Readers, sinks with their breakers, and the user's name; any of several passwords works."""
     bob = Client(pages.client.address, "bob:other")
 
     assert pages.client.get("/operate").headers["Content-Type"].startswith("text/html")
@@ -104,8 +104,9 @@ def test_an_operator_sees_page_and_state(pages: Pages):
     [{}, {TOKEN_HEADER: "guessed"}, {"Sec_Fetch_Site": "cross-site"}],
     ids=["no token", "a wrong token", "another site"],
 )
-def test_another_sites_page_presses_no_button(pages: Pages, headers: dict[str, str]):
-    """The browser sends the password along; the token it cannot know, and the browser says who asks."""
+def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str]):
+    """The browser sends the password automatically, but another site has no token, and the browser sends the
+    origin."""
     if "Sec_Fetch_Site" in headers:
         seen = pages.ask("/api/operate/batches/retry", {"batch_id": "x"}, **headers)
     else:
@@ -116,7 +117,7 @@ def test_another_sites_page_presses_no_button(pages: Pages, headers: dict[str, s
 
 
 def test_a_parked_batch_is_retried(pages: Pages):
-    """Its reader hears of it; the page shows error and action."""
+    """Its reader is notified; the page shows error and action."""
     batch = pages.office.park(0, 2)
 
     seen = pages.ask("/api/operate/batches/retry", {"batch_id": batch.id})
@@ -130,8 +131,8 @@ def test_a_parked_batch_is_retried(pages: Pages):
     assert (action["what"], action["by"], action["batch_id"]) == ("retry", "ann", batch.id)
 
 
-def test_a_parked_batch_is_given_up_with_a_reason(pages: Pages):
-    """Its messages are dead letters before its reader hears of it."""
+def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
+    """Its messages are dead letters before its reader is notified."""
     batch = pages.office.park(1, 3)
 
     refused = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": " "})
@@ -146,8 +147,8 @@ def test_a_parked_batch_is_given_up_with_a_reason(pages: Pages):
     assert [one.value for one in written] == [b"message 1", b"message 2"]
 
 
-def test_what_is_not_parked_cannot_be_operated(pages: Pages):
-    """404 for no such batch, 409 when nobody is there to be asked."""
+def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
+    """404 for no such batch, 409 when no reader is running."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}
     lost = pages.office.park(3, 5)
 
@@ -160,7 +161,7 @@ def test_what_is_not_parked_cannot_be_operated(pages: Pages):
 
 
 def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
-    """Counted by reason; replayed ones are hidden unless asked for; it is in the audit trail."""
+    """Counted by reason; replayed ones are hidden by default; the action is in the audit trail."""
     pages.office.bury(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json
     (mine,) = [one for one in listed["letters"] if one["reason"] == "not_msgpack"]
@@ -188,14 +189,14 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
     ],
 )
 def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
-    """400, and what would be right."""
+    """400, with a valid example."""
     seen = pages.ask("/api/operate/letters", body)
 
     assert (seen.status, seen.error) == (400, said)
 
 
-def test_servers_that_are_away_are_named(office_settings: Settings):
-    """503 of Redis for the state, of the broker for letters."""
+def test_unavailable_servers_are_named(office_settings: Settings):
+    """503 for Redis when reading the state, for the broker when reading letters."""
     away = office_settings.model_copy(
         update={
             "redis_url": SecretStr("redis://127.0.0.1:1/0"),

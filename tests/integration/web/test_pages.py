@@ -1,4 +1,4 @@
-"""The pages and what they ask for, over a real socket: replays, segments, videos, and errors as JSON."""
+"""The pages and their requests over a real socket: replays, segments, videos, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.kit.web_pages import Client, served
 
 @pytest.fixture(scope="module")
 def client(library: Library) -> Iterator[Client]:
-    """The library's pages."""
+    """A client of the library's pages."""
     with served(library.settings) as running:
         yield running
 
@@ -39,8 +39,8 @@ def client(library: Library) -> Iterator[Client]:
         ("/static/list.js", "text/javascript"),
     ],
 )
-def test_pages_come_with_a_policy_that_lets_nothing_foreign_run(client: Client, path: str, kind: str):
-    """Recorded pages are strangers' pages."""
+def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: str, kind: str):
+    """Recorded pages are untrusted."""
     seen = client.get(path)
 
     assert (seen.status, seen.headers["Content-Type"]) == (200, kind)
@@ -51,14 +51,14 @@ def test_pages_come_with_a_policy_that_lets_nothing_foreign_run(client: Client, 
 
 
 @pytest.mark.parametrize("path", ["/", "/static/app.css", "/api/projects"])
-def test_no_other_name_is_answered_to(client: Client, path: str):
-    """A page elsewhere that points a name of its own here gets nothing."""
+def test_other_host_names_are_refused(client: Client, path: str):
+    """A page elsewhere that resolves its own name to this address gets nothing."""
     assert client.get(path, Host="rebound.example").status == 421
     assert client.get(path, Host="localhost").status == 200
 
 
-def test_the_list_offers_what_there_is_to_choose(client: Client):
-    """Project ids are texts: JavaScript's numbers end at 2**53."""
+def test_the_list_offers_the_existing_choices(client: Client):
+    """Project ids are texts, because JavaScript's numbers are exact only up to 2**53."""
     seen = client.get("/api/projects").json
 
     assert {one["project_id"]: one["replays"] for one in seen["projects"]} == {
@@ -80,8 +80,8 @@ def test_the_list_offers_what_there_is_to_choose(client: Client):
         (f"project={PROJECT}&since=&until=", {MOBILE, HOLED, SPOILED, SHARED}),
     ],
 )
-def test_a_query_chooses_replays(client: Client, query: str, expected: set[str]):
-    """Every filter of the list, and empty ones are none."""
+def test_a_query_selects_replays(client: Client, query: str, expected: set[str]):
+    """Every filter of the list; empty filters are ignored."""
     seen = client.get(f"/api/replays?{query}").json
 
     assert {one["replay_id"] for one in seen["replays"]} == expected
@@ -96,15 +96,15 @@ def test_a_query_chooses_replays(client: Client, query: str, expected: set[str])
         ("offset=-1", "offset must be a number from 0 to 1000000"),
     ],
 )
-def test_a_wrong_query_says_what_would_be_right(client: Client, query: str, said: str):
+def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, said: str):
     """400, and one line."""
     seen = client.get(f"/api/replays?{query}")
 
     assert (seen.status, seen.error) == (400, said)
 
 
-def test_a_replay_comes_with_the_facts_of_its_ingestion(client: Client):
-    """Each segment with its state and place; what is missing is named."""
+def test_a_replay_includes_its_ingestion_state(client: Client):
+    """Each segment with its state and location; missing data is named."""
     seen = client.get(f"/api/replays/{PROJECT}/{HOLED}").json
 
     assert (seen["replay"]["replay_id"], seen["replay"]["project_id"]) == (HOLED, str(PROJECT))
@@ -114,7 +114,7 @@ def test_a_replay_comes_with_the_facts_of_its_ingestion(client: Client):
 
 
 def test_a_timeline_is_sent(client: Client, library: Library):
-    """Marks, their counts, and where the player can begin."""
+    """Marks, their counts, and where the player can start."""
     seen = client.get(f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/timeline").json
 
     assert seen["counts"]["rage_click"] == 1
@@ -122,8 +122,8 @@ def test_a_timeline_is_sent(client: Client, library: Library):
     assert seen["snapshots"]
 
 
-def test_a_segment_is_sent_for_the_player_or_as_it_came(client: Client, library: Library):
-    """Raw is a download with its own name."""
+def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: Library):
+    """The raw form is a download with its own name."""
     path = f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/segments/0"
     whole = inflated(library.shop.bodies[0])
 
@@ -149,7 +149,7 @@ def test_a_segment_is_sent_for_the_player_or_as_it_came(client: Client, library:
 def test_a_video_is_sent_whole_or_in_part(
     client: Client, asked: str, status: int, body: bytes, content_range: str | None
 ):
-    """Browsers seek in it."""
+    """Browsers use ranges to seek."""
     seen = client.get(f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": asked} if asked else {}))
 
     assert (seen.status, seen.body) == (status, body)
@@ -157,8 +157,8 @@ def test_a_video_is_sent_whole_or_in_part(
 
 
 @pytest.mark.parametrize("header", ["bytes=", "bytes=a-b", "bytes=1", "bytes=-", "bytes=1-2,4-5", "bytes=9-"])
-def test_a_range_that_is_none_means_the_whole(header: str):
-    """Of nine bytes."""
+def test_an_invalid_range_returns_the_whole_video(header: str):
+    """The video has nine bytes."""
     assert byte_range(header, 9) is None
     assert byte_range("bytes=0-1", 0) is None
 
@@ -174,16 +174,16 @@ def test_a_range_that_is_none_means_the_whole(header: str):
         (f"/api/replays/{PROJECT}/{SPOILED}/segments/1", 422, "not a zlib stream"),
     ],
 )
-def test_what_cannot_be_shown_says_why(client: Client, path: str, status: int, said: str):
-    """As JSON, for the page to show."""
+def test_an_error_is_sent_as_json(client: Client, path: str, status: int, said: str):
+    """The page shows it."""
     seen = client.get(path)
 
     assert seen.status == status
     assert said in seen.error
 
 
-def test_a_server_that_is_away_is_named_on_the_page(library: Library):
-    """503, and which one."""
+def test_an_unavailable_server_is_named_on_the_page(library: Library):
+    """503, with the server's name."""
     settings = library.settings.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
     with served(settings) as client:
         seen = client.get("/api/replays")

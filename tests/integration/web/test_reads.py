@@ -1,4 +1,4 @@
-"""Replays are read back as they were ingested: which match, what is known of each, which segments are there."""
+"""Replays are read as they were ingested: which match, what is known of each, which segments exist."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from tests.kit.recordings import inflated
 
 
 def found(reads: Reads, **chosen: object) -> set[str]:
-    """Ids of the replays that match."""
+    """Ids of the matching replays."""
     return {one.replay_id for one in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
 
 
 def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
-    """A replay that lost a row or an object is still one."""
+    """A replay that lost a row or an object still counts."""
     counts = {one.project_id: one.replays for one in reads.projects()}
 
     assert counts == {PROJECT: 4, OTHER_PROJECT: 1, RECORDED_PROJECT: 2}
 
 
-def test_releases_are_those_of_a_project_or_of_all(reads: Reads):
+def test_releases_are_listed_per_project_or_for_all(reads: Reads):
     """The latest first."""
     assert reads.releases(OTHER_PROJECT) == ("shop@new",)
     assert set(reads.releases(None)) >= {"shop@new", "shop@old", "shop@1.2.3+45"}
 
 
-def test_each_filter_chooses_its_replays(reads: Reads, library: Library):
-    """By what was done in them, by release, by words, by time; all that are given must match."""
+def test_each_filter_selects_its_replays(reads: Reads, library: Library):
+    """By action, release, words and time; all given filters must match."""
     shops = {library.shop_id, library.old_shop_id}
 
     assert found(reads) == {*shops, MOBILE, HOLED, SPOILED, SHARED}
@@ -57,7 +57,7 @@ def test_each_filter_chooses_its_replays(reads: Reads, library: Library):
     assert found(reads, rage=True, release="shop@old") == set()
 
 
-def test_pages_of_one_replay_make_the_whole_list(reads: Reads):
+def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
     """In the same order, and only the last page says that nothing follows."""
     whole = [(one.project_id, one.replay_id) for one in reads.replays(Filter()).replays]
     pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]
@@ -66,8 +66,8 @@ def test_pages_of_one_replay_make_the_whole_list(reads: Reads):
     assert [page.more for page in pages] == [True] * (len(whole) - 1) + [False]
 
 
-def test_a_replay_says_what_was_done_in_it(reads: Reads, library: Library):
-    """Nine elements were clicked, two of them without effect, one in rage; each page visit is there."""
+def test_a_replay_shows_its_actions(reads: Reads, library: Library):
+    """Nine elements were clicked, two of them without effect, one in rage; each page visit is listed."""
     replay = reads.replay(library.shop_id)
 
     assert (replay.project_id, replay.segments, replay.segment_id_max) == (RECORDED_PROJECT, 8, 7)
@@ -81,7 +81,7 @@ def test_a_replay_says_what_was_done_in_it(reads: Reads, library: Library):
 
 
 def test_an_id_in_two_projects_needs_the_project(reads: Reads):
-    """Ids are made by browsers; the error names the choices."""
+    """Browsers generate ids; the error names the choices."""
     with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
         reads.replay(SHARED)
 
@@ -96,8 +96,8 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
         ("not-an-id", None, "'not-an-id' is not a replay id"),
     ],
 )
-def test_what_is_not_there_is_not_found(reads: Reads, replay_id: str, project: int | None, said: str):
-    """The error says where it was looked for."""
+def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, said: str):
+    """The error says where it was searched."""
     with pytest.raises(NotFound, match=said):
         reads.replay(replay_id, project)
 
@@ -107,8 +107,8 @@ def test_an_id_may_be_written_with_dashes(reads: Reads):
     assert reads.replay("AAAAAAAA-aaaa-aaaa-aaaa-aaaaaaaaaaaa").replay_id == MOBILE
 
 
-def test_each_segment_says_what_is_missing_of_it(reads: Reads):
-    """A hole, an object without a row, a row without its object, a second delivery, and what is no segment."""
+def test_each_segment_shows_its_missing_data(reads: Reads):
+    """A gap, an object without a row, a row without its object, a second delivery, and an invalid segment."""
     segments = reads.segments(reads.replay(HOLED))
 
     assert [one.state for one in segments.all] == [
@@ -123,8 +123,8 @@ def test_each_segment_says_what_is_missing_of_it(reads: Reads):
     assert segments.notes == (f"30/{PROJECT}/{HOLED}/notes is no segment",)
 
 
-def test_a_segment_says_when_it_was_durable_where(reads: Reads, library: Library):
-    """By the servers' own clocks, after it was received; two deliveries lie at two places."""
+def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
+    """By the servers' own clocks, after it was received; two deliveries have two positions."""
     first = reads.segments(reads.replay(HOLED)).all[0]
 
     assert first.received_at == library.now
@@ -134,7 +134,7 @@ def test_a_segment_says_when_it_was_durable_where(reads: Reads, library: Library
     assert len({(copy.partition, copy.offset) for copy in first.copies}) == 2
 
 
-def test_recordings_come_back_to_the_byte(reads: Reads, library: Library):
+def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
     """Whole sessions, in order, and one segment alone."""
     segments = reads.segments(reads.replay(library.shop_id))
 
@@ -146,8 +146,8 @@ def test_recordings_come_back_to_the_byte(reads: Reads, library: Library):
         reads.recording(segments, 8)
 
 
-def test_a_video_comes_back_beside_its_events(reads: Reads):
-    """A mobile segment holds both."""
+def test_a_video_is_returned_with_its_events(reads: Reads):
+    """A mobile segment contains both."""
     replay = reads.replay(MOBILE)
     unpacked = reads.recording(reads.segments(replay), 0)
 
@@ -156,8 +156,8 @@ def test_a_video_comes_back_beside_its_events(reads: Reads):
     assert json.loads(unpacked.recording)[0]["data"]["tag"] == "video"
 
 
-def test_a_timeline_names_the_segment_that_cannot_be_read(reads: Reads):
-    """The others are told."""
+def test_a_timeline_names_an_unreadable_segment(reads: Reads):
+    """The others are included."""
     timeline = reads.timeline(reads.segments(reads.replay(SPOILED)))
 
     assert timeline.unreadable.keys() == {1}
@@ -172,8 +172,8 @@ def test_a_timeline_names_the_segment_that_cannot_be_read(reads: Reads):
         ({"gcs_endpoint": "http://127.0.0.1:1"}, "cloud storage: "),
     ],
 )
-def test_a_server_that_is_away_is_named(library: Library, changed: dict[str, str], said: str):
-    """One kind of error, whatever the client library raises."""
+def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], said: str):
+    """There is one kind of error, whatever the client library raises."""
     reads = Reads(library.settings.model_copy(update=changed))
 
     with pytest.raises(ReadError, match=said):
@@ -181,8 +181,8 @@ def test_a_server_that_is_away_is_named(library: Library, changed: dict[str, str
     reads.close()
 
 
-def test_a_bucket_that_is_gone_is_named(library: Library):
-    """It is not taken for a replay without objects."""
+def test_a_missing_bucket_is_named(library: Library):
+    """It is not mistaken for a replay without objects."""
     reads = Reads(library.settings.model_copy(update={"gcs_bucket": "no-such-bucket"}))
 
     with pytest.raises(ReadError, match="no-such-bucket"):

@@ -24,7 +24,7 @@ RECORDED = ROOT / "tests" / "recordings"
 CANVAS, SHOP = (next(one for one in RECORDINGS if one.name == name) for name in ("v11-canvas", "v11-shop"))
 AT_MS = 1_795_000_000_000
 MADE, PROJECT = "6" * 32, 7
-# Of 255, between two pictures of the same canvas some frames apart. Empty ones would be 17 and 120 away.
+# Out of 255, between two pictures of the same canvas some frames apart. Empty pictures would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
 # rgb(255, 0, 0), one pixel.
 RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -32,7 +32,7 @@ RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAh
 
 @pytest.fixture(scope="module")
 def page(watched: Settings) -> Iterator[Page]:
-    """A browser that is signed in, over some recordings."""
+    """A signed-in browser with some recordings."""
     ingest(watched, CANVAS.values)
     ingest(watched, SHOP.values, first_offset=50)
     ingest(watched, [(RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()], first_offset=100)
@@ -42,7 +42,7 @@ def page(watched: Settings) -> Iterator[Page]:
 
 
 def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = RED) -> dict[str, Any]:
-    """What replayCanvasIntegration records of a canvas."""
+    """The event that replayCanvasIntegration records for a canvas."""
     blob = {"rr_type": "Blob", "type": kind, "data": [{"rr_type": "ArrayBuffer", "base64": data}]}
     image = {"rr_type": "ImageBitmap", "args": [blob]}
     commands = [{"property": "clearRect", "args": []}, {"property": "drawImage", "args": [image, 0, 0]}]
@@ -54,7 +54,7 @@ def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = R
 
 
 def made_recording() -> list[dict[str, Any]]:
-    """Canvases sized by a style sheet, resized, drawn by commands, and given an image of another kind."""
+    """Canvases sized by a style sheet, resized, drawn by commands, and with an image of another kind."""
 
     def node(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
         return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
@@ -100,13 +100,13 @@ def made_recording() -> list[dict[str, Any]]:
 
 
 def drawn(page: Page) -> Frame:
-    """The frame that the recording is drawn in."""
+    """The frame that shows the recording."""
     page.locator(".replayer-wrapper iframe").wait_for()
     return page.frames[-1]
 
 
 def canvases(page: Page) -> dict[str, dict[str, Any]]:
-    """Box and picture of every canvas by its id."""
+    """Box and picture of every canvas, by id."""
     found: list[dict[str, Any]] = drawn(page).evaluate(
         """() => [...document.querySelectorAll("canvas")].map((one) => ({
             id: one.id, width: one.offsetWidth, height: one.offsetHeight, x: one.offsetLeft, y: one.offsetTop,
@@ -117,7 +117,7 @@ def canvases(page: Page) -> dict[str, dict[str, Any]]:
 
 
 def difference(page: Page, played: bytes, original: bytes, area: tuple[int, int, int, int]) -> float:
-    """Mean difference of all channels between a picture, and that area (x, y, width, height) of another."""
+    """Mean difference over all channels between a picture and that area (x, y, width, height) of another."""
     blank = page.context.new_page()
     try:
         return float(
@@ -144,7 +144,7 @@ def difference(page: Page, played: bytes, original: bytes, area: tuple[int, int,
 
 
 def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
-    """Where the mouse clicked, the page looks like the screenshot that was taken then."""
+    """At the position of a click, the page looks like the screenshot taken at that time."""
     page.goto(f"/replay/{project_of(CANVAS.values[0])}/{CANVAS.facts['replayId']}")
     page.locator("#marks [data-kind=click]").first.click()
     frame = drawn(page)
@@ -162,7 +162,7 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
 
 
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
-    """Its height follows its ratio; a new size clears it. What only scripts could draw is reported."""
+    """Its height follows its ratio; a new size clears it. Content that only scripts could draw is reported."""
     page.goto(f"/replay/{PROJECT}/{MADE}")
     frame = drawn(page)
     page.locator(".rr-controller__btns button").first.click()
@@ -180,8 +180,8 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
     page.get_by_text("2 canvas elements stay empty").wait_for()
 
 
-def test_a_link_leads_to_a_moment_and_keys_move_from_there(page: Page):
-    """`#t=` is seconds after the start, as an event's line has them; R goes to the rage click."""
+def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
+    """`#t=` is seconds after the start, as in an event's line; R goes to the rage click."""
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}#t=12.0")
     rage = page.locator("#marks [data-kind=rage_click]")
     page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 3")
@@ -205,15 +205,15 @@ def test_a_link_leads_to_a_moment_and_keys_move_from_there(page: Page):
 
 
 def test_an_unknown_replay_is_not_found(page: Page):
-    """The page says so and does not go on loading."""
+    """The page says so and stops loading."""
     page.goto(f"/replay/{PROJECT}/{'e' * 32}")
 
     page.get_by_role("alert").get_by_text(f"no replay {'e' * 32} in project {PROJECT}").wait_for()
     assert page.locator("#stage").inner_text() == "Nothing to play."
 
 
-def test_files_of_other_servers_are_counted_by_host_and_load_only_when_the_viewer_asks(page: Page):
-    """The link allows images, styles, fonts and media on this page alone: no scripts, no frames."""
+def test_files_of_other_servers_are_counted_and_load_only_on_request(page: Page):
+    """The link allows images, styles, fonts and media on this page only: no scripts, no frames."""
     case = (RECORDED / "cases" / "cross-origin-css.msgpack").read_bytes()
     path = f"/replay/{project_of(case)}/{msgspec.msgpack.decode(case)['replay_id']}"
     page.goto(path)

@@ -114,7 +114,7 @@ def test_a_stuck_loop_is_reported_once_with_every_stack():
     assert detector.check()
     assert detector.check()
     assert len(reports) == 1
-    assert any("test_a_standstill_is_reported_once" in call for stack in reports[0].values() for call in stack)
+    assert any("test_a_stuck_loop_is_reported_once" in call for stack in reports[0].values() for call in stack)
 
     silent[0] = 0.0
     assert not detector.check()

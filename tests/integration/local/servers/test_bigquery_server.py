@@ -1,4 +1,4 @@
-"""The BigQuery server, seen by the unmodified client library."""
+"""The BigQuery server, used by the unmodified client library."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def row(**values: Any) -> dict[str, Any]:
 
 
 def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Client, table: str):
-    """What was created is what get returns."""
+    """`get` returns the table as it was created."""
     found = client.get_table(table)
 
     assert [(field.name, field.mode) for field in found.schema] == [(field.name, field.mode) for field in SCHEMA]
@@ -69,7 +69,7 @@ def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Clien
 
 
 def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.Client, dataset: str, table: str):
-    """409 and 404, which the client's exists_ok and not_found_ok rest on."""
+    """409 and 404, which the client's exists_ok and not_found_ok depend on."""
     with pytest.raises(Conflict, match="Already Exists"):
         client.create_table(bigquery.Table(table, schema=SCHEMA))
     client.create_table(bigquery.Table(table, schema=SCHEMA), exists_ok=True)
@@ -83,8 +83,8 @@ def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.
     client.delete_dataset(dataset, not_found_ok=True)
 
 
-def test_values_come_back_typed(client: bigquery.Client, table: str):
-    """Through the listing and through a query."""
+def test_values_are_returned_with_their_types(client: bigquery.Client, table: str):
+    """In a listing and in a query."""
     sent = row(facts=json.dumps({"a": [1]}), urls=["u", "v"], geo={"city": "Wien"})
     assert client.insert_rows_json(table, [sent]) == []
 
@@ -105,7 +105,7 @@ def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, 
 
 
 def test_an_insert_id_is_forgotten_after_the_window():
-    """As the service promises no more than about a minute."""
+    """The service promises no more than about a minute."""
     ids, key = InsertIds(window_seconds=60), InsertIds.key(TableName("p", "d", "t"), "x")
 
     ids.add([key], now=100.0)
@@ -122,13 +122,13 @@ def test_one_bad_row_stops_all_others(client: bigquery.Client, table: str):
     assert reasons == {0: "stopped", 1: "invalid", 2: "stopped"}
     assert errors[1]["errors"][0]["location"] == "n"
     assert client.get_table(table).num_rows == 0
-    # Ids of rows that were not stored are not remembered.
+    # Ids of rows that were not stored are not kept.
     assert client.insert_rows_json(table, [row()], row_ids=["1"]) == []
     assert client.get_table(table).num_rows == 1
 
 
 def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, table: str):
-    """The errors name the bad ones alone."""
+    """The errors name only the bad rows."""
     errors = client.insert_rows_json(table, [row(id=None), row(), row(more=1)], skip_invalid_rows=True)
 
     assert [error["index"] for error in errors] == [0, 2]
@@ -160,7 +160,7 @@ def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, tab
 def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     client: bigquery.Client, table: str, values: dict[str, Any], location: str
 ):
-    """Real violations of the schema, each with where it is."""
+    """Real schema violations, each with its location."""
     errors = client.insert_rows_json(table, [row(**values)])
 
     assert [error["errors"][0]["reason"] for error in errors] == ["invalid"]
@@ -184,8 +184,8 @@ def test_a_row_that_does_not_fit_is_invalid_at_its_column(
         ("BYTES", "aGk=", b"hi"),
     ],
 )
-def test_values_are_read_as_the_service_reads_them(kind: str, given: Any, stored: Any):
-    """Numbers as text, seconds as timestamps, zones in their spellings."""
+def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: Any):
+    """Numbers as text, seconds as timestamps, all spellings of time zones."""
     fields = (Field("x", kind, "NULLABLE"),)
 
     assert row_of(fields, {"X": given}, ignore_unknown=False) == {"x": stored}
@@ -193,8 +193,8 @@ def test_values_are_read_as_the_service_reads_them(kind: str, given: Any, stored
         row_of(fields, {"x": [given]}, ignore_unknown=False)
 
 
-def test_queries_take_parameters_views_and_changes(client: bigquery.Client, dataset: str, table: str):
-    """Aggregates, arrays as parameters, a de-duplicating view, DML, column names as the service gives them."""
+def test_queries_support_parameters_views_and_dml(client: bigquery.Client, dataset: str, table: str):
+    """Aggregates, arrays as parameters, a deduplicating view, DML, column names as in the service."""
     rows = [
         row(id=f"r{number % 3}", n=number, at=(NOW - timedelta(hours=number)).isoformat()) for number in range(9)
     ]
@@ -222,8 +222,8 @@ def test_queries_take_parameters_views_and_changes(client: bigquery.Client, data
             client.query(sql).result()
 
 
-def test_long_results_come_in_pages(client: bigquery.Client, table: str):
-    """Listing and query."""
+def test_long_results_are_paged(client: bigquery.Client, table: str):
+    """In listings and queries."""
     rows = [row(id=str(number)) for number in range(250)]
     assert client.insert_rows_json(table, rows) == []
 
@@ -247,8 +247,8 @@ def test_a_schema_grows_and_does_not_shrink(client: bigquery.Client, table: str)
         client.update_table(found, ["schema"])
 
 
-def test_requests_have_the_service_s_limits(client: bigquery.Client, table: str):
-    """10 MB a request, 50,000 rows."""
+def test_requests_have_the_limits_of_the_service(client: bigquery.Client, table: str):
+    """10 MB per request, 50,000 rows."""
     with pytest.raises(GoogleAPICallError, match="exceeds the limit"):
         client.insert_rows_json(table, [row(facts=json.dumps("x" * 11_000_000))])
     with pytest.raises(BadRequest, match="Too many rows"):
@@ -256,7 +256,7 @@ def test_requests_have_the_service_s_limits(client: bigquery.Client, table: str)
 
 
 def test_rows_survive_a_kill(children: Children, tmp_path: Path):
-    """Every acknowledged row is there after a SIGKILL."""
+    """Every acknowledged row is present after a SIGKILL."""
     server = BigQuery(children, tmp_path / "bigquery")
     server.start()
     client = client_of(server.address)

@@ -1,4 +1,4 @@
-"""The ClickHouse server, seen by the unmodified client library."""
+"""The ClickHouse server, used by the unmodified client library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def table(clickhouse_url: str, fresh_name: Callable[[str], str]) -> str:
     return name
 
 
-def test_rows_come_back_as_they_went_in(clickhouse_url: str, table: str):
+def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
     """Native inserts, bound parameters, every compression of request bodies."""
     for number, compression in enumerate([False, "lz4", "zstd", "gzip"]):
         client = client_of(clickhouse_url, compress=compression)
@@ -52,8 +52,8 @@ def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
     assert client.query(f"SELECT a, s FROM {table} ORDER BY a").result_rows == [(1, "x"), (2, "FORMAT y\n")]
 
 
-def test_a_deduplication_token_is_honoured_and_does_not_stick(clickhouse_url: str, table: str):
-    """The same token twice stores once (the table keeps a window of them); without a token both are stored."""
+def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table: str):
+    """A repeated token stores once (the table keeps a window of them); without a token both are stored."""
     client = client_of(clickhouse_url)
     rows = [[1, "x"], [2, "y"]]
 
@@ -65,13 +65,13 @@ def test_a_deduplication_token_is_honoured_and_does_not_stick(clickhouse_url: st
     assert insert("batch-1") == 2
     assert insert("batch-1") == 2
     assert insert("batch-2") == 4
-    # Each part's own checksum is a token too: the same bytes without one are a repetition of their own.
+    # Each part's own checksum is a token too: repeating the same bytes without a token is also deduplicated.
     assert insert(None) == 6
     assert insert(None) == 6
 
 
 def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
-    """So that the sink can tell what a retry helps with."""
+    """They let the sink decide whether a retry helps."""
     client = client_of(clickhouse_url)
     for sql, code in (
         ("SELECT * FROM no_such_table", "60"),
@@ -85,8 +85,8 @@ def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
     assert client.command("SELECT 1") == 1
 
 
-def test_databases_are_kept_apart(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """A request's database is its own."""
+def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str], str]):
+    """Each request has its own database."""
     database = fresh_name("db")
     client_of(clickhouse_url).command(f"CREATE DATABASE {database}")
     inside = client_of(clickhouse_url, database=database)
@@ -116,7 +116,7 @@ def test_many_clients_write_at_once_without_loss(clickhouse_url: str, fresh_name
 
 
 def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
-    """413, whatever the body would have been."""
+    """413, whatever the body is."""
     length = {"Content-Length": str(REQUEST_BYTES_MAX + 1)}
     with urllib3.PoolManager() as pool:
         answer = pool.request("POST", clickhouse_url, headers=length, body=iter([b"x"]), retries=False)
@@ -125,7 +125,7 @@ def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
 
 
 def test_data_survives_a_kill(children: Children, tmp_path: Path):
-    """Every acknowledged insert is there after a SIGKILL, once the server answers again."""
+    """Every acknowledged insert is present once after a SIGKILL, when the server is up again."""
     server = ClickHouse(children, tmp_path / "clickhouse")
     server.start()
     client = client_of(server.address)
@@ -138,8 +138,8 @@ def test_data_survives_a_kill(children: Children, tmp_path: Path):
     assert client_of(server.address).command("SELECT count() FROM t") == 20
 
 
-def test_a_password_is_asked_for_when_set(children: Children, tmp_path: Path):
-    """Wrong: code 516. Right: works."""
+def test_a_configured_password_is_required(children: Children, tmp_path: Path):
+    """A wrong one gives code 516. The right one works."""
     server = ClickHouse(children, tmp_path / "clickhouse", user="fleet", password="s3cret")
     server.start()
 

@@ -1,4 +1,4 @@
-"""The fault proxy: each fault is what a client of a sick server would see."""
+"""The fault proxy: each fault looks like a real failing server to a client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ingest.local.servers.fault_proxy import (
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Answers a POST with its own body, chunked if asked to, and counts."""
+    """Returns the body of each POST, chunked if requested, and counts requests."""
 
     protocol_version = "HTTP/1.1"
     served: ClassVar[list[bytes]] = []
@@ -75,7 +75,7 @@ def client(proxy: FaultProxy, timeout_seconds: float = 5) -> http.client.HTTPCon
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
-    """Bodies of every framing pass, several on one connection, megabytes too."""
+    """Bodies of every framing pass, several on one connection, including megabytes."""
     with FaultProxy(target, http=http_aware) as proxy:
         connection = client(proxy)
 
@@ -89,7 +89,7 @@ def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
 def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
     target: str, fault: Fault, error: type[Exception]
 ):
-    """Open connections are cut as well, and the port is the same afterwards."""
+    """Open connections are closed as well, and the port stays the same."""
     with FaultProxy(target) as proxy:
         open_one = client(proxy)
         post(open_one, b"before")
@@ -105,7 +105,7 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_hung_server_answers_when_the_hang_is_over(target: str, http_aware: bool):
-    """A client with a time-out sees it; one that waits long enough gets its answer."""
+    """A client with a short time-out times out; one that waits long enough gets its response."""
     with FaultProxy(target, http=http_aware) as proxy:
         proxy.set(Hang())
         with pytest.raises(TimeoutError):
@@ -118,7 +118,7 @@ def test_a_hung_server_answers_when_the_hang_is_over(target: str, http_aware: bo
 
 
 def test_latency_delays_each_request(target: str):
-    """Nothing has reached the server when an impatient client gives up; a short delay is only a delay."""
+    """If a client times out, its request has not reached the server; a short latency only delays."""
     with FaultProxy(target, http=True) as proxy:
         proxy.set(Latency(30))
         with pytest.raises(TimeoutError):
@@ -131,7 +131,7 @@ def test_latency_delays_each_request(target: str):
 
 
 def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
-    """The statuses of two proxies with one seed are equal; failed requests never reach the server."""
+    """Two proxies with one seed return the same statuses; failed requests never reach the server."""
     seen = []
     for _ in range(2):
         Echo.served.clear()
@@ -148,7 +148,7 @@ def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
 
 
 def test_several_errors_have_a_share_each(target: str):
-    """A quarter of this, a half of that, and the rest passes."""
+    """A quarter of one, half of another, and the rest passes."""
     with FaultProxy(target, http=True, seed=3) as proxy:
         proxy.set(SeveralErrors((Errors(503, share=0.25), Errors(429, share=0.5))))
         connection = client(proxy)
@@ -160,8 +160,8 @@ def test_several_errors_have_a_share_each(target: str):
     assert 0.4 < counts[429] / 200 < 0.6
 
 
-def test_a_lost_reply_is_a_request_that_was_carried_out(target: str):
-    """The server saw it, the client did not see the answer."""
+def test_the_request_of_a_lost_reply_was_executed(target: str):
+    """The server received it; the client did not receive the response."""
     with FaultProxy(target, http=True) as proxy:
         proxy.set(LostReplies())
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -172,13 +172,13 @@ def test_a_lost_reply_is_a_request_that_was_carried_out(target: str):
 
 
 def test_an_http_fault_needs_a_proxy_that_reads_http(target: str):
-    """Silence would be a chaos run that injects nothing."""
+    """Otherwise a chaos run would inject nothing without an error."""
     with FaultProxy(target) as proxy, pytest.raises(ValueError, match="http=True"):
         proxy.set(Errors(500))
 
 
 def test_bytes_of_any_protocol_pass():
-    """TCP mode knows no protocol: a server that speaks first works."""
+    """TCP mode is independent of the protocol: a server that speaks first works."""
     listener = socket.create_server(("127.0.0.1", 0))
     with (
         listener,

@@ -17,7 +17,7 @@ SLEEP = ["/bin/sh", "-c", "sleep 600 & echo $! && wait"]
 
 
 def runs(pid: int) -> bool:
-    """Whether a process exists that is no zombie (in a container nobody may reap orphans)."""
+    """Whether a process exists and is not a zombie (in a container, orphans may never be reaped)."""
     done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return done.stdout.strip()[:1] not in ("", "Z")
 
@@ -27,8 +27,8 @@ def written_number(path: Path) -> int:
     return int(path.read_text())
 
 
-def test_a_stop_takes_the_whole_group(children: Children):
-    """What the child started goes with it."""
+def test_a_stop_ends_the_whole_process_group(children: Children):
+    """Processes started by the child end with it."""
     child = children.start("sleeper", SLEEP)
     grandchild = written_number(child.log_path)
 
@@ -38,8 +38,8 @@ def test_a_stop_takes_the_whole_group(children: Children):
     wait_until(lambda: not runs(grandchild), 5, "the grandchild to go")
 
 
-def test_a_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
-    """Not the child, not what the child started, not the temporary directory."""
+def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
+    """Neither the child, nor its own children, nor the temporary directory."""
     script = textwrap.dedent("""
         import sys, tempfile, time
         from pathlib import Path
@@ -67,15 +67,15 @@ def test_a_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
 
 
 def test_a_child_that_ignores_sigterm_is_killed(children: Children):
-    """After the grace period, and not before."""
+    """After the grace period, not earlier."""
     child = children.start("stubborn", ["/bin/sh", "-c", "trap '' TERM; echo 1; while :; do sleep 0.05; done"])
     written_number(child.log_path)
 
     assert child.stop(grace_seconds=0.3) == -signal.SIGKILL
 
 
-def test_a_kept_child_is_started_again_when_it_dies(children: Children):
-    """As a supervisor does; a stop of all ends that."""
+def test_a_supervised_child_is_restarted_when_it_dies(children: Children):
+    """Like under a supervisor; stopping all ends that."""
     child = children.start("kept", ["sleep", "600"], keep=True)
     first = child.pid
 
@@ -87,8 +87,8 @@ def test_a_kept_child_is_started_again_when_it_dies(children: Children):
     assert not group_is_alive(child.pid)
 
 
-def test_what_a_child_said_is_in_the_error(children: Children):
-    """Whoever waits in vain gets the end of the log."""
+def test_the_error_includes_the_childs_output(children: Children):
+    """A timed-out wait raises an error with the end of the log."""
     child = children.start("talker", ["/bin/sh", "-c", "echo the disk is full; sleep 600"])
     wait_until(lambda: "full" in child.log_tail(), 5, "the log")
 
@@ -96,8 +96,8 @@ def test_what_a_child_said_is_in_the_error(children: Children):
         child.wait(0.05)
 
 
-def test_a_program_that_does_not_exist_ends_with_127(children: Children):
-    """The shell says so in the log."""
+def test_a_missing_program_exits_with_127(children: Children):
+    """The shell logs the reason."""
     child = children.start("nothing", ["/does/not/exist"])
 
     assert child.wait(10) == 127
@@ -105,7 +105,7 @@ def test_a_program_that_does_not_exist_ends_with_127(children: Children):
 
 
 def test_a_paused_child_does_nothing_until_resumed(children: Children):
-    """SIGSTOP and SIGCONT, for a process that hangs without being dead."""
+    """SIGSTOP and SIGCONT, for a process that hangs without exiting."""
     child = children.start("counter", ["/bin/sh", "-c", "while :; do echo x; sleep 0.01; done"])
     wait_until(lambda: child.log_path.exists() and child.log_path.stat().st_size > 0, 5, "output")
 

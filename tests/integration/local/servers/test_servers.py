@@ -1,4 +1,4 @@
-"""Redis, Cloud Storage, Kafka and DogStatsD: each answers its client library, dies, and comes back."""
+"""Redis, Cloud Storage, Kafka and DogStatsD: each serves its client library, is killed, and returns."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_redis_refuses_writes_instead_of_evicting(children: Children, tmp_path: 
     assert client.get("kept") == b"x"
 
 
-def test_redis_comes_back_with_or_without_its_data(children: Children, tmp_path: Path):
-    """Killed with an append-only file it remembers; emptied it does not; the same client reconnects."""
+def test_redis_restarts_with_or_without_its_data(children: Children, tmp_path: Path):
+    """After a kill, an append-only file restores the data, an emptied one does not; the same client reconnects."""
     server = Redis(children, tmp_path / "redis", appendonly=True)
     server.start()
     client = redis.Redis.from_url(server.address)
@@ -63,7 +63,7 @@ def test_redis_comes_back_with_or_without_its_data(children: Children, tmp_path:
 
 
 def test_redis_forgets_everything_by_default(children: Children, tmp_path: Path):
-    """Without the append-only file a kill is the loss of everything."""
+    """Without the append-only file a kill loses everything."""
     server = Redis(children, tmp_path / "redis")
     server.start()
     client = redis.Redis.from_url(server.address)
@@ -78,7 +78,7 @@ def test_redis_forgets_everything_by_default(children: Children, tmp_path: Path)
 
 
 def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: Callable[[str], str]):
-    """if_generation_match=0 holds under a race."""
+    """if_generation_match=0 holds in a race."""
     bucket = storage_client(gcs_endpoint).create_bucket(fresh_name("bucket"))
     outcomes: list[str] = []
 
@@ -100,7 +100,7 @@ def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: C
 
 
 def test_objects_survive_a_kill(children: Children, tmp_path: Path):
-    """Bytes and metadata; missing buckets are 404, duplicate ones 409."""
+    """Bytes and metadata; missing buckets give 404, duplicate ones 409."""
     server = CloudStorage(children, tmp_path / "gcs")
     server.start()
     client = storage_client(server.address)
@@ -150,7 +150,7 @@ def read(consumer: Consumer, count: int) -> list[bytes]:
 
 
 def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_name: Callable[[str], str]):
-    """A group reads, commits, and the next member goes on from there."""
+    """A group reads and commits, and the next member continues there."""
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(kafka_brokers, topic, 20)
     first = consumer_of(kafka_brokers, group)
@@ -167,7 +167,7 @@ def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_na
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """What Tansu drops, and the record of cuts needs."""
+    """Tansu drops it, and the cut record needs it."""
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(apache_kafka.address, topic, 10)
     consumer = consumer_of(apache_kafka.address, group)
@@ -180,10 +180,9 @@ def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fr
 
 
 @pytest.mark.kafka
-def test_apache_kafka_comes_back_with_its_data_after_a_kill(
-    apache_kafka: JavaKafka, children: Children, tmp_path: Path
-):
-    """The same client reads on; offsets are as before. (The fixture is named so that a skip says why.)"""
+def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, children: Children, tmp_path: Path):
+    """The same client continues reading; the offsets are unchanged. (The fixture's name makes a skip
+    self-explanatory.)"""
     server = JavaKafka(children, tmp_path / "kafka", name="kafka-killed")
     server.start()
     produce(server.address, "t", 10)
@@ -201,7 +200,7 @@ def test_apache_kafka_comes_back_with_its_data_after_a_kill(
 def test_apache_kafka_speaks_tls_and_sasl(
     apache_kafka: JavaKafka, children: Children, tmp_path: Path, security: Any
 ):
-    """With the right options a client gets in; with another password or authority it does not."""
+    """With the right options a client connects; with another password or authority it does not."""
     server = JavaKafka(children, tmp_path / "kafka", name=f"kafka-{security}", security=security)
     server.start()
 
@@ -219,7 +218,7 @@ def test_apache_kafka_speaks_tls_and_sasl(
 
 
 def test_the_listener_sums_what_the_official_client_sends(statsd: Statsd):
-    """Counters, gauges, distributions and timings, by name and tags, also from another process's view."""
+    """Counters, gauges, distributions and timings, by name and tags, also when read by another process."""
     host, _, port = statsd.address.partition(":")
     client = DogStatsd(host=host, port=int(port), constant_tags=["env:test"], disable_telemetry=True)
     for size in (10, 20, 30):
@@ -249,8 +248,8 @@ def test_the_listener_runs_inside_a_process_too():
         assert count_of(server.recorder.metrics(), "a") == 1
 
 
-def test_lines_of_statsd_are_taken_apart():
-    """Sample rates, tags, several values, what is no metric."""
+def test_statsd_lines_are_parsed():
+    """Sample rates, tags, several values, lines that are not metrics."""
     sample = parse_line("a.b:1:2|c|@0.5|#x:1,a:2|c:container|T1")
     assert sample is not None
     assert (sample.values, sample.rate, sample.tags) == (("1", "2"), 0.5, ("a:2", "x:1"))

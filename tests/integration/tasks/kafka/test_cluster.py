@@ -1,4 +1,4 @@
-"""The cluster's description, asked of brokers that are away."""
+"""The cluster's description, requested from unavailable brokers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tasks.kafka import cluster
 from tasks.settings import Settings
 
 
-def test_brokers_that_are_away_are_an_error_and_no_lines_of_the_library(
+def test_unavailable_brokers_raise_without_library_output(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """given a closed port, when a topic is asked for, then it raises and prints nothing to standard error"""
+    """given a closed port, when a topic is described, then it raises and prints nothing to standard error"""
     monkeypatch.setattr(cluster, "CALL_SECONDS_MAX", 1.5)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

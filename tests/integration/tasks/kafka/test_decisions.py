@@ -1,4 +1,5 @@
-"""Operators' decisions on a real broker: durable in a topic, copied to Redis, and again when it lost them."""
+"""Operators' decisions on a real broker: durable in a topic, copied to Redis, and copied again when Redis loses
+them."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Opera
 
 
 def patiently(seconds: float) -> bool:
-    """Nobody asks the reader to stop."""
+    """Never requests a stop of the reader."""
     return False
 
 
 @pytest.fixture
 def settings(kafka_brokers: str, fresh_name: Callable[[str], str], tmp_path: Path, children: Children) -> Settings:
-    """A Redis of this test, and topics as `migrate` makes them."""
+    """A Redis for this test, and topics as created by `migrate`."""
     redis = Redis(children, tmp_path / "redis")
     redis.start()
     made = Settings(kafka_brokers=kafka_brokers, kafka_topic=fresh_name("decided"), redis_url=redis.address)  # type: ignore[arg-type]
@@ -50,10 +51,8 @@ def following(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGat
     return refresh, gate
 
 
-def test_a_reader_that_starts_finds_what_was_decided_although_redis_is_empty(
-    client: Any, settings: Settings
-) -> None:
-    """given kills and limits, when Redis is emptied, then a new reader has them, and so have commands"""
+def test_a_new_reader_finds_the_decisions_with_an_empty_redis(client: Any, settings: Settings) -> None:
+    """given kill switches and limits, when Redis is emptied, then a new reader has them, and so have commands"""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     store.kill(8, "ann")
@@ -76,8 +75,8 @@ def test_a_reader_that_starts_finds_what_was_decided_although_redis_is_empty(
     refresh.stop()
 
 
-def test_a_living_reader_keeps_what_it_knows_and_brings_the_copy_back(client: Any, settings: Settings) -> None:
-    """given a reader that follows, when Redis is emptied, then it stays killed, and the copy is whole"""
+def test_a_running_reader_keeps_decisions_and_restores_the_copy(client: Any, settings: Settings) -> None:
+    """given a running reader, when Redis is emptied, then the project stays disabled, and the copy is restored"""
     store = TenantStore(client, settings)
     store.kill(7, "ann")
     refresh, gate = following(client, settings)
@@ -97,8 +96,8 @@ def test_a_living_reader_keeps_what_it_knows_and_brings_the_copy_back(client: An
     refresh.stop()
 
 
-def test_a_decision_holds_although_redis_was_away_when_it_was_taken(client: Any, settings: Settings) -> None:
-    """given a Redis that does not answer the command, then the reader follows the topic, and brings the copy"""
+def test_a_decision_holds_although_redis_was_unavailable(client: Any, settings: Settings) -> None:
+    """given a Redis that is unavailable to the command, then the reader follows the topic and updates the copy"""
     refresh, gate = following(client, settings)
     refresh.refresh()
     away = Client.from_url("redis://127.0.0.1:1")
@@ -111,8 +110,9 @@ def test_a_decision_holds_although_redis_was_away_when_it_was_taken(client: Any,
     refresh.stop()
 
 
-def test_nothing_is_decided_while_the_topic_cannot_keep_it(client: Any, settings: Settings) -> None:
-    """given brokers that are away, or no topic, then the command fails with what to do, and Redis is as it was"""
+def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, settings: Settings) -> None:
+    """given unavailable brokers or a missing topic, then the command fails with what to do, and Redis is
+    unchanged"""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
 
     with pytest.raises(NotProduced, match="no-such-topic is missing: run `replays-ingest migrate`"):
@@ -122,7 +122,7 @@ def test_nothing_is_decided_while_the_topic_cannot_keep_it(client: Any, settings
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """given a topic that is missing, or holds what a newer release decided, then the reader says what to do"""
+    """given a topic that is missing or has a newer release's decisions, then the reader says what to do"""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(patiently)
@@ -147,7 +147,7 @@ def test_decisions_that_would_expire_are_refused(settings: Settings) -> None:
 
 
 def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Settings) -> None:
-    """given two readers that both rebuild, then no action is listed twice"""
+    """given two readers that both rebuild the copy, then no action is listed twice"""
     first, _ = following(client, settings)
     second, _ = following(client, settings)
     Operators(client, settings).audit({"what": "retry", "by": "ann"})
@@ -166,7 +166,7 @@ def test_two_readers_and_a_command_leave_one_copy(client: Any, settings: Setting
 def test_the_audit_trail_is_bounded_in_the_topic_too(
     client: Any, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """given more actions than are kept, then the oldest are taken back in the topic, and nothing else is"""
+    """given more actions than are kept, then only the oldest are deleted from the topic"""
     monkeypatch.setattr("tasks.operators.AUDIT_ENTRIES_MAX", 5)
     monkeypatch.setattr("tasks.operators.AUDIT_PRUNED_AT_ONCE", 3)
     operators = Operators(client, settings)

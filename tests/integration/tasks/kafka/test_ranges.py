@@ -1,4 +1,4 @@
-"""Ranges of a topic, read from brokers: half-open, gaps and all, and never without an end."""
+"""Ranges of a topic, read from brokers: half-open, including gaps, and always bounded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kit.raw_producer import RawProducer
 
 
 def topic_of(settings: Settings, partitions: int = 1) -> Settings:
-    """Makes the topic of these settings."""
+    """Creates the topic of these settings."""
     admin = AdminClient({"bootstrap.servers": settings.kafka_brokers})
     admin.create_topics([NewTopic(settings.kafka_topic, partitions)])[settings.kafka_topic].result(20)
 
@@ -50,7 +50,7 @@ def produce(settings: Settings, values: list[bytes], partition: int = 0) -> None
 
 
 def transact(producer: Producer, topic: str, values: list[bytes], *, commit: bool = True) -> None:
-    """One transaction: its records, and a marker behind them."""
+    """One transaction: its records, followed by a marker."""
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, partition=0)
@@ -65,8 +65,8 @@ def values(reader: RangeReader, *wanted: Range) -> list[tuple[int, int, bytes]]:
     return [(record.partition, record.offset, record.value) for record in reader.read(wanted)]
 
 
-def test_a_range_holds_its_start_and_not_its_stop(made: Settings) -> None:
-    """Ranges come in the order they are asked for; an empty one holds nothing, and headers are as they were."""
+def test_a_range_includes_its_start_and_excludes_its_stop(made: Settings) -> None:
+    """Ranges arrive in the requested order; an empty one has no records, and headers are unchanged."""
     for partition in (0, 2):
         produce(made, [b"%d" % number for number in range(10)], partition)
 
@@ -79,8 +79,8 @@ def test_a_range_holds_its_start_and_not_its_stop(made: Settings) -> None:
     assert record.timestamp_ms > 0
 
 
-def test_all_of_a_topic_is_what_it_held_when_the_read_began(made: Settings) -> None:
-    """Each partition from its beginning; what is written in between is not chased."""
+def test_the_whole_topic_is_its_contents_when_the_read_began(made: Settings) -> None:
+    """Each partition from its beginning; records written during the read are not included."""
     for partition in (0, 1):
         produce(made, [b"%d" % number for number in range(40)], partition)
     found = []
@@ -95,7 +95,7 @@ def test_all_of_a_topic_is_what_it_held_when_the_read_began(made: Settings) -> N
 
 
 def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
-    """A topic that was made anew holds less than what was asked for."""
+    """A recreated topic has fewer records than requested."""
     produce(made, [b"0", b"1"])
 
     with RangeReader(made, made.kafka_topic) as reader:
@@ -113,8 +113,8 @@ def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
         (Bounds(seconds_max=0.0), "within 0 s"),
     ],
 )
-def test_a_read_ends_at_its_bounds(made: Settings, bounds: Bounds, told: str) -> None:
-    """And says which of them, and where."""
+def test_a_read_ends_at_its_limits(made: Settings, bounds: Bounds, told: str) -> None:
+    """The result says which limit, and where."""
     produce(made, [b"four"] * 10)
 
     with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=told):
@@ -128,8 +128,8 @@ def test_a_topic_that_is_not_there_is_one_error(made: Settings) -> None:
         values(reader, Range(17, 0, 5))
 
 
-def test_brokers_that_are_away_are_another(made: Settings) -> None:
-    """The read ends by the silence it was given, and says what the client heard."""
+def test_unavailable_brokers_end_the_read(made: Settings) -> None:
+    """The read ends after the configured silence, with the client's last error."""
     away = made.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 
     with (
@@ -141,7 +141,7 @@ def test_brokers_that_are_away_are_another(made: Settings) -> None:
 
 @pytest.mark.kafka
 def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None:
-    """A range that ends with a marker ends, and so does one that holds nothing else."""
+    """A range that ends with a marker ends, and so does one without any other record."""
     topic = made_on_apache.kafka_topic
     producer = Producer({"bootstrap.servers": made_on_apache.kafka_brokers, "transactional.id": topic})
     producer.init_transactions(30)
@@ -164,8 +164,8 @@ def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None
 
 
 @pytest.mark.kafka
-def test_what_retention_took_is_skipped_and_counted(made_on_apache: Settings) -> None:
-    """Before the read, and in the middle of it; the rest is read."""
+def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> None:
+    """Before and during the read; the rest is read."""
     topic = made_on_apache.kafka_topic
     produce(made_on_apache, [b"%d" % number for number in range(10)])
     admin = AdminClient({"bootstrap.servers": made_on_apache.kafka_brokers})
@@ -181,8 +181,8 @@ def test_what_retention_took_is_skipped_and_counted(made_on_apache: Settings) ->
         assert reader.gone == {0: 3 + 3}
 
 
-def test_a_record_whose_headers_the_client_cannot_read_is_a_record(made: Settings) -> None:
-    """A name that is not UTF-8 costs the record its headers, and the reading nothing."""
+def test_a_record_with_unreadable_headers_is_still_read(made: Settings) -> None:
+    """A name that is not UTF-8 removes only the record's headers."""
     producer = RawProducer(made.kafka_brokers)
     producer.produce(made.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
     producer.produce(made.kafka_topic, b"after", [(b"name", b"1")])

@@ -1,4 +1,4 @@
-"""What a real worker logs, and what it sends to Sentry and to an OTLP collector over gRPC."""
+"""Log lines of a real worker, and what it sends to Sentry and to an OTLP collector over gRPC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class Sentry:
-    """A server that keeps the events that it is sent."""
+    """A server that stores received events."""
 
     def __init__(self) -> None:
         events = self.events = []  # type: list[dict[str, Any]]
@@ -64,7 +64,7 @@ def sentry() -> Iterator[Sentry]:
 
 @pytest.fixture
 def collected() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP collector over gRPC: its address, and the resources with spans that it is sent."""
+    """An OTLP collector over gRPC: its address, and the received resources with their spans."""
     resources: list[Any] = []
 
     def export(request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
@@ -101,7 +101,8 @@ def fleet_options(sentry: Sentry) -> dict[str, str]:
 def test_a_worker_logs_lines_with_fields_and_reports_a_failure_once(
     fleet: Fleet, sentry: Sentry, collected: tuple[str, list[Any]]
 ):
-    """given a batch that settles and one whose sink is away, then a line per run, one event, spans by name"""
+    """given a batch that settles and one whose sink is unavailable, then one line per run, one event, and named
+    spans"""
     address, resources = collected
     fleet.environment |= {
         "OTEL_EXPORTER_OTLP_ENDPOINT": address,

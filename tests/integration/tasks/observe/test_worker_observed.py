@@ -1,4 +1,4 @@
-"""A real worker, scraped, probed and traced, and what status and top make of it."""
+"""A real worker, scraped, probed and traced, and how status and top show it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def free_port() -> int:
 
 
 class Collector:
-    """An OTLP collector's ear: keeps the spans that it is sent."""
+    """An OTLP collector that stores received spans."""
 
     def __init__(self) -> None:
         spans = self.spans = []  # type: list[Any]
@@ -106,7 +106,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def samples(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """What Prometheus would store of one scrape."""
+    """The samples that Prometheus would store from one scrape."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(get(port, "/metrics")[1])
@@ -120,7 +120,7 @@ def flushes(port: int, sink: str, outcome: str) -> float:
 
 
 def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, port: int):
-    """Done, repeated and failed runs, in /metrics; /readyz and /livez say that it works."""
+    """Done, repeated and failed runs, in /metrics; /readyz and /livez report that it works."""
     fleet.worker()
     dispatcher = fleet.dispatcher()
 
@@ -137,8 +137,8 @@ def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, por
     assert get(port, "/livez")[0] == 200
 
 
-def test_a_worker_without_its_broker_is_not_ready_but_lives(fleet: Fleet, port: int):
-    """Redis is away: no tasks, and no reason to restart either."""
+def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: int):
+    """Redis is unavailable: there are no tasks, but a restart would not help."""
     fleet.worker()
     wait_until(lambda: get(port, "/readyz")[0] == 200, 20, "the worker to be ready")
 
@@ -148,8 +148,8 @@ def test_a_worker_without_its_broker_is_not_ready_but_lives(fleet: Fleet, port: 
     assert get(port, "/livez")[0] == 200
 
 
-def test_a_worker_whose_port_is_taken_ends_and_says_so(fleet: Fleet, port: int):
-    """given another process on its port, when a worker starts, then it ends before it takes a task"""
+def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: int):
+    """given another process on its port, when a worker starts, then it exits before it takes a task"""
     with socket.create_server(("127.0.0.1", port)):
         worker = fleet.start_worker()
         fleet.wait(lambda: not worker.alive, "the worker to end")
@@ -198,7 +198,7 @@ def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector
 
 
 def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
-    """Celery's retry takes the header along."""
+    """Celery's retry keeps the header."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.script("gcs", "transient")
@@ -226,7 +226,7 @@ def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
 
 
 def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
-    """Everything that an operator asks for first, from Redis alone."""
+    """The first things an operator looks at, read from Redis alone."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
     heartbeat = HeartbeatSource(fleet.settings, metrics)
@@ -258,8 +258,8 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
         assert text in drawn.getvalue()
 
 
-def test_the_watch_turns_queues_and_breakers_into_metrics(fleet: Fleet):
-    """Once a heartbeat; a Redis that is away is a gauge and a reason not to be ready."""
+def test_the_watch_exports_queues_and_breakers_as_metrics(fleet: Fleet):
+    """Once per heartbeat; an unavailable Redis sets a gauge and makes the reader unready."""
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.BLOBS, 1, 30.0))

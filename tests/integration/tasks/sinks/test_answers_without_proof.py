@@ -1,4 +1,5 @@
-"""Every 2xx that proves nothing, to every sink: nothing may count as durable, and the message says what came."""
+"""Every 2xx response without proof, for every sink: nothing counts as durable, and the error describes the
+response."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ def items_of(sink: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(("sink", "lie"), CASES)
-def test_an_answer_without_proof_is_no_success(
+def test_a_response_without_proof_is_not_a_success(
     sink: str, lie: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All items stay to be written, by the machine, and a person can read what came instead."""
+    """All items are retried automatically, and an operator can read the response."""
     with answering(lies(sink)[lie]) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
@@ -45,8 +46,8 @@ def test_an_answer_without_proof_is_no_success(
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-def test_the_proof_is_believed(sink: str, settings: Callable[..., Settings]) -> None:
-    """The other half of the matter: what the servers answer in health is a success at once."""
+def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings]) -> None:
+    """A healthy server's response counts as a success at once."""
     with answering(PROOFS[sink]) as (url, asked):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         made.write(items_of(sink), "token", 5)
@@ -56,10 +57,10 @@ def test_the_proof_is_believed(sink: str, settings: Callable[..., Settings]) -> 
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-def test_after_a_lie_the_same_write_works(
+def test_after_a_false_response_the_same_write_works(
     sink: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is held against the server; the warning names the page that came."""
+    """The server is not penalized; the warning names the received page."""
     portal = True
     with answering(lambda asked: PORTAL if portal else PROOFS[sink](asked)) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
@@ -72,8 +73,8 @@ def test_after_a_lie_the_same_write_works(
     assert any("Sign in to Wi-Fi" in record.getMessage() for record in caplog.records)
 
 
-def test_a_count_of_zero_is_asked_again_under_another_token(settings: Callable[..., Settings]) -> None:
-    """Some server may count nothing when it skips a repeated token. Only a write that is counted is proof."""
+def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., Settings]) -> None:
+    """A server may report zero rows when it skips a repeated token. Only a counted write is proof."""
     zero = PROOFS["clickhouse"]
     with answering(in_turn([lambda asked: zero(asked, written_rows="0"), PROOFS["clickhouse"]])) as (url, asked):
         sink = build("clickhouse", settings(clickhouse_url=url))
@@ -85,8 +86,8 @@ def test_a_count_of_zero_is_asked_again_under_another_token(settings: Callable[.
     assert tokens[0] != tokens[1]
 
 
-def test_an_insert_is_answered_only_when_it_is_over(settings: Callable[..., Settings]) -> None:
-    """No progress headers that would begin the answer before its end."""
+def test_an_insert_gets_its_response_only_when_it_is_complete(settings: Callable[..., Settings]) -> None:
+    """There are no progress headers, which would start the response early."""
     with answering(PROOFS["clickhouse"]) as (url, asked):
         sink = build("clickhouse", settings(clickhouse_url=url))
         sink.write(items_of("clickhouse"), "token", 5)
@@ -97,8 +98,8 @@ def test_an_insert_is_answered_only_when_it_is_over(settings: Callable[..., Sett
     assert "async_insert=0" in asked[0].path
 
 
-def test_a_sign_of_life_is_no_answer(settings: Callable[..., Settings]) -> None:
-    """`100 Continue` before the answer belongs to no proof."""
+def test_100_continue_is_not_a_response(settings: Callable[..., Settings]) -> None:
+    """`100 Continue` before the response is not part of any proof."""
 
     def continued(asked: Any) -> Answer:
         body = PROOFS["bigquery"](asked).body

@@ -1,4 +1,4 @@
-"""The layout `packed` on real servers: written, delivered again, and read back beside the other layout."""
+"""The `packed` layout on real servers: written, delivered again, and read next to the other layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stores(settings: Callable[..., Settings], gcs_endpoint: str, clickhouse_url:
 
 
 def of_the_future(batch: Batch) -> Batch:
-    """Else the rows' time to live would be over."""
+    """Otherwise the rows would have expired."""
     segments = tuple(msgspec.structs.replace(segment, received=4_000_000_000) for segment in batch.segments)
     return dataclasses.replace(batch, segments=segments)
 
@@ -57,7 +57,7 @@ def session_row() -> Row:
 
 
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
-    """Packed twice under two tokens (the second upload meets 412), one more segment as an object of its own."""
+    """Packed twice with two tokens (the second upload gets 412), and one more segment as a separate object."""
     batch = of_the_future(make_batch(4))
     blobs, rows = pack(batch)
     objects = [Blob(blob.name, blob.content, blob.offset) for blob in blobs]
@@ -78,8 +78,8 @@ def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) 
     server.close()
 
 
-def test_an_object_that_is_there_is_not_written_again(settings: Callable[..., Settings]) -> None:
-    """It is asked to be created only, and 412 is success if an equal one is stored. (Emulators overwrite.)"""
+def test_an_existing_object_is_not_written_again(settings: Callable[..., Settings]) -> None:
+    """The upload may only create the object; 412 is a success if an equal one is stored. (Emulators overwrite.)"""
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []
 
@@ -98,7 +98,7 @@ def test_an_object_that_is_there_is_not_written_again(settings: Callable[..., Se
 
 
 def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:
-    """One dead letter could not say which recordings were in it."""
+    """A single dead letter could not list the recordings in it."""
     blobs, _ = pack(make_batch(3))
 
     with answering(lambda request: Answer(400, b"{}")) as (url, _):

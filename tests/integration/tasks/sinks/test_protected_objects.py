@@ -1,4 +1,5 @@
-"""A bucket that forbids overwriting: equal is done, different is a dead letter, and rights are rights."""
+"""A bucket that forbids overwriting: an equal object is done, a different one becomes a dead letter, and missing
+rights are an error."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def error(status: int, reason: str, message: str) -> Answer:
 
 @dataclass
 class Bucket:
-    """Stores an object once; another upload of its name ends with `refusal`. Its resource gets `properties`."""
+    """Stores an object once; another upload of its name gets `refusal`. Its resource gets `properties`."""
 
     refusal: Answer
     properties: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +73,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
 def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settings]) -> None:
-    """Whatever forbids to write it again: what should be there is there, by size and checksum."""
+    """Whatever forbids overwriting: the expected object is stored, by size and checksum."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -98,7 +99,7 @@ def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settin
 def test_another_recording_under_a_protected_name_is_a_dead_letter(
     refusal: Answer, properties: dict[str, Any], settings: Callable[..., Settings]
 ) -> None:
-    """A segment that the SDK sent twice with other content: the rest is stored, the batch goes on."""
+    """A segment that the SDK sent twice with other content: the rest is stored, and the batch completes."""
     bucket = Bucket(refusal, properties)
     with answering(bucket) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -115,8 +116,8 @@ def test_another_recording_under_a_protected_name_is_a_dead_letter(
     assert sum("check" in name for name in bucket.objects) == 1
 
 
-def test_a_missing_right_to_overwrite_is_held(settings: Callable[..., Settings]) -> None:
-    """Nothing protects the object, so a person grants the right, and the later recording is stored."""
+def test_a_missing_permission_to_overwrite_parks_the_batch(settings: Callable[..., Settings]) -> None:
+    """Nothing protects the object, so an operator grants the permission, and the later recording is stored."""
     with answering(Bucket(error(403, *NO_DELETE))) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write(blobs(b"one"), "token", 5)
@@ -127,8 +128,8 @@ def test_a_missing_right_to_overwrite_is_held(settings: Callable[..., Settings])
     assert refused.value.configuration
 
 
-def test_what_may_not_be_compared_is_held(settings: Callable[..., Settings]) -> None:
-    """And the right that is needed is named."""
+def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..., Settings]) -> None:
+    """The error names the required permission."""
     with answering(Bucket(error(403, *RETENTION), readable=False)) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write(blobs(b"one"), "token", 5)
@@ -139,8 +140,8 @@ def test_what_may_not_be_compared_is_held(settings: Callable[..., Settings]) -> 
     assert refused.value.configuration
 
 
-def test_a_refusal_with_nothing_stored_is_about_rights(settings: Callable[..., Settings]) -> None:
-    """403 to a new name."""
+def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
+    """403 for a new name."""
 
     def refuse(asked: Asked) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else error(403, *NO_DELETE)
@@ -155,10 +156,8 @@ def test_a_refusal_with_nothing_stored_is_about_rights(settings: Callable[..., S
 
 
 @pytest.mark.parametrize("name", ["30/1/abc/{}", PACKED])
-def test_a_precondition_that_no_object_explains_is_tried_again(
-    name: str, settings: Callable[..., Settings]
-) -> None:
-    """412 to everything, and nothing is there: nobody's proof."""
+def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
+    """412 for everything, but nothing is stored: this proves nothing."""
 
     def refuse(asked: Asked) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else Answer(412)
@@ -171,7 +170,8 @@ def test_a_precondition_that_no_object_explains_is_tried_again(
 
 
 def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., Settings]) -> None:
-    """`erase` overwrote a range: same size, another checksum, a custom time. Delivered again, it is done."""
+    """`erase` overwrote a range: same size, another checksum, a custom time. When delivered again, it counts as
+    done."""
     bucket = Bucket(Answer(412))
     with answering(bucket) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -186,8 +186,8 @@ def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., 
     assert refused.value.configuration
 
 
-def test_an_object_that_is_too_large_alone_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """A proxy's body limit: the others are stored. A packed one is held, with what to do about it."""
+def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
+    """A proxy's body limit: the others are stored. A packed object parks its batch, with what to do about it."""
     with answering(stored, body_bytes_max=5000) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError, match=r"9000 bytes is too large.*413") as refused:
@@ -201,8 +201,8 @@ def test_an_object_that_is_too_large_alone_is_a_dead_letter(settings: Callable[.
     assert held.value.configuration
 
 
-def test_a_bucket_that_refuses_everything_is_at_fault_itself(settings: Callable[..., Settings]) -> None:
-    """400 to each of three objects, and to a probe: nobody's recording becomes a dead letter."""
+def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Settings]) -> None:
+    """400 for each of three objects and for a probe: no recording becomes a dead letter."""
     refusal = error(400, "invalid", "The bucket's default encryption key is disabled.")
     with answering(lambda asked: refusal) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -214,8 +214,8 @@ def test_a_bucket_that_refuses_everything_is_at_fault_itself(settings: Callable[
     assert len(asked) == 4
 
 
-def test_one_object_that_is_refused_alone_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """The bucket takes a probe, so it was this object; the probe is deleted."""
+def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
+    """The bucket accepts a probe, so the object is at fault; the probe is deleted."""
 
     def refuse(asked: Asked) -> Answer:
         if asked.method == "DELETE":
@@ -231,8 +231,9 @@ def test_one_object_that_is_refused_alone_is_a_dead_letter(settings: Callable[..
     assert [request.method for request in asked].count("DELETE") == 2
 
 
-def test_check_warns_about_what_protects_objects(settings: Callable[..., Settings]) -> None:
-    """A retention policy, holds, versions: writes work, and somebody should know before a segment comes twice."""
+def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
+    """A retention policy, holds, versions: writes work, but operators should know before a segment arrives
+    twice."""
     about = {
         "kind": "storage#bucket",
         "retentionPolicy": {"retentionPeriod": "2592000"},

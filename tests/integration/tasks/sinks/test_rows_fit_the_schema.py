@@ -1,4 +1,4 @@
-"""What the parser writes is what the tables take: rows of generated recordings, into the real engines, twice."""
+"""The tables accept what the parser writes: rows of generated recordings, in the real engines, twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCE = TopicPartition("source", 0)
 
 @pytest.fixture(scope="module")
 def segments() -> list[Segment]:
-    """Every kind of event, with the coins of the sampling all heads."""
+    """Every kind of event, with everything sampled."""
     rules = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
     parsed = [
         parse(Message(SOURCE, 1, offset, value), rules)
@@ -35,10 +35,10 @@ def items(rows: list[Any]) -> list[Row]:
     return [Row(row.table, row.id, row.json, row.offset) for row in rows]
 
 
-def test_clickhouse_takes_every_row_and_keeps_one_of_each(
+def test_clickhouse_accepts_every_row_and_keeps_one_of_each(
     segments: list[Segment], settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """In two different cuts, as after a crash: FINAL shows each identity once, and the view agrees with it."""
+    """In two different cuts, as after a crash: FINAL shows each identity once, and the view agrees."""
     made = settings(clickhouse_url=clickhouse_url, sinks=("clickhouse", "dead_letter"))
     list(migrate_only(made, "clickhouse"))
     written = items([row for segment in segments for row in segment.clickhouse])
@@ -85,5 +85,5 @@ def test_bigquery_takes_every_fact_once(
 
 
 def migrate_only(made: Settings, sink: str) -> Any:
-    """Only that sink's part: the others' servers are not needed here."""
+    """Migrates only that sink: the servers of the others are not needed here."""
     return migrate(made.model_copy(update={"sinks": (sink,)}))

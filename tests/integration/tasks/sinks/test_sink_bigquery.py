@@ -1,4 +1,4 @@
-"""Facts streamed into a BigQuery server, and the answers of a sick one."""
+"""Facts streamed to a BigQuery server, and the responses of a failing one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def rows(made: Settings, select: str, table: str = "replay_events") -> list[tupl
 
 
 def test_facts_arrive_with_their_values(sink: BigQuerySink, migrated: Settings) -> None:
-    """The reader's bytes are the rows, quotes and umlauts included."""
+    """The rows equal the reader's bytes, including quotes and umlauts."""
     sink.write([fact(1), fact(2)], "token", 20)
 
     select = "row_id, UNIX_SECONDS(timestamp), JSON_VALUE(attributes, '$.url')"
@@ -71,7 +71,7 @@ def test_facts_arrive_with_their_values(sink: BigQuerySink, migrated: Settings) 
     ]
 
 
-def test_a_write_again_within_the_window_leaves_one_copy(sink: BigQuerySink, migrated: Settings) -> None:
+def test_a_repeated_write_within_the_window_leaves_one_copy(sink: BigQuerySink, migrated: Settings) -> None:
     """The insertId is the row's identity."""
     items = [fact(number) for number in range(100)]
 
@@ -82,8 +82,8 @@ def test_a_write_again_within_the_window_leaves_one_copy(sink: BigQuerySink, mig
 
 
 def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink, migrated: Settings) -> None:
-    """given two recordings that differ in their project alone, when both are written within the window of insert
-    ids, in either order of their timestamps, then the table and the exact view hold the facts of both"""
+    """given two recordings that differ only in their project, when both are written within the window of insert
+    ids, in either order of their timestamps, then the table and the exact view have the facts of both"""
     events = [{"type": 4, "timestamp": NOON * 1000, "data": {"href": "https://a/", "width": 1, "height": 1}}]
     for earlier, later in ((21, 22), (24, 23)):
         for project, received in ((earlier, NOON), (later, NOON + 90)):
@@ -96,8 +96,8 @@ def test_two_projects_with_one_replay_id_keep_all_their_facts(sink: BigQuerySink
 
 
 def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> None:
-    """given the view that de-duplicated by row_id alone, when migrations run, then its query is today's, and a
-    second run finds nothing to do"""
+    """given the view that deduplicated by row_id alone, when migrations run, then its query is the current one,
+    and a second run finds nothing to do"""
     server: Any = client(migrated)
     name = f"{migrated.bigquery_project}.{migrated.bigquery_dataset}.replay_events"
     view = server.get_table(f"{name}_exact")
@@ -115,7 +115,7 @@ def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> Non
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     sink: BigQuerySink, migrated: Settings
 ) -> None:
-    """Admitted: BigQuery's own memory is short. The same facts under other insert ids stand for that."""
+    """A known limit: BigQuery's own window is short. The same facts with other insert ids simulate this."""
     sink.write([fact(number) for number in range(10)], "token", 20)
     late = [Row(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
     sink.write(late, "token", 20)
@@ -124,8 +124,8 @@ def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     assert rows(migrated, "COUNT(*)", "replay_events_exact") == [(10,)]
 
 
-def test_a_refused_row_does_not_keep_its_neighbours_out(sink: BigQuerySink, migrated: Settings) -> None:
-    """One in five hundred: it is named with BigQuery's reason, the other 499 are there."""
+def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated: Settings) -> None:
+    """One of five hundred: it is named with BigQuery's reason, and the other 499 are stored."""
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")
 
@@ -164,7 +164,7 @@ def test_a_missing_table_or_data_set_is_configuration(
     assert (no_table.value.configuration, no_set.value.configuration) == (True, True)
 
 
-def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
+def test_check_reports_a_missing_column_of_the_table(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
     """The release is newer than the table: `check` names the column, and `migrate` adds it."""
@@ -185,10 +185,10 @@ def test_a_table_that_lacks_a_column_is_seen_before_a_batch_meets_it(
     assert made.bigquery_dataset in sink.check().text
 
 
-def test_migrating_makes_partitioned_and_clustered_tables_once(
+def test_migrating_creates_partitioned_and_clustered_tables_once(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
-    """A dry run only tells, the second run has nothing to do, `check` is content."""
+    """A dry run only reports, the second run has nothing to do, and `check` passes."""
     made = settings(bigquery_endpoint=bigquery_endpoint, bigquery_expiration_days=90)
 
     told = list(migrate_tables(made, dry_run=True))
@@ -211,7 +211,7 @@ def test_migrating_makes_partitioned_and_clustered_tables_once(
 def test_an_older_table_gets_the_columns_it_lacks(
     settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
-    """Additive: its rows stay, and so do columns that somebody else has added."""
+    """The change is additive: rows and columns that others added are kept."""
     made = settings(bigquery_endpoint=bigquery_endpoint)
     server: Any = client(made)
     name = f"{made.bigquery_project}.{made.bigquery_dataset}"
@@ -250,8 +250,8 @@ def entry(index: int, reason: str) -> dict[str, Any]:
     return {"index": index, "errors": [{"reason": reason, "message": f"about {reason}", "location": ""}]}
 
 
-def test_stopped_rows_are_not_to_blame(settings: Callable[..., Settings]) -> None:
-    """Where the server refused a request whole, the good rows of it are written again without the bad one."""
+def test_stopped_rows_are_not_refused(settings: Callable[..., Settings]) -> None:
+    """If the server refuses a whole request, its good rows are written again without the bad one."""
     with answering(refusing(entry(0, "stopped"), entry(1, "invalid"), entry(2, "stopped"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(PermanentSinkError) as refused:
@@ -262,8 +262,8 @@ def test_stopped_rows_are_not_to_blame(settings: Callable[..., Settings]) -> Non
     assert refused.value.all_refused
 
 
-def test_rows_that_met_a_sick_backend_are_tried_again(settings: Callable[..., Settings]) -> None:
-    """Transient reasons first; the bad row is listed with them and named the next time."""
+def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings]) -> None:
+    """Transient reasons come first; the bad row is listed with them and named in the next write."""
     with answering(refusing(entry(0, "backendError"), entry(2, "invalid"))) as (url, _):
         sink = BigQuerySink(settings(bigquery_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -272,7 +272,9 @@ def test_rows_that_met_a_sick_backend_are_tried_again(settings: Callable[..., Se
     assert failed.value.failed == (0, 2)
 
 
-def test_a_spent_quota_is_transient_and_a_missing_right_is_not(settings: Callable[..., Settings]) -> None:
+def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
+    settings: Callable[..., Settings],
+) -> None:
     """Both are 403."""
 
     reasons = iter(["quotaExceeded", "accessDenied"])
@@ -294,7 +296,7 @@ def test_a_spent_quota_is_transient_and_a_missing_right_is_not(settings: Callabl
 
 
 def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Callable[..., Settings]) -> None:
-    """Requests stay below 10 MB, and each stands for itself."""
+    """Requests stay below 10 MB and are independent."""
     answers = iter([streamed, lambda asked: Answer(503, b"later"), streamed])
     items = [fact(number, padding="x" * 100_000) for number in range(250)]
 
@@ -309,7 +311,7 @@ def test_a_large_write_is_split_and_only_the_failed_part_is_listed(settings: Cal
     assert max(len(request.body) for request in asked) < 10_000_000
 
 
-def test_nobody_there_is_transient(settings: Callable[..., Settings]) -> None:
+def test_refused_connections_are_transient(settings: Callable[..., Settings]) -> None:
     sink = BigQuerySink(settings(bigquery_endpoint="http://127.0.0.1:1", sink_timeout_seconds=2))
 
     with pytest.raises(TransientSinkError) as failed:

@@ -25,7 +25,7 @@ MONDAY = 1_795_000_000
 
 
 def click(number: int, **given: Any) -> Row:
-    """A row of `replays`, complete enough; `number` is its identity."""
+    """A sufficiently complete row of `replays`; `number` is its identity."""
     fields: dict[str, Any] = {
         "project_id": 1,
         "replay_id": str(uuid.UUID(REPLAY)),
@@ -69,7 +69,7 @@ def migrated(settings: Callable[..., Settings], clickhouse_url: str) -> Settings
 
 @pytest.fixture
 def server(migrated: Settings) -> Iterator[Any]:
-    """A client of our own on the same database."""
+    """A separate client of the same database."""
     connected = client(migrated)
     yield connected
     connected.close()
@@ -87,7 +87,7 @@ def count(server: Any, table: str) -> int:
 
 
 def clicks(server: Any) -> tuple[int, ...]:
-    """Segments, clicks, dead clicks and rage clicks as the view counts them."""
+    """Segments, clicks, dead clicks and rage clicks as counted by the view."""
     query = (
         "SELECT uniqExactMerge(segments), uniqExactIfMerge(clicks), uniqExactIfMerge(dead_clicks), "
         "uniqExactIfMerge(rage_clicks) FROM replay_summaries"
@@ -96,7 +96,7 @@ def clicks(server: Any) -> tuple[int, ...]:
 
 
 def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> None:
-    """What the reader encoded is what a query finds; what it left out has its default."""
+    """A query returns the reader's values; omitted columns have their defaults."""
     sink.write([click(1, url="http://a/", ip_address_v4="10.1.2.3", user=None)], "token", 20)
 
     (row,) = server.query(
@@ -119,7 +119,7 @@ def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, serv
 
 
 def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """Another cut of the same messages: two copies on disk until a merge, one for FINAL and in the view."""
+    """Another cut of the same messages: two copies on disk until a merge, one with FINAL and in the view."""
     items = [click(number) for number in range(1, 21)]
 
     sink.write(items, "batch-1", 20)
@@ -131,8 +131,8 @@ def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSi
     assert clicks(server) == (20, 20, 0, 0)
 
 
-def test_other_rows_under_the_same_batch_are_not_skipped(sink: ClickHouseSink, server: Any) -> None:
-    """The token is of the content; two tables of one write have two."""
+def test_other_rows_of_the_same_batch_are_not_skipped(sink: ClickHouseSink, server: Any) -> None:
+    """The token depends on the content; two tables of one write have two tokens."""
     sink.write([click(1), outcome(1)], "token-a", 20)
     sink.write([click(2), outcome(2)], "token-b", 20)
 
@@ -140,10 +140,10 @@ def test_other_rows_under_the_same_batch_are_not_skipped(sink: ClickHouseSink, s
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0), (1, 0, 0)])
-def test_a_dead_click_stays_dead_in_whatever_order_its_rows_come(
+def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
     sink: ClickHouseSink, server: Any, order: tuple[int, ...]
 ) -> None:
-    """The click and its later slow click share an identity; a re-delivered click must not revive it."""
+    """The click and its later slow click share an identity; a redelivered click must not replace it."""
     rows = (click(1), click(1, click_is_dead=1))
 
     for number, which in enumerate(order):
@@ -154,7 +154,7 @@ def test_a_dead_click_stays_dead_in_whatever_order_its_rows_come(
 
 
 def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
-    """Two bad rows of two kinds among fifty, and a table without any: exactly the two are missing."""
+    """Two bad rows of two kinds among fifty, and a table without any: exactly those two are missing."""
     items = [click(number) for number in range(1, 51)] + [outcome(1)]
     items[7] = click(8, timestamp="yesterday")
     items[30] = click(31, ip_address_v4="10.1")
@@ -171,7 +171,7 @@ def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, ser
 
 
 def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSink, server: Any) -> None:
-    """What is written without the bad row has a token of its own, the same each time."""
+    """The write without the bad row has its own token, the same each time."""
     items = [click(number) for number in range(1, 11)]
     items[3] = click(4, timestamp="yesterday")
 
@@ -182,8 +182,8 @@ def test_after_a_bad_row_the_same_write_still_leaves_one_copy(sink: ClickHouseSi
     assert count(server, "replays") == 9
 
 
-def test_rows_that_the_server_cannot_name_are_left_to_the_caller(sink: ClickHouseSink, server: Any) -> None:
-    """Arrays of different lengths are found after parsing, without a row number: nothing is written."""
+def test_rows_that_the_server_does_not_name_are_left_to_the_caller(sink: ClickHouseSink, server: Any) -> None:
+    """Arrays of different lengths are detected after parsing, without a row number: nothing is written."""
     items = [click(1), click(2, **{"tags.key": ["a", "b"]}), click(3)]
 
     with pytest.raises(PermanentSinkError) as refused:
@@ -194,8 +194,8 @@ def test_rows_that_the_server_cannot_name_are_left_to_the_caller(sink: ClickHous
     assert count(server, "replays") == 0
 
 
-def test_one_bad_row_alone_is_named_in_any_case(sink: ClickHouseSink) -> None:
-    """This is where the caller's bisection ends."""
+def test_a_single_bad_row_is_always_named(sink: ClickHouseSink) -> None:
+    """The caller's bisection ends here."""
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(2, **{"tags.key": ["a", "b"]})], "token", 20)
 
@@ -204,7 +204,7 @@ def test_one_bad_row_alone_is_named_in_any_case(sink: ClickHouseSink) -> None:
 
 
 def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) -> None:
-    """Naming costs two inserts a row, so it stops at some point."""
+    """Naming costs two inserts per row, so it is limited."""
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(number, timestamp="x") for number in range(1, 40)], "token", 20)
 
@@ -222,7 +222,7 @@ def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> No
 def test_a_missing_table_or_database_is_configuration(
     sink: ClickHouseSink, settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """Both say what to do."""
+    """Both errors say what to do."""
     with pytest.raises(PermanentSinkError) as no_table:
         sink.write([Row("nowhere", "1", b"{}", 1)], "token", 20)
     empty = ClickHouseSink(settings(clickhouse_url=clickhouse_url))
@@ -235,15 +235,15 @@ def test_a_missing_table_or_database_is_configuration(
     assert (no_table.value.configuration, no_database.value.configuration) == (True, True)
 
 
-def test_a_wild_clock_does_not_block_the_batch(sink: ClickHouseSink, server: Any) -> None:
-    """Rows of more weeks than the server takes in one insert by default."""
+def test_scattered_timestamps_do_not_block_the_batch(sink: ClickHouseSink, server: Any) -> None:
+    """Rows of more weeks than the server accepts in one insert by default."""
     week = 7 * 86400
     sink.write([click(number, timestamp=MONDAY + number * week) for number in range(1, 151)], "token", 20)
 
     assert count(server, "replays") == 150
 
 
-def test_nobody_there_and_a_sick_proxy_are_transient(settings: Callable[..., Settings]) -> None:
+def test_refused_connections_and_proxy_errors_are_transient(settings: Callable[..., Settings]) -> None:
     """Refused connections, 502 pages, and too many parts."""
     dead = ClickHouseSink(settings(clickhouse_url="http://127.0.0.1:1"))
     with pytest.raises(TransientSinkError) as failed:
@@ -259,7 +259,7 @@ def test_nobody_there_and_a_sick_proxy_are_transient(settings: Callable[..., Set
 
 
 def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> None:
-    """Whatever answers 401 there, it is not going to take rows."""
+    """A server that responds with 401 will not accept rows."""
     with answering(lambda asked: Answer(401, b"who are you")) as (url, _):
         sink = ClickHouseSink(settings(clickhouse_url=url))
         with pytest.raises(PermanentSinkError) as refused:
@@ -269,7 +269,7 @@ def test_a_login_page_is_configuration(settings: Callable[..., Settings]) -> Non
 
 
 def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clickhouse_url: str) -> None:
-    """A dry run only tells; the second run has nothing to do; `check` is content after it."""
+    """A dry run only reports; the second run has nothing to do; `check` passes afterwards."""
     made = settings(clickhouse_url=clickhouse_url)
 
     told = list(migrate_schema(made, dry_run=True))
@@ -283,24 +283,24 @@ def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clic
     sink.close()
 
 
-def test_a_migration_that_was_edited_is_refused(migrated: Settings, server: Any) -> None:
-    """The record holds a checksum of each file."""
+def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None:
+    """The stored record has a checksum of each file."""
     server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
 
     with pytest.raises(PermanentSinkError, match="edited"):
         list(migrate_schema(migrated, dry_run=False))
 
 
-def test_error_codes_are_the_servers(server: Any) -> None:
-    """Numbers and names of the sorted errors, as the server itself calls them."""
+def test_error_codes_match_the_server(server: Any) -> None:
+    """Numbers and names of the classified errors, as the server itself reports them."""
     numbers = ", ".join(str(number) for number, _ in BLAME_OF_CODE)
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
     assert {(int(number), name) for number, name in rows} == set(BLAME_OF_CODE)
 
 
-def test_a_hanging_server_costs_the_deadline_and_no_more(migrated: Settings, clickhouse_url: str) -> None:
-    """It took the connection and says nothing: everything is listed while it hangs."""
+def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickhouse_url: str) -> None:
+    """It accepted the connection and does not respond: all items are listed when the deadline passes."""
     never = threading.Event()
     hanging = False
 
@@ -317,7 +317,7 @@ def test_a_hanging_server_costs_the_deadline_and_no_more(migrated: Settings, cli
         hanging = True
         with pytest.raises(TransientSinkError) as failed:
             sink.write([click(2), click(3)], "token-2", 0.5)
-        never.set()  # a write that waited for the server would have got its answer and failed nothing
+        never.set()  # a write that waited for the server would have received its response without an error
         sink.close()
 
     assert failed.value.failed == (0, 1)

@@ -20,7 +20,7 @@ COMPRESSED = "replays.usecases.ingest.size_compressed"
 
 
 def test_distributions_and_counters_arrive(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """Names, kinds, values and tags as they were given."""
+    """Names, kinds, values and tags arrive unchanged."""
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
     items = [Metric(MetricKind.DISTRIBUTION, COMPRESSED, 1000.0 + n, ("sdk:web",)) for n in range(200)]
@@ -41,8 +41,8 @@ def test_distributions_and_counters_arrive(settings: Callable[..., Settings], st
     sink.close()
 
 
-def test_a_write_again_is_counted_again(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """Admitted: DogStatsD has no identity. The flush task's done mark is what prevents it."""
+def test_a_repeated_write_is_counted_again(settings: Callable[..., Settings], statsd: Statsd) -> None:
+    """A known limit: DogStatsD has no identity. The flush task's done mark prevents it."""
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
     items = [Metric(MetricKind.COUNTER, "twice", 1, ())]
@@ -74,8 +74,8 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
     assert len(packets) < 15
 
 
-def test_a_missing_agent_over_udp_is_not_known(settings: Callable[..., Settings]) -> None:
-    """Admitted: nobody says so, also when the kernel notices now and then."""
+def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settings]) -> None:
+    """A known limit: UDP gives no confirmation, although the kernel sometimes reports an error."""
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 
     for _ in range(5):
@@ -88,7 +88,8 @@ def test_a_missing_agent_over_udp_is_not_known(settings: Callable[..., Settings]
 def test_a_missing_agent_behind_a_unix_socket_is_transient(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """There the kernel does say so; nothing was sent, so everything is listed. With the agent back, it works."""
+    """The kernel reports it there; nothing was sent, so everything is listed. When the agent is running again, it
+    works."""
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))
     items = [Metric(MetricKind.COUNTER, "x", 1, ()), Metric(MetricKind.COUNTER, "y", 1, ())]
@@ -119,7 +120,7 @@ def test_a_host_that_does_not_exist_is_found_by_check(settings: Callable[..., Se
 
 
 def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """A host reports a closed port; more than that cannot be known over UDP, and the report says so."""
+    """A host reports a closed port; nothing more can be detected over UDP, and the report says so."""
     host, _, port = statsd.address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))
@@ -139,7 +140,7 @@ def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], sta
 def test_check_connects_to_the_socket_that_the_client_writes_to(
     form: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A path, or the address that DataDog's documentation writes, of either kind of socket."""
+    """A path, or an address in the format of DataDog's documentation, for both kinds of socket."""
     path = str(tmp_path / "dsd.sock")
     kind = socket.SOCK_STREAM if "stream" in form else socket.SOCK_DGRAM
     place = form.format(path)
@@ -159,7 +160,7 @@ def test_check_connects_to_the_socket_that_the_client_writes_to(
 def test_in_a_pod_a_closed_port_of_the_loopback_is_the_pod_itself(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default host, where no sidecar listens: the warning says which address to use instead."""
+    """The default host, where no sidecar listens: the warning names the address to use instead."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

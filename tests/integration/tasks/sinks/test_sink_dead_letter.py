@@ -1,4 +1,4 @@
-"""Dead letters on a broker, and the injected errors of librdkafka's mock cluster."""
+"""Dead letters on a broker, and errors injected by librdkafka's mock cluster."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def records(made: Settings, wanted: int) -> list[Record]:
 
 
 def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
-    """The original bytes, views included, and every header in order."""
+    """The original bytes, including views, and every header in order."""
     items = [letter(1), letter(2, os.urandom(100_000)), DeadLetter(None, memoryview(b"view"), (), 3)]
     sink = DeadLetterSink(made)
 
@@ -87,8 +87,8 @@ def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
     sink.close()
 
 
-def test_a_write_again_makes_records_that_say_what_they_are(made: Settings) -> None:
-    """Admitted: two records. Their headers are their identity, and by it they count once."""
+def test_a_repeated_write_makes_identifiable_duplicates(made: Settings) -> None:
+    """A known limit: there are two records. Their headers identify them, so they count once."""
     items = [letter(offset) for offset in range(20)]
     sink = DeadLetterSink(made)
 
@@ -105,7 +105,7 @@ def test_a_write_again_makes_records_that_say_what_they_are(made: Settings) -> N
 
 
 def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) -> None:
-    """The largest message that the reader takes in."""
+    """The largest message that the reader accepts."""
     item = letter(1, os.urandom(16 * MiB - 1000))
     sink = DeadLetterSink(made)
 
@@ -115,8 +115,8 @@ def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) ->
     sink.close()
 
 
-def test_a_record_that_does_not_fit_parks_the_batch_and_says_what_to_change(made: Settings) -> None:
-    """Nothing may be lost for it, so it is the topic's limit that is wrong; its neighbours are written."""
+def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(made: Settings) -> None:
+    """The letter must not be lost, so the topic's limit is at fault; its neighbors are written."""
     limited = made.model_copy(update={"kafka_options": {"message.max.bytes": "100000"}})
     sink = DeadLetterSink(limited)
 
@@ -127,8 +127,8 @@ def test_a_record_that_does_not_fit_parks_the_batch_and_says_what_to_change(made
     sink.close()
 
 
-def test_nobody_there_is_transient_and_lists_every_letter(settings: Callable[..., Settings]) -> None:
-    """Within the deadline, and so is `check`."""
+def test_unavailable_brokers_are_transient_and_list_every_letter(settings: Callable[..., Settings]) -> None:
+    """Within the deadline; so does `check`."""
     sink = DeadLetterSink(settings(kafka_brokers="127.0.0.1:1", sink_timeout_seconds=1))
 
     with pytest.raises(TransientSinkError) as failed:
@@ -149,8 +149,9 @@ def test_properties_that_librdkafka_refuses_are_configuration(settings: Callable
     assert refused.value.configuration
 
 
-def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
-    """A dry run only tells; with `source` the source is made as well; `check` sees the dead-letter topic."""
+def test_a_topic_is_created_once(settings: Callable[..., Settings], kafka_brokers: str) -> None:
+    """A dry run only reports; with `source` the source topic is created as well; `check` sees the dead-letter
+    topic."""
     found = settings(kafka_brokers=kafka_brokers)
     sink = DeadLetterSink(found)
     with pytest.raises(PermanentSinkError, match="migrate"):
@@ -174,7 +175,7 @@ def test_a_topic_is_made_once(settings: Callable[..., Settings], kafka_brokers: 
 def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """The broker refuses the records; once a person raised the limit, the same write works."""
+    """The broker refuses the records; once an operator has raised the limit, the same write succeeds."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
     small = NewTopic(found.dlq_topic, num_partitions=1, config={"max.message.bytes": "10000"})
@@ -202,15 +203,17 @@ def test_a_topic_that_is_too_small_is_found_by_check_and_parks_the_batch(
 
 
 @pytest.mark.kafka
-def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings], apache_kafka: JavaKafka) -> None:
-    """The dead-letter topic takes the largest message of the source with its headers."""
+def test_topics_are_created_with_sufficient_limits(
+    settings: Callable[..., Settings], apache_kafka: JavaKafka
+) -> None:
+    """The dead-letter topic accepts the largest message of the source with its headers."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
 
     list(migrate_topics(found, dry_run=False, source=True))
 
     topics = Topics(found)
     limits = {found.kafka_topic: 15_000_000, found.dlq_topic: 17 * MiB}
-    wait_until(  # a new topic is described once its metadata has reached the broker
+    wait_until(  # a new topic can be described once its metadata has reached the broker
         lambda: limits == {name: topics.message_bytes_max(name, 20) for name in limits}, 20, "the limits"
     )
     sink = DeadLetterSink(found)
@@ -220,10 +223,10 @@ def test_topics_are_made_with_limits_that_fit(settings: Callable[..., Settings],
 
 
 @pytest.mark.kafka
-def test_check_warns_about_a_topic_that_loses_letters(
+def test_check_warns_about_a_topic_that_may_lose_letters(
     settings: Callable[..., Settings], apache_kafka: JavaKafka
 ) -> None:
-    """A compacted topic refuses letters without a key, and more replicas are asked for than there are."""
+    """A compacted topic refuses letters without a key, and more replicas are required than exist."""
     found = settings(kafka_brokers=apache_kafka.address, sink_timeout_seconds=20)
     admin = AdminClient({"bootstrap.servers": found.kafka_brokers})
     config = {"cleanup.policy": "compact", "max.message.bytes": "17825792", "min.insync.replicas": "2"}
@@ -239,8 +242,8 @@ def test_check_warns_about_a_topic_that_loses_letters(
     assert "storing a record: Kafka cannot delete a single one" in checked.not_tested
 
 
-def test_check_says_what_a_broker_does_not_show(made: Settings) -> None:
-    """The embedded broker shows no settings: that is no error, and no silence either."""
+def test_check_reports_what_a_broker_does_not_show(made: Settings) -> None:
+    """The embedded broker does not show its settings: not an error, but reported."""
     checked = check("dead_letter", made)
 
     assert checked.level is Level.OK

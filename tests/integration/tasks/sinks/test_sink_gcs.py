@@ -1,4 +1,4 @@
-"""Objects in a Cloud Storage server, and the answers of a sick one."""
+"""Objects in a Cloud Storage server, and the responses of a failing one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
-    """Any bytes, views included, empty and several megabytes long, under names that need quoting."""
+    """Any bytes, including views, empty and several megabytes long, with names that need quoting."""
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
         blob("30/1/abc/1", b""),
@@ -69,8 +69,8 @@ def test_writing_twice_leaves_one_copy(stored: Settings) -> None:
     sink.close()
 
 
-def test_the_last_of_one_name_wins(stored: Settings) -> None:
-    """A segment that the SDK sent twice within a batch ends as the later one."""
+def test_the_last_object_of_a_name_wins(stored: Settings) -> None:
+    """A segment that the SDK sent twice within a batch is stored as the later one."""
     sink = GcsSink(stored)
 
     sink.write([blob("30/1/a/0", b"first"), blob("30/1/a/1", b"other"), blob("30/1/a/0", b"second")], "t", 20)
@@ -79,8 +79,9 @@ def test_the_last_of_one_name_wins(stored: Settings) -> None:
     sink.close()
 
 
-def test_a_missing_bucket_is_nobodys_recording(settings: Callable[..., Settings], gcs_endpoint: str) -> None:
-    """Configuration: the batch waits for a person, nothing becomes a dead letter, and the bucket is named."""
+def test_a_missing_bucket_blames_no_recording(settings: Callable[..., Settings], gcs_endpoint: str) -> None:
+    """A configuration error: the batch waits for an operator, nothing becomes a dead letter, and the bucket is
+    named."""
     made = settings(gcs_endpoint=gcs_endpoint)
     sink = GcsSink(made)
 
@@ -100,7 +101,7 @@ def test_check_sees_the_bucket(stored: Settings) -> None:
     sink.close()
 
 
-def test_the_bucket_is_made_once_with_a_rule_for_each_retention(
+def test_the_bucket_is_created_once_with_a_rule_per_retention(
     settings: Callable[..., Settings], gcs_endpoint: str
 ) -> None:
     """A dry run changes nothing; a second run finds the bucket."""
@@ -113,7 +114,7 @@ def test_the_bucket_is_made_once_with_a_rule_for_each_retention(
 
 
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
-    """Positions that are not durable, by name, whatever order they end in."""
+    """Positions that are not durable, by name, in any order of completion."""
 
     def answer(asked: Asked) -> Answer:
         return Answer(503, NOW) if "bad" in asked.path else stored_as(asked)
@@ -130,8 +131,8 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
     assert sum("ok" in request.path for request in asked) == 14
 
 
-def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[..., Settings]) -> None:
-    """One 503 among many costs a moment, not a task."""
+def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Settings]) -> None:
+    """One 503 among many costs a moment, not a task retry."""
     first = threading.Event()
 
     def answer(asked: Asked) -> Answer:
@@ -148,10 +149,10 @@ def test_an_unlucky_upload_is_tried_again_within_the_call(settings: Callable[...
     assert len(asked) == 21
 
 
-def test_uploads_that_wait_for_their_next_try_keep_no_connection_from_the_others(
+def test_uploads_that_wait_for_a_retry_hold_no_connection(
     settings: Callable[..., Settings],
 ) -> None:
-    """One connection, and the first of 20 is asked to come back in a second: the 19 are sent meanwhile."""
+    """One connection, and the first of 20 must wait a second for its retry: the other 19 are sent meanwhile."""
     asked_before: list[str] = []
 
     def answer(asked: Asked) -> Answer:
@@ -168,8 +169,8 @@ def test_uploads_that_wait_for_their_next_try_keep_no_connection_from_the_others
     assert len(asked) == 21
 
 
-def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callable[..., Settings]) -> None:
-    """There is time for it, but a process that only waits is a process less: the task is put off."""
+def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
+    """The deadline would allow it, but a waiting process is unavailable to others: the task is postponed."""
 
     def answer(asked: Asked) -> Answer:
         if "abc%2F3" in asked.path:
@@ -182,13 +183,13 @@ def test_a_long_wait_ends_the_write_and_leaves_the_rest_durable(settings: Callab
             sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
         sink.close()
 
-    # Whoever waits for the server's 20 s has the time to ask it once more.
+    # After the server's 20 s there would be time for one more request.
     assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
     assert len(asked) == 9
 
 
-def test_only_the_limit_of_one_name_costs_a_second() -> None:
-    """A 429 about the bucket's load is tried again as a 503 is; one that names a time is not tried before it."""
+def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
+    """A 429 for the bucket's load is retried like a 503; one with Retry-After is not retried earlier."""
     asked = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
     load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
     name = Trouble(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
@@ -199,8 +200,8 @@ def test_only_the_limit_of_one_name_costs_a_second() -> None:
     assert all(1.0 <= pause_seconds(asked, tries=1) <= 1.1 for _ in range(100))
 
 
-def test_a_sick_service_is_not_hammered(settings: Callable[..., Settings]) -> None:
-    """When everything fails, a quarter is tried again, not everything four times."""
+def test_a_failing_service_is_not_overloaded_by_retries(settings: Callable[..., Settings]) -> None:
+    """When everything fails, a quarter is retried, not everything four times."""
     with answering(lambda asked: Answer(503, NOW)) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -212,7 +213,7 @@ def test_a_sick_service_is_not_hammered(settings: Callable[..., Settings]) -> No
 
 
 def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
-    """A 429 that asks for more time than there is ends the write and says how long."""
+    """A 429 with a longer wait than the deadline ends the write and returns the wait."""
     with answering(lambda asked: Answer(429, b"slow down", {"Retry-After": "77"})) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
@@ -223,8 +224,8 @@ def test_retry_after_is_passed_on(settings: Callable[..., Settings]) -> None:
     assert len(asked) == 1
 
 
-def test_the_deadline_holds_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
-    """What was answered is durable, the hanging ones are listed while they hang."""
+def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Settings]) -> None:
+    """Completed uploads are durable; the hanging ones are listed when the deadline passes."""
     never = threading.Event()
 
     def answer(asked: Asked) -> Answer:
@@ -234,14 +235,14 @@ def test_the_deadline_holds_when_the_server_hangs(settings: Callable[..., Settin
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError) as failed:
             sink.write([blob("30/hang/a/0"), blob("30/1/a/1"), blob("30/hang/a/2")], "token", 0.5)
-        never.set()  # a write that waited for the server would have got its answer and failed nothing
+        never.set()  # a write that waited for the server would have received its response without an error
         sink.close()
 
     assert failed.value.failed == (0, 2)
 
 
-def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callable[..., Settings]) -> None:
-    """Kept connections die; an upload on a dead one is sent again at once on a new one."""
+def test_a_closed_keep_alive_connection_is_reopened(settings: Callable[..., Settings]) -> None:
+    """Idle connections are closed by servers; an upload on a closed one is sent again at once on a new one."""
     cuts = iter([False, True, False])
 
     with answering(lambda asked: Answer(cut=True) if next(cuts) else stored_as(asked)) as (url, asked):
@@ -253,8 +254,8 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(settings: Callab
     assert [request.path[-7:] for request in asked] == ["1%2Fa%2F0"[-7:], "1%2Fa%2F1"[-7:], "1%2Fa%2F1"[-7:]]
 
 
-def test_the_checksum_travels_along_and_is_compared(settings: Callable[..., Settings]) -> None:
-    """The server gets our CRC32C; when it says that it stored another one, the object counts as not stored."""
+def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) -> None:
+    """The server receives our CRC32C; when it reports another one, the object counts as not stored."""
     with answering(lambda asked: stored_as(asked, crc32c="AAAAAA==")) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(TransientSinkError, match="checksum"):
@@ -266,8 +267,8 @@ def test_the_checksum_travels_along_and_is_compared(settings: Callable[..., Sett
     assert asked[0].headers["X-Goog-Hash"] == "crc32c=" + crc32c(b"123456789")
 
 
-def test_nobody_there_is_transient(settings: Callable[..., Settings]) -> None:
-    """Refused connections list every item and take no longer than a few tries."""
+def test_refused_connections_are_transient(settings: Callable[..., Settings]) -> None:
+    """Refused connections list every item and take no longer than a few attempts."""
     sink = GcsSink(settings(gcs_endpoint="http://127.0.0.1:1"))
 
     with pytest.raises(TransientSinkError) as failed:
@@ -279,8 +280,8 @@ def test_nobody_there_is_transient(settings: Callable[..., Settings]) -> None:
     sink.close()
 
 
-def test_a_refused_right_is_configuration(settings: Callable[..., Settings]) -> None:
-    """403 about rights parks the batch; 403 about load does not."""
+def test_a_refused_permission_is_configuration(settings: Callable[..., Settings]) -> None:
+    """A 403 for permissions parks the batch; a 403 for load does not."""
     rights = b'{"error":{"code":403,"message":"no","errors":[{"reason":"forbidden"}]}}'
     load = b'{"error":{"code":403,"message":"no","errors":[{"reason":"rateLimitExceeded"}]}}'
 

@@ -1,7 +1,7 @@
-"""Is it the table, or one row in it? Asked of real engines, with tables that somebody altered.
+"""Whether the table is at fault, or one row. Tested on real engines, with altered tables.
 
-Whatever is wrong with the table, no row becomes a dead letter, few requests find out, and once the table is
-repaired every row is written. One poison row among healthy ones, or alone, still becomes a dead letter.
+If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
+every row is written. One poison row among healthy ones, or alone, still becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from tests.kit.delivering import deliver_to
 from tests.kit.scripted_server import Answer, Asked, answering, relay_to
 from tests.kit.sink_answers import JSON
 
-# Of one delivery that ends with the table held.
+# Of one delivery that ends with a parked batch.
 REQUESTS_MAX = 10
 
 
 @dataclass
 class Rows:
-    """A migrated database of ClickHouse behind a relay that notes the requests of the sink."""
+    """A migrated ClickHouse database behind a relay that records the sink's requests."""
 
     sink: Any
     asked: list[Asked]
     owner: Any
 
     def execute(self, statement: str) -> None:
-        """As somebody who owns the tables."""
+        """As the owner of the tables."""
         self.owner.command(statement)
 
     def count(self, table: str) -> int:
@@ -64,7 +64,7 @@ def rows_place(settings: Callable[..., Settings], clickhouse_url: str) -> Iterat
 
 @dataclass
 class Facts:
-    """The table of BigQuery behind a relay that notes the requests of the sink."""
+    """The BigQuery table behind a relay that records the sink's requests."""
 
     sink: Any
     asked: list[Asked]
@@ -72,7 +72,7 @@ class Facts:
     name: str
 
     def make(self, change: Callable[[list[dict[str, Any]]], None]) -> None:
-        """Drops the table and makes it again, altered."""
+        """Drops the table and creates it again, altered."""
         table = self.server.get_table(self.name)
         fields = [field.to_api_repr() for field in table.schema]
         change(fields)
@@ -129,7 +129,7 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 def test_an_altered_table_of_bigquery_blames_no_row(
     facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], said: str, count: int
 ) -> None:
-    """A REQUIRED column that we do not write, another type, another mode, a column less."""
+    """A REQUIRED column that we do not write, another type, another mode, a missing column."""
     items = [fact(number) for number in range(count)]
     progress = Progress(left=list(range(count)))
     whole = [entry.to_api_repr() for entry in facts_place.server.get_table(facts_place.name).schema]
@@ -170,7 +170,7 @@ def test_a_table_that_is_gone_blames_no_row(facts_place: Facts) -> None:
 
 @pytest.mark.parametrize("bad", [[0], [3], [0, 1, 2, 3, 4, 5, 6, 7]])
 def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_place: Facts, bad: list[int]) -> None:
-    """A healthy table vouches against them: one among eight, one alone in its batch, all of eight."""
+    """A healthy table shows that they are at fault: one of eight, one alone in its batch, all eight."""
     items = [fact(number, segment_id="many") if number in bad else fact(number) for number in range(8)]
     if bad == [0]:
         items = items[:1]
@@ -182,10 +182,10 @@ def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_pla
     assert facts_place.count() == len({row["row_id"] for row in facts_place.server.list_rows(facts_place.name)})
 
 
-def test_a_request_of_bigquery_that_is_refused_whole_is_halved_down_to_its_row(
+def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     facts_place: Facts, bigquery_endpoint: str
 ) -> None:
-    """400 about something in it, without a name: as for a row that is no JSON of theirs."""
+    """A 400 for its content, without a row: as for a row that BigQuery cannot parse."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(asked: Asked) -> Answer:
@@ -203,10 +203,8 @@ def test_a_request_of_bigquery_that_is_refused_whole_is_halved_down_to_its_row(
     assert len(asked) <= 1 + 2 * 7 + 2 * 2
 
 
-def test_everything_refused_by_a_healthy_table_of_bigquery_ends_soon(
-    facts_place: Facts, bigquery_endpoint: str
-) -> None:
-    """120 rows that each request is refused for: our rows are wrong, nobody is a dead letter."""
+def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigquery_endpoint: str) -> None:
+    """120 rows, each of which makes a request fail: our rows are wrong, nothing is dead-lettered."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(asked: Asked) -> Answer:
@@ -224,8 +222,8 @@ def test_everything_refused_by_a_healthy_table_of_bigquery_ends_soon(
     assert len(asked) <= 40 + REQUESTS_MAX
 
 
-def test_a_question_to_bigquery_stores_nothing(facts_place: Facts) -> None:
-    """The row that is known to be good travels with one that no table takes."""
+def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
+    """The known good row is sent with one that no table accepts."""
     facts_place.sink.examine([fact(1)], 10)
     report = facts_place.sink.check()
 
@@ -249,7 +247,8 @@ def test_a_question_to_bigquery_stores_nothing(facts_place: Facts) -> None:
 def test_an_altered_table_of_clickhouse_blames_no_row(
     rows_place: Rows, statement: str, said: str, count: int
 ) -> None:
-    """A constraint that nothing meets, other types, a column less, a view without its target, no table at all."""
+    """A constraint that no row satisfies, other types, a missing column, a view without its target, a missing
+    table."""
     items = [click(number, click_text="x", url="http://a/") for number in range(count)]
     progress = Progress(left=list(range(count)))
     rows_place.execute(statement)
@@ -262,8 +261,8 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
     assert len(rows_place.asked) <= REQUESTS_MAX
 
 
-def test_a_constraint_that_is_dropped_again_costs_no_row(rows_place: Rows) -> None:
-    """The same batch, tried again after the repair."""
+def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
+    """The same batch, retried after the repair."""
     items, progress = [click(number) for number in range(30)], Progress(left=list(range(30)))
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT never CHECK project_id > 1000000")
     with pytest.raises(PermanentSinkError):
@@ -279,7 +278,7 @@ def test_a_constraint_that_is_dropped_again_costs_no_row(rows_place: Rows) -> No
 def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
     rows_place: Rows, bad: list[int], how: dict[str, Any]
 ) -> None:
-    """Named by the server or not: one among eight, one alone in its batch, all of eight."""
+    """Named by the server or not: one of eight, one alone in its batch, all eight."""
     items = [click(number, **how) if number in bad else click(number) for number in range(8)]
     if bad == [0]:
         items = items[:1]
@@ -290,8 +289,8 @@ def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
     assert rows_place.count("replays") == len(items) - len(bad)
 
 
-def test_a_row_that_a_constraint_forbids_is_named(rows_place: Rows) -> None:
-    """Two inserts find it among a hundred: the server says which row it was."""
+def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
+    """Two inserts find it among a hundred: the server names the row."""
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT banned CHECK click_node_id != 666")
     items = [click(number, click_node_id=666 if number == 42 else 7) for number in range(100)]
 
@@ -304,16 +303,16 @@ def test_a_row_that_a_constraint_forbids_is_named(rows_place: Rows) -> None:
     assert sum("INSERT" in request.path for request in rows_place.asked) <= 3 + 2
 
 
-def test_a_question_to_clickhouse_stores_nothing(rows_place: Rows) -> None:
-    """The good rows are refused as two partitions, after they were parsed and checked."""
+def test_a_probe_of_clickhouse_stores_nothing(rows_place: Rows) -> None:
+    """The good rows are refused because they span two partitions, after they were parsed and checked."""
     rows_place.sink.examine([click(1)], 10)
 
     assert {rows_place.count(table) for table in clickhouse.TABLES} == {0}
     assert sum("INSERT" in request.path for request in rows_place.asked) == 1
 
 
-def test_the_columns_that_are_examined_are_those_of_the_schema(rows_place: Rows) -> None:
-    """Names and types in the code are those that the migrations make; materialised ones are not written."""
+def test_the_probed_columns_are_those_of_the_schema(rows_place: Rows) -> None:
+    """Names and types in the code equal those of the migrations; materialized columns are not written."""
     for table, columns in COLUMNS.items():
         found = rows_place.owner.query(
             "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String} "
@@ -324,7 +323,7 @@ def test_the_columns_that_are_examined_are_those_of_the_schema(rows_place: Rows)
 
 
 def test_check_of_clickhouse_leaves_nothing_behind(rows_place: Rows) -> None:
-    """A row is written, read back and deleted; what cannot be tried is said."""
+    """A row is written, read back and deleted; what cannot be checked is reported."""
     report = rows_place.sink.check()
 
     assert "written, read back, deleted" in report.text
@@ -348,8 +347,8 @@ def test_check_of_clickhouse_finds_what_a_batch_would_meet(rows_place: Rows, sta
         rows_place.sink.check()
 
 
-def test_check_of_clickhouse_refuses_a_table_that_forgets(rows_place: Rows) -> None:
-    """The engine Null takes every row, counts it, and keeps nothing."""
+def test_check_of_clickhouse_refuses_a_table_that_stores_nothing(rows_place: Rows) -> None:
+    """The Null engine accepts and counts every row, and stores nothing."""
     rows_place.execute("DROP TABLE replay_outcomes")
     rows_place.execute(
         "CREATE TABLE replay_outcomes (org_id UInt64, project_id UInt64, replay_id UUID, key_id Nullable(UInt64), "
@@ -362,10 +361,10 @@ def test_check_of_clickhouse_refuses_a_table_that_forgets(rows_place: Rows) -> N
 
 
 @pytest.mark.parametrize("number", [164, 497, 516])
-def test_check_of_clickhouse_says_which_right_is_missing(
+def test_check_of_clickhouse_names_a_missing_permission(
     rows_place: Rows, clickhouse_url: str, number: int
 ) -> None:
-    """May insert, may not read or delete: writes work, and the report says what was not tried."""
+    """May insert, may not read or delete: writes work, and the report says what was not checked."""
     relay = relay_to(clickhouse_url)
 
     def limited(asked: Asked) -> Answer:
@@ -386,8 +385,8 @@ def test_check_of_clickhouse_says_which_right_is_missing(
 BODY_BYTES_MAX = 4000
 
 
-def test_a_body_limit_in_front_of_clickhouse_halves_the_insert(rows_place: Rows, clickhouse_url: str) -> None:
-    """413 says nothing about a row: all arrive, and the next batch does not meet the limit again."""
+def test_a_body_limit_before_clickhouse_halves_the_insert(rows_place: Rows, clickhouse_url: str) -> None:
+    """413 is not about a row: all arrive, and the next batch stays below the limit."""
     random_text = [os.urandom(200).hex() for _ in range(64)]  # compression must not help
     items = [click(number, click_text=text) for number, text in enumerate(random_text)]
     with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, asked):
@@ -419,10 +418,10 @@ def test_one_row_of_clickhouse_that_is_too_large_alone_is_a_dead_letter(
 
 
 @pytest.mark.parametrize("how", ["a proxy's page", "Google's own words"])
-def test_a_body_limit_in_front_of_bigquery_halves_the_request(
+def test_a_body_limit_before_bigquery_halves_the_request(
     facts_place: Facts, bigquery_endpoint: str, how: str
 ) -> None:
-    """413, or the 400 of Google's front end; the row that is too large alone becomes a dead letter."""
+    """413, or the 400 of Google's front end; a single row that is too large becomes a dead letter."""
     relay = relay_to(bigquery_endpoint)
     text = "Request payload size exceeds the limit: 10485760 bytes."
     body = json.dumps({"error": {"code": 400, "message": text, "status": "INVALID_ARGUMENT"}}).encode()

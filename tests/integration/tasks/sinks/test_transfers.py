@@ -1,4 +1,4 @@
-"""Requests over libcurl: bodies of any size, dead connections, endless answers, TLS, and breaking off."""
+"""Requests over libcurl: bodies of any size, dead connections, endless responses, TLS, and cancellation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ End = Answer | Trouble
 
 
 def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[object, End]:
-    """The next `count` ends by key."""
+    """The next `count` results by key."""
     found: dict[object, End] = {}
     deadline = time.monotonic() + seconds_max
     while len(found) < count and time.monotonic() < deadline:
@@ -32,7 +32,7 @@ def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[obje
 
 
 def test_bodies_of_any_size_arrive_whole() -> None:
-    """Handed over at once or read piece by piece, bytes or a view, empty or above the bound between the two."""
+    """Sent at once or read in chunks, bytes or a view, empty or above the threshold between the two."""
     bodies = {
         "empty": b"",
         "small": memoryview(b"<<view>>")[2:6],
@@ -41,7 +41,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
     }
     with answering(lambda asked: Said(body=asked.path.encode())) as (url, asked):
         transfers = Transfers(2)
-        for again in range(2):  # the second time on kept connections
+        for again in range(2):  # the second time on reused connections
             todo = list(bodies)
             found: dict[object, End] = {}
             while todo or transfers.running:
@@ -58,8 +58,8 @@ def test_bodies_of_any_size_arrive_whole() -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [100, 2 * MiB])
-def test_a_dead_kept_connection_costs_a_second_request(size_bytes: int) -> None:
-    """The body begins anew on a new connection, also when it is read piece by piece."""
+def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> None:
+    """The body is sent again from its start on a new connection, also when it is read in chunks."""
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 
     with answering(lambda asked: Said(cut=next(cuts))) as (url, asked):
@@ -72,8 +72,8 @@ def test_a_dead_kept_connection_costs_a_second_request(size_bytes: int) -> None:
     assert [request.body == body for request in asked] == [True] * 3
 
 
-def test_an_endless_answer_is_cut_off_with_its_status() -> None:
-    """A proxy's page of any length costs a bounded amount of memory."""
+def test_an_endless_response_is_truncated_and_keeps_its_status() -> None:
+    """A proxy's page of any length uses a bounded amount of memory."""
     with answering(lambda asked: Said(502, b"x" * (3 * ANSWER_BYTES_MAX), {"Retry-After": "3"})) as (url, _):
         transfers = Transfers(1)
         transfers.start("a", url, HEADERS, b"body", 20)
@@ -85,8 +85,8 @@ def test_an_endless_answer_is_cut_off_with_its_status() -> None:
     assert len(end.body) <= ANSWER_BYTES_MAX
 
 
-def test_what_is_broken_off_ends_nowhere_and_the_next_one_does() -> None:
-    """A hanging server keeps nothing from the next write."""
+def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
+    """A hanging server does not affect the next write."""
     never = threading.Event()
 
     def said(asked: Asked) -> Said:
@@ -105,7 +105,7 @@ def test_what_is_broken_off_ends_nowhere_and_the_next_one_does() -> None:
 
 
 def test_a_deadline_ends_a_request_that_hangs() -> None:
-    """The transfer ends on its own; nothing aborts it."""
+    """The transfer ends on its own; no caller cancels it."""
     never = threading.Event()
     with answering(lambda asked: Said(delay=never)) as (url, _):
         transfers = Transfers(1)
@@ -121,7 +121,7 @@ def test_a_deadline_ends_a_request_that_hangs() -> None:
 def test_a_server_must_show_a_certificate_of_a_trusted_authority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unknown authority is for a person; one that SSL_CERT_FILE names is trusted, as by Python itself."""
+    """An unknown authority needs an operator; one in SSL_CERT_FILE is trusted, like in Python itself."""
     certificates = make_certificates(tmp_path)
     with answering(lambda asked: Said()) as (url, asked):
         port = urlsplit(url).port
@@ -146,7 +146,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
 def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As all other HTTP clients here: an emulator on the loopback is never asked for through a proxy."""
+    """Like all other HTTP clients here: requests to an emulator on the loopback interface bypass the proxy."""
     with answering(lambda asked: Said(403)) as (proxy, _), answering(lambda asked: Said()) as (url, asked):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.setenv("http_proxy", proxy)
@@ -164,8 +164,8 @@ def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not
     assert len(asked) == 1
 
 
-def test_plain_http_goes_through_the_proxy_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ClickHouse on plain http may be reached by the environment's proxy, as its official client does it."""
+def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClickHouse over plain HTTP may be reached through the environment's proxy, like with its official client."""
     with answering(lambda asked: Said(body=asked.path.encode())) as (proxy, asked):
         monkeypatch.setenv("http_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)
@@ -178,8 +178,8 @@ def test_plain_http_goes_through_the_proxy_where_that_is_asked_for(monkeypatch: 
     assert len(asked) == 1
 
 
-def test_a_proxy_that_wants_a_login_is_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
-    """407 to CONNECT is no answer of the sink, and trying again does not help."""
+def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 407 for CONNECT is not a response of the sink, and a retry does not help."""
     with answering(lambda asked: Said(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)

@@ -1,4 +1,4 @@
-"""A failed write is blamed on whoever is at fault: a status, a table, a size, or one row among healthy ones."""
+"""A failed write is attributed to its cause: a status, a table, a size, or one row among healthy ones."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
-def test_a_status_of_a_proxy_says_who_acts(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """Nothing of it is ever an item's fault, but its size; the page's title is what a person reads."""
+def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
+    """None is an item's fault, except its size; the error shows the page's title."""
     said = Answer(status, PAGE % status, HTML)
     with answering(lambda asked: said) as (url, asked), pytest.raises(SinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
@@ -71,7 +71,7 @@ def test_a_status_of_a_proxy_says_who_acts(sink: str, status: int, settings: Cal
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """A followed POST becomes a GET, and whoever answers there is not the sink, even with a proof."""
+    """A followed POST becomes a GET, and the target is not the sink, even if its response looks like a proof."""
     with (
         answering(PROOFS[sink]) as (elsewhere, asked_elsewhere),
         answering(lambda asked: Answer(status, b"", {"Location": elsewhere + asked.path})) as (url, _),
@@ -95,10 +95,10 @@ def test_a_redirect_is_not_followed(sink: str, status: int, settings: Callable[.
         (429, "soon", None),
     ],
 )
-def test_what_the_server_asks_for_is_kept_and_bounded(
+def test_retry_after_is_honored_and_bounded(
     sink: str, status: int, value: str, seconds: float | None, settings: Callable[..., Settings]
 ) -> None:
-    """Retry-After is a number of seconds or a date. Nobody puts a batch off for days."""
+    """Retry-After is a number of seconds or a date. A batch is never postponed for days."""
     said = Answer(status, b"later", {"Retry-After": value})
     with answering(lambda asked: said) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), seconds=3)
@@ -128,7 +128,7 @@ def test_a_reset_in_the_middle_of_the_answer_is_the_networks_fault(
 def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """The server closes without reading: no answer, nothing proven."""
+    """The server closes without reading: no response, nothing proven."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -153,10 +153,10 @@ def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-def test_a_certificate_of_a_stranger_is_for_a_person(
+def test_an_untrusted_certificate_needs_an_operator(
     sink: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """Trying again never helps, and nothing is sent to whoever that is."""
+    """A retry never helps, and nothing is sent to that server."""
     with answering(PROOFS[sink]) as (url, asked):
         port = urlsplit(url).port
         assert port is not None
@@ -168,8 +168,10 @@ def test_a_certificate_of_a_stranger_is_for_a_person(
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-def test_a_server_that_drips_its_answer_costs_the_deadline(sink: str, settings: Callable[..., Settings]) -> None:
-    """One byte now and then is a sign of life to a read time-out; the call as a whole has an end."""
+def test_a_slow_trickle_of_a_response_costs_at_most_the_deadline(
+    sink: str, settings: Callable[..., Settings]
+) -> None:
+    """Single bytes reset a read time-out; the call as a whole has a deadline."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 

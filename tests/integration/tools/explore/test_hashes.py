@@ -1,4 +1,4 @@
-"""The explorer's Redis does what a real one does with everything that the real code asks for."""
+"""The explorer's Redis behaves like a real one for every command of the real code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.explore.programs import Chord, Program, Programs, tasks_of
 
 
 def ask(client: Any, key: str, effect: Effect) -> Any:
-    """The answer of a real server."""
+    """The response of a real server."""
     if effect.name == "hmget":
         return tuple(client.hmget(key, effect.arguments[0]))
     if effect.name == "script":
@@ -32,7 +32,7 @@ def ask(client: Any, key: str, effect: Effect) -> Any:
 
 
 def drawn(random: Random) -> Program:
-    """Any program, whether it fits or not."""
+    """Any program, valid or not."""
     chord = Chord(random.randrange(2), random.random() < 0.5, random.randrange(1, 3))
     kind = random.choice(("run", "run", "run", "dispatch", "dispatch", "tell", "discard"))
     task = random.choice(tasks_of(chord.rows)) if kind == "run" else ""
@@ -44,8 +44,8 @@ def fields(client: Any, key: str) -> frozenset[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_same_answers_and_the_same_hash(redis_url: str, seed: int) -> None:
-    """given programs that interleave, when each round trip is also made to a server, then nothing differs"""
+def test_results_and_hash_equal_those_of_redis(redis_url: str, seed: int) -> None:
+    """given interleaved programs, when each round trip is also made to a server, then there is no difference"""
     random, client, programs = Random(seed), Redis.from_url(redis_url), Programs()
     key, staged = f"explored-{seed}", Staged()
     running: list[tuple[Program, tuple[Any, ...]]] = []
