@@ -1,16 +1,20 @@
 """The transport of Celery's messages: kombu's Redis transport over the connections of `tasks.connection`.
 
 kombu treats READONLY as a channel error, on which a worker exits; here it is a connection error, after which a
-worker reconnects. kombu also parses URLs differently, so it gets a `Link` in its transport options, for TCP, TLS,
-Unix sockets and Sentinel.
+worker reconnects. When an acknowledgement fails, kombu counts its message as unfinished for as long as the channel
+lives; here it does not (`QoS`). kombu also parses URLs differently, so it gets a `Link` in its transport options,
+for TCP, TLS, Unix sockets and Sentinel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 from redis import ConnectionPool
 
 from tasks.connection import Link, prove_writable
@@ -28,10 +32,49 @@ class _Client(redis.PrefixedStrictRedis):
         prove_writable(self, PROBE_KEY)
         return True
 
+    def transaction(self, func: Callable[[Any], Any], *watches: Any, **options: Any) -> Any:
+        """Raises RedisAway. redis-py takes an unusable server for a conflict, and repeats without end."""
+        attempts = count()
+
+        def attempt(pipe: Any) -> Any:
+            if next(attempts):
+                prove_writable(self, PROBE_KEY)
+            return func(pipe)
+
+        return super().transaction(attempt, *watches, **options)  # type: ignore[no-untyped-call]
+
+
+class QoS(redis.QoS):
+    """kombu's count of unfinished messages, without those whose acknowledgement failed.
+
+    Celery only logs a failed acknowledgement. If its message still counted, as many failures as the worker has
+    processes would stop the worker for good, on a connection that works again. In Redis the message stays
+    unacknowledged and is delivered again after the visibility timeout.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Raises what the connection raises, RedisAway among them."""
+        with self._finished_on_error(delivery_tag):
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """As `ack`."""
+        with self._finished_on_error(delivery_tag):
+            super().reject(delivery_tag, requeue)
+
+    @contextmanager
+    def _finished_on_error(self, delivery_tag: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
 
 class Channel(redis.Channel):
     """kombu's channel; its two pools come from the link."""
 
+    QoS = QoS
     link: Link
     from_transport_options = (*redis.Channel.from_transport_options, LINK_OPTION)
 

@@ -186,6 +186,25 @@ def test_celery_opens_no_channel_to_a_replica(fleet: Fleet) -> None:
     connection.release()
 
 
+@pytest.mark.parametrize("finish", ["ack", "reject", "requeue"])
+def test_a_message_whose_acknowledgement_fails_does_not_stop_its_consumer(fleet: Fleet, finish: str) -> None:
+    """given a consumer of one message at a time, when Redis refuses its acknowledgement, then it gets the next"""
+    with publisher(fleet.settings).connection_for_write() as connection:
+        channel = connection.channel()
+        channel.basic_qos(0, 1, False)
+        queue = connection.SimpleQueue("acknowledgements", channel=channel)
+        for body in ("first", "second"):
+            queue.put(body)
+        first = queue.get(timeout=10)
+
+        with demoted(fleet.client), pytest.raises(RedisAway, match="READONLY"):
+            first.ack() if finish == "ack" else first.reject(requeue=finish == "requeue")
+
+        assert queue.get(timeout=10).payload == "second"
+        unfinished = fleet.client.hgetall(channel.global_keyprefix + channel.unacked_key)
+        assert {*unfinished} >= {first.delivery_tag.encode()}  # delivered again after the visibility timeout
+
+
 REFUSED = {
     "Redis Cluster": ("--cluster-enabled", "yes"),
     "Sentinel": ("--sentinel",),
