@@ -4,18 +4,19 @@ ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY deploy/image deploy/image
-# Only what has one of the listed hashes is installed, from whichever index pip is set up with.
+# Only what has one of the listed hashes is installed, from whichever index pip is set up with. build.txt includes pip,
+# because an older one (23.2.1, and Debian's 23.0.1) refuses the list: it treats `google-auth[pyopenssl]` as unpinned.
 RUN python -m venv /build \
  && /build/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/build.txt \
- && python -m venv /venv \
- && /venv/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/requirements.txt
+ && python -m venv --without-pip /venv \
+ && /build/bin/pip --python /venv/bin/python install --no-cache-dir --only-binary :all: --require-hashes \
+    -r deploy/image/requirements.txt
 COPY pyproject.toml README.md LICENSE celeryconfig.py ./
 COPY ingest ingest
 COPY tasks tasks
 RUN /build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheels . \
- && /venv/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl \
- && /venv/bin/pip check \
- && /venv/bin/pip uninstall --yes pip setuptools
+ && /build/bin/pip --python /venv/bin/python install --no-cache-dir --no-index --no-deps /wheels/*.whl \
+ && /build/bin/pip --python /venv/bin/python check
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin replays

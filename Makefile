@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -74,9 +74,12 @@ docs: $(STAMP) ## write the generated pages of docs/ again
 
 COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
   --custom-compile-command 'make hashes' --python-version 3.11 --constraints constraints.txt
+image: $(STAMP) ## build the container image and run it against the embedded stack (needs podman); PATIENCE=3 on a busy machine
+	$(BIN)/python -m tools.image $(if $(PATIENCE),--patience $(PATIENCE))
+
 hashes: ## what the image installs, with the hash of every file; after each change of constraints.txt (needs uv)
 	$(COMPILE) --universal --extra otel --extra otel-grpc --extra sentry -o deploy/image/requirements.txt pyproject.toml
-	echo hatchling | $(COMPILE) -o deploy/image/build.txt -
+	printf 'hatchling\npip\n' | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

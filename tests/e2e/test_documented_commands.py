@@ -102,6 +102,7 @@ NOT_RUN = {
     "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
     "make chaos": "minutes; test_chaos.py runs it for less",
     "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
+    "make image": "minutes; .ci/run runs it",
     "make hashes": "it asks an index; tests/security/test_supply_chain.py checks what it wrote",
     "python -m tools.gameday.run": "minutes; test_gameday.py plays some of its faults",
     "python -m tools.gameday.page": "it reads what a game day left; tests/unit/tools/gameday has one",

@@ -1,0 +1,71 @@
+"""`python -m tools.image` where podman is missing, cannot run, cannot build, or builds an image that does not run.
+
+Podman is a script here; `make image` in CI is the trial with the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import ROOT
+
+SECONDS_MAX = 120
+SCRIPT = """#!/bin/sh
+[ "$1" = --runtime=runc ] && shift
+case "$1 $*" in
+%s
+"image image inspect"*) echo '[{"Id": "one", "Size": 1000000, "Config": {"User": "10001:10001"}}]';;
+esac
+"""
+
+
+def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
+    """Exit code and output, with this script as podman: a body of `case`, on its first argument."""
+    (tmp_path / "bin").mkdir()
+    if podman is not None:
+        program = tmp_path / "bin" / "podman"
+        program.write_text(SCRIPT % podman)
+        program.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), "/usr/bin", "/bin"]) if podman else str(tmp_path / "bin")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.image"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_without_podman_nothing_is_tried_and_ci_goes_on(tmp_path: Path):
+    """given no engine, then one line says so, and the exit code is 0"""
+    code, printed = tried(tmp_path, None)
+
+    assert code == 0, printed
+    assert "NOT DONE" in printed
+    assert "there is no podman" in printed
+
+
+@pytest.mark.parametrize(
+    ("podman", "code", "says"),
+    [
+        ("run*) echo 'no namespaces' >&2; exit 126;;", 0, "NOT DONE .*no namespaces"),
+        ("build*) echo 'NameResolutionError: no' >&2; exit 1;;", 0, "NOT DONE .*index did not answer"),
+        ("build*) echo 'ERROR: hashes do not match' >&2; exit 1;;", 1, "FAILED .*hashes do not match"),
+        ("*--help) echo broken >&2; exit 3;;", 1, "FAILED .*broken"),
+    ],
+)
+def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, says: str):
+    """given an engine that fails in one way, then the machine's limits end with 0 and the image's faults with 1"""
+    found, printed = tried(tmp_path, podman)
+
+    assert found == code, printed
+    assert [line for line in printed.splitlines() if re.search(says, line)], printed

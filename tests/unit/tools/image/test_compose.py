@@ -1,0 +1,91 @@
+"""docker-compose.yml as options of `podman run`: all that the file says, or an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.kit.paths import ROOT
+from tools.image.compose import Service, hosts, left_behind, not_ours, ours
+
+FILE = ROOT / "docker-compose.yml"
+VARIABLES = {"FLOWER_PASSWORD": "something-long"}
+ADDRESSES = {
+    "REPLAYS_KAFKA_BROKERS": "127.0.0.1:1",
+    "REPLAYS_REDIS_URL": "redis://127.0.0.1:2/0",
+    "REPLAYS_GCS_ENDPOINT": "http://127.0.0.1:3",
+    "REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:4",
+    "REPLAYS_BIGQUERY_ENDPOINT": "http://127.0.0.1:5",
+    "REPLAYS_DATADOG_HOST": "127.0.0.1",
+}
+
+
+def written(tmp_path: Path, body: str) -> Path:
+    """A file with one service that is built here."""
+    path = tmp_path / "compose.yml"
+    path.write_text(f"services:\n  one:\n    build: .\n    command: [run]\n    environment: {{}}\n{body}")
+    return path
+
+
+def test_our_services_are_those_that_are_built_here():
+    """The others are the vendors' images."""
+    assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
+    assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
+
+
+def test_a_service_keeps_what_the_file_says():
+    """given the worker, then its command, hardening, settings, health check and time to stop are the file's"""
+    worker = ours(FILE, VARIABLES)["worker"]
+
+    assert worker.command == ("celery", "-A", "tasks", "worker")
+    assert set(worker.options) == {
+        "--read-only",
+        "--read-only-tmpfs=false",
+        "--tmpfs=/tmp",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges:true",
+    }
+    assert worker.environment["REPLAYS_WORKER_HTTP_PORT"] == "9465"
+    assert worker.health[:2] == ("python", "-c")
+    assert worker.stop_seconds == 60
+
+
+def test_variables_and_their_defaults_are_filled_in():
+    """`${NAME:?...}`, `${NAME:-default}` and `$$`."""
+    services = ours(FILE, VARIABLES)
+
+    assert services["flower"].environment["REPLAYS_FLOWER_BASIC_AUTH"] == "replays:something-long"
+    assert services["reader"].environment["REPLAYS_CLICKHOUSE_PASSWORD"] == "replays"
+
+
+def test_an_address_that_is_left_behind_is_named():
+    """given addresses for all servers but one, then the variable of that one is named"""
+    names = hosts(FILE, VARIABLES)
+    reader = ours(FILE, VARIABLES)["reader"]
+    without = {name: value for name, value in ADDRESSES.items() if name != "REPLAYS_GCS_ENDPOINT"}
+
+    assert left_behind(reader, names) == sorted(ADDRESSES)
+    assert left_behind(reader.moved(without, {}), names) == ["REPLAYS_GCS_ENDPOINT"]
+    assert left_behind(reader.moved(ADDRESSES, {}), names) == []
+
+
+def test_the_health_check_follows_the_port():
+    """given another port, then the health check asks there"""
+    service = Service("one", ("run",), {}, health=("get", "http://127.0.0.1:9464/readyz", "-t", "9464"))
+
+    assert service.moved({}, {9464: 20001}).health == ("get", "http://127.0.0.1:20001/readyz", "-t", "9464")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("    privileged: true\n", "unknown key privileged"),
+        ("    healthcheck: {test: [CMD-SHELL, x]}\n", "CMD-SHELL"),
+        ("    stop_grace_period: 1m30s\n", "1m30s"),
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path: Path, body: str, says: str):
+    """It would be left out without notice."""
+    with pytest.raises(ValueError, match=says):
+        ours(written(tmp_path, body), {})

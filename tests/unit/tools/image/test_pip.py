@@ -1,0 +1,42 @@
+"""The build asks the package index that this machine asks, and the image does not remember it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tools.image.pip import configuration, mounts
+
+
+def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
+    """given both, then the environment wins, and the files and folders that exist are mounted at their place"""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    listing = (
+        "global.index-url='https://one.example/simple'\n"
+        "global.timeout='5'\n"
+        "install.no-deps='true'\n"
+        ":env:.index-url='https://two.example/simple'\n"
+        f":env:.find-links='{wheels}\\n/nowhere/at/all'\n"
+    )
+    place = tmp_path / "conf"
+    place.mkdir()
+
+    found = mounts(configuration(listing), place)
+
+    assert found == [f"{place}/pip.conf:/etc/pip.conf:ro", f"{wheels}:{wheels}:ro"]
+    text = (place / "pip.conf").read_text()
+    assert "two.example" in text
+    assert "one.example" not in text
+    assert "[install]" in text
+    assert (place / "pip.conf").stat().st_mode & 0o077 == 0
+
+
+def test_pip_reads_several_values_back(tmp_path: Path):
+    """given a value of two lines, when the file is written and read, then both are there"""
+    listing = "global.find-links='/a\\n/b'\n"
+    mounts(configuration(listing), tmp_path)
+
+    again = configuration("")
+    again.read(tmp_path / "pip.conf")
+
+    assert again.get("global", "find-links").split() == ["/a", "/b"]

@@ -1,0 +1,47 @@
+"""What a container's first process may do: read from outside, where the container cannot pretend."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.image.outcome import Clock
+from tools.image.system import breaches
+
+STATUS = (
+    "Name:\tpython\nNSpid:\t4242\t1\nUid:\t10001\t10001\t10001\t10001\nCapPrm:\t0000000000000000\n"
+    "CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\n"
+)
+MOUNTS = "overlay / overlay ro,relatime 0 0\ntmpfs /tmp tmpfs rw,nosuid 0 0\n"
+
+
+def test_a_confined_process_has_no_breach():
+    """The state that docker-compose.yml asks for."""
+    assert breaches(STATUS, MOUNTS) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "says"),
+    [
+        ("4242\t1", "4242\t7", "process 1"),
+        ("Uid:\t10001", "Uid:\t0", "runs as user 0"),
+        ("CapBnd:\t0000000000000000", "CapBnd:\t00000000a80425fb", "CapBnd"),
+        ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "gain privileges"),
+        ("overlay ro,", "overlay rw,", "writable"),
+    ],
+)
+def test_each_breach_is_named(was: str, now: str, says: str):
+    """given one difference, then it is the one that is reported"""
+    (found,) = breaches(STATUS.replace(was, now), MOUNTS.replace(was, now))
+
+    assert says in found
+
+
+def test_a_step_gets_no_more_than_what_is_left():
+    """given ten seconds, when eight are gone, then a step gets two, and never less than one"""
+    at = [100.0]
+    clock = Clock(10.0, now=lambda: at[0])
+    assert clock.left(30) == 10
+    at[0] = 108.0
+    assert clock.left(30) == 2
+    at[0] = 120.0
+    assert clock.left(30) == 1

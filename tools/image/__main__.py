@@ -1,0 +1,119 @@
+"""Builds the container image and runs it as docker-compose.yml says, against the embedded stack.
+
+    python -m tools.image [--patience FACTOR]        (make image)
+
+The image is built by the Dockerfile, on the base image that it names or, where no registry answers, on one made of
+Debian's packages. Prints one line per result. Exit code 1: the image could not be built or does not run. What the
+machine lacks (an engine, a network) is printed as NOT DONE, with its reason, and is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ingest.local.compare.report import ReconcileError
+from ingest.local.load.produce import LoadError
+from ingest.local.servers.processes import LocalError
+from ingest.local.stack import Stack
+from tools.image import compose, pip
+from tools.image.base import base
+from tools.image.engine import Engine
+from tools.image.outcome import Clock, Failed, Lines, NotDone, last_line
+from tools.image.system import FLOWER_PASSWORD, System
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "localhost/replays-ingest:local"
+BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 120.0, 150.0, 90.0
+# What pip prints when an index does not answer, as opposed to one that does not have what is asked for.
+NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
+
+
+def build(engine: Engine, lines: Lines, patience: float) -> str:
+    """Builds the image. Returns its base. Raises NotDone, or Failed if it is the Dockerfile's fault."""
+    began = time.monotonic()
+    on = base(engine, (ROOT / "Dockerfile").read_text(), lines, patience)
+    probe = engine.once(on, ("python", "--version"), seconds=30.0)
+    if probe.returncode != 0:
+        raise NotDone(f"podman runs no containers on this machine: {last_line(probe.stderr)}")
+    before = engine.image(IMAGE).get("Id", "")
+    with tempfile.TemporaryDirectory(prefix="replays-pip-") as folder:
+        mounts = pip.mounts(pip.configuration(pip.listed()), Path(folder))
+        done = engine.build(ROOT, IMAGE, {"PYTHON_IMAGE": on}, mounts, BUILD_SECONDS_MAX * patience)
+    if done.returncode != 0:
+        printed = done.stdout + done.stderr
+        if any(word in printed for word in NO_INDEX):
+            raise NotDone(f"the package index did not answer: {_error_of(printed)}")
+        raise Failed(f"the image cannot be built: {_error_of(printed)}")
+    after = engine.image(IMAGE)
+    if before and before != after["Id"]:
+        engine.remove_image(before)
+    lines.done(
+        f"built on {probe.stdout.strip()} of {on} in {time.monotonic() - began:.0f} s, "
+        f"{after['Size'] / 1e6:.0f} MB, user {after['Config'].get('User', 'root')}"
+    )
+    return on
+
+
+def _error_of(printed: str) -> str:
+    """The first line that says ERROR, which pip prints before the engine's own."""
+    for line in printed.splitlines():
+        if line.startswith("ERROR"):
+            return line
+    return last_line(printed)
+
+
+def run(engine: Engine, lines: Lines, tag: str) -> None:
+    """Runs the image against a stack. Raises Failed."""
+    variables = {"FLOWER_PASSWORD": FLOWER_PASSWORD}
+    path = ROOT / "docker-compose.yml"
+    try:
+        with Stack() as stack:
+            stack.start()
+            services = compose.ours(path, variables)
+            System(engine, IMAGE, services, compose.hosts(path, variables), stack, lines).run(tag)
+    except (NotDone, LocalError, LoadError, ReconcileError) as error:
+        raise Failed(str(error)) from error
+    images = compose.not_ours(path, variables)
+    reason = "the embedded stack stands in for them, in the host's network"
+    lines.not_done(f"the {len(images)} vendors' images of docker-compose.yml, its network and ports", reason)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Build the container image and run it against the embedded stack."
+    )
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="Factor for all time limits, for busy machines."
+    )
+    patience = parser.parse_args().patience
+    lines = Lines(lambda line: print(line, flush=True))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    tag = f"replays-try-{os.getpid()}"
+    began = time.monotonic()
+    try:
+        engine = Engine(Clock(PREPARE_SECONDS_MAX * patience), f"replays-try={tag}")
+    except NotDone as reason:
+        lines.not_done("nothing of the image was tried", str(reason))
+        return lines.code
+    try:
+        build(engine, lines, patience)
+        engine.clock = Clock(RUN_SECONDS_MAX * patience)
+        run(engine, lines, tag)
+    except NotDone as reason:
+        lines.not_done("the image was not built and not run", str(reason))
+    except Failed as error:
+        lines.failed(str(error))
+    finally:
+        engine.close()
+    print(f"image: {time.monotonic() - began:.0f} s", flush=True)
+    return lines.code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

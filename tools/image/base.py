@@ -1,0 +1,77 @@
+"""The image that ours is built on: the one of the Dockerfile, or Debian's packages where no registry answers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tools.image.calls import call
+from tools.image.engine import Engine
+from tools.image.outcome import Lines, NotDone, last_line
+
+DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
+REGISTRY = "docker.io/library/"
+SUITE = "bookworm"
+# What the Dockerfile and Celery need of the base, and what Docker's own image of Python installs from Debian.
+PACKAGES = ("passwd", "python3-venv", "python-is-python3", "ca-certificates", "netbase", "tzdata")
+OPTIONS = (
+    "--variant=essential",
+    '--aptopt=APT::Install-Recommends "false"',
+    "--dpkgopt=force-unsafe-io",
+    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")),
+)
+MADE_SECONDS_MAX = 120.0
+
+
+def wanted(dockerfile: str) -> str:
+    """The base image that a Dockerfile names."""
+    found = DEFAULT.search(dockerfile)
+    if found is None:
+        raise ValueError("the Dockerfile has no default for PYTHON_IMAGE")
+    return found[1]
+
+
+def of_debian() -> tuple[str, list[str]]:
+    """Name and recipe of the base from Debian's packages. A changed recipe gets another name."""
+    recipe = ["mmdebstrap", "--quiet", *OPTIONS, f"--include={','.join(PACKAGES)}", SUITE]
+    digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
+    return f"localhost/replays-ingest-base:{SUITE}-{digest}", recipe
+
+
+def base(engine: Engine, dockerfile: str, lines: Lines, patience: float) -> str:
+    """The name of an image to build on, in the engine's store. Raises NotDone."""
+    image = REGISTRY + wanted(dockerfile)
+    if engine.has(image):
+        return image
+    try:
+        engine.pull(image)
+    except NotDone as reason:
+        lines.not_done(f"a build on {wanted(dockerfile)}, as the Dockerfile says", str(reason))
+    else:
+        return image
+    name, recipe = of_debian()
+    if not engine.has(name):
+        _make(engine, name, recipe, MADE_SECONDS_MAX * patience)
+    return name
+
+
+def _make(engine: Engine, name: str, recipe: list[str], seconds: float) -> None:
+    if shutil.which(recipe[0]) is None:
+        raise NotDone("there is no mmdebstrap to make a base image with (Debian: apt-get install mmdebstrap)")
+    with tempfile.TemporaryDirectory(prefix="replays-base-") as folder:
+        archive = str(Path(folder) / "base.tar")
+        at_most = engine.clock.left(seconds)
+        try:
+            done = call([*recipe, archive], at_most)
+        except subprocess.TimeoutExpired as error:
+            raise NotDone(f"Debian's packages did not arrive within {at_most:.0f} s") from error
+        if done.returncode != 0:
+            raise NotDone(f"mmdebstrap: {last_line(done.stderr)}")
+        path = "ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+        imported = engine.call("import", "--quiet", f"--change={path}", archive, name, seconds=seconds)
+    if imported.returncode != 0:
+        raise NotDone(f"podman import: {last_line(imported.stderr)}")

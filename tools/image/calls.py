@@ -1,0 +1,40 @@
+"""Programs with a time limit. Whatever a program has started ends with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+
+GRACE_SECONDS = 5.0
+
+
+def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end, whatever its exit code. Raises subprocess.TimeoutExpired, after ending its group."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, error = process.communicate(timeout=seconds)
+        except BaseException:
+            _end(process)
+            raise
+    return subprocess.CompletedProcess(list(command), process.returncode, printed, error)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, so that it can clean up, then SIGKILL for all that is left of its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=GRACE_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

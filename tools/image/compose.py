@@ -1,0 +1,113 @@
+"""Our own services of docker-compose.yml, as options of `podman run`.
+
+The containers run in the host's network, because the embedded stack takes the place of the file's servers.
+Everything else is the file's: command, read-only file system, tmpfs, capabilities, environment, health check, time
+to stop. An unknown key is an error; otherwise it would be ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
+# How the containers are started and reach each other. Here each is started by hand, in the host's network.
+IGNORED = {"build", "image", "depends_on", "restart", "ports"}
+SECONDS = re.compile(r"(\d+)s")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service. `health`: its check's command, empty without one. `options`: for `podman run`."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    health: tuple[str, ...] = ()
+    stop_seconds: int = 10
+    options: tuple[str, ...] = ()
+
+    def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
+        """With the addresses of other servers, and with ports that are free in the host's network."""
+
+        def port(text: str) -> str:
+            return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
+
+        return replace(
+            self,
+            environment={**self.environment, **addresses},
+            health=tuple(port(word) for word in self.health),
+        )
+
+
+def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
+    """The services that are built here, by name. Raises ValueError for a key that this module does not know."""
+    services = yaml.safe_load(_filled(path.read_text(), variables))["services"]
+    return {name: _service(name, service) for name, service in services.items() if "build" in service}
+
+
+def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
+    """Images of the vendors, sorted."""
+    services = yaml.safe_load(_filled(path.read_text(), variables))["services"].values()
+    return sorted(service["image"] for service in services if "build" not in service)
+
+
+def left_behind(service: Service, hosts: set[str]) -> list[str]:
+    """Variables that still name a container of docker-compose.yml, which does not exist here."""
+    words = {
+        name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
+        for name, value in service.environment.items()
+    }
+    return sorted(name for name, found in words.items() if hosts & found)
+
+
+def hosts(path: Path, variables: Mapping[str, str]) -> set[str]:
+    """Names of all services: their host names in the file's network."""
+    return set(yaml.safe_load(_filled(path.read_text(), variables))["services"])
+
+
+def _filled(text: str, variables: Mapping[str, str]) -> str:
+    def value(found: re.Match[str]) -> str:
+        if found[0] == "$$":
+            return "$"
+        return variables.get(found["name"]) or found["default"] or ""
+
+    return VARIABLE.sub(value, text)
+
+
+def _service(name: str, service: Mapping[str, Any]) -> Service:
+    options: list[str] = []
+    health: tuple[str, ...] = ()
+    stop_seconds = 10
+    for key, value in service.items():
+        match key:
+            case "read_only":
+                # Podman mounts a writable /tmp by itself, unless told not to; Docker does not.
+                options += ["--read-only", "--read-only-tmpfs=false"] if value else []
+            case "tmpfs" | "cap_drop" | "security_opt":
+                options += [f"--{key.replace('_', '-')}={each}" for each in value]
+            case "stop_grace_period":
+                stop_seconds = _seconds(value)
+            case "healthcheck":
+                kind, *command = value["test"]
+                if kind != "CMD":
+                    raise ValueError(f"{name}: a health check of the kind {kind}")
+                health = tuple(command)
+            case "command" | "environment":
+                pass
+            case _ if key not in IGNORED:
+                raise ValueError(f"{name}: unknown key {key}")
+    environment = {variable: str(text) for variable, text in service["environment"].items()}
+    return Service(name, tuple(service["command"]), environment, health, stop_seconds, tuple(options))
+
+
+def _seconds(text: str) -> int:
+    found = SECONDS.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text} is no number of seconds")
+    return int(found[1])

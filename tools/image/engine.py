@@ -1,0 +1,130 @@
+"""Podman: images and containers, with a time limit on every call."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.image.calls import call
+from tools.image.outcome import Clock, Failed, NotDone, last_line
+
+CALL_SECONDS_MAX = 30.0
+PULL_SECONDS_MAX = 60.0
+# Podman's own defaults are above what an unprivileged CI machine may grant.
+FILES_MAX, PROCESSES_MAX = 1_048_576, 4096
+
+
+def limits() -> list[str]:
+    """Options for the limits of open files and processes, within those of this process."""
+    found = []
+    for name, kind, most in (
+        ("nofile", resource.RLIMIT_NOFILE, FILES_MAX),
+        ("nproc", resource.RLIMIT_NPROC, PROCESSES_MAX),
+    ):
+        _, hard = resource.getrlimit(kind)
+        value = most if hard == resource.RLIM_INFINITY else min(hard, most)
+        found.append(f"--ulimit={name}={value}:{value}")
+    return found
+
+
+class Engine:
+    """Podman, with containers that all have one label, by which `close` removes them."""
+
+    def __init__(self, clock: Clock, label: str) -> None:
+        program = shutil.which("podman")
+        if program is None:
+            raise NotDone("there is no podman (Debian: apt-get install podman runc mmdebstrap)")
+        # crun refuses machines with both versions of cgroups, runc does not.
+        self._command = [program, *(["--runtime=runc"] if shutil.which("runc") else [])]
+        self._label = label
+        self.clock = clock
+
+    def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
+        """`podman ARGUMENTS`, whatever its exit code. Raises NotDone when the time is over."""
+        at_most = self.clock.left(seconds)
+        try:
+            return call([*self._command, *arguments], at_most)
+        except subprocess.TimeoutExpired as error:
+            raise NotDone(f"podman {arguments[0]} took more than {at_most:.0f} s") from error
+
+    # Images
+
+    def has(self, image: str) -> bool:
+        return self.call("image", "exists", image).returncode == 0
+
+    def pull(self, image: str) -> None:
+        """Raises NotDone, with the registry's answer."""
+        done = self.call("pull", "--quiet", image, seconds=PULL_SECONDS_MAX)
+        if done.returncode != 0:
+            raise NotDone(last_line(done.stderr))
+
+    def image(self, image: str) -> dict[str, Any]:
+        """Its configuration."""
+        done = self.call("image", "inspect", image)
+        found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else [{}]
+        return found[0]
+
+    def remove_image(self, identity: str) -> None:
+        """Does nothing if it is in use."""
+        self.call("rmi", identity)
+
+    def build(
+        self, folder: Path, image: str, arguments: Mapping[str, str], mounts: Sequence[str], seconds: float
+    ) -> subprocess.CompletedProcess[str]:
+        """`podman build`, in the host's network. `mounts` exist during the build, and not in the image."""
+        options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+        options += [f"--volume={mount}" for mount in mounts]
+        # Steps run in a chroot: they need no more of the machine than containers of this file do.
+        place = ("--isolation=chroot", "--network=host", "--tag", image)
+        return self.call("build", *place, *limits(), *options, str(folder), seconds=seconds)
+
+    # Containers
+
+    def once(
+        self, image: str, command: Sequence[str], options: Sequence[str] = (), *, seconds: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a container to its end and removes it."""
+        return self.call("run", "--rm", *self._options(), *options, image, *command, seconds=seconds)
+
+    def start(self, name: str, image: str, command: Sequence[str], options: Sequence[str]) -> None:
+        """Starts a container. Raises Failed."""
+        done = self.call("run", "--detach", "--name", name, *self._options(), *options, image, *command)
+        if done.returncode != 0:
+            raise Failed(f"{name} does not start: {last_line(done.stderr)}")
+
+    def execute(self, name: str, command: Sequence[str]) -> bool:
+        """Whether the command ends with 0 in the container."""
+        return self.call("exec", name, *command).returncode == 0
+
+    def state(self, name: str) -> dict[str, Any]:
+        """`Running`, `Pid`, `ExitCode` and more."""
+        done = self.call("inspect", "--type=container", "--format={{json .State}}", name)
+        if done.returncode != 0:
+            raise Failed(f"{name} is gone: {last_line(done.stderr)}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def stop(self, name: str, seconds: int) -> int:
+        """SIGTERM, after `seconds` SIGKILL. Returns the exit code."""
+        self.call("stop", f"--time={seconds}", name, seconds=seconds + CALL_SECONDS_MAX)
+        return int(self.state(name)["ExitCode"])
+
+    def log_tail(self, name: str, lines: int = 15) -> str:
+        """The last lines that it printed."""
+        done = self.call("logs", f"--tail={lines}", name)
+        return done.stdout + done.stderr
+
+    def close(self) -> None:
+        """Removes the containers, also when the time is over."""
+        self.clock = Clock(CALL_SECONDS_MAX)
+        found = self.call("ps", "--all", "--quiet", f"--filter=label={self._label}").stdout.split()
+        if found:
+            self.call("rm", "--force", "--time=2", *found)
+
+    def _options(self) -> list[str]:
+        return ["--network=host", f"--label={self._label}", "--pull=never", *limits()]

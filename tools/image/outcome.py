@@ -1,0 +1,66 @@
+"""What a trial of the image printed: what was done, what this machine could not do, what failed.
+
+`NotDone` is a limit of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+class NotDone(Exception):
+    """This machine cannot do it. The message says why, in one line."""
+
+
+class Failed(Exception):
+    """The image was built and does not do what it should. The message says what."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """The time that is left. `now`: seconds on a monotonic clock."""
+
+    seconds: float
+    now: Callable[[], float] = time.monotonic
+    _began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.now()
+
+    def left(self, at_most: float) -> float:
+        """Seconds for the next step: `at_most`, or less near the end, but never below a second."""
+        return max(1.0, min(at_most, self._began + self.seconds - self.now()))
+
+    @property
+    def is_over(self) -> bool:
+        return self.now() - self._began >= self.seconds
+
+
+@dataclass(slots=True)
+class Lines:
+    """Prints one line per result. `code` is the exit code that follows from them."""
+
+    write: Callable[[str], None]
+    failures: int = 0
+
+    def done(self, text: str) -> None:
+        self.write(f"image: ok        {text}")
+
+    def not_done(self, what: str, reason: str) -> None:
+        self.write(f"image: NOT DONE  {what}: {reason}")
+
+    def failed(self, reason: str) -> None:
+        self.failures += 1
+        self.write(f"image: FAILED    {reason}")
+
+    @property
+    def code(self) -> int:
+        return 1 if self.failures else 0
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty, for a reason."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,197 @@
+"""The image at work: its reader, workers and Flower against the embedded stack, under a load.
+
+During the load the worker and then the reader are stopped with SIGTERM and replaced, as in an upgrade. At the end
+every message must be accounted for: `replays-ingest reconcile`, run from the image, compares the topic with the
+sinks, and the embedded stack's own comparison checks the sinks against the load's manifest, byte for byte.
+"""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ingest.local.compare.reconcile import reconcile
+from ingest.local.fleet import Fleet
+from ingest.local.load.expectation import Expectation
+from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
+from ingest.local.servers.processes import HOST, LocalError, free_port, wait_until
+from ingest.local.stack import Stack
+from tools.image.compose import Service, left_behind
+from tools.image.engine import Engine
+from tools.image.outcome import Failed, Lines, last_line
+
+SEGMENTS_MAX, RATE = 20_000, 30.0  # the load ends when both have been replaced
+PORTS = (9464, 9465, 5555)
+READY_SECONDS_MAX, COMMITTED_SECONDS_MAX, COMMAND_SECONDS_MAX = 60.0, 60.0, 60.0
+FLOWER_PASSWORD = "only-for-this-trial"
+USER = "10001"
+
+
+def breaches(status: str, mounts: str) -> list[str]:
+    """What a container's first process may do that it should not, from its /proc/PID/status and mounts."""
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    root = [line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/"]
+    found = []
+    if fields["NSpid"].split()[-1] != "1":
+        found.append("its command is not process 1")
+    if set(fields["Uid"].split()) != {USER}:
+        found.append(f"it runs as user {fields['Uid'].split()[0]}, not as {USER}")
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        if int(fields[name], 16):
+            found.append(f"it has capabilities: {name} {fields[name]}")
+    if fields["NoNewPrivs"].strip() != "1":
+        found.append("it may gain privileges")
+    if not root or "ro" not in root[-1]:
+        found.append("its file system is writable")
+    return found
+
+
+class System:
+    """Containers of the image over a stack. `hosts`: names that resolve only in the Compose file's network."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        image: str,
+        services: Mapping[str, Service],
+        hosts: set[str],
+        stack: Stack,
+        lines: Lines,
+    ) -> None:
+        self._engine, self._image, self._lines = engine, image, lines
+        self._stack, self._fleet = stack, Fleet(stack)
+        self._ports = {port: free_port() for port in PORTS}
+        addresses = {
+            **stack.settings(),
+            "REPLAYS_HTTP_PORT": str(self._ports[9464]),
+            "REPLAYS_WORKER_HTTP_PORT": str(self._ports[9465]),
+            "REPLAYS_FLOWER_PORT": str(self._ports[5555]),
+            # The network is the host's: nothing may listen on its other addresses.
+            **{f"REPLAYS_{part}_HOST": HOST for part in ("HTTP", "WORKER_HTTP", "FLOWER")},
+        }
+        self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
+        for name, service in self._services.items():
+            if names := left_behind(service, hosts):
+                raise Failed(
+                    f"{name} would still connect to a container of docker-compose.yml: {', '.join(names)}"
+                )
+        self._names: dict[str, str] = {}
+
+    def run(self, tag: str) -> None:
+        """All of it. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
+        self._once("reader", ("replays-ingest", "--help"), "Usage:")
+        self._once("migrate", self._services["migrate"].command, "")
+        for name in ("worker", "reader", "flower"):
+            self._start(name, f"{tag}-{name}")
+        self._flower_has_a_password()
+        manifest = self._stack.directory / "manifest.jsonl"
+        produced = self._replaced_under_load(tag, manifest)
+        self._accounted_for(produced, manifest)
+        for name in ("reader", "worker", "flower"):
+            self._stop(name)
+        self._lines.done("SIGTERM ended reader, worker and Flower with exit code 0")
+
+    def _options(self, service: Service) -> list[str]:
+        return [*service.options, *(f"--env={name}={value}" for name, value in service.environment.items())]
+
+    def _once(self, name: str, command: tuple[str, ...], wanted: str) -> None:
+        service = self._services[name]
+        options = self._options(service)
+        done = self._engine.once(self._image, command, options, seconds=COMMAND_SECONDS_MAX)
+        if done.returncode != 0 or wanted not in done.stdout:
+            reason = last_line(done.stderr or done.stdout)
+            raise Failed(f"{' '.join(command)} ended with {done.returncode}: {reason}")
+        self._lines.done(f"{' '.join(command)} ended with 0")
+
+    def _start(self, name: str, container: str) -> None:
+        """Starts a service and waits until its health check of docker-compose.yml passes."""
+        service, engine = self._services[name], self._engine
+        engine.start(container, self._image, service.command, self._options(service))
+        self._names[name] = container
+        self._until(container, lambda: engine.execute(container, service.health), "its health check")
+        pid = int(engine.state(container)["Pid"])
+        process = Path(f"/proc/{pid}")
+        if found := breaches((process / "status").read_text(), (process / "mounts").read_text()):
+            raise Failed(f"{name}: {'; '.join(found)}")
+        self._lines.done(f"{' '.join(service.command)} is healthy as process 1, user {USER}, read-only")
+
+    def _until(self, container: str, condition: Callable[[], bool], what: str) -> None:
+        def holds() -> bool:
+            if not self._engine.state(container)["Running"]:
+                raise Failed(f"{container} ended by itself:\n{self._engine.log_tail(container)}")
+            return condition()
+
+        try:
+            wait_until(holds, self._engine.clock.left(READY_SECONDS_MAX), what)
+        except LocalError as error:
+            raise Failed(f"{container}: {error}\n{self._engine.log_tail(container)}") from error
+
+    def _stop(self, name: str) -> None:
+        container = self._names.pop(name)
+        code = self._engine.stop(container, self._services[name].stop_seconds)
+        if code != 0:
+            raise Failed(f"{name} ended with {code} after SIGTERM:\n{self._engine.log_tail(container)}")
+
+    def _flower_has_a_password(self) -> None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self._ports[5555]}/workers", timeout=10):
+                raise Failed("Flower shows its pages without a password")
+        except urllib.error.HTTPError as error:
+            if error.code != 401:
+                raise Failed(f"Flower answers {error.code} without a password") from error
+
+    def _replaced_under_load(self, tag: str, manifest: Path) -> Produced:
+        """Produces the load; replaces the worker and the reader while messages arrive."""
+        made: list[Produced] = []
+        errors: list[Exception] = []
+        acknowledged = [0]
+        over = threading.Event()
+
+        def progress(done: int, _expected: int, _bytes: int) -> None:
+            acknowledged[0] = done
+
+        def load() -> None:
+            try:
+                made.append(
+                    produce(
+                        self._fleet.settings, PROFILES["small"], SEGMENTS_MAX,
+                        rate=RATE, manifest_path=manifest, progress=progress, stop=over.is_set,
+                    )
+                )  # fmt: skip
+            except LoadError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=load, name="load", daemon=True)
+        thread.start()
+        try:
+            for number, name in enumerate(("worker", "reader"), start=1):
+                wait_until(lambda n=number: acknowledged[0] > 50 * n or bool(errors), 60, "the load")  # type: ignore[misc]
+                at = acknowledged[0]
+                self._stop(name)
+                self._start(name, f"{tag}-{name}-2")
+                self._lines.done(f"SIGTERM to the {name} after {at} messages: exit code 0, and another took over")
+        finally:
+            over.set()
+            thread.join(90)
+        if errors or not made:
+            raise Failed(f"the load: {errors[0] if errors else 'it did not end'}")
+        return made[0]
+
+    def _accounted_for(self, produced: Produced, manifest: Path) -> None:
+        try:
+            self._fleet.wait_committed(produced.ends, self._engine.clock.left(COMMITTED_SECONDS_MAX))
+        except LocalError as error:
+            tails = "\n".join(self._engine.log_tail(name) for name in self._names.values())
+            raise Failed(f"{error}\n{tails}") from error
+        self._once("reader", ("replays-ingest", "reconcile"), "")
+        settings = self._fleet.settings
+        report = reconcile(settings, Expectation.of_manifest(manifest, settings=settings))
+        if not report.ok:
+            raise Failed(f"the sinks do not hold what was produced:\n{report.failures()}")
+        self._lines.done(
+            f"{produced.messages} messages ({produced.segments} segments, {produced.rejects} malformed, "
+            f"{produced.duplicates} sent twice), every one accounted for in every sink"
+        )
