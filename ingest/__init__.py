@@ -1,4 +1,4 @@
-"""The reader: Kafka in, chords of flush tasks out, offsets committed behind them.
+"""The reader: consumes from Kafka, starts chords of flush tasks, and commits offsets when they have completed.
 
 kafka.py       polls messages and turns what the consumer group does into events
 core/parse     bytes become a segment or a reject, and the rows of every sink

@@ -260,7 +260,7 @@ class Settings(FleetSettings):
         "milliseconds to parse are handled the same way.",
     )
 
-    # Surface
+    # Interfaces
     http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
     http_port: int = Field(
         9464, ge=0, le=65535, description="Port of /livez, /readyz and /metrics; 0 picks a free one."

@@ -47,10 +47,10 @@ def backfill(
 
     Recordings are read from the bucket, parsed by this release and compared with ClickHouse and BigQuery; rows
     that are missing or differ are written, under the identities that ingestion gives them. May be repeated: a
-    second run writes nothing. The window is that of arrival. What the recording does not say is copied from its
-    rows in ClickHouse; recordings without rows are counted and named.
+    second run writes nothing. The window refers to arrival times. Values that the recording does not contain are
+    copied from its rows in ClickHouse; recordings without rows are counted and named.
 
-    Exit code 0: all were rebuilt; 1: some could not be, or the run failed, which the last line says.
+    Exit code 0: all were rebuilt; 1: some could not be, or the run failed (see the last line).
     """
     from ingest.operate.backfill import Backfill, BackfillFailed, Selection, render
     from ingest.operate.erase import plain_id

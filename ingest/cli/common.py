@@ -120,7 +120,7 @@ def redis_answers() -> Iterator[None]:
 
 
 def unless_redis_is_away(ask: Callable[[], T]) -> T | None:
-    """The answer; None if Redis does not give one."""
+    """The result; None if Redis is unavailable."""
     try:
         return ask()
     except RedisError:

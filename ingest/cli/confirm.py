@@ -1,4 +1,4 @@
-"""Asking before a command changes what cannot be taken back: on a terminal, unless `--yes` is given."""
+"""Confirmation before a command makes an irreversible change: on a terminal, unless `--yes` is given."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a ter
 
 
 def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:
-    """Prints the consequences and asks, on a terminal. A no ends the command with exit code 1.
+    """Prints the consequences and asks, on a terminal. Answering no ends the command with exit code 1.
 
-    `consequences` is only called to be printed: it may count what would change.
+    `consequences` is only called when they are printed, because it may count what would change.
     """
     if yes or not sys.stdin.isatty():
         return

@@ -19,7 +19,7 @@ from ingest.operate.terminal import Terminal
 from ingest.operate.text import times_as_text, utc_text
 from tasks.printed import printable
 
-if TYPE_CHECKING:  # commands import what they run when they run
+if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.operate.dlq import Selection
     from ingest.settings import Settings
 

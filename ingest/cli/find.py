@@ -13,7 +13,7 @@ from ingest.cli.replays import Age, project_option, reading, replays_group, repl
 from ingest.operate.terminal import Terminal
 from tasks.printed import printable
 
-if TYPE_CHECKING:  # commands import what they run when they run
+if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.web.evidence import FoundPage
     from ingest.web.selector import Selector
 
@@ -93,10 +93,10 @@ def replays_find(
     offset: int,
     as_json: bool,
 ) -> None:
-    """Search replays by what happened in them, the latest first; all that is given must match.
+    """Search replays by what happened in them, latest first; all given conditions must match.
 
-    With --text, a page is --limit replays that match everything else, read one by one. The output names the next
-    --offset. docs/evidence.md describes the JSON.
+    With --text, a page is --limit replays that match all other conditions, whose events are searched. The output
+    names the next --offset. docs/evidence.md describes the JSON.
     """
     from ingest.web.evidence import find
     from ingest.web.model import Filter

@@ -59,7 +59,7 @@ class Listing(click.Group):
     """A group whose help shows the whole first sentence of each command."""
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the commands, by section where there are sections."""
+        """Writes the commands, in sections if there are any."""
         for title, names in self._sections(context.parent is None):
             rows = [(name, sentence(self.commands[name])) for name in names]
             with formatter.section(title):
@@ -74,7 +74,7 @@ class Listing(click.Group):
 
 
 def sentence(command: click.Command) -> str:
-    """The first sentence of its help, whole."""
+    """The complete first sentence of its help."""
     return command.get_short_help_str(SENTENCE_CHARACTERS_MAX)
 
 

@@ -15,7 +15,7 @@ from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, setti
 from ingest.cli.listing import Listing
 from ingest.operate.terminal import Terminal
 
-if TYPE_CHECKING:  # commands import what they run when they run
+if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.local.background import StackState
 
 FOLLOW_SECONDS = 0.3
@@ -86,7 +86,7 @@ def load_command(
 ) -> None:
     """Produce realistic recordings to REPLAYS_KAFKA_TOPIC, including duplicate, late and malformed ones.
 
-    Their `received` times lie in the past day, so end-to-end delays are meaningless while they are ingested.
+    Their `received` times are within the past day, so end-to-end delays are meaningless while they are ingested.
     """
     from rich.progress import Progress
 
@@ -113,7 +113,7 @@ def load_command(
 
 
 def _unused_manifest() -> Path:
-    """A name in the current folder, so that a second load does not overwrite what the first one expects."""
+    """A new name in the current folder, so that a second load does not overwrite the first one's manifest."""
     names = itertools.chain(["manifest.jsonl"], (f"manifest-{number}.jsonl" for number in itertools.count(2)))
     return next(path for path in map(Path, names) if not path.exists())
 
@@ -136,7 +136,7 @@ directory_option = click.option(
 def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) -> None:
     """Start the stack in the background; print addresses and variables to export.
 
-    Uses a stack that already runs, also from another folder; --all adds the processes that are missing.
+    Uses a running stack, also from another folder; --all adds missing processes.
     """
     needs_extra("local")
     from ingest.local.background import up
@@ -161,7 +161,7 @@ def local_up(directory: Path | None, kafka: Any, programs: bool, as_json: bool) 
 
 
 def _next_steps(directory: Path | None) -> list[str]:
-    """What to type in another terminal."""
+    """Commands to run next in another terminal."""
     activated = sys.prefix != sys.base_prefix
     where = "" if directory is None else f" --directory {shlex.quote(str(directory.absolute()))}"
     return [
@@ -185,7 +185,7 @@ def _as_dict(state: StackState) -> dict[str, Any]:
 
 
 def _list(state: StackState, prefix: str) -> None:
-    """Every address, and the login of what asks for one."""
+    """Every address, and the login for those that require one."""
     from ingest.local.programs import LOGIN_VARIABLE
 
     echo(f"{prefix}{'directory':<14} {state.directory}")

@@ -65,5 +65,5 @@ def _add(group: click.Group, command: click.Command) -> None:
 for module in GROUPS:
     for command in module.COMMANDS:
         _add(main, command)
-main.add_command(completion)  # reads no settings: a wrong one must not break a shell's start
+main.add_command(completion)  # reads no settings: a wrong one must not prevent a shell from starting
 add_examples(main)

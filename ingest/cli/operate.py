@@ -226,7 +226,7 @@ def batches_abandon(batch_id: str, reason: str, yes: bool, by: str) -> None:
 
 
 def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
-    """What becomes of the batch."""
+    """The consequences for the batch."""
     return (
         f"{batch_id}: {about.get('messages', '?')} messages, {size_text(float(about.get('size_bytes', 0)))}, "
         f"partition {about.get('partition', '?')}, error: {without_secrets(str(about.get('error', '')))[:200]}. "
@@ -234,7 +234,7 @@ def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
     )
 
 
-# The audit trail
+# Audit trail
 
 
 @click.command()

@@ -52,11 +52,11 @@ def reconcile(
     """Read a range of the topic again and report segments missing from each sink.
 
     Covers committed messages only. Dead letters, disabled projects and expired recordings count as explained.
-    Without a range, reads all that the topic still holds. Exit code 0: nothing is missing, or all was repaired; 1:
+    Without a range, reads everything in the topic. Exit code 0: nothing is missing, or all was repaired; 1:
     something is missing, or the comparison failed (see the last line).
 
     With --expired no message is read. Compares the bucket with ClickHouse and lists objects past the retention in
-    their name, in both layouts, and segments whose object is gone. Exit code 0: none; 1: some.
+    their name, in both layouts, and segments whose object is missing. Exit code 0: none; 1: some.
     """
     if expired:
         if repair or any(given is not None for given in (partition, start, stop, since, until)):

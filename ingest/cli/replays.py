@@ -20,7 +20,7 @@ from ingest.operate.text import age_seconds, clock_text, runs_text, size_text, u
 from ingest.settings import SettingsError
 from tasks.printed import printable
 
-if TYPE_CHECKING:  # commands import what they run when they run
+if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.web.evidence import Around
     from ingest.web.model import Replay, Segments
     from ingest.web.timeline import Mark, Timeline
@@ -307,7 +307,7 @@ def _of_kinds(timeline: Timeline, kinds: tuple[str, ...]) -> Timeline:
 
 
 def _tell_left_out(console: Terminal, timeline: Timeline | Around) -> None:
-    """Prints segments that are unreadable or were read in part."""
+    """Prints segments that are unreadable or were read partially."""
     for name, found in (("unreadable segments", timeline.unreadable), ("read in part", timeline.cut)):
         if found:
             console.print(f"{name}: {runs_text(found)}", style="yellow")

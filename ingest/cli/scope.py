@@ -19,7 +19,7 @@ class Moment(click.ParamType[float]):
     name = "AGE|TIME"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Fails as a wrong usage does."""
+        """Fails with a usage error."""
         if isinstance(value, float):
             return value
         try:
@@ -34,7 +34,7 @@ class Age(click.ParamType[float]):
     name = "AGE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Fails as a wrong usage does."""
+        """Fails with a usage error."""
         if isinstance(value, float):
             return value
         try:

@@ -46,11 +46,11 @@ def shadow(
 ) -> None:
     """Compare what this release would write with what is stored, and write nothing: a canary before an upgrade.
 
-    Reads what the readers' group has committed: all that the topic still holds, a range of it, or what the group
-    commits from now on (--follow). It joins no group and commits nothing. Recordings are compared by checksum,
-    rows of ClickHouse by identity and content.
+    Reads what the readers' group has committed: everything in the topic, a range of it, or future commits of the
+    group (--follow). It joins no group and commits nothing. Recordings are compared by checksum, rows of
+    ClickHouse by identity and content.
 
-    Exit code 0: equal; 1: differences, or the comparison failed, which the last line says; 2: wrong usage.
+    Exit code 0: equal; 1: differences, or the comparison failed (see the last line); 2: wrong usage.
     """
     from ingest.operate.reconcile import ReconcileFailed, Scope
     from ingest.operate.shadow import render, run
@@ -85,7 +85,7 @@ def shadow(
 
 
 def rounds(seconds: float) -> Callable[[], bool]:
-    """Waits between the rounds of a comparison that follows the group, until so long has passed."""
+    """Waits between the rounds of a comparison that follows the group, until the time limit."""
     ends_at = time.monotonic() + seconds
     is_over = False
 

@@ -13,7 +13,7 @@ from ingest.cli.listing import Listing
 from ingest.settings import Settings
 from tasks.connection import connect
 
-if TYPE_CHECKING:  # commands import what they run when they run
+if TYPE_CHECKING:  # commands import their dependencies when they run
     from ingest.reader.tenant_rules import TenantStore
 
 UNKNOWN = "unknown"
@@ -88,7 +88,7 @@ def tenants_limit(project: int, per_second: float | None, burst: float | None, r
 
 
 def _rule(project: int, act: Callable[[Any], None]) -> None:
-    """Changes a rule of the project, and reports what it was and what it is."""
+    """Changes a rule of the project, and reports the old and the new one."""
     with redis_answers():
         store = _store(settings())
         before = _rule_text(store, project)
@@ -103,7 +103,7 @@ def _rule(project: int, act: Callable[[Any], None]) -> None:
 def _rule_text(store: TenantStore, project: int) -> str:
     rules = unless_redis_is_away(store.rules)
     if rules is None:
-        return UNKNOWN  # Redis holds a copy: without it rules can be changed, but not shown
+        return UNKNOWN  # Redis holds a copy: without it, rules can be changed but not shown
     if project in rules.killed:
         return "off"
     limit = rules.limits.get(project)

@@ -29,7 +29,7 @@ class Record(NamedTuple):
     """Metadata of a commit.
 
     `topic_id`: the topic that the offset belongs to; empty if unknown. `partitions`: number of partitions of the
-    topic when its group started; 0 if unknown. `starts`: readers that started here since the offset last moved.
+    topic when its group started; 0 if unknown. `starts`: readers that started here since the offset last advanced.
     `stops`: ends of the batches above the committed offset, ascending.
     """
 

@@ -53,8 +53,8 @@ class OffsetOutOfRange:
     """The wanted offset is not in the log (expired, or the topic was recreated); consumption resumes at another
     offset.
 
-    If `resumed_at` is higher, messages [wanted, resumed_at) were never read. Starts a new epoch; all messages
-    fetched earlier must have been delivered before.
+    If `resumed_at` is higher, messages [wanted, resumed_at) were never read. Starts a new epoch; all previously
+    fetched messages must have been delivered before.
     """
 
     source: TopicPartition

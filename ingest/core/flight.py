@@ -27,7 +27,7 @@ class Phase(StrEnum):
 class Flight:
     """One batch that is cut and not settled. Times are monotonic seconds.
 
-    `since`: start of its phase; `until`: end of its phase by the clock. `attempt` counts its chords, `failures`
+    `since`: start of its phase; `until`: time at which its phase expires. `attempt` counts its chords, `failures`
     consecutive failed chords of this stage, `misses` consecutive deadlines without a completion.
     `others_succeeded`: another batch passed the same stage while this one's last chord was running, so the sinks
     work. `shown` is what operators see since `shown_at`, from its first Park until its stage is durable.

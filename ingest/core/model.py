@@ -127,8 +127,8 @@ class Reject(msgspec.Struct, frozen=True, gc=False):
     """A message that cannot be parsed, with the original record. It becomes a dead letter with its batch.
 
     `reason` is one of `ingest.core.parse.REASONS` and stable (a metric label); `error` is for operators.
-    `first_seen_ms` is the Kafka timestamp; `project_id` is None if the message names no project. `tombstone` as in
-    `Message`: the dead letter also has a null value.
+    `first_seen_ms` is the Kafka timestamp; `project_id` is None if the message names no project. `tombstone`: see
+    `Message`; the dead letter also has a null value.
     """
 
     reason: str

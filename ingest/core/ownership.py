@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Members rejoin one after the other, so that normally only one has to.
+# Members rejoin one after another, so that normally a single rejoin suffices.
 TURN_SECONDS = 10.0
 
 

@@ -66,8 +66,8 @@ _arrival = msgspec.json.Decoder(_Arrival).decode
 
 
 def _received(segment: Segment) -> int:
-    """The time of arrival in the row of the segment itself. A message may claim any: in the column it would wrap
-    around into the past, and the table would drop the row: the recording could not be found any more."""
+    """The arrival time in the row of the segment itself. A message may claim any time: in the column it would wrap
+    around into the past, the table would drop the row, and the recording could no longer be found."""
     return next(
         (_arrival(row.json).received for row in segment.clickhouse if row.table == SEGMENTS_TABLE),
         segment.received,

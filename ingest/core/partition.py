@@ -22,10 +22,10 @@ class Partition:
     """A partition from its assignment to its release. Times are monotonic seconds.
 
     `position` is the next offset to take. `began_at`: where consumption began; None if unknown. `failed_starts`:
-    number of readers that started here since the committed offset last moved and ended uncleanly. `release_by`:
-    revoked, to be released by then. `end`: the log end as last reported. `held`: too many ranges wait behind an
-    unsettled one, so fetching is stopped. `deferred`: the message being parsed outside the loop; later ones wait.
-    `waiting`: at the last tick it was fetched and at the end of its log.
+    number of readers that started here since the committed offset last advanced, and exited uncleanly.
+    `release_by`: revoked, to be released by then. `end`: the log end as last reported. `held`: too many ranges
+    wait behind an unsettled one, so fetching is stopped. `deferred`: the message being parsed outside the loop;
+    later ones wait. `waiting`: at the last tick the partition was being fetched and was at the end of its log.
     """
 
     def __init__(self, given: on.Assignment, limits: Limits, ledger: Ledger, budget: Budget) -> None:
@@ -68,7 +68,7 @@ class Partition:
 
     @property
     def drained(self) -> bool:
-        """True if nothing is left to wait for. Parked batches do not count: the next owner retries them."""
+        """True if there is nothing left to wait for. Parked batches do not count: the next owner retries them."""
         working = any(flight.phase is not Phase.PARKED for flight in self.flights.values())
         committable = self._ledger.committable(self.source)
         return not working and self.commits.idle and committable in (None, self.commits.committed)
@@ -126,7 +126,7 @@ class Partition:
             self.position = self.end.end
 
     def resume_at(self, event: on.OffsetOutOfRange) -> None:
-        """Messages before `resumed_at` expired, which leaves a gap in the log. Batches already taken are kept."""
+        """Messages before `resumed_at` expired, which leaves a gap in the log. Batches already cut are kept."""
         self.epoch = self.builder.epoch = event.epoch
         self.position, self.end = event.resumed_at, None
         self._gap_until = event.resumed_at
@@ -165,7 +165,9 @@ class Partition:
             if not pending:
                 return None
             offset = self.began_at = pending[0].start
-        planned = (stop for stop in self.builder.planned if stop > offset)  # others are in a gap that was passed
+        planned = (
+            stop for stop in self.builder.planned if stop > offset
+        )  # other ends are in a gap that was skipped
         stops = (*(offsets.stop for offsets in pending), *planned)
         about = self.record
         record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)

@@ -134,7 +134,7 @@ class Pipeline:
 
     @property
     def sources(self) -> tuple[TopicPartition, ...]:
-        """Partitions that are ours."""
+        """Assigned partitions."""
         return tuple(self._owned)
 
     @property
@@ -152,7 +152,7 @@ class Pipeline:
         return self._ledger.pending(source)
 
     def failed_starts(self, source: TopicPartition) -> int:
-        """Consecutive readers that started on a partition and ended before its committed offset moved.
+        """Consecutive readers that started on a partition and ended before its committed offset advanced.
 
         Clean ends do not count. 0 after the first progress, and for unassigned partitions.
         """

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ingest.core.limits import Limits, RejectPolicy
 
-# A project is shed when at least this many of its messages in the window are rejects, and more than half of its
-# messages are. Shedding ends when the share falls below a quarter.
+# A project is shed when at least this many of its messages in the window are rejects, and these are more than half
+# of its messages. Shedding ends when the share falls below a quarter.
 SHED_REJECTS_MIN = 10
 NAMED_MAX = 5
 

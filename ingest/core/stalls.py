@@ -14,8 +14,8 @@ DOUBLINGS_MAX = 5
 
 @dataclass(slots=True)
 class _Standstill:
-    """One partition: its position, how long it has not moved, and how often restarting its fetches did not
-    help."""
+    """One partition: its position, how long the position has not changed, and how often restarting its fetches did
+    not help."""
 
     position: int
     seconds: float = 0.0

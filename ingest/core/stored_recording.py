@@ -1,9 +1,9 @@
-"""A stored recording, taken apart: what `ingest.core.parse.recording.stored` made.
+"""Decodes a stored recording, as encoded by `ingest.core.parse.recording.stored`.
 
     zlib(JSON)                                               a web segment
     zlib(0x01 + length (4 bytes, big-endian) + mp4 + JSON)   a mobile segment
 
-The JSON is an array of rrweb events, or was not valid JSON when it came: it is stored all the same.
+The JSON is an array of rrweb events, or was invalid when it was received: it is stored regardless.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ingest.core.parse.recording import VIDEO_MARK
 from ingest.core.parse.rules import ParseRules
 from tasks.units import MiB
 
-# The reader's own bounds: what inflates to more was never stored, and a video lies in its message as it is.
+# The reader's own limits: larger decompressed data was never stored, and a video is stored unmodified.
 INFLATED_BYTES_MAX = ParseRules().inflated_bytes_max + ParseRules().message_bytes_max
 VIDEO_HEADER_BYTES = 5
 
 
 class BlobError(ValueError):
-    """The object is not what the reader writes. The text says in which way."""
+    """The object is not what the reader writes. The text describes the difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Unpacked:
 
 
 def unpack(content: bytes) -> Unpacked:
-    """Raises BlobError: not zlib, cut off, larger than INFLATED_BYTES_MAX, or a video that is cut off."""
+    """Raises BlobError: not zlib, truncated, larger than INFLATED_BYTES_MAX, or a truncated video."""
     inflater = zlib.decompressobj()
     try:
         raw = inflater.decompress(content, INFLATED_BYTES_MAX + 1)

@@ -39,7 +39,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """A background stack, as its state file describes it. `error` is set if a part failed to start."""
+    """A background stack, as its state file describes it. `error` is set if a component failed to start."""
 
     directory: str
     pid: int
@@ -48,7 +48,7 @@ class StackState:
     settings: Mapping[str, str]
     error: str = ""
     pages: Mapping[str, str] = field(default_factory=dict)
-    """Addresses of the programs that people open, by name; empty if only the servers run."""
+    """Addresses of web interfaces, by name; empty if only the servers run."""
 
     def to_json(self) -> str:
         """The state as JSON, for scripts."""
@@ -67,10 +67,11 @@ def up(
     programs: bool = False,
     progress: Progress = lambda line: None,
 ) -> StackState:
-    """Starts a stack that outlives this process, and returns when all parts answer. Returns a running stack as is.
+    """Starts a stack that outlives this process, and returns when all components are ready. Returns a running
+    stack as is.
 
     `programs`: also starts the worker, the reader, Flower and the web pages, on a running stack too. Raises
-    LocalError if a part fails to start; everything that this call started is then stopped.
+    LocalError if a component fails to start; everything that this call started is then stopped.
     """
     place = directory_of(directory)
     running = status(place)
@@ -118,7 +119,7 @@ def up(
 
 
 def _add_programs(place: Path, progress: Progress) -> StackState:
-    """Requests the programs from the supervisor with a file, and waits for its answer."""
+    """Requests the programs from the supervisor with a file, and waits for its response."""
     lines = _Lines(place / "supervisor.log", progress, skip=True)
     _request_path(place).touch(0o600)
 
@@ -182,7 +183,8 @@ def log_files(directory: Path | None = None) -> dict[str, Path]:
 
 
 def supervise(directory: Path, parts: Sequence[str], kafka: KafkaKind) -> int:
-    """Main function of the background process: holds the lock, runs the parts, restarts them, until SIGTERM."""
+    """Main function of the background process: holds the lock, runs the components, restarts them, until
+    SIGTERM."""
     with (directory / "lock").open("w") as lock, ending_on_signals() as ending:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,7 +241,7 @@ class _Supervisor:
         except LocalError as error:
             self._programs.stop()
             self._error = str(error)
-        # Write the answer before removing the request: a waiting client then reads the new state.
+        # Write the response before removing the request: a waiting client then reads the new state.
         _write_state(self._directory, self._state())
         _request_path(self._directory).unlink(missing_ok=True)
 

@@ -6,9 +6,9 @@
         fleet.worker("worker-1")
         reader = fleet.reader("reader-1")
 
-A process that is *kept* is restarted when it ends, as a supervisor does in production. With `proxies`, the
-processes reach a part through a fault proxy, while `settings` (for migrations, loads and reconciliations of the
-test itself) point directly to the server.
+A process that is *kept* is restarted when it exits, as by a supervisor in production. With `proxies`, the
+processes reach a component through a fault proxy, while `settings` (for migrations, loads and reconciliations of
+the test itself) point directly to the server.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Fleet:
         return self._start(name, [*celery(), *arguments], {**self.env, **settings}, keep)
 
     def flower(self) -> Child:
-        """Starts Flower, and waits until it answers."""
+        """Starts Flower, and waits until it responds."""
         port = free_port()
         self.flower_url = f"http://{HOST}:{port}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
@@ -117,7 +117,7 @@ class Fleet:
         return child
 
     def flower_answers(self) -> bool:
-        """Whether Flower's health check answers."""
+        """Whether Flower's health check succeeds."""
         return answers_http(f"{self.flower_url}/healthcheck")
 
     def stop(self, child: Child, deadline_seconds: float = STOP_SECONDS_MAX) -> int:
@@ -153,7 +153,7 @@ class Fleet:
             self.stack.children.keep(child, wait_seconds=0.3)
         return child
 
-    # Look
+    # Observations
 
     def committed(self, partitions: int = 4) -> dict[int, int]:
         """The group's committed offset by partition, 0 where there is none. Raises ReconcileError."""

@@ -1,4 +1,4 @@
-"""Start of the system's processes over an embedded stack: commands, settings, temporary files."""
+"""Starts the system's processes over an embedded stack: commands, settings, temporary files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.units import GiB
 MEMORY_DIRECTORY = Path("/dev/shm")
 MEMORY_BYTES_FREE_MIN = 3 * GiB
 
-# Shorter than in production, so that work lost with a killed part is detected within seconds.
+# Shorter than in production, so that work lost with a killed process is detected within seconds.
 QUICK = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "15",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",

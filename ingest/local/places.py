@@ -1,4 +1,4 @@
-"""Directories of background stacks, and a note of the stack that was started last.
+"""Directories of background stacks, and a note of the most recently started stack.
 
 With the note, commands in other folders find a running stack instead of starting an empty one.
 """
@@ -39,7 +39,7 @@ def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -
 
 
 def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Notes a stack for commands in other folders, unless its directory was chosen."""
+    """Notes a stack for commands in other folders, unless its directory was chosen explicitly."""
     if place != default_directory(environ).absolute() or environ.get(DIRECTORY_VARIABLE):
         return
     private_folder(_note(environ).parent)
@@ -48,7 +48,7 @@ def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def is_locked(directory: Path) -> bool:
-    """Whether a supervisor runs there: the kernel releases its lock when it ends, even if killed."""
+    """Whether a supervisor is running there: the kernel releases its lock when it exits, even if killed."""
     with contextlib.suppress(FileNotFoundError), (directory / "lock").open("r") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

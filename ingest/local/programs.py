@@ -38,7 +38,7 @@ STARTS_MAX = 3  # during start-up; a program that ends more often is considered 
 
 
 def login_of(directory: Path) -> str:
-    """`user:password` of this stack's Flower and web pages, made once and kept in its directory."""
+    """`user:password` of this stack's Flower and web pages, generated once and kept in its directory."""
     place = directory / "login"
     with suppress(OSError):
         return place.read_text().strip()
@@ -78,7 +78,7 @@ class Programs:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The running programs as parts of the stack."""
+        """The running programs as components of the stack."""
         return tuple(
             Part(name, self._urls.get(name, ""), child.pid, str(child.log_path))
             for name, child in self._children.items()

@@ -1,6 +1,6 @@
 """The embedded stack: broker, Redis, Cloud Storage, ClickHouse, BigQuery and DogStatsD, as one unit.
 
-`Stack` starts them inside a `with` block; `background.py` keeps one running. Any part can be a real server
+`Stack` starts them inside a `with` block; `background.py` keeps one running. Any component can be a real server
 instead: `REPLAYS_LOCAL_KAFKA=host:9092` (or `_REDIS`, `_GCS`, `_CLICKHOUSE`, `_BIGQUERY`, `_STATSD`) makes the
 stack use that one and start none.
 """
@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One running part: its address and its process (0 and no log for a server that is not ours)."""
+    """One running component: its address and its process (0 and no log for an external server)."""
 
     name: str
     address: str
@@ -51,12 +51,12 @@ class Part:
 
 
 class Stack:
-    """Starts parts in parallel, and stops them on exit, also after an error.
+    """Starts components in parallel, and stops them on exit, also after an error.
 
     `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
-    `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels.
-    `progress` is called with one line per part. `ports`: preferred ports by part; otherwise free ones are used.
-    Servers are in `servers` by part, for kill() and restart().
+    `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels. `progress` is called with one
+    line per part. `ports`: preferred ports by component; otherwise free ones are used. Servers are in `servers` by
+    component, for kill() and restart().
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Stack:
         self.stop()
 
     def start(self, parts: Iterable[str] = PARTS) -> Self:
-        """Starts these parts in parallel. Raises LocalError, with the tail of a log, if one fails to start."""
+        """Starts these components in parallel. Raises LocalError, with the tail of a log, if one fails to
+        start."""
         chosen = list(parts)
         unknown = set(chosen) - set(PARTS)
         if unknown:
@@ -121,7 +122,7 @@ class Stack:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The running parts."""
+        """The running components."""
         ours = {
             name: Part(name, server.address, server.child.pid, str(server.child.log_path))
             for name, server in self.servers.items()
@@ -130,7 +131,8 @@ class Stack:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Address by part, in the form that each client library takes; `statsd_query` answers over HTTP."""
+        """Address by component, in the form that each client library accepts; `statsd_query` is an HTTP
+        endpoint."""
         found = {name: part.address for name, part in self.parts.items()}
         statsd = self.servers.get("statsd")
         if isinstance(statsd, Statsd):
@@ -171,7 +173,7 @@ class Stack:
 
 
 def settings_of(part: str, address: str) -> dict[str, str]:
-    """The REPLAYS_* variables of one part. The address `cloud` is Google itself: no endpoint is set."""
+    """The REPLAYS_* variables of one component. The address `cloud` is Google itself: no endpoint is set."""
     endpoint = "" if address == "cloud" else address
     match part:
         case "kafka":

@@ -59,14 +59,14 @@ def broker_prefix(settings: Settings) -> str:
 
 
 class Reported:
-    """What the log has said of Redis and of the workers: each state once, when it begins and when it ends."""
+    """States of Redis and of the workers as last logged: each state once, when it begins and when it ends."""
 
     def __init__(self) -> None:
         self._redis = ""
         self._queues: tuple[str, ...] = ()
 
     def redis(self, trouble: str, what_to_do: str) -> None:
-        """The state of Redis, "" if it is well."""
+        """The problem with Redis, "" if there is none."""
         if trouble and trouble != self._redis:
             log.warning("redis_unusable", error=trouble, what_to_do=what_to_do)
         elif self._redis and not trouble:
@@ -74,7 +74,7 @@ class Reported:
         self._redis = trouble
 
     def queues(self, without_worker: tuple[str, ...]) -> None:
-        """The queues that no worker consumes now."""
+        """The queues that no worker currently consumes."""
         if without_worker and without_worker != self._queues:
             log.warning(
                 "queues_without_worker",

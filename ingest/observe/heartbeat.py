@@ -93,7 +93,7 @@ class HeartbeatSource:
 class HeartbeatWriter:
     """Writes the heartbeat of one reader, at most once per `interval_seconds`.
 
-    Every method may raise redis.exceptions.RedisError; a heartbeat that failed is due again at once.
+    Every method may raise redis.exceptions.RedisError; a failed heartbeat is due again at once.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class LogEnds(Protocol):
     """The part of the Kafka source that lag needs."""
 
     def log_ranges(self) -> LogRanges:
-        """Of each assigned partition, as of the last fetch. Makes no request."""
+        """For each assigned partition, as of the last fetch. Makes no request."""
 
     def ask_log_ranges(self) -> LogRanges:
         """The same, requested from the broker. Blocks; any thread."""

@@ -304,7 +304,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Exceptions in metrics, tracing or logging code, by observer. They never stop ingestion.",
         ("observer",),
     ),
-    # What the reader sees of the fleet, every heartbeat
+    # State of the fleet, updated every heartbeat
     Definition(
         _R + "redis_up",
         Kind.GAUGE,

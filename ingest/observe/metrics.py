@@ -332,7 +332,7 @@ class Metrics:
         """Adds the parsing time of one poll, seconds."""
         self._parse_seconds += seconds
 
-    # Once a second
+    # Once per second
 
     def _take_snapshot(self, now: float) -> None:
         self._flush_tallies()

@@ -1,7 +1,7 @@
 """The reader's part of the commit protocol, step by step, as a view over events and commands.
 
-It decides nothing. With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`), from
-which `python -m tools.spec` holds a run against the specification: docs/specification.md.
+It makes no decisions. With `REPLAYS_LOG_LEVEL=debug` a reader logs each step as one line (`protocol_step`);
+`python -m tools.spec` checks these lines against the specification: docs/specification.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ingest.core.pipeline import Pipeline
 ROUNDING_SECONDS = 1e-6
 
 Step = dict[str, Any]
-"""What happened (`step`), on which `partition`, with offsets.
+"""The event (`step`), its `partition`, and offsets.
 
-`late`: a deadline had passed that allows it. `short`: brokers refused a record of this reader as too long.
+`late`: the deadline that permits it had passed. `short`: brokers refused a record of this reader as too long.
 """
 
 
 class _Seen:
-    """What is known of one partition: ranges in the order of their cut, and the batches that are not settled."""
+    """State of one partition: ranges in the order of their cut, and unsettled batches."""
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -39,7 +39,7 @@ class _Seen:
 
 
 class Steps:
-    """Follows one reader. Its memory is bounded by what is in flight."""
+    """Follows one reader. Its memory is bounded by the batches in flight."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -48,9 +48,9 @@ class Steps:
         self._seen: dict[TopicPartition, _Seen] = {}
 
     def observe(self, event: on.Event, commands: Sequence[do.Command], now: float) -> list[Step]:
-        """The steps of one turn of the loop, in order. `now` in monotonic seconds.
+        """The steps of one loop iteration, in order. `now` in monotonic seconds.
 
-        A reader that stopped takes no more steps: its pipeline ignores what it is told from then on.
+        A stopped reader takes no more steps, because its pipeline ignores later events.
         """
         if self._stopped:
             return []
@@ -97,7 +97,7 @@ class Steps:
         return _step("assigned", given.source, offset=offset or 0, ends=[*ends], new=new)
 
     def _taken(self, event: on.MessageParsed) -> Iterator[Step]:
-        """A run of messages with nothing to write is one step, said again as it grows."""
+        """A run of messages with nothing to write is one step, repeated as the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
             return  # it was not taken
@@ -118,7 +118,7 @@ class Steps:
             seen.position = event.resumed_at
 
     def _cut(self, commands: Sequence[do.Command]) -> Iterator[Step]:
-        """Ranges that were taken in this turn, and batches that were split."""
+        """Ranges taken in this iteration, and batches that were split."""
         flights = {flight.batch.id: flight for flight in self._pipeline.in_flight}
         for command in commands:
             if isinstance(command, do.Recut):
@@ -140,7 +140,7 @@ class Steps:
             seen.pending = pending
 
     def _answered(self, event: on.Event, commands: Sequence[do.Command]) -> Iterator[Step]:
-        """A completion, or a dispatch that failed, that says something about the chord that is out."""
+        """A completion or failed dispatch of the current chord."""
         if not isinstance(event, on.FlushSucceeded | on.DispatchFailed):
             return
         for source, seen in self._seen.items():

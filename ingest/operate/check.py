@@ -21,7 +21,7 @@ CALL_SECONDS_MAX = 10.0
 DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are considered down
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would make messages unreadable
-RUN_CALLS_MAX = 6  # a flush task is killed after the time of this many calls (tasks.configuration.time_limits)
+RUN_CALLS_MAX = 6  # after this many seconds, brokers that refuse connections are considered down
 
 
 def run(settings: Settings) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Volume of a project, shown before it is dropped."""
+"""Volume of a project, shown before its messages are dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def volume_text(settings: Settings, project_id: int) -> str:
             own, whole = found.result_rows[0]
         finally:
             server.close()
-    except Exception as error:  # the operator can decide without ClickHouse
+    except Exception as error:  # operators can decide without ClickHouse
         return f"its volume is unknown: ClickHouse: {type(error).__name__}"
     share = 100 * own / whole if whole else 0.0
     return f"{own:,} stored segments in the last hour, {share:.1f} % of all"

@@ -17,5 +17,5 @@
     server.py    all of it over HTTP; base.py, pages.py, api.py and operator.py are its handlers
     static/      the pages; static/vendor is rrweb-player, built by player/
 
-Nothing here writes to a sink but the operator's part, and nothing but the command line imports it.
+Only the operator part writes to sinks, and only the command line imports this package.
 """

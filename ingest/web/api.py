@@ -15,7 +15,7 @@ LEFT_OUT_HEADER = "X-Replays-Left-Out"
 
 
 class ProjectsHandler(Handler):
-    """The choices of the list's filters."""
+    """The values for the list's filters."""
 
     async def get(self) -> None:
         project = self.number("project", 0, 2**64 - 1)
@@ -71,7 +71,7 @@ class ReplayHandler(Handler):
 
 
 class TimelineHandler(Handler):
-    """What happened in it."""
+    """The timeline of one replay."""
 
     async def get(self, project: str, replay_id: str) -> None:
         first = self.number("from_segment", 0, 10**18) or 0
@@ -130,7 +130,7 @@ class VideoHandler(Handler):
 
 
 def _for_javascript(value: Any) -> Any:
-    """The same with project ids as text: JavaScript's numbers end at 2**53."""
+    """The same with project ids as text: JavaScript's numbers are exact only up to 2**53."""
     if isinstance(value, dict):
         return {k: str(v) if k == "project_id" else _for_javascript(v) for k, v in value.items()}
     return [_for_javascript(v) for v in value] if isinstance(value, list) else value

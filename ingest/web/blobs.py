@@ -1,4 +1,4 @@
-"""The events of a stored recording, as a timeline and a player need them."""
+"""The events of a stored recording, as needed by a timeline and a player."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
 VIEWER_UNITS = 1_000_000.0
 # Measured costs: per decoded event head, and per byte.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
-PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play more than this in one piece
+PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
 
 PLAYED_TYPES = frozenset((0, 1, 2, 3, 4, 6))
 MILLISECONDS_MIN = 1e11  # larger numbers are milliseconds: as seconds this would be the year 5138
@@ -29,16 +29,16 @@ class CutShort(BlobError):
 
 
 class _Head(msgspec.Struct):
-    """What every rrweb event begins with."""
+    """Fields that every rrweb event has."""
 
     type: int
     timestamp: float
 
 
 def split(recording: bytes, budget: Budget | None = None) -> Iterator[Undecoded]:
-    """The events of a recording, undecoded, some at a time. Raises BlobError: it is no JSON array; and CutShort.
+    """The undecoded events of a recording, in chunks. Raises BlobError if it is not a JSON array, and CutShort.
 
-    An emoji that the SDK cut in half is a replacement character in them, since nothing else reads it.
+    An emoji truncated by the SDK becomes a replacement character in them, since nothing else decodes it.
     """
     budget = Budget(VIEWER_UNITS) if budget is None else budget
     try:

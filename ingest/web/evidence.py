@@ -1,6 +1,6 @@
-"""Evidence from sessions without a player: what happened around one event, and where a text occurs.
+"""Evidence from sessions without a player: the events around one event, and the occurrences of a text.
 
-Everything is read with the bounds of `ingest.web.timeline`, a page at a time, and what was not read is reported.
+Everything is read within the bounds of `ingest.web.timeline`, page by page, and unread parts are reported.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from ingest.web.reads import Reads
 from ingest.web.timeline import MARKS_MAX, Mark, Timeline
 
 MATCHES_MAX = 20
-# Pages of its timeline in which a replay is searched for a text.
+# Maximum pages of a timeline that are searched for a text, per replay.
 PAGES_MAX = 4
 _EVENT = re.compile(r"[0-9]{1,18}-[0-9]{1,9}")
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?s?")
 
 
 class Around(msgspec.Struct):
-    """What happened within `window_ms` before and after `at_ms` (unix milliseconds).
+    """The events within `window_ms` before and after `at_ms` (unix milliseconds).
 
-    `event`: the event that was asked for, None for a moment. `page`: the address that was open then, "" if
-    unknown. `start_ms`, `end_ms`: of the whole recording. `missing`, `unreadable`, `cut`: segments that are not
-    stored, cannot be read, or were read in part. `truncated`: there are more events than are listed.
+    `event`: the requested event, None for a moment. `page`: the address open at that time, "" if unknown.
+    `start_ms`, `end_ms`: of the whole recording. `missing`, `unreadable`, `cut`: segments that are not stored,
+    cannot be read, or were read partially. `truncated`: there are more events than are listed.
     """
 
     replay_id: str
@@ -47,7 +47,7 @@ class Around(msgspec.Struct):
 
 
 class Match(msgspec.Struct):
-    """An event whose title or details hold the text that was searched for."""
+    """An event whose title or details contain the searched text."""
 
     event: str
     at_ms: int
@@ -58,7 +58,7 @@ class Match(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A replay and the first MATCHES_MAX events that match. `complete`: all of its events were searched."""
+    """A replay and the first MATCHES_MAX matching events. `complete`: all of its events were searched."""
 
     replay: Replay
     matches: tuple[Match, ...]
@@ -67,9 +67,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class FoundPage:
-    """Some replays that match, the latest first. `next_offset`: where the next page begins, None after the last.
+    """Some matching replays, latest first. `next_offset`: start of the next page, None after the last.
 
-    `incomplete`: replays of this page without a match, of which not everything could be searched.
+    `incomplete`: replays of this page without a match that could not be searched completely.
     """
 
     found: tuple[Found, ...]
@@ -87,7 +87,7 @@ def event_or_seconds(text: str) -> str | float:
 
 
 def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> Around:
-    """Raises NotFound when the event is not there, and ReadError."""
+    """Raises NotFound if the event does not exist, and ReadError."""
     segments = reads.segments(replay)
     event = where if isinstance(where, str) else None
     centre_ms = _time_of(reads, segments, event) if event is not None else None
@@ -112,14 +112,14 @@ def around(reads: Reads, replay: Replay, where: str | float, window_ms: int) -> 
                 truncated=False,
             )
         _add(found, page)
-    assert found is not None  # there is a first page, if an empty one
+    assert found is not None  # there is always a first page, possibly empty
     return found
 
 
 def find(reads: Reads, chosen: Filter, text: str = "") -> FoundPage:
-    """The replays that match; with a text, those of them in whose events it occurs, in any case.
+    """The matching replays; with a text, those whose events contain it, case-insensitively.
 
-    A page is `chosen.limit` replays of the filter: with a text it may hold fewer, or none. Raises ReadError.
+    A page is `chosen.limit` replays of the filter: with a text it may contain fewer, or none. Raises ReadError.
     """
     page = reads.replays(chosen)
     found: list[Found] = []
@@ -151,7 +151,7 @@ def _time_of(reads: Reads, segments: Segments, event: str) -> int:
 
 
 def _add(found: Around, page: Timeline) -> None:
-    """What of this page lies in the window."""
+    """The events of this page within the window."""
     found.start_ms = min(found.start_ms or page.start_ms, page.start_ms or found.start_ms)
     found.end_ms = max(found.end_ms, page.end_ms)
     found.unreadable |= page.unreadable
@@ -171,7 +171,7 @@ def _add(found: Around, page: Timeline) -> None:
 
 
 def _search(reads: Reads, replay: Replay, text: str) -> tuple[tuple[Match, ...], bool]:
-    """The first events with the text in them, and whether all were searched."""
+    """The first events that contain the text, and whether all were searched."""
     matches: list[Match] = []
     try:
         segments = reads.segments(replay)

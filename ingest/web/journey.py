@@ -1,6 +1,6 @@
 """The batch of a message and the sinks that have it, from Redis.
 
-Done marks of a settled batch are kept for about an hour. After that the committed offset still tells that
+Done marks of a settled batch are kept for about an hour. After that, the committed offset still shows that
 everything below it is durable in every sink.
 """
 
@@ -88,7 +88,7 @@ def _committed(coordination: Coordination) -> dict[int, int]:
     """The committed offset of each partition, from heartbeats of active readers."""
     found: dict[int, int] = {}
     for about in coordination.readers().values():
-        with contextlib.suppress(msgspec.ValidationError):  # no reader wrote it
+        with contextlib.suppress(msgspec.ValidationError):  # not written by a reader
             for state in msgspec.convert(about, type=Heartbeat, strict=False).snapshot.partitions:
                 if state.committed is not None:
                     found[state.partition] = max(state.committed, found.get(state.partition, 0))
@@ -96,7 +96,7 @@ def _committed(coordination: Coordination) -> dict[int, int]:
 
 
 def _keys(client: Any, settings: Settings, partition: int, offsets: Sequence[int]) -> set[bytes]:
-    """Keys of staged batches of this partition whose range holds one of the offsets."""
+    """Keys of staged batches of this partition whose range contains one of the offsets."""
     pattern = batch_key(f"{settings.kafka_topic}-{partition}-*", "*", settings.key_prefix)
     found: set[bytes] = set()
     ends_at, cursor = time.monotonic() + SCAN_SECONDS_MAX, 0
@@ -149,6 +149,6 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
 
 
 def flower_url(settings: Settings, batch_id: str) -> str:
-    """Flower's list of this batch's flush tasks. Its page takes a search only behind a field's name."""
+    """Flower's list of this batch's flush tasks. Its page accepts a search only after a field's name."""
     host = f"[{settings.flower_host}]" if ":" in settings.flower_host else settings.flower_host
     return f"http://{host}:{settings.flower_port}/tasks?name={quote(f'flush kwargs:{batch_id}', safe='')}"

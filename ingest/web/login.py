@@ -124,7 +124,7 @@ class Login:
 
 
 def _own_name() -> str:
-    """The login of whoever runs this process, which is where the link was printed."""
+    """The login of the user who runs this process, to whom the link was printed."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -33,7 +33,7 @@ class ReadError(RuntimeError):
 class Filter:
     """Selects replays. All given fields must match; `since` and `until` bound the replay's last event.
 
-    With a selector, `rage` and `dead` are about clicks on that element.
+    With a selector, `rage` and `dead` refer to clicks on that element.
     """
 
     project_id: int | None = None
@@ -111,8 +111,8 @@ class SegmentCopy:
 class SegmentFacts:
     """One segment, or a gap.
 
-    `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: the row was there by then; a merge
-    of table parts makes it later, never earlier. `copies`: more than one if it was redelivered.
+    `durable_gcs_at`: when the object was last written. `durable_clickhouse_at`: the row was stored by then; a
+    merge of table parts makes it later, never earlier. `copies`: more than one if it was redelivered.
     """
 
     segment_id: int

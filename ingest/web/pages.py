@@ -35,7 +35,7 @@ class LoginHandler(BrowserHandler):
     """The one-time link: exchanges its token for a session."""
 
     def let_in(self) -> None:
-        """Nobody is yet."""
+        """Visitors have no session yet."""
 
     def get(self) -> None:
         login = self.state.login

@@ -35,7 +35,7 @@ def recording(stores: Stores, segments: Segments, segment_id: int) -> Unpacked:
 def recordings(
     stores: Stores, segments: Segments, from_segment: int = 0
 ) -> Iterator[tuple[SegmentFacts, bytes | BlobError]]:
-    """The stored bytes of every segment that can be read, in order, fetched some at a time.
+    """The stored bytes of every readable segment, in order, fetched in groups.
 
     Objects larger than any written by the reader are not fetched and yield an error.
     """
@@ -58,9 +58,9 @@ def recordings(
 
 
 def timeline(stores: Stores, segments: Segments, from_segment: int = 0) -> Timeline:
-    """One page of what happened in the replay, from its own segments: from this one on, as far as the bounds go.
+    """One page of the replay's timeline, from its own segments: starting at this one, up to the bounds.
 
-    A segment that cannot be read is named, not fatal.
+    An unreadable segment is reported, not fatal.
     """
     unreadable: dict[int, str] = {}
     budget = Budget(VIEWER_UNITS)

@@ -37,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project with replays: its id, how many, and when its last one ended."""
+    """A project with replays: its id, their number, and the end of the last one."""
 
     project_id: int
     replays: int
@@ -51,7 +51,7 @@ class Replays:
         self._stores = stores
 
     def projects(self) -> tuple[Project, ...]:
-        """Every project that has replays, the one with the latest first."""
+        """Every project with replays, latest first."""
         rows = self._stores.query(
             "SELECT project_id, uniqExact(replay_id), toUnixTimestamp(max(received)) AS last_at "
             "FROM replay_segments GROUP BY project_id ORDER BY last_at DESC, project_id LIMIT 1000"
@@ -59,7 +59,7 @@ class Replays:
         return tuple(Project(*row) for row in rows)
 
     def releases(self, project_id: int | None) -> tuple[str, ...]:
-        """Releases seen in replays, the latest first."""
+        """Releases seen in replays, latest first."""
         where, given = (
             ("project_id = {project:UInt64} AND", {"project": project_id}) if project_id is not None else ("", {})
         )
@@ -71,7 +71,7 @@ class Replays:
         return tuple(row[0] for row in rows)
 
     def find(self, chosen: Filter) -> Page:
-        """The replays that match, the one that ended last first."""
+        """The matching replays, latest end first."""
         limit = max(1, min(chosen.limit, LIMIT_MAX))
         where, having, given = _conditions(chosen)
         found = self._stores.query(
@@ -86,7 +86,7 @@ class Replays:
         return Page(tuple(facts[key] for key in keys if key in facts), more=len(found) > limit)
 
     def one(self, replay_id: str, project_id: int | None = None) -> Replay:
-        """One replay. Without a project it is looked for in all of them, which takes longer."""
+        """One replay. Without a project all projects are searched, which takes longer."""
         replay_id = replay_id_of(replay_id)
         if project_id is None:
             project_id = self._project_of(replay_id)
@@ -131,7 +131,7 @@ class Replays:
 
 
 _AMONG = "project_id IN {projects:Array(UInt64)} AND replay_id IN {ids:Array(UUID)}"
-# The hash is part of the sorting key: with it the server skips what it need not read.
+# The hash is part of the sorting key, so the server skips irrelevant data.
 _AMONG_DAYS = f"{_AMONG} AND cityHash64(replay_id) IN (SELECT cityHash64(arrayJoin({{ids:Array(UUID)}})))"
 
 
@@ -173,7 +173,7 @@ _FACTS = ", ".join(
 
 
 def _replay(row: tuple[Any, ...], stored: tuple[Any, ...] | None) -> Replay:
-    """A row of _FACTS, and what replay_segments says."""
+    """A row of _FACTS, combined with replay_segments."""
     project_id, replay_id, first_at, last_at, start_at, segments, highest, pages = row[:8]
     clicks, dead, rage, taps, errors = row[8:13]
     user, email, name, release, environment, platform, browser, system, country, kind, retention = row[13:24]
@@ -248,7 +248,7 @@ def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
 
 
 def _clicked(chosen: Filter, given: dict[str, Any]) -> list[str]:
-    """HAVING of what was clicked: with a selector, one click has to match all of it."""
+    """HAVING conditions on clicks: with a selector, a single click must match all of it."""
     kinds = [
         column for column, wanted in (("click_is_rage", chosen.rage), ("click_is_dead", chosen.dead)) if wanted
     ]

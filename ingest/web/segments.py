@@ -85,7 +85,7 @@ def _objects(stores: Stores, replay: Replay, retentions: set[int]) -> tuple[dict
         {"project": replay.project_id, "id": replay.replay_id},
     ):
         place = Place(replay.project_id, replay.replay_id, number, object_name, start, length)
-        # When its packed object was written is not asked: that would be one request per segment.
+        # The write time of packed objects is not requested, because that would be one request per segment.
         found.setdefault(number, _Object(name, place, length, None))
     return found, notes
 
@@ -100,7 +100,7 @@ def _merge(
     """Merges rows, deliveries and objects into one list, with gaps."""
     by_id = {row[0]: row for row in rows}
     highest = max([*by_id, *objects], default=-1)
-    if highest >= 2 * SEGMENTS_MAX:  # an absurd number is no reason for as many holes
+    if highest >= 2 * SEGMENTS_MAX:  # an impossible segment number must not create that many gaps
         wanted: Sequence[int] = sorted({*by_id, *objects})
         notes = [*notes, f"the highest segment is {highest}: holes are not listed"]
     else:

@@ -1,6 +1,6 @@
 """A selector of one clicked element, `button#buy.primary[data-testid="buy"]`, as conditions on rows of clicks.
 
-Compound selectors only: rows hold the clicked element and not its ancestors.
+Only compound selectors: rows contain the clicked element but not its ancestors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _part = re.compile(
     |\[\s*(?P<attribute>[\w-]+)\s*=\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>{_NAME}))\s*\]""",
     re.VERBOSE,
 )
-# The column of each attribute, and where the parser cuts its texts (docs/rows.md).
+# The column of each attribute, and the length at which the parser truncates it (docs/rows.md).
 _COLUMNS = {
     "id": ("click_id", 64),
     "alt": ("click_alt", 64),
@@ -34,14 +34,14 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """`columns`: what a click's columns must hold. `classes`: what must be among its classes."""
+    """`columns`: required values of a click's columns. `classes`: required classes."""
 
     columns: tuple[tuple[str, str], ...]
     classes: tuple[str, ...]
 
 
 def parse_selector(text: str) -> Selector:
-    """Raises ValueError: the text says what is not understood."""
+    """Raises ValueError with the part that is not supported."""
     text = text.strip()
     if not text or len(text) > CHARACTERS_MAX:
         raise ValueError(f"a selector has 1 to {CHARACTERS_MAX} characters")

@@ -55,11 +55,12 @@ Detail = dict[str, str | int | float | bool | None]
 
 
 class Mark(msgspec.Struct):
-    """One thing that happened. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
+    """One event of the timeline. `at_ms`: unix milliseconds. `level`: "", "warn" or "bad".
 
     `event`: segment and index of the event in it, `4-17`, the same two numbers as in a fact's `row_id`.
 
-    `times`: how many clicks share one identity (the same second and node), which ClickHouse counts once too.
+    `times`: number of clicks that share one identity (the same second and node), which ClickHouse also counts
+    once.
     """
 
     at_ms: int
@@ -144,7 +145,7 @@ def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
 
 
 class _Reader:
-    """Collects while events go by."""
+    """Collects marks from the events."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -213,7 +214,7 @@ class _Reader:
         )
 
     def _add(self, mark: Mark) -> bool:
-        """Whether there was room for it."""
+        """Returns False if the limit was reached."""
         details = sum(
             len(key) + (len(value) if isinstance(value, str) else 8) for key, value in mark.detail.items()
         )
@@ -372,10 +373,11 @@ def read(segments: Iterable[tuple[int, bytes]], budget: Budget | None = None) ->
 def _navigations_merged(marks: list[Mark]) -> list[Mark]:
     """One mark per navigation: SDKs report a push as breadcrumb and span, a page load as span and rrweb event.
 
-    The span stays, since it has the whole address, with what the other one adds. `marks` are in order of time.
+    The span is kept, since it has the whole address, with the other's additional fields. `marks` are in order of
+    time.
     """
     kept: list[Mark] = []
-    last: Mark | None = None  # the last navigation or page that is kept
+    last: Mark | None = None  # the last navigation or page that was kept
     for mark in marks:
         if mark.kind in ("navigation", "page"):
             if last is not None and _is_same_navigation(last, mark):
@@ -389,7 +391,7 @@ def _navigations_merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _is_same_navigation(one: Mark, other: Mark) -> bool:
-    """Whether one is a span and the other what accompanies it."""
+    """Whether one is a span and the other belongs to it."""
     if ("type" in one.detail) == ("type" in other.detail):
         return False
     span, companion = (one, other) if "type" in one.detail else (other, one)
@@ -425,7 +427,7 @@ KINDS = frozenset(
 
 
 def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | None, segment_id: int) -> Mark:
-    """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key wins."""
+    """SDK 7.44 and 7.45 wrote `requestBodySize`; later ones `request.size`. The older key takes precedence."""
 
     def size(older: str, newer: str) -> int | None:
         value = data.get(older)
@@ -445,7 +447,7 @@ def _request(op: str, url: str, data: dict[str, Any], at_ms: int, took: int | No
         "request bytes": size("requestBodySize", "request"),
         "response bytes": size("responseBodySize", "response"),
     }
-    if status == 0:  # what an SDK sends of a request that failed before there was an answer
+    if status == 0:  # what an SDK sends for a request that failed without a response
         detail["failed"] = "no response"
     level = "bad" if status == 0 else _status_level(status)
     return Mark(at_ms, "network", segment_id, url, level, took, detail=detail)

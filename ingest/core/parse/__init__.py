@@ -42,7 +42,7 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 
 def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
-    """The same outcome if the message is cheap to parse; None if it is not, detected early."""
+    """The same outcome if the message is cheap to parse; None if not, which is detected early."""
     inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
     try:
         outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)
@@ -54,7 +54,7 @@ def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | 
 
 
 class Rebuilt(msgspec.Struct, frozen=True, gc=False):
-    """What the events of one recording become, apart from its message."""
+    """Rows and facts that the events of one recording produce, independent of its message."""
 
     clickhouse: tuple[Row, ...]
     bigquery: tuple[Row, ...]
@@ -62,9 +62,10 @@ class Rebuilt(msgspec.Struct, frozen=True, gc=False):
 
 
 def rows_of_recording(raw: bytes, identity: rows.Identity, environment: str | None, rules: ParseRules) -> Rebuilt:
-    """The click rows and facts that `parse` makes of this recording (the JSON) in a message of this identity.
+    """The click rows and facts that `parse` produces for this recording (the JSON) in a message with this
+    identity.
 
-    The room that the session's row takes is not known here, and not counted.
+    The size of the session's row is unknown here, and not counted.
     """
     gathered = _gathered(rows.Writer(identity, environment), raw, rules, 0, Budget(units_of(rules)), None)
     return Rebuilt(tuple(gathered.clickhouse), tuple(gathered.facts), tuple(gathered.warnings))

@@ -1,7 +1,7 @@
 """Reads the replay_event, a JSON document about a segment's session, into columns of the table replays.
 
 Relay has validated it, so a typed decode usually succeeds. Documents of other shapes, and long ones, are read
-field by field: fields of a wrong type are left out. Both ways give the same columns.
+field by field: fields of a wrong type are left out. Both paths give the same columns.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ _NO_USER, _NO_GEO, _NO_NAMES, _NO_DEVICE, _NO_RATES, _NO_UPDATES, _NO_CONTEXTS =
 
 
 def columns_of(document: Document) -> Columns:
-    """The columns; `user` is the first of id, username, email and address that there is."""
+    """The columns; `user` is the first present one of id, username, email and address."""
     user, contexts = document.user or _NO_USER, document.contexts or _NO_CONTEXTS
     geo, sdk = user.geo or _NO_GEO, document.sdk or _NO_NAMES
     system, browser = contexts.os or _NO_NAMES, contexts.browser or _NO_NAMES
@@ -283,7 +283,7 @@ def _texts(values: list[Any] | None) -> list[str]:
 
 
 def _address(value: str | None) -> tuple[str | None, str | None]:
-    """(IPv4, IPv6), one or none of them. ClickHouse does not support zones (`fe80::1%eth0`)."""
+    """(IPv4, IPv6), at most one of them set. ClickHouse does not support zones (`fe80::1%eth0`)."""
     if value is None:
         return None, None
     if _ipv4.fullmatch(value):

@@ -96,11 +96,11 @@ class _Places:
         self._marks = marks
         self._offsets = list(accumulate(map(len, parts), initial=0))
         self._part = inside
-        self._at = 0  # in that part, with this mark next
+        self._at = 0  # found in that part; the next mark is this one
         self._mark = 0
 
     def of(self, mark: int) -> int:
-        """The position of that mark, which is a bracket."""
+        """The position of that bracket."""
         quotes = self._marks.count(b'"', self._mark, mark)
         if quotes:
             self._part += 2 * quotes

@@ -97,7 +97,7 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """The same for a message whose size may not be in its three byte fields: one pass, without decoding long
+    """The same for a message whose size may not be in its three byte fields: one pass that does not decode long
     values. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")

@@ -77,13 +77,13 @@ class CrumbPayload(msgspec.Struct, gc=False):
 
 
 class Span(msgspec.Struct, gc=False, tag_field="tag", tag="performanceSpan"):
-    """Something that took time."""
+    """An operation with a duration."""
 
     payload: SpanPayload
 
 
 class Crumb(msgspec.Struct, gc=False, tag_field="tag", tag="breadcrumb"):
-    """Something that happened."""
+    """An event at one point in time."""
 
     payload: CrumbPayload
 

@@ -136,8 +136,8 @@ class Gathered:
             self.clickhouse.append(row)
 
     def _has_room(self, size_bytes: int) -> bool:
-        """Reserves room for a row. Everything after the first row that does not fit is left out, so that the
-        stored rows are a prefix."""
+        """Reserves room for a row. Every row after the first one that does not fit is left out, so that the stored
+        rows are a prefix."""
         if self._is_over_bytes or self.size_bytes + size_bytes > self._rows_bytes_max:
             self._is_over_bytes = True
             return False

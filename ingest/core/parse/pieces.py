@@ -59,7 +59,7 @@ def _end_of_event(raw: bytes | bytearray, start: int, soonest: int, latest: int)
 
 
 def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """The last end of an event in (start, stop); -1 when there is none among the places that are looked at."""
+    """The last end of an event in (start, stop); -1 if none of the inspected positions is one."""
     at = stop
     for _ in range(PROBES_MAX):
         at = raw.rfind(_STAMP, start, at)
@@ -72,7 +72,7 @@ def _last_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
-    """The first end of an event in [start, stop); -1 when there is none among the places that are looked at."""
+    """The first end of an event in [start, stop); -1 if none of the inspected positions is one."""
     at = start
     for _ in range(PROBES_MAX):
         at = raw.find(_STAMP, at, stop)
@@ -86,7 +86,7 @@ def _next_end(raw: bytes | bytearray, start: int, stop: int) -> int:
 
 
 def _end_near(raw: bytes | bytearray, at: int) -> int:
-    """Where an event ends that this time belongs to, or the one before it; -1 when that cannot be seen."""
+    """The end of the event that this time belongs to, or of the one before it; -1 if that cannot be determined."""
     ended = _ends(raw, at)
     if ended is not None:
         return raw.index(b"}", at) + 1

@@ -66,7 +66,7 @@ OPTION_KEYS = (
 VIDEO_KEYS = ("size", "duration", "encoding", "container", "width", "height", "frameCount", "frameRate")
 SDK_CATEGORIES = ("sentry.", "replay.")
 TESTID_KEYS = ("testId", "data-testid", "data-test-id")
-# SDKs before 10 send the last one instead of the one before it.
+# Before version 10, SDKs send the last value instead of the one before it.
 WEB_VITALS = (
     "largest-contentful-paint",
     "first-contentful-paint",
@@ -336,7 +336,7 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
 
 
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
-    """A number by name, or by the lower-case name that some SDKs and Relays wrote; 0 if absent.
+    """A number by name, or by the lower-case name that some versions of SDKs and Relay sent; 0 if absent.
 
     None if sinks cannot hold it.
     """
@@ -599,7 +599,7 @@ REQUESTS = frozenset(("resource.fetch", "resource.xhr"))
 _DATA_SPANS: dict[str, Callable[[SpanPayload, SpanData, float, float | None], Meanings]] = {
     "web-vital": _vital,
     "paint": _vital,
-    **dict.fromkeys(WEB_VITALS, _vital),  # as SDK 7 names the span itself
+    **dict.fromkeys(WEB_VITALS, _vital),  # SDK 7 puts the name on the span itself
     "memory": _memory,
 }
 _ASSET_KINDS = frozenset(f"resource.{asset}" for asset in ASSETS)

@@ -208,7 +208,7 @@ class Scan:
         return self._by_chunk(items)
 
     def _all(self, found: Sequence[Any], items: Sequence[msgspec.Raw] = ()) -> Iterator[tuple[int, Event]]:
-        """The relevant ones of these events. `items` is their JSON, if canvas mutations are requested."""
+        """The relevant events among these. `items` is their JSON, if canvas mutations are requested."""
         self._budget.spend(_UNITS_ELEMENT * len(found))
         first = self.count
         self.count += len(found)
@@ -334,7 +334,7 @@ class Scan:
 
 
 def _few_of(text: bytes | bytearray) -> Sequence[msgspec.Raw]:
-    """The elements of a long piece that is mostly one long event; none if there are more than a few."""
+    """The elements of a long piece that mostly consists of one long event; none if there are more than a few."""
     try:
         few = msgspec.structs.astuple(_decode_few(text))
     except msgspec.ValidationError:

@@ -1,4 +1,5 @@
-"""Lone surrogates: a text that was cut within an emoji. JavaScript writes "\\ud83d", which the decoder refuses."""
+"""Lone surrogates: half of an emoji, in a text that was truncated inside it. JavaScript writes "\\ud83d", which
+the decoder refuses."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def without_lone_surrogates(text: bytes | bytearray, budget: Budget) -> bytearra
 
 
 def _may_have_escapes(text: bytes | bytearray, start: int, stop: int) -> bool:
-    """Searches without the backslash, because a search starting with it is slow among many backslashes."""
+    """Searches without the backslash, because a search that starts with one is slow among many backslashes."""
     if text.find(b"u", start, stop) < 0:
         return False
     return text.find(b"ud", start, stop) >= 0 or text.find(b"uD", start, stop) >= 0

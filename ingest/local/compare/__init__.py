@@ -3,6 +3,7 @@
     report = reconcile(settings, Expectation.of_manifest(path), statsd_url=...)
     report.ok
 
-Each `read_*` reads everything that one server holds; each `compare_*` is pure and returns one `Check`. Sinks
-that are disabled in the settings are not read. Objects are downloaded and hashed; a listing alone is no evidence.
+Each `read_*` reads everything that one server holds; each `compare_*` is pure and returns one `Check`. Sinks that
+are disabled in the settings are not read. Objects are downloaded and hashed, because a listing alone proves
+nothing.
 """

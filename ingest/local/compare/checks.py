@@ -55,7 +55,8 @@ def compare_facts(expected: Mapping[str, int], found: Mapping[str, int], *, extr
 
 
 def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *, exactly: bool) -> Check:
-    """Compares totals by name. A metric may be sent again after a crash: without `exactly`, more is allowed."""
+    """Compares totals by name. A metric may be sent again after a crash: without `exactly`, higher totals are
+    allowed."""
     problems: list[str] = []
     missing = extra = wrong = 0
     for name, total in sorted(expected.items()):

@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 class ReconcileError(RuntimeError):
-    """A server could not be read. The message names it and quotes its answer."""
+    """A server could not be read. The message names it and quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Runs the whole system on this machine, with a load, and reconciles the sinks.
 
 `run` starts the embedded stack, migrates it, starts a flush worker, Flower and the reader as separate processes,
-produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the
-load's manifest. It returns 0 only if every step succeeds. `kill` kills a part mid-run, with SIGKILL.
+produces a load, waits until every offset is committed, stops the reader, and reconciles every sink with the load's
+manifest. It returns 0 only if every step succeeds. `kill` kills a component mid-run, with SIGKILL.
 
 No process outlives this one: a warden kills all children when it ends (`ingest/local/servers/processes.py`),
 also when it is killed.
@@ -59,7 +59,7 @@ GROUP BY replay_id, project_id ORDER BY count() DESC, replay_id LIMIT 1
 
 
 class DemoError(RuntimeError):
-    """The demo cannot continue. The message says why, and ends with the tail of a log where one helps."""
+    """The demo cannot continue. The message says why, and ends with the tail of a log if that helps."""
 
 
 def run(
@@ -178,7 +178,7 @@ class _Demo:
         return url
 
     def stop(self) -> None:
-        """Stops the slow processes in parallel; the stack then stops everything else."""
+        """Stops the slow processes in parallel; the stack then stops the rest."""
         for child in (self.worker, self.flower, self.reader):
             if child is not None:
                 self.stack.children.release(child)
@@ -251,7 +251,7 @@ class _Demo:
         self.screen.line(f"killed     {victim} with SIGKILL; it starts again")
 
     def _check_reader(self) -> None:
-        """Fails immediately if the reader halted or keeps ending."""
+        """Fails immediately if the reader halted or repeatedly exits."""
         assert self.reader is not None
         if self.reader.starts > 5:
             raise DemoError(f"the reader keeps ending\n{self.reader.log_tail()}")

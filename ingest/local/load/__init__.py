@@ -1,1 +1,1 @@
-"""The load generator: recordings as a browser makes them, deliberate flaws, and the expected contents of sinks."""
+"""The load generator: realistic browser recordings, deliberate flaws, and the expected contents of sinks."""

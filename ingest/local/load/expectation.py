@@ -101,7 +101,7 @@ FACTS: dict[str, str] = {
         )
     },
 }
-# Kept for a share of the segments only, by one coin per segment.
+# Kept only for a share of the segments, by one sampling decision per segment.
 SAMPLED_BY_SEGMENT = {"canvas": "canvas_size", "options": "sdk_options", "replay.mutations": "mutations"}
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -111,7 +111,8 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
-    """The coin of docs/rows.md: CRC-32 of project, replay, segment and salt, below that share of its range."""
+    """The sampling decision of docs/rows.md: CRC-32 of project, replay, segment and salt, below that share of its
+    range."""
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 
@@ -121,8 +122,8 @@ class Expectation:
 
     objects by name; clicks and taps by (project, event_hash); segments as (project, replay, segment), with one row
     of the replay event each; outcomes: category by (project, replay); facts: rows of the analytics table by
-    event_type; letters by place; ends: log end by partition, as far as this expectation knows. The sampling rates
-    are the parser's.
+    event_type; letters by position; ends: log end by partition, as far as this expectation knows. The sampling
+    rates are the parser's.
     """
 
     sample_segment_rate: float = 1 / 500
@@ -141,7 +142,7 @@ class Expectation:
 
     @classmethod
     def of_manifest(cls, *paths: Path, settings: Settings | None = None) -> Self:
-        """The sum over these manifests, sampled as `settings` say. Raises ManifestError."""
+        """The sum over these manifests, sampled according to `settings`. Raises ManifestError."""
         made = cls()
         if settings is not None:
             made.sample_segment_rate = settings.sample_segment_rate

@@ -1,4 +1,4 @@
-"""Messages that can never be parsed: one maker per kind of flaw, each with its expected reject reason.
+"""Messages that can never be parsed: one builder per kind of flaw, each with its expected reject reason.
 
 The reasons are the stable names of `ingest.core.parse.REASONS`; a test keeps both lists equal.
 """
@@ -60,7 +60,7 @@ def _noise(rng: random.Random) -> bytes:
 
 GOOD_HEAD = b'{"segment_id":3}\n'
 
-# (flaw, reject reason, maker)
+# (flaw, reject reason, builder)
 MAKERS: tuple[tuple[str, str, Maker], ...] = (
     ("noise", "not_msgpack", _noise),
     ("envelope cut off", "not_msgpack", _cut_envelope),
@@ -88,13 +88,13 @@ MAKERS: tuple[tuple[str, str, Maker], ...] = (
 
 
 def malformed(rng: random.Random, number: int, at: int) -> Message:
-    """The `number`th malformed message; numbers cycle through all makers."""
+    """The `number`th malformed message; numbers cycle through all builders."""
     flaw, reason, make = MAKERS[number % len(MAKERS)]
     return _message(make(rng), reason, flaw, at)
 
 
 def zip_bomb(rng: random.Random, inflated_bytes: int = 101 * MiB) -> Message:
-    """A small message that inflates beyond the limit. Making it takes about 300 ms."""
+    """A small message that inflates beyond the limit. Building it takes about 300 ms."""
     packer = zlib.compressobj(9)
     block = b" " * MiB
     body = packer.compress(b"[") + b"".join(packer.compress(block) for _ in range(inflated_bytes // MiB))

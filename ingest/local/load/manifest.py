@@ -1,4 +1,4 @@
-"""The manifest of a generated load, message by message: sinks are reconciled against it.
+"""The manifest of a generated load, message by message; sinks are reconciled against it.
 
 One JSON object per line, so that a manifest of any length streams: first a `Header`, then one `Entry` per message,
 written when the broker has acknowledged it. The expected contents come from the generator, never from the parser.
@@ -31,7 +31,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Click(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One click as its row should be. `event_hash` as UUID text; flags 0 or 1."""
+    """One click with the expected values of its row. `event_hash` as UUID text; flags 0 or 1."""
 
     event_hash: str
     node_id: int

@@ -298,7 +298,7 @@ class _Builder:
             panel["childNodes"].append(row)
         return panel
 
-    # Changes
+    # Changes over time
 
     def tick(self, bars: list[int], figures: list[int]) -> Node:
         """Changes bars and prices in place: attributes and texts only."""

@@ -2,11 +2,11 @@
 
     produced = produce(settings, PROFILES["demo"], count=5000, seed=1, manifest_path=path)
 
-A `Profile` defines the mix. `stream` makes the messages: many concurrent sessions, with some segments out of
+A `Profile` defines the mix. `stream` generates the messages: many concurrent sessions, with some segments out of
 order, some sent twice, some malformed. The same profile, count, seed and start give the same bytes in the same
 order; Kafka chooses the partition of each message, and the manifest records it.
 
-Memory is bounded for any count: the pages of a site are made once and shared by all sessions (so full
+Memory is bounded for any count: the pages of a site are generated once and shared by all sessions (so full
 snapshots and re-renders repeat between sessions, as they do for visitors of one site), about `sessions_at_once`
 sessions are open, and a few messages are held back.
 """
@@ -48,7 +48,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class LoadError(RuntimeError):
-    """The broker did not accept the load. The message quotes its answer."""
+    """The broker did not accept the load. The message quotes its response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +198,8 @@ def produce(
 ) -> Produced:
     """Produces to `settings.kafka_topic` and returns when every message is acknowledged.
 
-    `rate`: maximum messages per second; None for no limit. `stop` is checked between messages. Raises
-    LoadError when the broker refuses a message or does not answer.
+    `rate`: maximum messages per second; None for no limit. `stop` is checked between messages. Raises LoadError
+    when the broker refuses a message or does not respond.
     """
     start = default_start() if started_at is None else started_at
     header = Header(settings.kafka_topic, profile.name, seed, count, start)
@@ -253,7 +253,7 @@ class _Run:
             ) from error
 
     def send(self, message: Message) -> None:
-        """Queues one message, waiting for room."""
+        """Queues one message, waiting while the queue is full."""
         entry = message.entry
 
         def delivered(error: KafkaError | None, record: KafkaMessage) -> None:

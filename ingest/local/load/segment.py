@@ -19,7 +19,7 @@ to_json = msgspec.json.encode
 
 
 class Note(NamedTuple):
-    """Note on one event: the click that it reports, and whether it is sampled by a coin."""
+    """Note on one event: the click that it reports, and whether it is sampled individually."""
 
     click: Click | None = None
     coin: str = ""

@@ -1,9 +1,9 @@
 """Sessions as the SDK and Relay would send them, segment by segment, each with its manifest entry.
 
-A `Session` is one visit: it opens pages, moves the mouse, clicks elements that work and
-elements that do not, waits, leaves. Web sessions send rrweb events with the SDK's breadcrumbs and spans between
-them; mobile sessions send video. Everything is derived from the session's seed. Each event is recorded
-in the manifest's `Entry` when it is added to a segment, so the expectation never needs a parser.
+A `Session` is one visit: it opens pages, moves the mouse, clicks elements with and without effect, waits, leaves.
+Web sessions send rrweb events with the SDK's breadcrumbs and spans between them; mobile sessions send video.
+Everything is derived from the session's seed. Each event is recorded in the manifest's `Entry` when it is added to
+a segment, so the expectation never needs a parser.
 
 Times: a segment covers SEGMENT_MS; rrweb events carry milliseconds, the SDK's payloads seconds.
 """

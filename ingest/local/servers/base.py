@@ -1,4 +1,4 @@
-"""Base class of all local servers: a child process, a port, and the wait until it answers."""
+"""Base class of all local servers: a child process, a port, and the wait until it is ready."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ START_TRIES = 3
 LOOPBACK_NAMES = frozenset((HOST, "localhost"))
 # Browsers send at least one of these headers with every cross-site request.
 BROWSER_FIELDS = ("Origin", "Sec-Fetch-Site", "Referer")
-# Messages of servers whose port was taken between our check and their bind.
+# Error messages of servers whose port was taken between our check and their bind.
 PORT_TAKEN = ("in use", "AddrInUse", "EADDRINUSE")
 
 
 class Server(ABC):
     """One local server. Its data is below `directory`; the port stays the same over restarts.
 
-    `start` returns once it answers. Raises LocalError with the tail of its log if it ends or does not answer.
+    `start` returns once it is ready. Raises LocalError with the tail of its log if it exits or does not become
+    ready.
     """
 
     name: ClassVar[str]
@@ -44,7 +45,7 @@ class Server(ABC):
         """The program and its arguments, for `self.port`."""
 
     def environment(self) -> Mapping[str, str]:
-        """Environment variables in addition to ours."""
+        """Whether it responds in its protocol."""
         return {}
 
     @abstractmethod
@@ -54,7 +55,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """Address for clients, in the form that their library takes."""
+        """Address for clients, in the form that their library accepts."""
 
     @property
     def child(self) -> Child:
@@ -63,7 +64,7 @@ class Server(ABC):
         return self._child
 
     def start(self) -> None:
-        """Runs it and waits until it answers; tries other ports if one is taken and none was requested."""
+        """Runs it and waits until it is ready; tries other ports if one is taken and none was requested."""
         private_folder(self.directory)
         for attempt in range(START_TRIES):
             if not self.port:
@@ -83,7 +84,7 @@ class Server(ABC):
                 self.port = 0
 
     def wait_ready(self) -> None:
-        """Waits until it answers, at most `start_seconds_max`."""
+        """Waits until it is ready, at most `start_seconds_max`."""
         child = self.child
 
         def ready() -> bool:
@@ -116,7 +117,7 @@ class Server(ABC):
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections open and nothing answers."""
+        """SIGSTOP: connections stay open, but get no response."""
         self.child.pause()
 
     def resume(self) -> None:
@@ -139,7 +140,7 @@ class ProgramsOnly(BaseHTTPRequestHandler):
     """Refuses browsers, because a page of any web site can send requests to local ports."""
 
     def parse_request(self) -> bool:
-        """False for a refused request, which has been answered."""
+        """False for a refused request, to which the error was sent."""
         if not super().parse_request():
             return False
         if is_from_a_page(self.headers):
@@ -150,7 +151,7 @@ class ProgramsOnly(BaseHTTPRequestHandler):
 
 
 def is_from_a_page(headers: Message) -> bool:
-    """Whether a browser sent the request, or a client that uses another host name for this machine."""
+    """Whether the request comes from a browser, or from a client that uses another host name for this machine."""
     name = headers.get("Host", HOST).rpartition(":")[0] or headers.get("Host", HOST)
     return name.lower() not in LOOPBACK_NAMES or any(field in headers for field in BROWSER_FIELDS)
 

@@ -2,9 +2,8 @@
 
 chDB is ClickHouse as a library: real MergeTree tables, real SQL, real error codes. One process may open a data
 directory, so `python -m ingest.local.servers.clickhouse` opens it and serves HTTP to the others. An unmodified
-clickhouse-connect
-works with it. Each request gets a connection of its own to the engine (0.3 ms), so settings and databases never
-leak from one request to the next.
+clickhouse-connect works with it. Each request uses its own connection to the engine (0.3 ms), so settings and
+databases never leak from one request to the next.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ BAD_REQUEST_CODES = frozenset(
 CODE_TOO_LARGE, CODE_AUTHENTICATION, CODE_OTHER = 307, 516, 1002
 
 _INSERT = re.compile(r"\s*INSERT\b", re.IGNORECASE)
-# `INSERT INTO t (a, b) FORMAT Native` and a line end; the rest is data.
+# `INSERT INTO t (a, b) FORMAT Native` and a line break; the rest is data.
 _INLINE_INSERT = re.compile(rb"\s*INSERT\b[^\x00]*?\bFORMAT\s+\w+[ \t\r]*\n", re.IGNORECASE | re.DOTALL)
 _INLINE_INSERT_BYTES_MAX = 64 * 1024
 _FORMAT_AT_END = re.compile(r"\bFORMAT\s+(\w+)\s*;?\s*\Z", re.IGNORECASE)
@@ -94,7 +93,7 @@ class ClickHouse(Server):
         return {PASSWORD_VARIABLE: self.password}
 
     def is_ready(self) -> bool:
-        """Whether it answers /ping, which it does once the engine is open."""
+        """Whether it responds to /ping, which it does once the engine is open."""
         return answers_http(f"{self.address}/ping")
 
     @property
@@ -284,7 +283,7 @@ class Handler(ProgramsOnly):
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS_MAX
-    # Without these two, small answers wait 40 ms for the client's delayed acknowledgement.
+    # Without these two, small responses wait 40 ms for the client's delayed acknowledgement.
     disable_nagle_algorithm = True
     wbufsize = -1
 
@@ -403,7 +402,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--user", default="default")
     arguments = parser.parse_args()
-    # Bind first: with a taken port, exit before the engine opens the data.
+    # Bind first: if the port is taken, exit before the engine opens the data.
     server = HttpServer((HOST, arguments.port), Handler)
     # The engine creates a directory there when it opens; the system's directory is not writable.
     temporary = arguments.data.parent / "temporary"

@@ -1,8 +1,8 @@
 """Confines a local server to its own directory, so that a client of its port cannot reach other files.
 
-ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server takes `..` in an
-object's name. Both listen without a password. With Landlock the process and its children may write only
-below its directory, and read only that, the interpreter, its packages and the system's libraries.
+ClickHouse's SQL reads and writes files (`file`, INTO OUTFILE), and the Cloud Storage server accepts `..` in an
+object's name. Both listen without a password. With Landlock the process and its children may write only below its
+directory, and read only that, the interpreter, its packages and the system's libraries.
 
     python -I -S confinement.py DIRECTORY PROGRAM [ARGUMENT]...
 
@@ -30,7 +30,7 @@ VERSION_MIN = 3  # older ones forbid renames from one directory to another
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 ALL = (1 << 15) - 1
-"""Everything that version 3 knows: what is not allowed below is refused."""
+"""All rights of version 3: everything not allowed below is refused."""
 READ = EXECUTE | READ_FILE | READ_DIR
 OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | 1 << 14
 
@@ -47,7 +47,7 @@ def is_supported() -> bool:
 
 
 def confine(directory: Path, *readable: Path) -> bool:
-    """Limits writes of this thread and its children to `directory`, for good. False where it is not supported.
+    """Permanently limits writes of this thread and its children to `directory`. False where it is not supported.
 
     `readable`: paths that may be read besides the interpreter, its packages and the system.
 

@@ -1,9 +1,9 @@
 """A proxy that injects faults in front of a server, repeatably.
 
-`FaultProxy` listens on its own port in front of a server and applies its fault. The fault can change
-at any time, also for open connections. Random choices come from one seed. TCP faults
-work with any protocol; with `http=True` requests are parsed, so that the proxy can answer a share of them
-itself, or forward them and drop the answers, so that a client cannot know whether its write was done.
+`FaultProxy` listens on its own port in front of a server and applies its fault. The fault can change at any time,
+also for open connections. Random choices come from one seed. TCP faults work with any protocol; with `http=True`
+requests are parsed, so that the proxy can respond to a share of them itself, or forward them and drop the
+responses, so that a client cannot know whether its write was done.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """HTTP: a share of requests is answered with `status` and does not reach the server."""
+    """HTTP: a share of requests gets `status` and does not reach the server."""
 
     status: int
     share: float = 1.0
@@ -76,7 +76,7 @@ class SeveralErrors:
 
 @dataclass(frozen=True, slots=True)
 class LostReplies:
-    """HTTP: a share of requests is forwarded, and the connection is cut instead of the answer."""
+    """HTTP: a share of requests is forwarded, and the connection is closed instead of returning the response."""
 
     share: float = 1.0
 
@@ -272,7 +272,7 @@ class FaultProxy:
                 return
 
     def _error(self, fault: Fault) -> Errors | None:
-        """The error to answer this request with, or None."""
+        """The error to return for this request, or None."""
         if not isinstance(fault, Errors | SeveralErrors):
             return None
         chance = self._random.random()
@@ -285,7 +285,7 @@ class FaultProxy:
     async def _relay_answer(
         self, connection: _Connection, request: _Head, writer: asyncio.StreamWriter | None
     ) -> bool:
-        """Forwards the server's answer (or drops it). True if the connection ends with it."""
+        """Forwards the server's response (or drops it). True if the connection ends with it."""
         while True:
             head = await _head(connection.server_reader)
             if not head:

@@ -1,4 +1,4 @@
-"""Apache Kafka: one KRaft node on the loopback, from the jars on Maven Central.
+"""Apache Kafka: one KRaft node on the loopback interface, from the jars on Maven Central.
 
 The jars are fetched once with `mvn` into a cache of the user (about 45 MB) and need Java 17 or later. Use it where
 Tansu differs from Kafka: rebalances, commit metadata, read_committed, retention, restarts with data, SASL and TLS.
@@ -51,7 +51,7 @@ POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 """
 
-# Root logger at WARN, which is enough for the reason of a failed start.
+# Root logger at WARN, which is enough to see the reason of a failed start.
 LOG4J = """Configuration:
   status: ERROR
   Appenders:
@@ -202,7 +202,8 @@ class JavaKafka(Server):
         return answers_metadata(self.address)
 
     def properties(self) -> dict[str, str]:
-        """server.properties. Small thread pools and no start-up delays: one machine, one node."""
+        """Whether it responds to a metadata request. Small thread pools and no start-up delays: one machine, one
+        node."""
         listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
         protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]
         advertised = [f"PLAINTEXT://{HOST}:{self.port}"]

@@ -37,7 +37,7 @@ class Kafka(Server):
         return {"RUST_LOG": "warn"}
 
     def is_ready(self) -> bool:
-        """Whether it answers a metadata request."""
+        """Whether it responds to a metadata request."""
         return answers_metadata(self.address)
 
     @property

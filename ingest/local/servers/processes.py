@@ -27,7 +27,7 @@ WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
 LOG_TAIL_BYTES = 4096
 POLL_SECONDS = 0.01
-# The warden removes a stack's data, which is slow on a slow disk.
+# The warden removes a stack's data, which can take long on a slow disk.
 WARDEN_SECONDS_MAX = 60.0
 HOST = "127.0.0.1"
 # Recordings are personal data: only this user may read files that we and our children write.
@@ -265,7 +265,7 @@ class Child:
 
 
 class Children:
-    """All children of this process. Leaving the context stops them, the last started first.
+    """All children of this process. Leaving the context stops them in reverse order of their start.
 
     They are also stopped if the parent is killed: see the module docstring. `start_program` starts a process.
     """
@@ -355,7 +355,7 @@ class Children:
             warden.wait(WARDEN_SECONDS_MAX)
 
     def remove_at_end(self, directory: Path) -> None:
-        """Has this temporary directory removed when this process ends, even if it is killed."""
+        """Registers this temporary directory for removal when this process ends, even if it is killed."""
         self._order(f"*{directory}")
 
     def watch(self, group: int) -> None:

@@ -20,7 +20,7 @@ from ingest.local.servers.processes import Children, LocalError
 
 
 class Redis(Server):
-    """One Valkey server on the loopback; without a password, unless an `acl_file` defines users."""
+    """One Valkey server on the loopback interface; without a password, unless an `acl_file` defines users."""
 
     name: ClassVar[str] = "redis"
 
@@ -61,7 +61,7 @@ class Redis(Server):
         ]
 
     def is_ready(self) -> bool:
-        """Whether it answers PONG or asks for authentication; false while LOADING."""
+        """Whether it responds with PONG or requires authentication; false while LOADING."""
         try:
             with socket.create_connection((HOST, self.port), timeout=1) as connection:
                 connection.sendall(b"PING\r\n")
@@ -70,7 +70,7 @@ class Redis(Server):
             return False
 
     def ask(self, *words: str) -> Any:
-        """The answer to one command. Raises OSError, or LocalError for an error."""
+        """The response to one command. Raises OSError, or LocalError for an error."""
         return ask(self.port, words)
 
     @property
@@ -88,7 +88,7 @@ class Redis(Server):
 
 
 def ask(port: int, words: Sequence[str], password: str = "") -> Any:
-    """The answer to one command: text, number, list or None. Raises OSError, or LocalError for an error.
+    """The response to one command: text, number, list or None. Raises OSError, or LocalError for an error.
 
     A minimal client, so that the embedded stack needs no client library with redirects or retries.
     """

@@ -71,7 +71,7 @@ class Sentinel(Server):
         return "\n".join(lines) + "\n"
 
     def ask(self, *words: str) -> Any:
-        """The answer to one command. Raises OSError, or LocalError for an error."""
+        """The response to one command. Raises OSError, or LocalError for an error."""
         return ask(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:
@@ -157,7 +157,7 @@ class RedisGroup(Server):
 
     @property
     def primary(self) -> Redis:
-        """The primary according to the Sentinels. Raises LocalError when none of them answers."""
+        """The primary according to the Sentinels. Raises LocalError when none of them responds."""
         for sentinel in self.sentinels:
             with contextlib.suppress(OSError, LocalError, TypeError):
                 _, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
@@ -198,7 +198,7 @@ class RedisGroup(Server):
         return self.primary.command()
 
     def is_ready(self) -> bool:
-        """Whether the primary answers."""
+        """Whether the primary responds."""
         return self.primary.is_ready()
 
     @property
@@ -217,7 +217,7 @@ class RedisGroup(Server):
         )
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Ends all five."""
+        """Stops all five."""
         for server in (*self.sentinels, *self.servers):
             server.stop(grace_seconds)
 

@@ -1,9 +1,9 @@
 """DogStatsD: a UDP listener that keeps received metrics, so that a test can query them.
 
-`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate
-process, which also answers over HTTP: `GET /metrics` (one object per metric and set of tags),
-`GET /packets?since=N` (raw lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are
-kept for good, raw lines up to a bound.
+`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process,
+which also answers over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
+lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are kept indefinitely, raw lines up to a
+bound.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Recorder:
             return self.received, list(self._packets)[max(0, since - first) :]
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Deletes everything."""
         with self._lock:
             self._series.clear()
             self._packets.clear()
@@ -202,12 +202,12 @@ def sum_of(metrics: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def count_of(metrics: Sequence[Mapping[str, Any]], name: str) -> int:
-    """How many values of a metric came, over all its tags."""
+    """The number of values received for a metric, over all its tags."""
     return int(sum(entry["count"] for entry in metrics if entry["name"] == name))
 
 
 class Statsd(Server):
-    """The listener as a process. `port` is UDP, `http_port` answers queries."""
+    """The listener as a process. `port` is UDP, `http_port` serves queries."""
 
     name: ClassVar[str] = "statsd"
 
@@ -222,7 +222,7 @@ class Statsd(Server):
         return [sys.executable, "-m", "ingest.local.servers.statsd", *ports]
 
     def is_ready(self) -> bool:
-        """Whether it answers HTTP; the UDP socket is bound first."""
+        """Whether it responds over HTTP; the UDP socket is bound first."""
         return answers_http(f"{self.query_url}/health")
 
     @property
@@ -245,7 +245,7 @@ class Statsd(Server):
         return lines
 
     def reset(self) -> None:
-        """Forgets all received metrics."""
+        """Deletes all received metrics."""
         _ask(f"{self.query_url}/reset", post=True)
 
     def sum(self, name: str) -> float:
@@ -253,12 +253,12 @@ class Statsd(Server):
         return sum_of(self.metrics(name), name)
 
     def count(self, name: str) -> int:
-        """How many values of a metric came, over all its tags."""
+        """The number of values received for a metric, over all its tags."""
         return count_of(self.metrics(name), name)
 
 
 def query_metrics(query_url: str, name: str = "") -> list[dict[str, Any]]:
-    """Queries a listener in another process. Raises OSError when it does not answer."""
+    """Queries a listener in another process. Raises OSError when it does not respond."""
     found: list[dict[str, Any]] = _ask(f"{query_url}/metrics?name={name}")["metrics"]
     return found
 

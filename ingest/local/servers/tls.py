@@ -1,7 +1,7 @@
 """Local TLS: throw-away certificates, and a TLS proxy in front of servers without TLS.
 
-`make_certificates` runs `openssl`. `TlsProxy` terminates TLS and forwards to a server on the loopback, as a
-load balancer does; the embedded Redis and ClickHouse are built without TLS.
+`make_certificates` runs `openssl`. `TlsProxy` terminates TLS and forwards to a server on the loopback interface,
+as a load balancer does; the embedded Redis and ClickHouse are built without TLS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kills processes that a parent left behind. Run as a script, by path, with only the standard library.
+"""Kills processes left behind by a parent. Run as a script, by path, with only the standard library.
 
 One warden serves one parent. It reads orders from its standard input, one per line:
 
@@ -6,8 +6,8 @@ One warden serves one parent. It reads orders from its standard input, one per l
     -PGID     forget it
     *PATH     remove this directory at the end, if it is a temporary one
 
-When that pipe closes, which the kernel does even if the parent is killed with `kill -9`, it kills every
-group that is still watched, removes the directories, and ends. It works the same on Linux and macOS.
+When that pipe closes, which the kernel does even if the parent is killed with `kill -9`, it kills every group that
+is still watched, removes the directories, and ends. It works the same on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARENT_CHECK_SECONDS = 1.0
 
 
 def obey(order: str, groups: set[int], directories: set[str]) -> None:
-    """Carries out one line."""
+    """Executes one order."""
     verb, argument = order[:1], order[1:]
     if verb == "+":
         groups.add(int(argument))

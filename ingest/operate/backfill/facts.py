@@ -1,6 +1,6 @@
 """Facts in BigQuery by identity and content.
 
-An insert never replaces a stored fact, and the view that shows each identity once could keep either. A fact that
+An insert never replaces a stored fact, and the view that shows each identity once could return either. A fact that
 differs is therefore deleted before it is written again. BigQuery does not delete rows streamed in the last 90
 minutes: these are reported, and a later run completes them.
 """

@@ -39,7 +39,7 @@ from tasks.sinks.google import errors as google_errors
 from tasks.wire import Item, Row, SinkName
 
 UNBOUNDED_ITEMS_PER_SECOND = 1e9
-"""A page is paced as a whole, by its segments."""
+"""The rate limit applies to a page as a whole, by its number of segments."""
 
 Progress = Callable[[int], None]
 Wrong = dict[int, tuple[Problem, str]]

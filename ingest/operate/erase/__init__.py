@@ -9,9 +9,9 @@
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported
     3. ClickHouse     its rows, `replay_places` last, because it has the positions of its bytes
 
-The next run thus completes an interrupted one. `replay_outcomes` is kept for billing and has no content.
-Kafka and the dead-letter topic cannot delete single messages: redelivered messages are dropped until they expire;
-dead letters are listed, not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
+The next run thus completes an interrupted one. `replay_outcomes` is kept for billing and has no content. Kafka and
+the dead-letter topic cannot delete single messages: redelivered messages are dropped until they expire; dead
+letters are listed, not replayed. See docs/decisions/018-operators-decisions-in-kafka.md,
 docs/decisions/028-erase-in-place.md.
 
     holdings.py  what is stored of a replay, and what erasure does not cover

@@ -75,11 +75,11 @@ class Eraser:
         return self._tombstones.decide([key], by, action)
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has unsettled messages of it; returns the remainder, one line each."""
+        """Waits until no reader has unsettled messages of it; returns what remains, one line each."""
         return self._tombstones.settle(offset, seconds_max)
 
     def erase(self, found: Holdings, *, by: str, unsettled: Sequence[str] = ()) -> list[str]:
-        """Erases what was found; returns the remainder, one line each, with what to do. Audited."""
+        """Erases what was found; returns what remains, one line each, with what to do. Audited."""
         left: list[str] = []
         if "gcs" in self._settings.sinks:
             with asking("cloud storage", google_errors.sort):

@@ -19,7 +19,7 @@ from tasks.sinks.clickhouse import errors as clickhouse_errors
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """Result for one replay. `left`: what is not erased, one line each."""
+    """Result for one replay. `left`: what was not erased, one line each."""
 
     found: Holdings
     left: list[str]
@@ -29,7 +29,7 @@ class Erased:
 class Erasure:
     """`named`: replay ids; or a `user`, or `everything` of the project. `rate`: replays per second.
 
-    Methods raise EraseFailed, and the errors of `Operators`. A repeated run completes the rest.
+    Methods raise EraseFailed, and the errors of `Operators`. A repeated run erases the rest.
     """
 
     def __init__(

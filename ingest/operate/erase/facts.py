@@ -47,7 +47,7 @@ class Facts:
             official_bigquery.ScalarQueryParameter("project", "INT64", self._project_id),
             official_bigquery.ScalarQueryParameter("replay", "STRING", self._replay_id),
         ]
-        again = DEFAULT_RETRY.with_timeout(settings.sink_timeout_seconds)  # the client's own is ten minutes
+        again = DEFAULT_RETRY.with_timeout(settings.sink_timeout_seconds)  # the client's default is ten minutes
         with contextlib.closing(bigquery.client(settings)) as connected:
             server: Any = connected
             for table in bigquery.TABLES:

@@ -43,8 +43,7 @@ class Rows:
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
         self._project_id, self._replay_id = int(project_id), UUID(replay_id)
-        # Numbers, whatever they were made of, so they may stand in a statement; mutations take no parameters on
-        # old servers.
+        # Integers by their type, so they may be part of a statement; mutations take no parameters on old servers.
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
     def look(self, found: dict[str, Any]) -> set[int]:
@@ -82,7 +81,7 @@ class Rows:
         return int(server.query(f"SELECT count() FROM {table} WHERE {self._which}").result_rows[0][0])
 
     def delete(self, found: Holdings) -> None:
-        """Runs one mutation per table, on every replica; unlike masked rows, the bytes leave the disk."""
+        """Runs one mutation per table, on every replica; unlike masked rows, the bytes are removed from disk."""
         with contextlib.closing(clickhouse.client(self._settings)) as server:
             server.timeout = Timeout(connect=clickhouse.CONNECT_SECONDS_MAX, read=DELETE_SECONDS_MAX)
             for table in TABLES:

@@ -47,7 +47,7 @@ class Tombstones:
         return max(offsets.values()) + 1
 
     def settle(self, offset: int, seconds_max: float) -> list[str]:
-        """Waits until no reader has older unsettled messages. Returns the remainder at the timeout, one line
+        """Waits until no reader has older unsettled messages. Returns what remains at the timeout, one line
         each."""
         since, ends = self._coordination.now(), time.monotonic() + seconds_max
         while True:
@@ -71,7 +71,7 @@ class Tombstones:
         ]
 
     def _drop_staged_before(self, since: float) -> None:
-        """Drops payloads only. An unsettled batch that was staged before belongs to no living reader."""
+        """Drops payloads only. An unsettled batch that was staged before belongs to no running reader."""
         age_seconds = self._coordination.now() - since
         for key in self._client.scan_iter(f"{self._settings.key_prefix}:batch:*", count=500):
             if self._settings.staged_ttl_seconds - self._client.ttl(key) <= age_seconds:
@@ -88,9 +88,9 @@ def _settled(about: Mapping[str, Any]) -> int:
 
 
 def ends_at(settings: Settings, now: float) -> float:
-    """Time at which every current message has left its topic, unix seconds; 0 if a topic keeps them for good.
+    """Time at which every current message has left its topic, unix seconds; 0 if a topic keeps them indefinitely.
 
-    A dead letter that is replayed on its last day is kept for the retention of the input topic after that.
+    A dead letter that is replayed on its last day stays in the input topic for another retention period.
     """
     try:
         topics = Topics(settings)

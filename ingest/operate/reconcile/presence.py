@@ -30,8 +30,9 @@ KEYS_MAX = 1000
 FactKey = tuple[int, str]
 DAY_SECONDS = 86_400
 DELIVERED_AGAIN_SECONDS_MAX = 3 * DAY_SECONDS
-"""A segment that the SDK sent twice has one identity and two times of arrival, and some rows carry that time. What
-is not at its own time is looked for so far around it before it counts as missing: a question that costs more."""
+"""A segment that the SDK sent twice has one identity and two arrival times, and some rows have that time. Items
+not found at their own time are searched within this distance before they count as missing; that query is more
+expensive."""
 
 Key = tuple[object, ...]
 
@@ -183,7 +184,7 @@ class Facts:
         self._dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         try:
             self._client = bigquery.client(settings)
-        except Exception as error:  # credentials are looked for here
+        except Exception as error:  # the constructor searches for credentials
             raise google_errors.sort(error).error() from error
 
     def absent(self, items: Sequence[Row]) -> dict[int, Problem]:

@@ -36,8 +36,8 @@ class Repair:
         if sink == SinkName.GCS and self._settings.gcs_layout == "packed":
             wanted = set(map(id, items))
             segments = [one for one in batch.segments if any(id(blob) in wanted for blob in one.blobs)]
-            # Packed again, since an index row that points nowhere hides an object of the segment's own name; and
-            # under another name, since an object whose bytes were spoiled is never overwritten.
+            # Packed again, because an index row that points to nothing hides an object with the segment's own
+            # name; and with another name, because an object with corrupted bytes is never overwritten.
             source = batch.source._replace(topic=f"{batch.source.topic}-repair-{self._run}")
             objects, index = pack(replace(batch, source=source, segments=tuple(segments)))
             return self.write_items(SinkName.GCS, batch.id, objects) or self.write_items(
@@ -53,8 +53,9 @@ class Repair:
         for start in range(0, len(items), at_once):
             some = [self._anew(sink, item) for item in items[start : start + at_once]]
             began = time.monotonic()
-            # Another token than the batch's, and than an earlier repair's: ClickHouse would take the write for one
-            # that it has done, which is just what is in doubt. Rows replace each other all the same.
+            # The token differs from the batch's and from an earlier repair's: otherwise ClickHouse would treat the
+            # write as already done, which is exactly what is in doubt. Rows with the same key still replace each
+            # other.
             token = f"reconcile-{self._run}-{batch_id}:{sink}:{start}"
             try:
                 self._write_patiently(sink, some, token)

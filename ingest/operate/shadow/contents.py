@@ -181,7 +181,7 @@ class _Comparing:
 
 
 def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
-    """None: equal. A kind of None: another message has replaced the row."""
+    """None: equal. None of kind: another message has replaced the row."""
     if not stored:
         return Kind.MISSING, "no such row"
     differing: list[str] = []

@@ -92,11 +92,11 @@ class _Pace:
         self.at_once = max(1, min(CHUNK_MESSAGES_MAX, int(per_second_max or CHUNK_MESSAGES_MAX)))
 
     def begin(self) -> None:
-        """Begins a round: idle time before it gives no credit."""
+        """Begins a round: idle time before it does not count."""
         self._since = time.monotonic()
 
     def took(self, messages: int) -> None:
-        """Counts compared messages, and waits until the rate allows them."""
+        """Counts compared messages, and waits as long as the rate requires."""
         self._messages += messages
         self._progress(self._messages)
         if self._per_second_max is not None:

@@ -1,4 +1,4 @@
-"""The server process: HTTP in, the answers of `service.py` out.
+"""The server process: HTTP requests, answered by `service.py`.
 
     python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT
 
@@ -77,7 +77,7 @@ class Handler(ProgramsOnly):
             self._answer(500, error_body(500, "backendError", f"{type(error).__name__}: {error}"))
 
     def _body(self) -> bytes:
-        """The body, inflated. The service's limit of 10 MB holds for both forms."""
+        """The body, inflated. The service's limit of 10 MB applies both before and after decompression."""
         size = int(self.headers.get("Content-Length") or 0)
         if size > REQUEST_BYTES_MAX:
             self.close_connection = True

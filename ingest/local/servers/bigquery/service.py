@@ -78,7 +78,7 @@ class Service:
         self._routes = [(method, re.compile(f"{prefix}{path}/?\\Z"), act) for method, path, act in routes]
 
     def handle(self, method: str, path: str, query: Mapping[str, str], body: Any) -> dict[str, Any] | None:
-        """The answer's JSON (None: empty). Raises ApiError."""
+        """The response's JSON (None: empty). Raises ApiError."""
         if not isinstance(body, dict):
             raise ApiError(400, "parseError", "The body is not a JSON object.")
         for known, pattern, act in self._routes:

@@ -72,7 +72,7 @@ class Store:
         streaming_buffer_seconds: float = 0.0,
     ) -> None:
         """`streaming_buffer_seconds`: time after a streaming insert during which the table refuses UPDATE, DELETE
-        and MERGE; 0: never. The service refuses those that affect a streamed row, for up to 90 minutes."""
+        and MERGE; 0 disables this. The service refuses those that affect a streamed row, for up to 90 minutes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = duckdb.connect(str(path), config={"memory_limit": MEMORY_LIMIT, "threads": THREADS})
         self._database.execute("SET TimeZone = 'UTC'")
@@ -138,7 +138,7 @@ class Store:
         return made
 
     def dataset(self, project: str, dataset: str) -> dict[str, Any]:
-        """404 if it is not there."""
+        """404 if it does not exist."""
         found = self._find_dataset(project, dataset)
         if found is None:
             raise ApiError(404, "notFound", f"Not found: Dataset {project}:{dataset}")
@@ -276,7 +276,7 @@ class Store:
         )
 
     def delete_table(self, name: TableName) -> None:
-        """404 if it is not there."""
+        """404 if it does not exist."""
         with self._write() as cursor:
             found = self.table(name)
             if found["type"] == "VIEW":
