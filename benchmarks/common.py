@@ -1,8 +1,8 @@
 """Shared by all benchmarks: fair timing of several programs on one workload, a table, a JSON file.
 
-Programs alternate on small chunks of the workload, and the best of each program's rounds on a chunk counts. So
-other processes on the machine disturb all programs equally, and mostly not at all. The
-garbage collector is on throughout, as in production.
+Programs alternate on small chunks of the workload, and the best of each program's rounds on a chunk counts.
+Therefore other processes on the machine disturb all programs equally, and mostly not at all. The garbage collector
+is on throughout, as in production.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What handing a batch to the fleet costs: Redis and Celery, by the size of the batch. No flush task does work.
+"""The cost of dispatching a batch to the fleet, in Redis and Celery, by batch size. Flush tasks do no work.
 
     python -m benchmarks.dispatch [--sizes 1,10,50,100,200,500] [--batches 60] [--json FILE]
 
-The reader's own code stages real parsed segments and starts their chords on a real Redis, with nobody consuming.
+The reader's own code stages real parsed segments and starts their chords on a real Redis, without consumers.
 Prints CPU of the publishing process and of Redis per batch and per segment, chords per second, and the longest
 entry in a queue.
 """

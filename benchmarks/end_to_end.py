@@ -55,7 +55,7 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Our system in each layout, with recordings alone and with all sinks."""
+    """Our system in each layout, with recordings only and with all sinks."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:

@@ -1,11 +1,12 @@
-"""What a small share of failing uploads costs the whole system: the ratio to its own clean throughput.
+"""The cost of a small share of failing uploads to the whole system, relative to its own throughput without
+failures.
 
     python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
 One backlog is drained by one reader and one fleet, as processes, while clean and faulty uploads alternate: after a
-number of committed messages the proxy in front of Cloud Storage changes its fault. So noise of the machine affects
-both kinds of turn, neither includes start-up or shutdown, and postponed retries of a faulty turn count
+number of committed messages the proxy in front of Cloud Storage changes its fault. Thus noise of the machine
+affects both kinds of turn, neither includes start-up or shutdown, and postponed retries of a faulty turn count
 against the turn that they delay. The time of each turn is measured between two commits.
 """
 
@@ -53,7 +54,7 @@ class Turn:
 
 
 def main() -> int:
-    """Runs it; returns 1 when a message was lost or parked, or the ratio is below the requested one."""
+    """Runs the benchmark; returns 1 if a message was lost or parked, or the ratio is below the requested one."""
     args = arguments()
     errors = (Errors(503, args.share_503), Errors(429, args.share_429, args.retry_after))
     with tempfile.TemporaryDirectory() as directory, ExitStack() as opened:

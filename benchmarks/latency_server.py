@@ -1,8 +1,9 @@
-"""One HTTP server that takes what sinks send, after a stated time: for benchmarks, where stores must not differ.
+"""One HTTP server that accepts requests of all sinks with a given latency, for benchmarks in which stores must not
+differ.
 
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
-It answers like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
+It responds like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
 interface (inserts, and the requests of its official client on connect) and like BigQuery's insertAll. It keeps
 names, generations and sizes, no content. One asyncio process, no thread: about 0.1 ms of CPU per upload.
 
@@ -10,8 +11,8 @@ A script is a list of rules, tried in order: `sink` (gcs, clickhouse, bigquery),
 sink, and each n-th after it) or `first` and `last` (positions from 1), `status` (503 if not given) and
 `retry_after_seconds`; with `drop` the connection is closed instead, after the write took place.
 
-GET /_seen returns counts and bytes by sink, and with ?objects=1 the unix time of arrival of each object.
-PUT /_script replaces the script, POST /_reset forgets everything.
+GET /_seen returns counts and bytes by sink, and with ?objects=1 the unix time of arrival of each object. PUT
+/_script replaces the script, POST /_reset deletes everything.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CLICKHOUSE_SETTINGS = (
 
 @dataclass(slots=True)
 class Answer:
-    """One answer: status, body, header fields beyond the usual ones."""
+    """One response: status, body, header fields in addition to the usual ones."""
 
     status: int = 200
     body: bytes = b""
@@ -64,7 +65,7 @@ class Store:
     stored_at: dict[str, float] = field(default_factory=dict)
 
     def reset(self) -> None:
-        """Forgets everything except the script."""
+        """Deletes everything except the script."""
         for found in (self.requests, self.size_bytes, self.generations, self.objects, self.stored_at):
             found.clear()
 
@@ -102,7 +103,7 @@ class Store:
 
 
 def answer(store: Store, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, bool]:
-    """(answer, whether the latency applies)."""
+    """(response, whether the latency applies)."""
     path, _, query = target.partition("?")
     if path.startswith("/_"):
         return _control(store, method, path, query, body), False
@@ -180,7 +181,7 @@ def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
     parameters = parse_qs(query)
     sql = parameters.get("query", [""])[0]
-    # Rows are not counted, which would cost more than everything else: a number larger than any insert's.
+    # Rows are not counted, which would cost more than everything else; this number is larger than any insert's.
     headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"1000000000"}'))
     if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
         return store.count("clickhouse", len(body)) or Answer(200, b"", headers)

@@ -1,11 +1,11 @@
-"""Parsing: ours against the floor and against what is in use elsewhere, per core, and over processes.
+"""Parsing: ours compared with the floor and with other implementations in use, per core, and over processes.
 
     python -m benchmarks.parse [--segments 600] [--rounds 15] [--processes] [--json FILE]
 
-Workloads: the generator's `clean` mix (its shares are printed: segments that every program can take), and the
-recorded material in REPLAYS_FIXTURES (or ../shared/fixtures), each file a segment. The floor is what no Python
-program that inflates and validates can go below: isal's one call and a decoder that builds only one small object
-an event. All programs take turns in one run, so the ratios are of that run.
+Workloads: the generator's `clean` mix (its shares are printed: segments that every program accepts), and the
+recorded material in REPLAYS_FIXTURES (or ../shared/fixtures), each file a segment. The floor is the minimum cost
+of any Python program that inflates and validates: isal's one call and a decoder that builds only one small object
+per event. All programs alternate in one run, so the ratios are of that run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)
 STARTED_AT = 1_790_000_000
 MB = 1e6
-# Sampled facts: the peers do not sample, and do not make these.
+# Sampled facts: the peers do not sample, and do not extract these.
 SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
@@ -53,7 +53,7 @@ _decode_least = msgspec.json.Decoder(list[Least]).decode
 
 
 def floor(body: bytes) -> None:
-    """Inflates with a bound and scans, nothing else."""
+    """Decompresses with a limit and scans, nothing else."""
     _decode_least(isal_zlib.decompressobj().decompress(body, RULES.inflated_bytes_max))
 
 
@@ -223,7 +223,7 @@ def memory(raw_mb: int) -> dict[str, Any]:
 
 
 def processes(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Segments per second through parsing processes, by the wall clock, in polls of 100 messages."""
+    """Segments per second through parser processes, by wall-clock time, in polls of 100 messages."""
     gate = TenantGate()
     parsers: dict[str, InlineParser | ProcessParser] = {
         "inline": InlineParser(RULES, gate, time.monotonic),

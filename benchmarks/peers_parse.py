@@ -60,7 +60,7 @@ class Found:
     name: str = ""
 
 
-# The tagged union: an event that is read has its type, all others are skipped.
+# The tagged union: an event that is used has its type, all others are skipped.
 
 
 class DomLoaded(msgspec.Struct, gc=False, tag_field="type", tag=0):
@@ -76,7 +76,7 @@ class FullSnapshot(msgspec.Struct, gc=False, tag_field="type", tag=2):
 
 
 class Source(msgspec.Struct, gc=False):
-    """The kind of mutation."""
+    """The source of a mutation."""
 
     source: int | None = None
 
@@ -303,7 +303,7 @@ PLAIN_CRUMBS = frozenset(
 
 
 def _fact(message: dict[str, Any], tag: str, payload: Any, found: Found) -> tuple[Any, dict[str, Any]]:
-    """(kind, attributes) of one event; None as kind for those that are not kept."""
+    """(kind, attributes) of one event; None as kind for events that are not kept."""
     if tag == "meta":
         return "viewport", {name: payload.get(name) for name in ("href", "width", "height")}
     if tag == "breadcrumb":

@@ -1,17 +1,18 @@
-"""Whole consumers as others build them from public packages: Kafka in, Cloud Storage out, offsets committed.
+"""Complete consumers as others build them from public packages: from Kafka to Cloud Storage, with committed
+offsets.
 
     python -m benchmarks.peers_pipeline p1-typed --brokers HOST:PORT --topic T --group G --endpoint URL
 
 - `p1-json`, `p1-typed`: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one object per segment with
-  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed.
-  Like its model it stores only recordings: rows are made, encoded, and dropped.
+  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed. Like its
+  model it stores only recordings: rows are built, encoded, and dropped.
 - `p2`: RunTask(parse) -> Reduce(a batch) -> RunTaskInThreads(the batch's objects one after another, one ClickHouse
   insert of rows, one BigQuery insert, with the official clients) -> CommitOffsets.
 - `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit
   contiguous offsets.
 
-Offsets are committed when all objects before them are stored, at most every half second, as in our system.
-The official client gets a connection pool as large as the number of threads; otherwise it reopens connections.
+Offsets are committed when all objects before them are stored, at most every half second, like in our system. The
+official client gets a connection pool as large as the number of threads; otherwise it reopens connections.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Upload:
 
 
 def named(parse: Any, value: bytes) -> tuple[str, Found]:
-    """(object name, parser output). For the name, peers only read the envelope's head again."""
+    """(object name, parser output). The name needs only the head of the envelope, which peers read again."""
     found: Found = parse(value)
     return found.name, found
 

@@ -1,4 +1,4 @@
-"""Plots of what the other benchmarks left in .bench/, as SVG and PNG for the documents.
+"""Plots of the figures of other benchmarks in .bench/, as SVG and PNG for the documents.
 
 python -m benchmarks.plots [--figures .bench] [--into docs/performance]
 """
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=Path("docs/performance"))
     arguments = parser.parse_args()
     arguments.into.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "plots"  # the same figures give the same file
+    plt.rcParams["svg.hashsalt"] = "plots"  # the same figures give an identical file
     for name, (draw, title) in PLOTS.items():
         path = arguments.figures / f"{name}.json"
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Two readers and a rebalance in the middle of a load, on Apache Kafka: what is lost, and what is done twice.
+"""Two readers and a rebalance during a load, on Apache Kafka: what is lost, and what is done twice.
 
     python -m benchmarks.rebalance                             every case, once
     python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
@@ -10,8 +10,8 @@ A *case* is the cause of the rebalance. Messages are produced at a steady rate t
 - *sent again*: packets of the metric that every stored segment has, beyond one each. DogStatsD does not
   deduplicate, so it shows each flush that ran twice; in the other sinks a repetition changes nothing.
 
-Afterwards every sink is compared with the manifest of the load; the exit code is 1 when anything is missing
-in any sink, when a committed offset fell, or when the rebalance happened after the load.
+Afterwards every sink is compared with the manifest of the load; the exit code is 1 if anything is missing in any
+sink, if a committed offset fell, or if the rebalance happened after the load.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ ASSIGNED = "replays_reader_partitions_assigned"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run of one case. Counts are messages, packets or objects; seconds are of the wall clock."""
+    """One run of one case. Counts are messages, packets or objects; seconds are wall-clock time."""
 
     case: str
     messages: int
     consumed: int
-    """Taken from Kafka by all readers together."""
+    """Messages taken from Kafka by all readers together."""
     packets: int
     packets_expected: int
     moved: int
-    """Partitions that were given to a reader after the load began; one that goes to and fro counts each time."""
+    """Partitions assigned to a reader after the load began; one that moves back and forth counts each time."""
     still_seconds_max: float
-    """The longest time without a commit while messages came in."""
+    """The longest time without a commit while messages arrived."""
     fell: bool
     """Whether a committed offset was ever lower than before."""
     amid: bool
-    """Whether messages still came in when the group had rebalanced for the last time."""
+    """Whether messages were still arriving when the group had rebalanced for the last time."""
     missing: str
-    """What the comparison with the manifest did not find; empty: nothing is lost."""
+    """Items of the manifest that the comparison did not find; empty: nothing is lost."""
 
     @property
     def read_again(self) -> float:
@@ -98,7 +98,8 @@ class Outcome:
 
 
 def longest_still(samples: Sequence[tuple[float, int]], until: float) -> float:
-    """Seconds between two rises of a count, the longest up to `until`; samples are (seconds, count), in order."""
+    """Longest time in seconds between two increases of a count, up to `until`; samples are (seconds, count), in
+    order."""
     if not samples:
         return 0.0
     rises = [samples[0][0]]
@@ -164,7 +165,7 @@ class Watch:
 
     @property
     def consumed(self) -> int:
-        """Messages that all readers took."""
+        """Messages taken by all readers."""
         return round(sum(figures.get(CONSUMED, 0.0) for figures in self._latest.values()))
 
     def __enter__(self) -> Watch:
@@ -196,7 +197,8 @@ class Watch:
             asking.close()
 
     def _look(self, name: str, port: int) -> None:
-        """Polls readers. One that starts, ends or is stopped does not answer and keeps its previous figures."""
+        """Polls readers. A reader that is starting, exiting or stopped does not respond and keeps its previous
+        figures."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=0.3) as answer:
                 found = figures_of(answer.read().decode())
@@ -207,13 +209,13 @@ class Watch:
 
 
 def given(child: Child) -> dict[int, int]:
-    """The partitions of a reader at its end, and the first offset that it read of each, by its log."""
+    """The partitions of a reader at its end, and the first offset that it read of each, from its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted((line for event in events for line in said(child, event)), key=lambda line: line["timestamp"])
     found: dict[int, int] = {}
     for line in lines:
         if line["event"] == "partitions_revoked" and line is lines[-1]:
-            break  # it is leaving: it drains the partitions that it has now
+            break  # it is leaving: it drains its current partitions
         for partition in map(int, line["partitions"]):
             if line["event"] == "partitions_assigned":
                 found[partition] = line["partitions"][str(partition)] or 0
@@ -223,7 +225,7 @@ def given(child: Child) -> dict[int, int]:
 
 
 def moved(children: Iterable[Child], since: datetime) -> int:
-    """Partitions assigned to one of these readers since then, by their logs."""
+    """Partitions assigned to one of these readers since then, from their logs."""
     lines = (line for child in children for line in said(child, "partitions_assigned"))
     return sum(len(line["partitions"]) for line in lines if datetime.fromisoformat(line["timestamp"]) >= since)
 
@@ -263,7 +265,7 @@ class Load:
         self._thread.start()
 
     def any_moment(self) -> None:
-        """Waits up to the age of a batch, so that the next event does not always follow a commit."""
+        """Waits a random time up to the age of a batch, so that the next event does not always follow a commit."""
         time.sleep(self.random.uniform(0, BATCH_SECONDS))
 
     def end(self) -> Produced:
@@ -417,7 +419,7 @@ def tell(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Command line. 1 when a run was not ok."""
+    """Command line. Returns 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of " + ", ".join(CASES))
     parser.add_argument("--runs", type=int, default=1, help="of every case")

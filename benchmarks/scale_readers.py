@@ -1,11 +1,11 @@
-"""Readers scaled from 4 to 1 and back to 4 under load, on Apache Kafka: how long a partition stops.
+"""Scales readers from 4 to 1 and back to 4 under load, on Apache Kafka, and measures how long partitions stop.
 
     python -m benchmarks.scale_readers
 
-A partition is *stopped* between two rises of its committed offset while it receives messages. Three of four
+A partition is *stopped* between two commits that advance its offset while it receives messages. Three of four
 readers get SIGTERM together, as from an autoscaler; when one reader has all partitions, three are started again.
-Afterwards every sink is compared with the manifest of the load. The exit code is 1 when anything is missing, when
-a committed offset fell, when the load ended before the last rebalance, or when a partition stopped for `--limit`
+Afterwards every sink is compared with the manifest of the load. The exit code is 1 if anything is missing, if a
+committed offset fell, if the load ended before the last rebalance, or if a partition stopped for `--limit`
 seconds.
 """
 
@@ -38,15 +38,16 @@ BATCH_SECONDS = float(QUICK["REPLAYS_BATCH_AGE_SECONDS_MAX"])
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. Seconds are of the wall clock. `settled_seconds`: by change of the number of readers, until every
-    partition had its new owner. `stopped_seconds`: by partition, its longest stop in the whole load."""
+    """One run. Seconds are wall-clock time. `settled_seconds`: for each change of the number of readers, time
+    until every partition had its new owner. `stopped_seconds`: by partition, its longest stop in the whole
+    load."""
 
     messages: int
     settled_seconds: dict[str, float]
     stopped_seconds: dict[int, float]
     fell: bool
     amid: bool
-    """Whether messages still came in when the last rebalance was over."""
+    """Whether messages were still arriving when the last rebalance was over."""
     missing: str
 
     @property
@@ -60,7 +61,7 @@ class Outcome:
 
 
 def stops(samples: Sequence[tuple[float, Mapping[int, int]]], since: float, until: float) -> dict[int, float]:
-    """By partition: the longest time between two rises of its committed offset, from `since` to `until`."""
+    """By partition: the longest time between two commits that advance its offset, from `since` to `until`."""
     return {
         partition: longest_still(
             [(at, offsets.get(partition, 0)) for at, offsets in samples if since <= at <= until], until
@@ -135,7 +136,7 @@ def tell(outcome: Outcome, args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Command line. 1 when the run was not ok."""
+    """Command line. Returns 1 if the run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--segments", type=int, default=8000)
     parser.add_argument("--rate", type=float, default=100.0, help="messages per second")

@@ -1,4 +1,5 @@
-"""Full load for a long time, and a long backlog: does memory stay flat, does a segment cost the same at the end?
+"""Full load for a long time, and a long backlog: shows whether memory stays flat and the cost per segment
+constant.
 
     python -m benchmarks.soak [--minutes 10] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]

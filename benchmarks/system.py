@@ -60,7 +60,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One run. `system`: ours or one of PEERS. `layout`: of ours. `count`: segments, cycling through the workload.
+    """One run. `system`: ours or one of PEERS. `layout`: the layout of ours. `count`: segments, cycling through
+    the workload.
 
     `rate`: segments per second produced while the system runs; 0: a backlog, without a rate limit.
     """
@@ -132,7 +133,7 @@ class Result:
 
 
 def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
-    """Made once, then read from .bench/."""
+    """Generated once, then read from .bench/."""
     BENCH_DIRECTORY.mkdir(exist_ok=True)
     path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
     if not path.exists():
@@ -436,7 +437,7 @@ def _delays(
 ) -> dict[str, float]:
     """Delay from produce() to storage: percentiles in ms, for segments after the warm-up.
 
-    A packed object is named by its batch, whose id ends with the offsets that it covers.
+    A packed object is named by its batch, whose id ends with its offset range.
     """
     delays = []
     if shape.layout == "packed":

@@ -1,4 +1,4 @@
-"""What an uploaded object costs its client: ours beside the official client and beside a pool of threads.
+"""The cost of an uploaded object to its client: ours compared with the official client and with a thread pool.
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 

@@ -28,7 +28,7 @@ def verify(sender: Celery, **_: Any) -> None:
             secure(sender)
         except SettingsError as error:
             error.show()
-            raise SystemExit(error.exit_code) from error  # Celery would log any other exception, and go on
+            raise SystemExit(error.exit_code) from error  # Celery would log any other exception and continue
 
 
 @worker_init.connect(weak=False)
@@ -42,7 +42,7 @@ def preload(**_: Any) -> None:
         refuse_unsupported(settings)
     except RedisRefused as refused:
         refused.show()
-        raise SystemExit(refused.exit_code) from refused  # Celery would log any other exception, and go on
+        raise SystemExit(refused.exit_code) from refused  # Celery would log any other exception and continue
     for name in settings.sinks:
         build(name, settings)
     gc.collect()

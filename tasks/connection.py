@@ -1,8 +1,8 @@
 """All Redis connections of readers, workers, Celery and commands are made here.
 
-A live connection can be unusable: after a failover the old primary keeps answering READONLY. Such answers (`AWAY`)
-close this and all other connections of the process to that address and raise `RedisAway`, a connection error:
-callers retry, and the next connection resolves the address again, by DNS or Sentinel. See
+An open connection can be unusable: after a failover the old primary keeps responding with READONLY. Such responses
+(`AWAY`) close this and all other connections of the process to that address and raise `RedisAway`, a connection
+error: callers retry, and the next connection resolves the address again, by DNS or Sentinel. See
 docs/decisions/033-useless-connections.md.
 """
 
@@ -325,7 +325,7 @@ def refuse_unsupported(settings: Settings) -> None:
 
 
 def advice(error: BaseException) -> str:
-    """What to do about a Redis that does not answer or refuses; of other errors, where to look."""
+    """What to do about a Redis that does not respond or refuses; for other errors, where to look."""
     if isinstance(error, AuthenticationError):
         return "correct the user or password in REPLAYS_REDIS_URL"
     if isinstance(error, NoPermissionError):

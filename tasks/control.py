@@ -35,7 +35,7 @@ def complete(self: Task[Any, Any]) -> str:
 
 @app.task(name=ControlTask.CHORD_FAILED.value, bind=True, ignore_result=True, acks_late=True)
 def chord_failed(self: Task[Any, Any], chord_id: str) -> str:
-    """A task of the chord failed, or Celery lost its result: the done marks tell which."""
+    """A task of the chord failed, or Celery lost its result: the done marks determine which."""
     return tell(chord_id, unexplained="ended without an error message")
 
 

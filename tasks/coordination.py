@@ -188,7 +188,7 @@ def redis_now(client: Any) -> float:
 
 
 def seconds_of(clock: tuple[int, int]) -> float:
-    """Unix seconds of an answer to TIME."""
+    """Unix seconds of a TIME response."""
     return clock[0] + clock[1] / 1e6
 
 

@@ -85,7 +85,7 @@ class Copy:
             self.apply(known.since(reached), known.position)
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Every decision but the audit trail, by key."""
+        """Every decision except the audit trail, by key."""
         found = {
             key.decode(): self._opened(key.decode(), v) for key, v in self._client.hgetall(self._decided).items()
         }
@@ -99,7 +99,7 @@ class Copy:
         ]
 
     def audited(self, count_max: int) -> list[dict[str, Any]]:
-        """The last actions, the newest first, each with its `key`."""
+        """The last actions, newest first, each with its `key`."""
         texts = self._client.zrevrange(self._audit, 0, count_max - 1)
         found = [self._seals.open_object(Purpose.DECISION, self._audit, text) for text in texts]
         return [one for one in found if one is not None]
@@ -178,12 +178,12 @@ class Operators:
         if self._copy.copied() is not None:
             return None
         known = decisions.load(self._settings)
-        with contextlib.suppress(NoPermissionError):  # a viewer's user only reads
+        with contextlib.suppress(NoPermissionError):  # a viewer's user is read-only
             self._copy.follow(known)
         return known
 
     def in_force(self) -> dict[str, dict[str, Any]]:
-        """Every decision but the audit trail, by key."""
+        """Every decision except the audit trail, by key."""
         known = self._lost()
         if known is None:
             return self._copy.in_force()
@@ -201,7 +201,7 @@ class Operators:
         return [one.value if (one := known.entries.get(key)) is not None else None for key in keys]
 
     def audited(self, count_max: int = 100) -> list[dict[str, str]]:
-        """The last actions, the newest first."""
+        """The last actions, newest first."""
         known = self._lost()
         if known is None:
             actions = self._copy.audited(count_max)

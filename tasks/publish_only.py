@@ -33,7 +33,7 @@ class PublishOnlyBackend(RedisBackend):
 
     @property
     def link(self) -> Link:
-        """How to reach Redis."""
+        """Parameters of the connection to Redis."""
         backend: Any = self
         return cast("Link", backend.app.conf.result_backend_transport_options[LINK_OPTION])
 
@@ -41,19 +41,19 @@ class PublishOnlyBackend(RedisBackend):
         return self.link.pool(RETRIES)
 
     def as_uri(self, include_password: bool = False) -> str:
-        """The address as people may see it; there is never a password in it."""
+        """The address for display, which never contains a password."""
         return self.link.address.shown
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """No subscription."""
 
     def add_pending_result(self, result: Any, weak: bool = False, start_drainer: bool = True) -> Any:
-        """Not remembered."""
+        """Not stored."""
         return result
 
     def add_pending_results(self, results: Any, weak: bool = False) -> None:
-        """Not remembered."""
+        """Not stored."""
 
     def remove_pending_result(self, result: Any) -> Any:
-        """There is none."""
+        """Nothing is stored."""
         return result

@@ -48,7 +48,7 @@ class WrongAddress(ValueError):
 
 
 class Scheme(StrEnum):
-    """How Redis is reached."""
+    """How Redis is reached: transport and TLS."""
 
     PLAIN = "redis"
     TLS = "rediss"
@@ -130,7 +130,7 @@ def _split(text: str) -> SplitResult:
     try:
         url = urlsplit(text.strip())
         known = url.scheme in list(Scheme) and url.port != 0
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # a non-numeric port, or an unclosed bracket
         known = False
     if not known or url.fragment or not re.fullmatch(r"[\w.:%-]*", url.hostname or ""):
         raise WrongAddress(f"is not of the form {FORM}")

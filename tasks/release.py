@@ -10,7 +10,7 @@ PACKAGE = "replays-ingest"
 def _installed() -> str:
     try:
         return version(PACKAGE)
-    except PackageNotFoundError:  # run from a directory of sources
+    except PackageNotFoundError:  # run from a source directory
         return ""
 
 

@@ -1,6 +1,6 @@
 """Settings that readers and workers share, and those of workers and Flower. Units are in the names.
 
-`tasks.loading` reads them and reports what is wrong with them.
+`tasks.loading` reads them and reports mistakes.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="Interval at which a reader publishes its state to Redis and reads queue depths.",
     )
 
-    # Kafka: what both sides need (the fleet produces dead letters)
+    # Kafka: needed by both sides (workers produce dead letters)
     kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
     kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="Input topic.")
     dead_letter_topic: str = Field("", description="Dead-letter topic. Default: <kafka_topic>-dlq.")
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
         False, description="Also send the metrics of docs/metrics.md to DogStatsD, under the same names."
     )
 
-    # Surface of a worker, and what reader and worker have in common
+    # Interfaces of a worker, and settings common to readers and workers
     worker_http_host: str = Field(
         "127.0.0.1", description="Listen address of a worker's /livez, /readyz and /metrics."
     )

@@ -147,7 +147,7 @@ class Staging:
     def __init__(self, client: Redis[bytes], settings: Settings, unverified: Unverified = warn) -> None:
         self._seals = settings.seals
         self._unverified = unverified
-        self.client: Any = client  # redis-py types every answer as a union of sync and async
+        self.client: Any = client  # redis-py types every result as a union of sync and async
         self._prefix = settings.key_prefix
         self._ttl_seconds = settings.staged_ttl_seconds
         self._begin = client.register_script(_BEGIN)

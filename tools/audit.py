@@ -1,4 +1,4 @@
-"""Looks every pinned package up among the known vulnerabilities, where these can be reached.
+"""Checks every pinned package for known vulnerabilities, if the data is reachable.
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 

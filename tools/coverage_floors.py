@@ -54,7 +54,7 @@ def floors(pyproject: Path) -> dict[str, float]:
 def by_package(files: Mapping[str, Any], packages: Mapping[str, float]) -> dict[str, Share]:
     """Coverage of each package. `files`: coverage's JSON report by path.
 
-    Raises KeyError for a file of no package.
+    Raises KeyError for a file without a package.
     """
     shares = dict.fromkeys(packages, Share())
     for path, measured in files.items():

@@ -55,8 +55,8 @@ class Stack:
 
     `directory` None: a temporary one, removed at the end. `kafka`: "tansu" or "apache" (needs Java and mvn).
     `redis`: "single", or "sentinel" for a primary, a replica and three Sentinels. `progress` is called with one
-    line per part. `ports`: preferred ports by component; otherwise free ones are used. Servers are in `servers` by
-    component, for kill() and restart().
+    line per component. `ports`: preferred ports by component; otherwise free ones are used. Servers are in
+    `servers` by component, for kill() and restart().
     """
 
     def __init__(

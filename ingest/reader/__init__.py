@@ -1,1 +1,2 @@
-"""The reader process: Kafka in, chords of flush tasks out, offsets committed behind them."""
+"""The reader process: consumes from Kafka, starts chords of flush tasks, and commits offsets when they have
+completed."""

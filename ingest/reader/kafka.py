@@ -173,7 +173,7 @@ class KafkaSource:
         return messages
 
     def _polled(self, timeout_seconds: float) -> KafkaMessage | None:
-        """Exceptions of our callbacks and client errors about them are raised here."""
+        """Exceptions of our callbacks, and client errors about them, are raised here."""
         try:
             return self._consumer.poll(timeout_seconds)
         except (KafkaException, RuntimeError) as failure:

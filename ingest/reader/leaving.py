@@ -1,12 +1,12 @@
-"""How a consumer leaves its group without hanging.
+"""Leaves the consumer group without hanging.
 
-librdkafka delivers a rebalance that nobody polled for from inside its `close`. The client then asks librdkafka's
-main thread a question that may never be answered, since the group is already being left, and holds the
-interpreter's lock meanwhile: no thread of the process runs again, neither health probes nor signal handlers.
-Seen once, on a crowded machine, with confluent-kafka 2.16.1.
+librdkafka delivers an unserved rebalance from inside its `close`. The client then makes a request to librdkafka's
+main thread that may never be answered, because the group is already being left, and holds the interpreter's lock
+meanwhile: no thread of the process runs again, neither health probes nor signal handlers. Seen once, on a loaded
+machine, with confluent-kafka 2.16.1.
 
-So what is pending is delivered before, and a timer that needs no interpreter ends the process if that was not
-enough. Everything durable was committed by then.
+Therefore pending callbacks are delivered first, and a timer that does not need the interpreter ends the process if
+that was not enough. Everything durable has been committed by then.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def close(consumer: Consumer, seconds_max: float = CLOSE_SECONDS_MAX) -> None:
 
 
 def _deliver_pending(consumer: Consumer) -> None:
-    """Callbacks and messages share one queue: a message may stand before a rebalance."""
-    with suppress(KafkaException, RuntimeError):  # the close reports it, if it still matters
+    """Callbacks and messages share one queue: a message may precede a rebalance."""
+    with suppress(KafkaException, RuntimeError):  # `close` reports the error if it still matters
         for _ in range(PENDING_MAX):
             if consumer.poll(0) is None:
                 return

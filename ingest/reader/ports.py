@@ -69,7 +69,7 @@ class Unusual:
 
 
 class SecondLine(Protocol):
-    """Parses unusual messages outside the loop. Each answer is a MessageParsed in the inbox."""
+    """Parses unusual messages outside the loop. Each result is a MessageParsed in the inbox."""
 
     def submit(self, message: Message) -> None:
         """Returns at once and never raises."""
@@ -79,7 +79,7 @@ class Parser(Protocol):
     """Where parsing runs."""
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order. Takes further messages once earlier answers were consumed."""
+        """One result per message, in order. Takes further messages once earlier results were consumed."""
 
 
 class Inbox(Protocol):

@@ -13,7 +13,7 @@ from tasks.observe.loops import Guard
 
 
 class TimedParser:
-    """Wraps another parser. Time spent by the consumer of its answers is not counted."""
+    """Wraps another parser. Time spent by the consumer of its results is not counted."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class TimedParser:
         self._guard = guard or Guard()
 
     def parse(self, messages: Iterable[Message]) -> Iterator[on.MessageParsed | Unusual]:
-        """The answers of the wrapped parser."""
+        """The results of the wrapped parser."""
         clock, busy_seconds = time.perf_counter, 0.0
         try:
             started_at = clock()

@@ -2,8 +2,8 @@
 
     envelope(frame(recording([click_event(node_id=7), hydration_error_event()]), segment_id=3))
 
-Each takes keywords for the fields that a test needs and has realistic defaults for the rest. Every field accepts
-any value, so that malformed messages are built like valid ones. Nothing is random and no clock is read.
+Each takes keyword arguments for the fields that a test needs and has realistic defaults for the rest. Every field
+accepts any value, so that malformed messages are built like valid ones. Nothing is random, and no clock is read.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ RRwebEvent = dict[str, Any]
 
 REPLAY_ID = "515539018c9b4260a6f999572f1661ee"
 RECEIVED = 1_790_000_000
-"""Unix seconds of everything that is built, unless told otherwise."""
+"""Unix seconds of everything that is built, unless given otherwise."""
 ENVELOPE_TYPE = "replay_recording_not_chunked"
 LEFT_OUT: Any = ...
-"""A field of `envelope` with this value is not written at all."""
+"""A field of `envelope` with this value is omitted."""
 
 _json = msgspec.json.Encoder().encode
 
@@ -30,7 +30,7 @@ _json = msgspec.json.Encoder().encode
 
 
 def envelope(payload: Any, **fields: Any) -> bytes:
-    """The msgpack map in which Relay sends a payload; a field that is LEFT_OUT is missing."""
+    """The msgpack map in which Relay sends a payload; a field with LEFT_OUT is missing."""
     whole = {
         "type": ENVELOPE_TYPE,
         "replay_id": REPLAY_ID,
@@ -79,7 +79,7 @@ def video_recording(
 
 
 def replay_event(**fields: Any) -> bytes:
-    """The JSON document of the session; a field that is LEFT_OUT is missing."""
+    """The JSON document of the session; a field with LEFT_OUT is missing."""
     whole = {
         "type": "replay_event",
         "replay_id": REPLAY_ID,
@@ -321,7 +321,7 @@ REJECTED: tuple[tuple[str, str, bytes], ...] = (
     ("zlib cut off", "body_truncated", envelope(frame(body([snapshot_event()])[:-5]))),
     ("zlib without its checksum", "body_truncated", envelope(frame(body([])[:-4]))),
 )
-"""(what is wrong, the reason it is given, the Kafka value)"""
+"""(what is wrong, the expected reason, the Kafka value)"""
 
 MALFORMED_EVENTS: tuple[Any, ...] = (
     None,
@@ -366,4 +366,4 @@ MALFORMED_EVENTS: tuple[Any, ...] = (
     span_event("memory", "memory", None),
     {"type": 4, "data": "viewport"},
 )
-"""rrweb events that no kind of event looks like: each costs itself, with a warning, and nothing else."""
+"""rrweb events without a valid shape: each is lost with a warning, and nothing else is."""

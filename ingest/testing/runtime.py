@@ -7,7 +7,7 @@
     runtime.settle()                             # every effect answered with success
     assert runtime.committed == {PARTITION: 2}
 
-No clock is read (time passes only by `advance`), no thread runs, nothing is patched.
+No clock is read (time passes only through `advance`), no thread runs, nothing is patched.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class MockRuntime:
         return self.publish(on.Ticked())
 
     def join(self) -> list[do.Command]:
-        """SIGTERM: flushes and commits everything, and answers every effect with success."""
+        """SIGTERM: flushes and commits everything, and completes every effect with success."""
         self.publish(on.ShutdownRequested())
         return self.settle()
 
-    # Answers of the test
+    # Responses of the test
 
     def take(self, kind: type[CommandT]) -> list[CommandT]:
-        """Removes and returns the unanswered commands of one kind."""
+        """Removes and returns the pending commands of one kind."""
         taken: list[CommandT] = [command for command in self.commands if isinstance(command, kind)]
         self.commands = [command for command in self.commands if not isinstance(command, kind)]
         return taken
@@ -103,7 +103,7 @@ class MockRuntime:
         return self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, dispatch.stage))
 
     def fail(self, dispatch: do.Dispatch, error: str = "sink said no") -> list[do.Command]:
-        """The chord of that stage gives up."""
+        """The chord of that stage fails."""
         batch = dispatch.batch
         return self.publish(on.FlushFailed(batch.id, batch.epoch, dispatch.stage, dispatch.attempt, error))
 
@@ -115,7 +115,7 @@ class MockRuntime:
         return self.publish(on.DispatchFailed(batch.id, batch.epoch, dispatch.stage, attempt, error, too_large))
 
     def settle(self) -> list[do.Command]:
-        """Answers every pending command with success, and those that follow, until none is left."""
+        """Completes every pending command with success, and those that follow, until none is left."""
         answered: list[do.Command] = []
         while True:
             self.acknowledge_commits()

@@ -14,8 +14,8 @@ record in the same topic: it records that a letter was replayed.
     sink, kind, item   of a refused item: the sink that refused it, its kind, its name within the sink
 
 A message's own headers are chosen by its producer, so they are stored inside one value and never beside ours.
-Letters of the first format had them at the top level. `reason` was always ours and tells the kinds apart, so that
-headers of a rejected message are never taken for a refused item's sink, kind or name.
+Letters of the first format had them at the top level. `reason` was always ours and distinguishes the kinds, so
+that headers of a rejected message are never mistaken for a refused item's sink, kind or name.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def migrate(settings: Settings, *, dry_run: bool = False, topics: bool = False) 
             continue
         try:
             for line in step():
-                # The step also makes topics that have nothing to do with dead letters.
+                # The step also creates topics that are unrelated to dead letters.
                 label = "kafka" if name is SinkName.DEAD_LETTER else name
                 yield f"{label}: {'would ' if dry_run and not line.startswith('=') else ''}{line.lstrip('= ')}"
         except SinkError:

@@ -1,6 +1,6 @@
-"""Every metric of a flush worker, named and explained once: the table that docs/metrics.md is made from.
+"""Definitions of all worker metrics; docs/metrics.md is generated from them.
 
-What feeds them is in `tasks.observe.metrics`.
+They are updated by `tasks.observe.metrics`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class RunOutcome(StrEnum):
     """How a run of a flush task ended."""
 
     DONE = "done"
-    ALREADY_DONE = "already_done"  # its mark was set: a repetition
-    PUT_OFF = "put_off"  # tried again later
+    ALREADY_DONE = "already_done"  # its mark was already set: a repetition
+    PUT_OFF = "put_off"  # retried later
     GAVE_UP = "gave_up"  # the reader parks the batch
-    FAILED = "failed"  # an error that no retry cures
+    FAILED = "failed"  # an error that no retry can fix
 
 
 DEFINITIONS: tuple[Definition, ...] = (

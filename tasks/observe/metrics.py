@@ -100,7 +100,7 @@ def observe_refused(sink: SinkName, items: int) -> None:
 
 
 def observe_completion(kind: str) -> None:
-    """A chord completion was reported: done, failed, nobody."""
+    """A chord completion was reported: done, failed or nobody."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
 
@@ -126,7 +126,7 @@ def registry() -> CollectorRegistry:
 
 
 def live() -> dict[str, str]:
-    """Liveness: fails after minutes without a sign of life."""
+    """Liveness: fails after minutes without a heartbeat."""
     silent_seconds = time.monotonic() - _Worker.seen_at
     silent = silent_seconds >= _Worker.silent_seconds_max
     return {"heartbeat": f"none for {silent_seconds:.0f} s" if silent else ""}
@@ -158,7 +158,7 @@ def connect() -> None:
 
 
 def _on_start(**_: Any) -> None:
-    """Before the banner and the first line. `_serve` may still find a port that was taken meanwhile."""
+    """Runs before the banner and the first line. The port may still be taken before `_serve` binds it."""
     settings = load_fleet()
     if settings.worker_http_port > 0:
         try:
@@ -198,7 +198,9 @@ def _serve(settings: Settings) -> Probes:
 
 def _end(error: CannotListen) -> NoReturn:
     error.show()
-    raise SystemExit(error.exit_code) from error  # Celery would log any other exception, and run on unobserved
+    raise SystemExit(
+        error.exit_code
+    ) from error  # Celery would log any other exception, and continue without metrics
 
 
 def _on_heartbeat(**_: Any) -> None:

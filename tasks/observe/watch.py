@@ -167,7 +167,7 @@ def _on_worker(**_: Any) -> None:
         telemetry.configure(load_fleet(), service="replays-worker")
     except telemetry.TelemetryMissing as missing:
         missing.show()
-        raise SystemExit(missing.exit_code) from missing  # Celery would log any other exception, and go on
+        raise SystemExit(missing.exit_code) from missing  # Celery would log any other exception and continue
 
 
 def _on_ready(sender: Any = None, **_: Any) -> None:

@@ -1,6 +1,7 @@
 """Detects whether a DogStatsD agent listens at the configured address, without sending a metric.
 
-Over a Unix socket the kernel knows. Over UDP a host may report a closed port; otherwise delivery is not confirmed.
+Over a Unix socket the kernel reports it. Over UDP a host may report a closed port; otherwise delivery is not
+confirmed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from tasks.sinks.base import Report
 # How long a host may take to report that nothing listens on the port (it does so at once, or never).
 REFUSAL_SECONDS = 0.2
 NOT_CONFIRMED = "delivery: DogStatsD confirms no packet"
-# The forms in which the client and DataDog's documentation write a socket, and the kinds that each may have.
+# The forms in which the client and DataDog's documentation write a socket address, and the possible socket types
+# of each.
 SOCKETS = {
     "unixgram://": (socket.SOCK_DGRAM,),
     "unixstream://": (socket.SOCK_STREAM,),
@@ -28,7 +30,7 @@ SOCKETS = {
 def report(settings: Settings) -> Report:
     """Connects to the Unix socket, or sends an empty datagram and waits for a refusal.
 
-    Raises TransientSinkError when nobody listens on the socket, PermanentSinkError for a host without an address.
+    Raises TransientSinkError when nothing listens on the socket, PermanentSinkError for a host without an address.
     """
     if settings.datadog_socket:
         _connect(settings.datadog_socket)
@@ -50,7 +52,7 @@ def report(settings: Settings) -> Report:
 
 
 def _connect(place: str) -> None:
-    """Raises TransientSinkError when no socket of a kind that the client tries accepts a connection."""
+    """Raises TransientSinkError when no socket of a type that the client tries accepts a connection."""
     prefix = next(prefix for prefix in SOCKETS if place.startswith(prefix))
     path, failure = place.removeprefix(prefix), OSError()
     for kind in SOCKETS[prefix]:

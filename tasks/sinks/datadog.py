@@ -1,13 +1,12 @@
 """Product metrics to the DataDog agent, over DogStatsD.
 
-There is no proof of a write here, by design of the protocol: UDP reports no lost packet, the agent confirms
-nothing, and it does not recognise a packet that comes twice. So a write counts as durable when it was handed to
-the kernel, and what keeps a metric from being sent twice is the done mark that the flush task sets after this
-write; a worker that dies between the two sends them again. Over a Unix socket the kernel does say when the agent
-is gone, and the write is tried again. No item is ever blamed.
+The protocol offers no proof of a write: UDP does not report lost packets, the agent confirms nothing, and it does
+not detect repeated packets. So a write counts as durable once the kernel has accepted it, and the done mark that
+the flush task sets after this write prevents a second send; a worker that dies between the two sends the metrics
+again. Over a Unix socket the kernel reports a missing agent, and the write is retried. No item is ever at fault.
 
-The client runs without its helpers: no aggregation (it would merge batches), no thread (it would not survive a
-fork), no telemetry and no origin detection (they change the size of packets that is reckoned with here).
+The client runs without its additional features: no aggregation (it would merge batches), no thread (it would not
+survive a fork), no telemetry and no origin detection (they change the packet sizes computed here).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class DatadogSink:
         )
 
     def write(self, items: Sequence[Metric], token: str, deadline_seconds: float) -> None:
-        """Sends `items`. TransientSinkError.failed lists those that did not leave (Unix socket only)."""
+        """Sends `items`. TransientSinkError.failed lists those that were not sent (Unix socket only)."""
         ends_at = time.monotonic() + deadline_seconds
         outcome, statsd = Outcome(self.name), self._statsd.get()
         for positions in self._packets(items):
@@ -74,15 +73,15 @@ class DatadogSink:
         outcome.raise_if_any()
 
     def _send(self, statsd: DogStatsd, items: Sequence[Metric]) -> bool:
-        """One packet. False: the kernel did not take it."""
-        with self._lock:  # two writes at once must not fill one packet
+        """One packet. False: the kernel refused it."""
+        with self._lock:  # two concurrent writes must not share a packet
             for item in items:
                 send = statsd.increment if item.kind is MetricKind.COUNTER else statsd.distribution
                 send(item.name, _number(item.value), tags=list(item.tags))
             return bool(statsd.flush())
 
     def _packets(self, items: Sequence[Metric]) -> Iterator[list[int]]:
-        """Positions that go out together, in order."""
+        """Positions that share a packet, in order."""
         packet: list[int] = []
         size_bytes = 0
         for position, item in enumerate(items):
@@ -97,10 +96,10 @@ class DatadogSink:
             yield packet
 
     def examine(self, items: Sequence[Metric], deadline_seconds: float) -> None:
-        """No metric is ever refused, so there is nothing to ask."""
+        """No metric is ever refused, so there is nothing to examine."""
 
     def check(self) -> Report:
-        """Whether an agent listens, as far as that can be known."""
+        """Checks whether an agent listens, as far as that can be determined."""
         return agent.report(self._settings)
 
     def close(self) -> None:
@@ -110,5 +109,5 @@ class DatadogSink:
 
 
 def _number(value: float) -> float | int:
-    """Whole numbers without a fraction, as agents and people read them."""
+    """Formats whole numbers without a fraction."""
     return int(value) if float(value).is_integer() else value

@@ -29,7 +29,7 @@ class MemorySink:
         self.reset()
 
     def reset(self) -> None:
-        """As new: nothing written, nothing scripted."""
+        """Resets to the initial state: nothing written, nothing scripted."""
         with self._lock:
             self.objects: dict[str, bytes] = {}
             self.rows: dict[tuple[str, str], bytes] = {}
@@ -45,25 +45,25 @@ class MemorySink:
             self._names_refused = True
 
     def fail(self, *errors: SinkError | None) -> None:
-        """The next writes end with these errors, in this order; None is a write that works.
+        """The next writes raise these errors, in this order; None is a successful write.
 
-        What an error says is what happens: items that its `failed` does not list are kept (unless
-        `all_refused`); without `failed` nothing is kept.
+        The error determines the effect: items not in its `failed` are stored (unless `all_refused`); without
+        `failed` nothing is stored.
         """
         with self._lock:
             self._script.extend(errors)
 
     def refuse(self, reason: Callable[[Item], str | None], *, named: bool = True) -> None:
-        """From now on items for which `reason(item)` is a text are refused with it.
+        """From now on items for which `reason(item)` returns a text are refused with it.
 
-        named: the error lists them and the rest is kept, as BigQuery does; otherwise the whole write is
-        refused without saying why, as ClickHouse sometimes does.
+        named: the error lists them and the rest is stored, as in BigQuery; otherwise the whole write is refused
+        without naming them, as ClickHouse sometimes does.
         """
         with self._lock:
             self._refuses, self._names_refused = reason, named
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Keeps the items, or does what the script says."""
+        """Stores the items, or follows the script."""
         with self._lock:
             self.calls.append((token, len(items)))
             error = self._script.popleft() if self._script else None
@@ -100,7 +100,7 @@ class MemorySink:
             self.dead_letters.append(item)
 
     def counts(self) -> dict[str, int]:
-        """How many objects, rows by table, metrics and dead letters are kept."""
+        """The number of stored objects, rows by table, metrics and dead letters."""
         with self._lock:
             counts = {
                 "objects": len(self.objects),
@@ -112,24 +112,25 @@ class MemorySink:
         return {what: count for what, count in counts.items() if count}
 
     def fault(self, error: SinkError | None) -> None:
-        """From now on `examine` ends with this error: the place itself is at fault. None: it is healthy again."""
+        """From now on `examine` raises this error: the destination itself is at fault. None: it is healthy
+        again."""
         with self._lock:
             self._fault = error
 
     def examine(self, items: Sequence[Item], deadline_seconds: float) -> None:
-        """Raises what `fault` was given."""
+        """Raises the error given to `fault`."""
         with self._lock:
             self.examinations += 1
             if self._fault is not None:
                 raise self._fault
 
     def check(self) -> Report:
-        """Always well."""
+        """Always passes."""
         kept = ", ".join(f"{count} {what}" for what, count in sorted(self.counts().items()))
         return Report(f"in memory: {kept or 'empty'}")
 
     def close(self) -> None:
-        """What was written stays readable."""
+        """Written data stays readable."""
         self.closed += 1
 
 
@@ -144,13 +145,13 @@ def sink(name: str) -> MemorySink:
 
 
 def reset() -> None:
-    """All memory sinks as new."""
+    """Resets all memory sinks."""
     for each in _sinks.values():
         each.reset()
 
 
 def _lost_positions(error: SinkError | None, items: int) -> set[int]:
-    """Which positions this error leaves unwritten."""
+    """The positions that this error leaves unwritten."""
     if error is None:
         return set()
     everything = set(range(items))

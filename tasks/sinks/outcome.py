@@ -47,7 +47,7 @@ class Blame(Enum):
 
     @property
     def accuses_items(self) -> bool:
-        """Whether items may end as dead letters for it."""
+        """Whether its items may become dead letters."""
         return self.action in (Action.SPLIT, Action.BURY)
 
 
@@ -61,7 +61,7 @@ ACTION_OF = {
     Blame.SERVER: Action.RETRY,
     Blame.NETWORK: Action.RETRY,
 }
-# For people: docs/sinks.md.
+# Labels for people: docs/sinks.md.
 MEANING_OF = {
     Blame.ROW: "The server names this item, or refused it on its own.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
@@ -76,10 +76,10 @@ MEANING_OF = {
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A client library's exception, or a server's answer, judged.
+    """A client library's exception, or a server's response, classified.
 
-    `retry_after_seconds`: what the server asked for. `unproven`: the answer was a success by its status, and did
-    not prove the write.
+    `retry_after_seconds`: the wait requested by the server. `unproven`: the response was a success by its status,
+    but did not prove the write.
     """
 
     blame: Blame
@@ -88,15 +88,15 @@ class Trouble:
     unproven: bool = False
 
     def about(self, what: str) -> Trouble:
-        """The same, with the name of the table or object in front."""
+        """The same, prefixed with the name of the table or object."""
         return replace(self, message=f"{what}: {self.message}")
 
     def blamed(self, blame: Blame) -> Trouble:
-        """The same, with another culprit."""
+        """The same, with another cause."""
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
-        """As an error about everything that was asked for."""
+        """As an error about all requested items."""
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)
@@ -104,12 +104,12 @@ class Trouble:
 
 
 def remaining_seconds(ends_at: float) -> float:
-    """What is left until `ends_at` (a value of time.monotonic), never negative."""
+    """Time left until `ends_at` (a value of time.monotonic), never negative."""
     return max(0.0, ends_at - time.monotonic())
 
 
 class Outcome:
-    """Collects by position. What is not noted is durable. Not thread-safe: one thread collects."""
+    """Collects by position. Items that are not recorded are durable. Not thread-safe: used by one thread."""
 
     def __init__(self, sink: str) -> None:
         self._sink = sink
@@ -122,7 +122,7 @@ class Outcome:
         self._kept_out: set[int] = set()
 
     def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
-        """`trouble` befell exactly these items. For BATCH and SIZE: at least one of them is to blame."""
+        """`trouble` applies to exactly these items. For BATCH and SIZE: at least one of them is at fault."""
         if trouble.unproven:
             self._unproven.append(trouble.message)
         match trouble.blame.action:
@@ -139,15 +139,15 @@ class Outcome:
                 self._unnamed.update((position, trouble.message) for position in positions)
 
     def note_kept_out(self, positions: Iterable[int]) -> None:
-        """Not to blame and not written either: the server took nothing of a request because of others in it."""
+        """Neither at fault nor written: the server refused the whole request because of others in it."""
         self._kept_out.update(positions)
 
     def raise_if_any(self) -> None:
         """Returns when every item is durable.
 
-        What a person has to act on goes first: the whole batch is tried again after it. Then what the machine
-        tries again: refused items are listed with it, they are refused again, and named, once the rest is
-        durable. Then the refused.
+        Errors that need an operator take precedence: the whole batch is retried after the fix. Then those that are
+        retried automatically: refused items are listed with them, and are refused again, and named, once the rest
+        is durable. Then the refused items.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])

@@ -24,7 +24,7 @@ class PerProcess(Generic[T]):
         self._inherited: list[T] = []
 
     def get(self) -> T:
-        """The client of this process. Whatever `make` raises passes through, and the next call tries again."""
+        """The client of this process. Exceptions of `make` propagate, and the next call tries again."""
         value = self._value
         if value is not None and self._pid == os.getpid():
             return value
@@ -38,7 +38,7 @@ class PerProcess(Generic[T]):
             return self._value
 
     def take(self) -> T | None:
-        """Hands the client of this process over for closing; None if there is none. The next `get` makes one."""
+        """Returns the client of this process for closing; None if there is none. The next `get` creates one."""
         with self._lock:
             if self._pid != os.getpid():
                 return None

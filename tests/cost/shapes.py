@@ -1,8 +1,7 @@
 """The most expensive messages that a sender can create: the committed set for the cost limit.
 
-Each shape is a function of the size that its recording inflates to, so one shape serves a quick test and a table
-of the largest messages. The first shapes stopped a reader before the limit existed. Shapes found by the search are
-added.
+Each shape is a function of its inflated size, so that it serves a quick test and a table of the largest messages.
+The first shapes stopped a reader before the limit existed. Shapes found by the search are added.
 """
 
 from __future__ import annotations

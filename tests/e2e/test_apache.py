@@ -1,7 +1,7 @@
 """Real reader processes in a real consumer group: Apache Kafka, kill -9, SIGSTOP, SIGTERM, rebalances, restarts.
 
-One broker and one set of servers for all tests; each test has topics, tables, a bucket and a Redis database of its
-own. If a test stops the flush fleet, batches stay in flight until it starts the fleet again.
+All tests share one broker and one set of servers; each test has its own topics, tables, bucket and Redis database.
+If a test stops the flush fleet, batches stay in flight until it starts the fleet again.
 """
 
 from __future__ import annotations

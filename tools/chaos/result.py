@@ -42,13 +42,14 @@ class Result:
     seconds: float = 0.0
     lost: int = 0
     doubled: int = 0
-    """Identities that are there more than once after de-duplication."""
+    """Identities that exist more than once after deduplication."""
     twice: dict[str, float] = field(default_factory=dict)
-    """Share of what was written more than once, before de-duplication, by where it was counted."""
+    """Share of items written more than once, before deduplication, by where it was counted."""
     rebalances: int = 0
     history: str = ""
     violations: list[str] = field(default_factory=list)
-    """What contradicts that each partition's committed offset is one register with one owner (`tools.history`)."""
+    """Violations of the rule that each partition's committed offset is one register with one owner
+    (`tools.history`)."""
     halted: int = 0
     exit_codes: dict[str, int] = field(default_factory=dict)
     ended_by_themselves: dict[str, int] = field(default_factory=dict)

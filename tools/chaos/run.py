@@ -49,7 +49,7 @@ MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
 PLAIN_WIDTH = 150
 
-# So that a call to a failing sink ends during the fault, and a breaker closes soon after it.
+# With this value, a call to a failing sink ends during the fault, and a breaker closes soon after it.
 IMPATIENT = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
@@ -61,7 +61,7 @@ IMPATIENT = {
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
     "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
 }
-# So that the load reaches added partitions.
+# The load reaches added partitions only then.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 
@@ -235,7 +235,7 @@ class _Chaos:
         self.history.reads += asked.reads
 
     def _judge(self, fleet: Fleet) -> None:
-        """Compares the readers' logs with the broker's answers."""
+        """Compares the readers' logs with the broker's responses."""
         for name, child in fleet.children.items():
             if name.startswith("reader"):
                 Told.of(name, told(child)).add_to(self.history)

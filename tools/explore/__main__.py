@@ -4,8 +4,8 @@
     python -m tools.explore --bounds large          (make explore BOUND=large): much longer
     python -m tools.explore --world 2+1 --faults 1  one world, without the planted bugs
 
-Each world is printed with its size and time, and what breaks in it as a story. Exit code 1: an invariant broke, or
-a planted bug was not found. Progress is shown on a terminal only.
+Each world is printed with its size and time, and each violation with its steps. Exit code 1: an invariant broke,
+or a planted bug was not found. Progress is shown on a terminal only.
 """
 
 from __future__ import annotations

@@ -94,11 +94,12 @@ class Cores:
         return self._flights[core].get(batch_id)
 
     def next_offset(self, core: int, source: TopicPartition) -> int | None:
-        """The first offset from which messages of the current assignment would be taken now; None: none would."""
+        """The first offset from which messages of the current assignment would be taken now; None: no message
+        would be."""
         return self._positions[core].get(source)
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
-    """First offset to take now, by partition; partitions that take none are left out."""
+    """First offset to take now, by partition; partitions that take no messages are left out."""
     takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
     return {source: pipeline.position(source)[0] for source in takes}

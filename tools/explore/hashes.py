@@ -1,4 +1,5 @@
-"""A Redis of one hash and one stream, as far as `tasks.staging` and `tasks.coordination` use it, without effects.
+"""A Redis with one hash and one stream, supporting what `tasks.staging` and `tasks.coordination` use, without side
+effects.
 
 The real code uses a `Client`. Each request is an `Effect`, which `perform` applies to a `Staged`, a value.
 Scripts are translated by hand and identified by their whole text: an altered script stops the explorer until it is
@@ -53,7 +54,7 @@ class Staged(NamedTuple):
 
 
 class Waits(BaseException):
-    """The code made a request that has no answer yet."""
+    """The code made a request that has no response yet."""
 
     def __init__(self, effect: Effect) -> None:
         super().__init__(effect)
@@ -61,13 +62,13 @@ class Waits(BaseException):
 
 
 class Client:
-    """Replaces the client of redis-py. Returns the recorded answers in order; then raises Waits."""
+    """Replaces the client of redis-py. Returns the recorded responses in order; then raises Waits."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = iter(answers)
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """The answer to the next effect. Raises Waits."""
+        """The response to the next effect. Raises Waits."""
         for answer in self._answers:
             return answer
         raise Waits(Effect(name, arguments))
@@ -82,7 +83,7 @@ class Client:
         return found
 
     def time(self) -> tuple[int, int]:
-        """A constant time: no deadline of a task passes here."""
+        """A constant time: no deadline of a task passes in the model."""
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
@@ -142,7 +143,7 @@ def _text(value: Any) -> Any:
 
 
 class Performed(NamedTuple):
-    """The hash after an effect, its answer, and the completion added to a stream, if any."""
+    """The hash after an effect, its response, and the completion added to a stream, if any."""
 
     staged: Staged
     answer: Any

@@ -1,4 +1,4 @@
-"""Judges a reader's commands by the contents of brokers and sinks. It shares no code with the core.
+"""Checks a reader's commands against the contents of brokers and sinks. It shares no code with the core.
 
 Each function returns the violation as text, empty if there is none. `durable` and `needed` are sets of items as
 bits, two per message: its blob and its rows.

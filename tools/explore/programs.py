@@ -1,7 +1,7 @@
 """The real code of the fleet and of the dispatch, one round trip at a time.
 
-A program is code that uses Redis and a sink. It is run from its beginning with the answers received
-so far, up to its next request. So its state is the list of those answers, and no stack is copied.
+A program is code that uses Redis and a sink. It is run from its beginning with the responses received so far, up
+to its next request. So its state is the list of those responses, and no stack is copied.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def tasks_of(rows: bool) -> list[str]:
 
 
 class Programs:
-    """Runs each program once for each list of answers."""
+    """Runs each program once for each list of responses."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Program, tuple[Any, ...]], Next] = {}
@@ -100,7 +100,7 @@ class Programs:
         return len(self._known)
 
     def next(self, program: Program, answers: tuple[Any, ...]) -> Next:
-        """The next step of this program after these answers."""
+        """The next step of this program after these responses."""
         key = (program, answers)
         if key not in self._known:
             try:
@@ -158,7 +158,7 @@ START = {"dispatch": dispatch, "discard": discard, "tell": tell, "run": run}
 
 
 class Sink:
-    """A sink whose calls are effects, too. Answers: empty, or the reason of an error."""
+    """A sink whose calls are effects, too. Responses: empty, or the reason of an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

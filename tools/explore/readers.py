@@ -4,7 +4,7 @@ Everything here concerns one reader and the shared state of the partitions (`Sha
 next events as `Outcome`s: a regular event costs nothing, a fault costs one.
 
 A reader has its own clock, which moves by ticks: no order between the clocks of two readers is assumed. Without a
-fault an answer arrives before the next tick.
+fault a response arrives before the next tick.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class Readers:
             yield Outcome(f"is taken for dead by the group, which takes {names(mine)}{text}", became, after, True)
 
     def _lost(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """It learns that it was removed: it loses all of its partitions, with the commits in flight."""
+        """It detects that it was removed: it loses all of its partitions, with the commits in flight."""
         lost = [number for number, entry in enumerate(reader.entries) if entry is not None]
         after = board
         for number in lost:
@@ -366,7 +366,7 @@ class Readers:
         return self._chords(reader, chords)._replace(core=decision.core)
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """The reader without chords that can have no effect any more."""
+        """The reader without chords that can have no further effect."""
         if not reader.chords:
             return reader
         kept = [chord for chord in reader.chords if not self._is_dead(reader.core, board, chord)]
@@ -417,9 +417,10 @@ class Readers:
         return ""
 
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
-        """Judges work in flight: chords with items that are not durable, and commits that change the stored one.
+        """Checks work in flight: chords with items that are not durable, and commits that change the stored one.
 
-        The answer to a late commit may be taken for that of an equal one, which costs a repetition and no message.
+        The response to a late commit may be mistaken for that of an equal one, which costs a repetition and no
+        message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):
@@ -495,13 +496,13 @@ class Readers:
         return reader._replace(commits=put(reader.commits, number, tuple(commits)))
 
     def _chords(self, reader: Reader, chords: Sequence[Chord]) -> Reader:
-        """Sets the chords without duplicates: of two equal late chords, the second has no further effect."""
+        """Removes duplicate chords: of two equal late chords, the second has no further effect."""
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
 def in_turn(commits: Sequence[Sent]) -> list[Sent]:
-    """Commits that can be answered now: answers arrive in the order in which the broker sent them."""
+    """Commits whose response may arrive now: responses arrive in the order in which the broker sent them."""
     answered = [sent for sent in commits if sent.answer >= 0]
     prompt = [sent for sent in commits if sent.answer < 0 and not sent.late]
     late = [sent for sent in commits if sent.answer < 0 and sent.late]

@@ -23,7 +23,7 @@ PAID_TWICE = NAMES.index("rows/datadog/0")
 
 
 class Running(NamedTuple):
-    """A program with its answers so far. `marked`: its task had its mark when it began."""
+    """A program with its responses so far. `marked`: its task had its mark when it began."""
 
     program: Program
     answers: tuple[object, ...] = ()
@@ -221,7 +221,7 @@ class StagingModel:
         yield from self._resume(after, became, f"{spoken_of(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
-        """A program receives an answer: it waits for the next one, or ends."""
+        """A program receives a response: it waits for the next one, or ends."""
         following = self._programs.next(running.program, running.answers)
         if following.effect is not None:
             yield Event(what, put(left, running=running))

@@ -1,7 +1,7 @@
-"""The faults of a game day: how each is injected, and how it is fixed by the runbook.
+"""The faults of a game day: how each is injected, and how it is fixed with the runbook.
 
-A fix uses only what the person on call knows: it follows the section of docs/runbook.md that the
-alert links to, with its commands. `Game.run` takes the place of Kubernetes.
+A fix uses only what the person on call knows: it follows the section of docs/runbook.md that the alert links to,
+with its commands. `Game.run` takes the place of Kubernetes.
 """
 
 from __future__ import annotations

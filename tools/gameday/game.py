@@ -49,7 +49,7 @@ REDIS_BYTES_MAX = 256 * MiB
 # With thresholds divided by FACTOR these also fire while other processes use the machine's cores.
 BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
-# An alert on spent budget resolves when its window has passed: minutes here, hours in production.
+# An alert on an exhausted error budget resolves when its window has passed: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
 # Intervals of the system on which the rules depend, divided by about the same factor; less where a busy machine
@@ -77,8 +77,8 @@ HASTY = {
 class Fault:
     """One fault. `inject` and `fix` receive the game; `after` runs after recovery.
 
-    `alert` must fire within FIRE_SECONDS_MAX of the injection. `fix` follows the runbook's section.
-    `healthy` is an expression for Prometheus that has a value when the part has recovered.
+    `alert` must fire within FIRE_SECONDS_MAX of the injection. `fix` follows the runbook's section. `healthy` is a
+    Prometheus expression that has a value once the component has recovered.
     """
 
     name: str
@@ -109,12 +109,12 @@ class Game:
         self._steps: list[str] = []
         self._seen: list[str] = []
         self.kept: dict[str, Any] = {}
-        """What a fault's injection leaves for its mending."""
+        """State that a fault's injection leaves for its fix."""
 
     # Start and end
 
     def start(self, kafka: KafkaKind, rate: float) -> None:
-        """Starts everything. Raises LocalError if a part fails to start."""
+        """Starts everything. Raises LocalError if a component fails to start."""
         place = None if self._directory is None else self._directory / "stack"
         self.stack = self._open.enter_context(Stack(place, kafka=kafka, progress=self.say))
         self.stack.start()
@@ -231,7 +231,7 @@ class Game:
         return json.loads(self.command(*arguments, "--json", codes=codes))
 
     def reconcile(self) -> tuple[str, bool]:
-        """Output of `replays-ingest reconcile`, topic against every sink, and whether nothing is missing."""
+        """Output of `replays-ingest reconcile` for the topic and every sink, and whether nothing is missing."""
         self._steps = []
         printed = self.command("reconcile", codes=(0, 1))
         return printed, not self._steps[-1].endswith(")")

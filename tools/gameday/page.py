@@ -40,7 +40,7 @@ def seconds(number: float | None) -> str:
 
 
 def spent(played: Mapping[str, Any]) -> str:
-    """Late segments of those that became durable; empty for a record that is older than the objective."""
+    """Late segments of those that became durable; empty for a record older than the objective."""
     return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
 
 

@@ -144,7 +144,7 @@ class Prometheus(Server):
         """http://host:port."""
         return f"http://{HOST}:{self.port}"
 
-    # Queries. They raise OSError when it does not answer, ValueError with its message when it refuses one.
+    # Queries. They raise OSError if it does not respond, ValueError with its message if it refuses one.
 
     def alerts(self) -> list[Alert]:
         """Alerts that are pending or firing now."""
@@ -187,7 +187,7 @@ class Prometheus(Server):
         return every, max(0, every - on_time)
 
     def fired(self, start: float, end: float) -> set[str]:
-        """Names of the alerts that fired at any second between."""
+        """Names of the alerts that fired at any second of the period."""
         series = self.history('ALERTS{alertstate="firing"}', start, end)
         return {found["metric"]["alertname"] for found in series}
 

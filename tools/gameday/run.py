@@ -5,9 +5,9 @@
 The embedded stack, two readers, two workers and Flower run under a steady load, and a real Prometheus scrapes them
 and evaluates the rules of deploy/prometheus/alerts.yml, whose times are divided by FACTOR. For each fault of
 `tools/gameday/faults.py`: it is injected; its alert must fire; the steps of the runbook's section are taken; the
-alert must resolve, all produced messages must be committed, and the metrics must show that the part has recovered.
-At the end every expression of the dashboard is queried over the run, and `replays-ingest reconcile` compares the
-topic with the sinks. Every wait is bounded, and so is the whole run.
+alert must resolve, all produced messages must be committed, and the metrics must show that the component has
+recovered. At the end every expression of the dashboard is queried over the run, and `replays-ingest reconcile`
+compares the topic with the sinks. Every wait is bounded, and so is the whole run.
 """
 
 from __future__ import annotations

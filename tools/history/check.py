@@ -1,8 +1,8 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
 `judge` uses only timed statements of readers and the broker, and shares no code with the reader. All times are
-seconds of one wall clock. An operation has the times at which it was sent and answered; it took effect
-between them.
+seconds of one wall clock. An operation has the times at which it was sent and answered; it took effect between
+them.
 """
 
 from __future__ import annotations

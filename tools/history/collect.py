@@ -25,7 +25,7 @@ NOT_STORED = (
     "REBALANCE_IN_PROGRESS",
     "OFFSET_METADATA_TOO_LARGE",
 )
-"""Codes with which a broker says that it did not store a commit. Any other error leaves that open."""
+"""Codes with which a broker reports that it did not store a commit. Any other error leaves that open."""
 
 
 class Told:
@@ -88,7 +88,7 @@ class Told:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _give_up(self) -> None:
-        """Operations in flight when the process ended have no answer."""
+        """Operations in flight when the process ended have no response."""
         for key, sent in self._waiting.items():
             self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
         self._waiting.clear()

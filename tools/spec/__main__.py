@@ -1,4 +1,4 @@
-"""Checks the specification of the commit protocol, and holds runs of the code against it.
+"""Checks the specification of the commit protocol, and checks runs of the code against it.
 
     python -m tools.spec                       (make spec)
     python -m tools.spec --logs .chaos         (make spec LOGS=.chaos): the readers' logs of a chaos run

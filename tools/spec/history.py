@@ -45,7 +45,8 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader. `seen`: stored, by an answer or the next owner's read; `bare`: without its ends."""
+    """One commit of a reader. `seen`: stored, according to a response or the next owner's read; `bare`: without
+    its ends."""
 
     offset: int
     ends: tuple[int, ...]
@@ -116,7 +117,7 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 
 class History:
-    """The actions of one partition. Made once, from steps in the order of the run."""
+    """The actions of one partition. Built once, from steps in the order of the run."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.actions: list[Action] = []
@@ -153,10 +154,10 @@ class History:
     # Result of each commit
 
     def _commits(self) -> dict[int, _Sent]:
-        """By the place of its step.
+        """By the index of its step.
 
-        An answer belongs to the newest unanswered equal commit of that reader: a reader that sent one twice
-        cannot distinguish the answers, and takes the first one for the commit it waits for.
+        A response belongs to the newest pending equal commit of that reader: a reader that sent one twice cannot
+        distinguish the responses, and uses the first one for the commit it waits for.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
@@ -191,7 +192,7 @@ class History:
         life = self._lives.get(reader)
         if life is None:
             if name in ("committed", "refused", "stopped"):
-                return  # the answer to a commit of an ended assignment
+                return  # the response to a commit of an ended assignment
             raise Unreadable(f"nothing says that the partition was assigned before {self._line}")
         getattr(self, f"_on_{name}")(life, step, at)
         if name in ("released", "lost", "stopped"):
@@ -227,7 +228,7 @@ class History:
         self._do("reads_ends", life, len(ends))
 
     def _leave(self, owner: str, at: int) -> None:
-        """The group assigned the partition to another reader: its owner is dead, or does not know it yet."""
+        """The group assigned the partition to another reader: its owner is dead, or has not detected it yet."""
         dead = self._last[owner] < at
         self._do("crash" if dead else "expel", self._lives[owner])
         if dead:
@@ -383,7 +384,7 @@ class History:
 
 
 def _read_by_next(since: Sequence[_Sent], assigned: Step) -> None:
-    """Marks the commit that the next owner read as stored, even if its reader received no answer."""
+    """Marks the commit that the next owner read as stored, even if its reader received no response."""
     offset, ends = assigned["offset"], tuple(assigned["ends"])
     exact = [one for one in since if (one.offset, one.ends) == (offset, ends)]
     bare = [one for one in since if one.offset == offset] if not ends else []

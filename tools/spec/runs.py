@@ -18,8 +18,8 @@ from ingest.testing.simulation.world import World
 LOG_EVENT = "protocol_step"
 
 # A reader that dies between two commands of one decision has taken steps that no observer saw. Steps have the
-# world's time, so readers' clocks must agree. The others, brokers with wrong answers and a recreated topic, are
-# outside the specification.
+# world's time, so readers' clocks must agree. The other faults, brokers with wrong responses and a recreated
+# topic, are outside the specification.
 LEFT_OUT = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,

@@ -1,7 +1,7 @@
 """DogStatsD: a UDP listener that keeps received metrics, so that a test can query them.
 
-`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process,
-which also answers over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
+`StatsdServer` listens inside this process. `python -m ingest.local.servers.statsd` runs one as a separate process
+that can be queried over HTTP: `GET /metrics` (one object per metric and set of tags), `GET /packets?since=N` (raw
 lines), `POST /reset`. `Statsd` starts that process and queries it. Sums are kept indefinitely, raw lines up to a
 bound.
 """

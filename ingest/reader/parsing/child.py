@@ -1,4 +1,4 @@
-"""A parser process: receives frames of work and returns answers until the reader ends.
+"""A parser process: receives frames of work and returns results until the reader exits.
 
 Started by `ingest.reader.parsing.inline.ProcessParser` as `python -m ingest.reader.parsing.child SOCKET ARENA`
 (two descriptors).

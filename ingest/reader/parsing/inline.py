@@ -33,7 +33,7 @@ CLOSE_SECONDS_MAX = 0.5
 # Above the likely maximum for the limit on decompressed size; the kernel ends a process that needs more.
 MEMORY_BYTES_BASE, MEMORY_RATIO_MAX = 512 * MiB, 6
 
-# Messages per process and request: enough to amortize the request, few enough to fit beside the in-flight bound.
+# Messages per process and request: enough to amortize the request, few enough to stay within the in-flight bound.
 MESSAGES_AT_ONCE = 16
 
 Clock = Callable[[], float]
@@ -59,7 +59,7 @@ class InlineParser:
         self._suspects = wary
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order, before it takes the next message."""
+        """One result per message, in order, before it takes the next message."""
         for message in messages:
             outcome = shed(message, self._gate, self._clock) or self._parse(message)
             yield answer(message, outcome)
@@ -70,7 +70,7 @@ class InlineParser:
         return None if self._suspects(message.source) else parse_usual(message, self._rules, self._usual)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 class ProcessParser:
@@ -109,7 +109,7 @@ class ProcessParser:
         return [child.process_id for child in self._children]
 
     def parse(self, messages: Iterable[Message]) -> Iterable[on.MessageParsed | Unusual]:
-        """One answer per message, in order. Takes enough messages at once to keep all children busy."""
+        """One result per message, in order. Takes enough messages at once to keep all children busy."""
         coming = iter(messages)
         while some := list(islice(coming, MESSAGES_AT_ONCE * len(self._children))):
             yield from self._parse(some)
@@ -174,7 +174,7 @@ def shed(message: Message, gate: TenantGate, clock: Clock) -> Drop | None:
 
 
 def answer(message: Message, outcome: Outcome | None) -> on.MessageParsed | Unusual:
-    """The answer for the loop; without an outcome the message is unusual."""
+    """The result for the loop; without an outcome the message is unusual."""
     if outcome is None:
         return Unusual(message)
     return on.MessageParsed(message.source, message.epoch, message.offset, outcome)

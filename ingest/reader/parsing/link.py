@@ -1,7 +1,7 @@
 """Protocol between the reader and a parser process.
 
 Values are in shared memory: the reader copies each into it once, the process parses it in place. Everything else
-is sent over a socket pair as length-prefixed msgpack. Answers do not repeat bytes that the reader has: a blob that
+is sent over a socket pair as length-prefixed msgpack. Results do not repeat bytes that the reader has: a blob that
 is a slice of its message is sent as a position, a dead letter without its value.
 """
 
@@ -132,7 +132,7 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
 def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
     """The outcomes of these messages; None for an unusual one.
 
-    Raises EOFError, OSError (also on time out), msgspec.MsgspecError.
+    Raises EOFError, OSError (also on timeout), msgspec.MsgspecError.
     """
     answers = _decode_answers(receive_frame(link))
     if len(answers) != len(messages):
@@ -157,7 +157,7 @@ def _whole(answer: Answer, message: Message) -> Outcome | None:
 
 
 class Parser:
-    """Answers work, parsing values in place."""
+    """Processes frames of work, parsing values in place."""
 
     def __init__(self, rules: ParseRules, arena_fd: int, usual: Usual | None = None) -> None:
         self._rules = rules
@@ -167,7 +167,7 @@ class Parser:
         self._size_bytes = 0
 
     def answer(self, frame: bytearray) -> bytes:
-        """The frame that answers a frame of work."""
+        """The result frame for a frame of work."""
         work = _decode_work(frame)
         if work.arena_bytes != self._size_bytes:
             self._map = mmap.mmap(self._fd, work.arena_bytes, access=mmap.ACCESS_READ)

@@ -1,5 +1,5 @@
 """The second line: parses large or slow messages one at a time in a child process with limits, while the loop
-continues; each answer is an event in its inbox.
+continues; each result is an event in its inbox.
 
 A message that crashes the child or exceeds a limit becomes a reject that names the limit. See
 docs/decisions/035-second-line.md.
@@ -25,8 +25,8 @@ from tasks.units import MiB
 
 log = structlog.get_logger(__name__)
 
-# Additional memory after startup. docs/cost.md: 2.5 times the decompressed size plus 64 MiB, besides the message
-# and its answer.
+# Additional memory after startup. docs/cost.md: 2.5 times the decompressed size plus 64 MiB, plus the message and
+# its result.
 MEMORY_BYTES_BASE, MEMORY_RATIO = 128 * MiB, 3
 ATTEMPTS_MAX = 2
 CLOSE_SECONDS_MAX = 2.0
@@ -65,11 +65,11 @@ class SecondLine:
 
     @property
     def process_id(self) -> int | None:
-        """Of the child that there is now."""
+        """Of the current child."""
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:
-        """Ends child and thread; waiting messages get no answer."""
+        """Ends child and thread; waiting messages get no result."""
         self._closing.set()
         self._messages.put(None)
         if self._child is not None:
@@ -91,7 +91,7 @@ class SecondLine:
                 self._child.close()
 
     def _guaranteed_outcome(self, message: Message) -> Outcome:
-        """Always produces an answer; otherwise the partition would wait indefinitely."""
+        """Always produces a result; otherwise the partition would wait indefinitely."""
         try:
             return self._outcome(message)
         except Exception as error:

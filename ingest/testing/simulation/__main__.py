@@ -1,4 +1,4 @@
-"""`python -m ingest.testing.simulation`: tries many seeds; for one that fails, the shortest story of it.
+"""`python -m ingest.testing.simulation`: tries many seeds; for a failing one, prints its shortest history.
 
 python -m ingest.testing.simulation --seeds 10000
 python -m ingest.testing.simulation --seed 138            # this one alone, told
@@ -76,7 +76,7 @@ def _tell(outcome: Outcome, lines_max: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when an invariant was violated."""
+    """Exit code 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
     parser.add_argument("--start", type=int, help="the first of them; chosen at random and printed by default")

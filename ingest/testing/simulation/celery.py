@@ -66,7 +66,7 @@ class Fleet:
     about_to_write: Written
 
     def start(self, chord: Chord, count: int | None = None) -> None:
-        """Puts the chord's tasks on their queues (only the first `count`: the connection broke)."""
+        """Puts the chord's tasks on their queues (only the first `count`, if the connection broke)."""
         for name in chord.names[:count]:
             self._push(chord, name, 0, self.dice.between(0.01, 0.2))
 
@@ -153,7 +153,7 @@ class Fleet:
             self._tell(chord, on.FlushSucceeded(chord.batch_id, chord.epoch, chord.stage))
 
     def _tell(self, chord: Chord, event: on.Event) -> None:
-        """Adds to the reader's stream, which is in Redis too."""
+        """Adds an entry to the reader's stream, which is also in Redis."""
         if self.dice.strikes(Fault.COMPLETION_LOST):
             return
         seconds = self.dice.between(0.01, 0.1)

@@ -106,7 +106,7 @@ class Durability:
         return list(self._broker.group.committed.values())
 
     def resumed(self, partition: int, offset: int, record: str) -> None:
-        """A reader starts at a committed offset. Raises Violation where that belongs to a deleted topic.
+        """A reader starts at a committed offset. Raises Violation if that belongs to a deleted topic.
 
         A commit without a topic (its record was lost or refused) cannot be distinguished from one of this topic,
         unless other commits of the group, or the process, refer to the former one: `ingest.core.starting`.
@@ -234,11 +234,11 @@ class CommitsRise:
         self._last[key], self._sent_at[key] = command, now
 
     def answered(self, reader: Reader, event: on.Committed | on.CommitFailed, now: float) -> None:
-        """A reader received the answer to a commit."""
+        """A reader received the response to a commit."""
         key = (reader.name, event.source, event.epoch)
         last = self._last.get(key)
         if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
-            return  # the answer to an abandoned commit
+            return  # the response to an abandoned commit
         waited_seconds = now - self._sent_at.pop(key)
         self._refused_at.pop(key, None)
         if (
@@ -274,7 +274,7 @@ class Bounded:
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         # One planned range may be completed over the bound, and only what can be staged limits its bytes. A
-        # message that is parsed beside the loop counts with its own bytes until its rows are known: one of each
+        # message that is parsed outside the loop counts with its own bytes until its rows are known: one per
         # partition.
         held_bytes = pipeline.held_bytes
         if held_bytes <= limits.in_flight_bytes_max:
@@ -396,7 +396,7 @@ class SameCut:
         self._story.mark("recut")
 
     def _gone(self, reader: Reader, source: TopicPartition, end: int, now: float) -> bool:
-        """Whether the last message of the range that ends here cannot be fetched, for good or for long enough.
+        """Whether the last message of the range that ends here cannot be fetched, permanently or for long enough.
 
         Messages of a deleted topic cannot be fetched.
         """

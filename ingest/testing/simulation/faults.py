@@ -14,7 +14,7 @@ class Fault(StrEnum):
     """Every kind of fault; a seed enables about half of them (swarm testing)."""
 
     COMMIT_REFUSED = "commit_refused"  # the broker refuses once
-    COMMIT_UNANSWERED = "commit_unanswered"  # stored, and the answer is lost
+    COMMIT_UNANSWERED = "commit_unanswered"  # stored, but the response is lost
     COMMIT_VANISHED = "commit_vanished"  # neither stored nor answered
     COMMIT_SLOW = "commit_slow"
     RECORD_LOST = "record_lost"  # another client committed the same offset without our metadata
@@ -41,7 +41,7 @@ class Fault(StrEnum):
     COMPLETION_LATE = "completion_late"
     COMPLETION_DOUBLED = "completion_doubled"
     SINK_TRANSIENT = "sink_transient"
-    SINK_REPLY_LOST = "sink_reply_lost"  # written, and the answer is lost
+    SINK_REPLY_LOST = "sink_reply_lost"  # written, but the response is lost
     SINK_OUTAGE = "sink_outage"  # one sink fails for a while
     SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, whatever the rows
     OPERATOR_RETRY = "operator_retry"
@@ -109,7 +109,7 @@ RATES: dict[Fault, float] = {
     Fault.CLOCKS_APART: 0.5,
     Fault.TOPIC_RECREATED: 0.05,
 }
-"""Probability at each opportunity: a commit, a task, or half a second, whichever the fault strikes at."""
+"""Probability per opportunity: a commit, a task, or half a second, depending on the fault."""
 
 
 class Dice:
@@ -123,7 +123,7 @@ class Dice:
         self._latency = Random(f"{seed}/latency")
 
     def strikes(self, fault: Fault) -> bool:
-        """Whether this fault happens at this opportunity. Never after faults stopped."""
+        """Whether this fault occurs at this opportunity. Never after faults stopped."""
         if self._timeline.now >= self.calm_at:
             return False
         stream = self._streams.get(fault)

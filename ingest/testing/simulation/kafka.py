@@ -71,7 +71,7 @@ class Log:
         self.high = offset + 1
 
     def mark(self) -> None:
-        """A transaction ends: its marker takes an offset without a message."""
+        """A transaction ends: its marker occupies an offset without a message."""
         self.high += 1
 
     def first_at(self, offset: int) -> int | None:
@@ -80,12 +80,12 @@ class Log:
         return self.offsets[at] if at < len(self.offsets) else None
 
     def end_at(self, now: float) -> int:
-        """End of fetching: the high watermark, or an earlier offset while the replica that is read lags."""
+        """End of fetching: the high watermark, or an earlier offset while the replica being read lags."""
         until, end = self._behind
         return min(end, self.high) if now < until else self.high
 
     def lag_behind(self, end: int, until: float) -> None:
-        """Until `until`, the replica that is read does not have the messages from `end` on."""
+        """Until `until`, the replica being read does not have the messages from `end` on."""
         self._behind = (until, end)
 
     def between(self, start: int, stop: int) -> Sequence[int]:
@@ -375,7 +375,7 @@ class SimulatedSource:
                 self._story.mark("fetch_restarted")
 
     def commit(self, command: do.Commit) -> None:
-        """Commits; answered in a later poll, or immediately inside a rebalance callback."""
+        """Commits; the response arrives in a later poll, or immediately inside a rebalance callback."""
         dice, generation = self._dice, self._generation
         if self._rebalancing:
             refused = dice.strikes(Fault.COMMIT_REFUSED)
@@ -485,7 +485,8 @@ class SimulatedSource:
             self._rebalancing = False
 
     def _committed(self, partition: int) -> dict[int, Stored]:
-        """Committed offsets as reported by the broker. A doubtful answer for this partition is requested again."""
+        """Committed offsets as reported by the broker. A doubtful response for this partition is verified by
+        another request."""
         stored = {number: Stored(*found) for number, found in self._group.committed.items()}
         known = said = stored.get(partition, Stored())
         if known.offset is not None and self._dice.strikes(Fault.OFFSET_READ_NONE):

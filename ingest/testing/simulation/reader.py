@@ -63,7 +63,7 @@ class Watcher(Protocol):
 
 
 class Parser:
-    """Makes segments with tiny rows from the log's records; `bad` rejects everything, `sheds` drops a project.
+    """Creates segments with tiny rows from the log's records; `bad` rejects everything, `sheds` drops a project.
 
     `release` is part of every batch's content digest, because another release may write other rows.
     """
@@ -356,7 +356,7 @@ class Reader:
     # The runtime's second line
 
     def submit(self, message: Message) -> None:
-        """Answered a little later, in no fixed order."""
+        """The result arrives a little later, in no fixed order."""
         self._story.mark("deferred")
         self._timeline.after(self._dice.between(0.01, 0.6), self._answer, message)
 

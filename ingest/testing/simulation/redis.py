@@ -16,7 +16,7 @@ PARKED_LEASE_SECONDS = 3.0
 
 
 class RedisAway(Exception):
-    """Redis does not answer."""
+    """Redis does not respond."""
 
 
 @dataclass(slots=True)

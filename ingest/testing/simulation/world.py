@@ -51,7 +51,7 @@ class Slot:
 
 
 class World:
-    """A world, made from a shape and run once."""
+    """A world, created from a shape and run once."""
 
     def __init__(self, shape: Shape, *, telling: bool = False) -> None:
         self.shape = shape

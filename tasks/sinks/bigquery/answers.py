@@ -32,7 +32,8 @@ class Refusal:
 
 
 def judged(answer: Answer, rows: int) -> list[Refusal] | Trouble:
-    """The refused rows of a request of `rows` rows, none when all are stored; or what is wrong with all of it."""
+    """The refused rows of a request with `rows` rows, none if all are stored; or the error of the whole
+    request."""
     if not answer.ok:
         return sort_answer(answer)
     if answer.status != 200:
@@ -61,7 +62,7 @@ def _trouble_of_row(error: Mapping[str, Any]) -> Trouble | None:
         return None
     text = "; ".join(map(_described, entries)) or "refused without a reason"
     if "no such field" in text.lower():
-        # The reader is newer than the table: every row has that field, and none is to blame.
+        # The reader is newer than the table: every row has that field, so none is at fault.
         return Trouble(Blame.TABLE, f"{text}; run `replays-ingest migrate`")
     blame = blame_of_reasons([reason for reason in reasons if reason != STOPPED])
     return Trouble(Blame.ROW if blame in (None, Blame.SIZE) else blame, text)

@@ -1,14 +1,14 @@
 """Streams rows encoded by the reader to BigQuery with tabledata.insertAll.
 
 Each row has its identity as insertId. BigQuery drops rows whose id it saw within about a minute, best effort;
-later duplicates are stored. The columns `project_id` and `row_id` hold the same identity, so exact numbers are one
-clause away, at any time:
+later duplicates are stored. The columns `project_id` and `row_id` have the same identity, so a single clause gives
+exact numbers at any time:
 
     SELECT ... FROM t WHERE ... QUALIFY ROW_NUMBER() OVER (PARTITION BY project_id, row_id ORDER BY timestamp) = 1
 
 and the view `<table>_exact` that migrations create is that query. Request bodies are concatenated from the rows'
 bytes without re-encoding. Rows are validated individually (skipInvalidRows), so a refused row does not affect
-others. Credentials and addresses are the official client's, the requests are libcurl's.
+others. Credentials and addresses come from the official client; requests are sent with libcurl.
 https://cloud.google.com/bigquery/docs/reference/rest/v2/tabledata/insertAll Why not the Storage Write API:
 docs/decisions/024-insert-all.md.
 """
@@ -43,7 +43,7 @@ from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
 TABLES = TABLES_OF_SINK[SinkName.BIGQUERY]
 
-# https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows a request.
+# https://cloud.google.com/bigquery/quotas#streaming_inserts allows 10 MB and 50,000 rows per request.
 REQUEST_BYTES_MAX = 9 * MiB
 REQUEST_ROWS_MAX = 10_000
 INSERT_ID_CHARACTERS_MAX = 128
@@ -63,8 +63,8 @@ class BigQuerySink:
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
         """Streams `items` in as few requests as their sizes allow; `token` is not needed, rows have ids.
 
-        PermanentSinkError.failed names refused rows, all others are durable; where `all_refused` is set, one
-        of the requests was refused as a whole because of them.
+        PermanentSinkError.failed names refused rows, and all others are durable; if `all_refused` is set, one of
+        the requests was refused as a whole because of them.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -100,7 +100,7 @@ class BigQuerySink:
         ends_at: float,
         outcome: Outcome,
     ) -> list[list[int]]:
-        """One insertAll; notes what it did not take. Returns the halves of a request that was too large."""
+        """One insertAll; records what was not stored. Returns the halves of a request that was too large."""
         body = body_of(items, positions)
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", body, ends_at)
         found = end if isinstance(end, Trouble) else judged(end, len(positions))
@@ -121,7 +121,7 @@ class BigQuerySink:
         return []
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
-        """Asks each table for its columns, and whether it would take a row that is known to be good."""
+        """Checks the columns of each table, and whether it accepts a row that is known to be good."""
         ends_at = time.monotonic() + deadline_seconds
         service = self._ready()
         for table in sorted({item.table for item in items}):
@@ -135,14 +135,14 @@ class BigQuerySink:
             return None
         end = service.send(Method.GET, table, b"", ends_at)
         trouble = end if isinstance(end, Trouble) else fault_of_resource(table, end)
-        # Who may not look at the table may still write, and the good row says the most.
+        # A user without permission to read the table may still write, and the good row is the best evidence.
         if trouble is not None and trouble.blame is not Blame.CREDENTIALS:
             return trouble
         end = service.send(Method.POST, f"{quote(table, safe='')}/insertAll", dry_insert(table), ends_at)
         return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
 
     def check(self) -> Report:
-        """Asks the tables for their columns and whether they would take a good row, and looks for the views."""
+        """Checks the tables' columns, whether they accept a good row, and that the views exist."""
         settings = self._settings
         dataset = f"{settings.bigquery_project}.{settings.bigquery_dataset}"
         ends_at = time.monotonic() + settings.sink_timeout_seconds
@@ -168,7 +168,7 @@ class BigQuerySink:
 
 
 class Service:
-    """What one process needs: the official client for credentials and addresses, and its connections."""
+    """State of one process: the official client for credentials and addresses, and its connections."""
 
     def __init__(self, settings: Settings) -> None:
         self._client: Any = client(settings)
@@ -179,7 +179,7 @@ class Service:
         self.limit = BodyLimit(REQUEST_BYTES_MAX)
 
     def refresh(self) -> None:
-        """Fetches a token when the old one is ending. Raises what google-auth raises."""
+        """Fetches a token when the old one is about to expire. Raises google-auth's exceptions."""
         headers = {"Content-Type": "application/json", "User-Agent": "replays-ingest", "Expect": ""}
         url = self._client._connection.API_BASE_URL
         self._client._credentials.before_request(self._fetch_token, "POST", url, headers)
@@ -200,7 +200,7 @@ class Service:
 
 
 def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal], outcome: Outcome) -> None:
-    """Bad rows, rows that were only stopped by them, rows to be tried again."""
+    """Bad rows, rows stopped only because of them, and rows to be retried."""
     stopped: list[int] = []
     refused = False
     for refusal in refusals:
@@ -217,7 +217,7 @@ def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal]
 
 
 def _todo(trouble: Trouble) -> str:
-    """What to do about a table, to be put behind the message."""
+    """What to do about a table, appended to the message."""
     if trouble.blame is Blame.CREDENTIALS:
         return "; grant access to it (roles/bigquery.dataEditor)"
     return (
@@ -257,8 +257,8 @@ def body_of(items: Sequence[Row], positions: Sequence[int]) -> bytes:
 def requests(
     items: Sequence[Row], positions: Sequence[int], bytes_max: int = REQUEST_BYTES_MAX
 ) -> Iterator[list[int]]:
-    """Positions that fit into one request, in order. A row that is too large by itself goes alone: the server
-    judges it."""
+    """Positions that fit into one request, in order. A single row that is too large is sent alone: the server
+    decides."""
     request: list[int] = []
     size_bytes = 0
     for position in positions:

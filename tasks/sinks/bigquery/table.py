@@ -22,7 +22,7 @@ NO_SUCH_COLUMN = "replays_ingest_check_no_such_column"
 CHECK_ID = "replays-ingest-check"
 
 SPELLING = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "STRUCT": "RECORD"}
-# Types that take every value of ours as well: https://cloud.google.com/bigquery/docs/managing-table-schemas
+# Types that also accept every value of ours: https://cloud.google.com/bigquery/docs/managing-table-schemas
 ALSO_TAKES = {
     "INTEGER": {"INTEGER", "NUMERIC", "BIGNUMERIC", "FLOAT"},
     "JSON": {"JSON", "STRING"},
@@ -36,13 +36,13 @@ def columns_of(table: str) -> dict[str, dict[str, Any]]:
 
 
 def good_row(table: str, now: float) -> dict[str, Any]:
-    """A row with every column that this release writes, each with a value that its type takes."""
+    """A row with every column that this release writes, each with a value that its type accepts."""
     values = {"STRING": CHECK_ID, "INTEGER": 1, "TIMESTAMP": int(now), "JSON": "{}"}
     return {name: values[field["type"]] for name, field in columns_of(table).items()}
 
 
 def dry_insert(table: str) -> bytes:
-    """The body of an insertAll that stores nothing, and says whether the good row would be taken."""
+    """The body of an insertAll that stores nothing, and shows whether the good row would be accepted."""
     rows = [
         {"insertId": CHECK_ID, "json": good_row(table, time.time())},
         {"json": {NO_SUCH_COLUMN: True}},
@@ -51,7 +51,7 @@ def dry_insert(table: str) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """What the answer to `dry_insert` says against the table. None: it takes the good row."""
+    """The table's problem according to the response to `dry_insert`. None: the good row is accepted."""
     found = judged(answer, rows=2)
     if isinstance(found, Trouble):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
@@ -63,7 +63,7 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
 
 
 def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
-    """What the table's own resource says against it. None: its columns fit."""
+    """The table's problem according to its own resource. None: its columns fit."""
     if not answer.ok:
         return sort_answer(answer)
     resource = answer.json_object()
@@ -74,7 +74,7 @@ def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
 
 
 def misfits(table: str, resource: Mapping[str, Any]) -> Iterator[str]:
-    """One phrase for each way in which a table (its JSON resource) does not fit the rows of this release."""
+    """One phrase for each difference between a table (its JSON resource) and the rows of this release."""
     kind = str(resource.get("type", "TABLE"))
     if kind != "TABLE":
         yield f"it is a {kind}, rows can be streamed into a TABLE only"

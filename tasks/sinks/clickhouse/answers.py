@@ -1,9 +1,9 @@
 """Interprets responses to INSERTs: proof of the write, or the cause of its failure.
 
 The proof, with `wait_end_of_query`: status 200, an empty body, no exception code, and a summary whose
-`written_rows` is at least the number of rows that were sent. Rows of materialized views are counted on top of
-them; rows that a repeated token makes the server skip are counted as well, since it counts what enters the
-pipeline. https://clickhouse.com/docs/interfaces/http
+`written_rows` is at least the number of rows sent. Rows of materialized views are counted in addition; rows that
+the server skips because of a repeated token are counted as well, since it counts rows that enter the pipeline.
+https://clickhouse.com/docs/interfaces/http
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL
 
 
 def trouble_of(answer: Answer, rows: int) -> Trouble | None:
-    """What is wrong with this answer to an INSERT of `rows` rows. None: they are durable."""
+    """The problem with this response to an INSERT of `rows` rows. None: they are durable."""
     exception = exception_of(answer)
     if exception is not None:
         return exception
@@ -50,13 +50,13 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
 
 
 def exception_of(answer: Answer) -> Trouble | None:
-    """The exception that the server names, in its header or its body, whatever the status. None: it names none."""
+    """The exception named by the server, in its header or its body, whatever the status. None: there is none."""
     text = answer.body[:BODY_CHARACTERS_MAX].decode("utf-8", "replace")
     found = _EXCEPTION.search(text)
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
     if not code.isdecimal():
         return None
-    if answer.status == 413:  # whatever the code: the server means the request
+    if answer.status == 413:  # for any code: the server refers to the request
         return Trouble(Blame.SIZE, f"HTTP 413: {text}")
     trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {described(answer)}")
     if answer.ok:
@@ -66,7 +66,7 @@ def exception_of(answer: Answer) -> Trouble | None:
 
 
 def written_rows(answer: Answer) -> int | None:
-    """What the summary says; None for one that is missing or is not ClickHouse's."""
+    """The value in the summary; None if it is missing or not ClickHouse's."""
     try:
         written = json.loads(answer.headers.get(SUMMARY, ""))["written_rows"]
     except (ValueError, LookupError, TypeError):
@@ -75,5 +75,5 @@ def written_rows(answer: Answer) -> int | None:
 
 
 def says_nothing_was_new(answer: Answer) -> bool:
-    """Whether an otherwise perfect answer counts no row at all, as a server might that skips a repeated token."""
+    """Whether an otherwise valid response counts no rows at all, as a server might that skips a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

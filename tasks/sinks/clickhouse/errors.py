@@ -1,9 +1,9 @@
 """Classifies ClickHouse errors by the server's code if there is one, otherwise by the driver's class.
 
-The server knows about 650 codes. An insert of well-formed statements can meet those listed here; any other one
-counts as the server's, which means bounded retries and then a parked batch that a person sees. A code stands
-under BATCH only if a row can be at fault: what stands there may end as dead letters, once the table was asked.
-Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running server.
+The server knows about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
+other code counts as a server error, which means bounded retries and then a parked batch that an operator sees. A
+code is listed under BATCH only if a row can be at fault: its rows may become dead letters, once the table was
+examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running server.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (1000, "POCO_EXCEPTION"): SERVER,
     (1001, "STD_EXCEPTION"): SERVER,
     (1002, "UNKNOWN_EXCEPTION"): SERVER,
-    # Schema, rights, settings: no row is to blame.
+    # Schema, permissions, settings: no row is at fault.
     (8, "THERE_IS_NO_COLUMN"): TABLE,
     (10, "NOT_FOUND_COLUMN_IN_BLOCK"): TABLE,
     (16, "NO_SUCH_COLUMN_IN_TABLE"): TABLE,
@@ -96,7 +96,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (497, "ACCESS_DENIED"): CREDENTIALS,
     (516, "AUTHENTICATION_FAILED"): CREDENTIALS,
     (720, "USER_EXPIRED"): CREDENTIALS,
-    # A value that the column does not take.
+    # A value that the column does not accept.
     (6, "CANNOT_PARSE_TEXT"): BATCH,
     (25, "CANNOT_PARSE_ESCAPE_SEQUENCE"): BATCH,
     (26, "CANNOT_PARSE_QUOTED_STRING"): BATCH,
@@ -128,7 +128,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (691, "UNKNOWN_ELEMENT_OF_ENUM"): BATCH,
 }
 
-# Without a code the error arose in the driver, on the network or in a proxy.
+# An error without a code arose in the driver, on the network or in a proxy.
 BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     driver.ClickHouseError: SERVER,
     driver.Warning: SERVER,
@@ -152,15 +152,15 @@ _ROW = re.compile(r"\(at row (\d{1,9})\)|is violated at row (\d{1,9})\.")
 _STATUS = re.compile(r"HTTP status (\d{3})")
 _URL = re.compile(r"\s*\(for url [^)]*\)")
 
-# A column that the table lacks looks like a wrong value to the server, but then every row has it: the reader
-# is newer than the schema. Such rows are fine and must not become dead letters.
+# A column that the table lacks looks like a wrong value to the server, but then every row has it: the reader is
+# newer than the schema. Such rows are fine and must not become dead letters.
 UNKNOWN_FIELD = "Unknown field found while parsing"
-# What a view does with rows that its table takes is the view's fault.
+# If a view fails on rows that its table accepts, the view is at fault.
 PUSHING_TO_VIEW = "while pushing to view"
 
 
 def trouble_of_code(code: int, text: str) -> Trouble:
-    """Whose fault an exception of the server is, by its code; `text` is what it says."""
+    """The cause of a server exception, by its code; `text` is its message."""
     if UNKNOWN_FIELD in text:
         return Trouble(TABLE, f"{text}; run `replays-ingest migrate`")
     blame = _BLAME_OF_NUMBER.get(code, SERVER)
@@ -170,7 +170,7 @@ def trouble_of_code(code: int, text: str) -> Trouble:
 
 
 def sort(error: BaseException) -> Trouble:
-    """Whose fault this exception of the driver is."""
+    """The cause of this driver exception."""
     text = _URL.sub("", str(error))
     code = getattr(error, "code", None)
     if isinstance(code, int) and isinstance(error, driver.Error):
@@ -180,13 +180,13 @@ def sort(error: BaseException) -> Trouble:
     blame = next((table[cls] for cls in classes for table in tables if cls in table), SERVER)
     status = _STATUS.search(text)
     if status:
-        blame = blame_of_status(int(status[1]))  # of a proxy: the server names its code
+        blame = blame_of_status(int(status[1]))  # from a proxy: the server itself would send a code
     if "CERTIFICATE_VERIFY_FAILED" in text:
         blame = REQUEST
     return Trouble(blame, f"{type(error).__name__}: {text}")
 
 
 def row_of(message: str) -> int | None:
-    """The 0-based position of the row that the server says it could not take; None when it does not say."""
+    """The 0-based position of the row that the server reports as refused; None if it does not report one."""
     found = _ROW.search(message)
     return int(found[1] or found[2]) - 1 if found else None

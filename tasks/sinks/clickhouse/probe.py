@@ -1,6 +1,6 @@
-"""A row of nobody's replay: written, read back and deleted by `check`, in a partition that only such rows have.
+"""A row of no real replay: written, read back and deleted by `check`, in a partition that contains only such rows.
 
-It has the shortest retention that the schema allows, one day, so one that may not be deleted expires by itself.
+It has the shortest retention that the schema allows, one day, so one that cannot be deleted expires by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tasks.sinks.http.answers import Answer, trouble_of_status, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
 TABLE = "replay_segments"
-# No project has the number 0, and no recording a retention of a day.
+# No project has the number 0, and no recording a retention of one day.
 PROJECT_ID = 0
 RETENTION_DAYS = 1
 
@@ -28,7 +28,7 @@ Query = Callable[[str], Answer | Trouble]
 
 @dataclass(slots=True)
 class Probed:
-    """What became of the probe. `trouble`: it could not be written."""
+    """Result of the probe. `trouble`: why it could not be written."""
 
     trouble: Trouble | None = None
     steps: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Probed:
 
 
 def probe(insert: Insert, query: Query) -> Probed:
-    """Writes one row and undoes it, as far as the account may."""
+    """Writes one row and deletes it, as far as the account is permitted."""
     found, number = Probed(), random.getrandbits(53)
     end = insert(TABLE, _row(number))
     found.trouble = end if isinstance(end, Trouble) else trouble_of(end, rows=1)
@@ -53,14 +53,14 @@ def probe(insert: Insert, query: Query) -> Probed:
 
 
 def _row(number: int) -> bytes:
-    """One row, which `number` tells from the probes of other checks."""
+    """One row; `number` distinguishes it from the probes of other checks."""
     row = {name: value for name, (_, value) in COLUMNS[TABLE].items()}
     ours = {"project_id": PROJECT_ID, "segment_id": number, "retention_days": RETENTION_DAYS}
     return json.dumps(row | ours | {"received": int(time.time())}).encode()
 
 
 def _read_back(found: Probed, end: Answer | Trouble) -> str | None:
-    """The partition that the row is in; None when it cannot be read."""
+    """The partition that contains the row; None if it cannot be read."""
     trouble = trouble_of_query(end)
     if trouble is not None and trouble.blame is Blame.CREDENTIALS:
         found.not_tested.append(f"reading a row back and deleting it: grant SELECT on {TABLE} ({trouble.message})")
@@ -90,7 +90,7 @@ def _delete(found: Probed, end: Answer | Trouble) -> None:
 
 
 def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
-    """What is wrong with the answer to a statement. None: it is ClickHouse's."""
+    """The problem with the response to a statement. None: it is a valid ClickHouse response."""
     if isinstance(end, Trouble):
         return end
     trouble = exception_of(end)

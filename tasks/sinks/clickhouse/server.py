@@ -1,6 +1,7 @@
-"""ClickHouse's HTTP interface as inserts and checks use it, through libcurl.
+"""ClickHouse's HTTP interface for inserts and checks, through libcurl.
 
-The driver is not needed for that: a statement goes out as it is, and the whole answer is judged (`answers.py`).
+The driver is not needed for that: statements are sent unchanged, and the complete response is evaluated
+(`answers.py`).
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ COMPRESS_FROM_BYTES = 4 * KiB
 BODY_BYTES_MAX = 256 * MiB
 
 INSERT_SETTINGS: dict[str, Any] = {
-    # The answer has to mean durable: here, on the shards of a Distributed table, and not before the end.
+    # The response must mean durable: on this server, on the shards of a Distributed table, and not before the end.
     "async_insert": 0,
     "insert_distributed_sync": 1,
     "wait_end_of_query": 1,
     "send_progress_in_http_headers": 0,
     "date_time_input_format": "best_effort",
-    "input_format_allow_errors_num": 0,  # nothing silent: a row is written or named
+    "input_format_allow_errors_num": 0,  # nothing is dropped silently: a row is written or named
     "input_format_allow_errors_ratio": 0,
     "input_format_skip_unknown_fields": 0,
     "input_format_null_as_default": 1,
     "input_format_defaults_for_omitted_fields": 1,
     "input_format_parallel_parsing": 0,  # rows are numbered from the start of the insert only without it
-    "max_partitions_per_insert_block": 0,  # one client with a wild clock must not block everybody's batch
+    "max_partitions_per_insert_block": 0,  # one client with a wrong clock must not block the whole batch
     "insert_deduplicate": 1,
-    # Without it, an insert that died between table and view would be skipped for both when it comes again.
+    # Without it, if an insert failed between table and view, its repetition would be skipped for both.
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 
@@ -85,7 +86,7 @@ class Server:
         )
 
     def query(self, sql: str, ends_at: float) -> Answer | Trouble:
-        """A statement whose result fits into one answer."""
+        """A statement whose result fits into one response."""
         return self._send({"wait_end_of_query": 1}, self._headers, sql.encode(), remaining_seconds(ends_at))
 
     def _send(

@@ -1,12 +1,13 @@
 """Inserts rows encoded by the reader (JSONEachRow) into ClickHouse, one insert per table.
 
-Repetition is harmless for three reasons. An insert carries a token made of the batch's and the table's name: the
-server skips it when one with the same token is among the last `deduplication_window` ones. Past the window, or
-under another token, rows of the same identity replace each other when parts merge, and at once for a query with
-FINAL. And the materialised view counts distinct identities, so it does not count twice either.
+Repetition is harmless for three reasons. An insert has a token derived from the batch's and the table's name: the
+server skips it when one with the same token is among the last `deduplication_window` inserts. Outside the window,
+or with another token, rows with the same identity replace each other when parts merge, and at once for a query
+with FINAL. And the materialized view counts distinct identities, so it does not count twice either.
 
-An insert is one block: the server parses all of it before it writes, so a refused one left nothing behind. It
-answers when the write is over (`wait_end_of_query`), and no progress headers begin the answer before that.
+An insert is one block: the server parses all of it before it writes, so a refused insert leaves nothing behind.
+The server responds when the write is complete (`wait_end_of_query`), and no progress headers start the response
+early.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from tasks.wire import TABLES_OF_SINK, Row, SinkName
 
 CONNECT_SECONDS_MAX = 10.0
 NAMED_ROWS_MAX = 16
-# When it is the first of the remaining rows so many times in a row, the server probably refuses all of them.
+# If it is the first of the remaining rows this many times in a row, the server probably refuses all of them.
 NAMED_FIRST_MAX = 3
 TABLES = (*COLUMNS, *VIEW_TABLES)
 
@@ -64,11 +65,11 @@ class ClickHouseSink:
         self._server = PerProcess(lambda: Server(settings))
 
     def write(self, items: Sequence[Row], token: str, deadline_seconds: float) -> None:
-        """Inserts `items`, a table at a time; a table that fails does not keep the others from being written.
+        """Inserts `items`, one table at a time; a failing table does not prevent the others from being written.
 
-        A row that the server names is taken out, written alone to make sure that it is the one, and reported
-        in PermanentSinkError.failed; all others are durable then. Where the server names none, or more than
-        16 rows are bad, `failed` is None and the caller bisects.
+        A row named by the server is removed, written alone to confirm that it is at fault, and reported in
+        PermanentSinkError.failed; all others are then durable. If the server names none, or more than 16 rows are
+        bad, `failed` is None and the caller bisects.
         """
         outcome = Outcome(self.name)
         write = _Write(self._server.get(), items, token, time.monotonic() + deadline_seconds, outcome)
@@ -76,14 +77,14 @@ class ClickHouseSink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # its name goes into the statement
+            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # its name becomes part of the statement
                 write.table(table, positions)
             else:
                 outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)
         outcome.raise_if_any()
 
     def examine(self, items: Sequence[Row], deadline_seconds: float) -> None:
-        """Asks each table for its engine and columns, and whether it would take rows that are known to be good."""
+        """Checks engine and columns of each table, and whether it accepts rows that are known to be good."""
         ends_at = time.monotonic() + deadline_seconds
         tables = sorted({item.table for item in items} & set(TABLES))
         if not tables:
@@ -95,7 +96,7 @@ class ClickHouseSink:
                 raise trouble.about(f"clickhouse: table {table}").error()
 
     def _facts(self, tables: Sequence[str], ends_at: float) -> dict[str, TableFacts]:
-        """What the server says about these tables. Raises SinkError."""
+        """The server's description of these tables. Raises SinkError."""
         end = self._server.get().query(facts_query(tables), ends_at)
         trouble = trouble_of_query(end)
         if trouble is None and isinstance(end, Answer):
@@ -107,7 +108,7 @@ class ClickHouseSink:
         raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
-        """What is wrong with the table itself. None: it takes what it should take, as far as can be tried."""
+        """The problem with the table itself. None: it accepts valid rows, as far as that can be tested."""
         problems = list(misfits(table, facts))
         if problems:
             return Trouble(Blame.TABLE, "; ".join(problems))
@@ -117,8 +118,8 @@ class ClickHouseSink:
         return end if isinstance(end, Trouble) else fault_of_dry_insert(end)
 
     def check(self) -> Report:
-        """Sees the tables and their columns, asks whether they would take good rows, and writes, reads back and
-        deletes a row of nobody's replay."""
+        """Checks the tables and their columns, tests whether they accept good rows, and writes, reads back and
+        deletes a row of no real replay."""
         settings = self._settings
         ends_at = time.monotonic() + settings.sink_timeout_seconds
         facts = self._facts(TABLES, ends_at)
@@ -161,7 +162,7 @@ class ClickHouseSink:
 
 
 class _Write:
-    """One call of `write`: notes in `outcome` what did not become durable."""
+    """One call of `write`: records in `outcome` what did not become durable."""
 
     def __init__(self, server: Server, items: Sequence[Row], token: str, ends_at: float, outcome: Outcome) -> None:
         self._server = server
@@ -171,7 +172,7 @@ class _Write:
         self._outcome = outcome
 
     def table(self, table: str, positions: list[int]) -> None:
-        """One table's rows, in one insert unless that is too large."""
+        """The rows of one table, in one insert unless that is too large."""
         waiting = deque(chunks(self._items, positions, self._server.limit.bytes_max))
         while waiting:
             wanted = waiting.popleft()
@@ -188,7 +189,7 @@ class _Write:
                 self._outcome.note(self._of_one(trouble, wanted), wanted)
 
     def _of_one(self, trouble: Trouble, wanted: list[int]) -> Trouble:
-        """A refusal of a single row is about that row."""
+        """A refusal of a single row applies to that row."""
         if len(wanted) > 1 or not trouble.blame.accuses_items:
             return trouble
         if trouble.blame is Blame.SIZE:
@@ -197,7 +198,7 @@ class _Write:
         return trouble.blamed(Blame.ROW)
 
     def _without_named(self, table: str, positions: list[int], trouble: Trouble) -> None:
-        """Takes out the rows that the server names, one after another, and writes the others."""
+        """Removes the rows that the server names, one after another, and writes the others."""
         wanted, refused, first = list(positions), 0, 0
         while wanted:
             row = row_of(trouble.message)
@@ -210,7 +211,8 @@ class _Write:
             if len(wanted) > 1:
                 alone = self._insert(table, [suspect])
                 if alone is None or alone.blame is not Blame.BATCH:
-                    # It was not that row (and it is written now), or the server cannot tell at the moment.
+                    # That row was not at fault (and is written now), or the server cannot identify it at the
+                    # moment.
                     self._outcome.note(alone or trouble, wanted)
                     return
                 trouble = alone
@@ -237,14 +239,14 @@ class _Write:
             trouble = trouble_of(end, len(positions))
             if trouble is None or not says_nothing_was_new(end):
                 break
-            # Perhaps a token that the server knows, perhaps nothing was written: another token tells.
+            # Either the server has seen the token before, or nothing was written: another token shows which.
         return trouble and trouble.about(f"table {table}")
 
 
 def client(settings: Settings, *, database: str | None = None) -> Any:
     """A connected clickhouse-connect client; also for migrations and readers. May be used by several threads.
 
-    Raises what the driver raises; `tasks.sinks.clickhouse.errors.sort` says whose fault it is.
+    Raises the driver's exceptions; `tasks.sinks.clickhouse.errors.sort` classifies them.
     """
     url = urlsplit(settings.clickhouse_url)
     ca_file = settings.clickhouse_tls_ca_file
@@ -257,21 +259,21 @@ def client(settings: Settings, *, database: str | None = None) -> Any:
         password=settings.clickhouse_password.get_secret_value(),
         database=settings.clickhouse_database if database is None else database,
         ca_cert=str(ca_file) if ca_file else None,
-        # The driver's default pool is shared by every client of the process, and not closed with any.
+        # The driver's default pool is shared by every client of the process, and is not closed with any of them.
         dedicated_pool=True,
         connect_timeout=math.ceil(min(settings.sink_timeout_seconds, CONNECT_SECONDS_MAX)),
         send_receive_timeout=math.ceil(settings.sink_timeout_seconds),
         compress=COMPRESSION,
-        # A session would make the server refuse a second insert while one runs.
+        # With a session, the server would refuse a second insert while one runs.
         autogenerate_session_id=False,
         client_name="replays-ingest",
     )
-    connected.http_retries = 0  # retries have their owners already, and each would double the deadline
+    connected.http_retries = 0  # retries are handled elsewhere, and each would double the deadline
     return connected
 
 
 def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> Iterator[list[int]]:
-    """Positions whose rows fit into one insert, in order. A row that is too large by itself goes alone."""
+    """Positions whose rows fit into one insert, in order. A single row that is too large is sent alone."""
     chunk: list[int] = []
     size_bytes = 0
     for position in positions:
@@ -286,15 +288,15 @@ def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> It
 
 
 def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
-    """Of the rows as they are; compressed they are smaller, in about the same proportion."""
+    """Of the uncompressed rows; compressed they are smaller, in about the same proportion."""
     return sum(len(items[position].json) + 1 for position in positions)
 
 
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
     """The deduplication token of these rows of this write.
 
-    The same write cuts the same rows under the same token; what is left of it after a refused row is other
-    content, so it gets another token.
+    The same write cuts the same rows with the same token; the remainder after a refused row has other content, so
+    it gets another token.
     """
     if len(positions) == items:
         return f"{token}:{table}"

@@ -1,9 +1,10 @@
-"""Whether a table takes the rows of this release: its engine, its columns, and rows that are known to be good.
+"""Checks whether a table accepts the rows of this release: its engine, its columns, and rows that are known to be
+good.
 
-The good rows are never stored. They lie in two partitions, and the insert allows one
+The good rows are never stored. They span two partitions, and the insert allows one
 (`max_partitions_per_insert_block`): the server parses them, checks the table's constraints, and refuses the block
-as a whole before it writes anything. So TOO_MANY_PARTS is the good answer. Only a table that is partitioned as
-`migrate` makes it is asked like that.
+as a whole before it writes anything. So TOO_MANY_PARTS is the expected response. Only a table that is partitioned
+as created by `migrate` is tested this way.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PARTITIONS_SETTING = "max_partitions_per_insert_block"
 TOO_MANY_PARTS = "252"
 
 _Column = tuple[str, Any]
-"""ClickHouse's type, and a value that a row of ours may have."""
+"""ClickHouse's type, and a possible value in our rows."""
 
 _TEXT: _Column = ("String", "check")
 _SHORT: _Column = ("LowCardinality(String)", "check")
@@ -115,7 +116,7 @@ COLUMNS: dict[str, dict[str, _Column]] = {
     },
 }
 FORGETFUL_ENGINES = ("Null", "Memory", "Buffer")
-# Filled by views: no row of ours goes there, but an insert fails when one of them is missing.
+# Filled by views: our rows are not written there, but an insert fails when one of them is missing.
 VIEW_TABLES = ("replay_summaries", "replay_places")
 TIME_COLUMN = {"replays": "timestamp", "replay_segments": "received", "replay_objects": "received"}
 
@@ -126,7 +127,7 @@ _DATETIME = re.compile(r"DateTime(?:64\(\d+(?:, ?'[^']*')?\)|\('[^']*'\))?\Z")
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """What the server says about one table. `columns`: (type, default kind) by name."""
+    """The server's description of one table. `columns`: (type, default kind) by name."""
 
     engine: str
     partition_key: str
@@ -134,7 +135,7 @@ class TableFacts:
 
 
 def facts_query(tables: Iterable[str]) -> str:
-    """One statement that answers `facts_of` for the tables named."""
+    """One statement whose result `facts_of` parses, for the named tables."""
     names = ", ".join(f"'{table}'" for table in tables)
     return (
         "SELECT t.name, t.engine, t.partition_key, c.columns FROM system.tables AS t LEFT JOIN "
@@ -145,7 +146,7 @@ def facts_query(tables: Iterable[str]) -> str:
 
 
 def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
-    """By table; one that is missing is not there. None: this is no answer to `facts_query`."""
+    """By table; a missing table is left out. None: this is not a response to `facts_query`."""
     said = answer.json_object() if answer.status == 200 else None
     try:
         return {
@@ -157,7 +158,7 @@ def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
 
 
 def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
-    """One phrase for each way in which a table does not fit the rows of this release."""
+    """One phrase for each difference between a table and the rows of this release."""
     if facts is None:
         yield f"{table} is missing; run `replays-ingest migrate`"
         return
@@ -179,7 +180,7 @@ def misfits(table: str, facts: TableFacts | None) -> Iterator[str]:
 
 
 def takes(kind: str, wanted: str) -> bool:
-    """Whether a column of type `kind` keeps every value of type `wanted`."""
+    """Whether a column of type `kind` holds every value of type `wanted`."""
     nullable = "Nullable(" in wanted and "Nullable(" not in kind
     if kind == wanted or nullable:
         return kind == wanted
@@ -196,7 +197,7 @@ def takes(kind: str, wanted: str) -> bool:
 
 
 def can_be_tried(table: str, facts: TableFacts) -> bool:
-    """Whether `dry_rows` are sure to be refused as two partitions."""
+    """Whether `dry_rows` are certain to be refused as two partitions."""
     column = TIME_COLUMN.get(table)
     key = facts.partition_key.replace(" ", "")
     return facts.engine.endswith("MergeTree") and column is not None and f"toMonday({column})" in key
@@ -212,7 +213,7 @@ def dry_rows(table: str, now: float) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """What the answer to an insert of `dry_rows` says against the table. None: it takes them."""
+    """The table's problem according to the response to an insert of `dry_rows`. None: it accepts them."""
     exception = exception_of(answer)
     if (
         exception is not None
@@ -222,7 +223,7 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
         return None
     trouble = exception or trouble_of(answer, rows=2)
     if trouble is None:
-        return None  # a server without that limit took them
+        return None  # a server without that limit stored them
     text = f"it refuses rows that are known to be good: {trouble.message}"
     return Trouble(Blame.TABLE if trouble.blame.accuses_items else trouble.blame, text)
 

@@ -1,7 +1,7 @@
 """Classifies Kafka errors for a producer of dead letters.
 
-Every code that confluent-kafka knows stands in one of the sets; a test fails when an upgrade brings one that
-does not. There is no set for faulty items: see `sink.py`.
+Every code of confluent-kafka is in one of the sets; a test fails when an upgrade adds one that is not. There is no
+set for faulty items: see `sink.py`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ NETWORK = _names(
     """
 )
 
-# The cluster moves or is short of replicas. Fatal errors of the idempotent producer belong here too: a new
-# producer is made, and the write is tried again.
+# The cluster is moving partitions or is short of replicas. Fatal errors of the idempotent producer belong here
+# too: a new producer is created, and the write is retried.
 SERVER = _names(
     """
     BROKER_NOT_AVAILABLE COORDINATOR_LOAD_IN_PROGRESS COORDINATOR_NOT_AVAILABLE DUPLICATE_SEQUENCE_NUMBER
@@ -67,7 +67,8 @@ SERVER = _names(
     """
 )
 
-# Of consumers, transactions and administration: a producer does not meet them. The server's if one ever does.
+# Codes of consumers, transactions and administration, which a producer does not receive. If one ever occurs, it
+# counts as a server error.
 NOT_OURS = _names(
     """
     CONCURRENT_TRANSACTIONS DUPLICATE_RESOURCE DUPLICATE_VOTER ELECTION_NOT_NEEDED ELIGIBLE_LEADERS_NOT_AVAILABLE
@@ -102,12 +103,12 @@ BLAME_OF_NAME: dict[str, Blame] = {
 
 
 def sort(error: BaseException) -> Trouble:
-    """Whose fault this exception of a producer or an admin client is."""
+    """The cause of this exception of a producer or an admin client."""
     if isinstance(error, BufferError):
         return Trouble(Blame.SERVER, "the producer's queue is full")
     cause = error.args[0] if isinstance(error, KafkaException) and error.args else None
     if not isinstance(cause, KafkaError):
-        # ValueError, TypeError: properties that librdkafka does not take
+        # ValueError, TypeError: properties that librdkafka does not accept
         blame = Blame.REQUEST if isinstance(error, (ValueError, TypeError)) else Blame.SERVER
         return Trouble(blame, f"{type(error).__name__}: {error}")
     return Trouble(BLAME_OF_NAME.get(cause.name(), Blame.SERVER), f"{cause.name()}: {cause.str()}")

@@ -1,14 +1,14 @@
 """Rejected messages and refused rows, as records of the dead-letter topic.
 
-Producing again makes a second record: Kafka has no key to overwrite by. A record's headers topic, partition and
-offset (and sink, where a sink refused it) say what it is, and whoever reads the topic counts each of those once.
-The idempotent producer keeps its own retries from doubling a record within the life of a process.
+Producing again creates a second record, because Kafka cannot overwrite by key. A record's headers topic, partition
+and offset (and sink, if a sink refused it) identify it, and readers of the topic count each identity once. The
+idempotent producer prevents duplicates from its own retries within the life of a process.
 
-A record is durable when its delivery report has no error and names the offset that the broker gave it.
+A record is durable when its delivery report has no error and has the offset assigned by the broker.
 
-A dead letter has no other place to go. So nothing is ever the item's fault here: an error is for the machine,
-or for a person who fixes the topic while the batch waits, parked. That holds for a record that is too large as
-well: the original came through a topic that took it, so the dead-letter topic has to take it with its headers.
+A dead letter cannot be stored anywhere else. So no item is ever at fault here: an error is retried automatically,
+or an operator fixes the topic while the batch is parked. This also applies to a record that is too large: its
+topic accepted the original, so the dead-letter topic has to accept it with its headers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tasks.units import KiB
 from tasks.wire import DeadLetter
 
 POLL_SECONDS = 0.05
-# Room for the headers that a dead letter has more than its original.
+# Space for the headers that a dead letter has in addition to its original.
 HEADERS_BYTES = 64 * KiB
 PROOF = "The broker's delivery report for each record, with `acks=all`: no error, and the offset that it got."
 
@@ -51,7 +51,7 @@ class DeadLetterSink:
     def write(self, items: Sequence[DeadLetter], token: str, deadline_seconds: float) -> None:
         """Produces `items` and returns when all in-sync replicas have them. `token` is not needed.
 
-        TransientSinkError.failed lists what was not acknowledged in time. Such a record may still arrive.
+        TransientSinkError.failed lists what was not acknowledged in time. Such a record may still be written.
         """
         ends_at = time.monotonic() + deadline_seconds
         outcome = Outcome(self.name)
@@ -77,7 +77,7 @@ class DeadLetterSink:
             elif report is not None:
                 outcome.note(self._sorted(report, items), [position])
         if refused:
-            # Records travel in one batch and are refused with it: the largest is the one to make room for.
+            # Records are sent in one batch and refused together: the largest one determines the limit.
             outcome.note(self._too_large(max((items[place] for place in refused), key=_size_bytes)), refused)
         outcome.raise_if_any()
 
@@ -88,7 +88,8 @@ class DeadLetterSink:
         report: Callable[[KafkaError | None, Message], None],
         ends_at: float,
     ) -> None:
-        """Queues one record, waiting for room. Raises BufferError when there is none until the deadline."""
+        """Queues one record, waiting while the queue is full. Raises BufferError if it stays full until the
+        deadline."""
         value = None if item.value is None else bytes(item.value)
         headers: Any = list(sealed(self._settings.seals, self._topic, item.key, value, item.headers))
         while True:
@@ -108,7 +109,7 @@ class DeadLetterSink:
             if code.name() in TOO_LARGE:
                 return self._too_large(max(items, key=_size_bytes))
             if code.fatal():
-                self._producer.take()  # such a producer never works again; the next write makes another
+                self._producer.take()  # such a producer cannot be used again; the next write creates another
         return trouble.about(f"topic {self._topic}")
 
     def _too_large(self, item: DeadLetter) -> Trouble:
@@ -119,10 +120,10 @@ class DeadLetterSink:
         )
 
     def examine(self, items: Sequence[DeadLetter], deadline_seconds: float) -> None:
-        """No letter is ever blamed, so there is nothing to ask."""
+        """No letter is ever at fault, so there is nothing to examine."""
 
     def check(self) -> Report:
-        """Sees the topic, what it accepts, and whether we may write to it (where the broker says so)."""
+        """Checks the topic, its limits, and whether we may write to it (if the broker reports that)."""
         timeout_seconds = self._settings.sink_timeout_seconds
         try:
             topics = Topics(self._settings)
@@ -158,7 +159,7 @@ class DeadLetterSink:
         )
 
     def _refuse_too_small(self, source: Mapping[str, str], ours: Mapping[str, str]) -> None:
-        """Raises PermanentSinkError when the largest message of the source would not fit."""
+        """Raises PermanentSinkError if the largest message of the source would not fit."""
         wanted, have = (int(config.get(MESSAGE_BYTES_MAX) or 0) for config in (source, ours))
         if wanted and have and have < wanted + HEADERS_BYTES:
             raise PermanentSinkError(
@@ -174,7 +175,7 @@ class DeadLetterSink:
 
 
 def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[str]:
-    """One sentence for each setting of the topic under which letters may be refused or lost."""
+    """One sentence for each setting of the topic that may cause letters to be refused or lost."""
     if "compact" in config.get("cleanup.policy", "delete"):
         yield (
             f"topic {topic}: cleanup.policy is {config['cleanup.policy']}, so the broker refuses letters without "
@@ -188,7 +189,7 @@ def _doubts(topic: str, config: Mapping[str, str], replicas: int) -> Iterator[st
 def _recorder(
     reports: dict[int, KafkaException | Trouble | None], position: int
 ) -> Callable[[KafkaError | None, Message], None]:
-    """A delivery callback that knows which item it is about."""
+    """A delivery callback that knows its item."""
 
     def report(error: KafkaError | None, message: Message) -> None:
         if error is not None:

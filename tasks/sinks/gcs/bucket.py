@@ -11,7 +11,7 @@ NONCURRENT_CONDITIONS = frozenset(("numNewerVersions", "daysSinceNoncurrentTime"
 
 
 def expires(rules: Iterable[Mapping[str, Any]], days: int, condition: str = "age") -> bool:
-    """Whether a lifecycle rule deletes every object of this retention in time, counted by this condition."""
+    """Whether a lifecycle rule with this condition deletes every object of this retention in time."""
     return any(
         _deletes(rule)
         and _prefixes(rule, days, within=False)
@@ -40,14 +40,14 @@ def _deletes(rule: Mapping[str, Any]) -> bool:
 
 
 def _prefixes(rule: Mapping[str, Any], days: int, *, within: bool) -> bool:
-    """Whether the rule is about all objects of this retention; `within`: or about some of them."""
+    """Whether the rule applies to all objects of this retention; with `within`, to some of them."""
     prefixes = rule.get("condition", {}).get("matchesPrefix")
     name = f"{days}/"
     return prefixes is None or any(name.startswith(one) or (within and one.startswith(name)) for one in prefixes)
 
 
 def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[str]:
-    """One sentence for each way in which a bucket's lifecycle rules differ from those that `migrate` sets."""
+    """One sentence for each difference between a bucket's lifecycle rules and those that `migrate` sets."""
     rules = list(rules)
     missing = [days for days in RETENTION_DAYS if not expires(rules, days)]
     if missing:
@@ -67,10 +67,10 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
 
 
 def hindrances(properties: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence for each property of a bucket (its JSON resource) that stands in the way of recordings.
+    """One sentence for each property of a bucket (its JSON resource) that interferes with storing recordings.
 
     A segment that is sent twice overwrites its object, `erase` deletes, and lifecycle rules expire: a policy that
-    forbids one of those does not stop equal segments, but everything else.
+    forbids one of those affects everything except equal segments.
     """
     period_seconds = int(properties.get("retentionPolicy", {}).get("retentionPeriod") or 0)
     if period_seconds:

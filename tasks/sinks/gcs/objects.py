@@ -1,6 +1,6 @@
 """Proof that an object is stored, and comparison with an existing object after a refusal.
 
-The proof is the object resource that Cloud Storage answers an upload with: name, bucket, size and CRC32C equal to
+The proof is the object resource that Cloud Storage returns for an upload: name, bucket, size and CRC32C equal to
 what was sent, and a generation. https://cloud.google.com/storage/docs/json_api/v1/objects#resource
 """
 
@@ -21,18 +21,18 @@ PROOF = (
     "what was sent, and `generation` is positive. The same resource, asked for, proves it where "
     "overwriting is refused (403, 412)."
 )
-# `fields` keeps the answer at two hundred bytes instead of a thousand.
+# `fields` reduces the response from a thousand bytes to two hundred.
 PROOF_FIELDS = "name,bucket,generation,size,crc32c"
 COMPARED_FIELDS = f"{PROOF_FIELDS},customTime,retentionExpirationTime,retention,temporaryHold,eventBasedHold"
 PROTECTIONS = ("retentionExpirationTime", "retention", "temporaryHold", "eventBasedHold")
-# How Cloud Storage words a refusal to overwrite, where the resource does not say why.
+# Cloud Storage's wording of a refusal to overwrite, if the resource does not state the reason.
 _PROTECTED = re.compile(r"retention|\bhold\b", re.IGNORECASE)
 _TOO_OFTEN = "object mutation"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What should be stored. `crc32c`: base64, as Cloud Storage writes it."""
+    """The expected object. `crc32c`: base64, as in Cloud Storage."""
 
     bucket: str
     name: str
@@ -45,12 +45,13 @@ class Wanted:
 
 
 def is_packed(name: str) -> bool:
-    """Whether an object holds many recordings. Elsewhere the second part of a name is a project's number."""
+    """Whether an object contains many recordings. In other objects, the second part of the name is a project's
+    number."""
     return name.split("/", 2)[1:2] == ["packed"]
 
 
 def lacks(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
-    """What this object resource does not prove; None: it is the object that is wanted, stored."""
+    """What this object resource does not prove; None: it is the expected object, stored."""
     if resource is None:
         return "it is no object resource"
     generation = str(resource.get("generation"))
@@ -69,7 +70,7 @@ def lacks(wanted: Wanted, resource: dict[str, Any] | None) -> str | None:
 
 
 class _Resource(msgspec.Struct, gc=False):
-    """The fields of an object's resource that the proof rests on."""
+    """The fields of an object's resource on which the proof depends."""
 
     bucket: str
     name: str
@@ -82,7 +83,7 @@ _decode = msgspec.json.Decoder(_Resource).decode
 
 
 def is_proof(wanted: Wanted, answer: Answer) -> bool:
-    """Whether this answer is the object's resource. Quick, since nearly every upload gets it."""
+    """Whether this response is the object's resource. Fast, because it runs for nearly every upload."""
     if answer.status != 200 or not answer.whole:
         return False
     try:
@@ -100,7 +101,7 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
 
 
 def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
-    """What is wrong with this answer to an upload. None: the object is durable and its checksum is ours."""
+    """The problem with this response to an upload. None: the object is durable and its checksum matches."""
     if is_proof(wanted, answer):
         return None
     if answer.ok:
@@ -111,18 +112,18 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
         return Trouble(Blame.NETWORK, f"damaged on the way: {trouble.message}")
     if trouble.blame is Blame.SIZE:
         return _too_large(wanted, trouble)
-    if trouble.blame is Blame.BATCH:  # a request holds one object
+    if trouble.blame is Blame.BATCH:  # a request contains one object
         return _of_object(wanted, trouble)
     return trouble
 
 
 def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
-    """Whether the refusal may be about overwriting, so that what is stored has to be compared."""
+    """Whether the refusal may be about overwriting, so that the stored object must be compared."""
     return answer.status in (403, 412) and trouble.blame in (Blame.CREDENTIALS, Blame.REQUEST)
 
 
 def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
-    """The verdict on a refused upload, by what is stored under its name. None: an equal object is."""
+    """The verdict on a refused upload, by the object stored with its name. None: an equal object is stored."""
     if isinstance(found, Trouble):
         return found.about(f"comparing {wanted.name}")
     if not found.ok:
@@ -134,7 +135,7 @@ def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | 
     if resource is None or resource.get("name") != wanted.name or resource.get("bucket") != wanted.bucket:
         return unproven(found, why).about(f"comparing {wanted.name}")
     if wanted.is_packed:
-        # `erase` overwrites parts of a packed object, and leaves a custom time. What it erased stays erased.
+        # `erase` overwrites parts of a packed object, and sets a custom time. Erased parts stay erased.
         if resource.get("customTime") and str(resource.get("size")) == str(wanted.size_bytes):
             return None
         return Trouble(Blame.TABLE, f"another object is stored as {wanted.name}: {why}")
@@ -144,14 +145,14 @@ def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | 
 
 
 def is_too_often(trouble: Trouble) -> bool:
-    """Whether it is the limit of about one write per second to one name."""
+    """Whether it is the limit of about one write per second per name."""
     return _TOO_OFTEN in trouble.message
 
 
 def _not_comparable(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer) -> Trouble:
     sorted_ = sort_answer(found)
     if found.status == 404:
-        # 412 says that there is one; if there is none, it went meanwhile, or somebody else answers.
+        # 412 means that the object exists; if it does not, it was deleted meanwhile, or another server responded.
         return (
             Trouble(Blame.SERVER, f"{trouble.message}; but nothing is stored there")
             if (refused.status == 412)
@@ -174,7 +175,8 @@ def _too_large(wanted: Wanted, trouble: Trouble) -> Trouble:
 
 
 def _of_object(wanted: Wanted, trouble: Trouble) -> Trouble:
-    """A packed object holds many recordings, and a dead letter could not say which: it is held instead."""
+    """A packed object contains many recordings, and a dead letter could not say which: its batch is parked
+    instead."""
     if wanted.is_packed:
         return Trouble(Blame.TABLE, f"packed object {trouble.message}")
     return trouble.blamed(Blame.ROW)

@@ -1,18 +1,18 @@
-"""Recordings as objects in Cloud Storage: one a segment, or packed ones that hold many.
+"""Recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
 
-A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is created only where
-none is: the answer that there is one (412) is success if that one is equal. One that is refused parks its batch
-instead of becoming one dead letter, since the letter could not say which recordings are in it.
+A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is only created if it
+does not exist: the response that it exists (412) is a success if the existing one is equal. A refused packed
+object parks its batch instead of becoming a dead letter, since the letter could not list the recordings in it.
 
 Writing an item again overwrites the object of the same name with the same bytes, so repetition leaves one copy
-(the bucket must not keep old versions, or it keeps those too). A bucket that forbids overwriting is asked what it
-has: an equal object is success, another one makes the segment a dead letter. When names repeat within one write,
-the last one wins, as if they had been written one after another, and the earlier ones are not sent at all: Cloud
-Storage takes about one write a second to one name (https://cloud.google.com/storage/quotas#objects).
+(unless the bucket keeps old versions). If a bucket forbids overwriting, the existing object is compared: an equal
+one is a success, another one makes the segment a dead letter. When names repeat within one write, the last one
+wins, as if they had been written one after another, and the earlier ones are not sent at all: Cloud Storage
+accepts about one write per second per name (https://cloud.google.com/storage/quotas#objects).
 
-Credentials, endpoint and bucket properties are the official client's. The upload itself is one request of
-`uploadType=media` through libcurl, of which one thread has many on their way at once: a small part of the
-official client's CPU. docs/decisions/021-gcs-upload.md has the figures.
+Credentials, endpoint and bucket properties come from the official client. The upload itself is one request of
+`uploadType=media` through libcurl, of which one thread has many in flight: a small part of the official client's
+CPU. docs/decisions/021-gcs-upload.md has the figures.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = ["GcsSink", "client", "crc32c", "is_packed"]
 
 
 class GcsSink:
-    """Writes blobs. Memory: the items, and of each that is on its way at most 1 MiB again."""
+    """Writes blobs. Memory: the items, plus at most 1 MiB for each upload in flight."""
 
     name = "gcs"
 
@@ -52,7 +52,7 @@ class GcsSink:
         self._uploader = PerProcess(lambda: Uploader(settings))
 
     def write(self, items: Sequence[Blob], token: str, deadline_seconds: float) -> None:
-        """Uploads `items`, `gcs_connections` at once; `token` is not needed, names are the identity.
+        """Uploads `items`, `gcs_connections` at once; `token` is not needed, because names are the identity.
 
         TransientSinkError.failed lists exactly the positions that are not durable.
         """
@@ -78,9 +78,10 @@ class GcsSink:
             raise sort(error).error() from error
 
     def examine(self, items: Sequence[Blob], deadline_seconds: float) -> None:
-        """Stores and deletes a small object: a bucket that refuses that one as well is at fault itself.
+        """Stores and deletes a small object: if the bucket refuses that as well, it is at fault.
 
-        Its name is the same in all of a process's life, so that a bucket that forbids to delete keeps one of them.
+        Its name is constant for the life of a process, so that a bucket that forbids deletion keeps only one of
+        them.
         """
         ends_at = time.monotonic() + deadline_seconds
         uploader, headers = self._ready()
@@ -93,7 +94,7 @@ class GcsSink:
         raise Trouble(blame, f"bucket {probe.uploader.bucket} refuses a probe too: {trouble.message}").error()
 
     def check(self) -> Report:
-        """Looks at the bucket's properties, if allowed, and stores, reads back and deletes a small object."""
+        """Checks the bucket's properties, if permitted, and stores, reads back and deletes a small object."""
         settings = self._settings
         ends_at = time.monotonic() + settings.sink_timeout_seconds
         properties, not_tested = self._properties()
@@ -121,7 +122,7 @@ class GcsSink:
         )
 
     def _properties(self) -> tuple[dict[str, Any], list[str]]:
-        """The bucket's JSON resource, or nothing and what therefore is not tested."""
+        """The bucket's JSON resource; without permission, a note on what is not tested."""
         settings = self._settings
         try:
             bucket = self._uploader.get().client.get_bucket(
@@ -144,7 +145,8 @@ class GcsSink:
 
 
 class _Probe:
-    """One small object that is nobody's recording. Two processes give it two names: they must not meet."""
+    """One small object that is not a recording. Its name differs per process, so that two checks do not
+    interfere."""
 
     def __init__(self, uploader: Uploader, headers: list[str], ends_at: float, name: str) -> None:
         self.uploader = uploader

@@ -1,6 +1,6 @@
-"""The uploads of one write: many at once, each tried again within the call where that is worth it.
+"""The uploads of one write: many at once, each retried within the call if that is worthwhile.
 
-A refusal that may be about overwriting (403, 412) is followed by a look at what is stored under the name.
+After a refusal that may be about overwriting (403, 412), the stored object of that name is compared.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
 from tasks.units import MiB
 from tasks.wire import Blob
 
-# Below the shortest retention, so that a rule of the bucket deletes a probe that we may not delete.
+# Below the shortest retention, so that a rule of the bucket deletes a probe that we are not permitted to delete.
 PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
 TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
-# A 429 about "object mutation" is about one name; any other is about load, and says when if it wants to.
+# A 429 about "object mutation" applies to one name; any other is about load, with an optional wait.
 SAME_NAME_SECONDS = 1.0
-# With nothing but waiting uploads left, a write ends rather than hold its process: the task is put off instead.
+# With only waiting uploads left, a write ends instead of occupying its process: the task is postponed.
 IDLE_SECONDS_MAX = 2.0
 
-# A few unlucky uploads are worth another try within the call. When more than a quarter of a write fails, the
-# service is sick, and trying at once only multiplies the load: then the task's backoff and the breaker act.
+# Occasional failed uploads are retried within the call. If more than a quarter of a write fails, the service is
+# failing, and immediate retries only multiply the load: the task's backoff and the breaker take over.
 RETRY_SHARE_MAX = 0.25
 RETRIES_MIN = 2
 
 
 class Step(Enum):
-    """What a request on its way is for."""
+    """Purpose of a request in flight."""
 
     UPLOAD = "upload"
     COMPARE = "compare"
@@ -66,7 +66,7 @@ Key = tuple[Step, str]
 
 
 class Uploader:
-    """What one process needs: the official client, and connections for each thread that writes (mostly one)."""
+    """State of one process: the official client, and connections for each writing thread (usually one)."""
 
     def __init__(self, settings: Settings) -> None:
         self.client = client(settings)
@@ -80,18 +80,19 @@ class Uploader:
         self._uploads = f"{self._base}/upload/{path}?uploadType=media&fields={PROOF_FIELDS}&name="
 
     def headers(self) -> list[str]:
-        """For the requests of one write, with the authorisation; fetches a token when the old one is ending."""
+        """Headers for the requests of one write, including authorization; fetches a token when the old one is
+        about to expire."""
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": "replays-ingest", "Expect": ""}
         self.client._credentials.before_request(self._fetch_token, "POST", self._base, headers)
         return [f"{name}: {value}" if value else f"{name}:" for name, value in headers.items()]
 
     def upload_url(self, name: str) -> str:
-        """Where an object is created; a packed one only where none is."""
+        """URL that creates an object; for a packed one only if it does not exist."""
         url = self._uploads + quote(name, safe="")
         return f"{url}&ifGenerationMatch=0" if is_packed(name) else url
 
     def object_url(self, name: str, query: str = "") -> str:
-        """The object itself."""
+        """URL of the object itself."""
         return f"{self._objects}{quote(name, safe='')}{query}"
 
     def close(self) -> None:
@@ -101,7 +102,7 @@ class Uploader:
 
 
 class Uploads:
-    """One write's objects. What failed waits here for its next try, so the others go on meanwhile."""
+    """The objects of one write. Failed uploads wait here for their retry, while the others continue."""
 
     def __init__(self, uploader: Uploader, headers: list[str], items: Mapping[str, Blob], ends_at: float) -> None:
         self._uploader = uploader
@@ -119,7 +120,7 @@ class Uploads:
         self._idle_until = 0.0
 
     def run(self) -> dict[str, Trouble]:
-        """What befell those that are not durable, by name. Returns soon after the deadline at the latest."""
+        """The failures of objects that are not durable, by name. Returns at the latest soon after the deadline."""
         try:
             while self._ready or self._waiting or self._transfers.running:
                 now = time.monotonic()
@@ -140,7 +141,7 @@ class Uploads:
         return self._troubles
 
     def _worth_going_on(self, now: float) -> bool:
-        """Not to wait for the next try with nothing else to do for long: that keeps a process from other tasks."""
+        """False if there is nothing to do but wait long for the next retry, which would occupy the process."""
         if self._ready or self._transfers.running:
             return True
         self._idle_until = self._idle_until or now + IDLE_SECONDS_MAX
@@ -176,9 +177,9 @@ class Uploads:
             self._failed(name, trouble)
 
     def _failed(self, name: str, trouble: Trouble) -> None:
-        """Notes it, and lets the object wait for another try if that may help."""
+        """Records the failure, and queues the object for a retry if that may help."""
         self._troubles[name] = trouble
-        if trouble.blame.action is Action.HOLD:  # it holds for the others too
+        if trouble.blame.action is Action.HOLD:  # it applies to the others too
             self._retries_left = 0
             self._drop(Trouble(Blame.SERVER, "not tried, the write is over"))
         if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:
@@ -189,7 +190,7 @@ class Uploads:
             heapq.heappush(self._waiting, (again_at, name))
 
     def _drop(self, trouble: Trouble) -> None:
-        """Starts nothing more; what is on its way may still end well."""
+        """Starts nothing more; uploads in flight may still succeed."""
         for _, name in self._ready:
             self._troubles.setdefault(name, trouble)
         self._ready.clear()
@@ -214,7 +215,7 @@ def crc32c(content: bytes | memoryview) -> str:
     """CRC32C as Cloud Storage writes it: base64 of four bytes, most significant first."""
     if isinstance(content, bytes):
         value = google_crc32c.value(content)
-    else:  # the C code takes bytes only: copied piece by piece, so that 15 MB do not become 30
+    else:  # the C code accepts only bytes: copied in chunks, so that 15 MB do not become 30
         value = 0
         for start in range(0, content.nbytes, CHECKSUM_CHUNK_BYTES):
             value = google_crc32c.extend(value, bytes(content[start : start + CHECKSUM_CHUNK_BYTES]))
@@ -222,7 +223,8 @@ def crc32c(content: bytes | memoryview) -> str:
 
 
 def pause_seconds(trouble: Trouble, tries: int) -> float:
-    """How long an upload waits after so many tries: jitter below a doubling ceiling, above what was asked for."""
+    """Wait of an upload after this many attempts: jitter below a doubling upper bound, but at least the requested
+    wait."""
     ceiling_seconds = BACKOFF_SECONDS * 2.0 ** (tries - 1)
     asked_seconds = trouble.retry_after_seconds or 0.0
     if is_too_often(trouble):

@@ -1,8 +1,8 @@
 """Classifies Google errors: responses of its JSON APIs, and exceptions of its client libraries.
 
-An answer that is a Google JSON error is judged by its reasons first and its status second; any other one (a
-proxy's page) by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients below
-them stands in `BLAME_OF_CLASS`, and a test fails when an upgrade brings one that does not.
+A Google JSON error is classified by its reasons first and its status second; any other response (a proxy's page)
+by its status alone. Every exception class of google-api-core, google-auth and the HTTP clients below them is in
+`BLAME_OF_CLASS`, and a test fails when an upgrade adds one that is not.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     from_api.UnseekableStreamError: NETWORK,
     from_api.UploadCancelledError: NETWORK,
     from_api.MissingStatusHeaderError: NETWORK,
-    # google.auth: the token could not be fetched now, or there is nothing to fetch it with
+    # google.auth: the token could not be fetched now, or there are no credentials
     from_auth.GoogleAuthError: NETWORK,
     from_auth.TransportError: NETWORK,
     from_auth.RefreshError: CREDENTIALS,
@@ -158,10 +158,11 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
     OSError: NETWORK,
 }
 
-# Reasons that say more than their status, in errors of a request and of single rows alike:
-# https://cloud.google.com/bigquery/docs/error-messages, https://cloud.google.com/storage/docs/json_api/v1/status-codes
+# Reasons that are more specific than their status, in errors of requests and of single rows alike:
+# https://cloud.google.com/bigquery/docs/error-messages,
+# https://cloud.google.com/storage/docs/json_api/v1/status-codes
 BLAME_OF_REASON: dict[str, Blame] = {
-    # With these a 403 (or a 400) is about load, not about rights.
+    # With these a 403 (or a 400) is about load, not about permissions.
     "backendError": SERVER,
     "blocked": SERVER,
     "dailyLimitExceeded": SERVER,
@@ -176,7 +177,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "tableUnavailable": SERVER,
     "timeout": SERVER,
     "userRateLimitExceeded": SERVER,
-    # The account: rights, billing, or who pays for the request.
+    # The account: permissions, billing, or who pays for the request.
     "accessDenied": CREDENTIALS,
     "accountDisabled": CREDENTIALS,
     "authError": CREDENTIALS,
@@ -189,20 +190,20 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "userProjectMissing": CREDENTIALS,
     # The bucket, data set or table.
     "notFound": TABLE,
-    # The form of the request, the same for whatever is in it.
+    # The form of the request, independent of its content.
     "invalidAltValue": REQUEST,
     "invalidParameter": REQUEST,
     "invalidQuery": REQUEST,
     "notImplemented": REQUEST,
     "responseTooLarge": REQUEST,
     "wrongUrlForUpload": REQUEST,
-    # Too large, whatever the status.
+    # Too large, for any status.
     "requestTooLarge": Blame.SIZE,
     "uploadTooLarge": Blame.SIZE,
 }
 _BLAME_OF_REASON = {reason.lower(): blame for reason, blame in BLAME_OF_REASON.items()}
 
-# A request over the front end's limit is a 400 without a reason that says so.
+# A request over the front end's limit gets a 400 without a corresponding reason.
 _TOO_LARGE = re.compile(
     r"payload size exceeds|request (?:entity )?(?:is )?too large|too many rows present in the request",
     re.IGNORECASE,
@@ -210,20 +211,21 @@ _TOO_LARGE = re.compile(
 
 
 def advice(error: BaseException, missing: str, denied: str) -> str:
-    """What to do, to be put behind the message: one text where a thing is missing, another where it is denied."""
+    """What to do, appended to the message: one text if a resource is missing, another if access is denied."""
     if isinstance(error, from_api.NotFound):
         return f"; {missing}"
     return f"; {denied}" if isinstance(error, from_api.Forbidden | from_api.Unauthorized) else ""
 
 
 def blame_of_reasons(reasons: list[str]) -> Blame | None:
-    """What the reasons of one error say; None when they say no more than its status. Load goes first."""
+    """The cause according to the reasons of one error; None if they add nothing to its status. Load takes
+    precedence."""
     found = [_BLAME_OF_REASON[reason.lower()] for reason in reasons if reason.lower() in _BLAME_OF_REASON]
     return SERVER if SERVER in found else found[0] if found else None
 
 
 def sort(error: BaseException) -> Trouble:
-    """Whose fault this exception is. One of no known class is the server's: retried, then parked, never lost."""
+    """The cause of this exception. An unknown class counts as a server error: retried, then parked, never lost."""
     blame = next((BLAME_OF_CLASS[cls] for cls in type(error).__mro__ if cls in BLAME_OF_CLASS), SERVER)
     text = f"{type(error).__name__}: {error}"
     retry_after = None
@@ -240,10 +242,10 @@ def sort(error: BaseException) -> Trouble:
 
 
 def sort_answer(answer: Answer) -> Trouble:
-    """Whose fault an answer of Google's JSON APIs is that is no success."""
+    """The cause of an unsuccessful response of Google's JSON APIs."""
     said = (answer.json_object() or {}).get("error")
     if not isinstance(said, dict):
-        return trouble_of_status(answer)  # a proxy's page, or nothing: the status has to do
+        return trouble_of_status(answer)  # a proxy's page, or an empty body: only the status is known
     text = str(said.get("message") or described(answer))
     entries = said.get("errors")
     reasons = [
@@ -256,7 +258,7 @@ def sort_answer(answer: Answer) -> Trouble:
 
 
 def _of_status(status: int | None, text: str, of_bad_request: Blame) -> Blame:
-    """By the status of an error that Google itself made. `of_bad_request`: what a plain 400 is."""
+    """By the status of an error created by Google itself. `of_bad_request`: classification of a plain 400."""
     if status == 400:
         return Blame.SIZE if _TOO_LARGE.search(text) else of_bad_request
     if status is None or status not in BLAME_OF_STATUS:

@@ -21,7 +21,7 @@ DESCRIBED_CHARACTERS_MAX = 160
 DESCRIBED_BYTES_MAX = 2048
 
 BLAME_OF_STATUS: dict[int, Blame] = {
-    # The address, or what stands in front of it. Followed redirects turn a POST into a GET, so none is followed.
+    # The address, or a proxy in front of it. Followed redirects turn a POST into a GET, so none is followed.
     300: Blame.REQUEST,
     301: Blame.REQUEST,
     302: Blame.REQUEST,
@@ -30,7 +30,7 @@ BLAME_OF_STATUS: dict[int, Blame] = {
     305: Blame.REQUEST,
     307: Blame.REQUEST,
     308: Blame.REQUEST,
-    400: Blame.REQUEST,  # of a proxy; servers that mean an item say so in their own words
+    400: Blame.REQUEST,  # from a proxy; servers report a bad item in their own format
     401: Blame.CREDENTIALS,
     402: Blame.CREDENTIALS,
     403: Blame.CREDENTIALS,
@@ -78,10 +78,10 @@ _TAG = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTAL
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """A response.
 
-    `retry_after_seconds`: None when the server did not say. `whole`: False when more came than is read.
-    `headers`: lower-case names, only those that the request asked to keep, the last one of a name.
+    `retry_after_seconds`: None if the server did not send it. `whole`: False if the response was longer than the
+    limit. `headers`: lower-case names, only those that the request asked to keep; the last value of each name.
     """
 
     status: int
@@ -97,7 +97,7 @@ class Answer:
         return 200 <= self.status <= 299
 
     def json_object(self) -> dict[str, Any] | None:
-        """The body as a JSON object; None for anything else, half an object included."""
+        """The body as a JSON object; None for anything else, including a truncated object."""
         if not self.whole:
             return None
         try:
@@ -108,14 +108,14 @@ class Answer:
 
 
 def blame_of_status(status: int) -> Blame:
-    """Whose fault a status is. One that is not known is retried: bounded, then parked, nothing lost."""
+    """The cause that a status indicates. An unknown status is retried: bounded, then parked, nothing lost."""
     if status in BLAME_OF_STATUS:
         return BLAME_OF_STATUS[status]
     return Blame.SERVER if 400 <= status <= 599 else Blame.NETWORK
 
 
 def trouble_of_status(answer: Answer) -> Trouble:
-    """For an answer in which the server itself does not say what is wrong."""
+    """For a response in which the server itself does not state the error."""
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
@@ -125,13 +125,13 @@ def trouble_of_status(answer: Answer) -> Trouble:
 
 
 def unproven(answer: Answer, why: str) -> Trouble:
-    """For a success that does not prove the write: `why` says what is missing."""
+    """For a success that does not prove the write: `why` states what is missing."""
     text = f"HTTP {answer.status} does not prove the write: {why}; it came with {described(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 
 
 def described(answer: Answer) -> str:
-    """What came, for a person: short, printable, without markup."""
+    """A description of the response for operators: short, printable, without markup."""
     if not answer.body:
         return "an empty body"
     text = answer.body[:DESCRIBED_BYTES_MAX].decode("utf-8", "replace")
@@ -149,7 +149,7 @@ def described(answer: Answer) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """A Retry-After header, in seconds from now: it is a number or a date. None when it is neither."""
+    """A Retry-After header, in seconds from now; its value is a number or a date. None when it is neither."""
     if not value:
         return None
     text = value.strip()

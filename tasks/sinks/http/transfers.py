@@ -1,8 +1,8 @@
 """Many HTTP requests at once from one thread: libcurl's multi interface, driven by events of its sockets.
 
-Connections, TLS, proxies (the environment's) and the parsing of answers are libcurl's. What is here says what is
-sent, how long it may take in all, how much of an answer is read, and whose fault an end without an answer is.
-Redirects are not followed.
+Connections, TLS, proxies (from the environment) and parsing of responses are done by libcurl. This module defines
+what is sent, the total time limit, how much of a response is read, and the classification of failures without a
+response. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from tasks.units import KiB, MiB
 
 ANSWER_BYTES_MAX = 64 * KiB
 CONNECT_SECONDS_MAX = 10.0
-# A small body is handed over whole; a larger one is read by libcurl piece by piece, so that it is not copied.
+# A small body is passed as a whole; a larger one is read by libcurl in chunks, so that it is not copied.
 WHOLE_BYTES_MAX = 1 * MiB
 WAIT_SECONDS_MAX = 1.0
 
-# A person has to act on these. Any other end without an answer is the network's, or the server's: tried again.
+# These require an operator. Any other failure without a response is attributed to the network or the server:
+# retried.
 BLAME_OF_CODE: dict[int, Blame] = {
     pycurl.E_UNSUPPORTED_PROTOCOL: Blame.REQUEST,
     pycurl.E_NOT_BUILT_IN: Blame.REQUEST,
@@ -53,7 +54,7 @@ CUT_OFF = Trouble(Blame.NETWORK, "the answer was cut off in its head")
 
 
 class Method(Enum):
-    """What is asked for."""
+    """The request method."""
 
     POST = "POST"
     GET = "GET"
@@ -61,7 +62,7 @@ class Method(Enum):
 
 
 class Proxies(Enum):
-    """Whose requests go through the proxies that the environment names."""
+    """Which requests use the proxies of the environment."""
 
     HTTPS = "https only: an emulator on plain http is reached directly"
     ALL = "http and https"
@@ -69,7 +70,7 @@ class Proxies(Enum):
 
 @dataclass(slots=True)
 class _Running:
-    """One request on its way: the answer so far, and how much of the body was read."""
+    """One request in flight: the response so far, and how much of the body was read."""
 
     key: Hashable
     body: bytes | memoryview
@@ -83,7 +84,7 @@ class _Running:
     head_ended: bool = False
 
     def take(self, piece: bytes) -> int | None:
-        """A part of the answer. An endless page of a proxy is cut off, which ends the request."""
+        """A part of the response. An endless proxy page is truncated, which ends the request."""
         self.answer_bytes += len(piece)
         if self.answer_bytes > ANSWER_BYTES_MAX:
             self.endless = True
@@ -111,14 +112,14 @@ class _Running:
         return piece
 
     def seek(self, offset: int, origin: int) -> None:
-        """Back to the beginning: the request is sent again because its kept connection was dead."""
+        """Rewinds to the beginning: the request is sent again because its reused connection was dead."""
         self.read_bytes = offset
 
 
 class Transfers:
-    """At most `connections` requests at once, each on a connection of its own that is kept afterwards.
+    """At most `connections` requests at once, each on its own connection, which is reused afterwards.
 
-    Belongs to one thread of one process. Bodies are not changed while they are on their way.
+    Belongs to one thread of one process. Bodies must not change while they are in flight.
     """
 
     def __init__(self, connections: int, *, proxies: Proxies = Proxies.HTTPS, ca_file: Path | None = None) -> None:
@@ -141,7 +142,7 @@ class Transfers:
 
     @property
     def running(self) -> list[Hashable]:
-        """The keys of the requests on their way."""
+        """The keys of the requests in flight."""
         return [one.key for one in self._running.values()]
 
     def send(
@@ -154,7 +155,7 @@ class Transfers:
         method: Method = Method.POST,
         wanted_headers: Collection[str] = (),
     ) -> Answer | Trouble:
-        """One request from its start to its end, with nothing else on its way."""
+        """One complete request, with nothing else in flight."""
         assert not self._running
         try:
             self.start(0, url, headers, body, seconds_max, method=method, wanted_headers=wanted_headers)
@@ -175,9 +176,9 @@ class Transfers:
         method: Method = Method.POST,
         wanted_headers: Collection[str] = (),
     ) -> None:
-        """Begins a request; `wait` says how it ended, under this key. There must be room.
+        """Starts a request; `wait` returns its result with this key. `room` must be true.
 
-        `wanted_headers`: lower-case names of the headers that the answer keeps.
+        `wanted_headers`: lower-case names of the headers to keep from the response.
         """
         assert self.room
         small = len(body) <= WHOLE_BYTES_MAX
@@ -206,7 +207,8 @@ class Transfers:
         self._multi.add_handle(handle)
 
     def wait(self, seconds_max: float) -> list[tuple[Hashable, Answer | Trouble]]:
-        """What ended: as soon as something did, or nothing after `seconds_max` or a second, whichever is less."""
+        """The completed requests: returns as soon as there is one, or none after `seconds_max` or one second,
+        whichever is less."""
         timeout = min(seconds_max, WAIT_SECONDS_MAX)
         if self._due_at is not None:
             timeout = min(timeout, self._due_at - time.monotonic())
@@ -221,7 +223,7 @@ class Transfers:
         return list(self._ended())
 
     def abandon(self) -> None:
-        """Breaks off whatever is on its way; these connections are closed."""
+        """Cancels all requests in flight; these connections are closed."""
         for handle in list(self._running):
             self._release(handle)
 
@@ -240,7 +242,7 @@ class Transfers:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
                 one = self._running[handle]
-                # libcurl takes a head that is cut off for a whole answer without a body.
+                # libcurl treats a truncated head as a complete response without a body.
                 cut_off = one.wanted_headers and not one.head_ended
                 yield one.key, CUT_OFF if cut_off else self._answer(handle)
                 self._release(handle)
@@ -264,7 +266,7 @@ class Transfers:
     def _release(self, handle: Any) -> None:
         self._multi.remove_handle(handle)
         one = self._running.pop(handle)
-        one.body = b""  # the handle still knows `one` by its callbacks
+        one.body = b""  # the handle still refers to `one` through its callbacks
         if one.reusable:
             handle.setopt(pycurl.POSTFIELDS, b"")
             self._idle.append(handle)
@@ -312,14 +314,14 @@ class Connections:
         return found
 
     def close(self) -> None:
-        """Closes the connections of all threads, which are at rest by then."""
+        """Closes the connections of all threads, which must be idle by then."""
         for transfers in self._made:
             transfers.close()
         self._made.clear()
 
 
 def _handle(ca_file: Path | None) -> Any:
-    """What all requests have in common."""
+    """The options common to all requests."""
     handle = pycurl.Curl()
     handle.setopt(pycurl.NOSIGNAL, 1)
     handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
@@ -337,15 +339,15 @@ def _handle(ca_file: Path | None) -> Any:
 
 
 def _milliseconds(seconds: float) -> int:
-    """At least one: libcurl takes 0 for no limit."""
+    """At least one, because libcurl treats 0 as no limit."""
     return max(1, int(seconds * 1000))
 
 
 def _trouble(handle: Any, code: int, text: str) -> Trouble:
-    """An end without an answer. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
+    """A failure without a response. `code`: https://curl.se/libcurl/c/libcurl-errors.html"""
     tunnel_status = handle.getinfo(pycurl.HTTP_CONNECTCODE)
     if tunnel_status and not 200 <= tunnel_status <= 299:
         return Trouble(blame_of_status(tunnel_status), f"the proxy answers {tunnel_status} to CONNECT: {text}")
-    # libcurl has one code for a URL that it cannot ask for and for an answer that is no HTTP.
+    # libcurl has one code for an unsupported URL and for a response that is not HTTP.
     blame = Blame.NETWORK if "HTTP/0.9" in text else BLAME_OF_CODE.get(code, Blame.NETWORK)
     return Trouble(blame, f"curl {code}: {text}")
