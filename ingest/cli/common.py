@@ -119,7 +119,7 @@ def redis_answers() -> Iterator[None]:
         fail(f"redis: {error}; {advice(error)}")
 
 
-def unless_redis_is_away(ask: Callable[[], T]) -> T | None:
+def none_if_redis_is_unavailable(ask: Callable[[], T]) -> T | None:
     """The result; None if Redis is unavailable."""
     try:
         return ask()

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingest.cli.common import as_json, by_option, echo, echo_json, redis_answers, settings, unless_redis_is_away
+from ingest.cli.common import (
+    as_json,
+    by_option,
+    echo,
+    echo_json,
+    none_if_redis_is_unavailable,
+    redis_answers,
+    settings,
+)
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
 from ingest.settings import Settings
@@ -101,7 +109,7 @@ def _rule(project: int, act: Callable[[Any], None]) -> None:
 
 
 def _rule_text(store: TenantStore, project: int) -> str:
-    rules = unless_redis_is_away(store.rules)
+    rules = none_if_redis_is_unavailable(store.rules)
     if rules is None:
         return UNKNOWN  # Redis holds a copy: without it, rules can be changed but not shown
     if project in rules.killed:

@@ -110,7 +110,7 @@ class Reader:
         )
         self.gate = TenantGate()
         self.settled = Settled(self.pipeline, self.gate)
-        self.parser = parser_of(settings, self.gate, self._is_wary)
+        self.parser = parser_of(settings, self.gate, self._is_suspect)
         self.second_line = SecondLine(
             rules_of(settings), Deadlines.before(settings.loop_silent_seconds_max), self.inbox.put
         )
@@ -217,7 +217,7 @@ class Reader:
         for step in steps.observe(event, commands, now):
             log.debug("protocol_step", reader=self.dispatcher.reader, **step)
 
-    def _is_wary(self, source: TopicPartition) -> bool:
+    def _is_suspect(self, source: TopicPartition) -> bool:
         """True if readers died repeatedly on this partition without progress: one of its messages may be the
         cause."""
         return self.pipeline.failed_starts(source) >= FAILED_STARTS_MAX

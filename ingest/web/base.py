@@ -22,7 +22,7 @@ from tornado import web
 from ingest.core.stored_recording import BlobError, Unpacked
 from ingest.settings import Settings
 from ingest.web.desk import Desk, Refused
-from ingest.web.login import SESSION_SECONDS, Login, Visitor, Way
+from ingest.web.login import SESSION_SECONDS, Login, LoginMethod, Visitor
 from ingest.web.model import NotFound, ReadError, Replay, Segments
 from ingest.web.reads import Reads
 from tasks.sign_in import Throttled
@@ -138,7 +138,11 @@ class Handler(web.RequestHandler):
     def let_in(self) -> None:
         """The visitor with a session, or with a password, which starts a session."""
         login = self.state.login
-        visitor = Visitor("", Way.OPEN) if login.is_open else login.by_cookie(self.get_cookie(self._cookie) or "")
+        visitor = (
+            Visitor("", LoginMethod.OPEN)
+            if login.is_open
+            else login.by_cookie(self.get_cookie(self._cookie) or "")
+        )
         if visitor is None or not self.is_enough(visitor):
             by_password = login.by_password(self.request.headers.get("Authorization", ""))
             if by_password is not None:

@@ -27,7 +27,7 @@ SESSION_SECONDS = 12 * 3600
 log = structlog.get_logger("web")
 
 
-class Way(StrEnum):
+class LoginMethod(StrEnum):
     """How a visitor logged in. OPEN: `--no-login`."""
 
     LINK = "link"
@@ -40,7 +40,7 @@ class Visitor:
     """A logged-in visitor."""
 
     name: str
-    way: Way
+    way: LoginMethod
 
 
 class Login:
@@ -79,12 +79,12 @@ class Login:
         """The visitor with the link's token. A correct token is never throttled, because it cannot be guessed."""
         if hmac.compare_digest(token.encode(), self._token.encode()):
             self._token = secrets.token_urlsafe(32)
-            visitor = Visitor(_own_name(), Way.LINK)
+            visitor = Visitor(_own_name(), LoginMethod.LINK)
             log.info("signed_in", way=str(visitor.way), user=visitor.name)
             self._relinked(self.link)
             return visitor
         self._links.pass_or_raise()
-        self._links.failed(Way.LINK)
+        self._links.failed(LoginMethod.LINK)
         return None
 
     def by_password(self, header: str) -> Visitor | None:
@@ -94,9 +94,9 @@ class Login:
             return None
         self._passwords.pass_or_raise()
         if not is_one_of(given, self._people):
-            self._passwords.failed(Way.PASSWORD)
+            self._passwords.failed(LoginMethod.PASSWORD)
             return None
-        visitor = Visitor(given.partition(":")[0], Way.PASSWORD)
+        visitor = Visitor(given.partition(":")[0], LoginMethod.PASSWORD)
         log.info("signed_in", way=str(visitor.way), user=visitor.name)
         return visitor
 
@@ -117,7 +117,7 @@ class Login:
         way, ends_at, _, name = content.split(".")
         if self._clock() >= float(ends_at):
             return None
-        return Visitor(bytes.fromhex(name).decode(), Way(way))
+        return Visitor(bytes.fromhex(name).decode(), LoginMethod(way))
 
     def _proof(self, content: str) -> str:
         return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()

@@ -9,7 +9,7 @@ import msgspec
 from tornado import web
 
 from ingest.web.base import TOKEN_HEADER, Handler
-from ingest.web.login import Visitor, Way
+from ingest.web.login import LoginMethod, Visitor
 from ingest.web.pages import STATIC, BrowserHandler
 
 IDS_MAX = 1000
@@ -21,7 +21,9 @@ class OperatorHandler(Handler):
     """Requires a login: by password if passwords are set. Actions also require the token."""
 
     def is_enough(self, visitor: Visitor) -> bool:
-        return visitor.way is Way.PASSWORD or (visitor.way is Way.LINK and not self.state.login.has_passwords)
+        return visitor.way is LoginMethod.PASSWORD or (
+            visitor.way is LoginMethod.LINK and not self.state.login.has_passwords
+        )
 
     def refuse(self) -> None:
         if self.state.login.has_passwords:

@@ -133,7 +133,7 @@ class RangeReader:
             "queued.max.messages.kbytes": QUEUED_BYTES_MAX // KiB,
             "fetch.wait.max.ms": FETCH_WAIT_MS,
             **kafka_options(settings),
-            "error_cb": self._hear,
+            "error_cb": self._note_error,
         }
         self._consumer = Consumer(options, logger=log)
 
@@ -254,7 +254,7 @@ class RangeReader:
             ):
                 return message
             if error is not None:
-                self._hear(error)
+                self._note_error(error)
             self._raise_if_refused()
             if silent_seconds > 2 * POLL_SECONDS and self._is_beyond_the_end(wanted.partition, position):
                 return None
@@ -291,7 +291,7 @@ class RangeReader:
 
     # Errors
 
-    def _hear(self, error: KafkaError) -> None:
+    def _note_error(self, error: KafkaError) -> None:
         """Collects asynchronous errors of librdkafka, which keeps retrying."""
         self._heard = error.str()
         if error.code() in REFUSED or error.code() in MISSING or error.fatal():

@@ -29,7 +29,7 @@ def run(module: str, *arguments: str, deadline_seconds: float = 120) -> str:
 @pytest.mark.parametrize(
     "module", ["latency_server", "peers_pipeline", "end_to_end", "dispatch", "soak", "uploads", "rebalance"]
 )
-def test_each_program_explains_itself(module: str) -> None:
+def test_each_program_has_help(module: str) -> None:
     """given a program of benchmarks/, when it is run with --help, then it prints its options"""
     assert "usage:" in run(module, "--help")
 

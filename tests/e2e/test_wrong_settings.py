@@ -212,7 +212,7 @@ LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
 CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
-def meeting(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def commands_for(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """All commands for the first of a kind; for each of the others a few, different every time."""
     if case.kind:
         return list(commands)
@@ -252,7 +252,7 @@ def test_every_command_refuses_a_wrong_setting_in_one_line(
     else"""
     for name, value in filled(case.variables, files).items():
         monkeypatch.setenv(name, value)
-    for path in meeting(case, COMMANDS):
+    for path in commands_for(case, COMMANDS):
         found = CliRunner().invoke(main, words(path, files["folder"]))
 
         assert not isinstance(found.exception, Exception), (path, found.exception)
@@ -324,7 +324,7 @@ def ran(program: str, *words: str, **variables: str) -> Ended:
 def test_celery_commands_refuse_a_wrong_setting_in_one_line(case: Broken, files: dict[str, str]) -> None:
     """given a wrong setting, when a worker or Flower starts, then it prints which one and what to do, and exits"""
     variables = LOCKED | filled(case.variables, files)
-    for command in CELERY[:2] if case.kind else meeting(case, CELERY)[:1]:
+    for command in CELERY[:2] if case.kind else commands_for(case, CELERY)[:1]:
         ended = ran("celery", "-A", "tasks", *command, **variables)
 
         expect_one_line(ended, case.names, " ".join(command))

@@ -13,7 +13,7 @@ from ingest.settings import Settings as ReaderSettings
 from tasks.settings import Settings
 from tests.kit.fleet import fleet, fleet_options, fleet_redis
 from tests.kit.library import Library, fill
-from tests.kit.office import Office, furnish, opened
+from tests.kit.office import Office, opened, set_up_office
 
 __all__ = [
     "fleet",
@@ -69,7 +69,7 @@ def office_env(stack: Stack) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def office_settings(office_env: dict[str, str]) -> ReaderSettings:
     """Its settings; its topics, bucket and tables exist."""
-    return furnish(office_env)
+    return set_up_office(office_env)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Office:
             sink.close()
 
 
-def furnish(env: dict[str, str]) -> Settings:
+def set_up_office(env: dict[str, str]) -> Settings:
     """Creates topics, bucket and tables, and produces the messages. The Redis database is emptied."""
     settings = settings_of(env)
     Redis.from_url(settings.redis_url.get_secret_value()).flushdb()

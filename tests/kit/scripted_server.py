@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 @dataclass(frozen=True)
-class Asked:
+class Received:
     """One request as it arrived."""
 
     method: str
@@ -46,14 +46,14 @@ class Answer:
     raw: bytes | None = None
 
 
-Script = Callable[[Asked], Answer]
+Script = Callable[[Received], Answer]
 
 
 def in_turn(answers: Sequence[Answer | Script]) -> Script:
     """The n-th answer for the n-th request; the last one for all later requests."""
     numbers = itertools.count()
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         said = answers[min(next(numbers), len(answers) - 1)]
         return said(asked) if callable(said) else said
 
@@ -68,7 +68,7 @@ def half(whole: Answer) -> Answer:
 def relay_to(url: str) -> Script:
     """Forwards every request to a server, and returns its answer."""
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         headers = {name: value for name, value in asked.headers.items() if name.lower() != "host"}
         request = urllib.request.Request(url + asked.path, asked.body or None, headers, method=asked.method)
         try:
@@ -81,13 +81,13 @@ def relay_to(url: str) -> Script:
 
 
 @contextmanager
-def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Asked]]]:
+def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[tuple[str, list[Received]]]:
     """The server's URL, and the list of received requests.
 
     `body_bytes_max`: a larger request gets 413 without being read, and its connection is closed, as by
     proxies.
     """
-    asked: list[Asked] = []
+    asked: list[Received] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -97,12 +97,12 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
         def do_POST(self) -> None:
             size_bytes = int(self.headers.get("Content-Length") or 0)
             if body_bytes_max is not None and size_bytes > body_bytes_max:
-                asked.append(Asked(self.command, self.path, dict(self.headers.items()), b""))
+                asked.append(Received(self.command, self.path, dict(self.headers.items()), b""))
                 self.close_connection = True
                 page = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
                 self._send(Answer(413, page, {"Content-Type": "text/html", "Connection": "close"}))
                 return
-            request = Asked(self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes))
+            request = Received(self.command, self.path, dict(self.headers.items()), self.rfile.read(size_bytes))
             asked.append(request)
             self._send(answer(request))
 

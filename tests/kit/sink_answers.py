@@ -1,6 +1,6 @@
 """Answers of the sinks' servers for a durable write, and answers with a 2xx that prove nothing.
 
-`PROOFS` has the valid answer by sink. `lies(sink)` has all others: name and script, to be tried one by one.
+`PROOFS` has the valid answer by sink. `false_successes(sink)` has all others: name and script, to be tried one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import google_crc32c
 import lz4.frame  # type: ignore[import-untyped]
 
-from tests.kit.scripted_server import Answer, Asked, Script, half
+from tests.kit.scripted_server import Answer, Received, Script, half
 
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 JSON = {"Content-Type": "application/json; charset=UTF-8"}
@@ -30,7 +30,7 @@ EXCEPTION = (
 GENERATION = "1795765370548467"
 
 
-def object_resource(asked: Asked) -> dict[str, Any]:
+def object_resource(asked: Received) -> dict[str, Any]:
     """The resource of the object that an upload makes."""
     url = urlsplit(asked.path)
     checksum = base64.b64encode(google_crc32c.value(asked.body).to_bytes(4, "big")).decode()
@@ -43,13 +43,13 @@ def object_resource(asked: Asked) -> dict[str, Any]:
     }
 
 
-def stored(asked: Asked, **other: Any) -> Answer:
+def stored(asked: Received, **other: Any) -> Answer:
     """Cloud Storage stored the object; `other` replaces fields of its resource, None leaves one out."""
     found = {name: value for name, value in (object_resource(asked) | other).items() if value is not None}
     return Answer(200, json.dumps(found).encode(), JSON)
 
 
-def rows_of(asked: Asked) -> int:
+def rows_of(asked: Received) -> int:
     """Number of lines in an INSERT."""
     body = asked.body
     if asked.headers.get("Content-Encoding") == "lz4":
@@ -57,7 +57,7 @@ def rows_of(asked: Asked) -> int:
     return len(body.splitlines())
 
 
-def inserted(asked: Asked, **other: Any) -> Answer:
+def inserted(asked: Received, **other: Any) -> Answer:
     """ClickHouse wrote the rows; `other` replaces fields of the summary, None leaves one out."""
     summary: dict[str, Any] = {
         "read_rows": str(rows_of(asked)),
@@ -78,7 +78,7 @@ def inserted(asked: Asked, **other: Any) -> Answer:
     return Answer(200, b"", {"Content-Type": "text/plain; charset=UTF-8", **headers})
 
 
-def streamed(asked: Asked, **other: Any) -> Answer:
+def streamed(asked: Received, **other: Any) -> Answer:
     """BigQuery stored the rows; `other` replaces or adds fields of the answer, None leaves one out."""
     found = {"kind": "bigquery#tableDataInsertAllResponse", **other}
     found = {name: value for name, value in found.items() if value is not None}
@@ -88,7 +88,7 @@ def streamed(asked: Asked, **other: Any) -> Answer:
 PROOFS: dict[str, Callable[..., Answer]] = {"gcs": stored, "clickhouse": inserted, "bigquery": streamed}
 
 
-def lies(sink: str) -> dict[str, Script]:
+def false_successes(sink: str) -> dict[str, Script]:
     """Answers whose status is a success and that prove nothing about a write to this sink, by name."""
     return {**_of_any_sink(sink), **_OF_SINK[sink]()}
 
@@ -149,7 +149,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
     return found
 
 
-def _proof_of_another(sink: str, asked: Asked) -> Answer:
+def _proof_of_another(sink: str, asked: Received) -> Answer:
     """The proof of another request."""
     return PROOFS[sink](replace(asked, path="/upload/storage/v1/b/bucket/o?name=object"))
 

@@ -79,7 +79,7 @@ def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Pat
 
 
 @pytest.mark.parametrize("headers", BROWSERS, ids=str)
-def test_no_page_in_a_browser_is_answered(stack: Stack, headers: dict[str, str]):
+def test_requests_from_web_pages_are_refused(stack: Stack, headers: dict[str, str]):
     """A site open in a browser can send requests to loopback ports, without reading the responses."""
     stack.start(["clickhouse", "bigquery", "statsd"])
     addresses = stack.addresses

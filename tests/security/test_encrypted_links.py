@@ -261,7 +261,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
-def test_check_says_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
+def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
     """Not only that no broker responded: the operator reads what to check."""
     changes, said = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}

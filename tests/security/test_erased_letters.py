@@ -82,7 +82,7 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
             assert ERASED in told.err
 
 
-def test_a_letter_of_an_erased_replay_is_answered_with_erased(topics: Topics):
+def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
     """For everything that was refused, whether its message exists or not; a neighbor's letter is still
     replayed."""
     written = [
@@ -100,7 +100,7 @@ def test_a_letter_of_an_erased_replay_is_answered_with_erased(topics: Topics):
     assert [letter.replayed for letter in topics.letters()] == [False] * len(written) + [True]
 
 
-def test_a_letter_of_an_erased_project_is_answered_with_erased(topics: Topics):
+def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
     """Its message arrived before the letter was written, which was before the erasure."""
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
@@ -112,7 +112,7 @@ def test_a_letter_of_an_erased_project_is_answered_with_erased(topics: Topics):
     expect_erased(topics, *written)
 
 
-def test_a_letter_of_an_erased_user_is_answered_with_erased(topics: Topics):
+def test_a_letter_of_an_erased_user_is_reported_as_erased(topics: Topics):
     """ClickHouse refused the row that names the user, so no erasure could find the user's replay."""
     written = [message(topics, of_user(MINE, ANN)), row(topics, user_email=ANN), row(topics, GONE, user=ANN)]
     topics.write(*written)
@@ -121,7 +121,7 @@ def test_a_letter_of_an_erased_user_is_answered_with_erased(topics: Topics):
     expect_erased(topics, *written)
 
 
-def test_what_only_a_letter_vouches_for_is_not_written_in_doubt(topics: Topics):
+def test_an_item_without_its_message_is_not_written_in_doubt(topics: Topics):
     """A recording does not name its user, and neither does an unreadable row."""
     topics.write(blob(topics, GONE), row(topics, GONE, project_id="x"), row(topics, GONE, replay_id=None))
     topics.write(message(topics, of_user(THEIRS, "bob@shop.example")))

@@ -74,7 +74,7 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
     assert any("reader odd may still write" in line for line in left)
 
 
-def test_a_heartbeat_removes_what_no_program_wrote(stored: Settings, forged: Coordination):
+def test_a_heartbeat_removes_forged_entries(stored: Settings, forged: Coordination):
     """Readers and workers continue to publish their state; entries of others do not stop their loop."""
     now = forged.now()
     forged.publish_reader(NAME, json.dumps({"seen_at": now}))

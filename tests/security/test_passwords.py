@@ -75,7 +75,7 @@ def test_an_address_that_cannot_be_read_is_refused_without_its_password(name: st
     assert PASSWORD not in printed("check", **{name: value})
 
 
-def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest.MonkeyPatch):
+def test_every_finding_of_check_hides_secrets(monkeypatch: pytest.MonkeyPatch):
     """Given a client that quotes a decoded password, when `check` fails, then it is still hidden."""
     monkeypatch.setenv("REPLAYS_REDIS_URL", "redis://w:p%40ss%2Fword-1@127.0.0.1:1")
     monkeypatch.setenv("REPLAYS_KAFKA_GROUP", "p@ss/word-1")
@@ -105,14 +105,14 @@ def test_every_finding_of_check_hides_what_the_settings_hide(monkeypatch: pytest
         f"'authorization': 'Bearer {PASSWORD}'",
     ],
 )
-def test_what_looks_like_a_secret_is_hidden_in_any_text(text: str):
+def test_secrets_are_hidden_in_any_text(text: str):
     """Given a client's or server's text with a secret, when it is an error, then only the secret is removed."""
     for told in (without_secrets(text), shortened(text)):
         assert PASSWORD not in told
         assert "***" in told
 
 
-def test_what_holds_no_secret_is_left_as_it_is():
+def test_text_without_secrets_is_unchanged():
     """Given ordinary errors, when they are printed, then nothing is removed from them."""
     for text in (
         "http://127.0.0.1:8123: refused",
@@ -123,7 +123,7 @@ def test_what_holds_no_secret_is_left_as_it_is():
         assert without_secrets(text) == text
 
 
-def test_a_wrong_setting_is_told_in_printable_text(monkeypatch: pytest.MonkeyPatch):
+def test_a_wrong_setting_is_reported_in_printable_text(monkeypatch: pytest.MonkeyPatch):
     """Given a value with escape sequences, when it is refused, then its message is safe for a terminal."""
     monkeypatch.setenv("REPLAYS_LOG_LEVEL", "\x1b]52;c;x\x07")
     with pytest.raises(SettingsError) as refused:

@@ -56,7 +56,7 @@ def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Pro
     assert answered(probes)
 
 
-def test_a_request_has_a_deadline_however_slowly_it_comes(probes: Probes, monkeypatch: pytest.MonkeyPatch):
+def test_a_slow_request_has_a_deadline(probes: Probes, monkeypatch: pytest.MonkeyPatch):
     """Occasional bytes do not keep a connection open."""
     monkeypatch.setattr(probe_server, "REQUEST_SECONDS_MAX", 0.5)
     gone = threading.Event()

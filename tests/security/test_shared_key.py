@@ -88,7 +88,7 @@ def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = RE
 
 
 @SEALED
-def test_two_entries_of_a_stream_move_no_offset_past_rows_that_nobody_wrote(eager: Eager, sealed: bool):
+def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, sealed: bool):
     """The reader accepts the completion that its workers wrote, and no other."""
     forged, real = make_batch(start=100), make_batch()
     for stage in Stage:
@@ -248,7 +248,7 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
     assert copy.get(["killed/7", "killed/8"]) == [{"at": 1.0, "by": "me", "key": "killed/7"}, None]
 
 
-def test_a_copy_of_decisions_from_before_the_key_is_made_anew(eager: Eager):
+def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
     """Otherwise it would count as complete, and as empty."""
     before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
     copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
@@ -260,7 +260,7 @@ def test_a_copy_of_decisions_from_before_the_key_is_made_anew(eager: Eager):
     assert list(copy.in_force()) == ["killed/7"]
 
 
-def test_retries_and_attempts_go_on_where_they_stopped(eager: Eager):
+def test_retries_and_attempts_continue_where_they_stopped(eager: Eager):
     """Sealed progress and marks are accepted: nothing is written twice because of the key."""
     from tasks.errors import TransientSinkError
 
@@ -298,7 +298,7 @@ def test_the_key_is_turned_on_one_program_after_the_other(
     assert len(eager.sink("clickhouse").rows) == 3
 
 
-def test_what_a_program_without_the_key_reports_is_ignored_once_it_must_have_one(
+def test_reports_without_a_seal_are_ignored_once_the_key_is_required(
     eager: Eager, monkeypatch: pytest.MonkeyPatch
 ):
     """Its rows are stored, and the reader writes them again: this costs work and loses nothing."""

@@ -159,7 +159,7 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
 
 @pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
 @pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
-def test_reconcile_asks_for_no_planted_identity(table: str, field: str):
+def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
     """No part of the plant is in the statement, if there is one."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
@@ -172,7 +172,7 @@ def test_reconcile_asks_for_no_planted_identity(table: str, field: str):
     assert "secret" not in made
 
 
-def test_the_pages_ask_with_parameters():
+def test_the_pages_query_with_parameters():
     """All of a visitor's input is passed as values."""
     where, having, given = _conditions(Filter(release=PLANT, text=PLANT))
 

@@ -141,7 +141,7 @@ def listener() -> Iterator[Listener]:
     made.close()
 
 
-def test_a_hostile_recording_connects_to_nobody(stored: Settings, listener: Listener):
+def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Listener):
     """Given every known trick, when it is played to its end, then no server receives a request."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:

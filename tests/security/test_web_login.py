@@ -13,7 +13,7 @@ import structlog.testing
 from pydantic import SecretStr
 
 from ingest.settings import Settings
-from ingest.web.login import Login, Visitor, Way
+from ingest.web.login import Login, LoginMethod, Visitor
 from tasks.sign_in import DELAY_SECONDS_MAX, FORGIVEN_SECONDS, FREE_FAILURES, Throttle, Throttled
 from tests.kit.prestarted import PARENTS
 from tests.kit.web_pages import Client, running, signed_in
@@ -51,7 +51,7 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
-def test_a_stranger_sees_nothing(passwords: str):
+def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
     """No page, no script, no API response; and no address that reveals whether something exists."""
     with pages(passwords) as (address, _):
         stranger = Client(address)
@@ -77,7 +77,7 @@ def test_the_link_works_once_and_is_followed_by_another():
     assert len(set(links)) == 2
 
 
-def test_the_session_is_this_servers_alone():
+def test_the_session_is_valid_for_this_server_only():
     """The cookie is inaccessible to scripts and other sites, and ends with the process."""
     with pages() as (address, links):
         cookie = Client(address).get(links[0]).headers["Set-Cookie"]
@@ -138,7 +138,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
     delays = []
     for _ in range(FREE_FAILURES + 10):
         throttle.pass_or_raise()
-        throttle.failed(Way.PASSWORD)
+        throttle.failed(LoginMethod.PASSWORD)
         delays.append(throttle.delay_seconds)
         if throttle.delay_seconds:
             with pytest.raises(Throttled):
@@ -149,7 +149,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
     assert delays[-1] == DELAY_SECONDS_MAX
     now[0] += FORGIVEN_SECONDS
     throttle.pass_or_raise()
-    throttle.failed(Way.PASSWORD)
+    throttle.failed(LoginMethod.PASSWORD)
     assert throttle.delay_seconds == 0.0
 
 
@@ -157,9 +157,9 @@ def test_a_session_ends():
     """After half a day, by the same process's clock."""
     now = [0.0]
     login = Login(Settings(), clock=lambda: now[0])
-    cookie = login.cookie(Visitor("ann", Way.LINK))
+    cookie = login.cookie(Visitor("ann", LoginMethod.LINK))
 
-    assert login.by_cookie(cookie) == Visitor("ann", Way.LINK)
+    assert login.by_cookie(cookie) == Visitor("ann", LoginMethod.LINK)
     assert login.by_cookie(cookie.replace("link", "password", 1)) is None
     now[0] = 13 * 3600.0
     assert login.by_cookie(cookie) is None
@@ -176,7 +176,7 @@ def test_other_host_names_are_refused(host: str):
         assert {me.get(path, Host=host).status for path in (*PATHS, "/login")} == {421}
 
 
-def test_without_a_login_only_when_asked_for():
+def test_login_is_disabled_only_by_the_option():
     """The option is explicit; a page of another site still reads nothing."""
     with pages(login=False) as (address, links):
         stranger = Client(address)

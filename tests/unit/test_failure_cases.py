@@ -26,7 +26,7 @@ def test_there_is_a_section_for_each_kind() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
-def test_each_case_names_its_test_or_says_that_there_is_none(section: str) -> None:
+def test_each_case_cites_its_test_or_states_that_there_is_none(section: str) -> None:
     """Three cells per row, the last of which cites evidence or states that there is none."""
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
 

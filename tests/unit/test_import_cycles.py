@@ -108,7 +108,7 @@ def test_there_is_no_import_cycle():
         ("def later():\n    import c", {"c"}),
     ],
 )
-def test_what_counts_as_an_import(source: str, expected: set[str]):
+def test_every_form_of_import_is_found(source: str, expected: set[str]):
     """All imports that ever run, wherever they are."""
     assert imported(source, {"a", "a.b", "c"}) == expected
 

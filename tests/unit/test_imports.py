@@ -20,7 +20,7 @@ PRODUCT = [path for path in sources() if not name_of(path).startswith("benchmark
 
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
-def test_a_file_imports_only_what_its_place_allows(path: Path) -> None:
+def test_a_file_imports_only_what_its_package_may(path: Path) -> None:
     """given the table, when all imports of the file are walked, then each is allowed, ours and third-party"""
     assert violations(name_of(path), path.read_text()) == []
 

@@ -43,7 +43,7 @@ from tools.chaos.faults import (
 )
 from tools.chaos.result import Done, Result, show
 from tools.history.check import History, judge
-from tools.history.collect import Asked, Told
+from tools.history.collect import LoggedOperations, PolledOffsets
 
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
@@ -228,7 +228,7 @@ class _Chaos:
 
     def _watch_commits(self, fleet: Fleet) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = Asked(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
+        asked = PolledOffsets(fleet.settings, SOURCE_PARTITIONS + ADDED_PARTITIONS_MAX)
         while not self.calm.wait(0.5):
             asked.ask()
         asked.close()
@@ -238,7 +238,7 @@ class _Chaos:
         """Compares the readers' logs with the broker's responses."""
         for name, child in fleet.children.items():
             if name.startswith("reader"):
-                Told.of(name, told(child)).add_to(self.history)
+                LoggedOperations.of(name, told(child)).add_to(self.history)
         self.result.history = self.history.counts()
         self.result.violations = judge(self.history)
         self.say(f"judged a history of {self.history.counts()}")

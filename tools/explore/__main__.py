@@ -86,7 +86,7 @@ def on_terminal() -> Callable[[int, int, int], None]:
     return show
 
 
-def spoken(explored: Explored) -> str:
+def as_text(explored: Explored) -> str:
     """A result as lines."""
     result = explored.result
     lines = [
@@ -106,7 +106,7 @@ def as_json(explored: Explored) -> str:
     return json.dumps({"bound": str(explored.bound), **facts})
 
 
-def spoken_bug(bug: planted.Bug, found: planted.Found) -> str:
+def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
     """The result for a planted bug, as lines."""
     if found.code != 1 or not found.story:
         return f"planted: {bug.name}: NOT FOUND\n  {found.broken}"
@@ -131,7 +131,7 @@ def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[E
         for future in as_completed([pool.submit(explore, bound) for bound in bounds]):
             explored = future.result()
             done.append(explored)
-            print(spoken(explored) if as_lines else as_json(explored), flush=True)
+            print(as_text(explored) if as_lines else as_json(explored), flush=True)
     return done
 
 
@@ -142,7 +142,7 @@ def find_planted(jobs: int, *, as_lines: bool) -> int:
         for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):
             count += found.code == 1 and bool(found.story)
             facts = {"planted": bug.name, "found": found.broken, "story": found.story}
-            print(spoken_bug(bug, found) if as_lines else json.dumps(facts), flush=True)
+            print(bug_as_text(bug, found) if as_lines else json.dumps(facts), flush=True)
     return count
 
 
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.world is not None:
         explored = explore(Bound(options.world, options.faults))
-        print(as_json(explored) if options.json else spoken(explored), flush=True)
+        print(as_json(explored) if options.json else as_text(explored), flush=True)
         return int(bool(explored.result.broken))
     began = time.monotonic()
     done = explore_all(BOUNDS[options.bounds], options.jobs, as_lines=not options.json)

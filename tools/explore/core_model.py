@@ -254,11 +254,11 @@ class CoreModel:
         seen = self._board.things[self._mirrored(board) if actor else board]
         for outcome in self.readers.outcomes(reader, seen, may_fail=True):
             if outcome.what == what:
-                return [said for command in outcome.commands if (said := spoken(command))]
+                return [said for command in outcome.commands if (said := as_text(command))]
         return []
 
 
-def spoken(command: do.Command) -> str:
+def as_text(command: do.Command) -> str:
     """A command in a few words; empty for commands without effect in the model."""
     match command:
         case do.Commit():

@@ -139,7 +139,7 @@ class StagingModel:
             for event in self._begin(without(world, out=out), Program("tell", out.chord)):
                 yield fault(event.world, f"before its tasks returned, {event.what}")
         for completion in dict.fromkeys(world.stream):
-            yield from self._hear(world, completion)
+            yield from self._receive(world, completion)
         yield fault(forget(world), "redis loses everything")
         yield fault(world._replace(staged=Staged()), "redis evicts what is staged")
 
@@ -161,12 +161,12 @@ class StagingModel:
             yield from self._begin(world._replace(waiting=True), Program("dispatch", chord))
         else:
             again = world._replace(chord=chord._replace(attempt=chord.attempt + 1), waiting=False)
-            what = f"the deadline of {spoken(chord)} passes"
+            what = f"the deadline of {as_text(chord)} passes"
             yield Event(what, again) if gone(world, chord) else fault(again, what)
 
-    def _hear(self, world: World, completion: Completion) -> Iterator[Event]:
+    def _receive(self, world: World, completion: Completion) -> Iterator[Event]:
         chord, left = world.chord, without(world, stream=completion)
-        text = f"{spoken(completion.chord)} is {'durable' if completion.done else 'not durable'}"
+        text = f"{as_text(completion.chord)} is {'durable' if completion.done else 'not durable'}"
         yield fault(left, f"the completion that says that {text} is lost")
         if chord is None or completion.chord.reader != world.reader or completion.chord.rows != chord.rows:
             yield Event(f"nobody minds any more that {text}", left)
@@ -185,7 +185,7 @@ class StagingModel:
         yield from self._begin(left, delivery)
         for event in self._begin(world, delivery):
             yield fault(event.world, f"delivered twice, {event.what}")
-        yield fault(left, f"{spoken_of(delivery)} is lost")
+        yield fault(left, f"{chord_text(delivery)} is lost")
 
     def _begin(self, world: World, program: Program) -> Iterator[Event]:
         """Starts a program: its first round trip."""
@@ -205,7 +205,7 @@ class StagingModel:
         known = any(out.chord == program.chord for out in left.out)
         again = put(left, queue=program) if known else left
         return fault(
-            again, f"the worker of {spoken_of(program)} is killed after {len(running.answers)} round trips"
+            again, f"the worker of {chord_text(program)} is killed after {len(running.answers)} round trips"
         )
 
     def _perform(self, left: World, running: Running, effect: Effect) -> Iterator[Event]:
@@ -218,7 +218,7 @@ class StagingModel:
             done = json.loads(performed.told)["kind"] == "done"
             after = put(after, stream=Completion(program.chord, done))
         became = Running(program, (*running.answers, performed.answer), marked)
-        yield from self._resume(after, became, f"{spoken_of(program)}: round trip {len(became.answers)}")
+        yield from self._resume(after, became, f"{chord_text(program)}: round trip {len(became.answers)}")
 
     def _resume(self, left: World, running: Running, what: str) -> Iterator[Event]:
         """A program receives a response: it waits for the next one, or ends."""
@@ -263,12 +263,12 @@ class StagingModel:
     def _started(self, left: World, chord: Chord, missing: object) -> Iterator[Event]:
         assert isinstance(missing, tuple)
         if not missing:
-            yield Event(f"{spoken(chord)} is durable already", put(left, stream=Completion(chord, True)))
+            yield Event(f"{as_text(chord)} is durable already", put(left, stream=Completion(chord, True)))
             return
         after = put(left, out=Out(chord, frozenset(missing)))
         for name in missing:
             after = put(after, queue=Program("run", chord, name))
-        yield Event(f"{spoken(chord)} starts {', '.join(missing)}", after)
+        yield Event(f"{as_text(chord)} starts {', '.join(missing)}", after)
 
     def _returned(self, left: World, program: Program, what: str, *, failed: bool) -> Iterator[Event]:
         out = next((one for one in left.out if one.chord == program.chord), None)
@@ -297,7 +297,7 @@ def judge(before: World, after: World) -> str:
     for completion in after.stream:
         missing = [name for name in tasks_of(completion.chord.rows) if not after.writes[NAMES.index(name)]]
         if completion.done and missing:
-            return f"{spoken(completion.chord)} is reported as durable, and {missing[0]} is not"
+            return f"{as_text(completion.chord)} is reported as durable, and {missing[0]} is not"
     if after.writes[PAID_TWICE] > 1 and not after.faults:
         return "packets are sent twice without a fault"
     return ""
@@ -345,11 +345,11 @@ def gone(world: World, chord: Chord) -> bool:
     return chord not in told and all(one.chord != chord for one in programs)
 
 
-def spoken(chord: Chord) -> str:
+def as_text(chord: Chord) -> str:
     """`rows, attempt 2 of reader A`."""
     return f"{chord.stage}, attempt {chord.attempt} of reader {'AB'[chord.reader]}"
 
 
-def spoken_of(program: Program) -> str:
+def chord_text(program: Program) -> str:
     """`run of rows/datadog/0 of rows, attempt 2 of reader A`."""
-    return f"{program.kind} of {f'{program.task} of ' if program.task else ''}{spoken(program.chord)}"
+    return f"{program.kind} of {f'{program.task} of ' if program.task else ''}{as_text(program.chord)}"

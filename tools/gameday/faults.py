@@ -143,7 +143,7 @@ def enlarge_redis(game: Game) -> None:
         redis.config_set("maxmemory", REDIS_BYTES_MAX)
 
 
-def cut_worker_off(game: Game) -> None:
+def disconnect_worker(game: Game) -> None:
     game.proxies["redis"].set(Hang())
 
 
@@ -165,7 +165,7 @@ def hang_clickhouse(game: Game) -> None:
     game.proxies["clickhouse"].set(Hang())
 
 
-def mend_clickhouse(game: Game) -> None:
+def fix_clickhouse(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("ClickHouse is fixed")
     game.proxies["clickhouse"].set(Pass())
@@ -175,7 +175,7 @@ def refuse_uploads(game: Game) -> None:
     game.proxies["gcs"].set(Errors(503))
 
 
-def mend_uploads(game: Game) -> None:
+def fix_uploads(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("Cloud Storage is fixed")
     game.proxies["gcs"].set(Pass())
@@ -261,7 +261,7 @@ def shed_project(game: Game) -> None:
     game.command("tenants", "kill", str(game.load.garbage_project), *BY)
 
 
-def mend_sdk(game: Game) -> None:
+def fix_sdk(game: Game) -> None:
     """The project stays disabled: otherwise the final reconciliation reports its dropped messages as missing."""
     game.load.garbage_share = 0.0
     game.step("the project's owner fixes its SDK")
@@ -358,12 +358,12 @@ FAULTS = (
     Fault(
         "one worker cut off from Redis",
         "ReplaysWorkerLostRedis",
-        cut_worker_off,
+        disconnect_worker,
         delete_worker,
         "max(replays_worker_heartbeat_seconds) < 5",
     ),
-    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, mend_clickhouse, closed("clickhouse")),
-    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, mend_uploads, closed("gcs")),
+    Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, fix_clickhouse, closed("clickhouse")),
+    Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, fix_uploads, closed("gcs")),
     Fault(
         "rows that sinks refuse",
         "ReplaysItemsRefused",
@@ -393,7 +393,7 @@ FAULTS = (
         send_garbage,
         shed_project,
         "sum(rate(replays_reader_rejects_total[10s])) == 0",
-        mend_sdk,
+        fix_sdk,
     ),
     Fault(
         "half of all is one project's garbage",
@@ -401,7 +401,7 @@ FAULTS = (
         send_one_projects_garbage,
         shed_project,
         "max(replays_reader_projects_shed) == 0",
-        mend_sdk,
+        fix_sdk,
     ),
     Fault(
         "half of all is garbage",

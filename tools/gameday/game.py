@@ -32,7 +32,7 @@ from tools.gameday.load import Load
 from tools.gameday.prometheus import Alert, Prometheus, runbook_has
 from tools.gameday.result import FACTOR, Played
 from tools.history.check import History, judge
-from tools.history.collect import Asked, Told
+from tools.history.collect import LoggedOperations, PolledOffsets
 
 READERS, WORKERS = ("reader-1", "reader-2"), ("worker-1", "worker-2")
 PROXIED = ("gcs", "clickhouse", "bigquery", "redis")
@@ -149,7 +149,7 @@ class Game:
 
     def _ask(self) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = Asked(self.settings, SOURCE_PARTITIONS)
+        asked = PolledOffsets(self.settings, SOURCE_PARTITIONS)
         self.history.reads = asked.reads
         while not self._over.wait(ASK_SECONDS):
             asked.ask()
@@ -160,7 +160,7 @@ class Game:
         self._over.set()
         self._asking.join()
         for name in READERS:
-            Told.of(name, told(self.fleet.children[name])).add_to(self.history)
+            LoggedOperations.of(name, told(self.fleet.children[name])).add_to(self.history)
         self.say(f"judged a history of {self.history.counts()}")
         return judge(self.history)
 

@@ -1,6 +1,6 @@
 """A real Prometheus over the local processes: the deployed alert rules, with shorter times.
 
-`hastened` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
+`scaled_rules` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
 thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a
 rule fires here if and only if it can fire with the deployed times.
 The program `prometheus` must be installed separately: `available()` checks for it.
@@ -52,7 +52,7 @@ def available() -> str:
     return "" if shutil.which("prometheus") else "there is no program `prometheus` on the PATH"
 
 
-def hastened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
+def scaled_rules(rules: dict[str, Any], factor: float) -> dict[str, Any]:
     """The content of a rule file with all of its times divided by `factor`."""
 
     def shorter(found: re.Match[str]) -> str:
@@ -115,7 +115,7 @@ class Prometheus(Server):
         directory.mkdir(parents=True, exist_ok=True)
         self._configuration = directory / "prometheus.yml"
         rules = directory / "alerts.yml"
-        rules.write_text(yaml.safe_dump(hastened(yaml.safe_load(alerts.read_text()), factor), sort_keys=False))
+        rules.write_text(yaml.safe_dump(scaled_rules(yaml.safe_load(alerts.read_text()), factor), sort_keys=False))
         jobs = [
             {"job_name": job, "static_configs": [{"targets": list(addresses)}]}
             for job, addresses in targets.items()

@@ -28,7 +28,7 @@ NOT_STORED = (
 """Codes with which a broker reports that it did not store a commit. Any other error leaves that open."""
 
 
-class Told:
+class LoggedOperations:
     """Operations in the log of one reader, over all runs of its process."""
 
     def __init__(self, name: str) -> None:
@@ -40,11 +40,11 @@ class Told:
         self._waiting: dict[tuple[int, int, str], list[float]] = {}
 
     @classmethod
-    def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> Told:
+    def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> LoggedOperations:
         """Parses a log. `lines`: its lines, in order."""
         told = cls(name)
         for line in lines:
-            told._hear(line)
+            told._add_line(line)
         told._give_up()
         return told
 
@@ -58,7 +58,7 @@ class Told:
     def _life(self) -> str:
         return f"{self._name}.{self._lives}"
 
-    def _hear(self, line: Mapping[str, Any]) -> None:
+    def _add_line(self, line: Mapping[str, Any]) -> None:
         at = _seconds(line.get("timestamp", ""))
         match line.get("event"):
             case "reader_started":
@@ -101,7 +101,7 @@ def _seconds(timestamp: str) -> float:
         return 0.0
 
 
-class Asked:
+class PolledOffsets:
     """Reads the group's committed offsets from the broker repeatedly, with one client."""
 
     def __init__(self, settings: Settings, partitions: int) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 PARENT_CHECK_SECONDS = 1.0
 
 
-def obey(order: str, groups: set[int], directories: set[str]) -> None:
+def execute(order: str, groups: set[int], directories: set[str]) -> None:
     """Executes one order."""
     verb, argument = order[:1], order[1:]
     if verb == "+":
@@ -70,7 +70,7 @@ def main() -> None:
             break
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
-            obey(line.decode("utf-8", "surrogateescape"), groups, directories)
+            execute(line.decode("utf-8", "surrogateescape"), groups, directories)
     clean_up(groups, directories)
 
 

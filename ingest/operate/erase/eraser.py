@@ -70,7 +70,7 @@ class Eraser:
 
         Audited as begun before any change; without the topic nothing is erased. Raises NotProduced.
         """
-        action = {"what": "erase begins", **self._deed(by)}
+        action = {"what": "erase begins", **self._action_text(by)}
         key = replay_key(self._project_id, self._replay_id)
         return self._tombstones.decide([key], by, action)
 
@@ -91,7 +91,7 @@ class Eraser:
             with asking("clickhouse", clickhouse_errors.sort):
                 self._rows.delete(found)
         left += [*unsettled, *remains(found)]
-        ended = {"what": "erase ends", **self._deed(by), **found.counts(), "left": "; ".join(left)}
+        ended = {"what": "erase ends", **self._action_text(by), **found.counts(), "left": "; ".join(left)}
         self._coordination.audit(ended)
         return left
 
@@ -100,5 +100,5 @@ class Eraser:
         key = replay_key(self._project_id, self._replay_id)
         return self._coordination.operators.get([key])[0] is not None
 
-    def _deed(self, by: str) -> dict[str, Any]:
+    def _action_text(self, by: str) -> dict[str, Any]:
         return {"by": by, "project": self._project_id, "replay_id": self._replay_id}

@@ -62,7 +62,7 @@ def run(
                 if repair:
                     audit.note(by, scope, "ends")
             if not account.ok:
-                audit.name_past_rules()
+                audit.note_past_rules()
     except (
         RangeError,
         DecisionsUnreadable,
@@ -90,7 +90,7 @@ class _Audit:
         what = {"what": f"reconcile {phase}", "by": by, "topic": account.topic, "scope": asdict(scope)}
         self._coordination.audit({**what, **tallies})
 
-    def name_past_rules(self) -> None:
+    def note_past_rules(self) -> None:
         """Names projects with a past rule, whose dropped messages are reported as missing."""
         actions = [
             action for action in self._coordination.audited(AUDIT_READ_MAX) if action.get("what") in RULES_PAST

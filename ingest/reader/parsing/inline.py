@@ -21,7 +21,7 @@ from ingest.core import events as on
 from ingest.core.model import Drop, DropReason, Message, Outcome, Reject, TopicPartition
 from ingest.core.parse import ParseRules, Usual, parse, parse_usual
 from ingest.core.parse.envelope import identity_of, project_of
-from ingest.reader.parsing.link import EXIT_MEMORY, Arena, Hello, ask, hear, send_frame
+from ingest.reader.parsing.link import EXIT_MEMORY, Arena, Hello, ask, receive_outcomes, send_frame
 from ingest.reader.ports import Unusual
 from ingest.reader.tenant_gate import TenantGate
 from tasks.units import MiB
@@ -240,7 +240,7 @@ class Child:
     def answers(self) -> list[Outcome | None]:
         """Outcomes of the last request. Raises ChildFailed after replacing the process."""
         try:
-            return hear(self._socket, self._sent)
+            return receive_outcomes(self._socket, self._sent)
         except (OSError, EOFError, msgspec.MsgspecError) as failure:
             self._stop()
             self._start()

@@ -129,7 +129,7 @@ def ask(link: socket.socket, arena: Arena, messages: Sequence[Message]) -> None:
     send_frame(link, _encode(Work(arena.size_bytes, items)))
 
 
-def hear(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
+def receive_outcomes(link: socket.socket, messages: Sequence[Message]) -> list[Outcome | None]:
     """The outcomes of these messages; None for an unusual one.
 
     Raises EOFError, OSError (also on timeout), msgspec.MsgspecError.

@@ -66,7 +66,7 @@ def missing_rules(rules: Iterable[Mapping[str, Any]], layout: str) -> Iterator[s
             yield f"a lifecycle rule deletes {days}/ after {early} days: recordings are lost; correct the rule"
 
 
-def hindrances(properties: Mapping[str, Any]) -> Iterator[str]:
+def restrictions(properties: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each property of a bucket (its JSON resource) that interferes with storing recordings.
 
     A segment that is sent twice overwrites its object, `erase` deletes, and lifecycle rules expire: a policy that

@@ -26,7 +26,7 @@ from google.api_core import exceptions as from_api
 
 from tasks.settings import Settings
 from tasks.sinks.base import Report
-from tasks.sinks.gcs.bucket import hindrances, missing_rules
+from tasks.sinks.gcs.bucket import missing_rules, restrictions
 from tasks.sinks.gcs.objects import COMPARED_FIELDS, Wanted, compared, is_packed, may_be_stored, trouble_of
 from tasks.sinks.gcs.uploads import PROBE_PREFIX, Uploader, Uploads, client, crc32c
 from tasks.sinks.google.errors import advice, sort, sort_answer
@@ -105,7 +105,7 @@ class GcsSink:
                 todo = "; grant roles/storage.objectUser" if trouble.blame is Blame.CREDENTIALS else ""
                 todo = "; make it with `replays-ingest migrate`" if trouble.blame is Blame.TABLE else todo
                 raise Trouble(trouble.blame, f"bucket {settings.gcs_bucket}: {trouble.message}{todo}").error()
-        warnings = list(hindrances(properties))
+        warnings = list(restrictions(properties))
         if settings.gcs_endpoint and "lifecycle" not in properties:
             not_tested.append("lifecycle rules: emulators have none")
         elif properties:

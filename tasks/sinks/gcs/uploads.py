@@ -124,7 +124,7 @@ class Uploads:
         try:
             while self._ready or self._waiting or self._transfers.running:
                 now = time.monotonic()
-                if now >= self._ends_at or not self._worth_going_on(now):
+                if now >= self._ends_at or not self._may_wait(now):
                     break
                 while self._waiting and self._waiting[0][0] <= now:
                     self._ready.append((Step.UPLOAD, heapq.heappop(self._waiting)[1]))
@@ -140,7 +140,7 @@ class Uploads:
             self._transfers.abandon()
         return self._troubles
 
-    def _worth_going_on(self, now: float) -> bool:
+    def _may_wait(self, now: float) -> bool:
         """False if there is nothing to do but wait long for the next retry, which would occupy the process."""
         if self._ready or self._transfers.running:
             return True

@@ -31,7 +31,7 @@ def status_of(url: str, login: str = "") -> int:
         return error.code
 
 
-def test_the_whole_system_comes_up_ingests_and_ends(tmp_path: Path):
+def test_the_whole_system_starts_ingests_and_stops(tmp_path: Path):
     """given an empty directory, when everything is started, then a load is committed, and one login opens every
     page"""
     place = tmp_path / "stack"

@@ -72,7 +72,7 @@ def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
         stack.start(["clickhouse"])
 
 
-def test_a_background_stack_stays_until_it_is_taken_down(tmp_path: Path):
+def test_a_background_stack_runs_until_down(tmp_path: Path):
     """up returns when every server is ready, a second up finds the first, down keeps the data."""
     state = background.up(tmp_path, parts=["redis", "statsd"])
 

@@ -174,7 +174,7 @@ def project_of(stored: Stored) -> int:
 
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
-def test_it_asks_before_it_writes(stored: Stored) -> None:
+def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
     """Answering no changes nothing; a script must pass --yes; an empty selection is a usage error."""
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()

@@ -118,7 +118,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
     for _ in range(2):  # the second time, tokens of the first repair must not make ClickHouse skip the insert
-        gone = spoil(settings, sorted(system.expected.objects))
+        gone = damage(settings, sorted(system.expected.objects))
 
         account = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST, by="oncall")
 
@@ -133,7 +133,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     assert actions[0]["gcs"] == "3 of 3"
 
 
-def spoil(settings: Settings, names: list[str]) -> dict[str, int]:
+def damage(settings: Settings, names: list[str]) -> dict[str, int]:
     """Deletes two objects, overwrites one, and deletes some rows of each table: number of items, by sink."""
     bucket = gcs.client(settings).bucket(settings.gcs_bucket)
     for name in names[:2]:
@@ -166,7 +166,7 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
     written = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
 
     stored = reconcile.run(settings, Scope())
-    gone = spoil_packed(settings)
+    gone = damage_packed(settings)
     found = reconcile.run(settings, Scope())
     repaired = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
 
@@ -181,7 +181,7 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
     assert report.ok, report.failures()
 
 
-def spoil_packed(settings: Settings) -> dict[str, set[str]]:
+def damage_packed(settings: Settings) -> dict[str, set[str]]:
     """Deletes one object, overwrites one, and deletes one index row of a third: the recordings, by fault."""
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
     members: dict[str, set[str]] = {}

@@ -119,7 +119,7 @@ def test_the_command_exits_with_1_and_reports_its_findings(kept: Kept) -> None:
     assert "no retention in their name" in shown.stdout
 
 
-def test_a_server_that_is_away_is_one_clear_sentence() -> None:
+def test_an_unavailable_server_is_reported_in_one_sentence() -> None:
     nowhere = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
 
     with pytest.raises(AuditFailed, match="clickhouse: "):

@@ -162,7 +162,7 @@ def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
     assert len(fleet.calls("gcs")) == 1
 
 
-def test_a_lost_body_costs_one_deadline(fleet: Fleet) -> None:
+def test_a_lost_chord_body_delays_by_one_deadline(fleet: Fleet) -> None:
     """The reader is not notified; its next attempt finds the marks and needs no worker."""
     dispatcher = fleet.dispatcher()
     worker = fleet.worker(options=("-Q", "flush.clickhouse,flush.bigquery,flush.datadog"))
@@ -177,7 +177,7 @@ def test_a_lost_body_costs_one_deadline(fleet: Fleet) -> None:
     assert fleet.settle(dispatcher, batch, Stage.ROWS, attempt=2) == on.FlushSucceeded(batch.id, 1, Stage.ROWS)
 
 
-def test_an_empty_restart_of_redis_costs_one_attempt_and_no_row(fleet: Fleet) -> None:
+def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: Fleet) -> None:
     """Queues, chord, bytes and stream are lost; the same dispatcher and worker run the next attempt."""
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()

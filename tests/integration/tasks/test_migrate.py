@@ -53,7 +53,7 @@ def test_after_migrating_every_check_passes(everything: Settings) -> None:
     assert not [line for line in again if "create" in line or "apply" in line or "add to" in line]
 
 
-def test_sinks_that_are_off_are_left_alone(everything: Settings) -> None:
+def test_disabled_sinks_are_skipped(everything: Settings) -> None:
     only = everything.model_copy(update={"sinks": ("clickhouse", "dead_letter")})
 
     lines = list(migrate(only, dry_run=True))
@@ -61,7 +61,7 @@ def test_sinks_that_are_off_are_left_alone(everything: Settings) -> None:
     assert {line.split(":")[0] for line in lines} == {"clickhouse", "kafka"}
 
 
-def test_a_server_that_is_away_ends_the_run_with_its_name(everything: Settings) -> None:
+def test_an_unavailable_server_ends_the_run_with_its_name(everything: Settings) -> None:
     away = everything.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
 
     with pytest.raises(TransientSinkError, match="clickhouse"):

@@ -68,7 +68,7 @@ def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> N
     assert len(open_batch) == 1
 
 
-def test_a_message_that_is_too_large_by_itself_shares_its_batch_with_none() -> None:
+def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
     """Neither earlier nor later messages join it."""
     open_batch = builder(batch_bytes_max=250, staged_bytes_max=250)
     open_batch.add(0, segment(0), now=0.0)
@@ -211,7 +211,7 @@ def test_a_batch_has_only_the_stages_it_needs() -> None:
         assert batch.stages == stages
 
 
-def test_the_id_comes_from_the_range_alone() -> None:
+def test_the_id_depends_only_on_the_range() -> None:
     """The same range, cut again by any reader at any time, is the same batch."""
     first, second = builder(), Builder(PARTITION, 9, limits(batch_messages_max=1))
     first.add(4, segment(4), now=0.0)

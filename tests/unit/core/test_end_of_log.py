@@ -26,7 +26,7 @@ def test_the_offset_after_a_transaction_marker_is_committed() -> None:
     assert runtime.pipeline.position(PARTITION) == (3, 3)
 
 
-def test_a_log_of_markers_alone_is_committed() -> None:
+def test_a_log_with_only_markers_is_committed() -> None:
     """No message was ever read from it."""
     runtime = reader()
 

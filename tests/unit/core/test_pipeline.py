@@ -21,7 +21,7 @@ def kinds(commands: list[do.Command]) -> list[str]:
 # Set-up, flushing, committing
 
 
-def test_set_up_gives_the_initial_state() -> None:
+def test_the_initial_state_is_empty() -> None:
     """Nothing is in flight, nothing is committed, and there is capacity."""
     runtime = reader()
 
@@ -1233,7 +1233,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
     assert runtime.committed[PARTITION] == 11
 
 
-def test_a_halt_in_a_planned_range_makes_its_first_part_durable() -> None:
+def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
     """Otherwise no restart would ever make progress, and no letter would show the reason."""
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}

@@ -13,7 +13,7 @@ from tests.kit.core_reader import OTHER, Reader, ids, limits
 PLAN_SECONDS_MAX = 5.0
 
 
-def heir(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Reader:
+def successor(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Reader:
     """A reader that takes over PARTITION with recorded ranges."""
     runtime = Reader(limits(batch_messages_max=100, plan_seconds_max=PLAN_SECONDS_MAX, **changed))
     runtime.committed, runtime.records = {PARTITION: committed}, {PARTITION: record}
@@ -21,7 +21,7 @@ def heir(*, committed: int = 10, record: str = "1,5,5", **changed: float) -> Rea
     return runtime
 
 
-def lapse(runtime: Reader, seconds: float) -> None:
+def pass_time(runtime: Reader, seconds: float) -> None:
     """Time passes while the loop runs."""
     for _ in range(round(seconds / 0.1)):
         runtime.advance(0.1)
@@ -40,20 +40,20 @@ def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
 
 def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
     """The log ends before the planned end: it was truncated, or a replica has lagged for long."""
-    runtime = heir()
+    runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)
 
-    lapse(runtime, PLAN_SECONDS_MAX - 0.2)
+    pass_time(runtime, PLAN_SECONDS_MAX - 0.2)
     assert cuts(runtime) == []
-    lapse(runtime, 0.4)
+    pass_time(runtime, 0.4)
 
     assert cuts(runtime) == [(10, 13, CutReason.AGE)]
 
 
 def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> None:
     """There is nothing between the last message taken and the planned end, so there is nothing to wait for."""
-    runtime = heir()
+    runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 20)
     runtime.advance(0.1)
@@ -63,10 +63,10 @@ def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> 
 
 def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
     """Before the end of the log is reached, a pause does not show that messages are gone."""
-    runtime = heir()
+    runtime = successor()
     runtime.segments(3)
 
-    lapse(runtime, 10 * PLAN_SECONDS_MAX)
+    pass_time(runtime, 10 * PLAN_SECONDS_MAX)
     runtime.segments(2)
 
     assert cuts(runtime) == [(10, 15, CutReason.PLANNED)]
@@ -74,7 +74,7 @@ def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
 
 def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
     """The in-flight bound is reached within a range: the rest of it is not fetched."""
-    runtime = heir(in_flight_batches_max=1, record="1,5")
+    runtime = successor(in_flight_batches_max=1, record="1,5")
     runtime.assign(OTHER)
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -82,7 +82,7 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
 
-    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     assert runtime.pipeline.paused
     runtime.flush(out)
     runtime.segments(2)
@@ -92,7 +92,7 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
     """Before it pauses the consumer, it stops polling."""
-    runtime = heir(in_flight_batches_max=1, pause_after_seconds=60.0)
+    runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER)
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -100,7 +100,7 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
     runtime.advance(2.0)
     (out,) = runtime.dispatches()
 
-    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     assert not runtime.pipeline.paused
     runtime.flush(out)
     runtime.segments(2)
@@ -110,7 +110,7 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
     """Nothing more is fetched for it while a batch is stuck; the other partition proves nothing about it."""
-    runtime = heir(pending_ranges_max=4, record="1,1,1,1,1,5")
+    runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
     runtime.advance(0.0)
@@ -120,7 +120,7 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
     runtime.fail(stuck)
     assert do.Pause((PARTITION,)) in runtime.take(do.Pause)
 
-    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     runtime.acknowledge_commits()
     runtime.flush(runtime.take(do.Dispatch)[-1])
     runtime.segments(3)
@@ -130,7 +130,7 @@ def test_a_held_partition_does_not_wait_for_messages() -> None:
 
 def test_time_in_a_drain_does_not_count_as_waiting() -> None:
     """The loop blocks inside the client's callback, which fetches nothing."""
-    runtime = heir(drain_deadline_seconds=100.0)
+    runtime = successor(drain_deadline_seconds=100.0)
     runtime.assign(OTHER)
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -139,7 +139,7 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
     (out,) = runtime.dispatches()
     runtime.publish(on.PartitionsRevoked((OTHER,)))
 
-    lapse(runtime, 3 * PLAN_SECONDS_MAX)
+    pass_time(runtime, 3 * PLAN_SECONDS_MAX)
     runtime.flush(out)
     runtime.acknowledge_commits()
     runtime.segments(2)
@@ -149,7 +149,7 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
 
 def test_time_while_the_process_is_suspended_does_not_count() -> None:
     """SIGSTOP or a suspended machine: the clock advances, and nothing was fetched."""
-    runtime = heir()
+    runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)
     runtime.advance(0.1)
@@ -163,10 +163,10 @@ def test_time_while_the_process_is_suspended_does_not_count() -> None:
 
 def test_a_record_survives_an_owner_in_between() -> None:
     """A waiting plan stays in the record of every commit."""
-    runtime = heir(record="1,1,5")
+    runtime = successor(record="1,1,5")
     runtime.segments(3)
     runtime.settle()
-    lapse(runtime, 1.0)
+    pass_time(runtime, 1.0)
     runtime.acknowledge_commits()
 
     assert (runtime.committed[PARTITION], runtime.records[PARTITION]) == (11, "2;c=5")
@@ -184,7 +184,7 @@ def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
     runtime.segments(2)
     runtime.segments(3, source=OTHER)
 
-    lapse(runtime, 1.0)
+    pass_time(runtime, 1.0)
     assert runtime.take(do.Pause) == [do.Pause((PARTITION, OTHER))]
     assert runtime.take(do.Resume) == [do.Resume((OTHER,))]
 
@@ -206,7 +206,7 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
     runtime.assign(PARTITION, OTHER)
     runtime.segments(4)
     runtime.segments(3, source=OTHER)
-    lapse(runtime, 1.0)
+    pass_time(runtime, 1.0)
     assert runtime.take(do.Resume) == [do.Resume((PARTITION,))]
 
     runtime.publish(event)
@@ -216,12 +216,12 @@ def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
 
 def test_a_range_over_the_byte_bound_is_abandoned_at_the_end_of_the_log() -> None:
     """The range being fetched waits like any other."""
-    runtime = heir(in_flight_bytes_max=300, pause_after_seconds=0.5)
+    runtime = successor(in_flight_bytes_max=300, pause_after_seconds=0.5)
     runtime.segments(3)
-    lapse(runtime, 1.0)
+    pass_time(runtime, 1.0)
     assert runtime.pipeline.paused
     end_reached(runtime, 13)
 
-    lapse(runtime, PLAN_SECONDS_MAX + 0.3)
+    pass_time(runtime, PLAN_SECONDS_MAX + 0.3)
 
     assert cuts(runtime) == [(10, 13, CutReason.AGE)]

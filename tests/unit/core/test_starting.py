@@ -19,7 +19,7 @@ def test_a_committed_offset_of_this_topic_is_the_start() -> None:
     assert start(0, {0: stored(7)}, NOW) == Start(Place.COMMITTED, 2)
 
 
-def test_a_group_without_commits_starts_where_the_policy_says() -> None:
+def test_a_group_without_commits_starts_by_policy() -> None:
     """All partitions of the topic belong to that beginning."""
     assert start(3, {}, NOW) == Start(Place.POLICY, 4)
     assert start(3, {0: Stored(), 3: Stored()}, NOW) == Start(Place.POLICY, 4)

@@ -44,7 +44,7 @@ def test_a_web_segment_has_no_video() -> None:
         (zlib.compress(b"\x01\x00\x00\x00\x09abc"), "a video of 9 bytes is said to follow, 3 do"),
     ],
 )
-def test_what_is_not_ours_says_in_which_way(content: bytes, reason: str) -> None:
+def test_an_invalid_object_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(BlobError, match=reason):
         unpack(content)
 

@@ -82,7 +82,7 @@ def test_the_rule_object_holds_the_deployed_alerts():
     assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
 
 
-def test_every_file_says_that_it_is_rendered_and_is_applied():
+def test_every_file_is_marked_as_rendered_and_is_applied():
     """Manual edits would be lost at the next rendering."""
     kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
     templates = {path.name for path in (CHART / "templates").glob("*.yaml")}

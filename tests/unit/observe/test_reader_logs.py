@@ -92,7 +92,7 @@ def test_a_batch_of_a_lost_partition_is_logged_as_lost():
     ],
     ids=lambda fields: next(iter(fields)),
 )
-def test_a_secret_is_hidden_whatever_field_it_is_in(lines: io.StringIO, fields: dict[str, object]):
+def test_a_secret_is_hidden_in_any_field(lines: io.StringIO, fields: dict[str, object]):
     """By name, by type, and by the form of a URL or an assignment; bytes are never shown."""
     structlog.get_logger("test").warning("something", **fields)
 

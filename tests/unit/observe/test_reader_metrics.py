@@ -103,7 +103,7 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
     assert driver.value("replays_reader_messages_parsed_total", outcome="segment") == 1
 
 
-def test_lag_counts_what_is_not_committed_and_ages_it_by_its_oldest_message():
+def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
     """Messages and seconds per partition; an idle partition has no lag, however old its last message is."""
     driver = Driver(batch_messages_max=100)
     driver.assign()

@@ -26,7 +26,7 @@ def test_the_classic_protocol_is_cooperative() -> None:
     Consumer(config).close()
 
 
-def test_the_consumer_protocol_omits_what_the_brokers_decide() -> None:
+def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
     """librdkafka refuses to start with any of these properties."""
     config = consumer_config(made(kafka_group_protocol="consumer", kafka_instance_id="one"))
 

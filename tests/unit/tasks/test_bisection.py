@@ -105,7 +105,7 @@ def test_one_poison_item_is_found_by_halving(position: int) -> None:
     assert server.examined == [list(range(256)), [position]]
 
 
-def test_one_poison_item_alone_in_its_batch_is_refused() -> None:
+def test_a_single_poison_item_in_its_batch_is_refused() -> None:
     """No neighbor proves that the table works, so the table itself is examined."""
     server, progress = Server(poison=[0]), fresh(1)
 

@@ -87,7 +87,7 @@ def test_a_kept_message_cannot_be_revived() -> None:
         ("", "", "", b""),
     ],
 )
-def test_a_letter_names_only_what_this_code_writes(sink: str, kind: str, item: str, value: bytes) -> None:
+def test_a_letter_may_name_only_known_sinks_and_tables(sink: str, kind: str, item: str, value: bytes) -> None:
     """Sinks, kinds, tables and name formats are ours; anything else is refused before a sink receives it."""
     with pytest.raises(ValueError, match=r"\w"):
         revive(forged(sink, kind, item), value)

@@ -26,7 +26,7 @@ SEALS = Seals((OLD,))
     ],
     ids=["another purpose", "bytes moved", "joined", "left out", "changed"],
 )
-def test_a_seal_is_for_exactly_what_it_was_made_for(purpose: Purpose, parts: tuple[bytes | str, ...]):
+def test_a_seal_is_valid_only_for_its_purpose_and_content(purpose: Purpose, parts: tuple[bytes | str, ...]):
     seal = SEALS.seal(Purpose.MARK, "key", b"task", "content")
 
     assert SEALS.verifies(seal, Purpose.MARK, "key", b"task", "content")
@@ -56,7 +56,7 @@ def test_unsealed_entries_are_accepted_only_when_configured():
     assert not SEALS.verifies(b"\xff", Purpose.MARK, "x")
 
 
-def test_without_a_key_nothing_is_made():
+def test_without_a_key_nothing_is_sealed():
     assert (UNSEALED.seal(Purpose.MARK, "x"), UNSEALED.content(b"x"), UNSEALED.active) == (b"", "", False)
 
 
@@ -68,9 +68,7 @@ def test_keys_are_long_and_each_is_there_once():
             keys_of(text)
 
 
-def test_a_key_comes_from_the_environment_or_from_a_file_and_is_not_printed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_a_key_is_read_from_environment_or_file_and_never_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     file = tmp_path / "key"
     file.write_bytes(OLD + b"\n")
     monkeypatch.setenv("REPLAYS_SHARED_KEY_FILE", str(file))

@@ -38,13 +38,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_what_the_server_accepts_is_accepted(name: str) -> None:
+def test_valid_names_are_accepted(name: str) -> None:
     for text in ACCEPTED[name]:
         check(name, text)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_server_accepts_is_refused_with_what_is_allowed(name: str) -> None:
+def test_invalid_names_are_refused_with_the_allowed_form(name: str) -> None:
     for text in REFUSED[name]:
         with pytest.raises(ValueError, match="allowed: "):
             check(name, text)
@@ -59,7 +59,7 @@ def test_no_setting_holds_control_characters_or_bytes_that_are_no_utf_8(name: st
         check(name, "\udcff")
 
 
-def test_a_secret_of_spaces_alone_is_refused() -> None:
+def test_a_secret_of_only_spaces_is_refused() -> None:
     for name in BLANK_NOT_ALLOWED:
         with pytest.raises(ValueError, match="consists only of spaces"):
             check(name, "  ")

@@ -28,7 +28,7 @@ def test_ci_runs_on_every_supported_python():
     assert job["steps"][-1] == {"run": ".ci/run"}
 
 
-def test_hooks_are_what_make_check_runs():
+def test_hooks_equal_the_steps_of_make_check():
     """given the hooks, when they are compared with `make check`, then each is one of its steps"""
     makefile = (ROOT / "Makefile").read_text().replace("$(BIN)", ".venv/bin")
     (repository,) = loaded(".pre-commit-config.yaml")["repos"]

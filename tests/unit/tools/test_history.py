@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools.history.check import Assigned, Commit, Excuse, History, Read, judge
-from tools.history.collect import Told
+from tools.history.collect import LoggedOperations
 
 
 def commit(life: str, offset: int, sent_at: float, answered_at: float | None = None, record: str = "") -> Commit:
@@ -102,7 +102,7 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
 def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
     """Commits with their responses, also those of a process that ended first; offsets read; assignments."""
     said = {"partition": 0, "offset": 5, "record": "s=1"}
-    told = Told.of(
+    told = LoggedOperations.of(
         "r",
         [
             line("reader_started", 0),

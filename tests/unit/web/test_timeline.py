@@ -191,7 +191,7 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
     assert (found.start_ms, found.end_ms) == (AT_MS, AT_MS)
 
 
-def test_a_recording_of_breadcrumbs_alone_has_their_times():
+def test_a_recording_with_only_breadcrumbs_has_their_times():
     """Nothing can be played, but it still has a start and an end."""
     found = timeline([console_event()])
 

@@ -104,7 +104,7 @@ def test_a_refused_or_reset_connection_fails_at_once_and_works_again_after(
 
 
 @pytest.mark.parametrize("http_aware", [False, True])
-def test_a_hung_server_answers_when_the_hang_is_over(target: str, http_aware: bool):
+def test_a_hung_server_responds_after_the_hang(target: str, http_aware: bool):
     """A client with a short time-out times out; one that waits long enough gets its response."""
     with FaultProxy(target, http=http_aware) as proxy:
         proxy.set(Hang())

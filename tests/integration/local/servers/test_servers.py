@@ -217,7 +217,7 @@ def test_apache_kafka_speaks_tls_and_sasl(
 # ---- DogStatsD
 
 
-def test_the_listener_sums_what_the_official_client_sends(statsd: Statsd):
+def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
     """Counters, gauges, distributions and timings, by name and tags, also when read by another process."""
     host, _, port = statsd.address.partition(":")
     client = DogStatsd(host=host, port=int(port), constant_tags=["env:test"], disable_telemetry=True)

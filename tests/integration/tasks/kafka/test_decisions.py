@@ -23,7 +23,7 @@ from tasks.migrate.kafka import migrate_topics
 from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Operators, names
 
 
-def patiently(seconds: float) -> bool:
+def never_stopping(seconds: float) -> bool:
     """Never requests a stop of the reader."""
     return False
 
@@ -47,7 +47,7 @@ def following(client: Any, settings: Settings) -> tuple[TenantRefresh, TenantGat
     """A reader's gate that has loaded all decisions."""
     gate = TenantGate()
     refresh = TenantRefresh(client, settings, gate)
-    assert refresh.load(patiently)
+    assert refresh.load(never_stopping)
     return refresh, gate
 
 
@@ -125,11 +125,11 @@ def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Se
     """given a topic that is missing or has a newer release's decisions, then the reader says what to do"""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
-        TenantRefresh(client, gone, TenantGate()).load(patiently)
+        TenantRefresh(client, gone, TenantGate()).load(never_stopping)
 
     DecisionWriter(settings).write({"killed/7": {"version": 2}})
     with pytest.raises(NotLoaded, match="upgrade first"):
-        TenantRefresh(client, settings, TenantGate()).load(patiently)
+        TenantRefresh(client, settings, TenantGate()).load(never_stopping)
     AcknowledgedProducer(settings).produce(settings.operators_topic, b"moved/7", b"{}", ())
     with pytest.raises(DecisionsUnreadable):
         load(settings)

@@ -14,10 +14,10 @@ from tasks.settings import Settings
 from tasks.sinks import build
 from tasks.wire import Blob, Row
 from tests.kit.scripted_server import Answer, answering, in_turn
-from tests.kit.sink_answers import PORTAL, PROOFS, lies
+from tests.kit.sink_answers import PORTAL, PROOFS, false_successes
 
 ADDRESS = {"gcs": "gcs_endpoint", "clickhouse": "clickhouse_url", "bigquery": "bigquery_endpoint"}
-CASES = [pytest.param(sink, name, id=f"{sink}: {name}") for sink in PROOFS for name in lies(sink)]
+CASES = [pytest.param(sink, name, id=f"{sink}: {name}") for sink in PROOFS for name in false_successes(sink)]
 
 
 def items_of(sink: str) -> list[Any]:
@@ -32,7 +32,7 @@ def test_a_response_without_proof_is_not_a_success(
     sink: str, lie: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
     """All items are retried automatically, and an operator can read the response."""
-    with answering(lies(sink)[lie]) as (url, _):
+    with answering(false_successes(sink)[lie]) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
         with pytest.raises(TransientSinkError) as failed, caplog.at_level(logging.WARNING):
             made.write(items_of(sink), "token", 5)

@@ -20,7 +20,7 @@ from tasks.sinks.gcs.sink import GcsSink
 from tasks.stored import read_replay
 from tasks.wire import Blob, Row
 from tests.kit.batches import REPLAY, make_batch
-from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import stored
 
 
@@ -83,7 +83,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
     blobs, _ = pack(make_batch(3))
     kept: list[Answer] = []
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         if asked.method == "GET":
             return kept[0]
         kept.append(stored(asked))

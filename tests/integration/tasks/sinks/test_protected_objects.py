@@ -16,7 +16,7 @@ from tasks.sinks import Level, check
 from tasks.sinks.gcs.sink import GcsSink
 from tasks.wire import Blob
 from tests.kit.delivering import deliver_to
-from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import JSON, object_resource, stored
 
 RETENTION = (
@@ -42,7 +42,7 @@ class Bucket:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     readable: bool = True
 
-    def __call__(self, asked: Asked) -> Answer:
+    def __call__(self, asked: Received) -> Answer:
         if asked.method == "GET":
             return self._look(asked.path)
         if asked.method == "DELETE":
@@ -143,7 +143,7 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
     """403 for a new name."""
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else error(403, *NO_DELETE)
 
     with answering(refuse) as (url, _):
@@ -159,7 +159,7 @@ def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[.
 def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
     """412 for everything, but nothing is stored: this proves nothing."""
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else Answer(412)
 
     with answering(refuse) as (url, _):
@@ -217,7 +217,7 @@ def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Se
 def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
     """The bucket accepts a probe, so the object is at fault; the probe is deleted."""
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         if asked.method == "DELETE":
             return Answer(204)
         return error(400, "invalid", "No.") if "abc%2F0" in asked.path else stored(asked)
@@ -246,7 +246,7 @@ def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) 
     }
     bucket, contents = Bucket(error(403, *RETENTION)), dict[str, bytes]()
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         if asked.method == "GET" and "/o/" not in asked.path:
             return Answer(200, json.dumps(about | {"name": "b"}).encode(), JSON)
         if asked.method == "POST":

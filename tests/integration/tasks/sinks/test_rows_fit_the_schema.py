@@ -62,7 +62,7 @@ def test_clickhouse_accepts_every_row_and_keeps_one_of_each(
     sink.close()
 
 
-def test_bigquery_takes_every_fact_once(
+def test_bigquery_stores_every_fact_once(
     segments: list[Segment], settings: Callable[..., Settings], bigquery_endpoint: str
 ) -> None:
     made = settings(bigquery_endpoint=bigquery_endpoint)

@@ -17,7 +17,7 @@ from tasks.settings import Settings
 from tasks.sinks.bigquery.sink import BigQuerySink, client
 from tasks.wire import Row
 from tests.kit.parsing import parsed
-from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import streamed
 
 NOON = 1_795_000_000
@@ -242,7 +242,7 @@ def test_a_column_of_another_type_needs_a_person(
         list(migrate_tables(made, dry_run=False))
 
 
-def refusing(*entries: dict[str, Any]) -> Callable[[Asked], Answer]:
+def refusing(*entries: dict[str, Any]) -> Callable[[Received], Answer]:
     return lambda asked: streamed(asked, insertErrors=list(entries))
 
 
@@ -279,7 +279,7 @@ def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
 
     reasons = iter(["quotaExceeded", "accessDenied"])
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         reason = next(reasons)
         body = {"error": {"code": 403, "message": "no", "errors": [{"reason": reason}]}}
         return Answer(403, json.dumps(body).encode())

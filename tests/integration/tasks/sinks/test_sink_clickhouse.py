@@ -18,7 +18,7 @@ from tasks.settings import Settings
 from tasks.sinks.clickhouse.errors import BLAME_OF_CODE
 from tasks.sinks.clickhouse.sink import TABLES, ClickHouseSink, client
 from tasks.wire import Row
-from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.scripted_server import Answer, Received, answering
 
 REPLAY = "0123456789abcdef0123456789abcdef"
 MONDAY = 1_795_000_000
@@ -304,7 +304,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
     never = threading.Event()
     hanging = False
 
-    def relay(asked: Asked) -> Answer:
+    def relay(asked: Received) -> Answer:
         if hanging:
             return Answer(delay=never)
         request = urllib.request.Request(clickhouse_url + asked.path, asked.body or None, asked.headers)

@@ -157,7 +157,7 @@ def test_check_connects_to_the_socket_that_the_client_writes_to(
         sink.check()
 
 
-def test_in_a_pod_a_closed_port_of_the_loopback_is_the_pod_itself(
+def test_in_a_pod_the_warning_explains_the_loopback_address(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The default host, where no sidecar listens: the warning names the address to use instead."""

@@ -17,7 +17,7 @@ from tasks.sinks.gcs.uploads import pause_seconds
 from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tasks.wire import Blob
-from tests.kit.scripted_server import Answer, Asked, answering
+from tests.kit.scripted_server import Answer, Received, answering
 from tests.kit.sink_answers import stored as stored_as
 
 NOW = b'{"error":{"code":503,"message":"backend error","errors":[{"reason":"backendError"}]}}'
@@ -116,7 +116,7 @@ def test_the_bucket_is_created_once_with_a_rule_per_retention(
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
     """Positions that are not durable, by name, in any order of completion."""
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         return Answer(503, NOW) if "bad" in asked.path else stored_as(asked)
 
     items = [blob(f"30/1/{'bad' if n in (3, 11) else 'ok'}/{n}") for n in range(16)]
@@ -135,7 +135,7 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
     """One 503 among many costs a moment, not a task retry."""
     first = threading.Event()
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         if "abc%2F7" in asked.path and not first.is_set():
             first.set()
             return Answer(503, NOW)
@@ -155,7 +155,7 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
     """One connection, and the first of 20 must wait a second for its retry: the other 19 are sent meanwhile."""
     asked_before: list[str] = []
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         first = "abc%2F0" in asked.path and asked.path not in asked_before
         asked_before.append(asked.path)
         return Answer(429, b"slow down", {"Retry-After": "1"}) if first else stored_as(asked)
@@ -172,7 +172,7 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
     """The deadline would allow it, but a waiting process is unavailable to others: the task is postponed."""
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         if "abc%2F3" in asked.path:
             return Answer(429, b"slow down", {"Retry-After": "20"})
         return stored_as(asked)
@@ -228,7 +228,7 @@ def test_the_deadline_is_kept_when_the_server_hangs(settings: Callable[..., Sett
     """Completed uploads are durable; the hanging ones are listed when the deadline passes."""
     never = threading.Event()
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: Received) -> Answer:
         return Answer(delay=never) if "hang" in asked.path else stored_as(asked)
 
     with answering(answer) as (url, _):

@@ -27,7 +27,7 @@ from tasks.staging import Progress
 from tests.integration.tasks.sinks.test_sink_bigquery import fact
 from tests.integration.tasks.sinks.test_sink_clickhouse import click
 from tests.kit.delivering import deliver_to
-from tests.kit.scripted_server import Answer, Asked, answering, relay_to
+from tests.kit.scripted_server import Answer, Received, answering, relay_to
 from tests.kit.sink_answers import JSON
 
 # Of one delivery that ends with a parked batch.
@@ -39,7 +39,7 @@ class Rows:
     """A migrated ClickHouse database behind a relay that records the sink's requests."""
 
     sink: Any
-    asked: list[Asked]
+    asked: list[Received]
     owner: Any
 
     def execute(self, statement: str) -> None:
@@ -67,7 +67,7 @@ class Facts:
     """The BigQuery table behind a relay that records the sink's requests."""
 
     sink: Any
-    asked: list[Asked]
+    asked: list[Received]
     server: Any
     name: str
 
@@ -188,7 +188,7 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     """A 400 for its content, without a row: as for a row that BigQuery cannot parse."""
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
         return Answer(400, body, JSON) if b'"row-77"' in asked.body else relay(asked)
 
@@ -207,7 +207,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
     """120 rows, each of which makes a request fail: our rows are wrong, nothing is dead-lettered."""
     relay = relay_to(bigquery_endpoint)
 
-    def refuse(asked: Asked) -> Answer:
+    def refuse(asked: Received) -> Answer:
         body = b'{"error":{"code":400,"message":"Invalid value","errors":[{"reason":"invalid"}]}}'
         return Answer(400, body, JSON) if b'"row-' in asked.body else relay(asked)
 
@@ -340,7 +340,9 @@ def test_check_of_clickhouse_leaves_nothing_behind(rows_place: Rows) -> None:
         ("DROP TABLE replay_places", "lacks replay_places; run `replays-ingest migrate`"),
     ],
 )
-def test_check_of_clickhouse_finds_what_a_batch_would_meet(rows_place: Rows, statement: str, said: str) -> None:
+def test_check_of_clickhouse_finds_problems_before_a_batch_does(
+    rows_place: Rows, statement: str, said: str
+) -> None:
     rows_place.execute(statement)
 
     with pytest.raises(PermanentSinkError, match=re.escape(said)):
@@ -367,7 +369,7 @@ def test_check_of_clickhouse_names_a_missing_permission(
     """May insert, may not read or delete: writes work, and the report says what was not checked."""
     relay = relay_to(clickhouse_url)
 
-    def limited(asked: Asked) -> Answer:
+    def limited(asked: Received) -> Answer:
         if b"_partition_id" not in asked.body:
             return relay(asked)
         text = b"Code: %d. DB::Exception: worker: Not enough privileges. (ACCESS_DENIED)" % number
@@ -402,9 +404,7 @@ def test_a_body_limit_before_clickhouse_halves_the_insert(rows_place: Rows, clic
     assert refused_again == 0
 
 
-def test_one_row_of_clickhouse_that_is_too_large_alone_is_a_dead_letter(
-    rows_place: Rows, clickhouse_url: str
-) -> None:
+def test_a_single_clickhouse_row_that_is_too_large_is_a_dead_letter(rows_place: Rows, clickhouse_url: str) -> None:
     items = [click(number, click_text=os.urandom(5000 if number == 3 else 20).hex()) for number in range(8)]
     with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, _):
         sink = clickhouse.ClickHouseSink(rows_place.sink._settings.model_copy(update={"clickhouse_url": url}))
@@ -426,7 +426,7 @@ def test_a_body_limit_before_bigquery_halves_the_request(
     text = "Request payload size exceeds the limit: 10485760 bytes."
     body = json.dumps({"error": {"code": 400, "message": text, "status": "INVALID_ARGUMENT"}}).encode()
 
-    def limited(asked: Asked) -> Answer:
+    def limited(asked: Received) -> Answer:
         return Answer(400, body, JSON) if len(asked.body) > BODY_BYTES_MAX else relay(asked)
 
     proxied = how == "a proxy's page"

@@ -16,7 +16,7 @@ from tasks.sinks.http.transfers import ANSWER_BYTES_MAX, WHOLE_BYTES_MAX, Proxie
 from tasks.sinks.outcome import Blame, Trouble
 from tasks.units import MiB
 from tests.kit.scripted_server import Answer as Said
-from tests.kit.scripted_server import Asked, answering
+from tests.kit.scripted_server import Received, answering
 
 HEADERS = ["Content-Type: application/octet-stream", "Expect:"]
 End = Answer | Trouble
@@ -89,7 +89,7 @@ def test_a_cancelled_request_has_no_result_and_the_next_one_works() -> None:
     """A hanging server does not affect the next write."""
     never = threading.Event()
 
-    def said(asked: Asked) -> Said:
+    def said(asked: Received) -> Said:
         return Said(delay=never) if "hang" in asked.path else Said()
 
     with answering(said) as (url, _):

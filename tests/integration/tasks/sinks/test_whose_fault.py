@@ -115,9 +115,7 @@ def test_a_name_that_does_not_resolve_is_the_networks_fault(sink: str, settings:
 
 
 @pytest.mark.parametrize("sink", PROOFS)
-def test_a_reset_in_the_middle_of_the_answer_is_the_networks_fault(
-    sink: str, settings: Callable[..., Settings]
-) -> None:
+def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: Callable[..., Settings]) -> None:
     with answering(lambda asked: half(PORTAL)) as (url, _), pytest.raises(TransientSinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}))
 

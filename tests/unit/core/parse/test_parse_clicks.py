@@ -153,7 +153,7 @@ def test_texts_of_a_click_are_truncated():
     assert len(click["url"]) <= 2048
 
 
-def test_a_click_with_odd_attributes_is_still_a_click():
+def test_a_click_with_malformed_attributes_is_still_a_click():
     """Each attribute is validated on its own."""
     odd = {"id": 5, "alt": None, "title": {}, "role": ["button"], "aria-label": True}
 

@@ -31,7 +31,7 @@ UUID_TEXT = "51553901-8c9b-4260-a6f9-99572f1661ee"
 EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_click_event(), viewport_event()]
 
 
-def test_a_second_delivery_makes_the_same_rows():
+def test_a_second_delivery_produces_the_same_rows():
     """Byte for byte; at another offset only the columns with the Kafka position differ."""
     value = recording([*EVERYTHING, rage_click_event()])
 
@@ -55,7 +55,7 @@ def test_no_two_rows_of_a_table_share_an_identity():
     assert len(sessions) - len(set(sessions)) == 2  # the same tap three times
 
 
-def test_an_identity_is_made_of_project_replay_segment_event_and_kind():
+def test_an_identity_consists_of_project_replay_segment_event_and_kind():
     """As documented in docs/rows.md, for users who look up a fact."""
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 

@@ -43,7 +43,7 @@ def sessions(count: int, mix: Mix, site: tuple[Page, ...] = SITE) -> list[list[M
     return [list(Session(f"test:{number}", site, mix, START).messages()) for number in range(count)]
 
 
-def test_the_same_seed_makes_the_same_bytes():
+def test_the_same_seed_produces_the_same_bytes():
     """Two streams of one seed are equal, and those of another seed differ."""
     one, again, other = (list(values(PROFILES["small"], 60, seed, START)) for seed in (1, 1, 2))
 

@@ -64,7 +64,7 @@ def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
     assert any(stored(one).environment for one in made)
 
 
-def test_a_recording_that_was_no_json_has_no_rows_and_what_is_no_recording_says_so() -> None:
+def test_invalid_json_has_no_rows_and_an_invalid_recording_is_reported() -> None:
     one = stored(segments(1)[0])
 
     assert rebuilt(one, zlib.compress(b"[{]"), RULES).bigquery == ()

@@ -46,7 +46,7 @@ def test_a_segment_of_a_packed_object_needs_only_that_object() -> None:
     assert sorted(named(found)) == [("30/packed/w", 3), ("c", 1)]
 
 
-def test_what_was_written_after_the_listing_is_not_missing() -> None:
+def test_objects_written_after_the_listing_are_not_missing() -> None:
     found = missing([], ["a", "b"], appeared=frozenset(("a",)))
 
     assert named(found) == [("b", 1)]

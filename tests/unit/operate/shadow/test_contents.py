@@ -58,7 +58,7 @@ def test_one_of_several_copies_is_sufficient_and_zero_is_missing() -> None:
     assert verdict("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None
 
 
-def test_what_goes_into_a_statement_is_quoted_and_bounded() -> None:
+def test_rows_in_a_statement_are_quoted_and_bounded() -> None:
     rows = {number: Row("replays", "x", b"{}", number) for number in range(ROWS_MAX + 1)}
 
     assert literal("a'b\\c") == "'a\\'b\\\\c'"

@@ -63,7 +63,7 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "sasl.mechanism" not in options
 
 
-def test_oauth_goes_through_the_further_options_to_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
+def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
     """librdkafka accepts them unchanged, and its build supports the method."""
     further = {
         "sasl.oauthbearer.method": "oidc",

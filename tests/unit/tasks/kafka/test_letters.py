@@ -63,7 +63,7 @@ def first_format(originals: Headers) -> Headers:
 
 
 @given(HEADERS)
-def test_a_message_keeps_its_own_headers_whatever_they_are(originals: list[tuple[str, bytes | None]]) -> None:
+def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None]]) -> None:
     """In their order, including duplicate names; none of them is next to ours."""
     label = message(tuple(originals))
 
@@ -147,7 +147,7 @@ def test_a_header_alone_is_only_a_mark() -> None:
     assert decode_mark((*mark.encode(), *mark.encode()), None, b"") is None
 
 
-def test_a_digest_tells_key_from_value() -> None:
+def test_a_digest_distinguishes_key_and_value() -> None:
     digests = {
         digest(b"a", b"bc"),
         digest(b"ab", b"c"),

@@ -125,7 +125,7 @@ def test_a_response_and_its_exception_are_classified_alike(status: int, reason: 
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b'{"error":"text"}', b'{"error":{"errors":[1]}}', b"\xff"]
 )
-def test_an_answer_that_is_no_json_error_is_sorted_by_its_status(body: bytes) -> None:
+def test_a_response_without_a_json_error_is_classified_by_status(body: bytes) -> None:
     assert google_errors.sort_answer(Answer(503, body)).blame is Blame.SERVER
     assert google_errors.sort_answer(Answer(404, body)).blame is Blame.TABLE
 

@@ -12,7 +12,7 @@ from tasks.kafka.producing import unproven
 from tasks.sinks.bigquery import table as bigquery
 from tasks.sinks.clickhouse import table as clickhouse
 from tasks.sinks.clickhouse.answers import exception_of
-from tasks.sinks.gcs.bucket import RETENTION_DAYS, expires, hindrances, missing_rules
+from tasks.sinks.gcs.bucket import RETENTION_DAYS, expires, missing_rules, restrictions
 from tasks.sinks.http.answers import Answer, described
 from tasks.sinks.http.limits import BODY_BYTES_MIN, BodyLimit
 from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
@@ -171,7 +171,7 @@ def resource(**changed: dict[str, Any] | None) -> dict[str, Any]:
         ({"segment_id": None}, 1),
     ],
 )
-def test_a_table_of_bigquery_fits_or_says_why_not(
+def test_a_bigquery_table_fits_or_the_difference_is_named(
     changed: dict[str, dict[str, Any] | None], problems: int
 ) -> None:
     found = list(bigquery.misfits("replay_events", resource(**changed)))
@@ -183,7 +183,7 @@ def test_the_good_row_of_bigquery_has_every_column() -> None:
     assert bigquery.good_row("replay_events", 1.0).keys() == bigquery.columns_of("replay_events").keys()
 
 
-def test_lifecycle_rules_are_known_by_what_they_delete() -> None:
+def test_lifecycle_rules_are_compared_by_their_effect() -> None:
     def rule(age: int, *prefixes: str, action: str = "Delete") -> dict[str, Any]:
         condition: dict[str, Any] = {"age": age} | ({"matchesPrefix": list(prefixes)} if prefixes else {})
         return {"action": {"type": action}, "condition": condition}
@@ -222,11 +222,13 @@ def test_lifecycle_rules_that_differ_from_ours_are_named() -> None:
 
 
 def test_a_plain_bucket_hinders_nothing() -> None:
-    assert list(hindrances({"kind": "storage#bucket", "name": "b"})) == []
-    assert len(list(hindrances({"objectRetention": {"mode": "Enabled"}, "billing": {"requesterPays": True}}))) == 2
+    assert list(restrictions({"kind": "storage#bucket", "name": "b"})) == []
+    assert (
+        len(list(restrictions({"objectRetention": {"mode": "Enabled"}, "billing": {"requesterPays": True}}))) == 2
+    )
 
 
-def test_a_body_limit_halves_what_was_refused_and_never_reaches_nothing() -> None:
+def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
     limit = BodyLimit(9_000_000)
 
     limit.refused(8_000_000)

@@ -50,7 +50,7 @@ def test_there_is_one_memory_sink_per_name_and_process() -> None:
     assert [checked.ok for checked in check_all(settings)] == [True] * len(SinkName)
 
 
-def test_memory_sinks_keep_one_copy_of_what_has_an_identity() -> None:
+def test_memory_sinks_keep_one_copy_per_identity() -> None:
     items: list[Item] = [
         Blob("a", b"1", 0),
         row(1),
@@ -84,7 +84,7 @@ def test_scripted_failures_store_what_they_declare() -> None:
     assert kept == [1, 1, 3]
 
 
-def test_poison_rows_are_refused_each_time_named_or_not() -> None:
+def test_poison_rows_are_always_refused() -> None:
     sink = memory.sink("bigquery")
     sink.refuse(lambda item: "poison" if item == row(2) else None)
     with pytest.raises(PermanentSinkError) as named:
@@ -98,7 +98,7 @@ def test_poison_rows_are_refused_each_time_named_or_not() -> None:
     assert sink.counts() == {"rows of t": 1}
 
 
-def test_a_bigquery_body_is_json_made_of_the_rows_bytes() -> None:
+def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
     """Including views, and ids with quotes."""
     items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 

@@ -11,7 +11,7 @@ from ingest.core.pipeline import Pipeline
 from tests.kit.planted import explored
 from tests.mutation.mutants import MUTANTS
 from tools.explore import planted
-from tools.explore.__main__ import Bound, explore, main, spoken_bug
+from tools.explore.__main__ import Bound, bug_as_text, explore, main
 from tools.explore.canonical import Canon
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
@@ -120,10 +120,10 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
     bug = planted.BUGS[1]
     found = planted.found(bug)
 
-    told = spoken_bug(bug, found).splitlines()
+    told = bug_as_text(bug, found).splitlines()
     assert told[0] == f"planted: {bug.name} ({bug.file}): found in {len(found.story) - 1} lines"
     assert told[-1].strip() == "it settles [0, 1), which is not durable"
-    assert "NOT FOUND" in spoken_bug(bug, planted.Found(0, "", ()))
+    assert "NOT FOUND" in bug_as_text(bug, planted.Found(0, "", ()))
 
 
 def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:

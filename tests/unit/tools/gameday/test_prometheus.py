@@ -8,7 +8,7 @@ import yaml
 
 from tools.gameday.faults import FAULTS
 from tools.gameday.page import faults, panels
-from tools.gameday.prometheus import ALERTS, WAITING_RULES, hastened, runbook_has
+from tools.gameday.prometheus import ALERTS, WAITING_RULES, runbook_has, scaled_rules
 
 
 def deployed() -> dict[str, dict[str, str]]:
@@ -17,7 +17,7 @@ def deployed() -> dict[str, dict[str, str]]:
 
 
 def hasty(factor: float) -> dict[str, dict[str, str]]:
-    document = hastened(yaml.safe_load(Path(ALERTS).read_text()), factor)
+    document = scaled_rules(yaml.safe_load(Path(ALERTS).read_text()), factor)
     return {rule["alert"]: rule for group in document["groups"] for rule in group["rules"]}
 
 
