@@ -1,6 +1,6 @@
 """Answers of the sinks' servers for a durable write, and answers with a 2xx that prove nothing.
 
-`PROOFS` has the valid answer by sink. `false_successes(sink)` has all others: name and script, to be tried one by one.
+`PROOFS` has the valid answer by sink. `false_successes(sink)` has all others: name and script.
 """
 
 from __future__ import annotations
