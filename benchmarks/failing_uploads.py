@@ -121,7 +121,9 @@ def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, 
     faults = {name: count for name, count in proxy.counts.items() if name.startswith("status")}
     all_there = "not asked" if whole is None else whole
     caption = f"{faults} of {proxy.counts['requests']} requests; {parked} parked; all there: {all_there}"
-    show("Messages a second, clean and with failing uploads", ("pair", "clean", "faulty", "ratio"), rows, caption)
+    show(
+        "Messages per second, clean and with failing uploads", ("pair", "clean", "faulty", "ratio"), rows, caption
+    )
     write_json(
         args.json,
         {

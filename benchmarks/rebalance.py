@@ -406,7 +406,7 @@ def tell(outcomes: Sequence[Outcome], args: argparse.Namespace) -> None:
     ]
     columns = ("case", "messages", "moved", "read again", "sent again", "s still", "lost", "amid load", "commits")
     caption = (
-        f"{args.rate:g} messages a second, {SOURCE_PARTITIONS} partitions, one worker; "
+        f"{args.rate:g} messages per second, {SOURCE_PARTITIONS} partitions, one worker; "
         f"session {SESSION_SECONDS:g} s, drain {DRAIN_SECONDS:g} s, batches of {BATCH_SECONDS:g} s. "
         "moved: partitions given to a reader; s still: longest time without a commit"
     )
@@ -424,7 +424,7 @@ def main() -> int:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of " + ", ".join(CASES))
     parser.add_argument("--runs", type=int, default=1, help="of every case")
     parser.add_argument("--segments", type=int, default=4000, help="a run")
-    parser.add_argument("--rate", type=float, default=150.0, help="messages a second")
+    parser.add_argument("--rate", type=float, default=150.0, help="messages per second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", help="write the figures there")
     args = parser.parse_args()

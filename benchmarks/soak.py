@@ -56,7 +56,7 @@ def report(result: Result, path: str | None) -> None:
         for one in series[::step]
     ]
     columns = ("seconds", "segments", "CPU µs/seg so far", *(f"{name[4:]} MB" for name in names))
-    show(f"{result.label}: {result.segments} segments, {result.rate:.0f} a second", columns, rows)
+    show(f"{result.label}: {result.segments} segments, {result.rate:.0f} per second", columns, rows)
     slopes = {name: slope_per_minute(series, name) for name in names}
     costs = thirds(series)
     print("growth in the second half, MB a minute:", {n: round(s / 1e6, 2) for n, s in slopes.items()})

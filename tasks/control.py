@@ -47,7 +47,7 @@ def retry_batch(batch_id: str, by: str = "unknown") -> str:
 
 @app.task(name=ControlTask.ABANDON_BATCH.value, ignore_result=True, acks_late=True)
 def abandon_batch(batch_id: str, reason: str, by: str = "unknown") -> str:
-    """Turns the batch's messages into dead letters and tells its reader to continue without it."""
+    """Turns the batch's messages into dead letters and notifies its reader, which continues without it."""
     mine = tools.get()
     return abandon(mine.settings, mine.coordination, mine.sink(SinkName.DEAD_LETTER), batch_id, reason, by)
 

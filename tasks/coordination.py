@@ -164,7 +164,7 @@ class Coordination:
         return about
 
     def _all_of(self, key: str) -> tuple[dict[bytes, bytes], float]:
-        """A hash, and the time."""
+        """All entries of a hash, and the current time."""
         pipe = self.client.pipeline(transaction=True)
         pipe.hgetall(key)
         pipe.time()

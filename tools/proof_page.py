@@ -18,7 +18,7 @@ def proof_page() -> Iterator[str]:
     """The whole page."""
     figures: dict[str, Any] = json.loads(FIGURES.read_text())
     yield "# Tables of the proof"
-    yield "What the runs behind [the proof](proof.md) came to. It says how each was made, and what it cannot see."
+    yield "Results of the runs behind [the proof](proof.md), which describes how each was made, and its limits."
     yield "## Every order of events"
     yield figures["explored_when"]
     yield _table(

@@ -95,7 +95,7 @@ class Builder:
         return CutReason.BYTES if self.size_bytes >= self._limits.batch_bytes_max else None
 
     def ended(self, end: int, now: float) -> Batch | None:
-        """No message lies between the last one added and `end`. Returns the batch whose planned range this
+        """There is no message between the last one added and `end`. Returns the batch whose planned range this
         completes."""
         batch = None
         while self._plan and self._plan[0] <= end:

@@ -40,7 +40,7 @@ class Commits:
         return self._sent is None
 
     def may_send(self, taken_until: int, now: float, *, urgent: bool) -> bool:
-        """One commit per interval, except for the record of a new cut, or when the caller says `urgent`."""
+        """One commit per interval, except for the record of a new cut, or if the caller passes `urgent`."""
         interval_seconds = self._limits.commit_interval_seconds
         if self._sent is not None:
             return False
@@ -99,7 +99,7 @@ class Commits:
         return True
 
     def give_up(self, now: float) -> None:
-        """Called with every tick: gives up a commit that has timed out, so that the next one can be sent."""
+        """Called with every tick: drops a commit that has timed out, so that the next one can be sent."""
         if self._sent is not None and now - self._sent_at >= self._limits.commit_answer_seconds_max:
             self._sent = None
 

@@ -78,8 +78,8 @@ class Ledger:
         return rose
 
     def pass_over(self, source: TopicPartition, stop: int) -> bool:
-        """No message lies in [taken_until, stop). Returns True if `committable` rose, which requires that no range
-        is pending."""
+        """There is no message in [taken_until, stop). Returns True if `committable` rose, which requires that no
+        range is pending."""
         line = self._lines.setdefault(source, _Line())
         if line.ranges or stop <= line.taken_until:
             return False

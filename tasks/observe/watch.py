@@ -117,7 +117,7 @@ def watched(request: Any, batch: str, name: str, staging: Staging, settings: Set
 
 
 def run_line(batch: str, name: str, outcome: RunOutcome, watch: Watch, seconds: float, retries: int) -> None:
-    """One line per flush run; a warning if it gave up or failed."""
+    """One line per flush run; a warning if it was given up or failed."""
     about: dict[str, Any] = {
         "batch": batch_id_of(batch),
         "task": name,

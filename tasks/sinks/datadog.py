@@ -28,8 +28,8 @@ from tasks.wire import Metric, MetricKind
 LINE_OVERHEAD_BYTES = 32
 SOCKET_SECONDS = 1.0
 PROOF = (
-    "None, by design of DogStatsD: the kernel took the packet. Over a Unix socket it also says that an "
-    "agent is there."
+    "None, by design of DogStatsD: the kernel accepted the packet. Over a Unix socket it also shows that an "
+    "agent is running."
 )
 
 

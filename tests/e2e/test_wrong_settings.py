@@ -349,7 +349,7 @@ LISTENERS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 @pytest.mark.parametrize(("command", "setting"), LISTENERS, ids=lambda part: " ".join(part) if part else "")
 def test_a_port_in_use_is_refused_in_one_line(command: tuple[str, ...], setting: str) -> None:
-    """given a port in use, when a program needs it, then the error says how to choose another"""
+    """given a port in use, when a program needs it, then the error explains how to choose another"""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         variables = LOCKED | {"REPLAYS_LOG_FORMAT": "text"}

@@ -1,4 +1,4 @@
-"""Sinks for real workers in tests: they append received items to files, and act as a file says.
+"""Sinks for real workers in tests: they append received items to files, and follow a script in a file.
 
 `celery -A tests.kit.scripted_sinks worker` is the real fleet, except for the destination of items.
 In `REPLAYS_TEST_SINKS`: `<sink>.jsonl` gets a line for every call (start, then result),
@@ -44,7 +44,7 @@ class FileSink:
         self._script = directory / f"{name}.do"
 
     def write(self, items: Sequence[Item], token: str, deadline_seconds: float) -> None:
-        """Acts as the script says; items are durable once their line says `kept`."""
+        """Follows the script; items are durable once their line says `kept`."""
         names = [name_of(item) for item in items]
         self._note("began", token, names)
         verb, _, argument = (self._script.read_text() if self._script.exists() else "ok").partition(" ")

@@ -41,7 +41,7 @@ AUTHORIZED = {
     "super.users": "User:ANONYMOUS",
 }
 
-# Rights that docs/hardening.md says to grant: (resource, name, operations).
+# Rights listed in docs/hardening.md: (resource, name, operations).
 READER_TOPIC_RIGHTS = ("READ", "DESCRIBE")
 LETTER_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS")
 DECISION_TOPIC_RIGHTS = ("READ", "WRITE", "DESCRIBE")
@@ -85,7 +85,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
 
 
 def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
-    """(kind, name) of each right that the broker knows on these resources."""
+    """(kind, name) of each right that the broker has on these resources."""
     anything: Any = None
     everything = AclBindingFilter(
         ResourceType.ANY,

@@ -88,7 +88,7 @@ def test_a_world_is_reproducible_from_its_seed() -> None:
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
-    """Nor in other processes, whatever the order of their sets."""
+    """The same holds across processes, whatever the iteration order of their sets."""
     summaries = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(

@@ -180,7 +180,7 @@ def test_architecture_shows_the_same_table() -> None:
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)
 def test_a_file_begins_with_a_docstring(path: Path) -> None:
-    """given a file with code, then it has a module docstring that tells newcomers what it owns"""
+    """given a file with code, then it has a module docstring for newcomers"""
     tree = ast.parse(path.read_text())
     assert not tree.body or ast.get_docstring(tree), path
 

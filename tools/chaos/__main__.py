@@ -35,7 +35,7 @@ def main() -> int:
         default=GroupProtocol.CLASSIC,
         help="of the readers; consumer (KIP-848) needs Apache Kafka",
     )
-    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages a second")
+    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
     parser.add_argument("--directory", type=Path, help="keep data and logs there")
     parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")

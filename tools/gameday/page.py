@@ -97,8 +97,8 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
     yield "### Run"
     yield ""
     yield (
-        f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['rate']:g} messages a second, "
-        f"Kafka: {result['kafka']}, times of the rules divided by {result['factor']:g}. {verdict}"
+        f"{len(result['played'])} faults in {result['seconds']:.0f} s, {result['rate']:g} messages per second, "
+        f"Kafka: {result['kafka']}, rule times divided by {result['factor']:g}. {verdict}"
     )
     if result["error"]:
         yield f"\nError: {cell(result['error'].splitlines()[0])}"
@@ -106,7 +106,7 @@ def run(result: Mapping[str, Any]) -> Iterator[str]:
     yield from faults(result["played"])
     yield ""
     if account := result["reconciled"].strip():
-        yield "What `replays-ingest reconcile` said in the end, the whole topic against every sink:"
+        yield "Result of `replays-ingest reconcile` at the end, for the whole topic and every sink:"
         yield ""
         yield "```"
         yield from (line.rstrip() for line in account.splitlines())
@@ -132,7 +132,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         *(line for result in results for line in run(result)),
         "### The dashboard's panels",
         "",
-        f"{len(asked)} expressions were asked over the whole run, {len(asked) - len(empty)} had data.",
+        f"{len(asked)} expressions were queried over the whole run; {len(asked) - len(empty)} had data.",
         "",
         *panels(asked),
         *(f"\nNo data: {each['panel']}: {code(each['expression'])}" for each in empty),

@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all of it there")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a fault's name or alert")
     parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
-    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages a second")
+    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
     parser.add_argument(
         "--minutes", type=float, default=MINUTES_MAX, help="end it after so long, whatever it does"
     )

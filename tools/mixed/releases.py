@@ -16,7 +16,7 @@ GIT_SECONDS_MAX = 60
 
 
 class NoRelease(Exception):
-    """There is no earlier release in this checkout. The text says why, and what helps."""
+    """There is no earlier release in this checkout. The text states the reason, and what helps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Sentinel(Server):
         return ask(self.port, words, self._sentinel_password)
 
     def is_ready(self) -> bool:
-        """Whether it knows the primary."""
+        """Whether it has found the primary."""
         try:
             return bool(self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER))
         except (OSError, LocalError):

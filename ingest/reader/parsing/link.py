@@ -56,7 +56,7 @@ class Item(msgspec.Struct, array_like=True, gc=False):
 
 
 class Work(msgspec.Struct, array_like=True, gc=False):
-    """What is to be parsed."""
+    """The messages to parse."""
 
     arena_bytes: int
     items: list[Item]

@@ -43,7 +43,7 @@ class Fault(StrEnum):
     SINK_TRANSIENT = "sink_transient"
     SINK_REPLY_LOST = "sink_reply_lost"  # written, but the response is lost
     SINK_OUTAGE = "sink_outage"  # one sink fails for a while
-    SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, whatever the rows
+    SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses everything for a while, for any rows
     OPERATOR_RETRY = "operator_retry"
     OPERATOR_ABANDON = "operator_abandon"
     REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while

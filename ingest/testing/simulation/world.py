@@ -271,7 +271,7 @@ class World:
         self.checkers.durability.recreated()
 
     def _add_partition(self) -> None:
-        """The partition has messages before the group knows of it."""
+        """The partition has messages before the group has discovered it."""
         log = Log(len(self.broker.logs), len(self.broker.former))
         for n in range(ADDED_MESSAGES):
             log.append(Record(Kind.SEGMENT, f"added-{log.source.partition}-{n}"))

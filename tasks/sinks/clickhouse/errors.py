@@ -1,6 +1,6 @@
 """Classifies ClickHouse errors by the server's code if there is one, otherwise by the driver's class.
 
-The server knows about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
+ClickHouse has about 650 codes. An insert with well-formed statements can fail with the codes listed here; any
 other code counts as a server error, which means bounded retries and then a parked batch that an operator sees. A
 code is listed under BATCH only if a row can be at fault: its rows may become dead letters, once the table was
 examined. Names and numbers are those of ClickHouse's ErrorCodes.cpp; a test compares them with a running server.

@@ -92,7 +92,7 @@ def test_a_commit_that_the_brokers_refuse_is_reported(kafka: Callable[..., Setti
 
 
 def test_a_topic_without_readers_is_a_warning(kafka: Callable[..., Settings]) -> None:
-    """given a group without members, when its owners are checked, then the warning says to start a reader"""
+    """given a group without members, when its owners are checked, then the warning advises starting a reader"""
     found = only(rehearsal.owners(kafka()))
 
     assert found.level is Severity.WARNING

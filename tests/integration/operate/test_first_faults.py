@@ -69,7 +69,7 @@ def test_no_worker_is_reported_by_the_page_and_by_the_log(settings: Settings):
 
 
 def test_a_wrong_password_is_reported_everywhere(settings: Settings, redis_url: str):
-    """given a wrong Redis password, when check, top and the log are read, then each says what to correct"""
+    """given a wrong Redis password, when check, top and the log are read, then each explains what to correct"""
     wrong = redis_url.replace("redis://", "redis://somebody:wrong@")
     mistaken = settings.model_copy(update={"redis_url": SecretStr(wrong)})
     watching = watch(mistaken)

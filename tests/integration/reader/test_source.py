@@ -394,7 +394,7 @@ def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, a
 
 @pytest.mark.kafka
 def test_the_policy_error_stops_the_reader(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """With `error` the reader stops and says what to decide."""
+    """With `error` the reader stops and explains what to decide."""
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS, reset="error")

@@ -184,6 +184,6 @@ def test_it_never_starts_without_authentication(
     ],
 )
 def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
-    """No password, a guessable one, or open access: it says which setting to set instead."""
+    """No password, a guessable one, or open access: the error names the setting to set instead."""
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]

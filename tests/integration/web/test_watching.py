@@ -205,7 +205,7 @@ def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
 
 
 def test_an_unknown_replay_is_not_found(page: Page):
-    """The page says so and stops loading."""
+    """The page reports that and stops loading."""
     page.goto(f"/replay/{PROJECT}/{'e' * 32}")
 
     page.get_by_role("alert").get_by_text(f"no replay {'e' * 32} in project {PROJECT}").wait_for()

@@ -49,7 +49,7 @@ def test_each_start_without_progress_counts() -> None:
 
 
 def test_the_count_resets_when_the_offset_advances() -> None:
-    """The cause of the earlier crashes is behind it."""
+    """The message that caused the earlier crashes has been passed."""
     runtime = started("2;s=2")
     records(runtime)
     runtime.segments(2)

@@ -1,4 +1,4 @@
-"""The public MockRuntime in the hands of somebody who builds on the core: whole messages and the real parser."""
+"""The public MockRuntime as used by somebody who builds on the core: whole messages and the real parser."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 
 Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, listing of rows, and queries
 in GoogleSQL (translated for DuckDB), on a data directory that survives a kill. An unmodified google-cloud-bigquery
-works with it. Unsupported calls fail with an error that says so.
+works with it. Unsupported calls fail with an explicit error.
 """
 
 from __future__ import annotations

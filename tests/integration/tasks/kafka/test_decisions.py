@@ -122,7 +122,7 @@ def test_no_decision_is_made_while_the_topic_is_unavailable(client: Any, setting
 
 
 def test_a_reader_does_not_start_without_the_decisions(client: Any, settings: Settings) -> None:
-    """given a topic that is missing or has a newer release's decisions, then the reader says what to do"""
+    """given a topic that is missing or has a newer release's decisions, then the reader explains what to do"""
     gone = settings.model_copy(update={"kafka_operators_topic": "no-such-topic"})
     with pytest.raises(NotLoaded, match="run `replays-ingest migrate`"):
         TenantRefresh(client, gone, TenantGate()).load(never_stopping)

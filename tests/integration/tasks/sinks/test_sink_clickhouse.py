@@ -222,7 +222,7 @@ def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> No
 def test_a_missing_table_or_database_is_configuration(
     sink: ClickHouseSink, settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """Both errors say what to do."""
+    """Both errors explain what to do."""
     with pytest.raises(PermanentSinkError) as no_table:
         sink.write([Row("nowhere", "1", b"{}", 1)], "token", 20)
     empty = ClickHouseSink(settings(clickhouse_url=clickhouse_url))

@@ -184,7 +184,7 @@ def test_twenty_clicks_and_twenty_taps_are_kept_of_a_segment():
 
 
 def test_a_tap_has_message_class_and_id():
-    """Its identity is made of replay, whole seconds and view."""
+    """Its identity consists of replay, whole seconds and view."""
     (tap,) = taps(events_parsed([tap_event("add", "Button")]))
 
     assert (tap["tap_message"], tap["tap_view_class"], tap["tap_view_id"]) == ("add_item", "Button", "add")

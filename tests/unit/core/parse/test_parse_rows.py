@@ -236,7 +236,8 @@ def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str 
     ],
 )
 def test_an_address_goes_into_the_column_of_its_version(address: Any, columns: tuple[str | None, str | None]):
-    """An address that ClickHouse would refuse is left out: it would make the whole batch be bisected."""
+    """An address that ClickHouse would refuse is left out, because it would force a bisection of the whole
+    batch."""
     row = session(parsed(recording(replay_event=replay_event(user={"ip_address": address}))))
 
     assert (row.get("ip_address_v4"), row.get("ip_address_v6")) == columns

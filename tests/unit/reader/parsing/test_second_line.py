@@ -1,4 +1,4 @@
-"""Messages that are not clearly cheap are parsed in a child with limits; each gets a result, whatever it does."""
+"""Messages that are not clearly cheap are parsed in a child with limits; each gets a result in any case."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_exits_with_2() -> None:
-    """One line that says what to do, no traceback."""
+    """One line with what to do, no traceback."""
     command = Path(sys.executable).with_name("replays-ingest")
     for arguments in ([], ["check"], ["status"]):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The previous release is found from tags, or without them from the record, or it is said why there is none."""
+"""The previous release is found by tags, or without them in the record; otherwise the reason is reported."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Rep
 
 
 def test_without_tags_the_record_names_it(repository: Repository):
-    """given a clone without tags, when the previous release is asked for, then it is the recorded one"""
+    """given a clone without tags, when the previous release is requested, then it is the recorded one"""
     first, second = repository.commit(), repository.commit()
     repository.commit()
     repository.record(v1_0=first, v1_1=second)
