@@ -89,7 +89,7 @@ class Copy:
         found = {
             key.decode(): self._opened(key.decode(), v) for key, v in self._client.hgetall(self._decided).items()
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in found.items() if value is not None and decisions.usable(key, value)}
 
     def get(self, keys: list[str]) -> list[dict[str, Any] | None]:
         """The decisions of these keys."""

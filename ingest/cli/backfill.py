@@ -9,6 +9,7 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, settings
+from ingest.cli.ranges import Finite
 from ingest.cli.scope import since_option, until_option
 from ingest.operate.terminal import Terminal
 from tasks.wire import SinkName
@@ -21,7 +22,7 @@ from tasks.wire import SinkName
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Only compare, and report what would be written.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--rate", default=50.0, show_default=True, type=click.FloatRange(0.1), help="Recordings per second.")
+@click.option("--rate", default=50.0, show_default=True, type=Finite(0.1), help="Recordings per second.")
 @click.option(
     "--limit",
     default=100,

@@ -15,6 +15,7 @@ from rich.text import Text
 from ingest.cli.common import as_json, by_option, coordination_of, echo, echo_json, fail, redis_answers, settings
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
+from ingest.cli.ranges import Finite
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import times_as_text, utc_text
 from tasks.printed import printable
@@ -145,7 +146,7 @@ def dlq_show(letter_id: str, raw: bool, as_json: bool) -> None:
     "--rate",
     default=100.0,
     show_default=True,
-    type=click.FloatRange(0.1, 100_000),
+    type=Finite(0.1, 100_000),
     help="Maximum letters per second.",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be sent where, and send nothing.")

@@ -11,6 +11,7 @@ from typing import IO, Any
 import click
 
 from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, fail, redis_answers, settings
+from ingest.cli.ranges import Finite
 
 
 @click.command()
@@ -23,12 +24,12 @@ from ingest.cli.common import EXIT_FAILED, as_json, by_option, echo, echo_json, 
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Print what would be erased and what would remain; erase nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@click.option("--rate", default=5.0, show_default=True, type=click.FloatRange(0.01), help="Replays per second.")
+@click.option("--rate", default=5.0, show_default=True, type=Finite(0.01), help="Replays per second.")
 @click.option(
     "--wait-seconds",
     default=60.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Maximum wait for readers to settle messages read earlier.",
 )
 @click.option(

@@ -13,6 +13,7 @@ import click
 
 from ingest.cli.common import as_json, echo, echo_json, fail, needs_extra, settings
 from ingest.cli.listing import Listing
+from ingest.cli.ranges import Finite
 from ingest.operate.terminal import Terminal
 
 if TYPE_CHECKING:  # commands import their dependencies when they run
@@ -70,7 +71,7 @@ def demo(
 @click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Maximum messages per second; unlimited by default.",
 )
 @click.option("--profile", type=click.Choice(["demo", "small"]), default="demo", show_default=True)

@@ -24,6 +24,7 @@ from ingest.cli.common import (
 )
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
+from ingest.cli.ranges import Finite
 from ingest.operate.terminal import Terminal
 from ingest.operate.text import size_text, utc_text
 from tasks.connection import RedisRefused
@@ -109,9 +110,7 @@ def status(as_json: bool) -> None:
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print once and exit.")
-@click.option(
-    "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.2, 60), help="Refresh interval, seconds."
-)
+@click.option("--seconds", default=1.0, show_default=True, type=Finite(0.2, 60), help="Refresh interval, seconds.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG image and exit.")
 def top(once: bool, seconds: float, svg: Path | None) -> None:
     """Show live state: partitions and lag, batches in flight, sinks and breakers, parked batches, dead letters."""

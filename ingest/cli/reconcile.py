@@ -9,6 +9,7 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, by_option, echo_json, fail, redis_answers, settings
+from ingest.cli.ranges import Finite
 from ingest.cli.scope import scope_options
 from ingest.operate.terminal import Terminal
 from tasks.wire import SinkName
@@ -27,13 +28,11 @@ EXIT_MISSING = 1
     "--grace-days",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="With --expired: days that lifecycle rules may be late.",
 )
 @click.option("--repair", is_flag=True, help="Write missing items, and only those, to their sink.")
-@click.option(
-    "--rate", default=200.0, show_default=True, type=click.FloatRange(0.1), help="Repair rate, items per second."
-)
+@click.option("--rate", default=200.0, show_default=True, type=Finite(0.1), help="Repair rate, items per second.")
 @by_option
 @as_json
 def reconcile(

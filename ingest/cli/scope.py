@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ingest.cli import ranges
 from ingest.operate.text import age_seconds, moment
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,9 +55,9 @@ def scope_options(command: F) -> F:
     for option in (
         until_option,
         since_option,
-        click.option("--stop", type=click.IntRange(0), help="One past the last offset; needs --partition."),
-        click.option("--start", type=click.IntRange(0), help="First offset; needs --partition."),
-        click.option("--partition", type=click.IntRange(0), help="Only this partition; all of them otherwise."),
+        click.option("--stop", type=ranges.offset, help="One past the last offset; needs --partition."),
+        click.option("--start", type=ranges.offset, help="First offset; needs --partition."),
+        click.option("--partition", type=ranges.partition, help="Only this partition; all of them otherwise."),
     ):
         command = option(command)
     return command

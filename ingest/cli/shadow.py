@@ -10,6 +10,7 @@ import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from ingest.cli.common import as_json, echo_json, fail, settings
+from ingest.cli.ranges import Finite
 from ingest.cli.scope import Age, scope_options
 from ingest.operate.terminal import Terminal
 
@@ -24,7 +25,7 @@ ROUND_SECONDS = 15.0
     type=Age(),
     help="Compare what the group commits from now on, for this long: 90s, 30m, 2h.",
 )
-@click.option("--rate", type=click.FloatRange(0.1), help="Maximum messages per second; unlimited if not given.")
+@click.option("--rate", type=Finite(0.1), help="Maximum messages per second; unlimited if not given.")
 @click.option(
     "--limit",
     default=100,

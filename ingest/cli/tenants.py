@@ -18,6 +18,7 @@ from ingest.cli.common import (
 )
 from ingest.cli.confirm import confirm, yes_option
 from ingest.cli.listing import Listing
+from ingest.cli.ranges import BURST_MAX, PER_SECOND_MAX, Finite
 from ingest.settings import Settings
 from tasks.connection import connect
 
@@ -81,8 +82,8 @@ def tenants_revive(project: int, by: str) -> None:
 
 @tenants.command("limit")
 @click.argument("project", type=click.IntRange(0))
-@click.option("--per-second", type=click.FloatRange(0.01), help="Messages per second, across all readers.")
-@click.option("--burst", type=click.FloatRange(1), help="Burst size, messages; default: ten seconds' worth.")
+@click.option("--per-second", type=Finite(0.01, PER_SECOND_MAX), help="Messages per second, across all readers.")
+@click.option("--burst", type=Finite(1, BURST_MAX), help="Burst size, messages; default: ten seconds' worth.")
 @click.option("--remove", is_flag=True, help="Remove the limit.")
 @by_option
 def tenants_limit(project: int, per_second: float | None, burst: float | None, remove: bool, by: str) -> None:

@@ -15,6 +15,8 @@ docs/decisions/018-operators-decisions-in-kafka.md.
 
 from __future__ import annotations
 
+import logging
+import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -29,6 +31,7 @@ from tasks.kafka.records import Record
 from tasks.kafka.topics import ClusterUnreachable, Topics
 from tasks.settings import Settings
 
+log = logging.getLogger(__name__)
 VERSION = 1
 KILLED, LIMIT, ERASED, AUDIT = "killed", "limit", "erased", "audit"
 KINDS = frozenset((KILLED, LIMIT, ERASED, AUDIT))
@@ -61,6 +64,15 @@ def project_of(key: str) -> int:
     return int(key.split("/")[1])
 
 
+def usable(key: str, value: Mapping[str, Any] | None) -> bool:
+    """False for a limit without two finite positive numbers. Such a limit is not in force: if it were an error, no
+    reader would start, and no command could remove it."""
+    if value is None or not key.startswith(f"{LIMIT}/"):
+        return True
+    numbers = (value.get("per_second"), value.get("burst"))
+    return all(isinstance(one, int | float) and math.isfinite(one) and one > 0 for one in numbers)
+
+
 class Decisions:
     """The decisions read so far. `position`: the offset after the last record."""
 
@@ -84,6 +96,11 @@ class Decisions:
                 raise DecisionsUnreadable(f"{record.topic} offset {record.offset}: {error}") from error
             if int(value.get("version", VERSION)) > VERSION:
                 raise DecisionsUnreadable(f"{record.topic}: {key!r} is of a newer release: upgrade first")
+        if not usable(key, value):
+            log.warning(
+                "%s offset %d: %r has no finite rate and burst, and is ignored", record.topic, record.offset, key
+            )
+            value = None
         self.entries[key] = Decision(record.offset, value)
         return key
 

@@ -1,0 +1,89 @@
+"""An unusable limit in the operators' topic stops no reader or command, and no option accepts such a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from ingest.cli.main import main
+from ingest.reader.tenant_gate import Limit, TenantGate
+from ingest.reader.tenant_rules import TenantRefresh, TenantStore
+from ingest.settings import Settings
+from tasks.connection import connect
+from tasks.kafka.decisions import DecisionWriter
+from tasks.operators import names
+
+POISONED, LIMITED = 41, 42
+UNUSABLE = (
+    {"per_second": 1e308, "burst": float("inf")},  # JSON has no infinity: the burst becomes null
+    {"per_second": 0.0, "burst": 10.0},
+    {"per_second": "5", "burst": 50.0},
+    {},
+)
+
+
+@pytest.fixture
+def store(stored: Settings) -> Iterator[TenantStore]:
+    """Writes rules, and removes them at the end."""
+    store = TenantStore(connect(stored), stored)
+    yield store
+    for project in (POISONED, LIMITED):
+        store.limit(project, None, "ann")
+
+
+@pytest.mark.parametrize("value", UNUSABLE)
+def test_a_limit_that_is_no_number_stops_no_reader_and_no_command(
+    stored: Settings, store: TenantStore, value: dict[str, object]
+) -> None:
+    """given such a record, when a reader starts and a command reads, then both have the other rules only"""
+    client = connect(stored)
+    DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
+    store.limit(LIMITED, Limit(5.0, 50.0), "ann")
+    gate = TenantGate()
+    refresh = TenantRefresh(client, stored, gate)
+
+    assert refresh.load(lambda seconds: False)
+
+    assert gate.rules.limits == store.rules().limits == {LIMITED: Limit(5.0, 50.0)}
+    client.delete(*names(stored.key_prefix))
+    assert store.rules() == gate.rules
+    refresh.stop()
+
+
+def test_an_unusable_limit_in_the_copy_is_not_in_force(stored: Settings, store: TenantStore) -> None:
+    """given a copy in Redis that an earlier release wrote, when a command reads it, then it succeeds"""
+    store.limit(POISONED, Limit(1e308, float("inf")), "ann")
+
+    assert POISONED not in store.rules().limits
+
+
+def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
+    """Options and arguments of every command that accept a fraction."""
+    waiting: list[tuple[list[str], click.Command]] = [([], main)]
+    while waiting:
+        path, command = waiting.pop()
+        if isinstance(command, click.Group):
+            waiting += [([*path, name], one) for name, one in command.commands.items()]
+        for parameter in command.params:
+            if isinstance(parameter.type, click.types.FloatParamType):
+                yield path, parameter
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-inf"])
+def test_no_option_accepts_what_is_no_finite_number(text: str) -> None:
+    """given every command's numbers, when one is NaN or infinite, then it is refused as wrong usage"""
+    found = list(numeric_options())
+    assert len(found) > 5
+
+    for path, parameter in found:
+        with pytest.raises(click.BadParameter):
+            print(path, parameter.name, parameter.type.convert(text, parameter, None))
+
+
+def test_no_offset_or_partition_is_beyond_kafkas(stored: Settings) -> None:
+    """given a partition or an offset that Kafka cannot have, when it is an option, then it is wrong usage"""
+    for command, option in (("reconcile", "--partition"), ("shadow", "--partition"), ("shadow", "--stop")):
+        with pytest.raises(click.BadParameter):
+            main.commands[command].make_context(command, [option, str(2**63)])
