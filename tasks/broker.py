@@ -33,7 +33,7 @@ class _Client(redis.PrefixedStrictRedis):
         return True
 
     def transaction(self, func: Callable[[Any], Any], *watches: Any, **options: Any) -> Any:
-        """Raises RedisAway. redis-py takes an unusable server for a conflict, and repeats without end."""
+        """Raises RedisAway. redis-py would treat an unusable server as a conflict, and retry forever."""
         attempts = count()
 
         def attempt(pipe: Any) -> Any:
@@ -48,7 +48,7 @@ class QoS(redis.QoS):
     """kombu's count of unfinished messages, without those whose acknowledgement failed.
 
     Celery only logs a failed acknowledgement. If its message still counted, as many failures as the worker has
-    processes would stop the worker for good, on a connection that works again. In Redis the message stays
+    processes would stop the worker permanently, even on a working connection. In Redis the message stays
     unacknowledged and is delivered again after the visibility timeout.
     """
 
@@ -58,7 +58,7 @@ class QoS(redis.QoS):
             super().ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """As `ack`."""
+        """Like `ack`."""
         with self._finished_on_error(delivery_tag):
             super().reject(delivery_tag, requeue)
 

@@ -47,8 +47,8 @@ def abandon(
     """Returns one line about the result. Raises NotParked, ReaderGone, RangeError (the topic) or SinkError (the
     dead letters); then nothing is abandoned.
 
-    Messages are read again from Kafka, because the staged rows may be the problem. Repeating it repeats equal dead
-    letters. The reader is informed only once all of them are durable.
+    Messages are read again from Kafka, because the staged rows may be the problem. Repeating it produces equal
+    dead letters again. The reader is informed only once all of them are durable.
     """
     if not reason.strip():
         raise ValueError("a reason is required, to explain the dead letters later")

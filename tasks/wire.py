@@ -40,7 +40,7 @@ else:
 
 
 class Incompatible(Exception):
-    """Data of the other side cannot be read by this release. The text states what to upgrade."""
+    """This release cannot read data of the other side. The text states what to upgrade."""
 
 
 # ------------------------------------------------------------------------------------------- Sinks and stages

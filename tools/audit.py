@@ -2,9 +2,9 @@
 
     python -m tools.audit [--requirements constraints.txt] [--ignore-vuln ID]...
 
-Runs pip-audit against OSV (https://osv.dev): names and versions leave the machine, nothing is
-installed. Exit code 1: a pinned version has a known vulnerability. 0: none has, or OSV was not reachable, which
-is reported: `make check` must pass without a network, but must not report success for a check that did not run.
+Runs pip-audit against OSV (https://osv.dev): names and versions are sent there, nothing is installed. Exit code 1:
+a pinned version has a known vulnerability. 0: none has, or OSV was not reachable, which is reported: `make check`
+must pass without a network, but must not report success for a check that did not run.
 """
 
 from __future__ import annotations

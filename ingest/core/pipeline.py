@@ -39,7 +39,7 @@ TICK_SECONDS_MAX = 0.5
 
 
 class Room(Enum):
-    """What the loop does with a fetched message."""
+    """Handling of a fetched message by the loop."""
 
     NOW = auto()  # parse and deliver it
     LATER = auto()  # keep it and later ones of its partition

@@ -15,7 +15,7 @@ from ingest.core.cut_record import Record, decode
 
 
 class Place(StrEnum):
-    """Where to start."""
+    """The policy's choices for a start."""
 
     COMMITTED = "committed"
     BEGINNING = "beginning"

@@ -243,7 +243,7 @@ def _more(table: Table, rows: int) -> Table:
 
 
 def age_mark(reader: ReaderStatus) -> str:
-    """Prefix of a line with stale values: the age of its reader's last report."""
+    """Prefix of a line with stale values: the age of the reader's last report."""
     return f"({reader.silent_seconds:.0f} s old) " if reader.silent else ""
 
 

@@ -133,8 +133,8 @@ class Runtime:
                 yield one
 
     def _waits(self, one: Waiting) -> bool:
-        """True if something before it waits, or there is no room for it. The end of an assignment needs no
-        room."""
+        """True if something before it waits, or there is no room for it. The end of an assignment is always
+        taken."""
         if self.waits(one.source):
             return True
         return not isinstance(one, on.OffsetOutOfRange) and self._room(one) is Room.LATER

@@ -26,7 +26,7 @@ class WasErased(NotFound):
 
 
 class ReadError(RuntimeError):
-    """A server did not respond, or returned an error. The text names it and the error."""
+    """A server did not respond, or returned an error. The text has the server's name and the error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ STOPPED_A_READER = (
 
 
 def fresh(chance: random.Random) -> Recipe:
-    """A shape that once stopped a reader, or an event with a repeated part in one of its values."""
+    """A shape that once stopped a reader, or an event with a repeated part in one value."""
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
     return Recipe((_stuffed(chance),), chance.random() < 0.2)

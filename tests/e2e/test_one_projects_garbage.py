@@ -94,7 +94,7 @@ def assert_named(system: System) -> None:
     ]
     assert alert["expr"].strip() == f"max by (project) ({SHED}) == 1"
     assert is_shed(system)
-    assert system.metric(SHED) == 1  # of no other project
+    assert system.metric(SHED) == 1  # none from another project
     assert system.metric("replays_reader_halted") == 0
 
     def named() -> bool:

@@ -35,7 +35,7 @@ def segment(
     warnings: tuple[str, ...] = (),
     size_bytes: int = 100,
 ) -> Segment:
-    """The segment at that offset: one blob, one row per table, one metric. `size_bytes` is stated, not counted."""
+    """The segment at that offset: one blob, one row per table, one metric. `size_bytes` is given, not computed."""
     return Segment(
         org_id=1,
         project_id=2,

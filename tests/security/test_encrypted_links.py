@@ -208,7 +208,7 @@ def command(env: dict[str, str], *arguments: str) -> str:
 def test_scram_lets_the_dead_letter_producer_in(
     kafka: JavaKafka, mechanism: str, fresh_name: Callable[[str], str]
 ):
-    """With either hash a letter becomes durable, by a user with few other rights."""
+    """With either hash, a user with few other rights can produce a durable letter."""
     topic = fresh_name("recordings")
     topics(kafka, topic)
     grant(kafka, topic, "readers")
@@ -262,7 +262,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """Not only that no broker responded: the operator reads what to check."""
+    """The report does not only say that no broker responded; it names what to check."""
     changes, said = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 

@@ -55,7 +55,7 @@ def test_the_defaults_are_consistent() -> None:
 
 
 def test_check_names_inconsistent_settings() -> None:
-    """Even exactly at the limit, with the settings to change."""
+    """This includes values exactly at the limit; the report names the settings to change."""
     (finding,) = deadlines(Settings(task_visibility_seconds=180, sink_timeout_seconds=30))
 
     assert (finding.name, finding.level) == ("visibility of tasks", "warning")

@@ -1,1 +1,2 @@
-"""The container image: built, run as docker-compose.yml says, and checked against the embedded stack."""
+"""Builds the container image, runs it as described in docker-compose.yml, and checks it with the embedded
+stack."""

@@ -1,10 +1,11 @@
-"""Builds the container image and runs it as docker-compose.yml says, against the embedded stack.
+"""Builds the container image and runs it as described in docker-compose.yml, with the embedded stack.
 
     python -m tools.image [--patience FACTOR]        (make image)
 
-The image is built by the Dockerfile, on the base image that it names or, where no registry answers, on one made of
-Debian's packages. Prints one line per result. Exit code 1: the image could not be built or does not run. What the
-machine lacks (an engine, a network) is printed as NOT DONE, with its reason, and is no failure.
+The image is built by the Dockerfile, on the base image that it names or, if no registry is reachable, on one made
+of Debian's packages. Prints one line per result. Exit code 1: the image could not be built or does not run.
+Missing prerequisites of the machine (an engine, a network) are printed as NOT DONE, with the reason, and are not
+failures.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from tools.image.system import FLOWER_PASSWORD, System
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/replays-ingest:local"
 BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 120.0, 150.0, 90.0
-# What pip prints when an index does not answer, as opposed to one that does not have what is asked for.
+# pip's output if an index does not respond, as opposed to one that lacks the requested package.
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
 
 def build(engine: Engine, lines: Lines, patience: float) -> str:
-    """Builds the image. Returns its base. Raises NotDone, or Failed if it is the Dockerfile's fault."""
+    """Builds the image. Returns its base. Raises NotDone, or Failed if the Dockerfile is at fault."""
     began = time.monotonic()
     on = base(engine, (ROOT / "Dockerfile").read_text(), lines, patience)
     probe = engine.once(on, ("python", "--version"), seconds=30.0)
@@ -61,7 +62,7 @@ def build(engine: Engine, lines: Lines, patience: float) -> str:
 
 
 def _error_of(printed: str) -> str:
-    """The first line that says ERROR, which pip prints before the engine's own."""
+    """The first line with ERROR, which pip prints before the engine's own."""
     for line in printed.splitlines():
         if line.startswith("ERROR"):
             return line

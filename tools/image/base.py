@@ -1,4 +1,4 @@
-"""The image that ours is built on: the one of the Dockerfile, or Debian's packages where no registry answers."""
+"""The base of our image: the one named in the Dockerfile, or Debian's packages if no registry is reachable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.image.outcome import Lines, NotDone, last_line
 DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
-# What the Dockerfile and Celery need of the base, and what Docker's own image of Python installs from Debian.
+# Requirements of the Dockerfile and Celery, and what Docker's own Python image installs from Debian.
 PACKAGES = ("passwd", "python3-venv", "python-is-python3", "ca-certificates", "netbase", "tzdata")
 OPTIONS = (
     "--variant=essential",
@@ -36,7 +36,7 @@ def wanted(dockerfile: str) -> str:
 
 
 def of_debian() -> tuple[str, list[str]]:
-    """Name and recipe of the base from Debian's packages. A changed recipe gets another name."""
+    """Name and recipe of the base built from Debian's packages. A changed recipe gets another name."""
     recipe = ["mmdebstrap", "--quiet", *OPTIONS, f"--include={','.join(PACKAGES)}", SUITE]
     digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
     return f"localhost/replays-ingest-base:{SUITE}-{digest}", recipe

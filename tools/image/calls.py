@@ -1,4 +1,4 @@
-"""Programs with a time limit. Whatever a program has started ends with it."""
+"""Programs with a time limit. All processes started by a program end with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ GRACE_SECONDS = 5.0
 
 
 def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Runs it to its end, whatever its exit code. Raises subprocess.TimeoutExpired, after ending its group."""
+    """Runs it to its end and returns for any exit code. Raises subprocess.TimeoutExpired, after ending its
+    group."""
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -31,7 +32,7 @@ def call(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """SIGTERM, so that it can clean up, then SIGKILL for all that is left of its group."""
+    """Sends SIGTERM, so that it can clean up, then SIGKILL to the rest of its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -1,8 +1,8 @@
 """Our own services of docker-compose.yml, as options of `podman run`.
 
-The containers run in the host's network, because the embedded stack takes the place of the file's servers.
-Everything else is the file's: command, read-only file system, tmpfs, capabilities, environment, health check, time
-to stop. An unknown key is an error; otherwise it would be ignored.
+The containers run in the host's network, because the embedded stack replaces the file's servers. Everything else
+comes from the file: command, read-only file system, tmpfs, capabilities, environment, health check, stop timeout.
+An unknown key is an error; otherwise it would be ignored.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import yaml
 
 VARIABLE = re.compile(r"\$\$|\$\{(?P<name>\w+)(?::-(?P<default>[^}]*)|:\?[^}]*)?\}")
-# How the containers are started and reach each other. Here each is started by hand, in the host's network.
+# Keys for the start order and network of the containers. Here each is started explicitly, in the host's network.
 IGNORED = {"build", "image", "depends_on", "restart", "ports"}
 SECONDS = re.compile(r"(\d+)s")
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service. `health`: its check's command, empty without one. `options`: for `podman run`."""
+    """One service. `health`: the command of its health check, empty without one. `options`: for `podman run`."""
 
     name: str
     command: tuple[str, ...]
@@ -33,7 +33,7 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """With the addresses of other servers, and with ports that are free in the host's network."""
+        """With the addresses of other servers, and with free ports of the host's network."""
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
@@ -46,7 +46,7 @@ class Service:
 
 
 def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
-    """The services that are built here, by name. Raises ValueError for a key that this module does not know."""
+    """The services built here, by name. Raises ValueError for a key that this module does not know."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"]
     return {name: _service(name, service) for name, service in services.items() if "build" in service}
 
@@ -87,7 +87,7 @@ def _service(name: str, service: Mapping[str, Any]) -> Service:
     for key, value in service.items():
         match key:
             case "read_only":
-                # Podman mounts a writable /tmp by itself, unless told not to; Docker does not.
+                # Podman mounts a writable /tmp unless disabled; Docker does not.
                 options += ["--read-only", "--read-only-tmpfs=false"] if value else []
             case "tmpfs" | "cap_drop" | "security_opt":
                 options += [f"--{key.replace('_', '-')}={each}" for each in value]

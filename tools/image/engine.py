@@ -15,7 +15,7 @@ from tools.image.outcome import Clock, Failed, NotDone, last_line
 
 CALL_SECONDS_MAX = 30.0
 PULL_SECONDS_MAX = 60.0
-# Podman's own defaults are above what an unprivileged CI machine may grant.
+# Podman's own defaults may exceed what an unprivileged CI machine may grant.
 FILES_MAX, PROCESSES_MAX = 1_048_576, 4096
 
 
@@ -33,19 +33,19 @@ def limits() -> list[str]:
 
 
 class Engine:
-    """Podman, with containers that all have one label, by which `close` removes them."""
+    """Podman, with one label on all containers, by which `close` removes them."""
 
     def __init__(self, clock: Clock, label: str) -> None:
         program = shutil.which("podman")
         if program is None:
             raise NotDone("there is no podman (Debian: apt-get install podman runc mmdebstrap)")
-        # crun refuses machines with both versions of cgroups, runc does not.
+        # crun refuses machines with both versions of cgroups; runc does not.
         self._command = [program, *(["--runtime=runc"] if shutil.which("runc") else [])]
         self._label = label
         self.clock = clock
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS_MAX) -> subprocess.CompletedProcess[str]:
-        """`podman ARGUMENTS`, whatever its exit code. Raises NotDone when the time is over."""
+        """Runs `podman ARGUMENTS` and returns for any exit code. Raises NotDone on timeout."""
         at_most = self.clock.left(seconds)
         try:
             return call([*self._command, *arguments], at_most)
@@ -58,7 +58,7 @@ class Engine:
         return self.call("image", "exists", image).returncode == 0
 
     def pull(self, image: str) -> None:
-        """Raises NotDone, with the registry's answer."""
+        """Raises NotDone, with the registry's response."""
         done = self.call("pull", "--quiet", image, seconds=PULL_SECONDS_MAX)
         if done.returncode != 0:
             raise NotDone(last_line(done.stderr))
@@ -79,7 +79,7 @@ class Engine:
         """`podman build`, in the host's network. `mounts` exist during the build, and not in the image."""
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--volume={mount}" for mount in mounts]
-        # Steps run in a chroot: they need no more of the machine than containers of this file do.
+        # Steps run in a chroot: they need no more privileges of the machine than the containers of this module.
         place = ("--isolation=chroot", "--network=host", "--tag", image)
         return self.call("build", *place, *limits(), *options, str(folder), seconds=seconds)
 
@@ -98,7 +98,7 @@ class Engine:
             raise Failed(f"{name} does not start: {last_line(done.stderr)}")
 
     def execute(self, name: str, command: Sequence[str]) -> bool:
-        """Whether the command ends with 0 in the container."""
+        """Whether the command exits with 0 in the container."""
         return self.call("exec", name, *command).returncode == 0
 
     def state(self, name: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Engine:
         return done.stdout + done.stderr
 
     def close(self) -> None:
-        """Removes the containers, also when the time is over."""
+        """Removes the containers, also after the time limit."""
         self.clock = Clock(CALL_SECONDS_MAX)
         found = self.call("ps", "--all", "--quiet", f"--filter=label={self._label}").stdout.split()
         if found:

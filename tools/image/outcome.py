@@ -1,4 +1,4 @@
-"""What a trial of the image printed: what was done, what this machine could not do, what failed.
+"""Output of a trial of the image: what was done, what this machine could not do, what failed.
 
 `NotDone` is a limit of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the image.
 """
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 
 class NotDone(Exception):
-    """This machine cannot do it. The message says why, in one line."""
+    """This machine cannot do it. The message states the reason, in one line."""
 
 
 class Failed(Exception):
-    """The image was built and does not do what it should. The message says what."""
+    """The image was built but does not work as it should. The message describes the problem."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """The time that is left. `now`: seconds on a monotonic clock."""
+    """The remaining time. `now`: seconds on a monotonic clock."""
 
     seconds: float
     now: Callable[[], float] = time.monotonic
@@ -30,7 +30,7 @@ class Clock:
         self._began = self.now()
 
     def left(self, at_most: float) -> float:
-        """Seconds for the next step: `at_most`, or less near the end, but never below a second."""
+        """Seconds for the next step: `at_most`, or less near the end, but at least one second."""
         return max(1.0, min(at_most, self._began + self.seconds - self.now()))
 
     @property
@@ -40,7 +40,7 @@ class Clock:
 
 @dataclass(slots=True)
 class Lines:
-    """Prints one line per result. `code` is the exit code that follows from them."""
+    """Prints one line per result. `code` is the resulting exit code."""
 
     write: Callable[[str], None]
     failures: int = 0
@@ -61,6 +61,6 @@ class Lines:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, for a reason."""
+    """The last non-empty line, as a reason."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"

@@ -1,6 +1,6 @@
 """The package index of this machine, for the build: pip's configuration, mounted while the image is built.
 
-Nothing of it is left in the image, and nothing of it is in the repository.
+It remains neither in the image nor in the repository.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def listed() -> str:
 
 
 def configuration(listing: str) -> configparser.RawConfigParser:
-    """What pip.conf must say in the build to mean the same. Variables of the environment win, as with pip."""
+    """The pip.conf that has the same effect in the build. Environment variables take precedence, as in pip."""
     found = configparser.RawConfigParser()
     found.add_section("global")
     lines = [match for line in listing.splitlines() if (match := SETTING.match(line))]

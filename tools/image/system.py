@@ -1,4 +1,4 @@
-"""The image at work: its reader, workers and Flower against the embedded stack, under a load.
+"""The image at work: its reader, workers and Flower with the embedded stack, under a load.
 
 During the load the worker and then the reader are stopped with SIGTERM and replaced, as in an upgrade. At the end
 every message must be accounted for: `replays-ingest reconcile`, run from the image, compares the topic with the
@@ -31,7 +31,7 @@ USER = "10001"
 
 
 def breaches(status: str, mounts: str) -> list[str]:
-    """What a container's first process may do that it should not, from its /proc/PID/status and mounts."""
+    """Privileges of a container's first process that it should not have, from its /proc/PID/status and mounts."""
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     root = [line.split()[3].split(",") for line in mounts.splitlines() if line.split()[1] == "/"]
     found = []
@@ -69,7 +69,7 @@ class System:
             "REPLAYS_HTTP_PORT": str(self._ports[9464]),
             "REPLAYS_WORKER_HTTP_PORT": str(self._ports[9465]),
             "REPLAYS_FLOWER_PORT": str(self._ports[5555]),
-            # The network is the host's: nothing may listen on its other addresses.
+            # With the host's network, nothing may listen on its other addresses.
             **{f"REPLAYS_{part}_HOST": HOST for part in ("HTTP", "WORKER_HTTP", "FLOWER")},
         }
         self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
@@ -81,7 +81,7 @@ class System:
         self._names: dict[str, str] = {}
 
     def run(self, tag: str) -> None:
-        """All of it. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
+        """The whole trial. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
         self._once("reader", ("replays-ingest", "--help"), "Usage:")
         self._once("migrate", self._services["migrate"].command, "")
         for name in ("worker", "reader", "flower"):

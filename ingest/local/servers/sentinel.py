@@ -1,7 +1,7 @@
 """Redis behind Sentinel: a primary, a replica, and three Sentinels that fail over between them.
 
-Valkey's server is also its Sentinel. Nothing is written to disk, so a killed primary restarts empty,
-as a replica of the new primary. Times are shorter than in production: a failover takes 2 to 4 s.
+Valkey's server is also its Sentinel. Nothing is written to disk, so a killed primary restarts empty, as a replica
+of the new primary. Timeouts are shorter than in production: a failover takes 2 to 4 s.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Eraser:
     def write_tombstone(self, by: str) -> int:
         """Writes the tombstone: the replay is not written again. Returns the offset that readers have to reach.
 
-        Audited as begun before any change; without the topic nothing is erased. Raises NotProduced.
+        The start is audited before any change; without the operators' topic nothing is erased. Raises NotProduced.
         """
         action = {"what": "erase begins", **self._action_text(by)}
         key = replay_key(self._project_id, self._replay_id)

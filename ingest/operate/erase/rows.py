@@ -43,7 +43,7 @@ class Rows:
     def __init__(self, settings: Settings, project_id: int, replay_id: str) -> None:
         self._settings = settings
         self._project_id, self._replay_id = int(project_id), UUID(replay_id)
-        # Integers by their type, so they may be part of a statement; mutations take no parameters on old servers.
+        # Converted to integers, so they may be part of a statement; mutations take no parameters on old servers.
         self._which = f"project_id = {self._project_id:d} AND replay_id = toUUID('{self._replay_id}')"
 
     def look(self, found: dict[str, Any]) -> set[int]:

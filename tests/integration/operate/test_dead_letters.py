@@ -62,7 +62,9 @@ def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Top
     origin = (("topic", topics.settings.kafka_topic.encode()), ("partition", b"0"), ("offset", b"0"))
     headers = (("sink", b"gcs"), ("kind", b"blob"), ("item", name.encode()), ("replayed", b"0-0"))
     topics.produce(topics.settings.dlq_topic, None, b"garbage", (*headers, ("reason", b"not_msgpack"), *origin))
-    topics.write(forged(topics, "gcs", "blob", name, b"first letter"))  # 0-1, so that there is a letter to hide
+    topics.write(
+        forged(topics, "gcs", "blob", name, b"first letter")
+    )  # 0-1, so that there is a letter to be hidden
 
     (letter, _) = topics.letters(Selection())
     done = topics.replay(Selection(reason="not_msgpack"))

@@ -1,5 +1,4 @@
-"""The reader's loop with a real broker: consume, commit, pause, rebalance. The test takes the place of the
-sinks."""
+"""The reader's loop with a real broker: consume, commit, pause, rebalance. The test replaces the sinks."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
     assert [str(each).split()[0] for each in found] == ["UNBLOCKED"]
 
 
-def test_a_full_server_is_not_unavailable(fleet: Fleet) -> None:
+def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
     """given a primary at its memory limit, when it refuses writes, then the connection and readiness stay"""
     client: Any = connect(fleet.settings, retries=0)
     before = client.client_id()

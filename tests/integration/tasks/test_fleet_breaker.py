@@ -15,7 +15,7 @@ from tests.kit.fleet import Fleet
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """A breaker that opens after three failures, with a cooldown of half a second and a cap of two."""
+    """A breaker that opens after three failures, with a cooldown of half a second, at most two seconds."""
     return {
         "BREAKER_FAILURES_MIN": "3",
         "BREAKER_COOL_SECONDS": "0.5",

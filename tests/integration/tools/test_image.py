@@ -1,4 +1,4 @@
-"""`python -m tools.image` where podman is missing, cannot run, cannot build, or builds an image that does not run.
+"""`python -m tools.image` if podman is missing, cannot run, cannot build, or builds an image that does not run.
 
 Podman is a script here; `make image` in CI is the trial with the real one.
 """
@@ -26,7 +26,7 @@ esac
 
 
 def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
-    """Exit code and output, with this script as podman: a body of `case`, on its first argument."""
+    """Exit code and output, with this script as podman: the body of a `case` on its first argument."""
     (tmp_path / "bin").mkdir()
     if podman is not None:
         program = tmp_path / "bin" / "podman"
@@ -45,8 +45,8 @@ def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_without_podman_nothing_is_tried_and_ci_goes_on(tmp_path: Path):
-    """given no engine, then one line says so, and the exit code is 0"""
+def test_without_podman_nothing_runs_and_ci_continues(tmp_path: Path):
+    """given no engine, then one line reports that, and the exit code is 0"""
     code, printed = tried(tmp_path, None)
 
     assert code == 0, printed
@@ -64,7 +64,7 @@ def test_without_podman_nothing_is_tried_and_ci_goes_on(tmp_path: Path):
     ],
 )
 def test_only_a_fault_of_the_image_fails(tmp_path: Path, podman: str, code: int, says: str):
-    """given an engine that fails in one way, then the machine's limits end with 0 and the image's faults with 1"""
+    """given an engine that fails in one way, then limits of the machine give 0 and faults of the image give 1"""
     found, printed = tried(tmp_path, podman)
 
     assert found == code, printed

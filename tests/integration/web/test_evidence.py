@@ -23,7 +23,8 @@ def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
 
 
 def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
-    """By the id in the search result, or by its second: the same events, complete within the window."""
+    """Selected by the id in the search result or by its second, the events are the same and complete within the
+    window."""
     replay = reads.replay(library.shop_id)
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]

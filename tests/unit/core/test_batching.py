@@ -57,7 +57,7 @@ def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """What is staged at once stays below what Redis accepts; the message begins the next batch."""
+    """The bytes staged at once stay below what Redis accepts; the message begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []

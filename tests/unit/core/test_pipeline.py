@@ -1127,7 +1127,7 @@ def test_a_deferred_message_blocks_only_its_partition() -> None:
 
 
 def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
-    """A batch costs a dozen round trips: a result that arrives soon causes none of its own."""
+    """A batch costs a dozen round trips: a result that arrives soon causes no additional one."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(2)
 

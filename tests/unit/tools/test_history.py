@@ -75,7 +75,7 @@ SAID = {
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_history_that_one_register_explains_is_accepted(name: str) -> None:
-    """In whatever order overlapping operations took effect."""
+    """Overlapping operations may take effect in any order."""
     assert judge(GOOD[name]) == []
 
 

@@ -73,7 +73,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
 def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settings]) -> None:
-    """Whatever forbids overwriting: the expected object is stored, by size and checksum."""
+    """For any kind of protection: the expected object is stored, by size and checksum."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))

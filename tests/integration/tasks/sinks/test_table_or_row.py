@@ -366,7 +366,8 @@ def test_check_of_clickhouse_refuses_a_table_that_stores_nothing(rows_place: Row
 def test_check_of_clickhouse_names_a_missing_permission(
     rows_place: Rows, clickhouse_url: str, number: int
 ) -> None:
-    """May insert, may not read or delete: writes work, and the report says what was not checked."""
+    """With permission to insert but not to read or delete, writes work, and the report lists what was not
+    checked."""
     relay = relay_to(clickhouse_url)
 
     def limited(asked: Received) -> Answer:

@@ -74,7 +74,7 @@ def test_every_culprit_has_a_meaning_and_an_action() -> None:
     ],
 )
 def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: str, blame: Blame | None) -> None:
-    """Whatever the status: ClickHouse may have sent 200 before the error."""
+    """For any status: ClickHouse may have sent 200 before the error."""
     headers = {"x-clickhouse-exception-code": code} if code else {}
 
     found = exception_of(Answer(200, body, headers=headers))

@@ -1,4 +1,4 @@
-"""docker-compose.yml as options of `podman run`: all that the file says, or an error."""
+"""docker-compose.yml as options of `podman run`: every key of the file is applied, or is an error."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ADDRESSES = {
 
 
 def written(tmp_path: Path, body: str) -> Path:
-    """A file with one service that is built here."""
+    """A file with one service built here."""
     path = tmp_path / "compose.yml"
     path.write_text(f"services:\n  one:\n    build: .\n    command: [run]\n    environment: {{}}\n{body}")
     return path
 
 
-def test_our_services_are_those_that_are_built_here():
+def test_our_services_are_the_ones_built_here():
     """The others are the vendors' images."""
     assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
     assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
 
 
-def test_a_service_keeps_what_the_file_says():
+def test_a_service_keeps_the_settings_of_the_file():
     """given the worker, then its command, hardening, settings, health check and time to stop are the file's"""
     worker = ours(FILE, VARIABLES)["worker"]
 
@@ -59,8 +59,8 @@ def test_variables_and_their_defaults_are_filled_in():
     assert services["reader"].environment["REPLAYS_CLICKHOUSE_PASSWORD"] == "replays"
 
 
-def test_an_address_that_is_left_behind_is_named():
-    """given addresses for all servers but one, then the variable of that one is named"""
+def test_a_remaining_address_is_named():
+    """given addresses for all servers except one, then the variable of that one is named"""
     names = hosts(FILE, VARIABLES)
     reader = ours(FILE, VARIABLES)["reader"]
     without = {name: value for name, value in ADDRESSES.items() if name != "REPLAYS_GCS_ENDPOINT"}
@@ -71,7 +71,7 @@ def test_an_address_that_is_left_behind_is_named():
 
 
 def test_the_health_check_follows_the_port():
-    """given another port, then the health check asks there"""
+    """given another port, then the health check uses it"""
     service = Service("one", ("run",), {}, health=("get", "http://127.0.0.1:9464/readyz", "-t", "9464"))
 
     assert service.moved({}, {9464: 20001}).health == ("get", "http://127.0.0.1:20001/readyz", "-t", "9464")
@@ -85,7 +85,7 @@ def test_the_health_check_follows_the_port():
         ("    stop_grace_period: 1m30s\n", "1m30s"),
     ],
 )
-def test_what_is_not_understood_is_refused(tmp_path: Path, body: str, says: str):
-    """It would be left out without notice."""
+def test_unknown_keys_are_refused(tmp_path: Path, body: str, says: str):
+    """It would be omitted without notice."""
     with pytest.raises(ValueError, match=says):
         ours(written(tmp_path, body), {})

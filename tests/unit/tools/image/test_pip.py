@@ -1,4 +1,4 @@
-"""The build asks the package index that this machine asks, and the image does not remember it."""
+"""The build uses the package index of this machine, and the image does not contain it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tools.image.pip import configuration, mounts
 
 
 def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
-    """given both, then the environment wins, and the files and folders that exist are mounted at their place"""
+    """given both, then the environment takes precedence, and existing files and folders are mounted in their
+    place"""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     listing = (
@@ -32,7 +33,7 @@ def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path
 
 
 def test_pip_reads_several_values_back(tmp_path: Path):
-    """given a value of two lines, when the file is written and read, then both are there"""
+    """given a value of two lines, when the file is written and read, then both lines are present"""
     listing = "global.find-links='/a\\n/b'\n"
     mounts(configuration(listing), tmp_path)
 

@@ -1,4 +1,4 @@
-"""What a container's first process may do: read from outside, where the container cannot pretend."""
+"""Privileges of a container's first process, read from outside, where the container cannot falsify them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOUNTS = "overlay / overlay ro,relatime 0 0\ntmpfs /tmp tmpfs rw,nosuid 0 0\n"
 
 
 def test_a_confined_process_has_no_breach():
-    """The state that docker-compose.yml asks for."""
+    """The state required by docker-compose.yml."""
     assert breaches(STATUS, MOUNTS) == []
 
 
@@ -30,14 +30,14 @@ def test_a_confined_process_has_no_breach():
     ],
 )
 def test_each_breach_is_named(was: str, now: str, says: str):
-    """given one difference, then it is the one that is reported"""
+    """given one difference, then that one is reported"""
     (found,) = breaches(STATUS.replace(was, now), MOUNTS.replace(was, now))
 
     assert says in found
 
 
-def test_a_step_gets_no_more_than_what_is_left():
-    """given ten seconds, when eight are gone, then a step gets two, and never less than one"""
+def test_a_step_gets_at_most_the_remaining_time():
+    """given ten seconds, when eight have passed, then a step gets two, and never less than one"""
     at = [100.0]
     clock = Clock(10.0, now=lambda: at[0])
     assert clock.left(30) == 10

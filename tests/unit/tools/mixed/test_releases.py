@@ -52,7 +52,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def test_tags_and_the_record_name_the_same_commits():
-    """given the tags of this clone, when they are compared with the record, then neither has more or others"""
+    """given the tags of this clone, when they are compared with the record, then both have the same releases"""
     tags = {one.version: one.commit for one in tagged(ROOT)}
     if not tags:
         pytest.skip("this clone has no tags")
@@ -70,7 +70,8 @@ def test_every_recorded_release_has_a_section_of_the_changelog():
 
 
 def test_the_newest_tag_below_the_commit_is_the_previous_release(repository: Repository):
-    """given tags before, at and beside the commit, then the newest before it, by version and not by text"""
+    """given tags before, at and beside the commit, then the newest before it is found, by version and not by
+    text"""
     repository.commit("v0.9.0")
     repository.commit("v0.10.0")
     repository.commit("vexing")
@@ -103,7 +104,7 @@ def test_a_clone_without_that_commit_says_so(repository: Repository):
 
 
 def test_the_first_release_has_no_previous_one(repository: Repository):
-    """given the commit of the first release itself, then there is nothing to compare it with"""
+    """given the commit of the first release, then it has no previous release"""
     repository.commit("v0.1.0")
 
     with pytest.raises(NoRelease, match="before this commit"):
@@ -111,6 +112,6 @@ def test_the_first_release_has_no_previous_one(repository: Repository):
 
 
 def test_a_copy_without_git_says_so(tmp_path: Path):
-    """given the sources alone, then the reason is that they are no checkout"""
+    """given only the sources, then the reason is that they are not a checkout"""
     with pytest.raises(NoRelease, match="not a git checkout"):
         previous(tmp_path)
