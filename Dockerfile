@@ -1,10 +1,10 @@
-# One image for reader, workers, Flower and the operator's commands; what runs is the command that it is given.
-# A tag can be moved, a digest cannot: SECURITY.md (Supply chain) says how to build on a digest.
+# One image for reader, workers, Flower and the operator's commands; the command given at run time selects one.
+# A tag can be moved, a digest cannot: docs/hardening.md (Supply chain) describes how to build on a digest.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
 COPY deploy/image deploy/image
-# Only what has one of the listed hashes is installed, from whichever index pip is set up with. build.txt includes pip,
+# Only files with one of the listed hashes are installed, from the index configured in pip. build.txt includes pip,
 # because an older one (23.2.1, and Debian's 23.0.1) refuses the list: it treats `google-auth[pyopenssl]` as unpinned.
 RUN python -m venv /build \
  && /build/bin/pip install --no-cache-dir --only-binary :all: --require-hashes -r deploy/image/build.txt \

@@ -1,10 +1,10 @@
-# Everything a person types. `make` lists the targets.
+# Commands for developers. `make` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests start hundreds of Python processes. Where bytecode is not written, each compiles the code again.
+# Tests start hundreds of Python processes. Without written bytecode, each compiles the code again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -29,9 +29,9 @@ setup: $(STAMP) ## a virtual environment in .venv with everything pinned
 demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and proves what it did
 	$(BIN)/replays-ingest demo
 
-# More processes than cores: tests of servers wait a lot.
+# More processes than cores, because tests of servers mostly wait.
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-# The quick tests that run packages with a floor. What talks to servers is measured too, and takes longer:
+# The quick tests that run packages with a floor. Tests that use servers are measured too, and take longer:
 # COVERED="tests/unit tests/eager tests/integration"
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing web) tests/eager \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)

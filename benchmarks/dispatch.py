@@ -132,10 +132,10 @@ def _longest(client: Any) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sizes", default="1,10,50,100,200,500", help="segments in a batch, comma separated")
+    parser.add_argument("--sizes", default="1,10,50,100,200,500", help="segments per batch, comma-separated")
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--segments", type=int, default=600, help="distinct segments")
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     segments = segments_of(arguments.segments)
     results = []

@@ -113,14 +113,16 @@ def main() -> None:
     parser.add_argument("--layouts", default="segment")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=4, help="worker processes")
-    parser.add_argument("--cores", default="0", help="of the measured system, comma separated")
+    parser.add_argument("--cores", default="0", help="cores of the measured system, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
-    parser.add_argument("--peers", nargs="?", const=",".join(PEERS), default="", help="all, or some of them")
-    parser.add_argument("--threads", type=int, default=32, help="of each peer")
-    parser.add_argument("--matrix", action="store_true", help="partitions, readers, worker processes")
-    parser.add_argument("--delays", type=float, default=0, metavar="RATE", help="p50 and p99 at this rate")
-    parser.add_argument("--embedded", action="store_true", help="the embedded stack's stores")
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--peers", nargs="?", const=",".join(PEERS), default="", help="peers to run; default: all")
+    parser.add_argument("--threads", type=int, default=32, help="threads of each peer")
+    parser.add_argument("--matrix", action="store_true", help="vary partitions, readers and worker processes")
+    parser.add_argument(
+        "--delays", type=float, default=0, metavar="RATE", help="measure p50 and p99 of the delay at this rate"
+    )
+    parser.add_argument("--embedded", action="store_true", help="use the stores of the embedded stack")
+    parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     load = workload(arguments.workload)
     cores = [int(core) for core in arguments.cores.split(",") if int(core) in os.sched_getaffinity(0)]

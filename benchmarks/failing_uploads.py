@@ -153,15 +153,15 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--segments", type=int, default=34_000)
-    parser.add_argument("--turn-messages", type=int, default=4000, help="committed messages between two changes")
+    parser.add_argument("--turn-messages", type=int, default=4000, help="committed messages per turn")
     parser.add_argument("--batch-messages", type=int, default=100)
     parser.add_argument("--share-503", type=float, default=0.02)
     parser.add_argument("--share-429", type=float, default=0.01)
-    parser.add_argument("--retry-after", type=int, default=None, help="seconds that each 429 asks for")
-    parser.add_argument("--ratio-min", type=float, default=0.0, help="exit code 1 below this")
+    parser.add_argument("--retry-after", type=int, default=None, help="Retry-After of each 429, seconds")
+    parser.add_argument("--ratio-min", type=float, default=0.0, help="exit with 1 if the ratio is lower")
     parser.add_argument("--reconcile", action="store_true", help="compare every object and row afterwards (slow)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--json", help="write the figures to this file")
     return parser.parse_args()
 
 

@@ -314,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--latency-ms", type=float, default=20.0)
-    parser.add_argument("--script", default="[]", help="JSON list of rules, see the module")
+    parser.add_argument("--script", default="[]", help="JSON list of rules, see the module docstring")
     arguments = parser.parse_args()
     asyncio.run(serve(arguments.port, arguments.latency_ms, json.loads(arguments.script)))
 

@@ -260,10 +260,10 @@ def main() -> None:
     """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--segments", type=int, default=600, help="segments of the generated mix")
-    options.add_argument("--rounds", type=int, default=15, help="rounds, of which the best counts")
-    options.add_argument("--memory-mb", type=int, default=100, help="JSON of the largest segment, in MB")
-    options.add_argument("--processes", action="store_true", help="also parse in processes")
-    options.add_argument("--json", metavar="FILE", help="write the figures there")
+    options.add_argument("--rounds", type=int, default=15, help="number of rounds; the best one counts")
+    options.add_argument("--memory-mb", type=int, default=100, help="JSON size of the largest segment, MB")
+    options.add_argument("--processes", action="store_true", help="also measure parser processes")
+    options.add_argument("--json", metavar="FILE", help="write the figures to this file")
     chosen = options.parse_args()
 
     result: dict[str, Any] = {"benchmark": "parse", "machine": machine(), "rounds": chosen.rounds}

@@ -422,11 +422,11 @@ def main() -> int:
     """Command line. Returns 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, of " + ", ".join(CASES))
-    parser.add_argument("--runs", type=int, default=1, help="of every case")
-    parser.add_argument("--segments", type=int, default=4000, help="a run")
+    parser.add_argument("--runs", type=int, default=1, help="runs of every case")
+    parser.add_argument("--segments", type=int, default=4000, help="segments per run")
     parser.add_argument("--rate", type=float, default=150.0, help="messages per second")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
     cases = args.cases.split(",")
     if unknown := set(cases) - set(CASES):

@@ -140,9 +140,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--segments", type=int, default=8000)
     parser.add_argument("--rate", type=float, default=100.0, help="messages per second")
-    parser.add_argument("--limit", type=float, default=15.0, help="seconds that a partition may stop")
+    parser.add_argument("--limit", type=float, default=15.0, help="maximum stop of a partition, seconds")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
     if reason := java_kafka.available():
         parser.error(reason)

@@ -91,10 +91,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--objects", type=int, default=1920)
-    parser.add_argument("--size", type=int, default=25_000, help="bytes")
+    parser.add_argument("--size", type=int, default=25_000, help="object size, bytes")
     parser.add_argument("--latency-ms", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="write the figures there")
+    parser.add_argument("--json", help="write the figures to this file")
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     port = free_port()

@@ -64,10 +64,19 @@ def report(found: list[dict[str, Any]]) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--requirements", type=Path, default=Path("constraints.txt"), help="pins, name==version")
-    parser.add_argument("--ignore-vuln", action="append", default=[], metavar="ID", help="known, and accepted")
+    parser.add_argument(
+        "--requirements", type=Path, default=Path("constraints.txt"), help="file of pins, name==version"
+    )
+    parser.add_argument(
+        "--ignore-vuln", action="append", default=[], metavar="ID", help="accept this known vulnerability"
+    )
     parser.add_argument("--osv-url", default=OSV_URL)
-    parser.add_argument("--seconds", type=float, default=AUDIT_SECONDS_MAX, help="then it counts as not checked")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=AUDIT_SECONDS_MAX,
+        help="time limit, seconds; after it the check counts as not done",
+    )
     arguments = parser.parse_args()
     try:
         found = ask(arguments.requirements, arguments.osv_url, arguments.ignore_vuln, arguments.seconds)

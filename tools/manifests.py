@@ -77,7 +77,7 @@ def stale() -> list[str]:
 def main() -> int:
     """python -m tools.manifests [--check]"""
     parser = argparse.ArgumentParser(description="Render deploy/kubernetes from the Helm chart.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     options = parser.parse_args()
     try:
         names = stale()

@@ -285,7 +285,7 @@ def main() -> int:
     """python -m ingest.local.background DIRECTORY: the supervisor that `up` starts."""
     parser = argparse.ArgumentParser(description="Supervises an embedded stack until SIGTERM.")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, comma separated")
+    parser.add_argument("--parts", default=",".join(PARTS), help="components to start, comma-separated")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
     arguments = parser.parse_args()
     parts = [name for name in arguments.parts.split(",") if name]

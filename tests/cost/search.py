@@ -91,13 +91,15 @@ def bred(
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0, help="For all kinds together.")
-    parser.add_argument("--seed", type=int, default=None, help="Default: from the clock; printed.")
+    parser.add_argument("--seconds", type=float, default=600.0, help="Total time for all kinds, seconds.")
     parser.add_argument(
-        "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the last measurement."
+        "--seed", type=int, default=None, help="Random seed; by default from the clock, and printed."
     )
     parser.add_argument(
-        "--keep", action="store_true", help="Add the dearest of each kind to tests/cost/found.json."
+        "--raw-bytes", type=int, default=FULL_RAW_BYTES, help="Inflated size of the final measurement, bytes."
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="Add the most expensive of each kind to tests/cost/found.json."
     )
     arguments = parser.parse_args()
     seed = int(time.time()) if arguments.seed is None else arguments.seed

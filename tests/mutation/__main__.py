@@ -131,9 +131,9 @@ def healthy(seeds: int) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 when a bug survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=40, help="simulated worlds a bug")
+    parser.add_argument("--seeds", type=int, default=40, help="simulated worlds per bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", default="", help="bugs whose name contains this")
+    parser.add_argument("--only", default="", help="only bugs whose name contains this")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.bug]

@@ -23,21 +23,25 @@ from tools.chaos.run import MESSAGES_PER_SECOND, run
 
 def main() -> int:
     """python -m tools.chaos [--minutes 10] [--kafka apache] [--redis sentinel] [--group-protocol consumer]"""
-    parser = argparse.ArgumentParser(description="Kills real processes at random, then reconciles every sink.")
+    parser = argparse.ArgumentParser(
+        description="Inject random faults into real processes, then reconcile every sink."
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
-    parser.add_argument("--redis", choices=("single", "sentinel"), default="single", help="behind Sentinel?")
+    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache if Java is installed")
+    parser.add_argument(
+        "--redis", choices=("single", "sentinel"), default="single", help="single server or Sentinel"
+    )
     parser.add_argument(
         "--group-protocol",
         type=GroupProtocol,
         choices=tuple(GroupProtocol),
         default=GroupProtocol.CLASSIC,
-        help="of the readers; consumer (KIP-848) needs Apache Kafka",
+        help="group protocol of the readers; consumer (KIP-848) needs Apache Kafka",
     )
     parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
-    parser.add_argument("--directory", type=Path, help="keep data and logs there")
-    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
+    parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
+    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="layout of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))
 

@@ -152,12 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m tools.explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--bounds", choices=BOUNDS, default="usual", help="which worlds; large ones take much longer"
+        "--bounds", choices=BOUNDS, default="usual", help="set of worlds; large ones take much longer"
     )
     parser.add_argument("--world", type=counts, help="one bound only: messages per partition, or staging")
     parser.add_argument("--faults", type=int, choices=range(4), default=1, help="faults per run of that bound")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds at once")
-    parser.add_argument("--json", action="store_true", help="one JSON object per world and planted bug")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds explored in parallel"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per world and planted bug")
     options = parser.parse_args(arguments)
     if options.world is not None:
         explored = explore(Bound(options.world, options.faults))

@@ -99,22 +99,22 @@ def _account(game: Game, result: Result) -> None:
 def main() -> int:
     """python -m tools.gameday.run [--json FILE] [--only NAME] [--kafka tansu|apache] [--minutes N]"""
     parser = argparse.ArgumentParser(
-        description="Ten faults and more: the alert, the runbook's steps, the mending."
+        description="Inject faults one by one; check each alert, the runbook's steps, and the recovery."
     )
-    parser.add_argument("--json", type=Path, help="write all of it there")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a fault's name or alert")
-    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
-    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument(
-        "--minutes", type=float, default=MINUTES_MAX, help="end it after so long, whatever it does"
+        "--only", action="append", default=[], metavar="NAME", help="play only the fault with this name or alert"
     )
+    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache if Java is installed")
+    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
+    parser.add_argument("--minutes", type=float, default=MINUTES_MAX, help="time limit of the whole run, minutes")
     parser.add_argument(
         "--quiet-seconds",
         type=float,
         default=QUIET_SECONDS_MAX,
-        help="wait so long for alerts to go that a busy machine alone makes fire",
+        help="maximum wait for alerts that a busy machine alone can fire, seconds",
     )
-    parser.add_argument("--directory", type=Path, help="keep data and logs there")
+    parser.add_argument("--directory", type=Path, help="keep data and logs in this directory")
     options = parser.parse_args()
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -86,9 +86,7 @@ def run(engine: Engine, lines: Lines, tag: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Build the container image and run it against the embedded stack."
-    )
+    parser = argparse.ArgumentParser(description="Build the container image and run it with the embedded stack.")
     parser.add_argument(
         "--patience", type=float, default=1.0, help="Factor for all time limits, for busy machines."
     )

@@ -11,15 +11,15 @@ from ingest.local.load.produce import PROFILES
 
 def main() -> int:
     """python -m ingest.local.demo [COUNT] [--kill worker|reader|redis] ...; `replays-ingest demo` has the same."""
-    parser = argparse.ArgumentParser(description="The whole system on this machine, reconciled.")
+    parser = argparse.ArgumentParser(description="Run the whole system on this machine and reconcile the sinks.")
     parser.add_argument("count", nargs="?", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", action="store_true", help="leave everything up until Ctrl-C")
-    parser.add_argument("--directory", type=Path, help="keep data, logs and manifest there")
+    parser.add_argument("--keep", action="store_true", help="keep everything running until Ctrl-C")
+    parser.add_argument("--directory", type=Path, help="keep data, logs and manifest in this directory")
     parser.add_argument("--profile", choices=sorted(PROFILES), default="demo")
-    parser.add_argument("--kill", choices=VICTIMS, help="kill -9 this in the middle")
+    parser.add_argument("--kill", choices=VICTIMS, help="kill this process mid-run (SIGKILL)")
     parser.add_argument("--kafka", choices=("tansu", "apache"), default="tansu")
-    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="of the objects")
+    parser.add_argument("--layout", choices=("segment", "packed"), default="segment", help="layout of the objects")
     parser.add_argument("--json", action="store_true", dest="as_json")
     return run(**vars(parser.parse_args()))
 

@@ -78,12 +78,12 @@ def _tell(outcome: Outcome, lines_max: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m ingest.testing.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to try")
-    parser.add_argument("--start", type=int, help="the first of them; chosen at random and printed by default")
-    parser.add_argument("--seed", type=int, help="this one alone, with its whole story")
+    parser.add_argument("--seeds", type=int, default=200, help="number of seeds to try")
+    parser.add_argument("--start", type=int, help="first seed; by default a random one, which is printed")
+    parser.add_argument("--seed", type=int, help="run only this seed, and print its history")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; one per core by default")
-    parser.add_argument("--lines", type=int, default=200, help="lines of a story")
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object")
+    parser.add_argument("--lines", type=int, default=200, help="maximum lines of a history")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         outcome = attempt(Shape.draw(options.seed), telling=True)
