@@ -261,6 +261,12 @@ class Settings(FleetSettings):
     )
 
     # Interfaces
+    cost_projects_max: int = Field(
+        10,
+        ge=0,
+        le=100,
+        description="Maximum projects with their own cost series; others share the series `other`.",
+    )
     http_host: str = Field("127.0.0.1", description="Listen address of /livez, /readyz and /metrics.")
     http_port: int = Field(
         9464, ge=0, le=65535, description="Port of /livez, /readyz and /metrics; 0 picks a free one."

@@ -14,6 +14,7 @@ READER_SETTINGS = frozenset(
         "clicks_per_segment_max",
         "commit_answer_seconds_max",
         "commit_interval_seconds",
+        "cost_projects_max",
         "cut_record_bytes_max",
         "cut_record_seconds_max",
         "drain_deadline_seconds",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from ingest.observe.costs import CostOf
 from ingest.observe.metrics import Metrics
 from ingest.observe.snapshot import Snapshot
 from ingest.settings import Settings
@@ -32,7 +33,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
     `http` is host:port of the probes; `rejects` counts by reason since the start; quantiles are upper edges of
     histogram buckets, None without values. Every unsettled batch was built under all operators' decisions before
-    `decisions_settled`, an offset of their topic; -1 if unknown.
+    `decisions_settled`, an offset of their topic; -1 if unknown. `costs`: recent cost by project, highest first.
     """
 
     host: str = ""
@@ -51,6 +52,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: Snapshot = Snapshot(now=0.0)
     unowned: tuple[Unowned, ...] = ()
     release: str = ""
+    costs: tuple[CostOf, ...] = ()
 
 
 class HeartbeatSource:
@@ -85,6 +87,7 @@ class HeartbeatSource:
             snapshot=metrics.snapshot,
             unowned=tuple(Unowned(*one) for one in sorted(self._unowned().items())),
             release=RELEASE,
+            costs=metrics.costs,
         )
         self._at, self._messages, self._bytes = now, messages, size_bytes
         return beat

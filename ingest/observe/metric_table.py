@@ -77,6 +77,23 @@ DEFINITIONS: tuple[Definition, ...] = (
         "1: most messages of this project are rejects. Only for the five projects with most rejects.",
         ("project",),
     ),
+    Definition(
+        _R + "project_cpu_seconds",
+        Kind.COUNTER,
+        "seconds",
+        "CPU time of the reader's loop per project: parsing and adding each message to its batch. Without parser "
+        "processes and the child process for large messages. Series: the projects with most recent CPU time "
+        "(REPLAYS_COST_PROJECTS_MAX), `other` and `none` (no project); they sum to the total.",
+        ("project",),
+    ),
+    Definition(_R + "project_bytes", Kind.COUNTER, "bytes", "Staged bytes, for the same projects.", ("project",)),
+    Definition(
+        _R + "project_rows",
+        Kind.COUNTER,
+        "rows",
+        "ClickHouse and BigQuery rows, for the same projects.",
+        ("project",),
+    ),
     Definition(_R + "projects_shed", Kind.GAUGE, "projects", "Projects whose messages are mostly rejects."),
     # Lag
     Definition(

@@ -20,6 +20,7 @@ from ingest.core import events as on
 from ingest.core.flight import Phase
 from ingest.core.model import Batch, CutReason, Drop, DropReason, Message, Reject, Segment, Stage, TopicPartition
 from ingest.core.pipeline import Pipeline
+from ingest.observe.costs import CostOf, Costs
 from ingest.observe.journal import End, Journal, Journey
 from ingest.observe.lag import Lag, LogEnds
 from ingest.observe.metric_table import CONSUMER, DEFINITIONS, READER
@@ -88,7 +89,7 @@ class Metrics:
     """The reader's instruments. `observe` and `polled` are for the loop's thread; `snapshot` for any thread.
 
     `reasons` and `warnings` are all stable names, so that their series exist from startup. `tell` receives each
-    batch that ended. `wall` returns Unix seconds, for message ages.
+    batch that ended. `wall` returns Unix seconds, for message ages; `cpu` the CPU seconds of the calling thread.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Metrics:
         warnings: Iterable[str] = (),
         tell: Callable[[Journey], None] = lambda journey: None,
         wall: Callable[[], float] = time.time,
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self.registry = CollectorRegistry()
         self.meters = Meters(DEFINITIONS, self.registry, dogstatsd(settings))
@@ -120,6 +122,11 @@ class Metrics:
         self._known_partitions: set[int] = set()
         self._known_projects: set[str] = set()
         self._dropped = 0
+        self._cpu = cpu
+        self._cpu_at = 0.0
+        self._costs = Costs(settings.cost_projects_max)
+        self._costed_at: float | None = None
+        self.costs: tuple[CostOf, ...] = ()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._prepare(reasons, warnings)
@@ -189,8 +196,13 @@ class Metrics:
         if type(event) is on.MessageParsed:
             outcome = event.outcome
             self._messages[event.source.partition] += 1
+            cost, at = self._costs.second[outcome.project_id], self._cpu()
+            cost.cpu_seconds += at - self._cpu_at
+            cost.size_bytes += outcome.size_bytes
+            self._cpu_at = at
             if type(outcome) is Segment:
                 self._parsed[Parsed.SEGMENT] += 1
+                cost.rows += len(outcome.clickhouse) + len(outcome.bigquery)
                 if outcome.warnings:
                     for warning in outcome.warnings:  # up to thousands in a hostile message
                         self._warnings[warning] += 1
@@ -210,6 +222,7 @@ class Metrics:
             if journey.outcome in (End.RELEASED, End.LOST):
                 self.meters.count(_R + "batches_released")
             self._tell(journey)
+        self._cpu_at = self._cpu()  # what is done for batches and ticks belongs to no project
 
     def _event(self, event: on.Event, now: float) -> None:
         count = self.meters.count
@@ -327,6 +340,7 @@ class Metrics:
         for message in messages:
             self._bytes[message.source.partition] += len(message.value)
         self._lag.polled(messages)
+        self._cpu_at = self._cpu()
 
     def parsed_for(self, seconds: float) -> None:
         """Adds the parsing time of one poll, seconds."""
@@ -336,6 +350,7 @@ class Metrics:
 
     def _take_snapshot(self, now: float) -> None:
         self._flush_tallies()
+        self._count_costs(now)
         if self._pipeline is None or self._log_ends is None:
             return
         before = self.snapshot
@@ -366,6 +381,19 @@ class Metrics:
         if self._parse_seconds:
             meters.count(_R + "parse_seconds", self._parse_seconds)
             self._parse_seconds = 0.0
+
+    def _count_costs(self, now: float) -> None:
+        """A bounded set of series: the most expensive projects, and one for all others."""
+        added, gone = self._costs.tick(0.0 if self._costed_at is None else now - self._costed_at)
+        self._costed_at = now
+        for project, cost in added.items():
+            self.meters.count(_R + "project_cpu_seconds", max(0.0, cost.cpu_seconds), project)
+            self.meters.count(_R + "project_bytes", cost.size_bytes, project)
+            self.meters.count(_R + "project_rows", cost.rows, project)
+        for project in gone:
+            for name in ("project_cpu_seconds", "project_bytes", "project_rows"):
+                self.meters.forget(_R + name, project)
+        self.costs = self._costs.recent()
 
     def _gauges(self, snapshot: Snapshot) -> None:
         set_ = self.meters.set

@@ -13,6 +13,7 @@ import msgspec
 from redis import Redis
 
 from ingest.core.model import Stage
+from ingest.observe.costs import NONE, OTHER, CostOf
 from ingest.observe.fleet import RedisMemory, broker_prefix, queue_depths, redis_memory
 from ingest.observe.heartbeat import Heartbeat, Unowned
 from ingest.settings import Settings
@@ -76,7 +77,7 @@ class Status(msgspec.Struct, frozen=True):
     """Everything at one moment (`at`, unix seconds). `rejects`: by reason, since the readers started.
 
     `unowned`: partitions without an owner, as the readers last saw their group. `queues_without_worker`: queues of
-    enabled sinks, and `control`, that no worker consumes.
+    enabled sinks, and `control`, that no worker consumes. `costs`: recent cost by project, all active readers.
     """
 
     at: float
@@ -88,6 +89,7 @@ class Status(msgspec.Struct, frozen=True):
     workers: tuple[WorkerStatus, ...] = ()
     unowned: tuple[Unowned, ...] = ()
     queues_without_worker: tuple[str, ...] = ()
+    costs: tuple[CostOf, ...] = ()
 
     @property
     def lag_messages(self) -> int:
@@ -134,6 +136,26 @@ def collect(settings: Settings, client: Redis[bytes] | None = None) -> Status:
         workers=fleet,
         unowned=_unowned(readers),
         queues_without_worker=tuple(queue for queue, count in consumed.items() if not count),
+        costs=costs(reader.costs for reader in readers if not reader.silent),
+    )
+
+
+def costs(of_readers: Iterable[Iterable[CostOf]]) -> tuple[CostOf, ...]:
+    """Sums by project: highest CPU first, then `none` and `other`.
+
+    Cost of a project at a reader that does not list it remains in `other`.
+    """
+    found: dict[str, CostOf] = {}
+    for one in (cost for costs in of_readers for cost in costs):
+        so_far = found.get(one.project, CostOf(one.project))
+        found[one.project] = CostOf(
+            one.project,
+            so_far.cpu_seconds + one.cpu_seconds,
+            so_far.bytes_per_second + one.bytes_per_second,
+            so_far.rows_per_second + one.rows_per_second,
+        )
+    return tuple(
+        sorted(found.values(), key=lambda cost: (cost.project == OTHER, cost.project == NONE, -cost.cpu_seconds))
     )
 
 

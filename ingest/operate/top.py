@@ -40,6 +40,8 @@ def page(status: Status) -> RenderableType:
         parts.append(_parked(status))
     if status.rejects:
         parts.append(_rejects(status))
+    if any(cost.cpu_seconds or cost.bytes_per_second for cost in status.costs):
+        parts.append(_costs(status))
     return Group(*parts)
 
 
@@ -214,6 +216,20 @@ def _rejects(status: Status) -> RenderableType:
     return _more(table, len(status.rejects))
 
 
+def _costs(status: Status) -> RenderableType:
+    table = _table("cost by project, last minutes", "project", "CPU", "share", "bytes/s", "rows/s")
+    total = sum(cost.cpu_seconds for cost in status.costs)
+    for cost in status.costs[: ROWS_MAX - 2] + status.costs[ROWS_MAX - 2 :][-2:]:
+        table.add_row(
+            cost.project,
+            f"{cost.cpu_seconds * 1000:,.1f} ms/s",
+            f"{cost.cpu_seconds / total:.0%}" if total else "",
+            size_text(cost.bytes_per_second),
+            f"{cost.rows_per_second:,.0f}",
+        )
+    return _more(table, len(status.costs))
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", expand=True, box=None, pad_edge=False)
     for column in columns:
@@ -229,6 +245,7 @@ def _table(title: str, *columns: str) -> Table:
             "breaker",
             "error",
             "reason",
+            "project",
         )
         table.add_column(
             column, justify="right" if numeric else "left", style="", header_style="dim", no_wrap=True

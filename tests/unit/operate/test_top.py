@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from ingest.observe.costs import CostOf
 from ingest.observe.snapshot import PartitionState, RejectsOf, RejectState, Snapshot
-from ingest.operate.status import ReaderStatus, RedisStatus, Status
+from ingest.operate.status import ReaderStatus, RedisStatus, Status, costs
 from ingest.operate.top import _reader_line, page
 
 
@@ -47,3 +49,23 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
 
     assert "(90 s old) gone" in drawn.getvalue()
     assert "old) here" not in drawn.getvalue()
+
+
+def test_cost_by_project_is_the_sum_over_readers() -> None:
+    """A project that two readers list is one line; `other` comes last, and the shares are of everything."""
+    one = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
+    two = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))
+    redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)
+    drawn = io.StringIO()
+
+    found = costs([one, two])
+    Console(file=drawn, width=200).print(page(Status(0.0, (), (), (), redis, {}, costs=found)))
+
+    assert [cost.project for cost in found] == ["7", "9", "none", "other"]
+    assert sum(cost.cpu_seconds for cost in found) == pytest.approx(0.1)
+    rows = [line.split() for line in drawn.getvalue().splitlines() if line.startswith(("7 ", "9 ", "other "))]
+    assert rows == [
+        ["7", "40.0", "ms/s", "40%", "2.0", "KiB", "11"],
+        ["9", "20.0", "ms/s", "20%", "1.0", "KiB", "5"],
+        ["other", "40.0", "ms/s", "40%", "1.0", "KiB", "2"],
+    ]

@@ -1,0 +1,130 @@
+"""Cost by project: CPU, bytes and rows of the most expensive projects, and of all others together.
+
+`Costs` counts exactly within a second, then updates two views. The counters have series for a bounded list of
+projects and for `other`; each second is counted once, so they sum to the total. The recent cost decays over
+RECENT_SECONDS. Decay is linear, so the recent cost also sums to the total, including forgotten projects.
+
+Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
+count as `other`. A project has one place in the list, whatever it sends, and loses it only to one with 1.5 times
+its cost, so that projects of similar cost do not alternate.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+RECENT_SECONDS = 300.0
+TRACKED_MAX = 256
+STAYS = 1.5  # a listed project keeps its place until another costs this much more
+NEGLIGIBLE = 1e-9  # CPU seconds; a project whose cost has decayed below this is forgotten
+NONE, OTHER = "none", "other"
+
+
+@dataclass(slots=True)
+class Cost:
+    """A sum over messages. `size_bytes`: staged bytes; `rows`: of ClickHouse and BigQuery."""
+
+    cpu_seconds: float = 0.0
+    size_bytes: float = 0.0
+    rows: float = 0.0
+
+    def add(self, other: Cost) -> None:
+        self.cpu_seconds += other.cpu_seconds
+        self.size_bytes += other.size_bytes
+        self.rows += other.rows
+
+    def scale(self, factor: float) -> None:
+        self.cpu_seconds *= factor
+        self.size_bytes *= factor
+        self.rows *= factor
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Projects are compared by CPU, then by bytes."""
+        return self.cpu_seconds, self.size_bytes
+
+
+class CostOf(msgspec.Struct, frozen=True):
+    """Recent cost of one project, per second. `project`: its id, `other`, or `none` for messages without one."""
+
+    project: str
+    cpu_seconds: float = 0.0
+    bytes_per_second: float = 0.0
+    rows_per_second: float = 0.0
+
+
+class Costs:
+    """`second`: sums of the current second by project id, None for messages without one.
+
+    The loop adds to it directly for every message, and calls `tick` about once per second. `listed_max`: projects
+    with their own series.
+    """
+
+    def __init__(self, listed_max: int) -> None:
+        self.second: defaultdict[int | None, Cost] = defaultdict(Cost)
+        self._listed_max = listed_max
+        self._listed: set[str] = set()
+        self._recent: dict[str, Cost] = {NONE: Cost(), OTHER: Cost()}
+        self._weight_seconds = 0.0
+
+    def tick(self, elapsed_seconds: float) -> tuple[Mapping[str, Cost], set[str]]:
+        """Ends a second. Returns what it adds to each series, and the series to remove."""
+        factor = math.exp(-max(0.0, elapsed_seconds) / RECENT_SECONDS)
+        self._weight_seconds = self._weight_seconds * factor + elapsed_seconds
+        recent = self._recent
+        for cost in recent.values():
+            cost.scale(factor)
+        second = {NONE if project is None else str(project): cost for project, cost in self.second.items()}
+        self.second.clear()
+        for name, cost in second.items():
+            recent.setdefault(name, Cost()).add(cost)
+        self._forget()
+        before, self._listed = self._listed, self._choose()
+        added = {name: Cost() for name in (*self._listed, NONE, OTHER)}
+        for name, cost in second.items():
+            added[name if name in added else OTHER].add(cost)
+        return added, before - self._listed
+
+    def recent(self) -> tuple[CostOf, ...]:
+        """Listed projects, most expensive first, then `none` and `other`, averaged over RECENT_SECONDS."""
+        if not self._weight_seconds:
+            return ()
+        named = {name: self._recent[name] for name in self._listed}
+        rest = Cost()
+        for name, cost in self._recent.items():
+            if name not in named and name != NONE:
+                rest.add(cost)
+        ordered = sorted(named.items(), key=lambda item: item[1].rank, reverse=True)
+        return tuple(
+            CostOf(
+                name,
+                cost.cpu_seconds / self._weight_seconds,
+                cost.size_bytes / self._weight_seconds,
+                cost.rows / self._weight_seconds,
+            )
+            for name, cost in (*ordered, (NONE, self._recent[NONE]), (OTHER, rest))
+        )
+
+    def _forget(self) -> None:
+        """Keeps the most expensive projects. What is forgotten stays in `other`."""
+        recent = self._recent
+        projects = [name for name in recent if name not in (NONE, OTHER)]
+        kept = heapq.nlargest(TRACKED_MAX, projects, key=self._place)
+        fewer = {name for name in kept if recent[name].rank > (NEGLIGIBLE, 1.0)}
+        for name in projects:
+            if name not in fewer:
+                recent[OTHER].add(recent.pop(name))
+
+    def _choose(self) -> set[str]:
+        projects = (name for name in self._recent if name not in (NONE, OTHER))
+        return set(heapq.nlargest(self._listed_max, projects, key=self._place))
+
+    def _place(self, name: str) -> tuple[float, float]:
+        cpu_seconds, size_bytes = self._recent[name].rank
+        return (cpu_seconds * STAYS, size_bytes * STAYS) if name in self._listed else (cpu_seconds, size_bytes)

@@ -1,0 +1,164 @@
+"""Cost by project: a bounded list and `other`, which sum to an exact count of the same messages."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+
+from ingest.observe.costs import NONE, OTHER, TRACKED_MAX, Cost, Costs
+from ingest.observe.metrics import Metrics
+from ingest.settings import Settings
+from ingest.testing.runtime import PARTITION
+from tests.kit.batches import reject, segment
+from tests.kit.observed_reader import Driver
+
+
+class Counted:
+    """Costs beside an exact count. `series`: sums over the series, as a scraper that sees every second."""
+
+    def __init__(self, listed_max: int = 5) -> None:
+        self.costs = Costs(listed_max)
+        self.exact: dict[str, Cost] = {}
+        self.series: dict[str, Cost] = {}
+        self.listed_most = 0
+
+    def add(self, project: int | None, cpu_seconds: float, size_bytes: int = 100, rows: int = 2) -> None:
+        self.costs.second[project].add(Cost(cpu_seconds, size_bytes, rows))
+        name = NONE if project is None else str(project)
+        self.exact.setdefault(name, Cost()).add(Cost(cpu_seconds, size_bytes, rows))
+
+    def tick(self, seconds: float = 1.0) -> None:
+        added, _ = self.costs.tick(seconds)
+        self.listed_most = max(self.listed_most, len(added))
+        for name, cost in added.items():
+            self.series.setdefault(name, Cost()).add(cost)
+
+
+def total(costs: dict[str, Cost]) -> tuple[float, float, float]:
+    found = Cost()
+    for cost in costs.values():
+        found.add(cost)
+    return found.cpu_seconds, found.size_bytes, found.rows
+
+
+def test_the_series_sum_to_an_exact_count_of_thousands_of_projects():
+    """given a skewed mix of 20,000 projects, then nothing is lost, and the list has the most expensive ones"""
+    rng = random.Random(1)
+    counted = Counted()
+    for _ in range(60):
+        for _ in range(1000):
+            project = min(int(rng.paretovariate(0.8)), 20_000)
+            counted.add(project, rng.random() / 1000, rng.randrange(50_000), rng.randrange(20))
+        counted.add(None, 0.001)
+        counted.tick()
+
+    assert total(counted.series) == pytest.approx(total(counted.exact))
+    recent = counted.costs.recent()
+    most = sorted(
+        (name for name in counted.exact if name != NONE), key=lambda name: -counted.exact[name].cpu_seconds
+    )
+    assert [cost.project for cost in recent] == [*most[:5], NONE, OTHER]
+    assert counted.listed_most <= 5 + 2
+
+
+def test_the_recent_cost_sums_to_the_rate_of_everything():
+    """given a steady load, then the list, `none` and `other` sum to its rate, within a thousandth"""
+    counted = Counted()
+    for second in range(900):
+        for project in range(50):
+            counted.add(project + second % 7 * 1000, 0.001 * (project + 1), 1000, 3)
+        counted.tick()
+
+    recent = counted.costs.recent()
+
+    assert sum(cost.cpu_seconds for cost in recent) == pytest.approx(0.001 * 50 * 51 / 2, rel=1e-3)
+    assert sum(cost.bytes_per_second for cost in recent) == pytest.approx(50 * 1000, rel=1e-3)
+    assert sum(cost.rows_per_second for cost in recent) == pytest.approx(50 * 3, rel=1e-3)
+
+
+def test_new_projects_do_not_displace_an_expensive_one():
+    """given an expensive project and a flood of others with one message each, then it stays; memory is bounded"""
+    counted = Counted()
+    for second in range(30):
+        counted.add(7, 0.05)
+        for number in range(4000):
+            counted.add(1000 + second * 10_000 + number, 0.001)
+        counted.tick()
+
+    assert counted.costs.recent()[0].project == "7"
+    assert len(counted.costs._recent) <= TRACKED_MAX + 2
+    assert total(counted.series) == pytest.approx(total(counted.exact))
+
+
+def test_one_project_takes_one_place_whatever_it_sends():
+    """given a project with all of the load, then the others keep their places"""
+    counted = Counted()
+    for _ in range(5):
+        for _ in range(10_000):
+            counted.add(1, 0.01)
+        for project in (2, 3, 4, 5):
+            counted.add(project, 0.0001)
+        counted.tick()
+
+    assert counted.costs.recent()[0].project == "1"
+    assert {cost.project for cost in counted.costs.recent()} == {"1", "2", "3", "4", "5", NONE, OTHER}
+
+
+def test_similar_projects_do_not_take_turns():
+    """given two projects for one place, when they alternate, then the first keeps it until it is clearly beaten"""
+    counted = Counted(listed_max=1)
+    names = []
+    for second in range(20):
+        counted.add(1 + second % 2, 0.01)
+        counted.tick()
+        names.append(counted.costs.recent()[0].project)
+    assert set(names) == {"1"}
+
+    for _ in range(20):
+        counted.add(2, 0.05)
+        counted.tick()
+    assert counted.costs.recent()[0].project == "2"
+
+
+def test_a_project_that_sends_nothing_is_forgotten():
+    """given an hour and more without messages, then it has no series"""
+    counted = Counted()
+    counted.add(1, 0.01)
+    counted.tick()
+
+    _, gone = counted.costs.tick(10_000.0)
+
+    assert gone == {"1"}
+    assert [cost.project for cost in counted.costs.recent()] == [NONE, OTHER]
+
+
+def test_the_reader_counts_each_message_once_and_no_other_work():
+    """given a clock of CPU, when messages and other events come, then each message has the time before it"""
+    driver = Driver(batch_messages_max=1000)
+    at = [0.0]
+    driver.metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0, cpu=lambda: at[0])
+    driver.metrics.watch(driver.pipeline, driver)
+    driver.assign()
+    driver.advance(2.0)
+    exact: Counter[str] = Counter()
+    for number in range(60):
+        project = (1, 1, 1, 2, 2, 3)[number % 6]
+        spent = {1: 0.001, 2: 0.002, 3: 0.0005}[project]
+        at[0] += spent
+        offset = driver._offsets.get(PARTITION, 0)
+        parsed = msgspec.structs.replace(segment(offset), project_id=project)
+        driver.message(reject(offset, project_id=3) if project == 3 else parsed)
+        exact[str(project)] += spent
+        at[0] += 5.0  # other work
+        driver.advance(0.0)
+    driver.advance(2.0)
+
+    def series(name: str) -> dict[str, float]:
+        return driver.metrics.by_label(f"replays.reader.project_{name}")
+
+    assert series("cpu_seconds") == pytest.approx({"1": exact["1"], "2": exact["2"], OTHER: exact["3"], NONE: 0})
+    assert series("rows") == {"1": 60, "2": 40, OTHER: 0, NONE: 0}
+    assert sum(series("bytes").values()) == driver.pipeline.held_bytes
