@@ -72,6 +72,8 @@ class HeartbeatSource:
     def __call__(self) -> Heartbeat:
         """The next heartbeat, without what the writer adds: host, process and times."""
         metrics, now = self._metrics, time.monotonic()
+        unowned = self._unowned()
+        metrics.unowned(unowned)
         messages = metrics.total("replays.reader.messages_consumed")
         size_bytes = metrics.total("replays.reader.bytes_consumed")
         elapsed = max(now - self._at, 1e-9)
@@ -85,7 +87,7 @@ class HeartbeatSource:
             end_to_end_p99_seconds=metrics.quantile("replays.reader.end_to_end_seconds", 0.99),
             rejects={k: int(v) for k, v in metrics.by_label("replays.reader.rejects").items() if v},
             snapshot=metrics.snapshot,
-            unowned=tuple(Unowned(*one) for one in sorted(self._unowned().items())),
+            unowned=tuple(Unowned(*one) for one in sorted(unowned.items())),
             release=RELEASE,
             costs=metrics.costs,
         )

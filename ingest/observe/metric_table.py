@@ -261,6 +261,14 @@ DEFINITIONS: tuple[Definition, ...] = (
         across_processes=Across.LIVE_MAX,
     ),
     Definition(
+        _R + "unowned_lag_messages",
+        Kind.GAUGE,
+        "messages",
+        "Log end minus committed offset of a partition without an owner; no series where it is unknown.",
+        ("partition",),
+        across_processes=Across.LIVE_MAX,
+    ),
+    Definition(
         _R + "group_rejoins",
         Kind.COUNTER,
         "events",

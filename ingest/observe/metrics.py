@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -121,6 +121,7 @@ class Metrics:
         self._commits_sent: dict[TopicPartition, float] = {}
         self._known_partitions: set[int] = set()
         self._known_projects: set[str] = set()
+        self._known_unowned: set[int] = set()
         self._dropped = 0
         self._cpu = cpu
         self._cpu_at = 0.0
@@ -311,6 +312,15 @@ class Metrics:
         for received, segments in Counter(segment.received for segment in batch.segments).items():
             if received <= wall + FUTURE_SECONDS_MAX:
                 self.meters.observe(_R + "end_to_end_seconds", max(0.0, wall - received), times=segments)
+
+    def unowned(self, lag_messages: Mapping[int, int]) -> None:
+        """Sets the lag of each partition without an owner; -1 where it is unknown. One thread, any."""
+        known = {partition: lag for partition, lag in lag_messages.items() if lag >= 0}
+        for partition, lag in known.items():
+            self.meters.set(_R + "unowned_lag_messages", lag, str(partition))
+        for partition in self._known_unowned - known.keys():
+            self.meters.forget(_R + "unowned_lag_messages", str(partition))
+        self._known_unowned = set(known)
 
     def stuck(self, stacks: object) -> None:
         """The loop was stuck and its stacks were logged."""

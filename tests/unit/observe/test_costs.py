@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import msgspec
 import pytest
 
+from ingest.core import events as on
+from ingest.core.model import Message
+from ingest.core.parse import ParseRules
+from ingest.local.load.produce import PROFILES, values
 from ingest.observe.costs import NONE, OTHER, TRACKED_MAX, Cost, Costs
 from ingest.observe.metrics import Metrics
+from ingest.reader.parsing.inline import InlineParser
+from ingest.reader.tenant_gate import TenantGate
 from ingest.settings import Settings
 from ingest.testing.runtime import PARTITION
 from tests.kit.batches import reject, segment
@@ -162,3 +169,26 @@ def test_the_reader_counts_each_message_once_and_no_other_work():
     assert series("cpu_seconds") == pytest.approx({"1": exact["1"], "2": exact["2"], OTHER: exact["3"], NONE: 0})
     assert series("rows") == {"1": 60, "2": 40, OTHER: 0, NONE: 0}
     assert sum(series("bytes").values()) == driver.pipeline.held_bytes
+
+
+def test_the_cpu_of_projects_sums_to_that_of_parsing() -> None:
+    """given recordings of several projects, when they are parsed, then the series sum to the thread's CPU time"""
+    driver = Driver(batch_messages_max=1_000_000)
+    metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0)
+    metrics.watch(driver.pipeline, driver)
+    metrics.observe(on.Ticked(), (), 1.0)
+    raw = list(values(PROFILES["small"], 300, started_at=1_700_000_000))
+    messages = [Message(PARTITION, 1, offset, value) for offset, value in enumerate(raw)]
+    parser = InlineParser(ParseRules(), TenantGate(), time.monotonic)
+
+    began = time.thread_time()
+    metrics.polled(messages)
+    for event in parser.parse(messages):
+        assert isinstance(event, on.MessageParsed)
+        metrics.observe(event, (), 1.0)
+    spent_seconds = time.thread_time() - began
+    metrics.observe(on.Ticked(), (), 10.0)
+
+    series = metrics.by_label("replays.reader.project_cpu_seconds")
+    assert len(series) == 2 + 2
+    assert sum(series.values()) == pytest.approx(spent_seconds, rel=0.05)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.model import Message
+from ingest.observe.heartbeat import HeartbeatSource, Unowned
 from ingest.observe.metrics import DEFINITIONS, Metrics
 from ingest.settings import Settings
 from ingest.testing.runtime import PARTITION
@@ -270,3 +271,18 @@ def series(driver: Driver, name: str) -> dict[str, float]:
         for metric in driver.metrics.registry.restricted_registry([name]).collect()
         for sample in metric.samples
     }
+
+
+def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
+    """The heartbeat reports it; where it is unknown, and once there is an owner, there is no series."""
+    lag = {3: 41, 5: -1}
+    metrics = Metrics(Settings(), wall=lambda: WALL)
+    source = HeartbeatSource(Settings(), metrics, lambda: lag)
+
+    assert source().unowned == (Unowned(3, 41), Unowned(5))
+    assert metrics.registry.get_sample_value("replays_reader_unowned_lag_messages", {"partition": "3"}) == 41
+    assert metrics.registry.get_sample_value("replays_reader_unowned_lag_messages", {"partition": "5"}) is None
+
+    lag.clear()
+    source()
+    assert metrics.registry.get_sample_value("replays_reader_unowned_lag_messages", {"partition": "3"}) is None
