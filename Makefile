@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos gameday bench bench-uploads bench-peers hashes clean
+.PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bench bench-uploads bench-peers hashes clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "replays-ingest needs Python 3.11 or newer, this is " + sys.version)'
@@ -101,6 +101,9 @@ spec: $(STAMP) ## check the specification of the commit protocol, and hold runs 
 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(DIRECTORY),--directory $(DIRECTORY))
+
+mixed-versions: $(STAMP) ## the previous release and this one side by side under load, in the order of an upgrade and against it; MINUTES=5 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
+	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
 gameday: $(STAMP) ## seventeen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json

@@ -25,7 +25,7 @@ from typing import Any
 
 from ingest.local.compare.offsets import Committed
 from ingest.local.compare.report import ReconcileError
-from ingest.local.launch import QUICK, celery, replays_ingest, settings_of
+from ingest.local.launch import HERE, QUICK, Installation, settings_of
 from ingest.local.servers.base import answers_http
 from ingest.local.servers.fault_proxy import FaultProxy
 from ingest.local.servers.processes import HOST, Child, LocalError, free_port, wait_until
@@ -90,6 +90,8 @@ class Fleet:
         self.ended_by_us: Counter[str] = Counter()
         self.children: dict[str, Child] = {}
         self.flower_url = ""
+        self.installations: dict[str, Installation] = {}
+        """By process, for its next start. Others run this one."""
 
     # Start and stop
 
@@ -100,19 +102,22 @@ class Fleet:
 
     def reader(self, name: str, *, keep: bool = True, **settings: str) -> Child:
         """Starts or restarts a reader; `settings` are REPLAYS_* variables of this reader alone."""
-        return self._start(name, replays_ingest(), {**self.env, **settings}, keep)
+        command = self._installation(name).replays_ingest()
+        return self._start(name, command, {**self.env, **settings}, keep)
 
     def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
         """Starts or restarts a flush worker with two processes; `settings` as for a reader."""
-        arguments = ["worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
-        return self._start(name, [*celery(), *arguments], {**self.env, **settings}, keep)
+        command = [*self._installation(name).celery(), "worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
+        return self._start(name, command, {**self.env, **settings}, keep)
 
     def flower(self) -> Child:
         """Starts Flower, and waits until it responds."""
         port = free_port()
         self.flower_url = f"http://{HOST}:{port}"
         env = {**self.env, "REPLAYS_FLOWER_BASIC_AUTH": FLOWER_PASSWORD}
-        child = self._start("flower", [*celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True)
+        child = self._start(
+            "flower", [*HERE.celery(), "flower", f"--address={HOST}", f"--port={port}"], env, keep=True
+        )
         wait_until(self.flower_answers, READY_SECONDS_MAX, "Flower")
         return child
 
@@ -142,12 +147,17 @@ class Fleet:
         }
         return {name: count for name, count in ends.items() if count > 0}
 
+    def _installation(self, name: str) -> Installation:
+        return self.installations.get(name, HERE)
+
     def _start(self, name: str, command: list[str], env: Mapping[str, str], keep: bool) -> Child:
         child = self.children.get(name)
         if child is None:
             child = self.stack.children.add(self._tag + name, command, env=env)
             self.children[name] = child
-        child.env = dict(env)
+        installation = self._installation(name)
+        child.command, child.cwd = command, installation.folder
+        child.env = {**env, **installation.environment}
         child.start()
         if keep:
             self.stack.children.keep(child, wait_seconds=0.3)

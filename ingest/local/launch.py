@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -34,15 +35,42 @@ def settings_of(env: dict[str, str]) -> Settings:
     return make(**fields)
 
 
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """An installed release: the interpreter of its environment, and the folder in which its programs start.
+
+    `folder` None: the current one. It must not contain another release, which would be imported instead.
+    """
+
+    python: Path
+    folder: Path | None = None
+
+    def replays_ingest(self) -> list[str]:
+        """Command line of `replays-ingest`."""
+        program = self.python.with_name("replays-ingest")
+        return [str(program)] if program.exists() else [str(self.python), "-m", "ingest.cli"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of its programs: nothing of this process is imported before it."""
+        return {} if self.folder is None else {"PYTHONPATH": ""}
+
+    def celery(self) -> list[str]:
+        """Command line of Celery with the flush application."""
+        return [str(self.python), "-m", "celery", "-A", "tasks"]
+
+
+HERE = Installation(Path(sys.executable))
+
+
 def replays_ingest() -> list[str]:
     """Command line of `replays-ingest` in this environment."""
-    program = Path(sys.executable).with_name("replays-ingest")
-    return [str(program)] if program.exists() else [sys.executable, "-m", "ingest.cli"]
+    return HERE.replays_ingest()
 
 
 def celery() -> list[str]:
-    """Command line of Celery with the flush application."""
-    return [sys.executable, "-m", "celery", "-A", "tasks"]
+    """Command line of Celery with the flush application, in this environment."""
+    return HERE.celery()
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def run(
         console.width = PLAIN_WIDTH
     result = Result(seed, chosen, minutes * 60, group_protocol)
     began = time.monotonic()
-    with _place(directory) as place, _ending() as ending:
+    with working_directory(directory) as place, ending_or_never() as ending:
         chaos = _Chaos(
             place, chosen, redis, seed, rate, console, result, ending, layout, is_temporary=directory is None
         )
@@ -278,14 +278,14 @@ class _Chaos:
         sent = read_metrics(statsd_url)[SIZES + "size_compressed"].count
         segments = expected.metrics[SIZES + "size_compressed"].count
         result.twice["segments handed to DataDog"] = sent / segments - 1
-        result.twice |= _stored_twice(settings)
+        result.twice |= stored_twice(settings)
         readers = [child for name, child in fleet.children.items() if name.startswith("reader")]
         result.rebalances = sum(len(said(child, "partitions_assigned")) for child in readers)
         result.halted = sum(len(said(child, "reader_halted")) for child in readers)
         result.ended_by_themselves = fleet.own_ends()
 
 
-def _stored_twice(settings: Settings) -> dict[str, float]:
+def stored_twice(settings: Settings) -> dict[str, float]:
     """Share of rows that are stored more than once; queries do not return the copies."""
     found = {}
     server = clickhouse.client(settings)
@@ -314,7 +314,7 @@ def _stored_twice(settings: Settings) -> dict[str, float]:
 
 
 @contextmanager
-def _place(directory: Path | None) -> Iterator[Path]:
+def working_directory(directory: Path | None) -> Iterator[Path]:
     """The directory, or a temporary one, in memory if there is enough: an emulator writes one file per object."""
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -329,7 +329,7 @@ def _place(directory: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _ending() -> Iterator[threading.Event]:
+def ending_or_never() -> Iterator[threading.Event]:
     """An event set by SIGTERM and Ctrl-C, where signals can be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()

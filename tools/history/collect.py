@@ -59,7 +59,7 @@ class LoggedOperations:
         return f"{self._name}.{self._lives}"
 
     def _add_line(self, line: Mapping[str, Any]) -> None:
-        at = _seconds(line.get("timestamp", ""))
+        at = seconds_of(line.get("timestamp", ""))
         match line.get("event"):
             case "reader_started":
                 self._give_up()
@@ -94,7 +94,8 @@ class LoggedOperations:
         self._waiting.clear()
 
 
-def _seconds(timestamp: str) -> float:
+def seconds_of(timestamp: str) -> float:
+    """Unix seconds of a log line's time; 0 for other texts."""
     try:
         return datetime.fromisoformat(timestamp).timestamp()
     except ValueError:

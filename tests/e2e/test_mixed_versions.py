@@ -1,0 +1,102 @@
+"""Two releases over one Redis, schema and group: additions of a newer one are tolerated, new versions are refused.
+
+The old release is this code; the newer ones are this code with patches (tools/mixed/planted.py).
+`make mixed-versions` does the same with the previous release from git.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest.local.fleet import Fleet, isolated
+from ingest.local.launch import HERE
+from ingest.local.servers.java_kafka import JavaKafka
+from ingest.local.servers.statsd import Statsd
+from ingest.local.stack import Stack
+from tasks.release import RELEASE
+from tasks.sinks.clickhouse import sink as clickhouse
+from tests.kit.prestarted import COMMAND, PARENTS, READER
+from tools.mixed.build import Release
+from tools.mixed.fleet import MixedFleet
+from tools.mixed.phases import LOSSY, SHORT, Phase, Which
+from tools.mixed.planted import COLUMN, Kind, planted
+from tools.mixed.result import Result
+from tools.mixed.run import SETTINGS, Plan, Run
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+
+REDIS_DATABASE = 13
+PHASE_SECONDS = 1.5
+MESSAGES_PER_SECOND = 20.0
+
+Mixed = Callable[..., MixedFleet]
+
+
+@pytest.fixture
+def mixed(
+    stack: Stack, apache_kafka: JavaKafka, statsd: Statsd, fresh_name: Callable[[str], str], tmp_path: Path
+) -> Iterator[Mixed]:
+    """Makes a fleet over the session's servers that can run this code and planted releases.
+
+    Apache Kafka keeps cut records, which the releases read from each other.
+    """
+    PARENTS.prepare("celery", READER, COMMAND)
+    tag = fresh_name("mixed").replace("_", "")
+    redis = stack.start(("redis", "gcs", "clickhouse", "bigquery")).addresses["redis"]
+    own = {**isolated(tag, redis, REDIS_DATABASE), "REPLAYS_KAFKA_BROKERS": apache_kafka.address}
+    fleet = Fleet(stack, {**SETTINGS, **own}, tag=f"{tag}-")
+
+    def make(**kinds: Kind) -> MixedFleet:
+        newer = {Which(name): planted(kind, tmp_path) for name, kind in kinds.items()}
+        return MixedFleet(fleet, {Which.OLD: Release(RELEASE, HERE), **newer})
+
+    yield make
+    for child in fleet.children.values():
+        stack.children.release(child)
+        child.kill()
+
+
+def ran(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expects_refusal: bool) -> Result:
+    """The result of all phases."""
+    plan = Plan(phases, PHASE_SECONDS, MESSAGES_PER_SECOND, 1, "apache", expects_refusal, check_once=True)
+    return Run(fleet, plan, into).run()
+
+
+def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
+    """given processes replaced under load, against the order and back, then nothing is lost, nothing is doubled"""
+    fleet = mixed(additive=Kind.ADDITIVE, new=Kind.NEWER)
+
+    result = ran(fleet, SHORT, tmp_path, expects_refusal=True)
+
+    assert result.ok, json.dumps(result.as_dict(), indent=2, default=str)
+    assert (result.lost, result.duplicates, result.violations) == (0, 0, [])
+    by_readers = {line.readers: line for line in result.lines if line.workers == "1 old"}
+    additive, newer = by_readers["additive, old"], by_readers["new, old"]
+    assert additive.refused == 0
+    assert newer.refused > 0
+    assert any("version 2 of the wire format, this release reads 1 to 1" in reason for reason in result.reasons)
+    assert f"this command: {RELEASE}+newer" in (additive.check or "")
+    assert f": {RELEASE}+additive" in (additive.check or "")
+    assert written_with_the_new_column(fleet.fleet) > 0
+
+
+def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -> None:
+    """given a newer release that settles batches before their rows are there, then the run reports what is lost"""
+    result = ran(mixed(new=Kind.LOSSY), LOSSY, tmp_path, expects_refusal=False)
+
+    assert not result.ok
+    assert result.lost > 0
+    assert [line.lost > 0 for line in result.lines] == [False, True]
+
+
+def written_with_the_new_column(fleet: Fleet) -> int:
+    """Rows with a column that this release does not know, before de-duplication."""
+    server = clickhouse.client(fleet.settings)
+    try:
+        return int(server.query(f"SELECT count() FROM replay_segments WHERE {COLUMN} = 1").result_rows[0][0])
+    finally:
+        server.close()

@@ -1,0 +1,69 @@
+"""What readers log becomes figures: parked batches with their time, and messages that were read again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.history.check import Commit
+from tools.mixed.account import REFUSED, Again, parked, read_again, within
+
+START = 1_700_000_000.0
+
+
+def line(event: str, second: int, **facts: Any) -> dict[str, Any]:
+    """A log line, so many seconds after the start."""
+    return {"event": event, "timestamp": f"2023-11-14T22:13:{20 + second:02}+00:00", **facts}
+
+
+def park(batch: str, second: int, error: str = "the sink is away") -> dict[str, Any]:
+    return line("batch_parked", second, batch=batch, error=error)
+
+
+def cut(second: int, partition: int, start: int, stop: int) -> dict[str, Any]:
+    return line("protocol_step", second, step="cut", partition=partition, start=start, stop=stop)
+
+
+def commit(partition: int, offset: int, second: int, *, refused: bool = False) -> Commit:
+    return Commit("reader-1.1", partition, offset, "", START + second, START + second, refused)
+
+
+def test_a_batch_is_parked_once_until_its_end_is_committed():
+    """given a batch parked twice, then it counts once, from the first time until its end is committed"""
+    lines = [park("a-topic-0-10-20", 7), park("a-topic-0-10-20", 3, "first")]
+    commits = [commit(0, 19, 8), commit(1, 20, 9), commit(0, 25, 10, refused=True), commit(0, 30, 12)]
+
+    (found,) = parked(lines, commits)
+
+    assert (found.at, found.error, found.seconds) == (START + 3, "first", 9.0)
+
+
+def test_a_batch_that_is_never_committed_has_no_time():
+    """given no commit beyond its end, then it is known as never committed"""
+    (found,) = parked([park("a-topic-0-10-20", 3)], [commit(0, 19, 8)])
+
+    assert found.seconds is None
+
+
+@pytest.mark.parametrize(("error", "refused"), [(f"version 2: {REFUSED}", True), ("503", False)])
+def test_only_versions_are_refusals(error: str, refused: bool):
+    """given the worker's error, then a batch that a sink refused is not one of a newer version"""
+    (found,) = parked([park("a-topic-0-10-20", 3, error)], ())
+
+    assert found.refused is refused
+
+
+def test_messages_that_are_cut_again_are_counted_once_each_time():
+    """given a next owner that cuts other ranges, then the messages that both cut were read again"""
+    lines = [cut(1, 0, 0, 10), cut(4, 0, 6, 12), cut(2, 1, 0, 10), cut(6, 0, 12, 20), line("other", 5)]
+
+    assert read_again(lines) == [Again(START + 4, 4)]
+
+
+def test_a_phase_has_what_happened_in_it():
+    """given a time at the border of two phases, then it belongs to the later one"""
+    some = [Again(START + 5, 1), Again(START + 1, 2)]
+
+    assert within(some, START, START + 5) == [some[1]]
+    assert within(some, START + 5, START + 9) == [some[0]]

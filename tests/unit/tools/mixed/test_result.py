@@ -1,0 +1,118 @@
+"""A run passes only if every check does; each thing that can go wrong fails it and is named."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from ingest.local.compare.report import Check, Report
+from tools.mixed.phases import NEW, OLD, Phase
+from tools.mixed.result import Line, Result, show
+
+WHOLE = Report((Check("objects", 3, 3),))
+
+
+def good(*, expects_refusal: bool = True) -> Result:
+    """A run in which all is as it should be: an order of upgrade, then readers first, then their workers."""
+    both = "reader a: 1.0, worker b: 2.0"
+    lines = [
+        Line(Phase("alone", (OLD,), (OLD,)), "1 old", "1 old", messages=9),
+        Line(Phase("workers", (OLD,), (NEW,)), "1 old", "1 new", messages=9, check=both),
+        Line(
+            Phase("wrong", (NEW,), (OLD,), newer=True),
+            "1 new",
+            "1 old",
+            messages=9,
+            parked=2,
+            refused=2,
+            check=both,
+        ),
+        Line(Phase("follow", (NEW,), (NEW,)), "1 new", "1 new", messages=9, parked=1, refused=1),
+    ]
+    made = Result({"old": "1.0", "new": "2.0"}, "tansu", expects_refusal, lines=lines, report=WHOLE)
+    made.exits = [("reader-1", 0), ("worker-1", 0)]
+    return made
+
+
+def test_a_good_run_passes():
+    """given every check, then there is no error"""
+    result = good()
+    result.judge()
+
+    assert (result.ok, result.error) == (True, "")
+
+
+def nothing_refused(result: Result) -> None:
+    for line in result.lines:
+        line.refused = 0
+
+
+FAULTS: dict[str, tuple[Callable[[Result], object], str]] = {
+    "lost": (
+        lambda r: setattr(r, "report", Report((Check("rows", 3, 2, missing=1),))),
+        "reconciliation does not hold",
+    ),
+    "not compared": (lambda r: setattr(r, "report", None), "nothing was reconciled"),
+    "backwards": (lambda r: r.violations.append("it fell"), "history of commits: it fell"),
+    "killed": (lambda r: r.exits.append(("reader-2", -9)), "reader-2 ended with code -9"),
+    "ended": (lambda r: r.ended_by_themselves.update({"worker-1": 1}), "worker-1 ended by itself 1 times"),
+    "halted": (lambda r: setattr(r, "halted", 1), "a reader halted"),
+    "stuck": (lambda r: setattr(r, "never_committed", 1), "1 parked batches were never committed"),
+    "silent": (lambda r: setattr(r.lines[0], "messages", 0), "alone: no message"),
+    "check is blind": (
+        lambda r: setattr(r.lines[1], "check", "reader a: 1.0"),
+        "workers: check named reader a: 1.0",
+    ),
+    "check is mute": (lambda r: setattr(r.lines[1], "check", ""), "workers: check named no releases"),
+    "not refused": (nothing_refused, "no batch of a newer version was refused"),
+    "refused in order": (lambda r: setattr(r.lines[1], "refused", 1), "workers: workers refused 1 batches"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_fails_the_run_and_is_named(name: str):
+    """given a run with one fault, then it fails, and the error and the printed verdict say which"""
+    plant, error = FAULTS[name]
+    result = good()
+    plant(result)
+    result.judge()
+    printed = io.StringIO()
+    show(Console(file=printed, width=200), result)
+
+    assert not result.ok
+    assert error in result.error
+    assert "FAILED" in printed.getvalue()
+
+
+def test_releases_with_equal_formats_need_no_refusal():
+    """given two real releases, then nothing has to be refused, and in the order of an upgrade nothing may be"""
+    result = good(expects_refusal=False)
+    nothing_refused(result)
+    result.judge()
+
+    assert result.ok
+
+
+def test_check_has_to_run_at_least_once():
+    """given a run in which check was never asked, then that is an error"""
+    result = good()
+    for line in result.lines:
+        line.check = None
+    result.judge()
+
+    assert "check was never run" in result.error
+
+
+def test_the_table_has_every_phase_and_the_sums():
+    """given a good run, when it is shown, then each phase is a row, and the last row has the sums"""
+    result = good()
+    result.judge()
+    printed = io.StringIO()
+    show(Console(file=printed, width=200), result)
+
+    rows = [line for line in printed.getvalue().splitlines() if line.startswith("│")]
+    assert [row.split("│")[1].strip() for row in rows] == ["alone", "workers", "wrong", "follow", "all"]
+    assert [cell.strip() for cell in rows[-1].split("│")[4:7]] == ["36", "3", "3"]

@@ -1,0 +1,148 @@
+"""Runs the previous release and this one side by side, under load, in the order of an upgrade and against it.
+
+    python -m tools.mixed --minutes 5    (make mixed-versions)
+    python -m tools.mixed --minutes 5 --planted formats
+
+The previous release is built from git into an environment of its own. Readers and workers of both share one Kafka,
+Redis, schema and consumer group. In each phase they are replaced one after another with SIGTERM while traffic
+flows; afterwards every sink is compared with what was produced.
+
+`--planted formats` takes today's code as the old release and two that do not exist yet as newer ones: one only
+adds to the formats, the other also raises their versions. `--planted lossy`: the new release loses rows, and the
+run fails.
+
+Exit code 0: every check passed; 1: one failed; 2: there is no previous release, or wrong usage; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from enum import StrEnum
+from pathlib import Path
+
+from rich.console import Console
+
+from ingest.local.compare.report import ReconcileError
+from ingest.local.fleet import Fleet
+from ingest.local.launch import HERE
+from ingest.local.load.produce import LoadError
+from ingest.local.servers import java_kafka
+from ingest.local.servers.processes import LocalError
+from ingest.local.stack import KafkaKind, Stack
+from tasks.errors import SinkError
+from tasks.release import RELEASE
+from tools.chaos.run import PLAIN_WIDTH, ending_or_never, working_directory
+from tools.mixed.build import BuildFailed, Release, released
+from tools.mixed.fleet import MixedFleet
+from tools.mixed.phases import LOSSY, PLANTED, RELEASES, Which
+from tools.mixed.planted import Kind, OutOfDate, planted
+from tools.mixed.releases import NoRelease, previous
+from tools.mixed.result import Result, show
+from tools.mixed.run import SETTINGS, Plan, Run
+
+MESSAGES_PER_SECOND = 30.0
+
+
+class Planted(StrEnum):
+    """Planted releases of a run."""
+
+    FORMATS = "formats"
+    LOSSY = "lossy"
+
+
+PHASES = {None: RELEASES, Planted.FORMATS: PLANTED, Planted.LOSSY: LOSSY}
+
+
+def releases_of(kind: Planted | None, directory: Path) -> dict[Which, Release]:
+    """The releases of a run. Raises NoRelease, BuildFailed, OutOfDate."""
+    here = Release(RELEASE, HERE)
+    match kind:
+        case Planted.FORMATS:
+            additive, newer = planted(Kind.ADDITIVE, directory), planted(Kind.NEWER, directory)
+            return {Which.OLD: here, Which.ADDITIVE: additive, Which.NEW: newer}
+        case Planted.LOSSY:
+            return {Which.OLD: here, Which.NEW: planted(Kind.LOSSY, directory)}
+    old = released(previous())
+    if old.version == RELEASE:
+        raise NoRelease(
+            f"the installed release is {RELEASE}, too: give this one another version, then `make setup`"
+        )
+    return {Which.OLD: old, Which.NEW: here}
+
+
+def main() -> int:
+    """python -m tools.mixed [--minutes 5] [--planted formats|lossy] [--kafka tansu] [--json]"""
+    parser = argparse.ArgumentParser(description="Runs two releases side by side, and loses nothing.")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="of all phases; each ends when its replacement has"
+    )
+    parser.add_argument(
+        "--planted",
+        type=Planted,
+        choices=tuple(Planted),
+        help="today's code as old, and as new what does not exist",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the load")
+    parser.add_argument("--rate", type=float, default=MESSAGES_PER_SECOND, help="messages per second")
+    parser.add_argument("--kafka", choices=("tansu", "apache"), help="default: apache where Java is")
+    parser.add_argument("--directory", type=Path, help="keep data and logs there")
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    given = parser.parse_args()
+    console = Console(quiet=given.as_json, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    kafka: KafkaKind = given.kafka or ("tansu" if java_kafka.available() else "apache")
+    with working_directory(given.directory) as place, ending_or_never() as ending:
+        try:
+            releases = releases_of(given.planted, place)
+        except (NoRelease, BuildFailed, OutOfDate) as error:
+            print(f"python -m tools.mixed: {error}", file=sys.stderr)
+            return 2 if isinstance(error, NoRelease) else 1
+        phases = PHASES[given.planted]
+        refused = given.planted is Planted.FORMATS
+        seconds = given.minutes * 60 / len(phases)
+        plan = Plan(phases, seconds, given.rate, given.seed, kafka, expects_refusal=refused)
+        result = _run(plan, releases, place, console, ending, is_temporary=given.directory is None)
+        if ending.is_set():
+            console.print("interrupted; everything is stopped")
+            return 130
+    if given.as_json:
+        print(json.dumps(result.as_dict(), indent=2, default=str), flush=True)
+    else:
+        show(console, result)
+    return 0 if result.ok else 1
+
+
+def _run(
+    plan: Plan,
+    releases: dict[Which, Release],
+    place: Path,
+    console: Console,
+    ending: threading.Event,
+    *,
+    is_temporary: bool,
+) -> Result:
+    """Starts the servers, and runs the plan."""
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+        console.file.flush()
+
+    kafka: KafkaKind = "apache" if plan.kafka == "apache" else "tansu"
+    with Stack(place / "stack", kafka=kafka, progress=say) as stack:
+        if is_temporary:
+            stack.children.remove_at_end(place)
+        mixed = MixedFleet(Fleet(stack.start(), SETTINGS), releases)
+        run = Run(mixed, plan, place, say, ending)
+        try:
+            return run.run()
+        except (LocalError, LoadError, ReconcileError, SinkError) as error:
+            run.result.error = str(error)
+            return run.result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,83 @@
+"""What the readers' logs say about a run, by time: batches parked and refused, and messages read again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from tools.history.check import Commit
+from tools.history.collect import seconds_of
+
+Lines = Iterable[Mapping[str, Any]]
+# In the error of a batch that a worker refuses because it is of a newer release.
+REFUSED = "upgrade the workers before the readers"
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A parked batch: when it was first parked, why, and when its last message was committed."""
+
+    batch: str
+    at: float
+    error: str
+    committed_at: float | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether workers refused it because of its version."""
+        return REFUSED in self.error
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it was parked; None if it was never committed."""
+        return None if self.committed_at is None else max(0.0, self.committed_at - self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Messages that were cut into a batch although they were part of an earlier one."""
+
+    at: float
+    messages: int
+
+
+def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
+    """Every batch that was parked, once. `lines`: of all readers."""
+    first: dict[str, tuple[float, str]] = {}
+    for line in lines:
+        if line.get("event") != "batch_parked":
+            continue
+        at = seconds_of(line["timestamp"])
+        known = first.get(line["batch"])
+        if known is None or at < known[0]:
+            first[line["batch"]] = at, line["error"]
+    return [Parked(batch, at, error, _committed_at(batch, commits)) for batch, (at, error) in first.items()]
+
+
+def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
+    """When the end of the batch was first committed, by whichever reader."""
+    _, partition, _, stop = batch.rsplit("-", 3)
+    beyond = [one for one in commits if one.stored and one.partition == int(partition) and one.offset >= int(stop)]
+    return min((one.ends_at for one in beyond), default=None)
+
+
+def read_again(lines: Lines) -> list[Again]:
+    """Messages that the next owner of a partition cut again. `lines`: of all readers."""
+    cuts = [line for line in lines if line.get("event") == "protocol_step" and line.get("step") == "cut"]
+    cuts.sort(key=lambda line: seconds_of(line["timestamp"]))
+    known: dict[int, set[int]] = {}
+    found = []
+    for line in cuts:
+        seen = known.setdefault(int(line["partition"]), set())
+        offsets = range(line["start"], line["stop"])
+        if repeated := len(seen.intersection(offsets)):
+            found.append(Again(seconds_of(line["timestamp"]), repeated))
+        seen.update(offsets)
+    return found
+
+
+def within(some: Iterable[Any], since: float, until: float) -> list[Any]:
+    """Those whose `at` lies in the phase."""
+    return [one for one in sorted(some, key=attrgetter("at")) if since <= one.at < until]

@@ -1,0 +1,143 @@
+"""Readers and workers of two releases: started, replaced one after another under load, and asked what they run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from redis.exceptions import RedisError
+
+from ingest.local.fleet import Fleet, is_up, said
+from ingest.local.servers.processes import Child, LocalError
+from ingest.operate import status
+from tasks.migrate.kafka import SOURCE_PARTITIONS
+from tools.chaos.faults import STEPS_LOGGED
+from tools.mixed.build import Release
+from tools.mixed.phases import Phase, Which
+
+UP_SECONDS_MAX = 60.0
+CHECK_SECONDS_MAX = 90.0
+POLL_SECONDS = 0.2
+
+
+class MixedFleet:
+    """The processes of a run, by name, and the release of each."""
+
+    def __init__(self, fleet: Fleet, releases: Mapping[Which, Release]) -> None:
+        self.fleet = fleet
+        self.exit_codes: list[tuple[str, int]] = []
+        self.releases = releases
+        self._running: dict[str, Which] = {}
+        self._commands = 0
+
+    def enter(self, phase: Phase) -> None:
+        """Replaces the processes whose release changes. Raises LocalError."""
+        if phase.migrate is not None:
+            self._command(phase.migrate, "migrate", "--topics")
+        wanted = {f"worker-{number}": which for number, which in enumerate(phase.workers, start=1)}
+        wanted |= {f"reader-{number}": which for number, which in enumerate(phase.readers, start=1)}
+        if not self._running:  # the first phase starts all of them at once
+            for up in [self._start(name, which) for name, which in wanted.items()]:
+                up()
+        for name, which in wanted.items():
+            if self._running[name] is not which:
+                self.stop(name)
+                self._start(name, which)()
+        self._expect_releases(wanted)
+        self._expect_owners()
+
+    def stop(self, name: str) -> None:
+        """Ends a process with SIGTERM, and notes its exit code. Raises LocalError."""
+        self.exit_codes.append((name, self.fleet.stop(self.fleet.children[name])))
+
+    def stop_readers(self) -> None:
+        """Ends the readers. Raises LocalError."""
+        for name in self._running:
+            if name.startswith("reader"):
+                self.stop(name)
+
+    @property
+    def readers(self) -> dict[str, Child]:
+        """The readers by name. The log of each has all of its runs."""
+        return {name: child for name, child in self.fleet.children.items() if name.startswith("reader")}
+
+    def check(self) -> str:
+        """What `replays-ingest check` of the new release finds about differing releases. Raises LocalError."""
+        findings = json.loads(self._command(Which.NEW, "check", "--json", may_fail=True))
+        return " ".join(one["said"] for one in findings if one["name"] == "releases")
+
+    def _start(self, name: str, which: Which) -> Callable[[], None]:
+        """Starts a process; the result waits until it is up."""
+        self.fleet.installations[name] = self.releases[which].installation
+        self._running[name] = which
+        if name.startswith("worker"):
+            known = self.fleet.children.get(name)
+            before = len(said(known, "worker_ready")) if known else 0
+            worker = self.fleet.worker(name)
+            return lambda: self._wait(lambda: len(said(worker, "worker_ready")) > before, worker)
+        reader = self.fleet.reader(name, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
+        return lambda: self._wait(lambda: is_up(reader), reader)
+
+    def _wait(self, condition: Callable[[], bool], child: Child) -> None:
+        ends_at = time.monotonic() + UP_SECONDS_MAX
+        while not condition():  # reads a log: not as often as `wait_until`
+            if time.monotonic() > ends_at:
+                raise LocalError(f"{child.name} is not up after {UP_SECONDS_MAX:g} s\n{child.log_tail()}")
+            time.sleep(POLL_SECONDS)
+
+    def _expect_releases(self, wanted: Mapping[str, Which]) -> None:
+        """Waits until the processes report the releases that they should run."""
+        expected = Counter(
+            (name.partition("-")[0], self.releases[which].version) for name, which in wanted.items()
+        )
+        found: Counter[tuple[str, str]] = Counter()
+        ends_at = time.monotonic() + UP_SECONDS_MAX
+        while found != expected:
+            if time.monotonic() > ends_at:
+                raise LocalError(f"expected {dict(expected)} to run, found {dict(found)}")
+            time.sleep(POLL_SECONDS)
+            found = self._reported()
+
+    def _expect_owners(self) -> None:
+        """Waits until every partition has an owner, and every reader has a partition."""
+        owned: dict[str, set[int]] = {}
+        ends_at = time.monotonic() + UP_SECONDS_MAX
+        while not (all(owned.values()) and len(set().union(*owned.values())) == SOURCE_PARTITIONS):
+            if time.monotonic() > ends_at:
+                raise LocalError(f"not every partition has an owner, or not every reader one: {owned}")
+            time.sleep(POLL_SECONDS)
+            with suppress(RedisError):
+                readers = status.collect(self.fleet.settings).readers
+                owned = {
+                    one.reader: {partition.partition for partition in one.snapshot.partitions}
+                    for one in readers
+                    if not one.silent
+                }
+
+    def _reported(self) -> Counter[tuple[str, str]]:
+        try:
+            seen = status.collect(self.fleet.settings)
+        except RedisError:
+            return Counter()
+        readers = [("reader", one.release) for one in seen.readers if not one.silent]
+        return Counter([*readers, *(("worker", one.release) for one in seen.workers if not one.silent)])
+
+    def _command(self, which: Which, *words: str, may_fail: bool = False) -> str:
+        """Output of `replays-ingest` of that release. Raises LocalError."""
+        installation = self.releases[which].installation
+        self._commands += 1
+        children = self.fleet.stack.children
+        child = children.add(
+            f"{words[0]}-{which}-{self._commands}-{time.time_ns()}",
+            [*installation.replays_ingest(), *words],
+            env={**self.fleet.direct, **installation.environment},
+            cwd=installation.folder,
+        )
+        child.start()
+        code = child.wait(CHECK_SECONDS_MAX)
+        if code != 0 and not may_fail:
+            raise LocalError(f"{words[0]} of {which} ended with code {code}\n{child.log_tail()}")
+        return child.log_path.read_text()

@@ -1,0 +1,74 @@
+"""The phases of a run: the order of an upgrade, the way back, and the wrong order.
+
+In each phase traffic flows while processes are replaced, one after another. docs/upgrades.md has the order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Which(StrEnum):
+    """A release of the run. `ADDITIVE` exists only with planted releases."""
+
+    OLD = "old"
+    ADDITIVE = "additive"
+    NEW = "new"
+
+
+OLD, ADDITIVE, NEW = Which.OLD, Which.ADDITIVE, Which.NEW
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Which release each reader and worker runs. `migrate`: the release whose migrations run first.
+
+    `newer`: readers run a release that the workers may not know. Only there may batches be refused.
+    """
+
+    name: str
+    readers: tuple[Which, ...]
+    workers: tuple[Which, ...]
+    migrate: Which | None = None
+    newer: bool = False
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the phase has processes of different releases."""
+        return len({*self.readers, *self.workers}) > 1
+
+
+UPGRADE = (
+    Phase("old alone", (OLD, OLD), (OLD, OLD), migrate=OLD),
+    Phase("migrate", (OLD, OLD), (OLD, OLD), migrate=NEW),
+    Phase("workers: new beside old", (OLD, OLD), (NEW, OLD)),
+    Phase("readers: new beside old", (NEW, OLD), (NEW, NEW)),
+    Phase("all new", (NEW, NEW), (NEW, NEW)),
+)
+DOWNGRADE = (
+    Phase("downgrade readers", (OLD, OLD), (NEW, NEW)),
+    Phase("downgrade workers", (OLD, OLD), (OLD, OLD)),
+)
+ADDITIONS = (Phase("wrong order: readers first, additions only", (ADDITIVE, ADDITIVE), (OLD, OLD)),)
+WRONG_ORDER = (
+    Phase("wrong order: readers first", (NEW, NEW), (OLD, OLD), newer=True),
+    Phase("workers follow", (NEW, NEW), (NEW, NEW)),
+)
+
+RELEASES = (*UPGRADE, *DOWNGRADE, *WRONG_ORDER)
+PLANTED = (*UPGRADE, *DOWNGRADE, *ADDITIONS, *WRONG_ORDER)
+LOSSY = (
+    Phase("old alone", (OLD, OLD), (OLD,), migrate=OLD),
+    Phase("readers: new beside old", (NEW, OLD), (OLD,)),
+)
+"""For a new release that has a bug."""
+SHORT = (
+    Phase("old alone", (OLD, OLD), (OLD,), migrate=NEW),
+    Phase("wrong order: one reader first, additions only", (ADDITIVE, OLD), (OLD,)),
+    Phase("wrong order: one reader first", (NEW, OLD), (OLD,), newer=True),
+    Phase("workers follow", (NEW, OLD), (NEW,)),
+    Phase("downgrade readers", (OLD, OLD), (NEW,)),
+    Phase("downgrade workers", (OLD, OLD), (OLD,)),
+)
+"""Planted releases in fewer and shorter steps, for `make test`."""
