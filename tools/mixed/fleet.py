@@ -37,8 +37,9 @@ class MixedFleet:
         """Replaces the processes whose release changes. Raises LocalError."""
         if phase.migrate is not None:
             self._command(phase.migrate, "migrate", "--topics")
-        wanted = {f"worker-{number}": which for number, which in enumerate(phase.workers, start=1)}
-        wanted |= {f"reader-{number}": which for number, which in enumerate(phase.readers, start=1)}
+        readers = {f"reader-{number}": which for number, which in enumerate(phase.readers, start=1)}
+        workers = {f"worker-{number}": which for number, which in enumerate(phase.workers, start=1)}
+        wanted = {**readers, **workers} if phase.readers_first else {**workers, **readers}
         if not self._running:  # the first phase starts all of them at once
             for up in [self._start(name, which) for name, which in wanted.items()]:
                 up()

@@ -66,13 +66,16 @@ def compare_metrics(expected: Mapping[str, Total], found: Mapping[str, Total], *
         differs = have.count == total.count and _sums_differ(have.sum, total.sum)
         wrong += differs
         if differs or have.count < total.count or (exactly and have.count != total.count):
-            problems.append(
-                f"{name}: {have.count} values, sum {have.sum:g}, instead of {total.count}, {total.sum:g}"
-            )
+            problems.append(f"{name}: {_shown(have)} instead of {_shown(total)}")
     count = sum(total.count for total in expected.values())
     seen = sum(total.count for name, total in found.items() if name in expected)
     note = "values by name" + ("" if exactly else ", at least once")
     return Check("DataDog metrics", count, seen, missing, extra, wrong, tuple(problems[:EXAMPLES_MAX]), note)
+
+
+def _shown(total: Total) -> str:
+    """The total as text; its sum may be unknown."""
+    return f"{total.count} values" if total.sum is None else f"{total.count} values (sum {total.sum:g})"
 
 
 def _sums_differ(found: float | None, expected: float | None) -> bool:

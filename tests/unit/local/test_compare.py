@@ -98,6 +98,13 @@ def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
     assert not compare_metrics(expected, {"size": Total(2, 11.0)}, exactly=False).ok
 
 
+def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
+    """given a size that depends on compression, when values are missing, then the comparison says how many."""
+    found = compare_metrics({"size": Total(3, None)}, {"size": Total(1, 5.0)}, exactly=False)
+
+    assert (found.missing, found.examples) == (2, ("size: 1 values (sum 5) instead of 3 values",))
+
+
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
     """Header and entries of every kind."""
     path, header = tmp_path / "manifest.jsonl", Header("t", "small", 1, 50, 0)
