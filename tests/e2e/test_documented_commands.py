@@ -101,6 +101,7 @@ NOT_RUN = {
     "make cost-search": "minutes; test_search.py runs it for a second",
     "make mutants": "minutes; tests/mutation sees that its table names tests that exist",
     "make chaos": "minutes; test_chaos.py runs it for less",
+    "make mixed-versions": "minutes; test_mixed_versions.py runs it for less",
     "make gameday": "an hour nearly; test_gameday.py plays some of its faults",
     "make image": "minutes; .ci/run runs it",
     "make hashes": "it asks an index; tests/security/test_supply_chain.py checks what it wrote",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.kit.paths import ROOT
-from tools.mixed.releases import RECORD, NoRelease, previous, recorded, tagged
+from tools.mixed.releases import RECORD, NoRelease, git, previous, recorded, tagged
 
 
 class Repository:
@@ -115,3 +117,19 @@ def test_a_copy_without_git_says_so(tmp_path: Path):
     """given only the sources, then the reason is that they are not a checkout"""
     with pytest.raises(NoRelease, match="not a git checkout"):
         previous(tmp_path)
+
+
+def test_a_shallow_clone_skips_the_suite_with_the_reason(tmp_path: Path):
+    """given a clone of the last commit alone, when the suite is started, then it says why it cannot run"""
+    if git(ROOT, "rev-parse", "HEAD") is None:
+        pytest.skip("the sources are no checkout")
+    clone = ["git", "clone", "--quiet", "--depth", "1", "--no-tags", f"file://{ROOT}", str(tmp_path)]
+    subprocess.run(clone, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.mixed"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0
+    assert done.stderr.startswith("skipped: this clone does not contain the commit of a release before it: 0.")
