@@ -82,7 +82,7 @@ hashes: ## what the image installs, with the hash of every file; after each chan
 	printf 'hatchling\npip\n' | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .mixed .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
 simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0 JOBS=2
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
@@ -102,8 +102,8 @@ spec: $(STAMP) ## check the specification of the commit protocol, and hold runs 
 chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
-mixed-versions: $(STAMP) ## the previous release and this one side by side under load, in the order of an upgrade and against it; MINUTES=5 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
-	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))
+mixed-versions: $(STAMP) ## the previous release and this one side by side under load, in the order of an upgrade and against it; MINUTES=5 RATE=30 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
+	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(RATE),--rate $(RATE)) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
 gameday: $(STAMP) ## seventeen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json

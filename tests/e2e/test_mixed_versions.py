@@ -28,7 +28,7 @@ from tools.mixed.planted import COLUMN, Kind, planted
 from tools.mixed.result import Result
 from tools.mixed.run import SETTINGS, Plan, Run
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
 REDIS_DATABASE = 13
 PHASE_SECONDS = 1.5
@@ -80,7 +80,7 @@ def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixe
     assert any("version 2 of the wire format, this release reads 1 to 1" in reason for reason in result.reasons)
     assert refused_by(fleet, "reader-1") == 0  # that one only adds
     assert refused_by(fleet, "reader-2") > 0
-    for version in (f"this command: {RELEASE}+newer", f": {RELEASE}+additive", f": {RELEASE},"):
+    for version in (f"this command: {RELEASE}+newer", f": {RELEASE}+additive", f"worker-1@127.0.0.1: {RELEASE}"):
         assert version in (wrong_order.check or "")
     assert written_with_the_new_column(fleet.fleet) > 0
 
@@ -91,7 +91,7 @@ def test_a_release_that_loses_rows_fails_the_run(mixed: Mixed, tmp_path: Path) -
 
     assert not result.ok
     assert result.lost > 0
-    assert [line.lost > 0 for line in result.lines] == [False, True]
+    assert result.lines[-1].lost > 0
 
 
 def refused_by(fleet: MixedFleet, reader: str) -> int:

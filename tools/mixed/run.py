@@ -18,7 +18,7 @@ from ingest.local.load.produce import PROFILES, LoadError, Produced, produce
 from ingest.local.servers.processes import LocalError
 from ingest.settings import Settings
 from tasks.migrate.kafka import SOURCE_PARTITIONS
-from tools.chaos.run import IMPATIENT, SETTLE_SECONDS_MAX, stored_twice
+from tools.chaos.run import IMPATIENT, stored_twice
 from tools.history.check import History, judge
 from tools.history.collect import Asked, Told
 from tools.mixed import account
@@ -29,6 +29,7 @@ from tools.mixed.result import Line, Result
 FLOWING_SECONDS_MAX = 30.0
 REFUSED_SECONDS_MAX = 60.0
 PROGRESS_SECONDS_MAX = 60.0
+SETTLE_SECONDS_MAX = 600.0
 WATCH_SECONDS = 0.5
 POLL_SECONDS = 0.1
 OFFSETS_CHECK = "committed offsets"
