@@ -20,7 +20,7 @@ from ingest.settings import Settings
 from tasks.migrate.kafka import SOURCE_PARTITIONS
 from tools.chaos.run import IMPATIENT, stored_twice
 from tools.history.check import History, judge
-from tools.history.collect import Asked, Told
+from tools.history.collect import LoggedOperations, PolledOffsets
 from tools.mixed import account
 from tools.mixed.fleet import MixedFleet
 from tools.mixed.phases import Phase
@@ -162,7 +162,7 @@ class Run:
 
     def _watch_commits(self) -> None:
         """Records committed offsets from the broker, for the history."""
-        asked = Asked(self._fleet.settings, SOURCE_PARTITIONS)
+        asked = PolledOffsets(self._fleet.settings, SOURCE_PARTITIONS)
         while not self._over.wait(WATCH_SECONDS):
             asked.ask()
         asked.close()
@@ -183,7 +183,7 @@ class Run:
         lines = []
         for name, child in self.mixed.readers.items():
             logged = list(told(child))
-            Told.of(name, logged).add_to(self._history)
+            LoggedOperations.of(name, logged).add_to(self._history)
             lines += logged
         result.history, result.violations = self._history.counts(), judge(self._history)
         result.halted = sum(line.get("event") == "reader_halted" for line in lines)
