@@ -36,7 +36,7 @@ PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing web) tests/eager \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
-# MEASURED=1, for CI: each test once too, those of COVERED under coverage, for `make floors` afterwards.
+# MEASURED=1, for CI: runs each test once, those in COVERED under coverage, for `make floors` afterwards.
 ifdef MEASURED
 test: $(STAMP)
 	rm -rf .coverage && mkdir .coverage

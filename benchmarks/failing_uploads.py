@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int) -> Iterator[Turn]:
-    """Turns until everything is committed: first an unreported warm-up, then clean and faulty alternately."""
+    """Runs turns until everything is committed: first an unreported warm-up, then clean and faulty alternately."""
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in made.ends]
     warm = faulty = False

@@ -24,7 +24,7 @@ FOLLOW_SECONDS = 0.3
 
 @click.command()
 @click.option("--count", default=5000, show_default=True, type=click.IntRange(1, 1_000_000), help="Segments.")
-@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
 @click.option("--keep", is_flag=True, help="Keep everything running until Ctrl-C, and print the addresses.")
 @click.option(
     "--directory", type=click.Path(file_okay=False, path_type=Path), help="Keep data and logs in this directory."
@@ -68,7 +68,7 @@ def demo(
 
 @click.command("load")
 @click.option("--count", default=1000, show_default=True, type=click.IntRange(1, 100_000_000), help="Segments.")
-@click.option("--seed", default=1, show_default=True, help="The same seed makes the same messages.")
+@click.option("--seed", default=1, show_default=True, help="The same seed produces the same messages.")
 @click.option(
     "--rate",
     type=Finite(0, min_open=True),

@@ -1,4 +1,5 @@
-"""Ranges of numeric options: no NaN and no infinity, which JSON and arithmetic cannot carry; Kafka's own bounds.
+"""Ranges of numeric options: NaN and infinity are refused because JSON and arithmetic cannot handle them; offsets
+and partitions have Kafka's own bounds.
 
 `click.FloatRange` accepts NaN (every comparison with it is false) and, without a maximum, infinity.
 """

@@ -16,7 +16,7 @@ from ingest.core.model import Batch, Blob, Row, Segment
 from tasks.units import MiB
 
 OBJECT_BYTES_MAX = 16 * MiB
-"""Only a single recording above this size makes a larger object."""
+"""An object is larger only for a single recording above this size."""
 
 INDEX_TABLE, SEGMENTS_TABLE = "replay_objects", "replay_segments"
 _encode = msgspec.json.Encoder().encode

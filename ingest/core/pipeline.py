@@ -438,7 +438,7 @@ class Pipeline:
         """Adds the time since the last tick to each partition that was fetched at the end of its log during that
         time.
 
-        Nothing is fetched while the reader has no room or is paused (except the admitted partition), while any
+        Nothing is fetched while the reader is at its bound or paused (except the admitted partition), while any
         partition drains (the loop waits inside the client's callback), or from a held partition.
         """
         elapsed_seconds = 0.0 if self._ticked_at is None else min(now - self._ticked_at, TICK_SECONDS_MAX)

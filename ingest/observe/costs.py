@@ -1,12 +1,12 @@
 """Cost by project: CPU, bytes and rows of the most expensive projects, and of all others together.
 
 `Costs` counts exactly within a second, then updates two views. The counters have series for a bounded list of
-projects and for `other`; each second is counted once, so they sum to the total. The recent cost decays over
+projects and for `other`; each second is counted once, so the series sum to the total. The recent cost decays over
 RECENT_SECONDS. Decay is linear, so the recent cost also sums to the total, including forgotten projects.
 
 Memory is bounded by the messages of one second and, between seconds, by TRACKED_MAX projects; further projects
-count as `other`. A project has one place in the list, whatever it sends, and loses it only to one with 1.5 times
-its cost, so that projects of similar cost do not alternate.
+count as `other`. A project has one place in the list, whatever it sends, and loses it only to a project with 1.5
+times its cost, so that projects of similar cost do not alternate.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Costs:
         )
 
     def _forget(self) -> None:
-        """Keeps the most expensive projects. What is forgotten stays in `other`."""
+        """Keeps the most expensive projects. The cost of removed projects stays in `other`."""
         recent = self._recent
         projects = [name for name in recent if name not in (NONE, OTHER)]
         kept = heapq.nlargest(TRACKED_MAX, projects, key=self._place)

@@ -165,7 +165,7 @@ def _fact(row: Row) -> dict[str, Any]:
 
 
 def render(description: dict[str, Any]) -> RenderableType:
-    """A description, for a person."""
+    """Formats a description for a terminal."""
     parts: list[RenderableType] = []
     reject = description["reject"]
     if reject:

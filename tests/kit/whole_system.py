@@ -187,7 +187,7 @@ class System:
                 continue
             if (
                 int(fields[2]) in groups
-            ):  # process group; then user and system time, and those of its dead children
+            ):  # process group; then user and system time, and those of its exited children
                 ticks += sum(map(int, fields[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 

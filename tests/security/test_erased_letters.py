@@ -1,4 +1,4 @@
-"""A dead letter of an erased replay stays in Kafka until its retention: it is neither shown nor written."""
+"""A dead letter of an erased replay stays in Kafka until its retention ends: it is neither shown nor written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An unusable limit in the operators' topic stops no reader or command, and no option accepts such a number."""
+"""An unusable limit in the operators' topic does not stop a reader or command, and no option accepts such a
+number."""
 
 from __future__ import annotations
 
@@ -34,10 +35,10 @@ def store(stored: Settings) -> Iterator[TenantStore]:
 
 
 @pytest.mark.parametrize("value", UNUSABLE)
-def test_a_limit_that_is_no_number_stops_no_reader_and_no_command(
+def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     stored: Settings, store: TenantStore, value: dict[str, object]
 ) -> None:
-    """given such a record, when a reader starts and a command reads, then both have the other rules only"""
+    """given such a record, when a reader starts and a command reads it, then both have only the other rules"""
     client = connect(stored)
     DecisionWriter(stored).write({f"limit/{POISONED}": {"at": 1.0, "by": "ann", **value}})
     store.limit(LIMITED, Limit(5.0, 50.0), "ann")
@@ -72,8 +73,8 @@ def numeric_options() -> Iterator[tuple[list[str], click.Parameter]]:
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "1e999", "-inf"])
-def test_no_option_accepts_what_is_no_finite_number(text: str) -> None:
-    """given every command's numbers, when one is NaN or infinite, then it is refused as wrong usage"""
+def test_no_option_accepts_a_number_that_is_not_finite(text: str) -> None:
+    """given every numeric option, when it is NaN or infinite, then it is refused as a usage error"""
     found = list(numeric_options())
     assert len(found) > 5
 
@@ -82,8 +83,9 @@ def test_no_option_accepts_what_is_no_finite_number(text: str) -> None:
             print(path, parameter.name, parameter.type.convert(text, parameter, None))
 
 
-def test_no_offset_or_partition_is_beyond_kafkas(stored: Settings) -> None:
-    """given a partition or an offset that Kafka cannot have, when it is an option, then it is wrong usage"""
+def test_offsets_and_partitions_beyond_kafkas_range_are_refused(stored: Settings) -> None:
+    """given a partition or an offset that Kafka cannot have, when it is passed as an option, then it is a usage
+    error"""
     for command, option in (("reconcile", "--partition"), ("shadow", "--partition"), ("shadow", "--stop")):
         with pytest.raises(click.BadParameter):
             main.commands[command].make_context(command, [option, str(2**63)])

@@ -36,7 +36,7 @@ class Model(Protocol):
         """The violation of a negative state."""
 
     def tell(self, labels: list[int]) -> list[str]:
-        """A path from the start, as lines for people."""
+        """A path from the start, as readable lines."""
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 
 class Action(NamedTuple):
-    """One line for spec/replay.pml. `line`: its step, for people."""
+    """One line for spec/replay.pml. `line`: its step, for readers of the output."""
 
     name: str
     reader: int

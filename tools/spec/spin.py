@@ -50,7 +50,7 @@ class Verdict:
 
 
 def missing() -> str:
-    """Missing programs, for people; empty if all are installed."""
+    """Names of missing programs; empty if all are installed."""
     absent = [name for name in ("spin", "gcc") if shutil.which(name) is None]
     return f"not installed: {', '.join(absent)} (apt-get install spin gcc)" if absent else ""
 

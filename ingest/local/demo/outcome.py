@@ -1,4 +1,4 @@
-"""The outcome of a demo, as tables for people and as JSON for programs."""
+"""The outcome of a demo, as tables and as JSON."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The pages that generated sessions visit: a fictional outdoor shop, in the form that rrweb records.
 
 A `Page` is a DOM of a few hundred to two thousand nodes with a fixed layout, so that the coordinates of clickable
-elements are known. All its large parts (the full snapshot, the re-renders of its live panel, ticks of
-bars and figures, idle mouse paths) are serialized and compressed once and then shared by every session that
-visits it. A site is a set of pages, made from a seed. Every part refers only to nodes that exist at that
-moment, so a recording made of these parts plays.
+elements are known. All its large parts (the full snapshot, the re-renders of its live panel, ticks of bars and
+figures, idle mouse paths) are serialized and compressed once and then shared by every session that visits it. A
+site is a set of pages, generated from a seed. Every part refers only to nodes that exist at that moment, so a
+recording made of these parts plays.
 
 Shapes are rrweb's: `serializedNodeWithId` for nodes (type 0 document, 1 doctype, 2 element, 3 text),
 `mutationData` for re-renders.

@@ -1,4 +1,5 @@
-"""Detects letters of erased replays. They stay in Kafka until their retention, but are neither shown nor written.
+"""Detects letters of erased replays. They stay in Kafka until their retention ends, but are neither shown nor
+written.
 
 A message contains its replay, project and user; for a message that cannot be parsed, an erased replay's id
 anywhere in it suffices. A row contains its replay and user, an object name its replay. A packed object may contain

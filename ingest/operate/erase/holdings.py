@@ -53,7 +53,7 @@ class Holdings:
         return bool(self.objects or self.ranges or self.facts or any(self.rows.values()))
 
     def counts(self) -> dict[str, int]:
-        """Counts by kind, for people and machines."""
+        """Counts by kind, for output as text and as JSON."""
         return {
             "objects": len(self.objects),
             "packed_objects": len(self.ranges),

@@ -1,4 +1,4 @@
-"""The result for people: the scope, one line per sink, and the first missing items."""
+"""The result as text: the scope, one line per sink, and the first missing items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History of a world, as lines for people.
+"""History of a world, as readable lines.
 
 It is off while seeds are tried in bulk; a failing seed is run again with it on.
 """

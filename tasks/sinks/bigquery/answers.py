@@ -15,8 +15,8 @@ from tasks.sinks.http.answers import Answer, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
 PROOF = (
-    "Status 200 with `insertAll`'s own response in JSON, known by its `kind`. A row is stored when it is "
-    "not among the `insertErrors`, which may only name rows that were sent."
+    "Status 200 with `insertAll`'s own response in JSON, recognized by its `kind`. A row is stored if it "
+    "is not among the `insertErrors`, which may only name rows that were sent."
 )
 KIND = "bigquery#tableDataInsertAllResponse"
 # Rows beside a bad row, in a request that was refused as a whole.

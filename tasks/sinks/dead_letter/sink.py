@@ -35,7 +35,7 @@ from tasks.wire import DeadLetter
 POLL_SECONDS = 0.05
 # Space for the headers that a dead letter has in addition to its original.
 HEADERS_BYTES = 64 * KiB
-PROOF = "The broker's delivery report for each record, with `acks=all`: no error, and the offset that it got."
+PROOF = "The broker's delivery report for each record, with `acks=all`: no error, and an assigned offset."
 
 
 class DeadLetterSink:

@@ -17,9 +17,9 @@ from tasks.sinks.http.answers import Answer, unproven
 from tasks.sinks.outcome import Blame, Trouble
 
 PROOF = (
-    "Status 200 with the object's resource in JSON: `bucket`, `name`, `size` and `crc32c` are those of "
-    "what was sent, and `generation` is positive. The same resource, asked for, proves it where "
-    "overwriting is refused (403, 412)."
+    "Status 200 with the object's resource in JSON: `bucket`, `name`, `size` and `crc32c` equal those "
+    "of the upload, and `generation` is positive. If overwriting is refused (403, 412), the same resource is "
+    "requested as proof."
 )
 # `fields` reduces the response from a thousand bytes to two hundred.
 PROOF_FIELDS = "name,bucket,generation,size,crc32c"

@@ -1,4 +1,5 @@
-"""`replays-ingest shadow` on real servers: differences from what this release would write are found."""
+"""`replays-ingest shadow` on real servers: it finds stored data that differs from what this release would
+write."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class PlainParser:
 
 
 class Fleet:
-    """Takes the place of the flush fleet: keeps dispatched batches, and settles them when `open`."""
+    """Replaces the flush fleet: keeps dispatched batches, and settles them when `open`."""
 
     def __init__(self, inbox: queue.SimpleQueue[on.Event]) -> None:
         self.inbox = inbox

@@ -49,7 +49,7 @@ def fleet_options(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def during(change: Callable[[], object]) -> threading.Thread:
-    """Runs the load during that action."""
+    """Runs the load while that action is performed."""
     thread = threading.Thread(target=change)
     thread.start()
     return thread

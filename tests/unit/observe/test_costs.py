@@ -24,7 +24,8 @@ from tests.kit.observed_reader import Driver
 
 
 class Counted:
-    """Costs beside an exact count. `series`: sums over the series, as a scraper that sees every second."""
+    """Costs compared with an exact count. `series`: sums over the series, as a scraper that scrapes every second
+    would see them."""
 
     def __init__(self, listed_max: int = 5) -> None:
         self.costs = Costs(listed_max)
@@ -100,7 +101,7 @@ def test_new_projects_do_not_displace_an_expensive_one():
     assert total(counted.series) == pytest.approx(total(counted.exact))
 
 
-def test_one_project_takes_one_place_whatever_it_sends():
+def test_a_project_takes_only_one_place():
     """given a project with all of the load, then the others keep their places"""
     counted = Counted()
     for _ in range(5):
@@ -114,8 +115,9 @@ def test_one_project_takes_one_place_whatever_it_sends():
     assert {cost.project for cost in counted.costs.recent()} == {"1", "2", "3", "4", "5", NONE, OTHER}
 
 
-def test_similar_projects_do_not_take_turns():
-    """given two projects for one place, when they alternate, then the first keeps it until it is clearly beaten"""
+def test_similar_projects_do_not_alternate():
+    """given two projects for one place, when they alternate, then the first keeps it until the other costs clearly
+    more"""
     counted = Counted(listed_max=1)
     names = []
     for second in range(20):
@@ -131,7 +133,7 @@ def test_similar_projects_do_not_take_turns():
 
 
 def test_a_project_that_sends_nothing_is_forgotten():
-    """given an hour and more without messages, then it has no series"""
+    """given more than an hour without messages, then it has no series"""
     counted = Counted()
     counted.add(1, 0.01)
     counted.tick()
@@ -143,7 +145,8 @@ def test_a_project_that_sends_nothing_is_forgotten():
 
 
 def test_the_reader_counts_each_message_once_and_no_other_work():
-    """given a clock of CPU, when messages and other events come, then each message has the time before it"""
+    """given a CPU clock, when messages and other events arrive, then the time before each message is counted for
+    it"""
     driver = Driver(batch_messages_max=1000)
     at = [0.0]
     driver.metrics = Metrics(Settings(cost_projects_max=2), wall=lambda: 0.0, cpu=lambda: at[0])

@@ -1,4 +1,5 @@
-"""How long the group's offsets are queried, by the broker's response. A missing response is not "no offset"."""
+"""How long queries for the group's offsets are retried, depending on the broker's response. A missing response is
+not "no offset"."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> No
 
 
 def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Settings]) -> None:
-    """One 503 among many costs a moment, not a task retry."""
+    """One 503 among many delays the write slightly; the task is not retried."""
     first = threading.Event()
 
     def answer(asked: Received) -> Answer:

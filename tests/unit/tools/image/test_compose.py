@@ -35,7 +35,7 @@ def test_our_services_are_the_ones_built_here():
 
 
 def test_a_service_keeps_the_settings_of_the_file():
-    """given the worker, then its command, hardening, settings, health check and time to stop are the file's"""
+    """given the worker, then its command, hardening, settings, health check and stop timeout come from the file"""
     worker = ours(FILE, VARIABLES)["worker"]
 
     assert worker.command == ("celery", "-A", "tasks", "worker")
