@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.explore.judged import JUDGED
+
 FIGURES = Path(__file__).with_name("proof_figures.json")
 
 
@@ -37,6 +39,17 @@ def proof_page() -> Iterator[str]:
     yield _table(
         ("bug", "file in `ingest/`", "unit test that kills it", "invariants that break in simulated worlds"),
         ((bug, f"`{file}`", f"`{test}`", broken) for bug, file, test, broken in figures["mutants"]),
+    )
+
+    yield "### Bugs that simulated worlds miss"
+    yield (
+        "Whether each breaks safety, and the smallest world in which `make explore` finds it "
+        "(`tools/explore/judged.py`). A bug that breaks safety and has no world is in code that the explorer does "
+        "not drive: the loop, and the start of a partition."
+    )
+    yield _table(
+        ("bug", "breaks", "why", "found by the explorer in a world of"),
+        ((one.bug, one.breaks, one.why, one.world) for one in JUDGED),
     )
 
 

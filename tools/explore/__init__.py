@@ -8,6 +8,7 @@ checks each decision with an oracle that shares no code with the core.
     oracle         the invariants, stated without the core
     cores          the real pipelines; `canonical` makes two of them comparable
     staging_model  one staged batch, its chords, marks and completions, with an oracle over the contents of sinks
+    planted        bugs that it finds; `judged` says of others whether they break safety
     programs       the real code of the fleet, one round trip at a time; `hashes` simulates Redis
 
 docs/proof.md has the bounds, the figures, and the limits of this method.

@@ -27,17 +27,22 @@ from tools.explore.staging_model import StagingModel
 
 
 class Bound(NamedTuple):
-    """Size of a world: messages of each partition, none for the staging model; faults in one run."""
+    """Size of a world: messages of each partition, none for the staging model; faults in one run.
+
+    `expiry`: messages may expire, which is a fault.
+    """
 
     messages: tuple[int, ...]
     faults: int
+    expiry: bool = False
 
     def __str__(self) -> str:
         faults = f"{self.faults} fault(s)"
         if not self.messages:
             return f"staging: 1 batch in 2 stages, 3 tasks, 2 readers, {faults}"
         counts = " and ".join(map(str, self.messages))
-        return f"core: {len(self.messages)} partition(s) with {counts} message(s), 2 readers, {faults}"
+        expiry = ", which may expire" if self.expiry else ""
+        return f"core: {len(self.messages)} partition(s) with {counts} message(s){expiry}, 2 readers, {faults}"
 
 
 # Worlds to explore, the longest first. Faults add more states than messages, and two partitions multiply both.
@@ -46,13 +51,15 @@ BOUNDS = {
     "usual": (
         Bound((1, 1), 1),
         Bound((1,), 3),
-        Bound((3,), 1),
         Bound((2,), 2),
+        Bound((4,), 1),
         Bound((2, 2), 0),
         Bound(STAGING, 1),
+        Bound((2,), 1, expiry=True),
     ),
     "large": (Bound((2, 2), 1), Bound((1, 1), 2), Bound((3,), 2), Bound((2,), 3), Bound(STAGING, 2)),
 }
+MESSAGES_MAX = 4
 PROGRESS_SECONDS = 1.0
 
 
@@ -67,9 +74,9 @@ class Explored(NamedTuple):
 
 def explore(bound: Bound) -> Explored:
     """Searches a bound to its end, or to the first violation."""
-    model = CoreModel(bound.messages, bound.faults) if bound.messages else StagingModel(bound.faults)
+    model = CoreModel(bound.messages, bound.faults, expiry=bound.expiry) if bound.messages else StagingModel()
     began = time.process_time()
-    result = Search(model, on_terminal()).run()
+    result = Search(model, bound.faults, on_terminal()).run()
     return Explored(bound, result, model.figures, time.process_time() - began)
 
 
@@ -119,8 +126,8 @@ def counts(text: str) -> tuple[int, ...]:
     if text == "staging":
         return STAGING
     found = tuple(int(part) for part in text.split("+"))
-    if not 1 <= len(found) <= 2 or not all(1 <= count <= most for count, most in zip(found, (3, 2), strict=False)):
-        raise argparse.ArgumentTypeError("1 to 3 messages, 1 to 3 and 1 to 2 like 2+2, or staging")
+    if not 1 <= len(found) <= 2 or not all(1 <= count <= MESSAGES_MAX for count in found):
+        raise argparse.ArgumentTypeError("1 to 4 messages, twice like 2+2 for two partitions, or staging")
     return found
 
 
@@ -157,12 +164,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--world", type=counts, help="one bound only: messages per partition, or staging")
     parser.add_argument("--faults", type=int, choices=range(4), default=1, help="faults per run of that bound")
     parser.add_argument(
+        "--expiry", action="store_true", help="messages of that bound may expire, which is a fault"
+    )
+    parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="worlds explored in parallel"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per world and planted bug")
     options = parser.parse_args(arguments)
     if options.world is not None:
-        explored = explore(Bound(options.world, options.faults))
+        explored = explore(Bound(options.world, options.faults, options.expiry))
         print(as_json(explored) if options.json else as_text(explored), flush=True)
         return int(bool(explored.result.broken))
     began = time.monotonic()

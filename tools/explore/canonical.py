@@ -18,7 +18,8 @@ import msgspec
 from ingest.core.batching import Builder
 from ingest.core.flight import Flight, Phase
 from ingest.core.model import Batch, CutReason
-from ingest.core.pipeline import Pipeline
+from ingest.core.partition import Partition
+from ingest.core.pipeline import DEADLINE_MISSES_MAX, Pipeline
 from tools.explore.frozen import Frozen
 
 TICK_SECONDS = 0.5
@@ -40,11 +41,12 @@ DURATIONS = frozenset({"_waited_seconds"})
 LEFT_OUT = frozenset(
     {
         *("limits", "_limits", "_handlers", "rejects", "since", "error", "shown", "shown_at", "_renewed_at"),
-        *("failures", "_acknowledged", "_source", "_ticked_at"),
+        *("failures", "_acknowledged", "_source", "_ticked_at", "_cut_early_at"),
     }
 )
-# Attempts are only compared with those of chords, which `readers` does itself, except the first one.
-CAPPED = {"attempt": 1}
+# Attempts are only compared with those of chords, which `readers` does itself, except the first one. Of missed
+# deadlines only the third in a row matters, and each takes a fault.
+CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
 # Of a batch: the origin of its cut is for people only, except whether it is part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
 # One object for all partitions: part of the pipeline's value.
@@ -83,7 +85,8 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 class Canon:
     """Values and copies of pipelines. Equal parts get equal numbers: a value is small and compares fast."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, misses_matter: bool = True) -> None:
+        self._left_out = LEFT_OUT if misses_matter else LEFT_OUT | {"misses"}
         self._numbers: dict[Hashable, int] = {}
         self._plans: dict[tuple[type, int], tuple[tuple[str, Role], ...]] = {}
         self._atomic: dict[type, bool] = {}
@@ -125,7 +128,10 @@ class Canon:
                     value if self._is_atom(type(value)) and type(value) is not Batch else self._part(value, now)
                 )
             else:
-                parts.append(None if value is None else role_value(role, name, value, now))
+                age = None if value is None else role_value(role, name, value, now)
+                if name == "_sent_at" and age is not None and thing.idle:
+                    age = min(age, INTERVAL_TICKS)  # no answer is waited for
+                parts.append(age)
         return self._number(tuple(parts))
 
     def _plan(self, thing: Any) -> tuple[tuple[str, Role], ...]:
@@ -135,7 +141,7 @@ class Canon:
         plan = self._plans.get(key)
         if plan is None:
             names = [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
-            left_out = LEFT_OUT if kind is Pipeline else LEFT_OUT | OWNED_ABOVE
+            left_out = self._left_out if kind is Pipeline else self._left_out | OWNED_ABOVE
             read = [name for name in (*names, *sorted(own)) if name not in left_out]
             plan = self._plans[key] = tuple((name, role_of(name)) for name in read)
         return plan
@@ -162,10 +168,29 @@ class Canon:
 def unused_in(thing: object) -> frozenset[str]:
     """Stale attributes of an object that are set again before they are read."""
     if isinstance(thing, Builder) and not len(thing):
-        return frozenset({"_start", "_started_at", "_waited_seconds"})
-    if isinstance(thing, Flight) and thing.phase is Phase.WAITING:
-        return frozenset({"until"})
-    return frozenset()
+        return UNUSED_WHEN_EMPTY
+    if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
+        return UNUSED_WHEN_WAITING if thing.phase is Phase.WAITING else UNUSED_WHEN_RECORDING
+    if isinstance(thing, Partition):
+        planned, started = bool(thing.builder.planned), thing.began_at
+        committable = thing._ledger.committable(thing.source)
+        moved = committable is not None and started is not None and committable > started
+        return UNUSED_IN_PARTITION[planned, moved]
+    return NOTHING
+
+
+NOTHING: frozenset[str] = frozenset()
+# An open batch without messages: `_stop` only guards against messages out of order.
+UNUSED_WHEN_EMPTY = frozenset({"_start", "_stop", "_started_at", "_waited_seconds"})
+UNUSED_WHEN_RECORDING = frozenset({"others_succeeded"})
+UNUSED_WHEN_WAITING = frozenset({"others_succeeded", "until"})
+# By whether a plan is left, without which no time is counted, and whether the committable offset has moved, after
+# which the start is never compared with it again.
+UNUSED_IN_PARTITION = {
+    (planned, moved): frozenset({"waiting"} if not planned else ()) | frozenset({"began_at"} if moved else ())
+    for planned in (False, True)
+    for moved in (False, True)
+}
 
 
 PLAIN = (int, float, str, bytes, bool, type(None), Enum, msgspec.Struct, type)

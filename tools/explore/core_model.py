@@ -1,21 +1,22 @@
 """The model of the core: two readers with the real `Pipeline`, one or two partitions, a few messages, and faults.
 
-A state is four numbers: both readers, the partitions together (the board), and the number of faults. The events of
-one reader do not depend on the other, so they are computed once for each pair of reader and board,
-and looked up for every state that contains it. Readers are interchangeable: a state and its mirror image are one.
+A state is three numbers: both readers, and the partitions together (the board). The events of one reader do not
+depend on the other, so they are computed once for each pair of reader and board, and looked up for every state
+that contains it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 from ingest.core import commands as do
-from ingest.core.limits import Limits
+from ingest.core.limits import Limits, RejectPolicy
 from ingest.core.model import Blob, Metric, MetricKind, Outcome, Reject, Row, Segment, TopicPartition
 from tools.explore import oracle
 from tools.explore.numbers import Numbers
-from tools.explore.readers import ME, NOBODY, Board, Partition, Reader, Readers, Shared
+from tools.explore.readers import ME, NOBODY, OTHER, Board, Partition, Reader, Readers, Shared
 
 LIMITS = Limits(
     batch_messages_max=2,
@@ -36,9 +37,13 @@ LIMITS = Limits(
     reject_ratio_max=1.0,
     reject_unattributed_ratio_max=1.0,
     reject_window=1,
+    reject_policy=RejectPolicy.DROP,
 )
 WIDTH = 24
 MASK = (1 << WIDTH) - 1
+# In place of the other reader in states of a reader that is on its own.
+NO_READER = MASK
+PARTITION_NAME = re.compile(r"\bp([01])\b")
 
 
 def segment(offset: int, *, blob: bool) -> Segment:
@@ -68,17 +73,19 @@ def partition(number: int, parsed: tuple[tuple[int, Outcome], ...], end: int) ->
     return Partition(TopicPartition("t", number), oracle.Log(tuple(messages), end), parsed)
 
 
-OUTCOMES: tuple[tuple[tuple[int, Outcome], ...], ...] = (
-    ((0, segment(0, blob=True)), (1, Reject("not_json", "", 1, b"?")), (2, segment(2, blob=True))),
-    ((0, segment(0, blob=False)), (2, segment(2, blob=True))),
+OUTCOMES: tuple[tuple[int, Outcome], ...] = (
+    (0, segment(0, blob=True)),
+    (1, Reject("not_json", "", 1, b"?", project_id=1)),
+    (3, segment(3, blob=False)),
+    (4, segment(4, blob=True)),
 )
-# Transactions leave offsets without a message: one at the end of each log, and one within the second.
+# Transactions leave offsets without a message: one within the log, and one at its end.
 PADDING = 1
 
 
 def partitions(messages: Sequence[int]) -> tuple[Partition, ...]:
     """One partition per number; the number is its count of messages."""
-    logs = [outcomes[:count] for outcomes, count in zip(OUTCOMES, messages, strict=False)]
+    logs = [OUTCOMES[:count] for count in messages]
     return tuple(partition(number, log, log[-1][0] + 1 + PADDING) for number, log in enumerate(logs))
 
 
@@ -89,17 +96,25 @@ class Move(NamedTuple):
     fault: bool
     reader: int
     board: int
+    cut_off: bool
 
 
 class CoreModel:
-    """For `tools.explore.search`. `messages`: of each partition; `faults`: maximum per run, at most 3.
+    """For `tools.explore.search`. `messages`: of each partition; `faults`: maximum per run; `expiry`: whether
+    messages may expire.
 
-    A reader that has lost its partitions without knowing it runs alone until it learns of it. This misses no
-    violation: its commits are refused, and the others see only the items that its chords make durable, which
-    never violate an invariant. So the others can take their steps afterwards, with its chords still running, and
-    it makes the same decisions. `every_order` explores the other orders too.
+    A state is both readers and the board, or one reader that is *on its own* with its part of the board, because
+    neither affects the other any more:
 
-    A label is the number of the event, its reader (one bit), and whether the readers change places (one bit).
+    - A reader that has lost its partitions without knowing it. Its commits are refused, and what its chords make
+      durable never violates an invariant. Once it learns of it, it is like a fresh one; a crash leads there too.
+    - Either reader when no further fault may happen, every partition has an owner and none is being given back.
+
+    Of the images of a state under the exchange of readers, and of partitions with equal logs, one is explored.
+    `every_order` explores both readers of each state together, as a check of this argument.
+
+    A label is the number of the event and three bits: its reader, whether readers and whether partitions change
+    places.
     """
 
     def __init__(
@@ -108,23 +123,24 @@ class CoreModel:
         faults: int = 3,
         limits: Limits = LIMITS,
         *,
+        expiry: bool = False,
         every_order: bool = False,
     ) -> None:
-        self.readers = Readers(partitions(messages), limits)
-        self._faults = faults
+        self.readers = Readers(partitions(messages), limits, faults, expiry=expiry)
         self._every_order = every_order
+        self._turns = len(messages) == 2 and len(set(messages)) == 1
         self._reader: Numbers[Reader] = Numbers()
         self._board: Numbers[Board] = Numbers()
         self._what: Numbers[tuple[str, bool]] = Numbers()
         self._moves: dict[int, tuple[Move, ...]] = {}
-        self._wiped: dict[int, int] = {}
-        self._mirror: dict[int, int] = {}
-        self._done: dict[int, bool] = {}
+        self._known: dict[tuple[str, int], int] = {}
+        self._part: Numbers[Hashable] = Numbers()
+        self._orders_known: dict[int, bool] = {}
         self._broken: list[str] = []
         self._wipe = self._what.of(("redis loses everything", True))
-        fresh = self._reader.of(self.readers.fresh)
-        board = self._board.of(tuple(Shared() for _ in self.readers.partitions))
-        self.start = self._canonical(fresh, fresh, board, 0)[0]
+        self._fresh = self._reader.of(self.readers.fresh)
+        nobody = tuple(Shared() for _ in self.readers.partitions)
+        self.start = self._canonical(self._fresh, self._fresh, self._board.of(nobody))[0]
 
     @property
     def figures(self) -> str:
@@ -137,84 +153,207 @@ class CoreModel:
 
     # States
 
-    def _canonical(self, one: int, other: int, board: int, faults: int) -> tuple[int, bool]:
-        """The number of a state, and whether its readers changed places for that."""
-        state = ((one << WIDTH | other) << WIDTH | board) << 2 | faults
-        if one < other:
-            return state, False
-        mirror = ((other << WIDTH | one) << WIDTH | self._mirrored(board)) << 2 | faults
-        return (mirror, True) if mirror < state else (state, False)
+    def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
+        """The number of a state, and which of readers (2) and partitions (1) changed places for that."""
+        turn = self._turns and self._order(one, other, board)
+        if turn:
+            one, other, board = self._turned(one), self._turned(other), self._turned_board(board)
+        state, mirror = min((pack(one, other, board), 0), (pack(other, one, self._mirrored(board)), 2))
+        return state, mirror | turn
 
-    def _mirrored(self, board: int) -> int:
-        known = self._mirror.get(board)
+    def _alone(self, reader: int, board: int) -> tuple[int, int]:
+        """The number of a state of one reader that is on its own."""
+        board = self._own_board(reader, board)
+        if self._turns and self._order(reader, self._fresh, board):
+            return pack(self._turned(reader), NO_READER, self._turned_board(board)), 1
+        return pack(reader, NO_READER, board), 0
+
+    def _order(self, one: int, other: int, board: int) -> bool:
+        """Whether the second partition comes first, by what both readers and the board say about each.
+
+        States that differ in nothing but the order in which a reader was given its partitions are not exchanged.
+        """
+        key = (one << WIDTH | other) << WIDTH | board
+        known = self._orders_known.get(key)
         if known is None:
-            shared = self._board.things[board]
-            turned = tuple(one if one.owner == NOBODY else one._replace(owner=1 - one.owner) for one in shared)
-            known = self._mirror[board] = self._board.of(turned)
+            first, second = (self._about(one, other, board, number) for number in (0, 1))
+            known = self._orders_known[key] = first > second
         return known
 
-    def _parts(self, state: int) -> tuple[int, int, int, int]:
-        return state >> 2 + 2 * WIDTH, state >> 2 + WIDTH & MASK, state >> 2 & MASK, state & 3
+    def _about(self, one: int, other: int, board: int, number: int) -> list[int]:
+        """What is known of one partition, as numbers. The same for both orders of the readers."""
+        shared = self._board.things[board][number]
+        parts = []
+        for reader, owner in ((one, ME), (other, OTHER)):
+            thing = self._reader.things[reader]
+            chords = tuple(chord[1:] for chord in thing.chords if chord.partition == number)
+            unrecorded = tuple(end for at, end in thing.unrecorded if at == number)
+            owns = shared.owner == owner
+            known = self.readers.cores.features(thing.core, self.readers.partitions[number].source)
+            parts.append(
+                self._part.of((thing.entries[number], thing.commits[number], chords, unrecorded, known, owns))
+            )
+        return [*sorted(parts), self._part.of(shared._replace(owner=NOBODY))]
+
+    def _cached(self, kind: str, key: int, compute: Callable[[], int]) -> int:
+        known = self._known.get((kind, key))
+        if known is None:
+            known = self._known[kind, key] = compute()
+        return known
+
+    def _mirrored(self, board: int) -> int:
+        """The board as seen from the other reader."""
+        return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
+
+    def _turned(self, reader: int) -> int:
+        """The reader with the partitions exchanged."""
+        return self._cached(
+            "turned", reader, lambda: self._reader.of(self.readers.turned(self._reader.things[reader]))
+        )
+
+    def _turned_board(self, board: int) -> int:
+        return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
+
+    def _own_board(self, reader: int, board: int) -> int:
+        """The board with what concerns this reader; the rest as if it were done."""
+
+        def own() -> int:
+            things = zip(
+                self._reader.things[reader].entries,
+                self._board.things[board],
+                self.readers.partitions,
+                strict=True,
+            )
+            return self._board.of(
+                tuple(
+                    shared
+                    if shared.owner == ME
+                    else Shared(
+                        OTHER, one.log.end, "", shared.durable if entry else one.log.needed(0, one.log.end)
+                    )
+                    for entry, shared, one in things
+                )
+            )
+
+        return self._cached("own", reader << WIDTH | board, own)
+
+    def _parts(self, state: int) -> tuple[int, int, int]:
+        return state >> 2 * WIDTH, state >> WIDTH & MASK, state & MASK
 
     def is_done(self, state: int) -> bool:
         """Whether every message is durable and committed."""
-        board = state >> 2 & MASK
-        known = self._done.get(board)
-        if known is None:
-            logs = [one.log for one in self.readers.partitions]
-            pairs = zip(logs, self._board.things[board], strict=True)
-            known = all(log.needed(0, log.end) == one.durable and one.offset == log.end for log, one in pairs)
-            self._done[board] = known
-        return known
+
+        def done() -> int:
+            pairs = zip(self.readers.partitions, self._board.things[board], strict=True)
+            return all(
+                one.log.needed(0, one.log.end) == shared.durable and shared.offset == one.log.end
+                for one, shared in pairs
+            )
+
+        _, other, board = self._parts(state)
+        if other == NO_READER and self._is_cut_off(*self._parts(state)[::2]):
+            return True
+        return bool(self._cached("done", board, done))
 
     # Steps
 
-    def steps(self, state: int) -> Iterator[tuple[int, int]]:
+    def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
         """All possible next events of either reader, and of Redis."""
-        one, other, board, faults = self._parts(state)
-        may_fail = faults < self._faults
+        one, other, board = self._parts(state)
+        may_fail = faults_left > 0
+        if other == NO_READER:
+            yield from self._steps_alone(one, board, may_fail=may_fail)
+            return
         mirror = self._mirrored(board)
-        alone, other_alone = self._is_cut_off(one, board), self._is_cut_off(other, mirror)
-        for move in () if other_alone and not alone else self._moves_of(one, board, may_fail):
+        for move in self._moves_of(one, board, may_fail=may_fail):
+            label = move.what << 3
             if move.board < 0:
-                yield move.what << 2, move.board
+                yield label, move.board
                 continue
-            after, mirrored = self._canonical(move.reader, other, move.board, faults + move.fault)
-            yield move.what << 2 | mirrored, after
-        for move in () if alone else self._moves_of(other, mirror, may_fail):
+            last = faults_left == move.fault
+            yield from self._arrive(label, move.reader, other, move.board, last=last, cut_off=move.cut_off)
+        for move in self._moves_of(other, mirror, may_fail=may_fail):
+            label = move.what << 3 | 4
             if move.board < 0:
-                yield move.what << 2 | 2, move.board
+                yield label, move.board
                 continue
-            after, mirrored = self._canonical(one, move.reader, self._mirrored(move.board), faults + move.fault)
-            yield move.what << 2 | 2 | mirrored, after
+            last, after = faults_left == move.fault, move.board
+            if move.cut_off and not self._every_order:
+                alone, turned = self._alone(move.reader, after)
+                yield label | 2 | turned, alone
+            else:
+                yield from self._arrive(label, one, move.reader, self._mirrored(after), last=last, cut_off=False)
         if may_fail:
             wiped = self._wiped_of(one), self._wiped_of(other)
             if wiped != (one, other):
-                after, mirrored = self._canonical(*wiped, board, faults + 1)
-                yield self._wipe << 2 | mirrored, after
+                yield from self._arrive(self._wipe << 3, *wiped, board, last=faults_left == 1, cut_off=False)
+
+    def _arrive(
+        self, label: int, one: int, other: int, board: int, *, last: bool, cut_off: bool
+    ) -> Iterator[tuple[int, int]]:
+        """The states after a step to these readers and this board. `last`: no further fault may happen."""
+        if self._every_order or not (cut_off or (last and self._is_settled(one, other, board))):
+            state, turned = self._canonical(one, other, board)
+            yield label | turned, state
+            return
+        state, turned = self._alone(one, board)
+        yield label | turned, state
+        if not cut_off:
+            state, turned = self._alone(other, self._mirrored(board))
+            yield label | 2 | turned, state
+
+    def _is_settled(self, one: int, other: int, board: int) -> bool:
+        """Whether every partition has an owner who knows it, and keeps it if there is no further fault."""
+        if any(shared.owner == NOBODY for shared in self._board.things[board]):
+            return False
+        return self._keeps(one) and self._keeps(other)
+
+    def _keeps(self, reader: int) -> bool:
+        def keeps() -> int:
+            thing = self._reader.things[reader]
+            draining = any(entry is not None and entry.draining for entry in thing.entries)
+            return not (thing.stopping or draining)
+
+        return bool(self._cached("keeps", reader, keeps))
+
+    def _steps_alone(self, reader: int, board: int, *, may_fail: bool) -> Iterator[tuple[int, int]]:
+        cut_off = self._is_cut_off(reader, board)
+        for move in self._moves_of(reader, board, may_fail=may_fail):
+            label = move.what << 3
+            if move.board < 0:
+                yield label, move.board
+            elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
+                # It has learned of its loss and is not like a fresh one: it goes on with a fresh other reader.
+                free = tuple(Shared() for _ in self.readers.partitions)
+                state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
+                yield label | turned, state
+            else:
+                state, turned = self._alone(move.reader, move.board)
+                yield label | turned, state
+        wiped = self._wiped_of(reader)
+        if may_fail and wiped != reader:
+            state, turned = self._alone(wiped, board)
+            yield self._wipe << 3 | turned, state
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """Whether this reader has lost its partitions without knowing it: it runs alone."""
-        if self._every_order:
-            return False
+        """Whether this reader has lost its partitions without knowing it."""
         entries = self._reader.things[reader].entries
         owners = self._board.things[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
 
     def _wiped_of(self, reader: int) -> int:
-        known = self._wiped.get(reader)
-        if known is None:
-            known = self._wiped[reader] = self._reader.of(self.readers.wiped(self._reader.things[reader]))
-        return known
+        return self._cached(
+            "wiped", reader, lambda: self._reader.of(self.readers.wiped(self._reader.things[reader]))
+        )
 
-    def _moves_of(self, reader: int, board: int, may_fail: bool) -> tuple[Move, ...]:
+    def _moves_of(self, reader: int, board: int, *, may_fail: bool) -> tuple[Move, ...]:
         key = (reader << WIDTH | board) << 1 | may_fail
         moves = self._moves.get(key)
         if moves is None:
-            moves = self._moves[key] = tuple(self._work_out(reader, board, may_fail))
+            moves = self._moves[key] = tuple(self._work_out(reader, board, may_fail=may_fail))
         return moves
 
-    def _work_out(self, reader: int, board: int, may_fail: bool) -> Iterator[Move]:
+    def _work_out(self, reader: int, board: int, *, may_fail: bool) -> Iterator[Move]:
         things = self._reader.things[reader], self._board.things[board]
         for outcome in self.readers.outcomes(*things, may_fail=may_fail):
             became, after = self._reader.of(outcome.reader), self._board.of(outcome.board)
@@ -223,11 +362,12 @@ class CoreModel:
                 after = -len(self._broken)
             elif (became, after) == (reader, board):
                 continue
-            yield Move(self._what.of((outcome.what, outcome.fault)), outcome.fault, became, after)
+            what = self._what.of((outcome.what, outcome.fault))
+            yield Move(what, outcome.fault, became, after, outcome.cut_off)
 
     def is_fault(self, label: int) -> bool:
         """Whether the label belongs to a fault."""
-        return self._what.things[label >> 2][1]
+        return self._what.things[label >> 3][1]
 
     def broken(self, state: int) -> str:
         """The violated invariant."""
@@ -235,27 +375,43 @@ class CoreModel:
 
     # Counterexamples
 
-    def tell(self, labels: list[int]) -> list[str]:
-        """One line per step, with the reader's commands. Readers keep their names in mirrored states."""
-        state, names, lines = self.start, ["A", "B"], []
-        for label in labels:
-            (what, fault), actor = self._what.things[label >> 2], label >> 1 & 1
-            who = "" if label >> 2 == self._wipe else f"reader {names[actor]} "
-            lines.append(f"{'fault: ' if fault else '':7}{who}{what}")
-            lines += [f"{'':11}-> {order}" for order in self._orders(state, actor, what)]
-            state = next(after for one, after in self.steps(state) if one == label)
-            if label & 1:
+    def tell(self, path: list[tuple[int, int]]) -> list[str]:
+        """One line per step, with the reader's commands. Readers and partitions keep their names in images."""
+        names, exchanged, lines = ["A", "B"], False, []
+        for state, label in path:
+            (what, fault), actor = self._what.things[label >> 3], label >> 2 & 1
+            who = "" if label >> 3 == self._wipe else f"reader {names[actor]} "
+            told = [f"{'fault: ' if fault else '':7}{who}{what}"]
+            told += [f"{'':11}-> {order}" for order in self._orders(state, actor, what)]
+            lines += [PARTITION_NAME.sub(other_name, line) if exchanged else line for line in told]
+            if label & 2:
                 names.reverse()
+            exchanged ^= bool(label & 1)
         return lines
 
     def _orders(self, state: int, actor: int, what: str) -> list[str]:
-        one, other, board, _ = self._parts(state)
+        one, other, board = self._parts(state)
         reader = self._reader.things[(one, other)[actor]]
         seen = self._board.things[self._mirrored(board) if actor else board]
         for outcome in self.readers.outcomes(reader, seen, may_fail=True):
             if outcome.what == what:
                 return [said for command in outcome.commands if (said := as_text(command))]
         return []
+
+
+def pack(one: int, other: int, board: int) -> int:
+    """A state as a number."""
+    return (one << WIDTH | other) << WIDTH | board
+
+
+def exchange_owners(board: Board) -> Board:
+    """The board as seen from the other reader."""
+    return tuple(one if one.owner == NOBODY else one._replace(owner=1 - one.owner) for one in board)
+
+
+def other_name(found: re.Match[str]) -> str:
+    """`p1` for `p0`, and `p0` for `p1`."""
+    return f"p{1 - int(found[1])}"
 
 
 def as_text(command: do.Command) -> str:

@@ -7,13 +7,15 @@ first time that this event occurs in this state; afterwards it is looked up.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ingest.core import commands as do
 from ingest.core import events as on
 from ingest.core.flight import Flight
 from ingest.core.limits import Limits
 from ingest.core.model import TopicPartition
+from ingest.core.partition import Partition
 from ingest.core.pipeline import Pipeline, Room
 from tools.explore.canonical import TICK_SECONDS, Canon
 
@@ -43,13 +45,19 @@ class Decision:
 class Cores:
     """All states of a pipeline under these limits that were reached so far."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._canon = Canon()
+    def __init__(self, limits: Limits, *, misses_matter: bool = True) -> None:
+        self._canon = Canon(misses_matter=misses_matter)
         self._states: list[tuple[bytes, float]] = []
         self._positions: list[dict[TopicPartition, int]] = []
+        self._taken: list[dict[TopicPartition, int]] = []
+        self._features: list[dict[TopicPartition, Hashable]] = []
         self._flights: list[dict[str, Flight]] = []
         self._known: dict[int, int] = {}
         self._decisions: dict[tuple[int, Hashable], Decision] = {}
+        self._ignored: dict[tuple[int, Hashable], bool] = {}
+        # How each state was first reached, and its image with the two partitions exchanged.
+        self._origins: list[tuple[int, on.Event] | None] = []
+        self._mirrors: dict[int, int] = {}
         self.fresh = self._keep(Pipeline(limits), BEGAN_AT)
 
     def __len__(self) -> int:
@@ -65,7 +73,10 @@ class Cores:
         core = self._known.setdefault(value, len(self._states))
         if core == len(self._states):
             self._states.append((self._canon.pack(pipeline), now))
+            self._origins.append(None)
             self._positions.append(positions(pipeline))
+            self._features.append({source: features(pipeline._owned[source]) for source in pipeline.sources})
+            self._taken.append({source: pipeline.position(source)[0] for source in pipeline.sources})
             self._flights.append({flight.batch.id: flight for flight in pipeline.in_flight})
         return core
 
@@ -87,7 +98,50 @@ class Cores:
         except Exception as failure:
             return Decision(core, (), error=f"{type(failure).__name__}: {failure}")
         cut = frozenset(flight.batch.id for flight in pipeline.in_flight).difference(self._flights[core])
-        return Decision(self._keep(pipeline, now), commands, cut)
+        became = self._keep(pipeline, now)
+        if became == len(self._origins) - 1 and self._origins[became] is None:
+            self._origins[became] = core, event
+        return Decision(became, commands, cut)
+
+    def ignores(self, core: int, events: tuple[on.Event, ...]) -> bool:
+        """Whether none of these events changes anything or leads to a command."""
+        key = (core, events)
+        known = self._ignored.get(key)
+        if known is None:
+            packed, now = self._states[core]
+            pipeline = self._canon.unpack(packed)
+            try:
+                known = not any(pipeline.handle(event, now) for event in events)
+            except Exception:
+                known = False
+            known = known and self._known.get(self._canon.value(pipeline, now)) == core
+            self._ignored[key] = known
+        return known
+
+    def mirrored(self, core: int) -> int:
+        """The same state with the two partitions exchanged: reached by the exchanged events."""
+        path = []
+        at = core
+        while at not in self._mirrors and (origin := self._origins[at]) is not None:
+            path.append((at, origin[1]))
+            at = origin[0]
+        mirror = self._mirrors.setdefault(at, at)
+        for reached, event in reversed(path):
+            mirror = self.step(mirror, mirrored(event)).core
+            self._mirrors[reached], self._mirrors[mirror] = mirror, reached
+        return mirror
+
+    def features(self, core: int, source: TopicPartition) -> Hashable:
+        """What the pipeline knows of a partition, without its name and most times; None if it is not assigned."""
+        return self._features[core].get(source)
+
+    def flights(self, core: int) -> dict[str, Flight]:
+        """Batches in flight by name."""
+        return self._flights[core]
+
+    def taken_until(self, core: int, source: TopicPartition) -> int:
+        """One past the last message that was taken of a partition; 0 if it is not assigned."""
+        return self._taken[core].get(source, 0)
 
     def flight(self, core: int, batch_id: str) -> Flight | None:
         """The batch of this name, if it is in flight."""
@@ -97,6 +151,33 @@ class Cores:
         """The first offset from which messages of the current assignment would be taken now; None: no message
         would be."""
         return self._positions[core].get(source)
+
+
+def mirrored(event: Any) -> Any:
+    """The event with the two partitions exchanged. Messages are the same in both."""
+    changes: dict[str, Any] = {}
+    for name in event.__dataclass_fields__:
+        value = getattr(event, name)
+        if name == "batch_id":
+            changes[name] = f"t-{1 - int(value[2])}{value[3:]}"
+        elif name == "source":
+            changes[name] = TopicPartition(value.topic, 1 - value.partition)
+        elif name == "sources":
+            changes[name] = tuple(sorted(TopicPartition(one.topic, 1 - one.partition) for one in value))
+        elif name == "assignments":
+            changes[name] = tuple(mirrored(one) for one in value)
+    return replace(event, **changes) if changes else event
+
+
+def features(owned: Partition) -> Hashable:
+    """Enough of a partition to tell most different states apart."""
+    flights = [
+        (flight.batch.offsets, flight.phase.value, len(flight.stages), flight.misses)
+        for flight in owned.flights.values()
+    ]
+    builder, commits = owned.builder, owned.commits
+    open_batch = len(builder), builder.planned
+    return owned.position, tuple(flights), open_batch, commits.idle, commits.committed, owned.end is None
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:

@@ -23,6 +23,11 @@ class Log(NamedTuple):
     messages: tuple[Message, ...]
     end: int
 
+    @property
+    def after_last(self) -> int:
+        """One past the last message."""
+        return self.messages[-1].offset + 1
+
     def needed(self, start: int, stop: int) -> int:
         """Every item of the messages in [start, stop)."""
         bits = 0
@@ -61,8 +66,12 @@ class Commits(NamedTuple):
         return ends_in(max(0, self.offset), self.record)
 
 
-def commit(log: Log, stored: Commits, durable: int, offset: int, record: str, *, owner: bool) -> str:
-    """A reader sends this commit. `owner`: it is the partition's owner in the group."""
+def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozenset[int], *, owner: bool) -> str:
+    """A reader sends this commit. `owner`: it is the partition's owner in the group.
+
+    `halves`: ends of batches that were cut again, the only ones that may lie within a recorded range.
+    """
+    offset = new.offset
     if offset > log.end:
         return f"it commits {offset}, and the log ends at {log.end}"
     for message in log.messages:
@@ -72,12 +81,18 @@ def commit(log: Log, stored: Commits, durable: int, offset: int, record: str, *,
         return ""  # the broker refuses it
     if offset < stored.offset:
         return f"it commits {offset}, and {stored.offset} was committed before"
-    forgotten = [end for end in stored.ends if end > offset and end not in ends_in(offset, record)]
-    return f"its commit forgets the recorded ends {forgotten}" if forgotten else ""
+    forgotten = [end for end in stored.ends if end > offset and end not in new.ends]
+    if forgotten:
+        return f"its commit forgets the recorded ends {forgotten}"
+    inside = [end for end in new.ends if end < max(stored.ends, default=0) and end not in {*stored.ends, *halves}]
+    return f"it cuts at {inside} within the recorded ends {stored.ends}" if inside else ""
 
 
 class Batch(NamedTuple):
-    """A batch for which a reader starts a chord. `fresh`: cut in the same decision; `halved`: part of another."""
+    """A batch for which a reader starts a chord.
+
+    `fresh`: cut since the last tick, and its end was not stored since; `halved`: part of another.
+    """
 
     start: int
     stop: int

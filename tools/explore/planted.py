@@ -22,7 +22,8 @@ SECONDS_MAX = 600.0
 
 
 class Bug(NamedTuple):
-    """A description, the text before and after, and the smallest world that shows it (`--world`, `--faults`)."""
+    """A description, the text before and after, and the smallest world that shows it (`--world`, `--faults`,
+    `--expiry`)."""
 
     name: str
     file: str
@@ -30,6 +31,7 @@ class Bug(NamedTuple):
     after: str
     world: str
     faults: int
+    expiry: bool = False
 
 
 BUGS = (
@@ -58,7 +60,7 @@ BUGS = (
         0,
     ),
     Bug(
-        "forgets a revoked partition instead of draining it",
+        "forgets a revoked partition at once instead of draining it",
         "ingest/core/pipeline.py",
         "owned.release_by is not None and (now >= owned.release_by or owned.drained)",
         "owned.release_by is not None",
@@ -72,6 +74,87 @@ BUGS = (
         "if now >= flight.until and flight.phase not in (Phase.WAITING, Phase.PARKED):",
         "1",
         1,
+    ),
+    Bug(
+        "releases a partition before its last commit is answered",
+        "ingest/core/partition.py",
+        "return not working and self.commits.idle and committable in (None, self.commits.committed)",
+        "return not working",
+        "1",
+        1,
+    ),
+    Bug(
+        "accepts completions of older epochs",
+        "ingest/core/pipeline.py",
+        "if flight is not None and epoch in (None, flight.batch.epoch):",
+        "if flight is not None:",
+        "1",
+        1,
+    ),
+    Bug(
+        "accepts messages of older epochs",
+        "ingest/core/pipeline.py",
+        "if owned is None or owned.epoch != event.epoch or event.offset < owned.position:",
+        "if owned is None or event.offset < owned.position:",
+        "2",
+        1,
+    ),
+    Bug(
+        "takes a message twice",
+        "ingest/core/pipeline.py",
+        "if owned is None or owned.epoch != event.epoch or event.offset < owned.position:",
+        "if owned is None or owned.epoch != event.epoch:",
+        "2",
+        1,
+    ),
+    Bug(
+        "does not say a commit again that a late one may have overwritten",
+        "ingest/core/commits.py",
+        "            self._stored = None",
+        "            pass",
+        "1",
+        1,
+    ),
+    Bug(
+        "drops batches in flight when messages expired",
+        "ingest/core/pipeline.py",
+        "if owned is not None and event.resumed_at >= owned.position:",
+        "if owned is not None and event.resumed_at < 0:",
+        "1",
+        1,
+        expiry=True,
+    ),
+    Bug(
+        "drops the rejects of projects that are not shed",
+        "ingest/core/rejects.py",
+        "return counted is not None and counted.shed",
+        "return counted is not None",
+        "2",
+        0,
+    ),
+    Bug(
+        "flushes the halves of a batch before their boundary is stored",
+        "ingest/core/commits.py",
+        "self.recorded_until = min(self.recorded_until, start)",
+        "pass",
+        "4",
+        1,
+    ),
+    Bug(
+        "commits the end of the log before its messages were taken",
+        "ingest/core/partition.py",
+        "self.end.position <= self.position <= self.end.end",
+        "self.position <= self.end.end",
+        "1",
+        0,
+    ),
+    Bug(
+        "cuts a part of a planned range at shutdown",
+        "ingest/core/batching.py",
+        "return self._cut(CutReason.DRAIN, now) if self._messages and not self._plan else None",
+        "return self._cut(CutReason.DRAIN, now) if self._messages else None",
+        "2",
+        2,
     ),
     Bug(
         "reports every chord as done",
@@ -117,10 +200,11 @@ def plant(bug: Bug, into: Path) -> None:
     file.write_text(text.replace(bug.before, bug.after))
 
 
-def explored(where: Path, world: str, faults: int) -> Found:
+def explored(where: Path, world: str, faults: int, *, expiry: bool = False) -> Found:
     """Runs the explorer in the copy."""
+    options = ["--world", world, "--faults", str(faults), *(["--expiry"] if expiry else [])]
     done = subprocess.run(
-        [sys.executable, "-m", "tools.explore", "--json", "--world", world, "--faults", str(faults)],
+        [sys.executable, "-m", "tools.explore", "--json", *options],
         cwd=where,
         env={**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -140,4 +224,4 @@ def found(bug: Bug) -> Found:
     with tempfile.TemporaryDirectory(prefix="planted-") as name:
         copy(Path(name))
         plant(bug, Path(name))
-        return explored(Path(name), bug.world, bug.faults)
+        return explored(Path(name), bug.world, bug.faults, expiry=bug.expiry)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ingest.core import commands as do
 from ingest.core import events as on
@@ -20,12 +20,13 @@ from ingest.core.flight import Phase
 from ingest.core.limits import Limits
 from ingest.core.model import Batch, CutReason, Stage, TopicPartition
 from ingest.core.model import Outcome as Parsed
+from ingest.core.pipeline import DEADLINE_MISSES_MAX
 from tools.explore import oracle
 from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
 # Owners of a partition, as seen by the reader of the event.
 ME, OTHER, NOBODY = 0, 1, 2
-# Counts of starts in a cut record beyond this are equivalent: no decision reads the exact number.
+# The count of starts in a cut record: no decision but the text of the next record depends on it.
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
@@ -41,8 +42,8 @@ class Sent(NamedTuple):
 class Chord(NamedTuple):
     """One running chord. `items`: the items that it makes durable when it completes; `rows`: its stage.
 
-    `ours`: it belongs to its reader's current assignment. `current`: the pipeline waits for this chord.
-    Epochs and attempts are only compared for equality, so these two flags replace them.
+    `current`: the pipeline waits for this chord. Attempts are only compared for equality, so this flag replaces
+    them. It belongs to its reader's current assignment: those of a former one are not kept (`Readers._stale`).
     """
 
     partition: int
@@ -51,7 +52,6 @@ class Chord(NamedTuple):
     rows: bool
     items: int
     late: bool = False
-    ours: bool = True
     current: bool = True
 
     @property
@@ -68,22 +68,31 @@ class Entry(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """One process. `core` numbers its pipeline's state."""
+    """One process. `core` numbers its pipeline's state.
+
+    `unrecorded`: ends of batches that were cut since the last tick and that the broker has not stored since, as
+    (partition, end).
+    """
 
     core: int
     entries: tuple[Entry | None, ...]
     commits: tuple[tuple[Sent, ...], ...]
     chords: tuple[Chord, ...] = ()
     stopping: bool = False
+    unrecorded: tuple[tuple[int, int], ...] = ()
 
 
 class Shared(NamedTuple):
-    """State of one partition that outlives readers: owner, committed offset (-1: none), durable items."""
+    """State of one partition that outlives readers: owner, committed offset (-1: none), durable items.
+
+    `began`: messages before it have expired. Items that nobody can write any more count as durable.
+    """
 
     owner: int = NOBODY
     offset: int = -1
     record: str = ""
     durable: int = 0
+    began: int = 0
 
     @property
     def stored(self) -> oracle.Commits:
@@ -97,7 +106,10 @@ Branch = tuple[str, Reader, Board]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One possible event: a description, and the reader and board after it. `broken`: it violates an invariant."""
+    """One possible event: a description, and the reader and board after it. `broken`: it violates an invariant.
+
+    `cut_off`: the reader has lost its partitions and does not know it.
+    """
 
     what: str
     reader: Reader
@@ -105,6 +117,7 @@ class Outcome:
     fault: bool = False
     commands: tuple[do.Command, ...] = ()
     broken: str = ""
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +132,12 @@ class Partition:
 class Readers:
     """Possible events of one reader. Readers are interchangeable, so the board is always seen from this one."""
 
-    def __init__(self, partitions: Sequence[Partition], limits: Limits) -> None:
+    def __init__(
+        self, partitions: Sequence[Partition], limits: Limits, faults: int, *, expiry: bool = False
+    ) -> None:
         self.partitions = tuple(partitions)
-        self.cores = Cores(limits)
+        self._expiry = expiry
+        self.cores = Cores(limits, misses_matter=faults >= DEADLINE_MISSES_MAX)
         self._may_fail = True
         self._numbers = {one.source: number for number, one in enumerate(partitions)}
         none = tuple(None for _ in partitions)
@@ -145,6 +161,7 @@ class Readers:
                 yield from self._answer(reader, board, number, sent)
         for chord in reader.chords:
             yield from self._complete(reader, board, chord)
+        yield from self._stale(reader, board)
         yield from self._tick(reader, board)
 
     # The group
@@ -173,8 +190,7 @@ class Readers:
         shared = board[number]
         new = shared._replace(owner=ME)
         committed, start = (shared.offset, None) if shared.offset >= 0 else (None, 0)
-        record = STARTS.sub(";s=1", shared.record)
-        given = on.Assignment(self.partitions[number].source, EPOCH, committed, record, start)
+        given = on.Assignment(self.partitions[number].source, EPOCH, committed, shared.record, start)
         became = self._entry(reader, number, Entry())
         event = on.PartitionsAssigned((given,))
         yield from self._feed(f"is assigned p{number}", became, put(board, number, new), event)
@@ -192,7 +208,8 @@ class Readers:
     def _expire(self, reader: Reader, board: Board, mine: list[int]) -> Iterator[Outcome]:
         """The group has removed the reader, which does not know it yet."""
         for text, became, after in self._give_up(reader, board, mine):
-            yield Outcome(f"is taken for dead by the group, which takes {names(mine)}{text}", became, after, True)
+            what = f"is taken for dead by the group, which takes {names(mine)}{text}"
+            yield Outcome(what, became, after, True, cut_off=True)
 
     def _lost(self, reader: Reader, board: Board) -> Iterator[Outcome]:
         """It detects that it was removed: it loses all of its partitions, with the commits in flight."""
@@ -200,9 +217,8 @@ class Readers:
         after = board
         for number in lost:
             if board[number].owner == ME:
-                after = put(after, number, after[number]._replace(owner=NOBODY))
-        became = reader._replace(entries=self.fresh.entries, commits=self.fresh.commits)
-        became = self._chords(became, [chord._replace(late=True, ours=False) for chord in reader.chords])
+                after = put(after, number, self._unowned(after[number], number))
+        became = self.fresh._replace(core=reader.core, stopping=reader.stopping)
         event = on.PartitionsLost(tuple(self.partitions[number].source for number in lost))
         yield from self._feed(f"learns that it lost {names(lost)}", became, after, event)
 
@@ -217,7 +233,7 @@ class Readers:
             return
         number, *others = mine
         for text, became, after in self._give_up(reader, board, others):
-            shared = after[number]._replace(owner=NOBODY)
+            shared = self._unowned(after[number], number)
             commits = became.commits[number]
             sent = next((one for one in commits if not one.late and one.answer < 0), None)
             if sent is None:
@@ -227,26 +243,103 @@ class Readers:
             for answer in (0, 1):
                 left = self._commits(became, number, [*rest, sent._replace(answer=answer)])
                 if answer:
-                    shared = shared._replace(offset=sent.offset, record=sent.record)
+                    shared = stored_in(shared, sent)
                 said = f"; the commit of {sent.offset} on p{number} was {'stored' if answer else 'not stored'}"
                 yield text + said, left, put(after, number, shared)
+
+    def _unowned(self, shared: Shared, number: int) -> Shared:
+        """The partition without an owner: the messages that expired meanwhile cannot be read again."""
+        lost = self.partitions[number].log.needed(0, shared.began)
+        return shared._replace(owner=NOBODY, durable=shared.durable | lost)
 
     # Messages
 
     def _fetch(self, reader: Reader, board: Board, number: int, entry: Entry) -> Iterator[Outcome]:
-        partition = self.partitions[number]
-        messages, source = partition.log.messages, partition.source
-        after_last = messages[-1].offset + 1
-        if not entry.end_told and after_last < partition.log.end:
-            told = self._entry(reader, number, entry._replace(end_told=True))
-            event: on.Event = on.EndReached(source, EPOCH, after_last, partition.log.end)
-            yield from self._feed(f"fetched up to the end of p{number}", told, board, event)
-        position = None if entry.paused else self.cores.next_offset(reader.core, source)
+        partition, began = self.partitions[number], board[number].began
+        position = None if entry.paused else self.cores.next_offset(reader.core, partition.source)
+        if position is None or board[number].owner != ME:
+            began = 0
+        elif self._expiry:
+            yield from self._expire_messages(reader, board, number, position)
+        if position is not None and position < began:
+            told = self._entry(reader, number, entry._replace(end_told=False))
+            gap = on.OffsetOutOfRange(partition.source, EPOCH, position, began)
+            yield from self._feed(f"finds p{number} to begin at {began}", told, board, gap)
+            return
         for offset, parsed in partition.parsed:
             if position is not None and offset >= position:
-                event = on.MessageParsed(source, EPOCH, offset, parsed)
+                event = on.MessageParsed(partition.source, EPOCH, offset, parsed)
                 yield from self._feed(f"takes the message at {offset} of p{number}", reader, board, event)
                 return
+
+    def _expire_messages(self, reader: Reader, board: Board, number: int, position: int) -> Iterator[Outcome]:
+        """Messages expire before they are taken. Nobody can write them; those that were taken are still needed."""
+        log, shared = self.partitions[number].log, board[number]
+        for began in [*(message.offset + 1 for message in log.messages), log.end]:
+            if began > max(position, shared.began):
+                durable = shared.durable | log.needed(position, began)
+                after = put(board, number, shared._replace(began=began, durable=durable))
+                yield Outcome(f"has the messages of p{number} before {began} expired", reader, after, True)
+
+    def _ends(self, reader: Reader) -> list[int]:
+        """Partitions of whose end the pipeline can be told now."""
+        if any(entry is not None and entry.draining for entry in reader.entries):
+            return []
+        logs = [one.log for one in self.partitions]
+        return [
+            number
+            for number, entry in enumerate(reader.entries)
+            if entry is not None and not entry.end_told and logs[number].after_last < logs[number].end
+        ]
+
+    def _told(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
+        """The reader after its client reported the ends of these partitions."""
+        for number in numbers:
+            partition, entry = self.partitions[number], reader.entries[number]
+            assert entry is not None
+            position = max(board[number].began, partition.log.after_last)
+            event = on.EndReached(partition.source, EPOCH, position, partition.log.end)
+            decision = self.cores.step(reader.core, event)
+            assert not decision.commands, decision
+            assert not decision.error, decision
+            told = self._entry(reader, number, entry._replace(end_told=True))
+            reader = told._replace(core=decision.core)
+        return reader
+
+    # Events of a former assignment
+
+    def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
+        """Events of a former assignment of this process, and messages that it has taken already.
+
+        They may come at any time: the former assignment may have been of a topic of the same name, since created
+        again, so that nothing that they report is durable. The pipeline must ignore them, so they add no states.
+        """
+        stale = [
+            event
+            for number, entry in enumerate(reader.entries)
+            if entry is not None
+            for event in self._stale_events(reader, number)
+        ]
+        if not self.cores.ignores(reader.core, tuple(stale)):
+            for event in stale:
+                yield from self._feed(spoken_of(event), reader, board, event, fault=True)
+
+    def _stale_events(self, reader: Reader, number: int) -> Iterator[on.Event]:
+        partition = self.partitions[number]
+        source, log = partition.source, partition.log
+        taken = self.cores.taken_until(reader.core, source)
+        for offset, parsed in partition.parsed:
+            yield on.MessageParsed(source, FORMER_EPOCH, offset, parsed)
+            if offset < taken:
+                yield on.MessageParsed(source, EPOCH, offset, parsed)
+        yield on.EndReached(source, FORMER_EPOCH, log.after_last, log.end)
+        for sent in reader.commits[number]:
+            yield on.CommitFailed(source, FORMER_EPOCH, sent.offset, sent.record, "the group is at another epoch")
+        for batch_id, flight in self.cores.flights(reader.core).items():
+            if flight.batch.source == source:
+                yield on.FlushSucceeded(batch_id, FORMER_EPOCH, flight.stage)
+                yield on.FlushFailed(batch_id, FORMER_EPOCH, flight.stage, flight.attempt, "a sink refused")
+                yield on.DispatchFailed(batch_id, FORMER_EPOCH, flight.stage, flight.attempt, "redis")
 
     # Commits
 
@@ -255,7 +348,7 @@ class Readers:
         without = self._commits(reader, number, [one for one in commits if one is not sent])
         source = self.partitions[number].source
         ours = shared.owner == ME and entry is not None
-        stored = put(board, number, shared._replace(offset=sent.offset, record=sent.record)) if ours else board
+        stored = put(board, number, stored_in(shared, sent)) if ours else board
         yes = on.Committed(source, EPOCH, sent.offset, sent.record)
         no = on.CommitFailed(source, EPOCH, sent.offset, sent.record, "the group is at another epoch")
         this = f"the commit of {sent.offset} on p{number}"
@@ -264,12 +357,13 @@ class Readers:
             yield from self._feed(f"learns that {this} {text}", without, board, yes if sent.answer else no)
         elif sent.late:
             arrived = self._commits(without, number, [*without.commits[number], sent._replace(answer=int(ours))])
-            yield Outcome(f"sent {this} long ago: it arrives, {'stored' if ours else 'refused'}", arrived, stored)
+            what = f"sent {this} long ago: it arrives, {'stored' if ours else 'refused'}"
+            yield Outcome(what, self.tidy(arrived, stored), stored)
         else:
             text = "is stored" if ours else "is refused, the partition is not its own"
             yield from self._feed(f"learns that {this} {text}", without, stored, yes if ours else no)
             yield from self._feed(f"learns that {this} is refused: stale epoch", without, board, no, fault=True)
-            yield Outcome(f"gets no answer to {this}, which was stored", without, stored, True)
+            yield Outcome(f"gets no answer to {this}, which was stored", self.tidy(without, stored), stored, True)
             yield Outcome(f"gets no answer to {this}, which was not stored", without, board, True)
             late = self._commits(without, number, [*without.commits[number], sent._replace(late=True)])
             yield Outcome(f"waits for {this}, which is late", late, board, True)
@@ -283,9 +377,7 @@ class Readers:
         durable = put(board, number, shared._replace(durable=shared.durable | chord.items))
         done, failed, attempt = self._reports(reader.core, chord)
         said = done.batch_id, done.epoch, done.stage
-        this = (
-            f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}{'' if chord.ours else ', long ago,'}"
-        )
+        this = f"the {done.stage} of [{chord.start}, {chord.stop}) of p{number}"
         late = self._chords(without, [*without.chords, chord._replace(late=True)])
         if chord.late:
             yield from self._feed(f"hears late that {this} are durable", without, durable, done)
@@ -305,8 +397,8 @@ class Readers:
         """Possible reports of a chord: durable or failed, with its attempt."""
         batch_id = self._batch_id(chord)
         flight = self.cores.flight(core, batch_id)
-        attempt = 0 if flight is None else flight.attempt - (chord.ours and not chord.current)
-        said = batch_id, EPOCH if chord.ours else FORMER_EPOCH, chord.stage
+        attempt = 0 if flight is None else flight.attempt - (not chord.current)
+        said = batch_id, EPOCH, chord.stage
         return on.FlushSucceeded(*said), on.FlushFailed(*said, attempt, "a sink refused"), attempt
 
     def _batch_id(self, chord: Chord) -> str:
@@ -316,13 +408,27 @@ class Readers:
         """Redis lost everything: no chord of this reader will ever complete."""
         return reader._replace(chords=())
 
+    def turned(self, reader: Reader) -> Reader:
+        """The reader with the two partitions exchanged."""
+        chords = tuple(sorted(chord._replace(partition=1 - chord.partition) for chord in reader.chords))
+        unrecorded = tuple(sorted((1 - number, end) for number, end in reader.unrecorded))
+        core = self.cores.mirrored(reader.core)
+        turned = Reader(core, reader.entries[::-1], reader.commits[::-1], (), reader.stopping, unrecorded)
+        return self._chords(turned, chords)
+
     # Time
 
     def _tick(self, reader: Reader, board: Board) -> Iterator[Outcome]:
         """Half a second passes. Everything that is not lost or late has been answered by then."""
         prompt = any(not chord.late for chord in reader.chords)
-        if not prompt and all(sent.late for commits in reader.commits for sent in commits):
-            yield from self._feed("waits for a tick", reader, board, on.Ticked())
+        if prompt or not all(sent.late for commits in reader.commits for sent in commits):
+            return
+        # The pipeline looks at a reported end with the next tick only: the report comes just before it.
+        ends = self._ends(reader)
+        for numbers in ([], *([number] for number in ends), *([ends] if len(ends) > 1 else [])):
+            told = f", having fetched to the end of {names(numbers)}" if numbers else ""
+            ready = self._told(reader, board, numbers)._replace(unrecorded=())
+            yield from self._feed(f"waits for a tick{told}", ready, board, on.Ticked())
 
     # The pipeline and its commands
 
@@ -332,7 +438,7 @@ class Readers:
         if fault and not self._may_fail:
             return
         decision = self.cores.step(reader.core, event)
-        became = self._outdated(reader, decision)
+        became = self._cut(self._outdated(reader, decision), board, decision.cut)
         by_clock = isinstance(event, on.Ticked)
         branches: list[Branch] = [("", became, board)]
         broken = decision.error
@@ -341,7 +447,7 @@ class Readers:
                 break
             following: list[Branch] = []
             for text, one, after in branches:
-                broken = broken or self._judge(one, after, command, decision.cut, by_clock=by_clock)
+                broken = broken or self._judge(one, after, command, by_clock=by_clock)
                 performed = self._perform(one, after, command)
                 following += [(text + more, reader, board) for more, reader, board in performed]
             branches = following
@@ -357,16 +463,37 @@ class Readers:
         for chord in reader.chords:
             if chord.current:
                 batch_id = self._batch_id(chord)
-                flight = (
-                    self.cores.flight(decision.core, batch_id) if chord.ours and batch_id not in again else None
-                )
+                flight = self.cores.flight(decision.core, batch_id) if batch_id not in again else None
                 current = flight is not None and flight.phase is Phase.FLUSHING and flight.stage is chord.stage
                 chord = chord if current else chord._replace(current=False)
             chords.append(chord)
         return self._chords(reader, chords)._replace(core=decision.core)
 
+    def _cut(self, reader: Reader, board: Board, cut: frozenset[str]) -> Reader:
+        """The reader with the ends of new batches that are not stored."""
+        if not cut:
+            return reader
+        unrecorded = set(reader.unrecorded)
+        for batch_id in cut:
+            flight = self.cores.flight(reader.core, batch_id)
+            assert flight is not None
+            number, end = self._numbers[flight.batch.source], flight.batch.offsets.stop
+            if end not in board[number].stored.ends:
+                unrecorded.add((number, end))
+        return reader._replace(unrecorded=tuple(sorted(unrecorded)))
+
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """The reader without chords that can have no further effect."""
+        """The reader without what can have no further effect."""
+        if reader.unrecorded:
+            unrecorded = tuple(
+                (number, end)
+                for number, end in reader.unrecorded
+                if reader.entries[number] is not None
+                and end > board[number].offset
+                and end not in board[number].stored.ends
+            )
+            if unrecorded != reader.unrecorded:
+                reader = reader._replace(unrecorded=unrecorded)
         if not reader.chords:
             return reader
         kept = [chord for chord in reader.chords if not self._is_dead(reader.core, board, chord)]
@@ -376,14 +503,12 @@ class Readers:
         """Whether all its items are durable, no report changes the pipeline, and its batch or stage is over."""
         if chord.items & ~board[chord.partition].durable:
             return False
-        flight = self.cores.flight(core, self._batch_id(chord)) if chord.ours else None
+        flight = self.cores.flight(core, self._batch_id(chord))
         if flight is not None and flight.stage is chord.stage:
             return False
         return all(self.cores.step(core, report).is_nothing(core) for report in self._reports(core, chord)[:2])
 
-    def _judge(
-        self, reader: Reader, board: Board, command: do.Command, cut: frozenset[str], *, by_clock: bool
-    ) -> str:
+    def _judge(self, reader: Reader, board: Board, command: do.Command, *, by_clock: bool) -> str:
         match command:
             case do.Commit():
                 number = self._numbers[command.source]
@@ -391,8 +516,9 @@ class Readers:
                 if entry is None or command.epoch != EPOCH:
                     return f"it commits {command.offset} on p{number}, which is not assigned to it"
                 log, owner = self.partitions[number].log, shared.owner == ME
+                new = oracle.Commits(command.offset, command.record)
                 return oracle.commit(
-                    log, shared.stored, shared.durable, command.offset, command.record, owner=owner
+                    log, shared.stored, shared.durable, new, self._halves(reader, number), owner=owner
                 )
             case do.Dispatch():
                 number = self._numbers[command.batch.source]
@@ -402,7 +528,7 @@ class Readers:
                     batch.offsets.stop,
                     command.stage is Stage.ROWS,
                     command.attempt == 1,
-                    batch.id in cut,
+                    (number, batch.offsets.stop) in reader.unrecorded,
                     batch.cut_by is CutReason.BYTES,
                 )
                 return oracle.dispatch(log, shared.stored, shared.durable, judged, owner=shared.owner == ME)
@@ -416,6 +542,14 @@ class Readers:
                 return self._judge_release(reader, board, command, by_clock=by_clock)
         return ""
 
+    def _halves(self, reader: Reader, number: int) -> frozenset[int]:
+        """The ends of batches that had to be cut again, because Redis cannot hold them."""
+        flights = [flight.batch for flight in self.cores.flights(reader.core).values()]
+        source = self.partitions[number].source
+        return frozenset(
+            batch.offsets.stop for batch in flights if batch.source == source and batch.cut_by is CutReason.BYTES
+        )
+
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
         """Checks work in flight: chords with items that are not durable, and commits that change the stored one.
 
@@ -426,9 +560,9 @@ class Readers:
         for number in (self._numbers[source] for source in command.sources):
             entry, shared = reader.entries[number], board[number]
             if entry is not None and shared.owner == ME:
-                new = [sent for sent in reader.commits[number] if (sent.offset, sent.record) != shared.stored]
+                new = [sent for sent in reader.commits[number] if stored_in(shared, sent) != shared]
                 commits += len(new) if not any(sent.late for sent in reader.commits[number]) else 0
-                mine = [one for one in reader.chords if one.partition == number and one.ours]
+                mine = [one for one in reader.chords if one.partition == number]
                 chords += sum(not one.late and bool(one.items & ~shared.durable) for one in mine)
         return oracle.release(chords=chords, commits=commits, by_clock=by_clock)
 
@@ -458,10 +592,7 @@ class Readers:
             for number in numbers:
                 became = self._entry(became, number, None)
                 became = self._commits(became, number, [])
-            former = {number for number in numbers if reader.entries[number] is not None}
-            chords = [
-                one._replace(late=True, ours=False) if one.partition in former else one for one in became.chords
-            ]
+            chords = [one for one in became.chords if one.partition not in numbers]
             yield text, self._chords(became, chords), after
 
     def _chord(self, command: do.Dispatch) -> Chord:
@@ -499,6 +630,23 @@ class Readers:
         """Removes duplicate chords: of two equal late chords, the second has no further effect."""
         late = {chord for chord in chords if chord.late}
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
+
+
+def spoken_of(event: Any) -> str:
+    """An event of the past in a few words."""
+    source = getattr(event, "source", None)
+    about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
+    told = f"{type(event).__name__} of {about}"
+    if isinstance(event, on.MessageParsed):
+        told = f"the message at {event.offset} of {about}"
+    elif not isinstance(event, on.EndReached | on.CommitFailed):
+        told = f"{told}, {event.stage}"
+    return f"hears {told} once more" if event.epoch == EPOCH else f"hears {told}, of a former assignment"
+
+
+def stored_in(shared: Shared, sent: Sent) -> Shared:
+    """The partition with this commit stored. The count of starts is left out: an assignment resets it."""
+    return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 
 def in_turn(commits: Sequence[Sent]) -> list[Sent]:

@@ -1,8 +1,9 @@
 """Breadth-first search through every state of a model, to the last one.
 
 A state is an exact number: two different states never share one, so no hash collision can hide a
-state. States of one distance from the start are expanded before those of the next, so the counterexample
-found is a shortest one.
+state. States that need fewer faults are expanded first, then those nearer to the start: the counterexample
+found has the fewest faults, and of those it is a shortest one. A state is visited once, with the fewest faults
+that lead to it: with more, fewer may follow, so nothing else is reachable.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ class Model(Protocol):
     def start(self) -> int:
         """The first state."""
 
-    def steps(self, state: int) -> Iterator[tuple[int, int]]:
-        """(label, next state) of every possible next event. A negative next state is a violated invariant."""
+    def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
+        """(label, next state) of every possible next event. A negative next state is a violated invariant.
+
+        `faults_left`: how many more there may be in this run; 0: only events without a fault are wanted.
+        """
 
     def is_done(self, state: int) -> bool:
         """Whether all work is done."""
@@ -35,8 +39,8 @@ class Model(Protocol):
     def broken(self, state: int) -> str:
         """The violation of a negative state."""
 
-    def tell(self, labels: list[int]) -> list[str]:
-        """A path from the start, as readable lines."""
+    def tell(self, path: list[tuple[int, int]]) -> list[str]:
+        """A path from the start, as readable lines: each state, and the label of the step from it."""
 
 
 @dataclass(slots=True)
@@ -57,11 +61,19 @@ Progress = Callable[[int, int, int], None]
 
 
 class Search:
-    """One search of one model. Memory: about 150 bytes per state, and 8 per step."""
+    """One search of one model, with at most so many faults in one run.
 
-    def __init__(self, model: Model, progress: Progress = lambda states, waiting, depth: None) -> None:
+    Memory: about 150 bytes per state, and 8 per step.
+    """
+
+    def __init__(
+        self, model: Model, faults: int = 0, progress: Progress = lambda states, waiting, depth: None
+    ) -> None:
         self._model = model
+        self._faults = faults
         self._progress = progress
+        # States that one more fault leads to, and the first step there, as (from, label).
+        self._failed: dict[int, tuple[int, int]] = {}
         self._index: dict[int, int] = {model.start: 0}
         self._states = [model.start]
         self._parents = array("I", [0])
@@ -75,11 +87,20 @@ class Search:
         """Visits every state, or ends at the first violated invariant."""
         result, began = Result(), time.monotonic()
         at = 0
-        while at < len(self._states) and not result.broken:
-            if at % PROGRESS_STATES == 0:
-                self._progress(len(self._states), len(self._states) - at, self._depths[at])
-            self._expand(at, result)
-            at += 1
+        for used in range(self._faults + 1):
+            if result.broken:
+                break
+            failed, self._failed = self._failed, {}
+            for to, (came_from, label) in failed.items():
+                if to < 0:
+                    self._report(came_from, label, to, result)
+                    break
+                self._meet(came_from, label, to)
+            while at < len(self._states) and not result.broken:
+                if at % PROGRESS_STATES == 0:
+                    self._progress(len(self._states), len(self._states) - at, self._depths[at])
+                self._expand(at, result, self._faults - used)
+                at += 1
         result.states, result.depth, result.done = len(self._states), max(self._depths), len(self._done)
         if not result.broken:
             result.complete = True
@@ -87,34 +108,48 @@ class Search:
         result.seconds = time.monotonic() - began
         return result
 
-    def _expand(self, at: int, result: Result) -> None:
-        model, index, states = self._model, self._index, self._states
-        state, is_fault = states[at], model.is_fault
+    def _expand(self, at: int, result: Result, faults_left: int) -> None:
+        model, is_fault = self._model, self._model.is_fault
+        state = self._states[at]
         if model.is_done(state):
             self._done.append(at)
-        for label, following in model.steps(state):
+        for label, following in model.steps(state, faults_left):
             result.steps += 1
-            if following < 0:
-                result.broken = model.broken(following)
-                result.story = [*model.tell([*self._path(at), label]), result.broken]
+            if following < 0 and not is_fault(label):
+                self._report(at, label, following, result)
                 return
-            known = index.get(following)
-            if known is None:
-                known = index[following] = len(states)
-                states.append(following)
-                self._parents.append(at)
-                self._labels.append(label)
-                self._depths.append(self._depths[at] + 1)
-            if known != at and not is_fault(label):
+            if is_fault(label):
+                if following not in self._index:
+                    self._failed.setdefault(following, (at, label))
+                continue
+            known = self._meet(at, label, following)
+            if known != at:
                 self._from.append(at)
                 self._to.append(known)
 
-    def _path(self, at: int) -> list[int]:
-        labels: list[int] = []
+    def _report(self, at: int, label: int, broken: int, result: Result) -> None:
+        """Ends the search with a counterexample: the path to a state, and the step from it that breaks."""
+        result.broken = self._model.broken(broken)
+        path = [*self._path(at), (self._states[at], label)]
+        result.story = [*self._model.tell(path), result.broken]
+
+    def _meet(self, came_from: int, label: int, state: int) -> int:
+        """The number of a state; a new one is to be expanded."""
+        known = self._index.get(state)
+        if known is None:
+            known = self._index[state] = len(self._states)
+            self._states.append(state)
+            self._parents.append(came_from)
+            self._labels.append(label)
+            self._depths.append(self._depths[came_from] + 1)
+        return known
+
+    def _path(self, at: int) -> list[tuple[int, int]]:
+        path: list[tuple[int, int]] = []
         while at:
-            labels.append(self._labels[at])
-            at = self._parents[at]
-        return labels[::-1]
+            label, at = self._labels[at], self._parents[at]
+            path.append((self._states[at], label))
+        return path[::-1]
 
     def _expect_ends(self, result: Result) -> None:
         """Checks that the end can be reached from every state without another fault."""

@@ -49,7 +49,7 @@ class World(NamedTuple):
 
     `reader` counts processes; `settled`: the batch is settled, and its staged data was discarded or lost.
     `writes`: number of writes by task. `queue`: deliveries of tasks that no worker has begun, with their tries.
-    `ends`: chords whose end is queued.
+    `ends`: chords whose end is queued. `faulty`: there was a fault.
     """
 
     reader: int = 0
@@ -63,7 +63,7 @@ class World(NamedTuple):
     ends: tuple[Chord, ...] = ()
     running: tuple[Running, ...] = ()
     stream: tuple[Completion, ...] = ()
-    faults: int = 0
+    faulty: bool = False
 
 
 class Event(NamedTuple):
@@ -72,13 +72,13 @@ class Event(NamedTuple):
     what: str
     world: World
     broken: str = ""
+    fault: bool = False
 
 
 class StagingModel:
-    """For `tools.explore.search`. `faults`: maximum per run."""
+    """For `tools.explore.search`."""
 
-    def __init__(self, faults: int = 2) -> None:
-        self._faults = faults
+    def __init__(self) -> None:
         self._programs = Programs()
         self._worlds: Numbers[World] = Numbers()
         self._what: Numbers[tuple[str, bool]] = Numbers()
@@ -90,12 +90,12 @@ class StagingModel:
         """Figures of the search, as text."""
         return f"{len(self._programs)} round trips and ends of the real code"
 
-    def steps(self, state: int) -> Iterator[tuple[int, int]]:
+    def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
         """All possible next events."""
         world = self._worlds.things[state]
         for event in self._events(world):
-            fault = event.world.faults > world.faults
-            if event.world.faults > self._faults:
+            fault = event.fault
+            if fault and not faults_left:
                 continue
             label = self._what.of((event.what, fault))
             broken = event.broken or judge(world, event.world)
@@ -117,9 +117,9 @@ class StagingModel:
         """The violated invariant."""
         return self._broken[-state - 1]
 
-    def tell(self, labels: list[int]) -> list[str]:
+    def tell(self, path: list[tuple[int, int]]) -> list[str]:
         """One line per step."""
-        things = [self._what.things[label] for label in labels]
+        things = [self._what.things[label] for _, label in path]
         return [f"{'fault: ' if fault else '':7}{what}" for what, fault in things]
 
     # Events
@@ -249,7 +249,7 @@ class StagingModel:
         what = f"and ends: {result}"
         if program.kind == "discard":
             kept = any(left.staged.value(name) is not None for name in NAMES)
-            broken = "payloads are left of a settled batch" if kept and not left.faults else ""
+            broken = "payloads are left of a settled batch" if kept and not left.faulty else ""
             yield Event(what, left._replace(settled=True), broken)
         elif program.kind == "dispatch":
             yield from self._started(left, program.chord, result)
@@ -298,14 +298,14 @@ def judge(before: World, after: World) -> str:
         missing = [name for name in tasks_of(completion.chord.rows) if not after.writes[NAMES.index(name)]]
         if completion.done and missing:
             return f"{as_text(completion.chord)} is reported as durable, and {missing[0]} is not"
-    if after.writes[PAID_TWICE] > 1 and not after.faults:
+    if after.writes[PAID_TWICE] > 1 and not after.faulty:
         return "packets are sent twice without a fault"
     return ""
 
 
 def fault(world: World, what: str) -> Event:
     """Marks an optional event."""
-    return Event(what, world._replace(faults=world.faults + 1))
+    return Event(what, world._replace(faulty=True), fault=True)
 
 
 def put(world: World, **more: object) -> World:

@@ -6,6 +6,8 @@ import json
 
 from tests.mutation.mutants import MUTANTS
 from tools.explore.__main__ import BOUNDS
+from tools.explore.judged import JUDGED, Breaks
+from tools.explore.planted import BUGS
 from tools.proof_page import FIGURES, proof_page
 
 
@@ -30,5 +32,25 @@ def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
     tables = [part for part in page if part.startswith("| ")]
 
     assert [len(table.splitlines()) - 2 for table in tables] == [
-        len(figures[name]) for name in ("explored", "marks", "rebalance", "mutants")
+        *(len(figures[name]) for name in ("explored", "marks", "rebalance", "mutants")),
+        len(JUDGED),
     ]
+
+
+def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
+    """By whether it breaks safety; a new one must be judged, too."""
+    missed = [bug for bug, _, _, broken in json.loads(FIGURES.read_text())["mutants"] if not broken]
+
+    assert [one.bug for one in JUDGED] == missed
+
+
+def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
+    """The others are in the loop or decide where a partition starts; `make mutants` plants the same texts."""
+    files = {mutant.bug: mutant.file for mutant in MUTANTS}
+    elsewhere = {"reader/runtime.py", "core/starting.py"}
+
+    for one in JUDGED:
+        assert bool(one.world) == (one.breaks is Breaks.SAFETY and files[one.bug] not in elsewhere), one.bug
+    texts = {(f"ingest/{mutant.file}", mutant.before, mutant.after) for mutant in MUTANTS}
+    judged = {one.bug for one in JUDGED}
+    assert all((bug.file, bug.before, bug.after) in texts for bug in BUGS if bug.name in judged)

@@ -17,8 +17,8 @@ class Graph:
         self._edges = edges
         self._done = done
 
-    def steps(self, state: int) -> Iterator[tuple[int, int]]:
-        yield from self._edges.get(state, ())
+    def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
+        yield from (step for step in self._edges.get(state, ()) if faults_left or not self.is_fault(step[0]))
 
     def is_done(self, state: int) -> bool:
         return state in self._done
@@ -29,8 +29,8 @@ class Graph:
     def broken(self, state: int) -> str:
         return f"broken {-state}"
 
-    def tell(self, labels: list[int]) -> list[str]:
-        return [str(label) for label in labels]
+    def tell(self, path: list[tuple[int, int]]) -> list[str]:
+        return [str(label) for _, label in path]
 
 
 def test_every_state_is_visited_once() -> None:
@@ -62,5 +62,24 @@ def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
 
 def test_a_fault_is_not_a_path_to_the_end() -> None:
     """A state that only a fault can leave is a dead end."""
-    assert Search(Graph({0: [(90, 1)]}, [1])).run().broken
+    assert Search(Graph({0: [(90, 1)]}, [1]), 1).run().broken
     assert not Search(Graph({0: [(89, 1)]}, [1])).run().broken
+
+
+def test_the_violation_with_the_fewest_faults_is_reported() -> None:
+    """A longer path without a fault is reported before a shorter one with a fault."""
+    edges = {0: [(90, -1), (1, 1)], 1: [(1, 2)], 2: [(1, -2)], 3: [(91, -3)]}
+    assert Search(Graph(edges, []), 1).run().story == ["1", "1", "1", "broken 2"]
+
+    edges = {0: [(90, 3), (1, 1)], 1: [(1, 2)], 2: [(1, 4)], 3: [(91, -3)], 4: []}
+    assert Search(Graph(edges, [1, 2, 3, 4]), 1).run().complete
+    assert Search(Graph(edges, [4]), 2).run().story == ["90", "91", "broken 3"]
+
+
+def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
+    """State 2 is next to the start by a fault, and further away without one: a fault is left there."""
+    edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
+
+    result = Search(Graph(edges, [2]), 1).run()
+
+    assert result.story == ["1", "1", "91", "broken 4"]

@@ -75,7 +75,7 @@ FOUND = (
 @pytest.mark.parametrize(("faults", "states_min"), [(0, 40), (1, 20_000)])
 def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: int) -> None:
     """Every state is visited, and from each of them the batch can become durable and settled."""
-    result = Search(StagingModel(faults)).run()
+    result = Search(StagingModel(), faults).run()
 
     assert result.broken == "", "\n".join(result.story)
     assert result.complete
