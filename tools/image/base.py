@@ -24,7 +24,7 @@ OPTIONS = (
     "--dpkgopt=force-unsafe-io",
     *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale")),
 )
-MADE_SECONDS_MAX = 120.0
+MADE_SECONDS_MAX = 150.0
 
 
 def wanted(dockerfile: str) -> str:
