@@ -105,6 +105,8 @@ class SegmentHandler(Handler):
 class VideoHandler(Handler):
     """One segment's video, whole or a range of it."""
 
+    destinations = Handler.destinations | {"video"}
+
     async def get(self, project: str, replay_id: str, segment: str) -> None:
         def work() -> bytes:
             video = self.state.recording(int(project), replay_id, int(segment)).video

@@ -12,10 +12,10 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tornado import web
 
@@ -37,11 +37,14 @@ HEAVY_MAX = 2
 SEND_SECONDS_MAX = 60.0
 
 _ELSEWHERE = ("img-src", "style-src", "font-src", "media-src")
+FETCH, NAVIGATION = "empty", "document"
+"""Values of Sec-Fetch-Dest: a request of our scripts, and an address opened in a tab."""
 
 
-def policy(*, elsewhere: bool = False) -> str:
+def policy(hosts: Sequence[str] = ()) -> str:
     """The content security policy. Recorded pages have inline styles, and images and fonts as data URLs; they may
-    not load, run or send anything. `elsewhere`: allows images, styles, fonts and media of other servers."""
+    not load, run or send anything. `hosts`: allows images, styles, fonts and media of these servers, each a name
+    with an optional port."""
     rules = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -57,8 +60,8 @@ def policy(*, elsewhere: bool = False) -> str:
         "base-uri": "'none'",
         "frame-ancestors": "'none'",
     }
-    if elsewhere:
-        rules |= {name: f"{rules[name]} https: http:" for name in _ELSEWHERE}
+    if hosts:
+        rules |= {name: f"{rules[name]} {' '.join(hosts)}" for name in _ELSEWHERE}
     return "; ".join(f"{name} {sources}" for name, sources in rules.items())
 
 
@@ -112,6 +115,9 @@ class Handler(web.RequestHandler):
 
     state: State
     visitor: Visitor
+    # What a browser may load a response as: a recording can make the page load images, media and styles of this
+    # server, with the viewer's session.
+    destinations: ClassVar[frozenset[str]] = frozenset((FETCH, NAVIGATION))
 
     def initialize(self, state: State) -> None:
         self.state = state
@@ -126,7 +132,7 @@ class Handler(web.RequestHandler):
         self.let_in()
 
     def expect_own_name(self) -> None:
-        """Refuses requests with another host name (DNS rebinding) or from another origin."""
+        """Refuses requests with another host name (DNS rebinding), from another origin, or of a recording."""
         if self.request.host_name not in NAMES:
             raise web.HTTPError(421, reason="this server only accepts requests for 127.0.0.1 and localhost")
         if (
@@ -134,6 +140,8 @@ class Handler(web.RequestHandler):
             and self.request.headers.get("Sec-Fetch-Mode") != "navigate"
         ):
             raise web.HTTPError(403, reason="this request does not come from a page of this server")
+        if self.request.headers.get("Sec-Fetch-Dest") not in (None, *self.destinations):  # None: no browser
+            raise web.HTTPError(403, reason="this address is not an image, style, frame or media file")
 
     def let_in(self) -> None:
         """The visitor with a session, or with a password, which starts a session."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import html
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tornado import web
 
-from ingest.web.base import Handler, State, policy
+from ingest.web.base import NAVIGATION, Handler, State, policy
 
 STATIC = Path(__file__).parent / "static"
+# A name or address with an optional port, as in a URL: nothing else may get into the policy.
+HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+HOSTS_MAX = 50  # as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
 # For visitors without a login: without scripts and styles, which also require it.
 REFUSED = """<!doctype html>
@@ -33,6 +37,8 @@ class BrowserHandler(Handler):
 
 class LoginHandler(BrowserHandler):
     """The one-time link: exchanges its token for a session."""
+
+    destinations = frozenset((NAVIGATION,))
 
     def let_in(self) -> None:
         """Visitors have no session yet."""
@@ -58,15 +64,20 @@ class PageHandler(BrowserHandler):
         self.page = page
 
     def get(self, *_: str) -> None:
-        if self.flag("elsewhere") and self.request.headers.get("Sec-Fetch-Site") == "same-origin":
+        hosts = self.get_query_arguments("elsewhere")
+        if hosts and self.request.headers.get("Sec-Fetch-Site") == "same-origin":
             # Only honored for links on our own page, so that foreign links cannot enable it.
-            self.set_header("Content-Security-Policy", policy(elsewhere=True))
+            if len(hosts) > HOSTS_MAX or not all(map(HOST.fullmatch, hosts)):
+                raise web.HTTPError(400, reason=f"elsewhere must be at most {HOSTS_MAX} host names")
+            self.set_header("Content-Security-Policy", policy(hosts))
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish((STATIC / self.page).read_bytes())
 
 
 class StaticHandler(Handler):
     """Scripts and styles: revalidated on each request, sent only if changed."""
+
+    destinations = Handler.destinations | {"script", "style"}
 
     def get(self, name: str) -> None:
         path = files().get(name)

@@ -6,12 +6,14 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
 from ingest.settings import Settings
 from tests.kit.browser import browser, needs_chromium
 from tests.kit.stored_replays import ingest, message
+from tests.kit.web_pages import running, signed_in
 
 AT_MS = 1_780_000_000_000
 REPLAY, PROJECT = "5" * 32, 7
@@ -181,8 +183,87 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
     nothing."""
     ingest(stored, [message(REPLAY, 0, recording(listener.address), project_id=PROJECT)])
     with browser(stored) as page:
-        answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere=1")
+        answer = page.goto(f"/replay/{PROJECT}/{REPLAY}?elsewhere={listener.address.removeprefix('http://')}")
 
     assert answer is not None
-    assert "http:" not in answer.headers["content-security-policy"]
+    assert "127.0.0.1:" not in answer.headers["content-security-policy"]
     assert json.dumps(listener.heard, default=repr) == "[]"
+
+
+def drawn(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
+    """A page with these nodes in its body, and a mark once it was played to its end."""
+    page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
+    page["childNodes"], body["childNodes"] = [head, body], nodes
+    document = {"type": 0, "id": 1, "childNodes": [page]}
+    over = {"source": 0, "texts": [], "removes": [], "adds": []}
+    return [
+        {"type": 4, "timestamp": AT_MS, "data": {"href": "https://shop.example/", "width": 800, "height": 600}},
+        {"type": 2, "timestamp": AT_MS + 1, "data": {"node": document, "initialOffset": {"top": 0, "left": 0}}},
+        {
+            "type": 3,
+            "timestamp": AT_MS + 900,
+            "data": {**over, "attributes": [{"id": 2, "attributes": {"data-over": "yes"}}]},
+        },
+    ]
+
+
+def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: Listener):
+    """Given files of a host that the page names, and of one that it does not recognize, when the viewer permits
+    what was named, then only that is loaded."""
+    hidden = Listener()
+    address = hidden.address.replace("//", "\\\\")
+    unnamed = [
+        element(11, "img", src=address + "/backslash"),
+        element(12, "div", style=f'background:image-set("{hidden.address}/set" 1x)'),
+        element(13, "div", style=f"background:u\\72l({hidden.address}/escape)"),
+        element(14, "img", src=hidden.address.replace("http", "ht\ntp") + "/newline"),
+    ]
+    for node in unnamed:
+        node["childNodes"] = [{"type": 3, "id": 20 + int(str(node["id"])), "textContent": "text"}]
+    nodes = [*unnamed, element(10, "img", src=f"{listener.address}/named")]
+    ingest(stored, [message("6" * 32, 0, drawn(nodes), project_id=PROJECT)])
+    with browser(stored) as page:
+        page.goto(f"/replay/{PROJECT}/{'6' * 32}")
+        page.get_by_text("Load images, styles and fonts").click()
+        page.get_by_text("Allowed from other servers").wait_for()
+        page.locator(".rr-controller__btns button").first.click()
+        page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
+        named = page.locator("#notices").inner_text()
+    hidden.close()
+
+    assert hidden.address.removeprefix("http://") not in named  # else it would be permitted rightly
+    assert b"/named" in b"".join(listener.heard)
+    assert hidden.heard == []
+
+
+@pytest.mark.parametrize("host", ["https:", "*", "a;script-src", "'unsafe-eval'", "data:", "a b", "", "a:b"])
+def test_the_permission_holds_host_names_only(stored: Settings, host: str):
+    """Given anything but a name with an optional port, when it is to be permitted, then the page is refused."""
+    with running(stored) as announced:
+        address, link = announced.get(timeout=30)
+        path = f"/replay/{PROJECT}/{REPLAY}?elsewhere="
+        inside = signed_in(address, link)
+        answer = inside.get(path + quote(host), Sec_Fetch_Site="same-origin")
+        usual = inside.get(path + "cdn.example:8443", Sec_Fetch_Site="same-origin")
+
+    assert answer.status == 400
+    assert "img-src data: blob: cdn.example:8443;" in usual.headers["content-security-policy"]
+
+
+def test_a_recording_loads_nothing_of_this_server(stored: Settings):
+    """Given media and styles at our own addresses, which the policy has to allow, when it is played, then each is
+    refused: a recording uses no session and tries no login."""
+    paths = ("/login?token=guess", "/api/operate/letters", f"/api/replays/{PROJECT}/{'7' * 32}/segments/0?raw=1")
+    nodes = [element(10 + n, "video", src=path, preload="auto") for n, path in enumerate(paths)]
+    nodes += [element(20 + n, "link", rel="stylesheet", href=path) for n, path in enumerate(paths)]
+    ingest(stored, [message("7" * 32, 0, drawn(nodes), project_id=PROJECT)])
+    answers: list[tuple[str, int]] = []
+    with browser(stored) as page:
+        page.on("response", lambda one: answers.append((one.url, one.status)))
+        page.goto(f"/replay/{PROJECT}/{'7' * 32}")
+        page.locator(".rr-controller__btns button").first.click()
+        page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
+
+    statuses = [status for url, status in answers if url.endswith(paths)]
+    assert len(statuses) >= len(paths)
+    assert set(statuses) == {403}

@@ -1,11 +1,13 @@
 // What a recorded page had from servers, by host: style sheets, images, fonts and media that its events name by address.
 //
 // rrweb makes addresses absolute and inlines the style sheets that it may read. What is left, the content security
-// policy keeps away until the viewer wants it.
+// policy keeps away until the viewer wants it. The policy then allows these hosts and no others, so a host that is not
+// found here, or that another host's style sheet names, stays blocked.
 
 const FULL_SNAPSHOT = 2, INCREMENTAL = 3, MUTATION = 0, STYLE_RULE = 8, ADOPTED = 15;
 const LOADING = new Set(["src", "poster", "background", "xlink:href"]);
 const LOADING_TAGS = new Set(["img", "image", "input", "video", "audio", "source", "track", "body", "table", "td", "th", "tr", "use"]);
+const SVG_TAGS = new Set(["image", "feimage", "use"]);
 const IN_CSS = /(?:url\(\s*|@import\s+)["']?((?:https?:)?\/\/[^"'()\s;]+)/gi;
 const IN_SRCSET = /(?:^|,\s*)((?:https?:)?\/\/\S+)/gi;
 const ADDRESSES_MAX = 10_000;
@@ -55,7 +57,7 @@ function attributesOf(tag, given, found) {
     if (name === "style" || name === "_cssText") css(typeof value === "string" ? value : JSON.stringify(value), found);
     else if (LOADING.has(name) && LOADING_TAGS.has(tag)) keep(value, found);
     else if (name === "srcset") for (const [, address] of String(value).matchAll(IN_SRCSET)) keep(address, found);
-    else if (name === "href" && isSheet(tag, given)) keep(value, found);
+    else if (name === "href" && (isSheet(tag, given) || SVG_TAGS.has(tag))) keep(value, found);
   }
 }
 

@@ -10,7 +10,8 @@ const [, , project, replayId] = location.pathname.split("/");
 const api = `/api/replays/${project}/${replayId}`;
 const QUIET = new Set(["asset", "options", "state", "video"]);
 const MARKS_MAX = 20_000;
-const HOSTS_SHOWN = 8;
+const HOSTS_MAX = 50; // as in pages.py
+const HOST = /^(?:[\w-]+(?:\.[\w-]+)*|\[[\da-f:.]+\])(?::\d{1,5})?$/; // what the server takes into its policy
 const CLICKS = new Set(["click", "slow_click", "dead_click", "rage_click"]);
 const STEP_MS = 5000;
 const state = { timeline: null, player: null, video: null, hidden: new Set(QUIET), buttons: [], offset: 0 };
@@ -236,19 +237,24 @@ async function play(ingestion) {
   });
 }
 
-/** What the recorded page had from servers stays away until the viewer wants it for this recording. */
+/** What the recorded page had from servers stays away until the viewer wants it for this recording. The link names
+ * the hosts that are shown, and the server allows no others. */
 function elsewhere(foreign) {
   if (!foreign.length) return;
-  const files = foreign.reduce((sum, [, count]) => sum + count, 0);
-  const named = foreign.slice(0, HOSTS_SHOWN).map(([host, count]) => `${host} (${count})`);
-  if (foreign.length > HOSTS_SHOWN) named.push(`${foreign.length - HOSTS_SHOWN} more`);
-  const allowed = new URLSearchParams(location.search).has("elsewhere");
-  const [says, link, asks] = allowed
+  const chosen = new URLSearchParams(location.search).getAll("elsewhere");
+  const named = foreign.filter(([host]) => HOST.test(host)).slice(0, HOSTS_MAX);
+  const others = foreign.length - named.length;
+  const ask = new URLSearchParams(named.map(([host]) => ["elsewhere", host]));
+  const [says, link, asks] = chosen.length
     ? ["Allowed from other servers", location.pathname, "Block them"]
-    : ["Blocked", `${location.pathname}?elsewhere=1${location.hash}`, "Load images, styles and fonts for this recording"];
+    : ["Blocked", `${location.pathname}?${ask}${location.hash}`, "Load images, styles and fonts for this recording"];
+  if (!named.length) return notice(`Blocked: files of ${others} hosts without a usable name.`);
   const choose = make("a", { href: link, id: "elsewhere" }, asks);
+  const files = named.reduce((sum, [, count]) => sum + count, 0);
   const what = `${files} file${files > 1 ? "s" : ""} (images, style sheets, fonts, media)`;
-  byId("notices").append(make("p", { class: "notice" }, `${says}: ${what} of ${named.join(", ")}. `, choose));
+  const from = named.map(([host, count]) => `${host} (${count})`).join(", ");
+  byId("notices").append(make("p", { class: "notice" }, `${says}: ${what} of ${from}. `, choose));
+  if (others) notice(`Files of ${others} more host${others > 1 ? "s" : ""} stay blocked.`);
 }
 
 function film(ingestion) {
