@@ -217,8 +217,12 @@ def local_down(directory: Path | None) -> None:
 def local_status(directory: Path | None, as_json: bool) -> None:
     """Show what is running, and its addresses. Exit code 1 if nothing is."""
     from ingest.local.background import status
+    from ingest.local.servers.processes import LocalError
 
-    state = status(directory)
+    try:
+        state = status(directory)
+    except LocalError as error:
+        fail(str(error))
     if state is None:
         fail("no stack is running; start one with `replays-ingest local up`")
     if as_json:
@@ -238,8 +242,12 @@ def local_logs(name: str | None, directory: Path | None, lines: int, follow: boo
     """Print the logs of all processes, or of the process NAME (reader, worker, flower, web, kafka, ...)."""
     from ingest.local.background import log_files
     from ingest.local.logs import Tail
+    from ingest.local.servers.processes import LocalError
 
-    logs = log_files(directory)
+    try:
+        logs = log_files(directory)
+    except LocalError as error:
+        fail(str(error))
     if not logs:
         fail("there are no logs; start a stack with `replays-ingest local up`")
     if name is not None:

@@ -359,7 +359,7 @@ def fetch_command(
 ) -> None:
     """Download a replay: the original rrweb events of each segment, and videos."""
     from ingest.core.stored_recording import BlobError, unpack
-    from ingest.local.servers.processes import private_folder, private_opener
+    from ingest.local.servers.processes import private_file, private_folder
 
     written: list[dict[str, Any]] = []
     unreadable: dict[int, str] = {}
@@ -380,7 +380,7 @@ def fetch_command(
             for suffix, data in (("json", found.recording), ("mp4", found.video)):
                 if data is not None:
                     path = output / f"{replay.replay_id}-{one.segment_id:04}.{suffix}"
-                    with open(path, "wb", opener=private_opener) as made:
+                    with private_file(path) as made:
                         made.write(data)
                     written.append({"segment_id": one.segment_id, "path": str(path), "bytes": len(data)})
     gone = [number for number in segments.missing if not wanted or number in wanted]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ingest.local.servers.processes import private_folder, private_opener
+from ingest.local.servers.processes import LocalError, private_folder, private_opener
 
 DIRECTORY_VARIABLE = "REPLAYS_LOCAL_DIRECTORY"
 
@@ -26,7 +27,16 @@ def default_directory(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The chosen directory; else that of a running stack of another folder; else the default."""
+    """The chosen directory; else that of a running stack of another folder; else the default.
+
+    Raises LocalError if another user may change the files there.
+    """
+    place = _place(chosen, environ)
+    expect_own(place)
+    return place
+
+
+def _place(chosen: Path | None, environ: Mapping[str, str]) -> Path:
     if chosen is not None or environ.get(DIRECTORY_VARIABLE):
         return (chosen or default_directory(environ)).absolute()
     place = default_directory(environ).absolute()
@@ -36,6 +46,23 @@ def directory_of(chosen: Path | None, environ: Mapping[str, str] = os.environ) -
             if noted.is_absolute() and is_locked(noted):
                 return noted
     return place
+
+
+def expect_own(place: Path) -> None:
+    """Raises LocalError if another user may change files there.
+
+    They name processes to stop, variables to export and a login, and are the servers' data."""
+    with contextlib.suppress(FileNotFoundError):
+        found = place.stat()
+        if found.st_uid != os.geteuid():
+            raise LocalError(
+                f"{place} belongs to another user, who may change its files: choose another directory"
+            )
+        shared = stat.S_IWOTH if found.st_gid == os.getegid() else stat.S_IWOTH | stat.S_IWGRP
+        if found.st_mode & shared:
+            raise LocalError(
+                f"other users may change the files in {place}: run `chmod go-w` on it, or choose another"
+            )
 
 
 def remember(place: Path, environ: Mapping[str, str] = os.environ) -> None:

@@ -98,6 +98,9 @@ def run(
         except KeyboardInterrupt:
             screen.line("interrupted; everything is stopped")
             return 130
+        except LocalError as error:
+            outcome.ok, outcome.error = False, str(error)
+            show(screen, outcome, as_json=as_json)
     return 0 if outcome.ok else 1
 
 

@@ -16,12 +16,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, ClassVar, Protocol, Self
+from typing import IO, BinaryIO, ClassVar, Protocol, Self
 
 WARDEN = Path(__file__).with_name("warden.py")
 GATE = ("/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh")
@@ -52,6 +53,23 @@ def private_folder(path: Path) -> None:
 def private_opener(path: str, flags: int) -> int:
     """Opener for `open`: a new file is accessible to this user alone."""
     return os.open(path, flags, 0o666 & ~PRIVATE_UMASK)
+
+
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[BinaryIO]:
+    """Writes a new file for this user alone, and moves it to `path` when it is complete.
+
+    An existing file or link there is replaced, not written into: in a shared folder it may be another user's.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as made:
+            yield made
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
 
 
 class Program(Protocol):

@@ -1,0 +1,92 @@
+"""Files and folders that another user of the machine has prepared: nothing of ours is written into them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingest.local.background import StackState, down, log_files, status, up
+from ingest.local.places import expect_own
+from ingest.local.servers.processes import LocalError
+from ingest.local.stack import Stack
+from ingest.settings import Settings
+from tests.kit.commands import command
+from tests.kit.stored_replays import ingest, message
+
+REPLAY, PROJECT = "8" * 32, 7
+NOBODY = 65534
+WAYS: tuple[Callable[[Path], object], ...] = (up, down, status, log_files, Stack)
+
+
+@pytest.mark.parametrize("planted", ["file", "link"])
+def test_a_download_is_not_written_into_a_planted_file(
+    env: dict[str, str], stored: Settings, tmp_path: Path, planted: str
+) -> None:
+    """given a file with the name of a download, open to everyone, or a link there, when a replay is fetched, then
+    a new file for its user alone takes its place"""
+    ingest(stored, [message(REPLAY, 0, [{"type": 5, "timestamp": 1_780_000_000_000}], project_id=PROJECT)])
+    place, other = tmp_path / f"{REPLAY}-0000.json", tmp_path / "other"
+    other.write_text("kept")
+    if planted == "link":
+        place.symlink_to(other)
+    else:
+        place.touch()
+        place.chmod(0o666)
+
+    with place.open() as reader:
+        done = command(env, "fetch", REPLAY, "--output", str(tmp_path))
+        seen_by_whoever_had_it_open = reader.read()
+
+    assert done.code == 0
+    assert not place.is_symlink()
+    assert place.stat().st_mode & 0o077 == 0
+    assert len(json.loads(place.read_text())) == 1
+    assert (other.read_text(), seen_by_whoever_had_it_open) == ("kept", "kept" if planted == "link" else "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([place.name, "other"])
+
+
+def prepared(folder: Path) -> Path:
+    """A directory whose state file looks like that of a running stack, and names this process."""
+    folder.mkdir()
+    (folder / "state.json").write_text(StackState(str(folder), os.getpid(), (), {}, {}).to_json())
+    (folder / "logs").symlink_to(folder.parent)
+    return folder
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_stack_uses_no_directory_that_others_may_change(tmp_path: Path, way: Callable[[Path], object]) -> None:
+    """given a directory that every user may write to, when a stack is to be started, shown or stopped there, then
+    it is refused, and nothing is written"""
+    folder = prepared(tmp_path / "stack")
+    before = sorted(folder.iterdir())
+    folder.chmod(0o777)
+
+    with pytest.raises(LocalError, match="other users may change the files"):
+        way(folder)
+
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_stack_uses_no_directory_of_another_user(tmp_path: Path, way: Callable[[Path], object]) -> None:
+    """given a directory of another user, when a stack is to be started or stopped there, then it is refused"""
+    folder = prepared(tmp_path / "stack")
+    os.chown(folder, NOBODY, NOBODY)
+
+    with pytest.raises(LocalError, match="belongs to another user"):
+        way(folder)
+
+
+def test_a_directory_of_the_users_own_group_is_usable(tmp_path: Path) -> None:
+    """given the umask 002, with which each user has a group, when a directory is used, then it is accepted"""
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    folder.chmod(0o775)
+
+    expect_own(folder)
+    expect_own(tmp_path / "none")
