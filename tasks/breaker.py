@@ -23,6 +23,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tasks.foreign_keys import results
 from tasks.settings import Settings
 from tasks.wire import SinkName
 
@@ -195,7 +196,7 @@ def read_states(client: Redis[bytes], prefix: str, sinks: Iterable[SinkName]) ->
     pipe.time()
     for sink in sinks:
         pipe.hgetall(_key(prefix, sink))
-    (seconds, micros), *hashes = pipe.execute()
+    (seconds, micros), *hashes = results(pipe, {})
     return {sink: _state(sink, found, seconds + micros / 1e6) for sink, found in zip(sinks, hashes, strict=True)}
 
 

@@ -21,6 +21,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from tasks.foreign_keys import remove_wrong_types, results
 from tasks.operators import Operators
 from tasks.seals import Purpose, Unverified, warn
 from tasks.settings import Settings
@@ -50,6 +51,8 @@ class Coordination:
         self._readers = f"{self._prefix}:readers"
         self.operators = Operators(client, settings)
         self._workers = f"{self._prefix}:workers"
+        breakers = (f"{self._prefix}:breaker:{sink}" for sink in settings.sinks)
+        self._of_sinks = (f"{self._prefix}:sinks", *breakers)
 
     def now(self) -> float:
         """Unix seconds by Redis' clock."""
@@ -72,6 +75,7 @@ class Coordination:
 
     def publish_reader(self, reader: str, about: str) -> None:
         """Stores a heartbeat: `about` is JSON with host, pid, started_at and seen_at (unix seconds)."""
+        remove_wrong_types(self.client, (self._readers, self._parked))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._readers, reader, about)
         pipe.expire(self._readers, READER_FORGOTTEN_SECONDS)
@@ -96,6 +100,7 @@ class Coordination:
 
     def publish_worker(self, worker: str, about: str) -> None:
         """Stores a worker's presence: `about` is JSON with `seen_at` (Unix seconds). Old entries are removed."""
+        remove_wrong_types(self.client, (self._workers, *self._of_sinks))
         pipe = self.client.pipeline(transaction=True)
         pipe.hset(self._workers, worker, about)
         pipe.expire(self._workers, WORKER_FORGOTTEN_SECONDS)
@@ -168,7 +173,7 @@ class Coordination:
         pipe = self.client.pipeline(transaction=True)
         pipe.hgetall(key)
         pipe.time()
-        found, clock = pipe.execute()
+        found, clock = results(pipe, {})
         return found, seconds_of(clock)
 
     # The audit trail

@@ -21,6 +21,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
+from tasks.foreign_keys import HASH, MISSING, SORTED_SET, results
 from tasks.kafka import decisions
 from tasks.kafka.decisions import AUDIT, Decision, Decisions, DecisionWriter, Values
 from tasks.kafka.producing import NotProduced
@@ -43,7 +44,11 @@ class Copy:
 
     def copied(self) -> int | None:
         """The offset up to which the copy is complete; None if it is missing or invalid and must be rebuilt."""
-        found = self._client.get(self._copied)
+        pipe = self._client.pipeline(transaction=True)
+        pipe.get(self._copied).type(self._decided).type(self._audit)
+        found, decided, audit = results(pipe, b"")
+        if decided not in (HASH, MISSING) or audit not in (SORTED_SET, MISSING):
+            return None
         position, _, seal = (found or b"").partition(b" ")
         if not position.isdigit() or not self._seals.verifies(
             seal or None, Purpose.DECISION, self._copied, position

@@ -109,7 +109,14 @@ TABLE: tuple[Package, ...] = (
         },
     ),
     Package(
-        ("tasks.breaker", "tasks.connection", "tasks.coordination", "tasks.operators", "tasks.staging"),
+        (
+            "tasks.breaker",
+            "tasks.connection",
+            "tasks.coordination",
+            "tasks.foreign_keys",
+            "tasks.operators",
+            "tasks.staging",
+        ),
         libraries={EVERYWHERE: ("msgspec", "redis")},
     ),
     Package(

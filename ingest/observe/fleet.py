@@ -18,6 +18,7 @@ from tasks.configuration import configuration
 from tasks.connection import advice, connect, prove_writable, refusal
 from tasks.coordination import Coordination
 from tasks.errors import shortened
+from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.loops import Loop
 from tasks.observe.presence import consumers, workers
@@ -50,7 +51,7 @@ def queue_depths(settings: Settings, client: Any) -> dict[str, int]:
     pipe = client.pipeline(transaction=False)
     for queue in queues:
         pipe.llen(broker_prefix(settings) + queue)
-    return dict(zip(queues, pipe.execute(), strict=True))
+    return dict(zip(queues, results(pipe, 0), strict=True))
 
 
 def broker_prefix(settings: Settings) -> str:

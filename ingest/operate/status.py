@@ -20,6 +20,7 @@ from ingest.settings import Settings
 from tasks.breaker import BreakerPhase, read_states
 from tasks.connection import connect
 from tasks.coordination import UNREADABLE, Coordination
+from tasks.foreign_keys import results
 from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.observe.presence import WorkerStatus, consumers, workers
 from tasks.observe.watch import sinks_key
@@ -170,9 +171,11 @@ def _is_silent(about: dict[str, Any], settings: Settings) -> bool:
 
 
 def _redis(settings: Settings, client: Any, depths: dict[str, int]) -> RedisStatus:
+    unacked = client.pipeline(transaction=False).hlen(broker_prefix(settings) + "unacked")
+    (unacknowledged,) = results(unacked, 0)
     return RedisStatus(
         **msgspec.structs.asdict(redis_memory(client)),
-        unacknowledged_tasks=int(client.hlen(broker_prefix(settings) + "unacked")),
+        unacknowledged_tasks=int(unacknowledged),
         control_queue_depth=depths.get(CONTROL_QUEUE, 0),
     )
 
@@ -190,7 +193,8 @@ NO_RUNS = _Runs()
 def _runs(client: Any, key: str) -> dict[str, _Runs]:
     """Durations by sink. Invalid entries are ignored, so that the others are still shown."""
     found: dict[str, _Runs] = {}
-    for name, text in client.hgetall(key).items():
+    (texts,) = results(client.pipeline(transaction=False).hgetall(key), {})
+    for name, text in texts.items():
         with contextlib.suppress(*UNREADABLE):
             found[name.decode()] = msgspec.json.decode(text, type=_Runs)
     return found

@@ -25,7 +25,7 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """All output goes through this method, including table cells."""
         for segment in super().render(renderable, options):
-            if segment.control or segment.text.isprintable() or segment.text == LINE_END:
+            if segment.control or segment.text == LINE_END:
                 yield segment
             else:
                 lines = segment.text.split(LINE_END)

@@ -54,6 +54,8 @@ def for_terminal(logger: Any, method: str, line: MutableMapping[str, Any]) -> Mu
             line[key] = "\n".join(map(printable, value.split("\n")))
         elif isinstance(value, str):
             line[key] = printable(value)
+        elif isinstance(value, Mapping | list):
+            line[key] = printable(repr(value))
     return line
 
 

@@ -85,3 +85,41 @@ def test_a_heartbeat_removes_forged_entries(stored: Settings, forged: Coordinati
     client.close()
     assert left["readers"].keys() >= {NAME.encode()}
     assert not {b"garbage", b"null", b"{}"} & {*left["readers"].values(), *left["workers"].values()}
+
+
+HASHES = ("readers", "workers", "sinks", "parked", "breaker:clickhouse", "operators", "operators:audit")
+OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.clickhouse")
+
+
+@pytest.fixture
+def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
+    """Every shared key that commands read, with a type that no program of ours gives it."""
+    client = connect(stored)
+    for name in HASHES + OTHERS:
+        client.delete(f"{stored.key_prefix}:{name}")
+        client.sadd(f"{stored.key_prefix}:{name}", "x")
+    yield Coordination(client, stored)
+    client.delete(*(f"{stored.key_prefix}:{name}" for name in HASHES + OTHERS))
+    client.close()
+
+
+def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: Coordination):
+    """Commands show what remains: the decisions come from Kafka, and so does the copy afterwards."""
+    seen = collect(stored)
+
+    assert (seen.readers, seen.parked) == ((), ())
+    assert {sink.sink for sink in seen.sinks} >= set(stored.sinks)
+    assert wrongly_typed.operators.in_force() == wrongly_typed.operators.in_force()
+    assert isinstance(wrongly_typed.audited(), list)
+
+
+def test_a_heartbeat_replaces_keys_of_another_type(stored: Settings, wrongly_typed: Coordination):
+    """Readers and workers publish their state again, without an operator."""
+    now = wrongly_typed.now()
+    wrongly_typed.publish_reader(NAME, json.dumps({"seen_at": now, "topic": "t", "snapshot": {"now": 1.0}}))
+    wrongly_typed.publish_worker(WORKER, json.dumps({"seen_at": now}))
+
+    assert NAME in wrongly_typed.readers()
+    assert WORKER in wrongly_typed.workers()
+    types = {name: wrongly_typed.client.type(f"{stored.key_prefix}:{name}") for name in HASHES[:5]}
+    assert set(types.values()) <= {b"hash", b"none"}

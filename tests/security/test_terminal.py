@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -36,6 +37,8 @@ from tasks.observe.logs import configure
 from tests.kit.stored_replays import message
 
 HOSTILE = {
+    "letters without ink": "a\u115f\u1160\u3164\uffa0\u2800\u034fb",
+    "a pile of marks": "z" + "\u0300\u0489" * 150 + "z",
     "clipboard": "\x1b]52;c;ZXZpbA==\x07",
     "clear the screen": "\x1b[2J\x1b[H",
     "title": "\x1b]0;owned\x1b\\",
@@ -64,7 +67,9 @@ def drawn(what: RenderableType | str) -> str:
 
 def unsafe(text: str) -> set[str]:
     """Its characters that control the terminal, or mislead the eye."""
-    return {letter for letter in text if not letter.isprintable() and letter != "\n"}
+    inkless = "\u034f\u115f\u1160\u2800\u3164\uffa0"
+    piles = set(re.findall(r"[\u0300-\u036f\u0483-\u0489]{5,}", text))
+    return piles | {each for each in text if each in inkless or not (each.isprintable() or each == "\n")}
 
 
 def a_status(text: str) -> Status:
