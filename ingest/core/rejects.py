@@ -39,7 +39,7 @@ class ProjectCount:
 
 
 class Rejects:
-    """The window. Memory: one number per message of it, and one count per project in it."""
+    """The window. It keeps one number per message and one count per project."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -23,7 +23,7 @@ class Spent(Exception):
 
 
 class Budget:
-    """Units that are left."""
+    """The work units that remain for a message."""
 
     __slots__ = ("_earned_until", "left")
 

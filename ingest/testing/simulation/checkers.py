@@ -310,7 +310,7 @@ class RecordedFirst:
         self._stored[reader.name, given.source] = set(ends)
 
     def stored(self, reader: Reader, event: on.Committed) -> None:
-        """The broker stored these ends."""
+        """The broker has stored this commit: the ends in its offset and record count as stored."""
         ends = self._stored.setdefault((reader.name, event.source), set())
         ends.update(_ends(event.offset, event.record))
 

@@ -141,7 +141,7 @@ def test_a_blocking_call_on_a_demoted_primary_means_unavailable(fleet: Fleet) ->
 
 
 def test_a_full_server_counts_as_available(fleet: Fleet) -> None:
-    """given a primary at its memory limit, when it refuses writes, then the connection and readiness stay"""
+    """given a full primary, when it refuses writes, then the client stays connected and ready"""
     client: Any = connect(fleet.settings, retries=0)
     before = client.client_id()
     watch = FleetWatch(fleet.settings, Metrics(fleet.settings))

@@ -157,7 +157,7 @@ def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[.
 
 @pytest.mark.parametrize("name", ["30/1/abc/{}", PACKED])
 def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Callable[..., Settings]) -> None:
-    """412 for everything, but nothing is stored: this proves nothing."""
+    """Every upload is refused with 412, but the object does not exist: the refusal does not prove a write."""
 
     def refuse(asked: Received) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else Answer(412)
