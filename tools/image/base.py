@@ -17,7 +17,15 @@ DEFAULT = re.compile(r"^ARG PYTHON_IMAGE=(\S+)", re.MULTILINE)
 REGISTRY = "docker.io/library/"
 SUITE = "bookworm"
 # Requirements of the Dockerfile and Celery, and what Docker's own Python image installs from Debian.
-PACKAGES = ("passwd", "python3-venv", "python-is-python3", "ca-certificates", "netbase", "tzdata")
+PACKAGES = (
+    "passwd",
+    "python3-venv",
+    "python-is-python3",
+    "ca-certificates",
+    "libstdc++6",
+    "netbase",
+    "tzdata",
+)
 OPTIONS = (
     "--variant=essential",
     '--aptopt=APT::Install-Recommends "false"',

@@ -28,6 +28,8 @@ PORTS = (9464, 9465, 5555)
 READY_SECONDS_MAX, COMMITTED_SECONDS_MAX, COMMAND_SECONDS_MAX = 60.0, 60.0, 60.0
 FLOWER_PASSWORD = "only-for-this-trial"
 USER = "10001"
+# Without libstdc++ this package silently falls back to Python ("python"), which is slower.
+C_EXTENSION = "import google_crc32c; print(google_crc32c.implementation)"
 
 
 def breaches(status: str, mounts: str) -> list[str]:
@@ -83,6 +85,7 @@ class System:
     def run(self, tag: str) -> None:
         """The whole trial. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
         self._once("reader", ("replays-ingest", "--help"), "Usage:")
+        self._once("worker", ("python", "-c", C_EXTENSION), "c\n")
         self._once("migrate", self._services["migrate"].command, "")
         for name in ("worker", "reader", "flower"):
             self._start(name, f"{tag}-{name}")
