@@ -54,12 +54,12 @@ def backfill(
     Exit code 0: all were rebuilt; 1: some could not be, or the run failed (see the last line).
     """
     from ingest.operate.backfill import Backfill, BackfillFailed, Selection, render
-    from ingest.operate.erase import plain_id
+    from ingest.operate.erase import listed_ids
 
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json cannot ask: give --yes or --dry-run")
     try:
-        named = None if listed is None else tuple(plain_id(text) for text in listed.read().split())
+        named = None if listed is None else tuple(listed_ids(listed))
         selection = Selection(project, since, until, named)
     except ValueError as error:
         raise click.UsageError(str(error)) from None

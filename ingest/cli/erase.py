@@ -60,14 +60,14 @@ def erase(
     the last line).
     """
     from ingest.local.servers.processes import private_opener
-    from ingest.operate.erase import EraseFailed, Erasure, plain_id
+    from ingest.operate.erase import EraseFailed, Erasure, listed_ids, plain_id
 
     if as_json and not (yes or dry_run):
         raise click.UsageError("--json requires --yes or --dry-run")
     if sum((bool(replay_ids), bool(user), everything, listed is not None)) != 1:
         raise click.UsageError("give either replay ids or one of --user, --all and --list")
     try:
-        named = [plain_id(text) for text in (replay_ids if listed is None else listed.read().split())]
+        named = [plain_id(text) for text in replay_ids] if listed is None else listed_ids(listed)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     loaded = settings()

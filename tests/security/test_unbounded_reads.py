@@ -55,6 +55,8 @@ class Measured:
 
     out: str
     memory_bytes: int
+    code: int
+    error_bytes: int
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
         capture_output=True,
         check=False,
     )
-    return Measured(done.stdout.decode(), int(done.stderr.split()[-1]) * 1024)
+    return Measured(done.stdout.decode(), int(done.stderr.split()[-1]) * 1024, done.returncode, len(done.stderr))
 
 
 @contextmanager
@@ -116,6 +118,18 @@ def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
         done = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
         assert done.memory_bytes < MEMORY_BYTES_MAX
         assert json.loads(done.out)["recording"]["json_bytes"] == len(shape)
+
+
+@pytest.mark.parametrize("arguments", [["erase", "--project", "7"], ["backfill"]])
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file")
+def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str], arguments: list[str]):
+    """A list without an end, and one long line, are wrong usage; the line is not repeated in full."""
+    endless = run(env, *arguments, "--list", "/dev/zero", "--dry-run")
+    long = run(env, *arguments, "--list", "-", "--dry-run", given=b"a" * MiB)
+
+    assert (endless.code, long.code) == (2, 2)
+    assert max(endless.memory_bytes, long.memory_bytes) < MEMORY_BYTES_MAX
+    assert max(endless.error_bytes, long.error_bytes) < 1000
 
 
 def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):

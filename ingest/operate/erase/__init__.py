@@ -26,7 +26,7 @@ docs/decisions/028-erase-in-place.md.
 from ingest.operate.erase.certificate import certificate
 from ingest.operate.erase.eraser import Eraser
 from ingest.operate.erase.erasure import Erased, Erasure
-from ingest.operate.erase.holdings import EraseFailed, Generation, Holdings, plain_id, remains
+from ingest.operate.erase.holdings import EraseFailed, Generation, Holdings, listed_ids, plain_id, remains
 from ingest.operate.erase.objects import Objects, blank
 from ingest.operate.erase.rows import TABLES
 
@@ -41,6 +41,7 @@ __all__ = [
     "Objects",
     "blank",
     "certificate",
+    "listed_ids",
     "plain_id",
     "remains",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from tasks.errors import shortened
 
@@ -63,11 +63,24 @@ class Holdings:
         }
 
 
+SHOWN_CHARACTERS_MAX = 80
+LIST_CHARACTERS_MAX = 32 * 1024 * 1024  # almost a million ids
+
+
+def listed_ids(file: IO[str]) -> list[str]:
+    """The ids of a file, separated by white space. Raises ValueError for an invalid one, and if it is too long."""
+    text = file.read(LIST_CHARACTERS_MAX + 1)
+    if len(text) > LIST_CHARACTERS_MAX:
+        raise ValueError(f"the list has more than {LIST_CHARACTERS_MAX} characters: split it")
+    return [plain_id(word) for word in text.split()]
+
+
 def plain_id(text: str) -> str:
     """The id as 32 lower-case hex digits without dashes. Raises ValueError for an invalid replay id."""
     plain = text.strip().replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{32}", plain):
-        raise ValueError(f"{text!r} is not a replay id (32 hex digits, with or without dashes)")
+        shown = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "…"
+        raise ValueError(f"{shown!r} is not a replay id (32 hex digits, with or without dashes)")
     return plain
 
 
