@@ -105,7 +105,7 @@ chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED
 mixed-versions: $(STAMP) ## the previous release and this one side by side under load, in the order of an upgrade and against it; MINUTES=5 RATE=30 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
 	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(RATE),--rate $(RATE)) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
-gameday: $(STAMP) ## seventeen faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
+gameday: $(STAMP) ## twenty-two faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json
 
 mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test

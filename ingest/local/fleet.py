@@ -19,7 +19,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,14 @@ class Fleet:
         command = self._installation(name).replays_ingest()
         return self._start(name, command, {**self.env, **settings}, keep)
 
-    def worker(self, name: str, *, keep: bool = True, **settings: str) -> Child:
-        """Starts or restarts a flush worker with two processes; `settings` as for a reader."""
+    def worker(self, name: str, *, keep: bool = True, queues: Sequence[str] = (), **settings: str) -> Child:
+        """Starts or restarts a flush worker with two processes; `settings` as for a reader.
+
+        `queues`: the queues that it consumes; empty for all.
+        """
         command = [*self._installation(name).celery(), "worker", "--loglevel=INFO", "-n", f"{name}@{HOST}"]
+        if queues:
+            command += ["--queues", ",".join(queues)]
         return self._start(name, command, {**self.env, **settings}, keep)
 
     def flower(self) -> Child:

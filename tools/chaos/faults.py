@@ -201,7 +201,7 @@ class ProcessFaults:
         """Makes Redis a replica for a while, like the old primary after a failover that clients did not notice."""
         server = self._primary()
         server.ask("REPLICAOF", HOST, str(free_port()))
-        self._calm.wait(rng.uniform(1, 4))
+        self._calm.wait(rng.uniform(1, 10))
         with contextlib.suppress(OSError):  # the other thread killed it, or Sentinel has restored it
             if server is self._primary():
                 server.ask("REPLICAOF", "NO", "ONE")

@@ -7,18 +7,23 @@ with its commands. `Game.run` takes the place of Kubernetes.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Message as KafkaMessage
 from confluent_kafka import TopicPartition as KafkaPartition
 from redis import Redis as RedisClient
 
 from ingest.local.fleet import SESSION_SECONDS, is_up
 from ingest.local.servers.fault_proxy import Errors, Hang, Pass
+from ingest.local.servers.processes import HOST, LocalError, free_port
 from ingest.testing.messages import recording
 from tasks.kafka.options import kafka_options
+from tasks.names import CONTROL_QUEUE, flush_queue
 from tasks.sinks.bigquery import sink as bigquery
 from tasks.sinks.clickhouse import sink as clickhouse
+from tasks.wire import SinkName
 from tools.gameday.game import READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
 from tools.gameday.load import GARBAGE_PROJECT
 
@@ -26,6 +31,7 @@ OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000
 BANNED_SEGMENT = 60_606
 TWELVE_YEARS_SECONDS = 12 * 365 * 86_400
 BEYOND_THE_END = 100_000
+BOMB_BYTES, BOMB_SECONDS_MAX = 150_000_000, 60.0
 BY = ("--by", "gameday")
 WRONG_LOGIN = {
     "REPLAYS_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
@@ -66,6 +72,25 @@ def start_workers(game: Game) -> None:
     game.step("the workers are started again")
     for name in WORKERS:
         game.run(name)
+
+
+def leave_a_queue_out(game: Game) -> None:
+    """Workers are deployed with a list of queues that lacks BigQuery's."""
+    flush = (flush_queue(sink) for sink in SinkName if sink is not SinkName.BIGQUERY)
+    restart_workers(game, (CONTROL_QUEUE, *flush))
+
+
+def consume_all_queues(game: Game) -> None:
+    game.json("status")
+    game.command("check", codes=(1,))
+    game.step("the workers are restarted with all queues")
+    restart_workers(game, ())
+
+
+def restart_workers(game: Game, queues: Sequence[str]) -> None:
+    for name in WORKERS:
+        game.fleet.stop(game.fleet.children[name])
+        game.run(name, queues=queues)
 
 
 def outlive_session(game: Game) -> None:
@@ -129,6 +154,17 @@ def start_redis(game: Game) -> None:
     game.redis_server.restart(empty=True)
 
 
+def demote_redis(game: Game) -> None:
+    """As after a failover when the address still leads to the old primary: it serves reads and refuses writes."""
+    game.redis_server.ask("REPLICAOF", HOST, str(free_port()))
+
+
+def promote_redis(game: Game) -> None:
+    game.command("check", codes=(1,))
+    game.step("redis-cli REPLICAOF NO ONE")
+    game.redis_server.ask("REPLICAOF", "NO", "ONE")
+
+
 def fill_redis(game: Game) -> None:
     """Sets the memory limit just above the memory in use."""
     with client(game) as redis:
@@ -179,6 +215,20 @@ def fix_uploads(game: Game) -> None:
     game.command("check", codes=(1,))
     game.step("Cloud Storage is fixed")
     game.proxies["gcs"].set(Pass())
+
+
+def refuse_password(game: Game) -> None:
+    """ClickHouse's answer to a password that has been changed on the server only."""
+    game.proxies["clickhouse"].set(Errors(403))
+
+
+def correct_password(game: Game) -> None:
+    parked = game.json("batches", "ls")
+    game.command("batches", "show", next(iter(parked)))
+    game.command("check", codes=(1,))
+    game.step("the Secret is corrected")
+    game.proxies["clickhouse"].set(Pass())
+    game.command("batches", "retry", next(iter(parked)), *BY, codes=(0, 1))
 
 
 def refuse_rows(game: Game) -> None:
@@ -288,6 +338,31 @@ def ordinary_ratio(game: Game) -> None:
     restart_readers(game)
 
 
+def send_bomb(game: Game) -> None:
+    """A record of a few kB that decompresses to more than the client library accepts. It blocks its partition."""
+    options = {"compression.type": "zstd", "message.max.bytes": 2 * BOMB_BYTES, **kafka_options(game.settings)}
+    producer = Producer(options)
+
+    def keep(error: KafkaError | None, record: KafkaMessage) -> None:
+        game.kept["bomb"] = record.offset() if error is None else None
+
+    producer.produce(game.settings.kafka_topic, bytes(BOMB_BYTES), partition=0, on_delivery=keep)
+    producer.flush(BOMB_SECONDS_MAX)
+    if game.kept.get("bomb") is None:
+        raise LocalError("the broker did not accept the record")
+
+
+def skip_bomb(game: Game) -> None:
+    offset = game.kept["bomb"]
+    game.step("the readers' logs: _BAD_COMPRESSION in partition 0; the readers are stopped")
+    for name in READERS:
+        game.fleet.stop(game.fleet.children[name])
+    game.step(f"kafka-consumer-groups --reset-offsets --to-offset {offset + 1}; the readers are started")
+    commit(game, 0, offset + 1)
+    for name in READERS:
+        game.run(name)
+
+
 def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
     for name in READERS:
         child = game.fleet.children[name]
@@ -301,15 +376,19 @@ def commit_beyond_the_end(game: Game) -> None:
     """Like after an unclean leader election: the group's offset is beyond the end of the log."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
-    end = game.load.ends[0]
+    commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
+    for name in READERS:
+        game.run(name)
+
+
+def commit(game: Game, partition: int, offset: int) -> None:
+    """Sets the group's offset, as `kafka-consumer-groups --reset-offsets` does. The group must have no members."""
     consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
     try:
-        place = KafkaPartition(game.settings.kafka_topic, 0, end + BEYOND_THE_END)
+        place = KafkaPartition(game.settings.kafka_topic, partition, offset)
         consumer.commit(offsets=[place], asynchronous=False)
     finally:
         consumer.close()
-    for name in READERS:
-        game.run(name)
 
 
 def compare_offsets(game: Game) -> None:
@@ -342,6 +421,13 @@ def closed(sink: str) -> str:
 FAULTS = (
     Fault("one reader killed", "ReplaysReaderDown", kill_reader, start_reader, TWO_READERS),
     Fault("all workers killed", "ReplaysNobodyFlushes", kill_workers, start_workers, COMPLETING),
+    Fault(
+        "a queue without a worker",
+        "ReplaysQueueWithoutWorker",
+        leave_a_queue_out,
+        consume_all_queues,
+        "min(replays_reader_queue_consumers) > 0",
+    ),
     Fault("all readers killed", "ReplaysNoReader", kill_readers, start_readers, TWO_READERS),
     Fault(
         "a reader outlived its session",
@@ -354,6 +440,13 @@ FAULTS = (
     Fault("readers cannot log in to Kafka", "ReplaysNothingAssigned", refuse_login, correct_login, ALL_ASSIGNED),
     Fault("the producers stop", "ReplaysNothingConsumed", stop_producers, start_producers, CONSUMING),
     Fault("Redis killed", "ReplaysRedisDown", kill_redis, start_redis, "min(replays_reader_redis_up) == 1"),
+    Fault(
+        "Redis fails over and its address leads to the old primary",
+        "ReplaysRedisDown",
+        demote_redis,
+        promote_redis,
+        "min(replays_reader_redis_up) == 1",
+    ),
     Fault("Redis full", "ReplaysRedisFull", fill_redis, enlarge_redis, ROOM_IN_REDIS),
     Fault(
         "one worker cut off from Redis",
@@ -364,6 +457,13 @@ FAULTS = (
     ),
     Fault("ClickHouse hangs", "ReplaysSinkSick", hang_clickhouse, fix_clickhouse, closed("clickhouse")),
     Fault("Cloud Storage answers 503", "ReplaysFlushesGiveUp", refuse_uploads, fix_uploads, closed("gcs")),
+    Fault(
+        "ClickHouse refuses the password",
+        "ReplaysBatchParked",
+        refuse_password,
+        correct_password,
+        NOTHING_PARKED,
+    ),
     Fault(
         "rows that sinks refuse",
         "ReplaysItemsRefused",
@@ -379,6 +479,13 @@ FAULTS = (
         migrate_and_retry,
         NOTHING_PARKED,
         repair,
+    ),
+    Fault(
+        "a record that decompresses to more than is accepted",
+        "ReplaysLag",
+        send_bomb,
+        skip_bomb,
+        "max(replays_reader_lag_seconds) < 10",
     ),
     Fault(
         "offset beyond the log",

@@ -185,17 +185,21 @@ class Game:
         assert isinstance(server, Redis)
         return server
 
-    def run(self, name: str, **settings: str) -> None:
-        """Starts a reader or a worker, under a supervisor, on the port that Prometheus scrapes."""
+    def run(self, name: str, *, queues: Sequence[str] = (), **settings: str) -> None:
+        """Starts a reader or a worker, under a supervisor, on the port that Prometheus scrapes.
+
+        `queues`: the queues that a worker consumes; empty for all.
+        """
         port = str(self.ports[name])
         if name in READERS:
             self.fleet.reader(name, keep=True, REPLAYS_HTTP_PORT=port, **settings)
         elif name == WORKERS[1]:
             # This process has its own connection to Redis, which can be cut.
             way = f"redis://{self.proxies['redis'].address}/0"
-            self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, REPLAYS_REDIS_URL=way, **settings)
+            settings["REPLAYS_REDIS_URL"] = way
+            self.fleet.worker(name, keep=True, queues=queues, REPLAYS_WORKER_HTTP_PORT=port, **settings)
         else:
-            self.fleet.worker(name, keep=True, REPLAYS_WORKER_HTTP_PORT=port, **settings)
+            self.fleet.worker(name, keep=True, queues=queues, REPLAYS_WORKER_HTTP_PORT=port, **settings)
 
     def step(self, text: str) -> None:
         """Records a manual step."""
