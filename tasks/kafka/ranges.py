@@ -7,7 +7,7 @@
 Does not subscribe or commit, so it does not affect readers. Partitions are read one after the other, in offset
 order. A range may have gaps: compacted offsets, transaction markers, aborted messages. It ends at `stop`, whether
 or not that offset has a record. Offsets not in the log (expired, or the topic was recreated) are skipped and
-counted in `gone`.
+counted in `gone`; offsets whose record batch cannot be decompressed are skipped and counted in `unreadable`.
 
 Every read is bounded by its range, by a timeout for responses, and by `Bounds`.
 """
@@ -49,6 +49,10 @@ REFUSED = frozenset(
         KafkaError._AUTHENTICATION,
         KafkaError._SSL,
     )
+)
+# The end of the log, an offset out of range, a record batch that cannot be decompressed.
+ABOUT_THE_POSITION = frozenset(
+    (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError._BAD_COMPRESSION)
 )
 COORDINATOR_MOVES = frozenset(
     (KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS)
@@ -121,6 +125,8 @@ class RangeReader:
         self._brokers = settings.kafka_brokers
         self.gone: Counter[int] = Counter()
         """By partition: offsets in the ranges that are not in the log."""
+        self.unreadable: Counter[int] = Counter()
+        """By partition: offsets in record batches that the client cannot decompress, or that are too large."""
         self._bounds = bounds or Bounds()
         self._heard = ""
         self._refusal: KafkaError | None = None
@@ -234,12 +240,17 @@ class RangeReader:
                 if wanted.stop != END:
                     self.gone[wanted.partition] += max(0, wanted.stop - max(position, offset))
                 return
+            elif error.code() == KafkaError._BAD_COMPRESSION:
+                self.unreadable[wanted.partition] += 1
+                position += 1
+                if wanted.stop == END:
+                    wanted = replace(wanted, stop=max(position, self.held(wanted.partition).stop))
+                self._seek(wanted.partition, position)
             else:
                 position = self._skip_what_is_gone(wanted, position)
 
     def _next(self, wanted: Range, position: int, budget: _Budget) -> Message | None:
-        """The next record, the end of the log, or an out-of-range error for `position`; None if the log ends below
-        it without an error."""
+        """The next record, or an error in ABOUT_THE_POSITION; None if the log ends below it without an error."""
         silent_seconds = 0.0
         while True:
             began = time.monotonic()
@@ -249,9 +260,7 @@ class RangeReader:
             budget.wait(waited, f"{self.topic}, {wanted}")
             silent_seconds += waited
             error = None if message is None else message.error()
-            if message is not None and (
-                error is None or error.code() in (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET)
-            ):
+            if message is not None and (error is None or error.code() in ABOUT_THE_POSITION):
                 return message
             if error is not None:
                 self._note_error(error)

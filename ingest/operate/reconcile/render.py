@@ -16,9 +16,7 @@ SHOWN_MAX = 20
 def render(account: Account) -> Group:
     """Formats the result for a terminal."""
     about = [
-        f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop})"
-        + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")
-        + (f", {span.open} are not committed yet and were not looked at" if span.open else "")
+        f"{account.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.left_out()}"
         for span in account.spans
     ]
     about.append(

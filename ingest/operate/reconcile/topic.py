@@ -50,14 +50,25 @@ class Scope:
 
 @dataclass(slots=True)
 class Span:
-    """The part of one partition. `gone`: requested offsets that the topic no longer holds; `open`: offsets
-    that are not committed yet and therefore were not read."""
+    """The part of one partition. `gone`: requested offsets that the topic no longer holds; `unreadable`: offsets
+    in record batches that cannot be decompressed; `open`: offsets that are not committed yet and therefore were
+    not read."""
 
     partition: int
     start: int
     stop: int
     gone: int = 0
     open: int = 0
+    unreadable: int = 0
+
+    def left_out(self) -> str:
+        """What was not read, for a terminal; "" if all was read."""
+        reasons = {
+            "offsets are no longer in the topic": self.gone,
+            "cannot be decompressed and were skipped": self.unreadable,
+            "are not committed yet and were not read": self.open,
+        }
+        return "".join(f", {count} {reason}" for reason, count in reasons.items() if count)
 
 
 class RecordingsTopic:
@@ -129,7 +140,7 @@ class RecordingsTopic:
         return held.stop if found is None else found
 
     def chunks(self, span: Span) -> Iterator[list[Message]]:
-        """The messages of a span, in chunks. Counts in the span the messages that expired meanwhile."""
+        """The messages of a span, in chunks. Counts in the span what expired meanwhile and what is unreadable."""
         chunk: list[Message] = []
         size_bytes = 0
         for record in self._reader.read([Range(span.partition, span.start, span.stop)]):
@@ -141,5 +152,6 @@ class RecordingsTopic:
                 yield chunk
                 chunk, size_bytes = [], 0
         span.gone += self._reader.gone.pop(span.partition, 0)
+        span.unreadable += self._reader.unreadable.pop(span.partition, 0)
         if chunk:
             yield chunk

@@ -107,6 +107,7 @@ class Comparison:
                 self.spans.append(span)
             else:
                 mine.stop, mine.gone, mine.open = span.stop, mine.gone + span.gone, span.open
+                mine.unreadable += span.unreadable
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -116,9 +117,7 @@ class Comparison:
 def render(found: Comparison) -> Group:
     """Formats the result for a terminal."""
     about = [
-        f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop})"
-        + (f", {span.gone} offsets are no longer in the topic" if span.gone else "")
-        + (f", {span.open} are not committed yet" if span.open else "")
+        f"{found.topic}, partition {span.partition}: [{span.start}, {span.stop}){span.left_out()}"
         for span in found.spans
     ]
     explained = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.explained.items() if count)

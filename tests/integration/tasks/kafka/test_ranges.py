@@ -192,3 +192,34 @@ def test_a_record_with_unreadable_headers_is_still_read(made: Settings) -> None:
         found = [(record.value, record.headers) for record in topic.read_all()]
 
     assert found == [(b"bad", UNREADABLE), (b"after", (("name", b"1"),))]
+
+
+def test_a_batch_that_cannot_be_decompressed_is_skipped_and_counted(made_on_apache: Settings) -> None:
+    """A few kB that decompress to 150 MB hide the records of their own batch, and no others."""
+    produce(made_on_apache, [b"before"])
+    bomb = Producer(
+        {
+            "bootstrap.servers": made_on_apache.kafka_brokers,
+            "compression.type": "zstd",
+            "message.max.bytes": 200_000_000,
+            "batch.size": 300_000_000,
+            "linger.ms": 2000,
+        }
+    )
+    for value in (b"beside", bytes(150_000_000)):
+        bomb.produce(made_on_apache.kafka_topic, value, partition=0)
+    assert bomb.flush(60) == 0
+    produce(made_on_apache, [b"after"])
+
+    with RangeReader(made_on_apache, made_on_apache.kafka_topic) as reader:
+        found = values(reader, Range(0, 0, 4))
+        hidden, reader.unreadable = dict(reader.unreadable), type(reader.unreadable)()
+        everything = [record.value for record in reader.read_all()]
+        only = values(reader, Range(0, 2, 3))
+
+    assert found == [(0, 0, b"before"), (0, 3, b"after")]
+    assert hidden == {0: 2}
+    assert everything == [b"before", b"after"]
+    assert only == []
+    assert reader.unreadable == {0: 3}
+    assert not reader.gone
