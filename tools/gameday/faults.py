@@ -26,6 +26,7 @@ from tasks.sinks.clickhouse import sink as clickhouse
 from tasks.wire import SinkName
 from tools.gameday.game import READERS, REDIS_BYTES_MAX, WORKERS, Fault, Game
 from tools.gameday.load import GARBAGE_PROJECT
+from tools.history.check import Excuse
 
 OLD_ID, BANNED_ID = "0ddba110000000000000000000000001", "0ddba110000000000000000000000002"
 BANNED_SEGMENT = 60_606
@@ -386,6 +387,7 @@ def commit(game: Game, partition: int, offset: int) -> None:
     consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
     try:
         place = KafkaPartition(game.settings.kafka_topic, partition, offset)
+        game.history.excuses.append(Excuse(time.time(), "an operator sets the offset"))
         consumer.commit(offsets=[place], asynchronous=False)
     finally:
         consumer.close()
