@@ -14,10 +14,9 @@ from typing import Any
 import msgspec
 
 from ingest.core.model import Segment
-from tasks.kafka.decisions import ERASED
+from tasks.kafka.decisions import ALL, ERASED, REPLAY, USER
 
 NEVER = 0
-ALL, REPLAY, USER = "all", "replay", "user"
 
 
 class _Users(msgspec.Struct):

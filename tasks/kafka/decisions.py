@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 KILLED, LIMIT, ERASED, AUDIT = "killed", "limit", "erased", "audit"
 KINDS = frozenset((KILLED, LIMIT, ERASED, AUDIT))
+REPLAY, USER, ALL = "replay", "user", "all"
+"""What an erasure covers."""
 LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
 
@@ -65,12 +67,33 @@ def project_of(key: str) -> int:
 
 
 def usable(key: str, value: Mapping[str, Any] | None) -> bool:
-    """False for a limit without two finite positive numbers. Such a limit is not in force: if it were an error, no
-    reader would start, and no command could remove it."""
-    if value is None or not key.startswith(f"{LIMIT}/"):
+    """False for a decision in a form that no release writes.
+
+    It is not in force: if it were an error, no reader would start, and no command could remove it.
+    """
+    kind, *parts = key.split("/")
+    if value is None or kind not in KINDS or kind == AUDIT:
         return True
-    numbers = (value.get("per_second"), value.get("burst"))
-    return all(isinstance(one, int | float) and math.isfinite(one) and one > 0 for one in numbers)
+    if not parts or not (parts[0].isascii() and parts[0].isdecimal()):
+        return False
+    if kind == LIMIT:
+        return all(_finite(value.get(name)) and value[name] > 0 for name in ("per_second", "burst"))
+    if kind == ERASED:
+        whole_project = len(parts) == 2 and parts[1] == ALL
+        replay = len(parts) == 3 and parts[1] == REPLAY
+        user = len(parts) == 3 and parts[1] == USER
+        if not _finite(value.get("until", 0.0)):
+            return False
+        return replay or ((user or whole_project) and _finite(value.get("at")))
+    return True
+
+
+def _finite(number: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    try:
+        return isinstance(number, int | float) and math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 class Decisions:
@@ -98,7 +121,10 @@ class Decisions:
                 raise DecisionsUnreadable(f"{record.topic}: {key!r} is of a newer release: upgrade first")
         if not usable(key, value):
             log.warning(
-                "%s offset %d: %r has no finite rate and burst, and is ignored", record.topic, record.offset, key
+                "%s offset %d: the decision %r has an invalid form and is ignored",
+                record.topic,
+                record.offset,
+                key,
             )
             value = None
         self.entries[key] = Decision(record.offset, value)

@@ -9,20 +9,36 @@ import click
 import pytest
 
 from ingest.cli.main import main
+from ingest.reader.erasures import erasures_of
 from ingest.reader.tenant_gate import Limit, TenantGate
 from ingest.reader.tenant_rules import TenantRefresh, TenantStore
 from ingest.settings import Settings
 from tasks.connection import connect
 from tasks.kafka.decisions import DecisionWriter
-from tasks.operators import names
+from tasks.operators import Operators, names
 
 POISONED, LIMITED = 41, 42
-UNUSABLE = (
+UNUSABLE: tuple[dict[str, object], ...] = (
     {"per_second": 1e308, "burst": float("inf")},  # JSON has no infinity: the burst becomes null
     {"per_second": 0.0, "burst": 10.0},
     {"per_second": "5", "burst": 50.0},
     {},
 )
+# No command writes these: a writer of the topic did.
+MALFORMED: dict[str, dict[str, object]] = {
+    "killed/everyone": {},
+    "killed": {},
+    "limit/-1": {"per_second": 5.0, "burst": 50.0},
+    "limit/٤": {"per_second": 5.0, "burst": 50.0},
+    "erased/x/all": {"at": 1.0},
+    "erased/41": {"at": 1.0},
+    "erased/41/all": {},
+    "erased/41/all/more": {"at": 1.0},
+    "erased/41/replay": {"at": 1.0},
+    "erased/41/user/abc": {"at": "yesterday"},
+    "erased/41/other/abc": {"at": 1.0},
+    "erased/41/replay/abc": {"at": 1.0, "until": None},
+}
 
 
 @pytest.fixture
@@ -51,6 +67,30 @@ def test_a_limit_that_is_not_a_number_does_not_stop_readers_or_commands(
     client.delete(*names(stored.key_prefix))
     assert store.rules() == gate.rules
     refresh.stop()
+
+
+def test_decisions_that_no_command_writes_stop_neither_readers_nor_commands(
+    stored: Settings, store: TenantStore
+) -> None:
+    """given such records, when a reader starts and a command reads them, then both have only the other rules"""
+    client = connect(stored)
+    operators = Operators(client, stored)
+    DecisionWriter(stored).write({key: {"by": "ann", **value} for key, value in MALFORMED.items()})
+    store.limit(LIMITED, Limit(5.0, 50.0), "ann")
+    gate = TenantGate()
+    refresh = TenantRefresh(client, stored, gate)
+
+    try:
+        assert refresh.load(lambda seconds: False)
+
+        assert gate.rules.limits == store.rules().limits == {LIMITED: Limit(5.0, 50.0)}
+        assert not gate.rules.killed
+        assert not erasures_of(operators.in_force(), 2.0)
+        assert MALFORMED.keys().isdisjoint(operators.in_force())
+        refresh.refresh()
+    finally:
+        refresh.stop()
+        DecisionWriter(stored).write(dict.fromkeys(MALFORMED))
 
 
 def test_an_unusable_limit_in_the_copy_is_not_in_force(stored: Settings, store: TenantStore) -> None:
