@@ -9,7 +9,11 @@ import click
 
 from ingest.cli.common import echo
 
-yes_option = click.option("--yes", is_flag=True, help="Do not ask. Without a terminal, nothing is asked.")
+yes_option = click.option(
+    "--yes",
+    is_flag=True,
+    help="Skip the confirmation prompt. Without a terminal there is no prompt, and the command proceeds.",
+)
 
 
 def confirm(consequences: Callable[[], str], question: str, *, yes: bool) -> None:

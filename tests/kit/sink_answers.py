@@ -109,7 +109,7 @@ def altered(sink: str, alter: Callable[[Answer], Answer]) -> Script:
 
 
 def head_of(answer: Answer) -> bytes:
-    """An answer up to its last header, without the line that ends the head."""
+    """An HTTP response through its last header, without the blank line that ends the header section."""
     lines = [f"HTTP/1.1 {answer.status} OK", *(f"{name}: {value}" for name, value in answer.headers.items())]
     return "".join(f"{line}\r\n" for line in lines).encode()
 

@@ -157,7 +157,7 @@ class CoreModel:
         """The number of a state, and which of readers (2) and partitions (1) changed places for that."""
         turn = self._turns and self._order(one, other, board)
         if turn:
-            one, other, board = self._turned(one), self._turned(other), self._turned_board(board)
+            one, other, board = self._swapped(one), self._swapped(other), self._swapped_board(board)
         state, mirror = min((pack(one, other, board), 0), (pack(other, one, self._mirrored(board)), 2))
         return state, mirror | turn
 
@@ -165,7 +165,7 @@ class CoreModel:
         """The number of a state of one reader that is on its own."""
         board = self._own_board(reader, board)
         if self._turns and self._order(reader, self._fresh, board):
-            return pack(self._turned(reader), NO_READER, self._turned_board(board)), 1
+            return pack(self._swapped(reader), NO_READER, self._swapped_board(board)), 1
         return pack(reader, NO_READER, board), 0
 
     def _order(self, one: int, other: int, board: int) -> bool:
@@ -205,13 +205,13 @@ class CoreModel:
         """The board as seen from the other reader."""
         return self._cached("mirrored", board, lambda: self._board.of(exchange_owners(self._board.things[board])))
 
-    def _turned(self, reader: int) -> int:
+    def _swapped(self, reader: int) -> int:
         """The reader with the partitions exchanged."""
         return self._cached(
             "turned", reader, lambda: self._reader.of(self.readers.turned(self._reader.things[reader]))
         )
 
-    def _turned_board(self, board: int) -> int:
+    def _swapped_board(self, board: int) -> int:
         return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
 
     def _own_board(self, reader: int, board: int) -> int:

@@ -322,7 +322,7 @@ class Readers:
         ]
         if not self.cores.ignores(reader.core, tuple(stale)):
             for event in stale:
-                yield from self._feed(spoken_of(event), reader, board, event, fault=True)
+                yield from self._feed(described(event), reader, board, event, fault=True)
 
     def _stale_events(self, reader: Reader, number: int) -> Iterator[on.Event]:
         partition = self.partitions[number]
@@ -632,7 +632,7 @@ class Readers:
         return reader._replace(chords=tuple(sorted([*late, *(chord for chord in chords if not chord.late)])))
 
 
-def spoken_of(event: Any) -> str:
+def described(event: Any) -> str:
     """An event of the past in a few words."""
     source = getattr(event, "source", None)
     about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)

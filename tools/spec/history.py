@@ -228,7 +228,7 @@ class History:
         self._do("reads_ends", life, len(ends))
 
     def _leave(self, owner: str, at: int) -> None:
-        """The group assigned the partition to another reader: its owner is dead, or has not detected it yet."""
+        """The group assigned the partition to another reader. Its last owner is dead or has not noticed yet."""
         dead = self._last[owner] < at
         self._do("crash" if dead else "expel", self._lives[owner])
         if dead:

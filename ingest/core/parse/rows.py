@@ -197,7 +197,7 @@ class Writer:
         return self._replays(event_hash, click.timestamp, columns)
 
     def tap(self, tap: Tap) -> Row:
-        """Table replays: a tap on a phone."""
+        """Row of the table `replays` for a tap on a phone."""
         event_hash = hashed(f"{self.identity.replay_id}{tap.timestamp}{tap.view_id}")
         columns = _TapColumns(tap.message, tap.view_class, tap.view_id, self._environment)
         return self._replays(event_hash, tap.timestamp, columns)

@@ -27,7 +27,7 @@ _decode_fields: Callable[[Any], dict[str, msgspec.Raw]] = msgspec.json.Decoder(d
 
 
 def built(text: msgspec.Raw, budget: Budget) -> Any:
-    """The whole value. Raises Malformed if it is too large, Spent, and msgspec errors."""
+    """The whole value. Raises Malformed if it is too large, Spent if the budget is used up, and msgspec errors."""
     size_bytes = memoryview(text).nbytes
     if size_bytes <= SMALL_BYTES:
         budget.spend(_UNITS_SMALL + _UNITS_SMALL_BYTE * size_bytes)
@@ -46,8 +46,8 @@ def built(text: msgspec.Raw, budget: Budget) -> Any:
 def fields(text: msgspec.Raw, budget: Budget, names: Collection[str] | int) -> dict[str, Any]:
     """Fields of an object: at least those with these names, or the first ones up to that number.
 
-    In a long object texts are cut and inner values are None. Raises Malformed if it is not an object or has too
-    many fields, Spent, and msgspec errors.
+    In a long object, strings are truncated and nested values are None. Raises Malformed if the value is not an
+    object or has too many fields, Spent if the budget is used up, and msgspec errors.
     """
     size_bytes = memoryview(text).nbytes
     if size_bytes > SMALL_BYTES:

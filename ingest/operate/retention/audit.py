@@ -179,7 +179,7 @@ class Missing:
         self._last = ""
 
     def listed(self, name: str) -> None:
-        """Takes the next live object. Names are in order."""
+        """Takes the next live object; the caller passes them sorted by name."""
         self._pass(name)
         self._found.rows += bool(self._segments.take(name))
         self._packed.take(name)

@@ -10,9 +10,9 @@ one is a success, another one makes the segment a dead letter. When names repeat
 wins, as if they had been written one after another, and the earlier ones are not sent at all: Cloud Storage
 accepts about one write per second per name (https://cloud.google.com/storage/quotas#objects).
 
-Credentials, endpoint and bucket properties come from the official client. The upload itself is one request of
-`uploadType=media` through libcurl, of which one thread has many in flight: a small part of the official client's
-CPU. docs/decisions/021-gcs-upload.md has the figures.
+Credentials, endpoint and bucket properties come from the official client. Each upload is a single
+`uploadType=media` request through libcurl. One thread keeps many requests in flight and uses a fraction of the CPU
+that the official client needs (docs/decisions/021-gcs-upload.md has the figures).
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
 
 
 def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: Topics) -> None:
-    """Without the key no letter can be forged or hidden; a sealed one needs no original."""
+    """Without the key, no dead letter can be forged or hidden. A sealed one is trusted without its original."""
     settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
     keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic
     label = Label("not_msgpack", "", Origin(settings.kafka_topic, 0, 2), "b", 5)

@@ -1,4 +1,4 @@
-"""The faults of a first-time user: no broker, a wrong password, no worker. Each is reported with what to do."""
+"""The faults of a first-time user: no broker, a wrong password, no worker. Each report says what to do."""
 
 from __future__ import annotations
 

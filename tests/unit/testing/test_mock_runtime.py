@@ -57,7 +57,7 @@ def test_a_message_that_never_parses_becomes_a_dead_letter() -> None:
 
 
 def test_the_test_chooses_how_a_chord_ends() -> None:
-    """given a batch, when its chord fails it is parked, and when it cannot start it is not; both are retried"""
+    """A batch is parked if its chord fails, but not if the chord cannot start. It is retried in both cases."""
     runtime = started(batch_messages_max=1)
     runtime.submit(recording())
     runtime.acknowledge_commits()

@@ -38,7 +38,7 @@ def test_the_page_has_a_table_under_every_heading_with_figures() -> None:
 
 
 def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
-    """By whether it breaks safety; a new one must be judged, too."""
+    """Each missed bug is classified by whether it breaks safety, a new one too."""
     missed = [bug for bug, _, _, broken in json.loads(FIGURES.read_text())["mutants"] if not broken]
 
     assert [one.bug for one in JUDGED] == missed

@@ -1,10 +1,10 @@
-"""The server process: HTTP requests, answered by `service.py`.
+"""The server process; `service.py` handles the requests.
 
     python -m ingest.local.servers.bigquery --data DIRECTORY --port PORT
 
-Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, listing of rows, and queries
-in GoogleSQL (translated for DuckDB), on a data directory that survives a kill. An unmodified google-cloud-bigquery
-works with it. Unsupported calls fail with an explicit error.
+Serves data sets, tables and views, `insertAll` with its rules for bad rows and ids, row listing, and queries in
+GoogleSQL (translated for DuckDB), backed by a data directory that survives SIGKILL. An unmodified
+google-cloud-bigquery works with it. Unsupported calls fail with an explicit error.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
 def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
     rows_place: Rows, bad: list[int], how: dict[str, Any]
 ) -> None:
-    """Named by the server or not: one of eight, one alone in its batch, all eight."""
+    """Bad rows, identified by the server or not: one of eight, the only row of its batch, and all eight."""
     items = [click(number, **how) if number in bad else click(number) for number in range(8)]
     if bad == [0]:
         items = items[:1]

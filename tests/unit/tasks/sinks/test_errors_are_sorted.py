@@ -151,7 +151,7 @@ def test_a_wrong_certificate_needs_an_operator() -> None:
 
 
 def test_clickhouse_errors_are_classified_by_code() -> None:
-    """Data, load, schema; the URL with its host is not in the text."""
+    """Errors of data, load and schema are told apart. The message contains neither the URL nor its host."""
 
     def sort(code: int, text: str = "x") -> Blame:
         return clickhouse_errors.sort(from_clickhouse.DatabaseError(text, code=code)).blame
