@@ -30,7 +30,7 @@ from tools.image.system import FLOWER_PASSWORD, System
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "localhost/replays-ingest:local"
-BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 150.0
+BUILD_SECONDS_MAX, PREPARE_SECONDS_MAX, RUN_SECONDS_MAX = 150.0, 240.0, 300.0
 # pip's output if an index does not respond, as opposed to one that lacks the requested package.
 NO_INDEX = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyError")
 
