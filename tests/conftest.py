@@ -40,7 +40,7 @@ __all__ = [
 
 # Folders and files by the duration of their longest test, longest first; unlisted ones run last.
 LONG = ("e2e/test_gameday.py", "e2e", "mutation", "simulation", "integration/tasks", "integration")
-# CPU time depends on other users of the caches: these run after the tests with real systems.
+# CPU time is affected by processes that share the caches: these tests run after the tests with real systems.
 LAST = "cost"
 
 

@@ -21,7 +21,7 @@ from tests.cost.committed import ALL
 from tests.cost.measure import MEASURE_SECONDS_MAX, MEMORY_RATIO_MAX, RATIO_MAX, Cost, measured
 
 RAW_BYTES = 95_000_000
-# Works in a checkout of any age: the lower of two CPU times, and the memory of the first run, in bytes.
+# Works in a checkout of any age: prints the lower of two CPU times and the memory of the first run, in bytes.
 EARLIER = """
 import sys, time
 from pathlib import Path
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def earlier(checkout: Path, value: bytes, cost: Cost) -> Cost:
-    """Cost of the same message in the parser of that checkout; the floor is the one measured here."""
+    """Cost of the same message in the parser of the other checkout; the floor is the one measured here."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

@@ -1,7 +1,7 @@
 """A recording as a short recipe that can be mutated at random, and stored if it is costly.
 
-A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, as long as `event_bytes` asks
-for, repeated for its share of the recording. With empty `before` and `after` the part itself is the event.
+A recipe is a list of pieces. A piece is one event text, `before + part * n + after`, `event_bytes` long, repeated
+to fill its share of the recording. With empty `before` and `after` the part itself is the event.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One event, or a run of events: bytes of JSON, or bytes that only resemble JSON."""
+    """One event, or a run of events, as bytes of JSON or bytes that only resemble JSON."""
 
     before: bytes
     part: bytes
@@ -94,7 +94,7 @@ class Piece:
     event_bytes: int = 0
 
     def made(self, share_bytes: int) -> bytes:
-        """The event repeated, without a trailing comma, up to about `share_bytes`."""
+        """Repeats the event, without a trailing comma, up to about `share_bytes`."""
         if not self.before and not self.after:
             return filled(b"", self.part + b",", b"", share_bytes)[:-1]
         event = filled(self.before, self.part, self.after, min(self.event_bytes, share_bytes))
@@ -103,7 +103,9 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`is_sampled`: its segment number is one whose canvas mutations and options are read."""
+    """The pieces of a recording. `is_sampled` gives it a segment number whose canvas mutations and options are
+    read.
+    """
 
     pieces: tuple[Piece, ...]
     is_sampled: bool = False
@@ -115,7 +117,7 @@ class Recipe:
         return packed(raw, sampled_segment_id() if self.is_sampled else 0)
 
     def dumped(self) -> dict[str, Any]:
-        """As JSON: one character per byte."""
+        """Serializes the recipe as JSON, with one character per byte."""
         return {
             "is_sampled": self.is_sampled,
             "pieces": [
@@ -139,13 +141,13 @@ class Recipe:
         return cls(tuple(pieces), found["is_sampled"])
 
     def shape(self, name: str) -> Shape:
-        """The recipe as a member of the committed set."""
+        """Makes the recipe a member of the committed set."""
         return Shape(name, self.value)
 
 
 @cache
 def events() -> tuple[bytes, ...]:
-    """Initial events: one of each kind in our recordings, and kinds that no recording has."""
+    """The initial events: one of each kind in our recordings, and kinds that no recording has."""
     found: dict[tuple[Any, ...], bytes] = {}
     for recording in RECORDINGS:
         for body in recording.bodies:
@@ -193,14 +195,14 @@ STOPPED_A_READER = (
 
 
 def fresh(chance: random.Random) -> Recipe:
-    """A shape that once stopped a reader, or an event with a repeated part in one value."""
+    """A new recipe: a shape that once stopped a reader, or an event with a repeated part in one value."""
     if chance.random() < 0.2:
         return chance.choice(STOPPED_A_READER)
     return Recipe((_stuffed(chance),), chance.random() < 0.2)
 
 
 def changed(recipe: Recipe, other: Recipe, chance: random.Random) -> Recipe:
-    """A child: one or more changes to `recipe`, sometimes with a piece of `other`."""
+    """Returns a child: `recipe` with one or more changes, sometimes with a piece of `other`."""
     pieces = list(recipe.pieces)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         at = chance.randrange(len(pieces))
@@ -246,7 +248,7 @@ def _stuffed(chance: random.Random) -> Piece:
 
 
 def _mutated(part: bytes, chance: random.Random) -> bytes:
-    """One token added, removed, duplicated or moved; never empty."""
+    """Adds, removes, duplicates or moves one token; the result is never empty."""
     tokens = TOKENS.findall(part) or [b"a"]
     at, kind = chance.randrange(len(tokens)), chance.random()
     if kind < 0.45:

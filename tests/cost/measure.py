@@ -2,8 +2,8 @@
 
     python -m tests.cost.measure FILE     one message, measured in this process, as JSON
 
-CPU time instead of elapsed time, the minimum of several runs, with cost and floor measured alternately: a busy
-machine affects both.
+It measures CPU time instead of elapsed time, takes the minimum of several runs, and alternates between cost and
+floor, so that a busy machine affects both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _skip_packed = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU seconds, bytes."""
+    """CPU time in seconds and memory in bytes."""
 
     message_bytes: int
     raw_bytes: int
@@ -59,9 +59,9 @@ class Cost:
 
 
 def floor_of(value: bytes) -> tuple[Callable[[], object], int]:
-    """(work, bytes of the recording): scanning the message once, then inflating and scanning its contents, with
-    the parser's inflater and scanners and nothing else. Data that is not valid JSON counts as white space of the
-    same size; data that is not msgpack counts as nothing.
+    """Returns (work, bytes of the recording). The work is scanning the message once, then inflating and scanning
+    its contents, with the parser's inflater and scanners and nothing else. Data that is not valid JSON counts as
+    white space of the same size; data that is not msgpack counts as nothing.
     """
     work, raw_bytes = _floor_inside(value)
     try:
@@ -110,7 +110,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
-    """(floor, cost, bytes of the recording) of a message, CPU seconds."""
+    """Returns (floor, cost, bytes of the recording) of a message; floor and cost are CPU seconds."""
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     floor, raw_bytes = floor_of(value)
     floors, costs = [], []
@@ -121,8 +121,9 @@ def cpu(value: bytes, rounds: int = ROUNDS) -> tuple[float, float, int]:
 
 
 def memory(value: bytes) -> int:
-    """Increase of this process's peak resident memory during a parse; must be the first measurement, and only
-    once."""
+    """Increase of this process's peak resident memory during a parse. Call it once, before any other
+    measurement.
+    """
     message = Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=1_790_000_000_000)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -138,14 +139,14 @@ def _status(name: str) -> int:
 
 
 def measure(value: bytes, rounds: int = ROUNDS) -> Cost:
-    """All of these figures, measured in this process."""
+    """Measures all of these figures in this process."""
     taken = memory(value)
     floor_seconds, cost_seconds, raw_bytes = cpu(value, rounds)
     return Cost(len(value), raw_bytes, floor_seconds, cost_seconds, taken)
 
 
 def measured(value: bytes) -> Cost:
-    """The same, in a separate process."""
+    """Measures the same figures in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "message"
         path.write_bytes(value)

@@ -3,11 +3,11 @@ rate.
 
     python -m tests.cost.running [--raw-bytes N] [--segments N] [--rate N]
 
-The system is the stack, workers and one reader as processes, with emulators. The reader has the memory limit of
-deploy/kubernetes/reader.yaml as RLIMIT_DATA of each process: this needs no cgroup, and a process over the limit
-gets a MemoryError. Printed: the other project's delay from sending a segment to the commit of its batch, alone and
-next to the hostile project, and the outcome of each hostile message. Exit code 1 if a message is unaccounted for,
-a segment is lost, a reader exits, or p99 more than doubles.
+The system is the stack, workers and one reader as processes, with emulators. The memory limit of
+deploy/kubernetes/reader.yaml is set as RLIMIT_DATA of each reader process: this needs no cgroup, and a process
+over the limit gets a MemoryError. It prints the other project's delay from sending a segment to the commit of its
+batch, alone and next to the hostile project, and the outcome of each hostile message. Exit code 1 if a message is
+unaccounted for, a segment is lost, a reader exits, or p99 more than doubles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.cost.committed import ALL
 from tests.kit.whole_system import System, until
 
 MEMORY_BYTES_MAX = GiB
-STEADY = 4200  # all shapes are of project 11
+STEADY = 4200  # All shapes belong to project 11.
 STEADY_REPLAY_ID = "57ead0" + "0" * 26
 # Nothing may be parked only because a shared machine is busy; every segment is sampled, which is the most
 # expensive case.
@@ -47,12 +47,12 @@ Place = tuple[int, int]
 
 
 def replay_of(number: int) -> str:
-    """Each hostile message is a separate replay, so that it can be identified."""
+    """The id of a separate replay for each hostile message, so that it can be identified."""
     return f"bad{number:029x}"
 
 
 def hostile(raw_bytes: int) -> Iterator[tuple[str, bytes]]:
-    """(name, Kafka value) of each committed shape."""
+    """Returns (name, Kafka value) of each committed shape."""
     for number, shape in enumerate(ALL):
         yield shape.name, shape.make(raw_bytes).replace(REPLAY_ID.encode(), replay_of(number).encode(), 1)
 
@@ -71,8 +71,9 @@ def limited(system: System) -> None:
 def send_steadily(
     system: System, first: int, amount: int, rate: float, beside: Sequence[bytes] = ()
 ) -> tuple[dict[Place, float], list[Place]]:
-    """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them: (send time
-    of each segment in unix seconds by index; indexes of the other messages)."""
+    """Sends `amount` segments at `rate` per second, with the other messages spread evenly between them. Returns
+    (send time of each segment in Unix seconds by index, indexes of the other messages).
+    """
     began, sent, places = time.time(), dict[Place, float](), list[Place]()
     for number in range(amount):
         time.sleep(max(0.0, began + number / rate - time.time()))
@@ -84,7 +85,7 @@ def send_steadily(
 
 
 def delays(system: System, sent: dict[Place, float]) -> list[float]:
-    """Seconds from sending to commit of each batch, from the reader's log, sorted."""
+    """Seconds from sending to commit of each batch, sorted, from the reader's log."""
     found = dict[Place, float]()
     for line in system.reader.log_path.read_text().splitlines():
         if '"event": "batch"' not in line:
@@ -102,7 +103,7 @@ def p99(values: Sequence[float]) -> float:
 
 
 def unaccounted(system: System, places: Sequence[Place]) -> list[int]:
-    """Numbers of the hostile messages that are neither a segment in ClickHouse nor a dead letter."""
+    """Numbers of the hostile messages that became neither a segment in ClickHouse nor a dead letter."""
     rows = system.query("SELECT DISTINCT toString(replay_id) FROM replay_segments")
     stored = {str(replay).replace("-", "") for (replay,) in rows}
     letters = system.json("dlq", "ls", "--limit", str(10 * len(places)))["letters"]
@@ -118,7 +119,7 @@ def steady_rows(system: System) -> int:
 
 
 def main() -> int:
-    """Two phases of equal length, without and with the hostile project."""
+    """Runs two phases of equal length, without and with the hostile project."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--raw-bytes", type=int, default=10_000_000, help="Inflated size of each shape, bytes.")
     parser.add_argument("--segments", type=int, default=1000, help="Segments of the steady project, per phase.")

@@ -35,25 +35,27 @@ TIMESTAMP_MS = 1_790_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A recipe and its cost relative to the limit: 1 is the limit itself."""
+    """A recipe and its cost relative to the limit; 1 means that it is exactly at the limit."""
 
     share: float
     recipe: Recipe
 
 
 def cpu_share(value: bytes) -> float:
-    """Excludes the base allowance, which would hide differences between small messages; may exceed 1."""
+    """CPU cost as a share of the limit. Excludes the base allowance, which would hide differences between small
+    messages; may exceed 1.
+    """
     floor_seconds, seconds, _ = cpu(value, rounds=1)
     return seconds / max(floor_seconds, 1e-3) / RATIO_MAX
 
 
 def memory_share(value: bytes) -> float:
-    """The same, without the base allowance."""
+    """Memory as a share of the limit, without the base allowance."""
     return memory(value) / BRED_RAW_BYTES["memory"] / MEMORY_RATIO_MAX
 
 
 def rows_share(value: bytes) -> float:
-    """Bytes of rows and metrics."""
+    """Bytes of rows and metrics as a share of the limit."""
     outcome = parse(Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=TIMESTAMP_MS), RULES)
     if not isinstance(outcome, Segment):
         return 0.0
@@ -66,7 +68,7 @@ KINDS: dict[str, Callable[[bytes], float]] = {"cpu": cpu_share, "memory": memory
 def bred(
     kind: str, seconds: float, chance: random.Random, say: Callable[[str], None], recipes_max: int = 10**9
 ) -> tuple[int, list[Scored]]:
-    """(number of recipes tried, best recipes, most expensive first)."""
+    """Returns (number of recipes tried, best recipes, most expensive first)."""
     score = KINDS[kind]
     until, tried = time.monotonic() + seconds, 0
     population: list[Scored] = []
@@ -79,7 +81,7 @@ def bred(
         value = recipe.value(BRED_RAW_BYTES[kind])
         share = score(value)
         if population and share > population[0].share:
-            # On a busy machine only CPU times that are reproducible count.
+            # On a busy machine, only reproducible CPU times count.
             share = min(share, score(value), score(value))
             if share > population[0].share:
                 say(f"{kind}: {share:.2f} of the bound after {tried} recipes")

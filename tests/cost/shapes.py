@@ -1,7 +1,7 @@
 """The most expensive messages that a sender can create: the committed set for the cost limit.
 
-Each shape is a function of its inflated size, so that it serves a quick test and a table of the largest messages.
-The first shapes stopped a reader before the limit existed. Shapes found by the search are added.
+Each shape is a function of its inflated size, so that it can be used both in a quick test and for the largest
+messages. The first shapes stopped a reader before the limit existed. Shapes found by the search are added.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def packed(raw: bytes, segment_id: int = 0, **fields: Any) -> bytes:
 
 
 def sampled_segment_id() -> int:
-    """A segment number whose canvas mutations are read: its sender can choose one."""
+    """A segment number whose canvas mutations are read; a sender can choose such a number."""
     for number in range(100_000):
         if coin(Identity(1, 11, REPLAY_ID, number, 30, 7, 0, 0, 0), "segment", SAMPLED_SHARE):
             return number
@@ -93,7 +93,7 @@ def text(value: Any) -> bytes:
 
 
 def filled(head: bytes, part: bytes, tail: bytes, raw_bytes: int) -> bytes:
-    """As many parts between head and tail as fit, at least one."""
+    """As many parts as fit between head and tail, at least one."""
     return head + part * max((raw_bytes - len(head) - len(tail)) // len(part), 1) + tail
 
 
@@ -103,7 +103,7 @@ def listed(element: bytes, raw_bytes: int, last: bytes = b'{"type":3}') -> bytes
 
 
 def stuffed(event: Any, part: bytes, raw_bytes: int, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """An array of one event, in which `"@"` is replaced by head, parts, tail."""
+    """An array of one event, in which head, parts and tail replace `"@"`."""
     before, after = text([event]).split(b'"@"', 1)
     return filled(before + head, part, tail + after, raw_bytes)
 

@@ -12,7 +12,7 @@ from tests.cost.shapes import SHAPES, Shape
 
 RAW_BYTES = 4_000_000
 LARGE_RAW_BYTES = 60_000_000
-# CPU time of this process is measured twice; further attempts are for a core with shared caches.
+# The CPU time of this process is measured twice; more attempts are made because other processes share the caches.
 ATTEMPTS = 10
 
 

@@ -11,7 +11,7 @@ from tests.kit.parsing import parsed
 
 
 def test_a_recipe_survives_a_round_trip() -> None:
-    """It may contain any bytes."""
+    """A recipe with any bytes is unchanged after it is stored and loaded."""
     chance = random.Random(1)
     for _ in range(200):
         recipe = changed(fresh(chance), fresh(chance), chance)
@@ -31,13 +31,15 @@ def test_the_same_seed_breeds_the_same_messages() -> None:
 
 
 def test_initial_recipes_are_accepted_by_the_parser() -> None:
-    """A message that is rejected at once costs nothing and would be useless."""
+    """A message that is rejected at once costs nothing and would be a useless start for the search."""
     for recipe in STOPPED_A_READER:
         assert isinstance(parsed(recipe.value(50_000)), Segment)
 
 
 def test_breeding_makes_messages_more_expensive() -> None:
-    """Measured by rows, which are counted and not timed: the best child costs more than every ancestor."""
+    """The best child costs more than every ancestor. The cost is measured by rows, which are counted and not
+    timed.
+    """
     chance = random.Random(3)
     first = max(KINDS["rows"](fresh(chance).value(1_500_000)) for _ in range(10))
 

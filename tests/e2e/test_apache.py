@@ -52,10 +52,10 @@ def fleet(stack: Stack, tmp_path: Path) -> Iterator[Fleet]:
 
 
 def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stack, tmp_path: Path) -> None:
-    """Batches are cut by age at a low rate, and their reader dies twice; the ids are unchanged and nothing is
+    """Batches are cut by age at a low rate, and their reader dies twice; the batch ids are unchanged and nothing is
     duplicated.
 
-    Without the record, the second reader finds a backlog and would cut other ranges.
+    Without the cut record, the second reader finds a backlog and would cut other ranges.
     """
     settings = {
         "REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3",
@@ -91,9 +91,11 @@ def test_a_new_owner_cuts_the_same_batches_also_after_a_second_crash(stack: Stac
 
 
 def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, tmp_path: Path) -> None:
-    """kill -9 and a restart within the session: the other reader keeps its partitions and sees no rebalance."""
+    """A reader is killed with kill -9 and restarts within the session; the other reader keeps its partitions and
+    sees no rebalance.
+    """
     fleet.worker("worker-1")
-    session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # a busy machine starts a process in several seconds
+    session = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "60"}  # A busy machine starts processes slowly.
     static = up(fleet.reader("reader-1", REPLAYS_KAFKA_INSTANCE_ID="one", **session))
     other = up(fleet.reader("reader-2", REPLAYS_KAFKA_INSTANCE_ID="two", **session))
     wait_until(lambda: len(owned(static)) == len(owned(other)) == 2, UP_SECONDS_MAX, "two partitions each")
@@ -111,8 +113,9 @@ def test_a_member_with_an_instance_id_returns_without_a_rebalance(fleet: Fleet, 
 
 
 def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fleet, tmp_path: Path) -> None:
-    """Cooperative rebalance, on joining and leaving: the first keeps half of its partitions throughout; 0 % is
-    processed twice."""
+    """The rebalance is cooperative when a reader joins and when it leaves: the first reader keeps half of its
+    partitions throughout, and no message is processed twice.
+    """
     fleet.worker("worker-1")
     first = up(fleet.reader("reader-1"))
     wait_until(lambda: len(owned(first)) == SOURCE_PARTITIONS, UP_SECONDS_MAX, "all partitions")
@@ -134,8 +137,9 @@ def test_a_second_reader_takes_its_share_under_load_without_duplicates(fleet: Fl
 
 
 def test_sigterm_under_load_commits_settled_batches_and_exits_with_zero(stack: Stack, tmp_path: Path) -> None:
-    """Within the drain deadline; the next reader continues at the committed offsets, so nothing is processed
-    twice."""
+    """The reader exits within the drain deadline; the next reader continues at the committed offsets, so nothing
+    is processed twice.
+    """
     settings = {"REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "30", "REPLAYS_DRAIN_DEADLINE_SECONDS": "25"}
     with made(stack, settings) as fleet:
         fleet.worker("worker-1")
@@ -183,7 +187,9 @@ def test_sigterm_with_unsettled_batches_exits_with_zero_at_the_drain_deadline(
 
 
 def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: Path) -> None:
-    """kill -9 of the broker under load: the reader stays up, and commits continue from the last offsets."""
+    """The broker is killed with kill -9 under load: the reader stays up, and commits continue from the last
+    offsets.
+    """
     fleet.worker("worker-1")
     reader = up(fleet.reader("reader-1"))
     load = Load(fleet, tmp_path, 400, rate=60).start()
@@ -202,9 +208,10 @@ def test_a_killed_broker_returns_and_nothing_is_missing(fleet: Fleet, tmp_path: 
 
 
 def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_path: Path) -> None:
-    """SIGSTOP with batches in flight. Another reader takes over and its chords complete, then the suspended one
-    resumes with completions pending: its partitions are lost, committed offsets never decrease, nothing is
-    missing."""
+    """A reader is suspended with SIGSTOP while batches are in flight. Another reader takes over and its chords
+    complete, then the suspended one resumes with completions pending: its partitions are lost, committed offsets
+    never decrease, nothing is missing.
+    """
     with made(stack, {"REPLAYS_BATCH_AGE_SECONDS_MAX": "0.3"}) as fleet:
         sleeper = up(fleet.reader("reader-1"))
         other = up(fleet.reader("reader-2"))
@@ -229,7 +236,7 @@ def test_a_reader_suspended_past_its_session_commits_nothing(stack: Stack, tmp_p
 
 
 def test_the_demo_runs_on_apache_kafka(stack: Stack, tmp_path: Path) -> None:
-    """Started like a user would."""
+    """The demo is started like a user would start it."""
     arguments = ["150", "--kafka", "apache", "--profile", "small", "--json", "--directory", str(tmp_path)]
     command, sockets = PARENTS.lend("ingest.local.demo", *arguments)
 

@@ -1,4 +1,4 @@
-"""A short chaos run: real processes, faults from a seed, every sink reconciled."""
+"""A short chaos run with real processes and seeded faults, after which every sink is reconciled."""
 
 from __future__ import annotations
 

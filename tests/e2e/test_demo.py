@@ -1,4 +1,6 @@
-"""The demo on a small load, started like a user would: every input arrives, whatever is killed."""
+"""The demo on a small load, started like a user would start it: every input arrives, even if components are
+killed.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,14 @@ def demo(*arguments: str, directory: Path) -> tuple[int, dict[str, Any]]:
 
 
 def explain(outcome: dict[str, Any]) -> str:
-    """The checks that failed, for a failing test."""
+    """Describes the failed checks in the message of a failing test."""
     checks = (outcome["reconciliation"] or {}).get("checks", ())
     return "\n".join([outcome["error"], *(str(check) for check in checks if not check["ok"])])
 
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_every_input_arrives_exactly_once(tmp_path: Path):
-    """Objects, rows, facts, metrics, dead letters, offsets; the reader exits with 0."""
+    """The demo reconciles objects, rows, facts, metrics, dead letters and offsets; the reader exits with 0."""
     code, outcome = demo("300", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -61,7 +63,7 @@ def test_every_input_arrives_exactly_once(tmp_path: Path):
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_packed_objects_hold_every_recording(tmp_path: Path):
-    """The packed layout: fewer objects, and each recording byte for byte where the index says."""
+    """The packed layout stores fewer objects, and each recording is found byte for byte where the index says."""
     code, outcome = demo("300", "--layout", "packed", directory=tmp_path)
 
     assert code == 0, explain(outcome)
@@ -71,7 +73,7 @@ def test_packed_objects_hold_every_recording(tmp_path: Path):
 @pytest.mark.parametrize("victim", ["worker", "reader", "redis"])
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, victim: str):
-    """SIGKILL, then a restart: the reconciliation still passes. Redis restarts empty."""
+    """After a SIGKILL and a restart of each component, the reconciliation still passes. Redis restarts empty."""
     code, outcome = demo("600", "--kill", victim, directory=tmp_path)
 
     assert outcome["killed"] == victim
@@ -80,7 +82,7 @@ def test_nothing_is_lost_when_a_component_is_killed_mid_run(tmp_path: Path, vict
 
 @pytest.mark.timeout(SECONDS_MAX + 10)
 def test_a_killed_demo_leaves_no_process_behind(tmp_path: Path):
-    """kill -9 of the demo itself: its warden stops every child."""
+    """When the demo itself is killed with kill -9, its warden stops every child."""
     process = start([sys.executable, "-m", "ingest.local.demo", "2000"], tmp_path)
     assert process.stdout is not None
     line = next(line for line in process.stdout if line.startswith("Flower "))

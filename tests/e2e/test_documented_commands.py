@@ -129,7 +129,7 @@ OWN_PROCESS = ("replays-ingest local", "replays-ingest batches", "celery")
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """A command as written in a page, without its trailing comment, and its location."""
+    """A command as written in a page, without its trailing comment, and where it was found."""
 
     text: str
     page: str
@@ -140,7 +140,7 @@ class Documented:
 
     @property
     def group(self) -> str:
-        """Its entry in RUN or NOT_RUN: the longest matching prefix, or the command itself."""
+        """The command's entry in RUN or NOT_RUN: the longest matching prefix, or the command itself."""
         words = self.words
         found = [
             name
@@ -156,7 +156,7 @@ def documented() -> list[Documented]:
     """Every command of the pages, once, in the order of RUN and then of the pages."""
     found: dict[str, Documented] = {}
     for page in PAGES:
-        # A record of a run has ids that no longer exist; its commands are not meant to be typed.
+        # A record of a past run contains ids that no longer exist; readers are not expected to run its commands.
         for text in commands_of(page.read_text().partition("<!-- the run: begin -->")[0]):
             found.setdefault(text, Documented(text, str(page.relative_to(ROOT))))
     order = list(RUN)
@@ -175,7 +175,7 @@ def commands_of(page: str) -> Iterator[str]:
             prose.append(line)
     for span in re.findall(r"`([^`]+)`", "\n".join(prose)):
         text = " ".join(span.split())
-        # "`dlq ls`" in a sentence refers to the command, too.
+        # "`dlq ls`" in a sentence also refers to the command.
         short = len(text.split()) > 1 and text.split()[0] in main.commands
         yield from commands_of_line(f"replays-ingest {text}" if short else text)
 
@@ -185,7 +185,7 @@ def commands_of_line(line: str) -> Iterator[str]:
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line.strip())
     for part in re.sub(r"(^|\s)#.*$", "", line).split("&&"):
         text = part.strip().removeprefix(".venv/bin/")
-        # A placeholder of several words is one word to a shell.
+        # The shell must see a placeholder of several words as one word.
         text = re.sub(r"<[^<>]*>", lambda found: found[0].replace(" ", "-"), text)
         if text.split(" ")[0] in PROGRAMS:
             yield text
@@ -195,7 +195,7 @@ SELECTING = ("replays-ingest backfill", "replays-ingest dlq replay")
 
 
 def is_mention(one: Documented) -> bool:
-    """Whether it only names a command that needs an argument, or options that select something."""
+    """Whether the text only names a command that needs an argument, or options that select something."""
     if one.words[0] != "replays-ingest" or one.text != one.group:
         return False
     if one.group in SELECTING:
@@ -232,7 +232,9 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture(scope="module")
 def filling(system: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Placeholder -> possible values, by the commands' first words; lists of ids are used from the front."""
+    """Maps each placeholder to its possible values, by the first words of the command; lists of ids are used from
+    the front.
+    """
     message = tmp_path_factory.mktemp("message") / "message.bin"
     message.write_bytes(recording(replay_id="0ddba110000000000000000000000001", segment_id=0))
     parked = sorted(system.json("batches", "ls"))
@@ -261,7 +263,9 @@ def found(answer: object, key: str) -> object:
 
 
 def filled(words: tuple[str, ...], ids: dict[str, list[str]]) -> list[str]:
-    """The words with their placeholders replaced. A parked batch can be retried or abandoned once."""
+    """The words of the command with their placeholders replaced. A parked batch can be retried or abandoned
+    once.
+    """
     plain = {
         "<project>": PROJECT,
         "N": "5",
@@ -370,7 +374,7 @@ def test_a_module_accepts_its_documented_options(one: Documented, monkeypatch: p
 
 
 def parsed_only(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> None:
-    """Replaces `parse_args`: parses, and ends the program there."""
+    """Replaces `parse_args`: the program ends after it has parsed its arguments."""
     parser.parse_known_args(arguments)[1] and parser.error("an option that it does not know")
     parser.exit()
 

@@ -1,4 +1,4 @@
-"""A short game day: a real Prometheus, two faults, their alerts, the runbook's steps."""
+"""A short game day: a real Prometheus evaluates the alerts for two faults, and the runbook's steps fix them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def owners(fleet: Fleet) -> list[int]:
 
 
 def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Stack, tmp_path: Path) -> None:
-    """A reader dies while it releases partitions, and its successor starts before the group has noticed."""
+    """A reader dies while it releases partitions, and its successor starts before the group has detected the
+    failure.
+    """
     settings = {
         "REPLAYS_KAFKA_SESSION_TIMEOUT_SECONDS": "20",
         "REPLAYS_DRAIN_DEADLINE_SECONDS": "10",
@@ -65,8 +67,9 @@ def test_a_partition_orphaned_by_a_static_member_is_detected_and_read(stack: Sta
 def test_under_the_consumer_protocol_a_killed_reader_is_replaced(
     stack: Stack, tmp_path: Path, instances: tuple[str, str]
 ) -> None:
-    """KIP-848: the brokers assign. A static member's successor waits until the session of its predecessor
-    expires."""
+    """Under KIP-848 the brokers assign partitions. A static member's successor waits until the session of its
+    predecessor expires.
+    """
     settings = {
         "REPLAYS_KAFKA_GROUP_PROTOCOL": "consumer",
         "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",

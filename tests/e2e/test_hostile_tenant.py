@@ -1,6 +1,7 @@
 """One project sends every message known to be expensive; another project loses nothing.
 
-The other project's additional delay is a figure, not a test: `python -m tests.cost.running`, docs/cost.md.
+The other project's additional delay is not tested here: `python -m tests.cost.running` measures it, and
+docs/cost.md has the result.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SEGMENTS = 40
 
 
 def test_every_costly_message_is_accounted_for_and_the_other_project_is_complete(tmp_path: Path) -> None:
-    """All shapes, below their maximum size, through one reader with the memory limit of its manifest."""
+    """All shapes, at a reduced size, pass through one reader with the memory limit of its manifest."""
     names, values = zip(*hostile(RAW_BYTES), strict=True)
     with System(tmp_path, **PATIENT) as system:
         system.load(20)

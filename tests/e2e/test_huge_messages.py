@@ -1,5 +1,6 @@
-"""Messages designed to exhaust memory, through the real reader: each becomes a dead letter or a row, without a
-crash."""
+"""Messages designed to exhaust memory pass through the real reader: each becomes a dead letter or a row, without a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def sent(replay: int, body: bytes) -> bytes:
 
 
 HUGE: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    # name: (the reason of its dead letter, "" for a row, how it is built)
+    # Per name: the reason of the dead letter ("" if the message becomes a row), and how the message is built.
     "100 MiB of 100 kB": ("", lambda replay: sent(replay, blank(100 * MiB))),
     "101 MiB of 100 kB": ("body_too_large", lambda replay: sent(replay, blank(101 * MiB))),
     "nested 100,000 deep": ("", lambda replay: sent(replay, zlib.compress(b"[" * 100_000 + b"]" * 100_000))),
@@ -64,7 +65,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 def test_huge_messages_are_rows_or_dead_letters_in_bounded_memory(system: System, tmp_path: Path) -> None:
-    """One after another through one reader, which logs its peak after each of them."""
+    """The messages are sent one by one through one reader, which logs its peak memory after each of them."""
     ordinary = system.reader_peak_bytes()
     print(f"\n{'ordinary messages':<30} peak {ordinary / MiB:6.0f} MiB")
     for replay, (what, (_, make)) in enumerate(HUGE.items(), start=1):

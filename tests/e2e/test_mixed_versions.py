@@ -68,7 +68,9 @@ def ran(fleet: MixedFleet, phases: tuple[Phase, ...], into: Path, *, expects_ref
 
 
 def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixed: Mixed, tmp_path: Path) -> None:
-    """given processes replaced under load, against the order and back, then nothing is lost, nothing is doubled"""
+    """given processes replaced under load, in the wrong order and back again, then nothing is lost or
+    duplicated
+    """
     fleet = mixed(additive=Kind.ADDITIVE, new=Kind.NEWER)
 
     result = ran(fleet, SHORT, tmp_path, expects_refusal=True)
@@ -78,7 +80,7 @@ def test_additions_are_tolerated_and_a_new_version_is_refused_with_a_reason(mixe
     (wrong_order,) = [line for line in result.lines if line.phase.newer]
     assert wrong_order.refused > 0
     assert any("version 2 of the wire format, this release reads 1 to 1" in reason for reason in result.reasons)
-    assert refused_by(fleet, "reader-1") == 0  # that one only adds
+    assert refused_by(fleet, "reader-1") == 0  # the release that only adds fields
     assert refused_by(fleet, "reader-2") > 0
     for version in (f"this command: {RELEASE}+newer", f": {RELEASE}+additive", f"worker-1@127.0.0.1: {RELEASE}"):
         assert version in (wrong_order.check or "")

@@ -21,19 +21,19 @@ pytestmark = pytest.mark.timeout(300)
 GARBAGE = 4242
 OTHERS = (11, 12, 13, 14, 15)
 RESTARTS = 10
-EACH = 20  # valid messages, and as many invalid ones, per life of the reader
+EACH = 20  # Valid messages per reader process, and as many invalid ones.
 WINDOW = 100
 SHED = "replays_reader_project_shed"
 numbers = count()
 
 
 def good(amount: int) -> list[bytes]:
-    """Segments of several projects, alternating."""
+    """Valid segments of several projects, alternating."""
     return [recording(segment_id=number, project_id=OTHERS[number % 5]) for number in next_numbers(amount)]
 
 
 def garbage(amount: int) -> list[bytes]:
-    """Messages that name their project and never parse."""
+    """Messages that name their project but can never be parsed."""
     return [envelope(b"no header %d" % number, project_id=GARBAGE) for number in next_numbers(amount)]
 
 
@@ -42,7 +42,7 @@ def next_numbers(amount: int) -> list[int]:
 
 
 def mixed(amount: int) -> list[bytes]:
-    """Half of them garbage, alternating."""
+    """Valid messages and garbage, alternating."""
     return [value for pair in zip(good(amount), garbage(amount), strict=True) for value in pair]
 
 
@@ -61,7 +61,9 @@ def restart(system: System, **settings: str) -> None:
 
 
 def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path: Path) -> None:
-    """Then the runbook's steps: inspect, drop its rejects, disable it, and the alert resolves."""
+    """Ten readers are killed; then the runbook's steps are followed: inspect, drop the project's rejects, disable
+    it, and the alert resolves.
+    """
     # A killed reader's partitions are reassigned when its session ends.
     session = {"kafka_session_timeout_seconds": "3", "drain_deadline_seconds": "2"}
     with System(tmp_path, reject_window=str(WINDOW), **session) as system:
@@ -78,13 +80,13 @@ def test_other_projects_are_durable_while_ten_readers_die_over_garbage(tmp_path:
 
         assert system.reader.starts == RESTARTS + 1
         assert system.query("SELECT count() FROM replay_segments FINAL") == [(sent,)]
-        assert system.json("reconcile")["ok"]  # every object, row, fact, and a dead letter for each reject
+        assert system.json("reconcile")["ok"]  # Nothing is missing; each reject has a letter.
         assert_named(system)
         assert_steps_work(system)
 
 
 def assert_named(system: System) -> None:
-    """In the log, in the metric behind the alert, and in `status`. No reader halted."""
+    """The project is named in the log, in the metric behind the alert, and in `status`. No reader halted."""
     logged = [line for line in system.reader.log_path.read_text().splitlines() if '"project_shed"' in line]
     assert logged
     assert all(f'"project": {GARBAGE}' in line for line in logged)
@@ -94,7 +96,7 @@ def assert_named(system: System) -> None:
     ]
     assert alert["expr"].strip() == f"max by (project) ({SHED}) == 1"
     assert is_shed(system)
-    assert system.metric(SHED) == 1  # none from another project
+    assert system.metric(SHED) == 1  # No reject comes from another project.
     assert system.metric("replays_reader_halted") == 0
 
     def named() -> bool:
@@ -104,7 +106,7 @@ def assert_named(system: System) -> None:
 
 
 def assert_steps_work(system: System) -> None:
-    """Each command and setting as written in the section, in order."""
+    """Runs each command and applies each setting as written in the section, in order."""
     commands = re.findall(r"`replays-ingest ([^`]+)`|`(dlq show <id>)`", section("ReplaysProjectShed"))
     status, listed, show, kill = [(one or other).split() for one, other in commands]
     (setting,) = re.findall(r"`(REPLAYS_[A-Z_]+)=(\w+)`", section("ReplaysProjectShed"))

@@ -24,7 +24,8 @@ from tasks.sinks.gcs.sink import client as gcs_client
 from tests.kit.whole_system import System
 
 pytestmark = pytest.mark.timeout(240)
-# Large batches, so that the row has neighbors; enough load for one or two batches per partition.
+# Large batches, so that the poison row shares its batch with others; enough load for one or two batches per
+# partition.
 LARGE = {"batch_messages_max": "500", "batch_age_seconds_max": "2"}
 SEGMENTS = 500
 OLD_ID = "0ddba110000000000000000000000001"
@@ -41,7 +42,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System,
     # Nothing may be parked for another reason, such as a call that is slow because the machine is busy.
     patient = {"sink_timeout_seconds": "20", "flush_deadline_seconds": "120", "task_visibility_seconds": "300"}
     directory = tmp_path_factory.mktemp("system")
-    # The reader finds everything at once: otherwise it may cut a batch before the poison has neighbors.
+    # The reader starts with a backlog: otherwise it may cut a batch before the poison has neighbors.
     with System(directory, reader_at_once=False, **LARGE, **patient) as system:
         rule = f"CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}"
         execute(system, f"ALTER TABLE replay_segments ADD {rule}")
@@ -68,7 +69,7 @@ def test_all_other_rows_are_stored_and_the_offset_advanced(poisoned: tuple[Syste
 
 
 def test_a_row_that_bigquery_refuses_is_a_letter_with_its_reason(poisoned: tuple[System, Place, Place]) -> None:
-    """The other sinks have the message. A replay is refused again and keeps the letter."""
+    """The other sinks store the message. A replay is refused again and keeps the dead letter."""
     system, old, _ = poisoned
     (letter,) = letters(system, "bigquery")
 
@@ -93,7 +94,7 @@ def test_a_batch_refused_for_one_row_lacks_only_that_row_until_its_replay(
     assert "banned" in letter["error"]
     assert letter["item"].startswith("replay_segments/")
     assert_is_about(letter, banned)
-    assert rows_of_banned(system, "replays") == 1  # the same message's row in the other table
+    assert rows_of_banned(system, "replays") == 1  # The row of the same message in the other table.
     assert rows_of_banned(system, "replay_segments") == 0
 
     execute(system, "ALTER TABLE replay_segments DROP CONSTRAINT banned")
@@ -126,7 +127,7 @@ def letters(system: System, sink: str) -> list[dict[str, Any]]:
 
 
 def assert_is_about(letter: dict[str, Any], where: Place) -> None:
-    """The letter names its message, and its batch contained many others."""
+    """Asserts that the dead letter names its message, and that the batch contained many others."""
     assert letter["reason"] == "sink_refused"
     assert tuple(int(number) for number in letter["origin"].split("-")[-2:]) == tuple(where)
     start, stop = letter["batch_id"].split("-")[-2:]
@@ -160,7 +161,7 @@ def objects_named(system: System, part: str) -> int:
 
 
 def held_elsewhere(system: System) -> tuple[Any, ...]:
-    """What the other sinks have: objects, facts, and messages of the topic."""
+    """What the other sinks contain: objects, facts, and messages of the dead-letter topic."""
     consumer = Consumer({"group.id": "looks-only", **kafka_options(system.settings)})
     topic = system.settings.kafka_topic
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions

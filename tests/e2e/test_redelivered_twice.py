@@ -113,7 +113,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
 
 
 def test_with_marks_no_sink_is_called_again(loaded: Loaded) -> None:
-    """The same cuts while Redis still has the marks: no request, no packet, no dead letter; only commits."""
+    """While Redis still has the done marks, the same cuts cause no request, no packet and no dead letter; only
+    commits.
+    """
     system = loaded.system
     before, asked = census(system), requests(system)
 
@@ -149,9 +151,9 @@ def test_without_marks_the_same_cuts_leave_no_duplicates(loaded: Loaded) -> None
 
 
 def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication(loaded: Loaded) -> None:
-    """The commit's metadata was lost and batches are cut differently: neither marks nor tokens match.
+    """The cut record was lost and batches are cut differently, so neither marks nor tokens match.
 
-    Names, keys and row ids do match. Rows are inserted again, and merges or FINAL remove them.
+    Object names, keys and row ids do match. Rows are inserted again, and merges or FINAL remove them.
     """
     system = loaded.system
     before = census(system)
@@ -173,7 +175,7 @@ def test_without_a_cut_record_other_cuts_leave_no_duplicates_after_deduplication
 def redeliver(system: System, cuts: frozenset[str] | None, **settings: str) -> None:
     """Stops the reader, resets the offsets, starts a new reader, and waits until everything is committed again.
 
-    `cuts`: batches whose ends are recorded with the offsets, as after a crash; None: no record.
+    `cuts` are the batches whose ends are recorded with the offsets, as after a crash; None means no record.
     """
     assert system.stop_reader() == 0
     topic = system.settings.kafka_topic

@@ -1,4 +1,4 @@
-"""A failing sink does not stop the system: real servers behind a fault proxy, the whole system as processes."""
+"""A failing sink does not stop the system, which runs as real processes with real servers behind a fault proxy."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_hanging_sink_fills_a_bounded_backlog_while_the_others_continue(tmp_pa
 
 
 def test_a_share_of_failing_uploads_parks_nothing(tmp_path: Path) -> None:
-    """503 for 2 % of the uploads and 429 for 1 %: single objects are retried, no batch is parked."""
+    """Uploads get 503 for 2 % and 429 for 1 %: single objects are retried, and no batch is parked."""
     with System(tmp_path) as system:
         system.proxies["gcs"].set(SeveralErrors((Errors(503, 0.02), Errors(429, 0.01, retry_after_seconds=1))))
         system.load(800)
@@ -130,14 +130,16 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
         assert flower_call(port, "/api/task/async-apply/retry_batch", asked, f"op:{password}") == 200
 
-        # Its success shows that the sink works: the other batches skip their backoff.
+        # Its success shows that the sink works, so the other batches skip their backoff.
         system.wait_committed()
         assert system.json("batches", "ls") == {}
         system.assert_whole()
 
 
 def test_redis_at_its_memory_limit_pauses_the_reader(tmp_path: Path) -> None:
-    """Redis refuses staged bytes: nothing crashes or is lost, and the reader resumes when memory is free."""
+    """Redis refuses to stage more bytes: nothing crashes or is lost, and the reader resumes when memory is
+    free.
+    """
     with System(tmp_path, in_flight_batches_max="4") as system:
         system.load(60, seed=1)
         system.wait_committed()
@@ -189,7 +191,7 @@ def dropped_count(system: System) -> float:
 
 
 def flushed(system: System) -> tuple[int, int, int]:
-    """Objects in the bucket, facts in BigQuery, metric values at the agent."""
+    """Number of objects in the bucket, facts in BigQuery, and metric values received by the agent."""
     found = objects(system.stack.addresses["gcs"], system.settings.gcs_bucket)
     facts = sum(read_facts(system.settings).values())
     values = sum(total.count for total in read_metrics(system.stack.addresses["statsd_query"]).values())

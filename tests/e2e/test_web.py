@@ -78,7 +78,7 @@ def test_a_rage_click_replay_is_found_and_played(tmp_path: Path) -> None:
 
 
 def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path: Path) -> None:
-    """A real recording is ingested twice, complete and with one segment missing; both play."""
+    """A real recording is ingested twice: once complete, once with one segment missing. Both play."""
     whole, holed = "a" * 32, "b" * 32
     with System(tmp_path, flower_basic_auth=":".join(LOGIN)) as system:
         for value in recorded_session(whole):
@@ -98,7 +98,9 @@ def test_a_recording_of_a_real_sdk_plays_and_a_missing_segment_is_named(tmp_path
 
 
 def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -> None:
-    """Both on the page, with a password; the reader commits the parked batch, and the letter is sent once."""
+    """The operator signs in and does both on the page: the reader commits the parked batch, and the dead letter is
+    sent once.
+    """
     with System(tmp_path, flower_basic_auth=":".join(LOGIN), **PATIENT) as system:
         system.send(message("c" * 32, 0, b"this is no recording"))
         until(lambda: len(system.json("dlq", "ls")["letters"]) == 1, 90, "a dead letter")
@@ -113,7 +115,7 @@ def test_an_operator_retries_a_batch_and_replays_a_dead_letter(tmp_path: Path) -
 
             def retry_all() -> bool:
                 button = page.locator("#parked button", has_text="Retry").first
-                with suppress(TimeoutError):  # an automatic retry may have released the batch already
+                with suppress(TimeoutError):  # An automatic retry may already have released the batch.
                     button.click(timeout=2_000)
                 return system.lag() == 0
 

@@ -1,4 +1,5 @@
-"""Every command with every kind of wrong setting: one line that names the setting and what to do, exit code 2.
+"""Every command with every kind of wrong setting: it prints one line that names the setting and what to do, and
+exits with 2.
 
 Commands are taken from the command line itself, so new ones are included. Our commands run in this process;
 `celery` commands and servers run in forks of a process that has imported them (`tests.kit.prestarted`).
@@ -45,7 +46,7 @@ class Broken:
 
 
 def broken(id: str, names: str = "", *, reader: bool = False, kind: bool = False, **values: str) -> Broken:
-    """Values by lower-case name; without `names`, the line must contain each of these names."""
+    """Maps lower-case names to invalid values; without `names`, the line must contain each of these names."""
     variables = {f"REPLAYS_{name.upper()}": value for name, value in values.items()}
     return Broken(id, variables, tuple(names.split()) or tuple(variables), reader, kind)
 
@@ -177,7 +178,7 @@ def filled(variables: dict[str, str], files: dict[str, str]) -> dict[str, str]:
 
 
 def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every executable command, by its words, including the reader, which has none."""
+    """Every executable command as its words. The reader's command has none."""
     if isinstance(command, click.Group):
         if command.invoke_without_command:
             yield path
@@ -207,13 +208,13 @@ def _value(kind: Any, folder: str) -> str:
     return "1" if isinstance(kind, click.IntRange | click.FloatRange) else "a" * 32
 
 
-COMMANDS = [path for path in leaves(main) if path != ("completion",)]  # it reads no settings
+COMMANDS = [path for path in leaves(main) if path != ("completion",)]  # It reads no settings.
 LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
 CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 
 
 def commands_for(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """All commands for the first of a kind; for each of the others a few, different every time."""
+    """All commands for the first setting of a kind, and a few different commands for each of the others."""
     if case.kind:
         return list(commands)
     first = BROKEN.index(case)
@@ -221,7 +222,7 @@ def commands_for(case: Broken, commands: Sequence[tuple[str, ...]]) -> list[tupl
 
 
 def expect_one_line(ended: Ended, names: tuple[str, ...], who: str) -> None:
-    """Exit code 2, no standard output, and one helpful line."""
+    """Expects exit code 2, no standard output, and one helpful line."""
     assert ended.exit_code == 2, (who, ended)
     assert len(ended.stderr.splitlines()) == 1, (who, ended)
     for name in names:
@@ -239,7 +240,7 @@ WHAT_TO_DO = (
 
 
 def test_the_commands_were_found() -> None:
-    """The reader, single commands, and subcommands."""
+    """The list contains the reader, single commands, and subcommands."""
     assert {(), ("check",), ("batches", "retry"), ("local", "up"), ("demo",)} <= set(COMMANDS)
     assert len(COMMANDS) > 25
 
@@ -313,7 +314,7 @@ PROGRAMS = {"celery": "celery", "replays-ingest": "ingest.cli"}
 
 
 def ran(program: str, *words: str, **variables: str) -> Ended:
-    """A program that exits by itself, with only these settings."""
+    """Runs a program that exits by itself, with only these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     return PARENTS.run(
         [sys.executable, "-m", PROGRAMS[program], *words], kept | variables, ROOT, COMMAND_SECONDS_MAX

@@ -1,4 +1,4 @@
-"""Every possible end of a stage, with the real tasks in this process."""
+"""Every possible outcome of a stage, with the real tasks run in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.kit.eager_fleet import Eager
 
 
 def test_every_sink_gets_its_items(eager: Eager) -> None:
-    """Blobs, then rows, metrics and dead letters; the reader receives the result of each stage."""
+    """Blobs are written first, then rows, metrics and dead letters; the reader receives the result of each
+    stage.
+    """
     batch = make_batch(messages=134, rejects=2)
 
     assert eager.settle(batch, Stage.BLOBS) == on.FlushSucceeded(batch.id, 1, Stage.BLOBS)
@@ -33,7 +35,9 @@ def test_every_sink_gets_its_items(eager: Eager) -> None:
 
 
 def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
-    """The original record, with only our headers; its own headers are inside one of them."""
+    """A dead letter contains the original record with only our headers; the record's own headers are inside one of
+    them.
+    """
     eager.settle(make_batch(messages=1, rejects=1, start=10), Stage.ROWS)
 
     (letter,) = eager.sink("dead_letter").dead_letters
@@ -54,7 +58,7 @@ def test_a_dead_letter_has_the_message_and_its_reason(eager: Eager) -> None:
 
 
 def test_a_sink_that_fails_twice_and_then_works_causes_no_failure(eager: Eager) -> None:
-    """Retries are automatic."""
+    """The task is retried automatically."""
     eager.sink("clickhouse").fail(TransientSinkError("503"), TransientSinkError("503"))
 
     assert isinstance(eager.settle(make_batch()), on.FlushSucceeded)
@@ -74,7 +78,9 @@ def test_partial_success_is_kept_over_retries(eager: Eager) -> None:
 
 
 def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
-    """The task failed, and the batch is retried minutes later: durable items stay durable."""
+    """The task failed, and the batch is retried minutes later: items that are already durable are not written
+    again.
+    """
     away = TransientSinkError("429", failed=(5,))
     eager.sink("gcs").fail(away, *[TransientSinkError("429", failed=(0,))] * 2)
     batch = make_batch(messages=10)
@@ -88,7 +94,7 @@ def test_partial_success_is_kept_over_attempts(eager: Eager) -> None:
 
 
 def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eager) -> None:
-    """The server names it: the letter has the sink, its error, and the row's origin."""
+    """The server names the refused row: its dead letter has the sink, its error, and the row's origin."""
     eager.sink("bigquery").refuse(lambda item: "no such field: x" if item.offset == 3 else None)
     batch = make_batch(messages=50)
 
@@ -113,7 +119,7 @@ def test_a_refused_row_becomes_a_dead_letter_and_the_rest_is_written(eager: Eage
 
 
 def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
-    """The same for a server that refuses without naming the row."""
+    """The server refuses a row without naming it, and bisection finds it."""
     eager.sink("clickhouse").refuse(lambda item: "no" if item.offset == 100 else None, named=False)
 
     assert isinstance(eager.settle(make_batch(messages=256)), on.FlushSucceeded)
@@ -124,7 +130,7 @@ def test_an_unnamed_bad_row_is_found_in_about_log2_writes(eager: Eager) -> None:
 
 
 def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) -> None:
-    """The configuration is at fault: the chord fails at once, with the reason."""
+    """The configuration is at fault: the chord fails at once and reports the reason."""
     eager.sink("clickhouse").fail(PermanentSinkError("table replays is missing", configuration=True))
 
     event = eager.settle(make_batch())
@@ -136,7 +142,7 @@ def test_a_missing_table_parks_the_batch_and_dead_letters_nothing(eager: Eager) 
 
 
 def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) -> None:
-    """The row's own sink stored the rest, but the task is not done before the letter is durable."""
+    """The sink of the refused row stored the rest, but the task is not done before the dead letter is durable."""
     eager.sink("bigquery").refuse(lambda item: "bad" if item.offset == 0 else None)
     eager.sink("dead_letter").fail(*[TransientSinkError("no brokers")] * 3)
     batch = make_batch()
@@ -151,7 +157,9 @@ def test_a_row_is_not_refused_before_its_dead_letter_is_durable(eager: Eager) ->
 
 
 def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
-    """The marks are gone, as after Redis restarted empty: everything is written again, without duplicates."""
+    """The done marks are lost, as after an empty restart of Redis: everything is written again, without
+    duplicates.
+    """
     batch = make_batch(messages=5)
     for stage in Stage:
         eager.settle(batch, stage)
@@ -166,7 +174,7 @@ def test_a_redelivered_batch_changes_nothing(eager: Eager) -> None:
 
 
 def test_the_same_range_with_other_content_is_written_separately(eager: Eager) -> None:
-    """Another release's parser gives another digest, so no mark covers bytes that were never written."""
+    """Another release's parser gives another digest, so no done mark covers bytes that were never written."""
     eager.settle(make_batch(messages=2), Stage.BLOBS)
 
     eager.settle(make_batch(messages=2, content=b"new", epoch=2), Stage.BLOBS)
@@ -187,7 +195,7 @@ def test_a_disabled_sink_is_not_in_the_chord(eager: Eager, monkeypatch: pytest.M
 
 
 def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
-    """With its error, its reader, and the time of its next retry."""
+    """A parked batch is shown with its error, its reader, and the time of its next retry."""
     batch = make_batch()
     eager.dispatcher.submit(do.Park(batch, Stage.ROWS, 3, "clickhouse is away", 30.0))
     eager.settle(batch, Stage.BLOBS)
@@ -208,8 +216,8 @@ def test_a_parked_batch_is_shown_until_it_settles(eager: Eager) -> None:
 def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: int) -> None:
     """Random failures and poison: each row is in its sink or, if refused, a dead letter, and never both.
 
-    A scripted partial failure stores everything that it does not list, including poison: hence the subset at the
-    end.
+    The test asserts a subset, because a scripted partial failure stores everything that it does not list,
+    including poison.
     """
     dice = random.Random(seed)
     batch = make_batch(messages=dice.randint(1, 40), rejects=dice.randint(0, 3))
@@ -245,7 +253,7 @@ def test_after_random_failures_everything_is_durable_once(eager: Eager, seed: in
 
 
 def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eager) -> None:
-    """Its sink's breaker is open: the batch is parked with the sink's error."""
+    """The circuit breaker of the sink is open, and the batch is parked with the sink's last error."""
     breaker = Breaker(eager.client, eager.settings)
     for _ in range(eager.settings.breaker_failures_min):
         error = "clickhouse: HTTP 413 with a web page: Request Entity Too Large"
@@ -262,7 +270,7 @@ def test_a_batch_parked_by_an_open_breaker_shows_the_sinks_last_error(eager: Eag
 
 
 def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> None:
-    """Every row is refused, even one known to be good; after the repair all are written."""
+    """The table refuses every row, even one known to be good; once it is repaired, all are written."""
     sink = eager.sink("bigquery")
     sink.refuse(lambda item: "Missing required field: team")
     sink.fault(PermanentSinkError("bigquery: column team is REQUIRED", configuration=True))
@@ -281,7 +289,9 @@ def test_a_table_at_fault_parks_the_batch_with_no_dead_letter(eager: Eager) -> N
 
 
 def test_rows_written_before_the_table_was_found_at_fault_stay_written(eager: Eager) -> None:
-    """The next attempt writes only the rest, and refusals of an unfinished search are discarded."""
+    """The next attempt writes only the remaining rows, and refusals found by an unfinished bisection are
+    discarded.
+    """
     sink = eager.sink("clickhouse")
     sink.refuse(lambda item: "no" if item.offset >= 6 else None, named=False)
     healthy_once = iter([None, PermanentSinkError("clickhouse: a constraint", configuration=True)])

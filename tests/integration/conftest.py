@@ -62,19 +62,20 @@ def library(stack: Stack) -> Library:
 
 @pytest.fixture(scope="session")
 def office_env(stack: Stack) -> dict[str, str]:
-    """Variables of the operator environment, whose pages use the passwords of LOGINS."""
+    """Variables of the operator environment; its pages accept the passwords in LOGINS."""
     return {**variables(stack, "office", OFFICE_DATABASE), "REPLAYS_FLOWER_BASIC_AUTH": LOGINS}
 
 
 @pytest.fixture(scope="session")
 def office_settings(office_env: dict[str, str]) -> ReaderSettings:
-    """Its settings; its topics, bucket and tables exist."""
+    """Settings of the operator environment; its topics, bucket and tables exist."""
     return set_up_office(office_env)
 
 
 @pytest.fixture
 def office(office_env: dict[str, str], office_settings: ReaderSettings) -> Iterator[Office]:
-    """A reader is running, nothing is parked, no rule is set, and the audit trail is empty. Dead letters of other
-    tests remain."""
+    """The operator environment: a reader is running, nothing is parked, no rule is set, and the audit trail is
+    empty. Dead letters of other tests remain.
+    """
     with opened(office_env, office_settings) as running:
         yield running

@@ -21,7 +21,7 @@ AWAY = {"REPLAYS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
 def failed(done: Done) -> str:
-    """The line with which a command failed."""
+    """The error line of a failed command."""
     assert done.code == 1
     return done.err.splitlines()[-1]
 
@@ -30,7 +30,7 @@ def failed(done: Done) -> str:
 
 
 def test_the_state_of_the_system_is_one_page(office: Office):
-    """Readers, sinks, parked batches: as text, as JSON, as a picture."""
+    """`status` shows readers, sinks and parked batches as text, as JSON, and as a picture."""
     batch = office.park(0, 2)
     page = command(office.env, "status")
     told = command(office.env, "status", "--json").json
@@ -45,7 +45,7 @@ def test_the_state_of_the_system_is_one_page(office: Office):
 
 
 def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
-    """An SVG file, with no output on the terminal."""
+    """The picture is written to an SVG file, and nothing is printed on the terminal."""
     done = command(office.env, "top", "--svg", str(tmp_path / "top.svg"))
 
     assert (done.code, done.out) == (0, "")
@@ -65,7 +65,7 @@ def test_the_page_can_be_a_picture(office: Office, tmp_path: Path):
     ids=" ".join,
 )
 def test_without_redis_each_command_reports_what_to_check(office: Office, arguments: tuple[str, ...]):
-    """One line and exit code 1."""
+    """Each command prints one line and exits with 1."""
     done = command(office.env | AWAY, *arguments)
 
     assert (done.code, len(done.err.splitlines())) == (1, 1)
@@ -73,7 +73,7 @@ def test_without_redis_each_command_reports_what_to_check(office: Office, argume
 
 
 def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
-    """Readers follow the topic of decisions; the copy in Redis is updated on the next request."""
+    """Readers follow the topic of decisions; the copy in Redis is updated by the next command."""
     done = command(office.env | AWAY, "tenants", "kill", "7")
 
     assert (done.code, done.out) == (0, "project 7: the rule is changed; readers apply it within two seconds\n")
@@ -81,7 +81,7 @@ def test_a_project_is_disabled_while_redis_is_unavailable(office: Office):
 
 
 def test_wrong_settings_give_exit_code_2(office: Office):
-    """With the setting's name, its value and the allowed values."""
+    """The error contains the setting's name, its value and the allowed values."""
     done = command(office.env | {"REPLAYS_BATCH_MESSAGES_MAX": "none"}, "status")
 
     assert done.code == 2
@@ -92,7 +92,7 @@ def test_wrong_settings_give_exit_code_2(office: Office):
 
 
 def test_parked_batches_are_listed_and_shown(office: Office):
-    """With their errors; an empty list is stated."""
+    """Parked batches are shown with their errors; an empty list is reported as such."""
     assert "nothing is parked" in command(office.env, "batches", "ls").out
     batch = office.park(0, 2)
 
@@ -110,7 +110,7 @@ def test_parked_batches_are_listed_and_shown(office: Office):
 
 
 def test_a_parked_batch_is_retried(office: Office):
-    """Its reader is notified, and the operator's name is recorded."""
+    """The reader of the batch is notified, and the operator's name is recorded."""
     batch = office.park(0, 2)
 
     done = command(office.env, "batches", "retry", batch.id, "--by", "ann")
@@ -121,7 +121,7 @@ def test_a_parked_batch_is_retried(office: Office):
 
 
 def test_a_parked_batch_is_abandoned(office: Office):
-    """Its messages become dead letters first; without a reason nothing happens."""
+    """The messages of the batch become dead letters first; without a reason nothing happens."""
     batch = office.park(2, 4)
 
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")
@@ -133,7 +133,7 @@ def test_a_parked_batch_is_abandoned(office: Office):
 
 
 def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
-    """There is no reader to notify."""
+    """A stopped reader cannot be notified."""
     batch = office.park(0, 2)
     office.leave()
 
@@ -146,7 +146,7 @@ def test_a_batch_of_a_stopped_reader_is_left_unchanged(office: Office):
 
 
 def test_rules_for_projects_are_set_and_removed(office: Office):
-    """Each is in the audit trail with the operator's name."""
+    """Each rule is listed in the audit trail with the operator's name."""
     env = office.env
     assert "no rules" in command(env, "tenants", "ls").out
 
@@ -175,7 +175,7 @@ def test_rules_for_projects_are_set_and_removed(office: Office):
 
 @pytest.mark.parametrize("options", [[], ["--per-second", "5", "--remove"]], ids=["neither", "both"])
 def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
-    """Otherwise exit code 2."""
+    """A limit without a rate or `none` gives exit code 2."""
     done = command(office.env, "tenants", "limit", "8", *options)
 
     assert (done.code, "give either --per-second or --remove" in done.err) == (2, True)
@@ -185,7 +185,9 @@ def test_a_limit_needs_a_rate_or_none(office: Office, options: list[str]):
 
 
 def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Path):
-    """By reason or id, first as a dry run; a second replay finds nothing; the action is recorded."""
+    """Dead letters are selected by reason or id, first as a dry run; a second replay finds nothing; the action is
+    recorded.
+    """
     office.bury(MESSAGES - 1, "no_header")
     env = office.env
 
@@ -213,7 +215,9 @@ def test_dead_letters_are_listed_shown_and_replayed(office: Office, tmp_path: Pa
 
 
 def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask(office: Office):
-    """Answering no changes nothing; --yes skips the question; each reports what it changed."""
+    """If the operator answers no, nothing changes; --yes skips the question; each command reports what it
+    changed.
+    """
     batch = office.park(2, 4)
     office.bury(0, "no_header")
 
@@ -233,7 +237,7 @@ def test_on_a_terminal_dangerous_commands_state_their_scope_and_ask(office: Offi
 
 
 def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
-    """Output of the command for a user who answers its question this way."""
+    """Output of the command for a user who answers its question as given."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(
@@ -252,7 +256,7 @@ def on_a_terminal(env: dict[str, str], answer: str, *arguments: str) -> str:
 
 
 def test_replaying_needs_a_selection(office: Office):
-    """Exit code 2: replaying all of them needs a separate option."""
+    """Without a selection the exit code is 2: replaying all dead letters needs a separate option."""
     done = command(office.env, "dlq", "replay")
 
     assert (done.code, "--all" in done.err) == (2, True)
@@ -274,8 +278,9 @@ def test_existing_schema_and_topics_are_left_unchanged(office: Office):
 
 
 def test_check_lists_every_server_and_its_errors(office: Office):
-    """Everything works except for missing workers: only their queues are errors. A server that is unavailable has
-    an error line, too."""
+    """Only the workers are missing, so only their queues are errors. An unavailable server is also reported on an
+    error line.
+    """
     good = command(office.env, "check", "--json")
     bad = command(office.env | {"REPLAYS_CLICKHOUSE_URL": "http://127.0.0.1:1"}, "check")
 
@@ -287,7 +292,9 @@ def test_check_lists_every_server_and_its_errors(office: Office):
 
 
 def test_a_dry_run_reads_and_commits_nothing(office: Office):
-    """Every message of the topic is read, none of them parses, and the group has no offset afterwards."""
+    """A dry run reads every message of the topic, none of which can be parsed, and the group has no committed
+    offset afterwards.
+    """
     done = command(office.env, "--dry-run", "--messages", str(MESSAGES), "--json")
 
     assert done.code == 0

@@ -47,7 +47,7 @@ def test_replays_are_listed(library: Library, options: list[str], expected: set[
 
 
 def test_a_truncated_list_says_so(library: Library):
-    """The last line says that there are more."""
+    """The last line says that there are more replays."""
     done = command(library.env, "replays", "ls", "--limit", "2", "--dead")
     cut = command(library.env, "replays", "ls", "--limit", "1", "--dead")
 
@@ -56,7 +56,7 @@ def test_a_truncated_list_says_so(library: Library):
 
 
 def test_one_replay_is_shown_with_its_segments(library: Library):
-    """Facts, then a line per segment with its missing data, then anomalies."""
+    """The output has facts, then a line per segment with its missing data, then anomalies."""
     shown = command(library.env, "replays", "show", HOLED)
     told = command(library.env, "replays", "show", HOLED, "--json").json
 
@@ -71,7 +71,7 @@ def test_one_replay_is_shown_with_its_segments(library: Library):
 
 
 def test_events_are_listed(library: Library):
-    """One line per mark, kinds on request; unreadable segments are named."""
+    """One line is printed per mark, other kinds only on request; unreadable segments are named."""
     everything = command(library.env, "events", library.shop_id, "--json").json
     rage = command(library.env, "events", library.shop_id, "--kind", "rage_click")
     spoiled = command(library.env, "events", SPOILED)
@@ -99,7 +99,7 @@ def test_a_session_is_found_and_its_evidence_exported(library: Library):
 
 
 def test_events_of_an_unknown_kind_are_refused(library: Library):
-    """Exit code 2 with the available kinds; each kind in the recordings is among them."""
+    """An unknown kind gives exit code 2 and the available kinds; each kind in the recordings is among them."""
     done = command(library.env, "events", HOLED, "--kind", "nope")
     told = command(library.env, "events", HOLED, "--json").json
 
@@ -110,7 +110,7 @@ def test_events_of_an_unknown_kind_are_refused(library: Library):
 
 
 def test_events_fit_the_width_of_the_terminal(library: Library):
-    """One line per event, none longer than COLUMNS."""
+    """One line is printed per event, none longer than COLUMNS."""
     done = CliRunner().invoke(main, ["events", HOLED], env={**library.env, "COLUMNS": "60"})
 
     assert done.exit_code == 0
@@ -118,7 +118,7 @@ def test_events_fit_the_width_of_the_terminal(library: Library):
 
 
 def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
-    """Its events as sent, and its videos; missing or unreadable segments are named."""
+    """The download has the replay's events as sent, and its videos; missing or unreadable segments are named."""
     shop = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path), "--json").json
     mobile = command(library.env, "fetch", MOBILE, "--output", str(tmp_path))
     part = command(library.env, "fetch", SPOILED, "--segment", "0", "--segment", "1", "--output", str(tmp_path))
@@ -135,7 +135,9 @@ def test_a_replay_is_downloaded(library: Library, tmp_path: Path):
 
 
 def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Path):
-    """Recordings are personal data, and the usual umask makes new files readable for every user of the machine."""
+    """Recordings are personal data, and with the usual umask new files are readable by every user of the
+    machine.
+    """
     before = os.umask(0o022)
     try:
         done = command(library.env, "fetch", library.shop_id, "--output", str(tmp_path / "new" / "folder"))
@@ -149,14 +151,16 @@ def test_a_download_is_readable_by_its_user_only(library: Library, tmp_path: Pat
 
 
 def failed(done: Done) -> str:
-    """The line with which a command failed."""
+    """The error line of a failed command."""
     assert done.code == 1
     (line,) = done.err.splitlines()
     return line
 
 
 def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tmp_path: Path):
-    """Exit code 1: no such replay, no such id, several projects, nothing to download, a server unavailable."""
+    """Each case exits with 1: no such replay, no such event, an id in several projects, nothing to download, an
+    unavailable server.
+    """
     env = library.env
 
     assert "no replay" in failed(command(env, "replays", "show", "e" * 32))
@@ -171,7 +175,7 @@ def test_a_missing_replay_or_server_is_reported_in_one_line(library: Library, tm
 
 
 def test_a_wrong_option_is_a_usage_error(library: Library):
-    """Exit code 2, with examples of valid values."""
+    """A wrong option gives exit code 2 and examples of valid values."""
     done = command(library.env, "replays", "ls", "--since", "yesterday")
 
     assert done.code == 2

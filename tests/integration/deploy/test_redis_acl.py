@@ -25,7 +25,7 @@ USERS = ROOT / "deploy" / "redis" / "users.acl"
 PASSWORD = "CHANGE-ME"
 
 
-# Subcommands granted by name. Redis 7.0 supports them; it does not start with an unknown one.
+# Subcommands that the file grants by name. Redis 7.0 supports this, but does not start if one is unknown.
 SUBCOMMANDS_OF_7_0 = {"script|load", "script|exists"}
 
 
@@ -52,7 +52,7 @@ def settings_as(fleet: Fleet, user: str, monkeypatch: pytest.MonkeyPatch) -> Set
 
 
 def test_the_listed_rights_are_sufficient_for_a_batch(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """Chords, retries, parking, heartbeats, status: Redis refused no command."""
+    """Chords, retries, parking, heartbeats and status all work: Redis refused no command."""
     admin = guard(fleet, monkeypatch)
     viewer = settings_as(fleet, "replays-viewer", monkeypatch)
     fleet.worker()
@@ -114,7 +114,7 @@ def test_each_program_can_write_only_its_own_keys(fleet: Fleet, monkeypatch: pyt
 
 
 def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monkeypatch: pytest.MonkeyPatch):
-    """An expired lease is left for a user with write access."""
+    """The viewer cannot delete an expired lease, which remains for a user with write access."""
     guard(fleet, monkeypatch)
     Redis.from_url(url_of(fleet, "replays")).hset(
         "replays:parked", "t-0-0-9", '{"batch_id":"t-0-0-9","leased_until":1,"parked_at":1,"retry_at":1}'
@@ -124,12 +124,14 @@ def test_a_viewer_sees_parked_batches_next_to_expired_entries(fleet: Fleet, monk
 
 
 def test_the_file_works_with_redis_7_0():
-    """`client|setinfo` was added in 7.2: Redis 7.0 refuses the whole file and does not start."""
+    """`client|setinfo` was added in 7.2: if the file named it, Redis 7.0 would refuse the whole file and not
+    start.
+    """
     named = set(re.findall(r"[+-](\S+\|\S+)", USERS.read_text()))
 
     assert named <= SUBCOMMANDS_OF_7_0
 
 
 def test_the_example_password_says_change_me():
-    """Nobody should mistake the file's password for a secret one."""
+    """The password in the file must be recognizable as an example."""
     assert hashlib.sha256(PASSWORD.encode()).hexdigest() in USERS.read_text()

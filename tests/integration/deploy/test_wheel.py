@@ -1,4 +1,4 @@
-"""Contents of the installation: our packages, and no name that could belong to another project."""
+"""The wheel installs our packages, and no top-level name that could belong to another project."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 from tests.kit.paths import ROOT
 
 OURS = {"ingest", "tasks", "celeryconfig.py"}
-# Packages of the index, or of the team that installs ours. The last three are also directories of this repository.
+# Names of packages on the package index, or of the team that installs ours. The last three are also directories of
+# this repository.
 THEIRS = ("web", "local", "tools", "benchmarks", "tests")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built like in the image: without a network, by the installed backend."""
+    """The wheel, built like in the image: without a network, by the installed backend."""
     if importlib.util.find_spec("hatchling") is None and not os.environ.get("CI"):
         pytest.skip("needs hatchling: run `make setup`")
     directory = tmp_path_factory.mktemp("wheel")
@@ -51,7 +52,7 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The wheel next to THEIRS; dependencies come from the environment of this test."""
+    """The wheel installed next to THEIRS; dependencies come from the environment of this test."""
     root = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True, timeout=120)
     python = root / "venv" / "bin" / "python"
@@ -59,7 +60,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     for name in THEIRS:
         (site / name).mkdir()
         (site / name / "__init__.py").write_text(f"OWNER = 'whoever installed {name}'\n")
-    # A plain path: directories added by its own .pth files, including our checkout, are not visible.
+    # This .pth file contains a plain path: directories added by the .pth files in it, including our checkout, are
+    # not visible.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ["-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run([sys.executable, *install], check=True, timeout=120)

@@ -22,7 +22,7 @@ from ingest.local.servers.processes import group_is_alive, wait_until
 
 
 def status_of(url: str, login: str = "") -> int:
-    """The HTTP status of a GET, with an optional login."""
+    """The HTTP status of a GET request with an optional login."""
     headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:

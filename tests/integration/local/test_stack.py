@@ -1,4 +1,4 @@
-"""The stack as a whole: all components in seconds, settings that point to them, nothing left behind."""
+"""The stack as a whole: all components start in seconds, settings point to them, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from ingest.settings import Settings
 
 
 def test_all_components_start_together_and_leave_nothing():
-    """One line of progress per component, and all addresses; afterwards no process and no directory remain."""
+    """The stack prints one line of progress per component and all addresses; after it stops, no process and no
+    directory remain.
+    """
     lines: list[str] = []
     with Stack(progress=lines.append, environ={}) as stack:
         stack.start()
@@ -32,7 +34,7 @@ def test_all_components_start_together_and_leave_nothing():
 
 
 def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch):
-    """The system reads every variable, and the values are valid."""
+    """The system reads every variable that the stack sets, and the values are valid."""
     with Stack(environ={}) as stack:
         stack.start(["redis", "statsd"])
         found = stack.settings()
@@ -49,7 +51,7 @@ def test_its_settings_are_settings_of_the_system(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_component_can_be_a_real_server():
-    """A server named in the environment is used and not started; `cloud` is Google itself."""
+    """A server named in the environment is used and not started; `cloud` means Google Cloud itself."""
     environ = {"REPLAYS_LOCAL_REDIS": "redis://elsewhere:6379/1", "REPLAYS_LOCAL_GCS": "cloud"}
     with Stack(environ=environ) as stack:
         stack.start(["redis", "gcs"])
@@ -65,7 +67,7 @@ def test_an_unknown_component_is_refused():
 
 
 def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
-    """Redis with a data directory that is a file."""
+    """Redis fails to start because its data directory is a file."""
     (tmp_path / "clickhouse").mkdir()
     (tmp_path / "clickhouse" / "data").write_text("in the way")
     with Stack(tmp_path, environ={}) as stack, pytest.raises(LocalError, match=r"(?s)clickhouse ended.*end of"):
@@ -73,7 +75,9 @@ def test_a_component_that_does_not_start_shows_its_log(tmp_path: Path):
 
 
 def test_a_background_stack_runs_until_down(tmp_path: Path):
-    """up returns when every server is ready, a second up finds the first, down keeps the data."""
+    """`up` returns when every server is ready, a second `up` finds the running stack, and `down` keeps the
+    data.
+    """
     state = background.up(tmp_path, parts=["redis", "statsd"])
 
     assert background.up(tmp_path, parts=["redis"]) == background.status(tmp_path)
@@ -137,7 +141,7 @@ def test_a_background_stack_restarts_servers_and_stops_as_a_whole(tmp_path: Path
 
 
 def test_a_kill_9_of_a_program_with_a_stack_leaves_nothing(tmp_path: Path):
-    """As when the demo is killed: every server and the directory are removed."""
+    """A killed program, such as the demo, leaves no server and no directory behind."""
     script = textwrap.dedent("""
         import sys, time
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""The BigQuery server, used by the unmodified client library."""
+"""The BigQuery server, tested with the unmodified client library."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_table_keeps_schema_partitioning_and_clustering(client: bigquery.Clien
 
 
 def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.Client, dataset: str, table: str):
-    """409 and 404, which the client's exists_ok and not_found_ok depend on."""
+    """The server returns 409 and 404, which the client's exists_ok and not_found_ok depend on."""
     with pytest.raises(Conflict, match="Already Exists"):
         client.create_table(bigquery.Table(table, schema=SCHEMA))
     client.create_table(bigquery.Table(table, schema=SCHEMA), exists_ok=True)
@@ -84,7 +84,7 @@ def test_creating_twice_is_a_conflict_and_missing_is_not_found(client: bigquery.
 
 
 def test_values_are_returned_with_their_types(client: bigquery.Client, table: str):
-    """In a listing and in a query."""
+    """Types are correct in a listing and in a query."""
     sent = row(facts=json.dumps({"a": [1]}), urls=["u", "v"], geo={"city": "Wien"})
     assert client.insert_rows_json(table, [sent]) == []
 
@@ -94,7 +94,7 @@ def test_values_are_returned_with_their_types(client: bigquery.Client, table: st
 
 
 def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, table: str):
-    """Across requests and within one; rows without an id are always stored."""
+    """Insert ids are deduplicated across requests and within one; rows without an id are always stored."""
     assert client.insert_rows_json(table, [row(), row()], row_ids=["x", "x"]) == []
     assert client.insert_rows_json(table, [row(), row()], row_ids=["x", "y"]) == []
     assert client.get_table(table).num_rows == 2
@@ -105,7 +105,7 @@ def test_an_insert_id_is_stored_once_within_the_window(client: bigquery.Client, 
 
 
 def test_an_insert_id_is_forgotten_after_the_window():
-    """The service promises no more than about a minute."""
+    """The service deduplicates for about a minute and promises no more."""
     ids, key = InsertIds(window_seconds=60), InsertIds.key(TableName("p", "d", "t"), "x")
 
     ids.add([key], now=100.0)
@@ -115,14 +115,14 @@ def test_an_insert_id_is_forgotten_after_the_window():
 
 
 def test_one_bad_row_stops_all_others(client: bigquery.Client, table: str):
-    """Nothing is stored; the bad row is named, the good ones are `stopped`."""
+    """Nothing is stored; the bad row is named, and the good ones are reported as `stopped`."""
     errors = client.insert_rows_json(table, [row(), row(n="many"), row()], row_ids=["1", "2", "3"])
 
     reasons = {error["index"]: error["errors"][0]["reason"] for error in errors}
     assert reasons == {0: "stopped", 1: "invalid", 2: "stopped"}
     assert errors[1]["errors"][0]["location"] == "n"
     assert client.get_table(table).num_rows == 0
-    # Ids of rows that were not stored are not kept.
+    # The insert ids of rows that were not stored are not kept.
     assert client.insert_rows_json(table, [row()], row_ids=["1"]) == []
     assert client.get_table(table).num_rows == 1
 
@@ -160,7 +160,7 @@ def test_skipping_invalid_rows_stores_the_good_ones(client: bigquery.Client, tab
 def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     client: bigquery.Client, table: str, values: dict[str, Any], location: str
 ):
-    """Real schema violations, each with its location."""
+    """The server reports real schema violations, each with its column."""
     errors = client.insert_rows_json(table, [row(**values)])
 
     assert [error["errors"][0]["reason"] for error in errors] == ["invalid"]
@@ -185,7 +185,7 @@ def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     ],
 )
 def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: Any):
-    """Numbers as text, seconds as timestamps, all spellings of time zones."""
+    """It accepts numbers as text, seconds as timestamps, and all notations of time zones."""
     fields = (Field("x", kind, "NULLABLE"),)
 
     assert row_of(fields, {"X": given}, ignore_unknown=False) == {"x": stored}
@@ -194,7 +194,7 @@ def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: 
 
 
 def test_queries_support_parameters_views_and_dml(client: bigquery.Client, dataset: str, table: str):
-    """Aggregates, arrays as parameters, a deduplicating view, DML, column names as in the service."""
+    """Queries use aggregates, array parameters, a deduplicating view, DML, and the service's column names."""
     rows = [
         row(id=f"r{number % 3}", n=number, at=(NOW - timedelta(hours=number)).isoformat()) for number in range(9)
     ]
@@ -223,7 +223,7 @@ def test_queries_support_parameters_views_and_dml(client: bigquery.Client, datas
 
 
 def test_long_results_are_paged(client: bigquery.Client, table: str):
-    """In listings and queries."""
+    """Results are paged in listings and in queries."""
     rows = [row(id=str(number)) for number in range(250)]
     assert client.insert_rows_json(table, rows) == []
 
@@ -248,7 +248,7 @@ def test_a_schema_grows_and_does_not_shrink(client: bigquery.Client, table: str)
 
 
 def test_requests_have_the_limits_of_the_service(client: bigquery.Client, table: str):
-    """10 MB per request, 50,000 rows."""
+    """A request is limited to 10 MB and 50,000 rows."""
     with pytest.raises(GoogleAPICallError, match="exceeds the limit"):
         client.insert_rows_json(table, [row(facts=json.dumps("x" * 11_000_000))])
     with pytest.raises(BadRequest, match="Too many rows"):

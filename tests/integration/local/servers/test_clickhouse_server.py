@@ -1,4 +1,4 @@
-"""The ClickHouse server, used by the unmodified client library."""
+"""The ClickHouse server, tested with the unmodified client library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def table(clickhouse_url: str, fresh_name: Callable[[str], str]) -> str:
 
 
 def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
-    """Native inserts, bound parameters, every compression of request bodies."""
+    """The client uses native inserts, bound parameters, and every compression of request bodies."""
     for number, compression in enumerate([False, "lz4", "zstd", "gzip"]):
         client = client_of(clickhouse_url, compress=compression)
         written = client.insert(table, [[2 * number, "it's\n\\"], [2 * number + 1, "é"]], column_names=["a", "s"])
@@ -44,7 +44,7 @@ def test_inserted_rows_are_returned_unchanged(clickhouse_url: str, table: str):
 
 
 def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
-    """What the flush fleet sends: JSONEachRow in the body, the statement in the URL or before the data."""
+    """The flush fleet sends JSONEachRow in the body, with the statement in the URL or before the data."""
     client = client_of(clickhouse_url)
 
     client.raw_insert(table, ["a", "s"], b'{"a":1,"s":"x"}\n{"a":2,"s":"FORMAT y\\n"}\n', fmt="JSONEachRow")
@@ -53,7 +53,9 @@ def test_json_rows_are_inserted_as_bytes(clickhouse_url: str, table: str):
 
 
 def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table: str):
-    """A repeated token stores once (the table keeps a window of them); without a token both are stored."""
+    """An insert with a repeated token is stored once (the table keeps a window of tokens); without a token both
+    are stored.
+    """
     client = client_of(clickhouse_url)
     rows = [[1, "x"], [2, "y"]]
 
@@ -65,13 +67,14 @@ def test_a_deduplication_token_applies_to_one_insert(clickhouse_url: str, table:
     assert insert("batch-1") == 2
     assert insert("batch-1") == 2
     assert insert("batch-2") == 4
-    # Each part's own checksum is a token too: repeating the same bytes without a token is also deduplicated.
+    # The checksum of each part also acts as a token: repeating the same bytes without a token is deduplicated,
+    # too.
     assert insert(None) == 6
     assert insert(None) == 6
 
 
 def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
-    """They let the sink decide whether a retry helps."""
+    """The sink decides by the error code whether a retry helps."""
     client = client_of(clickhouse_url)
     for sql, code in (
         ("SELECT * FROM no_such_table", "60"),
@@ -86,7 +89,7 @@ def test_errors_carry_clickhouse_codes(clickhouse_url: str, table: str):
 
 
 def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """Each request has its own database."""
+    """Each request can name another database."""
     database = fresh_name("db")
     client_of(clickhouse_url).command(f"CREATE DATABASE {database}")
     inside = client_of(clickhouse_url, database=database)
@@ -97,7 +100,7 @@ def test_databases_are_separate(clickhouse_url: str, fresh_name: Callable[[str],
 
 
 def test_many_clients_write_at_once_without_loss(clickhouse_url: str, fresh_name: Callable[[str], str]):
-    """Four threads, each with its own client."""
+    """Four threads insert at the same time, each with its own client."""
     name = fresh_name("t")
     client_of(clickhouse_url).command(f"CREATE TABLE {name} (a UInt64) ENGINE = MergeTree ORDER BY a")
 
@@ -116,7 +119,7 @@ def test_many_clients_write_at_once_without_loss(clickhouse_url: str, fresh_name
 
 
 def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
-    """413, whatever the body is."""
+    """The server responds with 413, whatever the body is."""
     length = {"Content-Length": str(REQUEST_BYTES_MAX + 1)}
     with urllib3.PoolManager() as pool:
         answer = pool.request("POST", clickhouse_url, headers=length, body=iter([b"x"]), retries=False)
@@ -125,7 +128,7 @@ def test_a_request_over_the_bound_is_refused_unread(clickhouse_url: str):
 
 
 def test_data_survives_a_kill(children: Children, tmp_path: Path):
-    """Every acknowledged insert is present once after a SIGKILL, when the server is up again."""
+    """After a SIGKILL and a restart, every acknowledged insert is present exactly once."""
     server = ClickHouse(children, tmp_path / "clickhouse")
     server.start()
     client = client_of(server.address)
@@ -139,7 +142,7 @@ def test_data_survives_a_kill(children: Children, tmp_path: Path):
 
 
 def test_a_configured_password_is_required(children: Children, tmp_path: Path):
-    """A wrong one gives code 516. The right one works."""
+    """A wrong password gives code 516. The right one works."""
     server = ClickHouse(children, tmp_path / "clickhouse", user="fleet", password="s3cret")
     server.start()
 

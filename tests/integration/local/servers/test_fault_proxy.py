@@ -75,7 +75,7 @@ def client(proxy: FaultProxy, timeout_seconds: float = 5) -> http.client.HTTPCon
 
 @pytest.mark.parametrize("http_aware", [False, True])
 def test_a_healthy_proxy_changes_nothing(target: str, http_aware: bool):
-    """Bodies of every framing pass, several on one connection, including megabytes."""
+    """Bodies with every kind of framing pass, several per connection, including bodies of several megabytes."""
     with FaultProxy(target, http=http_aware) as proxy:
         connection = client(proxy)
 
@@ -148,7 +148,7 @@ def test_a_share_of_requests_fails_the_same_way_for_the_same_seed(target: str):
 
 
 def test_several_errors_have_a_share_each(target: str):
-    """A quarter of one, half of another, and the rest passes."""
+    """One error gets a quarter of the requests, another a half, and the rest pass."""
     with FaultProxy(target, http=True, seed=3) as proxy:
         proxy.set(SeveralErrors((Errors(503, share=0.25), Errors(429, share=0.5))))
         connection = client(proxy)
@@ -161,7 +161,7 @@ def test_several_errors_have_a_share_each(target: str):
 
 
 def test_the_request_of_a_lost_reply_was_executed(target: str):
-    """The server received it; the client did not receive the response."""
+    """The server received the request; the client did not receive the response."""
     with FaultProxy(target, http=True) as proxy:
         proxy.set(LostReplies())
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -172,13 +172,13 @@ def test_the_request_of_a_lost_reply_was_executed(target: str):
 
 
 def test_an_http_fault_needs_a_proxy_that_reads_http(target: str):
-    """Otherwise a chaos run would inject nothing without an error."""
+    """Without this check a chaos run would silently inject nothing."""
     with FaultProxy(target) as proxy, pytest.raises(ValueError, match="http=True"):
         proxy.set(Errors(500))
 
 
 def test_bytes_of_any_protocol_pass():
-    """TCP mode is independent of the protocol: a server that speaks first works."""
+    """TCP mode is independent of the protocol: a server that sends first also works."""
     listener = socket.create_server(("127.0.0.1", 0))
     with (
         listener,

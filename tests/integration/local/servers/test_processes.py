@@ -39,7 +39,7 @@ def test_a_stop_ends_the_whole_process_group(children: Children):
 
 
 def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
-    """Neither the child, nor its own children, nor the temporary directory."""
+    """The child, its own children and the temporary directory are all gone."""
     script = textwrap.dedent("""
         import sys, tempfile, time
         from pathlib import Path
@@ -67,7 +67,7 @@ def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
 
 
 def test_a_child_that_ignores_sigterm_is_killed(children: Children):
-    """After the grace period, not earlier."""
+    """It is killed after the grace period, not earlier."""
     child = children.start("stubborn", ["/bin/sh", "-c", "trap '' TERM; echo 1; while :; do sleep 0.05; done"])
     written_number(child.log_path)
 
@@ -75,7 +75,7 @@ def test_a_child_that_ignores_sigterm_is_killed(children: Children):
 
 
 def test_a_supervised_child_is_restarted_when_it_dies(children: Children):
-    """Like under a supervisor; stopping all ends that."""
+    """The child restarts as under a supervisor, until all children are stopped."""
     child = children.start("kept", ["sleep", "600"], keep=True)
     first = child.pid
 
@@ -105,7 +105,7 @@ def test_a_missing_program_exits_with_127(children: Children):
 
 
 def test_a_paused_child_does_nothing_until_resumed(children: Children):
-    """SIGSTOP and SIGCONT, for a process that hangs without exiting."""
+    """SIGSTOP and SIGCONT simulate a process that hangs without exiting."""
     child = children.start("counter", ["/bin/sh", "-c", "while :; do echo x; sleep 0.01; done"])
     wait_until(lambda: child.log_path.exists() and child.log_path.stat().st_size > 0, 5, "output")
 

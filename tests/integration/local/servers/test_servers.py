@@ -50,7 +50,9 @@ def test_redis_refuses_writes_instead_of_evicting(children: Children, tmp_path: 
 
 
 def test_redis_restarts_with_or_without_its_data(children: Children, tmp_path: Path):
-    """After a kill, an append-only file restores the data, an emptied one does not; the same client reconnects."""
+    """After a kill, Redis restores its data from an append-only file, or starts empty if the file was removed; the
+    same client reconnects.
+    """
     server = Redis(children, tmp_path / "redis", appendonly=True)
     server.start()
     client = redis.Redis.from_url(server.address)
@@ -78,7 +80,7 @@ def test_redis_forgets_everything_by_default(children: Children, tmp_path: Path)
 
 
 def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: Callable[[str], str]):
-    """if_generation_match=0 holds in a race."""
+    """if_generation_match=0 lets exactly one of several concurrent writers succeed."""
     bucket = storage_client(gcs_endpoint).create_bucket(fresh_name("bucket"))
     outcomes: list[str] = []
 
@@ -100,7 +102,7 @@ def test_one_writer_of_many_wins_a_precondition(gcs_endpoint: str, fresh_name: C
 
 
 def test_objects_survive_a_kill(children: Children, tmp_path: Path):
-    """Bytes and metadata; missing buckets give 404, duplicate ones 409."""
+    """Objects keep bytes and metadata; missing buckets give 404, duplicate ones 409."""
     server = CloudStorage(children, tmp_path / "gcs")
     server.start()
     client = storage_client(server.address)
@@ -167,7 +169,7 @@ def test_tansu_keeps_messages_and_committed_offsets(kafka_brokers: str, fresh_na
 
 @pytest.mark.kafka
 def test_apache_kafka_keeps_the_metadata_of_a_commit(apache_kafka: JavaKafka, fresh_name: Callable[[str], str]):
-    """Tansu drops it, and the cut record needs it."""
+    """Apache Kafka stores the metadata, which the cut record needs and which Tansu drops."""
     topic, group = fresh_name("topic"), fresh_name("group")
     produce(apache_kafka.address, topic, 10)
     consumer = consumer_of(apache_kafka.address, group)
@@ -200,7 +202,7 @@ def test_apache_kafka_keeps_its_data_after_a_kill(apache_kafka: JavaKafka, child
 def test_apache_kafka_speaks_tls_and_sasl(
     apache_kafka: JavaKafka, children: Children, tmp_path: Path, security: Any
 ):
-    """With the right options a client connects; with another password or authority it does not."""
+    """A client with the right options connects; one with another password or authority does not."""
     server = JavaKafka(children, tmp_path / "kafka", name=f"kafka-{security}", security=security)
     server.start()
 
@@ -218,7 +220,9 @@ def test_apache_kafka_speaks_tls_and_sasl(
 
 
 def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
-    """Counters, gauges, distributions and timings, by name and tags, also when read by another process."""
+    """The listener sums counters, gauges, distributions and timings by name and tags, also when another process
+    reads them.
+    """
     host, _, port = statsd.address.partition(":")
     client = DogStatsd(host=host, port=int(port), constant_tags=["env:test"], disable_telemetry=True)
     for size in (10, 20, 30):
@@ -238,7 +242,7 @@ def test_the_listener_sums_metrics_of_the_official_client(statsd: Statsd):
 
 
 def test_the_listener_runs_inside_a_process_too():
-    """For tests that need no second process."""
+    """The in-process listener serves tests that need no second process."""
     with StatsdServer() as server:
         client = DogStatsd(host="127.0.0.1", port=server.port, disable_telemetry=True)
         client.increment("a", 2)
@@ -249,7 +253,7 @@ def test_the_listener_runs_inside_a_process_too():
 
 
 def test_statsd_lines_are_parsed():
-    """Sample rates, tags, several values, lines that are not metrics."""
+    """The parser handles sample rates, tags, several values, and lines that are not metrics."""
     sample = parse_line("a.b:1:2|c|@0.5|#x:1,a:2|c:container|T1")
     assert sample is not None
     assert (sample.values, sample.rate, sample.tags) == (("1", "2"), 0.5, ("a:2", "x:1"))
