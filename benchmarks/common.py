@@ -1,8 +1,8 @@
 """Shared by all benchmarks: fair timing of several programs on one workload, a table, a JSON file.
 
-Programs alternate on small chunks of the workload, and the best of each program's rounds on a chunk counts.
-Therefore other processes on the machine disturb all programs equally, and mostly not at all. The garbage collector
-is on throughout, as in production.
+Programs alternate on small chunks of the workload, and each program's fastest round on a chunk counts. Other
+processes on the machine therefore affect all programs equally, and mostly not at all. The garbage collector is on
+throughout, as in production.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Program = Callable[[Any], object]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One program on one workload: seconds of processor time for all of its items."""
+    """CPU time of one program on one workload, seconds for all of its items."""
 
     name: str
     items: int
@@ -42,7 +42,7 @@ class Timing:
 def take_turns(
     programs: Mapping[str, tuple[Program, Sequence[Any]]], rounds: int, chunk_items: int = CHUNK_ITEMS
 ) -> dict[str, Timing]:
-    """Times every program over its own form of the same workload: sequences of equal length."""
+    """Times every program over the same workload in that program's input form; all sequences have equal length."""
     assert gc.isenabled()
     items = {len(workload) for _, workload in programs.values()}
     assert len(items) == 1, items
@@ -63,7 +63,7 @@ def take_turns(
 
 
 def machine() -> dict[str, Any]:
-    """The environment on which the figures depend, besides the code."""
+    """The properties of this machine on which the figures depend."""
     return {
         "python": platform.python_version(),
         "processor": _processor(),

@@ -32,7 +32,7 @@ SOURCE = TopicPartition("benchmark", 0)
 
 
 def segments_of(count: int) -> list[Segment]:
-    """Parsed messages of the generator's `clean` mix."""
+    """Returns parsed messages of the load generator's `clean` mix."""
     found = []
     for offset, value in enumerate(workload(count).values):
         parsed = parse(Message(SOURCE, 1, offset, value, timestamp_ms=STARTED_AT * 1000), ParseRules())
@@ -42,7 +42,7 @@ def segments_of(count: int) -> list[Segment]:
 
 
 def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
-    """The `number`-th batch of that size, cycling."""
+    """The batch of that size with this number; segments are reused in a cycle."""
     start = number * size
     chosen = tuple(segments[(start + place) % len(segments)] for place in range(size))
     return Batch(
@@ -59,7 +59,7 @@ def batch_of(segments: Sequence[Segment], number: int, size: int) -> Batch:
 def measure(
     settings: Settings, redis_pid: int, segments: Sequence[Segment], size: int, batches: int
 ) -> dict[str, Any]:
-    """Both stages of `batches` batches: encode, stage, start; then discard."""
+    """Encodes, stages, starts and discards `batches` batches, both stages of each."""
     app = chord.publisher(settings)
     staging = Staging(connect(settings), settings)
     encoder = Encoder(settings.sinks, settings.blobs_per_task, "benchmark")
@@ -119,7 +119,7 @@ def _add(spent: dict[str, float], what: str, since: float) -> float:
 
 
 def _longest(client: Any) -> int:
-    """Length of the longest entry of all lists: the messages to workers."""
+    """Length of the longest entry in the Redis lists, which are the queues to workers."""
     sizes = [
         len(entry)
         for key in client.scan_iter(count=1000)

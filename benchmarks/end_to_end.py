@@ -1,9 +1,10 @@
-"""Whole systems from Kafka to durable objects: ours and its peers, one after another on the same cores.
+"""Measures whole systems from Kafka to durable objects: ours and its peers, one after another on the same cores.
 
     python -m benchmarks.end_to_end [--segments 4000] [--latency-ms 20] [--peers] [--matrix] [--json FILE]
 
-Against one HTTP server with a stated latency (benchmarks/latency_server.py), or with --embedded against the
-stores of the embedded stack. `CPU` is of all processes of a system, Redis included, broker and stores excluded.
+The systems write to one HTTP server with a stated latency (benchmarks/latency_server.py) or, with --embedded, to
+the stores of the embedded stack. `CPU` is that of all processes of a system, including Redis and excluding broker
+and stores.
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ def row(result: Result) -> list[str]:
 
 
 def ours(arguments: argparse.Namespace) -> Iterable[Shape]:
-    """Our system in each layout, with recordings only and with all sinks."""
+    """Configurations of our system: each layout, with recordings only and with all sinks."""
     for layout in arguments.layouts.split(","):
         for sinks in ("gcs,dead_letter", ALL_SINKS):
             if layout == "packed" and "clickhouse" not in sinks:
-                sinks = "gcs,clickhouse,dead_letter"  # its index is in ClickHouse
+                sinks = "gcs,clickhouse,dead_letter"  # the index of packed objects is in ClickHouse
             yield Shape(layout=layout, sinks=sinks, processes=arguments.processes)
 
 
 def matrix() -> Iterable[Shape]:
-    """Partitions, readers and worker processes, one changed at a time and together."""
+    """Configurations that vary partitions, readers and worker processes, one at a time and together."""
     for partitions, readers, processes in (
         (1, 1, 1), (1, 1, 2), (1, 1, 4), (2, 1, 2), (2, 2, 2), (2, 2, 4), (4, 1, 1), (4, 1, 4), (4, 2, 4),
     ):  # fmt: skip
@@ -89,7 +90,7 @@ def measure(bench: Bench, shapes: Iterable[Shape], load: Workload, arguments: ar
 
 
 def ratios(results: Iterable[Result]) -> dict[str, dict[str, float]]:
-    """Ratios to the reference of the same run."""
+    """Prints ratios to the reference system of the same run."""
     found = {result.label: result for result in results}
     base = next((result for label, result in found.items() if label.startswith(REFERENCE)), None)
     if base is None:

@@ -4,10 +4,10 @@ failures.
     python -m benchmarks.failing_uploads                      2 % of 503 and 1 % of 429
     python -m benchmarks.failing_uploads --retry-after 1      the 429 responses request a delay of 1 s
 
-One backlog is drained by one reader and one fleet, as processes, while clean and faulty uploads alternate: after a
-number of committed messages the proxy in front of Cloud Storage changes its fault. Thus noise of the machine
-affects both kinds of turn, neither includes start-up or shutdown, and postponed retries of a faulty turn count
-against the turn that they delay. The time of each turn is measured between two commits.
+One reader and one set of workers, as separate processes, drain one backlog in intervals with and without faults:
+after a number of committed messages, the proxy in front of Cloud Storage switches its fault on or off. Noise of
+the machine thus affects both kinds of interval, and neither includes start-up or shutdown. Postponed retries
+count against the interval that they delay. The duration of an interval is the time between two commits.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ SILENT_SECONDS_MAX = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A part of the backlog: the fault of the proxy, committed messages, and their seconds."""
+    """One interval of the run: the fault of the proxy, the number of committed messages, and the duration in
+    seconds.
+    """
 
     faulty: bool
     messages: int
@@ -83,7 +85,9 @@ def main() -> int:
 
 
 def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_messages: int) -> Iterator[Turn]:
-    """Runs turns until everything is committed: first an unreported warm-up, then clean and faulty alternately."""
+    """Runs intervals until everything is committed: an unreported warm-up, then alternately without and with
+    faults.
+    """
     offsets = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in made.ends]
     warm = faulty = False
@@ -107,7 +111,7 @@ def drain(settings: Any, made: Produced, proxy: FaultProxy, fault: Fault, turn_m
 
 
 def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, args: argparse.Namespace) -> int:
-    """Prints the table, writes the file, returns the exit code. Only whole pairs count; the rest is the tail."""
+    """Prints the table, writes the file, returns the exit code. Only complete pairs of intervals count."""
     pairs = list(zip(turns[0::2], turns[1::2], strict=False))
     rates = [
         sum(pair[side].messages for pair in pairs) / sum(pair[side].seconds for pair in pairs) for side in (0, 1)
@@ -143,7 +147,7 @@ def tell(turns: list[Turn], proxy: FaultProxy, parked: int, whole: bool | None, 
 
 
 def metric(port: str, name: str) -> float:
-    """The sum over the series of that name from the reader's /metrics."""
+    """The sum over all series of that name on the reader's /metrics page."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)

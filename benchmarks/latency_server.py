@@ -4,12 +4,13 @@ differ.
     python -m benchmarks.latency_server --port 18080 --latency-ms 20 [--script '[{"sink": "gcs", "every": 50}]']
 
 It responds like Cloud Storage (media and multipart uploads, `ifGenerationMatch`, CRC32C), like ClickHouse's HTTP
-interface (inserts, and the requests of its official client on connect) and like BigQuery's insertAll. It keeps
-names, generations and sizes, no content. One asyncio process, no thread: about 0.1 ms of CPU per upload.
+interface (inserts, and the requests of its official client on connect) and like BigQuery's insertAll. It stores
+names, generations and sizes, but no content. It is one asyncio process without threads and uses about 0.1 ms of
+CPU per upload.
 
 A script is a list of rules, tried in order: `sink` (gcs, clickhouse, bigquery), `every` (the n-th request of that
 sink, and each n-th after it) or `first` and `last` (positions from 1), `status` (503 if not given) and
-`retry_after_seconds`; with `drop` the connection is closed instead, after the write took place.
+`retry_after_seconds`; with `drop` the write is performed, but the connection is closed without a response.
 
 GET /_seen returns counts and bytes by sink, and with ?objects=1 the unix time of arrival of each object. PUT
 /_script replaces the script, POST /_reset deletes everything.
@@ -86,7 +87,9 @@ class Store:
         return None
 
     def put(self, name: str, size_bytes: int, only_new: bool) -> int | None:
-        """Stores an object; returns its new generation, or None if it must not exist but does."""
+        """Stores an object; returns its new generation, or None if the request requires that it does not exist
+        and it does.
+        """
         if only_new and name in self.generations:
             return None
         self.stored_at[name] = time.time()
@@ -94,7 +97,7 @@ class Store:
         return self.generations[name]
 
     def seen(self, objects: bool) -> dict[str, Any]:
-        """Counts for the measuring program."""
+        """Counts of received requests, for the measuring program."""
         found: dict[str, Any] = {"requests": self.requests, "bytes": self.size_bytes}
         found["objects_stored"] = len(self.generations)
         if objects:
@@ -103,7 +106,7 @@ class Store:
 
 
 def answer(store: Store, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, bool]:
-    """(response, whether the latency applies)."""
+    """Returns (response, whether the latency applies)."""
     path, _, query = target.partition("?")
     if path.startswith("/_"):
         return _control(store, method, path, query, body), False
@@ -169,7 +172,7 @@ def _upload(store: Store, path: str, query: str, headers: dict[str, str], body: 
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Metadata and content of a multipart/related body of two parts."""
+    """Returns metadata and content of a multipart/related body with two parts."""
     boundary = b"--" + content_type.partition("boundary=")[2].strip('"').encode()
     first = body.index(b"\r\n\r\n") + 4
     middle = body.index(boundary, first)
@@ -181,7 +184,7 @@ def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
 def _clickhouse(store: Store, query: str, body: bytes) -> Answer:
     parameters = parse_qs(query)
     sql = parameters.get("query", [""])[0]
-    # Rows are not counted, which would cost more than everything else; this number is larger than any insert's.
+    # Counting rows would cost more than everything else, so this reports a number larger than that of any insert.
     headers = (("X-ClickHouse-Timezone", "UTC"), ("X-ClickHouse-Summary", '{"written_rows":"1000000000"}'))
     if sql.lstrip().upper().startswith("INSERT") or body[:6].upper() == b"INSERT":
         return store.count("clickhouse", len(body)) or Answer(200, b"", headers)
@@ -211,7 +214,7 @@ def _json(value: Any) -> Answer:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection: requests one after another."""
+    """One keep-alive connection that serves requests one after another."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -235,7 +238,7 @@ class Connection(asyncio.Protocol):
             self._take()
 
     def _take(self) -> None:
-        """One whole request, if it has arrived; joins the parts only once they are complete."""
+        """Returns one request, if it has arrived completely; joins its parts only then."""
         whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = [whole]
         end = whole.find(b"\r\n\r\n")
@@ -279,7 +282,7 @@ class Connection(asyncio.Protocol):
 
 
 def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
-    """(body, end position) of a chunked body; None while it is incomplete."""
+    """Returns (body, end position) of a chunked body, or None while it is incomplete."""
     parts = []
     while True:
         line_end = whole.find(b"\r\n", begin)
@@ -296,7 +299,7 @@ def _dechunked(whole: bytes, begin: int) -> tuple[bytes, int] | None:
 
 
 class Discard(asyncio.DatagramProtocol):
-    """Replaces DogStatsD: receives everything, keeps nothing."""
+    """Replaces DogStatsD: receives metrics and discards them."""
 
 
 async def serve(port: int, latency_ms: float, script: list[dict[str, Any]]) -> None:

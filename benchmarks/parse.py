@@ -1,11 +1,11 @@
-"""Parsing: ours compared with the floor and with other implementations in use, per core, and over processes.
+"""Measures our parser against the floor and against other parsers in use, per core and with parser processes.
 
     python -m benchmarks.parse [--segments 600] [--rounds 15] [--processes] [--json FILE]
 
-Workloads: the generator's `clean` mix (its shares are printed: segments that every program accepts), and the
-recorded material in REPLAYS_FIXTURES (or ../shared/fixtures), each file a segment. The floor is the minimum cost
-of any Python program that inflates and validates: isal's one call and a decoder that builds only one small object
-per event. All programs alternate in one run, so the ratios are of that run.
+There are two workloads: segments of the generator's `clean` mix that every program accepts (their shares are
+printed), and the recordings in REPLAYS_FIXTURES (or ../shared/fixtures), one segment per file. The floor is the
+minimum cost of any Python program that inflates and validates: one call of isal, and a decoder that builds only
+one small object per event. All programs alternate within one run, so ratios compare measurements of the same run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RULES = ParseRules()
 SOURCE = TopicPartition("benchmark", 0)
 STARTED_AT = 1_790_000_000
 MB = 1e6
-# Sampled facts: the peers do not sample, and do not extract these.
+# Facts that our parser samples. The peers do not sample and do not extract these.
 SAMPLED = ("canvas_size", "sdk_options", "mutations", "rage_click", "multi_click")
 
 
@@ -58,7 +58,7 @@ def floor(body: bytes) -> None:
 
 
 def ours(message: Message) -> None:
-    """Our parser: every row of every sink, encoded."""
+    """Runs our parser, which encodes every row of every sink."""
     parse(message, RULES)
 
 
@@ -78,13 +78,13 @@ class Workload:
 
 
 def generated(count: int) -> Workload:
-    """Segments of the generator's clean mix whose body is a zlib stream of JSON."""
+    """Returns segments of the generator's clean mix whose body is a zlib stream of JSON."""
     values = [made.value for made in stream(PROFILES["clean"], count, 1, STARTED_AT)]
     return _workload("generated", values)
 
 
 def recorded(folder: Path) -> Workload | None:
-    """Each recorded file with rrweb events, as one segment; None if there is none."""
+    """Returns each recorded file with rrweb events as one segment; None if there is no such file."""
     if not folder.is_dir():
         return None
     values = []
@@ -136,7 +136,7 @@ def _workload(name: str, values: Sequence[bytes]) -> Workload:
 
 
 def check(workload: Workload) -> dict[str, int]:
-    """Checks that all programs find the same facts, so that they do the same work. Returns the counts."""
+    """Checks that all programs find the same facts and therefore do the same work. Returns the counts of facts."""
     sums = dict.fromkeys(("clicks", "taps", "facts", "sizes"), 0)
     for message in workload.messages:
         segment, other = parse(message, RULES), peers_parse.typed(message.value)
@@ -206,7 +206,7 @@ def report(workload: Workload, timings: dict[str, Timing], found: dict[str, int]
 
 
 def memory(raw_mb: int) -> dict[str, Any]:
-    """Peak memory of parsing one large segment, without its message, by tracemalloc."""
+    """Peak memory of parsing one large segment, excluding its message, as measured by tracemalloc."""
     event = json.dumps({"type": 3, "data": {"source": 2, "text": "x" * 200}, "timestamp": 1}).encode()
     count = raw_mb * 1_000_000 // (len(event) + 1)
     value = enveloped(zlib.compress(b"[" + b",".join([event] * count) + b"]", 1))

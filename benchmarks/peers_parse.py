@@ -1,11 +1,11 @@
-"""Peer parsers for comparison, built from public packages: the same messages in, the same facts out.
+"""Peer parsers for comparison, built from public packages. They extract the same facts from the same messages.
 
 `P1 typed` has the design that consumers of this topic run in production: msgpack into a dict, the topic's JSON
 schema checked by code that fastjsonschema compiles, zlib, and a msgspec tagged union over the events, with the
 whole document decoded generically when the union does not fit. `P1 full JSON` is the generation before that: the
 whole recording becomes dicts. Both then extract clicks, taps, sizes and facts, and encode rows as dicts.
 
-Each produces the same output as the parser for a valid message (`Found`); benchmarks/parse.py checks this first.
+For a valid message, both produce the same output as our parser (`Found`); benchmarks/parse.py checks this first.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Found:
     name: str = ""
 
 
-# The tagged union: an event that is used has its type, all others are skipped.
+# The tagged union of events. Types without fields here are skipped.
 
 
 class DomLoaded(msgspec.Struct, gc=False, tag_field="type", tag=0):
@@ -82,7 +82,7 @@ class Source(msgspec.Struct, gc=False):
 
 
 class Incremental(msgspec.Struct, gc=False, tag_field="type", tag=3):
-    """Only its source."""
+    """An incremental snapshot, of which only the source is decoded."""
 
     data: Source | None = None
 
@@ -134,7 +134,7 @@ _decode_union = msgspec.json.Decoder(list[_union]).decode
 
 
 def open_message(value: bytes) -> tuple[dict[str, Any], int, bytes, bytes]:
-    """(message, segment_id, body, raw). Raises what the libraries raise."""
+    """Returns (message, segment_id, body, raw). Raises the exceptions of the libraries."""
     message = msgpack.unpackb(value)
     _validate(message)
     head, body = message["payload"].split(b"\n", 1)
@@ -144,7 +144,7 @@ def open_message(value: bytes) -> tuple[dict[str, Any], int, bytes, bytes]:
 
 
 def typed(value: bytes) -> Found:
-    """P1 typed."""
+    """Parses a message as `P1 typed`."""
     message, segment_id, body, raw = open_message(value)
     found = _begin(message, segment_id, body, raw)
     try:
@@ -156,7 +156,7 @@ def typed(value: bytes) -> Found:
 
 
 def full_json(value: bytes) -> Found:
-    """P1 full JSON."""
+    """Parses a message as `P1 full JSON`."""
     message, segment_id, body, raw = open_message(value)
     return _full(message, segment_id, raw, _begin(message, segment_id, body, raw))
 
@@ -189,7 +189,7 @@ def _plain_events(events: list[Any]) -> Iterable[tuple[int, str, Any, float]]:
 
 
 def _begin(message: dict[str, Any], segment_id: int, body: bytes, raw: bytes) -> Found:
-    """The blob, and the rows that do not depend on events."""
+    """Returns the blob and the rows that do not depend on events."""
     video = message.get("replay_video")
     found = Found()
     if video:
@@ -303,7 +303,7 @@ PLAIN_CRUMBS = frozenset(
 
 
 def _fact(message: dict[str, Any], tag: str, payload: Any, found: Found) -> tuple[Any, dict[str, Any]]:
-    """(kind, attributes) of one event; None as kind for events that are not kept."""
+    """Returns (kind, attributes) of one event; the kind is None for events that produce no fact."""
     if tag == "meta":
         return "viewport", {name: payload.get(name) for name in ("href", "width", "height")}
     if tag == "breadcrumb":

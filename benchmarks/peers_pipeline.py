@@ -1,11 +1,11 @@
-"""Complete consumers as others build them from public packages: from Kafka to Cloud Storage, with committed
+"""Complete peer consumers, built from public packages, that read from Kafka, write to Cloud Storage and commit
 offsets.
 
     python -m benchmarks.peers_pipeline p1-typed --brokers HOST:PORT --topic T --group G --endpoint URL
 
 - `p1-json`, `p1-typed`: sentry-arroyo, RunTask(parse) -> RunTaskInThreads(one object per segment with
-  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed. Like its
-  model it stores only recordings: rows are built, encoded, and dropped.
+  google-cloud-storage) -> CommitOffsets; parsing as in benchmarks/peers_parse.py, full JSON or typed. Like the
+  consumer that it models, it stores only recordings: rows are built, encoded and discarded.
 - `p2`: RunTask(parse) -> Reduce(a batch) -> RunTaskInThreads(the batch's objects one after another, one ClickHouse
   insert of rows, one BigQuery insert, with the official clients) -> CommitOffsets.
 - `p3`: a loop around confluent-kafka's Consumer and a thread pool: parse and upload in the pool, commit
@@ -62,13 +62,15 @@ class Upload:
 
 
 def named(parse: Any, value: bytes) -> tuple[str, Found]:
-    """(object name, parser output). The name needs only the head of the envelope, which peers read again."""
+    """Returns (object name, parser output). The name requires fields of the envelope, which peers decode a second
+    time.
+    """
     found: Found = parse(value)
     return found.name, found
 
 
 class Rows:
-    """Rows of a batch, through the official clients of ClickHouse and BigQuery."""
+    """Writes the rows of a batch through the official clients of ClickHouse and BigQuery."""
 
     def __init__(self, endpoint: str) -> None:
         from google.cloud import bigquery
@@ -141,7 +143,8 @@ def run_arroyo(arguments: argparse.Namespace) -> None:
         {
             "bootstrap.servers": arguments.brokers,
             "session.timeout.ms": 6000,
-            # arroyo stores offsets and librdkafka commits them, every 5 s by default: others commit more often.
+            # arroyo stores offsets and librdkafka commits them, by default every 5 s, which is less often than
+            # the others.
             "auto.commit.interval.ms": int(COMMIT_SECONDS * 1000),
         },
         group_id=arguments.group,

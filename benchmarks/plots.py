@@ -1,4 +1,4 @@
-"""Plots of the figures of other benchmarks in .bench/, as SVG and PNG for the documents.
+"""Plots the figures that other benchmarks wrote to .bench/, as SVG and PNG for the documentation.
 
 python -m benchmarks.plots [--figures .bench] [--into docs/performance]
 """

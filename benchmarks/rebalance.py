@@ -1,17 +1,17 @@
-"""Two readers and a rebalance during a load, on Apache Kafka: what is lost, and what is done twice.
+"""Measures what is lost and what is repeated when two readers rebalance under load, on Apache Kafka.
 
     python -m benchmarks.rebalance                             every case, once
     python -m benchmarks.rebalance --cases killed --runs 3     one case, three times
 
 A *case* is the cause of the rebalance. Messages are produced at a steady rate throughout. Two shares are reported:
 
-- *read again*: messages that the readers took from Kafka, in total, beyond once each. A killed reader cannot be
+- *read again*: how many times, in total, readers consumed a message again. A killed reader cannot be
   queried any more and is assumed to have read up to the end of the log, so its share is an upper bound.
-- *sent again*: packets of the metric that every stored segment has, beyond one each. DogStatsD does not
-  deduplicate, so it shows each flush that ran twice; in the other sinks a repetition changes nothing.
+- *sent again*: repeated packets of a metric that is sent once for every stored segment. DogStatsD does not
+  deduplicate, so these packets reveal each flush that ran twice; in the other sinks a repetition has no effect.
 
-Afterwards every sink is compared with the manifest of the load; the exit code is 1 if anything is missing in any
-sink, if a committed offset fell, or if the rebalance happened after the load.
+Afterwards every sink is compared with the manifest of the load; the exit code is 1 if anything is missing from
+any sink, if a committed offset decreased, or if the load ended before the rebalance.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class Outcome:
 
     @property
     def read_again(self) -> float:
-        """Share of messages read again, 0 to 1 and beyond."""
+        """Messages read again as a share of all messages, 0 to 1 or more."""
         return max(0, self.consumed - self.messages) / self.messages
 
     @property
     def sent_again(self) -> float:
-        """Share of the segments stored in one pass that were sent again, 0 to 1 and beyond."""
+        """Packets sent again as a share of the segments stored in one pass, 0 to 1 or more."""
         return max(0, self.packets - self.packets_expected) / self.packets_expected
 
     @property
@@ -157,7 +157,9 @@ class Watch:
         return self.samples[-1][1] if self.samples else 0
 
     def ended(self, child: Child, positions: Mapping[int, int]) -> None:
-        """A reader has ended without its last figures. It read each of its partitions up to `positions`."""
+        """Records that a reader ended without reporting its last figures, having read its partitions up to
+        `positions`.
+        """
         name = next(name for name, (other, _) in self._readers.items() if other is child)
         del self._readers[name]
         read = sum(positions[partition] - start for partition, start in given(child).items())
@@ -209,13 +211,13 @@ class Watch:
 
 
 def given(child: Child) -> dict[int, int]:
-    """The partitions of a reader at its end, and the first offset that it read of each, from its log."""
+    """The partitions that a reader owned at its end, and the first offset that it read from each, from its log."""
     events = ("partitions_assigned", "partitions_revoked", "partitions_lost")
     lines = sorted((line for event in events for line in said(child, event)), key=lambda line: line["timestamp"])
     found: dict[int, int] = {}
     for line in lines:
         if line["event"] == "partitions_revoked" and line is lines[-1]:
-            break  # it is leaving: it drains its current partitions
+            break  # a leaving reader still drains its partitions
         for partition in map(int, line["partitions"]):
             if line["event"] == "partitions_assigned":
                 found[partition] = line["partitions"][str(partition)] or 0
@@ -265,7 +267,9 @@ class Load:
         self._thread.start()
 
     def any_moment(self) -> None:
-        """Waits a random time up to the age of a batch, so that the next event does not always follow a commit."""
+        """Waits a random time, at most the maximum age of a batch, so that the next event does not always follow
+        a commit.
+        """
         time.sleep(self.random.uniform(0, BATCH_SECONDS))
 
     def end(self) -> Produced:
@@ -276,7 +280,7 @@ class Load:
         return self._made
 
 
-# Causes of a rebalance: each starts the load when its readers are ready, and returns when everything is over
+# Causes of a rebalance: each starts the load when its readers are ready, and returns when all is committed
 
 
 def joins(fleet: Fleet, watch: Watch, load: Load) -> None:
@@ -302,7 +306,7 @@ def killed(fleet: Fleet, watch: Watch, load: Load) -> None:
 
 
 def killed_with_redis(fleet: Fleet, watch: Watch, load: Load) -> None:
-    """The same, and Redis loses everything at the same time: staged batches, queues, done marks."""
+    """As `killed`, and Redis loses all of its data at the same time: staged batches, queues, done marks."""
     _kill(fleet, watch, _two(watch, load))
     connect(fleet.settings).flushdb()
     watch.wait_shares(one=SOURCE_PARTITIONS)
@@ -377,7 +381,7 @@ def run(stack: Stack, case: str, number: int, directory: Path, args: argparse.Na
 
 @contextmanager
 def fleet_of(stack: Stack, settings: dict[str, str], tag: str) -> Iterator[Fleet]:
-    """A migrated fleet; its processes end with the context."""
+    """Starts a fleet with migrated sinks; its processes are stopped when the context exits."""
     fleet = Fleet(stack, settings, tag=tag)
     fleet.migrate()
     try:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale_readers
 
-A partition is *stopped* between two commits that advance its offset while it receives messages. Three of four
+A partition that receives messages counts as *stopped* between two commits that advance its offset. Three of four
 readers get SIGTERM together, as from an autoscaler; when one reader has all partitions, three are started again.
 Afterwards every sink is compared with the manifest of the load. The exit code is 1 if anything is missing, if a
 committed offset fell, if the load ended before the last rebalance, or if a partition stopped for `--limit`

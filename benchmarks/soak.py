@@ -1,11 +1,11 @@
-"""Full load for a long time, and a long backlog: shows whether memory stays flat and the cost per segment
-constant.
+"""Runs the system at full load for a long time, or through a long backlog, to show whether memory use and cost
+per segment stay constant.
 
     python -m benchmarks.soak [--minutes 10] [--json FILE]
     python -m benchmarks.soak --backlog 200000 [--json FILE]
 
-With --minutes, a producer keeps the topic ahead of the system until the time is over. The broker is in memory and
-drops nothing, so a segment of the workload is small here (--profile small; a backlog of 200,000 takes 1 GB).
+With --minutes, a producer keeps a backlog in the topic until the time is over. The broker keeps all messages in
+memory, so the workload uses small segments (--profile small; a backlog of 200,000 takes 1 GB).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ LINES = 10
 
 
 def slope_per_minute(series: list[dict[str, float]], name: str) -> float:
-    """Bytes per minute, least squares over the second half: caches fill during the first."""
+    """Growth in bytes per minute, by least squares over the second half, because caches fill during the first
+    half.
+    """
     half = series[len(series) // 2 :]
     if len(half) < 3:
         return 0.0

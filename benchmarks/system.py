@@ -46,7 +46,7 @@ PEERS = ("p1-json", "p1-typed", "p2", "p3")
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Kafka values and the name of each one's object, from a seed."""
+    """Kafka values, generated from a seed, and the name of the object that each produces."""
 
     profile: str
     values: list[bytes]
@@ -60,10 +60,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One run. `system`: ours or one of PEERS. `layout`: the layout of ours. `count`: segments, cycling through
-    the workload.
+    """Parameters of one run. `system`: ours or one of PEERS. `layout`: object layout of our system. `count`:
+    number of segments, taken from the workload in a cycle.
 
-    `rate`: segments per second produced while the system runs; 0: a backlog, without a rate limit.
+    `rate`: segments produced per second while the system runs; 0: all of them are produced before it starts.
     """
 
     system: str = "ours"
@@ -90,7 +90,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Result:
-    """Measurements of a run. CPU and memory by role: reader, worker, redis, or peer."""
+    """Measurements of a run. CPU and memory are listed by role: reader, worker, redis, or peer."""
 
     shape: dict[str, Any]
     label: str
@@ -116,7 +116,7 @@ class Result:
 
     @property
     def per_core(self) -> float:
-        """Segments per second of one dedicated core."""
+        """Segments per second on one fully used core."""
         return 1e6 / self.cpu_micros if self.cpu_micros else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Result:
 
 
 def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
-    """Generated once, then read from .bench/."""
+    """Returns the workload, which is generated once and then read from .bench/."""
     BENCH_DIRECTORY.mkdir(exist_ok=True)
     path = BENCH_DIRECTORY / f"workload-{profile}-{count}-{seed}.msgpack"
     if not path.exists():
@@ -147,7 +147,7 @@ def workload(count: int, profile: str = "clean", seed: int = 1) -> Workload:
 
 
 class Bench:
-    """Broker, Redis and the latency server, on the cores that are not measured.
+    """Runs broker, Redis and latency server on the cores that are not measured.
 
     `real_sinks`: the embedded stores instead of the latency server.
     """
@@ -228,7 +228,9 @@ class Meter(threading.Thread):
             self.sample()
 
     def sample(self) -> dict[str, float]:
-        """CPU seconds since each process began, by role. Memory is the proportional share (PSS)."""
+        """Returns the CPU seconds used by the processes of each role. Memory is the proportional set size
+        (PSS).
+        """
         with self._lock:
             for role, roots in self._roots.items():
                 total = 0
@@ -254,7 +256,7 @@ class Meter(threading.Thread):
 
 
 def run(bench: Bench, shape: Shape, load: Workload) -> Result:
-    """One run, on its own topic and Redis database. Raises LocalError when it does not end."""
+    """Measures one run, with its own topic and Redis database. Raises LocalError if it does not finish in time."""
     tag = f"b{random.getrandbits(40):x}"
     env = bench.environment() | {
         "REPLAYS_KAFKA_TOPIC": f"recordings-{tag}",
@@ -336,7 +338,7 @@ def _watch(
     meter: Meter,
     children: Sequence[tuple[str, Child]],
 ) -> Result:
-    """Waits until `warm`, then until all segments are committed."""
+    """Waits until `warm` segments are committed, then until all are."""
     asking = Committed(settings)
     sources = [(settings.kafka_topic, partition) for partition in range(shape.partitions)]
     deadline = time.monotonic() + RUN_SECONDS_MAX

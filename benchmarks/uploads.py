@@ -1,9 +1,9 @@
-"""The cost of an uploaded object to its client: ours compared with the official client and with a thread pool.
+"""Measures the client's cost of uploading an object, with our sink, the official client and a thread pool.
 
     python -m benchmarks.uploads [--objects 1920] [--size 25000] [--latency-ms 20] [--rounds 3] [--json FILE]
 
-All write the same objects, 64 per call, to the same server (benchmarks/latency_server.py), alternately, on one
-core; the server has the other. CPU is that of this process alone, in the round with the least.
+All three alternately write the same objects, 64 per call, to the same server (benchmarks/latency_server.py). This
+process runs on one core and the server on the other. CPU is that of this process in its cheapest round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Write = Callable[[Sequence[Blob]], None]
 
 
 def official(settings: Settings, threads: int) -> Write:
-    """`Blob.upload_from_string`, a pool of threads."""
+    """Uploads with `Blob.upload_from_string` from a pool of threads."""
     pool = ThreadPoolExecutor(threads)
     bucket = client(settings).bucket(settings.gcs_bucket)
 
@@ -47,7 +47,9 @@ def official(settings: Settings, threads: int) -> Write:
 
 
 def pooled(settings: Settings, threads: int) -> Write:
-    """`http.client`, one persistent connection per thread, with the same request and checksum as ours."""
+    """Uploads with `http.client` and one persistent connection per thread, with the same request and checksum as
+    ours.
+    """
     pool, local = ThreadPoolExecutor(threads), threading.local()
     where = urlsplit(settings.gcs_endpoint)
     path = f"/upload/storage/v1/b/{settings.gcs_bucket}/o?uploadType=media&fields=crc32c&name="
@@ -67,13 +69,13 @@ def pooled(settings: Settings, threads: int) -> Write:
 
 
 def ours(settings: Settings, connections: int) -> Write:
-    """The sink, as flush tasks call it."""
+    """Uploads with our sink, called as flush tasks call it."""
     sink = GcsSink(settings.model_copy(update={"gcs_connections": connections}))
     return lambda items: sink.write(items, "benchmark", CALL_SECONDS_MAX)
 
 
 def measure(write: Write, tag: str, objects: int, content: bytes) -> tuple[float, float]:
-    """(CPU microseconds per object, objects per second), after one uncounted call."""
+    """Returns (CPU microseconds per object, objects per second), measured after one warm-up call."""
 
     def items(call: int) -> list[Blob]:
         return [Blob(f"30/1/{tag}{call}/{number}", memoryview(content), number) for number in range(CALL_OBJECTS)]

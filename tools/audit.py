@@ -26,7 +26,9 @@ class NotChecked(Exception):
 
 
 def ask(requirements: Path, osv_url: str, ignored: list[str], seconds_max: float) -> list[dict[str, Any]]:
-    """pip-audit's findings, one per package: `name`, `version`, `vulns`; or `skip_reason`. Raises NotChecked."""
+    """Returns pip-audit's result for each package: `name`, `version`, and `vulns` or `skip_reason`. Raises
+    NotChecked.
+    """
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(requirements), "--no-deps", "--disable-pip"]
     command += ["--vulnerability-service", "osv", "--osv-url", osv_url, "--timeout", str(ASK_SECONDS_MAX)]
     command += ["--format", "json", "--progress-spinner", "off"]

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Statements and branches together: the total and the covered number."""
+    """Total and covered numbers of statements and branches, added up."""
 
     total: int = 0
     ran: int = 0
@@ -39,7 +39,7 @@ class Share:
         return 100 * self.ran / self.total if self.total else 0.0
 
     def plus(self, summary: Mapping[str, int]) -> Share:
-        """The sum with one file of coverage's JSON report."""
+        """Returns this share plus that of one file of coverage's JSON report."""
         return Share(
             self.total + summary["num_statements"] + summary.get("num_branches", 0),
             self.ran + summary["covered_lines"] + summary.get("covered_branches", 0),

@@ -124,7 +124,9 @@ class ProcessFaults:
         return self._kill(rng, ("flower",))
 
     def kill_pool_process(self, rng: random.Random) -> str:
-        """Like the kernel's OOM killer: the worker survives and redelivers the task."""
+        """Kills a pool process, as the kernel's OOM killer would: the worker survives and the task is
+        redelivered.
+        """
         child = self._child(rng, WORKERS)
         pids = pool_processes(child)
         if pids:
@@ -132,20 +134,22 @@ class ProcessFaults:
         return child.name
 
     def stop_reader_past_its_session(self, rng: random.Random) -> str:
-        """When it continues, its partitions have another owner, and its chords have ended."""
+        """Suspends a reader until its partitions have another owner and its chords have ended, then resumes it."""
         return self._stop(self._child(rng, READERS), SESSION_SECONDS + rng.uniform(1.5, 4))
 
     def stop_worker(self, rng: random.Random) -> str:
         return self._stop(self._child(rng, WORKERS), rng.uniform(2, 8))
 
     def add_and_remove_reader(self, rng: random.Random) -> str:
-        """Two rebalances under load, the second by a graceful stop."""
+        """Starts and stops an additional reader, which causes two rebalances under load, the second by a graceful
+        stop.
+        """
         child = self._fleet.reader(GUEST, keep=False, REPLAYS_LOG_LEVEL=STEPS_LOGGED)
         self._calm.wait(rng.uniform(4, 9))
         return self._ends_with_zero(child)
 
     def restart_reader(self, rng: random.Random) -> str:
-        """A deployment: SIGTERM under load, then a new process."""
+        """Replaces a reader as a deployment does: SIGTERM under load, then a new process."""
         child = self._child(rng, READERS)
         try:
             return self._ends_with_zero(child)

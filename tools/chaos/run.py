@@ -49,7 +49,7 @@ MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
 PLAIN_WIDTH = 150
 
-# With this value, a call to a failing sink ends during the fault, and a breaker closes soon after it.
+# Short enough for a call to a failing sink to end during the fault, and for the breaker to close soon after it.
 IMPATIENT = {
     "REPLAYS_SINK_TIMEOUT_SECONDS": "5",
     "REPLAYS_REDIS_TIMEOUT_SECONDS": "2",
@@ -61,7 +61,7 @@ IMPATIENT = {
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
     "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
 }
-# The load reaches added partitions only then.
+# The load writes to added partitions only after this interval.
 LOAD_OPTIONS = {"log_level": "0", "topic.metadata.refresh.interval.ms": "2000"}
 
 
@@ -157,12 +157,12 @@ class _Chaos:
             self.console.file.flush()
 
     def close(self) -> None:
-        """May be called at any time."""
+        """Stops all processes. May be called at any time."""
         self.calm.set()
         self._open.close()
 
     def run(self, fault_seconds: float) -> None:
-        """Runs all steps. Raises errors of the experiment itself; `result` has the rest."""
+        """Runs all steps. Raises errors of the experiment itself; all other outcomes are in `result`."""
         fleet = self._start()
         manifest = self.directory / "manifest.jsonl"
         processes = ProcessFaults(fleet, self.proxies.get("redis"), self.calm).by_name(self.kafka)

@@ -27,9 +27,8 @@ from tools.explore.staging_model import StagingModel
 
 
 class Bound(NamedTuple):
-    """Size of a world: messages of each partition, none for the staging model; faults in one run.
-
-    `expiry`: messages may expire, which is a fault.
+    """Size of a world: the number of messages in each partition (empty for the staging model) and of faults in
+    one run. `expiry`: messages may expire, which counts as a fault.
     """
 
     messages: tuple[int, ...]
@@ -64,7 +63,7 @@ PROGRESS_SECONDS = 1.0
 
 
 class Explored(NamedTuple):
-    """One bound: the result of its search, figures of the model as text, and CPU seconds."""
+    """Result for one bound: the result of its search, figures of the model as text, and CPU seconds."""
 
     bound: Bound
     result: Result
@@ -122,7 +121,9 @@ def bug_as_text(bug: planted.Bug, found: planted.Found) -> str:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """`2+1`: two messages in one partition and one in the other; `staging`: the staging model."""
+    """Parses a world: `2+1` has two messages in one partition and one in the other; `staging` is the staging
+    model.
+    """
     if text == "staging":
         return STAGING
     found = tuple(int(part) for part in text.split("+"))
@@ -143,7 +144,7 @@ def explore_all(bounds: Sequence[Bound], jobs: int, *, as_lines: bool) -> list[E
 
 
 def find_planted(jobs: int, *, as_lines: bool) -> int:
-    """Plants each bug; returns the number of found ones."""
+    """Plants each bug; returns how many were found."""
     count = 0
     with ProcessPoolExecutor(jobs) as pool:
         for bug, found in zip(planted.BUGS, pool.map(planted.found, planted.BUGS), strict=True):

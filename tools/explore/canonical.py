@@ -1,4 +1,5 @@
-"""A pipeline as a comparable value: everything that affects its decisions, without absolute times.
+"""Represents a pipeline as a comparable value that has everything that affects its decisions, without absolute
+times.
 
 Times become ticks relative to now, capped where no limit can distinguish them any more. Attributes that no
 decision reads are left out (`LEFT_OUT`). The walk over the core's objects is generic: a new attribute becomes part
@@ -26,7 +27,7 @@ TICK_SECONDS = 0.5
 INTERVAL_TICKS = 1
 ANSWER_TICKS = 2
 
-# Times in the past, and the age in ticks beyond which nothing changes any more.
+# Attributes with times in the past, and the age in ticks beyond which a greater age makes no difference.
 AGES = {
     "_started_at": INTERVAL_TICKS,
     "_full_since": INTERVAL_TICKS,
@@ -34,7 +35,7 @@ AGES = {
     "_cut_early_at": INTERVAL_TICKS,
     "_sent_at": ANSWER_TICKS,
 }
-# Times in the future, at which something happens.
+# Attributes with times in the future, at which something happens.
 DEADLINES = frozenset({"until", "release_by", "stopping_by"})
 DURATIONS = frozenset({"_waited_seconds"})
 # Constants, views for operators, and counts of rejects: under the limits of the model no decision reads them.
@@ -47,9 +48,9 @@ LEFT_OUT = frozenset(
 # Attempts are only compared with those of chords, which `readers` does itself, except the first one. Of missed
 # deadlines only the third in a row matters, and each takes a fault.
 CAPPED = {"attempt": 1, "misses": DEADLINE_MISSES_MAX}
-# Of a batch: the origin of its cut is for people only, except whether it is part of another batch.
+# Decisions do not depend on why a batch was cut, except on whether it is part of another batch.
 BATCH = ("source", "epoch", "offsets", "segments", "rejects", "size_bytes")
-# One object for all partitions: part of the pipeline's value.
+# Objects shared by all partitions: they are part of the pipeline's value.
 OWNED_ABOVE = frozenset({"_ledger", "_budget"})
 
 
@@ -64,7 +65,7 @@ class Role(Enum):
 
 
 def role_of(name: str) -> Role:
-    """Role of an attribute by name; a name has one meaning in the whole core."""
+    """Returns the role of an attribute by its name, which has the same meaning in the whole core."""
     roles = {Role.AGE: AGES, Role.DEADLINE: DEADLINES, Role.DURATION: DURATIONS, Role.CAPPED: CAPPED}
     return next((role for role, names in roles.items() if name in names), Role.PLAIN)
 
@@ -83,7 +84,9 @@ def role_value(role: Role, name: str, value: float, now: float) -> float:
 
 
 class Canon:
-    """Values and copies of pipelines. Equal parts get equal numbers: a value is small and compares fast."""
+    """Makes values and copies of pipelines. Equal parts get equal numbers, so a value is small and compares
+    fast.
+    """
 
     def __init__(self, *, misses_matter: bool = True) -> None:
         self._left_out = LEFT_OUT if misses_matter else LEFT_OUT | {"misses"}
@@ -130,7 +133,7 @@ class Canon:
             else:
                 age = None if value is None else role_value(role, name, value, now)
                 if name == "_sent_at" and age is not None and thing.idle:
-                    age = min(age, INTERVAL_TICKS)  # no answer is waited for
+                    age = min(age, INTERVAL_TICKS)  # no response is expected
                 parts.append(age)
         return self._number(tuple(parts))
 
@@ -166,7 +169,7 @@ class Canon:
 
 
 def unused_in(thing: object) -> frozenset[str]:
-    """Stale attributes of an object that are set again before they are read."""
+    """Returns the attributes of an object whose current values are overwritten before they are read."""
     if isinstance(thing, Builder) and not len(thing):
         return UNUSED_WHEN_EMPTY
     if isinstance(thing, Flight) and thing.phase in (Phase.WAITING, Phase.RECORDING):
@@ -180,12 +183,12 @@ def unused_in(thing: object) -> frozenset[str]:
 
 
 NOTHING: frozenset[str] = frozenset()
-# An open batch without messages: `_stop` only guards against messages out of order.
+# In an open batch without messages, `_stop` only guards against messages out of order.
 UNUSED_WHEN_EMPTY = frozenset({"_start", "_stop", "_started_at", "_waited_seconds"})
 UNUSED_WHEN_RECORDING = frozenset({"others_succeeded"})
 UNUSED_WHEN_WAITING = frozenset({"others_succeeded", "until"})
-# By whether a plan is left, without which no time is counted, and whether the committable offset has moved, after
-# which the start is never compared with it again.
+# Indexed by whether a plan is left (without one no waiting time is counted) and by whether the committable offset
+# has moved (the start is not compared with it afterwards).
 UNUSED_IN_PARTITION = {
     (planned, moved): frozenset({"waiting"} if not planned else ()) | frozenset({"began_at"} if moved else ())
     for planned in (False, True)

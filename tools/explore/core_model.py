@@ -41,7 +41,7 @@ LIMITS = Limits(
 )
 WIDTH = 24
 MASK = (1 << WIDTH) - 1
-# In place of the other reader in states of a reader that is on its own.
+# Stands in for the other reader in states of a reader that is on its own.
 NO_READER = MASK
 PARTITION_NAME = re.compile(r"\bp([01])\b")
 
@@ -100,21 +100,23 @@ class Move(NamedTuple):
 
 
 class CoreModel:
-    """For `tools.explore.search`. `messages`: of each partition; `faults`: maximum per run; `expiry`: whether
+    """For `tools.explore.search`. `messages`: number per partition; `faults`: maximum per run; `expiry`: whether
     messages may expire.
 
     A state is both readers and the board, or one reader that is *on its own* with its part of the board, because
     neither affects the other any more:
 
-    - A reader that has lost its partitions without knowing it. Its commits are refused, and what its chords make
-      durable never violates an invariant. Once it learns of it, it is like a fresh one; a crash leads there too.
-    - Either reader when no further fault may happen, every partition has an owner and none is being given back.
+    - A reader that has lost its partitions and has not detected it. Its commits are refused, and what its chords
+      make durable never violates an invariant. Once it detects the loss, or after a crash, it is equivalent to a
+      fresh reader.
+    - Either reader when no further fault may happen, every partition has an owner and none is being released.
 
-    Of the images of a state under the exchange of readers, and of partitions with equal logs, one is explored.
-    `every_order` explores both readers of each state together, as a check of this argument.
+    States that differ only by an exchange of the two readers, or of partitions with equal logs, are equivalent,
+    and only one of them is explored. `every_order` explores both readers of each state together, as a check of
+    this argument.
 
-    A label is the number of the event and three bits: its reader, whether readers and whether partitions change
-    places.
+    A label holds the number of the event and three bits: its reader, and whether readers and partitions are
+    exchanged.
     """
 
     def __init__(
@@ -154,7 +156,7 @@ class CoreModel:
     # States
 
     def _canonical(self, one: int, other: int, board: int) -> tuple[int, int]:
-        """The number of a state, and which of readers (2) and partitions (1) changed places for that."""
+        """The number of a state, and whether readers (2) and partitions (1) were exchanged to obtain it."""
         turn = self._turns and self._order(one, other, board)
         if turn:
             one, other, board = self._swapped(one), self._swapped(other), self._swapped_board(board)
@@ -169,9 +171,8 @@ class CoreModel:
         return pack(reader, NO_READER, board), 0
 
     def _order(self, one: int, other: int, board: int) -> bool:
-        """Whether the second partition comes first, by what both readers and the board say about each.
-
-        States that differ in nothing but the order in which a reader was given its partitions are not exchanged.
+        """Whether the second partition is ordered first, by the state of each in both readers and on the board.
+        States that differ only in the order in which a reader was assigned its partitions are not exchanged.
         """
         key = (one << WIDTH | other) << WIDTH | board
         known = self._orders_known.get(key)
@@ -181,7 +182,7 @@ class CoreModel:
         return known
 
     def _about(self, one: int, other: int, board: int, number: int) -> list[int]:
-        """What is known of one partition, as numbers. The same for both orders of the readers."""
+        """The state of one partition as numbers, independent of the order of the readers."""
         shared = self._board.things[board][number]
         parts = []
         for reader, owner in ((one, ME), (other, OTHER)):
@@ -215,7 +216,7 @@ class CoreModel:
         return self._cached("board", board, lambda: self._board.of(self._board.things[board][::-1]))
 
     def _own_board(self, reader: int, board: int) -> int:
-        """The board with what concerns this reader; the rest as if it were done."""
+        """The part of the board that concerns this reader; everything else is treated as done."""
 
         def own() -> int:
             things = zip(
@@ -303,7 +304,9 @@ class CoreModel:
             yield label | 2 | turned, state
 
     def _is_settled(self, one: int, other: int, board: int) -> bool:
-        """Whether every partition has an owner who knows it, and keeps it if there is no further fault."""
+        """Whether every partition has an owner that is aware of it, and that keeps it unless there is a further
+        fault.
+        """
         if any(shared.owner == NOBODY for shared in self._board.things[board]):
             return False
         return self._keeps(one) and self._keeps(other)
@@ -323,7 +326,8 @@ class CoreModel:
             if move.board < 0:
                 yield label, move.board
             elif cut_off and move.reader != self._fresh and not self._is_cut_off(move.reader, move.board):
-                # It has learned of its loss and is not like a fresh one: it goes on with a fresh other reader.
+                # It has detected the loss but differs from a fresh reader, so it continues beside a fresh other
+                # reader.
                 free = tuple(Shared() for _ in self.readers.partitions)
                 state, turned = self._canonical(move.reader, self._fresh, self._board.of(free))
                 yield label | turned, state
@@ -336,7 +340,7 @@ class CoreModel:
             yield self._wipe << 3 | turned, state
 
     def _is_cut_off(self, reader: int, board: int) -> bool:
-        """Whether this reader has lost its partitions without knowing it."""
+        """Whether this reader has lost its partitions and has not detected it."""
         entries = self._reader.things[reader].entries
         owners = self._board.things[board]
         return any(entry is not None and one.owner != ME for entry, one in zip(entries, owners, strict=True))
@@ -376,7 +380,9 @@ class CoreModel:
     # Counterexamples
 
     def tell(self, path: list[tuple[int, int]]) -> list[str]:
-        """One line per step, with the reader's commands. Readers and partitions keep their names in images."""
+        """One line per step, with the reader's commands. Names of readers and partitions stay the same although
+        states are exchanged.
+        """
         names, exchanged, lines = ["A", "B"], False, []
         for state, label in path:
             (what, fault), actor = self._what.things[label >> 3], label >> 2 & 1

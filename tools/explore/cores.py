@@ -1,4 +1,5 @@
-"""The real pipelines of the search: each distinct state once, and its decision on each event, computed once.
+"""Holds the real pipelines of the search. Each distinct state is stored once, and its decision on each event is
+computed once.
 
 A pipeline's state is a number. The decision on an event is computed by the real `Pipeline` the
 first time that this event occurs in this state; afterwards it is looked up.
@@ -19,9 +20,9 @@ from ingest.core.partition import Partition
 from ingest.core.pipeline import Pipeline, Room
 from tools.explore.canonical import TICK_SECONDS, Canon
 
-# Late enough that the first decisions do not depend on the start of the clock.
+# Late enough that no decision depends on the start of the clock.
 BEGAN_AT = 1000.0
-# Every assignment has this epoch: chords of a former one are gone by then, or marked (`Chord.ours`).
+# Every assignment has this epoch: chords of a former assignment are gone by then, or marked (`Chord.ours`).
 EPOCH, FORMER_EPOCH = 1, 0
 
 
@@ -55,7 +56,7 @@ class Cores:
         self._known: dict[int, int] = {}
         self._decisions: dict[tuple[int, Hashable], Decision] = {}
         self._ignored: dict[tuple[int, Hashable], bool] = {}
-        # How each state was first reached, and its image with the two partitions exchanged.
+        # How each state was first reached, and the equivalent state with the two partitions exchanged.
         self._origins: list[tuple[int, on.Event] | None] = []
         self._mirrors: dict[int, int] = {}
         self.fresh = self._keep(Pipeline(limits), BEGAN_AT)
@@ -132,7 +133,7 @@ class Cores:
         return mirror
 
     def features(self, core: int, source: TopicPartition) -> Hashable:
-        """What the pipeline knows of a partition, without its name and most times; None if it is not assigned."""
+        """The pipeline's state of a partition, without its name and most times; None if it is not assigned."""
         return self._features[core].get(source)
 
     def flights(self, core: int) -> dict[str, Flight]:
@@ -140,7 +141,7 @@ class Cores:
         return self._flights[core]
 
     def taken_until(self, core: int, source: TopicPartition) -> int:
-        """One past the last message that was taken of a partition; 0 if it is not assigned."""
+        """One past the last message accepted from a partition; 0 if it is not assigned."""
         return self._taken[core].get(source, 0)
 
     def flight(self, core: int, batch_id: str) -> Flight | None:
@@ -148,8 +149,7 @@ class Cores:
         return self._flights[core].get(batch_id)
 
     def next_offset(self, core: int, source: TopicPartition) -> int | None:
-        """The first offset from which messages of the current assignment would be taken now; None: no message
-        would be."""
+        """The first offset from which messages would be accepted now; None if no message would be."""
         return self._positions[core].get(source)
 
 
@@ -170,7 +170,7 @@ def mirrored(event: Any) -> Any:
 
 
 def features(owned: Partition) -> Hashable:
-    """Enough of a partition to tell most different states apart."""
+    """The attributes of a partition that distinguish most states."""
     flights = [
         (flight.batch.offsets, flight.phase.value, len(flight.stages), flight.misses)
         for flight in owned.flights.values()
@@ -181,6 +181,6 @@ def features(owned: Partition) -> Hashable:
 
 
 def positions(pipeline: Pipeline) -> dict[TopicPartition, int]:
-    """First offset to take now, by partition; partitions that take no messages are left out."""
+    """The next offset to accept, by partition; partitions that accept no messages are left out."""
     takes = [source for source in pipeline.sources if pipeline.room(source, EPOCH) is Room.NOW]
     return {source: pipeline.position(source)[0] for source in takes}

@@ -43,14 +43,16 @@ class Frozen:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles frozen data, and counts of rejects, which no decision reads, as the number of the kept object."""
+    """Pickles frozen data, and the counts of rejects (which no decision reads), as the number of the kept
+    object.
+    """
 
     def __init__(self, packed: io.BytesIO, is_atom: Callable[[type], bool]) -> None:
         super().__init__(packed, protocol=pickle.HIGHEST_PROTOCOL)
         self._is_atom = is_atom
 
     def reducer_override(self, thing: Any) -> Any:
-        """Called for everything but plain numbers, texts and collections."""
+        """Called for every object except plain numbers, strings and collections."""
         kind = type(thing)
         if kind is type or not (kind is Rejects or self._is_atom(kind)):
             return NotImplemented
@@ -67,7 +69,9 @@ def kept(number: int) -> Any:
 
 
 def _keep(thing: Any) -> int:
-    """Keeps by identity: equal objects may differ in fields that are not compared, such as times for people."""
+    """Keeps objects by identity: equal ones may differ in fields that are not compared, such as displayed
+    times.
+    """
     number = _numbers.get(id(thing))
     if number is None:
         number = _numbers[id(thing)] = len(_kept)

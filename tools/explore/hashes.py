@@ -25,7 +25,7 @@ class Effect(NamedTuple):
 
 
 class Staged(NamedTuple):
-    """The hash of one batch. `there`: the key exists; `expires`: it has an expiry."""
+    """The Redis hash of one batch. `there`: the key exists; `expires`: it has an expiry."""
 
     fields: frozenset[tuple[str, bytes]] = frozenset()
     expires: bool = False
@@ -35,7 +35,7 @@ class Staged(NamedTuple):
         return bool(self.fields)
 
     def value(self, name: str) -> bytes | None:
-        """A field; None if it does not exist."""
+        """The value of a field; None if it does not exist."""
         return next((value for field, value in self.fields if field == name), None)
 
     def put(self, values: Mapping[str, bytes]) -> Staged:
@@ -54,7 +54,7 @@ class Staged(NamedTuple):
 
 
 class Waits(BaseException):
-    """The code made a request that has no response yet."""
+    """Raised when the code makes a request that has no recorded response yet."""
 
     def __init__(self, effect: Effect) -> None:
         super().__init__(effect)
@@ -87,7 +87,7 @@ class Client:
         return 0, 0
 
     def info(self, section: str) -> dict[str, int]:
-        """Like a server whose ACL hides its memory."""
+        """Responds like a server whose ACL denies access to its memory figures."""
         raise NoPermissionError
 
     def register_script(self, text: str) -> Callable[..., Any]:
@@ -97,7 +97,9 @@ class Client:
         return lambda keys, args: self.ask("script", text, tuple(map(_text, args)))
 
     def pipeline(self, transaction: bool) -> Pipeline:
-        """Both kinds run as one step: no other client can affect the result between the commands."""
+        """Pipelines and transactions both run as one step: no other client can affect the result between the
+        commands.
+        """
         return Pipeline(self)
 
 
@@ -204,7 +206,7 @@ def _put_off(staged: Staged, arguments: Sequence[Any]) -> tuple[Staged, Any]:
 
 
 Translation = Callable[[Staged, Sequence[Any]], tuple[Staged, Any]]
-# By `digest` of the script's text.
+# The hand-translated scripts, by `digest` of their text.
 SCRIPTS: dict[str, Translation] = {
     "15f2ef4e1adf544b": _begin,
     "2a0d68ea60c741e3": _mark,

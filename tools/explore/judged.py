@@ -1,9 +1,9 @@
-"""The planted bugs of tests/mutation that simulated worlds miss: whether each breaks safety, and why.
+"""Classifies the planted bugs of tests/mutation that simulated worlds miss: whether each breaks safety, and why.
 
-A bug breaks safety if it can commit an offset past something that is not durable, lose a message, give it two
-meanings (the same messages in two different batches), move an offset backwards, or let two owners write.
-The explorer drives `Pipeline` with all it uses. It does not drive the loop (`reader/runtime.py`), nor what decides
-before an assignment or beside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
+A bug breaks safety if it can commit an offset past an item that is not durable, lose a message, put the same
+messages into two different batches (two meanings), decrease an offset, or let two owners write. The explorer runs
+`Pipeline` with everything that it uses. It does not run the loop (`reader/runtime.py`), nor the modules that
+decide before an assignment or outside the pipeline (`core/starting.py`, `core/stalls.py`, `core/ownership.py`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Thing = TypeVar("Thing", bound=Hashable)
 
 
 class Numbers(Generic[Thing]):
-    """Numbers of objects. Equal objects have equal numbers."""
+    """Assigns numbers to objects. Equal objects have equal numbers."""
 
     def __init__(self) -> None:
         self.things: list[Thing] = []

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Message(NamedTuple):
-    """One message of a log: its offset, and its items that must be durable."""
+    """One message of a log: its offset, and the items of it that must be durable."""
 
     offset: int
     blob: int
@@ -18,7 +18,9 @@ class Message(NamedTuple):
 
 
 class Log(NamedTuple):
-    """One partition: its messages, and its end, one past the last offset, which may have no message."""
+    """The log of one partition: its messages, and its end, which is one past the last offset. The last offset may
+    have no message.
+    """
 
     messages: tuple[Message, ...]
     end: int
@@ -67,9 +69,8 @@ class Commits(NamedTuple):
 
 
 def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozenset[int], *, owner: bool) -> str:
-    """A reader sends this commit. `owner`: it is the partition's owner in the group.
-
-    `halves`: ends of batches that were cut again, the only ones that may lie within a recorded range.
+    """A reader sends this commit. `owner`: whether the reader owns the partition in the group. `halves`: ends of
+    batches that were cut again; only these may lie within a recorded range.
     """
     offset = new.offset
     if offset > log.end:
@@ -91,7 +92,8 @@ def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozen
 class Batch(NamedTuple):
     """A batch for which a reader starts a chord.
 
-    `fresh`: cut since the last tick, and its end was not stored since; `halved`: part of another.
+    `fresh`: it was cut since the last tick, and its end has not been stored since; `halved`: it is part of
+    another batch.
     """
 
     start: int

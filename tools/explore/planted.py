@@ -1,7 +1,8 @@
 """Safety bugs, planted one at a time into a copy of the code, which is then explored in a separate process.
 
-They show that the explorer finds such bugs. Each replaces a text that occurs exactly once, and
-each breaks a guarantee: nothing lost, nothing reported early, the same cut, no batch forgotten.
+They show that the explorer finds such bugs. Each replaces a piece of code that occurs exactly once, and each
+breaks a guarantee: no item is lost, nothing is reported before it is durable, a new owner cuts the same batches,
+or no batch is forgotten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The real code of the fleet and of the dispatch, one round trip at a time.
+"""Runs the real code of workers and dispatch, one Redis or sink round trip at a time.
 
-A program is code that uses Redis and a sink. It is run from its beginning with the responses received so far, up
-to its next request. So its state is the list of those responses, and no stack is copied.
+A program is code that uses Redis and a sink. Each step runs it from its beginning with the responses received so
+far, up to its next request. Its state is therefore the list of those responses, and no call stack has to be
+copied.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SETTINGS = Settings.model_construct(task_retries_max=1)
 
 
 class Chord(NamedTuple):
-    """One chord: the run of the reader that started it (also its epoch), its stage and attempt."""
+    """One chord: the run of the reader process that started it (also used as its epoch), its stage and attempt."""
 
     reader: int
     rows: bool
@@ -64,7 +65,9 @@ class Chord(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A running program: a task's `run`, a chord's end (`tell`), a reader's `dispatch` or `discard`."""
+    """A running program: a flush task (`run`), the end of a chord (`tell`), or a reader's `dispatch` or
+    `discard`.
+    """
 
     kind: str
     chord: Chord
@@ -80,7 +83,7 @@ class Next(NamedTuple):
 
 
 def manifest(reader: int) -> Manifest:
-    """The manifest of the batch; only the waiting reader differs between manifests."""
+    """The manifest of the batch. Manifests differ only in the reader that waits for the batch."""
     entries = tuple(TaskEntry(name, len(TASKS[name]), len(PAYLOADS[name])) for name in TASKS)
     return Manifest("t-0-0-1", "digest", "t", 0, 0, 1, f"reader{reader}", reader, entries)
 
@@ -114,7 +117,9 @@ class Programs:
 
 
 def dispatch(program: Program, client: Client) -> tuple[str, ...]:
-    """Stages items without a mark. Returns the tasks to start; none: the stage is durable already."""
+    """Stages items without a done mark. Returns the tasks to start; if there are none, the stage is already
+    durable.
+    """
     chord, staging = program.chord, Staging(client, SETTINGS)  # type: ignore[arg-type]
     missing = staging.unmarked(manifest(chord.reader), tasks_of(chord.rows))
     if missing:
@@ -129,7 +134,7 @@ def discard(program: Program, client: Client) -> str:
 
 
 def tell(program: Program, client: Client) -> str:
-    """A chord ended: reports the state of its stage."""
+    """Runs at the end of a chord: reports the state of its stage."""
     report = Staging(client, SETTINGS).report(program.chord.name, unexplained="unexplained")  # type: ignore[arg-type]
     if report is None:
         return "nobody"
@@ -138,7 +143,7 @@ def tell(program: Program, client: Client) -> str:
 
 
 def run(program: Program, client: Client) -> str:
-    """One run of a flush task: `done`, `again` or `failed`."""
+    """One run of a flush task. Returns `done`, `again` or `failed`."""
     task = SimpleNamespace(
         request=SimpleNamespace(
             id=f"{program.chord.name.token}-{program.task}", retries=program.tries, is_eager=True
@@ -158,7 +163,7 @@ START = {"dispatch": dispatch, "discard": discard, "tell": tell, "run": run}
 
 
 class Sink:
-    """A sink whose calls are effects, too. Responses: empty, or the reason of an error."""
+    """A sink whose calls are effects as well. A response is empty, or the reason for an error."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -24,14 +24,16 @@ from ingest.core.pipeline import DEADLINE_MISSES_MAX
 from tools.explore import oracle
 from tools.explore.cores import EPOCH, FORMER_EPOCH, Cores, Decision
 
-# Owners of a partition, as seen by the reader of the event.
+# Owner of a partition, as seen by the reader that receives the event.
 ME, OTHER, NOBODY = 0, 1, 2
-# The count of starts in a cut record: no decision but the text of the next record depends on it.
+# The count of starts in a cut record affects only the text of the next record.
 STARTS = re.compile(r";s=[0-9a-z]+")
 
 
 class Sent(NamedTuple):
-    """One commit in flight. `late`: it may take any time; `answer` -1: none yet, 1: stored, 0: refused."""
+    """One commit in flight. `late`: the response may take any time; `answer` -1: no response yet, 1: stored, 0:
+    refused.
+    """
 
     offset: int
     record: str
@@ -40,10 +42,10 @@ class Sent(NamedTuple):
 
 
 class Chord(NamedTuple):
-    """One running chord. `items`: the items that it makes durable when it completes; `rows`: its stage.
-
-    `current`: the pipeline waits for this chord. Attempts are only compared for equality, so this flag replaces
-    them. It belongs to its reader's current assignment: those of a former one are not kept (`Readers._stale`).
+    """One running chord. `items`: what it makes durable when it completes; `rows`: whether it is of the second
+    stage. `current`: the pipeline waits for this chord. Attempts are only compared for equality, so this flag
+    replaces them. It belongs to its reader's current assignment; chords of a former assignment are not kept
+    (`Readers._stale`).
     """
 
     partition: int
@@ -70,8 +72,7 @@ class Entry(NamedTuple):
 class Reader(NamedTuple):
     """One process. `core` numbers its pipeline's state.
 
-    `unrecorded`: ends of batches that were cut since the last tick and that the broker has not stored since, as
-    (partition, end).
+    `unrecorded`: ends of batches cut since the last tick that the broker has not stored yet, as (partition, end).
     """
 
     core: int
@@ -85,7 +86,7 @@ class Reader(NamedTuple):
 class Shared(NamedTuple):
     """State of one partition that outlives readers: owner, committed offset (-1: none), durable items.
 
-    `began`: messages before it have expired. Items that nobody can write any more count as durable.
+    `began`: messages before this offset have expired. Items that can no longer be written count as durable.
     """
 
     owner: int = NOBODY
@@ -108,7 +109,7 @@ Branch = tuple[str, Reader, Board]
 class Outcome:
     """One possible event: a description, and the reader and board after it. `broken`: it violates an invariant.
 
-    `cut_off`: the reader has lost its partitions and does not know it.
+    `cut_off`: the reader has lost its partitions and has not detected it.
     """
 
     what: str
@@ -170,7 +171,7 @@ class Readers:
         mine = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner == ME]
         gone = [n for n, entry in enumerate(reader.entries) if entry is not None and board[n].owner != ME]
         draining = any(entry is not None and entry.draining for entry in reader.entries)
-        if gone and not draining:  # the client reports it in a poll, and a drain is inside one
+        if gone and not draining:  # the client reports it during a poll, and a drain runs inside one
             yield from self._lost(reader, board)
         elif not gone and not draining and not reader.stopping:
             for number, shared in enumerate(board):
@@ -206,7 +207,7 @@ class Readers:
         yield from self._feed(what, became, board, event, fault=True)
 
     def _expire(self, reader: Reader, board: Board, mine: list[int]) -> Iterator[Outcome]:
-        """The group has removed the reader, which does not know it yet."""
+        """The group has removed the reader, which has not detected it yet."""
         for text, became, after in self._give_up(reader, board, mine):
             what = f"is taken for dead by the group, which takes {names(mine)}{text}"
             yield Outcome(what, became, after, True, cut_off=True)
@@ -227,7 +228,7 @@ class Readers:
             yield Outcome(f"is killed and starts anew{text}", self.fresh, after, True)
 
     def _give_up(self, reader: Reader, board: Board, mine: Sequence[int]) -> Iterator[tuple[str, Reader, Board]]:
-        """The partitions have no owner any more. A commit in flight was stored before that, or never will be."""
+        """Removes the owner of the partitions. A commit in flight has been stored before, or will never be."""
         if not mine:
             yield "", reader, board
             return
@@ -248,7 +249,7 @@ class Readers:
                 yield text + said, left, put(after, number, shared)
 
     def _unowned(self, shared: Shared, number: int) -> Shared:
-        """The partition without an owner: the messages that expired meanwhile cannot be read again."""
+        """Returns the partition without an owner. Messages that have expired cannot be read again."""
         lost = self.partitions[number].log.needed(0, shared.began)
         return shared._replace(owner=NOBODY, durable=shared.durable | lost)
 
@@ -273,7 +274,9 @@ class Readers:
                 return
 
     def _expire_messages(self, reader: Reader, board: Board, number: int, position: int) -> Iterator[Outcome]:
-        """Messages expire before they are taken. Nobody can write them; those that were taken are still needed."""
+        """Expires messages that no reader has read. They can no longer be written; messages that were read still
+        must be.
+        """
         log, shared = self.partitions[number].log, board[number]
         for began in [*(message.offset + 1 for message in log.messages), log.end]:
             if began > max(position, shared.began):
@@ -282,7 +285,7 @@ class Readers:
                 yield Outcome(f"has the messages of p{number} before {began} expired", reader, after, True)
 
     def _ends(self, reader: Reader) -> list[int]:
-        """Partitions of whose end the pipeline can be told now."""
+        """The partitions whose log end can be reported to the pipeline now."""
         if any(entry is not None and entry.draining for entry in reader.entries):
             return []
         logs = [one.log for one in self.partitions]
@@ -293,7 +296,7 @@ class Readers:
         ]
 
     def _told(self, reader: Reader, board: Board, numbers: Sequence[int]) -> Reader:
-        """The reader after its client reported the ends of these partitions."""
+        """The reader after its client has reported the log ends of these partitions."""
         for number in numbers:
             partition, entry = self.partitions[number], reader.entries[number]
             assert entry is not None
@@ -309,10 +312,9 @@ class Readers:
     # Events of a former assignment
 
     def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Events of a former assignment of this process, and messages that it has taken already.
-
-        They may come at any time: the former assignment may have been of a topic of the same name, since created
-        again, so that nothing that they report is durable. The pipeline must ignore them, so they add no states.
+        """Events of a former assignment of this process, and messages that it has already accepted. They may
+        arrive at any time. The former assignment may have been to a deleted topic of the same name, so nothing
+        that they report counts as durable. The pipeline must ignore them, so they add no states.
         """
         stale = [
             event
@@ -419,11 +421,12 @@ class Readers:
     # Time
 
     def _tick(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Half a second passes. Everything that is not lost or late has been answered by then."""
+        """Half a second passes. Every request that is not lost or late has a response by then."""
         prompt = any(not chord.late for chord in reader.chords)
         if prompt or not all(sent.late for commits in reader.commits for sent in commits):
             return
-        # The pipeline looks at a reported end with the next tick only: the report comes just before it.
+        # The pipeline reads a reported log end only at the next tick, so the report is modelled just before the
+        # tick.
         ends = self._ends(reader)
         for numbers in ([], *([number] for number in ends), *([ends] if len(ends) > 1 else [])):
             told = f", having fetched to the end of {names(numbers)}" if numbers else ""
@@ -457,7 +460,7 @@ class Readers:
             )
 
     def _outdated(self, reader: Reader, decision: Decision) -> Reader:
-        """The reader after the decision, with chords marked that the pipeline no longer waits for."""
+        """The reader after the decision, in which chords that the pipeline no longer waits for are marked."""
         again = {one.batch.id for one in decision.commands if isinstance(one, do.Dispatch)}
         chords = []
         for chord in reader.chords:
@@ -470,7 +473,7 @@ class Readers:
         return self._chords(reader, chords)._replace(core=decision.core)
 
     def _cut(self, reader: Reader, board: Board, cut: frozenset[str]) -> Reader:
-        """The reader with the ends of new batches that are not stored."""
+        """The reader with the ends of its new batches added as not yet stored."""
         if not cut:
             return reader
         unrecorded = set(reader.unrecorded)
@@ -483,7 +486,7 @@ class Readers:
         return reader._replace(unrecorded=tuple(sorted(unrecorded)))
 
     def tidy(self, reader: Reader, board: Board) -> Reader:
-        """The reader without what can have no further effect."""
+        """The reader without everything that can have no further effect."""
         if reader.unrecorded:
             unrecorded = tuple(
                 (number, end)
@@ -500,7 +503,9 @@ class Readers:
         return reader if len(kept) == len(reader.chords) else reader._replace(chords=tuple(kept))
 
     def _is_dead(self, core: int, board: Board, chord: Chord) -> bool:
-        """Whether all its items are durable, no report changes the pipeline, and its batch or stage is over."""
+        """Whether the chord can be dropped: its items are durable, no report of it changes the pipeline, and its
+        batch or stage is complete.
+        """
         if chord.items & ~board[chord.partition].durable:
             return False
         flight = self.cores.flight(core, self._batch_id(chord))
@@ -551,10 +556,9 @@ class Readers:
         )
 
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
-        """Checks work in flight: chords with items that are not durable, and commits that change the stored one.
-
-        The response to a late commit may be mistaken for that of an equal one, which costs a repetition and no
-        message.
+        """Checks a release with work in flight: chords with items that are not durable, and commits that change
+        the stored one. The response to a late commit may be mistaken for that to an equal commit, which repeats
+        work and loses no message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):
@@ -633,7 +637,7 @@ class Readers:
 
 
 def described(event: Any) -> str:
-    """An event of the past in a few words."""
+    """Describes a past event in a few words."""
     source = getattr(event, "source", None)
     about = f"p{source.partition}" if source is not None else event.batch_id.replace("t-", "p", 1)
     told = f"{type(event).__name__} of {about}"
@@ -645,7 +649,7 @@ def described(event: Any) -> str:
 
 
 def stored_in(shared: Shared, sent: Sent) -> Shared:
-    """The partition with this commit stored. The count of starts is left out: an assignment resets it."""
+    """The partition after this commit is stored, without the count of starts, which an assignment resets."""
     return shared._replace(offset=sent.offset, record=STARTS.sub("", sent.record))
 
 

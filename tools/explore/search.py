@@ -1,9 +1,9 @@
 """Breadth-first search through every state of a model, to the last one.
 
-A state is an exact number: two different states never share one, so no hash collision can hide a
-state. States that need fewer faults are expanded first, then those nearer to the start: the counterexample
-found has the fewest faults, and of those it is a shortest one. A state is visited once, with the fewest faults
-that lead to it: with more, fewer may follow, so nothing else is reachable.
+States are numbered exactly: two different states never share a number, so no hash collision can hide a state.
+States that need fewer faults are expanded first, then those nearer to the start, so a counterexample has the
+fewest faults possible and is a shortest one with that many. A state is visited once, with the fewest faults that
+lead to it: reaching it with more faults leaves fewer for later, so no further state becomes reachable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Model(Protocol):
     def steps(self, state: int, faults_left: int) -> Iterator[tuple[int, int]]:
         """(label, next state) of every possible next event. A negative next state is a violated invariant.
 
-        `faults_left`: how many more there may be in this run; 0: only events without a fault are wanted.
+        `faults_left`: how many more faults may occur in this run; if it is 0, only events without a fault are
+        returned.
         """
 
     def is_done(self, state: int) -> bool:
@@ -61,7 +62,7 @@ Progress = Callable[[int, int, int], None]
 
 
 class Search:
-    """One search of one model, with at most so many faults in one run.
+    """One search of one model, with a maximum number of faults per run.
 
     Memory: about 150 bytes per state, and 8 per step.
     """
@@ -72,7 +73,7 @@ class Search:
         self._model = model
         self._faults = faults
         self._progress = progress
-        # States that one more fault leads to, and the first step there, as (from, label).
+        # States reached by one more fault, and the first step to each, as (from, label).
         self._failed: dict[int, tuple[int, int]] = {}
         self._index: dict[int, int] = {model.start: 0}
         self._states = [model.start]
@@ -128,13 +129,15 @@ class Search:
                 self._to.append(known)
 
     def _report(self, at: int, label: int, broken: int, result: Result) -> None:
-        """Ends the search with a counterexample: the path to a state, and the step from it that breaks."""
+        """Ends the search with a counterexample: the path to a state, and the step from it that violates an
+        invariant.
+        """
         result.broken = self._model.broken(broken)
         path = [*self._path(at), (self._states[at], label)]
         result.story = [*self._model.tell(path), result.broken]
 
     def _meet(self, came_from: int, label: int, state: int) -> int:
-        """The number of a state; a new one is to be expanded."""
+        """Returns the number of a state; a new state gets the next one."""
         known = self._index.get(state)
         if known is None:
             known = self._index[state] = len(self._states)

@@ -1,4 +1,5 @@
-"""The model of the fleet: one batch in two stages, staged in Redis, flushed by chords, reported by marks.
+"""The model of the workers: one batch in two stages, staged in Redis, flushed by chords and reported by done
+marks.
 
 A reader dispatches the batch, and a successor may dispatch it again; workers run its tasks, one for each
 delivery in parallel; the end of a chord reports to the reader. All of them run the real code
@@ -17,13 +18,13 @@ from tools.explore.numbers import Numbers
 from tools.explore.programs import TASKS, Chord, Program, Programs, tasks_of
 
 READERS = 2
-WRITES_MAX = 2  # more are equivalent
+WRITES_MAX = 2  # more would be equivalent
 NAMES = tuple(TASKS)
 PAID_TWICE = NAMES.index("rows/datadog/0")
 
 
 class Running(NamedTuple):
-    """A program with its responses so far. `marked`: its task had its mark when it began."""
+    """A program with its responses so far. `marked`: the done mark of its task was set when it began."""
 
     program: Program
     answers: tuple[object, ...] = ()
@@ -45,11 +46,11 @@ class Completion(NamedTuple):
 
 
 class World(NamedTuple):
-    """`chord`: the one that the reader dispatches or waits for; None once both stages are durable.
+    """`chord`: the chord that the reader dispatches or waits for; None once both stages are durable.
 
     `reader` counts processes; `settled`: the batch is settled, and its staged data was discarded or lost.
-    `writes`: number of writes by task. `queue`: deliveries of tasks that no worker has begun, with their tries.
-    `ends`: chords whose end is queued. `faulty`: there was a fault.
+    `writes`: number of writes by task. `queue`: task deliveries that no worker has started, with their number of
+    tries. `ends`: chords whose end is queued. `faulty`: a fault has occurred.
     """
 
     reader: int = 0
@@ -288,7 +289,7 @@ class StagingModel:
 
 
 def judge(before: World, after: World) -> str:
-    """The violation in the world after a step, by the contents of its sinks."""
+    """Returns the invariant violated after a step, judged by the contents of the sinks."""
     if after.staged.there and not after.staged.expires:
         return "what is staged never expires"
     for number, name in enumerate(NAMES):
@@ -328,7 +329,7 @@ _met: dict[object, int] = {}
 
 
 def bag(things: tuple[object, ...]) -> tuple[object, ...]:
-    """Elements in the order in which they first occurred, so that equal bags are equal tuples."""
+    """Sorts elements by when each was first seen, so that equal bags are equal tuples."""
     return tuple(sorted(things, key=lambda thing: _met.setdefault(thing, len(_met))))
 
 
@@ -339,7 +340,7 @@ def forget(world: World) -> World:
 
 
 def gone(world: World, chord: Chord) -> bool:
-    """Whether nothing can report on this chord any more."""
+    """Whether no running program or queued task can still report on this chord."""
     programs = [*world.queue, *(one.program for one in world.running if one.program.kind != "discard")]
     told = [*world.ends, *(one.chord for one in world.stream)]
     return chord not in told and all(one.chord != chord for one in programs)

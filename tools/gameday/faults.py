@@ -1,7 +1,6 @@
-"""The faults of a game day: how each is injected, and how it is fixed with the runbook.
-
-A fix uses only what the person on call knows: it follows the section of docs/runbook.md that the alert links to,
-with its commands. `Game.run` takes the place of Kubernetes.
+"""The faults of a game day: how each is injected, and how it is fixed with the runbook. A fix uses only what the
+person on call knows: it runs the commands of the section of docs/runbook.md that the alert links to. `Game.run`
+replaces Kubernetes.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def restart_workers(game: Game, queues: Sequence[str]) -> None:
 
 
 def outlive_session(game: Game) -> None:
-    """The reader is stopped for longer than its session, and is no longer a member when it continues."""
+    """Suspends the reader for longer than its session, so that it is no longer a member when it resumes."""
     child = game.fleet.children[READERS[0]]
     child.pause()
     try:
@@ -156,7 +155,9 @@ def start_redis(game: Game) -> None:
 
 
 def demote_redis(game: Game) -> None:
-    """As after a failover when the address still leads to the old primary: it serves reads and refuses writes."""
+    """Simulates a failover after which the address still resolves to the old primary: it serves reads and refuses
+    writes.
+    """
     game.redis_server.ask("REPLICAOF", HOST, str(free_port()))
 
 
@@ -219,7 +220,7 @@ def fix_uploads(game: Game) -> None:
 
 
 def refuse_password(game: Game) -> None:
-    """ClickHouse's answer to a password that has been changed on the server only."""
+    """Makes ClickHouse respond as if the password had been changed on the server only."""
     game.proxies["clickhouse"].set(Errors(403))
 
 
@@ -233,7 +234,7 @@ def correct_password(game: Game) -> None:
 
 
 def refuse_rows(game: Game) -> None:
-    """A twelve-year-old row, which BigQuery refuses, and one that a ClickHouse constraint refuses."""
+    """Sends a twelve-year-old row, which BigQuery refuses, and one that a ClickHouse constraint refuses."""
     execute(game, f"ALTER TABLE replay_segments ADD CONSTRAINT banned CHECK segment_id != {BANNED_SEGMENT}")
     now = int(time.time())
     events = [{"type": 3, "timestamp": now * 1000, "data": {"source": 1}}]
@@ -252,7 +253,7 @@ def replay_refused(game: Game) -> None:
 
 
 def lose_column(game: Game) -> None:
-    """BigQuery's table as in an earlier release: without one of the columns."""
+    """Replaces BigQuery's table with that of an earlier release, which lacks one of the columns."""
     server = bigquery.client(game.settings)
     try:
         name = f"{game.settings.bigquery_project}.{game.settings.bigquery_dataset}.replay_events"
@@ -273,7 +274,9 @@ def migrate_and_retry(game: Game) -> None:
 
 
 def find_replayed(game: Game) -> None:
-    """ClickHouse's refused row is in its table. BigQuery can never accept its row: it stays a dead letter."""
+    """Checks that ClickHouse's refused row is in its table. BigQuery never accepts its row, which stays a dead
+    letter.
+    """
     server = clickhouse.client(game.settings)
     try:
 
@@ -313,7 +316,9 @@ def shed_project(game: Game) -> None:
 
 
 def fix_sdk(game: Game) -> None:
-    """The project stays disabled: otherwise the final reconciliation reports its dropped messages as missing."""
+    """Leaves the project disabled: otherwise the final reconciliation would report its dropped messages as
+    missing.
+    """
     game.load.garbage_share = 0.0
     game.step("the project's owner fixes its SDK")
 
@@ -374,7 +379,7 @@ def restart_readers(game: Game, *, wait: bool = True, **settings: str) -> None:
 
 
 def commit_beyond_the_end(game: Game) -> None:
-    """Like after an unclean leader election: the group's offset is beyond the end of the log."""
+    """Sets the group's offset beyond the end of the log, as after an unclean leader election."""
     for name in READERS:
         game.fleet.stop(game.fleet.children[name])
     commit(game, 0, game.load.ends[0] + BEYOND_THE_END)
@@ -416,7 +421,7 @@ ROOM_IN_REDIS = "max(replays_reader_redis_used_bytes / (replays_reader_redis_max
 
 
 def closed(sink: str) -> str:
-    """Expression: the breaker of that sink is closed in every reader."""
+    """A Prometheus expression that is true while every reader reports that sink's breaker as closed."""
     return f'max(replays_reader_breaker_state{{sink="{sink}"}}) == 0'
 
 
