@@ -1,9 +1,9 @@
 """The reader: consumes from Kafka, starts chords of flush tasks, and commits offsets when they have completed.
 
-kafka.py       polls messages and turns what the consumer group does into events
-core/parse     bytes become a segment or a reject, and the rows of every sink
-runtime.py     turns the loop: events in, commands performed
-core/pipeline  decides: batches (batching.py), offsets (ledger.py), pauses (backpressure.py), retries
-dispatch.py    stages a batch in Redis, starts its chord, hears of its completion
-tasks/         the flush fleet, on the other side of Redis
+kafka.py       polls messages and converts changes of the consumer group to events
+core/parse     converts bytes to a segment or a reject, with the rows for every sink
+runtime.py     runs the loop: takes events, performs commands
+core/pipeline  makes all decisions: batches (batching.py), offsets (ledger.py), pauses (backpressure.py), retries
+dispatch.py    stages a batch in Redis, starts its chord, receives its completion
+tasks/         the flush workers, which the reader reaches through Redis
 """

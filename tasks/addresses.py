@@ -30,7 +30,7 @@ def http_url(text: str, *, credentials: str = "") -> SplitResult:
 
 
 def brokers(text: str) -> None:
-    """`host[:port]`, several with commas."""
+    """`host[:port]`, or several of them, separated by commas."""
     for entry in text.split(","):
         scheme, separator, rest = entry.strip().rpartition("://")
         url = _split(f"kafka://{rest}")

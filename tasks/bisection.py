@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from tasks.errors import PermanentSinkError, TransientSinkError
 from tasks.staging import Progress
 
-# If this many items and most of all are refused, the table or our rows are wrong.
+# If at least this many items, and most of the task's items, are refused, the table or our rows are considered
+# wrong.
 REFUSED_MIN = 20
 REFUSED_SHARE = 0.5
-# After this many refusals without success, this many single items spread over the rest are tried: if they are
-# refused too, nearly all are.
+# After SPREAD_AFTER refusals without a success, SPREAD_ITEMS single items from across the rest are tried. If
+# those are refused too, nearly all items are.
 SPREAD_AFTER = 8
 SPREAD_ITEMS = REFUSED_MIN - SPREAD_AFTER
 # Maximum writes per run; the next run continues.
@@ -72,7 +73,7 @@ class _Delivery:
         self._confirm_refusals()
 
     def _attempt(self, positions: list[int]) -> None:
-        """One write; resulting groups are put in front of the others."""
+        """Writes one group of items. After a refusal, the groups that result from it are tried next."""
         self._writes += 1
         try:
             self._write(positions)
@@ -92,7 +93,7 @@ class _Delivery:
             self._durable(positions)
 
     def _after_refusal(self, positions: list[int], error: PermanentSinkError) -> None:
-        """Next groups: the halves, the rest without the named items, or none."""
+        """Schedules the next groups: the two halves, the rest without the named items, or none."""
         if error.failed:
             named = {positions[place]: why for place, why in error.failed}
             rest = [position for position in positions if position not in named]
@@ -128,7 +129,7 @@ class _Delivery:
             self._discard_refusals(refused)
 
     def _spread_out(self) -> None:
-        """If all writes were refused so far, puts single items spread over the rest in front."""
+        """If every write so far was refused, schedules single items from across the rest as the next writes."""
         if self._spread or self._accepted_any or len(self._suspects) < SPREAD_AFTER:
             return
         self._spread = True
@@ -138,7 +139,7 @@ class _Delivery:
         self._groups += [[position] for position in sorted(sample)]
 
     def _discard_refusals(self, refused: int) -> None:
-        """Blames no item, including those of earlier runs: an operator must act."""
+        """Discards all refusals, including those of earlier runs, and raises an error for the operator."""
         first = next(iter(self._suspects.values()))
         self._progress.left = sorted({*self._progress.left, *(place for place, _ in self._progress.refused)})
         self._progress.refused = []

@@ -122,11 +122,11 @@ class _JudgedTls(_Judged, SSLConnection):
 
 
 class _JudgedSocket(_Judged, UnixDomainSocketConnection):
-    """Over a Unix socket."""
+    """A judged connection over a Unix socket."""
 
 
 class _JudgedSentinel(SentinelManagedConnection, _JudgedTcp):
-    """To the primary that the Sentinels name."""
+    """A judged connection to the primary that the Sentinels report."""
 
 
 class _JudgedSentinelTls(SentinelManagedConnection, _JudgedTls):

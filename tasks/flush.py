@@ -28,29 +28,29 @@ OPTIONS: dict[str, Any] = {
 
 @app.task(name=flush_task(SinkName.GCS), **OPTIONS)
 def flush_gcs(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Recordings to Cloud Storage."""
+    """Writes recordings to Cloud Storage."""
     return run(self, batch, task, until)
 
 
 @app.task(name=flush_task(SinkName.CLICKHOUSE), **OPTIONS)
 def flush_clickhouse(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Replay rows to ClickHouse."""
+    """Writes replay rows to ClickHouse."""
     return run(self, batch, task, until)
 
 
 @app.task(name=flush_task(SinkName.BIGQUERY), **OPTIONS)
 def flush_bigquery(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Event analytics to BigQuery."""
+    """Writes event analytics to BigQuery."""
     return run(self, batch, task, until)
 
 
 @app.task(name=flush_task(SinkName.DATADOG), **OPTIONS)
 def flush_datadog(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Product metrics to DataDog."""
+    """Writes product metrics to DataDog."""
     return run(self, batch, task, until)
 
 
 @app.task(name=flush_task(SinkName.DEAD_LETTER), **OPTIONS)
 def flush_dead_letter(self: Task[Any, Any], *, batch: str, task: str, until: int) -> str:
-    """Rejected messages to the dead-letter topic."""
+    """Writes rejected messages to the dead-letter topic."""
     return run(self, batch, task, until)

@@ -1,7 +1,8 @@
-"""Shared keys of another type than ours: no program of this system wrote them, and every command on them fails.
+"""Handles shared Redis keys with an unexpected type: no program of this system wrote them, and every command on
+them fails.
 
-Reading treats such a key as empty, so that the others are still shown. The programs that write a key remove it
-with their next heartbeat, if its type is another.
+Reading treats such a key as empty, so that the others are still shown. The program that maintains a key deletes
+one of the wrong type with its next heartbeat.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CALLBACKS = "callbacks are code"
 
 
 def setting(name: str) -> str:
-    """The reason: a setting exists."""
+    """The reason for a property that has a setting of its own."""
     return f"set REPLAYS_{name} instead"
 
 

@@ -1,7 +1,7 @@
 """Trims task messages.
 
-Every flush task message contains its chord's callback, and that the errback; with all their empty fields it would
-be twice as long, and Redis stores it twice while the task runs.
+Every flush task message contains its chord's callback, which contains the errback. With all empty fields the
+message would be twice as long, and Redis stores it twice while the task runs.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ class Operators:
             log.warning("the audit trail was not shortened: %s", error)
 
     def _lost(self) -> Decisions | None:
-        """If Redis lost the copy: all decisions from the topic, after rebuilding the copy if permitted."""
+        """If Redis has lost the copy, reads all decisions from the topic and, if permitted, rebuilds the copy."""
         if self._copy.copied() is not None:
             return None
         known = decisions.load(self._settings)

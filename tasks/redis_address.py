@@ -177,7 +177,7 @@ def _socket_database(options: Mapping[str, str]) -> int:
 
 
 def _agreed(what: str, values: list[str]) -> str:
-    """The single value given, possibly several times; "" if none is."""
+    """Returns the one value that was given; "" if there is none. Raises WrongAddress for different values."""
     given = sorted({value for value in values if value})
     if len(given) > 1:
         raise WrongAddress(f"has more than one {what}")

@@ -81,10 +81,10 @@ BLANK_NOT_ALLOWED = frozenset(
         "shared_key",
     )
 )
-"""Mostly secrets; a value of only spaces is a mistake."""
+"""Settings, mostly secrets, whose value may have any form but must not consist of spaces only."""
 
 SEVERAL_LINES = frozenset(("shared_key",))
-"""A secret mounted from a file, with one key per line."""
+"""Settings that may span several lines: secrets mounted from a file, with one key per line."""
 
 
 def check(name: str, text: str) -> None:

@@ -125,7 +125,7 @@ class Settings(BaseSettings):
         description="Enabled sinks, comma separated. dead_letter cannot be disabled.",
     )
     sink_kind: Literal["real", "memory"] = Field(
-        "real", description="memory keeps items in the process; for tests and --dry-run."
+        "real", description="Kind of sinks. memory keeps items in the process, for tests and --dry-run."
     )
 
     gcs_bucket: str = Field("replays", min_length=1, description="Bucket for recordings.")
@@ -205,7 +205,7 @@ class Settings(BaseSettings):
         "Workers cannot share a port (deploy/ uses 9465).",
     )
     worker_silent_seconds_max: float = Field(
-        300.0, ge=5, le=86_400, description="Time without a sign of life after which a worker's /livez fails."
+        300.0, ge=5, le=86_400, description="Time without a heartbeat after which a worker's /livez fails."
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log format. auto: text on a terminal, otherwise json."
@@ -226,10 +226,10 @@ class Settings(BaseSettings):
         8, ge=0, le=50, description="Maximum retries of a flush task after transient errors."
     )
     task_backoff_seconds: float = Field(
-        1.0, gt=0, le=60, description="Initial upper bound of a flush task's retry backoff."
+        1.0, gt=0, le=60, description="Initial retry backoff of a flush task, before jitter."
     )
     task_backoff_seconds_max: float = Field(
-        60.0, gt=0, le=300, description="Maximum upper bound of a flush task's retry backoff."
+        60.0, gt=0, le=300, description="Maximum retry backoff of a flush task, before jitter."
     )
     sink_timeout_seconds: float = Field(30.0, ge=0.5, le=300, description="Timeout of one sink call.")
     task_visibility_seconds: int = Field(

@@ -21,7 +21,7 @@ from tasks.wire import SinkName
 @until_option
 @click.option("--list", "listed", type=click.File("r"), help="Replay ids, one per line; - for standard input.")
 @click.option("--dry-run", is_flag=True, help="Only compare, and report what would be written.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--rate", default=50.0, show_default=True, type=Finite(0.1), help="Recordings per second.")
 @click.option(
     "--limit",

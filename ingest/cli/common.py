@@ -50,7 +50,7 @@ def fail(text: str) -> NoReturn:
 
 
 def needs_extra(name: str) -> None:
-    """Fails with the install command if packages of the extra `name` are missing."""
+    """Fails with an error that names the install command if packages of the extra `name` are missing."""
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:

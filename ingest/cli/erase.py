@@ -97,7 +97,7 @@ def erase(
 
 
 def described(found: Any) -> str:
-    """One line: the replay, and what is stored of it."""
+    """Describes the replay and its stored data in one line."""
     counts = found.counts()
     return (
         f"replay {found.replay_id} of project {found.project_id}: {counts['objects']} objects, "

@@ -61,20 +61,20 @@ class ErrorId(click.ParamType[str]):
 
 @replays_group.command("find")
 @project_option
-@click.option("--url", type=Words(), default=None, help="Part of the address of a page, in any case.")
-@click.option("--user", type=Words(), default=None, help="Part of user, id, name or e-mail, in any case.")
+@click.option("--url", type=Words(), default=None, help="Part of a page's address, any case.")
+@click.option("--user", type=Words(), default=None, help="Part of a user's id, name or e-mail, any case.")
 @click.option("--release", type=Words(), default=None, help="Exact release.")
 @click.option("--selector", type=SelectorType(), help="Clicked element: tag, #id, .class, [data-testid=...].")
-@click.option("--rage", is_flag=True, help="With rage clicks; with --selector, on that element.")
-@click.option("--dead", is_flag=True, help="With dead clicks; with --selector, on that element.")
-@click.option("--error", type=ErrorId(), help="Id of an error that occurred in it.")
+@click.option("--rage", is_flag=True, help="Only replays with rage clicks (with --selector: on that element).")
+@click.option("--dead", is_flag=True, help="Only replays with dead clicks (with --selector: on that element).")
+@click.option("--error", type=ErrorId(), help="Only replays in which the error with this id occurred.")
 @click.option(
     "--text",
     type=Words(),
     default=None,
     help="Part of any event: breadcrumb, console message, request, clicked text. Reads each replay of the page.",
 )
-@click.option("--since", type=Age(), help="Only those of the last 90s, 15m, 6h, 7d.")
+@click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")
 @click.option("--offset", default=0, show_default=True, type=click.IntRange(0, 1_000_000), help="Replays to skip.")
 @as_json

@@ -235,9 +235,9 @@ def local_status(directory: Path | None, as_json: bool) -> None:
 @click.argument("name", required=False, metavar="[NAME]")
 @directory_option
 @click.option(
-    "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000), help="Last lines per log."
+    "--lines", default=20, show_default=True, type=click.IntRange(0, 100_000), help="Number of last lines per log."
 )
-@click.option("--follow", "-f", is_flag=True, help="Print new lines as they come, until Ctrl-C.")
+@click.option("--follow", "-f", is_flag=True, help="Print new lines as they are written, until Ctrl-C.")
 def local_logs(name: str | None, directory: Path | None, lines: int, follow: bool) -> None:
     """Print the logs of all processes, or of the process NAME (reader, worker, flower, web, kafka, ...)."""
     from ingest.local.background import log_files

@@ -66,7 +66,8 @@ def check(as_json: bool) -> None:
     for finding in look(settings()):
         findings.append(finding)
         if not as_json:
-            console.print(finding.line(), highlight=False, soft_wrap=True)  # an address must survive a pipe
+            # Without `soft_wrap`, an address could be broken into two lines when the output is a pipe.
+            console.print(finding.line(), highlight=False, soft_wrap=True)
     if as_json:
         echo_json([finding.as_dict() for finding in findings])
     bad = [finding.name for finding in findings if finding.bad]

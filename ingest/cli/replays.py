@@ -227,10 +227,8 @@ def segments_table(segments: Iterable[dict[str, Any]]) -> Table:
 @project_option
 @click.option("--kind", "kinds", multiple=True, help="Only this kind (rage_click, network, ...); repeatable.")
 @click.option("--from-segment", default=0, type=click.IntRange(0), help="First segment.")
-@click.option("--around", type=Moment(), help="Centre: an event's id (4-17) or seconds after the start (12.3).")
-@click.option(
-    "--window", default="5s", show_default=True, type=Age(), help="With --around: time before and after."
-)
+@click.option("--around", type=Moment(), help="Center: an event's id (4-17), or seconds after the start (12.3).")
+@click.option("--window", default="5s", show_default=True, type=Age(), help="Time before and after --around.")
 @as_json
 def events_command(
     replay_id: str,

@@ -55,8 +55,8 @@ def scope_options(command: F) -> F:
     for option in (
         until_option,
         since_option,
-        click.option("--stop", type=ranges.offset, help="One past the last offset; needs --partition."),
-        click.option("--start", type=ranges.offset, help="First offset; needs --partition."),
+        click.option("--stop", type=ranges.offset, help="End offset (exclusive); requires --partition."),
+        click.option("--start", type=ranges.offset, help="First offset; requires --partition."),
         click.option("--partition", type=ranges.partition, help="Only this partition; all of them otherwise."),
     ):
         command = option(command)

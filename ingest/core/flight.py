@@ -67,7 +67,7 @@ class Flight:
         return False
 
     def park(self, error: str, now: float, wait_seconds: float) -> do.Park:
-        """Parks it, without a slot. Returns the command that shows it to operators."""
+        """Parks it, which frees its slot. Returns the command that shows it to operators."""
         self.error = error
         self.phase, self.since, self.until = Phase.PARKED, now, now + wait_seconds
         return do.Park(self.batch, self.stage, self.attempt, error, wait_seconds)

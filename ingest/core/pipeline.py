@@ -139,7 +139,7 @@ class Pipeline:
 
     @property
     def reject_ratio(self) -> float:
-        """Rejects among the last `reject_window` messages, 0 to 1."""
+        """Share of rejects among the last `reject_window` messages, 0 to 1."""
         return self.rejects.ratio
 
     def position(self, source: TopicPartition) -> tuple[int, int | None]:
@@ -350,7 +350,7 @@ class Pipeline:
         return flight if current else None
 
     def _park(self, flight: Flight, error: str, now: float, cap_seconds: float) -> do.Park:
-        """Parks the batch, without a slot, until its retry."""
+        """Parks the batch until its retry, which frees its slot."""
         flight.failures += 1
         first_seconds = self.limits.retry_backoff_seconds
         return flight.park(error, now, retry_seconds(flight.batch.id, flight.failures, first_seconds, cap_seconds))

@@ -15,7 +15,7 @@ from ingest.core.cut_record import Record, decode
 
 
 class Place(StrEnum):
-    """The policy's choices for a start."""
+    """Where consumption of a partition may start."""
 
     COMMITTED = "committed"
     BEGINNING = "beginning"

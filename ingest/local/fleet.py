@@ -91,7 +91,8 @@ class Fleet:
         self.children: dict[str, Child] = {}
         self.flower_url = ""
         self.installations: dict[str, Installation] = {}
-        """By process, for its next start. Others run this one."""
+        """By process: the release that it runs after its next start. Processes without an entry run the current
+        release."""
 
     # Start and stop
 

@@ -49,7 +49,7 @@ class Lag:
                 times.append((message.offset, message.timestamp_ms))
 
     def learn(self, ranges: LogRanges) -> None:
-        """Raises the known log ends. Any thread."""
+        """Updates the known log ends, which never decrease. Any thread."""
         for source, (_, end) in ranges.items():
             self._ends[source.partition] = max(end, self._ends.get(source.partition, 0))
 

@@ -14,7 +14,8 @@ LINE_END = "\n"
 
 
 class Terminal(Console):
-    """No markup in strings, and no control characters. Styles come from `Text`."""
+    """A console that prints strings without interpreting markup, and without control characters. Styles come from
+    `Text`."""
 
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
         """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""

@@ -43,7 +43,8 @@ def utc_text(seconds: float | None) -> str:
 
 
 def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values for people: unix milliseconds, recognized by name, become UTC in ISO 8601."""
+    """The same values with readable times: unix milliseconds, recognized by their name, become UTC in ISO
+    8601."""
     return {
         name.removesuffix("_ms") if name.endswith("_ms") else name: (
             datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -147,7 +147,8 @@ class Runtime:
         return self.pipeline.room(one.source, one.epoch)
 
     def _hand_over(self, one: on.MessageParsed | Unusual | on.OffsetOutOfRange) -> None:
-        """Outcomes parsed while something before them started to wait are kept as well."""
+        """Passes one outcome to the core, or keeps it if something earlier in its partition has started to wait
+        meanwhile."""
         if self.waits(one.source):
             self._kept.add(one)
         elif isinstance(one, Unusual):

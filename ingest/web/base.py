@@ -115,8 +115,8 @@ class Handler(web.RequestHandler):
 
     state: State
     visitor: Visitor
-    # What a browser may load a response as: a recording can make the page load images, media and styles of this
-    # server, with the viewer's session.
+    # Kinds of resource (Sec-Fetch-Dest) that a response may be loaded as: a recording can make the page load
+    # images, media and styles of this server, with the viewer's session.
     destinations: ClassVar[frozenset[str]] = frozenset((FETCH, NAVIGATION))
 
     def initialize(self, state: State) -> None:
@@ -185,7 +185,7 @@ class Handler(web.RequestHandler):
         return f"replays_{self.state.port}"
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Does this in a thread."""
+        """Calls a function in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self.state.pool, work)
 
     async def sent(self) -> None:

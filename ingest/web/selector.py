@@ -73,5 +73,5 @@ def parse_selector(text: str) -> Selector:
 
 
 def _plain(name: str) -> str:
-    r"""Without the backslashes of `md\:flex`."""
+    r"""Removes the backslashes of an escaped name such as `md\:flex`."""
     return re.sub(r"\\(.)", r"\1", name)

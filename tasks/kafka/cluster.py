@@ -100,9 +100,8 @@ class Cluster:
         return Group(found.state.name.lower(), found.state is ConsumerGroupState.STABLE, members)
 
     def lag(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """Messages above the group's committed offset (the log's beginning without one), by partition.
-
-        -1 if unknown. Never raises; sends no request without partitions.
+        """Number of messages after the group's committed offset, by partition; without a commit, after the
+        beginning of the log. -1 if unknown. Never raises; sends no request without partitions.
         """
         asked = [TopicPartition(topic, partition) for partition in partitions]
         if not asked:

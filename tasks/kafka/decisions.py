@@ -239,5 +239,5 @@ def missing_topic(settings: Settings, failure: RangeError) -> str:
 
 
 def keys_of(decisions: Decisions, keys: Iterable[str]) -> dict[str, Decision]:
-    """The existing ones among these keys."""
+    """Returns the decisions with these keys; keys without a decision are left out."""
     return {key: decisions.entries[key] for key in keys if key in decisions.entries}

@@ -117,7 +117,7 @@ class Loop:
                 self._step()
             except LoopEnded:
                 return
-            except Exception as error:  # supervised: reported, counted, tried again
+            except Exception as error:  # supervised: any failure is logged and counted, and the step is retried
                 self._failed(error)
                 doubled = self._retry_seconds * 2.0 ** min(self.failures - 1, 30)
                 wait_seconds = max(self._interval_seconds, min(doubled, self._retry_seconds_max))

@@ -162,7 +162,7 @@ class _Server(ThreadingHTTPServer):
             self._ended(request)
 
     def service_actions(self) -> None:
-        """Between requests, and twice a second."""
+        """Called between requests, and twice per second."""
         begun_before = time.monotonic() - REQUEST_SECONDS_MAX
         with self._lock:
             late = sum(began < begun_before for began in self._began.values())

@@ -47,7 +47,7 @@ class Blame(Enum):
 
     @property
     def accuses_items(self) -> bool:
-        """Whether its items may become dead letters."""
+        """Whether items refused for this cause may become dead letters."""
         return self.action in (Action.SPLIT, Action.BURY)
 
 
@@ -61,7 +61,7 @@ ACTION_OF = {
     Blame.SERVER: Action.RETRY,
     Blame.NETWORK: Action.RETRY,
 }
-# Labels for people: docs/sinks.md.
+# Labels shown to operators, explained in docs/sinks.md.
 MEANING_OF = {
     Blame.ROW: "The server names this item, or refused it on its own.",
     Blame.BATCH: "The server refused a request because of an item, without naming it.",
@@ -139,15 +139,16 @@ class Outcome:
                 self._unnamed.update((position, trouble.message) for position in positions)
 
     def note_kept_out(self, positions: Iterable[int]) -> None:
-        """Neither at fault nor written: the server refused the whole request because of others in it."""
+        """Records items that are neither at fault nor written: the server refused the whole request because of
+        others in it."""
         self._kept_out.update(positions)
 
     def raise_if_any(self) -> None:
         """Returns when every item is durable.
 
-        Errors that need an operator take precedence: the whole batch is retried after the fix. Then those that are
-        retried automatically: refused items are listed with them, and are refused again, and named, once the rest
-        is durable. Then the refused items.
+        An error that needs an operator takes precedence: the whole batch is retried after the fix. Next comes an
+        error that is retried automatically; it lists the refused items too, which are refused and named again
+        once the rest is durable. An error about refused items alone comes last.
         """
         if self._unproven:
             count, first = len(self._unproven), shortened(self._unproven[0])

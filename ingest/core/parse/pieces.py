@@ -35,7 +35,8 @@ def stops(raw: bytes | bytearray, start: int) -> Iterator[int]:
         usual, longer, longest = (start + PIECE_BYTES * GROWTH**times for times in range(3))
         stop = _end_of_event(raw, start, usual, longer)
         if stop < 0:
-            stop = raw.find(_BETWEEN, usual, longer) + 1  # an event without its time, or a guess
+            # No end with a time was found: use any boundary between two objects.
+            stop = raw.find(_BETWEEN, usual, longer) + 1
         if 0 < stop < len(raw):
             yield stop
         stop = _end_of_event(raw, max(stop, start), longer, longest)

@@ -17,8 +17,8 @@ WINDOW_BYTES_MIN, WINDOW_BYTES_MAX = 16, 64 * 1024
 _RUN = b"\\" * WINDOW_BYTES_MAX
 
 _escapes = re.compile(rb"\\u[dD][89a-fA-F]").findall
-# Half a pair without its other half. It may also be text after an escaped backslash, and a second half after such
-# a text may be lone: `_is_lone` checks the backslashes.
+# Half a pair without its other half. A match may also be plain text after an escaped backslash, in which case a
+# second half after it may be lone: `_is_lone` checks the backslashes.
 _halves = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|[c-fC-F][0-9a-fA-F]{2}(?<!(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}))"

@@ -45,12 +45,12 @@ class Server(ABC):
         """The program and its arguments, for `self.port`."""
 
     def environment(self) -> Mapping[str, str]:
-        """Whether it responds in its protocol."""
+        """Environment variables of the program, in addition to the inherited ones."""
         return {}
 
     @abstractmethod
     def is_ready(self) -> bool:
-        """Whether it answers its protocol. Returns quickly; False for any failure."""
+        """Whether it responds in its protocol. Returns quickly; False for any failure."""
 
     @property
     @abstractmethod

@@ -198,12 +198,12 @@ class JavaKafka(Server):
         return [*self._java(), "kafka.Kafka", str(properties)]
 
     def is_ready(self) -> bool:
-        """Whether it answers a metadata request."""
+        """Whether it responds to a metadata request."""
         return answers_metadata(self.address)
 
     def properties(self) -> dict[str, str]:
-        """Whether it responds to a metadata request. Small thread pools and no start-up delays: one machine, one
-        node."""
+        """The broker's server.properties: small thread pools and no start-up delays, because it is the only node,
+        on a shared machine."""
         listeners = [f"PLAINTEXT://{HOST}:{self.port}", f"CONTROLLER://{HOST}:{self._controller_port}"]
         protocols = ["PLAINTEXT:PLAINTEXT", "CONTROLLER:PLAINTEXT"]
         advertised = [f"PLAINTEXT://{HOST}:{self.port}"]
@@ -290,7 +290,7 @@ class JavaKafka(Server):
     def _format(self, properties: Path) -> None:
         """Writes the cluster id and the SCRAM users to the data directory."""
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-        # A leading dash would read as an option.
+        # A leading dash would be parsed as an option.
         arguments = ["format", "--standalone", f"--cluster-id=k{cluster[1:]}", "--config", str(properties)]
         if "SASL" in self.security:
             for user, password in self.users.items():

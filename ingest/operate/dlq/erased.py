@@ -109,7 +109,7 @@ def _item_is_erased(letter: Letter, erasures: Erasures, received: float, *, in_d
     refusal = letter.label.refusal
     assert refusal is not None, letter.id
     if refusal.kind == Kind.METRIC:
-        return False  # a number has no owner
+        return False  # a metric belongs to no replay or user
     if refusal.kind == Kind.ROW:
         try:
             row = msgspec.json.decode(letter.value, type=_Row)

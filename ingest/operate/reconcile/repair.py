@@ -36,8 +36,9 @@ class Repair:
         if sink == SinkName.GCS and self._settings.gcs_layout == "packed":
             wanted = set(map(id, items))
             segments = [one for one in batch.segments if any(id(blob) in wanted for blob in one.blobs)]
-            # Packed again, because an index row that points to nothing hides an object with the segment's own
-            # name; and with another name, because an object with corrupted bytes is never overwritten.
+            # Recordings are packed again, because an index row that refers to a missing object hides an object
+            # with the segment's own name. The new object has another name, because an object with corrupted bytes
+            # is never overwritten.
             source = batch.source._replace(topic=f"{batch.source.topic}-repair-{self._run}")
             objects, index = pack(replace(batch, source=source, segments=tuple(segments)))
             return self.write_items(SinkName.GCS, batch.id, objects) or self.write_items(
@@ -46,7 +47,7 @@ class Repair:
         return self.write_items(sink, batch.id, items)
 
     def write_items(self, sink: str, batch_id: str, items: Sequence[Item]) -> str:
-        """The same for items that are written unchanged. `batch_id` is part of the token."""
+        """Like `write`, for items that are written unchanged. `batch_id` is part of the token."""
         if sink not in self._sinks:
             self._sinks[sink] = build(sink, self._settings)
         at_once = max(1, min(WRITE_ITEMS_MAX, int(self._per_second_max)))

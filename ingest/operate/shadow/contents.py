@@ -181,7 +181,8 @@ class _Comparing:
 
 
 def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kind | None, str] | None:
-    """None: equal. None of kind: another message has replaced the row."""
+    """Returns None if the rows are equal, otherwise the kind of difference and its description. The kind is None
+    if another message has replaced the row."""
     if not stored:
         return Kind.MISSING, "no such row"
     differing: list[str] = []

@@ -65,7 +65,7 @@ class SecondLine:
 
     @property
     def process_id(self) -> int | None:
-        """Of the current child."""
+        """Process id of the current child."""
         return self._child.process_id if self._child is not None else None
 
     def close(self) -> None:

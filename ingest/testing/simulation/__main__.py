@@ -1,7 +1,7 @@
 """`python -m ingest.testing.simulation`: tries many seeds; for a failing one, prints its shortest history.
 
 python -m ingest.testing.simulation --seeds 10000
-python -m ingest.testing.simulation --seed 138            # this one alone, told
+python -m ingest.testing.simulation --seed 138            # only this seed, with its history
 """
 
 from __future__ import annotations

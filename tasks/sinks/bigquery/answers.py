@@ -19,20 +19,21 @@ PROOF = (
     "is not among the `insertErrors`, which may only name rows that were sent."
 )
 KIND = "bigquery#tableDataInsertAllResponse"
-# Rows beside a bad row, in a request that was refused as a whole.
+# Reason of a valid row in a request that was refused as a whole because of another row.
 STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One row that was not stored. `trouble` is None if only because of other rows in its request."""
+    """One row that was not stored. `trouble` is None if it was refused only because of other rows in its
+    request."""
 
     index: int
     trouble: Trouble | None
 
 
 def judged(answer: Answer, rows: int) -> list[Refusal] | Trouble:
-    """The refused rows of a request with `rows` rows, none if all are stored; or the error of the whole
+    """Returns the refused rows of a request with `rows` rows (none if all are stored), or the error of the whole
     request."""
     if not answer.ok:
         return sort_answer(answer)

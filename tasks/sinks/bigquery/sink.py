@@ -200,7 +200,7 @@ class Service:
 
 
 def _note_refusals(table: str, positions: list[int], refusals: Sequence[Refusal], outcome: Outcome) -> None:
-    """Bad rows, rows stopped only because of them, and rows to be retried."""
+    """Records bad rows, rows refused only because of bad rows, and rows to be retried."""
     stopped: list[int] = []
     refused = False
     for refusal in refusals:

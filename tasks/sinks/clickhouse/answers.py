@@ -56,7 +56,7 @@ def exception_of(answer: Answer) -> Trouble | None:
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")
     if not code.isdecimal():
         return None
-    if answer.status == 413:  # for any code: the server refers to the request
+    if answer.status == 413:  # with any code, the request as a whole is too large
         return Trouble(Blame.SIZE, f"HTTP 413: {text}")
     trouble = trouble_of_code(int(code), found[0] if found else f"Code: {code}, with {described(answer)}")
     if answer.ok:
@@ -75,5 +75,5 @@ def written_rows(answer: Answer) -> int | None:
 
 
 def says_nothing_was_new(answer: Answer) -> bool:
-    """Whether an otherwise valid response counts no rows at all, as a server might that skips a repeated token."""
+    """Whether an otherwise valid response counts no rows at all, as from a server that skips a repeated token."""
     return answer.status == 200 and not answer.body and written_rows(answer) == 0

@@ -1,4 +1,5 @@
-"""A row of no real replay: written, read back and deleted by `check`, in a partition that contains only such rows.
+"""A probe row that belongs to no replay. `check` writes, reads back and deletes it, in a partition that contains
+only such rows.
 
 It has the shortest retention that the schema allows, one day, so one that cannot be deleted expires by itself.
 """

@@ -27,21 +27,22 @@ COMPRESS_FROM_BYTES = 4 * KiB
 BODY_BYTES_MAX = 256 * MiB
 
 INSERT_SETTINGS: dict[str, Any] = {
-    # The response must mean durable: on this server, on the shards of a Distributed table, and not before the end.
+    # Success must mean that the rows are durable on this server and on all shards of a Distributed table, so the
+    # server may respond only once the query has ended.
     "async_insert": 0,
     "insert_distributed_sync": 1,
     "wait_end_of_query": 1,
     "send_progress_in_http_headers": 0,
     "date_time_input_format": "best_effort",
-    "input_format_allow_errors_num": 0,  # nothing is dropped silently: a row is written or named
+    "input_format_allow_errors_num": 0,  # rows are never dropped silently: each is written or reported
     "input_format_allow_errors_ratio": 0,
     "input_format_skip_unknown_fields": 0,
     "input_format_null_as_default": 1,
     "input_format_defaults_for_omitted_fields": 1,
-    "input_format_parallel_parsing": 0,  # rows are numbered from the start of the insert only without it
+    "input_format_parallel_parsing": 0,  # otherwise errors do not number rows from the start of the insert
     "max_partitions_per_insert_block": 0,  # one client with a wrong clock must not block the whole batch
     "insert_deduplicate": 1,
-    # Without it, if an insert failed between table and view, its repetition would be skipped for both.
+    # Without this setting, if an insert failed between table and view, its retry would be skipped for both.
     "deduplicate_blocks_in_dependent_materialized_views": 1,
 }
 

@@ -119,7 +119,7 @@ class ClickHouseSink:
 
     def check(self) -> Report:
         """Checks the tables and their columns, tests whether they accept good rows, and writes, reads back and
-        deletes a row of no real replay."""
+        deletes a row that belongs to no replay."""
         settings = self._settings
         ends_at = time.monotonic() + settings.sink_timeout_seconds
         facts = self._facts(TABLES, ends_at)
@@ -228,7 +228,7 @@ class _Write:
                 return
 
     def _insert(self, table: str, positions: list[int]) -> Trouble | None:
-        """One INSERT. None: durable, by its proof."""
+        """Runs one INSERT. None: the response proves that the rows are durable."""
         block = b"\n".join([self._items[position].json for position in positions])
         token = _table_token(self._token, table, len(self._items), positions)
         for attempt in (token, f"{token}:again"):
@@ -288,7 +288,7 @@ def chunks(items: Sequence[Row], positions: Sequence[int], bytes_max: int) -> It
 
 
 def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
-    """Of the uncompressed rows; compressed they are smaller, in about the same proportion."""
+    """Size of the uncompressed rows; compression reduces all of them in about the same proportion."""
     return sum(len(items[position].json) + 1 for position in positions)
 
 

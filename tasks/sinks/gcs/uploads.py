@@ -179,7 +179,7 @@ class Uploads:
     def _failed(self, name: str, trouble: Trouble) -> None:
         """Records the failure, and queues the object for a retry if that may help."""
         self._troubles[name] = trouble
-        if trouble.blame.action is Action.HOLD:  # it applies to the others too
+        if trouble.blame.action is Action.HOLD:  # the other objects would fail too
             self._retries_left = 0
             self._drop(Trouble(Blame.SERVER, "not tried, the write is over"))
         if trouble.blame.action is not Action.RETRY or self._tries[name] == TRIES_MAX:

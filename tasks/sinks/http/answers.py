@@ -21,7 +21,8 @@ DESCRIBED_CHARACTERS_MAX = 160
 DESCRIBED_BYTES_MAX = 2048
 
 BLAME_OF_STATUS: dict[int, Blame] = {
-    # The address, or a proxy in front of it. Followed redirects turn a POST into a GET, so none is followed.
+    # The address, or a proxy in front of it, is wrong. Following a redirect turns a POST into a GET, so none is
+    # followed.
     300: Blame.REQUEST,
     301: Blame.REQUEST,
     302: Blame.REQUEST,
@@ -115,7 +116,7 @@ def blame_of_status(status: int) -> Blame:
 
 
 def trouble_of_status(answer: Answer) -> Trouble:
-    """For a response in which the server itself does not state the error."""
+    """The problem with a response in which the server itself does not state the error."""
     assert not answer.ok, answer
     return Trouble(
         blame_of_status(answer.status),
@@ -125,7 +126,7 @@ def trouble_of_status(answer: Answer) -> Trouble:
 
 
 def unproven(answer: Answer, why: str) -> Trouble:
-    """For a success that does not prove the write: `why` states what is missing."""
+    """The problem with a success that does not prove the write: `why` states what is missing."""
     text = f"HTTP {answer.status} does not prove the write: {why}; it came with {described(answer)}"
     return Trouble(Blame.NETWORK, text, answer.retry_after_seconds, unproven=True)
 

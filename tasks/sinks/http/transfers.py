@@ -93,7 +93,8 @@ class _Running:
         return None
 
     def take_header(self, line: bytes) -> None:
-        """One line of the head. A head that follows another one (after `100 Continue`) replaces it."""
+        """Takes one header line. The headers of a second response (after `100 Continue`) replace those of the
+        first."""
         if line.startswith(b"HTTP/"):
             self.headers.clear()
             self.head_ended = False
@@ -242,7 +243,7 @@ class Transfers:
             left, succeeded, failed = self._multi.info_read()
             for handle in succeeded:
                 one = self._running[handle]
-                # libcurl treats a truncated head as a complete response without a body.
+                # libcurl treats a response that ends within its headers as complete, without a body.
                 cut_off = one.wanted_headers and not one.head_ended
                 yield one.key, CUT_OFF if cut_off else self._answer(handle)
                 self._release(handle)
