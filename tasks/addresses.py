@@ -10,7 +10,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 PORT_MAX = 65_535
-BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka accepts them as a prefix
+BROKER_SCHEMES = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")  # librdkafka accepts these schemes as a prefix
 
 
 HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")

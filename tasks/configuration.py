@@ -42,10 +42,10 @@ def configuration(settings: Settings) -> dict[str, Any]:
     soft, hard = time_limits(settings)
     link = link_of(settings)
     config: dict[str, Any] = {
-        # Labels only. Connections use the link, which has the password (docs/redis.md).
+        # These URLs are only labels. Connections use the link, which has the password (docs/redis.md).
         "broker_url": link.address.label,
         "broker_transport": TRANSPORT,
-        # Counts chords, keeps no results.
+        # This backend counts the tasks of chords and keeps no results.
         "result_backend": f"{BACKEND}+{link.address.label}",
         "imports": ("tasks.flush", "tasks.control"),
         # JSON only: messages are data, never code.
@@ -56,13 +56,14 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "event_serializer": "json",
         "enable_utc": True,
         "timezone": "UTC",
-        # At least once: acknowledged after the work; a lost child's task is queued again. `task_starts_max`
-        # (tasks/flush.py) bounds a task that repeatedly kills its child, which Celery 5.6 does not.
+        # At-least-once execution: a task is acknowledged after its work, and requeued if its child process is
+        # lost. `task_starts_max` (tasks/flush.py) bounds a task that repeatedly kills its child, which Celery 5.6
+        # does not.
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "task_ignore_result": True,
         "task_track_started": False,
-        # An incomplete chord was started again by its reader long before this.
+        # Chord counters expire after this time. By then the reader has long since restarted an incomplete chord.
         "result_expires": 6 * 3600,
         "worker_prefetch_multiplier": 1,
         "task_soft_time_limit": soft,

@@ -33,7 +33,7 @@ WORKER_FORGOTTEN_SECONDS = 3600
 # Renewed every few seconds (`Limits.parked_renew_seconds`); survives short Redis outages.
 PARKED_LEASE_SECONDS = 30.0
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-# Entries of releases without leases are valid until their retry is overdue by this.
+# Older releases park batches without a lease. Such an entry is valid until its retry is overdue by this time.
 UNLEASED_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Coordination:
         entry = {"c": data}
         if self._seals.active:
             entry["s"] = self._seals.seal(Purpose.COMPLETION, stream, data)
-        pipe = self.client.pipeline(transaction=True)  # never a stream without expiry
+        pipe = self.client.pipeline(transaction=True)  # so that the stream always has an expiry
         pipe.xadd(stream, entry, maxlen=STREAM_ENTRIES_MAX, approximate=True)
         pipe.expire(stream, self._ttl_seconds)
         pipe.execute()

@@ -69,7 +69,8 @@ class Copy:
             if audit:
                 if text is None:
                     at = int(key.split("/")[1].split("-")[0]) / 1000
-                    pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)  # a key has its milliseconds
+                    # A key contains its time in milliseconds.
+                    pipe.zremrangebyscore(self._audit, at - 0.0001, at + 0.0011)
                 else:
                     pipe.zadd(self._audit, {text: float(one.value["at"])})  # type: ignore[index]
             elif text is None:

@@ -72,7 +72,7 @@ class ErrorId(click.ParamType[str]):
     "--text",
     type=Words(),
     default=None,
-    help="Part of any event: breadcrumb, console message, request, clicked text. Reads each replay of the page.",
+    help="Text in any event (breadcrumb, console message, request, click). Reads every listed replay.",
 )
 @click.option("--since", type=Age(), help="Only replays younger than this: 90s, 15m, 6h, 7d.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="Replays per page.")

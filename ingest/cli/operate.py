@@ -244,7 +244,7 @@ def _abandoned_text(batch_id: str, about: Mapping[str, Any]) -> str:
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 10_000), help="Maximum entries.")
 @as_json
 def audit(limit: int, as_json: bool) -> None:
-    """List operator actions, latest first: kills, limits, retries, replays, erasures, and who took them."""
+    """List operator actions (kills, limits, retries, replays, erasures) and who took them, latest first."""
     with redis_answers():
         actions = coordination_of(settings()).audited(limit)
     if as_json:

@@ -29,7 +29,7 @@ EXIT_MISSING = 1
     default=2.0,
     show_default=True,
     type=Finite(0),
-    help="With --expired: days that lifecycle rules may be late.",
+    help="With --expired: days after the end of a retention before an object counts as overdue.",
 )
 @click.option("--repair", is_flag=True, help="Write missing items, and only those, to their sink.")
 @click.option("--rate", default=200.0, show_default=True, type=Finite(0.1), help="Repair rate, items per second.")

@@ -67,7 +67,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 
 def headers_bytes(headers: Headers) -> int:
-    """Approximate memory; staged they need less."""
+    """Approximate memory of the headers; they take less space when staged."""
     if not headers:
         return 0
     return sum(HEADER_BYTES + 4 * len(name) + len(value or b"") for name, value in headers)
@@ -92,7 +92,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size_bytes(self) -> int:
-        """Its memory, and the staged size of its dead letter: value, key and headers."""
+        """Size of value, key and headers: its memory, and the staged size of its dead letter."""
         return len(self.value) + len(self.key or b"") + headers_bytes(self.headers)
 
 

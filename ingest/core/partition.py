@@ -121,7 +121,7 @@ class Partition:
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
-        may_pass = idle and self.commits.interval_over(now)  # each skipped end costs a commit
+        may_pass = idle and self.commits.interval_over(now)  # because each skipped end costs a commit
         if may_pass and self._ledger.pass_over(self.source, self.end.end):
             self.position = self.end.end
 

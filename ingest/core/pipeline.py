@@ -62,7 +62,7 @@ class Pipeline:
         self._ticked_at: float | None = None
         self._cut_early_at: float | None = None
         self._renewed_at = -limits.parked_renew_seconds
-        self._admitted: TopicPartition | None = None  # fetched although the byte bound is reached
+        self._admitted: TopicPartition | None = None  # the one fetched although the byte bound is reached
         self._room_bytes = limits.in_flight_bytes_max  # remaining bytes until the bound, as last computed
         self._owned: dict[TopicPartition, Partition] = {}
         self._ledger = Ledger()

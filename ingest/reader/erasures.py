@@ -85,22 +85,22 @@ def erasures_of(decisions: Mapping[str, Mapping[str, Any]], now: float) -> Erasu
 
 
 def replay_key(project_id: int, replay_id: str) -> str:
-    """`replay_id`: 32 hex digits."""
+    """Key of the erasure of one replay. `replay_id`: 32 hex digits."""
     return f"{ERASED}/{project_id}/{REPLAY}/{replay_id}"
 
 
 def user_key(project_id: int, user: str) -> str:
-    """The topic stores only a digest of the user."""
+    """Key of the erasure of one user. It contains only a digest of the user."""
     return f"{ERASED}/{project_id}/{USER}/{user_digest(project_id, user)}"
 
 
 def project_key(project_id: int) -> str:
-    """Key of a whole project."""
+    """Key of the erasure of a whole project."""
     return f"{ERASED}/{project_id}/{ALL}"
 
 
 def user_digest(project_id: int, user: str) -> str:
-    """32 hex digits; differs per project."""
+    """Digest of a user, 32 hex digits. The same user has another digest in each project."""
     return hashlib.blake2b(f"{project_id}/{user}".encode(), digest_size=16, person=b"erased user").hexdigest()
 
 

@@ -234,7 +234,7 @@ class KafkaSource:
         except (KafkaException, RuntimeError) as failure:
             self._rebalancing = (
                 self._rebalancing and not self._starting
-            )  # otherwise each partition would wait this long
+            )  # otherwise every partition would wait for a timeout
             self._on_commit(failure.args[0], [stored])
 
     def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:
@@ -541,10 +541,10 @@ class KafkaSource:
         source = TopicPartition(self.topic, partition)
         self._unresolved.pop(partition, None)
         if self._must_rejoin.is_set():
-            return  # the start is then determined again, possibly in a new topic
+            return  # after rejoining, the start is determined again, possibly in a new topic
         topic_id = self._describe().id
         if self.topic_id and topic_id and topic_id != self.topic_id:
-            self._must_rejoin.set()  # all partitions, drained, then from the beginning
+            self._must_rejoin.set()  # drain all partitions, rejoin, and start at the beginning
             return
         try:
             low, high = self._offsets.log_range(self._consumer, partition)

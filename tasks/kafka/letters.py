@@ -202,7 +202,7 @@ def examine(seals: Seals, topic: str, key: bytes | None, value: bytes | None, he
 
 
 def _sealed_parts(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> list[bytes | str]:
-    """Distinguishes None from an empty text."""
+    """The parts that a seal covers. Distinguishes None from an empty text."""
     parts: list[bytes | str] = [topic]
     for part in (
         key,
@@ -233,7 +233,7 @@ def _packed(originals: Headers) -> bytes:
 
 
 def _unpacked(packed: bytes | None) -> Headers | None:
-    """None if it is not in the format of `_packed`."""
+    """The inverse of `_packed`; None if the bytes are not in its format."""
     if packed is None:
         return ()
     try:

@@ -50,7 +50,7 @@ REFUSED = frozenset(
         KafkaError._SSL,
     )
 )
-# The end of the log, an offset out of range, a record batch that cannot be decompressed.
+# Errors about the read position: end of the log, offset out of range, record batch that cannot be decompressed.
 ABOUT_THE_POSITION = frozenset(
     (KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError._BAD_COMPRESSION)
 )

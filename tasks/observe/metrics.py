@@ -100,7 +100,7 @@ def observe_refused(sink: SinkName, items: int) -> None:
 
 
 def observe_completion(kind: str) -> None:
-    """A chord completion was reported: done, failed or nobody."""
+    """Counts a reported chord completion. `kind` is done, failed, or nobody (no reader waits for it)."""
     if _Worker.meters is not None:
         _Worker.meters.count(WORKER + "completions", 1, kind)
 

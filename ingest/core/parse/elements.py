@@ -96,7 +96,7 @@ class _Places:
         self._marks = marks
         self._offsets = list(accumulate(map(len, parts), initial=0))
         self._part = inside
-        self._at = 0  # found in that part; the next mark is this one
+        self._at = 0  # position after the last mark found in that part
         self._mark = 0
 
     def of(self, mark: int) -> int:

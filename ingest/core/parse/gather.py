@@ -48,7 +48,7 @@ class Gathered:
         self._malformed = 0
         self._loaded_at: float | None = None
         self._rows_bytes_max = rules.rows_bytes_max - taken_bytes
-        self._facts_max = rules.facts_per_segment_max - 1  # in addition to the one that counts events
+        self._facts_max = rules.facts_per_segment_max - 1  # one fact is reserved for the number of events
         self._is_over_number = False
         self._is_over_bytes = False
 

@@ -63,7 +63,7 @@ class Identity:
 
 
 class Relay:
-    """Relay, for one session."""
+    """Generates what Relay sends for one session."""
 
     def __init__(self, rng: random.Random, mix: Mix, identity: Identity) -> None:
         self.rng = rng

@@ -38,7 +38,7 @@ class StoredFacts(Facts):
         self._table = f"`{self._dataset}.replay_events`"
 
     def compare(self, items: Sequence[Row]) -> dict[int, tuple[Problem, str]]:
-        """Position -> the problem, and the columns that differ."""
+        """Returns, by position, the problem and the columns that differ."""
         found = {position: (problem, "no such row") for position, problem in self.absent(items).items()}
         present = [position for position in range(len(items)) if position not in found]
         for some in chunks(present, ROWS_MAX):

@@ -187,7 +187,7 @@ def _marks(settings: Settings) -> dict[str, tuple[str, Sealed]]:
 
 
 def _letter(record: Record, marks: Mapping[str, tuple[str, Sealed]], settings: Settings) -> Letter | None:
-    """None for a mark."""
+    """The letter in this record; None if the record is a mark."""
     if decode_mark(record.headers, record.key, record.value) is not None:
         return None
     label, state = decode(record.headers) or FOREIGN, _sealed(settings, record)

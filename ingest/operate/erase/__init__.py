@@ -3,7 +3,7 @@
     replays-ingest erase --project 1 0123456789abcdef0123456789abcdef
 
     0. Kafka          a tombstone in the topic of operators' decisions: readers no longer write the replay;
-                      messages that they took before are awaited
+                      the command waits until messages that they took before have settled
     1. Cloud Storage  its own objects are deleted in every generation; its ranges within packed objects are
                       overwritten with zeros, if the generation is still the one that was read
     2. BigQuery       its facts, by DML; rows in the streaming buffer cannot be deleted yet and are reported

@@ -1,4 +1,4 @@
-"""Tombstones: an erasure is recorded before anything is deleted, and batches in flight are awaited.
+"""Tombstones: an erasure is recorded before anything is deleted, and then waits for batches in flight to settle.
 
     1. the tombstone is durable in the topic of operators' decisions; from then on readers drop its messages
     2. every living reader reports that the messages it took before have settled

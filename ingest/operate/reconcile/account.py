@@ -58,8 +58,8 @@ class Tally:
 
 @dataclass(slots=True)
 class Account:
-    """The result. `examples` has at most EXAMPLES_MAX missing items per sink, `unrepaired` as many items that are
-    still missing after a repair."""
+    """The result. Per sink, `examples` has at most EXAMPLES_MAX missing items, and `unrepaired` at most
+    EXAMPLES_MAX items that are still missing after a repair."""
 
     topic: str
     spans: list[Span]

@@ -41,7 +41,7 @@ class Presence(Protocol):
     """One sink that can be queried. Used by one thread."""
 
     def absent(self, items: Sequence[Any]) -> dict[int, Problem]:
-        """Position -> the problem, for items that are not durable. Raises SinkError.
+        """Returns, by position, the problem of each item that is not durable. Raises SinkError.
 
         For items with the same identity, only the last can be absent.
         """

@@ -42,9 +42,10 @@ class Recordings:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="presence")
 
     def absent(self, items: Sequence[Blob]) -> dict[int, Problem]:
-        """Position -> the problem. Of items with one name, any stored one counts for all, and only the last
-        can be absent. Recordings that arrived as plain JSON are compressed by us, so another release may have
-        stored different bytes that inflate to the same: those count as equal. Raises SinkError."""
+        """Returns, by position, the problem of each item that is not stored. Items with the same name count as
+        stored if any of them is; otherwise only the last is reported. Recordings that arrived as plain JSON are
+        compressed by the reader, so another release may have stored different bytes that inflate to the same
+        JSON; these count as equal. Raises SinkError."""
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(items):
             positions.setdefault(item.name, []).append(position)

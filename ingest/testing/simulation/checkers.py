@@ -24,9 +24,9 @@ from ingest.testing.simulation.story import Story, Violation
 
 MESSAGE_BYTES_MAX = LETTER_BYTES + 50
 CUT_AT_ONCE_MAX = 3
-# The lease, a renewal in flight, and one step between two checks.
+# Sum of the lease and the longest time for a renewal in flight and one step between two checks.
 UNTRUE_SECONDS_MAX = PARKED_LEASE_SECONDS + 1.0
-# The members' own bound, their loop steps, and the longest time for which all of them may be frozen.
+# Sum of the members' own bound, their loop steps, and the longest time for which all of them may be frozen.
 UNOWNED_SECONDS_BOUND = UNOWNED_SECONDS_MAX + 3 * TURN_SECONDS + 12.0
 
 
@@ -270,7 +270,7 @@ class Bounded:
         flushing = [flight.phase for flight in flights].count(Phase.FLUSHING)
         if flushing > limits.in_flight_batches_max:
             raise Violation("bounded", f"{reader.name} has {flushing} chords out")
-        slack = self._shape.partitions + CUT_AT_ONCE_MAX + self._recut  # batches cut by time, and one message
+        slack = self._shape.partitions + CUT_AT_ONCE_MAX + self._recut  # cut by age, by one message, by splits
         if len(flights) > limits.in_flight_batches_max + slack:
             raise Violation("bounded", f"{reader.name} holds {len(flights)} batches")
         # One planned range may be completed over the bound, and only what can be staged limits its bytes. A

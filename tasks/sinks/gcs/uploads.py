@@ -38,7 +38,7 @@ from tasks.sinks.outcome import Action, Blame, Trouble, remaining_seconds
 from tasks.units import MiB
 from tasks.wire import Blob
 
-# Below the shortest retention, so that a rule of the bucket deletes a probe that we are not permitted to delete.
+# Probes use the prefix of the shortest retention, so that a lifecycle rule deletes those that we may not delete.
 PROBE_PREFIX = "30/replays-ingest-check/"
 CONTENT_TYPE = "application/octet-stream"
 CHECKSUM_CHUNK_BYTES = 1 * MiB
@@ -46,7 +46,8 @@ TRIES_MAX = 4
 BACKOFF_SECONDS = 0.1
 # A 429 about "object mutation" applies to one name; any other is about load, with an optional wait.
 SAME_NAME_SECONDS = 1.0
-# With only waiting uploads left, a write ends instead of occupying its process: the task is postponed.
+# If all remaining uploads would wait longer than this, the write ends and its task is postponed, which frees the
+# process.
 IDLE_SECONDS_MAX = 2.0
 
 # Occasional failed uploads are retried within the call. If more than a quarter of a write fails, the service is
