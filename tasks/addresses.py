@@ -40,7 +40,7 @@ def brokers(text: str) -> None:
 
 
 def _split(text: str) -> SplitResult | None:
-    """None for an invalid port, an unclosed bracket, a space, or an invalid host."""
+    """Splits an address. Returns None for an invalid port, an unclosed bracket, a space, or an invalid host."""
     if any(character.isspace() or not character.isprintable() for character in text):
         return None
     try:

@@ -44,7 +44,7 @@ class FanOut:
 
 
 def new_token() -> str:
-    """A name for one chord. Not part of any row, object or deduplication token."""
+    """A name for one chord. The name is not part of any row, object or deduplication token."""
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 

@@ -130,7 +130,7 @@ class _JudgedSentinel(SentinelManagedConnection, _JudgedTcp):
 
 
 class _JudgedSentinelTls(SentinelManagedConnection, _JudgedTls):
-    """The same with TLS."""
+    """A judged connection to the primary that the Sentinels report, with TLS."""
 
 
 _CLASSES: dict[tuple[Scheme, bool], type[Any]] = {

@@ -68,7 +68,7 @@ def load_fleet() -> Settings:
 
 
 def load_strictly(kind: type[SettingsT]) -> SettingsT:
-    """The same for any settings class; other names are reported as unknown."""
+    """Loads any settings class like `load_fleet`; other names are reported as unknown."""
     return _load(kind, [*_unknown(kind.model_fields.keys(), os.environ)])
 
 

@@ -26,7 +26,7 @@ ROW_ID_CHARACTERS_MAX = 1024
 
 
 def dead_letter(item: Item, manifest: Manifest, sink: SinkName, error: str) -> DeadLetter:
-    """The record for the dead-letter topic. Not for refused dead letters."""
+    """The record for the dead-letter topic. Must not be called for refused dead letters."""
     assert not isinstance(item, DeadLetter), item.offset
     if isinstance(item, Blob):
         kind, value, offset = Kind.BLOB, bytes(item.content), item.offset

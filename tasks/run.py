@@ -87,7 +87,7 @@ def flush(mine: Tools, batch: str, name: str, begun: Run, watch: Watch) -> None:
         payload = mine.staging.payload(batch, name, begun.content)
         items = decode_items(target, payload)
     except Exception:
-        mine.breaker.return_permit(target, permit)  # the sink was not called: no information about it
+        mine.breaker.return_permit(target, permit)  # the sink was not called, so its state is not known
         raise
     watch.called, watch.items, watch.size_bytes = True, len(items), len(payload)
     progress = begun.progress or Progress(left=list(range(len(items))))

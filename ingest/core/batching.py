@@ -121,7 +121,7 @@ class Builder:
         return self._cut(CutReason.AGE, now) if self._is_old(now, self._limits.batch_age_seconds_max) else None
 
     def due_early(self, now: float) -> Batch | None:
-        """The same with the lower age limit that applies while nothing is in flight."""
+        """Like `due`, with the lower age limit that applies while nothing is in flight."""
         return self._cut(CutReason.IDLE, now) if self._is_old(now, self._limits.batch_age_idle_seconds) else None
 
     def _is_old(self, now: float, age_seconds: float) -> bool:

@@ -261,7 +261,7 @@ class Pipeline:
             yield from self._halt(reason, now)
 
     def _taking(self, event: on.MessageParsed | on.MessageDeferred) -> Partition | None:
-        """The partition, if this message is to be taken."""
+        """Returns the partition if this message is to be taken, otherwise None."""
         owned = self._owned.get(event.source)
         if owned is None or owned.epoch != event.epoch or event.offset < owned.position:
             return None
@@ -341,7 +341,7 @@ class Pipeline:
         yield from self._progress(now)
 
     def _current(self, event: on.FlushFailed | on.DispatchFailed) -> Flight | None:
-        """The batch whose chord failed; None for an older attempt."""
+        """Returns the batch whose chord failed; None if the event is about an older attempt."""
         found = self._find(event.batch_id, event.epoch)
         if found is None:
             return None

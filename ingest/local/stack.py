@@ -107,7 +107,7 @@ class Stack:
                 self._progress(f"{name:<10} {address} (not ours)")
             elif name not in self.servers:
                 self.servers[name] = self._make(name)
-                # Not passed to the constructor: if the port has been taken meanwhile, another one is used.
+                # The port is not passed to the constructor: if it has been taken meanwhile, another one is used.
                 self.servers[name].port = self._ports.get(name, 0)
         ours = [name for name in chosen if name in self.servers]
         with ThreadPoolExecutor(max_workers=len(PARTS)) as pool:

@@ -21,10 +21,10 @@ class LogEnds(Protocol):
     """The part of the Kafka source that lag needs."""
 
     def log_ranges(self) -> LogRanges:
-        """For each assigned partition, as of the last fetch. Makes no request."""
+        """Returns the range of each assigned partition as of the last fetch. Makes no request."""
 
     def ask_log_ranges(self) -> LogRanges:
-        """The same, requested from the broker. Blocks; any thread."""
+        """Requests the ranges from the broker. Blocks; any thread."""
 
 
 class Lag:

@@ -100,7 +100,7 @@ class Steps:
         """A run of messages with nothing to write is one step, repeated as the run grows."""
         seen = self._seen[event.source]
         if event.offset < seen.position or self._pipeline.position(event.source)[0] <= event.offset:
-            return  # it was not taken
+            return  # the message was not taken
         seen.position = event.offset + 1
         if isinstance(event.outcome, Drop):
             yield _step("nothing", event.source, start=seen.content_until, stop=seen.position)

@@ -183,7 +183,7 @@ def _flights(status: Status) -> RenderableType:
     )
     for flight, reader in rows[:ROWS_MAX]:
         table.add_row(
-            # Without the topic, so that it fits a terminal of 80 columns.
+            # The topic is left out, so that the line fits a terminal of 80 columns.
             age_mark(reader) + flight.batch_id.removeprefix(f"{reader.topic}-"),
             Text(flight.phase, style="red" if flight.phase is Phase.PARKED else ""),
             flight.stage,

@@ -47,7 +47,7 @@ class Encoder:
         entries, payloads = [], {}
         for name, items in self._tasks(batch, tuple(Stage)):
             data = encode_items(items)
-            # Includes names and lengths, so that bytes moved from one task to another are detected.
+            # The digest covers names and lengths, so that bytes moved from one task to another are detected.
             digest.update(f"{name}:{len(data)}:".encode())
             digest.update(data)
             entries.append(TaskEntry(name, len(items), len(data), self.seals.content(data)))

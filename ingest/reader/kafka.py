@@ -183,7 +183,7 @@ class KafkaSource:
             return None
 
     def _is_member(self, timeout_seconds: float) -> bool:
-        """Rejoins the group if requested. False while its instance id belongs to another member."""
+        """Rejoins the group if requested. Returns False while its instance id belongs to another member."""
         now = time.monotonic()
         if self._renew_at is not None:
             if now < self._renew_at:
@@ -300,7 +300,7 @@ class KafkaSource:
         return self._log_ranges(cached=True)
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """The same, requested from the broker, from any thread: while paused nothing is fetched, so cached values
+        """Requests the watermarks from the broker; any thread. While paused nothing is fetched, so cached values
         do not change. Partitions without a response are left out."""
         return self._log_ranges(cached=False)
 

@@ -132,7 +132,7 @@ class VideoHandler(Handler):
 
 
 def _for_javascript(value: Any) -> Any:
-    """The same with project ids as text: JavaScript's numbers are exact only up to 2**53."""
+    """Converts project ids to text: JavaScript's numbers are exact only up to 2**53."""
     if isinstance(value, dict):
         return {k: str(v) if k == "project_id" else _for_javascript(v) for k, v in value.items()}
     return [_for_javascript(v) for v in value] if isinstance(value, list) else value

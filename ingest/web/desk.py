@@ -1,6 +1,6 @@
 """Operator functions of the web UI: system state, parked batches, dead letters.
 
-The same functions as the commands `status`, `batches` and `dlq`.
+The commands `status`, `batches` and `dlq` have the same functions.
 """
 
 from __future__ import annotations

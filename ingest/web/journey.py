@@ -121,7 +121,7 @@ def _journey(staging: Staging, key: bytes, parked: Mapping[str, str]) -> Journey
     blobs, rows = staging.client.hmget(key, ["chord/blobs", "chord/rows"])
     try:
         manifest = staging.manifest(key.decode())
-    except Incompatible:  # of a newer release; its reader reports it
+    except Incompatible:  # written by a newer release; its reader reports it
         return None
     if manifest is None:
         return None

@@ -17,7 +17,7 @@ STATIC = Path(__file__).parent / "static"
 HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 HOSTS_MAX = 50  # as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
-# For visitors without a login: without scripts and styles, which also require it.
+# The page for visitors without a login. It has no scripts and styles, because these require a login too.
 REFUSED = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>replays-ingest</title><link rel="icon" href="data:,">
 <body style="font: 16px/1.5 system-ui, sans-serif; margin: 4em auto; max-width: 40em">

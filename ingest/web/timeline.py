@@ -132,7 +132,8 @@ class _Incremental(msgspec.Struct):
 
 
 def _head_of(raw: msgspec.Raw | bytes | bytearray) -> _Head:
-    """Type and time. For events nested too deeply for the decoder, read from the event's ends."""
+    """Type and time. If an event is nested too deeply for the decoder, both are read from its beginning and
+    end."""
     try:
         return msgspec.json.decode(raw, type=_Head)
     except RecursionError:
@@ -391,7 +392,7 @@ def _navigations_merged(marks: list[Mark]) -> list[Mark]:
 
 
 def _is_same_navigation(one: Mark, other: Mark) -> bool:
-    """Whether one is a span and the other belongs to it."""
+    """Whether one of these marks is a span and the other reports the same navigation."""
     if ("type" in one.detail) == ("type" in other.detail):
         return False
     span, companion = (one, other) if "type" in one.detail else (other, one)

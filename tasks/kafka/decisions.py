@@ -41,7 +41,7 @@ LOOK_SECONDS_MAX = 10.0
 SILENT_SECONDS_MAX = 20.0
 
 Values = Mapping[str, Mapping[str, Any] | None]
-"""By key; None revokes a decision."""
+"""Values of decisions by key; None revokes a decision."""
 
 
 class DecisionsUnreadable(Exception):

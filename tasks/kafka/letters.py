@@ -163,7 +163,8 @@ class Mark:
 
 
 def decode_mark(headers: Headers, key: bytes | None, value: bytes) -> Mark | None:
-    """None for every other record: letters always have more headers than marks."""
+    """The mark in this record. Returns None for every other record: letters always have more headers than
+    marks."""
     named = dict(headers)
     if (
         key

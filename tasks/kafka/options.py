@@ -60,7 +60,7 @@ def producer_options(settings: Settings) -> dict[str, Any]:
 
 
 def without_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    """The same properties without secrets, for logs."""
+    """Returns these properties without secrets, for logs."""
     return {
         name: REDACTED if any(word in name for word in SECRET_WORDS) else value for name, value in options.items()
     }

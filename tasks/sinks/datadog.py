@@ -73,7 +73,7 @@ class DatadogSink:
         outcome.raise_if_any()
 
     def _send(self, statsd: DogStatsd, items: Sequence[Metric]) -> bool:
-        """Sends one packet. False: the kernel refused it."""
+        """Sends one packet. Returns False if the kernel refused it."""
         with self._lock:  # two concurrent writes must not share a packet
             for item in items:
                 send = statsd.increment if item.kind is MetricKind.COUNTER else statsd.distribution

@@ -112,8 +112,8 @@ class MemorySink:
         return {what: count for what, count in counts.items() if count}
 
     def fault(self, error: SinkError | None) -> None:
-        """From now on `examine` raises this error: the destination itself is at fault. None: it is healthy
-        again."""
+        """From now on `examine` raises this error: the destination itself is at fault. With None the destination
+        is healthy again."""
         with self._lock:
             self._fault = error
 

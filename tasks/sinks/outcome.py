@@ -88,11 +88,11 @@ class Trouble:
     unproven: bool = False
 
     def about(self, what: str) -> Trouble:
-        """The same, prefixed with the name of the table or object."""
+        """The same trouble, with the name of the table or object in front of its message."""
         return replace(self, message=f"{what}: {self.message}")
 
     def blamed(self, blame: Blame) -> Trouble:
-        """The same, with another cause."""
+        """The same trouble, with another cause."""
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
@@ -122,7 +122,8 @@ class Outcome:
         self._kept_out: set[int] = set()
 
     def note(self, trouble: Trouble, positions: Iterable[int]) -> None:
-        """`trouble` applies to exactly these items. For BATCH and SIZE: at least one of them is at fault."""
+        """`trouble` applies to exactly these items. With BATCH and SIZE, at least one of these items is at
+        fault."""
         if trouble.unproven:
             self._unproven.append(trouble.message)
         match trouble.blame.action:

@@ -42,7 +42,7 @@ def parse(message: Message, rules: ParseRules) -> Segment | Reject:
 
 
 def parse_usual(message: Message, rules: ParseRules, usual: Usual) -> Segment | Reject | None:
-    """The same outcome if the message is cheap to parse; None if not, which is detected early."""
+    """Like `parse`, for messages that are cheap to parse. Returns None for others, which are detected early."""
     inflated_bytes_max = min(usual.inflated_bytes_max, rules.inflated_bytes_max)
     try:
         outcome = _parse(message, rules, inflated_bytes_max, usual.units_max, spent=_Unusual)
@@ -115,8 +115,8 @@ def _segment(
     identity = _identity(message, envelope, segment_id, warnings)
     document = _document(envelope, warnings)
     writer = rows.Writer(identity, document.environment)
-    # Written regardless of relay_snuba_publish_disabled. Relay now always sets it; if Relay had published the
-    # event itself, it would be in another table.
+    # Written regardless of relay_snuba_publish_disabled. Current versions of Relay always set this flag; if Relay
+    # had published the event itself, it would be in another table.
     replay = _replay_row(writer, document, rules, warnings)
     gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings

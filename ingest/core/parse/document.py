@@ -24,7 +24,7 @@ TITLE_TAG = "transaction"
 # Relay sends a few kilobytes. Documents up to this size may be decoded fully.
 DOCUMENT_BYTES_USUAL = 16 * 1024
 VALUES_MAX = 200_000
-# For documents with lone surrogates.
+# Maximum size, and cost in units, of repairing a document with lone surrogates.
 REPAIRED_BYTES_MAX = 1024 * 1024
 REPAIR_UNITS = 2000.0
 UUID_CHARACTERS_MAX = 64
@@ -218,7 +218,7 @@ def columns_of(document: Document) -> Columns:
     start = document.replay_start_timestamp
     tags = [tag for tag in document.tags or () if isinstance(tag, list) and len(tag) == 2][:TAGS_MAX]
     v4, v6 = _address(user.ip_address)
-    # By position, in struct order: four times as fast as by name.
+    # Arguments are passed by position, in struct order, which is four times as fast as by name.
     return Columns(
         document.replay_type or None,
         int(start) if start is not None and 0 <= start <= UINT32_MAX else None,

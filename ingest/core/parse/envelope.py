@@ -43,7 +43,8 @@ class Envelope(msgspec.Struct, gc=False):
 
 
 class _LongEnvelope(Envelope, gc=False):
-    """The same with the two texts undecoded, because in a long message they may be as long as the message."""
+    """An envelope whose two texts are not decoded, because in a long message they may be as long as the
+    message."""
 
     type: msgspec.Raw  # type: ignore[assignment]
     replay_id: msgspec.Raw  # type: ignore[assignment]
@@ -97,8 +98,8 @@ def open_envelope(value: bytes) -> Envelope:
 
 
 def _open_long(value: bytes) -> Envelope:
-    """The same for a message whose size may not be in its three byte fields: one pass that does not decode long
-    values. Raises Rejected and msgspec errors."""
+    """Like `open_envelope`, for a message that may have long values outside its three byte fields: one pass that
+    does not decode long values. Raises Rejected and msgspec errors."""
     if _keys(value) > KEYS_MAX:
         raise Rejected("schema", f"more than {KEYS_MAX} keys")
     long = _decode_long(value)

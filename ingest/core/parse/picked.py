@@ -43,7 +43,7 @@ def picked(shape: type[Shape], text: bytes | bytearray | memoryview | msgspec.Ra
 
 
 def picked_from(shape: type[Shape], found: Any) -> Shape:
-    """The same for an object decoded as `unpicked(shape)`."""
+    """Like `picked`, for an object decoded as `unpicked(shape)`."""
     values = {}
     for name, kind, inner in _fields(shape):
         raw = getattr(found, name)
@@ -69,7 +69,7 @@ def _decoder(shape: type[msgspec.Struct]) -> Callable[[Any], Any]:
 
 @cache
 def _fields(shape: type[msgspec.Struct]) -> list[tuple[str, Any, type[msgspec.Struct] | None]]:
-    """(name, type, the struct among the alternatives of that type) of each field."""
+    """Returns (name, type, the struct among the alternatives of that type) for each field."""
     made = []
     for field in msgspec.structs.fields(shape):
         structs = [

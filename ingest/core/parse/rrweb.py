@@ -338,7 +338,7 @@ def _multi_click(payload: CrumbPayload, event: Custom, budget: Budget) -> Meanin
 def _amount(data: dict[str, Any], name: str, older_name: str) -> float | None:
     """A number by name, or by the lower-case name that some versions of SDKs and Relay sent; 0 if absent.
 
-    None if sinks cannot hold it.
+    Returns None if sinks cannot hold it.
     """
     value = data.get(name) or data.get(older_name) or 0
     if type(value) is not int and type(value) is not float:

@@ -18,7 +18,7 @@ Number = _Integer | _Float | None
 Text = str | None
 # Size of a request or response body: browsers send numbers and texts.
 SizeValue = _Integer | _Float | bool | str | None
-# For columns: texts of bounded length.
+# Texts of bounded length, for columns.
 SHORT_MAX = 2048
 Short = Annotated[str, msgspec.Meta(max_length=SHORT_MAX)] | None
 

@@ -44,7 +44,7 @@ POLL_SECONDS = 0.1
 KILL_AT = 0.25  # share of messages committed before the kill
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
-STALL_SECONDS_MAX = 90.0  # without a newly committed offset, until the demo fails
+STALL_SECONDS_MAX = 90.0  # time without a newly committed offset after which the demo fails
 
 SAMPLE_QUERY = """
 SELECT url, countIf(click_is_rage = 1) AS rage, countIf(click_is_dead = 1) AS dead,

@@ -312,7 +312,7 @@ def values(profile: Profile, count: int, seed: int = 1, started_at: int | None =
 
 
 def summary(produced: Produced) -> dict[str, Any]:
-    """For a line of text or JSON."""
+    """The totals, for a line of text or JSON."""
     seconds = max(produced.seconds, 1e-9)
     return {
         "messages": produced.messages,

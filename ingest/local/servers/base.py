@@ -140,7 +140,7 @@ class ProgramsOnly(BaseHTTPRequestHandler):
     """Refuses browsers, because a page of any web site can send requests to local ports."""
 
     def parse_request(self) -> bool:
-        """False for a refused request, to which the error was sent."""
+        """Returns False for a refused request, after sending the error."""
         if not super().parse_request():
             return False
         if is_from_a_page(self.headers):

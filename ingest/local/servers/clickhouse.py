@@ -178,7 +178,7 @@ class Engine:
     """The open data directory. `run` may be called by many threads; QUERIES_AT_ONCE of them work."""
 
     def __init__(self, directory: Path) -> None:
-        # Without type information: chDB ships none.
+        # The type is Any because chDB ships no type information.
         chdb: Any = importlib.import_module("chdb")
         directory.mkdir(parents=True, exist_ok=True)
         self._chdb, self._directory = chdb, str(directory)

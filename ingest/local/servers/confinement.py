@@ -47,7 +47,8 @@ def is_supported() -> bool:
 
 
 def confine(directory: Path, *readable: Path) -> bool:
-    """Permanently limits writes of this thread and its children to `directory`. False where it is not supported.
+    """Permanently limits writes of this thread and its children to `directory`. Returns False where this is not
+    supported.
 
     `readable`: paths that may be read besides the interpreter, its packages and the system.
 

@@ -368,7 +368,7 @@ class _Head:
 
 
 async def _head(reader: asyncio.StreamReader) -> _Head | None:
-    """None at the end of the connection."""
+    """Reads the head of a message. Returns None at the end of the connection."""
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:

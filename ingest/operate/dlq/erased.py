@@ -79,7 +79,7 @@ def shown(letter: Letter, erasures: Erasures, rules: ParseRules) -> dict[str, An
 
 
 def may_be_erased(letter: Letter, erasures: Erasures) -> bool:
-    """The same for a refused item whose message is gone; in doubt it counts as erased."""
+    """Like `is_erased`, for a refused item whose message is gone; in doubt the item counts as erased."""
     return bool(erasures) and _item_is_erased(letter, erasures, ANY_TIME, in_doubt=True)
 
 

@@ -98,7 +98,8 @@ class Letter:
         return (label.origin, self.sink, self.item, whole)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything except the bytes, whose length is given. `headers`: the message's own."""
+        """The letter as JSON values: everything except the bytes, whose length is given. `headers`: the message's
+        own."""
         label = self.label
         return {
             "id": self.id,

@@ -150,7 +150,7 @@ class _Sender:
         self._originals.follow(self._erasures)
 
     def send(self, letter: Letter, item: Item | None) -> None:
-        """Writes to its sink or topic."""
+        """Writes the item to its sink, or the message to its topic."""
         token = f"{self._settings.dlq_topic}-{letter.id}"
         if item is None:
             kept = tuple(pair for pair in letter.label.originals if pair[0] != REPLAYED_FROM)

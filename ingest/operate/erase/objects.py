@@ -89,7 +89,8 @@ class Objects:
         raise EraseFailed(f"{name} was written by somebody else {RACES_MAX} times meanwhile; run this again")
 
     def _kept_by(self, server: Any) -> list[str]:
-        """What the bucket keeps of deleted objects. Without permission to read that, the result says so."""
+        """What the bucket keeps of deleted objects. If the permission to read this is missing, the result says
+        so."""
         name = self._settings.gcs_bucket
         try:
             bucket = server.get_bucket(name, timeout=self._timeout_seconds)

@@ -76,7 +76,7 @@ class Chunk:
 
 
 class Expected:
-    """Also counts what is not expected, by reason."""
+    """Computes expected items, and counts messages and items that are not expected, by reason."""
 
     def __init__(self, settings: Settings, account: Account) -> None:
         self._account = account

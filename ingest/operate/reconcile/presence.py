@@ -159,7 +159,7 @@ KEYS: dict[str, Callable[[dict[str, Any]], Key]] = {
     "replay_segments": lambda row: (row["project_id"], row["replay_id"], row["segment_id"]),
     "replay_outcomes": lambda row: (row["org_id"], row["project_id"], row["replay_id"]),
 }
-# By table: the condition that bounds the search for keys, and the key columns.
+# For each table, the condition that bounds the search for keys, and the key columns.
 CONDITIONS: dict[str, Callable[..., str]] = {
     "replays": _replays_condition,
     "replay_segments": _segments_condition,

@@ -36,7 +36,8 @@ class StoredObject:
 
     @property
     def retention_days(self) -> int | None:
-        """Retention in days. None: the name has none, so none of our lifecycle rules deletes it."""
+        """Retention in days. Returns None if the name contains no retention; then none of our lifecycle rules
+        deletes the object."""
         found = _RETENTION.match(self.name)
         return int(found[1]) if found else None
 

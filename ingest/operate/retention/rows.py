@@ -39,7 +39,7 @@ class PointingRows:
                 yield name
 
     def indexed(self) -> Iterator[str]:
-        """The same name for segments that are stored in a packed object."""
+        """Like `segments`, for segments that are stored in a packed object."""
         for where in self._by_project("replay_objects"):
             query = f"SELECT name FROM replay_objects WHERE {where} AND {self._alive} ORDER BY name {_SORT}"
             for (name,) in self._rows(query):

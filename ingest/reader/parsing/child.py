@@ -51,7 +51,7 @@ def limit_memory(bytes_max: int) -> None:
         return
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:  # not Linux: closest equivalent
+    except OSError:  # closest equivalent on systems other than Linux
         resource.setrlimit(resource.RLIMIT_DATA, (bytes_max, bytes_max))
         return
     most = pages * resource.getpagesize() + bytes_max

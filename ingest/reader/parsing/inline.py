@@ -77,8 +77,8 @@ class ProcessParser:
     """Parses in `processes` children; each poll's messages are split among them by bytes, in order.
 
     Values are in shared memory, without pickle. A child that dies, hangs, or exceeds `memory_bytes_max` (default:
-    the likely maximum for the rules) is replaced. Its messages go to the second line. Without one (`usual` is
-    None), they are parsed one by one, and a message that ends a child again becomes a reject.
+    the likely maximum for the rules) is replaced. Its messages go to the second line. Without a second line
+    (`usual` is None), they are parsed one by one, and a message that ends a child again becomes a reject.
     """
 
     def __init__(

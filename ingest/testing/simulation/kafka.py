@@ -214,7 +214,7 @@ class Group:
             min(wanted.values(), key=len).append(partition)
 
     def view(self) -> GroupView:
-        """The group as an admin client sees it. The same object until something changes."""
+        """The group as an admin client sees it. Returns the same object until something changes."""
         if self._view is None:
             members = {name: frozenset(self.assignment.get(name, ())) for name in self.members}
             self._view = GroupView(self.partitions, members, self.preparing_since is None)
@@ -247,7 +247,8 @@ class Broker:
     shed: set[tuple[int, int, int]] = field(default_factory=set)  # messages that a reader dropped on purpose
     latest: bool = False  # the readers' reset policy
     began: Callable[[int, int], None] = lambda partition, offset: None  # a reader chose where to start
-    resumed: Callable[[int, int, str], None] = lambda partition, offset, record: None  # it started where one ended
+    # A reader resumed at a committed offset.
+    resumed: Callable[[int, int, str], None] = lambda partition, offset, record: None
 
     @property
     def topic_id(self) -> str:

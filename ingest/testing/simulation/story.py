@@ -12,7 +12,7 @@ from typing import Any
 class Violation(BaseException):
     """An invariant is violated. `checker` is its stable name.
 
-    Not an Exception: checkers are observers of the loop, and the loop survives their exceptions.
+    It is not derived from Exception, because checkers are observers of the loop, which survives their exceptions.
     """
 
     def __init__(self, checker: str, text: str) -> None:

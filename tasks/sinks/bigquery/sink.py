@@ -228,7 +228,7 @@ def _todo(trouble: Trouble) -> str:
 
 
 def client(settings: Settings) -> bigquery.Client:
-    """The official client for these settings; opens no connection. Also for migrations and readers."""
+    """The official client for these settings; opens no connection. Migrations and readers use it too."""
     if settings.bigquery_endpoint:
         return bigquery.Client(
             project=settings.bigquery_project,

@@ -51,7 +51,7 @@ def dry_insert(table: str) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """The table's problem according to the response to `dry_insert`. None: the good row is accepted."""
+    """The table's problem according to the response to `dry_insert`. Returns None if the good row is accepted."""
     found = judged(answer, rows=2)
     if isinstance(found, Trouble):
         return found.blamed(Blame.TABLE) if found.blame.accuses_items else found
@@ -63,7 +63,7 @@ def fault_of_dry_insert(answer: Answer) -> Trouble | None:
 
 
 def fault_of_resource(table: str, answer: Answer) -> Trouble | None:
-    """The table's problem according to its own resource. None: its columns fit."""
+    """The table's problem according to its own resource. Returns None if its columns fit."""
     if not answer.ok:
         return sort_answer(answer)
     resource = answer.json_object()

@@ -31,7 +31,7 @@ _EXCEPTION = re.compile(r"Code: (\d{1,5})[.,].{0,40}?DB::Exception.*", re.DOTALL
 
 
 def trouble_of(answer: Answer, rows: int) -> Trouble | None:
-    """The problem with this response to an INSERT of `rows` rows. None: they are durable."""
+    """The problem with this response to an INSERT of `rows` rows. Returns None if the rows are durable."""
     exception = exception_of(answer)
     if exception is not None:
         return exception
@@ -50,7 +50,8 @@ def trouble_of(answer: Answer, rows: int) -> Trouble | None:
 
 
 def exception_of(answer: Answer) -> Trouble | None:
-    """The exception named by the server, in its header or its body, whatever the status. None: there is none."""
+    """The exception named by the server, in its header or its body, whatever the status. Returns None if there is
+    no exception."""
     text = answer.body[:BODY_CHARACTERS_MAX].decode("utf-8", "replace")
     found = _EXCEPTION.search(text)
     code = answer.headers.get(EXCEPTION_CODE, "") or (found[1] if found else "")

@@ -91,7 +91,7 @@ def _delete(found: Probed, end: Answer | Trouble) -> None:
 
 
 def trouble_of_query(end: Answer | Trouble) -> Trouble | None:
-    """The problem with the response to a statement. None: it is a valid ClickHouse response."""
+    """The problem with the response to a statement. Returns None for a valid ClickHouse response."""
     if isinstance(end, Trouble):
         return end
     trouble = exception_of(end)

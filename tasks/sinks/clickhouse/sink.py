@@ -108,7 +108,8 @@ class ClickHouseSink:
         raise trouble.about(without_secrets(self._settings.clickhouse_url)).error()
 
     def _fault(self, table: str, facts: TableFacts | None, ends_at: float) -> Trouble | None:
-        """The problem with the table itself. None: it accepts valid rows, as far as that can be tested."""
+        """The problem with the table itself. Returns None if the table accepts valid rows, as far as that can be
+        tested."""
         problems = list(misfits(table, facts))
         if problems:
             return Trouble(Blame.TABLE, "; ".join(problems))
@@ -228,7 +229,7 @@ class _Write:
                 return
 
     def _insert(self, table: str, positions: list[int]) -> Trouble | None:
-        """Runs one INSERT. None: the response proves that the rows are durable."""
+        """Runs one INSERT. Returns None if the response proves that the rows are durable."""
         block = b"\n".join([self._items[position].json for position in positions])
         token = _table_token(self._token, table, len(self._items), positions)
         for attempt in (token, f"{token}:again"):
@@ -295,8 +296,8 @@ def _size_bytes(items: Sequence[Row], positions: Sequence[int]) -> int:
 def _table_token(token: str, table: str, items: int, positions: list[int]) -> str:
     """The deduplication token of these rows of this write.
 
-    The same write cuts the same rows with the same token; the remainder after a refused row has other content, so
-    it gets another token.
+    A repeated write is cut into the same rows with the same token. After a refused row the remainder has other
+    content, so it gets another token.
     """
     if len(positions) == items:
         return f"{token}:{table}"

@@ -146,7 +146,8 @@ def facts_query(tables: Iterable[str]) -> str:
 
 
 def facts_of(answer: Answer) -> dict[str, TableFacts] | None:
-    """By table; a missing table is left out. None: this is not a response to `facts_query`."""
+    """Returns the facts by table; a missing table is left out. Returns None if this is not a response to
+    `facts_query`."""
     said = answer.json_object() if answer.status == 200 else None
     try:
         return {
@@ -213,7 +214,8 @@ def dry_rows(table: str, now: float) -> bytes:
 
 
 def fault_of_dry_insert(answer: Answer) -> Trouble | None:
-    """The table's problem according to the response to an insert of `dry_rows`. None: it accepts them."""
+    """The table's problem according to the response to an insert of `dry_rows`. Returns None if the table accepts
+    them."""
     exception = exception_of(answer)
     if (
         exception is not None

@@ -35,7 +35,7 @@ TABLE = TOO_LARGE | _names(
     """
 )
 
-# An address or a setting.
+# The cause is an address or a setting.
 REQUEST = _names(
     """
     INVALID_REQUEST INVALID_REQUIRED_ACKS UNSUPPORTED_COMPRESSION_TYPE UNSUPPORTED_VERSION _FS _INVALID_ARG
@@ -43,7 +43,7 @@ REQUEST = _names(
     """
 )
 
-# No response, or a damaged one.
+# The broker did not respond, or its response was damaged.
 NETWORK = _names(
     """
     INVALID_MSG NETWORK_EXCEPTION REQUEST_TIMED_OUT _ALL_BROKERS_DOWN _BAD_COMPRESSION _BAD_MSG _INTR

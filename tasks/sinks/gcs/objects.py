@@ -101,7 +101,8 @@ def is_proof(wanted: Wanted, answer: Answer) -> bool:
 
 
 def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
-    """The problem with this response to an upload. None: the object is durable and its checksum matches."""
+    """The problem with this response to an upload. Returns None if the object is durable and its checksum
+    matches."""
     if is_proof(wanted, answer):
         return None
     if answer.ok:
@@ -123,7 +124,8 @@ def may_be_stored(answer: Answer, trouble: Trouble) -> bool:
 
 
 def compared(wanted: Wanted, refused: Answer, trouble: Trouble, found: Answer | Trouble) -> Trouble | None:
-    """The verdict on a refused upload, by the object stored with its name. None: an equal object is stored."""
+    """The verdict on a refused upload, by the object stored with its name. Returns None if an equal object is
+    stored."""
     if isinstance(found, Trouble):
         return found.about(f"comparing {wanted.name}")
     if not found.ok:

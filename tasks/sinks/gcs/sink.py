@@ -155,7 +155,7 @@ class _Probe:
         self._ends_at = ends_at
 
     def store(self) -> Trouble | None:
-        """Stores it. None: stored, with the same proof as for a recording."""
+        """Stores it. Returns None if it is stored, with the same proof as for a recording."""
         wanted = Wanted(self.uploader.bucket, self.name, len(PROBE), crc32c(PROBE))
         hashed = [*self._headers, f"X-Goog-Hash: crc32c={wanted.crc32c}"]
         end = self._send(self.uploader.upload_url(self.name), Method.POST, hashed, PROBE)
@@ -168,7 +168,7 @@ class _Probe:
         return compared(wanted, end, trouble, stored)
 
     def read_back(self) -> Trouble | None:
-        """Reads it back. None: the bytes are equal to those that were stored."""
+        """Reads it back. Returns None if the bytes are equal to those that were stored."""
         end = self._send(self.uploader.object_url(self.name, "?alt=media"), Method.GET, self._headers)
         if isinstance(end, Trouble):
             return end

@@ -142,7 +142,8 @@ class Uploads:
         return self._troubles
 
     def _may_wait(self, now: float) -> bool:
-        """False if there is nothing to do but wait long for the next retry, which would occupy the process."""
+        """Returns False if only retries remain and the next one is far away, because waiting for it would occupy
+        the process."""
         if self._ready or self._transfers.running:
             return True
         self._idle_until = self._idle_until or now + IDLE_SECONDS_MAX
@@ -199,7 +200,7 @@ class Uploads:
 
 
 def client(settings: Settings) -> storage.Client:
-    """The official client for these settings; opens no connection. Also for migrations and readers."""
+    """The official client for these settings; opens no connection. Migrations and readers use it too."""
     if settings.gcs_endpoint:
         return storage.Client(
             project=settings.gcs_project,

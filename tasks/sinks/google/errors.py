@@ -258,7 +258,8 @@ def sort_answer(answer: Answer) -> Trouble:
 
 
 def _of_status(status: int | None, text: str, of_bad_request: Blame) -> Blame:
-    """By the status of an error created by Google itself. `of_bad_request`: classification of a plain 400."""
+    """Classifies an error created by Google itself, by its status. `of_bad_request`: classification of a plain
+    400."""
     if status == 400:
         return Blame.SIZE if _TOO_LARGE.search(text) else of_bad_request
     if status is None or status not in BLAME_OF_STATUS:

@@ -150,7 +150,8 @@ def described(answer: Answer) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """A Retry-After header, in seconds from now; its value is a number or a date. None when it is neither."""
+    """A Retry-After header, in seconds from now; its value is a number or a date. Returns None if the value is
+    neither."""
     if not value:
         return None
     text = value.strip()

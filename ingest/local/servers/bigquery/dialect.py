@@ -60,7 +60,7 @@ def table_names(tree: Any, project: str, dataset: str) -> set[TableName]:
 
 
 def _table_name(table: exp.Table, project: str, dataset: str) -> TableName | None:
-    """None for a name of a WITH clause and for functions."""
+    """Returns None for a name that a WITH clause defines, and for functions."""
     if not isinstance(table.this, exp.Identifier):
         return None
     if not table.db:
