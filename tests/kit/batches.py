@@ -64,7 +64,7 @@ def reject(
 
 
 def drop() -> Drop:
-    """A message of a disabled project."""
+    """A message of a disabled project, which is dropped."""
     return Drop(DropReason.KILLED, 2)
 
 
@@ -76,7 +76,7 @@ def batch_of(
     source: TopicPartition = PARTITION,
     epoch: int = 1,
 ) -> Batch:
-    """The batch of that range."""
+    """The batch that covers this range."""
     held = tuple(segments)
     size_bytes = sum(one.size_bytes for one in held)
     return Batch(source, epoch, offsets, held, tuple(rejects), size_bytes, CutReason.COUNT)

@@ -1,4 +1,4 @@
-"""Headless Chromium on the pages of a server in this process."""
+"""A headless Chromium that opens the pages of a server in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian's 
 
 @contextmanager
 def browser(settings: Settings) -> Iterator[Page]:
-    """A page signed in by the printed link."""
+    """A page that is signed in with the printed link."""
     with running(settings) as announced, sync_playwright() as playwright:
         address, link = announced.get(timeout=30)
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -1,4 +1,6 @@
-"""Runs `replays-ingest COMMAND` in this process, with its own variables: exit code, output, errors."""
+"""Runs `replays-ingest COMMAND` in this process with its own variables, and returns exit code, output and
+errors.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,6 @@ class Done:
 
 
 def command(env: Mapping[str, str], *arguments: str) -> Done:
-    """Runs a command. Raises an exception that the command did not report as a line."""
+    """Runs a command. An exception that the command did not report as an error line is raised."""
     result = CliRunner().invoke(main, arguments, env={**env, "COLUMNS": "250"}, catch_exceptions=False)
     return Done(result.exit_code, result.stdout, result.stderr)

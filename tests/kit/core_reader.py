@@ -13,7 +13,7 @@ OTHER = TopicPartition(PARTITION.topic, 1)
 
 
 def limits(**changed: float) -> Limits:
-    """Small bounds, and the given ones. Batches are not cut early unless a test requests it."""
+    """The given bounds, and small ones for the rest. Batches are not cut early unless a test requests it."""
     values: dict[str, float] = {
         "batch_messages_max": 2,
         "batch_age_idle_seconds": 600.0,
@@ -25,12 +25,12 @@ def limits(**changed: float) -> Limits:
 
 
 class Reader(MockRuntime):
-    """A MockRuntime whose messages arrive parsed."""
+    """A MockRuntime whose messages arrive already parsed."""
 
     def parsed(
         self, *outcomes: Outcome, source: TopicPartition = PARTITION, at: int | None = None
     ) -> list[do.Command]:
-        """Messages arrive at the next offsets (from `at` on)."""
+        """These messages arrive at the next offsets (from `at` on)."""
         commands: list[do.Command] = []
         for outcome in outcomes:
             offset = self._offsets.get(source, 0) if at is None else at
@@ -54,7 +54,7 @@ class Reader(MockRuntime):
             self.publish(on.FlushSucceeded(dispatch.batch.id, dispatch.batch.epoch, stage))
 
     def flush(self, dispatch: do.Dispatch) -> None:
-        """The same, and takes the next dispatches."""
+        """Completes all chords of the batch like `settle_stages`, and takes the next dispatches."""
         self.settle_stages(dispatch)
         self.take(do.Dispatch)
 
@@ -76,5 +76,5 @@ def reader(**changed: float) -> Reader:
 
 
 def ids(dispatches: list[do.Dispatch]) -> list[str]:
-    """`start-stop/stage#attempt` of each."""
+    """Each dispatch as `start-stop/stage#attempt`."""
     return [f"{d.batch.offsets.start}-{d.batch.offsets.stop}/{d.stage}#{d.attempt}" for d in dispatches]

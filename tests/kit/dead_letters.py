@@ -1,4 +1,4 @@
-"""Two recordings in a separate topic and its dead letters, on real servers; and letters, including forged ones."""
+"""A separate topic with two recordings on real servers, and dead letters about them, including forged ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Topics:
     theirs: Segment
 
     def write(self, *items: DeadLetter) -> None:
-        """Writes letters like the dead-letter sink."""
+        """Writes letters as the dead-letter sink does."""
         for item in items:
             value = None if item.value is None else bytes(item.value)
             self.produce(self.settings.dlq_topic, item.key, value, item.headers)
@@ -107,7 +107,7 @@ def topics(
 
 
 def batch(topics: Topics) -> Batch:
-    """Both messages, as one batch."""
+    """Both messages as one batch."""
     source = message_of(topics.records()[0]).source
     return batch_of(source, OffsetRange(0, 2), [topics.mine, topics.theirs])
 
@@ -123,7 +123,7 @@ def refusal(topics: Topics, sink: SinkName, item: Item) -> DeadLetter:
 
 
 def forged(topics: Topics, sink: str, kind: str, item: str, value: bytes, offset: int = 0) -> DeadLetter:
-    """A letter from a writer of the topic who knows our headers."""
+    """A letter forged by a producer of the topic who knows our headers."""
     origin = Origin(topics.settings.kafka_topic, 0, offset)
     label = Label(REFUSED, "no", origin, manifest(topics).batch_id, refusal=Refusal(sink, kind, item))
     return DeadLetter(None, value, label.encode(), offset)

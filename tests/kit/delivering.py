@@ -1,4 +1,4 @@
-"""Delivers items to one sink like a run of a flush task, without Celery and Redis."""
+"""Delivers items to one sink as a flush task does, without Celery and Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECONDS_MAX = 20.0
 
 
 def deliver_to(sink: Sink[Any], items: Sequence[Item], progress: Progress | None = None) -> Progress:
-    """Result of the delivery, with refused items. Raises the errors of the delivery."""
+    """Delivers the items, and returns the result with the refused items. Raises the errors of the delivery."""
     progress = progress or Progress(left=list(range(len(items))))
     deliver(
         lambda positions: sink.write([items[place] for place in positions], f"t{positions}", SECONDS_MAX),

@@ -37,7 +37,7 @@ def eager_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 @dataclass
 class Eager:
-    """Interface for tests."""
+    """The eager fleet as tests use it."""
 
     settings: Settings
     client: Any
@@ -45,7 +45,7 @@ class Eager:
     dispatcher: Dispatcher = field(init=False)
 
     def sink(self, name: str) -> MemorySink:
-        """The process's memory sink of that name."""
+        """The memory sink of that name in this process."""
         return memory.sink(name)
 
     def settle(self, batch: Batch, stage: Stage = Stage.ROWS, attempt: int = 1) -> on.Event:

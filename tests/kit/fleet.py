@@ -30,7 +30,7 @@ from tests.kit.paths import ROOT
 
 @dataclass
 class Fleet:
-    """Interface for tests."""
+    """The fleet as tests use it."""
 
     settings: Settings
     redis: Redis | RedisGroup
@@ -57,7 +57,7 @@ class Fleet:
     def worker(
         self, name: str = "worker", *, app: str = "tests.kit.scripted_sinks", options: tuple[str, ...] = ()
     ) -> Child:
-        """A running worker, after it has reported that it is ready."""
+        """Starts a worker, and returns it once it has reported that it is ready."""
         child = self.start_worker(name, app=app, options=options)
         wait_until(lambda: b" ready." in child.log_path.read_bytes(), 90, f"{name} to be ready")
         return child
@@ -70,7 +70,7 @@ class Fleet:
         return self.children.start(name, [*command, *options], env=self.environment, cwd=ROOT)
 
     def script(self, sink: str, what: str) -> None:
-        """Sets the action of the sink from its next call on."""
+        """Sets what the sink does from its next call on."""
         (self.sinks / f"{sink}.do").write_text(what)
 
     def calls(self, sink: str, what: str = "kept") -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Fleet:
         return [line for line in map(json.loads, lines) if line["what"] == what]
 
     def next_event(self, deadline_seconds: float = 30.0) -> on.Event:
-        """The next event of the dispatcher."""
+        """The next event that the dispatcher receives."""
         event = self.inbox.get(timeout=deadline_seconds)
         self.events.append(event)
         return event

@@ -1,4 +1,4 @@
-"""Validates manifests against the schemas of their kinds: Kubernetes' own, strictly, and of custom resources.
+"""Validates manifests against the schemas of their kinds, both of Kubernetes (strictly) and of custom resources.
 
 The schemas of custom resources are ours: they contain the fields that the manifests use, with the types of the
 published definitions (KEDA 2.16, Prometheus operator 0.80). Other fields are refused.
@@ -84,7 +84,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 def documents_of(text: str) -> list[dict[str, Any]]:
-    """The documents of a file or of a renderer's output."""
+    """The documents of a YAML file or of a renderer's output."""
     return [document for document in yaml.safe_load_all(text) if document]
 
 

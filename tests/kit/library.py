@@ -31,7 +31,7 @@ OLD_SECONDS = 3 * 86_400
 
 @dataclass(frozen=True)
 class Library:
-    """Location of the replays (`env`: REPLAYS_* variables), and their time of receipt (unix seconds)."""
+    """Where the replays are (`env` has the REPLAYS_* variables), and when they were received (Unix seconds)."""
 
     env: dict[str, str]
     settings: Settings

@@ -18,7 +18,9 @@ WALL = RECEIVED + 3.0
 
 
 class Driver(Reader):
-    """`publish` is one step of the loop: the core decides, the metrics observe. `high`: the end of the log."""
+    """Drives the reader. `publish` is one step of the loop: the core decides, the metrics observe. `high` is the
+    end of the log.
+    """
 
     def __init__(self, **limits: float) -> None:
         super().__init__(Limits(**limits))  # type: ignore[arg-type]
@@ -29,11 +31,11 @@ class Driver(Reader):
         self.metrics.watch(self.pipeline, self)
 
     def log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """Log ranges known to the consumer."""
+        """The log ranges that the consumer knows."""
         return {PARTITION: (0, self.high)}
 
     def ask_log_ranges(self) -> dict[TopicPartition, tuple[int, int]]:
-        """Log ranges from the broker."""
+        """The log ranges as the broker reports them."""
         return self.log_ranges()
 
     def publish(self, event: on.Event) -> list[do.Command]:

@@ -33,7 +33,9 @@ DEADLINE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Office:
-    """`env`: the REPLAYS_* variables. The topic holds `message 0` to `message 4`, on partition 0."""
+    """The operator environment; `env` has its REPLAYS_* variables. The topic holds `message 0` to `message 4`, on
+    partition 0.
+    """
 
     env: dict[str, str]
     settings: Settings
@@ -53,7 +55,7 @@ class Office:
         return self.inbox.get(timeout=DEADLINE_SECONDS)
 
     def park(self, start: int, stop: int, error: str = "clickhouse is away") -> Batch:
-        """Parks a batch of that range."""
+        """Parks a batch with that range."""
         held = [segment(offset) for offset in range(start, stop)]
         source = TopicPartition(self.settings.kafka_topic, 0)
         batch = batch_of(held, [], OffsetRange(start, stop), source=source)
@@ -63,12 +65,12 @@ class Office:
         return batch
 
     def leave(self) -> None:
-        """The reader ends, and its heartbeat is removed."""
+        """Simulates the end of the reader: its heartbeat is removed."""
         self.reader.stop(1.0)
         self.redis.hdel(f"{self.settings.key_prefix}:readers", READER)
 
     def bury(self, offset: int, reason: str) -> None:
-        """The message at that offset becomes a dead letter."""
+        """Makes the message at that offset a dead letter."""
         label = Label(reason, "it never parses", Origin(self.settings.kafka_topic, 0, offset), "")
         sink = build("dead_letter", self.settings)
         try:
@@ -93,7 +95,7 @@ def set_up_office(env: dict[str, str]) -> Settings:
 
 @contextmanager
 def opened(env: dict[str, str], settings: Settings) -> Iterator[Office]:
-    """A living reader; Redis is emptied afterwards."""
+    """An operator environment with a live reader; Redis is emptied afterwards."""
     inbox: queue.SimpleQueue[on.Event] = queue.SimpleQueue()
     office = Office(env, settings, Dispatcher(settings, READER, inbox), inbox)
     office.reader.start()

@@ -22,14 +22,14 @@ def message(value: bytes, timestamp_ms: int = RECEIVED * 1000) -> Message:
 
 
 def parsed(value: bytes, rules: ParseRules = ALL, timestamp_ms: int = RECEIVED * 1000) -> Segment:
-    """The segment in that value."""
+    """The segment parsed from that value."""
     outcome = parse(message(value, timestamp_ms), rules)
     assert isinstance(outcome, Segment), outcome
     return outcome
 
 
 def rejected(value: bytes, rules: ParseRules = ALL) -> Reject:
-    """The reject of that value."""
+    """The reject parsed from that value."""
     outcome = parse(message(value), rules)
     assert isinstance(outcome, Reject), outcome
     return outcome
@@ -62,7 +62,7 @@ def session(segment: Segment) -> dict[str, Any]:
 
 
 def facts(segment: Segment) -> list[tuple[str, dict[str, Any]]]:
-    """(event_type, attributes) of the analytics rows, without the one that counts events."""
+    """Returns (event_type, attributes) of the analytics rows, without the one that counts events."""
     rows = [json.loads(row.json) for row in segment.bigquery]
     made = [(row["event_type"], json.loads(row["attributes"])) for row in rows]
     return [fact for fact in made if fact[0] != "rrweb_event_count"]

@@ -1,4 +1,4 @@
-"""Paths: the repository, and foreign recordings next to it."""
+"""The directories of the repository and of recordings of other projects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Runs this project's programs in forks of processes that have imported their modules: a start costs milliseconds.
+"""Runs this project's programs in forks of processes that have already imported their modules, so that a start
+takes milliseconds.
 
 A fork is equivalent to a process of `Child` (ingest/local/servers/processes.py): its own process group,
 environment, folder, streams and exit code, running the same module with the same arguments. There is one parent
@@ -134,7 +135,9 @@ class Parents:
         return Ended(code, *texts)
 
     def lend(self, module: str, *words: str) -> tuple[list[str], tuple[int, ...]]:
-        """A command that runs the module with our parents for its children, and the sockets that it inherits."""
+        """A command that runs the module so that our parents fork its children, and the sockets that it
+        inherits.
+        """
         self.prepare(*LOADED)
         numbers = {kind: control.fileno() for kind, control in self._controls.items()}
         return [sys.executable, "-m", __name__, json.dumps(numbers), module, *words], tuple(numbers.values())
@@ -184,7 +187,7 @@ class Fork:
             raise OSError("the parent of forks ended: look for its errors among those of this process")
 
     def poll(self) -> int | None:
-        """The exit code once it ended, as of `subprocess.Popen`."""
+        """The exit code if the fork has ended, as in `subprocess.Popen`."""
         if self._code is None:
             line = self._line(0)
             if line is not None:

@@ -1,6 +1,6 @@
 """Produces header names that are not UTF-8, as clients in other languages can and the Python client cannot.
 
-Calls the C library that the Python client comes with.
+It calls the C library that is shipped with the Python client.
 """
 
 from __future__ import annotations

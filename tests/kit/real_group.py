@@ -88,7 +88,7 @@ class Load:
         )
 
     def end(self) -> Produced:
-        """Ends the load; returns when every message is acknowledged."""
+        """Stops the load, and returns when every message is acknowledged."""
         self._thread.join()
         assert self.produced is not None
         return self.produced
@@ -98,7 +98,9 @@ class Load:
         self.fleet.wait_committed(self.end().ends, SETTLE_SECONDS_MAX)
 
     def account(self, *, exactly: bool = False) -> Report:
-        """Compares the sinks. `exactly`: nothing was done twice, including metrics."""
+        """Compares the sinks with the load. With `exactly`, nothing may have been written twice, including
+        metrics.
+        """
         settings = self.fleet.settings
         expected = Expectation.of_manifest(self.manifest, settings=settings)
         statsd_url = self.fleet.stack.addresses["statsd_query"]
@@ -112,7 +114,7 @@ class Load:
 
 
 def stored(fleet: Fleet) -> dict[int, tuple[int, str]]:
-    """Commits of the group by partition: the offset, and its cut record."""
+    """Commits of the group by partition, as offset and cut record."""
     consumer = Consumer(
         {"bootstrap.servers": fleet.settings.kafka_brokers, "group.id": fleet.settings.kafka_group}
     )
@@ -142,7 +144,7 @@ def staged_batches(fleet: Fleet) -> set[str]:
 
 
 def overlapping(batches: set[str]) -> list[tuple[str, str]]:
-    """Adjacent batches with common messages: a range was cut in two ways."""
+    """Pairs of adjacent batches with common messages, which means that a range was cut in two ways."""
     ranges = []
     for batch in batches:
         source, start, stop = batch.rsplit("-", 2)
@@ -157,7 +159,7 @@ def up(child: Child) -> Child:
 
 
 def owned(child: Child) -> set[int]:
-    """The partitions of a reader, by its log."""
+    """The partitions that a reader owns, according to its log."""
     found: set[int] = set()
     for line in said_in_order(child):
         match line["event"]:

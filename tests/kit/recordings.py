@@ -1,4 +1,4 @@
-"""The recordings in tests/recordings: an SDK's data, and the actions in the page."""
+"""The recordings in tests/recordings: what an SDK sent, and what was done in the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kit.paths import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action in the page. Unix milliseconds, half-open."""
+    """One action in the page, as a half-open range of Unix milliseconds."""
 
     what: str
     start_ms: int
@@ -37,7 +37,7 @@ class Recording:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """facts.json."""
+        """The contents of facts.json."""
         held: dict[str, Any] = json.loads((self.directory / "facts.json").read_bytes())
         return held
 
@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def actions(self) -> list[Action]:
-        """The actions, in order."""
+        """The actions in the page, in order."""
         return [Action(done["what"], done["t"], done["t"] + done["took"]) for done in self.facts["actions"]]
 
     def payloads(self, tag: str) -> list[dict[str, Any]]:

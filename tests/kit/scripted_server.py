@@ -1,4 +1,4 @@
-"""An HTTP server with answers scripted by a test: false and truncated answers, hangs, and protocol errors.
+"""An HTTP server whose answers a test scripts, including false and truncated answers, hangs, and protocol errors.
 
     with answering(lambda asked: Answer(503)) as (url, asked): ...       # every request alike
     with answering(in_turn([half(whole), whole])) as (url, asked): ...   # by the number of the call
@@ -135,7 +135,7 @@ def answering(answer: Script, *, body_bytes_max: int | None = None) -> Iterator[
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Does not log disconnected clients."""
+            """Does not log that a client disconnected."""
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

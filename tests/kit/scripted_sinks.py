@@ -29,14 +29,14 @@ __all__ = ["app"]
 
 
 def name_of(item: Item) -> str | int:
-    """Name of an item for tests."""
+    """The name of an item in the files."""
     if isinstance(item, Row):
         return item.id
     return item.offset if isinstance(item, DeadLetter) else item.name
 
 
 class FileSink:
-    """One sink as a file."""
+    """A sink that writes to one file."""
 
     def __init__(self, name: str, directory: Path) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class FileSink:
         if verb == "slow":
             time.sleep(float(argument))
         elif verb == "stuck":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # like a C library that blocks signals
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # Acts like a C library that blocks signals.
             time.sleep(120)
         elif verb == "transient":
             raise TransientSinkError(f"{self.name} is away")
@@ -82,7 +82,7 @@ class FileSink:
 
 
 def scripted(self: Tools, name: str) -> Sink[Any]:
-    """The real tools with these sinks."""
+    """The real tools of a worker with these sinks."""
     return FileSink(name, Path(os.environ["REPLAYS_TEST_SINKS"]))
 
 

@@ -37,7 +37,7 @@ KAFKA_USER = "replays"
 KAFKA_PASSWORD = "scram-secret-of-this-test"
 AUTHORIZED = {
     "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    # The user of the plain listener: the test itself, as the cluster's administrator.
+    # The user of the plain listener, which is the test itself as the cluster's administrator.
     "super.users": "User:ANONYMOUS",
 }
 
@@ -49,7 +49,7 @@ GROUP_RIGHTS = ("READ",)
 
 
 def kafka_variables(server: JavaKafka, mechanism: str = "SCRAM-SHA-512") -> dict[str, str]:
-    """The REPLAYS_* variables of a user of the listener with SASL and TLS."""
+    """The REPLAYS_* variables for a user of the listener with SASL and TLS."""
     assert server.certificates is not None
     return {
         "REPLAYS_KAFKA_BROKERS": server.secure_address,
@@ -68,7 +68,7 @@ def grant(server: JavaKafka, topic: str, group: str) -> None:
     wanted = [(ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, READER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-dlq", ResourcePatternType.LITERAL, LETTER_TOPIC_RIGHTS)]
     wanted += [(ResourceType.TOPIC, f"{topic}-operators", ResourcePatternType.LITERAL, DECISION_TOPIC_RIGHTS)]
-    # A prefix: `dlq` and `reconcile` use groups whose names begin with the readers' group.
+    # These names are prefixes: `dlq` and `reconcile` use groups whose names begin with the readers' group.
     wanted += [(ResourceType.GROUP, group, ResourcePatternType.PREFIXED, GROUP_RIGHTS)]
     bindings = [
         AclBinding(
@@ -102,7 +102,9 @@ def _granted(admin: AdminClient, names: set[str]) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class GuardedRedis:
-    """Redis with deploy/redis/users.acl behind TLS: its URL for the system, a client for the administrator."""
+    """Redis with deploy/redis/users.acl behind TLS. It has the URL for the system and a client for the
+    administrator.
+    """
 
     url: str
     keeper: Any
@@ -115,7 +117,7 @@ class GuardedRedis:
 
 @contextmanager
 def guarded_redis(children: Children, directory: Path, certificates: Certificates) -> Iterator[GuardedRedis]:
-    """The deployed access list, and one more user, who may read the server's ACL log."""
+    """Redis with the deployed access list and one more user, who may read the server's ACL log."""
     directory.mkdir(parents=True)
     users = directory / "users.acl"
     users.write_text(USERS.read_text() + "user keeper on nopass ~* &* +@all\n")
@@ -174,7 +176,7 @@ class Programs:
     env: dict[str, str]
 
     def start(self) -> str:
-        """All three; Flower's URL."""
+        """Starts all three programs and returns Flower's URL."""
         port = free_port()
         env = self.env | {"REPLAYS_FLOWER_BASIC_AUTH": "test:only-for-now", "REPLAYS_FLOWER_PORT": str(port)}
         celery = [sys.executable, "-m", "celery", "-A", "tasks"]
@@ -189,5 +191,5 @@ class Programs:
             child.stop()
 
     def logs(self) -> str:
-        """Everything that they wrote."""
+        """Everything that the programs logged."""
         return "\n".join(child.log_path.read_text("utf-8", "replace") for child in self.children)

@@ -1,4 +1,4 @@
-"""Seeds of the simulated worlds of a test run, from a random one on, so that every run tries new worlds."""
+"""Seeds of the simulated worlds of a test run. They start at a random seed, so that every run tries new worlds."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Running servers for tests: one embedded stack per session, each part started on first use.
 
-A fixture yields the address of a running server. Tests share the servers, so they take fresh names (`fresh_name`)
+A fixture yields the address of a running server. Tests share the servers, so they use fresh names (`fresh_name`)
 instead of cleaning up. A test that kills or restarts a server creates its own with `children`.
 """
 
@@ -38,7 +38,7 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def children(tmp_path: Path) -> Iterator[Children]:
-    """For servers and programs of one test; all of them are killed after it."""
+    """Starts servers and programs for one test; all of them are killed after it."""
     with Children(tmp_path / "logs") as owner:
         yield owner
         kill_all(owner)
@@ -46,19 +46,19 @@ def children(tmp_path: Path) -> Iterator[Children]:
 
 @pytest.fixture(scope="session")
 def kafka_brokers(stack: Stack) -> str:
-    """bootstrap.servers of Tansu."""
+    """The bootstrap.servers value of Tansu."""
     return stack.start(["kafka"]).addresses["kafka"]
 
 
 @pytest.fixture(scope="session")
 def redis_url(stack: Stack) -> str:
-    """redis:// URL, database 0."""
+    """The redis:// URL of database 0."""
     return stack.start(["redis"]).addresses["redis"]
 
 
 @pytest.fixture(scope="session")
 def gcs_endpoint(stack: Stack) -> str:
-    """URL of the Cloud Storage server. It has no bucket yet."""
+    """URL of the Cloud Storage server, which has no bucket yet."""
     return stack.start(["gcs"]).addresses["gcs"]
 
 
@@ -70,7 +70,7 @@ def clickhouse_url(stack: Stack) -> str:
 
 @pytest.fixture(scope="session")
 def bigquery_endpoint(stack: Stack) -> str:
-    """URL of the BigQuery server. It has no data set yet."""
+    """URL of the BigQuery server, which has no data set yet."""
     return stack.start(["bigquery"]).addresses["bigquery"]
 
 
@@ -84,7 +84,9 @@ def statsd_server(stack: Stack) -> Statsd:
 
 @pytest.fixture
 def statsd(statsd_server: Statsd) -> Statsd:
-    """The DogStatsD listener, emptied: `address` is host:port, `metrics()`, `sum(name)`, `packets()` ask it."""
+    """The DogStatsD listener, emptied: `address` is host:port; `metrics()`, `sum(name)` and `packets()` return
+    what it received.
+    """
     statsd_server.reset()
     return statsd_server
 

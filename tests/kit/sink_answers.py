@@ -94,22 +94,22 @@ def false_successes(sink: str) -> dict[str, Script]:
 
 
 def always(answer: Answer) -> Script:
-    """The same answer to every request."""
+    """A script that gives the same answer to every request."""
     return lambda asked: answer
 
 
 def changed(sink: str, **other: Any) -> Script:
-    """The proof with other fields; see the functions above."""
+    """The valid proof with other fields; see the functions above."""
     return lambda asked: PROOFS[sink](asked, **other)
 
 
 def altered(sink: str, alter: Callable[[Answer], Answer]) -> Script:
-    """The proof, altered as a whole."""
+    """The valid proof, altered as a whole."""
     return lambda asked: alter(PROOFS[sink](asked))
 
 
 def head_of(answer: Answer) -> bytes:
-    """An HTTP response through its last header, without the blank line that ends the header section."""
+    """An answer up to its last header, without the empty line that ends the headers."""
     lines = [f"HTTP/1.1 {answer.status} OK", *(f"{name}: {value}" for name, value in answer.headers.items())]
     return "".join(f"{line}\r\n" for line in lines).encode()
 
@@ -150,7 +150,7 @@ def _of_any_sink(sink: str) -> dict[str, Script]:
 
 
 def _proof_of_another(sink: str, asked: Received) -> Answer:
-    """The proof of another request."""
+    """A valid proof that belongs to another request."""
     return PROOFS[sink](replace(asked, path="/upload/storage/v1/b/bucket/o?name=object"))
 
 

@@ -33,7 +33,7 @@ class Store:
     neighbour: Key
 
     def run(self, *arguments: str, which: Key | None = None) -> Result:
-        """The command, with --yes."""
+        """Runs the command with --yes."""
         project, replay_id = which or self.victim
         command = ["erase", "--project", str(project), replay_id, "--by", "oncall", *arguments]
         return CliRunner().invoke(main, command, env=self.env, catch_exceptions=False)
@@ -60,12 +60,12 @@ class Store:
         return int(rows[0]["n"])
 
     def everything(self, which: Key) -> dict[str, Any]:
-        """Everything of a replay that is visible from outside."""
+        """Everything that is visible of a replay from outside."""
         tables = {table: self.rows(which, table) for table in (*TABLES, "replay_outcomes")}
         return {**tables, "facts": self.facts(which), "recordings": self.recordings(which)}
 
     def bucket_bytes(self) -> bytes:
-        """Every object's bytes, end to end."""
+        """The bytes of all objects, concatenated."""
         with_bucket: Any = gcs.client(self.settings)
         blobs = with_bucket.list_blobs(self.settings.gcs_bucket)
         content = b"\0\0".join(blob.download_as_bytes(raw_download=True) for blob in blobs)
@@ -86,7 +86,7 @@ def batch_of(segments: list[Segment], start: int) -> Batch:
 
 
 def write(settings: Settings, batch: Batch) -> None:
-    """Writes like the fleet: objects, then rows."""
+    """Writes objects and then rows, as the fleet does."""
     encoder = Encoder(settings.sinks, 1000, "reader", packed=settings.gcs_layout == "packed")
     for name, data in encoder.encode(batch).payloads.items():
         kind = name.split("/")[1]

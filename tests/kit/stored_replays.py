@@ -1,4 +1,6 @@
-"""Replays for tests of the web package: parsed and written as by the pipeline, without Kafka and workers."""
+"""Replays for tests of the web package, parsed and written as the pipeline does it, but without Kafka and
+workers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def message(
     video: bytes | None = None,
     retention_days: int = 30,
 ) -> bytes:
-    """One Kafka value. `at`: unix seconds of `received`."""
+    """One Kafka value. `at` is the `received` time in Unix seconds."""
     body = events if isinstance(events, bytes) else zlib.compress(json.dumps(events).encode())
     return msgspec.msgpack.encode(
         {
@@ -59,7 +61,7 @@ def generated(count: int, seed: int = 1, profile: str = "small") -> list[bytes]:
 
 
 def recorded_session(replay_id: str, segments: int = 4) -> list[bytes]:
-    """A session that a real SDK recorded, under that id and in that number of segments."""
+    """A session that a real SDK recorded, stored under that id and in that number of segments."""
     (shop,) = [recorded for recorded in RECORDINGS if recorded.name == "v11-shop"]
     events = shop.events
     size = -(-len(events) // segments)

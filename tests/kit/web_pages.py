@@ -22,7 +22,7 @@ START_SECONDS_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An answer."""
+    """An answer as the client sees it."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -34,13 +34,15 @@ class Seen:
 
     @property
     def error(self) -> str:
-        """The error message."""
+        """The error message of the answer."""
         return str(self.json["error"])
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Client of one server, as `login` ("user:password") or in the session of `cookie` if that is given."""
+    """A client of one server that signs in as `login` ("user:password"), or uses the session of `cookie` if that
+    is given.
+    """
 
     address: str
     login: str = ""
@@ -50,7 +52,7 @@ class Client:
         return self.ask("GET", path, b"", headers)
 
     def post(self, path: str, body: Any, **headers: str) -> Seen:
-        """`body` is sent as JSON, bytes as they are."""
+        """Sends a POST. `body` is sent as JSON, or unchanged if it is bytes."""
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.ask("POST", path, sent, {"Content-Type": "application/json", **headers})
 
@@ -72,14 +74,14 @@ class Client:
 
 
 def signed_in(address: str, link: str) -> Client:
-    """A client in the session that the link starts."""
+    """A client in the session that the printed link starts."""
     seen = Client(address).get(link)
     return Client(address, cookie=(seen.headers["Set-Cookie"] or "").partition(";")[0])
 
 
 @contextmanager
 def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQueue[tuple[str, str]]]:
-    """A running server with these settings: (address, link) as it prints them."""
+    """Runs a server with these settings, and returns (address, link) as it prints them."""
     announced: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
@@ -102,6 +104,6 @@ def running(settings: Settings, *, login: bool = True) -> Iterator[queue.SimpleQ
 
 @contextmanager
 def served(settings: Settings) -> Iterator[Client]:
-    """A running server with these settings, for a client that is signed in by its link."""
+    """Runs a server with these settings, and returns a client that is signed in with its link."""
     with running(settings) as announced:
         yield signed_in(*announced.get(timeout=START_SECONDS_MAX))

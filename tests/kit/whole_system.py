@@ -133,7 +133,9 @@ class System:
         return made
 
     def send(self, value: bytes, timestamp_ms: int = 0) -> tuple[int, int]:
-        """Produces one message; `timestamp_ms` 0: now. Returns its partition and offset."""
+        """Produces one message and returns its partition and offset. A `timestamp_ms` of 0 means the current
+        time.
+        """
         return self.send_all([value], timestamp_ms)[0]
 
     def send_all(self, values: Iterable[bytes], timestamp_ms: int = 0) -> list[tuple[int, int]]:
@@ -154,7 +156,7 @@ class System:
 
     @property
     def ends(self) -> dict[tuple[str, int], int]:
-        """Log end by (topic, partition), of all messages produced here."""
+        """End of the log by (topic, partition), over all messages produced here."""
         ends = {(self.settings.kafka_topic, partition): offset + 1 for partition, offset in sorted(self._sent)}
         for _, made in self.produced:
             for partition, end in made.ends.items():
@@ -163,11 +165,11 @@ class System:
         return ends
 
     def committed(self) -> int:
-        """Messages below the committed offsets."""
+        """Number of messages below the committed offsets."""
         return sum(self.committed_offsets.of(sorted(self.ends)).values())
 
     def lag(self) -> int:
-        """Messages above the committed offsets."""
+        """Number of messages above the committed offsets."""
         return sum(self.ends.values()) - self.committed()
 
     def reader_peak_bytes(self) -> int:
@@ -196,7 +198,9 @@ class System:
         wait_until(lambda: self.committed() >= sum(self.ends.values()), seconds, f"commits: {self.status()}")
 
     def reconcile(self, **options: Any) -> Report:
-        """Compares every sink with the manifests. Metrics at least once, because faults repeat packets."""
+        """Compares every sink with the manifests. Metrics are only compared as at-least-once, because faults
+        repeat packets.
+        """
         expected = Expectation.of_manifest(*(path for path, _ in self.produced), settings=self.settings)
         statsd = self.stack.addresses.get("statsd_query", "")
         return reconcile(self.settings, expected, statsd_url=statsd, metrics_exactly=False, **options)
@@ -231,7 +235,7 @@ class System:
         return done.stdout
 
     def json(self, *arguments: str) -> Any:
-        """The same, with --json."""
+        """The JSON output of the command."""
         return json.loads(self.command(*arguments, "--json"))
 
     def status(self) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test kills it.
+"""`python -m tests.mutation`: plants each bug into a copy of the reader and shows which test detects it.
 
 Two methods are tried on every bug: the unit tests of the core, and a number of simulated worlds. A bug that
 escapes both is a gap in the tests, and the exit code is 1.
@@ -24,9 +24,9 @@ from tests.kit.paths import ROOT
 from tests.mutation.mutants import MUTANTS, Mutant
 
 UNIT_TESTS = ("tests/unit/core", "tests/unit/reader/test_runtime.py")
-PARSER_TESTS = "tests/unit/core/parse"  # no bug is planted there
+PARSER_TESTS = "tests/unit/core/parse"  # No bug is planted there.
 COPIED = ("ingest", "tasks", "tests/kit", *UNIT_TESTS)
-TEST_SECONDS_MAX = 30  # a test that takes longer counts as hanging, and is named
+TEST_SECONDS_MAX = 30  # A test that takes longer counts as hanging, and is named.
 SECONDS_MAX = 90.0
 
 
@@ -65,7 +65,7 @@ def copy(into: Path) -> None:
 
 
 def run(where: Path, arguments: Sequence[str], seconds_max: float = SECONDS_MAX) -> tuple[int, str]:
-    """(exit code, output); a bug that hangs the tests is killed after a time-out, exit code -1."""
+    """Returns (exit code, output). A bug that hangs the tests is killed after a time-out, with exit code -1."""
     environment = {**os.environ, "PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(
@@ -98,7 +98,7 @@ def unit_tests(where: Path) -> str:
 
 
 def simulated_worlds(where: Path, seeds: int) -> str:
-    """The violated invariants, the most frequent first."""
+    """The invariants that simulated worlds violated, the most frequent first."""
     code, output = run(where, ["-m", "ingest.testing.simulation", "--start", "0", "--seeds", str(seeds), "--json"])
     if code == 0:
         return ""
@@ -129,7 +129,7 @@ def healthy(seeds: int) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 1 when a bug survives."""
+    """Runs every bug, and returns exit code 1 when a bug survives."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=40, help="simulated worlds per bug")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

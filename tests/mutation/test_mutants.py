@@ -13,7 +13,7 @@ INGEST = ROOT / "ingest"
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.bug.replace(" ", "_"))
 def test_a_bug_can_be_planted_in_exactly_one_place(mutant: Mutant) -> None:
-    """Otherwise the table would describe another bug, or none."""
+    """If the text occurred elsewhere too, the table would describe another bug, or none."""
     text = (INGEST / mutant.file).read_text()
 
     assert text.count(mutant.before) == 1

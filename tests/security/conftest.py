@@ -1,4 +1,4 @@
-"""A separate bucket and database for attacks on the reading of replays."""
+"""A separate bucket and database for attacks on commands and pages that read replays."""
 
 from __future__ import annotations
 

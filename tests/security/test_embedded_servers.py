@@ -27,7 +27,7 @@ BROWSERS = (
 
 
 def status_of(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """Status and body of a GET, or of a POST of these bytes."""
+    """Status and body of a GET request, or of a POST request with these bytes."""
     request = urllib.request.Request(url, data=data, headers=headers or {})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -38,7 +38,7 @@ def status_of(url: str, data: bytes | None = None, headers: dict[str, str] | Non
 
 
 def test_sql_reads_and_writes_no_file_of_ours(stack: Stack, tmp_path: Path):
-    """Through table functions, and through the file features of ClickHouse's own client."""
+    """Neither table functions nor the file features of ClickHouse's own client can reach our files."""
     url = stack.start(["clickhouse"]).addresses["clickhouse"]
     mine, planted = tmp_path / "key", tmp_path / "planted"
     mine.write_text(SECRET)
@@ -62,7 +62,7 @@ def test_sql_reads_and_writes_no_file_of_ours(stack: Stack, tmp_path: Path):
 
 
 def test_an_objects_name_leads_to_no_other_directory(stack: Stack, tmp_path: Path):
-    """Neither outside the bucket's directory nor over an existing file."""
+    """No object is stored outside the bucket's directory or over an existing file."""
     url = stack.start(["gcs"]).addresses["gcs"]
     mine = tmp_path / "key"
     mine.write_text(SECRET)

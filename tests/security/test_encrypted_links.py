@@ -88,7 +88,7 @@ def redis(kafka: JavaKafka, children: Children, tmp_path: Path) -> Iterator[Guar
 
 
 def topics(kafka: JavaKafka, topic: str) -> None:
-    """Created by the administrator: the system's own user must not create topics."""
+    """The topics are created by the administrator, because the system's own user must not create topics."""
     keeper = settings_of(
         {"REPLAYS_KAFKA_BROKERS": kafka.address, "REPLAYS_KAFKA_TOPIC": topic, "REPLAYS_SINKS": "dead_letter"}
     )
@@ -97,7 +97,7 @@ def topics(kafka: JavaKafka, topic: str) -> None:
 
 
 def findings(variables: dict[str, str]) -> dict[str, check.Finding]:
-    """Findings of `check` about Kafka and Redis, by name."""
+    """The findings of `check` about Kafka and Redis, by name."""
     settings = settings_of({"REPLAYS_SINKS": "dead_letter", **variables})
     return {finding.name: finding for finding in check.run(settings)}
 
@@ -112,7 +112,9 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ):
-    """Reader, worker, Flower, `check`, `dlq`: everything arrives, nothing is refused, no secret is logged."""
+    """Reader, worker, Flower, `check` and `dlq` all work: everything arrives, nothing is refused, and no secret is
+    logged.
+    """
     stack.start(["gcs", "clickhouse", "bigquery", "statsd"])
     topic, group = fresh_name("recordings"), fresh_name("readers")
     names = {
@@ -139,7 +141,7 @@ def test_recordings_flow_over_encrypted_links_with_the_least_rights(
         }
         found = check.run(settings_of(secured))
         missing = {finding.name.split()[0] for finding in found if finding.level != "ok"}
-        assert missing == {"queue", "partition"}, found  # no worker and no reader is running yet
+        assert missing == {"queue", "partition"}, found  # No worker and no reader is running yet.
         programs = Programs(children, secured)
         flower = programs.start()
         manifest = tmp_path / "manifest.jsonl"
@@ -262,7 +264,7 @@ WRONG: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.kafka
 @pytest.mark.parametrize("wrong", WRONG)
 def test_check_reports_why_the_broker_refuses(kafka: JavaKafka, wrong: str):
-    """The report does not only say that no broker responded; it names what to check."""
+    """The report says not only that no broker responded, but also what to check."""
     changes, said = WRONG[wrong]
     variables = {name: value for name, value in {**kafka_variables(kafka), **changes}.items() if value}
 
@@ -305,7 +307,7 @@ def test_a_token_of_an_oauth_server_opens_the_broker(
 
 @pytest.mark.kafka
 def test_redis_is_only_believed_with_its_certificate(redis: GuardedRedis, kafka: JavaKafka):
-    """Without its authority no client connects; nor with a wrong password, nor without TLS."""
+    """No client connects without the server's authority, with a wrong password, or without TLS."""
     good = {**redis.variables, "REPLAYS_KAFKA_BROKERS": kafka.address}
     strangers = {name: value for name, value in good.items() if name != "REPLAYS_REDIS_TLS_CA_FILE"}
     forgetful = {**good, "REPLAYS_REDIS_URL": redis.url.replace(REDIS_PASSWORD, "wrong")}

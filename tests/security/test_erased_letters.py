@@ -29,13 +29,15 @@ OFFSETS = itertools.count()
 
 
 def erase(topics: Topics, *keys: str) -> None:
-    """Only the decision, as if the stores were empty. One minute ahead: the letters were written before it."""
+    """Records only the decision, as if the stores were empty. It lies one minute ahead, because the letters were
+    written before it.
+    """
     value = {"at": time.time() + 60, "by": "bob", "until": 0}
     DecisionWriter(topics.settings).write(dict.fromkeys(keys, value))
 
 
 def message(topics: Topics, value: bytes, reason: str = ABANDONED, headers: Headers = ()) -> DeadLetter:
-    """Letters of messages, each with another offset."""
+    """Letters about messages, each with another offset."""
     label = Label(reason, SECRET, Origin(topics.settings.kafka_topic, 0, next(OFFSETS)), "b", 5, headers)
     return DeadLetter(None, value, label.encode(), 0)
 
@@ -58,7 +60,7 @@ def of_user(replay_id: str, email: str) -> bytes:
 
 
 def expect_erased(topics: Topics, *written: DeadLetter) -> None:
-    """Replay, list, show and the operator's page report that each of the first letters was erased."""
+    """Expects that replay, list, show and the operator's page all report the first letters as erased."""
     settings = topics.settings
     names = ("kafka_brokers", "kafka_topic", "kafka_group", "clickhouse_url", "gcs_endpoint")
     env = {f"REPLAYS_{name.upper()}": str(getattr(settings, name)) for name in names}
@@ -83,8 +85,9 @@ def expect_erased(topics: Topics, *written: DeadLetter) -> None:
 
 
 def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
-    """For everything that was refused, whether its message exists or not; a neighbor's letter is still
-    replayed."""
+    """This holds for everything that was refused, whether its message exists or not; a neighbor's letter is still
+    replayed.
+    """
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT), headers=(("trace", SECRET.encode()),)),
         message(topics, b"\xc1" + MINE.encode(), "not_msgpack"),
@@ -101,7 +104,7 @@ def test_a_letter_of_an_erased_replay_is_reported_as_erased(topics: Topics):
 
 
 def test_a_letter_of_an_erased_project_is_reported_as_erased(topics: Topics):
-    """Its message arrived before the letter was written, which was before the erasure."""
+    """The message arrived before the letter was written, and the letter was written before the erasure."""
     written = [
         message(topics, recording(replay_id=MINE, project_id=MY_PROJECT, received=int(time.time()))),
         *(make(topics, offset) for make in (blob, row) for offset in (0, GONE)),
@@ -135,7 +138,7 @@ def test_an_item_without_its_message_is_not_written_in_doubt(topics: Topics):
 
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_an_erasure_during_a_replay_is_noticed(topics: Topics, monkeypatch: pytest.MonkeyPatch, seconds: float):
-    """A long run reloads decisions repeatedly."""
+    """A long replay reloads decisions repeatedly."""
     monkeypatch.setattr(importlib.import_module("ingest.operate.dlq.replay"), "ERASURES_SECONDS_MAX", seconds)
     topics.write(message(topics, b"first"), message(topics, recording(replay_id=MINE, project_id=MY_PROJECT)))
 

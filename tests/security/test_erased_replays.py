@@ -25,7 +25,7 @@ from tests.kit.whole_system import System
 
 
 def held(system: System, project: int, replay_id: str) -> dict[str, int]:
-    """How much of a replay each store has."""
+    """How much of a replay each store still has."""
     where = f"WHERE project_id = {project} AND replay_id = toUUID('{replay_id}')"
     found = {table: int(system.query(f"SELECT count() FROM {table} {where}")[0][0]) for table in TABLES}
     storage: Any = gcs.client(system.settings)

@@ -1,4 +1,4 @@
-"""Flower accepts the passwords of `web`'s operator page: they cannot be brute-forced there either."""
+"""Flower accepts the passwords of the `web` operator page, so it must not allow brute-force attacks either."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(children: Children, redis_url: str) -> Ask:
 
 
 def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
-    """After the first few, no password is checked for a while; existing sessions stay valid."""
+    """After the first few attempts, no password is checked for a while; existing sessions stay valid."""
     status, headers = ask(PASSWORD)
     cookie = "; ".join(part.partition(";")[0] for part in headers.get_all("Set-Cookie") or [])
     guesses = [
@@ -62,7 +62,7 @@ def test_flowers_passwords_cannot_be_guessed_at_speed(ask: Ask):
 
 
 def test_flower_is_drawn_in_no_frame(ask: Ask):
-    """A page of another site could trick users into clicking its buttons; error pages are no exception."""
+    """A page of another site could trick users into clicking Flower's buttons, also on its error pages."""
     for password in (PASSWORD, "operator:gu\xe9ss"):
         _, headers = ask(password)
         assert headers["X-Frame-Options"] == "DENY"
@@ -70,6 +70,6 @@ def test_flower_is_drawn_in_no_frame(ask: Ask):
 
 
 def test_no_password_is_an_error_of_flowers(ask: Ask):
-    """Flower compares texts, which fails for non-ASCII passwords; ours compares bytes."""
+    """Flower compares passwords as text, which fails for non-ASCII ones; our code compares bytes."""
     assert ask("ö:é")[0] == 401
     assert ask(PASSWORD)[0] == 200

@@ -34,7 +34,7 @@ GARBAGE = (
 
 @pytest.fixture
 def forged(stored: Settings) -> Iterator[Coordination]:
-    """A running reader and worker, among entries that none of our programs wrote."""
+    """A running reader and worker, next to forged entries that none of our programs wrote."""
     client = connect(stored)
     coordination, prefix = Coordination(client, stored), stored.key_prefix
     now = coordination.now()
@@ -53,7 +53,7 @@ def forged(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordination):
-    """In all commands and pages: entries of our programs are shown, the others are left out."""
+    """All commands and pages show the entries of our programs and omit the others."""
     seen = collect(stored)
 
     assert NAME in [reader.reader for reader in seen.readers]
@@ -64,7 +64,7 @@ def test_forged_state_hides_nothing_of_ours(stored: Settings, forged: Coordinati
 
 
 def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Settings, forged: Coordination):
-    """An unusable heartbeat is waited for, like that of a reader of an earlier release."""
+    """The erasure waits for an unusable heartbeat, as it does for that of a reader of an earlier release."""
     client = connect(stored)
     client.hset(f"{stored.key_prefix}:readers", "odd", json.dumps({"seen_at": 2e9, "decisions_settled": "x"}))
 
@@ -75,7 +75,7 @@ def test_an_erasure_does_not_count_a_forged_heartbeat_as_settled(stored: Setting
 
 
 def test_a_heartbeat_removes_forged_entries(stored: Settings, forged: Coordination):
-    """Readers and workers continue to publish their state; entries of others do not stop their loop."""
+    """Readers and workers continue to publish their state; forged entries do not stop their loop."""
     now = forged.now()
     forged.publish_reader(NAME, json.dumps({"seen_at": now}))
     forged.publish_worker(WORKER, json.dumps({"seen_at": now}))
@@ -93,7 +93,7 @@ OTHERS = ("operators:copied", "celery:unacked", "celery:control", "celery:flush.
 
 @pytest.fixture
 def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
-    """Every shared key that commands read, with a type that no program of ours gives it."""
+    """Every shared key that commands read, set to a type that none of our programs uses for it."""
     client = connect(stored)
     for name in HASHES + OTHERS:
         client.delete(f"{stored.key_prefix}:{name}")
@@ -104,7 +104,7 @@ def wrongly_typed(stored: Settings) -> Iterator[Coordination]:
 
 
 def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: Coordination):
-    """Commands show what remains: the decisions come from Kafka, and so does the copy afterwards."""
+    """Commands show what is still valid: the decisions come from Kafka, and the copy is rebuilt from them."""
     seen = collect(stored)
 
     assert (seen.readers, seen.parked) == ((), ())
@@ -114,7 +114,7 @@ def test_keys_of_another_type_block_no_command(stored: Settings, wrongly_typed: 
 
 
 def test_a_heartbeat_replaces_keys_of_another_type(stored: Settings, wrongly_typed: Coordination):
-    """Readers and workers publish their state again, without an operator."""
+    """Readers and workers publish their state again without operator action."""
     now = wrongly_typed.now()
     wrongly_typed.publish_reader(NAME, json.dumps({"seen_at": now, "topic": "t", "snapshot": {"now": 1.0}}))
     wrongly_typed.publish_worker(WORKER, json.dumps({"seen_at": now}))

@@ -31,8 +31,8 @@ from tests.security.test_terminal import HOSTILE, unsafe
 
 REPLAY, PROJECT = "7" * 32, 7
 TEXT = " ".join(HOSTILE.values()) + "\nforged line"
-SENDABLE = TEXT.encode("utf-8", "replace").decode()  # half a character cannot leave as UTF-8
-# Commands that print nothing from outside, or that start or change something.
+SENDABLE = TEXT.encode("utf-8", "replace").decode()  # Half a surrogate pair cannot be encoded as UTF-8.
+# Commands that print no external text, or that start or change something.
 NOT_READING = {
     *("migrate", "completion", "flower", "batches retry", "batches abandon", "dlq replay", "web", "demo", "load"),
     *("tenants kill", "tenants revive", "tenants limit", "local up", "local down", "local status", "local logs"),
@@ -40,7 +40,7 @@ NOT_READING = {
 
 
 def hostile_value() -> bytes:
-    """A segment that contains TEXT wherever a browser may choose the words."""
+    """A segment that contains TEXT in every field that a browser controls."""
     events = [
         viewport_event(TEXT),
         console_event(TEXT, TEXT),
@@ -84,7 +84,7 @@ def bury(settings: Settings, value: bytes) -> None:
 
 
 def produce(settings: Settings, value: bytes) -> None:
-    """The message is in the topic, and its group has committed it."""
+    """Produces the message to the topic, and commits it for the group."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     producer.produce(
         settings.kafka_topic,
@@ -103,7 +103,9 @@ def produce(settings: Settings, value: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def office(env: dict[str, str], stored: Settings) -> Iterator[Office]:
-    """The hostile replay is everywhere: topic, bucket, tables, dead letters, a parked batch, a project's rule."""
+    """Stores the hostile replay everywhere: topic, bucket, tables, dead letters, a parked batch, a project's
+    rule.
+    """
     value = hostile_value()
     ingest(stored, [value])
     produce(stored, value)
@@ -173,7 +175,7 @@ def test_no_command_steers_the_terminal(office: Office, tmp_path: Any):
     steering = {words: unsafe(one.out + one.err) for words, one in done.items() if unsafe(one.out + one.err)}
     assert steering == {}
     assert unsafe(stream.getvalue()) == set()
-    # The hostile words arrived where they are read.
+    # The hostile text arrived in every place that is read.
     for words in ("status", f"events {REPLAY}", f"replays show {REPLAY}", "replays ls", "dlq ls", "batches ls"):
         assert "here" in done[words].out or "\N{REPLACEMENT CHARACTER}" in done[words].out, words
     for words, one in done.items():

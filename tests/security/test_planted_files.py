@@ -1,4 +1,4 @@
-"""Files and folders that another user of the machine has prepared: nothing of ours is written into them."""
+"""Our programs write nothing into files and folders that another user of the machine has prepared."""
 
 from __future__ import annotations
 

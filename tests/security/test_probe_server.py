@@ -1,4 +1,4 @@
-"""Clients of the probes' port cannot block probes, nor exhaust threads."""
+"""Clients of the probe port can neither block probes nor exhaust threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOW = 300
 
 @pytest.fixture
 def probes() -> Iterator[Probes]:
-    """Live and ready."""
+    """The responses of the liveness and readiness probes."""
     served = Probes(
         "127.0.0.1", 0, lambda: {"x": ""}, lambda: {"x": ""}, CollectorRegistry, setting="REPLAYS_HTTP"
     )
@@ -29,7 +29,7 @@ def probes() -> Iterator[Probes]:
 
 
 def slow(probes: Probes) -> socket.socket:
-    """A client that begins a request and never ends it."""
+    """A client that begins a request and never completes it."""
     made = socket.create_connection(("127.0.0.1", probes.port), timeout=20)
     made.sendall(b"GET /livez HTTP/1.1\r\nX: ")
     return made
@@ -57,7 +57,7 @@ def test_clients_that_never_end_their_request_do_not_keep_probes_out(probes: Pro
 
 
 def test_a_slow_request_has_a_deadline(probes: Probes, monkeypatch: pytest.MonkeyPatch):
-    """Occasional bytes do not keep a connection open."""
+    """Sending an occasional byte does not keep a connection open."""
     monkeypatch.setattr(probe_server, "REQUEST_SECONDS_MAX", 0.5)
     gone = threading.Event()
 

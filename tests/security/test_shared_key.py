@@ -45,13 +45,13 @@ SEALED = pytest.mark.parametrize("sealed", [False, True], ids=["without a key", 
 
 @pytest.fixture
 def sealed() -> bool:
-    """Overridden by SEALED."""
+    """Whether a shared key is set. SEALED overrides this."""
     return True
 
 
 @pytest.fixture(autouse=True)
 def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set before anything reads the settings; a text is the policy for unsealed entries."""
+    """Sets the key before anything reads the settings; a text is the policy for unsealed entries."""
     if sealed:
         monkeypatch.setenv("REPLAYS_SHARED_KEY", KEY)
     if isinstance(sealed, str):
@@ -59,7 +59,7 @@ def _key(sealed: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Noted:
-    """Ignored entries, by purpose."""
+    """The ignored entries, by purpose."""
 
     def __init__(self) -> None:
         self.purposes: list[Purpose] = []
@@ -69,7 +69,7 @@ class Noted:
 
 
 def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest, ChordName]:
-    """A batch whose rows are staged like by its reader, and not written yet."""
+    """A batch whose rows are staged as by its reader, and not written yet."""
     settings = eager.settings
     encoder = Encoder(settings.sinks, settings.blobs_per_task, READER, seals=settings.seals)
     batch = make_batch(messages=3)
@@ -82,7 +82,7 @@ def staged(eager: Eager, noted: Noted | None = None) -> tuple[Staging, Manifest,
 
 
 def forge_completion(eager: Eager, batch_id: str, stage: Stage, reader: str = READER) -> None:
-    """One XADD, as in the attack report."""
+    """Forges a completion with one XADD, as in the attack report."""
     completion = Completion(CompletionKind.DONE, batch_id, 1, stage, 1)
     eager.client.xadd(reader_stream(reader), {"c": msgspec.json.encode(completion)})
 
@@ -101,7 +101,7 @@ def test_forged_completions_commit_no_offset_past_unwritten_rows(eager: Eager, s
 
 
 def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
-    """A sealed completion, copied from another reader's stream."""
+    """The attack copies a sealed completion from another reader's stream."""
     Coordination(eager.client, eager.settings).send_completion(
         "other", Completion(CompletionKind.DONE, "t-0-0-9", 1, "rows", 1)
     )
@@ -113,7 +113,7 @@ def test_an_entry_of_another_reader_is_none_of_ours(eager: Eager):
 
 
 def marks_of_another_task(eager: Eager) -> bytes:
-    """The mark of a task that a worker did write, for another batch."""
+    """The done mark of a task for another batch, which a worker did write."""
     other = make_batch(start=500)
     assert isinstance(eager.settle(other), on.FlushSucceeded)
     ((key,),) = [eager.client.keys("replays:batch:*")]
@@ -127,7 +127,7 @@ def marks_of_another_task(eager: Eager) -> bytes:
     "mark", [b"1", b"0" * 64, b"", None], ids=["as before", "a seal's form", "empty", "copied"]
 )
 def test_a_forged_mark_does_not_replace_a_write(eager: Eager, sealed: bool, mark: bytes | None):
-    """It is set before the reader checks which tasks are left."""
+    """The forged mark is set before the reader checks which tasks are left."""
     mark = marks_of_another_task(eager) if mark is None else mark
     batch = make_batch(messages=3)
     encoder = Encoder(eager.settings.sinks, eager.settings.blobs_per_task, READER)
@@ -176,7 +176,7 @@ def test_altered_bytes_reach_no_sink(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_manifest_that_forgets_its_digests_is_not_obeyed(eager: Eager, sealed: bool):
-    """The same holds for every manifest: its tasks, its reader and its digests are under one seal."""
+    """Nobody can remove the digests from a manifest: its tasks, its reader and its digests are under one seal."""
     staging, manifest, name = staged(eager)
     changed = msgspec.to_builtins(manifest)
     for entry in changed["tasks"]:
@@ -206,7 +206,7 @@ def test_forged_progress_leaves_no_row_out(eager: Eager, sealed: bool):
 
 @SEALED
 def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, sealed: bool):
-    """Abandoning it would dead-letter the range that the attacker chose."""
+    """Abandoning the forged batch would dead-letter a range that the attacker chose."""
     coordination = Coordination(eager.client, eager.settings, Noted())
     coordination.publish_reader(READER, msgspec.json.encode({"seen_at": coordination.now()}).decode())
     later = coordination.now() + 3600
@@ -220,7 +220,7 @@ def test_a_forged_parked_batch_is_not_shown_and_not_acted_on(eager: Eager, seale
 
 
 def test_a_parked_batch_cannot_be_given_another_range(eager: Eager):
-    """One field of a sealed entry, changed."""
+    """One field of a sealed entry is changed."""
     eager.dispatcher.submit(do.Park(make_batch(), Stage.ROWS, 1, "x", 30.0))
     eager.settle(make_batch(start=100))
     coordination = Coordination(eager.client, eager.settings, Noted())
@@ -249,7 +249,7 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
 
 
 def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
-    """Otherwise it would count as complete, and as empty."""
+    """Otherwise the copy would count as complete, although it is empty."""
     before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
     copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
     before.apply(known, 4)
@@ -301,7 +301,9 @@ def test_the_key_is_turned_on_one_program_after_the_other(
 def test_reports_without_a_seal_are_ignored_once_the_key_is_required(
     eager: Eager, monkeypatch: pytest.MonkeyPatch
 ):
-    """Its rows are stored, and the reader writes them again: this costs work and loses nothing."""
+    """The rows of the unsealed report are stored, and the reader writes them again: this costs work and loses
+    nothing.
+    """
     monkeypatch.delenv("REPLAYS_SHARED_KEY")
     batch, other = make_batch(messages=3), make_batch(start=100)
     eager.dispatcher.submit(do.Dispatch(batch, Stage.ROWS, 1, 60.0))

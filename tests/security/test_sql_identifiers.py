@@ -29,24 +29,25 @@ SQL = re.compile(
     r"\b(AND|SELECT|INSERT INTO|ALTER TABLE|DELETE|CREATE|DROP|TRUNCATE|OPTIMIZE|FROM|WHERE|FORMAT)\b"
 )
 CHECKED = ("tasks", "ingest")
-NOT_CHECKED = "ingest/local/"  # the embedded servers, which run the SQL they receive
+NOT_CHECKED = "ingest/local/"  # The embedded servers run the SQL that they receive.
 
-# By file: expressions interpolated into SQL, except literal numbers.
+# Expressions that are interpolated into SQL, by file, except literal numbers.
 CONSTANTS = {"TABLE", "PROJECT_ID", "NOBODY", "RELEASES_MAX", "SEGMENTS_MAX", "4 * SEGMENTS_MAX"}
 FRAGMENTS = {"where", "having", "_AMONG", "_AMONG_DAYS", "_FACTS", "self._which", "SEARCHED"}
 """Our own text with placeholders, built next to the statement."""
 INTEGERS = re.compile(r"^(number|limit \+ 1|int\(\w+\)|max\(0, .*\)|min\(UINT32_MAX, .*\))$")
 KNOWN: dict[str, set[str]] = {
-    # Converted by int() and UUID(): see the plants below. `named` is one of two texts of its function.
+    # Values converted by int() and UUID(), which the tests below verify. `named` is one of two texts of its
+    # function.
     "ingest/operate/erase/rows.py": {"self._project_id", "self._replay_id", "table", "named", "REPLAYS_MAX"},
     "ingest/operate/reconcile/presence.py": {
         *("replays", "events", "numbers(...)", "uuids(...)"),
-        *("self._dataset", "table", "columns", "grouped"),  # a setting, and constants by our own table
+        *("self._dataset", "table", "columns", "grouped"),  # A setting, and constants keyed by our own table.
     },
     "ingest/operate/reconcile/recordings.py": {"numbers(...)", "uuids(...)"},
     "ingest/operate/backfill/selection.py": {
         *("replays", "uuid", "numbers(...)", "uuids(...)"),
-        "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # the plants below
+        "CONDITIONS['replay_segments'](list(keys.values()), 0)",  # The tests below verify these.
     },
     # `where` is built from integers; the others are texts of the module.
     "ingest/operate/retention/rows.py": {"self._alive", "_SORT", "table", "PROJECTS_MAX"},
@@ -64,7 +65,7 @@ KNOWN: dict[str, set[str]] = {
     "ingest/web/replays.py": {"clicked", "column"},
     "tasks/migrate/bigquery.py": {"table.project", "table.dataset_id", "table.table_id"},
     "tasks/migrate/clickhouse.py": {"database"},
-    # The table is one of TABLES_OF_SINK: see the plant below. The partition is ClickHouse's own value.
+    # The table is one of TABLES_OF_SINK, which a test below verifies. The partition is ClickHouse's own value.
     "tasks/sinks/clickhouse/server.py": {"table"},
     "tasks/sinks/clickhouse/table.py": {"names"},
     "tasks/sinks/clickhouse/probe.py": {"partition", "trouble.message", "left"},
@@ -107,7 +108,7 @@ def unknown(path: Path, name: str) -> list[str]:
 
 
 def test_every_interpolation_into_sql_is_known():
-    """A new one must be a parameter, or be listed above with its source."""
+    """A new interpolation must become a parameter, or be listed above with its source."""
     found = []
     for folder in CHECKED:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -128,7 +129,7 @@ def test_every_interpolation_into_sql_is_known():
     ],
 )
 def test_a_new_interpolation_is_found(source: str, tmp_path: Path):
-    """In any form of interpolation."""
+    """The check finds an interpolation in any form."""
     path = tmp_path / "new.py"
     path.write_text(f"query({source})\n")
 
@@ -148,7 +149,7 @@ def test_a_row_of_a_planted_table_is_not_sent(sink: SinkName):
 
 
 def test_erase_takes_a_replay_and_a_project_and_no_sql():
-    """Both are converted before they are used in a statement."""
+    """Both ids are converted before they are used in a statement."""
     settings = settings_of({})
 
     with pytest.raises(ValueError, match="UUID"):
@@ -160,7 +161,7 @@ def test_erase_takes_a_replay_and_a_project_and_no_sql():
 @pytest.mark.parametrize("table", sorted(presence.CONDITIONS))
 @pytest.mark.parametrize("field", ["project_id", "replay_id", "event_hash", "segment_id", "org_id", "timestamp"])
 def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
-    """No part of the plant is in the statement, if there is one."""
+    """No part of the planted identity is in the statement, if there is one."""
     identity = "0123456789abcdef0123456789abcdef"
     row: dict[str, Any] = {"project_id": 7, "segment_id": 0, "org_id": 1, "timestamp": 5}
     row |= {"replay_id": identity, "event_hash": identity, field: PLANT}
@@ -173,7 +174,7 @@ def test_reconcile_puts_no_planted_identity_into_sql(table: str, field: str):
 
 
 def test_the_pages_query_with_parameters():
-    """All of a visitor's input is passed as values."""
+    """All input of a visitor is passed as parameter values."""
     where, having, given = _conditions(Filter(release=PLANT, text=PLANT))
 
     assert "secret" not in where + having

@@ -1,4 +1,6 @@
-"""Only chosen software runs: hashes of every file in the image, exact images, restricted egress."""
+"""Only chosen software runs: every file in the image has a hash, images are pinned exactly, and egress is
+restricted.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ PRIVATE_GOOGLE_ACCESS = (ipaddress.ip_network("199.36.153.4/30"), ipaddress.ip_n
 
 
 def pins(text: str) -> dict[str, str]:
-    """Versions by name."""
+    """Pinned versions by name."""
     return {canonicalize_name(name.partition("[")[0]): version for name, version in PIN.findall(text)}
 
 
 def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
-    """Everything that installing this distribution installs here."""
+    """Everything that is installed here when this distribution is installed."""
     for text in metadata.requires(name) or []:
         wanted = Requirement(text)
         if wanted.marker and not any(wanted.marker.evaluate({"extra": extra}) for extra in extras):
@@ -41,7 +43,7 @@ def needed(name: str, extras: tuple[str, ...], found: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("name", LISTS)
 def test_every_file_that_the_image_installs_has_a_hash(name: str):
-    """At the version in constraints.txt, with all dependencies; no list names a package index."""
+    """Versions equal those in constraints.txt, all dependencies are listed, and no list names a package index."""
     text = (IMAGE / name).read_text()
     entries = re.split(r"\n(?=[a-z])", text[text.index("\n", text.rindex("\n#") + 1) + 1 :])
     constrained = {
@@ -59,7 +61,7 @@ def test_every_file_that_the_image_installs_has_a_hash(name: str):
 
 
 def test_the_image_installs_nothing_else():
-    """pip checks hashes wherever it may reach an index."""
+    """Every pip command that may reach an index checks hashes."""
     dockerfile = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
     installs = re.findall(r"pip (?:--python \S+ )?(?:install|wheel|download)[^&\n]*", dockerfile)
 
@@ -70,7 +72,9 @@ def test_the_image_installs_nothing_else():
 
 
 def test_every_image_is_exact():
-    """A digest, or a tag with a complete version; a digest can be passed to the build without an edit."""
+    """An image is named by a digest or by a tag with a complete version; a digest can be passed to the build
+    without an edit.
+    """
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     images = [service["image"] for service in compose["services"].values() if "image" in service]
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -83,7 +87,7 @@ def test_every_image_is_exact():
 
 
 def test_nothing_reaches_the_whole_internet():
-    """HTTPS only to Google's private addresses; DNS only to the cluster."""
+    """Egress is allowed for HTTPS only to Google's private addresses, and for DNS only within the cluster."""
     policy = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "network-policy.yaml").read_text())
     for rule in policy["spec"]["egress"]:
         ports = {port["port"] for port in rule["ports"]}

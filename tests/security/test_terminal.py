@@ -59,14 +59,14 @@ HOSTILE = {
 
 
 def drawn(what: RenderableType | str) -> str:
-    """Output on a terminal without colors."""
+    """Output as displayed on a terminal without colors."""
     stream = io.StringIO()
     Terminal(file=stream, width=600, force_terminal=True, color_system=None, legacy_windows=False).print(what)
     return stream.getvalue()
 
 
 def unsafe(text: str) -> set[str]:
-    """Its characters that control the terminal, or mislead the eye."""
+    """The characters of the output that control the terminal or mislead the reader."""
     inkless = "\u034f\u115f\u1160\u2800\u3164\uffa0"
     piles = set(re.findall(r"[\u0300-\u036f\u0483-\u0489]{5,}", text))
     return piles | {each for each in text if each in inkless or not (each.isprintable() or each == "\n")}

@@ -1,4 +1,4 @@
-"""SECURITY.md makes no claim without a test: every cited test exists, and each attacker has some."""
+"""SECURITY.md makes no claim without a test: every cited test exists, and there are some for each attacker."""
 
 from __future__ import annotations
 
@@ -51,5 +51,7 @@ def test_each_attacker_has_a_table_of_limits(attacker: str):
 
 
 def test_the_threat_model_is_two_pages():
-    """Long enough to attack from, short enough to read; names of tests do not count."""
+    """The model is long enough for an attacker to start from and short enough to read; names of tests do not
+    count.
+    """
     assert len(NAMED.sub("", PAGE).split()) <= WORDS_MAX

@@ -1,4 +1,6 @@
-"""A recording that inflates hugely uses a bounded amount of its viewer's memory, and omissions are reported."""
+"""Reading a recording that inflates to a huge size takes a bounded amount of memory, and omissions are
+reported.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tests.kit.stored_replays import ingest, message
 from tests.kit.web_pages import Client, signed_in
 
 INFLATED_BYTES = 10 * MiB
-# An idle command uses 110 to 150 MiB. Before this limit, the first shape alone used 400 more.
+# An idle command uses 110 to 150 MiB. Before this limit, the first shape alone used 400 MiB more.
 MEMORY_BYTES_MAX = 330 * MiB
 REPLAY, PROJECT, AT_MS = "6" * 32, 7, 1_780_000_000_000
 _BREADCRUMB = (
@@ -37,7 +39,7 @@ SHAPES = (
     b"[" + _BREADCRUMB + b"[" + b"[]," * (INFLATED_BYTES // 3) + b"[]]}}}]",
     b"[" + b",".join([_MEMORY] * (INFLATED_BYTES // (len(_MEMORY) + 1))) + b"]",
 )
-# Not ru_maxrss: its initial value is inherited from the parent process.
+# This is not ru_maxrss, whose initial value is inherited from the parent process.
 MEASURED = """
 import sys
 from ingest.cli.main import main
@@ -83,7 +85,7 @@ def run(env: dict[str, str], *arguments: str, given: bytes = b"") -> Measured:
 
 @contextmanager
 def pages(env: dict[str, str]) -> Iterator[tuple[Client, int]]:
-    """The pages in a separate process: a signed-in client, and the process id."""
+    """Runs the pages in a separate process, and returns a signed-in client and the process id."""
     command = [sys.executable, "-m", "ingest.cli", "web", "--port", "0"]
     with subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -113,7 +115,7 @@ def test_events_reads_bombs_in_bounded_memory(bombs: Settings, env: dict[str, st
 
 
 def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
-    """Elements are counted up to a limit."""
+    """Elements are counted only up to a limit."""
     for shape in SHAPES[:2]:
         done = run(env, "inspect", "-", "--json", given=message(REPLAY, 0, zlib.compress(shape)))
         assert done.memory_bytes < MEMORY_BYTES_MAX
@@ -123,7 +125,7 @@ def test_inspect_reads_bombs_in_bounded_memory(env: dict[str, str]):
 @pytest.mark.parametrize("arguments", [["erase", "--project", "7"], ["backfill"]])
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no endless file")
 def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str], arguments: list[str]):
-    """A list without an end, and one long line, are wrong usage; the line is not repeated in full."""
+    """A list without an end and a very long line are usage errors; the line is not repeated in full."""
     endless = run(env, *arguments, "--list", "/dev/zero", "--dry-run")
     long = run(env, *arguments, "--list", "-", "--dry-run", given=b"a" * MiB)
 
@@ -133,7 +135,7 @@ def test_an_endless_list_of_replays_is_read_in_bounded_memory(env: dict[str, str
 
 
 def test_the_pages_read_bombs_in_bounded_memory(bombs: Settings, env: dict[str, str]):
-    """The timeline page by page, the player's data, and the raw bytes."""
+    """The requests are for the timeline page by page, the player's data, and the raw bytes."""
     path = f"/api/replays/{PROJECT}/{REPLAY}"
     with pages(env) as (client, pid):
         first: int | None = 0

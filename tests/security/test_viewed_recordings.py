@@ -151,7 +151,7 @@ def test_a_hostile_recording_makes_no_connection(stored: Settings, listener: Lis
         frame = page.frame_locator(".replayer-wrapper iframe").locator("html")
         page.locator(".rr-controller__btns button").first.click()
         page.frame_locator(".replayer-wrapper iframe").locator("html[data-over=yes]").wait_for()
-        assert frame.locator("iframe").count() >= 1  # it is drawn, and links nowhere
+        assert frame.locator("iframe").count() >= 1  # The link is drawn, but has no target.
         assert listener.heard == []
 
         page.get_by_text("Load images, styles and fonts").click()
@@ -191,7 +191,7 @@ def test_a_link_from_elsewhere_allows_nothing(stored: Settings, listener: Listen
 
 
 def drawn(nodes: list[dict[str, object]]) -> list[dict[str, object]]:
-    """A page with these nodes in its body, and a mark once it was played to its end."""
+    """A page with these nodes in its body, and a mark that appears once it was played to its end."""
     page, head, body = element(2, "html"), element(3, "head"), element(4, "body")
     page["childNodes"], body["childNodes"] = [head, body], nodes
     document = {"type": 0, "id": 1, "childNodes": [page]}
@@ -231,14 +231,16 @@ def test_the_permission_covers_the_named_hosts_only(stored: Settings, listener: 
         named = page.locator("#notices").inner_text()
     hidden.close()
 
-    assert hidden.address.removeprefix("http://") not in named  # else it would be permitted rightly
+    assert hidden.address.removeprefix("http://") not in named  # otherwise it would rightly be permitted
     assert b"/named" in b"".join(listener.heard)
     assert hidden.heard == []
 
 
 @pytest.mark.parametrize("host", ["https:", "*", "a;script-src", "'unsafe-eval'", "data:", "a b", "", "a:b"])
 def test_the_permission_holds_host_names_only(stored: Settings, host: str):
-    """Given anything but a name with an optional port, when it is to be permitted, then the page is refused."""
+    """Given anything but a host name with an optional port, when a link asks to permit it, then the page is
+    refused.
+    """
     with running(stored) as announced:
         address, link = announced.get(timeout=30)
         path = f"/replay/{PROJECT}/{REPLAY}?elsewhere="

@@ -52,7 +52,7 @@ def pages(passwords: str = "", **options: bool) -> Iterator[tuple[str, list[str]
 
 @pytest.mark.parametrize("passwords", ["", LOGIN])
 def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
-    """No page, no script, no API response; and no address that reveals whether something exists."""
+    """No page, no script and no API response is sent, and no address reveals whether something exists."""
     with pages(passwords) as (address, _):
         stranger = Client(address)
         answers = {path: stranger.get(path).status for path in PATHS}
@@ -64,7 +64,7 @@ def test_an_unauthenticated_visitor_sees_nothing(passwords: str):
 
 
 def test_the_link_works_once_and_is_followed_by_another():
-    """A link in a shell's history is useless once it was used."""
+    """A link that was used is useless to others, for example in a shell's history."""
     with pages() as (address, links):
         first = Client(address).get(links[0])
         again = Client(address).get(links[0])
@@ -78,7 +78,7 @@ def test_the_link_works_once_and_is_followed_by_another():
 
 
 def test_the_session_is_valid_for_this_server_only():
-    """The cookie is inaccessible to scripts and other sites, and ends with the process."""
+    """The session cookie is inaccessible to scripts and other sites, and is invalid once the process ends."""
     with pages() as (address, links):
         cookie = Client(address).get(links[0]).headers["Set-Cookie"]
         mine = cookie.partition(";")[0]
@@ -92,8 +92,9 @@ def test_the_session_is_valid_for_this_server_only():
 
 
 def test_passwords_cannot_be_guessed_at_speed():
-    """After the first few, no password is checked for a while, not even the right one; existing sessions stay
-    valid."""
+    """After the first few attempts, no password is checked for a while, not even the right one; existing sessions
+    stay valid.
+    """
     with structlog.testing.capture_logs() as logged, pages(LOGIN) as (address, links):
         inside = signed_in(address, links[0])
         guesses = [Client(address, f"ann:guess-{number}").get("/") for number in range(60)]
@@ -114,7 +115,7 @@ def test_passwords_cannot_be_guessed_at_speed():
 
 
 def test_a_wrong_link_is_throttled_and_the_right_one_never():
-    """Otherwise an attacker who guesses could lock everybody out."""
+    """Without this exception an attacker who guesses could lock everybody out."""
     with pages() as (address, links):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -123,7 +124,7 @@ def test_a_wrong_link_is_throttled_and_the_right_one_never():
 
 
 def test_wrong_links_keep_no_password_out():
-    """Any site can make a browser open wrong links here, as often as it likes."""
+    """Any other site can make a browser open wrong links here, as often as it likes."""
     with pages(LOGIN) as (address, _):
         guesses = [Client(address).get(f"/login?token=guess{number}").status for number in range(20)]
 
@@ -132,7 +133,7 @@ def test_wrong_links_keep_no_password_out():
 
 
 def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
-    """Measured with a fake clock."""
+    """The delay is measured with a fake clock."""
     now = [0.0]
     throttle = Throttle(lambda: now[0])
     delays = []
@@ -154,7 +155,7 @@ def test_the_delay_doubles_up_to_a_minute_and_is_forgiven():
 
 
 def test_a_session_ends():
-    """After half a day, by the same process's clock."""
+    """A session ends after half a day by the clock of the process."""
     now = [0.0]
     login = Login(Settings(), clock=lambda: now[0])
     cookie = login.cookie(Visitor("ann", LoginMethod.LINK))
@@ -169,7 +170,9 @@ def test_a_session_ends():
     "host", ["rebound.example", "127.0.0.1.rebound.example", "localhost.rebound.example", "[::1]"]
 )
 def test_other_host_names_are_refused(host: str):
-    """A page elsewhere that resolves its own name to this address gets nothing, nor does the link's session."""
+    """A foreign page that resolves its own host name to this address gets no data, even with the link's
+    session.
+    """
     with pages() as (address, links):
         me = signed_in(address, links[0])
 
@@ -177,7 +180,7 @@ def test_other_host_names_are_refused(host: str):
 
 
 def test_login_is_disabled_only_by_the_option():
-    """The option is explicit; a page of another site still reads nothing."""
+    """The option must be explicit; a page of another site still cannot read anything."""
     with pages(login=False) as (address, links):
         stranger = Client(address)
 
@@ -189,7 +192,7 @@ def test_login_is_disabled_only_by_the_option():
 
 @pytest.mark.parametrize("passwords", ["ann:", "ann", ":a-long-password", "ann:short", "ann:a-long,password"])
 def test_the_pages_do_not_start_with_a_password_that_is_guessed(passwords: str):
-    """The same rule as Flower's for this setting; a comma in a password would split it into two logins."""
+    """The rule is the same as Flower's for this setting; a comma in a password would split it into two logins."""
     done = PARENTS.run(
         [sys.executable, "-m", "ingest.cli", "web", "--port", "0"],
         {**os.environ, "REPLAYS_FLOWER_BASIC_AUTH": passwords},

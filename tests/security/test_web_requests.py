@@ -1,4 +1,4 @@
-"""A bad request is the client's fault: 4xx for any bytes, and the server continues."""
+"""A bad request is the client's fault: any bytes get a 4xx status, and the server continues."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TARGETS = (
     f"/api/replays/{REPLAY}/segments/{'9' * 18}",
     f"/api/replays/{REPLAY}/segments/-1",
     f"/api/replays?project={LONG_NUMBER}",
-    "/api/replays?project=%D9%A7",  # a digit, but not an ASCII one
+    "/api/replays?project=%D9%A7",  # This character is a digit, but not an ASCII one.
     "/api/replays?project=%C2%B2",
     "/api/replays?limit=1e3",
     "/api/replays?limit=0x10",
@@ -126,7 +126,7 @@ def status_of(client: Client, method: str, target: str, *headers: str, body: byt
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[:40])
 def test_no_address_is_an_error_of_ours(client: Client, target: str):
-    """Below 500 for any address; and nothing outside the static files is sent."""
+    """Any address gets a status below 500, and nothing outside the static files is sent."""
     assert 200 <= status_of(client, "GET", target) < 500
     if target.startswith("/static/"):
         assert status_of(client, "GET", target) >= 400
@@ -134,7 +134,7 @@ def test_no_address_is_an_error_of_ours(client: Client, target: str):
 
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_no_body_is_an_error_of_ours(client: Client, number: int):
-    """With the page's own token, so that it is read."""
+    """The request has the page's own token, so that its body is read."""
     token = f"{TOKEN_HEADER}: {client.get('/api/operate').json['token']}"
     for path in ("/api/operate/batches/retry", "/api/operate/batches/abandon", "/api/operate/letters"):
         sent = (token, "Content-Type: application/json")
@@ -145,7 +145,7 @@ def test_no_body_is_an_error_of_ours(client: Client, number: int):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_no_header_is_an_error_of_ours(client: Client, number: int):
-    """On pages, files, videos and missing addresses."""
+    """Headers are tested on pages, files, videos and missing addresses."""
     for path in ("/", "/static/list.js", f"/api/replays/{REPLAY}/segments/0/video", "/login", "/nowhere"):
         assert 200 <= status_of(client, "GET", path, HEADERS[number]) < 500
 
@@ -165,7 +165,7 @@ def test_a_client_that_sends_no_request_keeps_no_connection(
 
 
 def test_random_requests_are_no_errors_of_ours(client: Client):
-    """Random combinations of parts of good and bad requests."""
+    """The requests are random combinations of parts of good and bad requests."""
     chosen = random.Random(SEED)
     pieces = ["/", "/api", "/replays", "/7", "/" + "a" * 32, "/static", "/operate", "/segments", "/0", "/timeline"]
     pieces += [

@@ -31,7 +31,7 @@ def regressions() -> list[int]:
 
 @cache
 def worlds(start: int, count: int) -> tuple[Counter[str], list[Outcome]]:
-    """All of these seeds once, shared by the tests that inspect them."""
+    """The worlds of these seeds, which run once and are shared by the tests that inspect them."""
     _, _, marks, failures = try_seeds(range(start, start + count))
     return marks, failures
 
@@ -43,7 +43,7 @@ def explain(failures: list[Outcome]) -> str:
 
 
 def test_every_invariant_holds_in_every_world() -> None:
-    """Kafka, Redis, the fleet, sinks and readers fail in any way: nothing is lost, nothing is duplicated."""
+    """Whatever fails in Kafka, Redis, the fleet, sinks and readers, nothing is lost and nothing is duplicated."""
     _, failures = worlds(0, FIXED_SEEDS)
     assert not failures, explain(failures)
 
@@ -69,7 +69,7 @@ def test_a_seed_that_failed_once_does_not_fail_again(seed: int) -> None:
 
 
 def test_each_run_has_new_seeds_and_prints_them(capsys: pytest.CaptureFixture[str]) -> None:
-    """Before the first world, so that a run that hangs can be repeated."""
+    """The seeds are printed before the first world, so that a run that hangs can be repeated."""
     printed, firsts = set(), set()
     for _ in range(3):
         main(["--seeds", "1", "--json"])
@@ -88,7 +88,7 @@ def test_a_world_is_reproducible_from_its_seed() -> None:
 
 
 def test_a_world_does_not_depend_on_the_hash_seed() -> None:
-    """The same holds across processes, whatever the iteration order of their sets."""
+    """The same seed gives the same log across processes, whatever the iteration order of their sets."""
     summaries = []
     for hash_seed in ("1", "2"):
         done = subprocess.run(
@@ -104,7 +104,7 @@ def test_a_world_does_not_depend_on_the_hash_seed() -> None:
 
 
 def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
-    """The simulation without interference: a check of the model."""
+    """The simulation runs without faults, which checks the model itself."""
     calm = [attempt(replace(Shape.draw(seed), faults=(), readers=1)) for seed in range(20)]
     assert [outcome.checker for outcome in calm] == [""] * len(calm)
     for mark in ("parked", "undispatched", "commit_fenced", "lost", "out_of_range", "token_skipped"):
@@ -112,7 +112,7 @@ def test_a_world_without_faults_parks_nothing_and_repeats_nothing() -> None:
 
 
 def test_a_failure_is_reduced_to_its_smallest_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug planted in the ledger is found, and the reduced log is short and has no needless fault."""
+    """A bug planted in the ledger is found, and the reduced log is short and has no unnecessary fault."""
     import ingest.core.ledger as ledger
 
     def committable(self: ledger.Ledger, source: object) -> int | None:

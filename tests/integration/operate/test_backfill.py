@@ -35,7 +35,7 @@ SEGMENTS, AT_ONCE = 60, 20
 
 @dataclass(frozen=True)
 class Stored:
-    """Recordings and rows, written like the fleet does."""
+    """Recordings and rows, written as the fleet writes them."""
 
     env: dict[str, str]
     settings: Settings
@@ -65,7 +65,7 @@ class Stored:
         return rows
 
     def tables(self) -> tuple[list[Any], list[Any]]:
-        """The contents of both stores, each identity once."""
+        """The contents of both stores, with each identity once."""
         facts = self.bigquery(
             "SELECT DISTINCT project_id, row_id, event_type, timestamp, segment_id, org_id, attributes FROM FACTS "
             "ORDER BY project_id, row_id"
@@ -175,7 +175,9 @@ def project_of(stored: Stored) -> int:
 
 @pytest.mark.parametrize("stored", ["segment"], indirect=True)
 def test_it_asks_for_confirmation_before_it_writes(stored: Stored) -> None:
-    """Answering no changes nothing; a script must pass --yes; an empty selection is a usage error."""
+    """If the operator answers no, nothing changes; a script must pass --yes; an empty selection is a usage
+    error.
+    """
     stored.clickhouse(f"ALTER TABLE replays DELETE WHERE {CLICKS} SETTINGS mutations_sync = 2")
     before = stored.tables()
 

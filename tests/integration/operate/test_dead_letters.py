@@ -35,7 +35,9 @@ def first_format(item: DeadLetter) -> DeadLetter:
 
 @pytest.mark.parametrize("older", [False, True], ids=["this format", "the first format"])
 def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older: bool) -> None:
-    """Blob and rows; equal letters are written once; a second replay finds nothing to do."""
+    """The refused blob and row are written; equal letters are written once; a second replay finds nothing to
+    do.
+    """
     written = [refusal(topics, SinkName.GCS, items_of(batch(topics), SinkName.GCS)[0])] * 2
     written += [refusal(topics, SinkName.CLICKHOUSE, row) for row in items_of(batch(topics), SinkName.CLICKHOUSE)]
     topics.write(*(first_format(letter) if older else letter for letter in written))
@@ -56,7 +58,9 @@ def test_a_refused_item_is_written_to_its_sink_and_marked(topics: Topics, older:
 
 
 def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Topics) -> None:
-    """The first format kept them next to ours. They named another project's recording, and hid the letter."""
+    """The first format kept a producer's headers next to ours. These name another project's recording and mark
+    another letter as replayed.
+    """
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
     origin = (("topic", topics.settings.kafka_topic.encode()), ("partition", b"0"), ("offset", b"0"))
@@ -77,7 +81,9 @@ def test_a_producers_headers_cannot_turn_garbage_into_a_refused_item(topics: Top
 
 
 def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) -> None:
-    """It names their object and one of our messages; the message does not produce such an object."""
+    """The forged letter names another project's object and one of our messages, but that message does not produce
+    such an object.
+    """
     name = topics.theirs.blobs[0].name
     topics.store(name, b"theirs")
     topics.write(forged(topics, "gcs", "blob", name, b"overwritten"))
@@ -90,7 +96,9 @@ def test_a_letter_cannot_overwrite_another_projects_recording(topics: Topics) ->
 
 
 def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None:
-    """Right name, right message, other bytes: the message's own item is written."""
+    """The forged letter has the right name and the right message but other bytes: the message's own item is
+    written.
+    """
     name = topics.mine.blobs[0].name
     topics.write(forged(topics, "gcs", "blob", name, b"other bytes"))
 
@@ -101,7 +109,7 @@ def test_a_letter_cannot_change_the_items_of_its_message(topics: Topics) -> None
 
 
 def test_a_tables_name_is_never_sql(topics: Topics) -> None:
-    """It would run with the operator's rights."""
+    """SQL in a table name would run with the operator's rights."""
     (row, *_) = items_of(batch(topics), SinkName.CLICKHOUSE)
     assert isinstance(row, Row)
     tables = [
@@ -121,7 +129,7 @@ def test_a_tables_name_is_never_sql(topics: Topics) -> None:
 
 
 def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
-    """Nothing verifies it then; its names are still checked."""
+    """Without its message an item's content cannot be verified; its names are still checked."""
     name, content = topics.mine.blobs[0].name, b"as the letter has it"
     topics.write(forged(topics, "gcs", "blob", name, content, offset=50))
     topics.write(forged(topics, "gcs", "blob", f"{name}/../../1", content, offset=50))
@@ -136,7 +144,9 @@ def test_an_item_without_its_message_needs_an_option(topics: Topics) -> None:
 
 
 def test_with_a_shared_key_only_sealed_letters_are_replayed_by_default(topics: Topics) -> None:
-    """Without the key, no dead letter can be forged or hidden. A sealed one is trusted without its original."""
+    """Only a holder of the key can forge a letter or mark one as replayed; a sealed letter can be replayed without
+    its original message.
+    """
     settings = Settings(**{**topics.settings.model_dump(), "shared_key": "a-key-of-this-test-0123456789-0123"})
     keyed, dlq = Topics(settings, topics.mine, topics.theirs), settings.dlq_topic
     label = Label("not_msgpack", "", Origin(settings.kafka_topic, 0, 2), "b", 5)
@@ -219,7 +229,7 @@ def test_a_message_counts_as_replayed_only_with_the_same_bytes(topics: Topics) -
 
 
 def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
-    """In a message, in its headers, in an item's name or bytes."""
+    """The replay is mentioned in a message, in its headers, or in an item's name or bytes."""
     topic = topics.settings.kafka_topic
     label = Label("not_msgpack", "", Origin(topic, 0, 1), "b", 5, (("trace", MINE.encode()),))
     topics.write(DeadLetter(None, b"x", label.encode(), 1))
@@ -237,7 +247,7 @@ def test_letters_that_mention_a_replay_are_found(topics: Topics) -> None:
 
 @pytest.mark.parametrize("value", [None, b""])
 def test_null_and_empty_values_are_preserved(topics: Topics, value: bytes | None) -> None:
-    """From the topic into a dead letter, back into the topic, and through the parser."""
+    """The values pass from the topic into a dead letter, back into the topic, and through the parser."""
     source = topics.settings.kafka_topic
     topics.produce(source, b"key", value)
     record = topics.records()[-1]

@@ -41,12 +41,12 @@ from tests.kit.store import Key, Store, batch_of, write
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 SEGMENTS = 24
 DAY_SECONDS = 86_400
-OLD_SECONDS = 3 * DAY_SECONDS  # no redelivery any more, and within every retention
+OLD_SECONDS = 3 * DAY_SECONDS  # old enough that redelivery is over, and within every retention
 
 
 @pytest.fixture(params=["packed", "segment"])
 def store(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
-    """In both layouts."""
+    """A store in each of the two layouts."""
     yield from stored(stack, fresh_name("e"), request.param)
 
 
@@ -57,7 +57,7 @@ def packed(stack: Stack, fresh_name: Callable[[str], str]) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def untouched(stack: Stack) -> Iterator[Store]:
-    """For tests that change nothing."""
+    """A store for tests that change nothing."""
     yield from stored(stack, f"e_{uuid.uuid4().hex[:10]}", "packed")
 
 
@@ -142,7 +142,7 @@ def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> No
 
 
 def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
-    """An operator may answer no; no tombstone remains then."""
+    """If the operator answers no, no tombstone remains."""
     before, bucket = untouched.everything(untouched.victim), untouched.bucket_bytes()
 
     told = untouched.run("--dry-run")
@@ -158,7 +158,9 @@ def test_a_dry_run_and_a_no_change_nothing(untouched: Store) -> None:
 
 
 def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, tmp_path: Path) -> None:
-    """A dry run changes nothing; the certificate lists what was removed of each; other users keep theirs."""
+    """A dry run changes nothing; the certificate lists what was removed of each replay; replays of other users are
+    kept.
+    """
     project = packed.victim[0]
     server = clickhouse.client(packed.settings)
     named = (
@@ -201,7 +203,7 @@ def test_a_user_and_a_list_are_erased_in_bulk_with_a_certificate(packed: Store, 
 
 
 def test_an_unknown_replay_is_reported_in_one_sentence(untouched: Store) -> None:
-    """The error names the project that has it, if the given project was wrong. An invalid id is a usage error."""
+    """If the wrong project was given, the error names the right one. An invalid id is a usage error."""
     unknown = untouched.erase(which=(untouched.victim[0], "f" * 32))
     elsewhere = untouched.erase(which=(99, untouched.victim[1]))
     wrong = untouched.erase(which=(99, "not-an-id"))
@@ -276,7 +278,8 @@ def test_undeletable_data_is_reported_and_the_rest_is_erased(
     packed: Store, children: Children, tmp_path: Path
 ) -> None:
     """BigQuery cannot delete recently streamed rows, Kafka no single dead letter, and a parked batch may hold more
-    of the replay: exit code 1, and what to do about each."""
+    of the replay: exit code 1, and the output says what to do about each.
+    """
     server = BigQuery(children, tmp_path / "bigquery", streaming_buffer_seconds=3600)
     server.start()
     env = {**packed.env, "REPLAYS_BIGQUERY_ENDPOINT": server.address}
@@ -302,7 +305,7 @@ def test_undeletable_data_is_reported_and_the_rest_is_erased(
 
 
 def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Store) -> None:
-    """A versioned bucket with soft delete and a concurrent writer: the responses are scripted.
+    """The responses of a versioned bucket with soft delete and a concurrent writer are scripted.
 
     The emulators keep neither old generations nor deleted objects.
     """
@@ -347,7 +350,7 @@ def test_a_lost_race_is_retried_and_older_generations_are_deleted(untouched: Sto
 
 
 def test_an_index_that_points_beyond_its_object_is_refused() -> None:
-    """Nothing is overwritten then: an operator must look first."""
+    """Nothing is overwritten in this case: an operator must investigate first."""
     content = bytearray(b"before")
 
     with pytest.raises(EraseFailed, match="6 bytes, its index says 7"):

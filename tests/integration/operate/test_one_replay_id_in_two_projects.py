@@ -1,5 +1,5 @@
-"""Two projects record under one replay_id, as anybody who knows it can do: each has all of its own data
-everywhere.
+"""Two projects record under one replay_id, which anybody who knows the id can do: every sink keeps all data of
+both.
 
 Their messages differ only in one text, so that every identity within the replay is the same in both: clicks,
 facts, segments, the outcome.
@@ -45,14 +45,16 @@ from tests.kit.store import Key, Store, batch_of, write
 
 PARTS = ("kafka", "redis", "gcs", "clickhouse", "bigquery")
 REPLAY_ID = "c0ffee00000000000000000000000014"
-OLD_SECONDS = 3 * 86_400  # redelivery must be impossible, so that it can be erased permanently
+OLD_SECONDS = 3 * 86_400  # old enough that redelivery is impossible
 SEGMENTS = 2
 GAPS = {"seconds": 5, "minutes": 300}
 
 
 @dataclass(frozen=True)
 class Two(Store):
-    """The erased replay and its neighbor have the same replay_id here. `segments`: as parsed, by project."""
+    """The erased replay and its neighbor have the same replay_id here. `segments` are the parsed segments by
+    project.
+    """
 
     segments: dict[int, list[Segment]]
     expected: Expectation
@@ -69,7 +71,9 @@ def two(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[Two]:
-    """Both were written, one project after the other. Seconds apart: within BigQuery's insertId window."""
+    """Writes both projects, one after the other. A gap of seconds is within BigQuery's insertId window; a gap of
+    minutes is past it.
+    """
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
@@ -111,7 +115,7 @@ def message(project_id: int, segment_id: int, received: int) -> bytes:
 
 
 def produce(settings: Settings, values: list[bytes]) -> list[Segment]:
-    """Produced to partition 0, committed like a reader does, and parsed."""
+    """Produces the segment to partition 0, commits like a reader, and returns it parsed."""
     producer = Producer({"bootstrap.servers": settings.kafka_brokers})
     for value in values:
         producer.produce(settings.kafka_topic, value, partition=0)
@@ -136,8 +140,9 @@ def facts(settings: Settings, table: str) -> Counter[tuple[int, str, str]]:
 
 @pytest.mark.parametrize("two", BOTH_ORDERS, indirect=True, ids=str)
 def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: Two) -> None:
-    """Counted per project and compared with the parsed data. A dead letter of the other project leaves no erasure
-    unfinished."""
+    """Rows are counted per project and compared with the parsed data. A dead letter of the other project leaves no
+    erasure unfinished.
+    """
     rows = [
         msgspec.json.decode(row.json) for some in two.segments.values() for one in some for row in one.bigquery
     ]
@@ -174,7 +179,9 @@ def test_each_is_complete_in_every_sink_and_erasing_one_leaves_the_other(two: Tw
 
 @pytest.mark.parametrize("two", BOTH_ORDERS[:1], indirect=True, ids=str)
 def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: Two) -> None:
-    """Facts and an outcome of one project are deleted. The other has such rows, and a sink refused one of them."""
+    """Facts and an outcome of one project are deleted. The other project has such rows, and a sink refused one of
+    them.
+    """
     delete_some(two, two.neighbour)
     refuse_outcome(two, two.victim)
 
@@ -186,7 +193,7 @@ def test_missing_rows_of_one_are_reported_regardless_of_the_other(two: Two) -> N
 
 
 def assert_shown(two: Two, which: Key) -> None:
-    """Its recordings, as read by both readers, and its row of the materialized view."""
+    """Asserts the project's recordings, as read by both readers, and its row of the materialized view."""
     blobs = [bytes(one.blobs[0].content) for one in two.segments[which[0]]]
     assert two.recordings(which) == blobs
     reads = Reads(two.settings)

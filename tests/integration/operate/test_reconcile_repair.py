@@ -117,7 +117,7 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
     row."""
     settings = system.settings
     reconcile.run(settings, Scope(), repair=True, per_second_max=FAST)
-    for _ in range(2):  # the second time, tokens of the first repair must not make ClickHouse skip the insert
+    for _ in range(2):  # In the second round, tokens of the first repair must not make ClickHouse skip the insert.
         gone = damage(settings, sorted(system.expected.objects))
 
         account = reconcile.run(settings, Scope(), repair=True, per_second_max=FAST, by="oncall")
@@ -201,7 +201,9 @@ def damage_packed(settings: Settings) -> dict[str, set[str]]:
 
 
 def test_only_the_requested_range_is_checked(system: System) -> None:
-    """Half of one partition; uncommitted messages are listed, not checked; nothing is written without repair."""
+    """The range is half of one partition; uncommitted messages are listed, not checked; nothing is written without
+    --repair.
+    """
     end = system.produced.ends[0]
 
     account = reconcile.run(system.settings, Scope(partition=0, start=2, stop=end // 2))
@@ -270,7 +272,7 @@ def test_a_topic_that_is_not_there_is_one_clear_sentence(system: System) -> None
 
 
 def test_offsets_and_times_cannot_be_combined() -> None:
-    """A scope is either one."""
+    """A scope is given either by offsets or by times."""
     with pytest.raises(ValueError, match="which"):
         Scope(start=3)
     with pytest.raises(ValueError, match="either"):
@@ -279,7 +281,9 @@ def test_offsets_and_times_cannot_be_combined() -> None:
 
 @pytest.mark.kafka
 def test_a_window_of_time_selects_by_the_timestamps_of_messages(system_on_apache: System) -> None:
-    """From the first message that is recent enough to the first one that is too recent, on all partitions."""
+    """The window reaches from the first message that is recent enough to the first one that is too recent, on all
+    partitions.
+    """
     settings, now = system_on_apache.settings, time.time()
 
     everything = reconcile.run(settings, Scope(since=now - 600, until=now + 600))

@@ -34,7 +34,7 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Kept:
-    """A bucket and tables with `segments`, written like the fleet does."""
+    """A bucket and tables with `segments`, written as the fleet writes them."""
 
     env: dict[str, str]
     settings: Settings

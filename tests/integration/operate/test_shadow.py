@@ -94,7 +94,9 @@ def live(request: pytest.FixtureRequest, stack: Stack, fresh_name: Callable[[str
 
 
 def test_only_injected_differences_are_found(live: Live) -> None:
-    """A wrong row, an unexpected row, a lost row, a lost object and one with other bytes."""
+    """The differences are a wrong row, an unexpected row, a lost row, a lost object, and an object with other
+    bytes.
+    """
     before, offsets = live.found(), live.committed()
     wrong, lost, spoiled = inject(live)
     after = live.found()
@@ -128,7 +130,7 @@ Segment = tuple[str, int]
 
 
 def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
-    """(segment with a wrong row, segment without its row, recordings by fault)."""
+    """Returns (segment with a wrong row, segment without its row, recordings by fault)."""
     server = clickhouse.client(live.settings)
     columns = "replace(toString(replay_id), '-', ''), segment_id"
     rows = server.query(f"SELECT {columns}, object FROM replay_segments FINAL ORDER BY object").result_rows
@@ -160,7 +162,7 @@ def inject(live: Live) -> tuple[Segment, Segment, dict[str, set[Segment]]]:
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
 def test_it_follows_the_commits_of_the_group(live: Live) -> None:
-    """Nothing is new in the first round, half of a partition in the second, the rest in the third."""
+    """The first round finds nothing new, the second half of a partition, the third the rest."""
     end = live.produced.ends[0]
     live.commit(0, 2)
     commits = iter((None, end // 2, end))
@@ -184,7 +186,7 @@ def test_it_follows_the_commits_of_the_group(live: Live) -> None:
 
 
 def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers: str) -> None:
-    """No traceback: the last line names what is missing."""
+    """No traceback is printed: the last line names what is missing."""
     env = {"REPLAYS_KAFKA_BROKERS": kafka_brokers, "REPLAYS_SINKS": "gcs,clickhouse,dead_letter"}
     env |= {"GOOGLE_APPLICATION_CREDENTIALS": "", "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": "/nonexistent"}
 
@@ -198,7 +200,7 @@ def test_a_missing_server_or_credentials_are_reported_in_one_line(kafka_brokers:
 
 @pytest.mark.parametrize("live", ["segment"], indirect=True)
 def test_a_range_and_a_rate_limit_the_reading(live: Live) -> None:
-    """Half of one partition, slowly; offsets without a partition are a usage error."""
+    """The command reads half of one partition slowly; offsets without a partition are a usage error."""
     end = live.produced.ends[0]
 
     found = live.found("--partition", "0", "--start", "2", "--stop", str(end // 2), "--rate", "20")

@@ -33,7 +33,7 @@ DEADLINE_SECONDS = 60.0
 
 
 class PlainParser:
-    """Every message is a segment."""
+    """A parser that turns every message into a segment."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -132,7 +132,7 @@ class Reader:
         ]
 
     def crash(self) -> None:
-        """From the group's point of view the process is gone: nothing is drained, nothing is committed."""
+        """Simulates a crash: nothing is drained and nothing is committed."""
         self.source.subscribe(lambda event: None, lambda sources: None)
         self.source.close()
 
@@ -218,7 +218,7 @@ def test_settled_batches_are_committed_one_past_their_last_message(brokers: str,
 
 @pytest.mark.kafka
 def test_a_broker_stores_the_longest_record_by_default(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """Up to the last byte; if Kafka refused the record, the offset would be lost too."""
+    """The record fills the limit up to the last byte; if Kafka refused it, the offset would be lost too."""
     stops = tuple(range(40, 100_000, 40))
     longest = cut_record.encode(0, cut_record.Record(stops=stops), Limits().cut_record_bytes_max)
     assert len(longest) >= Limits().cut_record_bytes_max - 1
@@ -305,8 +305,8 @@ def test_a_reader_assigned_partitions_while_leaving_leaves_at_once(
         given = wait_for_assignment(apache_kafka.address, group, 2, seconds=15)
         if given or not attempts_left:
             break
-        # A callback of the previous rebalance still waited for a poll of the first reader, which delays the next
-        # rebalance.
+        # A callback of the previous rebalance may still wait for a poll of the first reader, which would delay the
+        # next rebalance.
         first.step_until(lambda: len(first.pipeline.sources) == 2)
     assert len(first.pipeline.sources) == 1, "the second partition waits to be told, as nobody polled"
 
@@ -365,7 +365,7 @@ def test_a_stalled_partition_is_refetched(brokers: str, topic: str) -> None:
 
 
 def test_shutdown_commits_settled_batches(brokers: str, topic: str) -> None:
-    """SIGTERM with an open batch: it is flushed and committed, then the loop stops."""
+    """On SIGTERM an open batch is flushed and committed, then the loop stops."""
     produce(brokers, topic, 30)
     reader = Reader(brokers, topic, Limits(batch_age_seconds_max=300, batch_age_idle_seconds=300))
     reader.step_until(lambda: len(reader.seen(on.MessageParsed)) == 30)
@@ -393,7 +393,7 @@ def test_an_offset_outside_the_log_follows_the_policy(apache_kafka: JavaKafka, a
 
 @pytest.mark.kafka
 def test_the_policy_error_stops_the_reader(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """With `error` the reader stops and explains what to decide."""
+    """With the policy `error` the reader stops and explains what to decide."""
     produce(apache_kafka.address, apache_topic, 20)
     commit_far_ahead(apache_kafka.address, apache_topic)
     reader = Reader(apache_kafka.address, apache_topic, LIMITS, reset="error")
@@ -437,8 +437,9 @@ def test_the_end_after_transaction_markers_is_committed(apache_kafka: JavaKafka,
 
 
 def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, topic: str) -> None:
-    """Clients in other languages can send any bytes. The message is ingested without its headers, and so is the
-    next."""
+    """Clients in other languages can send any bytes as a header name. The message is ingested without its headers,
+    and the next one is ingested too.
+    """
     producer = RawProducer(brokers)
     producer.produce(topic, b"before", [(b"name", b"value")])
     for name in (b"\xff\xfe", b"caf\xe9"):
@@ -461,7 +462,7 @@ def test_a_header_name_that_is_not_text_does_not_stop_ingestion(brokers: str, to
 
 
 def starts(reader: Reader) -> dict[int, int | None]:
-    """The start of each partition that had no commit."""
+    """The start of each partition without a committed offset."""
     return {
         given.source.partition: given.start
         for event in reader.seen(on.PartitionsAssigned)
@@ -474,8 +475,9 @@ def starts(reader: Reader) -> dict[int, int | None]:
 def test_the_start_chosen_by_the_policy_is_committed_before_reading(
     apache_kafka: JavaKafka, apache_topic: str
 ) -> None:
-    """A reader that dies before its first batch leaves no choice to its successor: nothing in between is
-    skipped."""
+    """The successor of a reader that died before its first batch cannot choose another start, so nothing in
+    between is skipped.
+    """
     brokers, topic = apache_kafka.address, apache_topic
     produce(brokers, topic, 20)
     first = Reader(brokers, topic, LIMITS, reset="latest")
@@ -496,7 +498,9 @@ def test_the_start_chosen_by_the_policy_is_committed_before_reading(
 def test_an_added_partition_is_read_from_its_beginning(
     apache_kafka: JavaKafka, apache_topic: str, reset: str
 ) -> None:
-    """Its messages arrive before the group has discovered it. Under every policy, nothing is lost or skipped."""
+    """Messages arrive in the new partition before the group has discovered it. Under every policy, nothing is lost
+    or skipped.
+    """
     brokers = apache_kafka.address
     commit(brokers, apache_topic, [KafkaPartition(apache_topic, number, 0) for number in (0, 1)])
     reader = Reader(brokers, apache_topic, LIMITS, reset=reset)
@@ -614,7 +618,7 @@ def test_readers_that_die_before_the_offset_advances_are_counted(
 def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
     children: Children, tmp_path_factory: pytest.TempPathFactory, fresh_name: Callable[[str], str], bytes_max: int
 ) -> None:
-    """At once, down to none; offsets are still stored, and it is logged once."""
+    """The length falls at once, down to no record at all; offsets are still stored, and it is logged once."""
     options = {"offset.metadata.max.bytes": str(bytes_max)}
     server = JavaKafka(children, tmp_path_factory.mktemp("kafka"), name=fresh_name("kafka"), options=options)
     server.start()
@@ -634,8 +638,9 @@ def test_a_broker_that_stores_shorter_records_gets_shorter_ones(
 
 @pytest.mark.kafka
 def test_a_static_member_waits_until_its_instance_id_is_free(apache_kafka: JavaKafka, apache_topic: str) -> None:
-    """KIP-848 refuses a killed reader's successor until the session ends: it logs one line, does not exit, and
-    then reads."""
+    """Under KIP-848 the group refuses a killed reader's successor until the session ends: the successor logs one
+    line, does not exit, and then reads.
+    """
     static = {"group.protocol": "consumer", "group.instance.id": "one"}
     produce(apache_kafka.address, apache_topic, 20)
     first = Reader(apache_kafka.address, apache_topic, LIMITS, **static)

@@ -1,4 +1,6 @@
-"""Responses that mean "unavailable", each from a real server in that state, and servers that are refused."""
+"""Redis responses that mean "unavailable", each from a real server in that state, and kinds of servers that are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from tests.kit.prestarted import PARENTS
 
 @contextmanager
 def demoted(admin: Any) -> Iterator[None]:
-    """A replica without a primary: its connections are open, and it accepts no writes."""
+    """A replica without a primary: it keeps its connections open and accepts no writes."""
     admin.replicaof("127.0.0.1", free_port())
     yield
     admin.replicaof("NO", "ONE")

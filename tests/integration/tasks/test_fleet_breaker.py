@@ -1,4 +1,6 @@
-"""The circuit breaker on a real Redis: what opens it, what may probe, and that no guarantee depends on it."""
+"""The circuit breaker on a real Redis: when it opens, which call may probe, and that no guarantee depends on
+it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def state(fleet: Fleet, sink: str = "clickhouse") -> str:
 
 
 def test_it_opens_cools_probes_and_closes(fleet: Fleet) -> None:
-    """One probe at a time; a failed probe doubles the cooldown; a successful one closes it for all."""
+    """One probe runs at a time; a failed probe doubles the cooldown; a successful one closes the breaker for all
+    workers.
+    """
     one, other = (Breaker(connect(fleet.settings), fleet.settings) for _ in range(2))
     for _ in range(3):
         one.report("clickhouse", one.ask("clickhouse"), worked=False)
@@ -63,7 +67,7 @@ def test_failures_among_more_successes_do_not_open_it(fleet: Fleet) -> None:
 
 
 def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
-    """A slow call that started while it was closed may succeed later: only the probe closes it."""
+    """A slow call that started while the breaker was closed may succeed later: only a probe closes it."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     early = breaker.ask("clickhouse")
     for _ in range(3):
@@ -75,7 +79,7 @@ def test_a_result_from_before_it_opened_changes_nothing(fleet: Fleet) -> None:
 
 
 def test_without_redis_it_allows_every_call(fleet: Fleet) -> None:
-    """It only saves work; no guarantee depends on it."""
+    """The breaker only saves work; no guarantee depends on it."""
     breaker = Breaker(connect(fleet.settings, retries=0), fleet.settings)
     fleet.redis.stop()
 
@@ -113,7 +117,7 @@ def test_an_unavailable_sink_costs_only_probes_and_the_others_continue(fleet: Fl
 
 
 def test_an_open_breaker_has_the_sinks_last_error(fleet: Fleet) -> None:
-    """The error shown for a batch that was not attempted: the sink's own, not the breaker's."""
+    """A batch that was not attempted shows the sink's own error, not the breaker's."""
     breaker = Breaker(connect(fleet.settings), fleet.settings)
     for number in range(3):
         breaker.report("gcs", Permit(PermitKind.CLOSED), worked=False, error=f"gcs: HTTP 503 number {number}")

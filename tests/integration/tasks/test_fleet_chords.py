@@ -17,7 +17,9 @@ from tests.kit.fleet import Fleet
 
 
 def test_both_stages_of_a_batch_complete(fleet: Fleet) -> None:
-    """Blobs first, then the rows and the dead letters, each reported once to the waiting reader."""
+    """Blobs are written first, then the rows and the dead letters; each stage is reported once to the waiting
+    reader.
+    """
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch(messages=130, rejects=2)
@@ -50,7 +52,9 @@ def test_durable_items_are_not_written_again(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("messages", [1, 3000])
 def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) -> None:
-    """The whole entry of the Redis list, for any batch size, at offsets of a busy topic's second year."""
+    """The size is that of the whole entry in the Redis list, for any batch size, at the offsets that a busy topic
+    reaches in its second year.
+    """
     dispatcher = fleet.dispatcher()
     batch = make_batch(messages=messages, start=123_456_789_000, partition=127)
 
@@ -64,7 +68,9 @@ def test_a_task_message_is_smaller_than_a_kilobyte(fleet: Fleet, messages: int) 
 
 
 def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
-    """kill -9 of the whole worker: after the visibility time-out another one runs its task again."""
+    """The whole worker is killed with kill -9: after the visibility time-out another worker runs its task
+    again.
+    """
     fleet.script("clickhouse", "slow 60")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker("first")
@@ -81,7 +87,7 @@ def test_a_worker_killed_during_a_flush_loses_nothing(fleet: Fleet) -> None:
 
 
 def test_a_task_that_always_kills_its_process_fails_eventually(fleet: Fleet) -> None:
-    """Poison is bounded: the chord fails, and the rest of the fleet continues."""
+    """The number of attempts is bounded: the chord fails, and the rest of the fleet continues."""
     fleet.script("bigquery", "die")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -132,7 +138,9 @@ def test_a_reader_whose_clock_is_a_day_behind_does_not_shorten_deadlines(
 
 
 def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet) -> None:
-    """The server does not name it: it is found by bisection, the others are written, and the stage completes."""
+    """The server does not name the row: it is found by bisection, the others are written, and the stage
+    completes.
+    """
     fleet.script("clickhouse", "refuse click-37")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -147,7 +155,7 @@ def test_a_row_that_clickhouse_never_accepts_becomes_a_dead_letter(fleet: Fleet)
 
 
 def test_a_task_that_runs_twice_writes_once(fleet: Fleet) -> None:
-    """A copy of each message, as after a visibility time-out: the second run finds the mark."""
+    """Each task message is delivered twice, as after a visibility time-out: the second run finds the done mark."""
     dispatcher = fleet.dispatcher()
     batch = make_batch()
     dispatcher.submit(do.Dispatch(batch, Stage.BLOBS, 1, 30.0))
@@ -190,7 +198,7 @@ def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: F
     fleet.redis.restart(kill=True, empty=True)
     fleet.script("clickhouse", "ok")
     event = None
-    for attempt in range(2, 12):  # the core's backoff, shortened
+    for attempt in range(2, 12):  # the core's backoff, shortened for this test
         event = fleet.settle(dispatcher, batch, Stage.ROWS, attempt=attempt)
         if isinstance(event, on.FlushSucceeded):
             break
@@ -199,7 +207,7 @@ def test_an_empty_restart_of_redis_repeats_one_attempt_and_loses_no_row(fleet: F
 
 
 def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
-    """For refused connections and for a hanging server: the dispatch fails, and the loop never waits."""
+    """If connections are refused or the server hangs, the dispatch fails, and the loop never waits."""
     dispatcher = fleet.dispatcher()
     fleet.redis.pause()
     try:
@@ -214,7 +222,9 @@ def test_a_stopped_redis_is_an_event_within_seconds(fleet: Fleet) -> None:
 
 
 def test_a_worker_process_that_dies_is_replaced_at_once(fleet: Fleet) -> None:
-    """SIGKILL of one worker process: its task is queued again without waiting for the visibility time-out."""
+    """When one worker process gets SIGKILL, its task is queued again without waiting for the visibility
+    time-out.
+    """
     fleet.script("gcs", "slow 60")
     dispatcher = fleet.dispatcher()
     fleet.worker()

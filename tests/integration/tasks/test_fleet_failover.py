@@ -49,7 +49,7 @@ def fleet_options(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 def during(change: Callable[[], object]) -> threading.Thread:
-    """Runs the load while that action is performed."""
+    """Performs the given action in a thread while the load runs."""
     thread = threading.Thread(target=change)
     thread.start()
     return thread
@@ -207,7 +207,7 @@ def test_a_batch_is_flushed_over_a_unix_socket(
 
 
 def ask_info(redis: Redis) -> str:
-    """Its databases."""
+    """The databases of this Redis."""
     return str(redis.ask("INFO", "keyspace"))
 
 

@@ -115,7 +115,7 @@ def test_a_failed_task_has_a_retry_button_for_its_batch(fleet: Fleet, flower: As
 
 
 def test_a_parked_batch_is_retried_from_flowers_api(fleet: Fleet, flower: Ask) -> None:
-    """POST /api/task/async-apply/retry_batch with only the batch's id."""
+    """The request is POST /api/task/async-apply/retry_batch with only the batch's id."""
     failed_task(fleet, flower)
     body = json.dumps({"args": ["ingest-replay-recordings-0-0-3"]})
 
@@ -132,10 +132,10 @@ def test_unauthenticated_users_see_nothing(flower: Ask) -> None:
     """Pages, API and metrics require the password; the health check returns OK to a probe."""
     for path in ("/", "/tasks", "/api/workers", "/metrics", "/broker"):
         assert flower(path, password=None)[0] == 401
-    for path in ("/", "/api/workers", "/metrics"):  # further attempts would be throttled
+    for path in ("/", "/api/workers", "/metrics"):  # Further attempts would be throttled.
         assert flower(path, password="operator:wrong-password")[0] == 401
     assert flower("/metrics")[0] == 200
-    assert flower("/retry-batch")[0] == 405  # our route exists; it accepts POST only
+    assert flower("/retry-batch")[0] == 405  # Our route exists, and accepts POST only.
     assert flower("/healthcheck", password=None) == (200, "OK")
 
 
@@ -184,6 +184,8 @@ def test_it_never_starts_without_authentication(
     ],
 )
 def test_flower_requires_a_safe_login(values: dict[str, str]) -> None:
-    """No password, a guessable one, or open access: the error names the setting to set instead."""
+    """Without a password, with a guessable one, or with open access, the error names the setting to set
+    instead.
+    """
     with pytest.raises(FlowerRefused, match="REPLAYS_FLOWER_"):
         options(Settings(**values))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def fleet_options() -> dict[str, str]:
 
 
 def test_a_sink_that_ignores_its_deadline_is_interrupted(fleet: Fleet) -> None:
-    """The soft limit ends the run, the task is postponed, the next run works. No process stays occupied."""
+    """The soft limit ends the run, the task is postponed, and the next run works. No process stays occupied."""
     fleet.script("clickhouse", "slow 120")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -50,7 +50,9 @@ def test_a_sink_that_cannot_be_interrupted_is_killed(fleet: Fleet) -> None:
 
 
 def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
-    """64, 16, 4, 1: each run makes most of the items durable, in more runs than the task may fail."""
+    """The runs get 64, 16, 4 and 1 items: each makes most of its items durable, and there are more runs than the
+    failures that a task may have.
+    """
     fleet.script("gcs", "scattered")
     dispatcher = fleet.dispatcher()
     fleet.worker()
@@ -65,7 +67,7 @@ def test_a_few_failed_items_do_not_fail_the_task(fleet: Fleet) -> None:
 
 
 def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
-    """SIGTERM, a warm shutdown: nothing is lost, nothing is done twice."""
+    """SIGTERM starts a warm shutdown: nothing is lost and nothing is done twice."""
     fleet.script("clickhouse", "slow 1")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker()
@@ -81,7 +83,9 @@ def test_a_worker_in_a_warm_shutdown_finishes_its_task(fleet: Fleet) -> None:
 
 
 def test_a_worker_in_a_soft_shutdown_requeues_its_task(fleet: Fleet) -> None:
-    """SIGQUIT, a soft shutdown: after a moment the task is queued again, long before its visibility time-out."""
+    """SIGQUIT starts a soft shutdown: after a moment the task is queued again, long before its visibility
+    time-out.
+    """
     fleet.script("clickhouse", "slow 3")
     dispatcher = fleet.dispatcher()
     worker = fleet.worker()

@@ -1,4 +1,6 @@
-"""Messages over the broker: JSON that decodes to the same values, optionally signed, and nothing else."""
+"""Messages over the broker are JSON that decodes to the same values, optionally signed; other formats are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.kit.fleet import Fleet
     "name", ["flush_gcs", "flush_clickhouse", "flush_bigquery", "flush_datadog", "flush_dead_letter"]
 )
 def test_every_flush_signature_survives_json(fleet: Fleet, name: str) -> None:
-    """The worker reads what `start` creates."""
+    """The worker can read what `start` creates."""
     app = publisher(fleet.settings)
     kwargs = {"batch": "recordings-0-0-3:digest", "task": "rows/clickhouse/0", "until": 1_700_000_000}
     complete = app.signature("complete", immutable=True, link_error=[app.signature("chord_failed")])

@@ -59,7 +59,9 @@ def park(fleet: Fleet, topic: str, start: int, stop: int) -> str:
 def test_an_abandoned_batch_is_dead_lettered_before_its_reader_is_notified(
     fleet: Fleet, kafka_brokers: str, topic: str
 ) -> None:
-    """The range's original messages with the reason, the audit entry, then the reader continues."""
+    """The range's original messages become dead letters with the reason, then the audit entry is written, then the
+    reader continues.
+    """
     fleet.dispatcher()
     batch_id = park(fleet, topic, 1, 4)
     settings = Settings(kafka_brokers=kafka_brokers, kafka_topic=topic)
@@ -163,7 +165,7 @@ def test_a_lease_does_not_depend_on_the_clock_of_its_reader(
 
 
 def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -> None:
-    """Otherwise the operator gets the reason why nothing was done."""
+    """In all other cases the operator is told why nothing was done."""
     coordination = Coordination(fleet.client, fleet.settings)
     with pytest.raises(NotParked, match="batches ls"):
         retry(coordination, "recordings-0-0-3", "ann")
@@ -175,7 +177,7 @@ def test_only_a_parked_batch_of_a_running_reader_can_be_operated(fleet: Fleet) -
 
 
 def test_a_parked_batch_is_retried_through_the_fleet(fleet: Fleet) -> None:
-    """The task that Flower starts, in a worker: the reader is notified, retries, and the batch settles."""
+    """A worker runs the task that Flower starts: the reader is notified and retries, and the batch settles."""
     dispatcher = fleet.dispatcher()
     fleet.worker()
     batch = make_batch()

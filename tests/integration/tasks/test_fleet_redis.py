@@ -61,7 +61,9 @@ def test_work_finishes_while_redis_is_full(fleet: Fleet) -> None:
 
 
 def test_the_publisher_keeps_nothing_of_its_chords(fleet: Fleet) -> None:
-    """No results, no subscriptions: Celery's own backend would keep four of each per chord, forever."""
+    """The publisher has no results and no subscriptions: Celery's own backend would keep four of each per chord,
+    forever.
+    """
     dispatcher = fleet.dispatcher()
     for number in range(100):
         dispatcher.submit(do.Dispatch(make_batch(start=1000 * number), Stage.ROWS, 1, 60.0))

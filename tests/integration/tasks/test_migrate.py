@@ -39,7 +39,9 @@ def everything(
 
 
 def test_after_migrating_every_check_passes(everything: Settings) -> None:
-    """Before: all sinks except DataDog lack something. A dry run changes nothing. A second run does nothing."""
+    """Before the migration all sinks except DataDog lack something. A dry run changes nothing. A second run does
+    nothing.
+    """
     before = {checked.name: checked.ok for checked in check_all(everything)}
     told = list(migrate(everything, dry_run=True, topics=True))
     still = {checked.name: checked.ok for checked in check_all(everything)}
@@ -71,7 +73,7 @@ def test_an_unavailable_server_ends_the_run_with_its_name(everything: Settings) 
 def test_a_wrong_password_is_configuration(
     settings: Callable[..., Settings], children: Children, tmp_path: Path
 ) -> None:
-    """The error says so, without the password."""
+    """The error says that the password is wrong, without showing it."""
     server = ClickHouse(children, tmp_path / "clickhouse", password="right-one")
     server.start()
     wrong = settings(clickhouse_url=server.address, clickhouse_password="wrong-one", clickhouse_database="default")

@@ -26,7 +26,9 @@ esac
 
 
 def tried(tmp_path: Path, podman: str | None) -> tuple[int, str]:
-    """Exit code and output, with this script as podman: the body of a `case` on its first argument."""
+    """Exit code and output with this script as podman; the script is the body of a `case` on its first
+    argument.
+    """
     (tmp_path / "bin").mkdir()
     if podman is not None:
         program = tmp_path / "bin" / "podman"

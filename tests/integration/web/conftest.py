@@ -1,4 +1,4 @@
-"""The library of replays with its reads, and a place for tests to store data to watch."""
+"""The library of replays and the functions that read it, and a store for tests that add replays of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def reads(library: Library) -> Iterator[Reads]:
 
 @pytest.fixture(scope="session")
 def watched(stack: Stack) -> Settings:
-    """Settings of a separate bucket and tables, already created, for tests that store data to watch."""
+    """Settings of a separate bucket and tables, already created, for tests that store replays of their own."""
     made = settings_of(variables(stack, "watched", WATCHED_DATABASE))
     for _ in migrate(made):
         pass

@@ -23,8 +23,9 @@ def ids(reads: Reads, text: str = "", **chosen: object) -> set[str]:
 
 
 def test_a_rage_click_is_shown_with_the_events_around_it(reads: Reads, library: Library):
-    """Selected by the id in the search result or by its second, the events are the same and complete within the
-    window."""
+    """Whether the rage click is given by its id or by its second, the events are the same and complete within the
+    window.
+    """
     replay = reads.replay(library.shop_id)
     whole = reads.timeline(reads.segments(replay))
     (rage,) = [mark for mark in whole.marks if mark.kind == "rage_click"]
@@ -52,7 +53,7 @@ def test_a_window_spans_the_pages_of_a_timeline(reads: Reads, library: Library, 
 
 
 def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
-    """One line; an invalid id is a usage error."""
+    """The error is one line; an invalid id is a usage error."""
     with pytest.raises(NotFound, match="no event 4-99999"):
         around(reads, reads.replay(library.shop_id), "4-99999", 1000)
     with pytest.raises(ValueError, match="like 4-17, nor seconds"):
@@ -61,7 +62,9 @@ def test_an_unknown_event_is_not_found(reads: Reads, library: Library):
 
 
 def test_each_search_finds_its_replays(reads: Reads, library: Library):
-    """By address, user, release, error, and element, which a single click must match completely."""
+    """Searches are by address, user, release, error, and element; a single click must match all parts of the
+    element.
+    """
     shops = {library.shop_id, library.old_shop_id}
 
     assert ids(reads, url="SHOP.EXAMPLE/3") == {HOLED}
@@ -77,7 +80,9 @@ def test_each_search_finds_its_replays(reads: Reads, library: Library):
 
 
 def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Library):
-    """In breadcrumbs, console and requests, case-insensitively; each match names its event."""
+    """The text is searched in breadcrumbs, console messages and requests, case-insensitively; each match names its
+    event.
+    """
     page = find(reads, Filter(project_id=None), "/API/")
     matches = {one.replay.replay_id: one.matches for one in page.found}
 
@@ -91,7 +96,7 @@ def test_a_text_is_found_in_the_events_of_recordings(reads: Reads, library: Libr
 
 
 def test_pages_of_a_search_are_complete(reads: Reads):
-    """Each names the next; a page of a text search may be empty."""
+    """Each page names the next; a page of a text search may be empty."""
     whole = ids(reads, project_id=PROJECT)
     seen: set[str] = set()
     offset: int | None = 0

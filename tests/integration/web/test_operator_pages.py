@@ -34,7 +34,7 @@ class Pages:
         return self.client.post(path, body, **{TOKEN_HEADER: token}, **headers)
 
     def look(self) -> dict[str, list[dict[str, str]]]:
-        """The system state that the page receives."""
+        """The system state that the page receives from the server."""
         found: dict[str, list[dict[str, str]]] = self.client.get("/api/operate").json
         return found
 
@@ -47,7 +47,7 @@ def pages(office: Office) -> Iterator[Pages]:
 
 @pytest.mark.parametrize("login", ["", "ann:wrong", "ann", "eve:a-long-password"])
 def test_flowers_password_is_required(pages: Pages, login: str):
-    """For page, state and buttons; a browser is prompted for it."""
+    """Page, state and buttons require the password; a browser is prompted for it."""
     stranger = Client(pages.client.address, login)
 
     for seen in (stranger.get("/operate"), stranger.get("/api/operate"), stranger.get("/api/operate/letters")):
@@ -58,7 +58,7 @@ def test_flowers_password_is_required(pages: Pages, login: str):
 
 
 def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
-    """The audit trail must name a person; a password gives access to everything."""
+    """The audit trail must name a person, so the password is required; it gives access to everything."""
     with served(office_settings) as client:
         seen, page = client.get("/api/operate"), client.get("/")
         ann = Client(client.address, LOGIN).get("/")
@@ -68,7 +68,7 @@ def test_with_passwords_the_link_alone_is_not_enough(office_settings: Settings):
 
 
 def test_without_a_password_the_link_is_enough(office_settings: Settings):
-    """The user who started the server is the operator."""
+    """The user who started the server counts as the operator."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with served(plain) as client:
         look, stranger = client.get("/api/operate"), Client(client.address).get("/api/operate")
@@ -78,7 +78,7 @@ def test_without_a_password_the_link_is_enough(office_settings: Settings):
 
 
 def test_without_any_login_the_operator_part_is_disabled(office_settings: Settings):
-    """403, with the setting to set."""
+    """The response is 403 and names the setting to set."""
     plain = office_settings.model_copy(update={"flower_basic_auth": SecretStr("")})
     with running(plain, login=False) as announced:
         client = Client(announced.get(timeout=30)[0])
@@ -90,7 +90,7 @@ def test_without_any_login_the_operator_part_is_disabled(office_settings: Settin
 
 
 def test_an_operator_sees_page_and_state(pages: Pages):
-    """Readers, sinks with their breakers, and the user's name; any of several passwords works."""
+    """The state has readers, sinks with their breakers, and the user's name; any of several passwords works."""
     bob = Client(pages.client.address, "bob:other")
 
     assert pages.client.get("/operate").headers["Content-Type"].startswith("text/html")
@@ -117,7 +117,7 @@ def test_another_site_cannot_press_a_button(pages: Pages, headers: dict[str, str
 
 
 def test_a_parked_batch_is_retried(pages: Pages):
-    """Its reader is notified; the page shows error and action."""
+    """The reader of the batch is notified; the page shows error and action."""
     batch = pages.office.park(0, 2)
 
     seen = pages.ask("/api/operate/batches/retry", {"batch_id": batch.id})
@@ -132,7 +132,7 @@ def test_a_parked_batch_is_retried(pages: Pages):
 
 
 def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
-    """Its messages are dead letters before its reader is notified."""
+    """The messages of the batch are dead letters before its reader is notified."""
     batch = pages.office.park(1, 3)
 
     refused = pages.ask("/api/operate/batches/abandon", {"batch_id": batch.id, "reason": " "})
@@ -148,7 +148,7 @@ def test_a_parked_batch_is_abandoned_with_a_reason(pages: Pages):
 
 
 def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
-    """404 for no such batch, 409 when no reader is running."""
+    """The response is 404 for an unknown batch, and 409 when no reader is running."""
     unknown = {"batch_id": "recordings-0-0-3", "reason": "why not"}
     lost = pages.office.park(3, 5)
 
@@ -161,7 +161,9 @@ def test_a_batch_that_is_not_parked_cannot_be_operated(pages: Pages):
 
 
 def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
-    """Counted by reason; replayed ones are hidden by default; the action is in the audit trail."""
+    """Dead letters are counted by reason; replayed ones are hidden by default; the action is in the audit
+    trail.
+    """
     pages.office.bury(4, "not_msgpack")
     listed = pages.client.get("/api/operate/letters").json
     (mine,) = [one for one in listed["letters"] if one["reason"] == "not_msgpack"]
@@ -189,14 +191,14 @@ def test_dead_letters_are_listed_and_replayed_once(pages: Pages):
     ],
 )
 def test_a_wrong_request_is_refused(pages: Pages, body: object, said: str):
-    """400, with a valid example."""
+    """The response is 400 with a valid example."""
     seen = pages.ask("/api/operate/letters", body)
 
     assert (seen.status, seen.error) == (400, said)
 
 
 def test_unavailable_servers_are_named(office_settings: Settings):
-    """503 for Redis when reading the state, for the broker when reading letters."""
+    """The response is 503 and names Redis when the state is read, and the broker when letters are read."""
     away = office_settings.model_copy(
         update={
             "redis_url": SecretStr("redis://127.0.0.1:1/0"),

@@ -40,7 +40,7 @@ def client(library: Library) -> Iterator[Client]:
     ],
 )
 def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: str, kind: str):
-    """Recorded pages are untrusted."""
+    """Recorded pages are untrusted content."""
     seen = client.get(path)
 
     assert (seen.status, seen.headers["Content-Type"]) == (200, kind)
@@ -52,13 +52,13 @@ def test_pages_have_a_policy_that_blocks_foreign_scripts(client: Client, path: s
 
 @pytest.mark.parametrize("path", ["/", "/static/app.css", "/api/projects"])
 def test_other_host_names_are_refused(client: Client, path: str):
-    """A page elsewhere that resolves its own name to this address gets nothing."""
+    """A foreign page that resolves its own host name to this address gets no data."""
     assert client.get(path, Host="rebound.example").status == 421
     assert client.get(path, Host="localhost").status == 200
 
 
 def test_the_list_offers_the_existing_choices(client: Client):
-    """Project ids are texts, because JavaScript's numbers are exact only up to 2**53."""
+    """Project ids are sent as strings, because JavaScript's numbers are exact only up to 2**53."""
     seen = client.get("/api/projects").json
 
     assert {one["project_id"]: one["replays"] for one in seen["projects"]} == {
@@ -81,7 +81,7 @@ def test_the_list_offers_the_existing_choices(client: Client):
     ],
 )
 def test_a_query_selects_replays(client: Client, query: str, expected: set[str]):
-    """Every filter of the list; empty filters are ignored."""
+    """Each filter of the list selects replays; empty filters are ignored."""
     seen = client.get(f"/api/replays?{query}").json
 
     assert {one["replay_id"] for one in seen["replays"]} == expected
@@ -97,14 +97,14 @@ def test_a_query_selects_replays(client: Client, query: str, expected: set[str])
     ],
 )
 def test_a_wrong_query_is_refused_with_an_example(client: Client, query: str, said: str):
-    """400, and one line."""
+    """The response is 400 with one line."""
     seen = client.get(f"/api/replays?{query}")
 
     assert (seen.status, seen.error) == (400, said)
 
 
 def test_a_replay_includes_its_ingestion_state(client: Client):
-    """Each segment with its state and location; missing data is named."""
+    """Each segment is listed with its state and location; missing data is named."""
     seen = client.get(f"/api/replays/{PROJECT}/{HOLED}").json
 
     assert (seen["replay"]["replay_id"], seen["replay"]["project_id"]) == (HOLED, str(PROJECT))
@@ -114,7 +114,7 @@ def test_a_replay_includes_its_ingestion_state(client: Client):
 
 
 def test_a_timeline_is_sent(client: Client, library: Library):
-    """Marks, their counts, and where the player can start."""
+    """The response has the marks, their counts, and the positions at which the player can start."""
     seen = client.get(f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/timeline").json
 
     assert seen["counts"]["rage_click"] == 1
@@ -123,7 +123,7 @@ def test_a_timeline_is_sent(client: Client, library: Library):
 
 
 def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: Library):
-    """The raw form is a download with its own name."""
+    """The unchanged form is a download with its own file name."""
     path = f"/api/replays/{RECORDED_PROJECT}/{library.shop_id}/segments/0"
     whole = inflated(library.shop.bodies[0])
 
@@ -149,7 +149,7 @@ def test_a_segment_is_sent_for_the_player_or_unchanged(client: Client, library: 
 def test_a_video_is_sent_whole_or_in_part(
     client: Client, asked: str, status: int, body: bytes, content_range: str | None
 ):
-    """Browsers use ranges to seek."""
+    """Browsers request ranges in order to seek."""
     seen = client.get(f"/api/replays/{PROJECT}/{MOBILE}/segments/0/video", **({"Range": asked} if asked else {}))
 
     assert (seen.status, seen.body) == (status, body)
@@ -175,7 +175,7 @@ def test_an_invalid_range_returns_the_whole_video(header: str):
     ],
 )
 def test_an_error_is_sent_as_json(client: Client, path: str, status: int, said: str):
-    """The page shows it."""
+    """The page shows the error."""
     seen = client.get(path)
 
     assert seen.status == status
@@ -183,7 +183,7 @@ def test_an_error_is_sent_as_json(client: Client, path: str, status: int, said: 
 
 
 def test_an_unavailable_server_is_named_on_the_page(library: Library):
-    """503, with the server's name."""
+    """The response is 503 with the server's name."""
     settings = library.settings.model_copy(update={"clickhouse_url": "http://127.0.0.1:1"})
     with served(settings) as client:
         seen = client.get("/api/replays")

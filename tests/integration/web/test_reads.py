@@ -24,7 +24,7 @@ from tests.kit.recordings import inflated
 
 
 def found(reads: Reads, **chosen: object) -> set[str]:
-    """Ids of the matching replays."""
+    """The ids of the matching replays."""
     return {one.replay_id for one in reads.replays(Filter(**chosen)).replays}  # type: ignore[arg-type]
 
 
@@ -36,13 +36,13 @@ def test_projects_are_listed_with_the_number_of_their_replays(reads: Reads):
 
 
 def test_releases_are_listed_per_project_or_for_all(reads: Reads):
-    """The latest first."""
+    """The latest release comes first."""
     assert reads.releases(OTHER_PROJECT) == ("shop@new",)
     assert set(reads.releases(None)) >= {"shop@new", "shop@old", "shop@1.2.3+45"}
 
 
 def test_each_filter_selects_its_replays(reads: Reads, library: Library):
-    """By action, release, words and time; all given filters must match."""
+    """Filters are by action, release, words and time; a replay must match all given filters."""
     shops = {library.shop_id, library.old_shop_id}
 
     assert found(reads) == {*shops, MOBILE, HOLED, SPOILED, SHARED}
@@ -58,7 +58,7 @@ def test_each_filter_selects_its_replays(reads: Reads, library: Library):
 
 
 def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
-    """In the same order, and only the last page says that nothing follows."""
+    """Pages keep the order of the list, and only the last page says that nothing follows."""
     whole = [(one.project_id, one.replay_id) for one in reads.replays(Filter()).replays]
     pages = [reads.replays(Filter(limit=1, offset=offset)) for offset in range(len(whole))]
 
@@ -67,7 +67,9 @@ def test_pages_of_one_replay_are_the_complete_list(reads: Reads):
 
 
 def test_a_replay_shows_its_actions(reads: Reads, library: Library):
-    """Nine elements were clicked, two of them without effect, one in rage; each page visit is listed."""
+    """Nine elements were clicked, of which two are dead clicks and one is a rage click; each page visit is
+    listed.
+    """
     replay = reads.replay(library.shop_id)
 
     assert (replay.project_id, replay.segments, replay.segment_id_max) == (RECORDED_PROJECT, 8, 7)
@@ -81,7 +83,7 @@ def test_a_replay_shows_its_actions(reads: Reads, library: Library):
 
 
 def test_an_id_in_two_projects_needs_the_project(reads: Reads):
-    """Browsers generate ids; the error names the choices."""
+    """Browsers generate replay ids, so two projects can have the same one; the error names both projects."""
     with pytest.raises(NotFound, match=r"in several projects, choose one: \[7, 8\]"):
         reads.replay(SHARED)
 
@@ -97,18 +99,20 @@ def test_an_id_in_two_projects_needs_the_project(reads: Reads):
     ],
 )
 def test_an_unknown_replay_is_reported(reads: Reads, replay_id: str, project: int | None, said: str):
-    """The error says where it was searched."""
+    """The error says where the replay was searched for."""
     with pytest.raises(NotFound, match=said):
         reads.replay(replay_id, project)
 
 
 def test_an_id_may_be_written_with_dashes(reads: Reads):
-    """As UUIDs are."""
+    """UUIDs are often written with dashes."""
     assert reads.replay("AAAAAAAA-aaaa-aaaa-aaaa-aaaaaaaaaaaa").replay_id == MOBILE
 
 
 def test_each_segment_shows_its_missing_data(reads: Reads):
-    """A gap, an object without a row, a row without its object, a second delivery, and an invalid segment."""
+    """The segments include a gap, an object without a row, a row without its object, a second delivery, and an
+    invalid segment.
+    """
     segments = reads.segments(reads.replay(HOLED))
 
     assert [one.state for one in segments.all] == [
@@ -124,7 +128,9 @@ def test_each_segment_shows_its_missing_data(reads: Reads):
 
 
 def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library):
-    """By the servers' own clocks, after it was received; two deliveries have two positions."""
+    """The times are those of the servers' own clocks, after the segment was received; two deliveries have two
+    positions.
+    """
     first = reads.segments(reads.replay(HOLED)).all[0]
 
     assert first.received_at == library.now
@@ -135,7 +141,7 @@ def test_a_segment_shows_when_each_sink_stored_it(reads: Reads, library: Library
 
 
 def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
-    """Whole sessions, in order, and one segment alone."""
+    """Whole sessions are returned in order, and so is one segment alone."""
     segments = reads.segments(reads.replay(library.shop_id))
 
     assert [(one.segment_id, content) for one, content in reads.recordings(segments)] == list(
@@ -157,7 +163,7 @@ def test_a_video_is_returned_with_its_events(reads: Reads):
 
 
 def test_a_timeline_names_an_unreadable_segment(reads: Reads):
-    """The others are included."""
+    """The events of the other segments are included."""
     timeline = reads.timeline(reads.segments(reads.replay(SPOILED)))
 
     assert timeline.unreadable.keys() == {1}
@@ -173,7 +179,7 @@ def test_a_timeline_names_an_unreadable_segment(reads: Reads):
     ],
 )
 def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str], said: str):
-    """There is one kind of error, whatever the client library raises."""
+    """All exceptions of the client libraries become one kind of error."""
     reads = Reads(library.settings.model_copy(update=changed))
 
     with pytest.raises(ReadError, match=said):
@@ -182,7 +188,7 @@ def test_an_unavailable_server_is_named(library: Library, changed: dict[str, str
 
 
 def test_a_missing_bucket_is_named(library: Library):
-    """It is not mistaken for a replay without objects."""
+    """A missing bucket is not mistaken for a replay without objects."""
     reads = Reads(library.settings.model_copy(update={"gcs_bucket": "no-such-bucket"}))
 
     with pytest.raises(ReadError, match="no-such-bucket"):

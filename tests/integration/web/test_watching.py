@@ -24,7 +24,8 @@ RECORDED = ROOT / "tests" / "recordings"
 CANVAS, SHOP = (next(one for one in RECORDINGS if one.name == name) for name in ("v11-canvas", "v11-shop"))
 AT_MS = 1_795_000_000_000
 MADE, PROJECT = "6" * 32, 7
-# Out of 255, between two pictures of the same canvas some frames apart. Empty pictures would differ by 17 and 120.
+# Maximum mean difference, out of 255, between two pictures of the same canvas some frames apart. Empty pictures
+# would differ by 17 and 120.
 DIFFERENCE_MAX = 10.0
 # rgb(255, 0, 0), one pixel.
 RED = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
@@ -54,7 +55,9 @@ def frame_event(node_id: int, at_ms: int, kind: str = "image/png", data: str = R
 
 
 def made_recording() -> list[dict[str, Any]]:
-    """Canvases sized by a style sheet, resized, drawn by commands, and with an image of another kind."""
+    """A recording with canvases that are sized by a style sheet, resized, drawn by commands, or filled with an
+    image of another type.
+    """
 
     def node(number: int, tag: str, *children: dict[str, Any], **attributes: str) -> dict[str, Any]:
         return {"type": 2, "id": number, "tagName": tag, "attributes": attributes, "childNodes": list(children)}
@@ -100,7 +103,7 @@ def made_recording() -> list[dict[str, Any]]:
 
 
 def drawn(page: Page) -> Frame:
-    """The frame that shows the recording."""
+    """The frame that displays the recording."""
     page.locator(".replayer-wrapper iframe").wait_for()
     return page.frames[-1]
 
@@ -162,7 +165,7 @@ def test_canvases_keep_their_boxes_and_show_the_recorded_frames(page: Page):
 
 
 def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
-    """Its height follows its ratio; a new size clears it. Content that only scripts could draw is reported."""
+    """A canvas keeps its aspect ratio; a new size clears it. Content that only scripts could draw is reported."""
     page.goto(f"/replay/{PROJECT}/{MADE}")
     frame = drawn(page)
     page.locator(".rr-controller__btns button").first.click()
@@ -181,13 +184,13 @@ def test_a_canvas_is_sized_by_style_sheets_and_resized_as_recorded(page: Page):
 
 
 def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
-    """`#t=` is seconds after the start, as in an event's line; R goes to the rage click."""
+    """`#t=` gives seconds after the start, as in an event's line; the R key jumps to the rage click."""
     page.goto(f"/replay/{project_of(SHOP.values[0])}/{SHOP.facts['replayId']}#t=12.0")
     rage = page.locator("#marks [data-kind=rage_click]")
     page.wait_for_function("() => document.querySelectorAll('#marks .past').length > 3")
     assert page.locator("#marks [data-kind=rage_click].past").count() == 0
 
-    page.wait_for_function("() => document.activeElement === document.body")  # not where the recorded page had it
+    page.wait_for_function("() => document.activeElement === document.body")  # Playing does not move the focus.
     page.keyboard.press("r")
     page.locator("#marks [data-kind=rage_click].past").wait_for()
     (minutes, seconds) = rage.locator(".number").inner_text().split(":")
@@ -205,7 +208,7 @@ def test_a_link_opens_a_moment_and_keys_move_from_there(page: Page):
 
 
 def test_an_unknown_replay_is_not_found(page: Page):
-    """The page reports that and stops loading."""
+    """The page reports that the replay is unknown and stops loading."""
     page.goto(f"/replay/{PROJECT}/{'e' * 32}")
 
     page.get_by_role("alert").get_by_text(f"no replay {'e' * 32} in project {PROJECT}").wait_for()

@@ -1,4 +1,4 @@
-"""The cluster's description, requested from unavailable brokers."""
+"""Describing a topic while the brokers are unavailable."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from tasks.operators import AUDIT_ENTRIES_MAX, AUDIT_PRUNED_AT_ONCE, Copy, Opera
 
 
 def never_stopping(seconds: float) -> bool:
-    """Never requests a stop of the reader."""
+    """Returns False: the reader is never asked to stop."""
     return False
 
 
 @pytest.fixture
 def settings(kafka_brokers: str, fresh_name: Callable[[str], str], tmp_path: Path, children: Children) -> Settings:
-    """A Redis for this test, and topics as created by `migrate`."""
+    """Settings with a Redis for this test and topics as created by `migrate`."""
     redis = Redis(children, tmp_path / "redis")
     redis.start()
     made = Settings(kafka_brokers=kafka_brokers, kafka_topic=fresh_name("decided"), redis_url=redis.address)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Ranges of a topic, read from brokers: half-open, including gaps, and always bounded."""
+"""Ranges of a topic read from brokers: they are half-open, may contain gaps, and always end."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def produce(settings: Settings, values: list[bytes], partition: int = 0) -> None
 
 
 def transact(producer: Producer, topic: str, values: list[bytes], *, commit: bool = True) -> None:
-    """One transaction: its records, followed by a marker."""
+    """Produces one transaction: the records, followed by a marker."""
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, partition=0)
@@ -80,7 +80,7 @@ def test_a_range_includes_its_start_and_excludes_its_stop(made: Settings) -> Non
 
 
 def test_the_whole_topic_is_its_contents_when_the_read_began(made: Settings) -> None:
-    """Each partition from its beginning; records written during the read are not included."""
+    """Each partition is read from its beginning; records written during the read are not included."""
     for partition in (0, 1):
         produce(made, [b"%d" % number for number in range(40)], partition)
     found = []
@@ -95,7 +95,7 @@ def test_the_whole_topic_is_its_contents_when_the_read_began(made: Settings) -> 
 
 
 def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
-    """A recreated topic has fewer records than requested."""
+    """The topic was recreated and has fewer records than requested."""
     produce(made, [b"0", b"1"])
 
     with RangeReader(made, made.kafka_topic) as reader:
@@ -114,7 +114,7 @@ def test_a_range_beyond_the_log_ends_and_is_counted(made: Settings) -> None:
     ],
 )
 def test_a_read_ends_at_its_limits(made: Settings, bounds: Bounds, told: str) -> None:
-    """The result says which limit, and where."""
+    """The result says which limit ended the read, and where."""
     produce(made, [b"four"] * 10)
 
     with RangeReader(made, made.kafka_topic, bounds=bounds) as reader, pytest.raises(BoundReached, match=told):
@@ -129,7 +129,7 @@ def test_a_topic_that_is_not_there_is_one_error(made: Settings) -> None:
 
 
 def test_unavailable_brokers_end_the_read(made: Settings) -> None:
-    """The read ends after the configured silence, with the client's last error."""
+    """The read ends after the configured silence, and reports the client's last error."""
     away = made.model_copy(update={"kafka_brokers": "127.0.0.1:1"})
 
     with (
@@ -141,7 +141,7 @@ def test_unavailable_brokers_end_the_read(made: Settings) -> None:
 
 @pytest.mark.kafka
 def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None:
-    """A range that ends with a marker ends, and so does one without any other record."""
+    """A read also ends if the last offset of its range is a marker, or if the range contains only gaps."""
     topic = made_on_apache.kafka_topic
     producer = Producer({"bootstrap.servers": made_on_apache.kafka_brokers, "transactional.id": topic})
     producer.init_transactions(30)
@@ -165,7 +165,7 @@ def test_markers_and_aborted_messages_are_gaps(made_on_apache: Settings) -> None
 
 @pytest.mark.kafka
 def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> None:
-    """Before and during the read; the rest is read."""
+    """Records expire before and during the read; the rest is read."""
     topic = made_on_apache.kafka_topic
     produce(made_on_apache, [b"%d" % number for number in range(10)])
     admin = AdminClient({"bootstrap.servers": made_on_apache.kafka_brokers})
@@ -182,7 +182,7 @@ def test_expired_records_are_skipped_and_counted(made_on_apache: Settings) -> No
 
 
 def test_a_record_with_unreadable_headers_is_still_read(made: Settings) -> None:
-    """A name that is not UTF-8 removes only the record's headers."""
+    """A header name that is not UTF-8 makes the record lose only its headers."""
     producer = RawProducer(made.kafka_brokers)
     producer.produce(made.kafka_topic, b"bad", [(b"name", b"1"), (b"\xff", b"2")])
     producer.produce(made.kafka_topic, b"after", [(b"name", b"1")])
@@ -195,7 +195,7 @@ def test_a_record_with_unreadable_headers_is_still_read(made: Settings) -> None:
 
 
 def test_a_batch_that_cannot_be_decompressed_is_skipped_and_counted(made_on_apache: Settings) -> None:
-    """A few kB that decompress to 150 MB hide the records of their own batch, and no others."""
+    """If a few kB decompress to 150 MB, only the records of that batch are skipped."""
     produce(made_on_apache, [b"before"])
     bomb = Producer(
         {

@@ -64,7 +64,7 @@ def sentry() -> Iterator[Sentry]:
 
 @pytest.fixture
 def collected() -> Iterator[tuple[str, list[Any]]]:
-    """An OTLP collector over gRPC: its address, and the received resources with their spans."""
+    """A running OTLP collector over gRPC: returns its address, and the received resources with their spans."""
     resources: list[Any] = []
 
     def export(request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:

@@ -1,4 +1,4 @@
-"""A real worker, scraped, probed and traced, and how status and top show it."""
+"""A real worker is scraped, probed and traced, and shown by status and top."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def flushes(port: int, sink: str, outcome: str) -> float:
 
 
 def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, port: int):
-    """Done, repeated and failed runs, in /metrics; /readyz and /livez report that it works."""
+    """Completed, repeated and failed runs are counted in /metrics; /readyz and /livez succeed."""
     fleet.worker()
     dispatcher = fleet.dispatcher()
 
@@ -138,7 +138,7 @@ def test_a_worker_counts_its_flushes_over_all_of_its_processes(fleet: Fleet, por
 
 
 def test_a_worker_without_its_broker_is_not_ready_but_live(fleet: Fleet, port: int):
-    """Redis is unavailable: there are no tasks, but a restart would not help."""
+    """Redis is unavailable, so the worker gets no tasks, but a restart would not help."""
     fleet.worker()
     wait_until(lambda: get(port, "/readyz")[0] == 200, 20, "the worker to be ready")
 
@@ -162,7 +162,7 @@ def test_a_worker_whose_port_is_in_use_exits_with_an_error(fleet: Fleet, port: i
 
 
 def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector: Collector):
-    """The header's trace id, the batch's span below it, each sink's span below that."""
+    """The trace id comes from the header; the batch's span is below it, and each sink's span below that."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.worker()
@@ -198,7 +198,7 @@ def test_a_trace_goes_from_the_kafka_header_to_the_sinks(fleet: Fleet, collector
 
 
 def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
-    """Celery's retry keeps the header."""
+    """A task retried by Celery keeps the trace header."""
     fleet.environment |= {"REPLAYS_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     fleet.environment |= {"OTEL_BSP_SCHEDULE_DELAY": "200"}
     fleet.script("gcs", "transient")
@@ -226,7 +226,7 @@ def test_a_retried_task_stays_in_its_trace(fleet: Fleet, collector: Collector):
 
 
 def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
-    """The first things an operator looks at, read from Redis alone."""
+    """Both commands show what an operator looks at first, and read it from Redis alone."""
     metrics = Metrics(fleet.settings, ("not_msgpack",))
     metrics.meters.count("replays.reader.rejects", 3, "not_msgpack")
     heartbeat = HeartbeatSource(fleet.settings, metrics)
@@ -259,7 +259,7 @@ def test_status_and_top_show_readers_queues_and_parked_batches(fleet: Fleet):
 
 
 def test_the_watch_exports_queues_and_breakers_as_metrics(fleet: Fleet):
-    """Once per heartbeat; an unavailable Redis sets a gauge and makes the reader unready."""
+    """Metrics are exported once per heartbeat; an unavailable Redis sets a gauge and makes the reader unready."""
     metrics = Metrics(fleet.settings)
     watch = FleetWatch(fleet.settings, metrics)
     fleet.dispatcher().submit(do.Dispatch(make_batch(), Stage.BLOBS, 1, 30.0))

@@ -1,5 +1,6 @@
-"""Every 2xx response without proof, for every sink: nothing counts as durable, and the error describes the
-response."""
+"""Every 2xx response without proof of a write, for every sink: nothing counts as durable, and the error describes
+the response.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_a_valid_proof_is_accepted(sink: str, settings: Callable[..., Settings])
 def test_after_a_false_response_the_same_write_works(
     sink: str, settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server is not penalized; the warning names the received page."""
+    """After a false response the sink is still used; the warning names the received page."""
     portal = True
     with answering(lambda asked: PORTAL if portal else PROOFS[sink](asked)) as (url, _):
         made = build(sink, settings(**{ADDRESS[sink]: url}))
@@ -87,7 +88,7 @@ def test_a_count_of_zero_is_retried_with_another_token(settings: Callable[..., S
 
 
 def test_an_insert_gets_its_response_only_when_it_is_complete(settings: Callable[..., Settings]) -> None:
-    """There are no progress headers, which would start the response early."""
+    """The sink does not request progress headers, which would start the response before the insert is complete."""
     with answering(PROOFS["clickhouse"]) as (url, asked):
         sink = build("clickhouse", settings(clickhouse_url=url))
         sink.write(items_of("clickhouse"), "token", 5)

@@ -1,4 +1,4 @@
-"""The `packed` layout on real servers: written, delivered again, and read next to the other layout."""
+"""The `packed` layout on real servers: objects are written, delivered again, and read next to the other layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stores(settings: Callable[..., Settings], gcs_endpoint: str, clickhouse_url:
 
 
 def of_the_future(batch: Batch) -> Batch:
-    """Otherwise the rows would have expired."""
+    """The batch with times in the far future; otherwise its rows would have expired."""
     segments = tuple(msgspec.structs.replace(segment, received=4_000_000_000) for segment in batch.segments)
     return dataclasses.replace(batch, segments=segments)
 
@@ -57,7 +57,9 @@ def session_row() -> Row:
 
 
 def test_a_replay_in_both_layouts_reads_back_after_redelivery(stores: Settings) -> None:
-    """Packed twice with two tokens (the second upload gets 412), and one more segment as a separate object."""
+    """The replay is packed twice with two tokens (the second upload gets 412), and one more segment is a separate
+    object.
+    """
     batch = of_the_future(make_batch(4))
     blobs, rows = pack(batch)
     objects = [Blob(blob.name, blob.content, blob.offset) for blob in blobs]
@@ -98,7 +100,7 @@ def test_an_existing_object_is_not_written_again(settings: Callable[..., Setting
 
 
 def test_a_refused_object_parks_its_batch(settings: Callable[..., Settings]) -> None:
-    """A single dead letter could not list the recordings in it."""
+    """A single dead letter could not list all recordings in a packed object."""
     blobs, _ = pack(make_batch(3))
 
     with answering(lambda request: Answer(400, b"{}")) as (url, _):

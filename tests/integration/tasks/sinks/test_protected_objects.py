@@ -73,7 +73,7 @@ def blobs(*contents: bytes, name: str = "30/1/abc/{}") -> list[Blob]:
     "refusal", [error(403, *RETENTION), error(403, *HOLD), error(403, *NO_DELETE), Answer(412)]
 )
 def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settings]) -> None:
-    """For any kind of protection: the expected object is stored, by size and checksum."""
+    """Whatever protects the bucket, the expected object is stored, as its size and checksum show."""
     bucket = Bucket(refusal)
     with answering(bucket) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -99,7 +99,9 @@ def test_an_equal_object_is_done(refusal: Answer, settings: Callable[..., Settin
 def test_another_recording_under_a_protected_name_is_a_dead_letter(
     refusal: Answer, properties: dict[str, Any], settings: Callable[..., Settings]
 ) -> None:
-    """A segment that the SDK sent twice with other content: the rest is stored, and the batch completes."""
+    """The SDK sent a segment twice with different content: the other segments are stored, and the batch
+    completes.
+    """
     bucket = Bucket(refusal, properties)
     with answering(bucket) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -117,7 +119,9 @@ def test_another_recording_under_a_protected_name_is_a_dead_letter(
 
 
 def test_a_missing_permission_to_overwrite_parks_the_batch(settings: Callable[..., Settings]) -> None:
-    """Nothing protects the object, so an operator grants the permission, and the later recording is stored."""
+    """No policy protects the object, so once an operator has granted the permission, the later recording is
+    stored.
+    """
     with answering(Bucket(error(403, *NO_DELETE))) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         sink.write(blobs(b"one"), "token", 5)
@@ -141,7 +145,7 @@ def test_an_object_that_cannot_be_compared_parks_the_batch(settings: Callable[..
 
 
 def test_a_refusal_with_nothing_stored_is_about_permissions(settings: Callable[..., Settings]) -> None:
-    """403 for a new name."""
+    """The server responds with 403 for a new name."""
 
     def refuse(asked: Received) -> Answer:
         return error(404, "notFound", "No such object") if asked.method == "GET" else error(403, *NO_DELETE)
@@ -170,8 +174,9 @@ def test_an_unexplained_precondition_failure_is_retried(name: str, settings: Cal
 
 
 def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., Settings]) -> None:
-    """`erase` overwrote a range: same size, another checksum, a custom time. When delivered again, it counts as
-    done."""
+    """`erase` overwrote a range, so the object has the same size, another checksum and a custom time. When the
+    object is delivered again, it counts as done.
+    """
     bucket = Bucket(Answer(412))
     with answering(bucket) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -187,7 +192,9 @@ def test_an_erased_part_of_a_packed_object_stays_erased(settings: Callable[..., 
 
 
 def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[..., Settings]) -> None:
-    """A proxy's body limit: the others are stored. A packed object parks its batch, with what to do about it."""
+    """A proxy limits the body size: the other objects are stored. A packed object parks its batch, and the error
+    says what to do.
+    """
     with answering(stored, body_bytes_max=5000) as (url, _):
         sink = GcsSink(settings(gcs_endpoint=url))
         with pytest.raises(PermanentSinkError, match=r"9000 bytes is too large.*413") as refused:
@@ -202,7 +209,7 @@ def test_a_single_object_that_is_too_large_is_a_dead_letter(settings: Callable[.
 
 
 def test_a_bucket_that_refuses_everything_is_at_fault(settings: Callable[..., Settings]) -> None:
-    """400 for each of three objects and for a probe: no recording becomes a dead letter."""
+    """Three objects and a probe each get 400: no recording becomes a dead letter."""
     refusal = error(400, "invalid", "The bucket's default encryption key is disabled.")
     with answering(lambda asked: refusal) as (url, asked):
         sink = GcsSink(settings(gcs_endpoint=url))
@@ -232,8 +239,9 @@ def test_a_single_refused_object_is_a_dead_letter(settings: Callable[..., Settin
 
 
 def test_check_warns_about_protected_objects(settings: Callable[..., Settings]) -> None:
-    """A retention policy, holds, versions: writes work, but operators should know before a segment arrives
-    twice."""
+    """A retention policy, holds and versions do not prevent writes, but operators should know about them before a
+    segment arrives twice.
+    """
     about = {
         "kind": "storage#bucket",
         "retentionPolicy": {"retentionPeriod": "2592000"},

@@ -1,4 +1,6 @@
-"""The tables accept what the parser writes: rows of generated recordings, in the real engines, twice."""
+"""The tables accept what the parser writes: rows of generated recordings are inserted twice into the real
+engines.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ SOURCE = TopicPartition("source", 0)
 
 @pytest.fixture(scope="module")
 def segments() -> list[Segment]:
-    """Every kind of event, with everything sampled."""
+    """Segments with every kind of event, and with everything sampled."""
     rules = ParseRules(sample_segment_rate=1.0, sample_event_rate=1.0)
     parsed = [
         parse(Message(SOURCE, 1, offset, value), rules)
@@ -38,7 +40,9 @@ def items(rows: list[Any]) -> list[Row]:
 def test_clickhouse_accepts_every_row_and_keeps_one_of_each(
     segments: list[Segment], settings: Callable[..., Settings], clickhouse_url: str
 ) -> None:
-    """In two different cuts, as after a crash: FINAL shows each identity once, and the view agrees."""
+    """The rows are written in two different cuts, as after a crash: FINAL shows each identity once, and the view
+    agrees.
+    """
     made = settings(clickhouse_url=clickhouse_url, sinks=("clickhouse", "dead_letter"))
     list(migrate_only(made, "clickhouse"))
     written = items([row for segment in segments for row in segment.clickhouse])

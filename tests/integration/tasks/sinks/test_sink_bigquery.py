@@ -1,4 +1,4 @@
-"""Facts streamed to a BigQuery server, and the responses of a failing one."""
+"""Facts streamed to a BigQuery server, and the responses of a failing server."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def test_migrations_change_a_view_of_an_older_release(migrated: Settings) -> Non
 def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
     sink: BigQuerySink, migrated: Settings
 ) -> None:
-    """A known limit: BigQuery's own window is short. The same facts with other insert ids simulate this."""
+    """BigQuery's own window is short, which is a known limit. Writing the same facts with other insert ids
+    simulates this.
+    """
     sink.write([fact(number) for number in range(10)], "token", 20)
     late = [Row(item.table, f"{item.id}-late", item.json, item.offset) for item in map(fact, range(10))]
     sink.write(late, "token", 20)
@@ -125,7 +127,7 @@ def test_repetitions_past_the_window_are_stored_and_the_view_shows_each_once(
 
 
 def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated: Settings) -> None:
-    """One of five hundred: it is named with BigQuery's reason, and the other 499 are stored."""
+    """One of five hundred rows is refused: it is named with BigQuery's reason, and the other 499 are stored."""
     items = [fact(number) for number in range(500)]
     items[123] = fact(123, segment_id="many")
 
@@ -142,7 +144,7 @@ def test_a_refused_row_does_not_block_its_neighbors(sink: BigQuerySink, migrated
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: BigQuerySink) -> None:
-    """A reader newer than the schema: the batch waits for `migrate`."""
+    """The reader is newer than the schema, so the batch waits for `migrate`."""
     with pytest.raises(PermanentSinkError, match="migrate") as refused:
         sink.write([fact(1, brand_new=1)], "token", 20)
 
@@ -275,7 +277,7 @@ def test_rows_with_backend_errors_are_retried(settings: Callable[..., Settings])
 def test_an_exhausted_quota_is_transient_and_a_missing_permission_is_not(
     settings: Callable[..., Settings],
 ) -> None:
-    """Both are 403."""
+    """The server responds to both with 403."""
 
     reasons = iter(["quotaExceeded", "accessDenied"])
 

@@ -1,4 +1,4 @@
-"""Rows in ClickHouse: its real engine, the real driver."""
+"""Rows in ClickHouse, tested with its real engine and the real driver."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_rows_arrive_with_their_values(sink: ClickHouseSink, server: Any) -> Non
 
 
 def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, server: Any) -> None:
-    """Within the window the server drops it: no second copy, neither in the table nor in the view."""
+    """Within the deduplication window the server drops the repeated insert: there is no second copy in the table
+    or in the view.
+    """
     items = [click(number) for number in range(1, 301)] + [outcome(number) for number in range(10)]
 
     sink.write(items, "batch-1", 20)
@@ -119,7 +121,9 @@ def test_the_same_write_again_is_skipped_by_its_token(sink: ClickHouseSink, serv
 
 
 def test_the_same_rows_under_another_token_replace_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """Another cut of the same messages: two copies on disk until a merge, one with FINAL and in the view."""
+    """The same messages are cut differently: there are two copies on disk until a merge, but one with FINAL and in
+    the view.
+    """
     items = [click(number) for number in range(1, 21)]
 
     sink.write(items, "batch-1", 20)
@@ -143,7 +147,7 @@ def test_other_rows_of_the_same_batch_are_not_skipped(sink: ClickHouseSink, serv
 def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
     sink: ClickHouseSink, server: Any, order: tuple[int, ...]
 ) -> None:
-    """The click and its later slow click share an identity; a redelivered click must not replace it."""
+    """A click and its later slow click share an identity; a redelivered click must not replace the slow click."""
     rows = (click(1), click(1, click_is_dead=1))
 
     for number, which in enumerate(order):
@@ -154,7 +158,7 @@ def test_a_dead_click_stays_dead_in_any_order_of_its_rows(
 
 
 def test_a_bad_row_is_named_and_the_others_are_written(sink: ClickHouseSink, server: Any) -> None:
-    """Two bad rows of two kinds among fifty, and a table without any: exactly those two are missing."""
+    """Fifty rows include two bad ones of two kinds, and another table has none: exactly those two are missing."""
     items = [click(number) for number in range(1, 51)] + [outcome(1)]
     items[7] = click(8, timestamp="yesterday")
     items[30] = click(31, ip_address_v4="10.1")
@@ -195,7 +199,7 @@ def test_rows_that_the_server_does_not_name_are_left_to_the_caller(sink: ClickHo
 
 
 def test_a_single_bad_row_is_always_named(sink: ClickHouseSink) -> None:
-    """The caller's bisection ends here."""
+    """The caller's bisection ends at a single row."""
     with pytest.raises(PermanentSinkError) as refused:
         sink.write([click(2, **{"tags.key": ["a", "b"]})], "token", 20)
 
@@ -212,7 +216,7 @@ def test_many_bad_rows_end_in_a_bisection_by_the_caller(sink: ClickHouseSink) ->
 
 
 def test_a_column_that_the_table_lacks_blames_no_row(sink: ClickHouseSink) -> None:
-    """A reader newer than the schema: the batch waits for `migrate`, and nothing becomes a dead letter."""
+    """The reader is newer than the schema: the batch waits for `migrate`, and nothing becomes a dead letter."""
     with pytest.raises(PermanentSinkError, match="migrate") as refused:
         sink.write([click(1), click(2, brand_new=1)], "token", 20)
 
@@ -236,7 +240,7 @@ def test_a_missing_table_or_database_is_configuration(
 
 
 def test_scattered_timestamps_do_not_block_the_batch(sink: ClickHouseSink, server: Any) -> None:
-    """Rows of more weeks than the server accepts in one insert by default."""
+    """The rows span more weeks than the server accepts in one insert by default."""
     week = 7 * 86400
     sink.write([click(number, timestamp=MONDAY + number * week) for number in range(1, 151)], "token", 20)
 
@@ -244,7 +248,7 @@ def test_scattered_timestamps_do_not_block_the_batch(sink: ClickHouseSink, serve
 
 
 def test_refused_connections_and_proxy_errors_are_transient(settings: Callable[..., Settings]) -> None:
-    """Refused connections, 502 pages, and too many parts."""
+    """Refused connections, 502 pages, and "too many parts" are all transient."""
     dead = ClickHouseSink(settings(clickhouse_url="http://127.0.0.1:1"))
     with pytest.raises(TransientSinkError) as failed:
         dead.write([click(1), click(2)], "token", 5)
@@ -284,7 +288,7 @@ def test_migrating_again_changes_nothing(settings: Callable[..., Settings], clic
 
 
 def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None:
-    """The stored record has a checksum of each file."""
+    """The stored record has a checksum of each migration file."""
     server.command("INSERT INTO schema_migrations (version, name, checksum) VALUES (1, 'x', 'another')")
 
     with pytest.raises(PermanentSinkError, match="edited"):
@@ -292,7 +296,7 @@ def test_an_edited_migration_is_refused(migrated: Settings, server: Any) -> None
 
 
 def test_error_codes_match_the_server(server: Any) -> None:
-    """Numbers and names of the classified errors, as the server itself reports them."""
+    """Numbers and names of the classified errors are those that the server itself reports."""
     numbers = ", ".join(str(number) for number, _ in BLAME_OF_CODE)
     rows = server.query(f"SELECT arrayJoin([{numbers}]) AS n, errorCodeToName(n)").result_rows
 
@@ -300,7 +304,7 @@ def test_error_codes_match_the_server(server: Any) -> None:
 
 
 def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickhouse_url: str) -> None:
-    """It accepted the connection and does not respond: all items are listed when the deadline passes."""
+    """The server accepted the connection and does not respond: all items are listed when the deadline passes."""
     never = threading.Event()
     hanging = False
 
@@ -324,7 +328,7 @@ def test_a_hanging_server_costs_at_most_the_deadline(migrated: Settings, clickho
 
 
 def test_writes_at_the_same_time_do_not_disturb_each_other(sink: ClickHouseSink, server: Any) -> None:
-    """One client, several threads."""
+    """Several threads share one client."""
     batches = [[click(100 * batch + number) for number in range(1, 21)] for batch in range(8)]
 
     with ThreadPoolExecutor(4) as pool:

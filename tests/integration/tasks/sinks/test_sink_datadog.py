@@ -1,4 +1,4 @@
-"""Metrics over real datagram sockets."""
+"""Metrics sent over real datagram sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_distributions_and_counters_arrive(settings: Callable[..., Settings], st
 
 
 def test_a_repeated_write_is_counted_again(settings: Callable[..., Settings], statsd: Statsd) -> None:
-    """A known limit: DogStatsD has no identity. The flush task's done mark prevents it."""
+    """DogStatsD cannot identify repeated packets, which is a known limit. The flush task's done mark prevents the
+    repetition.
+    """
     host, _, port = statsd.address.rpartition(":")
     sink = DatadogSink(settings(datadog_host=host, datadog_port=int(port)))
     items = [Metric(MetricKind.COUNTER, "twice", 1, ())]
@@ -75,7 +77,7 @@ def test_packets_fit_an_ethernet_frame(settings: Callable[..., Settings]) -> Non
 
 
 def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settings]) -> None:
-    """A known limit: UDP gives no confirmation, although the kernel sometimes reports an error."""
+    """UDP gives no confirmation, although the kernel sometimes reports an error. This is a known limit."""
     sink = DatadogSink(settings(datadog_host="127.0.0.1", datadog_port=9))
 
     for _ in range(5):
@@ -88,8 +90,9 @@ def test_a_missing_agent_over_udp_is_not_detected(settings: Callable[..., Settin
 def test_a_missing_agent_behind_a_unix_socket_is_transient(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """The kernel reports it there; nothing was sent, so everything is listed. When the agent is running again, it
-    works."""
+    """The kernel reports the missing agent; nothing was sent, so every metric is listed. When the agent is running
+    again, the write works.
+    """
     path = str(tmp_path / "dsd.sock")
     sink = DatadogSink(settings(datadog_socket=path))
     items = [Metric(MetricKind.COUNTER, "x", 1, ()), Metric(MetricKind.COUNTER, "y", 1, ())]
@@ -140,7 +143,7 @@ def test_check_warns_when_nothing_listens(settings: Callable[..., Settings], sta
 def test_check_connects_to_the_socket_that_the_client_writes_to(
     form: str, settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
-    """A path, or an address in the format of DataDog's documentation, for both kinds of socket."""
+    """The address is a path or has the format of DataDog's documentation, for both kinds of socket."""
     path = str(tmp_path / "dsd.sock")
     kind = socket.SOCK_STREAM if "stream" in form else socket.SOCK_DGRAM
     place = form.format(path)
@@ -160,7 +163,7 @@ def test_check_connects_to_the_socket_that_the_client_writes_to(
 def test_in_a_pod_the_warning_explains_the_loopback_address(
     settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The default host, where no sidecar listens: the warning names the address to use instead."""
+    """The pod uses the default host, where no sidecar listens: the warning names the address to use instead."""
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

@@ -76,7 +76,7 @@ def records(made: Settings, wanted: int) -> list[Record]:
 
 
 def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
-    """The original bytes, including views, and every header in order."""
+    """Dead letters keep the original bytes, including those of views, and every header in order."""
     items = [letter(1), letter(2, os.urandom(100_000)), DeadLetter(None, memoryview(b"view"), (), 3)]
     sink = DeadLetterSink(made)
 
@@ -88,7 +88,7 @@ def test_dead_letters_keep_key_value_and_headers(made: Settings) -> None:
 
 
 def test_a_repeated_write_makes_identifiable_duplicates(made: Settings) -> None:
-    """A known limit: there are two records. Their headers identify them, so they count once."""
+    """The topic then has two records, which is a known limit. Their headers identify them, so they count once."""
     items = [letter(offset) for offset in range(20)]
     sink = DeadLetterSink(made)
 
@@ -105,7 +105,7 @@ def test_a_repeated_write_makes_identifiable_duplicates(made: Settings) -> None:
 
 
 def test_a_message_of_sixteen_megabytes_fits_with_its_headers(made: Settings) -> None:
-    """The largest message that the reader accepts."""
+    """This is the largest message that the reader accepts."""
     item = letter(1, os.urandom(16 * MiB - 1000))
     sink = DeadLetterSink(made)
 
@@ -128,7 +128,7 @@ def test_a_record_that_does_not_fit_parks_the_batch_with_what_to_change(made: Se
 
 
 def test_unavailable_brokers_are_transient_and_list_every_letter(settings: Callable[..., Settings]) -> None:
-    """Within the deadline; so does `check`."""
+    """The write fails within the deadline, and so does `check`."""
     sink = DeadLetterSink(settings(kafka_brokers="127.0.0.1:1", sink_timeout_seconds=1))
 
     with pytest.raises(TransientSinkError) as failed:
@@ -243,7 +243,7 @@ def test_check_warns_about_a_topic_that_may_lose_letters(
 
 
 def test_check_reports_what_a_broker_does_not_show(made: Settings) -> None:
-    """The embedded broker does not show its settings: not an error, but reported."""
+    """The embedded broker does not expose its settings: this is reported, but not as an error."""
     checked = check("dead_letter", made)
 
     assert checked.level is Level.OK

@@ -1,4 +1,4 @@
-"""Objects in a Cloud Storage server, and the responses of a failing one."""
+"""Objects in a Cloud Storage server, and the responses of a failing server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
-    """Any bytes, including views, empty and several megabytes long, with names that need quoting."""
+    """Objects may have any bytes, including views, may be empty or several megabytes long, and may have names that
+    need quoting.
+    """
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
         blob("30/1/abc/1", b""),
@@ -57,7 +59,7 @@ def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
 
 
 def test_writing_twice_leaves_one_copy(stored: Settings) -> None:
-    """The name is the identity: the second write overwrites the first."""
+    """An object is identified by its name: the second write overwrites the first."""
     items = [blob(f"30/1/abc/{segment}", b"segment %d" % segment) for segment in range(50)]
     sink = GcsSink(stored)
 
@@ -114,7 +116,7 @@ def test_the_bucket_is_created_once_with_a_rule_per_retention(
 
 
 def test_only_failed_objects_are_listed(settings: Callable[..., Settings]) -> None:
-    """Positions that are not durable, by name, in any order of completion."""
+    """The error lists the positions of the objects that are not durable, in any order of completion."""
 
     def answer(asked: Received) -> Answer:
         return Answer(503, NOW) if "bad" in asked.path else stored_as(asked)
@@ -152,7 +154,9 @@ def test_a_failed_upload_is_retried_within_the_call(settings: Callable[..., Sett
 def test_uploads_that_wait_for_a_retry_hold_no_connection(
     settings: Callable[..., Settings],
 ) -> None:
-    """One connection, and the first of 20 must wait a second for its retry: the other 19 are sent meanwhile."""
+    """There is one connection, and the first of 20 uploads must wait a second for its retry: the other 19 are sent
+    meanwhile.
+    """
     asked_before: list[str] = []
 
     def answer(asked: Received) -> Answer:
@@ -170,7 +174,9 @@ def test_uploads_that_wait_for_a_retry_hold_no_connection(
 
 
 def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Callable[..., Settings]) -> None:
-    """The deadline would allow it, but a waiting process is unavailable to others: the task is postponed."""
+    """The deadline would allow the wait, but a waiting process is unavailable to other tasks, so the task is
+    postponed.
+    """
 
     def answer(asked: Received) -> Answer:
         if "abc%2F3" in asked.path:
@@ -183,13 +189,15 @@ def test_a_long_retry_after_ends_the_write_and_the_rest_is_durable(settings: Cal
             sink.write([blob(f"30/1/abc/{n}") for n in range(9)], "token", 60)
         sink.close()
 
-    # After the server's 20 s there would be time for one more request.
+    # After waiting the server's 20 s there would be time for one more request.
     assert (failed.value.failed, failed.value.retry_after_seconds) == ((3,), 20)
     assert len(asked) == 9
 
 
 def test_only_the_limit_of_one_object_name_waits_a_second() -> None:
-    """A 429 for the bucket's load is retried like a 503; one with Retry-After is not retried earlier."""
+    """A 429 caused by the bucket's load is retried like a 503; a 429 with Retry-After is not retried before that
+    time.
+    """
     asked = Trouble(Blame.SERVER, "HTTP 429: slow down", retry_after_seconds=1.0)
     load = Trouble(Blame.SERVER, "HTTP 429: too many requests for this bucket")
     name = Trouble(Blame.SERVER, "HTTP 429: exceeded the rate limit for object mutation operations")
@@ -268,7 +276,7 @@ def test_the_checksum_is_sent_and_compared(settings: Callable[..., Settings]) ->
 
 
 def test_refused_connections_are_transient(settings: Callable[..., Settings]) -> None:
-    """Refused connections list every item and take no longer than a few attempts."""
+    """When connections are refused, every item is listed, and the write takes no longer than a few attempts."""
     sink = GcsSink(settings(gcs_endpoint="http://127.0.0.1:1"))
 
     with pytest.raises(TransientSinkError) as failed:

@@ -1,4 +1,4 @@
-"""Whether the table is at fault, or one row. Tested on real engines, with altered tables.
+"""A sink finds out whether the table or one row is at fault. This is tested on real engines with altered tables.
 
 If the table is at fault, no row becomes a dead letter, few requests detect it, and once the table is repaired
 every row is written. One poison row among healthy ones, or alone, still becomes a dead letter.
@@ -30,7 +30,7 @@ from tests.kit.delivering import deliver_to
 from tests.kit.scripted_server import Answer, Received, answering, relay_to
 from tests.kit.sink_answers import JSON
 
-# Of one delivery that ends with a parked batch.
+# Maximum requests of one delivery that ends with a parked batch.
 REQUESTS_MAX = 10
 
 
@@ -43,7 +43,7 @@ class Rows:
     owner: Any
 
     def execute(self, statement: str) -> None:
-        """As the owner of the tables."""
+        """Executes a statement as the owner of the tables."""
         self.owner.command(statement)
 
     def count(self, table: str) -> int:
@@ -129,7 +129,7 @@ def drop_column(fields: list[dict[str, Any]]) -> None:
 def test_an_altered_table_of_bigquery_blames_no_row(
     facts_place: Facts, change: Callable[[list[dict[str, Any]]], None], said: str, count: int
 ) -> None:
-    """A REQUIRED column that we do not write, another type, another mode, a missing column."""
+    """The table has a REQUIRED column that we do not write, another type, another mode, or a missing column."""
     items = [fact(number) for number in range(count)]
     progress = Progress(left=list(range(count)))
     whole = [entry.to_api_repr() for entry in facts_place.server.get_table(facts_place.name).schema]
@@ -147,7 +147,7 @@ def test_an_altered_table_of_bigquery_blames_no_row(
 
 
 def test_a_view_in_place_of_the_table_blames_no_row(facts_place: Facts) -> None:
-    """Nothing can be streamed into a view."""
+    """BigQuery cannot stream rows into a view."""
     facts_place.server.delete_table(facts_place.name)
     view = official.Table(facts_place.name)
     view.view_query = "SELECT 1 AS row_id"
@@ -170,7 +170,9 @@ def test_a_table_that_is_gone_blames_no_row(facts_place: Facts) -> None:
 
 @pytest.mark.parametrize("bad", [[0], [3], [0, 1, 2, 3, 4, 5, 6, 7]])
 def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_place: Facts, bad: list[int]) -> None:
-    """A healthy table shows that they are at fault: one of eight, one alone in its batch, all eight."""
+    """A healthy table shows that the rows are at fault. The bad rows are one of eight, the only row of a batch, or
+    all eight.
+    """
     items = [fact(number, segment_id="many") if number in bad else fact(number) for number in range(8)]
     if bad == [0]:
         items = items[:1]
@@ -185,7 +187,7 @@ def test_bad_rows_of_bigquery_are_dead_letters_even_without_neighbours(facts_pla
 def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
     facts_place: Facts, bigquery_endpoint: str
 ) -> None:
-    """A 400 for its content, without a row: as for a row that BigQuery cannot parse."""
+    """BigQuery answers 400 without naming a row, as it does for a row that it cannot parse."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(asked: Received) -> Answer:
@@ -204,7 +206,7 @@ def test_a_bigquery_request_refused_as_a_whole_is_bisected_to_its_row(
 
 
 def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigquery_endpoint: str) -> None:
-    """120 rows, each of which makes a request fail: our rows are wrong, nothing is dead-lettered."""
+    """Each of 120 rows makes a request fail: our rows are wrong, and nothing is dead-lettered."""
     relay = relay_to(bigquery_endpoint)
 
     def refuse(asked: Received) -> Answer:
@@ -223,7 +225,7 @@ def test_a_bisection_that_refuses_everything_ends_early(facts_place: Facts, bigq
 
 
 def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
-    """The known good row is sent with one that no table accepts."""
+    """The probe sends the known good row together with one that no table accepts."""
     facts_place.sink.examine([fact(1)], 10)
     report = facts_place.sink.check()
 
@@ -247,8 +249,9 @@ def test_a_probe_of_bigquery_stores_nothing(facts_place: Facts) -> None:
 def test_an_altered_table_of_clickhouse_blames_no_row(
     rows_place: Rows, statement: str, said: str, count: int
 ) -> None:
-    """A constraint that no row satisfies, other types, a missing column, a view without its target, a missing
-    table."""
+    """The table has a constraint that no row satisfies, other types, or a missing column; its view has no target;
+    or the table is missing.
+    """
     items = [click(number, click_text="x", url="http://a/") for number in range(count)]
     progress = Progress(left=list(range(count)))
     rows_place.execute(statement)
@@ -262,7 +265,7 @@ def test_an_altered_table_of_clickhouse_blames_no_row(
 
 
 def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
-    """The same batch, retried after the repair."""
+    """The same batch is retried after the repair."""
     items, progress = [click(number) for number in range(30)], Progress(left=list(range(30)))
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT never CHECK project_id > 1000000")
     with pytest.raises(PermanentSinkError):
@@ -278,7 +281,9 @@ def test_a_dropped_constraint_loses_no_row(rows_place: Rows) -> None:
 def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
     rows_place: Rows, bad: list[int], how: dict[str, Any]
 ) -> None:
-    """Bad rows, identified by the server or not: one of eight, the only row of its batch, and all eight."""
+    """The server may or may not name the bad row. The bad rows are one of eight, the only row of a batch, or all
+    eight.
+    """
     items = [click(number, **how) if number in bad else click(number) for number in range(8)]
     if bad == [0]:
         items = items[:1]
@@ -290,7 +295,7 @@ def test_bad_rows_of_clickhouse_are_dead_letters_even_without_neighbours(
 
 
 def test_a_row_that_violates_a_constraint_is_named(rows_place: Rows) -> None:
-    """Two inserts find it among a hundred: the server names the row."""
+    """Two inserts find the bad row among a hundred, because the server names it."""
     rows_place.execute("ALTER TABLE replays ADD CONSTRAINT banned CHECK click_node_id != 666")
     items = [click(number, click_node_id=666 if number == 42 else 7) for number in range(100)]
 
@@ -389,8 +394,8 @@ BODY_BYTES_MAX = 4000
 
 
 def test_a_body_limit_before_clickhouse_halves_the_insert(rows_place: Rows, clickhouse_url: str) -> None:
-    """413 is not about a row: all arrive, and the next batch stays below the limit."""
-    random_text = [os.urandom(200).hex() for _ in range(64)]  # compression must not help
+    """A 413 is not caused by a single row: all rows arrive, and the next batch stays below the limit."""
+    random_text = [os.urandom(200).hex() for _ in range(64)]  # random text, so that compression does not help
     items = [click(number, click_text=text) for number, text in enumerate(random_text)]
     with answering(relay_to(clickhouse_url), body_bytes_max=BODY_BYTES_MAX) as (url, asked):
         sink = clickhouse.ClickHouseSink(rows_place.sink._settings.model_copy(update={"clickhouse_url": url}))
@@ -422,7 +427,9 @@ def test_a_single_clickhouse_row_that_is_too_large_is_a_dead_letter(rows_place: 
 def test_a_body_limit_before_bigquery_halves_the_request(
     facts_place: Facts, bigquery_endpoint: str, how: str
 ) -> None:
-    """413, or the 400 of Google's front end; a single row that is too large becomes a dead letter."""
+    """The response is 413, or the 400 of Google's front end; a single row that is too large becomes a dead
+    letter.
+    """
     relay = relay_to(bigquery_endpoint)
     text = "Request payload size exceeds the limit: 10485760 bytes."
     body = json.dumps({"error": {"code": 400, "message": text, "status": "INVALID_ARGUMENT"}}).encode()

@@ -32,7 +32,9 @@ def ends(transfers: Transfers, count: int, seconds_max: float = 20) -> dict[obje
 
 
 def test_bodies_of_any_size_arrive_whole() -> None:
-    """Sent at once or read in chunks, bytes or a view, empty or above the threshold between the two."""
+    """Bodies are sent at once or read in chunks, are bytes or a view, and are empty, or above the threshold
+    between the two ways.
+    """
     bodies = {
         "empty": b"",
         "small": memoryview(b"<<view>>")[2:6],
@@ -41,7 +43,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
     }
     with answering(lambda asked: Said(body=asked.path.encode())) as (url, asked):
         transfers = Transfers(2)
-        for again in range(2):  # the second time on reused connections
+        for again in range(2):  # The second round uses reused connections.
             todo = list(bodies)
             found: dict[object, End] = {}
             while todo or transfers.running:
@@ -59,7 +61,7 @@ def test_bodies_of_any_size_arrive_whole() -> None:
 
 @pytest.mark.parametrize("size_bytes", [100, 2 * MiB])
 def test_a_dead_reused_connection_causes_a_second_request(size_bytes: int) -> None:
-    """The body is sent again from its start on a new connection, also when it is read in chunks."""
+    """The body is sent again from its start on a new connection, even if it is read in chunks."""
     body, cuts = os.urandom(size_bytes), iter([False, True, False])
 
     with answering(lambda asked: Said(cut=next(cuts))) as (url, asked):
@@ -146,7 +148,7 @@ def test_a_server_must_show_a_certificate_of_a_trusted_authority(
 def test_https_goes_through_the_proxy_of_the_environment_and_plain_http_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Like all other HTTP clients here: requests to an emulator on the loopback interface bypass the proxy."""
+    """As with all other HTTP clients here, requests to an emulator on the loopback interface bypass the proxy."""
     with answering(lambda asked: Said(403)) as (proxy, _), answering(lambda asked: Said()) as (url, asked):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.setenv("http_proxy", proxy)
@@ -179,7 +181,7 @@ def test_plain_http_uses_the_proxy_where_configured(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_proxy_that_requires_a_login_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 407 for CONNECT is not a response of the sink, and a retry does not help."""
+    """A 407 for CONNECT does not come from the sink, and a retry does not help."""
     with answering(lambda asked: Said(407)) as (proxy, _):
         monkeypatch.setenv("https_proxy", proxy)
         monkeypatch.delenv("no_proxy", raising=False)

@@ -44,7 +44,7 @@ def written(sink: str, settings: Settings, count: int = 3, seconds: float = 5) -
 @pytest.mark.parametrize("sink", PROOFS)
 @pytest.mark.parametrize("status", [*BLAME_OF_STATUS, 418, 450, 520, 530, 599])
 def test_a_status_of_a_proxy_is_classified(sink: str, status: int, settings: Callable[..., Settings]) -> None:
-    """None is an item's fault, except its size; the error shows the page's title."""
+    """No status blames an item, except for the one about its size; the error shows the page's title."""
     said = Answer(status, PAGE % status, HTML)
     with answering(lambda asked: said) as (url, asked), pytest.raises(SinkError) as failed:
         written(sink, settings(**{ADDRESS[sink]: url}), count=1)
@@ -126,7 +126,7 @@ def test_a_reset_during_the_response_is_a_network_failure(sink: str, settings: C
 def test_a_reset_while_the_request_is_sent_is_the_networks_fault(
     sink: str, settings: Callable[..., Settings]
 ) -> None:
-    """The server closes without reading: no response, nothing proven."""
+    """The server closes the connection without reading: there is no response, so nothing is proven."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 

@@ -13,7 +13,7 @@ from tools.explore.programs import Chord, Program, Programs, tasks_of
 
 
 def ask(client: Any, key: str, effect: Effect) -> Any:
-    """The response of a real server."""
+    """The response of a real server to the command."""
     if effect.name == "hmget":
         return tuple(client.hmget(key, effect.arguments[0]))
     if effect.name == "script":
