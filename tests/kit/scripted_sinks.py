@@ -51,7 +51,7 @@ class FileSink:
         if verb == "slow":
             time.sleep(float(argument))
         elif verb == "stuck":
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # Acts like a C library that blocks signals.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # A C library may block signals.
             time.sleep(120)
         elif verb == "transient":
             raise TransientSinkError(f"{self.name} is away")

@@ -71,9 +71,7 @@ def two(
     tmp_path: Path,
     fresh_name: Callable[[str], str],
 ) -> Iterator[Two]:
-    """Writes both projects, one after the other. A gap of seconds is within BigQuery's insertId window; a gap of
-    minutes is past it.
-    """
+    """Writes both projects, one after the other and within BigQuery's insertId window."""
     gap, order = request.param
     stack.start(PARTS)
     name = fresh_name("two")
