@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         description="Interval at which a reader publishes its state to Redis and reads queue depths.",
     )
 
-    # Kafka: needed by both sides (workers produce dead letters)
+    # Kafka: needed by readers and workers, because workers produce dead letters
     kafka_brokers: str = Field("127.0.0.1:9092", min_length=1, description="bootstrap.servers, comma separated.")
     kafka_topic: str = Field("ingest-replay-recordings", min_length=1, description="Input topic.")
     dead_letter_topic: str = Field("", description="Dead-letter topic. Default: <kafka_topic>-dlq.")

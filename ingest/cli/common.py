@@ -54,7 +54,7 @@ def needs_extra(name: str) -> None:
     try:
         requirements = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
-        return  # not installed; the import itself will fail
+        return  # the package is not installed, and the import itself will fail
     missing = []
     for requirement in map(Requirement, requirements):
         if (

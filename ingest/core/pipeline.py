@@ -42,7 +42,7 @@ class Room(Enum):
     """Handling of a fetched message by the loop."""
 
     NOW = auto()  # parse and deliver it
-    LATER = auto()  # keep it and later ones of its partition
+    LATER = auto()  # keep it, and later messages of its partition, until there is room
     NEVER = auto()  # drop it: its assignment has ended or is ending, or the reader has stopped taking messages
 
 

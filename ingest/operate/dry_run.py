@@ -1,4 +1,4 @@
-"""Dry run of the reader: real messages and pipeline, memory instead of sinks.
+"""Dry run of the reader, with real messages and the real pipeline, but memory instead of sinks.
 
 Uses its own consumer group and never commits, so it does not affect readers; requires only Kafka.
 """

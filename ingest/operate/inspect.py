@@ -37,7 +37,7 @@ EVENT_TYPES = (
 ROWS_SHOWN_MAX = 40
 VALUE_CHARACTERS_MAX = 160
 HEAD_BYTES = 64
-# Budget for counting events by type, about one second. Measured costs: per event, and per byte.
+# Budget for counting events by type, about one second. Measured costs in parser units: per event, and per byte.
 COUNTING_UNITS = 1_000_000.0
 _UNITS_EVENT, _UNITS_BYTE = 1.0, 0.001
 

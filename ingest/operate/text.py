@@ -13,7 +13,7 @@ AGE = re.compile(r"([0-9]{1,9})([smhd])")
 
 
 def size_text(size_bytes: float) -> str:
-    """`17 B`, `17.3 MiB`."""
+    """Formats a size: `17 B`, `17.3 MiB`."""
     size, units = float(size_bytes), iter(("B", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
     for larger in units:
@@ -24,21 +24,21 @@ def size_text(size_bytes: float) -> str:
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A short duration: `250 ms`, `1.5 s`, empty for None."""
+    """Formats a short duration: `250 ms`, `1.5 s`, empty for None."""
     if seconds is None:
         return ""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def clock_text(seconds: float) -> str:
-    """A duration as in a player: `1:02:03`, `4:05`."""
+    """Formats a duration like a player: `1:02:03`, `4:05`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def utc_text(seconds: float | None) -> str:
-    """Unix seconds as UTC: `2026-05-01 12:00:03`, empty for None."""
+    """Formats Unix seconds as UTC: `2026-05-01 12:00:03`, empty for None."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -56,7 +56,7 @@ def times_as_text(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 broker`, `3 brokers`."""
+    """Formats a count and its noun: `1 broker`, `3 brokers`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -72,7 +72,7 @@ def runs_text(numbers: Iterable[int]) -> str:
 
 
 def age_seconds(text: str) -> int:
-    """Seconds of `90s`, `15m`, `6h`, `7d`. Raises ValueError."""
+    """Parses an age such as `90s`, `15m`, `6h` or `7d` to seconds. Raises ValueError."""
     found = AGE.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is not like 90s, 15m, 6h or 7d")

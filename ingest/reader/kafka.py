@@ -396,8 +396,9 @@ class KafkaSource:
             self._starting = self._rebalancing = False
 
     def _assign(self, starts: list[KafkaPartition]) -> bool:
-        """Assigns unpaused: the client keeps a pause even if the partition was unassigned and reassigned in
-        between. The core then decides whether to pause. Returns False if the client refused.
+        """Assigns the partitions and resumes them, because the client keeps a pause even if a partition was
+        unassigned and reassigned in between. The core then decides whether to pause. Returns False if the client
+        refused.
         """
         try:
             self._consumer.incremental_assign(starts)
@@ -409,8 +410,8 @@ class KafkaSource:
         return True
 
     def _assign_nothing(self, numbers: list[int], reason: str) -> None:
-        """The client requires an assignment; without an epoch none of its messages are delivered. The reader
-        rejoins."""
+        """Assigns partitions without an epoch, because the client requires an assignment; none of their messages
+        are delivered. The reader rejoins."""
         log.warning("assignment_given_up", partitions=numbers, reason=reason)
         idle = [KafkaPartition(self.topic, number, 0) for number in numbers]
         self._guarded("assign", self._consumer.incremental_assign, idle)

@@ -15,7 +15,7 @@ LEFT_OUT_HEADER = "X-Replays-Left-Out"
 
 
 class ProjectsHandler(Handler):
-    """The values for the list's filters."""
+    """Returns the values that the filters of the list offer: projects and releases."""
 
     async def get(self) -> None:
         project = self.number("project", 0, 2**64 - 1)

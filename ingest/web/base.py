@@ -1,4 +1,4 @@
-"""Common to all handlers: state, headers, access control, errors as JSON.
+"""Code common to all handlers: state, headers, access control, errors as JSON.
 
 Recordings contain untrusted pages: the content security policy, inherited by the player's frame, forbids foreign
 scripts, styles and requests.

@@ -16,7 +16,7 @@ from tasks.units import MiB
 STORED_BYTES_MAX = 2 * ParseRules().message_bytes_max
 # Budget for splitting recordings per response, in the parser's units of about a microsecond.
 VIEWER_UNITS = 1_000_000.0
-# Measured costs: per decoded event head, and per byte.
+# Measured costs in parser units: per decoded event head, and per byte.
 UNITS_EVENT, UNITS_BYTE = 1.0, 0.001
 PLAYED_BYTES_MAX = 64 * MiB  # browsers do not play larger recordings
 

@@ -88,7 +88,7 @@ def _committed(coordination: Coordination) -> dict[int, int]:
     """The committed offset of each partition, from heartbeats of active readers."""
     found: dict[int, int] = {}
     for about in coordination.readers().values():
-        with contextlib.suppress(msgspec.ValidationError):  # not written by a reader
+        with contextlib.suppress(msgspec.ValidationError):  # this entry was not written by a reader
             for state in msgspec.convert(about, type=Heartbeat, strict=False).snapshot.partitions:
                 if state.committed is not None:
                     found[state.partition] = max(state.committed, found.get(state.partition, 0))

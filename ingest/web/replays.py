@@ -210,7 +210,7 @@ def _replay(row: tuple[Any, ...], stored: tuple[Any, ...] | None) -> Replay:
 
 
 def _conditions(chosen: Filter) -> tuple[str, str, dict[str, Any]]:
-    """WHERE, HAVING and the parameters of a filter."""
+    """Returns the WHERE and HAVING conditions of a filter, and their parameters."""
     where, having = ["1"], ["1"]
     given: dict[str, Any] = {}
     if chosen.project_id is not None:

@@ -26,7 +26,7 @@ DETAILS_MAX = 12
 CHARACTERS_MAX = 12_000_000
 # Maximum size of a decoded event; larger ones count as malformed. SDKs cut request bodies at 150 kB.
 EVENT_BYTES_MAX = 1 * MiB
-# Measured costs: per decoded event, and per byte.
+# Measured costs in parser units: per decoded event, and per byte.
 _UNITS_EVENT, _UNITS_BYTE = 3.0, 0.02
 
 DEAD_CLICK_TAGS = frozenset(("a", "button", "input"))

@@ -153,7 +153,7 @@ class Guard:
         self._reported: set[str] = set()
 
     def call(self, name: str, function: Callable[..., _T], *arguments: object) -> _T | None:
-        """`function(*arguments)`, or None if it raised."""
+        """Returns the result of `function(*arguments)`, or None if it raised."""
         try:
             return function(*arguments)
         except Exception as error:

@@ -38,7 +38,7 @@ COUNTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """Definition of one metric. `unit` is the unit of its value."""
+    """Definition of one metric. `unit`: unit of the metric's values."""
 
     name: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Product metrics to the DataDog agent, over DogStatsD.
+"""Sends product metrics to the DataDog agent, over DogStatsD.
 
 The protocol offers no proof of a write: UDP does not report lost packets, the agent confirms nothing, and it does
 not detect repeated packets. So a write counts as durable once the kernel has accepted it, and the done mark that

@@ -96,7 +96,7 @@ class Trouble:
         return replace(self, blame=blame)
 
     def error(self) -> SinkError:
-        """As an error about all requested items."""
+        """Returns this trouble as an error about all requested items."""
         text = shortened(self.message)
         if self.blame.action is Action.RETRY:
             return TransientSinkError(text, retry_after_seconds=self.retry_after_seconds)

@@ -115,8 +115,8 @@ def _segment(
     identity = _identity(message, envelope, segment_id, warnings)
     document = _document(envelope, warnings)
     writer = rows.Writer(identity, document.environment)
-    # Written regardless of relay_snuba_publish_disabled. Current versions of Relay always set this flag; if Relay
-    # had published the event itself, it would be in another table.
+    # The row is written regardless of relay_snuba_publish_disabled. Current versions of Relay always set this
+    # flag; if Relay had published the event itself, it would be in another table.
     replay = _replay_row(writer, document, rules, warnings)
     gathered = _gathered(writer, raw, rules, len(replay.json), Budget(units), spent)
     warnings += gathered.warnings

@@ -17,7 +17,8 @@ from ingest.core.parse.budget import Budget
 BLOCK_BYTES = 32 * 1024
 # Maximum brackets processed one by one.
 NEAR_MARKS = 8
-# Measured costs: per byte of a block, per string, per bracket or string where elements may end, per element.
+# Measured costs in budget units: per byte of a block, per string, per bracket or string where elements may end,
+# per element.
 _UNITS_BYTE, _UNITS_STRING, _UNITS_MARK, _UNITS_ELEMENT = 0.0025, 0.03, 0.045, 3.0
 
 _OPENING, _CLOSING = b"[{", b"]}"

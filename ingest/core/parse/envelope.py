@@ -1,4 +1,5 @@
-"""The Kafka value: one msgpack map (the topic's schema in sentry-kafka-schemas, ingest-replay-recordings v1)."""
+"""Decodes the Kafka value, which is one msgpack map (the topic's schema in sentry-kafka-schemas,
+ingest-replay-recordings v1)."""
 
 from __future__ import annotations
 

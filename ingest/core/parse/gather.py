@@ -22,7 +22,7 @@ from ingest.core.parse.rules import ParseRules
 from ingest.core.parse.scan import Scan
 
 SAME_WARNINGS_MAX = 1000
-# Measured costs: per encoded fact, and per event found malformed here.
+# Measured costs in budget units: per encoded fact, and per event found malformed here.
 _UNITS_FACT, _UNITS_MALFORMED = 4.0, 3.0
 
 

@@ -37,8 +37,8 @@ from ingest.core.parse.shapes import NULL, is_null
 
 # Data up to this size is decoded as a whole if possible.
 USUAL_BYTES_MAX = 64 * 1024
-# Measured costs: per byte read again, per event, per byte of its data, per exception and selected field; for long
-# data per byte and quote.
+# Measured costs in budget units: per byte read again, per event, per byte of its data, per exception and selected
+# field; for long data per byte and quote.
 _UNITS_BYTE, _UNITS_EVENT, _UNITS_DATA_BYTE, _UNITS_PICKED = 0.001, 1.0, 0.006, 25.0
 _UNITS_LONG_BYTE, _UNITS_QUOTE = 0.0015, 0.03
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 PIECE_BYTES = 1024 * 1024
 # Recordings up to this size are one piece: decoding them needs little memory.
 WHOLE_BYTES_MAX = 3 * PIECE_BYTES // 2
-# A piece that ended inside an event is retried this much longer, and then with all the rest.
+# A piece that ends inside an event is retried with a larger size, by this factor each time, and finally with the
+# rest of the recording.
 GROWTH = 8
 # Maximum candidates checked per end.
 PROBES_MAX = 32

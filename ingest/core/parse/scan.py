@@ -45,7 +45,7 @@ LONG_BYTES_MIN = 10 * 1024 * 1024
 # Maximum elements of a longer piece, and of one with events as short as `0,`: 112 and 72 bytes each.
 OBJECTS_MAX, COMMAS_MAX = 300_000, 400_000
 SCALARS_BYTES_MAX = 64 * 1024
-# Measured costs: per array element, per byte decoded again, per event read, per exception.
+# Measured costs in budget units: per array element, per byte decoded again, per event read, per exception.
 _UNITS_ELEMENT, _UNITS_AGAIN, _UNITS_EVENT, _UNITS_MALFORMED = 0.05, 0.001, 1.0, 3.0
 _UNITS_INCREMENTAL = 0.7
 

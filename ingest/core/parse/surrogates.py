@@ -1,5 +1,5 @@
-"""Lone surrogates: half of an emoji, in a text that was truncated inside it. JavaScript writes "\\ud83d", which
-the decoder refuses."""
+"""Replaces lone surrogates: half of an emoji, in a text that was truncated inside the emoji. JavaScript writes
+"\\ud83d", which the decoder refuses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 from ingest.core.parse.budget import Budget
 
 REPLACEMENT = rb"\ufffd"
-# Measured costs: per half or pair matched, per half checked in Python, per byte of a window that has one. Windows
-# without any are skipped at the speed of a substring search.
+# Measured costs in budget units: per half or pair matched, per half checked in Python, per byte of a window that
+# has one. Windows without any are skipped at the speed of a substring search.
 _UNITS_ESCAPE, _UNITS_HALF, _UNITS_BYTE = 0.2, 1.0, 0.006
 SEARCHED_BYTES = 8 * 1024
 # Runs of backslashes are measured in windows of both sizes, the smaller first.

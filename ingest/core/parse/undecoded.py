@@ -1,4 +1,4 @@
-"""Every event of a stored recording as sent, in bounded memory; for viewing, not for rows."""
+"""Yields every event of a stored recording as sent, in bounded memory; for viewing, not for rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingest.core.parse.surrogates import without_lone_surrogates
 
 # Maximum events held at once, 112 bytes each besides their text; an event may be as short as `0,`.
 COMMAS_MAX = 400_000
-# Measured cost per byte decoded again.
+# Measured cost, in budget units, per byte decoded again.
 _UNITS_AGAIN = 0.001
 
 _decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode

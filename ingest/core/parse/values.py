@@ -16,8 +16,8 @@ from ingest.core.parse.picked import scalar_of
 SMALL_BYTES = 512
 # Texts may take four times their bytes, and each value about a hundred bytes.
 DOCUMENT_BYTES_MAX, VALUES_MAX = 8 * 1024 * 1024, 100_000
-# Measured costs: small documents and their bytes; bytes and values of larger ones; bytes and fields if only fields
-# are built.
+# Measured costs in budget units: small documents and their bytes; bytes and values of larger ones; bytes and
+# fields if only fields are built.
 _UNITS_SMALL, _UNITS_SMALL_BYTE = 0.5, 0.01
 _UNITS_BYTE, _UNITS_VALUE = 0.006, 0.12
 _UNITS_FLAT_BYTE, _UNITS_FIELD = 0.001, 0.25

@@ -283,7 +283,7 @@ class Handler(ProgramsOnly):
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS_MAX
-    # Without these two, small responses wait 40 ms for the client's delayed acknowledgement.
+    # Without these two settings, small responses wait 40 ms for the client's delayed acknowledgement.
     disable_nagle_algorithm = True
     wbufsize = -1
 

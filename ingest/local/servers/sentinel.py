@@ -39,7 +39,8 @@ class Sentinel(Server):
         sentinel_password: str = "",
         quorum: int = QUORUM,
     ) -> None:
-        """`password`: of the Redis servers. `sentinel_password`: of the Sentinels, also between them."""
+        """`password` is that of the Redis servers; `sentinel_password` that of the Sentinels, also between
+        them."""
         super().__init__(children, directory, name=name)
         self._primary_port = primary_port
         self._password, self._sentinel_password, self._quorum = password, sentinel_password, quorum

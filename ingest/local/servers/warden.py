@@ -1,6 +1,6 @@
 """Kills processes left behind by a parent. Run as a script, by path, with only the standard library.
 
-One warden serves one parent. It reads orders from its standard input, one per line:
+One warden serves one parent. It reads commands from its standard input, one per line:
 
     +PGID     watch this process group
     -PGID     forget it

@@ -1,4 +1,4 @@
-"""Reads a part of the recordings' topic: a scope becomes spans, spans become messages.
+"""Reads a part of the recordings' topic: converts a scope to spans, and reads their messages.
 
 Memory: one chunk of at most CHUNK_MESSAGES_MAX messages or about CHUNK_BYTES_MAX bytes.
 """

@@ -1,6 +1,5 @@
-"""Parsing in the reader process or in parser processes, by a setting.
-
-Parsing is a pure function of a message and the rules, so the result is the same.
+"""Parses messages in the reader process or in parser processes, as configured. Parsing is a pure function of a
+message and the rules, so both give the same result.
 """
 
 from __future__ import annotations
@@ -230,7 +229,7 @@ class Child:
         return [self._alone(message) for message in self._sent]
 
     def receive_or_none(self) -> list[Outcome | None]:
-        """Outcomes of the last request. None after a failure."""
+        """Outcomes of the last request. Returns None after a failure."""
         try:
             return self.answers()
         except ChildFailed as failure:

@@ -1,4 +1,4 @@
-"""Rejected messages and refused rows, as records of the dead-letter topic.
+"""Stores rejected messages and refused rows as records of the dead-letter topic.
 
 Producing again creates a second record, because Kafka cannot overwrite by key. A record's headers topic, partition
 and offset (and sink, if a sink refused it) identify it, and readers of the topic count each identity once. The

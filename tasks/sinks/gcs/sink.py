@@ -1,4 +1,4 @@
-"""Recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
+"""Stores recordings as objects in Cloud Storage: one per segment, or packed objects that contain many.
 
 A packed object (`<retention days>/packed/...`) has a digest of its bytes in its name and is only created if it
 does not exist: the response that it exists (412) is a success if the existing one is equal. A refused packed

@@ -1,1 +1,1 @@
-"""Shared by the two Google Cloud sinks."""
+"""Code shared by the two Google Cloud sinks."""

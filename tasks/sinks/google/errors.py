@@ -162,7 +162,7 @@ BLAME_OF_CLASS: dict[type[BaseException], Blame] = {
 # https://cloud.google.com/bigquery/docs/error-messages,
 # https://cloud.google.com/storage/docs/json_api/v1/status-codes
 BLAME_OF_REASON: dict[str, Blame] = {
-    # With these a 403 (or a 400) is about load, not about permissions.
+    # With these reasons a 403 (or a 400) is about load, not about permissions.
     "backendError": SERVER,
     "blocked": SERVER,
     "dailyLimitExceeded": SERVER,
@@ -177,7 +177,7 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "tableUnavailable": SERVER,
     "timeout": SERVER,
     "userRateLimitExceeded": SERVER,
-    # The account: permissions, billing, or who pays for the request.
+    # The account is at fault: its permissions, its billing, or the project that pays for the request.
     "accessDenied": CREDENTIALS,
     "accountDisabled": CREDENTIALS,
     "authError": CREDENTIALS,
@@ -188,16 +188,16 @@ BLAME_OF_REASON: dict[str, Blame] = {
     "userProjectAccountProblem": CREDENTIALS,
     "userProjectInconsistent": CREDENTIALS,
     "userProjectMissing": CREDENTIALS,
-    # The bucket, data set or table.
+    # The bucket, data set or table is at fault.
     "notFound": TABLE,
-    # The form of the request, independent of its content.
+    # The form of the request is at fault, whatever its content.
     "invalidAltValue": REQUEST,
     "invalidParameter": REQUEST,
     "invalidQuery": REQUEST,
     "notImplemented": REQUEST,
     "responseTooLarge": REQUEST,
     "wrongUrlForUpload": REQUEST,
-    # Too large, for any status.
+    # The request is too large, whatever the status.
     "requestTooLarge": Blame.SIZE,
     "uploadTooLarge": Blame.SIZE,
 }

@@ -1,1 +1,1 @@
-"""Shared by the HTTP sinks: requests, and interpretation of responses."""
+"""Code shared by the HTTP sinks: requests, and interpretation of responses."""

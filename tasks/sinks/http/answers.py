@@ -1,4 +1,4 @@
-"""HTTP responses: classification of statuses, and descriptions of responses without proof.
+"""Classifies HTTP responses by status, and describes responses that do not prove a write.
 
 Errors of the server itself (ClickHouse's exception code, Google's JSON errors) take precedence and are handled in
 the sink's module; the table here covers proxies, gateways and captive portals.

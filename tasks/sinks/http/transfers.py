@@ -1,4 +1,4 @@
-"""Many HTTP requests at once from one thread: libcurl's multi interface, driven by events of its sockets.
+"""Sends many HTTP requests at once from one thread, with libcurl's multi interface driven by socket events.
 
 Connections, TLS, proxies (from the environment) and parsing of responses are done by libcurl. This module defines
 what is sent, the total time limit, how much of a response is read, and the classification of failures without a
