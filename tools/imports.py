@@ -51,7 +51,7 @@ class Package:
         )
 
 
-# No module that reads a clock, a file, the network, the environment or a source of randomness.
+# This list has no module that reads a clock, a file, the network, the environment or a source of randomness.
 CORE_STANDARD = (
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum", "functools",
     "hashlib", "heapq", "ipaddress", "itertools", "math", "operator", "re", "struct", "typing", "zlib",
@@ -261,7 +261,7 @@ def row_of(module: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """One import, anywhere in the file: `from a import b` is `a.b`, `module` is then `a`."""
+    """One import, anywhere in a file. The name of `from a import b` is `a.b`, and `module` is then `a`."""
 
     line: int
     name: str
@@ -269,7 +269,8 @@ class Import:
 
 
 def imports(text: str) -> Iterator[Import]:
-    """Every import of a source text, also in functions, under TYPE_CHECKING, and by a literal name at run time.
+    """Returns every import of a source text, including those in functions, under TYPE_CHECKING, and by a literal
+    name at run time.
 
     A relative import has the name "." and is never allowed.
     """
@@ -308,7 +309,7 @@ def violations(path: str, text: str) -> list[str]:
 
 
 def _refusal(module: str, row: int | None, one: Import) -> str:
-    """The reason for which this import is not allowed; "" if it is."""
+    """Why this import is not allowed; "" if it is allowed."""
     top = one.name.split(".")[0]
     if not top:
         return "imports are absolute"

@@ -54,7 +54,7 @@ def proof_page() -> Iterator[str]:
 
 
 def _explored(one: dict[str, Any]) -> tuple[str, ...]:
-    """One row of the explorer's table. The staging model has no pipelines."""
+    """One row of the explorer's table. The columns about pipelines are empty for the staging model."""
     numbers = [one.get("pipelines"), one.get("decisions")]
     return (
         one["bound"],

@@ -21,7 +21,7 @@ from tasks.sinks.http import answers, transfers
 from tasks.sinks.outcome import MEANING_OF, Action, Blame
 from tasks.wire import SinkName
 
-# Older names of codes that have two names.
+# The older names of error codes that have two names.
 CURL_CODE = re.compile("E_(?!MULTI|FTP|TFTP|URL_MALFORMAT_USER|UNKNOWN_TELNET_OPTION|SSL_PEER_CERT|SSL_CACERT$)")
 PROOF_OF = {
     SinkName.GCS: objects.PROOF,

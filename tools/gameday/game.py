@@ -46,14 +46,14 @@ POLL_SECONDS = 0.25
 ASK_SECONDS = 1.0
 REDIS_BYTES_MAX = 256 * MiB
 
-# With thresholds divided by FACTOR these also fire while other processes use the machine's cores.
+# With thresholds divided by FACTOR, these alerts also fire while other processes use the machine's cores.
 BUSY = {"ReplaysEndToEndSlow", "ReplaysLag", "ReplaysBackpressure"}
 
 # An alert on an exhausted error budget resolves when its window has passed: minutes here, hours in production.
 BUDGET = {"ReplaysErrorBudgetBurnsFast", "ReplaysErrorBudgetBurnsSlowly"}
 
-# Intervals of the system on which the rules depend, divided by about the same factor; less where a busy machine
-# with two cores could not keep up (a chord within six seconds).
+# Intervals of the system on which the rules depend, divided by about the same factor. The divisor is smaller
+# where a busy machine with two cores could not keep up (a chord within six seconds).
 HASTY = {
     "REPLAYS_FLUSH_DEADLINE_SECONDS": "12",
     "REPLAYS_RETRY_BACKOFF_SECONDS": "1",
@@ -156,7 +156,9 @@ class Game:
         asked.close()
 
     def judge(self) -> list[str]:
-        """Violations of the rule that each partition's committed offset is one register (`tools.history`)."""
+        """Checks that each partition's committed offset behaves like one register (`tools.history`); returns the
+        violations.
+        """
         self._over.set()
         self._asking.join()
         for name in READERS:
@@ -165,7 +167,7 @@ class Game:
         return judge(self.history)
 
     def close(self) -> None:
-        """May be called at any time."""
+        """Stops everything that was started. May be called at any time."""
         self._over.set()
         if hasattr(self, "load"):
             self.load.close()
@@ -231,7 +233,7 @@ class Game:
         return done.stdout
 
     def json(self, *arguments: str, codes: Sequence[int] = (0,)) -> Any:
-        """The same with --json, parsed."""
+        """Runs a command with --json and returns its parsed output."""
         return json.loads(self.command(*arguments, "--json", codes=codes))
 
     def reconcile(self) -> tuple[str, bool]:
@@ -272,7 +274,9 @@ class Game:
     # One fault
 
     def play(self, fault: Fault) -> Played:
-        """Plays a fault completely; an error becomes its `trouble`, and then everything is reset by force."""
+        """Runs a fault from injection to recovery. An error is stored as its `trouble`, and the system is then
+        reset by force.
+        """
         played = Played(fault.name, fault.alert)
         self._steps, self._seen = played.steps, played.seen
         began, began_unix = time.monotonic(), time.time()
@@ -306,9 +310,8 @@ class Game:
         return played
 
     def calm(self) -> str:
-        """Waits until no alert fires, and reports it. Raises LocalError.
-
-        After `quiet_seconds_max` alerts in BUSY are ignored.
+        """Waits until no alert fires, and prints that. Raises LocalError. After `quiet_seconds_max`, alerts in
+        BUSY are ignored.
         """
         began = time.monotonic()
         left: set[str] = set()

@@ -1,4 +1,6 @@
-"""The steady load of a game day: recordings that Relay has just received, and garbage on request."""
+"""The steady load of a game day: recordings with the current time as their time of arrival at Relay, and optional
+malformed messages.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,10 @@ GARBAGE_PROJECT = 4242
 
 
 class Load(threading.Thread):
-    """A steady stream of segments that Relay has just received, until `close`.
+    """Sends segments with the current time as their time of arrival at Relay, at a steady rate, until `close`.
 
     `garbage_share`: unparsable messages to add, as a fraction of the segments; they belong to `garbage_projects`
-    consecutive projects, starting at `garbage_project`. `silent`: send nothing. `ends`: the log end of each
+    consecutive projects, starting at `garbage_project`. `silent`: nothing is sent. `ends`: the log end of each
     partition, counting acknowledged messages only.
     """
 

@@ -31,7 +31,7 @@ def code(text: str) -> str:
 
 
 def step(text: str) -> str:
-    """A step: a typed command as code, other actions as text."""
+    """Formats a step: a command as code, any other action as text."""
     return code(text) if text.startswith(("replays-ingest ", "redis-cli ")) else cell(text)
 
 
@@ -40,7 +40,7 @@ def seconds(number: float | None) -> str:
 
 
 def spent(played: Mapping[str, Any]) -> str:
-    """Late segments of those that became durable; empty for a record older than the objective."""
+    """Late segments out of all that became durable; empty for runs recorded before the objective existed."""
     return f"{played['late_segments']:,} of {played['segments']:,}" if "segments" in played else ""
 
 
@@ -79,7 +79,7 @@ def faults(played: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def panels(asked: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """One row per panel: number of expressions with data, and of their values."""
+    """One row per panel: the number of its expressions with data, and of their values."""
     yield "| panel | expressions | with data | series | values |"
     yield "| --- | --- | --- | --- | --- |"
     for title, group in groupby(asked, key=lambda each: str(each["panel"])):

@@ -1,4 +1,5 @@
-"""A real Prometheus over the local processes: the deployed alert rules, with shorter times.
+"""Runs a real Prometheus that scrapes the local processes and evaluates the deployed alert rules with shorter
+times.
 
 `scaled_rules` divides every time in the rules by one factor: `for:`, the ranges of the expressions, and the
 thresholds of the few rules that compare a number of seconds. The rest of a rule is unchanged, so a
@@ -42,7 +43,7 @@ WAITING_RULES = {
     "ReplaysBatchParked",
     "ReplaysWorkerLostRedis",
 }
-# A rate needs at least two scrapes; a worker's heartbeat is every two seconds, on a busy machine every five.
+# A rate needs at least two scrapes. A worker sends a heartbeat every two seconds, on a busy machine every five.
 RANGE_SECONDS_MIN = 5
 THRESHOLD_SECONDS_MIN = 5
 
@@ -126,7 +127,9 @@ class Prometheus(Server):
         self._configuration.write_text(yaml.safe_dump(whole, sort_keys=False))
 
     def command(self) -> list[str]:
-        """Command line: on the loopback, with its data in our directory."""
+        """The command line of Prometheus: it listens on the loopback interface and stores its data in our
+        directory.
+        """
         return [
             "prometheus",
             f"--config.file={self._configuration}",
@@ -144,7 +147,8 @@ class Prometheus(Server):
         """http://host:port."""
         return f"http://{HOST}:{self.port}"
 
-    # Queries. They raise OSError if it does not respond, ValueError with its message if it refuses one.
+    # Queries. They raise OSError if Prometheus does not respond, and ValueError with its message if it refuses a
+    # query.
 
     def alerts(self) -> list[Alert]:
         """Alerts that are pending or firing now."""
@@ -176,7 +180,9 @@ class Prometheus(Server):
         return found
 
     def durable(self, seconds: float) -> tuple[int, int]:
-        """Segments that became durable in the last seconds, and the number of those later than the objective."""
+        """The number of segments that became durable in the last seconds, and how many of them missed the
+        objective.
+        """
         window = f"[{max(RANGE_SECONDS_MIN, round(seconds))}s]"
         counted = {"count": "", "bucket": '{le="30.0"}'}
         found = []

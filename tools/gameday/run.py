@@ -1,4 +1,4 @@
-"""A game day: faults one after another, each with its alert and the steps of its fix.
+"""Runs a game day: faults one after another, each with its alert and the steps of its fix.
 
     python -m tools.gameday.run [--json FILE] [--only NAME]        (make gameday)
 

@@ -1,8 +1,8 @@
 """The history of commits, reads and assignments, and the rules that every history must satisfy.
 
 `judge` uses only timed statements of readers and the broker, and shares no code with the reader. All times are
-seconds of one wall clock. An operation has the times at which it was sent and answered; it took effect between
-them.
+seconds of one wall clock. Each operation has the time at which it was sent and the time of its response; it took
+effect between the two.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from operator import attrgetter
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit of a reader. `answered_at` None, or an unclear error: stored at any time from `sent_at` on, or
-    never. `refused`: the broker reported that it did not store it. `life`: one run of one reader process."""
+    """A commit of a reader. If `answered_at` is None, or the error is ambiguous, the commit was stored at any
+    time from `sent_at` on, or never. `refused`: the broker reported that it did not store it. `life`: identifies
+    one run of one reader process.
+    """
 
     life: str
     partition: int
@@ -61,7 +63,9 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Excuse:
-    """From then on offsets may be lower or missing: an operator, an injected fault, or a recreated topic."""
+    """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a
+    recreated topic.
+    """
 
     at: float
     reason: str
@@ -69,7 +73,7 @@ class Excuse:
 
 @dataclass(slots=True)
 class History:
-    """All observations. `has_records`: whether the broker keeps the metadata of commits."""
+    """All observations of a run. `has_records`: whether the broker keeps the metadata of commits."""
 
     commits: list[Commit] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
@@ -87,7 +91,9 @@ class History:
 
 
 def judge(history: History) -> list[str]:
-    """One sentence per violation, per partition; empty: committed offsets behaved like one register each."""
+    """Returns one sentence per violation. If there is none, each partition's committed offset behaved like one
+    register.
+    """
     by_partition: Callable[[Commit | Read | Assigned], int] = attrgetter("partition")
     partitions = {one.partition for one in history.commits}
     partitions |= {one.partition for one in history.reads} | {one.partition for one in history.assignments}
@@ -129,7 +135,7 @@ class _Partition:
         return [commit for commit in writers if commit.sent_at <= read.answered_at]
 
     def unwritten(self) -> list[str]:
-        """A read returns an offset and a record that were committed before."""
+        """Checks that a read returns an offset and a record that were committed before it."""
         return [
             f"{read.by} read offset {read.offset} with record {read.record!r}, which nobody had committed"
             for read in self._reads
@@ -137,7 +143,9 @@ class _Partition:
         ]
 
     def stale(self) -> list[str]:
-        """A read never returns a commit that was replaced before it. "None" only before the first commit."""
+        """Checks that a read never returns a commit that was replaced before the read, and "none" only before the
+        first commit.
+        """
         found = []
         for read in self._reads:
             candidates = self._candidates(read)
@@ -154,7 +162,7 @@ class _Partition:
         return found
 
     def backwards(self) -> list[str]:
-        """Neither stored nor read offsets ever fall."""
+        """Checks that neither stored nor read offsets decrease."""
         stored = [(one.offset, one.sent_at, one.ends_at, f"{one.life} committed") for one in self._stored]
         read = [
             (one.offset, one.asked_at, one.answered_at, f"{one.by} read")
@@ -179,9 +187,11 @@ class _Partition:
         return found
 
     def two_owners(self, assigned: Sequence[Assigned]) -> list[str]:
-        """After a later owner's commit is stored, no earlier owner's is; readers commit only their partitions."""
+        """Checks that no commit of an earlier owner is stored after one of a later owner, and that readers commit
+        only their partitions.
+        """
         found = []
-        newest: tuple[float, Commit] | None = None  # of the stored commits: (start of assignment, commit)
+        newest: tuple[float, Commit] | None = None  # for each stored commit: (start of assignment, commit)
         for commit in self._stored:
             owned = [one.at for one in assigned if one.life == commit.life and one.at <= commit.sent_at]
             if not owned:

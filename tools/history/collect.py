@@ -88,14 +88,14 @@ class LoggedOperations:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _give_up(self) -> None:
-        """Operations in flight when the process ended have no response."""
+        """Adds the operations that had no response when the process ended."""
         for key, sent in self._waiting.items():
             self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
         self._waiting.clear()
 
 
 def seconds_of(timestamp: str) -> float:
-    """Unix seconds of a log line's time; 0 for other texts."""
+    """The time of a log line in Unix seconds; 0 if it cannot be parsed."""
     try:
         return datetime.fromisoformat(timestamp).timestamp()
     except ValueError:

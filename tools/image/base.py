@@ -1,4 +1,6 @@
-"""The base of our image: the one named in the Dockerfile, or Debian's packages if no registry is reachable."""
+"""Provides the base of our image: the one named in the Dockerfile or, if no registry is reachable, one built from
+Debian's packages.
+"""
 
 from __future__ import annotations
 

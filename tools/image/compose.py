@@ -1,4 +1,4 @@
-"""Our own services of docker-compose.yml, as options of `podman run`.
+"""Translates our own services of docker-compose.yml into options of `podman run`.
 
 The containers run in the host's network, because the embedded stack replaces the file's servers. Everything else
 comes from the file: command, read-only file system, tmpfs, capabilities, environment, health check, stop timeout.
@@ -33,7 +33,7 @@ class Service:
     options: tuple[str, ...] = ()
 
     def moved(self, addresses: Mapping[str, str], ports: Mapping[int, int]) -> Service:
-        """With the addresses of other servers, and with free ports of the host's network."""
+        """Returns the service with the addresses of other servers, and with free ports of the host's network."""
 
         def port(text: str) -> str:
             return re.sub(r":(\d+)\b", lambda found: f":{ports.get(int(found[1]), found[1])}", text)
@@ -52,13 +52,13 @@ def ours(path: Path, variables: Mapping[str, str]) -> dict[str, Service]:
 
 
 def not_ours(path: Path, variables: Mapping[str, str]) -> list[str]:
-    """Images of the vendors, sorted."""
+    """Names of the vendors' images, sorted."""
     services = yaml.safe_load(_filled(path.read_text(), variables))["services"].values()
     return sorted(service["image"] for service in services if "build" not in service)
 
 
 def left_behind(service: Service, hosts: set[str]) -> list[str]:
-    """Variables that still name a container of docker-compose.yml, which does not exist here."""
+    """Variables that still name a container of docker-compose.yml that does not exist here."""
     words = {
         name: set(re.split(r"[^\w.-]+", re.sub(r"^\w+://", "", value)))
         for name, value in service.environment.items()

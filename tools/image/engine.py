@@ -1,4 +1,4 @@
-"""Podman: images and containers, with a time limit on every call."""
+"""Manages images and containers through Podman, with a time limit on every call."""
 
 from __future__ import annotations
 
@@ -58,28 +58,30 @@ class Engine:
         return self.call("image", "exists", image).returncode == 0
 
     def pull(self, image: str) -> None:
-        """Raises NotDone, with the registry's response."""
+        """Pulls an image. Raises NotDone with the registry's response."""
         done = self.call("pull", "--quiet", image, seconds=PULL_SECONDS_MAX)
         if done.returncode != 0:
             raise NotDone(last_line(done.stderr))
 
     def image(self, image: str) -> dict[str, Any]:
-        """Its configuration."""
+        """The configuration of an image."""
         done = self.call("image", "inspect", image)
         found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else [{}]
         return found[0]
 
     def remove_image(self, identity: str) -> None:
-        """Does nothing if it is in use."""
+        """Removes an image, unless it is in use."""
         self.call("rmi", identity)
 
     def build(
         self, folder: Path, image: str, arguments: Mapping[str, str], mounts: Sequence[str], seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        """`podman build`, in the host's network. `mounts` exist during the build, and not in the image."""
+        """Runs `podman build` in the host's network. `mounts` exist during the build only and are not part of the
+        image.
+        """
         options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
         options += [f"--volume={mount}" for mount in mounts]
-        # Steps run in a chroot: they need no more privileges of the machine than the containers of this module.
+        # Build steps run in a chroot, so they need no more privileges than the containers of this module.
         place = ("--isolation=chroot", "--network=host", "--tag", image)
         return self.call("build", *place, *limits(), *options, str(folder), seconds=seconds)
 
@@ -102,7 +104,7 @@ class Engine:
         return self.call("exec", name, *command).returncode == 0
 
     def state(self, name: str) -> dict[str, Any]:
-        """`Running`, `Pid`, `ExitCode` and more."""
+        """The state of a container: `Running`, `Pid`, `ExitCode` and more."""
         done = self.call("inspect", "--type=container", "--format={{json .State}}", name)
         if done.returncode != 0:
             raise Failed(f"{name} is gone: {last_line(done.stderr)}")
@@ -110,17 +112,17 @@ class Engine:
         return found
 
     def stop(self, name: str, seconds: int) -> int:
-        """SIGTERM, after `seconds` SIGKILL. Returns the exit code."""
+        """Stops a container with SIGTERM, and with SIGKILL after `seconds`. Returns the exit code."""
         self.call("stop", f"--time={seconds}", name, seconds=seconds + CALL_SECONDS_MAX)
         return int(self.state(name)["ExitCode"])
 
     def log_tail(self, name: str, lines: int = 15) -> str:
-        """The last lines that it printed."""
+        """The last lines that a container printed."""
         done = self.call("logs", f"--tail={lines}", name)
         return done.stdout + done.stderr
 
     def close(self) -> None:
-        """Removes the containers, also after the time limit."""
+        """Removes all containers, even after the time limit has passed."""
         self.clock = Clock(CALL_SECONDS_MAX)
         found = self.call("ps", "--all", "--quiet", f"--filter=label={self._label}").stdout.split()
         if found:

@@ -1,6 +1,6 @@
-"""Output of a trial of the image: what was done, what this machine could not do, what failed.
-
-`NotDone` is a limit of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the image.
+"""Reports the steps of a test of the image: which succeeded, which this machine could not run, and which failed.
+`NotDone` is a limitation of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the
+image.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 
 class NotDone(Exception):
-    """This machine cannot do it. The message states the reason, in one line."""
+    """This machine cannot run a step. The message states the reason in one line."""
 
 
 class Failed(Exception):
@@ -30,7 +30,9 @@ class Clock:
         self._began = self.now()
 
     def left(self, at_most: float) -> float:
-        """Seconds for the next step: `at_most`, or less near the end, but at least one second."""
+        """Seconds available for the next step: `at_most`, or less if less time remains, but at least one
+        second.
+        """
         return max(1.0, min(at_most, self._began + self.seconds - self.now()))
 
     @property
@@ -61,6 +63,6 @@ class Lines:
 
 
 def last_line(text: str) -> str:
-    """The last non-empty line, as a reason."""
+    """The last non-empty line of an output, used as the reason for a failure."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"

@@ -1,6 +1,5 @@
-"""The package index of this machine, for the build: pip's configuration, mounted while the image is built.
-
-It remains neither in the image nor in the repository.
+"""Makes this machine's package index available to the build: pip's configuration is mounted while the image is
+built. It is stored neither in the image nor in the repository.
 """
 
 from __future__ import annotations

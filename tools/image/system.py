@@ -1,4 +1,4 @@
-"""The image at work: its reader, workers and Flower with the embedded stack, under a load.
+"""Runs reader, workers and Flower from the image with the embedded stack, under load.
 
 During the load the worker and then the reader are stopped with SIGTERM and replaced, as in an upgrade. At the end
 every message must be accounted for: `replays-ingest reconcile`, run from the image, compares the topic with the
@@ -71,7 +71,7 @@ class System:
             "REPLAYS_HTTP_PORT": str(self._ports[9464]),
             "REPLAYS_WORKER_HTTP_PORT": str(self._ports[9465]),
             "REPLAYS_FLOWER_PORT": str(self._ports[5555]),
-            # With the host's network, nothing may listen on its other addresses.
+            # The containers use the host's network, so their ports must not listen on its other addresses.
             **{f"REPLAYS_{part}_HOST": HOST for part in ("HTTP", "WORKER_HTTP", "FLOWER")},
         }
         self._services = {name: service.moved(addresses, self._ports) for name, service in services.items()}
@@ -83,7 +83,7 @@ class System:
         self._names: dict[str, str] = {}
 
     def run(self, tag: str) -> None:
-        """The whole trial. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
+        """Runs the whole test. Raises Failed or NotDone. `tag`: makes the containers' names unique."""
         self._once("reader", ("replays-ingest", "--help"), "Usage:")
         self._once("worker", ("python", "-c", C_EXTENSION), "c\n")
         self._once("migrate", self._services["migrate"].command, "")

@@ -1,4 +1,5 @@
-"""Runs the previous release and this one side by side, under load, in the order of an upgrade and against it.
+"""Runs the previous release and this one side by side under load, upgraded in the documented order and in the
+reverse order.
 
     python -m tools.mixed --minutes 5    (make mixed-versions)
     python -m tools.mixed --minutes 5 --planted formats
@@ -7,11 +8,11 @@ The previous release is built from git into an environment of its own. Readers a
 Redis, schema and consumer group. In each phase they are replaced one after another with SIGTERM while traffic
 flows; afterwards every sink is compared with what was produced.
 
-`--planted formats` takes today's code as the old release and two that do not exist yet as newer ones: one only
-adds to the formats, the other also raises their versions. `--planted lossy`: the new release loses rows, and the
-run fails.
+`--planted formats` uses the present code as the old release, and two patched copies of it as newer releases: one
+only adds fields to the formats, the other also raises the format versions. With `--planted lossy` the new release
+loses rows, and the run must fail.
 
-Exit code 0: every check passed, or there is no previous release in this clone (an error where CI is set); 1: a
+Exit code 0: every check passed, or this clone has no previous release (an error if the variable CI is set); 1: a
 check failed; 130: interrupted.
 """
 

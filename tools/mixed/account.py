@@ -1,4 +1,6 @@
-"""What the readers' logs say about a run, by time: batches parked and refused, and messages read again."""
+"""Extracts from the readers' logs which batches were parked and refused, and which messages were read again, with
+times.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from tools.history.check import Commit
 from tools.history.collect import seconds_of
 
 Lines = Iterable[Mapping[str, Any]]
-# In the error of a batch that a worker refuses because it is of a newer release.
+# Part of the error with which a worker refuses a batch of a newer release.
 REFUSED = "upgrade the workers before the readers"
 
 
@@ -26,7 +28,7 @@ class Parked:
 
     @property
     def refused(self) -> bool:
-        """Whether workers refused it because of its version."""
+        """Whether workers refused the batch because of its version."""
         return REFUSED in self.error
 
     @property
@@ -44,7 +46,7 @@ class Again:
 
 
 def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
-    """Every batch that was parked, once. `lines`: of all readers."""
+    """Returns each batch that was parked, once. `lines`: log lines of all readers."""
     first: dict[str, tuple[float, str]] = {}
     for line in lines:
         if line.get("event") != "batch_parked":
@@ -57,14 +59,14 @@ def parked(lines: Lines, commits: Sequence[Commit]) -> list[Parked]:
 
 
 def _committed_at(batch: str, commits: Sequence[Commit]) -> float | None:
-    """When the end of the batch was first committed, by whichever reader."""
+    """When any reader first committed the end of the batch."""
     _, partition, _, stop = batch.rsplit("-", 3)
     beyond = [one for one in commits if one.stored and one.partition == int(partition) and one.offset >= int(stop)]
     return min((one.ends_at for one in beyond), default=None)
 
 
 def read_again(lines: Lines) -> list[Again]:
-    """Messages that the next owner of a partition cut again. `lines`: of all readers."""
+    """Returns the messages that the next owner of a partition cut again. `lines`: log lines of all readers."""
     cuts = [line for line in lines if line.get("event") == "protocol_step" and line.get("step") == "cut"]
     cuts.sort(key=lambda line: seconds_of(line["timestamp"]))
     known: dict[int, set[int]] = {}
@@ -79,5 +81,5 @@ def read_again(lines: Lines) -> list[Again]:
 
 
 def within(some: Iterable[Any], since: float, until: float) -> list[Any]:
-    """Those whose `at` lies in the phase."""
+    """Those whose time `at` is within the phase."""
     return [one for one in sorted(some, key=attrgetter("at")) if since <= one.at < until]

@@ -1,8 +1,8 @@
 """Builds a release into an environment of its own: its wheel, unpacked beside the libraries of this environment.
 
 The environment has its own interpreter and copy of `ingest` and `tasks`; a `.pth` file adds the libraries that are
-installed here. Libraries that the release pins to other versions are installed into it. Nothing is fetched while
-the pins are equal.
+installed here. Libraries that the release pins to other versions are installed into it. If all pins are equal,
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tools.mixed.releases import ROOT, Released
 CACHE = ROOT / ".mixed"
 PINS = "constraints.txt"
 COMMAND_SECONDS_MAX = 300
-FOLDER = "empty"  # programs start there: the interpreter and Celery import from the current folder first
+FOLDER = "empty"  # programs start in this directory, because the interpreter and Celery import from the current
+one first
 
 
 class BuildFailed(Exception):

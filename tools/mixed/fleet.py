@@ -1,4 +1,6 @@
-"""Readers and workers of two releases: started, replaced one after another under load, and asked what they run."""
+"""Readers and workers of two releases: starts them, replaces them one after another under load, and checks which
+release each runs.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ class MixedFleet:
 
     @property
     def readers(self) -> dict[str, Child]:
-        """The readers by name. The log of each has all of its runs."""
+        """The readers by name. Each reader's log covers all of its runs."""
         return {name: child for name, child in self.fleet.children.items() if name.startswith("reader")}
 
     def check(self) -> str:
@@ -84,7 +86,7 @@ class MixedFleet:
 
     def _wait(self, condition: Callable[[], bool], child: Child) -> None:
         ends_at = time.monotonic() + UP_SECONDS_MAX
-        while not condition():  # reads a log: not as often as `wait_until`
+        while not condition():  # this reads a log, so it polls less often than `wait_until`
             if time.monotonic() > ends_at:
                 raise LocalError(f"{child.name} is not up after {UP_SECONDS_MAX:g} s\n{child.log_tail()}")
             time.sleep(POLL_SECONDS)

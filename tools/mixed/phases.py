@@ -1,6 +1,5 @@
-"""The phases of a run: the order of an upgrade, the way back, and the wrong order.
-
-In each phase traffic flows while processes are replaced, one after another. docs/upgrades.md has the order.
+"""The phases of a run: an upgrade in the documented order, a downgrade, and an upgrade in the reverse order. In
+each phase processes are replaced one after another under load. docs/upgrades.md defines the order.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ OLD, ADDITIVE, NEW = Which.OLD, Which.ADDITIVE, Which.NEW
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Which release each reader and worker runs. `migrate`: the release whose migrations run first.
-
-    `newer`: readers run a release that the workers may not know. Only there may batches be refused.
-    `readers_first`: readers are replaced before workers, as in a downgrade.
+    """Which release each reader and worker runs. `migrate`: the release whose migrations run first. `newer`:
+    readers may run a newer release than the workers. Batches may be refused in such phases only. `readers_first`:
+    readers are replaced before workers, as in a downgrade.
     """
 
     name: str

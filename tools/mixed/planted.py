@@ -2,8 +2,8 @@
 
 While the previous release and the present code exchange the same formats, they cannot show what happens when
 formats change. `ADDITIVE` only adds: a field of the manifest, a field of the cut record, a column that its rows
-fill. `NEWER` also raises both versions. `LOSSY` has a bug that loses rows, so that a run is seen to fail. Each
-patch replaces a text that occurs exactly once.
+fill. `NEWER` also raises both versions. `LOSSY` has a bug that loses rows, to show that such a run fails. Each
+patch replaces a piece of code that occurs exactly once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RAISED = (
           '    if version not in (VERSION, "2"):\n        return Record()'),
 )  # fmt: skip
 LOST = (
-    # Settles a batch when its blobs are there, as in tools/explore/planted.py.
+    # Settles a batch when only its blobs are durable, as in tools/explore/planted.py.
     Patch("ingest/core/flight.py", "if len(self.stages) > 1:", "if len(self.stages) > 2:"),
 )
 PATCHES = {Kind.ADDITIVE: ADDED, Kind.NEWER: (*ADDED, *RAISED), Kind.LOSSY: LOST}
@@ -97,7 +97,7 @@ def apply(patch: Patch, tree: Path) -> None:
 
 
 def _label(project: Path, kind: Kind) -> str:
-    """Gives the copy a version of its own, and returns it."""
+    """Gives the copy its own version number, and returns that."""
     text = project.read_text()
     found = re.search(r'^version = "([^"]+)"$', text, re.MULTILINE)
     if found is None:

@@ -1,4 +1,6 @@
-"""The previous release: its newest tag, or what `tools/releases.toml` records for clones without tags."""
+"""Finds the previous release: the newest tag or, in clones without tags, the newest entry of
+`tools/releases.toml`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ GIT_SECONDS_MAX = 60
 
 
 class NoRelease(Exception):
-    """There is no earlier release in this checkout. The text states the reason, and what helps."""
+    """There is no earlier release in this checkout. The message states the reason and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ VIOLATIONS_SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Line:
-    """One phase. `parked` counts batches, `refused` those of them that workers refused because of their version.
-
-    `duplicates`: after de-duplication; None: some were found, and the phase is not known.
+    """The result of one phase. `parked` is a number of batches; `refused` is how many of them workers refused
+    because of their version. `duplicates`: duplicates left after de-duplication; None: some were found, but their
+    phase is unknown.
     """
 
     phase: Phase
@@ -87,7 +87,9 @@ class Result:
         self.ok = not self.error
 
     def _refusals(self) -> list[str]:
-        """Batches are refused where readers are newer than workers, and until those are replaced; nowhere else."""
+        """Checks that batches are refused only while readers are newer than workers, or until those workers are
+        replaced.
+        """
         found, before = [], False
         for line in self.lines:
             if line.refused and not (line.phase.newer or before):

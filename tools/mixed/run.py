@@ -1,4 +1,4 @@
-"""One run: traffic flows through all phases; afterwards every sink is compared with it."""
+"""One run: messages are produced during all phases; afterwards every sink is compared with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS = {
     **IMPATIENT,
     "REPLAYS_BATCH_MESSAGES_MAX": "20",
     "REPLAYS_HEARTBEAT_SECONDS": "1",
-    "REPLAYS_LOG_LEVEL": "info",  # readers log more: `STEPS_LOGGED`
+    "REPLAYS_LOG_LEVEL": "info",  # at this level readers also log the steps in `STEPS_LOGGED`
 }
 
 
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(slots=True)
 class _Window:
-    """A phase that was run: its times, and what was produced in it."""
+    """A completed phase: its start and end, and the messages produced in it."""
 
     line: Line
     manifest: Path
@@ -94,7 +94,7 @@ class Run:
     def run(self) -> Result:
         """Runs all phases and accounts for them. Raises errors of the experiment itself."""
         began = time.monotonic()
-        self.mixed.enter(self.plan.phases[0])  # topics must exist before traffic can flow
+        self.mixed.enter(self.plan.phases[0])  # topics must exist before messages can be produced
         watch = threading.Thread(target=self._watch_commits, name="commits")
         watch.start()
         try:
@@ -203,7 +203,9 @@ class Run:
         self._compare()
 
     def _compare(self) -> None:
-        """Compares every sink with everything produced; if something is missing, phase by phase, too."""
+        """Compares every sink with all produced messages and, if something is missing, also with those of each
+        phase.
+        """
         result, settings = self.result, self._fleet.settings
         expected = Expectation.of_manifest(*(window.manifest for window in self._windows), settings=settings)
         statsd_url = self._fleet.stack.addresses["statsd_query"]
@@ -274,5 +276,5 @@ def _shown(some: Sequence[str]) -> str:
 
 
 def _without_names(error: str) -> str:
-    """The error without the names of batch and task, which differ from batch to batch."""
+    """The error text without the names of batch and task, so that equal errors of several batches are equal."""
     return re.sub(r"\S+-\d+-\d+-\d+\S*", "<batch>", error)

@@ -3,9 +3,9 @@
     python -m tools.spec                       (make spec)
     python -m tools.spec --logs .chaos         (make spec LOGS=.chaos): the readers' logs of a chaos run
 
-First SPIN tries every order of the actions in spec/commit_protocol.pml: no order may violate an assertion, each
-must end, and at the end everything must be committed. Then the histories of simulated worlds, or those in the
-logs of real readers, are replayed: the specification must allow each of their actions.
+First, SPIN tries every order of the actions in spec/commit_protocol.pml: no order may violate an assertion, each
+must terminate, and when it does everything must be committed. Then the histories of simulated worlds, or those in
+the logs of real readers, are replayed: the specification must allow each of their actions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Converts the logged steps of readers to the specification's actions, partition by partition.
 
 A reader does not see all actions of the specification. The others are added here, as late as
-possible: the group takes a partition from a reader; a worker writes and marks the items that a completion reports.
+possible: the group reassigns a reader's partition; a worker writes and marks the items that a completion reports.
 The search decides when the broker stored a commit. Offsets become ranks, because only their order matters.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from ingest.observe.steps import Step
 
 READERS_MAX = 6
-SLOTS = 4  # commits of one reader with an unknown result at the same time
+SLOTS = 4  # maximum number of commits of one reader that have an unknown result at the same time
 STAGES = {"blobs": 2, "rows": 1}
-# Reasons for which a batch may end inside a range that a former owner recorded.
+# Reasons that allow a batch to end inside a range recorded by a former owner.
 PARTS = frozenset({"bytes", "drain", "planned"})
 END_OF_LOG = 1 << 62
 
@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 
 class Action(NamedTuple):
-    """One line for spec/replay.pml. `line`: its step, for readers of the output."""
+    """One action for spec/replay.pml. `line`: the logged step, which is shown in the output."""
 
     name: str
     reader: int
@@ -45,8 +45,9 @@ class Action(NamedTuple):
 
 @dataclass(slots=True)
 class _Sent:
-    """One commit of a reader. `seen`: stored, according to a response or the next owner's read; `bare`: without
-    its ends."""
+    """One commit of a reader. `seen`: a response, or the next owner's read, shows that it was stored; `bare`:
+    stored without its batch ends.
+    """
 
     offset: int
     ends: tuple[int, ...]
@@ -69,7 +70,7 @@ class _Life:
     plan: list[int]
     nothing: list[tuple[int, int]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
-    cut: dict[int, bool] = field(default_factory=dict)  # by stop: whether its chord is running
+    cut: dict[int, bool] = field(default_factory=dict)  # batches by their end: whether the chord is running
     waits: _Sent | None = None
 
     def holds(self, at: int) -> bool:
@@ -97,9 +98,8 @@ def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
 
 
 def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """One partition's steps, split where the group has no committed offset (any more).
-
-    Readers that still hold the partition from before then can neither commit nor hand over.
+    """One partition's steps, split wherever the group has no committed offset. Readers that were assigned the
+    partition before such a point can neither commit nor hand over.
     """
     part: list[Step] = []
     assigned: set[str] = set()
@@ -134,7 +134,7 @@ class History:
 
     @property
     def ranks(self) -> list[int]:
-        """Every offset in an action, ascending; the index is its rank."""
+        """Every offset that occurs in an action, ascending; its index is its rank."""
         named = {number for action in self.actions for number in _offsets(action)}
         return sorted(named - {END_OF_LOG})
 
@@ -154,10 +154,9 @@ class History:
     # Result of each commit
 
     def _commits(self) -> dict[int, _Sent]:
-        """By the index of its step.
-
-        A response belongs to the newest pending equal commit of that reader: a reader that sent one twice cannot
-        distinguish the responses, and uses the first one for the commit it waits for.
+        """Returns commits by the index of their step. A response is assigned to the newest pending equal commit
+        of that reader: a reader that sent one twice cannot distinguish the responses, and uses the first one for
+        the commit it waits for.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
@@ -228,7 +227,9 @@ class History:
         self._do("reads_ends", life, len(ends))
 
     def _leave(self, owner: str, at: int) -> None:
-        """The group assigned the partition to another reader. Its last owner is dead or has not noticed yet."""
+        """Adds the actions for a partition that the group assigned to another reader. The former owner is dead,
+        or has not detected the loss yet.
+        """
         dead = self._last[owner] < at
         self._do("crash" if dead else "expel", self._lives[owner])
         if dead:
@@ -273,7 +274,8 @@ class History:
             self._give_plan_up(life, planned)
             planned = life.planned()
         if not stages and not life.is_empty(start, stop):
-            stages = STAGES["rows"]  # claims to be empty, but no step confirms it: the search must refuse it
+            # The batch is logged as empty but no step confirms that, so the search must refuse it.
+            stages = STAGES["rows"]
         self._do("cut_short" if planned is not None and stop < planned else "cut", life, stop, stages)
         life.taken = stop
         if stages:
@@ -284,8 +286,8 @@ class History:
     def _passed_before(self, life: _Life, reader: str, start: int) -> int:
         """The offset that the reader had passed without a batch when it cut one from `start` on.
 
-        Messages are taken in order, so the log has none between. A batch covers the gap before it, unless recorded
-        ends are in the gap, or a commit of this reader shows that it passed the end of the log there.
+        Messages are read in order, so the gap has no messages. A batch covers the gap before it, unless recorded
+        ends lie in the gap, or a commit of this reader shows that it passed the end of the log there.
         """
         ends = [end for end in life.plan if life.taken < end <= start]
         said = [one.offset for one in self._sent.values() if one.reader == reader and life.holds(one.at)]
@@ -300,7 +302,7 @@ class History:
         life.taken = to
 
     def _give_plan_up(self, life: _Life, planned: int) -> None:
-        """Abandons the whole plan, only where fetching ended before that end."""
+        """Abandons the whole plan, but only if fetching ended before the end of the planned range."""
         if life.plan and any(end < planned for end in life.ended):
             self._do("give_plan_up", life)
             life.plan = []
@@ -336,7 +338,7 @@ class History:
             self._do("names_end", life, slot, end)
         self._do("names_ends", life, slot, len(ends))
         if not sent.seen or self._owner != str(step["reader"]):
-            # No reader saw it stored, so it may not have been stored; or it was sent too late.
+            # No reader saw this commit stored: it may not have been stored, or it was sent too late.
             self._do("refuse" if self._owner == str(step["reader"]) else "fenced", life, slot)
             return
         sent.slot, life.waits = slot, sent
@@ -356,7 +358,7 @@ class History:
                     life.waits = None
 
     def _on_refused(self, life: _Life, step: Step, at: int) -> None:
-        """No action: it is handled with the commit that it answers."""
+        """Adds no action: a refusal is handled with the commit that it belongs to."""
 
     # Flush
 

@@ -1,4 +1,4 @@
-"""Sources of steps: simulated worlds, and the logs of real readers."""
+"""Provides the steps to replay: from simulated worlds, and from the logs of real readers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ingest.testing.simulation.world import World
 
 LOG_EVENT = "protocol_step"
 
-# A reader that dies between two commands of one decision has taken steps that no observer saw. Steps have the
-# world's time, so readers' clocks must agree. The other faults, brokers with wrong responses and a recreated
-# topic, are outside the specification.
+# Faults excluded from these worlds. A reader that dies between two commands of one decision has performed steps
+# that were not observed. Steps have the world's time, so readers' clocks must agree. Brokers with wrong responses
+# and a recreated topic are outside the specification.
 LEFT_OUT = frozenset(
     {
         Fault.READER_CRASH_MIDWAY,

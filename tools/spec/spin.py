@@ -1,4 +1,4 @@
-"""SPIN: checks the specification in every order of its actions, and histories against it.
+"""Runs SPIN, which checks the specification in every order of its actions, and histories against it.
 
 Needs `spin` (Debian package `spin`) and gcc. Compiled files go into a given directory.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from tools.spec.history import READERS_MAX, SLOTS, History
 
 SPECIFICATION = Path(__file__).parents[2] / "spec" / "commit_protocol.pml"
-SIZES = (64, 256, 1024)  # maximum offsets of a history, one checker each
+SIZES = (64, 256, 1024)  # maximum numbers of offsets in a history; a checker is compiled for each
 DEPTH_MAX = 1_000_000
 STATE_BYTES_MAX = 524_288
 SECONDS_MAX = 600.0
