@@ -27,8 +27,10 @@ from tools.explore.staging_model import StagingModel
 
 
 class Bound(NamedTuple):
-    """Size of a world: the number of messages in each partition (empty for the staging model) and of faults in
-    one run. `expiry`: messages may expire, which counts as a fault.
+    """Size of a world: the number of messages in each partition (empty for the staging model) and of faults in one
+    run.
+
+    `expiry`: messages may expire, which counts as a fault.
     """
 
     messages: tuple[int, ...]

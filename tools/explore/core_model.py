@@ -172,6 +172,7 @@ class CoreModel:
 
     def _order(self, one: int, other: int, board: int) -> bool:
         """Whether the second partition is ordered first, by the state of each in both readers and on the board.
+
         States that differ only in the order in which a reader was assigned its partitions are not exchanged.
         """
         key = (one << WIDTH | other) << WIDTH | board

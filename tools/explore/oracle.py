@@ -69,8 +69,10 @@ class Commits(NamedTuple):
 
 
 def commit(log: Log, stored: Commits, durable: int, new: Commits, halves: frozenset[int], *, owner: bool) -> str:
-    """A reader sends this commit. `owner`: whether the reader owns the partition in the group. `halves`: ends of
-    batches that were cut again; only these may lie within a recorded range.
+    """A reader sends this commit.
+
+    `owner`: whether the reader owns the partition in the group. `halves`: ends of batches that were cut again;
+    only these may lie within a recorded range.
     """
     offset = new.offset
     if offset > log.end:

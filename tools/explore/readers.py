@@ -42,10 +42,11 @@ class Sent(NamedTuple):
 
 
 class Chord(NamedTuple):
-    """One running chord. `items`: what it makes durable when it completes; `rows`: whether it is of the second
-    stage. `current`: the pipeline waits for this chord. Attempts are only compared for equality, so this flag
-    replaces them. It belongs to its reader's current assignment; chords of a former assignment are not kept
-    (`Readers._stale`).
+    """One running chord.
+
+    `items`: what it makes durable when it completes; `rows`: whether it is of the second stage. `current`: the
+    pipeline waits for this chord. Attempts are only compared for equality, so this flag replaces them. It belongs
+    to its reader's current assignment; chords of a former assignment are not kept (`Readers._stale`).
     """
 
     partition: int
@@ -312,9 +313,10 @@ class Readers:
     # Events of a former assignment
 
     def _stale(self, reader: Reader, board: Board) -> Iterator[Outcome]:
-        """Events of a former assignment of this process, and messages that it has already accepted. They may
-        arrive at any time. The former assignment may have been to a deleted topic of the same name, so nothing
-        that they report counts as durable. The pipeline must ignore them, so they add no states.
+        """Events of a former assignment of this process, and messages that it has already accepted.
+
+        They may arrive at any time. The former assignment may have been to a deleted topic of the same name, so
+        nothing that they report counts as durable. The pipeline must ignore them, so they add no states.
         """
         stale = [
             event
@@ -557,8 +559,10 @@ class Readers:
 
     def _judge_release(self, reader: Reader, board: Board, command: do.Release, *, by_clock: bool) -> str:
         """Checks a release with work in flight: chords with items that are not durable, and commits that change
-        the stored one. The response to a late commit may be mistaken for that to an equal commit, which repeats
-        work and loses no message.
+        the stored one.
+
+        The response to a late commit may be mistaken for that to an equal commit, which repeats work and loses no
+        message.
         """
         chords = commits = 0
         for number in (self._numbers[source] for source in command.sources):

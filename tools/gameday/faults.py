@@ -1,6 +1,7 @@
-"""The faults of a game day: how each is injected, and how it is fixed with the runbook. A fix uses only what the
-person on call knows: it runs the commands of the section of docs/runbook.md that the alert links to. `Game.run`
-replaces Kubernetes.
+"""The faults of a game day: how each is injected, and how it is fixed with the runbook.
+
+A fix uses only what the person on call knows: it runs the commands of the section of docs/runbook.md that the
+alert links to. `Game.run` replaces Kubernetes.
 """
 
 from __future__ import annotations

@@ -310,8 +310,9 @@ class Game:
         return played
 
     def calm(self) -> str:
-        """Waits until no alert fires, and prints that. Raises LocalError. After `quiet_seconds_max`, alerts in
-        BUSY are ignored.
+        """Waits until no alert fires, and prints that.
+
+        Raises LocalError. After `quiet_seconds_max`, alerts in BUSY are ignored.
         """
         began = time.monotonic()
         left: set[str] = set()

@@ -1,4 +1,5 @@
 """Reports the steps of a test of the image: which succeeded, which this machine could not run, and which failed.
+
 `NotDone` is a limitation of the machine (no engine, no network) and does not fail CI. `Failed` is a fault of the
 image.
 """

@@ -1,5 +1,7 @@
 """Makes this machine's package index available to the build: pip's configuration is mounted while the image is
-built. It is stored neither in the image nor in the repository.
+built.
+
+It is stored neither in the image nor in the repository.
 """
 
 from __future__ import annotations

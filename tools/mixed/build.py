@@ -23,8 +23,8 @@ from tools.mixed.releases import ROOT, Released
 CACHE = ROOT / ".mixed"
 PINS = "constraints.txt"
 COMMAND_SECONDS_MAX = 300
-FOLDER = "empty"  # programs start in this directory, because the interpreter and Celery import from the current
-one first
+# Programs start in this directory, because the interpreter and Celery import from the current one first.
+FOLDER = "empty"
 
 
 class BuildFailed(Exception):

@@ -1,5 +1,6 @@
-"""The phases of a run: an upgrade in the documented order, a downgrade, and an upgrade in the reverse order. In
-each phase processes are replaced one after another under load. docs/upgrades.md defines the order.
+"""The phases of a run: an upgrade in the documented order, a downgrade, and an upgrade in the reverse order.
+
+In each phase processes are replaced one after another under load. docs/upgrades.md defines the order.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ OLD, ADDITIVE, NEW = Which.OLD, Which.ADDITIVE, Which.NEW
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Which release each reader and worker runs. `migrate`: the release whose migrations run first. `newer`:
-    readers may run a newer release than the workers. Batches may be refused in such phases only. `readers_first`:
-    readers are replaced before workers, as in a downgrade.
+    """Which release each reader and worker runs.
+
+    `migrate`: the release whose migrations run first. `newer`: readers may run a newer release than the workers.
+    Batches may be refused in such phases only. `readers_first`: readers are replaced before workers, as in a
+    downgrade.
     """
 
     name: str

@@ -16,9 +16,10 @@ VIOLATIONS_SHOWN_MAX = 20
 
 @dataclass(slots=True)
 class Line:
-    """The result of one phase. `parked` is a number of batches; `refused` is how many of them workers refused
-    because of their version. `duplicates`: duplicates left after de-duplication; None: some were found, but their
-    phase is unknown.
+    """The result of one phase.
+
+    `parked` is a number of batches; `refused` is how many of them workers refused because of their version.
+    `duplicates`: duplicates left after de-duplication; None: some were found, but their phase is unknown.
     """
 
     phase: Phase

@@ -98,8 +98,9 @@ def partitions(steps: Iterable[Step]) -> dict[int, list[Step]]:
 
 
 def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """One partition's steps, split wherever the group has no committed offset. Readers that were assigned the
-    partition before such a point can neither commit nor hand over.
+    """One partition's steps, split wherever the group has no committed offset.
+
+    Readers that were assigned the partition before such a point can neither commit nor hand over.
     """
     part: list[Step] = []
     assigned: set[str] = set()
@@ -154,9 +155,10 @@ class History:
     # Result of each commit
 
     def _commits(self) -> dict[int, _Sent]:
-        """Returns commits by the index of their step. A response is assigned to the newest pending equal commit
-        of that reader: a reader that sent one twice cannot distinguish the responses, and uses the first one for
-        the commit it waits for.
+        """Returns commits by the index of their step.
+
+        A response is assigned to the newest pending equal commit of that reader: a reader that sent one twice
+        cannot distinguish the responses, and uses the first one for the commit it waits for.
         """
         sent: dict[int, _Sent] = {}
         of_life: dict[str, list[_Sent]] = {}
