@@ -34,7 +34,7 @@ def listed() -> list[str]:
 
 
 def test_the_tree_has_one_line_per_package():
-    """Neither a package without a line, nor a line without a package."""
+    """There is neither a package without a line nor a line without a package."""
     packages = [
         f"{path.parent.relative_to(ROOT).as_posix()}/"
         for name in PACKAGES
@@ -53,14 +53,14 @@ def test_the_tree_has_one_line_per_package():
 
 
 def steps() -> list[tuple[int, str, str]]:
-    """(number, file, function) of each step."""
+    """Returns (number, file, function) of each step."""
     text = (ROOT / "docs/follow-a-message.md").read_text()
     rows = re.findall(r"^\| (\d+) \| `([^`]+)` \| `([^`]+)` \|", text, flags=re.MULTILINE)
     return [(int(number), file, function) for number, file, function in rows]
 
 
 def functions_of(path: Path) -> set[str]:
-    """`function` and `Class.method`."""
+    """The functions of a file, as `function` and `Class.method`."""
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef):
@@ -88,7 +88,7 @@ def test_the_path_of_a_message_has_no_repetition():
 
 
 def test_records_are_numbered_without_gaps():
-    """Starting at 001; the title repeats the number."""
+    """Numbers start at 001, and the title repeats the number."""
     numbers = [path.name[:3] for path in RECORDS]
 
     assert numbers == [f"{number:03d}" for number in range(1, len(RECORDS) + 1)]
@@ -106,7 +106,7 @@ def test_the_index_lists_every_record_once():
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name)
 def test_a_record_is_one_page_and_has_every_section(path: Path):
-    """Status, code, what enforces it; context, decision, why, consequences; on one page."""
+    """The sections are status, code and enforcement; context, decision, reasons and consequences."""
     text = path.read_text()
     lines = text.splitlines()
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)

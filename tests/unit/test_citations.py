@@ -29,7 +29,7 @@ FILE = re.compile(r"(?<![\w./{<-])([a-z_][\w/]*\.(?:py|md|sql))\b(?!\.)")
 DOTTED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)")
 HELD = re.compile(r"`([\w.]+)`(?: and `([\w.]+)`)? in `([\w/]+\.py)`|`([\w/]+\.py)` \(`([\w.]+)`\)")
 RECORD = re.compile(r"\b[Dd]ecisions? (\d{3})\b")
-# Name of a design document that preceded the records. It is not in the repository.
+# The name of a design document that preceded the records and is not in the repository.
 UNWRITTEN = re.compile(r"(?<![\w#-])(D[1-9]\d?|DESIGN)(?![\w-])")
 
 
@@ -90,8 +90,9 @@ def all_paths() -> frozenset[str]:
 
 
 def texts(path: Path) -> Iterator[Text]:
-    """For Python the comments and strings (strings of tests name things that do not exist), for other files every
-    line."""
+    """The comments and strings of Python files (except strings of tests, which name things that do not exist), and
+    every line of other files.
+    """
     if path.suffix == ".py" and path.is_relative_to(ROOT / "tests"):
         yield from prose(path)
         return
@@ -190,7 +191,7 @@ def broken_records(text: Text) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_citation_resolves(path: Path):
-    """In comments, strings, docs and deployment files."""
+    """Citations are in comments, strings, docs and deployment files."""
     broken = [f"{text}: {cited}" for text in texts(path) for cited in (*broken_paths(text), *broken_records(text))]
     for text in prose(path):
         found = [*broken_files(text), *broken_names(text), *broken_holders(text)]
@@ -213,7 +214,7 @@ def test_every_citation_resolves(path: Path):
     ],
 )
 def test_a_broken_citation_is_found(words: str):
-    """One of each kind, in any position."""
+    """There is one broken citation of each kind, in any position."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_paths(text), *broken_records(text)]
@@ -230,14 +231,14 @@ def test_a_broken_citation_is_found(words: str):
     ],
 )
 def test_a_broken_citation_is_found_in_prose(words: str):
-    """Files by the end of their path, names in modules, links."""
+    """The citations are files by the end of their path, names in modules, and links."""
     text = Text(ROOT / "README.md", 1, words)
 
     assert [*broken_files(text), *broken_names(text), *broken_holders(text), *broken_links(text)]
 
 
 def test_valid_citations_are_accepted():
-    """Every kind again, with an existing target."""
+    """The citations are of every kind and have existing targets."""
     words = (
         "docs/decisions/014-same-cut.md docs/runbook.md#erase-a-replay deploy/*/*.yml decision 014 "
         "tests/unit/test_architecture.py::test_the_path_of_a_message_has_no_repetition ingest.core.parse.parse "

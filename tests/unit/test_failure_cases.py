@@ -15,19 +15,19 @@ SECTIONS = [section for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    """A row whose test was renamed or removed proves nothing."""
+    """A row of the page whose test was renamed or removed proves nothing."""
     assert missing("".join(SECTIONS)) == []
 
 
 def test_there_is_a_section_for_each_kind() -> None:
-    """Eight kinds of fault; the list of uncovered cases has no table."""
+    """The page has eight kinds of fault; the list of uncovered cases has no table."""
     assert len(SECTIONS) == 8
     assert "\n## Not covered\n" in PAGE
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.partition("\n")[0])
 def test_each_case_cites_its_test_or_states_that_there_is_none(section: str) -> None:
-    """Three cells per row, the last of which cites evidence or states that there is none."""
+    """Each row has three cells, the last of which cites evidence or states that there is none."""
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
 
     assert rows

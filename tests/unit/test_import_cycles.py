@@ -31,7 +31,7 @@ def is_type_checking(test: ast.expr) -> bool:
 
 
 def statements(body: Iterable[ast.stmt]) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports that run with the module or later."""
+    """The import statements that run with the module or later."""
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -69,7 +69,7 @@ def graph() -> Graph:
 
 
 def cycle(edges: Mapping[str, set[str]]) -> list[str]:
-    """One cycle, with its first module repeated at the end; empty if there is none."""
+    """Returns one cycle, with its first module repeated at the end; empty if there is none."""
     done: set[str] = set()
 
     def visit(name: str, trail: list[str]) -> list[str]:
@@ -109,11 +109,11 @@ def test_there_is_no_import_cycle():
     ],
 )
 def test_every_form_of_import_is_found(source: str, expected: set[str]):
-    """All imports that ever run, wherever they are."""
+    """All imports that can ever run are found, wherever they are."""
     assert imported(source, {"a", "a.b", "c"}) == expected
 
 
 def test_a_cycle_is_found_and_shown():
-    """Three modules in a row, the last of which imports the first."""
+    """Each of three modules imports the next, and the last imports the first."""
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "a"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

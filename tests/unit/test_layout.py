@@ -11,7 +11,7 @@ from tests.kit.paths import ROOT
 TESTS = ROOT / "tests"
 MIRRORS = ("unit", "integration")
 FLAT = ("eager", "e2e", "security", "simulation", "mutation", "cost")
-# Directly in a mirror: about the whole repository, or about a module directly in ingest/.
+# Test files directly in a mirror: they are about the whole repository, or about a module directly in ingest/.
 WHOLE = {
     "test_architecture.py",
     "test_citations.py",
@@ -59,7 +59,7 @@ def test_every_test_file_mirrors_a_package() -> None:
     ],
 )
 def test_a_misplaced_test_file_is_found(place: str) -> None:
-    """Old folders, no folder, and folders without a package."""
+    """Files in old folders, in no folder, and in folders without a package are found."""
     assert misplaced(TESTS / place)
 
 

@@ -1,5 +1,6 @@
 """A production install without the extras: everything that runs there can be imported, and other commands name the
-extra."""
+missing extra.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def another(value: Any) -> Any:
 
 
 def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
-    """Operators can see and change each of them; the core's own default equals the documented one."""
+    """Operators can see and change each bound; the core's own default equals the documented one."""
     settings = Settings()
 
     bounds = {field.name for kind in (Limits, ParseRules) for field in fields(kind)}
@@ -37,7 +37,7 @@ def test_every_bound_of_the_core_is_a_setting_with_the_same_default() -> None:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits) if field.name not in FIXED])
 def test_a_configured_bound_reaches_the_core(name: str) -> None:
-    """Under its name, without changing others."""
+    """A bound reaches the core under its own name and changes no other."""
     value = another(getattr(Limits(), name))
     changed = Settings.model_validate({name: value})
 
@@ -50,12 +50,12 @@ def test_a_configured_bound_reaches_the_core(name: str) -> None:
 
 
 def test_the_defaults_are_consistent() -> None:
-    """An unconfigured installation gets no report."""
+    """`check` reports nothing for an unconfigured installation."""
     assert list(deadlines(Settings())) == []
 
 
 def test_check_names_inconsistent_settings() -> None:
-    """This includes values exactly at the limit; the report names the settings to change."""
+    """Inconsistent settings include values exactly at the limit; the report names the settings to change."""
     (finding,) = deadlines(Settings(task_visibility_seconds=180, sink_timeout_seconds=30))
 
     assert (finding.name, finding.level) == ("visibility of tasks", "warning")
@@ -63,5 +63,5 @@ def test_check_names_inconsistent_settings() -> None:
 
 
 def test_a_visibility_timeout_just_above_the_longest_run_is_consistent() -> None:
-    """One second longer than six calls."""
+    """The visibility time-out is one second longer than six calls."""
     assert list(deadlines(Settings(task_visibility_seconds=181, sink_timeout_seconds=30))) == []

@@ -45,7 +45,9 @@ def test_a_run_that_lost_something_or_shows_nothing_is_not_ok(fault: dict[str, o
 
 
 def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
-    """Measured between two commits, or from the last commit to the end of the load; later commits do not count."""
+    """The longest time is measured between two commits, or from the last commit to the end of the load; later
+    commits do not count.
+    """
     samples = [(0.0, 5), (1.0, 5), (2.0, 9), (3.0, 10), (9.0, 20)]
 
     assert longest_still(samples, until=4.0) == 2.0
@@ -55,7 +57,7 @@ def test_the_longest_time_without_a_commit_ends_with_the_load() -> None:
 
 
 def test_figures_are_summed_over_their_labels() -> None:
-    """Prometheus text format; comment lines are skipped."""
+    """The text format of Prometheus is summed; comment lines are skipped."""
     page = '# HELP read what\n# TYPE read counter\nread{partition="0"} 3.0\nread{partition="1"} 4.0\nowned 2.0\n'
 
     assert figures_of(page) == {"read": 7.0, "owned": 2.0}
@@ -79,12 +81,12 @@ def child(tmp_path: Path) -> Child:
 
 
 def test_a_reader_s_log_shows_its_partitions_and_start_offsets(child: Child) -> None:
-    """By partition; 0 where nothing was committed before."""
+    """Start offsets are shown by partition, with 0 where nothing was committed before."""
     assert given(child) == {0: 0, 2: 40}
 
 
 def test_a_leaving_reader_owns_its_partitions_while_it_drains(child: Child) -> None:
-    """The revocation at shutdown does not remove its partitions from the result."""
+    """The revocation at shutdown does not remove the reader's partitions from the result."""
     with child.log_path.open("a") as log:
         line = {"event": "partitions_revoked", "partitions": [0, 2], "timestamp": "2026-01-01T00:00:13.000000Z"}
         log.write(json.dumps(line) + "\n")

@@ -12,7 +12,7 @@ CALM = Outcome(1000, {"4 to 1": 5.0}, {0: 3.0, 1: 9.0}, fell=False, amid=True, m
 
 
 def test_a_stop_lasts_from_one_commit_of_a_partition_to_the_next() -> None:
-    """Commits of other partitions do not end it; commits outside the measured window are ignored."""
+    """Commits of other partitions do not end a stop; commits outside the measured window are ignored."""
     samples = [
         (0.0, {0: 0, 1: 0}),
         (1.0, {0: 5, 1: 1}),

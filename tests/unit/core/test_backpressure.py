@@ -14,8 +14,9 @@ def pressure() -> Backpressure:
 
 @pytest.mark.parametrize(("batches", "size_bytes"), [(4, 0), (0, 1000), (9, 9999)])
 def test_at_a_bound_polling_stops(batches: int, size_bytes: int) -> None:
-    """Either bound, batches or bytes, stops it; the consumer is not paused yet, since a pause discards its
-    prefetched messages."""
+    """Reaching either bound, batches or bytes, stops polling; the consumer is not paused yet, since a pause
+    discards its prefetched messages.
+    """
     full = pressure()
 
     assert full.update(batches, size_bytes, now=0.0) is None
@@ -43,7 +44,7 @@ def test_it_pauses_only_after_a_while_at_the_bound() -> None:
 
 
 def test_it_resumes_at_half_of_both_bounds() -> None:
-    """Resuming one below the bound would flap."""
+    """Resuming one below the bound would make the consumer alternate between paused and resumed."""
     full = pressure()
     full.update(4, 0, now=0.0)
     full.update(4, 0, now=1.0)
@@ -66,7 +67,7 @@ def test_without_a_pause_there_is_nothing_to_resume() -> None:
 
 
 def test_a_bound_of_one_still_resumes() -> None:
-    """Half of one rounds down to zero."""
+    """Half of a bound of one rounds down to zero."""
     full = Backpressure(limits(in_flight_batches_max=1))
     full.update(1, 0, now=0.0)
     full.update(1, 0, now=1.0)

@@ -27,7 +27,7 @@ def only(batches: list[Batch]) -> Batch:
 
 
 def test_the_message_that_reaches_the_count_cuts() -> None:
-    """At length 2, the second message cuts."""
+    """With a count of 2, the second message cuts the batch."""
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=2))
 
     assert open_batch.add(5, segment(5), now=0.0) == []
@@ -50,14 +50,14 @@ def test_the_message_that_reaches_the_bytes_cuts_and_is_in_the_batch() -> None:
 
 
 def test_a_message_over_the_byte_limit_is_a_batch_of_its_own() -> None:
-    """A message of fifteen megabytes must not wait for others."""
+    """A message of fifteen megabytes must not wait for other messages."""
     open_batch = builder(batch_bytes_max=250)
 
     assert only(open_batch.add(0, segment(0, size_bytes=9_999), now=0.0)).size_bytes == 9_999
 
 
 def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> None:
-    """The bytes staged at once stay below what Redis accepts; the message begins the next batch."""
+    """The bytes staged at once stay below what Redis accepts, so this message begins the next batch."""
     open_batch = builder(batch_bytes_max=10_000, staged_bytes_max=250)
 
     assert open_batch.add(0, segment(0), now=0.0) == []
@@ -69,7 +69,7 @@ def test_a_batch_ends_before_the_message_that_it_could_not_be_staged_with() -> N
 
 
 def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
-    """Neither earlier nor later messages join it."""
+    """Neither earlier nor later messages join its batch."""
     open_batch = builder(batch_bytes_max=250, staged_bytes_max=250)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -81,7 +81,7 @@ def test_a_message_that_is_too_large_is_a_batch_of_its_own() -> None:
 
 
 def test_a_planned_range_that_grew_too_large_is_cut_in_between_and_keeps_its_end() -> None:
-    """Another release produces more rows from it: the recorded range can no longer be staged at once."""
+    """Another release produces more rows from the range, so it can no longer be staged at once."""
     open_batch = builder(plan=(4, 9), batch_bytes_max=100, staged_bytes_max=250)
 
     cut = [batch for offset in range(4) for batch in open_batch.add(offset, segment(offset), now=0.0)]
@@ -110,7 +110,7 @@ def test_records_with_long_headers_are_many_batches() -> None:
 
 
 def test_keys_and_headers_of_a_dead_letter_count() -> None:
-    """They are staged with it."""
+    """The key and headers are staged with the dead letter."""
     small = Reject("schema", "bad", 0, b"v")
     key, headers = bytes(1000), (("n" * 500, bytes(2000)), ("none", None))
 
@@ -118,7 +118,7 @@ def test_keys_and_headers_of_a_dead_letter_count() -> None:
 
 
 def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
-    """Each begins and ends at a message, so that the same cuts are made again after a restart."""
+    """Each half begins and ends at a message, so that the same cuts are made again after a restart."""
     open_batch = builder(batch_messages_max=5)
     outcomes = [segment(10), drop(), reject(12), segment(13, size_bytes=900), segment(14)]
     whole = only([batch for at, one in enumerate(outcomes, 10) for batch in open_batch.add(at, one, now=0.0)])
@@ -135,7 +135,7 @@ def test_the_halves_of_a_batch_hold_its_messages_and_meet() -> None:
 
 
 def test_halves_leave_out_the_gap_between_them() -> None:
-    """A recorded end behind a gap would be cut before the gap the next time."""
+    """If a recorded end were behind a gap, the next owner would cut before the gap."""
     open_batch = builder(batch_messages_max=2)
     open_batch.add(10, segment(10), now=0.0)
 
@@ -146,14 +146,16 @@ def test_halves_leave_out_the_gap_between_them() -> None:
 
 
 def test_a_single_message_has_no_halves() -> None:
-    """It is staged alone, or not at all."""
+    """A single message is staged alone, or not at all."""
     open_batch = builder(batch_messages_max=1)
 
     assert only(open_batch.add(0, segment(0), now=0.0)).halves() is None
 
 
 def test_age_counts_from_the_first_message_of_the_batch() -> None:
-    """Counting from the last message would never flush a trickle; the previous cut does not matter either."""
+    """If age counted from the last message, a slow stream of messages would never be flushed; the previous cut
+    does not matter either.
+    """
     open_batch = builder(batch_age_seconds_max=2.0)
     open_batch.add(0, segment(0), now=10.0)
     open_batch.add(1, segment(1), now=11.9)
@@ -167,7 +169,7 @@ def test_age_counts_from_the_first_message_of_the_batch() -> None:
 
 
 def test_an_empty_batch_is_never_due() -> None:
-    """Without messages there is no age."""
+    """Without messages a batch has no age."""
     assert builder().due(now=1e9) is None
     assert builder().drain(now=1e9) is None
 
@@ -196,7 +198,7 @@ def test_rejects_travel_inside_the_batch_and_drops_only_move_the_offset() -> Non
 
 
 def test_a_batch_has_only_the_stages_it_needs() -> None:
-    """Blobs before rows; no stage when there is nothing to write."""
+    """Blobs are flushed before rows; a stage with nothing to write is omitted."""
     for outcomes, stages in (
         ([segment(0)], (Stage.BLOBS, Stage.ROWS)),
         ([segment(0, rows=False)], (Stage.BLOBS,)),
@@ -265,7 +267,7 @@ def test_a_planned_range_with_a_compacted_end_ends_at_the_next_message() -> None
 
 
 def test_one_message_can_complete_two_batches() -> None:
-    """It shows that the planned one is over, and fills its own."""
+    """The message shows that the planned batch is over, and fills a batch of its own."""
     open_batch = builder(plan=(3, 6))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -275,7 +277,7 @@ def test_one_message_can_complete_two_batches() -> None:
 
 
 def test_a_plan_that_cannot_be_completed_is_abandoned() -> None:
-    """Other batch ids are harmless; waiting forever is not."""
+    """Cutting other ranges only changes batch ids; waiting forever would stop ingestion."""
     open_batch = builder(plan=(100, 200), batch_age_seconds_max=1.0, plan_seconds_max=30.0)
     open_batch.add(0, segment(0), now=0.0)
 
@@ -311,7 +313,7 @@ def test_each_message_of_a_planned_range_restarts_the_wait() -> None:
 
 
 def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None:
-    """Cutting a part of it would create another batch with another id."""
+    """Cutting only a part of the range would create another batch with another id."""
     open_batch = builder(plan=(3,))
     open_batch.add(0, segment(0), now=0.0)
 
@@ -324,7 +326,7 @@ def test_shutdown_leaves_an_unfinished_planned_range_to_the_next_owner() -> None
     count=st.integers(1, 6),
 )
 def test_every_message_is_in_exactly_one_batch(steps: list[int], plan: list[int], count: int) -> None:
-    """For any gaps and any plan, ranges ascend, do not overlap, and contain every message once."""
+    """For any gaps and any planned ends, ranges ascend, do not overlap, and contain every message once."""
     offsets = [sum(steps[: n + 1]) for n in range(len(steps))]
     ends = tuple(sum(plan[: n + 1]) for n in range(len(plan)))
     open_batch = Builder(PARTITION, 1, limits(batch_messages_max=count, plan_seconds_max=1.0), ends)

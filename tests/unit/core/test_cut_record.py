@@ -23,7 +23,7 @@ numbers = st.integers(0, NUMBER_MAX)
 def test_an_encoded_record_decodes_to_the_same_values(
     committed: int, steps: list[int], partitions: int, starts: int
 ) -> None:
-    """Any ends above any offset, as far as they fit, and every other field."""
+    """This holds for any ends above any offset, as far as they fit, and for every other field."""
     record = Record(TOPIC_ID, partitions, starts, tuple(committed + step for step in steps))
 
     assert decode(committed, encode(committed, record, BYTES_MAX)) == record
@@ -81,13 +81,13 @@ def test_an_unknown_field_is_ignored() -> None:
 
 
 def test_invalid_cuts_leave_the_other_fields_valid() -> None:
-    """The topic's identity does not depend on them."""
+    """The topic's identity does not depend on the cuts."""
     assert decode(0, f"2;t={TOPIC_ID};s=?;c=5,-1") == Record(TOPIC_ID)
     assert decode(0, f"2;t={'x' * 4000};s=1") == Record(starts=1)
 
 
 def test_the_record_of_the_previous_release_is_read() -> None:
-    """It held only ends: after an upgrade the same cuts must be made."""
+    """The previous record held only ends; after an upgrade the same cuts must be made."""
     assert decode(100, "1,rs,4f") == Record(stops=(1100, 1259))
 
 
@@ -103,12 +103,12 @@ def test_the_record_of_the_previous_release_is_read() -> None:
     ],
 )
 def test_the_reason_for_an_unreadable_record_is_reported(text: str, reason: str) -> None:
-    """The log shows it, for example after a rollback."""
+    """The log shows the reason, for example after a rollback."""
     assert refusal(text) == reason
 
 
 def test_a_record_holds_a_thousand_batches() -> None:
-    """Far more than a reader may have in flight: with 500 messages each, an end needs three bytes."""
+    """This is far more than a reader may have in flight: with 500 messages per batch, an end needs three bytes."""
     stops = tuple(500 * (n + 1) for n in range(1_300))
 
     assert decode(0, encode(0, Record(TOPIC_ID, 64, 9, stops), BYTES_MAX)).stops == stops

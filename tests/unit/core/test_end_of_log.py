@@ -27,7 +27,7 @@ def test_the_offset_after_a_transaction_marker_is_committed() -> None:
 
 
 def test_a_log_with_only_markers_is_committed() -> None:
-    """No message was ever read from it."""
+    """No message was ever read from this log."""
     runtime = reader()
 
     end_reached(runtime, 0, 7)
@@ -36,7 +36,7 @@ def test_a_log_with_only_markers_is_committed() -> None:
 
 
 def test_the_next_marker_is_committed_too() -> None:
-    """The client's position stays after the last message; ours is after the first marker."""
+    """The client's position stays after the last message, while the committed offset is after the first marker."""
     runtime = reader()
     end_reached(runtime, 0, 1)
 
@@ -46,7 +46,7 @@ def test_the_next_marker_is_committed_too() -> None:
 
 
 def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
-    """It is committed when they have settled."""
+    """The end is committed when these messages have settled."""
     runtime = reader()
     runtime.segments(2)
     (out,) = runtime.dispatches()
@@ -62,7 +62,7 @@ def test_messages_in_flight_hold_the_end_of_the_log_back() -> None:
 
 
 def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
-    """Its messages have not been cut yet."""
+    """The messages of the open batch have not been cut yet."""
     runtime = reader(batch_age_seconds_max=60.0)
     runtime.segments(1)
 
@@ -72,7 +72,7 @@ def test_an_open_batch_holds_the_end_of_the_log_back() -> None:
 
 
 def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> None:
-    """The client reports it while earlier messages are still in the parser."""
+    """The client reports the end while earlier messages are still in the parser."""
     runtime = reader()
     end_reached(runtime, 2, 3)
     assert runtime.committed == {}
@@ -86,7 +86,7 @@ def test_an_end_that_is_reported_before_its_messages_arrive_waits_for_them() -> 
 
 
 def test_an_end_reported_for_a_former_assignment_is_ignored() -> None:
-    """In another epoch, the log may be another one."""
+    """In another epoch, the topic may have been recreated."""
     runtime = reader()
     runtime.publish(on.EndReached(PARTITION, runtime.epoch() - 1, 0, 9))
     runtime.advance(1.0)

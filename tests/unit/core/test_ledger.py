@@ -39,7 +39,7 @@ def test_a_batch_commits_only_after_the_one_before_it() -> None:
 
 
 def test_the_parts_of_a_split_range_settle_separately_and_commit_in_order() -> None:
-    """Later ranges wait for both."""
+    """Later ranges wait for both parts."""
     ledger = ledger_with((0, 4), (4, 6))
 
     ledger.split(P, OffsetRange(0, 4), OffsetRange(0, 1), OffsetRange(2, 4))
@@ -100,7 +100,9 @@ def test_partitions_do_not_wait_for_each_other() -> None:
 
 
 def test_a_removed_partition_commits_nothing_and_starts_afresh() -> None:
-    """After a revocation the next owner commits; after the next assignment we start at its committed offset."""
+    """After a revocation the next owner commits; after the next assignment this reader starts at that owner's
+    committed offset.
+    """
     ledger = ledger_with((4, 6))
     ledger.settle(P, OffsetRange(4, 6))
 
@@ -121,7 +123,7 @@ def test_ranges_that_overlap_are_a_broken_invariant() -> None:
 
 
 def test_pending_counts_settled_ranges_that_wait() -> None:
-    """A crash now would read them again, so they belong in the cut record."""
+    """After a crash these ranges would be read again, so they belong in the cut record."""
     ledger = ledger_with((0, 1), (1, 2), (2, 3))
 
     ledger.settle(P, OffsetRange(1, 2))
@@ -155,7 +157,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([P, Q]), restart=st.booleans())
     def assign(self, source: TopicPartition, restart: bool) -> None:
-        """The group assigns us a partition, starting at the committed offset or where the reset policy says."""
+        """The group assigns a partition, which starts at the committed offset or where the reset policy says."""
         if source in self.received:
             return
         self.received[source], self.durable[source], self.open[source] = set(), set(), []
@@ -186,18 +188,18 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(batch=consumes(cut))
     def settle(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> None:
-        """Its chord completes once."""
+        """The chord of a batch completes once."""
         self._settle(batch)
 
     @rule(target=cut, batch=consumes(cut))
     def settle_twice(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
-        """Its chord completes, and its completion will be delivered again."""
+        """The chord of a batch completes, and its completion will be delivered again."""
         self._settle(batch)
         return multiple(batch)
 
     @rule(target=cut, batch=consumes(cut))
     def fail(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> object:
-        """Its chord fails: nothing changes, it will be retried."""
+        """The chord of a batch fails: nothing changes, and it will be retried."""
         return multiple(batch)
 
     def _settle(self, batch: tuple[TopicPartition, OffsetRange, frozenset[int], int]) -> None:
@@ -214,7 +216,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.received)
     @rule(data=st.data(), commits=st.booleans())
     def remove_partition(self, data: st.DataObject, commits: bool) -> None:
-        """Revoked (with a last commit) or lost (without)."""
+        """A partition is revoked (with a last commit) or lost (without)."""
         source = data.draw(st.sampled_from(self._owned()))
         committable = self.ledger.committable(source)
         if commits and committable is not None:

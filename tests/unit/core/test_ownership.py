@@ -14,7 +14,7 @@ def watch() -> Ownership:
 
 
 def test_partitions_that_no_member_owns_are_named() -> None:
-    """Only in a stable group; during a rebalance partitions may be unassigned for a moment."""
+    """They are named only in a stable group; during a rebalance partitions may be unassigned for a moment."""
     assert ORPHANED.unowned == (2,)
     assert WHOLE.unowned == ()
     assert MOVING.unowned == ()
@@ -32,7 +32,7 @@ def test_a_stable_group_without_members_is_no_evidence() -> None:
 
 
 def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
-    """Not earlier, and only once."""
+    """The member does not rejoin earlier, and rejoins only once."""
     b = watch()
 
     assert not b.must_rejoin(ORPHANED, "b", 100.0)
@@ -42,7 +42,7 @@ def test_a_member_rejoins_when_a_partition_has_no_owner_for_too_long() -> None:
 
 
 def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
-    """Attempts continue while the group stays broken."""
+    """Attempts continue while the partition has no owner."""
     b = watch()
     for now in (0.0, 30.0, 31.0):
         b.must_rejoin(ORPHANED, "b", now)
@@ -52,7 +52,7 @@ def test_if_rejoining_did_not_help_it_rejoins_after_the_same_time() -> None:
 
 
 def test_the_member_with_the_fewest_partitions_is_the_first() -> None:
-    """It has the least to give back; the others follow only if that did not help."""
+    """This member has the fewest partitions to release; the others rejoin only if that did not help."""
     a = watch()
     a.must_rejoin(ORPHANED, "a", 0.0)
 
@@ -72,7 +72,7 @@ def test_a_partition_with_an_owner_resets_its_timer() -> None:
 
 
 def test_a_reader_outside_the_group_does_nothing() -> None:
-    """Before its first join, and after it was fenced."""
+    """A reader is outside the group before its first join, and after it was fenced."""
     stranger = watch()
     stranger.must_rejoin(ORPHANED, "c", 0.0)
 

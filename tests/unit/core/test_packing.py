@@ -28,7 +28,7 @@ def with_retention(batch: Batch, *days: int) -> Batch:
 
 
 def test_the_same_batch_after_a_crash_is_the_same_object():
-    """Another owner, another epoch: same names, bytes, index and digest."""
+    """Another owner in another epoch produces the same names, bytes, index and digest."""
     once, again = make_batch(5, epoch=1), make_batch(5, epoch=7)
     encoder = Encoder((SinkName.GCS, SinkName.CLICKHOUSE, SinkName.DEAD_LETTER), 64, "r", packed=True)
 
@@ -45,7 +45,7 @@ def test_other_bytes_of_the_same_range_get_another_name():
 
 
 def test_the_index_finds_every_recording_in_its_retention_class():
-    """One object per class, and each row selects exactly its segment."""
+    """There is one object per class, and each row selects exactly its segment."""
     batch = with_retention(make_batch(4), 90, 30, 90, 30)
 
     objects, rows = pack(batch)
@@ -61,8 +61,9 @@ def test_the_index_finds_every_recording_in_its_retention_class():
 
 @pytest.mark.parametrize("received", [5, 2**32 + 1000, 123_123_123_123])
 def test_an_index_row_has_the_arrival_time_of_its_segment(received: int):
-    """The message's own claim does not matter: a row in the distant past would be dropped at once, and the
-    recording lost."""
+    """The time that the message itself states does not matter: a row in the distant past would be dropped at once,
+    and the recording lost.
+    """
     now = 1_790_000_000
     value = recording(replay_id="a" * 32, segment_id=0, received=received)
     segment = parse(Message(TopicPartition("t", 0), 1, 0, value, timestamp_ms=now * 1000), ParseRules())
@@ -77,13 +78,13 @@ def test_an_object_is_bounded(monkeypatch: pytest.MonkeyPatch):
     """A large batch becomes several parts; no recording is split."""
     monkeypatch.setattr(packing, "OBJECT_BYTES_MAX", 25)
 
-    objects, rows = pack(make_batch(5))  # 11 bytes each
+    objects, rows = pack(make_batch(5))  # Each has 11 bytes.
 
     assert [len(blob.content) for blob in objects] == [22, 22, 11]
     assert len(rows) == 5
 
 
 def test_packed_objects_without_an_index_are_refused():
-    """Without an index they cannot be read."""
+    """Without an index the packed recordings cannot be read."""
     with pytest.raises(ValueError, match="holds the index"):
         Settings(gcs_layout="packed", sinks=("gcs", "dead_letter"))

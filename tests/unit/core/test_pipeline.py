@@ -33,7 +33,7 @@ def test_the_initial_state_is_empty() -> None:
 
 
 def test_below_the_thresholds_nothing_is_flushed() -> None:
-    """One message of two, small and recent."""
+    """There is one small, recent message, and a batch needs two."""
     runtime = reader()
 
     runtime.segments(1)
@@ -44,7 +44,7 @@ def test_below_the_thresholds_nothing_is_flushed() -> None:
 
 
 def test_the_second_message_of_two_flushes_and_is_committed() -> None:
-    """The whole path: cut, blobs, rows, commit of the offset after it."""
+    """This is the whole path: cut, blobs, rows, and the commit of the offset after the batch."""
     runtime = reader()
 
     runtime.segments(2)
@@ -56,7 +56,7 @@ def test_the_second_message_of_two_flushes_and_is_committed() -> None:
 
 
 def test_the_byte_limit_flushes_before_the_count() -> None:
-    """Two segments of 100 bytes with a limit of 150."""
+    """Two segments have 100 bytes each, and the limit is 150."""
     runtime = reader(batch_messages_max=100, batch_bytes_max=150)
 
     runtime.segments(2)
@@ -65,7 +65,9 @@ def test_the_byte_limit_flushes_before_the_count() -> None:
 
 
 def test_while_nothing_is_in_flight_a_batch_is_cut_early() -> None:
-    """Half a second after its first message; while it is in flight, the next one waits for its full age."""
+    """The batch is cut half a second after its first message; while it is in flight, the next one waits for its
+    full age.
+    """
     runtime = reader(batch_age_seconds_max=2.0, batch_age_idle_seconds=0.5)
     runtime.segments(1)
     runtime.advance(0.4)
@@ -104,7 +106,7 @@ def test_early_cuts_are_spread_over_time() -> None:
 
 
 def test_age_flushes_the_open_batch() -> None:
-    """Two seconds after its first message."""
+    """The open batch is flushed two seconds after its first message."""
     runtime = reader(batch_age_seconds_max=2.0)
     runtime.segments(1)
 
@@ -114,7 +116,7 @@ def test_age_flushes_the_open_batch() -> None:
 
 
 def test_join_flushes_and_commits_the_open_batch() -> None:
-    """SIGTERM with a half-full batch."""
+    """SIGTERM arrives with a half-full batch."""
     runtime = reader()
     runtime.segments(1)
 
@@ -136,7 +138,7 @@ def test_a_batch_with_nothing_to_write_still_commits() -> None:
 
 
 def test_a_reject_advances_the_offset_only_with_its_dead_letter() -> None:
-    """It is part of the batch and is written in the row stage."""
+    """The dead letter is part of the batch and is written in the row stage."""
     runtime = reader()
 
     runtime.parsed(reject(0), reject(1))
@@ -168,7 +170,9 @@ def test_a_batch_that_settles_first_waits_for_the_one_before_it() -> None:
 
 
 def test_partitions_are_committed_separately() -> None:
-    """One message on each of two partitions: two offsets, neither overwrites the other."""
+    """There is one message on each of two partitions: two offsets are committed, and neither overwrites the
+    other.
+    """
     runtime = reader(batch_messages_max=1)
     runtime.assign(OTHER)
 
@@ -190,7 +194,7 @@ def test_offsets_already_taken_are_ignored() -> None:
 
 
 def test_messages_of_an_older_epoch_are_ignored() -> None:
-    """They were fetched before the partition was revoked and assigned again."""
+    """These messages were fetched before the partition was revoked and assigned again."""
     runtime = reader()
 
     runtime.publish(on.MessageParsed(PARTITION, runtime.epoch() - 1, 0, segment()))
@@ -228,7 +232,7 @@ def test_a_broker_that_does_not_store_the_record_holds_no_batch_for_long() -> No
 
 
 def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
-    """One commit at a time per partition; a response covers only what was in its request."""
+    """There is one commit at a time per partition; a response covers only what was in its request."""
     runtime = reader()
     runtime.segments(4)
     (commit,) = runtime.take(do.Commit)
@@ -240,7 +244,7 @@ def test_a_batch_cut_during_a_commit_waits_for_the_next_record() -> None:
 
 
 def test_a_new_owner_cuts_the_same_ranges_after_a_crash() -> None:
-    """Cut by age in the first run, by the record in the second: the ids are the same."""
+    """The batch is cut by age in the first run and by the record in the second: the ids are the same."""
     first = reader(batch_messages_max=100)
     for count in (3, 1, 2):
         first.segments(count)
@@ -272,7 +276,7 @@ def test_a_second_crash_loses_no_recorded_cut() -> None:
 
 
 def test_an_already_recorded_cut_starts_at_once() -> None:
-    """The record would not change; no commit is sent, and nothing waits for a response."""
+    """The record would not change, so no commit is sent, and nothing waits for a response."""
     runtime = Reader(limits())
     runtime.committed, runtime.records = {PARTITION: 10}, {PARTITION: "1,3"}
     runtime.assign(PARTITION)
@@ -303,7 +307,7 @@ def test_rows_start_only_after_the_blobs_are_durable() -> None:
 
 
 def test_a_settled_batch_is_discarded_once() -> None:
-    """Its staged bytes are no longer needed; a second completion changes nothing."""
+    """The staged bytes of a settled batch are no longer needed; a second completion changes nothing."""
     runtime = reader()
     runtime.segments(2)
     (blobs,) = runtime.dispatches()
@@ -317,7 +321,7 @@ def test_a_settled_batch_is_discarded_once() -> None:
 
 
 def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
-    """The same batch with the same id and a higher attempt."""
+    """The same batch is dispatched with the same id and a higher attempt."""
     runtime = reader(flush_deadline_seconds=120.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -332,7 +336,9 @@ def test_a_chord_without_a_result_is_restarted_at_its_deadline() -> None:
 
 
 def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
-    """No worker flushes, or queues are too long: more chords would not help, and an operator should see it."""
+    """Either no worker runs or the queues are too long: more chords would not help, and an operator should see the
+    batch.
+    """
     runtime = reader(flush_deadline_seconds=100.0, retry_backoff_seconds=5.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -354,7 +360,7 @@ def test_the_third_deadline_in_a_row_parks_the_batch() -> None:
 
 
 def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
-    """The blobs missed two deadlines and completed; the rows may miss two as well."""
+    """The blobs missed two deadlines and then completed; the rows may also miss two."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -372,7 +378,7 @@ def test_a_result_between_two_missed_deadlines_resets_their_count() -> None:
 
 
 def test_a_batch_parked_without_a_result_settles_on_a_late_completion() -> None:
-    """The queue was merely long: the chord that completes late counts like the next one."""
+    """The queue was merely long: a chord that completes late counts like a later attempt."""
     runtime = reader(flush_deadline_seconds=100.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -388,7 +394,7 @@ def test_a_batch_parked_without_a_result_settles_on_a_late_completion() -> None:
 
 
 def test_the_failure_of_an_older_attempt_is_ignored() -> None:
-    """It does not affect the current attempt."""
+    """The failure does not affect the current attempt."""
     runtime = reader(flush_deadline_seconds=10.0)
     runtime.segments(2)
     (first,) = runtime.dispatches()
@@ -469,7 +475,7 @@ def test_a_success_resets_the_failure_count() -> None:
 
 
 def test_a_batch_that_could_not_be_staged_is_retried_without_parking() -> None:
-    """Redis is unavailable; no operator action is needed."""
+    """Redis is unavailable, and no operator action is needed."""
     runtime = reader(retry_backoff_seconds=5.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -496,7 +502,7 @@ def test_after_an_hour_without_redis_the_reader_is_back_within_seconds() -> None
 
 
 def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
-    """It would wait forever; the halves flush once their boundary is stored."""
+    """The whole batch would wait forever; its halves are flushed once their boundary is stored."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -520,7 +526,7 @@ def test_a_batch_too_large_for_redis_is_split_and_recorded_first() -> None:
 
 
 def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
-    """The record has their boundary and still the end of the whole batch."""
+    """The record has the boundary of the halves and still the end of the whole batch."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(4)
     (dispatch,) = runtime.dispatches()
@@ -535,8 +541,9 @@ def test_a_crash_after_a_split_cuts_the_same_halves() -> None:
 
 
 def test_a_late_completion_of_a_split_batch_is_ignored() -> None:
-    """An earlier chord of it may still complete; the halves are written regardless, under the identities of their
-    messages."""
+    """An earlier chord of the whole batch may still complete; the halves are written regardless, under the
+    identities of their messages.
+    """
     runtime = reader(batch_messages_max=2)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -548,7 +555,7 @@ def test_a_late_completion_of_a_split_batch_is_ignored() -> None:
 
 
 def test_a_single_message_too_large_for_redis_is_retried() -> None:
-    """It cannot be split; an operator gives Redis more memory."""
+    """A single message cannot be split; it is retried until an operator gives Redis more memory."""
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     (dispatch,) = runtime.dispatches()
@@ -577,7 +584,9 @@ def test_when_the_sinks_recover_parked_batches_are_due_at_once() -> None:
 
 
 def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
-    """Its sinks work, so the failure is its own, and each success of another batch would only restart it."""
+    """The sinks work, so the failure is specific to this batch, and each success of another batch would only
+    restart it.
+    """
     runtime = reader(batch_messages_max=1, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     stuck, other = runtime.dispatches()
@@ -592,7 +601,7 @@ def test_a_batch_that_fails_while_others_succeed_keeps_its_backoff() -> None:
 
 
 def test_an_operator_can_retry_a_parked_batch_now() -> None:
-    """It skips the backoff."""
+    """The retry skips the backoff."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -604,7 +613,7 @@ def test_an_operator_can_retry_a_parked_batch_now() -> None:
 
 
 def test_a_parked_entry_is_renewed_until_its_stage_is_durable() -> None:
-    """A lost Discard leaves nothing behind: without renewal the lease expires."""
+    """If a Discard is lost, no parked entry remains: without renewal its lease expires."""
     runtime = reader(parked_renew_seconds=5.0, retry_backoff_seconds=60.0, retry_backoff_seconds_max=60.0)
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -641,7 +650,7 @@ def test_a_batch_without_a_parked_entry_is_not_renewed() -> None:
 
 
 def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
-    """A second click, or a batch of another reader."""
+    """The retry comes from a second click, or names a batch of another reader."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -651,7 +660,7 @@ def test_a_retry_of_a_batch_that_is_not_parked_changes_nothing() -> None:
 
 
 def test_an_abandoned_batch_unblocks_the_watermark() -> None:
-    """Its messages are already dead letters."""
+    """The messages of an abandoned batch are already dead letters."""
     runtime = reader()
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -674,7 +683,7 @@ def test_an_abandoned_batch_unblocks_the_watermark() -> None:
 
 
 def test_chords_in_flight_are_bounded() -> None:
-    """The rest waits for a slot; a batch keeps its slot for its next stage."""
+    """Other batches wait for a slot; a batch keeps its slot for its next stage."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=2)
     runtime.segments(4)
     out = runtime.dispatches()
@@ -690,7 +699,7 @@ def test_chords_in_flight_are_bounded() -> None:
 def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
     bound: dict[str, float],
 ) -> None:
-    """It resumes when both have dropped to half."""
+    """Consumption resumes when batches and bytes have both dropped to half of their bounds."""
     runtime = reader(pause_after_seconds=0.5, **bound)
     runtime.segments(4)
     first, second = runtime.dispatches()
@@ -708,7 +717,7 @@ def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
 
 
 def test_a_partition_assigned_while_paused_is_paused_too() -> None:
-    """Otherwise its messages would exceed the bound."""
+    """Otherwise the messages of the new partition would exceed the bound."""
     runtime = reader(in_flight_batches_max=1, pause_after_seconds=0.0)
     runtime.segments(2)
     runtime.advance(1.0)
@@ -740,7 +749,7 @@ def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
 
 
 def test_resuming_all_leaves_a_held_partition_paused() -> None:
-    """There are two reasons to pause, and only one has ended."""
+    """There are two reasons to pause the held partition, and only one has ended."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=4, in_flight_batches_max=2, pause_after_seconds=0.5)
     runtime.assign(OTHER)
     runtime.segments(1)
@@ -768,7 +777,7 @@ def test_resuming_all_leaves_a_held_partition_paused() -> None:
 
 
 def test_a_refused_commit_is_retried_after_the_interval() -> None:
-    """No other event triggers it earlier: no hot loop."""
+    """No other event triggers the retry earlier, which prevents a hot loop."""
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -789,7 +798,7 @@ def test_a_refused_commit_is_retried_after_the_interval() -> None:
 
 
 def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
-    """A broker may have lost it, and an idle partition would keep its lag forever."""
+    """A broker may have lost the commit, and an idle partition would keep its lag forever."""
     runtime = reader(commit_interval_seconds=0.5, commit_repeat_seconds=60.0)
     runtime.segments(2)
     runtime.settle()
@@ -810,7 +819,7 @@ def test_an_acknowledged_commit_is_repeated_on_an_idle_partition() -> None:
 
 
 def test_a_refused_commit_is_resent_even_if_nothing_else_happens() -> None:
-    """The broker did not store it: an idle reader must not leave its lag in place."""
+    """The broker did not store the commit: without a retry, an idle reader would keep its lag."""
     runtime = reader(commit_interval_seconds=0.5)
     runtime.segments(2)
     runtime.settle_stages(runtime.dispatches()[0])
@@ -836,8 +845,9 @@ def test_a_commit_without_a_response_times_out_and_is_resent() -> None:
 
 
 def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
-    """The broker may have stored it after the newer one, which would leave the group behind until the next
-    message."""
+    """The broker may have stored the older commit after the newer one, which would leave the group behind until
+    the next message.
+    """
     runtime = reader(batch_messages_max=1, commit_answer_seconds_max=1.0)
     runtime.segments(1)
     (old,) = runtime.take(do.Commit)
@@ -854,7 +864,7 @@ def test_a_late_response_to_a_timed_out_commit_resends_the_newer_one() -> None:
 
 
 def test_a_response_to_a_former_assignment_is_ignored() -> None:
-    """A commit of another epoch is not the one in flight."""
+    """A commit of a former assignment is not the one in flight."""
     runtime = reader()
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)
@@ -865,7 +875,7 @@ def test_a_response_to_a_former_assignment_is_ignored() -> None:
 
 
 def test_commits_are_sent_at_most_once_per_interval_under_load() -> None:
-    """Settled batches share one commit; only the record of a cut does not wait."""
+    """Settled batches share one commit; only a commit that records a cut does not wait."""
     runtime = reader(batch_messages_max=1, commit_interval_seconds=0.5, in_flight_batches_max=9)
     runtime.segments(8)
     out = runtime.dispatches()
@@ -908,7 +918,7 @@ def test_a_revoked_partition_drains_then_is_released() -> None:
 
 
 def test_a_drain_ends_at_its_deadline() -> None:
-    """It is shorter than the session time-out; the next owner reads the unsettled messages again."""
+    """The deadline is shorter than the session time-out; the next owner reads the unsettled messages again."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(2)
     runtime.dispatches()
@@ -923,7 +933,7 @@ def test_a_drain_ends_at_its_deadline() -> None:
 
 
 def test_a_drain_does_not_wait_for_parked_batches() -> None:
-    """The next owner retries them."""
+    """The next owner retries the parked batches."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -936,7 +946,7 @@ def test_a_drain_does_not_wait_for_parked_batches() -> None:
 
 
 def test_while_draining_nothing_new_is_cut() -> None:
-    """Neither by messages nor by age."""
+    """No batch is cut, neither by messages nor by age."""
     runtime = reader(drain_deadline_seconds=20.0)
     runtime.segments(3)
     runtime.dispatches()
@@ -949,7 +959,7 @@ def test_while_draining_nothing_new_is_cut() -> None:
 
 
 def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
-    """There is nothing to wait for."""
+    """Such partitions have nothing to wait for."""
     runtime = reader()
 
     runtime.publish(on.PartitionsRevoked((PARTITION, OTHER)))
@@ -959,7 +969,7 @@ def test_an_idle_partition_and_an_unknown_one_are_released_at_once() -> None:
 
 
 def test_revoking_one_partition_leaves_the_other_alone() -> None:
-    """Cooperative rebalance: only the moved partition stops."""
+    """In a cooperative rebalance only the moved partition stops."""
     runtime = reader()
     runtime.assign(OTHER)
     runtime.segments(2, source=OTHER)
@@ -972,7 +982,7 @@ def test_revoking_one_partition_leaves_the_other_alone() -> None:
 
 
 def test_a_lost_partition_is_dropped_without_a_commit() -> None:
-    """Another reader may own it already."""
+    """Another reader may already own the lost partition."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()
@@ -986,7 +996,7 @@ def test_a_lost_partition_is_dropped_without_a_commit() -> None:
 
 
 def test_a_completion_of_an_older_epoch_is_ignored() -> None:
-    """The same range may be in flight again: only its current chord settles it."""
+    """The same range may be in flight again, and only its current chord settles it."""
     runtime = reader()
     runtime.segments(2)
     (old,) = runtime.dispatches()
@@ -1048,7 +1058,7 @@ def test_a_log_with_lower_offsets_is_a_new_log() -> None:
 
 
 def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
-    """Reaching the bound needs neither a cut nor a tick."""
+    """The bound applies at once, without a cut or a tick."""
     runtime = reader(batch_messages_max=100, in_flight_bytes_max=1000)
 
     runtime.parsed(segment(0, size_bytes=999))
@@ -1059,7 +1069,7 @@ def test_the_message_that_reaches_the_byte_bound_is_the_last_one() -> None:
 
 
 def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
-    """Its fetched messages wait."""
+    """Messages that were fetched from the held partition wait."""
     runtime = reader(batch_messages_max=1, in_flight_batches_max=100, pending_ranges_max=8)
     runtime.assign(OTHER)
     runtime.segments(8)
@@ -1069,7 +1079,7 @@ def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
 
 
 def test_messages_that_will_be_read_again_are_never_taken() -> None:
-    """Messages of a former assignment, of a partition being drained, or during shutdown."""
+    """These are messages of a former assignment, of a partition being drained, or during shutdown."""
     runtime = reader()
     runtime.assign(OTHER)
     here, there = runtime.epoch(), runtime.epoch(OTHER)
@@ -1090,7 +1100,9 @@ def deferred(runtime: Reader, offset: int, source: TopicPartition = PARTITION, s
 
 
 def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
-    """The open batch is cut there when it is old enough; nothing of the deferred message is committed."""
+    """The open batch is cut before the deferred message when it is old enough; the offset of that message is not
+    committed.
+    """
     runtime = reader(batch_messages_max=10, batch_age_seconds_max=5.0)
     runtime.segments(3)
 
@@ -1106,7 +1118,7 @@ def test_messages_before_a_deferred_one_do_not_wait_for_it() -> None:
 
 
 def test_a_deferred_message_blocks_only_its_partition() -> None:
-    """It is paused until the result, which joins a batch like any other message."""
+    """The partition is paused until the result arrives, which joins a batch like any other message."""
     runtime = reader(batch_messages_max=2)
     runtime.assign(OTHER)
 
@@ -1127,7 +1139,7 @@ def test_a_deferred_message_blocks_only_its_partition() -> None:
 
 
 def test_a_deferred_message_and_those_around_it_share_a_batch() -> None:
-    """A batch costs a dozen round trips: a result that arrives soon causes no additional one."""
+    """A batch costs a dozen round trips, so a result that arrives soon causes no additional batch."""
     runtime = reader(batch_messages_max=4)
     runtime.segments(2)
 
@@ -1153,7 +1165,7 @@ def test_a_planned_range_is_not_cut_for_a_deferred_message_in_it() -> None:
 
 
 def test_a_deferred_message_counts_towards_the_held_bytes() -> None:
-    """It is in memory, here and in the child process."""
+    """A deferred message is in memory, both here and in the child process."""
     runtime = reader(in_flight_bytes_max=1000)
 
     deferred(runtime, 0, size_bytes=1000)
@@ -1179,7 +1191,7 @@ def test_a_parse_result_for_a_former_assignment_is_ignored() -> None:
 
 
 def test_releasing_a_partition_does_not_wait_for_a_deferred_message() -> None:
-    """The message is read again."""
+    """The deferred message is read again by the next owner."""
     runtime = reader(batch_messages_max=1)
     runtime.segments(1)
     deferred(runtime, 1)
@@ -1234,7 +1246,7 @@ def test_too_many_rejects_halt_the_reader() -> None:
 
 
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
-    """Otherwise no restart would ever make progress, and no letter would show the reason."""
+    """Otherwise no restart would ever make progress, and no dead letter would show the reason."""
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
     runtime.publish(on.PartitionsLost((PARTITION,)))
@@ -1248,7 +1260,9 @@ def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
 
 
 def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
-    """Half of all messages are its garbage: its letters are written, and so are the segments of other projects."""
+    """Half of all messages are garbage of one project: its dead letters are written, and so are the segments of
+    other projects.
+    """
     runtime = reader(batch_messages_max=10, reject_window=20)
     for offset in range(0, 200, 2):
         runtime.parsed(reject(offset, project_id=7), segment(offset + 1))
@@ -1261,7 +1275,7 @@ def test_garbage_of_one_project_is_reported_and_ingestion_continues() -> None:
 
 
 def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> None:
-    """Its rejects before shedding become letters; all offsets are committed."""
+    """The project's rejects before shedding become dead letters; all offsets are committed."""
     runtime = Reader(limits(batch_messages_max=10, reject_window=20, reject_policy=RejectPolicy.DROP))  # type: ignore[arg-type]
     runtime.assign(PARTITION)
     runtime.parsed(*[reject(offset, project_id=7) for offset in range(50)])
@@ -1275,7 +1289,7 @@ def test_by_policy_the_rejects_of_a_shed_project_are_dropped_and_counted() -> No
 
 
 def test_a_halted_reader_settles_its_batches_and_pauses_new_partitions() -> None:
-    """It stays up, keeps its partitions, and consumes nothing."""
+    """The halted reader stays up, keeps its partitions, and consumes nothing."""
     runtime = reader(reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.parsed(*[reject(offset) for offset in range(10)])
     assert runtime.pipeline.halted
@@ -1320,7 +1334,7 @@ def test_shutdown_ends_at_the_drain_deadline() -> None:
 
 
 def test_shutdown_with_a_parked_batch_is_not_clean_but_does_not_wait() -> None:
-    """The next owner retries it."""
+    """The next owner retries the parked batch."""
     runtime = reader()
     runtime.segments(2)
     (dispatch,) = runtime.dispatches()

@@ -22,7 +22,7 @@ def successor(*, committed: int = 10, record: str = "1,5,5", **changed: float) -
 
 
 def pass_time(runtime: Reader, seconds: float) -> None:
-    """Time passes while the loop runs."""
+    """Lets time pass while the loop runs."""
     for _ in range(round(seconds / 0.1)):
         runtime.advance(0.1)
 
@@ -39,7 +39,7 @@ def cuts(runtime: Reader) -> list[tuple[int, int, CutReason]]:
 
 
 def test_at_the_end_of_the_log_the_rest_of_a_range_is_abandoned() -> None:
-    """The log ends before the planned end: it was truncated, or a replica has lagged for long."""
+    """The log ends before the planned end: it was truncated, or a replica has lagged for a long time."""
     runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -62,7 +62,7 @@ def test_a_range_whose_last_messages_are_gone_is_cut_at_the_end_of_the_log() -> 
 
 
 def test_a_range_waits_while_the_broker_delivers_nothing() -> None:
-    """Before the end of the log is reached, a pause does not show that messages are gone."""
+    """Before the end of the log is reached, silence does not show that messages are gone."""
     runtime = successor()
     runtime.segments(3)
 
@@ -91,7 +91,7 @@ def test_a_reader_that_is_paused_does_not_wait_for_messages() -> None:
 
 
 def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
-    """Before it pauses the consumer, it stops polling."""
+    """Before the reader pauses the consumer, it stops polling."""
     runtime = successor(in_flight_batches_max=1, pause_after_seconds=60.0)
     runtime.assign(OTHER)
     runtime.segments(3)
@@ -109,7 +109,9 @@ def test_a_reader_at_its_bound_does_not_wait_for_messages() -> None:
 
 
 def test_a_held_partition_does_not_wait_for_messages() -> None:
-    """Nothing more is fetched for it while a batch is stuck; the other partition proves nothing about it."""
+    """Nothing more is fetched for the held partition while a batch is stuck; the other partition proves nothing
+    about it.
+    """
     runtime = successor(pending_ranges_max=4, record="1,1,1,1,1,5")
     runtime.segments(6)
     end_reached(runtime, 16)
@@ -148,7 +150,7 @@ def test_time_in_a_drain_does_not_count_as_waiting() -> None:
 
 
 def test_time_while_the_process_is_suspended_does_not_count() -> None:
-    """SIGSTOP or a suspended machine: the clock advances, and nothing was fetched."""
+    """During SIGSTOP or a suspension of the machine the clock advances, but nothing is fetched."""
     runtime = successor()
     runtime.segments(3)
     end_reached(runtime, 13)
@@ -162,7 +164,7 @@ def test_time_while_the_process_is_suspended_does_not_count() -> None:
 
 
 def test_a_record_survives_an_owner_in_between() -> None:
-    """A waiting plan stays in the record of every commit."""
+    """Planned ends that wait stay in the record of every commit."""
     runtime = successor(record="1,1,5")
     runtime.segments(3)
     runtime.settle()
@@ -176,7 +178,7 @@ def test_a_record_survives_an_owner_in_between() -> None:
 
 
 def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
-    """Their parts reach the bound; without more messages none would ever be completed."""
+    """The incomplete ranges together reach the bound; without more messages none would ever be completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=500, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER: 0}
     runtime.records = {PARTITION: "1,5", OTHER: "1,5"}
@@ -199,7 +201,7 @@ def test_planned_ranges_are_completed_one_by_one_over_the_byte_bound() -> None:
 
 @pytest.mark.parametrize("event", [on.PartitionsRevoked((PARTITION,)), on.PartitionsLost((PARTITION,))])
 def test_the_range_being_completed_may_be_revoked(event: on.Event) -> None:
-    """The next one is then completed."""
+    """The next range is then completed."""
     runtime = Reader(limits(batch_messages_max=100, in_flight_bytes_max=300, pause_after_seconds=0.5))
     runtime.committed = {PARTITION: 0, OTHER: 0}
     runtime.records = {PARTITION: "1,5", OTHER: "1,5"}

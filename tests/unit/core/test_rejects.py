@@ -24,7 +24,7 @@ def count(rejects: Rejects, *messages: tuple[int | None, bool]) -> list[ProjectC
 
 
 def test_garbage_of_one_project_never_halts() -> None:
-    """Its share does not matter, even if the window holds nothing else."""
+    """The share of the garbage does not matter, even if the window holds nothing else."""
     rejects = window()
 
     count(rejects, *[(1, BAD)] * 100)
@@ -33,7 +33,7 @@ def test_garbage_of_one_project_never_halts() -> None:
 
 
 def test_garbage_of_many_projects_halts_and_names_them() -> None:
-    """This indicates a bad deployment."""
+    """Garbage of many projects indicates a bad deployment."""
     rejects = window()
 
     count(rejects, *[(project, BAD) for project in (1, 2, 3, 4)] * 5)
@@ -45,7 +45,7 @@ def test_garbage_of_many_projects_halts_and_names_them() -> None:
 
 
 def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
-    """The limit is exceeded only above it."""
+    """The reader halts only above the maximum share."""
     rejects = window(20, reject_ratio_max=0.3)
     count(rejects, *[(project, project < 3) for project in range(10)] * 2)
     assert rejects.verdict() is None
@@ -56,7 +56,7 @@ def test_exactly_the_maximum_share_of_projects_is_allowed() -> None:
 
 
 def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
-    """Half of its messages is not most of them."""
+    """A project counts as bad when most of its messages are; half is not most."""
     rejects = window(30)
 
     count(rejects, *[(project, bad) for project in range(5) for bad in (BAD, GOOD)] * 3)
@@ -65,7 +65,7 @@ def test_a_project_with_some_bad_messages_is_not_a_bad_project() -> None:
 
 
 def test_fewer_projects_than_the_minimum_never_halt() -> None:
-    """Two registered projects do not indicate a deployment; a small installation can configure otherwise."""
+    """Two bad projects do not indicate a bad deployment; a small installation can configure a lower minimum."""
     for minimum, halts in ((3, False), (2, True)):
         rejects = window(reject_projects_min=minimum)
         count(rejects, *[(1, BAD), (2, BAD), (3, GOOD), (4, GOOD)] * 5)
@@ -73,7 +73,7 @@ def test_fewer_projects_than_the_minimum_never_halt() -> None:
 
 
 def test_garbage_without_a_project_has_its_own_limit() -> None:
-    """There is no project to shed."""
+    """Garbage without a project cannot be shed by project."""
     rejects = window(20, reject_unattributed_ratio_max=0.2)
     count(rejects, *[(1, GOOD)] * 16, *[(None, BAD)] * 4)
     assert rejects.verdict() is None
@@ -97,7 +97,7 @@ def test_a_window_must_be_full_before_it_counts() -> None:
 
 
 def test_shedding_a_project_is_reported_at_start_and_end() -> None:
-    """Two reports, however many messages arrive."""
+    """There are two reports, however many messages arrive."""
     rejects = window(40)
 
     (shed,) = count(rejects, *[(7, BAD)] * 15)
@@ -109,7 +109,7 @@ def test_shedding_a_project_is_reported_at_start_and_end() -> None:
 
 
 def test_a_few_rejects_shed_no_project() -> None:
-    """In a project with one message, all messages may be bad."""
+    """All messages of a project may be bad if it has only one."""
     assert count(window(40), *[(7, BAD)] * (SHED_REJECTS_MIN - 1)) == []
 
 
@@ -134,7 +134,7 @@ def test_the_worst_projects_are_listed_first_and_bounded() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([None, 0, 1, 2, 3]), st.booleans()), max_size=80))
 def test_counts_cover_the_last_messages(messages: list[tuple[int | None, bool]]) -> None:
-    """A window that slides per message, across all projects."""
+    """The window slides with every message, across all projects."""
     rejects = window(10, reject_projects_min=2, reject_ratio_max=0.4, reject_unattributed_ratio_max=0.3)
 
     for seen, message in enumerate(messages, start=1):

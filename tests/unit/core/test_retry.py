@@ -6,7 +6,7 @@ from ingest.core.retry import retry_seconds
 
 
 def test_the_wait_doubles_up_to_its_cap() -> None:
-    """Half to whole of 5, 10, 20, ... 300 seconds, forever."""
+    """The wait is between half and all of 5, 10, 20, ... 300 seconds; the last value is repeated forever."""
     for failures, ceiling in ((1, 5.0), (2, 10.0), (3, 20.0), (7, 300.0), (10_000, 300.0)):
         seconds = retry_seconds("t-0-1-2", failures, 5.0, 300.0)
         assert ceiling / 2 <= seconds <= ceiling

@@ -1,4 +1,4 @@
-"""Which partitions are refetched because no messages arrive although there are some."""
+"""Which partitions are refetched because no messages arrive although the log has some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def looks(stalls: Stalls, fetched: dict[int, tuple[int, int]], *moments: float) 
 
 
 def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
-    """After `seconds_max`, and no other partition."""
+    """The partition is refetched after `seconds_max`, and no other partition is."""
     stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
 
     assert looks(stalls, {0: (5, 9), 1: (7, 7)}, 100.0, 110.0, 120.0) == [[], [], []]
@@ -18,7 +18,7 @@ def test_a_stalled_partition_is_refetched_before_the_end_of_its_log() -> None:
 
 
 def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
-    """An open transaction looks the same, and messages behind it cannot be fetched."""
+    """An open transaction looks like a stall, and messages behind it cannot be fetched."""
     stalls = Stalls(seconds_max=10.0, look_seconds_max=10.0)
 
     found = looks(stalls, {0: (5, 9)}, *range(0, 90, 10))
@@ -27,7 +27,7 @@ def test_each_refetch_without_effect_doubles_the_time_to_the_next_one() -> None:
 
 
 def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
-    """One message is enough; so is a pause."""
+    """One message is enough to count as progress, and a pause counts as not fetching."""
     stalls = Stalls(seconds_max=20.0, look_seconds_max=10.0)
 
     assert looks(stalls, {0: (5, 9)}, 0.0, 10.0) == [[], []]
@@ -38,7 +38,7 @@ def test_a_partition_with_progress_or_without_fetching_is_not_stalled() -> None:
 
 
 def test_time_without_fetching_does_not_count() -> None:
-    """The loop is in a drain, or the process is suspended."""
+    """Nothing is fetched while the loop is in a drain or the process is suspended."""
     stalls = Stalls(seconds_max=30.0, look_seconds_max=10.0)
 
     assert looks(stalls, {0: (5, 9)}, 0.0, 1000.0, 2000.0) == [[], [], []]

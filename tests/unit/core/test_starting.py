@@ -10,17 +10,17 @@ NOW = TopicView("new", 4)
 
 
 def stored(offset: int, topic_id: str = "new", partitions: int = 2) -> Stored:
-    """A commit by this group."""
+    """A commit of this group as the broker stores it."""
     return Stored(offset, encode(offset, Record(topic_id, partitions, 1, (offset + 5,)), 4000))
 
 
 def test_a_committed_offset_of_this_topic_is_the_start() -> None:
-    """The number of partitions at the group's start is kept."""
+    """The record keeps the number of partitions at the group's start."""
     assert start(0, {0: stored(7)}, NOW) == Start(Place.COMMITTED, 2)
 
 
 def test_a_group_without_commits_starts_by_policy() -> None:
-    """All partitions of the topic belong to that beginning."""
+    """All partitions that the topic has at this time count as original."""
     assert start(3, {}, NOW) == Start(Place.POLICY, 4)
     assert start(3, {0: Stored(), 3: Stored()}, NOW) == Start(Place.POLICY, 4)
 
@@ -34,12 +34,14 @@ def test_a_partition_that_was_added_starts_at_its_beginning() -> None:
 
 
 def test_an_original_partition_with_a_lost_offset_follows_the_policy() -> None:
-    """This also holds when another reader of a new group has just chosen for its partitions: both choose alike."""
+    """This also holds when another reader of a new group has just chosen the start of its partitions: both choose
+    the same way.
+    """
     assert start(1, {0: stored(7)}, NOW) == Start(Place.POLICY, 2)
 
 
 def test_commits_without_a_record_make_every_other_partition_new() -> None:
-    """Commits of an older release or another tool: reading too much loses nothing."""
+    """The commits are from an older release or another tool: reading too much loses nothing."""
     for text in ("", "1,rs", "hello"):
         assert start(1, {0: Stored(7, text)}, NOW) == Start(Place.BEGINNING, 0)
         assert start(0, {0: Stored(7, text)}, NOW) == Start(Place.COMMITTED, 0)
@@ -57,7 +59,7 @@ def test_an_offset_of_a_deleted_topic_is_ignored() -> None:
 
 
 def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
-    """Apache Kafka deletes them with the topic; the group does not start from scratch because of that."""
+    """Apache Kafka deletes the offsets with the topic, but the group still does not count as new."""
     assert start(0, {}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
     assert start(0, {}, NOW, former="new").place is Place.POLICY
     assert start(0, {}, TopicView(), former="old").place is Place.POLICY
@@ -65,7 +67,9 @@ def test_a_recreated_topic_is_recognized_without_its_offsets() -> None:
 
 
 def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() -> None:
-    """Its record was lost or refused. Reading too much loses nothing; a skipped beginning is lost."""
+    """The record of the offset was lost or refused. Reading too much loses nothing, whereas a skipped beginning is
+    lost.
+    """
     assert start(0, {0: Stored(7), 1: stored(9, "old")}, NOW) == Start(Place.BEGINNING, 0, "old")
     assert start(0, {0: Stored(7)}, NOW, former="old") == Start(Place.BEGINNING, 0, "old")
     assert start(0, {0: Stored(7), 1: stored(9)}, NOW) == Start(Place.COMMITTED, 0)
@@ -74,7 +78,7 @@ def test_an_offset_without_a_topic_id_is_ignored_if_a_former_topic_is_known() ->
 
 
 def test_a_response_that_would_move_the_start_is_doubtful() -> None:
-    """No offset, or 0 without a record. The group's own commit at 0 has a record."""
+    """Doubtful responses are no offset, or 0 without a record. The group's own commit at 0 has a record."""
     assert is_doubtful(Stored())
     assert is_doubtful(Stored(0))
     assert not is_doubtful(stored(0))
@@ -82,7 +86,7 @@ def test_a_response_that_would_move_the_start_is_doubtful() -> None:
 
 
 def test_an_unknown_topic_id_contradicts_nothing() -> None:
-    """Some brokers do not report it, or did not this time."""
+    """Some brokers do not report the topic id, or do not report it every time."""
     assert start(0, {0: stored(7, "old")}, TopicView()).place is Place.COMMITTED
     assert start(0, {0: stored(7, "")}, NOW).place is Place.COMMITTED
 

@@ -33,7 +33,7 @@ def records(runtime: Reader) -> list[tuple[int, Record]]:
 
 
 def test_the_chosen_start_is_committed_before_any_message() -> None:
-    """With the topic's id and the number of partitions at the group's start."""
+    """The commit has the topic's id and the number of partitions at the group's start."""
     runtime = started(committed=None, start=7, topic_id="now", began_with=4)
 
     assert records(runtime) == [(7, Record("now", 4, 1))]
@@ -49,7 +49,7 @@ def test_each_start_without_progress_counts() -> None:
 
 
 def test_the_count_resets_when_the_offset_advances() -> None:
-    """The message that caused the earlier crashes has been passed."""
+    """Once the offset advances, the reader is past the message that caused the earlier crashes."""
     runtime = started("2;s=2")
     records(runtime)
     runtime.segments(2)
@@ -63,7 +63,7 @@ def test_the_count_resets_when_the_offset_advances() -> None:
 
 @pytest.mark.parametrize("end", [on.PartitionsRevoked((PARTITION,)), on.ShutdownRequested()])
 def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
-    """It waits until the commit is stored: a deployment is not a failure."""
+    """The reader waits until the commit is stored, because a deployment is not a failure."""
     runtime = started("2;s=2")
     records(runtime)
 
@@ -75,18 +75,19 @@ def test_a_clean_shutdown_undoes_its_start(end: on.Event) -> None:
 
 
 def test_a_partition_of_another_reader_has_no_failed_starts() -> None:
-    """Its messages may still be passing through the loop."""
+    """Messages of a former partition may still be passing through the loop."""
     assert Reader(limits()).pipeline.failed_starts(PARTITION) == 0
 
 
 def test_an_unknown_topic_id_keeps_the_recorded_one() -> None:
-    """The brokers did not respond this time."""
+    """The brokers did not report the topic id this time."""
     assert records(started("2;t=old;p=2")) == [(10, Record("old", 2, 1))]
 
 
 def test_the_offset_after_a_gap_is_committed_at_once() -> None:
-    """A crash must not choose again; with `latest` that would be a later end. Recorded ends inside the gap are
-    removed."""
+    """A reader must not choose again after a crash; with `latest` that would be a later end. Recorded ends inside
+    the gap are removed.
+    """
     runtime = started("2;c=5,2s")
     records(runtime)
 
@@ -96,7 +97,7 @@ def test_the_offset_after_a_gap_is_committed_at_once() -> None:
 
 
 def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
-    """The messages in memory are the only copy."""
+    """The earlier messages in memory are the only copy."""
     runtime = started()
     records(runtime)
     runtime.segments(3)
@@ -119,7 +120,7 @@ def test_the_end_of_a_gap_waits_for_earlier_messages() -> None:
 
 
 def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> None:
-    """Half the length, then a quarter, until it is stored."""
+    """The record gets half the length, then a quarter, until it is stored."""
     runtime = reader()
     runtime.segments(4)
     lengths = []
@@ -138,7 +139,7 @@ def test_a_record_that_is_too_long_is_followed_at_once_by_a_shorter_one() -> Non
 
 
 def test_a_commit_refused_without_a_record_is_retried_after_the_interval() -> None:
-    """This is another kind of refusal: no hot loop."""
+    """The length was not the reason for this refusal, so there is no immediate retry."""
     runtime = reader(commit_interval_seconds=0.5, cut_record_bytes_max=0)
     runtime.segments(2)
     (commit,) = runtime.take(do.Commit)

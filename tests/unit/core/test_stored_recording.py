@@ -1,4 +1,6 @@
-"""Decoding one stored recording: it is what the reader stores, or a BlobError describes the difference."""
+"""Decoding a stored recording returns what the reader stored, or raises a BlobError that describes the
+difference.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ def stored(segment: Segment) -> bytes:
 
 
 def test_a_stored_mobile_segment_is_decoded_into_its_parts() -> None:
-    """The video and the events, byte for byte."""
+    """The parts are the video and the events, byte for byte."""
     events = [viewport_event(), snapshot_event()]
 
     found = unpack(stored(parsed(video_recording(b"an mp4 file", events))))
@@ -50,7 +52,7 @@ def test_an_invalid_object_is_refused_with_the_reason(content: bytes, reason: st
 
 
 def test_an_object_that_inflates_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the limit, not after it."""
+    """Decompression stops at the limit, not after it."""
     monkeypatch.setattr(stored_recording, "INFLATED_BYTES_MAX", 1000)
 
     with pytest.raises(BlobError, match="inflates to more"):

@@ -49,14 +49,14 @@ def expressions() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_queried_metrics_exist(where: str, expression: str):
-    """A renamed metric must not leave an alert that can never fire."""
+    """If a metric were renamed, its alert could never fire."""
     for name in METRIC.findall(expression):
         assert name in KNOWN, f"{where} asks for {name}"
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_selected_labels_exist(where: str, expression: str):
-    """The same for labels in selectors and groupings."""
+    """Every label in selectors and groupings exists on its metric."""
     known = TARGET_LABELS.union(*(LABELS[name] for name in METRIC.findall(expression)))
     selected = set(re.findall(r"[{,]\s*([a-z_]+)\s*(?:=~|!=|!~|=)", expression))
     grouped = {label.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(",")}
@@ -66,7 +66,7 @@ def test_selected_labels_exist(where: str, expression: str):
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 def test_an_alert_says_what_to_do(rule: dict[str, Any]):
-    """Severity, summary, and a runbook section of the same name with steps."""
+    """Each alert has a severity, a summary, and a runbook section of the same name with steps."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
     assert rule["labels"]["severity"] in ("page", "ticket")
     assert rule["annotations"]["summary"].endswith((".", "?", ";", "staged.", "lost."))
@@ -120,14 +120,14 @@ def test_every_alert_fires_when_it_should_and_none_in_a_healthy_system():
 
 @needs_promtool
 def test_prometheus_accepts_its_configuration():
-    """The configuration of the compose setup, with its rules."""
+    """promtool checks the configuration of the compose setup with its rules."""
     path = ROOT / "deploy" / "prometheus" / "prometheus.yml"
     done = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_dashboard_shows_every_metric_of_an_alert():
-    """Following an alert to the dashboard shows the metric there."""
+    """An operator who follows an alert to the dashboard finds its metric there."""
     shown = {name for panel in panels() for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     alerted = {name for rule in rules() for name in METRIC.findall(rule["expr"])}
     not_drawn = {
@@ -168,7 +168,7 @@ def test_the_variables_match_scraped_targets():
 
 
 def test_panels_do_not_overlap_and_have_descriptions():
-    """The dashboard renders as intended."""
+    """The dashboard renders without overlaps, and each panel explains itself."""
     cells: set[tuple[int, int]] = set()
     for panel in json.loads(DASHBOARD.read_text())["panels"]:
         place = panel["gridPos"]

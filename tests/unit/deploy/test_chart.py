@@ -83,7 +83,7 @@ def test_the_rule_object_holds_the_deployed_alerts():
 
 
 def test_every_file_is_marked_as_rendered_and_is_applied():
-    """Manual edits would be lost at the next rendering."""
+    """The marker prevents manual edits, which would be lost at the next rendering."""
     kustomization = yaml.safe_load((MANIFESTS / "kustomization.yaml").read_text())
     templates = {path.name for path in (CHART / "templates").glob("*.yaml")}
 
@@ -93,7 +93,7 @@ def test_every_file_is_marked_as_rendered_and_is_applied():
 
 
 def test_documents_are_split_by_their_template():
-    """What `helm template` prints, with a comment before a document and an empty one."""
+    """The input resembles what `helm template` prints, with a comment before a document and an empty document."""
     printed = (
         "---\n# Source: replays-ingest/templates/a.yaml\n# why\nkind: A\n\nspec: 1  \n"
         "---\n# Source: replays-ingest/templates/b.yaml\nkind: B\n"
@@ -109,7 +109,7 @@ def test_documents_are_split_by_their_template():
 
 @needs_helm
 def test_the_manifests_are_what_the_chart_renders():
-    """Single source: `python -m tools.manifests` regenerates them."""
+    """The chart is the single source; `python -m tools.manifests` regenerates the manifests."""
     assert stale() == []
     assert documents_of(rendered("--show-only", "templates/alerts.yaml")) == documents_of(
         (MANIFESTS / "alerts.yaml").read_text()
@@ -177,7 +177,7 @@ def test_every_combination_of_options_is_valid(charts: dict[str, list[dict[str, 
 
 @needs_helm
 def test_without_keda_the_chart_sets_the_replicas(charts: dict[str, list[dict[str, Any]]]):
-    """Nothing else would set them."""
+    """Without KEDA nothing else would set the number of replicas."""
     documents = charts["without keda"]
     deployments = by_name(documents, "Deployment")
 
@@ -189,7 +189,7 @@ def test_without_keda_the_chart_sets_the_replicas(charts: dict[str, list[dict[st
 
 @needs_helm
 def test_disabled_components_are_absent(charts: dict[str, list[dict[str, Any]]]):
-    """Only readers and workers are left."""
+    """Only readers and workers are rendered."""
     kinds = {document["kind"] for document in charts["nothing optional"]}
 
     assert kinds == {"ConfigMap", "ServiceAccount", "StatefulSet", "Deployment", "Service", "PodDisruptionBudget"}
@@ -197,7 +197,7 @@ def test_disabled_components_are_absent(charts: dict[str, list[dict[str, Any]]])
 
 @needs_helm
 def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
-    """Image, socket, collector, prefix, location, memory, and the name of the Secret."""
+    """The values are image, socket, collector, prefix, location, memory, and the name of the Secret."""
     documents = charts["everything"]
     worker = by_name(documents, "Deployment")["replays-worker-gcs"]["spec"]["template"]["spec"]
     (container,) = worker["containers"]
@@ -226,7 +226,7 @@ def test_values_reach_the_pods(charts: dict[str, list[dict[str, Any]]]):
 
 @needs_helm
 def test_every_pod_has_the_shared_key(charts: dict[str, list[dict[str, Any]]]):
-    """A pod without the key would have its entries ignored by all others; by default there is no key."""
+    """All other pods would ignore the entries of a pod without the key; by default there is no key."""
     by_chart: dict[str, list[dict[str, Any]]] = {name: [] for name in charts}
     for name, documents in charts.items():
         for document in documents:

@@ -54,7 +54,9 @@ def pods() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize(("name", "pod"), pods().items(), ids=list(pods()))
 def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
-    """No root, no writable image, no token, no capabilities, a memory limit, and probes on long-running pods."""
+    """Pods have no root user, no writable image, no token, no capabilities, a memory limit, and, if they run long,
+    probes.
+    """
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
@@ -75,7 +77,9 @@ def test_a_pod_has_no_more_rights_than_it_needs(name: str, pod: dict[str, Any]):
 
 
 def test_a_reader_has_enough_time_to_drain():
-    """SIGTERM, the drain deadline, the last commit; SIGKILL only after that."""
+    """SIGTERM starts the drain, which ends with the last commit at its deadline; SIGKILL is sent only after
+    that.
+    """
     (reader,) = (document for document in documents() if document["kind"] == "StatefulSet")
     settings = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
     drain_seconds = float(settings["REPLAYS_DRAIN_DEADLINE_SECONDS"])
@@ -93,7 +97,7 @@ def test_every_setting_in_the_manifests_exists():
 
 
 def test_the_values_of_the_manifests_are_allowed(monkeypatch: pytest.MonkeyPatch):
-    """The settings of the ConfigMap, read as a pod would read them."""
+    """The settings of the ConfigMap are read as a pod would read them."""
     for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
         monkeypatch.delenv(name)
     data = next(document for document in documents() if document["kind"] == "ConfigMap")["data"]
@@ -143,7 +147,7 @@ def test_no_workload_resets_the_replicas_that_keda_chose():
 
 
 def test_drains_and_upgrades_leave_pods_running():
-    """A disruption budget and a spread over zones and nodes for readers and for the workers of each queue."""
+    """Readers and the workers of each queue have a disruption budget and are spread over zones and nodes."""
     budgets = [each["spec"] for each in named("PodDisruptionBudget").values()]
     for name in ("replays-reader", *queues()):
         (workload,) = (each for each in workloads() if each["metadata"]["name"] == name)
@@ -157,7 +161,7 @@ def test_drains_and_upgrades_leave_pods_running():
 
 
 def test_services_select_their_pods():
-    """The headless Service that the StatefulSet names, and Flower's; matched by label and port."""
+    """The headless Service that the StatefulSet names and Flower's Service match their pods by label and port."""
     reader = named("StatefulSet")["replays-reader"]
     headless = named("Service")[reader["spec"]["serviceName"]]
 
@@ -173,7 +177,7 @@ def test_services_select_their_pods():
 
 
 def test_every_pod_with_metrics_is_scraped_and_reachable():
-    """A PodMonitor per component, with the label and port of its pods; the policy admits Prometheus."""
+    """Each component has a PodMonitor with the label and port of its pods; the policy admits Prometheus."""
     admitted = {
         port["port"]
         for rule in named("NetworkPolicy")["replays-ingest"]["spec"]["ingress"]
@@ -225,7 +229,7 @@ def test_migrate_runs_before_the_pods_of_an_upgrade():
 
 
 def test_the_policy_lets_spans_reach_a_collector():
-    """OTLP over gRPC and over HTTP."""
+    """The policy allows OTLP over gRPC and over HTTP."""
     egress = named("NetworkPolicy")["replays-ingest"]["spec"]["egress"]
 
     assert [{"protocol": "TCP", "port": port} for port in (4317, 4318)] in [rule["ports"] for rule in egress]
@@ -378,7 +382,7 @@ def _compose() -> list[str] | None:
 
 @pytest.mark.skipif(_compose() is None, reason="no docker compose is installed")
 def test_compose_is_valid_and_requires_a_flower_password():
-    """Parsed by Docker itself; without a password it fails."""
+    """Docker itself parses the file; without a password this fails."""
     command = [*(_compose() or []), "-f", str(ROOT / "docker-compose.yml"), "config"]
     base = {name: value for name, value in os.environ.items() if not name.startswith("REPLAYS_")}
     with_password = subprocess.run(
@@ -396,7 +400,7 @@ def test_compose_is_valid_and_requires_a_flower_password():
 
 
 def test_the_image_runs_without_root_and_contains_only_the_program():
-    """No root, no compiler layer, no tests, no repository."""
+    """The image has no root user, no compiler layer, no tests and no repository."""
     text = (ROOT / "Dockerfile").read_text()
     assert text.count("FROM ") == 2
     assert re.search(r"^USER 10001", text, re.MULTILINE)

@@ -32,7 +32,7 @@ def segment(offset: int = 0, **changes: object) -> Entry:
 
 
 def test_a_message_that_was_sent_twice_is_expected_once():
-    """One object, one row, one outcome; but both offsets must be committed."""
+    """There is one object, one row and one outcome, but both offsets must be committed."""
     expected = Expectation()
     expected.add_all([segment(0), segment(1, duplicate=True)])
 
@@ -53,7 +53,7 @@ def test_the_most_severe_click_wins_in_any_order(order: tuple[int, int]):
 
 
 def test_a_rejected_message_is_expected_as_a_dead_letter_only():
-    """No object, no row, no outcome."""
+    """A rejected message has no object, no row and no outcome."""
     expected = Expectation()
     expected.add(Entry(kind="reject", topic="t", partition=2, offset=5, reason="schema", blob_sha256="ff"))
 
@@ -63,7 +63,7 @@ def test_a_rejected_message_is_expected_as_a_dead_letter_only():
 
 
 def test_a_comparison_separates_missing_unexpected_and_different():
-    """Each is counted and listed in the examples."""
+    """Each kind is counted and listed in the examples."""
     check = compare_maps("things", {"a": 1, "b": 2, "c": 3}, {"b": 2, "c": 4, "d": 5})
 
     assert (check.missing, check.extra, check.wrong) == (1, 1, 1)
@@ -72,7 +72,7 @@ def test_a_comparison_separates_missing_unexpected_and_different():
 
 
 def test_extra_items_can_be_allowed():
-    """For a sink that also holds another load."""
+    """A sink may also hold the items of another load."""
     assert compare_sets("things", {1}, {1, 2}, extra_matters=False).ok
     assert not compare_sets("things", {1}, {1, 2}).ok
 
@@ -88,7 +88,7 @@ def test_facts_are_compared_by_event_type():
 
 
 def test_metrics_may_repeat_after_a_crash_but_never_fall_short():
-    """With UDP and redelivery, counts are exact only if nothing was killed."""
+    """Because of UDP and redelivery, counts are exact only if nothing was killed."""
     expected = {"size": Total(2, 10.0)}
 
     assert compare_metrics(expected, {"size": Total(2, 10.0)}, exactly=True).ok
@@ -106,7 +106,7 @@ def test_a_missing_metric_is_named_even_if_its_sum_is_not_known():
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
-    """Header and entries of every kind."""
+    """The manifest has a header and entries of every kind."""
     path, header = tmp_path / "manifest.jsonl", Header("t", "small", 1, 50, 0)
     entries = [message.entry for message in stream(PROFILES["small"], 50, 1, 1_790_000_000)]
     with Writer(path, header) as writer:
@@ -118,7 +118,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path):
 
 
 def test_a_truncated_manifest_is_reported_with_its_position(tmp_path: Path):
-    """As after a kill in the middle of a line."""
+    """The manifest ends in the middle of a line, as after a kill."""
     path = tmp_path / "manifest.jsonl"
     with Writer(path, Header("t", "small", 1, 1, 0)) as writer:
         writer.write(segment())

@@ -46,7 +46,7 @@ def reader() -> Iterator[Reader]:
 
 
 def test_it_listens_on_loopback_by_default(reader: Reader):
-    """Metrics are not exposed unless configured."""
+    """Metrics are not exposed to the network unless configured."""
     assert reader.probes.host == "127.0.0.1"
 
 
@@ -62,7 +62,7 @@ def test_a_running_loop_is_live_and_a_stuck_one_is_not(reader: Reader):
 
 
 def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
-    """Without an assignment it is live but does nothing."""
+    """Without an assignment a reader is live but does nothing."""
     status, body = reader.get("/readyz")
     assert (status, json.loads(body)["checks"]["assignment"]) == (503, "no partition is assigned")
 
@@ -73,7 +73,7 @@ def test_a_reader_is_ready_once_it_has_partitions(reader: Reader):
 
 
 def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
-    """Not ready, but live: a restart would not help."""
+    """The reader is not ready, but live: a restart would not help."""
     reader.driver.assign()
     reader.driver.advance(1.0)
     reader.trouble = {"redis": "connection refused"}
@@ -83,7 +83,7 @@ def test_a_dead_redis_is_no_reason_to_restart(reader: Reader):
 
 
 def test_a_halted_reader_is_not_ready_and_reports_why(reader: Reader):
-    """Too many rejects: it waits for an operator."""
+    """After too many rejects the reader waits for an operator."""
     reader.driver.assign()
     for offset in range(12):
         reader.driver.message(reject(offset))
@@ -96,7 +96,7 @@ def test_a_halted_reader_is_not_ready_and_reports_why(reader: Reader):
 
 
 def test_metrics_are_served_and_nothing_else_is(reader: Reader):
-    """Three paths; any other path is 404."""
+    """The server has three paths; any other path is 404."""
     status, body = reader.get("/metrics")
     assert status == 200
     assert "replays_reader_loop_turned_seconds 0.0" in body
@@ -104,7 +104,7 @@ def test_metrics_are_served_and_nothing_else_is(reader: Reader):
 
 
 def test_a_stuck_loop_is_reported_once_with_every_stack():
-    """A second report needs the loop to run in between."""
+    """There is no second report until the loop has run again."""
     silent = [0.0]
     reports: list[dict[str, list[str]]] = []
     detector = StuckDetector(lambda: silent[0], 10.0, reports.append)
@@ -124,7 +124,7 @@ def test_a_stuck_loop_is_reported_once_with_every_stack():
 
 
 def test_the_stacks_name_the_threads():
-    """The reader of the stacks must see which thread is the loop."""
+    """An operator who reads the stacks must see which thread runs the loop."""
     asked, release = threading.Event(), threading.Event()
 
     def wait_here() -> None:

@@ -34,7 +34,7 @@ def lines() -> Iterator[io.StringIO]:
 
 
 def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
-    """Ids, sizes, and the seconds from the cut to each milestone."""
+    """The line has ids, sizes, and the seconds from the cut to each milestone."""
     driver = Driver(batch_messages_max=2)
     driver.assign()
     driver.message()
@@ -65,7 +65,7 @@ def test_a_batch_is_one_line_from_cut_to_commit(lines: io.StringIO):
 
 
 def test_a_batch_of_a_lost_partition_is_logged_as_lost():
-    """The next owner cuts it again."""
+    """The next owner of the partition cuts the batch again."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message()
@@ -93,7 +93,9 @@ def test_a_batch_of_a_lost_partition_is_logged_as_lost():
     ids=lambda fields: next(iter(fields)),
 )
 def test_a_secret_is_hidden_in_any_field(lines: io.StringIO, fields: dict[str, object]):
-    """By name, by type, and by the form of a URL or an assignment; bytes are never shown."""
+    """Secrets are recognized by name, by type, and by the form of a URL or an assignment; bytes are never
+    shown.
+    """
     structlog.get_logger("test").warning("something", **fields)
 
     assert PASSWORD not in lines.getvalue()
@@ -101,7 +103,7 @@ def test_a_secret_is_hidden_in_any_field(lines: io.StringIO, fields: dict[str, o
 
 
 def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
-    """The standard logging module uses the same filter, including for tracebacks."""
+    """The standard logging module uses the same filter, also for tracebacks."""
     try:
         raise ConnectionError(f"amqp://celery:{PASSWORD}@broker")
     except ConnectionError:
@@ -113,7 +115,7 @@ def test_a_library_that_logs_a_password_is_cleaned_too(lines: io.StringIO):
 
 
 def test_a_terminal_gets_text():
-    """auto: JSON when the output is not a terminal; text when configured."""
+    """With `auto`, output that is not a terminal gets JSON; text can be configured."""
     root = logging.getLogger()
     before = root.handlers[:]
     try:

@@ -22,7 +22,7 @@ from tests.kit.observed_reader import WALL, Driver
 
 
 def settled_batch() -> Driver:
-    """Two messages, cut by count, through both stages, committed."""
+    """A batch of two messages that was cut by count, passed both stages, and was committed."""
     driver = Driver(batch_messages_max=2)
     driver.assign()
     driver.message()
@@ -37,7 +37,7 @@ def settled_batch() -> Driver:
 
 
 def test_every_metric_is_described():
-    """A name, a unit and a sentence each; names are unique."""
+    """Each metric has a unique name, a unit and a sentence."""
     names = [definition.name for definition in DEFINITIONS]
 
     assert len(names) == len(set(names))
@@ -48,7 +48,7 @@ def test_every_metric_is_described():
 
 
 def test_a_settled_batch_is_counted():
-    """Size, reason, stages and end-to-end latency, each counted once."""
+    """Size, reason, stages and end-to-end latency are each counted once."""
     driver = settled_batch()
 
     assert driver.value("replays_reader_batches_cut_total", reason="count") == 1
@@ -68,7 +68,7 @@ def test_a_settled_batch_is_counted():
 
 
 def test_parking_and_retry_are_counted_apart_from_missed_deadlines():
-    """Failure: parked and retried. Missed deadline: restarted."""
+    """After a failure a batch is parked and retried; after a missed deadline its chord is restarted."""
     driver = Driver(batch_messages_max=1, retry_backoff_seconds=5.0, flush_deadline_seconds=60.0)
     driver.assign()
     driver.message()
@@ -81,7 +81,7 @@ def test_parking_and_retry_are_counted_apart_from_missed_deadlines():
     assert (driver.value("replays_reader_parked_oldest_seconds") or 0) == pytest.approx(1.0)
 
     driver.advance(5.0)
-    driver.take(do.Dispatch)  # no result arrives for this one
+    driver.take(do.Dispatch)  # No result arrives for this batch.
     driver.advance(61.0)
 
     assert driver.value("replays_reader_dispatches_total", stage="blobs", why="retry") == 1
@@ -105,7 +105,9 @@ def test_rejects_and_warnings_are_counted_by_their_stable_names():
 
 
 def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
-    """Messages and seconds per partition; an idle partition has no lag, however old its last message is."""
+    """Lag is in messages and seconds per partition; an idle partition has no lag, however old its last message
+    is.
+    """
     driver = Driver(batch_messages_max=100)
     driver.assign()
     driver.high = 10
@@ -127,7 +129,7 @@ def test_lag_is_the_uncommitted_messages_and_the_age_of_the_oldest():
 
 
 def test_a_revoked_partition_has_no_series():
-    """Another reader reports its lag now; ours would be outdated."""
+    """Another reader reports the partition's lag now; ours would be outdated."""
     driver = Driver()
     driver.assign()
     driver.advance(1.0)
@@ -142,7 +144,7 @@ def test_a_revoked_partition_has_no_series():
 
 
 def test_backpressure_is_timed():
-    """Seconds at the bound, and seconds paused."""
+    """The metrics are seconds at the bound and seconds paused."""
     driver = Driver(batch_messages_max=1, in_flight_batches_max=2, pause_after_seconds=0.5)
     driver.assign()
     driver.advance(0.0)
@@ -169,7 +171,7 @@ def test_expired_messages_are_counted():
 
 
 def test_an_impossible_received_time_is_not_a_latency():
-    """A public example has the year 5871."""
+    """A public example message has the year 5871."""
     driver = Driver(batch_messages_max=1)
     driver.assign()
     driver.message(segment(0, received=123123123123))
@@ -274,7 +276,7 @@ def series(driver: Driver, name: str) -> dict[str, float]:
 
 
 def test_a_partition_without_an_owner_has_a_lag_until_it_has_one() -> None:
-    """The heartbeat reports it; where it is unknown, and once there is an owner, there is no series."""
+    """The heartbeat reports the lag; if it is unknown, or once there is an owner, there is no series."""
     lag = {3: 41, 5: -1}
     metrics = Metrics(Settings(), wall=lambda: WALL)
     source = HeartbeatSource(Settings(), metrics, lambda: lag)

@@ -13,7 +13,7 @@ from tests.kit.core_reader import Reader, limits
 
 
 class Followed(Reader):
-    """A reader with its observer. `said`: its steps so far."""
+    """A reader with its observer. `said` has its steps so far."""
 
     def __init__(self, bounds: Limits) -> None:
         super().__init__(bounds)

@@ -28,7 +28,7 @@ TRACES = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 100)]
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
-    """Tracing to memory; disabled afterwards."""
+    """Enables tracing to memory, and disables it afterwards."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -47,7 +47,7 @@ def message(offset: int, traceparent: str | None) -> Message:
 
 
 def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spans: InMemorySpanExporter):
-    """One parent, links to the rest, and only to those of its own range."""
+    """A batch has one parent and links to the other traced messages of its own range only."""
     tracing = Tracing()
     tracing.polled([message(0, None), message(1, TRACES[0]), message(2, TRACES[1]), message(3, TRACES[2])])
 
@@ -66,7 +66,7 @@ def test_a_batch_belongs_to_its_first_traced_message_and_links_to_the_others(spa
 
 
 def test_a_batch_of_a_lost_partition_ends_its_span(spans: InMemorySpanExporter):
-    """Otherwise the span would be kept forever."""
+    """If the span did not end, it would be kept forever."""
     tracing = Tracing()
     tracing.begin(batch(0, 3))
 
@@ -98,7 +98,7 @@ def test_a_flush_that_fails_is_an_error_without_its_secrets(spans: InMemorySpanE
 
 
 def test_tracing_is_off_by_default():
-    """No span and no header."""
+    """Without tracing there is no span and no header."""
     tracing = Tracing()
     tracing.polled([message(0, TRACES[0])])
 
@@ -108,7 +108,7 @@ def test_tracing_is_off_by_default():
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    """The setting, the package, and how to install it."""
+    """The error names the setting, the package, and how to install it."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:
@@ -126,7 +126,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_reports_to_sentry_are_scrubbed():
-    """By name and by form, at any depth; bytes are replaced by their length."""
+    """Secrets are recognized by name and by form, at any depth; bytes are replaced by their length."""
     event = {
         "message": "redis://replays:hunter2@redis refused",
         "extra": {"kafka_sasl_password": "hunter2", "body": b"hunter2"},

@@ -33,7 +33,7 @@ def page(value: bytes, rules: ParseRules = ALL) -> str:
 
 
 def test_a_segment_is_described_down_to_its_rows():
-    """Envelope, recording, object, rows by table, facts with their attributes, metrics."""
+    """The page has envelope, recording, object, rows by table, facts with their attributes, and metrics."""
     fetched = fetch_event({"request": {"size": 10}, "response": {"size": 20}})
     value = recording([snapshot_event(), viewport_event(), click_event(), fetched, {"type": 99}, None], 3)
 
@@ -64,7 +64,7 @@ def test_a_segment_is_described_down_to_its_rows():
 
 @pytest.mark.parametrize(("reason", "value"), [case[1:] for case in REJECTED], ids=[case[0] for case in REJECTED])
 def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: bytes):
-    """The reason, its meaning, and the envelope if there is one."""
+    """The page has the reason, its meaning, and the envelope if there is one."""
     found = describe(value, ALL)
 
     assert found["reject"]["reason"] == reason
@@ -73,7 +73,7 @@ def test_a_reject_shows_its_reason_and_the_readable_part(reason: str, value: byt
 
 
 def test_a_page_shows_rows_and_facts():
-    """The page is readable."""
+    """The page lists rows and facts in a readable form."""
     shown = page(video_recording(b"video", [click_event()]))
 
     assert "A segment" in shown
@@ -94,7 +94,7 @@ def test_nothing_in_a_message_reaches_the_terminal_as_markup_or_control():
 
 
 def test_many_rows_are_truncated_on_a_page_but_not_in_json():
-    """The page is for reading, JSON for processing."""
+    """The page is for people, and JSON for programs."""
     value = recording([viewport_event()] * 500)
 
     assert len(describe(value, ALL)["bigquery"]) == 501

@@ -50,7 +50,7 @@ def test_times_and_numbers_read_as_people_write_them() -> None:
 
 
 def test_milliseconds_are_shown_as_times() -> None:
-    """Only fields named so, and only valid times."""
+    """Only fields whose names end with `_ms`, and only valid times, are shown as times."""
     shown = times_as_text({"first_seen_ms": 1_500, "timestamp_ms": -1, "offset": 7, "note_ms": "none"})
 
     assert shown == {"first_seen": "1970-01-01T00:00:01.500Z", "timestamp": -1, "offset": 7, "note": "none"}

@@ -23,7 +23,7 @@ def line(rejects: RejectState) -> str:
 
 
 def test_shed_projects_are_named() -> None:
-    """Other projects are not named, however many of their messages are rejects."""
+    """Projects that are not shed are not named, however many of their messages are rejects."""
     worst = (
         RejectsOf(42, 100, 90, shed=True),
         RejectsOf(43, 900, 80, shed=False),
@@ -36,7 +36,9 @@ def test_shed_projects_are_named() -> None:
 
 
 def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
-    """Its partitions and batches are shown with the age of the data; those of another reader are not."""
+    """Partitions and batches of the silent reader are shown with the age of the data; those of another reader are
+    not.
+    """
     partitions = (PartitionState(0, 10, 10, 10, 0, 0.0), PartitionState(1, 10, 10, 10, 0, 0.0))
     readers = (
         ReaderStatus(reader="gone", silent=True, silent_seconds=90.0, snapshot=Snapshot(0.0, partitions[:1])),
@@ -52,7 +54,9 @@ def test_figures_of_a_silent_reader_are_marked_as_old() -> None:
 
 
 def test_cost_by_project_is_the_sum_over_readers() -> None:
-    """A project that two readers list is one line; `other` comes last, and the shares are of everything."""
+    """A project that two readers list is shown on one line; `other` comes last, and the shares are of
+    everything.
+    """
     one = (CostOf("7", 0.03, 1024.0, 10.0), CostOf("none"), CostOf("other", 0.01, 1024.0, 1.0))
     two = (CostOf("9", 0.02, 1024.0, 5.0), CostOf("7", 0.01, 1024.0, 1.0), CostOf("other", 0.03, 0.0, 1.0))
     redis = RedisStatus(0, 0, "noeviction", unacknowledged_tasks=0, control_queue_depth=0)

@@ -43,7 +43,7 @@ class Coordinator:
     "code", [KafkaError.STALE_MEMBER_EPOCH, KafkaError.NOT_COORDINATOR, KafkaError._TIMED_OUT]
 )
 def test_a_temporary_error_is_retried(code: int) -> None:
-    """A heartbeat updates the epoch, or a new coordinator is found."""
+    """The error ends when a heartbeat updates the epoch, or when a new coordinator is found."""
     assert Coordinator(code, times=3).answer() == {0: Stored(7)}
 
 
@@ -60,7 +60,7 @@ def test_a_temporary_error_is_retried(code: int) -> None:
     ],
 )
 def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> None:
-    """The reader then rejoins the group."""
+    """After a lasting error the reader rejoins the group."""
     coordinator = Coordinator(code, times=10**6)
 
     with pytest.raises(Unanswered):
@@ -71,13 +71,13 @@ def test_a_lasting_error_ends_without_a_result(code: int, seconds: float) -> Non
 
 @pytest.mark.parametrize("code", [KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED])
 def test_a_missing_permission_needs_an_operator(code: int) -> None:
-    """Rejoining would not help."""
+    """Rejoining would not help against a missing permission."""
     with pytest.raises(ConsumerFailed, match="may not read"):
         Coordinator(code, times=10**6).answer()
 
 
 class ScriptedCoordinator:
-    """Returns the next of `answers` for each query, as far as it was requested."""
+    """Returns the next of `answers` for each query, limited to the requested partitions."""
 
     def __init__(self, *answers: dict[int, Stored]) -> None:
         self.asked: list[list[int]] = []
@@ -105,7 +105,7 @@ def test_no_offset_or_zero_counts_only_when_confirmed(wrong: Stored) -> None:
 
 
 def test_an_unambiguous_response_is_not_confirmed() -> None:
-    """The cost of a typical assignment."""
+    """A typical assignment therefore needs only one query."""
     sure = ScriptedCoordinator({0: Stored(7), 1: Stored(0, "2;s=1"), 2: Stored(5)})
 
     assert sure.answer()[1] == Stored(0, "2;s=1")

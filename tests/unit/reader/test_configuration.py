@@ -36,7 +36,7 @@ def test_the_consumer_protocol_omits_properties_set_by_brokers() -> None:
 
 
 def test_the_client_really_refuses_it() -> None:
-    """Otherwise omitting them would be unnecessary."""
+    """If the client accepted them, omitting them would be unnecessary."""
     config = {**consumer_config(made()), "group.protocol": "consumer"}
 
     with pytest.raises(Exception, match=r"session\.timeout\.ms|partition\.assignment\.strategy|heartbeat"):
@@ -44,7 +44,7 @@ def test_the_client_really_refuses_it() -> None:
 
 
 def test_under_classic_a_drain_ends_before_the_session() -> None:
-    """Equal values are already too late."""
+    """A drain deadline equal to the session time-out is already too late."""
     made(drain_deadline_seconds=29.9, kafka_session_timeout_seconds=30)
 
     with pytest.raises(
@@ -54,7 +54,7 @@ def test_under_classic_a_drain_ends_before_the_session() -> None:
 
 
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
-    """The session is kept alive in the background there, and its time-out is a broker setting."""
+    """Under this protocol the session is kept alive in the background, and its time-out is a broker setting."""
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
     made(drain_deadline_seconds=299, **consumer)
 
@@ -63,7 +63,7 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
 
 
 def test_a_long_session_makes_the_poll_interval_as_long() -> None:
-    """librdkafka refuses a shorter one."""
+    """librdkafka refuses a poll interval shorter than the session."""
     config = consumer_config(made(kafka_session_timeout_seconds=900))
 
     assert config["max.poll.interval.ms"] == 900_000
@@ -71,7 +71,7 @@ def test_a_long_session_makes_the_poll_interval_as_long() -> None:
 
 
 def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
-    """The brokers set the interval of each member."""
+    """The brokers set the heartbeat interval of each member."""
     options = {"heartbeat.interval.ms": "500"}
     Consumer(consumer_config(made(kafka_options=options))).close()
 
@@ -82,5 +82,5 @@ def test_the_consumer_protocol_refuses_a_heartbeat_interval() -> None:
 
 
 def test_added_partitions_are_noticed_long_before_librdkafka_would() -> None:
-    """Its own refresh takes up to five minutes."""
+    """librdkafka's own refresh takes up to five minutes."""
     assert consumer_config(made())["topic.metadata.refresh.interval.ms"] == 30_000

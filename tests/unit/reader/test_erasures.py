@@ -1,4 +1,4 @@
-"""Erased data is dropped before it is written, on whatever path its messages return."""
+"""Erased data is dropped before it is written, whatever path its messages take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Querying the ends of a partition may fail; that does not end the loop."""
+"""A failed query for the ends of a partition does not end the loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_partition_with_unknown_ends_is_left_out() -> None:
 
 
 def test_a_start_with_unknown_ends_has_no_result() -> None:
-    """The reader then rejoins the group instead of choosing an offset."""
+    """If the ends are unknown, the reader rejoins the group instead of choosing an offset."""
     consumer = Consumer(NOBODY)
     consumer.close()
 

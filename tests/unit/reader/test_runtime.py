@@ -115,7 +115,9 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 
 
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
-    """Then it polls again, so that the group does not consider it dead; nothing is fetched while paused."""
+    """After the pause it polls again, so that the group does not consider it dead; nothing is fetched while
+    paused.
+    """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
     bench.did.clear()
 
@@ -129,7 +131,7 @@ def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> Non
 
 
 def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
-    """Each step uses its idle time."""
+    """Each step uses its idle time to wait for events."""
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=99.0)
     before = bench.now
 
@@ -140,7 +142,7 @@ def test_a_full_loop_waits_for_events_instead_of_spinning() -> None:
 
 
 def test_a_drain_returns_when_the_core_releases_the_partition() -> None:
-    """It is called inside the rebalance: completions and commits continue, polling does not."""
+    """The drain runs inside the rebalance callback: completions and commits continue, polling does not."""
     bench = bench_with_a_batch_in_flight(drain_deadline_seconds=20.0)
     bench.did.clear()
     waits = iter(range(100))
@@ -181,7 +183,7 @@ def test_draining_a_partition_twice_waits_for_the_second_release_too() -> None:
 
 
 def test_run_ends_with_the_shells_closed() -> None:
-    """SIGTERM with nothing in flight."""
+    """SIGTERM arrives with nothing in flight."""
     bench = Bench()
     bench.events.append(on.ShutdownRequested())
 
@@ -192,7 +194,7 @@ def test_run_ends_with_the_shells_closed() -> None:
 
 
 def test_a_halt_keeps_the_loop_running() -> None:
-    """The process stays up and in its group, and takes no messages."""
+    """After a halt the process stays up and in its group, and takes no messages."""
     bench = Bench(reject_window=10, reject_unattributed_ratio_max=0.01)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.pipeline.halted = "by a test"
@@ -268,7 +270,7 @@ def parsed_offsets(bench: Bench) -> list[int]:
 
 
 def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
-    """Six messages of 100 bytes with a bound of 250: three are held at once, never six."""
+    """Of six messages of 100 bytes with a bound of 250, three are held at once, never six."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -287,7 +289,7 @@ def test_a_poll_is_taken_up_to_the_bound_and_the_rest_later_in_order() -> None:
 
 
 def test_waiting_messages_are_parsed_only_when_taken() -> None:
-    """Their parsed form is not in memory while they wait."""
+    """The parsed form of messages is not in memory while they wait."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=100)
     asked: list[int] = []
 
@@ -319,7 +321,7 @@ def test_a_held_partition_keeps_its_messages_and_the_others_continue() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
-    """Those messages have expired from the log: the fetched ones are the only copy."""
+    """Messages in the gap have expired from the log, so the fetched ones are the only copy."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1, pause_after_seconds=0.1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -337,7 +339,7 @@ def test_a_gap_in_the_log_waits_for_messages_fetched_before() -> None:
 
 
 def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
-    """The next owner reads them again from the committed offset, even if it is this reader."""
+    """The next owner, even if it is this reader, reads these messages again from the committed offset."""
     bench = Bench(in_flight_bytes_max=250, batch_messages_max=1)
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))
     bench.fetched.append(messages(0, 1, 2, 3, 4, 5))
@@ -353,7 +355,7 @@ def test_waiting_messages_of_a_revoked_partition_are_dropped() -> None:
 
 
 def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> None:
-    """The loop keeps running; once the result is available, the rest follows in order."""
+    """The loop keeps running; once the result of the unusual message is available, the rest follows in order."""
     other = TopicPartition(PARTITION.topic, 1)
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
@@ -372,7 +374,7 @@ def test_messages_after_an_unusual_one_wait_and_other_partitions_continue() -> N
 
 
 def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
-    """Parser processes return a whole run of messages at once; two of these are unusual."""
+    """Parser processes return the outcomes of several messages at once, two of which are unusual."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1, 3}
     lazily = bench.parse
@@ -390,7 +392,7 @@ def test_outcomes_after_an_unusual_message_are_kept_in_order() -> None:
 
 
 def test_a_gap_in_the_log_waits_for_an_unusual_message() -> None:
-    """It may be the only copy."""
+    """The unusual message in memory may be the only copy."""
     bench = Bench(batch_messages_max=100)
     bench.unusual = {1}
     bench.runtime.feed(on.PartitionsAssigned((on.Assignment(PARTITION, 1),)))

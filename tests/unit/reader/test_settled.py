@@ -1,4 +1,4 @@
-"""Up to which decision a reader's work is settled; an erasure waits for this."""
+"""How a reader reports up to which operator decision its work is settled; an erasure waits for this."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_no_more_is_staged_than_was_counted(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("padding", ["unread", "replay_event"])
 def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) -> None:
-    """Otherwise its blob would be a view of the whole message, which no bound counts."""
+    """If it were not copied, its blob would be a view of the whole message, which no bound counts."""
     long = bytes(1 * MiB)
     value = make.recording([make.mutation_event()], **{padding: long})
 
@@ -60,7 +60,7 @@ def test_a_small_recording_does_not_keep_a_long_message_in_memory(padding: str) 
 
 
 def test_a_large_recording_is_not_copied() -> None:
-    """Most of its message is stored anyway."""
+    """A large recording is most of its message, which is therefore kept anyway."""
     value = make.recording([make.mutation_event()], replay_event=b"{}") + b""
     outcome = parse(Message(PARTITION, 1, 0, value), RULES)
 
@@ -69,7 +69,7 @@ def test_a_large_recording_is_not_copied() -> None:
 
 
 def test_a_reject_counts_its_whole_record() -> None:
-    """Value, key and headers are kept until its dead letter is durable."""
+    """Value, key and headers of a reject are kept until its dead letter is durable."""
     outcome = parse(SHAPES["headers"], RULES)
 
     assert isinstance(outcome, Reject)

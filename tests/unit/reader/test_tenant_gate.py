@@ -1,4 +1,4 @@
-"""The tenant gate: which messages are dropped, and that none are while the shared buckets are unavailable."""
+"""The tenant gate drops messages of limited projects, and none while the shared token buckets are unavailable."""
 
 from __future__ import annotations
 

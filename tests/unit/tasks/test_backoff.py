@@ -9,7 +9,7 @@ SETTINGS = Settings(task_backoff_seconds=1.0, task_backoff_seconds_max=60.0, tas
 
 
 def test_the_wait_is_random_below_a_doubling_ceiling() -> None:
-    """Full jitter: tasks that failed together do not retry together."""
+    """Because of full jitter, tasks that failed together do not retry together."""
     for tries, ceiling in [(0, 1), (1, 2), (3, 8), (10, 60)]:
         waits = [backoff_seconds(tries, None, SETTINGS) for _ in range(200)]
         assert 0 <= min(waits) < ceiling * 0.2
@@ -30,5 +30,5 @@ def test_a_wait_is_at_most_half_of_the_visibility_timeout() -> None:
 
 
 def test_there_is_no_wait_when_only_the_runs_time_was_up() -> None:
-    """The next run continues almost at once."""
+    """In this case the next run continues almost at once."""
     assert backoff_seconds(0, 0.0, SETTINGS) <= 0.1

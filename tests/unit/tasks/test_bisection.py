@@ -16,7 +16,7 @@ from tasks.staging import Progress
 class Server:
     """Stores positions; items in `poison` are refused, named or not; items in `away` fail once each.
 
-    `faults`: exceptions of `examine` by call number; None where the destination is healthy.
+    `faults` are exceptions of `examine` by call number; None means that the destination is healthy.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ def fresh(items: int) -> Progress:
 
 
 def test_all_items_in_one_write() -> None:
-    """The ordinary case: the destination is not examined."""
+    """In the ordinary case the destination is not examined."""
     server, progress = Server(), fresh(64)
 
     server.deliver(progress, 64)
@@ -125,7 +125,7 @@ def test_named_items_are_removed_at_once() -> None:
 
 
 def test_named_items_that_blocked_the_rest_cause_a_second_write() -> None:
-    """`all_refused`: the server named the bad ones and wrote nothing."""
+    """With `all_refused` the server named the bad items and wrote nothing."""
     writes: list[list[int]] = []
 
     def write(positions: Sequence[int]) -> None:
@@ -160,7 +160,9 @@ def test_only_the_group_with_refused_items_is_written_again() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
-    """Examined before the first item is blamed: one write, one examination, nothing refused."""
+    """The table is examined before the first item is blamed: there is one write, one examination, and nothing is
+    refused.
+    """
     server, progress = Server(poison=range(8), named=named, faults=[ALTERED]), fresh(8)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED") as caught:
@@ -171,7 +173,9 @@ def test_a_table_that_was_altered_blames_no_item(named: bool) -> None:
 
 
 def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
-    """Healthy at the start of the search, altered at its end: refusals in between are discarded."""
+    """The table is healthy at the start of the search and altered at its end, so refusals in between are
+    discarded.
+    """
     server, progress = Server(poison=[0, 1, 2], faults=[None, ALTERED]), fresh(16)
 
     with pytest.raises(PermanentSinkError, match="REQUIRED"):
@@ -182,7 +186,7 @@ def test_a_table_that_is_altered_during_the_search_blames_no_item() -> None:
 
 
 def test_a_failed_examination_blames_no_item() -> None:
-    """The next run examines again."""
+    """The next run examines the destination again."""
     away = TransientSinkError("503")
     server, progress = Server(poison=[2], faults=[away]), fresh(4)
 
@@ -249,7 +253,9 @@ def test_many_poison_items_in_front_do_not_stop_the_batch() -> None:
 
 
 def test_a_search_is_bounded_and_the_next_run_continues() -> None:
-    """Scattered poison without names needs many writes: results that are certain by then are kept."""
+    """Finding scattered poison items that the server does not name needs many writes: results that are certain by
+    then are kept.
+    """
     poison = range(0, 600, 5)
     server, progress = Server(poison=poison), fresh(600)
 
@@ -269,7 +275,7 @@ def test_a_search_is_bounded_and_the_next_run_continues() -> None:
 
 
 def test_refusals_of_earlier_runs_count_when_most_are_refused() -> None:
-    """No item is blamed then, in whichever run it was refused."""
+    """When most items were refused, none is blamed, in whichever run it was refused."""
     progress = Progress(left=list(range(25, 50)), refused=[(position, "bad") for position in range(25)])
     server = Server(poison=range(50), named=True)
 
@@ -295,7 +301,7 @@ def test_a_missing_bucket_is_not_the_items_fault() -> None:
 
 
 def test_a_run_ends_between_two_writes_when_its_time_is_up() -> None:
-    """The rest is left for the next run."""
+    """The remaining items are left for the next run."""
     server, progress = Server(poison=[0]), fresh(8)
     times = iter([True, True, False])
 

@@ -1,4 +1,4 @@
-"""Which Redis responses mean that it cannot serve, in the form in which redis-py raises them."""
+"""Which Redis responses mean that the server is unavailable, in the form in which redis-py raises them."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ def raised(answer: str) -> RedisError:
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable(code: str) -> None:
-    """Including codes that no server can be made to send in a test."""
+    """The codes include some that no server can be made to send in a test."""
     assert away_code(raised(f"{code} this server cannot serve")) == code
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_code_means_unavailable_inside_a_script(code: str) -> None:
-    """Older servers put the code into the text."""
+    """Inside a script, older servers put the code into the text of the error."""
     assert away_code(raised(f"ERR Error running script (call to f_1): @user_script:1: -{code} no. ")) == code
 
 
 @pytest.mark.parametrize("answer", ["OOM command not allowed", "ERR unknown command", "WRONGTYPE no", "NOAUTH no"])
 def test_other_errors_are_not_unavailability(answer: str) -> None:
-    """A full server, a bug of ours, a missing password: another connection would get the same response."""
+    """The causes are a full server, a bug of ours, or a missing password: another connection would get the same
+    response.
+    """
     assert away_code(raised(answer)) == ""
 
 
 def test_the_page_lists_the_codes() -> None:
-    """Operators who see one look it up there."""
+    """Operators who see a code look it up on this page."""
     page = (ROOT / "docs" / "redis.md").read_text()
 
     assert set(CODES) == AWAY

@@ -52,14 +52,14 @@ def test_a_refused_item_can_be_written_again(sink: str, item: Item) -> None:
 
 
 def test_the_same_refusal_is_the_same_letter() -> None:
-    """No random values and no current time: a repeated batch repeats its letters, byte for byte."""
+    """A letter has no random values and no current time, so a repeated batch repeats its letters byte for byte."""
     item = Row("replays", "x", b"{}", 11)
 
     assert dead_letter(item, MANIFEST, "bigquery", "no") == dead_letter(item, MANIFEST, "bigquery", "no")
 
 
 def test_a_kept_message_cannot_be_revived() -> None:
-    """The error says what the letter contains."""
+    """The error says that the letter contains a message."""
     with pytest.raises(ValueError, match="bad_header"):
         revive(replace(forged("gcs", "blob", "x"), reason="bad_header", refusal=None), b"")
 

@@ -93,7 +93,7 @@ def test_a_crash_is_a_new_runtime_with_the_stored_commits() -> None:
 
 
 def test_joining_flushes_the_open_batch() -> None:
-    """given an open batch, when the runtime joins, then its message is committed and the reader stops clean"""
+    """given an open batch, when the runtime joins, then its message is committed, and the reader stops cleanly"""
     runtime = started()
     runtime.submit(recording())
 

@@ -45,7 +45,7 @@ class Advisories(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def osv_url() -> Iterator[str]:
-    """A server that responds like OSV."""
+    """The URL of a server that responds like OSV."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -55,7 +55,7 @@ def osv_url() -> Iterator[str]:
 
 
 def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
-    """Exit code and output."""
+    """Exit code and output of an audit."""
     path = directory / "pins.txt"
     path.write_text(pins)
     command = [sys.executable, "-m", "tools.audit", "--requirements", str(path), *arguments]
@@ -64,8 +64,9 @@ def audit(directory: Path, pins: str, *arguments: str) -> tuple[int, str]:
 
 
 def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: str):
-    """given a pin with a known vulnerability, when it is audited, then exit code 1, its ids, and the fixed
-    version"""
+    """given a pin with a known vulnerability, when it is audited, then the exit code is 1, and its ids and the
+    fixed version are printed
+    """
     code, said = audit(tmp_path, "badly-kept==1.2.3\nwell-kept==4.5\n", "--osv-url", osv_url)
 
     assert code == 1, said
@@ -76,14 +77,16 @@ def test_a_known_vulnerability_fails_and_names_the_fix(tmp_path: Path, osv_url: 
 
 
 def test_an_accepted_vulnerability_does_not_fail(tmp_path: Path, osv_url: str):
-    """given the same, when that one is accepted by its id, then exit code 0"""
+    """given the same pin, when the vulnerability is accepted by its id, then the exit code is 0"""
     code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", osv_url, "--ignore-vuln", KNOWN["id"])
 
     assert code == 0, said
 
 
 def test_without_the_network_it_reports_that_nothing_was_checked(tmp_path: Path):
-    """given an address where nothing listens, when audited, then exit code 0, and no claim of success"""
+    """given an address where nothing listens, when pins are audited, then the exit code is 0, but no success is
+    reported
+    """
     code, said = audit(tmp_path, "badly-kept==1.2.3\n", "--osv-url", f"http://127.0.0.1:{free_port()}/")
 
     assert code == 0, said

@@ -12,14 +12,14 @@ FLOORS = {"ingest": 0.0, "ingest/core": 50.0}
 
 
 def measured(statements: int, ran: int) -> dict[str, dict[str, int]]:
-    """One file of coverage's report."""
+    """One file in coverage's report."""
     return {
         "summary": {"num_statements": statements, "covered_lines": ran, "num_branches": 2, "covered_branches": 1},
     }
 
 
 def test_a_file_counts_for_the_deepest_package():
-    """Lines and branches are summed."""
+    """Lines and branches are summed per package."""
     files = {
         "ingest/settings.py": measured(8, 0),
         "ingest/core/a.py": measured(8, 8),
@@ -45,7 +45,7 @@ def test_a_file_without_a_package_is_an_error():
 
 
 def test_the_repository_has_a_floor_for_every_package():
-    """None of them is zero."""
+    """No floor is zero."""
     listed = floors(REPOSITORY / "pyproject.toml")
     files = [
         path.relative_to(REPOSITORY) for top in ("ingest", "tasks") for path in (REPOSITORY / top).rglob("*.py")

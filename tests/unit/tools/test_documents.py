@@ -12,7 +12,7 @@ from tools import documents
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without REPLAYS_* variables of the caller."""
+    """Removes the caller's REPLAYS_* variables."""
     import os
 
     for name in [name for name in os.environ if name.startswith("REPLAYS_")]:
@@ -20,7 +20,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_page_is_stale():
-    """`python -m tools.documents` regenerates them."""
+    """`python -m tools.documents` regenerates the pages."""
     assert documents.stale() == []
 
 
@@ -33,7 +33,7 @@ def test_every_setting_is_described():
 
 
 def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch):
-    """It was once ignored, so the default stayed in force."""
+    """A misspelt name was once ignored, so the default stayed in force."""
     monkeypatch.setenv("REPLAYS_BATCH_BYTE_MAX", "1000000")
 
     with pytest.raises(
@@ -43,7 +43,7 @@ def test_a_misspelt_name_is_refused_with_the_right_one(monkeypatch: pytest.Monke
 
 
 def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyPatch):
-    """All mistakes at once, one line each."""
+    """All mistakes are reported at once, one line each."""
     monkeypatch.setenv("REPLAYS_BATCH_MESSAGES_MAX", "0")
     monkeypatch.setenv("REPLAYS_KAFKA_OFFSET_RESET", "newest")
 
@@ -58,7 +58,7 @@ def test_a_wrong_value_names_setting_value_and_range(monkeypatch: pytest.MonkeyP
 
 
 def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The message is logged."""
+    """The error message is logged, so it must not contain the secret."""
     settings = tmp_path / "settings.toml"
     settings.write_text("redis_url = 987654321\nbatch_byte_max = 1\n")
     monkeypatch.setenv("REPLAYS_SETTINGS_FILE", str(settings))

@@ -89,7 +89,7 @@ def test_a_history_that_no_register_explains_is_refused(name: str) -> None:
 
 
 def test_partitions_are_checked_separately() -> None:
-    """Each is a register of its own."""
+    """Each partition is a separate register."""
     other = Commit("a", 1, 3, "", 3.0, 4.0)
 
     assert judge(History([commit("a", 7, 1.0, 2.0), other], [], [A, Assigned("a", 1, 0.0)])) == []
@@ -100,7 +100,9 @@ def line(event: str, second: int, **fields: object) -> dict[str, object]:
 
 
 def test_the_log_of_a_reader_has_its_part_of_the_history() -> None:
-    """Commits with their responses, also those of a process that ended first; offsets read; assignments."""
+    """The history has commits with their responses, also those of a process that ended first, offsets read, and
+    assignments.
+    """
     said = {"partition": 0, "offset": 5, "record": "s=1"}
     told = LoggedOperations.of(
         "r",

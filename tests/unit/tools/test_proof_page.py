@@ -20,7 +20,7 @@ def test_every_bug_of_the_table_applies_to_its_file() -> None:
 
 
 def test_every_world_of_the_table_is_one_that_is_explored() -> None:
-    """Matched by the text that the explorer prints."""
+    """Worlds are matched by the text that the explorer prints."""
     known = {str(bound) for bounds in BOUNDS.values() for bound in bounds}
 
     assert {one["bound"] for one in json.loads(FIGURES.read_text())["explored"]} <= known
@@ -45,7 +45,7 @@ def test_every_bug_that_simulated_worlds_miss_is_judged() -> None:
 
 
 def test_every_bug_that_breaks_safety_where_the_explorer_looks_is_planted() -> None:
-    """The others are in the loop or decide where a partition starts; `make mutants` plants the same texts."""
+    """Other bugs are in the loop or affect where a partition starts; `make mutants` plants the same texts."""
     files = {mutant.bug: mutant.file for mutant in MUTANTS}
     elsewhere = {"reader/runtime.py", "core/starting.py"}
 

@@ -23,8 +23,9 @@ def test_no_bytes_raise_anything_else(content: bytes) -> None:
 
 
 def test_a_player_gets_only_events_it_can_draw() -> None:
-    """No custom events, no unknown types, no times in seconds: with one of those a session would last for
-    years."""
+    """Custom events, unknown types and times in seconds are removed: a time in seconds would make a session last
+    for years.
+    """
     drawn = [viewport_event(), snapshot_event()]
     spans = [{"type": 5, "timestamp": 1790000000.5, "data": {}}, {"type": 3, "timestamp": 1790000000, "data": {}}]
     recording = json.dumps([drawn[0], click_event(), *spans, {"type": 99}, 7, drawn[1]]).encode()
@@ -44,7 +45,7 @@ def test_half_an_emoji_loses_no_event() -> None:
 
 
 def test_an_event_that_is_nested_too_deeply_affects_no_other() -> None:
-    """The others are drawn."""
+    """The other events are drawn."""
     deep = b'{"type":3,"timestamp":1790000000000,"data":' + b"[" * 5000 + b"]" * 5000 + b"}"
     recording = b"[" + deep + b',{"type":4,"timestamp":1790000000000,"data":{}}]'
 

@@ -29,7 +29,7 @@ from tasks.sign_in import credentials
     ],
 )
 def test_one_range_of_a_video_is_half_open(header: str, found: tuple[int, int] | None) -> None:
-    """An invalid one returns the whole: a server may always respond with it."""
+    """An invalid range returns the whole video: a server may always respond with the whole."""
     assert byte_range(header, 10) == found
 
 

@@ -55,7 +55,7 @@ def timeline(*segments: Sequence[RRwebEvent]) -> Timeline:
 
 
 def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
-    """What rrweb itself records for the mouse: `kind` 2 is a click."""
+    """What rrweb itself records for the mouse: a `kind` of 2 is a click."""
     return {"type": 3, "timestamp": at_ms, "data": {"source": 2, "type": kind, "id": node_id, "x": 4, "y": 5}}
 
 
@@ -104,7 +104,7 @@ def pointer_event(at_ms: int, node_id: int = 9, kind: int = 2) -> RRwebEvent:
     ],
 )
 def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: str, title: str):
-    """A kind, a severity, and a readable title."""
+    """A mark has a kind, a severity, and a readable title."""
     (mark,) = timeline([event]).marks
 
     assert (mark.kind, mark.level, mark.title) == (kind, level, title)
@@ -112,7 +112,7 @@ def test_each_kind_of_event_has_its_mark(event: RRwebEvent, kind: str, level: st
 
 
 def test_the_first_contentful_paint_has_the_time_since_its_page_began_to_load():
-    """Milliseconds, as the fact in BigQuery has it."""
+    """The time is in milliseconds, as in the fact in BigQuery."""
     load = span_event("navigation.navigate", "https://a/", startTimestamp=1_790_000_000.0)
     paint = span_event("paint", "first-contentful-paint", startTimestamp=1_790_000_000.764)
 
@@ -145,7 +145,7 @@ def test_a_navigation_is_one_mark():
 
 
 def test_details_show_the_event():
-    """Sizes from both generations of SDKs, the element, the rating; a span has its duration."""
+    """Details are sizes from both generations of SDKs, the element, and the rating; a span has its duration."""
     marks = timeline(
         [
             fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 7}, "response": {"size": "11"}}),
@@ -164,7 +164,7 @@ def test_details_show_the_event():
 
 
 def test_a_click_and_its_outcome_are_one_mark():
-    """In any order the most severe one stays; a second click on the node within one second is counted."""
+    """In any order the most severe outcome is kept; a second click on the node within one second is counted."""
     for events in ([click_event(7), rage_click_event(7)], [rage_click_event(7), click_event(7)]):
         (mark,) = timeline(events).marks
         assert mark.kind == "rage_click"
@@ -175,7 +175,7 @@ def test_a_click_and_its_outcome_are_one_mark():
 
 
 def test_without_sdk_clicks_rrweb_clicks_are_used():
-    """Otherwise each click would appear twice; other mouse events are not clicks."""
+    """If both were used, each click would appear twice; other mouse events are not clicks."""
     mouse = [pointer_event(AT_MS), pointer_event(AT_MS + 1, kind=1)]
 
     (mark,) = timeline(mouse).marks
@@ -184,7 +184,7 @@ def test_without_sdk_clicks_rrweb_clicks_are_used():
 
 
 def test_marks_are_in_the_order_of_time_over_all_segments():
-    """Segments overlap, because a span is sent when it ends."""
+    """Segments overlap in time, because a span is sent when it ends."""
     found = timeline([console_event("later")], [viewport_event()])
 
     assert [(mark.segment_id, mark.kind) for mark in found.marks] == [(1, "page"), (0, "console")]
@@ -192,7 +192,7 @@ def test_marks_are_in_the_order_of_time_over_all_segments():
 
 
 def test_a_recording_with_only_breadcrumbs_has_their_times():
-    """Nothing can be played, but it still has a start and an end."""
+    """Such a recording cannot be played, but still has a start and an end."""
     found = timeline([console_event()])
 
     assert (found.start_ms, found.end_ms, found.snapshots) == (CRUMB_MS, CRUMB_MS, [])
@@ -200,14 +200,14 @@ def test_a_recording_with_only_breadcrumbs_has_their_times():
 
 
 def test_snapshots_are_where_the_player_can_start():
-    """Sorted; a snapshot with a time in seconds is ignored."""
+    """Snapshots are sorted; one with a time in seconds is ignored."""
     late = {**snapshot_event(), "timestamp": AT_MS + 9000}
 
     assert timeline([late], [snapshot_event()]).snapshots == [AT_MS, AT_MS + 9000]
 
 
 def test_memory_samples_of_old_and_new_sdks_are_read():
-    """Used and total bytes, in order."""
+    """Samples have used and total bytes, and are in order."""
     samples = timeline([memory_event(), memory_event(nested=False)]).memory
 
     assert [(sample.used_bytes, sample.total_bytes) for sample in samples] == [(17_000_000, 21_000_000)] * 2
@@ -215,7 +215,7 @@ def test_memory_samples_of_old_and_new_sdks_are_read():
 
 @pytest.mark.parametrize("event", MALFORMED_EVENTS, ids=lambda event: json.dumps(event)[:60])
 def test_a_malformed_event_removes_no_other_mark(event: Any):
-    """The marks around it are present."""
+    """The marks around the malformed event are present."""
     found = timeline([viewport_event(), event, console_event("after")])
 
     assert {"page", "console"} <= {mark.kind for mark in found.marks}
@@ -234,14 +234,14 @@ def test_a_malformed_event_removes_no_other_mark(event: Any):
     ],
 )
 def test_malformed_events_are_counted(event: Any):
-    """Otherwise an empty timeline would look like a quiet session."""
+    """If they were not counted, an empty timeline would look like a quiet session."""
     found = timeline([event])
 
     assert (found.malformed, found.marks) == (1, [])
 
 
 def test_a_segment_that_is_not_json_is_named():
-    """The next one is read."""
+    """The next segment is read."""
     found = read([(0, b"{"), (1, b'{"type":4}'), (2, json.dumps([console_event()]).encode())])
 
     assert found.unreadable.keys() == {0, 1}
@@ -261,7 +261,7 @@ def test_a_hostile_recording_is_bounded():
 
 @each
 def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
-    """Counted from the SDK's events themselves; repeated clicks within one second share a mark."""
+    """The number is counted from the SDK's events themselves; repeated clicks within one second share a mark."""
     found = read(enumerate(inflated(body) for body in recorded.bodies))
     crumbs = [
         crumb["category"] for crumb in recorded.payloads("breadcrumb") if isinstance(crumb.get("data", {}), dict)
@@ -283,7 +283,7 @@ def test_a_recorded_session_has_as_many_marks_as_events(recorded: Recording):
 
 @each
 def test_a_recorded_session_is_in_order_and_can_be_drawn(recorded: Recording):
-    """From its first snapshot on; only the deliberately malformed breadcrumb is malformed."""
+    """The session is drawn from its first snapshot on; only the deliberately malformed breadcrumb is malformed."""
     found = read(enumerate(inflated(body) for body in recorded.bodies))
 
     times = [mark.at_ms for mark in found.marks]

@@ -89,8 +89,9 @@ def changed(draw: st.DrawFn, whole: Any) -> Any:
 
 
 def well_formed(value: bytes) -> None:
-    """The outcome is the same on every parse, its rows are JSON objects that fit their columns, and it can be
-    displayed."""
+    """Asserts that the outcome is the same on every parse, its rows are JSON objects that fit their columns, and
+    it can be displayed.
+    """
     outcome = parse(message(value), ALL)
     assert outcome == parse(message(value), ALL)
     description = describe(value, ALL)
@@ -114,21 +115,21 @@ def well_formed(value: bytes) -> None:
 @given(st.binary(max_size=300))
 @FEW
 def test_any_bytes_as_a_message(value: bytes):
-    """Most of these are not valid msgpack."""
+    """Most of these messages are not valid msgpack."""
     well_formed(value)
 
 
 @given(st.binary(max_size=300))
 @FEW
 def test_any_bytes_as_a_payload(payload: bytes):
-    """Most of these have no header."""
+    """Most of these payloads have no header."""
     well_formed(envelope(payload))
 
 
 @given(st.binary(max_size=100), st.binary(max_size=200))
 @FEW
 def test_any_bytes_as_header_and_body(header: bytes, body: bytes):
-    """Each half is also combined with a valid other half."""
+    """Each of header and body is also combined with a valid other half."""
     well_formed(envelope(frame(b"[]", headers=header)))
     well_formed(envelope(frame(body)))
     well_formed(envelope(frame(b"[" + body)))
@@ -151,7 +152,7 @@ def test_a_good_message_with_one_byte_changed_or_cut_off(data: st.DataObject):
 @given(st.dictionaries(st.sampled_from(("replay_id", "received", "payload", "version", "x")), values, max_size=3))
 @FEW
 def test_any_fields_in_the_envelope(fields: dict[str, Any]):
-    """Values of any type that msgpack supports."""
+    """The fields have values of any type that msgpack supports."""
     whole = {name: value for name, value in fields.items() if not _too_large(value)}
     payload = whole.pop("payload", frame(b"[]"))
     well_formed(envelope(payload, **whole))
@@ -175,7 +176,7 @@ def test_any_shape_of_the_replay_event(document: Any):
 @given(st.sampled_from(GOOD).flatmap(changed))
 @FEW
 def test_an_event_of_any_shape_affects_no_other_event(event: Any):
-    """The clicks around it are read; the event may be a click itself."""
+    """The clicks around the malformed event are read; the event may be a click itself."""
     text = json.dumps([click_event(100), event, {"type": 3}, click_event(101)]).encode()
 
     well_formed(recording(text))
@@ -187,5 +188,5 @@ def test_an_event_of_any_shape_affects_no_other_event(event: Any):
 @given(st.lists(st.sampled_from(MALFORMED_EVENTS) | st.sampled_from(GOOD) | values, max_size=12))
 @FEW
 def test_any_mix_of_events(events: list[Any]):
-    """Valid events, malformed events, and values that are not events."""
+    """The mix has valid events, malformed events, and values that are not events."""
     well_formed(recording(json.dumps(events).encode()))

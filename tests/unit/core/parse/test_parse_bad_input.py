@@ -35,7 +35,7 @@ def test_a_message_that_cannot_be_read_is_rejected_with_a_stable_reason(reason: 
 
 
 def test_a_dead_letter_keeps_key_headers_and_time():
-    """These are needed to replay the letter."""
+    """Key, headers and time are needed to replay the letter."""
     made = Message(
         source=message(b"").source,
         epoch=1,
@@ -53,7 +53,7 @@ def test_a_dead_letter_keeps_key_headers_and_time():
 
 
 def test_the_public_example_is_a_reject_in_spite_of_its_absurd_year():
-    """Payload `hello`, received at 123123123123."""
+    """The example has the payload `hello` and was received at 123123123123."""
     assert rejected(envelope(b"hello", received=123123123123)).reason == "no_header"
 
 
@@ -68,7 +68,7 @@ def test_every_reason_is_explained():
 
 
 def test_a_message_over_the_limit_is_rejected_unparsed():
-    """One byte above the limit."""
+    """The message is one byte above the limit."""
     value = recording()
 
     assert parsed(value, ParseRules(message_bytes_max=len(value)))
@@ -89,7 +89,7 @@ def test_a_body_that_is_not_a_json_array_is_stored_and_billed_without_events(tex
 
 
 def test_a_plain_body_that_is_not_json_is_stored_compressed():
-    """The body `[{]`."""
+    """The test uses the body `[{]`."""
     segment = parsed(envelope(frame(b"[{]")))
 
     assert segment.warnings == ("recording_not_json",)
@@ -108,7 +108,7 @@ def test_a_malformed_event_affects_no_other_event(event: object):
 
 
 def test_many_malformed_events_affect_no_valid_event():
-    """One warning per malformed event."""
+    """There is one warning per malformed event."""
     segment = parsed(recording([click_event(1), *MALFORMED_EVENTS, click_event(2)]))
 
     assert [click["click_node_id"] for click in clicks(segment)] == [1, 2]
@@ -127,7 +127,7 @@ def test_a_replay_event_that_is_not_an_object_loses_only_its_fields(text: bytes)
 
 
 def test_a_message_without_a_replay_event_gets_a_warning():
-    """A warning, a row without details, and the metric that on-call engineers know."""
+    """The segment gets a warning, a row without details, and the metric that on-call engineers know."""
     segment = parsed(recording(replay_event=None))
 
     assert segment.warnings == ("replay_event_missing",)
@@ -137,15 +137,16 @@ def test_a_message_without_a_replay_event_gets_a_warning():
 
 @pytest.mark.parametrize("flag", [True, False, None, 1, "true", ...])
 def test_the_session_row_is_written_whatever_relay_published_itself(flag: object):
-    """True, which current Relay versions always send, means that the row is needed; an earlier version inverted
-    this."""
+    """The flag is always true in current Relay versions, which means that the row is needed; an earlier version of
+    the parser inverted this.
+    """
     segment = parsed(recording(relay_snuba_publish_disabled=flag))
 
     assert session(segment)["user"] == "u-1"
 
 
 def test_unknown_keys_are_ignored():
-    """In the envelope, the header and the replay_event."""
+    """Unknown keys are ignored in the envelope, the header and the replay_event."""
     payload = frame(body([]), headers=b'{"segment_id":4,"sequence":"later","more":[{"x":null}]}')
 
     segment = parsed(envelope(payload, new_thing={"a": [1, b"x"]}, replay_event=replay_event(new_thing=[1])))

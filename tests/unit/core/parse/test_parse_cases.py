@@ -26,13 +26,13 @@ def segment(name: str) -> Segment:
 
 
 def vitals(name: str) -> dict[str, Any]:
-    """The value of each web vital, milliseconds."""
+    """The value of each web vital in milliseconds."""
     return {kind: said["value"] for kind, said in facts(segment(name)) if kind.startswith("web-vital.")}
 
 
 @pytest.mark.parametrize(("name", "warnings"), [("half-surrogate", ()), ("dom-500-deep", ("event_too_deep",))])
 def test_the_viewer_can_play_what_the_reader_accepts(name: str, warnings: tuple[str, ...]):
-    """The segment is stored, and its snapshot is where the player starts."""
+    """The segment is stored, and the player starts at its snapshot."""
     assert segment(name).warnings == warnings
     body = bytes(msgspec.msgpack.decode(value(name))["payload"]).partition(b"\n")[2]
 

@@ -31,7 +31,7 @@ def flags(*events: Any) -> list[tuple[int, int]]:
 
 
 def test_a_click_a_dead_click_and_a_rage_click():
-    """(0, 0), (1, 0) and (1, 1), each with a row and a fact."""
+    """The flags are (0, 0), (1, 0) and (1, 1), each with a row and a fact."""
     events = [click_event(1), dead_click_event(2), rage_click_event(3)]
 
     assert flags(*events) == [(0, 0), (1, 0), (1, 1)]
@@ -60,12 +60,12 @@ def test_a_click_a_dead_click_and_a_rage_click():
     ],
 )
 def test_dead_is_seven_seconds_without_a_reaction_and_rage_is_five_clicks(event: Any, expected: tuple[int, int]):
-    """Only on links, buttons and inputs; every other slow click is an ordinary click."""
+    """A click is dead or rage only on links, buttons and inputs; every other slow click is an ordinary click."""
     assert flags(event) == [expected]
 
 
 def test_a_slow_click_keeps_its_category():
-    """It is a click row, and its fact distinguishes it from an ordinary click."""
+    """A slow click becomes a click row, and its fact distinguishes it from an ordinary click."""
     assert kinds(events_parsed([slow_click_event()])) == ["ui.slowClickDetected"]
 
 
@@ -87,7 +87,7 @@ def test_a_click_and_its_later_dead_click_are_one_row():
 
 @pytest.mark.parametrize("node_id", [-1, -(2**31), -(2**70)])
 def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
-    """The column is unsigned. The next click is unaffected."""
+    """The node column is unsigned. The next click is unaffected."""
     segment = events_parsed([click_event(node_id), click_event(8)])
 
     assert [click["click_node_id"] for click in clicks(segment)] == [8]
@@ -97,7 +97,7 @@ def test_a_negative_node_drops_the_click_with_a_warning(node_id: int):
 
 @pytest.mark.parametrize("node_id", [0, 2**32 - 1])
 def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
-    """Including zero."""
+    """Zero is allowed, too."""
     assert [click["click_node_id"] for click in clicks(events_parsed([click_event(node_id)]))] == [node_id]
 
 
@@ -115,7 +115,7 @@ def test_a_node_may_be_any_number_that_its_column_holds(node_id: int):
     ],
 )
 def test_a_test_id_has_three_names_in_this_order(attributes: dict[str, Any], testid: str):
-    """testId, data-testid, data-test-id; a value that is not text counts as empty."""
+    """The names are testId, data-testid and data-test-id; a value that is not text counts as empty."""
     assert clicks(events_parsed([click_event(attributes=attributes)]))[0]["click_testid"] == testid
 
 
@@ -137,7 +137,7 @@ def test_classes_are_split_on_spaces_and_ten_are_kept(written: Any, classes: lis
 
 
 def test_texts_of_a_click_are_truncated():
-    """Truncated to the width of their columns, in characters: 64, 32 or 1024."""
+    """Texts are truncated to the width of their columns in characters: 64, 32 or 1024."""
     long = "é" * 3000
     names = ("id", "alt", "title", "aria-label", "role", "data-testid", "data-sentry-component")
     clicked = {"id": 7, "tagName": long, "textContent": long, "attributes": dict.fromkeys(names, long)}
@@ -164,7 +164,7 @@ def test_a_click_with_malformed_attributes_is_still_a_click():
 
 @pytest.mark.parametrize("attributes", [None, "text", [1], ...])
 def test_a_node_without_attributes_is_still_clicked(attributes: Any):
-    """Some SDKs do not send them."""
+    """Some SDKs do not send attributes."""
     clicked = {"id": 7, "tagName": "a", "attributes": attributes}
     clicked = {name: value for name, value in clicked.items() if value is not ...}
 
@@ -172,7 +172,7 @@ def test_a_node_without_attributes_is_still_clicked(attributes: Any):
 
 
 def test_twenty_clicks_and_twenty_taps_are_kept_of_a_segment():
-    """The first ones, in order; the bounds are settings."""
+    """The first twenty of each are kept, in order; the bounds are settings."""
     events = [event for number in range(25) for event in (click_event(number), tap_event(f"view {number}"))]
 
     segment = events_parsed(events)
@@ -184,7 +184,7 @@ def test_twenty_clicks_and_twenty_taps_are_kept_of_a_segment():
 
 
 def test_a_tap_has_message_class_and_id():
-    """Its identity consists of replay, whole seconds and view."""
+    """The identity of a tap consists of replay, whole seconds and view."""
     (tap,) = taps(events_parsed([tap_event("add", "Button")]))
 
     assert (tap["tap_message"], tap["tap_view_class"], tap["tap_view_id"]) == ("add_item", "Button", "add")

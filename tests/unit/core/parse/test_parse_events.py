@@ -64,21 +64,21 @@ def test_an_event_becomes_one_fact(event: Any, kind: str, attributes: dict[str, 
 
 
 def test_a_viewport_has_url_and_size():
-    """rrweb event type 4."""
+    """A viewport is rrweb event type 4."""
     attributes = {"href": "https://shop.example/", "width": 1280, "height": 720}
     assert facts(events_parsed([viewport_event()])) == [("viewport", attributes)]
 
 
 @pytest.mark.parametrize("op", ["navigation.navigate", "navigation.push", "navigation"])
 def test_a_navigation_span_has_target_and_duration(op: str):
-    """This holds for every kind of navigation."""
+    """Every kind of navigation span has both."""
     said = {"url": "/cart", "duration": 0.25, "op": op}
     assert facts(events_parsed([span_event(op, "/cart", {"size": 1})])) == [("navigation.span", said)]
 
 
 @pytest.mark.parametrize("op", ["resource.script", "resource.img"])
 def test_an_asset_has_its_sizes(op: str):
-    """Transferred, encoded and decoded size."""
+    """The sizes are transferred, encoded and decoded size."""
     ((kind, said),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -88,7 +88,7 @@ def test_an_asset_has_its_sizes(op: str):
 
 @pytest.mark.parametrize("op", ["resource", "paint", "replay.throttled", "", None, 7, ["a"]])
 def test_a_span_of_another_kind_is_skipped(op: Any):
-    """It does not count as malformed either."""
+    """The skipped span does not count as malformed either."""
     segment = events_parsed([span_event(op, "first-paint", {"size": 1})])
 
     assert facts(segment) == []
@@ -97,7 +97,7 @@ def test_a_span_of_another_kind_is_skipped(op: Any):
 
 @pytest.mark.parametrize("category", ["replay.throttled", "sentry.event", "", None, 7, {"a": 1}])
 def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
-    """It does not count as malformed either."""
+    """The skipped breadcrumb does not count as malformed either."""
     segment = events_parsed([breadcrumb(category, {"a": 1})])
 
     assert facts(segment) == []
@@ -105,7 +105,7 @@ def test_a_breadcrumb_of_another_category_is_skipped(category: Any):
 
 
 def test_a_breadcrumb_of_the_application_is_a_fact_that_names_its_category():
-    """They share one kind of fact, with the scalar fields of their data."""
+    """All such breadcrumbs share one kind of fact, with the scalar fields of their data."""
     event = breadcrumb("cart", {"items": 3, "coupon": "X", "inner": {"a": 1}, "big": "y" * 5000}, message="added")
 
     ((kind, said),) = facts(events_parsed([event]))
@@ -152,7 +152,7 @@ def test_an_input_names_its_element_and_not_the_typed_text():
 
 @pytest.mark.parametrize("op", ["resource.link", "resource.css", "resource.video", "resource.beacon"])
 def test_a_resource_of_any_known_kind_is_a_fact_of_its_kind(op: str):
-    """Kinds are the initiator types of Resource Timing."""
+    """The kinds are the initiator types of Resource Timing."""
     ((kind, _),) = facts(events_parsed([asset_event(op)]))
 
     assert kind == op
@@ -166,13 +166,15 @@ def test_a_resource_of_an_unknown_kind_is_a_fact_without_it():
 
 
 def painted(*events: tuple[str, str, float]) -> list[Any]:
-    """(op, description, unix seconds) of spans -> the value of each vital."""
+    """Maps (op, description, Unix seconds) of spans to the value of each vital."""
     spans = [span_event(op, text, startTimestamp=at, endTimestamp=at) for op, text, at in events]
     return [said["value"] for kind, said in facts(events_parsed(spans)) if kind.startswith("web-vital.")]
 
 
 def test_the_first_contentful_paint_is_the_time_since_its_page_began_to_load():
-    """Milliseconds; `navigation.push` loads nothing, and a load hours earlier belongs to another page."""
+    """The value is in milliseconds; `navigation.push` loads nothing, and a load hours earlier belongs to another
+    page.
+    """
     load, paint = ("navigation.navigate", "https://a/", 1000.0), ("paint", "first-contentful-paint", 1000.764)
 
     assert painted(load, paint) == [764.0]
@@ -197,7 +199,7 @@ def test_vitals_of_older_sdks_are_facts(op: str, name: str):
 
 @pytest.mark.parametrize("tag", ["mobile.something", "", None, 7, ["breadcrumb"]])
 def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
-    """Its payload does not matter."""
+    """The payload of such an event does not matter."""
     segment = events_parsed([custom_event(tag, payload) for payload in ({}, None, "text", [1])])
 
     assert facts(segment) == []
@@ -214,7 +216,7 @@ def test_a_custom_event_with_another_tag_is_skipped(tag: Any):
     ],
 )
 def test_a_web_vital_is_recognized_by_its_name(name: str):
-    """Even if its op is `paint`."""
+    """The name decides, even if the span's op is `paint`."""
     ((kind, said),) = facts(events_parsed([vital_event(name)]))
     assert kind == f"web-vital.{name}"
     assert (said["rating"], said["size"], said["value"]) == ("good", 1250.5, 1250.5)
@@ -223,7 +225,7 @@ def test_a_web_vital_is_recognized_by_its_name(name: str):
 
 
 def test_a_paint_without_data_is_still_read():
-    """The SDK sends two per page load: one is a web vital, the other is not; neither is malformed."""
+    """The SDK sends two paint spans per page load, of which only one is a web vital; neither is malformed."""
     segment = events_parsed([span_event("paint", "first-paint"), span_event("paint", "first-contentful-paint")])
 
     assert kinds(segment) == ["web-vital.first-contentful-paint"]
@@ -231,12 +233,12 @@ def test_a_paint_without_data_is_still_read():
 
 
 def test_an_unknown_web_vital_is_skipped():
-    """This keeps the number of fact kinds small."""
+    """Skipping them keeps the number of fact kinds small."""
     assert facts(events_parsed([vital_event("time-to-nowhere"), vital_event(None)])) == []
 
 
 def test_canvas_size_is_that_of_its_events_json():
-    """Type 3, source 9; other sources are ignored, and a malformed event does not count."""
+    """Canvas events have type 3 and source 9; other sources are ignored, and a malformed event does not count."""
     drawn = canvas_event(40)
     others = [{"type": 3, "data": {"source": 1}}, {"type": 3, "data": None}, {"type": 3}]
 
@@ -247,7 +249,7 @@ def test_canvas_size_is_that_of_its_events_json():
 
 
 def test_a_video_event_describes_the_video():
-    """Reconciliation of mobile replays needs it."""
+    """Reconciliation of mobile replays needs the description."""
     ((kind, said),) = facts(events_parsed([video_event(size=123)]))
 
     assert (kind, said["size"], said["duration"], said["container"]) == ("mobile_event", 123, 5000, "mp4")
@@ -311,7 +313,7 @@ def test_sizes_of_request_and_response_in_all_nine_permutations(
 
 
 def test_older_names_of_sizes_take_precedence():
-    """As sent by SDK 7.44 and 7.45."""
+    """SDK 7.44 and 7.45 send these names."""
     both = {"requestBodySize": 1, "responseBodySize": 2, "request": {"size": 3}, "response": {"size": 4}}
 
     assert body_sizes(events_parsed([fetch_event(both)])) == ([1], [2])
@@ -332,13 +334,13 @@ def test_older_names_of_sizes_take_precedence():
     ],
 )
 def test_each_side_is_a_number_or_unknown_on_its_own(data: dict[str, Any], sizes: tuple[list[int], list[int]]):
-    """Values are converted by `int()`."""
+    """The size of each side is converted with `int()`."""
     assert body_sizes(events_parsed([fetch_event(data)])) == sizes
 
 
 @pytest.mark.parametrize("data", [None, ..., "text", 7, []])
 def test_a_request_without_data_is_still_a_request(data: Any):
-    """Its sizes are unknown."""
+    """The sizes of such a request are unknown."""
     segment = events_parsed([span_event("resource.xhr", "https://api.shop.example/", data)])
 
     assert kinds(segment) == ["resource.xhr"]
@@ -346,7 +348,7 @@ def test_a_request_without_data_is_still_a_request(data: Any):
 
 
 def test_one_hydration_error_and_two_sizes_among_events_without_data():
-    """Seen in production: one segment, one counter, one size per side."""
+    """This was seen in production: one segment, one counter, and one size per side."""
     events = [
         hydration_error_event(),
         fetch_event({"method": "POST", "statusCode": 200, "request": {"size": 1002}, "response": {"size": 8001}}),
@@ -367,7 +369,7 @@ def test_one_hydration_error_and_two_sizes_among_events_without_data():
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**64, -(2**63) - 1, 10**200, 10**400, 1e308, -0.0])
 def test_numbers_of_any_size_crash_nothing(number: Any):
-    """In every field that may hold a number. The click next to them is read."""
+    """Large numbers are tried in every field that may hold one. The click next to them is read."""
     events = [
         options_event(sessionSampleRate=number),
         breadcrumb("ui.scroll", {"x": number}, timestamp=number),
@@ -406,7 +408,7 @@ def test_texts_are_bounded():
 
 
 def test_an_event_of_an_unknown_type_is_skipped():
-    """A newer rrweb may add types."""
+    """A newer version of rrweb may add types."""
     segment = events_parsed([{"type": 8}, {"type": 99, "data": 1}, {"type": -1}, {"type": 10**30}, click_event()])
 
     assert kinds(segment) == ["ui.click"]

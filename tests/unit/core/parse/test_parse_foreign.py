@@ -1,4 +1,4 @@
-"""Third-party recordings through the parser: real snapshots, real spans, the public example.
+"""The parser reads third-party recordings: real snapshots, real spans, and the public example.
 
 The material is not ours to ship: set REPLAYS_FIXTURES to its directory, or place it in shared/fixtures beside the
 checkout.
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded mate
 
 
 def recordings() -> list[Path]:
-    """Every file of rrweb events; a single rrweb event counts as an array of one."""
+    """The events of every file of rrweb events; a single rrweb event counts as an array of one."""
     patterns = ("rrweb/**/*.json", "relay/rrweb*.json", "sentry-javascript/bit-*")
     return sorted(path for pattern in patterns for path in FIXTURES.glob(pattern))
 
 
 def events_of(path: Path) -> list[Any]:
-    """Its events."""
+    """The events of the file."""
     events = json.loads(path.read_bytes())
     return events if isinstance(events, list) else [events]
 
@@ -48,7 +48,7 @@ def test_a_real_recording_is_stored_and_counted(path: Path):
 
 
 def test_a_real_request_has_its_sizes():
-    """A fetch of SDK 7.46 or later."""
+    """The request is a fetch of SDK 7.46 or later."""
     segment = events_parsed(events_of(FIXTURES / "relay/rrweb-request.json"))
 
     ((kind, said),) = facts(segment)
@@ -59,7 +59,7 @@ def test_a_real_request_has_its_sizes():
 
 
 def test_a_real_navigation_and_a_real_link_are_facts():
-    """As sent by an SDK."""
+    """Both spans are as an SDK sends them."""
     assert kinds(events_parsed(events_of(FIXTURES / "relay/rrweb-performance-navigation.json"))) == [
         "navigation.span"
     ]
@@ -68,7 +68,9 @@ def test_a_real_navigation_and_a_real_link_are_facts():
 
 @pytest.mark.parametrize("name", ["replay.json", "replay_missing_user.json"])
 def test_a_real_replay_event_becomes_a_session_row(name: str):
-    """Its tags are an object, not pairs, and its ids are not UUIDs: those are left out, the rest is kept."""
+    """The event's tags are an object, not pairs, and its ids are not UUIDs: both are left out, and the rest is
+    kept.
+    """
     text = (FIXTURES / "relay" / name).read_bytes()
 
     segment = parsed(recording(replay_event=text))
@@ -80,7 +82,7 @@ def test_a_real_replay_event_becomes_a_session_row(name: str):
 
 
 def test_the_sdks_own_examples_become_facts():
-    """Its templates of breadcrumbs and spans, with placeholders filled in."""
+    """The SDK's templates of breadcrumbs and spans are parsed with their placeholders filled in."""
     template = json.loads((FIXTURES / "sentry-javascript/template-replay-events.json").read_bytes())
     events = []
     for payload in template.values():
@@ -112,7 +114,7 @@ def filled(template: Any) -> Any:
 
 
 def test_a_truncated_real_body_is_stored_without_events():
-    """The SDK's own example of incomplete JSON."""
+    """The body is the SDK's own example of incomplete JSON."""
     text = (FIXTURES / "sentry-javascript/fixJson__1_incompleteJson.txt").read_bytes()
 
     segment = parsed(recording(text))
@@ -123,7 +125,7 @@ def test_a_truncated_real_body_is_stored_without_events():
 
 
 def test_the_public_example_message_is_a_reject():
-    """Its payload is the five bytes `hello`."""
+    """The payload of the example is the five bytes `hello`."""
     example = FIXTURES / "sentry-kafka-schemas/examples/ingest-replay-recordings/1/recording.msgpack"
 
     assert rejected(example.read_bytes()).reason == "no_header"

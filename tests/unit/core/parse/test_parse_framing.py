@@ -36,7 +36,7 @@ def test_a_compressed_body_is_stored_as_received():
 
 
 def test_bytes_after_a_complete_stream_are_tolerated():
-    """They are stored too, as received."""
+    """The bytes are stored too, as received."""
     stream = body([click_event()]) + b"trailing"
 
     segment = parsed(envelope(frame(stream)))
@@ -46,7 +46,7 @@ def test_bytes_after_a_complete_stream_are_tolerated():
 
 
 def test_a_plain_body_is_compressed_before_it_is_stored():
-    """Its events are read as well."""
+    """The events of a plain body are read as well."""
     segment = parsed(recording([click_event()], compressed=False))
 
     assert json.loads(zlib.decompress(segment.blobs[0].content)) == [click_event()]
@@ -54,7 +54,7 @@ def test_a_plain_body_is_compressed_before_it_is_stored():
 
 
 def test_a_video_is_packed_with_its_events():
-    """zlib(0x01, length in 4 bytes, video, JSON); the outcome has another category."""
+    """The format is zlib(0x01, length in 4 bytes, video, JSON); the outcome has another category."""
     segment = parsed(video_recording(b"video" * 9, [click_event()]))
 
     unpacked = zlib.decompress(segment.blobs[0].content)
@@ -90,7 +90,7 @@ def test_an_empty_video_counts_as_no_video(video: object):
     ],
 )
 def test_a_header_line_is_an_object_with_a_segment_id(header: bytes, segment_id: int):
-    """Other keys and any whitespace are accepted."""
+    """Other keys and any whitespace are accepted in a header line."""
     assert parsed(envelope(frame(body([]), headers=header))).segment_id == segment_id
 
 
@@ -155,7 +155,7 @@ def test_a_large_segment_takes_less_than_twice_its_size(level: int):
 
 
 def test_a_million_events_are_read():
-    """In about one second, with memory proportional to the input."""
+    """A million events take about one second, with memory proportional to the input."""
     count = 1_000_000
     text = b"[" + b'{"type":3,"data":{"source":1}},' * (count - 1) + json.dumps(click_event()).encode() + b"]"
     value = message(envelope(frame(zlib.compress(text, 1))))
@@ -192,7 +192,9 @@ def test_parsing_of_a_million_worthless_events_is_cut_short(text: bytes):
 
 @pytest.mark.parametrize("depth", [500, 5_000, 100_000])
 def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
-    """Arrays and objects, closed or not: the interpreter does not crash, and the click next to it is read."""
+    """Whether the nested arrays and objects are closed or not, the interpreter does not crash, and the click next
+    to them is read.
+    """
     click = json.dumps(click_event()).encode()
     arrays = b"[" * depth + b"]" * depth
     objects = b'{"a":' * depth + b"1" + b"}" * depth
@@ -205,7 +207,7 @@ def test_nesting_of_any_depth_loses_at_most_its_own_event(depth: int):
 
 @pytest.mark.parametrize("depth", [5_000, 100_000])
 def test_nesting_of_any_depth_elsewhere_crashes_nothing(depth: int):
-    """In the envelope, the header, the replay_event, and an unterminated recording."""
+    """The nesting is in the envelope, the header, the replay_event, or an unterminated recording."""
     arrays = b"[" * depth + b"]" * depth
 
     rejected(b"\x91" * depth + b"\xc0")

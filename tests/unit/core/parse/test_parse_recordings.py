@@ -1,4 +1,4 @@
-"""Recorded sessions through the parser: events sent by an SDK become the actions performed in its page.
+"""Recorded sessions are parsed: the events sent by an SDK become the actions performed in its page.
 
 tests/recordings describes the sessions. test_parse_foreign.py covers material that is not ours to ship.
 """
@@ -135,7 +135,7 @@ def test_every_event_of_a_known_kind_becomes_a_fact(recorded: Recording):
 
 @each
 def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(recorded: Recording):
-    """Milliseconds since the page began to load, taken from the spans of the same page."""
+    """The value is in milliseconds since the page began to load, taken from the spans of the same page."""
     values = [
         fact["attributes"]["value"]
         for fact in facts_of(recorded)
@@ -159,7 +159,7 @@ def test_click_rows_have_the_environment(recorded: Recording):
 
 @each
 def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
-    """No additional click, and none missing."""
+    """There is no additional click, and none is missing."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] == "ui.click"]
     done = clicking(recorded)
 
@@ -169,7 +169,7 @@ def test_each_click_in_the_page_is_a_click_at_its_time(recorded: Recording):
 
 @each
 def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
-    """Its rows agree on start time and SDK, and end before the page was left."""
+    """The rows of a session agree on start time and SDK, and end before the page was left."""
     rows = [session(segment) for segment in recorded.segments]
 
     (began,) = {row["replay_start_timestamp"] for row in rows}
@@ -180,7 +180,9 @@ def test_a_session_lasts_as_long_as_its_page(recorded: Recording):
 
 @each_shop
 def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording):
-    """The button without effect, and seven clicks on one; the first dead click was followed by a change."""
+    """The page has a button without effect, and one that is clicked seven times; the first dead click was followed
+    by a change.
+    """
     rows = [row for segment in recorded.segments for row in clicks(segment)]
     dead = {row["click_id"] for row in rows if row["click_is_dead"]}
     rage = {row["click_id"] for row in rows if row["click_is_rage"]}
@@ -195,7 +197,7 @@ def test_dead_and_rage_clicks_are_distinguished_from_others(recorded: Recording)
 
 @each_shop
 def test_the_requests_of_the_page_have_method_status_and_size(recorded: Recording):
-    """`doFetch` and `doXhr` of shop.html; SDK 7 does not report a request that was refused."""
+    """The requests are `doFetch` and `doXhr` of shop.html; SDK 7 does not report a request that was refused."""
     rows = [fact for fact in facts_of(recorded) if fact["event_type"] in ("resource.fetch", "resource.xhr")]
     found = [
         (row["event_type"].split(".")[1], said["method"], said["status_code"], said["request_size"])

@@ -32,7 +32,7 @@ EVERYTHING = [click_event(), tap_event(), fetch_event(), canvas_event(), multi_c
 
 
 def test_a_second_delivery_produces_the_same_rows():
-    """Byte for byte; at another offset only the columns with the Kafka position differ."""
+    """The rows are the same byte for byte; at another offset only the columns with the Kafka position differ."""
     value = recording([*EVERYTHING, rage_click_event()])
 
     first, again = parsed(value), parsed(value)
@@ -46,17 +46,19 @@ def test_a_second_delivery_produces_the_same_rows():
 
 
 def test_no_two_rows_of_a_table_share_an_identity():
-    """Within a segment and across segments; a click that the recording itself repeats counts once."""
+    """Identities are unique within a segment and across segments; a click that the recording itself repeats counts
+    once.
+    """
     segments = [parsed(recording([*EVERYTHING, *EVERYTHING[2:]], segment_id=number)) for number in range(3)]
 
     facts = [row.id for segment in segments for row in segment.bigquery]
     assert len(facts) == len(set(facts))
     sessions = [row.id for segment in segments for row in segment.clickhouse if b"click_tag" not in row.json]
-    assert len(sessions) - len(set(sessions)) == 2  # the same tap three times
+    assert len(sessions) - len(set(sessions)) == 2  # The same tap occurs three times.
 
 
 def test_an_identity_consists_of_project_replay_segment_event_and_kind():
-    """As documented in docs/rows.md, for users who look up a fact."""
+    """The identity is documented in docs/rows.md for users who look up a fact."""
     segment = parsed(recording([{"type": 3}, viewport_event()], segment_id=6))
 
     assert [row.id for row in segment.bigquery] == [
@@ -91,7 +93,7 @@ def test_every_row_is_one_line_of_json_with_its_offset():
 
 
 def test_only_the_first_segment_is_billed():
-    """One outcome per replay, keyed by replay."""
+    """One outcome is written per replay, keyed by replay."""
     assert table(parsed(recording(segment_id=1)), "replay_outcomes") == []
 
     (row,) = [row for row in parsed(recording()).clickhouse if row.table == "replay_outcomes"]
@@ -110,12 +112,12 @@ def test_only_the_first_segment_is_billed():
 
 @pytest.mark.parametrize("key_id", [None, LEFT_OUT, -1])
 def test_an_outcome_without_a_key_is_written(key_id: Any):
-    """The column is null."""
+    """The key column is null."""
     assert table(parsed(recording(key_id=key_id)), "replay_outcomes")[0]["key_id"] is None
 
 
 def test_a_segment_row_locates_its_bytes():
-    """It also has their sizes: stored, inflated, video."""
+    """The row also has the sizes: stored, inflated, and video."""
     (row,) = table(parsed(video_recording(b"video", segment_id=2)), "replay_segments")
 
     assert (row["object"], row["segment_id"], row["size_video"]) == (f"30/11/{REPLAY_ID}/2", 2, 5)
@@ -147,7 +149,7 @@ def test_an_impossible_year_stays_within_the_columns(received: int, timestamp_ms
 
 @pytest.mark.parametrize("timestamp", [-1, 0, 1e300, "1", None, RECEIVED * 1000])
 def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
-    """More than 30 days away from it, or not a number."""
+    """An impossible time is more than 30 days away from the segment's, or not a number."""
     assert session(parsed(recording(replay_event=replay_event(timestamp=timestamp))))["timestamp"] == RECEIVED
 
 
@@ -155,7 +157,7 @@ def test_an_impossible_session_time_is_replaced_by_the_segments(timestamp: Any):
 
 
 def test_a_session_row_holds_the_fields_of_the_replay_event():
-    """In the columns of snuba's table."""
+    """The row has the columns of snuba's table."""
     row = session(parsed(recording()))
 
     assert row == {
@@ -217,7 +219,7 @@ def test_a_session_row_holds_the_fields_of_the_replay_event():
     ],
 )
 def test_a_user_is_the_first_of_id_name_email_and_address(user: Any, shown: str | None):
-    """Absent when none of them is set."""
+    """The user is absent when none of them is set."""
     assert session(parsed(recording(replay_event=replay_event(user=user)))).get("user") == shown
 
 
@@ -263,7 +265,7 @@ def test_a_field_of_a_wrong_type_affects_no_other_field(field: str):
 
 @pytest.mark.parametrize("outer", ["user", "contexts"])
 def test_a_nested_value_of_a_wrong_type_affects_nothing_else(outer: str):
-    """For example, contexts.os is a text."""
+    """In the example, contexts.os is a text."""
     inside = json.loads(replay_event())[outer]
     for name in inside:
         for wrong in WRONG:
@@ -273,7 +275,7 @@ def test_a_nested_value_of_a_wrong_type_affects_nothing_else(outer: str):
 
 
 def test_identifiers_that_are_not_uuids_are_left_out():
-    """Their columns are arrays of UUIDs; UUIDs with and without dashes are accepted."""
+    """The columns are arrays of UUIDs; UUIDs with and without dashes are accepted."""
     ids = ["1", None, 7, UUID_TEXT, REPLAY_ID.upper(), "g" * 32]
 
     row = session(parsed(recording(replay_event=replay_event(error_ids=ids, trace_ids=ids))))
@@ -282,7 +284,7 @@ def test_identifiers_that_are_not_uuids_are_left_out():
 
 
 def test_lists_and_texts_of_a_session_are_bounded():
-    """A page can send any number of them."""
+    """A page can send any number of entries."""
     many = [f"https://shop.example/{number}" for number in range(1000)]
     tags = [[f"key {number}", "v" * 10_000] for number in range(1000)]
 
@@ -319,7 +321,7 @@ def test_sampling_is_decided_per_segment():
 
 
 def test_some_facts_are_never_sampled():
-    """Clicks, errors, sizes and web vitals."""
+    """These facts are clicks, errors, sizes and web vitals."""
     events = [click_event(), hydration_error_event(), fetch_event(), viewport_event()]
 
     assert events_parsed(events, ALL).bigquery == events_parsed(events, NONE).bigquery
@@ -329,7 +331,7 @@ def test_some_facts_are_never_sampled():
 
 
 def test_sizes_of_a_segment_are_measured():
-    """Stored and inflated bytes of every segment."""
+    """Stored and inflated bytes are measured for every segment."""
     segment = parsed(recording([click_event()]))
 
     assert metric(segment, "replays.usecases.ingest.size_compressed") == [len(segment.blobs[0].content)]
@@ -339,7 +341,7 @@ def test_sizes_of_a_segment_are_measured():
 
 
 def test_an_oversized_segment_is_kept_and_counted():
-    """More than 20 MB of JSON, which no SDK should send."""
+    """Such a segment has more than 20 MB of JSON, which no SDK should send."""
     segment = parsed(recording(b"[" + b" " * 20_000_000 + b"]"))
 
     assert segment.warnings == ("oversized_segment",)
@@ -347,7 +349,9 @@ def test_an_oversized_segment_is_kept_and_counted():
 
 
 def test_a_segment_states_its_staged_bytes():
-    """At least the size of its object and rows, plus at most a small overhead per row."""
+    """The stated number is at least the size of the segment's object and rows, plus at most a small overhead per
+    row.
+    """
     segment = parsed(recording(EVERYTHING))
 
     rows = (*segment.clickhouse, *segment.bigquery)
@@ -356,7 +360,7 @@ def test_a_segment_states_its_staged_bytes():
 
 
 def test_facts_of_a_segment_are_bounded():
-    """The first 2000 are kept, with a warning."""
+    """The first 2000 facts are kept, and there is a warning."""
     segment = events_parsed([viewport_event()] * 2100)
 
     assert len(segment.bigquery) == 2000
@@ -364,7 +368,7 @@ def test_facts_of_a_segment_are_bounded():
 
 
 def test_identity_depends_on_content_only():
-    """Partition, epoch and headers are not part of it."""
+    """Partition, epoch and headers are not part of the identity."""
     value = recording(EVERYTHING)
     here = parse(message(value), ALL)
     there = parse(Message(SOURCE, 2, OFFSET, value, key=b"k", headers=(("a", b"b"),)), ALL)

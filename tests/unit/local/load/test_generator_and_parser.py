@@ -21,7 +21,7 @@ RULES = ParseRules(sample_segment_rate=0.3, sample_event_rate=0.3)
 
 
 def load(count: int = 400, profile: str = "small") -> tuple[Expectation, list[tuple[Entry, Segment | Reject]]]:
-    """The expected results, and the parser's results for each message."""
+    """The expected results and the parser's results for each message."""
     expected = Expectation(sample_segment_rate=0.3, sample_event_rate=0.3)
     parsed = []
     for offset, made in enumerate(stream(PROFILES[profile], count, 4, START)):
@@ -54,7 +54,7 @@ def test_every_reject_reason_of_a_body_is_generated():
 
 
 def test_objects_have_the_bytes_of_the_manifest():
-    """As received, or packed by the parser and compared after decompression."""
+    """The bytes are as received, or packed by the parser and compared after decompression."""
     expected, parsed = load()
     for _, outcome in parsed:
         if isinstance(outcome, Segment):
@@ -66,7 +66,9 @@ def test_objects_have_the_bytes_of_the_manifest():
 
 
 def test_clicks_taps_and_outcomes_add_up():
-    """Compared by row identity; of two rows of one click the more severe one counts, as in the table's engine."""
+    """Rows are compared by identity; of two rows of one click the more severe one counts, as in the table's
+    engine.
+    """
     expected, parsed = load()
     clicks: dict[Named, Flags] = {}
     taps, outcomes = set(), {}
@@ -88,7 +90,7 @@ def test_clicks_taps_and_outcomes_add_up():
 
 
 def test_facts_add_up():
-    """Distinct row ids by event type, including sampled ones."""
+    """The test compares distinct row ids by event type, including those of sampled facts."""
     expected, parsed = load()
     ids: dict[str, str] = {}
     for _, outcome in parsed:
@@ -101,7 +103,7 @@ def test_facts_add_up():
 
 
 def test_metrics_add_up():
-    """Counts and sums by name; every message counts, including redeliveries."""
+    """The test compares counts and sums by name; every message counts, including redeliveries."""
     expected, parsed = load()
     totals: dict[str, Total] = {}
     for _, outcome in parsed:
@@ -116,7 +118,7 @@ def test_metrics_add_up():
 
 
 def test_an_expectation_of_parsed_messages_is_that_of_the_manifest():
-    """Therefore a topic that was read again can be reconciled like a load."""
+    """Because both are equal, a topic that was read again can be reconciled like a load."""
     expected, parsed = load()
     again = Expectation()
     for entry, outcome in parsed:

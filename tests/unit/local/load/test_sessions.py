@@ -94,7 +94,7 @@ def category(event: Any) -> str:
 
 
 def test_a_click_and_its_slow_click_report_share_an_identity():
-    """The report is sent later, possibly in another segment, with the same second and node."""
+    """The slow-click report is sent later, possibly in another segment, with the same second and node."""
     mix = Mix(segments_mean=9, dead_click=0.5, rage_click=0.3, slow_click=0.2, mobile=0, negative_click=0)
     for session in sessions(10, mix):
         clicked = set()
@@ -188,7 +188,7 @@ class Player:
 
 
 def test_the_manifest_names_the_object_and_its_digest():
-    """The stored content: the body as received, or, if the pipeline packs it, its decompressed form."""
+    """The digest is of the body as received, or, if the pipeline packs it, of its decompressed form."""
     for message in stream(PROFILES["small"], 150, 9, START):
         entry, whole = message.entry, None
         if entry.kind == "reject":

@@ -51,7 +51,7 @@ def is_session(segment: Segment, row: Row) -> bool:
 
 
 def test_rebuilt_clicks_taps_and_facts_equal_the_originals() -> None:
-    """For web and mobile recordings: identities, content, Kafka position, environment."""
+    """This holds for web and mobile recordings, and covers identities, content, Kafka position and environment."""
     made = segments(80)
 
     for one in made:

@@ -30,7 +30,9 @@ def test_many_ids_are_several_questions_and_none_is_none() -> None:
 
 
 def test_only_the_selected_part_of_the_bucket_is_listed() -> None:
-    """A window alone lists all of it; ids without a project list nothing, because they cannot be found by name."""
+    """A window alone lists the whole bucket; ids without a project list nothing, because they cannot be found by
+    name.
+    """
     assert list(Selection(7).prefixes()) == ["30/7/", "60/7/", "90/7/"]
     assert next(Selection(7, replay_ids=(REPLAY,)).prefixes()) == f"30/7/{REPLAY}/"
     assert list(Selection(since=1.0).prefixes()) == [""]

@@ -16,7 +16,7 @@ def missing(
     packed: list[tuple[str, int]] | None = None,
     appeared: frozenset[str] = frozenset(),
 ) -> Audit:
-    """Result of an audit of these names; `appeared`: objects that exist although they were not listed."""
+    """Result of an audit of these names; `appeared` are objects that exist although they were not listed."""
     found = Audit("bucket", 0.0)
     pointing = Pointing(iter(segments), iter(indexed or []), iter(packed or []))
     follower = Missing(found, pointing, lambda names: [name for name in names if name not in appeared])
@@ -31,7 +31,7 @@ def named(found: Audit) -> list[tuple[str, int]]:
 
 
 def test_a_row_without_its_object_is_found_at_any_position() -> None:
-    """Before, between and after the listed names; duplicates count once."""
+    """The missing name is before, between or after the listed names; duplicates count once."""
     found = missing(["b", "d"], ["a", "a", "b", "b", "c", "d", "e"])
 
     assert named(found) == [("a", 1), ("c", 1), ("e", 1)]
@@ -53,7 +53,7 @@ def test_objects_written_after_the_listing_are_not_missing() -> None:
 
 
 def test_many_missing_objects_are_counted_and_some_are_named() -> None:
-    """A full table with an empty bucket."""
+    """The table is full and the bucket is empty."""
     count = 2 * SUSPECTS_MAX + 5
 
     found = missing([], [f"{number:06}" for number in range(count)])

@@ -52,7 +52,7 @@ def test_a_row_of_another_message_may_replace_this_one_and_nothing_else_may(
 
 
 def test_one_of_several_copies_is_sufficient_and_zero_is_missing() -> None:
-    """For a row that occurs twice in the message, and for rows on two days."""
+    """The cases are a row that occurs twice in the message, and rows on two days."""
     assert verdict("replays", [CLICK], []) == (Kind.MISSING, "no such row")
     assert verdict("replays", [CLICK | {"click_text": "x"}, CLICK], [CLICK]) is None
     assert verdict("replays", [CLICK], [CLICK | {"click_text": "x"}, CLICK]) is None

@@ -49,7 +49,7 @@ def messages(bodies: Sequence[bytes], first_offset: int = 0) -> list[Message]:
 
 
 def outcomes(parser: InlineParser | ProcessParser, sent: Sequence[Message]) -> list[Outcome]:
-    """The outcomes, after a check that they correspond to the input, in order."""
+    """Returns the outcomes after a check that they correspond to the input, in order."""
     events = list(parser.parse(sent))
     assert [(event.source, event.epoch, event.offset) for event in events] == [
         (message.source, message.epoch, message.offset) for message in sent
@@ -76,7 +76,7 @@ def is_gone(process_id: int) -> bool:
 
 @pytest.fixture
 def inline() -> InlineParser:
-    """Parses in this process."""
+    """Parses the messages in this process."""
     return InlineParser(RULES, TenantGate(), still)
 
 
@@ -106,7 +106,9 @@ def load() -> list[bytes]:
 def test_processes_parse_like_the_loop(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes], processes: int
 ) -> None:
-    """Equal byte for byte, in order, over several polls of different size, including one message and none."""
+    """The outcomes are equal byte for byte and in order, over several polls of different size, including one
+    message and none.
+    """
     parser = start(processes)
 
     for poll in (load[:70], load[70:71], [], load[71:]):
@@ -117,7 +119,7 @@ def test_processes_parse_like_the_loop(
 
 
 def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., ProcessParser]) -> None:
-    """It is a view of the message that the reader already has; a blob compressed by the child is new."""
+    """Such a blob is a view of the message that the reader already has; a blob compressed by the child is new."""
     received, packed = messages([recording([click_event()]), recording([click_event()], replay_video=b"mp4" * 9)])
 
     first, second = outcomes(start(1), [received, packed])
@@ -131,7 +133,7 @@ def test_a_blob_that_came_compressed_is_not_sent_back(start: Callable[..., Proce
 
 
 def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], inline: InlineParser) -> None:
-    """From messages of a few bytes to megabytes and back."""
+    """Message sizes go from a few bytes to megabytes and back."""
     parser = start(2)
     large = recording(
         b"[" + b",".join(b'{"type":3,"data":{"n":%d}}' % n for n in range(200_000)) + b"]", compressed=False
@@ -145,7 +147,7 @@ def test_shared_memory_grows_with_the_poll(start: Callable[..., ProcessParser], 
 def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
 ) -> None:
-    """One killed between two polls, then both at once; the next poll returns everything."""
+    """One child is killed between two polls, then both at once; the next poll returns everything."""
     parser = start(2)
     sent = messages(load[:40])
     expected = outcomes(inline, sent)
@@ -163,11 +165,11 @@ def test_a_child_that_was_killed_is_replaced_and_nothing_is_lost(
 def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
     start: Callable[..., ProcessParser], inline: InlineParser, load: list[bytes]
 ) -> None:
-    """It is stopped and does not respond in time."""
+    """The child is stopped and does not respond in time."""
     parser = start(2, answer_seconds_max=5.0)
     sent = messages(load[:20])
     expected = outcomes(inline, sent)
-    assert outcomes(parser, sent) == expected  # both have started
+    assert outcomes(parser, sent) == expected  # Both have started.
 
     victim = parser.process_ids[0]
     os.kill(victim, signal.SIGSTOP)
@@ -177,7 +179,9 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
 
 
 def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable[..., ProcessParser]) -> None:
-    """It inflates to more memory than a process may use: its neighbours are parsed, its bytes are kept."""
+    """The message inflates to more memory than a process may use: its neighbors are parsed, and its bytes are
+    kept.
+    """
     body = b"[" + b",".join([b'{"type":3}'] * 6_000_000) + b"]"
     costly, good = envelope(frame(zlib.compress(body))), recording([click_event()])
     parser = start(2, memory_bytes_max=40 * MiB)
@@ -197,7 +201,7 @@ def test_a_message_that_kills_the_process_twice_becomes_a_reject(start: Callable
 def test_the_default_memory_limit_is_enough_for_the_largest_segment(
     start: Callable[..., ProcessParser],
 ) -> None:
-    """100 MiB of JSON, the inflate limit."""
+    """The segment has 100 MiB of JSON, which is the inflate limit."""
     body = b"[" + b",".join([b'{"type":3,"data":{"source":1}}'] * 3_300_000) + b"]"
 
     (outcome,) = outcomes(start(1, rules=ParseRules()), messages([recording(body)]))
@@ -206,7 +210,7 @@ def test_the_default_memory_limit_is_enough_for_the_largest_segment(
 
 
 def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[..., ProcessParser]) -> None:
-    """In both parsers, also when a poll has no other messages."""
+    """This holds for both parsers, also when a poll has no other messages."""
     gate = TenantGate()
     gate.rules = TenantRules(killed=frozenset({11}))
     sent = messages([recording(project_id=11), recording(project_id=12)])
@@ -219,7 +223,7 @@ def test_messages_shed_by_tenant_rules_are_not_sent_to_children(start: Callable[
 
 
 def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
-    """Neither idle children nor one that was never used."""
+    """Neither idle children nor one that was never used remain."""
     parser = start(3)
     outcomes(parser, messages([recording()]))
     processes = parser.process_ids
@@ -227,11 +231,11 @@ def test_close_leaves_no_process(start: Callable[..., ProcessParser]) -> None:
     parser.close()
 
     assert all(is_gone(process) for process in processes)
-    parser.close()  # a second call is no error
+    parser.close()  # A second call is not an error.
 
 
 def test_processes_end_with_a_reader_that_was_killed() -> None:
-    """They detect that the other end of the socket is closed."""
+    """The processes detect that the other end of the socket is closed."""
     script = (
         "import time; from ingest.reader.parsing.inline import *\n"
         "from ingest.reader.tenant_gate import TenantGate\n"
@@ -251,7 +255,7 @@ def test_processes_end_with_a_reader_that_was_killed() -> None:
 
 
 def test_rows_do_not_depend_on_hash_seeds() -> None:
-    """The same bytes give the same rows: no order of a set or dictionary affects them."""
+    """The same bytes give the same rows: the iteration order of sets and dictionaries does not affect them."""
     script = (
         "import hashlib\n"
         "from ingest.core.model import Message, TopicPartition\n"

@@ -61,7 +61,7 @@ def start() -> Iterator[Callable[..., Bench]]:
 
 
 def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
-    """Segments and rejects, in the order of the messages."""
+    """The results are segments and rejects in the order of the messages."""
     sent = [
         message(make.recording([make.click_event()]), 0),
         message(b"garbage", 1),
@@ -75,12 +75,12 @@ def test_it_parses_like_the_parser(start: Callable[..., Bench]) -> None:
 
 
 def test_nothing_runs_before_it_is_needed(start: Callable[..., Bench]) -> None:
-    """Most readers never need it."""
+    """Most readers never need the second line."""
     assert start().line.process_id is None
 
 
 def test_a_message_that_needs_too_much_memory_becomes_a_letter(start: Callable[..., Bench]) -> None:
-    """The next one is parsed by the next child."""
+    """The next message is parsed by the next child."""
     bench = start(memory_bytes_max=40 * MiB)
     costly = message(make.envelope(make.frame(MANY_EVENTS)))
 
@@ -95,7 +95,7 @@ def test_a_message_that_needs_too_much_memory_becomes_a_letter(start: Callable[.
 
 
 def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[..., Bench]) -> None:
-    """The next one is parsed."""
+    """The next message is parsed."""
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     spinning = bench.line.process_id
@@ -109,7 +109,7 @@ def test_a_message_that_uses_too_much_cpu_time_becomes_a_letter(start: Callable[
 
 
 def test_the_cpu_time_limit_is_per_message(start: Callable[..., Bench]) -> None:
-    """The kernel counts per process: earlier messages must not use up the limit of later ones."""
+    """The kernel counts CPU time per process, so earlier messages must not use up the limit of later ones."""
     bench = start(Deadlines(cpu_seconds=1, answer_seconds=60.0, probe_seconds=600.0))
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -131,7 +131,7 @@ def spend_cpu_in(bench: Bench, process_id: int) -> list[on.MessageParsed]:
 
 
 def test_the_first_kill_of_a_child_rejects_nothing(start: Callable[..., Bench]) -> None:
-    """The kernel may have killed it for another reason."""
+    """The kernel may have killed the child for another reason."""
     bench = start()
     bench.parsed(message(make.recording()))
     victim = bench.line.process_id
@@ -156,7 +156,7 @@ def test_a_message_that_times_out_twice_becomes_a_letter(start: Callable[..., Be
 
 
 def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., Bench]) -> None:
-    """Also while it parses."""
+    """The child is stopped even while it parses."""
     bench = start()
     bench.parsed(message(make.recording()))
     process_id = bench.line.process_id
@@ -171,7 +171,7 @@ def test_close_stops_the_child_and_returns_no_more_results(start: Callable[..., 
 
 
 def test_deadlines_of_child_reject_and_probe_are_ordered() -> None:
-    """For any configured probe deadline."""
+    """The order holds for any configured probe deadline."""
     for probe_seconds in (6.0, 7.5, 60.0, 3600.0):
         deadlines = Deadlines.before(probe_seconds)
         assert deadlines.cpu_seconds >= 1
@@ -201,7 +201,7 @@ def test_an_ordinary_message_is_parsed_to_the_same_outcome(value: bytes) -> None
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_recording_that_inflates_beyond_the_limit_is_not_ordinary(compressed: bool) -> None:
-    """Compressed or not."""
+    """This holds whether the recording is compressed or not."""
     value = make.recording([make.mutation_event(5000)], compressed=compressed)
 
     assert parse_usual(message(value), RULES, Usual(inflated_bytes_max=64 * KiB)) is None
@@ -217,7 +217,7 @@ def test_a_recording_over_a_tighter_limit_is_rejected_at_once() -> None:
 
 
 def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
-    """Wrong types in each field are checked one by one."""
+    """Values of a wrong type are slow to parse, because each is checked one by one."""
     event = make.custom_event("performanceSpan", {"op": 5, "data": [1] * 30, "description": {}})
     value = make.recording([event] * 3000)
 
@@ -225,7 +225,7 @@ def test_a_recording_that_is_slow_to_parse_is_not_ordinary() -> None:
 
 
 def test_both_parsers_hand_on_messages_that_are_not_ordinary() -> None:
-    """They hand on no other messages."""
+    """Both parsers hand on no other messages."""
     good, long = make.recording([make.click_event()]), make.recording([make.mutation_event(5000)])
     usual = Usual(inflated_bytes_max=64 * KiB)
     processes = ProcessParser(RULES, 1, TenantGate(), lambda: 0.0, usual=usual)
@@ -254,7 +254,7 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
 
 
 def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """The responsible message need not be known."""
+    """It need not be known which message is responsible."""
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])

@@ -38,7 +38,7 @@ def given(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", [*GUARDED, "test.mock.num.brokers", "rebalance_cb", "error_cb", "stats_cb"])
 def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """By reader and fleet alike: both have clients that accept them."""
+    """Reader and fleet both refuse these properties, because both have clients that would accept them."""
     given(monkeypatch, {"client.rack": "a", name: "true"})
 
     for read in (load, load_fleet):
@@ -49,7 +49,7 @@ def test_each_is_refused_by_name_with_the_reason(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", sorted(GUARDED.keys() - IN_THE_CLIENT))
 def test_each_is_a_property_that_a_client_would_accept(name: str) -> None:
-    """A misspelt name would protect nothing."""
+    """A misspelt name in the list of guarded properties would protect nothing."""
     options = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": "0", name: VALUES.get(name, "1")}
     if name.startswith("enable.") or name in ("auto.commit.enable", "delivery.report.only.error"):
         options[name] = "true"
@@ -90,7 +90,7 @@ def test_a_refusal_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_command_exits_with_2() -> None:
-    """One line with what to do, no traceback."""
+    """The output is one line that says what to do, without a traceback."""
     command = Path(sys.executable).with_name("replays-ingest")
     for arguments in ([], ["check"], ["status"]):
         done = subprocess.run(
@@ -106,7 +106,7 @@ def test_every_command_exits_with_2() -> None:
 
 
 def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As JSON numbers and booleans."""
+    """The values may be JSON numbers and booleans."""
     given(monkeypatch, {"fetch.min.bytes": 1, "socket.keepalive.enable": False, "client.rack": "a"})
 
     config = consumer_config(load())
@@ -117,7 +117,7 @@ def test_numbers_and_booleans_of_tuning_are_accepted(monkeypatch: pytest.MonkeyP
 
 
 def test_options_cannot_override_the_guarantee() -> None:
-    """Also for settings that were never validated."""
+    """This also holds for settings that were never validated."""
     unchecked = Settings().model_copy(update={"kafka_options": {"acks": "0", "statistics.interval.ms": "1000"}})
 
     options = producer_options(unchecked)

@@ -21,7 +21,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
 
 
 def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
-    """No other property is set."""
+    """No other property is set by these four settings."""
     options = kafka_options(
         settings(
             monkeypatch,
@@ -45,7 +45,7 @@ def test_scram_over_tls_is_four_settings(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """The authority, our certificate and its key, as paths that librdkafka reads."""
+    """The three files are the authority, our certificate and its key, given as paths that librdkafka reads."""
     made = make_certificates(tmp_path)
     options = kafka_options(
         settings(
@@ -64,7 +64,7 @@ def test_mutual_tls_is_three_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyPatch):
-    """librdkafka accepts them unchanged, and its build supports the method."""
+    """librdkafka accepts the OAuth options unchanged, and its build supports the method."""
     further = {
         "sasl.oauthbearer.method": "oidc",
         "sasl.oauthbearer.client.id": "ingest",
@@ -85,7 +85,7 @@ def test_oauth_options_reach_reader_and_dead_letters(monkeypatch: pytest.MonkeyP
 
 
 def test_printed_options_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
-    """Neither the password nor the values of the further options."""
+    """Neither the password nor the values of the further options are printed."""
     made = settings(
         monkeypatch,
         kafka_sasl_password="hunter2",
@@ -100,7 +100,7 @@ def test_printed_options_hold_no_secret(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_operators_properties_take_precedence(monkeypatch: pytest.MonkeyPatch):
-    """They are the on-call engineer's last resort."""
+    """An operator's properties are the on-call engineer's last resort."""
     made = settings(monkeypatch, kafka_options=json.dumps({"socket.keepalive.enable": "false"}))
 
     assert kafka_options(made)["socket.keepalive.enable"] == "false"

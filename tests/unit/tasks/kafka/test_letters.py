@@ -64,7 +64,7 @@ def first_format(originals: Headers) -> Headers:
 
 @given(HEADERS)
 def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None]]) -> None:
-    """In their order, including duplicate names; none of them is next to ours."""
+    """The headers keep their order and duplicate names, and are kept apart from ours."""
     label = message(tuple(originals))
 
     encoded = label.encode()
@@ -76,7 +76,7 @@ def test_a_message_keeps_its_own_headers(originals: list[tuple[str, bytes | None
 
 @pytest.mark.parametrize("reason", ["not_msgpack", ABANDONED])
 def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> None:
-    """Its producer sent headers that look like ours."""
+    """The producer of the message sent headers that look like ours."""
     label = decode(message(FORGED, reason).encode())
 
     assert label == message(FORGED, reason)
@@ -84,7 +84,7 @@ def test_a_kept_message_is_never_mistaken_for_a_refused_item(reason: str) -> Non
 
 
 def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
-    """Forged headers are next to ours there, but the reason is ours."""
+    """In the first format forged headers are next to ours, but the reason is ours."""
     label = decode(first_format(FORGED))
 
     assert label == message(FORGED)
@@ -92,7 +92,7 @@ def test_a_letter_of_the_first_format_is_not_mistaken_either() -> None:
 
 @given(HEADERS)
 def test_our_headers_win_in_the_first_format_too(originals: list[tuple[str, bytes | None]]) -> None:
-    """Its origin and reason are the ones that we wrote, whatever the producer sent."""
+    """Origin and reason of the letter are the ones that we wrote, whatever the producer sent."""
     label = decode(first_format(tuple(originals)))
 
     assert label is not None
@@ -112,7 +112,7 @@ def test_malformed_originals_are_ignored(packed: bytes) -> None:
 
 
 def test_a_refused_item_carries_no_message() -> None:
-    """Both formats have the same headers for it, except for the version."""
+    """Both formats have the same headers for a refused item, except for the version."""
     label = Label(REFUSED, "no", ORIGIN, "recordings-3-10-20", refusal=Refusal("gcs", "blob", "30/1/a/0"))
 
     assert decode(label.encode()) == label
@@ -163,7 +163,7 @@ RECORD = (b"k", b"value", Label("not_msgpack", "why", ORIGIN, "b", 5, (("trace",
 
 
 def test_a_sealed_letter_is_read_like_an_unsealed_one():
-    """Holders of the key can verify it."""
+    """Holders of the key can verify a sealed letter."""
     headers = sealed(SEALS, "dlq", *RECORD)
 
     assert decode(headers) == decode(RECORD[2])
@@ -187,7 +187,7 @@ def test_a_sealed_letter_is_read_like_an_unsealed_one():
     ],
 )
 def test_a_changed_letter_fails_verification(forge: Any):
-    """A changed topic, key, value or header; a letter with two seals fails too."""
+    """The change is to the topic, key, value or a header; a letter with two seals fails too."""
     topic, key, value, headers = forge(*RECORD[:2], sealed(SEALS, "dlq", *RECORD))
 
     assert examine(SEALS, topic, key, value, headers) is Sealed.NO

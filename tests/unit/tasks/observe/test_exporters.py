@@ -11,7 +11,7 @@ from tasks.observe.exporters import NotExported, provider
 
 
 def processors(made: Any) -> list[str]:
-    """Names of the exporters of a provider."""
+    """The names of a provider's exporters."""
     found = [type(each.span_exporter).__module__ for each in made._active_span_processor._span_processors]
     made.shutdown()
     return found
@@ -59,7 +59,7 @@ def test_the_service_has_its_configured_name(
     for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
-        monkeypatch.setenv(name, value)  # the SDK reads them itself
+        monkeypatch.setenv(name, value)  # The SDK reads these variables itself.
 
     made = provider("replays-worker", {**environ, "OTEL_TRACES_EXPORTER": "none"})
 

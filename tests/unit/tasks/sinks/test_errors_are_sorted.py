@@ -35,7 +35,7 @@ def exceptions_of(module: ModuleType) -> list[type[BaseException]]:
 
 @pytest.mark.parametrize("module", [from_api, from_auth, requests.exceptions, urllib3.exceptions])
 def test_each_exception_of_google_and_its_http_clients_is_classified(module: ModuleType) -> None:
-    """google-api-core, google-auth, requests, urllib3."""
+    """The libraries are google-api-core, google-auth, requests and urllib3."""
     found = exceptions_of(module)
 
     assert len(found) > 10
@@ -67,7 +67,9 @@ def test_each_error_code_of_confluent_kafka_is_classified_once() -> None:
 
 
 def test_unknown_errors_are_transient_everywhere() -> None:
-    """Bounded retries, then a parked batch: the only choice that loses nothing."""
+    """An unknown error is retried a bounded number of times, then the batch is parked: no other choice loses
+    nothing.
+    """
 
     class FromTheFuture(Exception):
         pass
@@ -143,7 +145,7 @@ def test_retry_after_is_seconds_or_a_date_and_bounded(value: str | None, expecte
 
 
 def test_a_wrong_certificate_needs_an_operator() -> None:
-    """It looks like a broken connection, but retrying never helps."""
+    """A wrong certificate looks like a broken connection, but retrying never helps."""
     text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"
 
     assert google_errors.sort(requests.exceptions.SSLError(text)).blame is Blame.REQUEST

@@ -40,12 +40,12 @@ from tasks.sinks.outcome import ACTION_OF, MEANING_OF, Action, Blame
     ],
 )
 def test_a_response_is_described_without_its_markup(body: bytes, content_type: str, shown: str) -> None:
-    """Short and printable, because it is shown in logs, Flower and terminals."""
+    """The description is short and printable, because it is shown in logs, Flower and terminals."""
     assert described(Answer(200, body, content_type=content_type)) == shown
 
 
 def test_a_long_response_is_described_in_one_short_line() -> None:
-    """For any content; the line states when the response was not read completely."""
+    """This holds for any content; the line states if the response was not read completely."""
     text = described(Answer(200, b"x" * 50_000, whole=False))
 
     assert text.startswith("the text (more than 50000 bytes): xxx")
@@ -74,7 +74,7 @@ def test_every_culprit_has_a_meaning_and_an_action() -> None:
     ],
 )
 def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: str, blame: Blame | None) -> None:
-    """For any status: ClickHouse may have sent 200 before the error."""
+    """This holds for any status, because ClickHouse may have sent 200 before the error."""
     headers = {"x-clickhouse-exception-code": code} if code else {}
 
     found = exception_of(Answer(200, body, headers=headers))
@@ -111,13 +111,14 @@ def test_an_exception_is_found_by_its_header_or_in_the_body(body: bytes, code: s
     ],
 )
 def test_a_column_fits_when_it_holds_every_value_of_ours(kind: str, wanted: str, fits: bool) -> None:
-    """A wider type fits, a narrower one does not: ClickHouse truncates a number that does not fit without an
-    error."""
+    """A wider type fits and a narrower one does not, because ClickHouse silently truncates a number that does not
+    fit.
+    """
     assert clickhouse.takes(kind, wanted) is fits
 
 
 def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
-    """Therefore an insert limited to one partition refuses them after all other checks."""
+    """An insert that is limited to one partition therefore refuses these rows after all other checks."""
     for name in clickhouse.TIME_COLUMN:
         first, second = map(json.loads, clickhouse.dry_rows(name, now=1_800_000_000).splitlines())
         assert first.keys() == second.keys() == clickhouse.COLUMNS[name].keys()
@@ -136,7 +137,7 @@ def test_valid_rows_span_two_partitions_and_have_every_column() -> None:
     ],
 )
 def test_only_a_table_that_must_refuse_valid_rows_is_probed(engine: str, key: str, tried: bool) -> None:
-    """Otherwise the probe rows would be stored."""
+    """Any other table would store the probe rows."""
     facts = clickhouse.TableFacts(engine, key, {})
 
     assert clickhouse.can_be_tried("replays", facts) is tried
@@ -233,7 +234,7 @@ def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
 
     limit.refused(8_000_000)
     assert limit.bytes_max == 4_000_000
-    limit.refused(6_000_000)  # by a thread that started earlier
+    limit.refused(6_000_000)  # The thread started earlier.
     assert limit.bytes_max == 3_000_000
     for _ in range(40):
         limit.refused(limit.bytes_max)
@@ -241,5 +242,5 @@ def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
 
 
 def test_a_delivery_report_proves_a_record_by_its_offset() -> None:
-    """A record that was never sent has none."""
+    """A record that was never sent has no offset."""
     assert unproven(Message()) is not None

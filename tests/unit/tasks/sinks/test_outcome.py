@@ -35,7 +35,9 @@ def test_transient_positions_are_listed_in_order_with_the_longest_wait() -> None
 
 
 def test_refused_items_are_reported_after_the_transient_ones() -> None:
-    """They are not durable either, so they are listed; the next write names them."""
+    """Refused items are not durable either, so they are listed as failed; the next write reports them as
+    refused.
+    """
     outcome = Outcome("sink")
     outcome.note(data(), [1])
     outcome.note(Trouble(Blame.BATCH, "bad"), [5, 6])
@@ -60,7 +62,7 @@ def test_refused_items_are_named_with_their_reasons() -> None:
 
 
 def test_unnamed_refusals_lead_to_a_bisection() -> None:
-    """Even when others are named: the bisection finds both."""
+    """This holds even when other items are named: the bisection finds both."""
     outcome = Outcome("sink")
     outcome.note(data(), [2])
     outcome.note(Trouble(Blame.BATCH, "bad"), [4, 5])
@@ -85,6 +87,6 @@ def test_a_configuration_error_takes_precedence() -> None:
 
 
 def test_texts_are_one_short_line() -> None:
-    """They are passed through Redis and Flower."""
+    """The texts are passed through Redis and Flower."""
     assert shortened("a\n  b") == "a b"
     assert len(shortened("x" * 10_000)) == 500

@@ -1,5 +1,6 @@
-"""Construction, memory sinks, request bodies, packets, Kafka properties, migration files: everything that needs no
-socket."""
+"""Everything about sinks that needs no socket: construction, memory sinks, request bodies, packets, Kafka
+properties, migration files.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def row(number: int, json_bytes: bytes = b"{}") -> Row:
 
 
 def test_every_sink_can_be_built_and_opens_nothing() -> None:
-    """The settings point to nothing, which no sink notices before the first write."""
+    """The settings point to addresses where nothing listens, and no sink connects before the first write."""
     settings = Settings(clickhouse_url="http://127.0.0.1:1", gcs_endpoint="http://127.0.0.1:1")
 
     assert [build(name, settings).name for name in SinkName] == list(SinkName)
@@ -67,7 +68,7 @@ def test_memory_sinks_keep_one_copy_per_identity() -> None:
 
 
 def test_scripted_failures_store_what_they_declare() -> None:
-    """Partial success, then none, then full success."""
+    """The script has a partial success, then none, then a full success."""
     sink = memory.sink("clickhouse")
     sink.fail(
         TransientSinkError("part", failed=(1,)),
@@ -99,7 +100,7 @@ def test_poison_rows_are_always_refused() -> None:
 
 
 def test_a_bigquery_body_is_json_assembled_from_row_bytes() -> None:
-    """Including views, and ids with quotes."""
+    """The rows include views, and ids with quotes."""
     items = [row(1, b'{"a":1}'), Row("t", 'quo"te', memoryview(b'{"b":[2]}'), 2), row(3)]
 
     body = json.loads(body_of(items, [0, 1]))
@@ -122,7 +123,7 @@ def test_bigquery_requests_are_cut_by_size_and_lose_nothing() -> None:
 
 
 def test_a_checksum_is_the_same_for_bytes_and_views() -> None:
-    """Also for sizes beyond one chunk, and at chunk boundaries."""
+    """This also holds for sizes beyond one chunk, and at chunk boundaries."""
     for size in (0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20):
         content = os.urandom(size)
         assert crc32c(content) == crc32c(memoryview(content))
@@ -168,12 +169,12 @@ def test_kafka_properties_come_from_the_settings_and_the_operators_win() -> None
 
 
 def test_sasl_properties_are_omitted_without_sasl() -> None:
-    """librdkafka warns about properties that have no effect."""
+    """librdkafka would warn about properties that have no effect."""
     assert not [name for name in kafka_options(Settings()) if name.startswith(("sasl.", "ssl."))]
 
 
 def test_dead_letters_are_acknowledged_by_all_replicas_and_fit_the_queue() -> None:
-    """Operators cannot change this, and the queue holds the largest message."""
+    """Operators cannot change the acknowledgements, and the queue holds the largest message."""
     options = producer_options(Settings())
 
     assert (options["acks"], options["enable.idempotence"], options["statistics.interval.ms"]) == ("all", True, 0)

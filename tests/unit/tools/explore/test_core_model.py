@@ -16,7 +16,7 @@ from tools.explore.canonical import Canon
 from tools.explore.core_model import LIMITS, CoreModel
 from tools.explore.search import Result, Search
 
-# Seconds on an idle machine, all of it CPU time.
+# Seconds on an idle machine, all of which are CPU time.
 pytestmark = pytest.mark.timeout(400)
 
 # One bug per line, with the smallest world that shows it (expiry: messages expire) and a word from its violation.
@@ -61,7 +61,9 @@ def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
 
 @pytest.mark.parametrize(("bug", "world", "faults", "broken"), FOUND, ids=[line[0] for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: int, broken: str) -> None:
-    """The real pipeline with one safety bug: some order of events shows it, and the shortest is printed."""
+    """One safety bug is planted into the real pipeline: some order of events shows it, and the shortest is
+    printed.
+    """
     mutant = next(one for one in MUTANTS if one.bug == bug)
     found = explored(mutant, tmp_path, world.split()[0], faults, expiry="expiry" in world)
 
@@ -73,12 +75,12 @@ def test_a_planted_bug_is_found(tmp_path: Path, bug: str, world: str, faults: in
 
 
 def test_the_copy_without_a_bug_passes(tmp_path: Path) -> None:
-    """The tests above would prove nothing if the copy failed for another reason."""
+    """The tests with bugs would prove nothing if the copy failed for another reason."""
     assert explored(None, tmp_path, "2", 0).code == 0
 
 
 def test_messages_may_expire() -> None:
-    """What a reader has taken is still needed, what it has not taken is not."""
+    """Messages that a reader has taken are still needed, and messages that it has not taken are not."""
     expiring = explore(Bound((1,), 1, expiry=True)).result
 
     assert expiring.complete, "\n".join(expiring.story)
@@ -86,7 +88,9 @@ def test_messages_may_expire() -> None:
 
 
 def test_each_state_of_a_pipeline_has_an_image_with_the_partitions_exchanged() -> None:
-    """The image of the image is the state itself, and decides the same about the other partition."""
+    """The image of an image is the original state, and an image makes the same decisions about the other
+    partition.
+    """
     model = CoreModel((1, 1), 0)
     assert Search(model).run().complete
     cores = model.readers.cores
@@ -117,7 +121,7 @@ def test_an_unsupported_world_is_refused(text: str) -> None:
 
 
 def test_an_unclassified_float_stops_the_explorer() -> None:
-    """Otherwise a new time in the core would make every state look new."""
+    """If it did not stop, a new time in the core would make every state look new."""
     pipeline = Pipeline(LIMITS)
     pipeline.looked_at = 3.0  # type: ignore[attr-defined]
 
@@ -138,7 +142,7 @@ def test_a_copied_pipeline_is_independent_and_in_the_same_state() -> None:
 
 
 def test_a_planted_bug_is_printed_with_its_steps() -> None:
-    """The output of `make explore`: the bug, its location, and the steps that show it."""
+    """`make explore` prints the bug, its location, and the steps that show it."""
     bug = planted.BUGS[1]
     found = planted.found(bug)
 
@@ -149,7 +153,7 @@ def test_a_planted_bug_is_printed_with_its_steps() -> None:
 
 
 def test_every_planted_bug_applies_to_the_code(tmp_path: Path) -> None:
-    """A text that no longer exists stops the run."""
+    """A bug whose text no longer exists in the code stops the run."""
     planted.copy(tmp_path)
     for bug in planted.BUGS:
         former = (tmp_path / bug.file).read_text()

@@ -1,4 +1,4 @@
-"""What the oracle of the explorer accepts and refuses, by examples."""
+"""Examples of what the explorer's oracle accepts and refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ALL = LOG.needed(0, 3)
 
 
 def test_a_commit_past_what_is_not_durable_is_refused() -> None:
-    """Rows count as much as blobs."""
+    """Missing rows count as much as missing blobs."""
     stored = oracle.Commits(0, "")
     blobs = LOG.blobs(0, 3)
 
@@ -20,7 +20,7 @@ def test_a_commit_past_what_is_not_durable_is_refused() -> None:
 
 
 def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
-    """A new end within it would give its messages a second meaning."""
+    """A new end within the recorded range would assign its messages to a second batch."""
     stored, new = oracle.Commits(0, "2;c=2"), oracle.Commits(0, "2;c=1,1")
 
     assert "within the recorded ends" in oracle.commit(LOG, stored, 0, new, NOTHING, owner=True)
@@ -30,7 +30,7 @@ def test_a_recorded_range_is_only_cut_again_into_halves() -> None:
 
 
 def test_a_new_batch_starts_when_its_end_is_stored() -> None:
-    """Or later, when the broker has not stored it for a tick."""
+    """The batch also starts when the broker has not stored its end for a tick."""
     batch = oracle.Batch(0, 2, rows=False, first=True, fresh=True, halved=False)
 
     assert "before that end is stored" in oracle.dispatch(LOG, oracle.Commits(0, ""), 0, batch, owner=True)

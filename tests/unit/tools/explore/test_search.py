@@ -34,7 +34,7 @@ class Graph:
 
 
 def test_every_state_is_visited_once() -> None:
-    """Two paths to the same state are two steps and one state."""
+    """If two paths lead to the same state, both steps count, but the state counts once."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 1: [(3, 3)], 2: [(4, 3)]}, [3])).run()
 
     assert (result.states, result.steps, result.depth, result.done) == (4, 4, 2, 1)
@@ -53,7 +53,7 @@ def test_the_shortest_path_to_a_violation_is_returned() -> None:
 
 
 def test_a_state_from_which_the_end_cannot_be_reached_is_found() -> None:
-    """State 2 loops forever."""
+    """State 2 of the graph loops forever."""
     result = Search(Graph({0: [(1, 1), (2, 2)], 2: [(3, 4)], 4: [(4, 2)]}, [1])).run()
 
     assert result.story[:-1] == ["2"]
@@ -77,7 +77,9 @@ def test_the_violation_with_the_fewest_faults_is_reported() -> None:
 
 
 def test_a_state_is_expanded_with_the_fewest_faults_that_lead_to_it() -> None:
-    """State 2 is next to the start by a fault, and further away without one: a fault is left there."""
+    """State 2 is one step from the start with a fault and two steps without one; the second path leaves a fault
+    for later.
+    """
     edges = {0: [(90, 2), (1, 1)], 1: [(1, 2)], 2: [(91, -4)]}
 
     result = Search(Graph(edges, [2]), 1).run()

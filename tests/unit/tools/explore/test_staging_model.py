@@ -12,7 +12,7 @@ from tools.explore.hashes import Effect, Staged, perform
 from tools.explore.search import Search
 from tools.explore.staging_model import StagingModel
 
-# Seconds on an idle machine, all of it CPU time.
+# Seconds on an idle machine, all of which are CPU time.
 pytestmark = pytest.mark.timeout(400)
 
 # One bug per line, the number of faults that show it, and a word from its violation.
@@ -85,7 +85,7 @@ def test_no_order_of_round_trips_breaks_an_invariant(faults: int, states_min: in
 
 @pytest.mark.parametrize(("mutant", "faults", "broken"), FOUND, ids=[line[0].bug for line in FOUND])
 def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, broken: str) -> None:
-    """The real code of the fleet with one safety bug: some order of round trips shows it."""
+    """One safety bug is planted into the real code of the fleet: some order of round trips shows it."""
     found = explored(mutant, tmp_path, "staging", faults)
 
     assert found.code == 1, found.broken
@@ -96,6 +96,6 @@ def test_a_planted_bug_is_found(tmp_path: Path, mutant: Mutant, faults: int, bro
 
 
 def test_an_altered_script_stops_the_explorer() -> None:
-    """Its translation would be outdated."""
+    """The explorer's translation of the script would be outdated."""
     with pytest.raises(KeyError):
         perform(Effect("script", ("return 1", ())), Staged())

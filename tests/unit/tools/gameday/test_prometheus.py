@@ -31,7 +31,7 @@ def test_a_factor_of_one_changes_no_duration():
 
 
 def test_for_clauses_ranges_and_thresholds_are_divided():
-    """Every duration in a rule, and nothing else."""
+    """Every duration in a rule is divided, and nothing else is."""
     rules = hasty(20)
 
     assert rules["ReplaysBatchParked"]["expr"].strip() == "replays_reader_parked_oldest_seconds > 45"
@@ -43,7 +43,7 @@ def test_for_clauses_ranges_and_thresholds_are_divided():
 
 
 def test_every_fault_has_an_alert_that_exists_and_a_section_of_the_runbook():
-    """A renamed rule must not leave a fault that waits for it."""
+    """If a rule was renamed, no fault may still wait for its old name."""
     for fault in FAULTS:
         assert fault.alert in deployed()
         assert runbook_has(f"docs/runbook.md#{fault.alert.lower()}")

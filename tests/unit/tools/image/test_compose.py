@@ -29,7 +29,7 @@ def written(tmp_path: Path, body: str) -> Path:
 
 
 def test_our_services_are_the_ones_built_here():
-    """The others are the vendors' images."""
+    """The other services use the vendors' images."""
     assert set(ours(FILE, VARIABLES)) == {"migrate", "reader", "worker", "flower"}
     assert len(not_ours(FILE, VARIABLES)) == len(hosts(FILE, VARIABLES)) - 4
 
@@ -52,7 +52,7 @@ def test_a_service_keeps_the_settings_of_the_file():
 
 
 def test_variables_and_their_defaults_are_filled_in():
-    """`${NAME:?...}`, `${NAME:-default}` and `$$`."""
+    """The supported forms are `${NAME:?...}`, `${NAME:-default}` and `$$`."""
     services = ours(FILE, VARIABLES)
 
     assert services["flower"].environment["REPLAYS_FLOWER_BASIC_AUTH"] == "replays:something-long"
@@ -86,6 +86,6 @@ def test_the_health_check_follows_the_port():
     ],
 )
 def test_unknown_keys_are_refused(tmp_path: Path, body: str, says: str):
-    """It would be omitted without notice."""
+    """An unknown key would be silently omitted."""
     with pytest.raises(ValueError, match=says):
         ours(written(tmp_path, body), {})

@@ -8,8 +8,9 @@ from tools.image.pip import configuration, mounts
 
 
 def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path):
-    """given both, then the environment takes precedence, and existing files and folders are mounted in their
-    place"""
+    """given a configuration file and environment variables, then the environment takes precedence, and existing
+    files and folders are mounted in their place
+    """
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     listing = (

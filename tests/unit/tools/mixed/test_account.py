@@ -1,4 +1,4 @@
-"""What readers log becomes figures: parked batches with their time, and messages that were read again."""
+"""Figures from the readers' logs: parked batches with their time, and messages that were read again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ START = 1_700_000_000.0
 
 
 def line(event: str, second: int, **facts: Any) -> dict[str, Any]:
-    """A log line, so many seconds after the start."""
+    """A log line at this number of seconds after the start."""
     return {"event": event, "timestamp": f"2023-11-14T22:13:{20 + second:02}+00:00", **facts}
 
 

@@ -1,4 +1,4 @@
-"""Planted releases: every patch still fits the code, and a release is built beside the libraries that are here."""
+"""Planted releases: every patch still fits the code, and a release is built next to the installed libraries."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_planted_release_runs_its_own_code_with_the_libraries_of_this_one(tmp_
 
 
 def test_only_libraries_with_other_pins_are_installed_again():
-    """given the pins of two releases, then those that differ, or are here no more, are named"""
+    """given the pins of two releases, then those that differ or are no longer installed are named"""
     ours = "celery==5.6.3\nnew==1 # added\n\n# a comment\nredis==7.0"
 
     assert other_pins("celery==5.6.3\nredis==6.4\ngone==1.0", ours) == ["gone==1.0", "redis==6.4"]

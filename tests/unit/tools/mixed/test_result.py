@@ -16,7 +16,7 @@ WHOLE = Report((Check("objects", 3, 3),))
 
 
 def good(*, expects_refusal: bool = True) -> Result:
-    """A run in which all is as it should be: an order of upgrade, then readers first, then their workers."""
+    """A run without errors: first in the order of an upgrade, then readers first, then their workers."""
     both = "reader a: 1.0, worker b: 2.0"
     lines = [
         Line(Phase("alone", (OLD,), (OLD,)), "1 old", "1 old", messages=9),
@@ -97,7 +97,7 @@ def test_releases_with_equal_formats_need_no_refusal():
 
 
 def test_check_has_to_run_at_least_once():
-    """given a run in which check was never asked, then that is an error"""
+    """given a run in which `check` was never run, then that is an error"""
     result = good()
     for line in result.lines:
         line.check = None

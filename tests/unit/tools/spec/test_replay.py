@@ -16,7 +16,7 @@ SEEDS = range(4)
 
 @pytest.fixture(scope="module")
 def checker(tmp_path_factory: pytest.TempPathFactory) -> spin.Checker:
-    """Compiled once."""
+    """The checker of the specification, compiled once."""
     return spin.Checker(tmp_path_factory.mktemp("replay"))
 
 
@@ -39,7 +39,7 @@ def calm() -> list[Step]:
 
 
 def refused(checker: spin.Checker, steps: list[Step]) -> str:
-    """The name of the action that is not allowed; empty if all are."""
+    """The name of the action that is not allowed; empty if all are allowed."""
     history = History(steps)
     at = checker.check(history).refused
     return "" if at is None else history.actions[at].name
@@ -47,7 +47,7 @@ def refused(checker: spin.Checker, steps: list[Step]) -> str:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
-    """Every partition of the world, from its first assignment to its last commit."""
+    """Every partition of a world is checked from its first assignment to its last commit."""
     parts = [part for steps in partitions(runs.simulated(seed)).values() for part in histories(steps)]
 
     assert parts
@@ -55,7 +55,7 @@ def test_simulated_worlds_are_allowed(seed: int, checker: spin.Checker) -> None:
 
 
 def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
-    """Cut, recorded, dispatched, marked, settled, committed."""
+    """The batch is cut, recorded, dispatched, marked, settled and committed."""
     assert refused(checker, calm()) == ""
 
 
@@ -64,7 +64,9 @@ def test_an_undisturbed_batch_is_allowed(checker: spin.Checker) -> None:
     [(9, 8, ""), (9, 7, "send"), (9, 4, "send"), (4, 3, "dispatch"), (6, 5, "dispatch"), (8, 7, "settled")],
 )
 def test_one_altered_step_is_refused(moved: int, before: int, action: str, checker: spin.Checker) -> None:
-    """A commit before its batch settled, a dispatch before its record is stored, rows before blobs."""
+    """The altered steps are a commit before its batch settled, a dispatch before its record is stored, and rows
+    before blobs.
+    """
     steps = calm()
     steps.insert(before, steps.pop(moved))
 
@@ -72,7 +74,7 @@ def test_one_altered_step_is_refused(moved: int, before: int, action: str, check
 
 
 def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
-    """The ends that the former owner recorded, and no others."""
+    """The new owner reads the ends that the former owner recorded, and no others."""
     handed_over: Step = {
         "step": "assigned",
         "offset": 0,
@@ -122,12 +124,12 @@ def cut_behind_a_gap(committed: int) -> list[Step]:
 
 @pytest.mark.parametrize(("committed", "action"), [(3, ""), (5, ""), (6, "send")])
 def test_a_batch_covers_the_gap_before_it(committed: int, action: str, checker: spin.Checker) -> None:
-    """The cut does not move the committable offset over the gap; a commit does. Never into it."""
+    """The batch may be recorded with the offset before or after the gap, but not with one inside the batch."""
     assert refused(checker, [*calm(), *cut_behind_a_gap(committed)]) == action
 
 
 def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spin.Checker) -> None:
-    """The reader gets the partition back and passes the gap only then."""
+    """The reader gets the partition back, and only then passes the gap."""
     back = of(
         "one",
         {"step": "assigned", "offset": 3, "ends": [7], "new": False},
@@ -140,7 +142,7 @@ def test_commits_of_a_later_assignment_do_not_affect_an_earlier_one(checker: spi
 
 
 def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> None:
-    """The log ended before both of them; otherwise recorded ends must not be dropped."""
+    """The log ended before both ends; otherwise recorded ends must not be dropped."""
     two = of(
         "one",
         {"step": "assigned", "offset": 0, "ends": [8, 16], "new": True},
@@ -154,7 +156,7 @@ def test_a_plan_of_two_ends_is_abandoned_in_one_step(checker: spin.Checker) -> N
 
 
 def test_steps_are_found_in_a_readers_log(tmp_path: Path) -> None:
-    """Between other lines, sorted by time."""
+    """Steps are found between other lines, and are sorted by time."""
     (tmp_path / "reader-1.log").write_text(
         'no json\n{"event": "protocol_step", "timestamp": "2", "step": "lost", "partition": 0}\n'
         '{"event": "reader_started", "timestamp": "0"}\n'

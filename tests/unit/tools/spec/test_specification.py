@@ -28,14 +28,14 @@ PLANTED = {
 
 
 def test_the_specification_is_short() -> None:
-    """At most 200 lines."""
+    """The specification has at most 200 lines."""
     assert len(spin.SPECIFICATION.read_text().splitlines()) <= LINES_MAX
 
 
 @needs_spin
 @pytest.mark.timeout(900)
 def test_it_holds_in_every_order_of_its_actions(tmp_path: Path) -> None:
-    """With its stated number of faults: no assertion is violated, and in the end everything is committed."""
+    """With the stated number of faults no assertion is violated, and in the end everything is committed."""
     found = spin.search(tmp_path)
 
     assert found.error == ""
