@@ -182,7 +182,7 @@ class Breaker:
     def return_permit(self, sink: SinkName, permit: Permit) -> None:
         """Returns an unused permit, so that another process can make the probe."""
         if permit.kind is PermitKind.PROBE:
-            with contextlib.suppress(RedisError):  # its lease expires
+            with contextlib.suppress(RedisError):  # without this the lease expires
                 self._client.hset(self._key(sink), "probe_until", "0")
 
     def _key(self, sink: SinkName) -> str:

@@ -41,8 +41,8 @@ AWAY = frozenset(
         "UNBLOCKED",  # demoted while the call waited
         "MASTERDOWN",  # a replica without a primary that does not serve stale data
         "NOREPLICAS",  # a primary without enough replicas (min-replicas-to-write)
-        "MISCONF",  # it cannot write its snapshots and refuses writes
-        "LOADING",  # still loading its data
+        "MISCONF",  # a server that cannot write its snapshots, and refuses writes
+        "LOADING",  # a server that is still loading its data
         "BUSY",  # a script is running too long
         "CLUSTERDOWN",
         "FAILOVER",

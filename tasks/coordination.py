@@ -153,7 +153,7 @@ class Coordination:
         texts, now = self._all_of(self._parked)
         found = [about for about in map(self._verified, texts.values()) if about is not None]
         over = [about["batch_id"] for about in found if _leased_until(about) + PARKED_LEASE_SECONDS < now]
-        if over:  # well after expiry, so that a renewal is not removed
+        if over:  # removed well after expiry, so that a renewal is not lost
             with contextlib.suppress(NoPermissionError):  # a viewer's Redis user is read-only
                 self.client.hdel(self._parked, *over)
         live = sorted(

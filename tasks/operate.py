@@ -64,7 +64,7 @@ def abandon(
                 _reader_of(coordination, batch_id)
                 _write_dead_letters(settings, dead_letters, batch_id, group)
                 group, size_bytes = [], 0
-    _reader_of(coordination, batch_id)  # it may have settled while the topic was read
+    _reader_of(coordination, batch_id)  # fails if the batch has settled while the topic was read
     _write_dead_letters(settings, dead_letters, batch_id, group)
     # Some messages have expired since; they are lost, so report it.
     gone = max(0, int(about.get("messages", count)) - count)

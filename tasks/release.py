@@ -10,7 +10,7 @@ PACKAGE = "replays-ingest"
 def _installed() -> str:
     try:
         return version(PACKAGE)
-    except PackageNotFoundError:  # run from a source directory
+    except PackageNotFoundError:  # the process runs from a source directory
         return ""
 
 

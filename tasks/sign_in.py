@@ -53,7 +53,7 @@ class Throttle:
         left = self._failed_at + self.delay_seconds - now
         if left > 0:
             self._refused += 1
-            if self._refused == 1:  # one line per delay, regardless of the number of attempts
+            if self._refused == 1:  # logs one line per delay, regardless of the number of attempts
                 log.warning("sign_in_throttled", failures=self._failures, wait_seconds=round(left, 1))
             raise Throttled(left)
 

@@ -36,7 +36,7 @@ MANIFEST = "manifest"
 if TYPE_CHECKING:
     Buffer = bytes | memoryview
 else:
-    Buffer = memoryview  # both are encoded; decoding returns views of the bytes from Redis
+    Buffer = memoryview  # bytes are encoded the same way; decoding returns views of the bytes from Redis
 
 
 class Incompatible(Exception):
@@ -326,7 +326,7 @@ class CompletionKind(StrEnum):
     DONE = "done"  # all done marks of the stage are set
     FAILED = "failed"  # a task failed, or done marks are missing
     RETRY = "retry"  # retry now
-    ABANDONED = "abandoned"  # its messages are dead letters; continue without it
+    ABANDONED = "abandoned"  # the batch's messages are dead letters: continue without it
 
 
 class Completion(msgspec.Struct, frozen=True):

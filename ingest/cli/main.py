@@ -65,5 +65,5 @@ def _add(group: click.Group, command: click.Command) -> None:
 for module in GROUPS:
     for command in module.COMMANDS:
         _add(main, command)
-main.add_command(completion)  # reads no settings: a wrong one must not prevent a shell from starting
+main.add_command(completion)  # reads no settings, so that a wrong one cannot break the start of a shell
 add_examples(main)

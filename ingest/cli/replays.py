@@ -319,7 +319,7 @@ def events_table(marks: Iterable[Mark], start_ms: int) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("at", "kind"):
         table.add_column(name, no_wrap=True)
-    for name, share in (("what", 3), ("details", 2)):  # one line per mark, within the width of the terminal
+    for name, share in (("what", 3), ("details", 2)):  # each mark must fit into one line of the terminal
         table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=share)
     for mark in marks:
         told = [

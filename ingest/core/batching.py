@@ -64,7 +64,7 @@ class Builder:
         assert offset >= self._stop, (self.source, offset, self._stop)
         cut: list[Batch] = []
         while self._plan and offset >= self._plan[0]:
-            self._plan.popleft()  # part of that range is no longer in the log: cut what is available
+            self._plan.popleft()  # the rest of that range is no longer in the log: cut what is available
             if self._messages:
                 cut.append(self._cut(CutReason.PLANNED, now))
         if self._messages and self.size_bytes + outcome.size_bytes > self._limits.staged_bytes_max:

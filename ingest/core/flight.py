@@ -18,7 +18,7 @@ class Phase(StrEnum):
     """Phase of a batch between its cut and its settlement."""
 
     RECORDING = "recording"  # its boundary is being committed to the broker
-    WAITING = "waiting"  # for a slot
+    WAITING = "waiting"  # it waits for a slot
     FLUSHING = "flushing"  # its chord is running
     PARKED = "parked"  # its chord failed or could not be started; retried at `until`
 

@@ -167,8 +167,8 @@ class DropReason(StrEnum):
     """Why a message was dropped by a rule. Stable: labels of `replays_reader_drops_total`."""
 
     KILLED = "killed"  # the project is disabled (`replays-ingest tenants kill`)
-    SHED = "shed"  # a reject of a shed project, by the reject policy
-    ERASED = "erased"  # its replay, user or project was erased (`replays-ingest erase`)
+    SHED = "shed"  # the message is a reject of a shed project, and the reject policy is drop
+    ERASED = "erased"  # the replay, user or project was erased (`replays-ingest erase`)
     RATE_LIMITED = "rate_limited"  # the project sent more than its limit (`replays-ingest tenants limit`)
 
 
@@ -193,7 +193,7 @@ class CutReason(StrEnum):
     COUNT = "count"
     BYTES = "bytes"
     AGE = "age"
-    IDLE = "idle"  # younger than the maximum age, with nothing in flight
+    IDLE = "idle"  # cut early, because nothing was in flight
     PLANNED = "planned"  # the previous owner had recorded this boundary
     DRAIN = "drain"
 

@@ -121,7 +121,8 @@ class Partition:
         if batch is not None:
             self.take(batch, now)
         idle = not len(self.builder) and self.end.end > self.position
-        may_pass = idle and self.commits.interval_over(now)  # because each skipped end costs a commit
+        # Rate-limited, because each skipped end costs a commit.
+        may_pass = idle and self.commits.interval_over(now)
         if may_pass and self._ledger.pass_over(self.source, self.end.end):
             self.position = self.end.end
 
@@ -165,9 +166,8 @@ class Partition:
             if not pending:
                 return None
             offset = self.began_at = pending[0].start
-        planned = (
-            stop for stop in self.builder.planned if stop > offset
-        )  # other ends are in a gap that was skipped
+        # Planned ends up to `offset` are in a gap that was skipped.
+        planned = (stop for stop in self.builder.planned if stop > offset)
         stops = (*(offsets.stop for offsets in pending), *planned)
         about = self.record
         record = Record(about.topic_id, about.partitions, self._starts(offset, stopping=stopping), stops)

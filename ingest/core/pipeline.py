@@ -178,9 +178,8 @@ class Pipeline:
             assert given.source not in self._owned, given
             owned = Partition(given, self.limits, self._ledger, self._budget)
             self._owned[given.source] = owned
-            commit = owned.commit(
-                now, stopping=False
-            )  # commit the start before reading anything that could crash the process
+            # Commit the start before reading anything that could crash the process.
+            commit = owned.commit(now, stopping=False)
             if commit is not None:
                 yield commit
         if self.paused:
@@ -311,7 +310,7 @@ class Pipeline:
         if not flight.advance():
             yield owned.settle(flight)
         elif flight.phase is Phase.FLUSHING:
-            yield flight.dispatch(now, self.limits.flush_deadline_seconds)  # keeps its slot
+            yield flight.dispatch(now, self.limits.flush_deadline_seconds)  # the batch keeps its slot
         else:
             flight.phase = Phase.WAITING
         yield from self._progress(now)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-LINE_BYTES_MAX = 64 * 1024  # a longer line is split
+LINE_BYTES_MAX = 64 * 1024  # longer lines are split
 
 
 class Tail:

@@ -34,7 +34,7 @@ WEB_PORT = 8077
 MIGRATE_SECONDS_MAX = 60.0
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
-STARTS_MAX = 3  # during start-up; a program that ends more often is considered failed
+STARTS_MAX = 3  # maximum starts; a program that ends more often during start-up has failed
 
 
 def login_of(directory: Path) -> str:

@@ -117,7 +117,7 @@ class FleetWatch:
             self._trouble = self._unusable() or self._measure()
         except (RedisError, OSError) as error:
             self._trouble = shortened(f"{type(error).__name__}: {error}")
-            self._kind_is_known = False  # the address may lead to another server next time
+            self._kind_is_known = False  # the address may resolve to another server next time
             self._reported.redis(self._trouble, advice(error))
         else:
             self._reported.redis(self._trouble, "see docs/redis.md")

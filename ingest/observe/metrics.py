@@ -188,7 +188,7 @@ class Metrics:
         if not buckets or not buckets[-1][1]:
             return None
         edge = next(edge for edge, below in buckets if below >= share * buckets[-1][1])
-        return edge if edge != float("inf") else None  # beyond all buckets: unknown
+        return edge if edge != float("inf") else None  # the value is above all buckets, so it is unknown
 
     # Updates from the loop
 
@@ -205,7 +205,7 @@ class Metrics:
                 self._parsed[Parsed.SEGMENT] += 1
                 cost.rows += len(outcome.clickhouse) + len(outcome.bigquery)
                 if outcome.warnings:
-                    for warning in outcome.warnings:  # up to thousands in a hostile message
+                    for warning in outcome.warnings:  # a hostile message may have thousands of warnings
                         self._warnings[warning] += 1
             elif type(outcome) is Reject:
                 self._parsed[Parsed.REJECT] += 1
@@ -223,7 +223,7 @@ class Metrics:
             if journey.outcome in (End.RELEASED, End.LOST):
                 self.meters.count(_R + "batches_released")
             self._tell(journey)
-        self._cpu_at = self._cpu()  # what is done for batches and ticks belongs to no project
+        self._cpu_at = self._cpu()  # CPU time for batches and ticks is not attributed to a project
 
     def _event(self, event: on.Event, now: float) -> None:
         count = self.meters.count

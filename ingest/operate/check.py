@@ -18,10 +18,10 @@ from tasks.sinks import check as check_sink
 from tasks.wire import SinkName
 
 CALL_SECONDS_MAX = 10.0
-DOWN_SECONDS_MAX = 3.0  # after which brokers that all refuse connections are considered down
+DOWN_SECONDS_MAX = 3.0  # brokers that refuse connections for this long are down
 REDIS_KIND = "redis kind"
 SECRET_CHARACTERS_MIN = 4  # hiding shorter texts would make messages unreadable
-RUN_CALLS_MAX = 6  # after this many seconds, brokers that refuse connections are considered down
+RUN_CALLS_MAX = 6  # a run of a flush task takes at most this many sink timeouts
 
 
 def run(settings: Settings) -> list[Finding]:

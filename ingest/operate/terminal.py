@@ -20,7 +20,8 @@ class Terminal(Console):
     def __init__(self, *, columns_without_terminal: int | None = None, **options: Any) -> None:
         """`columns_without_terminal`: the width in a pipe or file, unless COLUMNS is set."""
         super().__init__(**{"markup": False, "emoji": False, **options})
-        if columns_without_terminal and not self.is_terminal and self._width is None:  # rich read COLUMNS
+        # If COLUMNS is set, rich has set `_width`.
+        if columns_without_terminal and not self.is_terminal and self._width is None:
             self.width = columns_without_terminal
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -24,7 +24,7 @@ def volume_text(settings: Settings, project_id: int) -> str:
             own, whole = found.result_rows[0]
         finally:
             server.close()
-    except Exception as error:  # operators can decide without ClickHouse
+    except Exception as error:  # an operator must be able to decide while ClickHouse is unavailable
         return f"its volume is unknown: ClickHouse: {type(error).__name__}"
     share = 100 * own / whole if whole else 0.0
     return f"{own:,} stored segments in the last hour, {share:.1f} % of all"

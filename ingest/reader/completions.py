@@ -81,7 +81,7 @@ class CompletionReader:
     def stop(self, deadline_seconds: float) -> None:
         """Ends the loop and removes the heartbeat."""
         self.loop.stop(deadline_seconds)
-        with contextlib.suppress(RedisError, OSError):  # the heartbeat expires in any case
+        with contextlib.suppress(RedisError, OSError):  # without this removal the heartbeat expires
             self._heartbeat.remove()
 
     def read_once(self) -> int:
@@ -108,7 +108,7 @@ class CompletionReader:
             return
         try:
             last = self._coordination.client.xinfo_stream(self._stream)["last-generated-id"]
-        except ResponseError:  # no such key
+        except ResponseError:  # the key does not exist
             self._last_id = "0-0"
             return
         if _id(last) < _id(self._last_id):

@@ -37,7 +37,8 @@ def consumer_config(settings: Settings) -> dict[str, Any]:
         "fetch.wait.max.ms": 100,
     }
     poll_ms = int(settings.kafka_max_poll_interval_seconds * 1000)
-    if settings.kafka_group_protocol is GroupProtocol.CLASSIC:  # with the consumer protocol, brokers set these
+    # With the consumer protocol, brokers set these timeouts.
+    if settings.kafka_group_protocol is GroupProtocol.CLASSIC:
         session_ms = int(settings.kafka_session_timeout_seconds * 1000)
         poll_ms = max(poll_ms, session_ms)
         config |= {

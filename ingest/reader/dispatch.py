@@ -208,7 +208,7 @@ class Dispatcher:
         stage."""
         sizes = {key: sum(map(len, payloads.values())) for key, payloads in self._unsent.items()}
         size_bytes = sum(sizes.values())
-        for key in list(self._unsent)[:-1]:  # never the one about to be staged
+        for key in list(self._unsent)[:-1]:  # except the one about to be staged
             if size_bytes <= UNSENT_BYTES_MAX:
                 return
             size_bytes -= sizes[key]

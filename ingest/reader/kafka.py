@@ -160,7 +160,7 @@ class KafkaSource:
                 self._on_end(polled)
                 continue
             if error is not None:
-                if messages:  # they must be taken before an offset is reported as out of range
+                if messages:  # messages must be taken before an offset is reported as out of range
                     self._put_off = polled
                 else:
                     self._on_error(error, polled)
@@ -232,9 +232,8 @@ class KafkaSource:
             else:
                 self._consumer.commit(offsets=[stored], asynchronous=True)
         except (KafkaException, RuntimeError) as failure:
-            self._rebalancing = (
-                self._rebalancing and not self._starting
-            )  # otherwise every partition would wait for a timeout
+            # Commit the other new partitions asynchronously: otherwise each of them would wait for a timeout.
+            self._rebalancing = self._rebalancing and not self._starting
             self._on_commit(failure.args[0], [stored])
 
     def _on_commit(self, error: KafkaError | str | None, partitions: list[KafkaPartition]) -> None:

@@ -115,7 +115,8 @@ class Runtime:
             if messages:
                 self._take(messages)
         else:
-            self._take_in(wait_seconds=IDLE_SECONDS)  # full, but not long enough to pause the consumer
+            # There is no room, but not for long enough to pause the consumer.
+            self._take_in(wait_seconds=IDLE_SECONDS)
 
     def _take(self, fetched: Iterable[Waiting]) -> None:
         """Parses and delivers messages while there is room, in order; keeps the rest."""

@@ -185,7 +185,7 @@ def _search(reads: Reads, replay: Replay, text: str) -> tuple[tuple[Match, ...],
                     return tuple(matches), False
             if number == PAGES_MAX and page.next_segment is not None:
                 return tuple(matches), False
-    except NotFound:  # it expired or was erased since it was listed
+    except NotFound:  # the replay expired or was erased after it was listed
         return tuple(matches), False
     return tuple(matches), complete
 

@@ -15,7 +15,7 @@ from ingest.web.base import NAVIGATION, Handler, State, policy
 STATIC = Path(__file__).parent / "static"
 # A name or address with an optional port, as in a URL: nothing else may get into the policy.
 HOST = re.compile(r"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
-HOSTS_MAX = 50  # as in static/replay.js
+HOSTS_MAX = 50  # the same limit as in static/replay.js
 KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json", ".txt": "text/plain"}
 # The page for visitors without a login. It has no scripts and styles, because these require a login too.
 REFUSED = """<!doctype html>

@@ -44,7 +44,7 @@ def recordings(
         try:
             _expect_our_size(one)
             return stores.content(segments.places[one.segment_id])
-        except NotFound:  # deleted or expired since it was listed
+        except NotFound:  # the object was deleted or expired after it was listed
             return None
         except BlobError as error:
             return error

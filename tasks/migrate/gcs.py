@@ -30,7 +30,7 @@ def migrate_bucket(settings: Settings, *, dry_run: bool) -> Iterator[str]:
                 made.add_lifecycle_delete_rule(age=days, matches_prefix=[f"{days}/"])
                 # Packed objects rewritten by `erase` expire by their custom time.
                 made.add_lifecycle_delete_rule(days_since_custom_time=days, matches_prefix=[f"{days}/"])
-            with contextlib.suppress(Conflict):  # created concurrently
+            with contextlib.suppress(Conflict):  # another process created it concurrently
                 server.create_bucket(made, location=settings.gcs_location or None, timeout=timeout_seconds)
             return
         problems = list(missing_rules(found.lifecycle_rules, settings.gcs_layout))

@@ -16,7 +16,7 @@ class RunOutcome(StrEnum):
     """How a run of a flush task ended."""
 
     DONE = "done"
-    ALREADY_DONE = "already_done"  # its mark was already set: a repetition
+    ALREADY_DONE = "already_done"  # the done mark was already set, so the run repeated a task
     PUT_OFF = "put_off"  # retried later
     GAVE_UP = "gave_up"  # the reader parks the batch
     FAILED = "failed"  # an error that no retry can fix

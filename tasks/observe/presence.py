@@ -58,7 +58,7 @@ def workers(coordination: Coordination, settings: Settings) -> tuple[WorkerStatu
     found = []
     for name, about in coordination.workers().items():
         silent = about["silent_seconds"] > silent_seconds_max
-        with suppress(msgspec.ValidationError):  # not written by a worker
+        with suppress(msgspec.ValidationError):  # skips entries that were not written by a worker
             found.append(
                 msgspec.convert({**about, "worker": name, "silent": silent}, type=WorkerStatus, strict=False)
             )

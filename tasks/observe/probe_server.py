@@ -137,7 +137,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._room = threading.Semaphore(CONNECTIONS_MAX)
         self._lock = threading.Lock()
-        self._began: dict[socket.socket, float] = {}  # in the order of arrival
+        self._began: dict[socket.socket, float] = {}  # connections, in the order of arrival
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:

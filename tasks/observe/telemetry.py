@@ -74,7 +74,7 @@ def _sentry(dsn: str, service: str) -> None:
         dsn=dsn,
         server_name=None,
         send_default_pii=False,
-        include_local_variables=False,  # they contain recordings
+        include_local_variables=False,  # local variables may contain recordings
         max_request_body_size="never",
         before_send=scrub,
         traces_sample_rate=0.0,

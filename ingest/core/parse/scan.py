@@ -126,7 +126,7 @@ class Scan:
             try:
                 found = _decode_usual(self._raw)
             except (*_ODD, RecursionError, msgspec.DecodeError):
-                pass  # something is malformed, or it is not JSON at all
+                pass  # an event is malformed, or the recording is not JSON at all
             else:
                 return self._usual(found)
         return self._in_pieces()
@@ -166,7 +166,8 @@ class Scan:
                     break
                 if stop == len(self._raw):
                     raise
-                self._budget.spend(_UNITS_AGAIN * (stop - start))  # it ends inside an event: try a longer one
+                # The piece ends inside an event: try a longer one.
+                self._budget.spend(_UNITS_AGAIN * (stop - start))
             else:
                 yield from found
                 return stop + 1

@@ -53,7 +53,7 @@ def _piece(raw: bytes | bytearray, start: int, budget: Budget) -> Generator[Unde
                 break
             if stop == len(raw):
                 raise
-            budget.spend(_UNITS_AGAIN * (stop - start))  # it ends inside an event: try a longer one
+            budget.spend(_UNITS_AGAIN * (stop - start))  # the piece ends inside an event: try a longer one
         else:
             budget.earn(stop)
             yield from found

@@ -182,7 +182,7 @@ class Browser:
             shape = rng.randrange(6)
             if shape == 0:  # SDK 7.44 and 7.45
                 data |= {"requestBodySize": sent, "responseBodySize": got}
-            elif shape == 1:  # both present: the older keys take precedence
+            elif shape == 1:  # if both are present, the older keys take precedence
                 data |= {"requestBodySize": sent, "request": {"size": 1}, "response": {"size": got}}
             elif shape == 2:
                 data |= {"response": {"size": got, "headers": {}}}

@@ -26,7 +26,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 RULESET_VERSION = 1
 RULE_PATH_BENEATH = 1
 PR_SET_NO_NEW_PRIVS = 38
-VERSION_MIN = 3  # older ones forbid renames from one directory to another
+VERSION_MIN = 3  # older versions forbid renames from one directory to another
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 ALL = (1 << 15) - 1

@@ -251,7 +251,7 @@ class Child:
     def kill(self, *, group: bool = True) -> int | None:
         """Sends SIGKILL and waits until it has ended. With group=False its children do not get the signal,
         as when the kernel kills one process; they are still killed once the main process is reaped."""
-        with self._lock:  # a keeper must not start the next one before this one has ended
+        with self._lock:  # `keep` must not start the next process before this one has ended
             if self._process is None:
                 return None
             self.signal(signal.SIGKILL, group=group)

@@ -73,7 +73,8 @@ class TlsProxy:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificates.server)
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(lambda loop, about: None)  # the client reports a failed handshake
+        # Not logged, because the client reports a failed handshake.
+        self._loop.set_exception_handler(lambda loop, about: None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls-proxy", daemon=True)
         self._copies: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

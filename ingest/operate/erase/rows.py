@@ -88,7 +88,7 @@ class Rows:
                 if not found.rows.get(table) and not self._count(server, table):
                     continue
                 where = self._which
-                if table == "replays":  # its primary key has the hash: parts without it are not rewritten
+                if table == "replays":  # the hash is in its primary key, so parts without it are not rewritten
                     where += f" AND cityHash64(replay_id) = cityHash64(toUUID('{self._replay_id}'))"
                 server.command(f"ALTER TABLE {table} DELETE WHERE {where} SETTINGS mutations_sync = 2")
                 rows = self._count(server, table)

@@ -189,7 +189,7 @@ def verdict(table: str, wanted: list[Values], stored: list[Values]) -> tuple[Kin
     for row in stored:
         for mine in wanted:
             columns = [name for name in mine if mine[name] != row[name] and name not in PLACE]
-            if table == "replay_outcomes":  # has no message position: a second delivery has its own time
+            if table == "replay_outcomes":  # the table has no message position, and each delivery has its own time
                 columns = [name for name in columns if name != TIME[table]]
             if not columns:
                 return None

@@ -41,7 +41,7 @@ def main(socket_fd: int, arena_fd: int) -> None:
     except (EOFError, OSError):
         return
     except MemoryError:
-        os._exit(EXIT_MEMORY)  # exit immediately: nothing else is reliable
+        os._exit(EXIT_MEMORY)  # out of memory, nothing but an immediate exit is reliable
 
 
 def limit_memory(bytes_max: int) -> None:

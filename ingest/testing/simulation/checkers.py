@@ -59,7 +59,7 @@ class Durability:
         record = log.records[offset]
         at = (log.source.partition, offset, log.generation)
         if at in self._sinks.dead_letters or at in self._broker.shed:
-            return []  # rejected, refused permanently or abandoned: kept as a dead letter; or shed on purpose
+            return []  # the message is a dead letter, or was dropped on purpose
         if record.kind is Kind.REJECT:
             return ["dead_letter"]
         wanted = [sink for sink in SINKS if not (sink == "gcs" and record.kind is Kind.ROWS_ONLY)]
@@ -123,7 +123,7 @@ class Durability:
     def committed(self, partition: int, offset: int, topic_id: str) -> None:
         """The broker stored this offset. `topic_id`: the topic that its reader was assigned."""
         if topic_id != self._broker.topic_id:
-            return  # it does not apply to this topic: `resumed`
+            return  # the offset is of another topic; see `resumed`
         log = self._broker.logs[partition]
         if log.high < offset <= self._skipped.get(partition, 0):
             return
@@ -238,12 +238,12 @@ class CommitsRise:
         key = (reader.name, event.source, event.epoch)
         last = self._last.get(key)
         if last is None or key not in self._sent_at or (last.offset, last.record) != (event.offset, event.record):
-            return  # the response to an abandoned commit
+            return  # this is the response to an abandoned commit
         waited_seconds = now - self._sent_at.pop(key)
         self._refused_at.pop(key, None)
         if (
             isinstance(event, on.CommitFailed)
-            and not event.record_too_long  # followed immediately by a shorter one
+            and not event.record_too_long  # a shorter record follows immediately
             and waited_seconds < reader.pipeline.limits.commit_answer_seconds_max
         ):
             self._refused_at[key] = now
@@ -287,7 +287,7 @@ class Bounded:
     def ordered(self, reader: Reader, command: do.Commit) -> None:
         """The record names every pending range. Ends above the position are a predecessor's, not reached yet."""
         if command.source not in reader.pipeline.sources:
-            return  # released by the same decision
+            return  # the same decision released the partition
         position, _ = reader.pipeline.position(command.source)
         ends = sum(end <= position for end in _ends(command.offset, command.record))
         if ends > reader.pipeline.limits.pending_ranges_max + CUT_AT_ONCE_MAX + self._recut:
@@ -379,7 +379,7 @@ class SameCut:
         if start >= plan[-1] or stop in plan:
             return
         if batch.cut_by is CutReason.DRAIN and reader.pipeline.halted is not None:
-            return  # messages that it took must be durable before an operator acts
+            return  # a halted reader makes the messages that it took durable
         end = min(end for end in plan if end > start)
         full = batch.size_bytes + MESSAGE_BYTES_MAX > reader.pipeline.limits.staged_bytes_max
         if batch.cut_by is CutReason.BYTES and stop < end and full:

@@ -13,7 +13,7 @@ from ingest.testing.simulation.clock import Timeline
 class Fault(StrEnum):
     """Every kind of fault; a seed enables about half of them (swarm testing)."""
 
-    COMMIT_REFUSED = "commit_refused"  # the broker refuses once
+    COMMIT_REFUSED = "commit_refused"  # the broker refuses one commit
     COMMIT_UNANSWERED = "commit_unanswered"  # the broker stores the commit, but the response is lost
     COMMIT_VANISHED = "commit_vanished"  # the commit is neither stored nor answered
     COMMIT_SLOW = "commit_slow"
@@ -21,9 +21,9 @@ class Fault(StrEnum):
     RETENTION = "retention"  # messages expire before they are read
     READER_CRASH = "reader_crash"
     READER_CRASH_MIDWAY = "reader_crash_midway"  # the reader is killed between two commands of one decision
-    READER_FROZEN = "reader_frozen"  # SIGSTOP past the session time-out, then SIGCONT
-    READER_STOP = "reader_stop"  # SIGTERM, and a new reader some time later
-    BAD_RELEASE = "bad_release"  # a release whose parser rejects everything, rolled back later
+    READER_FROZEN = "reader_frozen"  # the reader gets SIGSTOP, and SIGCONT after its session has timed out
+    READER_STOP = "reader_stop"  # the reader gets SIGTERM, and a new one starts some time later
+    BAD_RELEASE = "bad_release"  # the parser of a release rejects everything; it is rolled back later
     SHEDDING = "shedding"  # a reader drops a project's messages on purpose
     REDIS_WIPED = "redis_wiped"  # Redis restarts empty
     REDIS_DOWN = "redis_down"  # Redis is unavailable for a while, without data loss
@@ -46,10 +46,10 @@ class Fault(StrEnum):
     SINK_MISCONFIGURED = "sink_misconfigured"  # one sink refuses every item for a while
     OPERATOR_RETRY = "operator_retry"
     OPERATOR_ABANDON = "operator_abandon"
-    REPLICA_BEHIND = "replica_behind"  # fetching ends before the end of the log for a while
+    REPLICA_BEHIND = "replica_behind"  # for a while, fetching ends before the end of the log
     KILLED_AMID_REBALANCE = "killed_amid_rebalance"  # a reader is killed in the callback that revokes partitions
     DISCARD_LOST = "discard_lost"  # Redis was unavailable when a batch settled: its entry is not removed
-    COMMIT_STALE_EPOCH = "commit_stale_epoch"  # the member's epoch is not the group's current one
+    COMMIT_STALE_EPOCH = "commit_stale_epoch"  # a commit has a stale member epoch
     FETCH_STALE_EPOCH = "fetch_stale_epoch"  # a request for committed offsets has a stale epoch
     RECORD_REFUSED = "record_refused"  # the brokers store only short metadata
     PARTITION_ADDED = "partition_added"

@@ -39,9 +39,9 @@ class Kind(StrEnum):
     """Result of parsing a message."""
 
     SEGMENT = "segment"
-    ROWS_ONLY = "rows_only"  # a segment without a blob
+    ROWS_ONLY = "rows_only"  # the message is a segment without a blob
     REJECT = "reject"
-    SHEDDABLE = "sheddable"  # from a project that some readers drop on purpose
+    SHEDDABLE = "sheddable"  # the message is from a project that some readers drop on purpose
 
 
 class Record(NamedTuple):

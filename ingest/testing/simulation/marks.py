@@ -110,7 +110,7 @@ class Marks:
         for command in commands:
             waits = isinstance(event, on.MessageDeferred) and isinstance(command, do.Pause)
             goes_on = isinstance(event, on.MessageParsed) and isinstance(command, do.Resume)
-            if not waits and not goes_on:  # these concern one message's partition; no bound was reached
+            if not waits and not goes_on:  # the pauses concern one message's partition, not a bound
                 self._ordered(reader, command, now)
 
     def _ordered(self, reader: Reader, command: do.Command, now: float) -> None:

@@ -211,7 +211,8 @@ class World:
         self.checkers.saw(reader, event, commands, now)
         self.marks.saw(reader, event, commands, now)
         if commands and any(isinstance(command, do.Halt) for command in commands):
-            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)  # an operator rolls it back
+            # An operator rolls the release back.
+            self.timeline.after(self.dice.between(1.0, 3.0), reader.ask_to_stop)
 
     def _commit_stored(self, partition: int, offset: int, record: str, topic_id: str) -> None:
         self._tell("broker", f"stored {partition}: {offset} {record!r}")
@@ -310,7 +311,7 @@ class World:
                 messages = messages_of(batch)
                 deleted = any(generation < len(self.broker.former) for _, _, generation in messages)
                 if deleted or batch.offsets.start < self.broker.logs[batch.source.partition].low:
-                    continue  # it cannot be read again, so it cannot be kept as a dead letter
+                    continue  # a message that cannot be read again cannot become a dead letter
                 self.sinks.dead_letters.update(messages)
                 event = on.BatchAbandoned(batch_id, batch.offsets, "an operator gave it up")
                 self.timeline.after(0.1, partial(reader.put, event))

@@ -180,7 +180,7 @@ def sort(error: BaseException) -> Trouble:
     blame = next((table[cls] for cls in classes for table in tables if cls in table), SERVER)
     status = _STATUS.search(text)
     if status:
-        blame = blame_of_status(int(status[1]))  # from a proxy: the server itself would send a code
+        blame = blame_of_status(int(status[1]))  # the error is from a proxy: the server itself would send a code
     if "CERTIFICATE_VERIFY_FAILED" in text:
         blame = REQUEST
     return Trouble(blame, f"{type(error).__name__}: {text}")

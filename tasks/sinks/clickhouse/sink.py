@@ -77,7 +77,7 @@ class ClickHouseSink:
         for position, item in enumerate(items):
             tables.setdefault(item.table, []).append(position)
         for table, positions in tables.items():
-            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # its name becomes part of the statement
+            if table in TABLES_OF_SINK[SinkName.CLICKHOUSE]:  # the name of the table becomes part of the statement
                 write.table(table, positions)
             else:
                 outcome.note(Trouble(Blame.TABLE, f"this release writes no table {table!r}"), positions)

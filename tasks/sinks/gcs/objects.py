@@ -113,7 +113,7 @@ def trouble_of(wanted: Wanted, answer: Answer) -> Trouble | None:
         return Trouble(Blame.NETWORK, f"damaged on the way: {trouble.message}")
     if trouble.blame is Blame.SIZE:
         return _too_large(wanted, trouble)
-    if trouble.blame is Blame.BATCH:  # a request contains one object
+    if trouble.blame is Blame.BATCH:  # the request contains this object only
         return _of_object(wanted, trouble)
     return trouble
 

@@ -245,7 +245,7 @@ def sort_answer(answer: Answer) -> Trouble:
     """The cause of an unsuccessful response of Google's JSON APIs."""
     said = (answer.json_object() or {}).get("error")
     if not isinstance(said, dict):
-        return trouble_of_status(answer)  # a proxy's page, or an empty body: only the status is known
+        return trouble_of_status(answer)  # for a proxy's page or an empty body, only the status is known
     text = str(said.get("message") or described(answer))
     entries = said.get("errors")
     reasons = [

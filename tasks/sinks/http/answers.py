@@ -31,7 +31,7 @@ BLAME_OF_STATUS: dict[int, Blame] = {
     305: Blame.REQUEST,
     307: Blame.REQUEST,
     308: Blame.REQUEST,
-    400: Blame.REQUEST,  # from a proxy; servers report a bad item in their own format
+    400: Blame.REQUEST,  # sent by a proxy: servers report a bad item in their own format
     401: Blame.CREDENTIALS,
     402: Blame.CREDENTIALS,
     403: Blame.CREDENTIALS,
