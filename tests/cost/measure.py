@@ -49,12 +49,12 @@ class Cost:
 
     @property
     def ratio(self) -> float:
-        """Multiple of the floor, beyond the base cost of every message."""
+        """CPU time as a multiple of the floor, beyond the base cost of every message."""
         return max(self.seconds - CPU_SECONDS_BASE, 0.0) / max(self.floor_seconds, 1e-4)
 
     @property
     def memory_ratio(self) -> float:
-        """Multiple of the inflated size, beyond the base memory of every message."""
+        """Memory as a multiple of the inflated size, beyond the base memory of every message."""
         return max(self.memory_bytes - MEMORY_BYTES_BASE, 0) / max(self.raw_bytes, self.message_bytes)
 
 

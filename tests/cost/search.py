@@ -1,6 +1,6 @@
 """Evolves messages that cost as much as possible: `python -m tests.cost.search [--seconds 600] [--seed N]`.
 
-Three populations, each bred for one kind of cost relative to its limit: CPU (multiple of the floor), memory
+It breeds three populations, each for one kind of cost relative to its limit: CPU (multiple of the floor), memory
 (multiple of the inflated size), and bytes of rows per segment. It starts from shapes that once stopped a reader
 and from events of our recordings with repeated parts. The best of each are measured again at full size in separate
 processes and printed; `--keep` adds the most expensive of each kind to tests/cost/found.json.

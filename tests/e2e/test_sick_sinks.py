@@ -130,7 +130,7 @@ def test_a_parked_batch_is_retried_from_the_command_line_and_from_flower(tmp_pat
         until(lambda: system.breaker("bigquery") != "open", 60, "the breaker to half-open")
         assert flower_call(port, "/api/task/async-apply/retry_batch", asked, f"op:{password}") == 200
 
-        # Its success shows that the sink works, so the other batches skip their backoff.
+        # The success of this batch shows that the sink works, so the other batches skip their backoff.
         system.wait_committed()
         assert system.json("batches", "ls") == {}
         system.assert_whole()
@@ -199,7 +199,7 @@ def flushed(system: System) -> tuple[int, int, int]:
 
 
 def fewer(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    """Whether each of them increased."""
+    """Whether each of the counts increased."""
     return all(old < new for old, new in zip(before, now, strict=True))
 
 

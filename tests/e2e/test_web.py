@@ -1,4 +1,6 @@
-"""The pages in a real browser, on data ingested by a whole running system: find a replay, play it, operate."""
+"""The pages in a real browser, on data ingested by a whole running system: users find a replay, play it, and
+operate the system.
+"""
 
 from __future__ import annotations
 

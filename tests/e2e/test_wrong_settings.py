@@ -208,7 +208,7 @@ def _value(kind: Any, folder: str) -> str:
     return "1" if isinstance(kind, click.IntRange | click.FloatRange) else "a" * 32
 
 
-COMMANDS = [path for path in leaves(main) if path != ("completion",)]  # It reads no settings.
+COMMANDS = [path for path in leaves(main) if path != ("completion",)]  # This command reads no settings.
 LOCKED = {"REPLAYS_FLOWER_BASIC_AUTH": "somebody:long-enough"}
 CELERY = (("worker",), ("flower",), ("inspect", "ping"), ("report",))
 

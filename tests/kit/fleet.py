@@ -142,7 +142,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet_options() -> dict[str, str]:
-    """Overridden by a test module that needs other settings: names without the prefix."""
+    """Additional settings, by names without the prefix. A test module that needs any overrides this."""
     return {}
 
 

@@ -43,7 +43,7 @@ SPECS: dict[str, dict[str, Any]] = {
         maxReplicaCount=NUMBER,
         pollingInterval=NUMBER,
         cooldownPeriod=NUMBER,
-        # Its content is a core type, HorizontalPodAutoscalerBehavior.
+        # The content of this field is a core type, HorizontalPodAutoscalerBehavior.
         advanced=_object({"horizontalPodAutoscalerConfig": _object({"behavior": {"type": "object"}})}),
     ),
     "keda.sh/v1alpha1/TriggerAuthentication": _object(

@@ -51,7 +51,7 @@ LOADED = {
     ),
     READER: ("celery.backends.redis", "ingest.cli.main", "ingest.reader.process", "kombu.transport.redis"),
     "ingest.local.servers.bigquery": ("ingest.local.servers.bigquery.service",),
-    # Not chdb, which starts threads on import.
+    # chdb is not in the list, because it starts threads on import.
     "ingest.local.servers.clickhouse": ("ingest.local.servers.base", "ingest.local.servers.confinement"),
     "ingest.local.servers.statsd": ("ingest.local.servers.base",),
 }

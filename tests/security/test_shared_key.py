@@ -249,7 +249,7 @@ def test_a_forged_decision_is_not_shown(eager: Eager, sealed: bool):
 
 
 def test_a_copy_of_decisions_without_seals_is_rebuilt(eager: Eager):
-    """Otherwise the copy would count as complete, although it is empty."""
+    """If it were not rebuilt, the copy would count as complete, although it is empty."""
     before = Copy(eager.client, Settings(shared_key=""))  # type: ignore[arg-type]
     copy, known = Copy(eager.client, eager.settings), {"killed/7": Decision(3, {"at": 1.0, "by": "me"})}
     before.apply(known, 4)

@@ -107,7 +107,9 @@ def texts(path: Path) -> Iterator[Text]:
 
 
 def prose(path: Path) -> Iterator[Text]:
-    """For Python the comments and docstrings: other strings may name files that do not exist, on purpose."""
+    """The comments and docstrings of Python files: other strings may intentionally name files that do not
+    exist.
+    """
     if path.suffix != ".py":
         yield from texts(path)
         return

@@ -13,8 +13,8 @@ from ingest.operate.check import deadlines
 from ingest.reader.configuration import limits_of, rules_of
 from ingest.settings import Settings
 
-# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable; one more
-# commit per minute and idle partition needs no setting.
+# The renewal interval must be shorter than the lease of a parked batch, whose length is not configurable. One more
+# commit per minute for each idle partition does not need a setting.
 FIXED = {"parked_renew_seconds", "commit_repeat_seconds"}
 
 

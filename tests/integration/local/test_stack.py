@@ -61,7 +61,7 @@ def test_a_component_can_be_a_real_server():
 
 
 def test_an_unknown_component_is_refused():
-    """The error lists the valid names."""
+    """The error lists the valid names of components."""
     with Stack(environ={}) as stack, pytest.raises(LocalError, match="kafka, redis"):
         stack.start(["postgres"])
 

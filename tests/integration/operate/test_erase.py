@@ -112,8 +112,9 @@ def chosen(segments: list[Segment]) -> tuple[Key, Key]:
 
 
 def test_an_erased_replay_is_gone_and_its_neighbor_unchanged(store: Store) -> None:
-    """Both copies of each recording are removed; outcomes stay; it is audited; a second run finds nothing and
-    succeeds."""
+    """Both copies of each recording are removed; outcomes are kept; the erasure is audited; a second run finds
+    nothing and succeeds.
+    """
     before, kept = store.everything(store.victim), store.everything(store.neighbour)
     recordings = [content for content in before["recordings"] if content]
     assert len(recordings) > 1

@@ -134,7 +134,9 @@ def test_only_deleted_items_are_repaired_and_audited(system: System) -> None:
 
 
 def damage(settings: Settings, names: list[str]) -> dict[str, int]:
-    """Deletes two objects, overwrites one, and deletes some rows of each table: number of items, by sink."""
+    """Deletes two objects, overwrites one, and deletes some rows of each table, and returns the number of affected
+    items by sink.
+    """
     bucket = gcs.client(settings).bucket(settings.gcs_bucket)
     for name in names[:2]:
         bucket.blob(name).delete()
@@ -182,7 +184,9 @@ def test_recordings_in_packed_objects_are_found_by_their_index(packed_system: Sy
 
 
 def damage_packed(settings: Settings) -> dict[str, set[str]]:
-    """Deletes one object, overwrites one, and deletes one index row of a third: the recordings, by fault."""
+    """Deletes one object, overwrites one, and deletes one index row of a third, and returns the recordings by
+    fault.
+    """
     bucket, server = gcs.client(settings).bucket(settings.gcs_bucket), clickhouse.client(settings)
     members: dict[str, set[str]] = {}
     for name, place in server.query("SELECT name, object FROM replay_objects FINAL").result_rows:

@@ -158,7 +158,7 @@ def test_a_video_is_sent_whole_or_in_part(
 
 @pytest.mark.parametrize("header", ["bytes=", "bytes=a-b", "bytes=1", "bytes=-", "bytes=1-2,4-5", "bytes=9-"])
 def test_an_invalid_range_returns_the_whole_video(header: str):
-    """The video has nine bytes."""
+    """The ranges are invalid for a video of nine bytes."""
     assert byte_range(header, 9) is None
     assert byte_range("bytes=0-1", 0) is None
 

@@ -153,7 +153,7 @@ def test_recordings_are_returned_byte_for_byte(reads: Reads, library: Library):
 
 
 def test_a_video_is_returned_with_its_events(reads: Reads):
-    """A mobile segment contains both."""
+    """A mobile segment contains both a video and its events."""
     replay = reads.replay(MOBILE)
     unpacked = reads.recording(reads.segments(replay), 0)
 

@@ -15,7 +15,7 @@ def end_reached(runtime: Reader, position: int, end: int) -> None:
 
 
 def test_the_offset_after_a_transaction_marker_is_committed() -> None:
-    """Otherwise the lag would grow by one with every transaction."""
+    """If it were not committed, the lag would grow by one with every transaction."""
     runtime = reader()
     runtime.segments(2)
     runtime.settle()

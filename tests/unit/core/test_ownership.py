@@ -14,7 +14,9 @@ def watch() -> Ownership:
 
 
 def test_partitions_that_no_member_owns_are_named() -> None:
-    """They are named only in a stable group; during a rebalance partitions may be unassigned for a moment."""
+    """Partitions without an owner are named only in a stable group; during a rebalance partitions may be
+    unassigned for a moment.
+    """
     assert ORPHANED.unowned == (2,)
     assert WHOLE.unowned == ()
     assert MOVING.unowned == ()

@@ -37,7 +37,7 @@ def test_the_same_batch_after_a_crash_is_the_same_object():
 
 
 def test_other_bytes_of_the_same_range_get_another_name():
-    """Otherwise a 412 response would confirm bytes that are not stored."""
+    """With the same name, a 412 response would confirm bytes that are not stored."""
     (one,), (other,) = pack(make_batch(2))[0], pack(make_batch(2, content=b"other"))[0]
 
     assert one.name.rsplit("-", 1)[0] == other.name.rsplit("-", 1)[0]

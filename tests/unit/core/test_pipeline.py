@@ -717,7 +717,7 @@ def test_at_a_bound_polling_stops_and_the_consumer_is_paused_later(
 
 
 def test_a_partition_assigned_while_paused_is_paused_too() -> None:
-    """Otherwise the messages of the new partition would exceed the bound."""
+    """If it were not paused, the messages of the new partition would exceed the bound."""
     runtime = reader(in_flight_batches_max=1, pause_after_seconds=0.0)
     runtime.segments(2)
     runtime.advance(1.0)
@@ -728,7 +728,7 @@ def test_a_partition_assigned_while_paused_is_paused_too() -> None:
 
 
 def test_a_partition_runs_only_so_far_ahead_of_a_stuck_batch() -> None:
-    """Only that partition is paused: a crash would read all of it again."""
+    """Only the partition of the stuck batch is paused, because all of it would be read again after a crash."""
     runtime = reader(batch_messages_max=1, pending_ranges_max=6)
     runtime.assign(OTHER)
     runtime.segments(1)
@@ -1246,7 +1246,9 @@ def test_too_many_rejects_halt_the_reader() -> None:
 
 
 def test_a_halt_in_a_planned_range_flushes_its_first_part() -> None:
-    """Otherwise no restart would ever make progress, and no dead letter would show the reason."""
+    """If the first part were not flushed, no restart would ever make progress, and no dead letter would show the
+    reason.
+    """
     runtime = reader(batch_messages_max=100, reject_window=10, reject_unattributed_ratio_max=0.5)
     runtime.committed, runtime.records = {PARTITION: 0}, {PARTITION: "1,2s"}
     runtime.publish(on.PartitionsLost((PARTITION,)))

@@ -161,7 +161,9 @@ def test_every_expression_of_the_dashboard_uses_its_variables():
 
 
 def test_the_variables_match_scraped_targets():
-    """Their values come from labels of `up`. "All" still matches where such a label is missing."""
+    """The values of the dashboard's variables come from labels of `up`. "All" still matches where such a label is
+    missing.
+    """
     for variable in json.loads(DASHBOARD.read_text())["templating"]["list"][1:]:
         assert re.fullmatch(rf"label_values\(up\{{.*\}}, {variable['name']}\)", variable["definition"])
         assert variable["allValue"] == ".*"

@@ -134,7 +134,7 @@ def test_each_queue_has_a_deployment_that_scales_on_its_depth():
 
 
 def test_no_workload_resets_the_replicas_that_keda_chose():
-    """Otherwise `kubectl apply` during a backlog would scale everything down."""
+    """If a workload set its replicas, `kubectl apply` during a backlog would scale everything down."""
     scaled = {
         (d["spec"]["scaleTargetRef"].get("kind", "Deployment"), d["spec"]["scaleTargetRef"]["name"])
         for d in named("ScaledObject").values()
@@ -200,8 +200,9 @@ def test_every_pod_with_metrics_is_scraped_and_reachable():
 
 
 def test_check_and_migrate_reach_everything_the_system_uses():
-    """Their pods can reach and authenticate to everything that readers and workers use: settings, secrets, network
-    policy."""
+    """The pods of `check` and `migrate` can reach and authenticate to everything that readers and workers use:
+    settings, secrets, network policy.
+    """
     (migrate,) = (name for name in named("Job") if name.startswith("replays-migrate"))
     settings = named("ConfigMap")["replays-settings"]["data"]
     needed = {
@@ -220,7 +221,7 @@ def test_check_and_migrate_reach_everything_the_system_uses():
 
 
 def test_migrate_runs_before_the_pods_of_an_upgrade():
-    """It is a Helm hook. A Job is immutable, so its name depends on its contents."""
+    """`migrate` is a Helm hook. A Job is immutable, so its name depends on its contents."""
     (job,) = named("Job").values()
 
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,pre-upgrade"
@@ -245,7 +246,7 @@ def test_readers_are_dynamic_members_with_cooperative_hand_over():
 
 
 def test_metrics_go_to_the_agent_of_the_node():
-    """By default the host would be the pod itself, where nothing listens; the policy allows the packets."""
+    """By default metrics would be sent to the pod itself, where nothing listens; the policy allows the packets."""
     for name, pod in pods().items():
         if name == "replays-flower":
             continue

@@ -103,7 +103,7 @@ def test_many_rows_are_truncated_on_a_page_but_not_in_json():
 
 
 def test_a_message_over_the_limit_is_not_parsed():
-    """Only the reason for its rejection is shown."""
+    """Only the reason for the message's rejection is shown."""
     found = describe(envelope(b"hello"), ParseRules(message_bytes_max=10))
 
     assert found["reject"]["reason"] == "message_too_large"

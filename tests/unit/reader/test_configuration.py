@@ -54,7 +54,9 @@ def test_under_classic_a_drain_ends_before_the_session() -> None:
 
 
 def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
-    """Under this protocol the session is kept alive in the background, and its time-out is a broker setting."""
+    """Under the consumer protocol the session is kept alive in the background, and its time-out is a broker
+    setting.
+    """
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
     made(drain_deadline_seconds=299, **consumer)
 

@@ -115,8 +115,8 @@ def test_a_step_handles_events_then_the_time_then_messages() -> None:
 
 
 def test_at_a_bound_the_loop_does_not_poll_until_the_consumer_is_paused() -> None:
-    """After the pause it polls again, so that the group does not consider it dead; nothing is fetched while
-    paused.
+    """After the pause the reader polls again, so that the group does not consider it dead; nothing is fetched
+    while paused.
     """
     bench = bench_with_a_batch_in_flight(in_flight_batches_max=1, pause_after_seconds=0.2)
     bench.did.clear()

@@ -185,7 +185,7 @@ def test_a_row_that_does_not_fit_is_invalid_at_its_column(
     ],
 )
 def test_values_are_parsed_like_the_service_does(kind: str, given: Any, stored: Any):
-    """It accepts numbers as text, seconds as timestamps, and all notations of time zones."""
+    """The server accepts numbers as text, seconds as timestamps, and all notations of time zones."""
     fields = (Field("x", kind, "NULLABLE"),)
 
     assert row_of(fields, {"X": given}, ignore_unknown=False) == {"x": stored}

@@ -67,7 +67,7 @@ def test_kill_9_of_the_parent_leaves_nothing(tmp_path: Path):
 
 
 def test_a_child_that_ignores_sigterm_is_killed(children: Children):
-    """It is killed after the grace period, not earlier."""
+    """The child is killed after the grace period, not earlier."""
     child = children.start("stubborn", ["/bin/sh", "-c", "trap '' TERM; echo 1; while :; do sleep 0.05; done"])
     written_number(child.log_path)
 

@@ -137,9 +137,7 @@ def test_a_message_without_a_replay_event_gets_a_warning():
 
 @pytest.mark.parametrize("flag", [True, False, None, 1, "true", ...])
 def test_the_session_row_is_written_whatever_relay_published_itself(flag: object):
-    """The flag is always true in current Relay versions, which means that the row is needed; an earlier version of
-    the parser inverted this.
-    """
+    """Current Relay versions always set the flag to true; the row is written whatever its value is."""
     segment = parsed(recording(relay_snuba_publish_disabled=flag))
 
     assert session(segment)["user"] == "u-1"

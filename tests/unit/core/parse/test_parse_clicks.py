@@ -77,7 +77,7 @@ def test_counts_are_read_in_small_letters_too():
 
 
 def test_a_click_and_its_later_dead_click_are_one_row():
-    """Their event_hash is md5(replay, whole seconds, node), so the dead click replaces the click."""
+    """The event_hash of both is md5(replay, whole seconds, node), so the dead click replaces the click."""
     plain, dead = clicks(events_parsed([click_event(7), dead_click_event(7)]))
 
     assert plain["event_hash"] == dead["event_hash"]

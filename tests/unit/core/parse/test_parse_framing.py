@@ -1,4 +1,4 @@
-"""From payload to blob: header line, bounded decompression, and the stored bytes."""
+"""How a payload becomes a blob: header line, bounded decompression, and the stored bytes."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_the_first_contentful_paint_has_the_value_that_a_browser_measures(record
 
 @each
 def test_click_rows_have_the_environment(recorded: Recording):
-    """It equals the environment in the session's own row."""
+    """The environment of a click row equals the one in the session's own row."""
     for segment in recorded.segments:
         assert {row.get("environment") for row in clicks(segment)} <= {session(segment)["environment"]}
 

@@ -126,7 +126,7 @@ def test_a_segment_row_locates_its_bytes():
 
 
 def test_a_replay_id_in_capitals_is_the_same_replay():
-    """Otherwise a replay would have two objects per segment."""
+    """If capitals mattered, a replay would have two objects per segment."""
     assert parsed(recording(replay_id=REPLAY_ID.upper())) == parsed(recording())
 
 

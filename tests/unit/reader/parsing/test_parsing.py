@@ -169,7 +169,7 @@ def test_a_child_that_hangs_is_replaced_and_nothing_is_lost(
     parser = start(2, answer_seconds_max=5.0)
     sent = messages(load[:20])
     expected = outcomes(inline, sent)
-    assert outcomes(parser, sent) == expected  # Both have started.
+    assert outcomes(parser, sent) == expected  # Both children have started.
 
     victim = parser.process_ids[0]
     os.kill(victim, signal.SIGSTOP)

@@ -254,7 +254,7 @@ def test_a_message_that_killed_a_parser_goes_to_the_second_line() -> None:
 
 
 def test_after_failed_starts_everything_goes_to_the_second_line() -> None:
-    """It need not be known which message is responsible."""
+    """The second line is used without knowing which message is responsible."""
     parser = InlineParser(RULES, TenantGate(), lambda: 0.0, USUAL, wary=lambda source: source == PARTITION)
 
     (answer,) = parser.parse([message(make.recording())])

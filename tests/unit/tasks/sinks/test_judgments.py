@@ -234,7 +234,7 @@ def test_a_body_limit_halves_the_refused_size_and_stays_positive() -> None:
 
     limit.refused(8_000_000)
     assert limit.bytes_max == 4_000_000
-    limit.refused(6_000_000)  # The thread started earlier.
+    limit.refused(6_000_000)  # A thread that started earlier reports this.
     assert limit.bytes_max == 3_000_000
     for _ in range(40):
         limit.refused(limit.bytes_max)

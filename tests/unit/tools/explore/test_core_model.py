@@ -52,7 +52,7 @@ def test_no_order_of_events_breaks_an_invariant(messages: tuple[int, ...], fault
 
 
 def test_a_reader_that_no_other_affects_may_continue_alone() -> None:
-    """Explored in every order, the world has more states, and all of them are valid."""
+    """If the world is explored in every order, it has more states, and all of them are valid."""
     every = Search(CoreModel((1,), 1, every_order=True), 1).run()
 
     assert every.complete, "\n".join(every.story)

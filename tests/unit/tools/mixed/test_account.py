@@ -40,7 +40,7 @@ def test_a_batch_is_parked_once_until_its_end_is_committed():
 
 
 def test_a_batch_that_is_never_committed_has_no_time():
-    """given no commit beyond its end, then it is known as never committed"""
+    """given a batch without a commit beyond its end, then it is reported as never committed"""
     (found,) = parked([park("a-topic-0-10-20", 3)], [commit(0, 19, 8)])
 
     assert found.seconds is None

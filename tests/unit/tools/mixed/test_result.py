@@ -88,7 +88,9 @@ def test_each_fault_fails_the_run_and_is_named(name: str):
 
 
 def test_releases_with_equal_formats_need_no_refusal():
-    """given two real releases, then nothing has to be refused, and in the order of an upgrade nothing may be"""
+    """given two real releases, then nothing has to be refused, and in the order of an upgrade nothing may be
+    refused
+    """
     result = good(expects_refusal=False)
     nothing_refused(result)
     result.judge()

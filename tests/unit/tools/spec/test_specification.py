@@ -51,7 +51,7 @@ def test_every_run_of_it_terminates(tmp_path: Path) -> None:
 @needs_spin
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_missing_rule_is_detected(planted: str, tmp_path: Path) -> None:
-    """Without any one rule, an assertion is violated or the end is not reached."""
+    """If any one rule is removed, an assertion is violated or the end is not reached."""
     before, after = PLANTED[planted]
     text = spin.SPECIFICATION.read_text()
     assert text.count(before) == 1
