@@ -118,7 +118,7 @@ class Settings(FleetSettings):
         0.5,
         ge=0,
         le=60,
-        description="How long an in-flight bound must be reached before the consumer pauses. Until then the "
+        description="Time for which an in-flight limit must be reached before the consumer pauses. Until then the "
         "reader only stops polling, because a pause discards prefetched messages.",
     )
     pending_ranges_max: int = Field(

@@ -34,7 +34,7 @@ def trim(body: Any = None, headers: Any = None, properties: Any = None, **_: Any
         return
     kwargs, embedded = body[1], body[2]
     if "task" in kwargs and "batch" in kwargs:
-        # Shown by Flower; without digest and deadline, for readability.
+        # Flower shows this text. It omits digest and deadline, for readability.
         headers["kwargsrepr"] = repr({"batch": batch_id_of(kwargs["batch"]), "task": kwargs["task"]})
     if embedded.get("chord"):
         embedded["chord"] = _trimmed(embedded["chord"])

@@ -33,7 +33,7 @@ def look(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. Takes seconds, and leaves nothing behind except as named in findings.
+    workers use. It takes seconds, and leaves nothing behind except what a finding names.
     """
     secrets = secret_values(settings)
     for finding in _all(settings):

@@ -38,7 +38,7 @@ SHOWN_SECONDS = 86_400
 
 @dataclass(slots=True)
 class Watch:
-    """Set by the run. `called`: the sink was called."""
+    """Facts that a run records about itself. `called`: the sink was called."""
 
     already_done: bool = False
     called: bool = False

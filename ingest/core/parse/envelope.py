@@ -52,7 +52,7 @@ class _LongEnvelope(Envelope, gc=False):
 
 
 class _Names(msgspec.Struct, gc=False):
-    """The two texts of a long message."""
+    """The two text fields of a long message."""
 
     type: Literal["replay_recording_not_chunked"]
     replay_id: str

@@ -31,8 +31,9 @@ def reconcile(
 ) -> Report:
     """Checks every enabled sink, and Kafka. Raises ReconcileError when a server cannot be read.
 
-    `extra_matters=False`: the sinks hold more than this load on purpose. `metrics_exactly`: the run had no
-    crash. Without `statsd_url` metrics are not checked: an agent cannot be queried.
+    `extra_matters=False`: the sinks hold more than this load on purpose. `metrics_exactly`: metrics must not be
+    repeated, because the run had no crash. Without `statsd_url` metrics are not checked: an agent cannot be
+    queried.
     """
     began = time.monotonic()
     checks: list[Check] = []

@@ -27,7 +27,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Nothing is missing, unexpected or different."""
+        """True if nothing is missing, unexpected or different."""
         return not (self.missing or self.extra or self.wrong)
 
 

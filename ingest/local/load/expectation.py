@@ -111,8 +111,8 @@ VIDEO = "replays.recording_consumer.replay_video_"
 
 
 def coin(entry: Entry, salt: str, share: float) -> bool:
-    """The sampling decision of docs/rows.md: CRC-32 of project, replay, segment and salt, below that share of its
-    range."""
+    """The sampling decision of docs/rows.md: true if the CRC-32 of project, replay, segment and salt is below
+    that share of its range."""
     return crc32(f"{entry.project_id}/{entry.replay_id}/{entry.segment_id}/{salt}".encode()) < share * 2**32
 
 

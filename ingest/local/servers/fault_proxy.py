@@ -88,8 +88,8 @@ HTTP_FAULTS = (Errors, SeveralErrors, LostReplies)
 class FaultProxy:
     """One listening port in front of `target`, "host:port" or a URL with both. A context manager with a thread.
 
-    Not for Kafka, whose clients connect to the addresses that the broker advertises and bypass a proxy.
-    `counts` has the number of connections, of requests (HTTP), and of each injected fault.
+    It does not work for Kafka, whose clients connect to the addresses that the broker advertises and bypass a
+    proxy. `counts` has the number of connections, of requests (HTTP), and of each injected fault.
     """
 
     def __init__(self, target: str, *, http: bool = False, seed: int = 0, port: int = 0) -> None:

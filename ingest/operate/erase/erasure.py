@@ -66,7 +66,7 @@ class Erasure:
         if len(keys) == 1 and not self._keys:
             action["replay_id"] = self._named[0]
         unsettled = self._tombstones.settle(self._tombstones.decide(keys, by, action), wait_seconds)
-        # Replays of the user or project that settled meanwhile.
+        # Include replays of the user or project that settled meanwhile.
         late = [replay_key(self._project_id, replay_id) for replay_id in self._replays()]
         if fresh := sorted(set(late).difference(keys)):
             self._tombstones.decide(fresh, by, {**action, "replays": len(fresh)})

@@ -1,7 +1,8 @@
 """Computes the expected items of messages, with the reader's parser.
 
-Not expected: dead letters (rejects, abandoned batches, refused items), erased replays, disabled projects, and
-expired recordings. Rate limits leave no trace: messages they dropped are reported as missing from every sink.
+The following are not expected: dead letters (rejects, abandoned batches, refused items), erased replays, disabled
+projects, and expired recordings. Rate limits leave no trace: messages they dropped are reported as missing from
+every sink.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ BATCH, REQUEST, CREDENTIALS = Blame.BATCH, Blame.REQUEST, Blame.CREDENTIALS
 TABLE, SERVER, NETWORK = Blame.TABLE, Blame.SERVER, Blame.NETWORK
 
 BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
-    # Load, memory, time, network, replication: the same insert works later.
+    # Codes about load, memory, time, network and replication: the same insert succeeds later.
     (3, "UNEXPECTED_END_OF_FILE"): NETWORK,
     (23, "CANNOT_READ_FROM_ISTREAM"): NETWORK,
     (40, "CHECKSUM_DOESNT_MATCH"): NETWORK,
@@ -70,7 +70,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (1000, "POCO_EXCEPTION"): SERVER,
     (1001, "STD_EXCEPTION"): SERVER,
     (1002, "UNKNOWN_EXCEPTION"): SERVER,
-    # Schema, permissions, settings: no row is at fault.
+    # Codes about schema, permissions and settings: no row is at fault.
     (8, "THERE_IS_NO_COLUMN"): TABLE,
     (10, "NOT_FOUND_COLUMN_IN_BLOCK"): TABLE,
     (16, "NO_SUCH_COLUMN_IN_TABLE"): TABLE,
@@ -96,7 +96,7 @@ BLAME_OF_CODE: dict[tuple[int, str], Blame] = {
     (497, "ACCESS_DENIED"): CREDENTIALS,
     (516, "AUTHENTICATION_FAILED"): CREDENTIALS,
     (720, "USER_EXPIRED"): CREDENTIALS,
-    # A value that the column does not accept.
+    # Codes about a value that the column does not accept.
     (6, "CANNOT_PARSE_TEXT"): BATCH,
     (25, "CANNOT_PARSE_ESCAPE_SEQUENCE"): BATCH,
     (26, "CANNOT_PARSE_QUOTED_STRING"): BATCH,
