@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Tests start hundreds of Python processes. Without written bytecode, each compiles the code again.
+# Tests start hundreds of Python processes. Without cached bytecode, each of them compiles the code again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test coverage floors check format docs simulate wrong-settings explore mutants cost-search spec image chaos mixed-versions gameday bench bench-uploads bench-peers hashes clean
 
-help: ## this list
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -24,19 +24,19 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
 	@mkdir -p .bench && touch $@
 
-setup: $(STAMP) ## a virtual environment in .venv with everything pinned
+setup: $(STAMP) ## create a virtual environment in .venv with pinned dependencies
 
-demo: $(STAMP) ## the whole system on the embedded stack: ends by itself and proves what it did
+demo: $(STAMP) ## run the whole system once on the embedded stack, and compare every sink with what was produced
 	$(BIN)/replays-ingest demo
 
-# More processes than cores, because tests of servers mostly wait.
+# Tests run in more processes than there are cores, because tests that use servers mostly wait.
 PYTEST := -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-# The quick tests that run packages with a floor. Tests that use servers are measured too, and take longer:
+# The quick tests of packages that have a coverage floor. To include tests that use servers, which take longer:
 # COVERED="tests/unit tests/eager tests/integration"
 COVERED := $(addprefix tests/unit/,benchmarks cli core local observe operate reader tasks testing web) tests/eager \
   $(addprefix tests/unit/tools/,gameday test_audit.py test_documents.py test_habits.py test_history.py)
 
-# MEASURED=1, for CI: runs each test once, those in COVERED under coverage, for `make floors` afterwards.
+# With MEASURED=1 (for CI) each test runs once, those in COVERED under coverage, for `make floors` afterwards.
 ifdef MEASURED
 test: $(STAMP)
 	rm -rf .coverage && mkdir .coverage
@@ -45,11 +45,11 @@ test: $(STAMP)
 	$(BIN)/python $(PYTEST) $(COVERED:%=--ignore=%) || failed=1; \
 	exit $$failed
 else
-test: $(STAMP) ## all tests
+test: $(STAMP) ## run all tests
 	$(BIN)/python $(PYTEST)
 endif
 
-coverage: $(STAMP) ## what the tests run of each package, branches and child processes included, against the floors
+coverage: $(STAMP) ## compare the coverage of each package, including branches and child processes, with its floor
 	rm -rf .coverage && mkdir .coverage
 	$(BIN)/python -m coverage run $(PYTEST) -q -m "not chaos" $(COVERED) || echo "a test failed: make test judges it"
 	$(MAKE) floors
@@ -58,18 +58,18 @@ floors: $(STAMP)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m tools.coverage_floors
 
-check: $(STAMP) ## formatting, lint, types, stale documents, known vulnerabilities
+check: $(STAMP) ## check formatting, lint, types, stale documents, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m tools.documents --check
 	$(BIN)/python -m tools.audit
 
-format: $(STAMP) ## lay the code out
+format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP) ## write the generated pages of docs/ again
+docs: $(STAMP) ## regenerate the generated pages of docs/
 	$(BIN)/python -m tools.documents
 
 COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
@@ -77,41 +77,41 @@ COMPILE := uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emi
 image: $(STAMP) ## build the container image and run it against the embedded stack (needs podman); PATIENCE=3 on a busy machine
 	$(BIN)/python -m tools.image $(if $(PATIENCE),--patience $(PATIENCE))
 
-hashes: ## what the image installs, with the hash of every file; after each change of constraints.txt (needs uv)
+hashes: ## list the hash of every file that the image installs; run after each change of constraints.txt (needs uv)
 	$(COMPILE) --universal --extra otel --extra otel-grpc --extra sentry -o deploy/image/requirements.txt pyproject.toml
 	printf 'hatchling\npip\n' | $(COMPILE) -o deploy/image/build.txt -
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mixed .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
-simulate: $(STAMP) ## thousands of simulated worlds from a random seed on, which is printed; SEEDS=10000 START=0 JOBS=2
+simulate: $(STAMP) ## run thousands of simulated worlds, starting at a random seed, which is printed; SEEDS=10000 START=0 JOBS=2
 	$(BIN)/python -m ingest.testing.simulation --seeds $(or $(SEEDS),1000) $(if $(START),--start $(START)) $(if $(JOBS),--jobs $(JOBS))
 
-wrong-settings: $(STAMP) ## every command with every wrong value of every setting: one line, exit code 2
+wrong-settings: $(STAMP) ## check that every command refuses every wrong value of every setting with one line and exit code 2
 	REPLAYS_TEST_ALL_COMMANDS=1 $(BIN)/python -m pytest -n 2 tests/e2e/test_wrong_settings.py
 
-explore: $(STAMP) ## every order of events in a few small worlds around the real core, and planted bugs that it finds; BOUND=usual|large JOBS=2
+explore: $(STAMP) ## explore every order of events in a few small worlds on the real core, and find planted bugs; BOUND=usual|large JOBS=2
 	$(BIN)/python -m tools.explore --bounds $(or $(BOUND),usual) $(if $(JOBS),--jobs $(JOBS))
 
-cost-search: $(STAMP) ## messages grown to cost as much as possible, against the bounds of docs/cost.md; SECONDS=600 SEED=
+cost-search: $(STAMP) ## search for the most expensive messages, and compare them with the bounds of docs/cost.md; SECONDS=600 SEED=
 	$(BIN)/python -m tests.cost.search --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
-spec: $(STAMP) ## check the specification of the commit protocol, and hold runs against it; SEEDS=20 START=0 FAULTS=1 LOGS=.chaos
+spec: $(STAMP) ## check the specification of the commit protocol, and check runs against it; SEEDS=20 START=0 FAULTS=1 LOGS=.chaos
 	$(BIN)/python -m tools.spec --seeds $(or $(SEEDS),20) --start $(or $(START),0) $(if $(FAULTS),--faults $(FAULTS)) $(if $(LOGS),--logs $(LOGS))
 
-chaos: $(STAMP) ## break real processes at random, lose nothing; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
+chaos: $(STAMP) ## inject random faults into real processes, and check that nothing is lost; MINUTES=10 SEED=1 KAFKA=apache|tansu REDIS=sentinel PROTOCOL=consumer DIRECTORY=.chaos
 	$(BIN)/python -m tools.chaos --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1) --kafka $(or $(KAFKA),tansu) --redis $(or $(REDIS),single) --group-protocol $(or $(PROTOCOL),classic) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
-mixed-versions: $(STAMP) ## the previous release and this one side by side under load, in the order of an upgrade and against it; MINUTES=5 RATE=30 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
+mixed-versions: $(STAMP) ## run the previous release and this one side by side under load, upgraded in both orders; MINUTES=5 RATE=30 PLANTED=formats|lossy KAFKA=apache|tansu DIRECTORY=.chaos
 	$(BIN)/python -m tools.mixed --minutes $(or $(MINUTES),5) $(if $(RATE),--rate $(RATE)) $(if $(PLANTED),--planted $(PLANTED)) $(if $(KAFKA),--kafka $(KAFKA)) $(if $(DIRECTORY),--directory $(DIRECTORY))
 
-gameday: $(STAMP) ## twenty-two faults, a real Prometheus: which alert, how soon, and the runbook's steps; into .gameday/
+gameday: $(STAMP) ## inject twenty-two faults, and check each alert on a real Prometheus and the runbook's steps; writes .gameday/
 	$(BIN)/python -m tools.gameday.run --json .gameday/gameday.json
 
-mutants: $(STAMP) ## plant bugs in the core and see each one killed by a test
+mutants: $(STAMP) ## plant bugs in the core, and check that a test finds each
 	$(BIN)/python -m tests.mutation
 
-bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figures into .bench/
+bench: $(BENCH_STAMP) ## measure the cost of parsing, dispatch and the whole system; writes .bench/
 	$(BIN)/python -m benchmarks.parse --json .bench/parse.json
 	$(BIN)/python -m benchmarks.dispatch --json .bench/dispatch.json
 	$(BIN)/python -m benchmarks.uploads --json .bench/uploads.json
@@ -120,9 +120,9 @@ bench: $(BENCH_STAMP) ## what parsing, dispatch and the whole system cost; figur
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) --json .bench/soak.json
 	$(BIN)/python -m benchmarks.plots
 
-bench-peers: $(BENCH_STAMP) ## the system beside its peers, one run, same cores
+bench-peers: $(BENCH_STAMP) ## compare the system with its peers in one run on the same cores
 	$(BIN)/python -m benchmarks.end_to_end --peers --rounds 2 --json .bench/peers.json
 	$(BIN)/python -m benchmarks.plots
 
-bench-uploads: $(STAMP) ## what 503 and 429 from Cloud Storage cost the whole system, in turns with none
+bench-uploads: $(STAMP) ## measure the cost of 503 and 429 from Cloud Storage to the whole system
 	$(BIN)/python -m benchmarks.failing_uploads

@@ -1,4 +1,4 @@
-{{/* Labels of everything; with a component, also its selector. */}}
+{{/* Labels of every object and, if a component is given, of its selector. */}}
 {{- define "replays.labels" -}}
 app.kubernetes.io/name: replays-ingest
 app.kubernetes.io/component: {{ . }}
@@ -8,13 +8,13 @@ app.kubernetes.io/component: {{ . }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* A variable from the Secret: (list root name key) */}}
+{{/* An environment variable from the Secret: (list root name key) */}}
 {{- define "replays.secret" -}}
 - name: {{ index . 1 }}
   valueFrom: {secretKeyRef: {name: {{ (index . 0).Values.secret }}, key: {{ index . 2 }}}}
 {{- end }}
 
-{{/* Secrets that every part needs. */}}
+{{/* Secrets that every component needs. */}}
 {{- define "replays.connections" -}}
 {{ include "replays.secret" (list . "REPLAYS_REDIS_URL" "redis-url") }}
 {{ include "replays.secret" (list . "REPLAYS_KAFKA_SASL_USERNAME" "kafka-username") }}
@@ -43,7 +43,7 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
-{{/* What every pod has before its containers. */}}
+{{/* Fields of every pod before its containers. */}}
 {{- define "replays.pod" -}}
 serviceAccountName: {{ .Values.serviceAccount.name }}
 automountServiceAccountToken: false
@@ -70,7 +70,7 @@ volumes:
 {{- end }}
 {{- end }}
 
-{{/* What every container has. */}}
+{{/* Fields of every container. */}}
 {{- define "replays.container" -}}
 image: {{ include "replays.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
@@ -105,7 +105,7 @@ readinessProbe:
   timeoutSeconds: 5
 {{- end }}
 
-{{/* Over zones, then over nodes, as far as there is room: the selector's labels. */}}
+{{/* Spreads pods over zones, then over nodes, where possible: the selector's labels. */}}
 {{- define "replays.spread" -}}
 topologySpreadConstraints:
 {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
@@ -117,7 +117,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* A pod starts anew when the settings that it was given changed. */}}
+{{/* Restarts a pod when its settings change. */}}
 {{- define "replays.restart" -}}
 checksum/settings: {{ toYaml .Values.settings | sha256sum | trunc 16 }}
 {{- end }}
