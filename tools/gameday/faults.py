@@ -489,13 +489,6 @@ FAULTS = (
         repair,
     ),
     Fault(
-        "a record that decompresses to more than is accepted",
-        "ReplaysLag",
-        send_bomb,
-        skip_bomb,
-        "max(replays_reader_lag_seconds) < 10",
-    ),
-    Fault(
         "offset beyond the log",
         "ReplaysOffsetOutOfRange",
         commit_beyond_the_end,
@@ -525,5 +518,13 @@ FAULTS = (
         roll_producer_back,
         "max(replays_reader_halted) == 0",
         ordinary_ratio,
+    ),
+    # Last, because readers that start again before it, as after an offset beyond the log, are blocked again.
+    Fault(
+        "a record that decompresses to more than is accepted",
+        "ReplaysLag",
+        send_bomb,
+        skip_bomb,
+        "max(replays_reader_lag_seconds) < 10",
     ),
 )
