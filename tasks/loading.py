@@ -174,7 +174,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _mistake(kind: type[Settings], detail: Any) -> str:
-    """One line about a wrong value. Secret values are not repeated."""
+    """One-line error message for an invalid value. Secret values are not repeated."""
     name = str(detail["loc"][0]) if detail["loc"] else ""
     field = kind.model_fields.get(name)
     if field is None:

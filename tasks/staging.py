@@ -306,8 +306,7 @@ class Staging:
         return self._is_mark(mark, batch, task, _content(decode_manifest(data), task))
 
     def _progress(self, batch: str, task: str, left: bytes | None, seal: bytes | None) -> Progress | None:
-        """Progress of the last run. Forged progress is ignored and the task starts over, because it could skip
-        items."""
+        """Progress of the last run. Forged progress could skip items, so it is ignored: the task starts over."""
         if not left:
             return None
         if not self._seals.verifies(seal, Purpose.PROGRESS, self.key(batch), task, left):

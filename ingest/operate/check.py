@@ -33,7 +33,7 @@ def look(settings: Settings) -> Iterator[Finding]:
     """Yields each finding as soon as it is known.
 
     Checks settings, connections, Kafka, Redis, workers and every sink, with the operations that readers and
-    workers use. It takes seconds, and leaves nothing behind except what a finding names.
+    workers use. It takes a few seconds and cleans up; anything that it could not remove is reported as a finding.
     """
     secrets = secret_values(settings)
     for finding in _all(settings):

@@ -37,7 +37,7 @@ class Runtime:
     `observe` receives every event with its commands, after they were performed; metrics and logs are derived from
     it. Its exceptions are logged and counted in `guard`, and never stop the loop. `turned_at` is the time of the
     last iteration, for the liveness probe. `polled` receives the messages of each poll; `screen` can replace an
-    outcome by a drop before it is batched.
+    outcome with a drop before batching.
     """
 
     def __init__(

@@ -164,7 +164,7 @@ class CoreModel:
         return state, mirror | turn
 
     def _alone(self, reader: int, board: int) -> tuple[int, int]:
-        """The number of a state of one reader that is on its own."""
+        """The number of a state with one reader alone."""
         board = self._own_board(reader, board)
         if self._turns and self._order(reader, self._fresh, board):
             return pack(self._swapped(reader), NO_READER, self._swapped_board(board)), 1

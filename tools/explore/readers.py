@@ -31,8 +31,8 @@ STARTS = re.compile(r";s=[0-9a-z]+")
 
 
 class Sent(NamedTuple):
-    """One commit in flight. `late`: the response may take any time; `answer` -1: no response yet, 1: stored, 0:
-    refused.
+    """One commit in flight. `late`: the response may be delayed indefinitely. `answer`: -1 without a response yet,
+    1 stored, 0 refused.
     """
 
     offset: int

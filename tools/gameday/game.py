@@ -310,7 +310,7 @@ class Game:
         return played
 
     def calm(self) -> str:
-        """Waits until no alert fires, and prints that.
+        """Waits until no alert is firing, and returns a sentence that says so.
 
         Raises LocalError. After `quiet_seconds_max`, alerts in BUSY are ignored.
         """

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.spec", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20, help="simulated worlds to replay")
     parser.add_argument("--start", type=int, default=0, help="seed of the first one")
-    parser.add_argument("--faults", type=int, help="faults in the exhaustive check; default: as specified")
+    parser.add_argument(
+        "--faults", type=int, help="number of faults in the exhaustive check; default: that of the specification"
+    )
     parser.add_argument("--logs", type=Path, help="replay the logs below this directory instead of worlds")
     options = parser.parse_args(arguments)
     if spin.missing():

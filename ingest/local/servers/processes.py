@@ -333,7 +333,7 @@ class Children:
         cwd: Path | None = None,
         keep: bool = False,
     ) -> Child:
-        """Adds a child and runs it. With `keep` it is restarted whenever it ends by itself."""
+        """Adds a child and runs it. With `keep`, it is restarted whenever it exits on its own."""
         child = self.add(name, command, env=env, cwd=cwd)
         child.start()
         if keep:

@@ -1,8 +1,8 @@
 """Protocol between the reader and a parser process.
 
-Values are in shared memory: the reader copies each into it once, the process parses it in place. Everything else
-is sent over a socket pair as length-prefixed msgpack. Results do not repeat bytes that the reader has: a blob that
-is a slice of its message is sent as a position, a dead letter without its value.
+Values are passed in shared memory: the reader copies each value once, and the parsing process parses it in place.
+Everything else is sent over a socket pair as length-prefixed msgpack. Results do not repeat bytes that the reader
+has: a blob that is a slice of its message is sent as a position, a dead letter without its value.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class SecondLine:
         self._closing = threading.Event()
 
     def submit(self, message: Message) -> None:
-        """Never blocks. MessageParsed follows, unless closed before."""
+        """Never blocks. MessageParsed follows, unless the parser is closed first."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="second-line", daemon=True)
             self._thread.start()

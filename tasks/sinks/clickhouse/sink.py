@@ -190,7 +190,7 @@ class _Write:
                 self._outcome.note(self._of_one(trouble, wanted), wanted)
 
     def _of_one(self, trouble: Trouble, wanted: list[int]) -> Trouble:
-        """A refusal of a single row applies to that row."""
+        """If an insert of a single row is refused, that row is at fault."""
         if len(wanted) > 1 or not trouble.blame.accuses_items:
             return trouble
         if trouble.blame is Blame.SIZE:

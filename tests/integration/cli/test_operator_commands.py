@@ -121,7 +121,7 @@ def test_a_parked_batch_is_retried(office: Office):
 
 
 def test_a_parked_batch_is_abandoned(office: Office):
-    """The messages of the batch become dead letters first; without a reason nothing happens."""
+    """The batch's messages become dead letters first. Without `--reason` the command does nothing."""
     batch = office.park(2, 4)
 
     unexplained = command(office.env, "batches", "abandon", batch.id, "--reason", " ")

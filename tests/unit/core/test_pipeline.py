@@ -1079,7 +1079,7 @@ def test_a_held_partition_takes_no_messages_and_the_others_do() -> None:
 
 
 def test_messages_that_will_be_read_again_are_never_taken() -> None:
-    """These are messages of a former assignment, of a partition being drained, or during shutdown."""
+    """These messages belong to a former assignment or to a partition being drained, or arrive during shutdown."""
     runtime = reader()
     runtime.assign(OTHER)
     here, there = runtime.epoch(), runtime.epoch(OTHER)

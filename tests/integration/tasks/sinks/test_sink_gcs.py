@@ -41,9 +41,7 @@ def objects(made: Settings) -> dict[str, bytes]:
 
 
 def test_objects_read_back_byte_for_byte(stored: Settings) -> None:
-    """Objects may have any bytes, including views, may be empty or several megabytes long, and may have names that
-    need quoting.
-    """
+    """Content may be any bytes or a memoryview, from empty to several megabytes, and names may need quoting."""
     items = [
         blob("30/1/abc/0", os.urandom(20_000)),
         blob("30/1/abc/1", b""),

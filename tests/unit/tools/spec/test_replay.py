@@ -109,7 +109,7 @@ def test_a_response_may_belong_to_an_equal_earlier_commit(checker: spin.Checker)
 
 
 def cut_behind_a_gap(committed: int) -> list[Step]:
-    """A batch [5, 7) after [0, 3) was committed, recorded with this offset, parked, and left to the next owner."""
+    """[0, 3) is committed; a batch [5, 7) is recorded with that commit, parked, and left to the next owner."""
     return of(
         "one",
         {"step": "cut", "start": 5, "stop": 7, "stages": ["rows"], "cut_by": "age"},
