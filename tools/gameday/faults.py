@@ -393,13 +393,17 @@ def commit(game: Game, partition: int, offset: int) -> None:
     consumer = Consumer({**kafka_options(game.settings), "group.id": game.settings.kafka_group})
     try:
         place = KafkaPartition(game.settings.kafka_topic, partition, offset)
-        game.history.excuses.append(Excuse(time.time(), "an operator sets the offset"))
+        game.kept["offset_set_at"] = time.time()
+        game.history.excuses.append(Excuse(game.kept["offset_set_at"], "an operator sets the offset"))
         consumer.commit(offsets=[place], asynchronous=False)
     finally:
         consumer.close()
 
 
 def compare_offsets(game: Game) -> None:
+    game.until(lambda: game.fleet.committed()[0] < BEYOND_THE_END, 60, "partition 0 to start over")
+    reason = "the offset is beyond the log until the readers start over"
+    game.history.excuses.append(Excuse(game.kept["offset_set_at"], reason, until=time.time()))
     found = game.fleet.committed()
     game.step(f"kafka-consumer-groups --describe: partition 0 is at {found[0]} of {game.load.ends[0]}")
 

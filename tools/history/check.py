@@ -64,11 +64,13 @@ class Assigned:
 @dataclass(frozen=True, slots=True)
 class Excuse:
     """An event after which offsets may be lower or missing: an operator's reset, an injected fault, or a
-    recreated topic.
+    recreated topic. `until`: the end of an event that lasts, such as an offset beyond the log, which a reader
+    commits again before it starts over.
     """
 
     at: float
     reason: str
+    until: float | None = None
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ class _Partition:
     """The rules for one partition."""
 
     def __init__(self, history: History, commits: Sequence[Commit], reads: Sequence[Read]) -> None:
-        self._excuses = [excuse.at for excuse in history.excuses]
+        self._excuses = history.excuses
         self._has_records = history.has_records
         self._stored = sorted((one for one in commits if one.stored), key=attrgetter("sent_at"))
         self._possible = [one for one in commits if not one.refused]
@@ -125,7 +127,7 @@ class _Partition:
         return offset, record if self._has_records else ""
 
     def _excused(self, since: float, until: float) -> bool:
-        return any(since <= at <= until for at in self._excuses)
+        return any(one.at <= until and since <= (one.until or one.at) for one in self._excuses)
 
     def _candidates(self, read: Read) -> list[Commit]:
         """The commits that the read may have returned."""

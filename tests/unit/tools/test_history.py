@@ -44,6 +44,12 @@ GOOD = {
     "the topic was created again": History(
         [commit("a", 5, 1.0, 2.0), commit("a", 0, 4.0, 5.0)], [read(0, 6, 7)], [A], [Excuse(3.0, "created again")]
     ),
+    "an offset beyond the log, committed again by its reader": History(
+        [commit("a", 900, 4.0, 5.0), commit("a", 0, 7.0, 8.0)],
+        [read(0, 9, 10)],
+        [A],
+        [Excuse(3.0, "beyond the log", until=7.5)],
+    ),
     "brokers that keep no records": History(
         [commit("a", 5, 1.0, 2.0, "s=1")], [read(5, 3.0, 4.0)], [A], has_records=False
     ),
@@ -66,10 +72,14 @@ BAD = {
     "an excuse that came too late: a committed 5 after a committed 7": History(
         [commit("a", 7, 1.0, 2.0), commit("a", 5, 3.0, 4.0)], [], [A], [Excuse(9.0, "created again")]
     ),
+    "an excuse that has ended: a committed 5 after a committed 7": History(
+        [commit("a", 7, 4.0, 5.0), commit("a", 5, 6.0, 7.0)], [], [A], [Excuse(1.0, "beyond the log", until=3.0)]
+    ),
 }
 SAID = {
     "read 5 before it was sent": "which nobody had committed",
     "an excuse that came too late: a committed 5 after a committed 7": "a committed 5 after a committed 7",
+    "an excuse that has ended: a committed 5 after a committed 7": "a committed 5 after a committed 7",
 }
 
 
