@@ -32,7 +32,11 @@ def test_there_is_a_bug_of_every_kind() -> None:
 def test_the_tables_of_the_proof_have_a_line_for_every_bug_and_a_test_that_exists() -> None:
     """`make mutants` prints the table: add it to tools/proof_figures.json when a bug or a test is new."""
     lines = [line.split(" | ") for line in (ROOT / "docs" / "proof-tables.md").read_text().splitlines()]
-    killers = {line[0].removeprefix("| "): line[2].strip("`") for line in lines if len(line) == 4}
+    killers = {
+        line[0].removeprefix("| "): line[2].strip("`")
+        for line in lines
+        if len(line) == 4 and line[2].startswith("`")
+    }
     files = [
         file for name in UNIT_TESTS for file in [ROOT / name, *(ROOT / name).rglob("test_*.py")] if file.is_file()
     ]
