@@ -104,7 +104,7 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """
     part: list[Step] = []
     assigned: set[str] = set()
-    for step in steps:
+    for step in _without_late_assignments(steps):
         reader, is_start = str(step["reader"]), step["step"] == "assigned"
         if is_start and step["new"] and any(one["step"] in ("commit", "cut") for one in part):
             yield part
@@ -115,6 +115,25 @@ def histories(steps: Sequence[Step]) -> Iterator[list[Step]]:
             part.append(step)
     if part:
         yield part
+
+
+def _without_late_assignments(steps: Sequence[Step]) -> list[Step]:
+    """Leaves out assignments that the group had revoked when their reader learned of them, for example because it
+    was suspended: it sent at most commits, none of which is known to be stored, and lost the partition.
+
+    Otherwise the steps of the actual owner would look like those of a former one. If such a commit was stored
+    after all, the next owner reads a record that no other reader wrote, which is refused.
+    """
+    kept = list(steps)
+    for at, step in enumerate(steps):
+        if step["step"] != "assigned":
+            continue
+        own = [later for later in range(at, len(steps)) if steps[later]["reader"] == step["reader"]]
+        end = next((n for n, later in enumerate(own[1:], 1) if steps[later]["step"] != "commit"), None)
+        if end is not None and steps[own[end]]["step"] == "lost":
+            for later in own[: end + 1]:
+                kept[later] = {}
+    return [step for step in kept if step]
 
 
 class History:

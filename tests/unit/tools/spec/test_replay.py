@@ -89,6 +89,26 @@ def test_a_new_owner_reads_the_stored_record(checker: spin.Checker) -> None:
     assert refused(checker, [*calm()[:4], others]) in ("reads_end", "reads_ends")
 
 
+def test_an_assignment_that_was_revoked_before_its_reader_learned_of_it_changes_no_owner(
+    checker: spin.Checker,
+) -> None:
+    """A suspended reader is assigned a partition late, sends a commit that is refused, and loses the partition."""
+    steps = calm()
+    late = of(
+        "late",
+        {"step": "assigned", "offset": 0, "ends": [], "new": False},
+        {"step": "commit", "offset": 0, "ends": [], "short": False},
+        {"step": "lost"},
+    )
+    steps[1:1] = late
+
+    (left,) = histories(steps)
+
+    assert left == calm()
+    assert refused(checker, left) == ""
+    assert refused(checker, steps) != ""
+
+
 def of(reader: str, *facts: Step) -> list[Step]:
     """Steps of one reader with partition 0."""
     return [{"reader": reader, "partition": 0, **fact} for fact in facts]
