@@ -31,6 +31,8 @@ class MixedFleet:
     def __init__(self, fleet: Fleet, releases: Mapping[Which, Release]) -> None:
         self.fleet = fleet
         self.exit_codes: list[tuple[str, int]] = []
+        self.killed: list[str] = []
+        """Workers that did not end after SIGTERM."""
         self.releases = releases
         self._running: dict[str, Which] = {}
         self._commands = 0
@@ -53,8 +55,20 @@ class MixedFleet:
         self._expect_owners()
 
     def stop(self, name: str) -> None:
-        """Ends a process with SIGTERM, and notes its exit code. Raises LocalError."""
-        self.exit_codes.append((name, self.fleet.stop(self.fleet.children[name])))
+        """Ends a process with SIGTERM, and notes its exit code. Raises LocalError.
+
+        A worker that does not end is killed, as an orchestrator does after its grace period.
+        """
+        child = self.fleet.children[name]
+        try:
+            code = self.fleet.stop(child)
+        except LocalError:
+            if not name.startswith("worker"):
+                raise
+            child.kill()
+            self.killed.append(name)
+        else:
+            self.exit_codes.append((name, code))
 
     def stop_readers(self) -> None:
         """Ends the readers. Raises LocalError."""

@@ -60,6 +60,8 @@ class Result:
     violations: list[str] = field(default_factory=list)
     """What contradicts that committed offsets never fall and each has one owner (`tools.history`)."""
     exits: list[tuple[str, int]] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    """Workers that had to be killed because they did not end after SIGTERM."""
     halted: int = 0
     ended_by_themselves: dict[str, int] = field(default_factory=dict)
     settle_seconds: float = 0.0
@@ -129,6 +131,8 @@ def show(console: Console, result: Result) -> None:
     if result.report is not None and not result.report.ok:
         console.print(report_table(result.report))
         console.print(result.report.failures(), markup=False)
+    if result.killed:
+        console.print(f"did not end after SIGTERM and were killed: {', '.join(result.killed)}", markup=False)
     for reason in result.reasons:
         console.print(f"parked: {reason}", markup=False, soft_wrap=True)
     for name, share in result.repeated.items():

@@ -188,6 +188,7 @@ class Run:
         result.history, result.violations = self._history.counts(), judge(self._history)
         result.halted = sum(line.get("event") == "reader_halted" for line in lines)
         result.exits, result.ended_by_themselves = self.mixed.exit_codes, self._fleet.own_ends()
+        result.killed = self.mixed.killed
         found = account.parked(lines, self._history.commits)
         result.never_committed = sum(one.seconds is None for one in found)
         result.reasons = sorted({_without_names(one.error) for one in found})
