@@ -219,14 +219,17 @@ class Game:
         return self._commanded(arguments, codes)
 
     def _commanded(self, arguments: Sequence[str], codes: Sequence[int]) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "ingest.cli", *arguments],
-            env={**os.environ, **self.fleet.env},
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS_MAX,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "ingest.cli", *arguments],
+                env={**os.environ, **self.fleet.env},
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_SECONDS_MAX,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise LocalError(f"{self._steps[-1]} did not end within {COMMAND_SECONDS_MAX:g} s") from None
         if done.returncode not in codes:
             raise LocalError(f"{self._steps[-1]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         self._steps[-1] += f" (exit code {done.returncode})" if done.returncode else ""
@@ -300,7 +303,7 @@ class Game:
             self._healthy(fault.healthy)
             self.see(self.calm())
             self.say(f"  all is well {time.monotonic() - fixed_at:.1f} s after the last step")
-        except (LocalError, LoadError, OSError, subprocess.TimeoutExpired, ValueError) as error:
+        except (LocalError, LoadError, OSError, ValueError) as error:
             played.trouble = str(error)
             self.say(f"  FAILED: {played.trouble.splitlines()[0]}")
             if not self.ending.is_set():

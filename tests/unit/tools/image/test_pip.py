@@ -14,10 +14,10 @@ def test_settings_of_files_and_of_the_environment_become_one_file(tmp_path: Path
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     listing = (
-        "global.index-url='https://one.example/simple'\n"
+        "global.proxy='http://one.example:3128'\n"
         "global.timeout='5'\n"
         "install.no-deps='true'\n"
-        ":env:.index-url='https://two.example/simple'\n"
+        ":env:.proxy='http://two.example:3128'\n"
         f":env:.find-links='{wheels}\\n/nowhere/at/all'\n"
     )
     place = tmp_path / "conf"
