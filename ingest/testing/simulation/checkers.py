@@ -213,13 +213,20 @@ class CommitsRise:
         self._last: dict[tuple[str, TopicPartition, int], do.Commit] = {}
         self._sent_at: dict[tuple[str, TopicPartition, int], float] = {}
         self._refused_at: dict[tuple[str, TopicPartition, int], float] = {}
+        self._known: dict[tuple[str, TopicPartition], int] = {}
+
+    def resumed(self, reader: Reader, event: on.OffsetOutOfRange) -> None:
+        """The core handles a new position. It must not use an earlier epoch afterwards."""
+        self._known[reader.name, event.source] = event.epoch
 
     def ordered(self, reader: Reader, command: do.Commit, now: float) -> None:
         """A reader orders a commit. Raises Violation."""
         key = (reader.name, command.source, command.epoch)
-        epoch = reader.source.epochs.get(command.source.partition)
-        # The core does not know the new position while earlier messages wait to be taken.
-        behind = epoch is not None and command.epoch < epoch and reader.waits(command.source)
+        partition = command.source.partition
+        epoch = reader.source.epochs.get(partition)
+        # The core learns of a new position only after the messages that were fetched before.
+        known = self._known.get((reader.name, command.source), 0)
+        behind = epoch is not None and known <= command.epoch < epoch == reader.source.resumed.get(partition)
         if epoch != command.epoch and not behind:
             raise Violation("commits_rise", f"{reader.name} commits {command}, which is not assigned to it")
         last = self._last.get(key)
@@ -508,6 +515,7 @@ class Checkers:
                     self._recorded.assigned(reader, given)
                     self._same_cut.assigned(reader, given)
             case on.OffsetOutOfRange():
+                self._rise.resumed(reader, event)
                 span = (event.wanted, event.resumed_at)
                 self.durability.announced.setdefault(event.source.partition, []).append(span)
             case on.EndReached():

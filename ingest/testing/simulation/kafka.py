@@ -279,6 +279,8 @@ class SimulatedSource:
         self, broker: Broker, dice: Dice, story: Story, timeline: Timeline, member_id: str, instance: str
     ) -> None:
         self.epochs: dict[int, int] = {}
+        self.resumed: dict[int, int] = {}
+        """By partition: the last epoch that began because an offset was out of range."""
         self.inbox: Callable[[on.Event], None] = lambda event: None
         self.emit: Callable[[on.Event], None] = lambda event: None
         self.drain: Callable[[tuple[TopicPartition, ...]], None] = lambda sources: None
@@ -333,6 +335,7 @@ class SimulatedSource:
             self.epochs[partition] = self._epoch
             self._topic_ids[self._epoch] = self.topic_id
             self._positions[partition] = log.low
+            self.resumed[partition] = self._epoch
             self.emit(on.OffsetOutOfRange(log.source, self._epoch, wanted, log.low))
             return
         end = log.end_at(self._timeline.now)

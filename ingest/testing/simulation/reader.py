@@ -323,10 +323,6 @@ class Reader:
         self.alive = False
         raise Killed
 
-    def waits(self, source: TopicPartition) -> bool:
-        """Whether fetched messages of this partition have not been passed to the core yet."""
-        return self._runtime.waits(source)
-
     def ask_to_stop(self) -> None:
         """SIGTERM."""
         self.stopping = True
