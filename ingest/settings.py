@@ -50,10 +50,11 @@ class Settings(FleetSettings):
         description="session.timeout.ms, with the classic protocol. Must exceed REPLAYS_DRAIN_DEADLINE_SECONDS.",
     )
     kafka_max_poll_interval_seconds: float = Field(
-        300.0,
+        90.0,
         ge=10,
         le=86_400,
         description="max.poll.interval.ms: a reader that does not poll for this long loses its partitions. "
+        "Also the rebalance timeout: a member that has not rejoined by then is removed from the group. "
         "With the consumer protocol it must exceed REPLAYS_DRAIN_DEADLINE_SECONDS; with classic it must be "
         "at least the session timeout.",
     )

@@ -50,6 +50,12 @@ class Result:
     violations: list[str] = field(default_factory=list)
     """Violations of the rule that each partition's committed offset is one register with one owner
     (`tools.history`)."""
+    unowned_seconds: float = 0.0
+    """Longest time for which a partition had no owner."""
+    unowned_undisturbed_seconds: float = 0.0
+    """The same, counted from the last fault or start that made the group rebalance."""
+    unowned_seconds_max: float = 0.0
+    """Bound of `unowned_undisturbed_seconds`."""
     halted: int = 0
     exit_codes: dict[str, int] = field(default_factory=dict)
     ended_by_themselves: dict[str, int] = field(default_factory=dict)
@@ -61,6 +67,11 @@ class Result:
         wrong = [*troubles, *(f"the history of commits: {violation}" for violation in self.violations), *exits]
         if self.halted:
             wrong.append(f"a reader halted {self.halted} times")
+        if self.unowned_undisturbed_seconds > self.unowned_seconds_max:
+            wrong.append(
+                f"a partition had no owner for {self.unowned_undisturbed_seconds:.1f} s after the last fault that "
+                f"concerned the group; at most {self.unowned_seconds_max:g} s are allowed"
+            )
         if self.report is None or not self.report.ok:
             wrong.append("the reconciliation does not hold" if self.report else "nothing was reconciled")
         if not self.faults:
@@ -104,6 +115,11 @@ def show(console: Console, result: Result) -> None:
     account.add_row("violations in it", f"{len(result.violations)}")
     account.add_row("seconds from the last fault to lag zero", f"{result.settle_seconds:.1f}")
     account.add_row("assignments of partitions", f"{result.rebalances:,}")
+    account.add_row("longest time without an owner, in seconds", f"{result.unowned_seconds:.1f}")
+    account.add_row(
+        f"since the last fault of the group; at most {result.unowned_seconds_max:g}",
+        f"{result.unowned_undisturbed_seconds:.1f}",
+    )
     for name, share in result.twice.items():
         account.add_row(f"twice: {name}", f"{share:.2%}")
     for name, count in result.ended_by_themselves.items():

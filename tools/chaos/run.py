@@ -17,7 +17,7 @@ from rich.console import Console
 from ingest.local.compare.metrics import read_metrics
 from ingest.local.compare.reconcile import reconcile
 from ingest.local.compare.report import ReconcileError
-from ingest.local.fleet import Fleet, said, told
+from ingest.local.fleet import SESSION_SECONDS, Fleet, said, told
 from ingest.local.launch import temporary_files_in_memory
 from ingest.local.load.expectation import SIZES, Expectation
 from ingest.local.load.produce import PROFILES, LoadError, produce
@@ -44,9 +44,14 @@ from tools.chaos.faults import (
 from tools.chaos.result import Done, Result, show
 from tools.history.check import History, judge
 from tools.history.collect import LoggedOperations, PolledOffsets
+from tools.history.owners import Disturbance, Owned, gaps
 
 MESSAGES_PER_SECOND = 40.0
 SETTLE_SECONDS_MAX = 180.0
+REBALANCE_SECONDS_MAX = 20.0
+# A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. A member that dies before it joins and a
+# leader that dies before it assigns each delay the assignment by a session timeout.
+UNOWNED_SECONDS_MAX = REBALANCE_SECONDS_MAX + 2 * SESSION_SECONDS
 PLAIN_WIDTH = 150
 
 # Short enough for a call to a failing sink to end during the fault, and for the breaker to close soon after it.
@@ -59,6 +64,7 @@ IMPATIENT = {
     "REPLAYS_BREAKER_COOL_SECONDS_MAX": "4",
     "REPLAYS_BATCH_MESSAGES_MAX": "50",
     "REPLAYS_KAFKA_METADATA_REFRESH_SECONDS": "2",
+    "REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS": f"{REBALANCE_SECONDS_MAX:g}",
     "REPLAYS_LOG_LEVEL": "debug",  # readers log what they commit and read
 }
 # The load writes to added partitions only after this interval.
@@ -236,12 +242,30 @@ class _Chaos:
 
     def _judge(self, fleet: Fleet) -> None:
         """Compares the readers' logs with the broker's responses."""
-        for name, child in fleet.children.items():
-            if name.startswith("reader"):
-                LoggedOperations.of(name, told(child)).add_to(self.history)
+        readers = [
+            LoggedOperations.of(name, told(child))
+            for name, child in fleet.children.items()
+            if name.startswith("reader")
+        ]
+        for reader in readers:
+            reader.add_to(self.history)
+        starts = [at for reader in readers for at in reader.starts]
+        self._find_gaps([one for reader in readers for one in reader.owned], starts)
         self.result.history = self.history.counts()
         self.result.violations = judge(self.history)
         self.say(f"judged a history of {self.history.counts()}")
+
+    def _find_gaps(self, owned: list[Owned], starts: list[float]) -> None:
+        began_at = time.time() - (time.monotonic() - self.began)
+        group = [done for done in self.result.faults if done.kind.startswith(("reader:", "broker:", "topic:"))]
+        times = [(began_at + done.at_seconds, began_at + done.at_seconds + done.seconds) for done in group]
+        disturbances = [Disturbance(*pair) for pair in [*times, *zip(starts, starts, strict=True)]]
+        found = gaps(owned)
+        self.result.unowned_seconds = max((gap.seconds for gap in found), default=0.0)
+        self.result.unowned_undisturbed_seconds = max(
+            (gap.undisturbed_seconds(disturbances) for gap in found), default=0.0
+        )
+        self.result.unowned_seconds_max = UNOWNED_SECONDS_MAX
 
     # Faults
 

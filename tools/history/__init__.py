@@ -2,4 +2,5 @@
 
 check.py    the definition of a history, and its rules
 collect.py  collects a history from the readers' logs and from the broker
+owners.py   how long partitions had no owner
 """

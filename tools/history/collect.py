@@ -15,6 +15,7 @@ from ingest.local.compare.report import ReconcileError
 from ingest.settings import Settings
 from tasks.observe.logs import clean
 from tools.history.check import Assigned, Commit, History, Read
+from tools.history.owners import Owned
 
 NOT_STORED = (
     "ILLEGAL_GENERATION",
@@ -35,9 +36,14 @@ class LoggedOperations:
         self.commits: list[Commit] = []
         self.reads: list[Read] = []
         self.assignments: list[Assigned] = []
+        self.owned: list[Owned] = []
+        self.starts: list[float] = []
+        """Unix seconds at which the process started."""
         self._name = name
         self._lives = 0
         self._waiting: dict[tuple[int, int, str], list[float]] = {}
+        self._held: dict[int, float] = {}  # partition -> time of its assignment
+        self._seen_at = 0.0  # time of the last line
 
     @classmethod
     def of(cls, name: str, lines: Iterable[Mapping[str, Any]]) -> LoggedOperations:
@@ -64,8 +70,15 @@ class LoggedOperations:
             case "reader_started":
                 self._give_up()
                 self._lives += 1
+                self.starts.append(at)
             case "partitions_assigned":
                 self.assignments += [Assigned(self._life, int(number), at) for number in line["partitions"]]
+                for number in line["partitions"]:
+                    self._held.setdefault(int(number), at)
+            case "partitions_revoked" | "partitions_lost":
+                self._release([int(number) for number in line["partitions"]], at)
+            case "reader_stopped":
+                self._release([*self._held], at)
             case "offsets_read":
                 self._read(line, at)
             case "commit_sent":
@@ -73,6 +86,12 @@ class LoggedOperations:
                 self._waiting.setdefault(key, []).append(at)
             case "commit_answered":
                 self._answered(line, at)
+        self._seen_at = at or self._seen_at
+
+    def _release(self, partitions: Iterable[int], at: float) -> None:
+        for partition in partitions:
+            if partition in self._held:
+                self.owned.append(Owned(self._life, partition, self._held.pop(partition), at))
 
     def _read(self, line: Mapping[str, Any], at: float) -> None:
         for number, (offset, record) in line["partitions"].items():
@@ -88,7 +107,9 @@ class LoggedOperations:
         self.commits.append(Commit(self._life, *key, sent_at, None if error and not refused else at, refused))
 
     def _give_up(self) -> None:
-        """Adds the operations that had no response when the process ended."""
+        """Adds what was open when the process ended: operations without a response, and partitions that it owned
+        until its last line."""
+        self._release([*self._held], self._seen_at)
         for key, sent in self._waiting.items():
             self.commits += [Commit(self._life, *key, sent_at) for sent_at in sent]
         self._waiting.clear()

@@ -58,7 +58,7 @@ def test_under_consumer_a_drain_ends_before_the_poll_interval() -> None:
     setting.
     """
     consumer = {"kafka_group_protocol": "consumer", "kafka_session_timeout_seconds": 1}
-    made(drain_deadline_seconds=299, **consumer)
+    made(drain_deadline_seconds=89, **consumer)
 
     with pytest.raises(ValidationError, match="REPLAYS_KAFKA_MAX_POLL_INTERVAL_SECONDS=60"):
         made(drain_deadline_seconds=60, kafka_max_poll_interval_seconds=60, **consumer)

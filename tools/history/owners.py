@@ -1,0 +1,60 @@
+"""How long partitions have no owner, according to the logs of the readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A reader owned a partition from `since` to `until`, in Unix seconds. `life`: one run of one process."""
+
+    life: str
+    partition: int
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """Something that makes the group rebalance: a fault of a reader or the broker, a start, an added partition.
+    Both times are Unix seconds."""
+
+    since: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A partition had no owner between two owners. Both times are Unix seconds."""
+
+    partition: int
+    since: float
+    until: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.until - self.since
+
+    def undisturbed_seconds(self, disturbances: Iterable[Disturbance]) -> float:
+        """Time from the end of the last disturbance that began before the gap ended, to the end of the gap."""
+        ends = [min(one.until, self.until) for one in disturbances if one.since <= self.until]
+        return self.until - max([self.since, *ends])
+
+
+def gaps(owned: Sequence[Owned]) -> list[Gap]:
+    """All gaps of all partitions, longest first. The times before the first owner and after the last are none."""
+    found: list[Gap] = []
+    by_partition = attrgetter("partition")
+    for partition, some in groupby(sorted(owned, key=by_partition), by_partition):
+        spans = sorted(some, key=attrgetter("since"))
+        until = spans[0].until
+        for span in spans[1:]:
+            if span.since > until:
+                found.append(Gap(partition, until, span.since))
+            until = max(until, span.until)
+    return sorted(found, key=attrgetter("seconds"), reverse=True)
