@@ -47,7 +47,7 @@ from tools.history.collect import LoggedOperations, PolledOffsets
 from tools.history.owners import Disturbance, Owned, gaps
 
 MESSAGES_PER_SECOND = 40.0
-SETTLE_SECONDS_MAX = 180.0
+SETTLE_SECONDS_MAX = 600.0
 REBALANCE_SECONDS_MAX = 20.0
 # A member that does not rejoin is removed after REBALANCE_SECONDS_MAX. A member that dies before it joins and a
 # leader that dies before it assigns each delay the assignment by a session timeout.
